@@ -1,0 +1,166 @@
+"""Measure: signal forwards and gradient backwards, at every layer, as folds over the chain.
+
+One network and one input (or one batch, where a block mixes examples); the caller vmaps over inputs, seeds and
+gains. Norms travel as natural logarithms next to vectors of unit length, so that no float range is left.
+"""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxstab.networks import Chain, Params, check_depths
+from jaxstab.records import SATURATED, BackwardProfile, CorrelationProfile, ForwardProfile
+
+
+def _unit(v: Float[Array, "..."]) -> tuple[Float[Array, "..."], Float[Array, ""]]:
+    """v / |v| and ln |v|, for any magnitude a float can hold; (0, -inf) for zero."""
+    largest = jnp.max(jnp.abs(v))
+    safe = jnp.where(largest > 0, largest, 1.0)
+    scaled = v / safe
+    norm = jnp.sqrt(jnp.sum(scaled**2))
+    zero = largest == 0
+    length = jnp.where(zero, 1.0, norm)
+    return scaled / length, jnp.where(zero, -jnp.inf, jnp.log(safe) + jnp.log(length))
+
+
+def _log_norm(tree: object) -> Float[Array, ""]:
+    """ln of the Euclidean norm of all leaves together."""
+    return jax.nn.logsumexp(2 * jnp.stack([_unit(leaf)[1] for leaf in jax.tree.leaves(tree)])) / 2
+
+
+def _states(chain: Chain, params: Params, x: Float[Array, "*batch d_in"]) -> Float[Array, "layer *batch width"]:
+    """h_0 .. h_L."""
+
+    def layer(h: Array, block: object) -> tuple[Array, Array]:
+        new = chain.block(block, h)
+        return new, new
+
+    h_0 = chain.embed(params, x)
+    return jnp.concatenate([h_0[None], jax.lax.scan(layer, h_0, params.blocks)[1]])
+
+
+def forward(chain: Chain, params: Params, x: Float[Array, "*batch d_in"]) -> ForwardProfile:
+    """Length, saturation and dead units at every layer 0..L.
+
+    Args:
+        chain: the network.
+        params: its parameters, depth L.
+        x: one input [d_in], or a batch [batch, d_in] over which all is averaged.
+
+    Returns:
+        The profile.
+
+    Example:
+        >>> import jax
+        >>> from jaxstab import networks
+        >>> mlp = networks.MLP(depth=2, width=64, activation="identity", weights="orthogonal")
+        >>> params = networks.init(mlp, jax.random.key(0), jnp.ones(64))
+        >>> forward(networks.chain(mlp), params, jnp.ones(64)).q.round(4).tolist()
+        [1.0, 1.0, 1.0]
+    """
+    probe = jnp.linspace(-40.0, 40.0, 16001, dtype=x.dtype)
+    steepest = jnp.max(jnp.abs(chain.activation.derivative(probe)))
+
+    def statistics(h: Array) -> ForwardProfile:
+        slope = jnp.abs(chain.activation.derivative(h)).reshape(-1, h.shape[-1])
+        return ForwardProfile(
+            log_q=2 * _unit(h)[1] - jnp.log(h.size),
+            saturation=jnp.mean(slope <= SATURATED * steepest, dtype=h.dtype),
+            dead=jnp.mean(jnp.all(slope == 0, axis=0), dtype=h.dtype),
+        )
+
+    return jax.vmap(statistics)(_states(chain, params, x))
+
+
+def correlation(
+    chain: Chain, params: Params, x1: Float[Array, " d_in"], x2: Float[Array, " d_in"]
+) -> CorrelationProfile:
+    """Correlation c_l of the signals of two inputs at every layer 0..L.
+
+    c_l = h_l . h'_l / (|h_l| |h'_l|), computed as 1 - |u - u'|^2 / 2 from the unit vectors u, u', which keeps
+    1 - c to relative precision where c approaches 1.
+
+    Args:
+        chain: the network.
+        params: its parameters, depth L.
+        x1: one input.
+        x2: another.
+
+    Returns:
+        The profile; NaN from the first layer where a signal is zero or not finite.
+    """
+
+    def cosine(h1: Array, h2: Array) -> Array:
+        (u1, l1), (u2, l2) = _unit(h1), _unit(h2)
+        defined = jnp.isfinite(l1) & jnp.isfinite(l2)
+        return jnp.where(defined, 1 - jnp.sum((u1 - u2) ** 2) / 2, jnp.nan)
+
+    return CorrelationProfile(jax.vmap(cosine)(_states(chain, params, x1), _states(chain, params, x2)))
+
+
+def backward(
+    chain: Chain,
+    params: Params,
+    x: Float[Array, "*batch d_in"],
+    loss: Callable[[Float[Array, "*batch d_out"]], Float[Array, ""]],
+    depths: Sequence[int] | None = None,
+) -> BackwardProfile:
+    """Gradient norms of a loss at every layer 0..L, for networks of every wanted depth at once.
+
+    The network of depth D is the first D blocks with the same readout. One reverse sweep carries the unit cotangents
+    of all depths, each joining at its own layer: cot_{l-1} = (d block_l / dh)^T cot_l.
+
+    Args:
+        chain: the network.
+        params: its parameters, depth L.
+        x: one input [d_in], or a batch where blocks mix examples.
+        loss: scalar function of the output.
+        depths: depths wanted, each in [0, L]; None for depth L alone, without a depth axis.
+
+    Returns:
+        The profile, [depth, layer] (or [layer]); NaN beyond each depth.
+
+    Raises:
+        ValueError: if depths is empty or not within [0, L].
+    """
+    if depths is None:
+        whole = backward(chain, params, x, loss, [params.depth])
+        return BackwardProfile(*(field[0] for field in whole))
+    check_depths(depths, params.depth)
+    states = _states(chain, params, x)
+    wanted = jnp.asarray(depths)
+    start, start_norm = jax.vmap(
+        lambda h: _unit(jax.grad(lambda h: loss(chain.readout(params, h)))(h))
+    )(states[wanted])
+    rows = (slice(None),) + (None,) * (start.ndim - 1)
+
+    def joined(layer: Array, cotangents: Array, norms: Array) -> tuple[Array, Array]:
+        here = wanted == layer
+        return jnp.where(here[rows], start, cotangents), jnp.where(here, start_norm, norms)
+
+    def pulled(pullback: Callable, cotangents: Array, norms: Array) -> tuple[Array, Array, Array]:
+        d_theta, d_input = jax.vmap(pullback)(cotangents)
+        units, grown = jax.vmap(_unit)(d_input)
+        return units, norms + grown, norms + jax.vmap(_log_norm)(d_theta)
+
+    def layer(carry: tuple[Array, Array], at: tuple) -> tuple[tuple[Array, Array], BackwardProfile]:
+        index, block, h = at
+        cotangents, norms = joined(index, *carry)
+        units, pulled_norms, theta = pulled(jax.vjp(chain.block, block, h)[1], cotangents, norms)
+        return (units, pulled_norms), BackwardProfile(norms, theta)
+
+    nothing = (jnp.zeros_like(start), jnp.full_like(start_norm, -jnp.inf))
+    layers = jnp.arange(1, params.depth + 1)
+    carry, profile = jax.lax.scan(layer, nothing, (layers, params.blocks, states[:-1]), reverse=True)
+    cotangents, norms = joined(jnp.asarray(0), *carry)
+    embed = lambda theta: chain.embed(params._replace(embed=theta), x)  # noqa: E731
+    theta = norms + jax.vmap(lambda v: _log_norm(jax.vjp(embed, params.embed)[1](v)))(cotangents)
+    inside = jnp.arange(params.depth + 1)[:, None] <= wanted[None]
+    return BackwardProfile(
+        *(
+            jnp.where(inside, jnp.concatenate([first[None], rest]), jnp.nan).T
+            for first, rest in zip((norms, theta), profile, strict=True)
+        )
+    )

@@ -1,0 +1,131 @@
+"""What is measured and what is predicted: NamedTuple pytrees, one type for both.
+
+A field's annotation is its meaning to the rest of the house: `Float[Array, "*depth layer"]` says that its last axis
+is named `layer` and that a `depth` axis may stand before it; labelled datasets take their dimension names from there.
+A prediction that theory does not make is NaN in the same record, never another type.
+"""
+
+from typing import NamedTuple, get_type_hints
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+
+# a unit counts as saturated where |phi'| is at most this share of its maximum
+SATURATED = 0.1
+
+
+class ForwardProfile(NamedTuple):
+    """The signal of one input (or one batch) at every layer 0..L; layer 0 is the embedding's pre-activation h_0.
+
+    Attributes:
+        log_q: ln q_l, q_l = mean of h_l^2 over units, the pre-activation variance per unit; -inf for a zero signal.
+        saturation: share of units in [0, 1] whose |phi'(h)| is at most SATURATED = 0.1 times max |phi'|.
+        dead: share of units in [0, 1] with phi'(h) = 0 exactly, for every example where a batch is given.
+    """
+
+    log_q: Float[Array, " layer"]
+    saturation: Float[Array, " layer"]
+    dead: Float[Array, " layer"]
+
+    @property
+    def q(self) -> Float[Array, " layer"]:
+        """q_l itself, which may overflow where ln q_l does not."""
+        return jnp.exp(self.log_q)
+
+
+class CorrelationProfile(NamedTuple):
+    """How alike two inputs are at every layer 0..L.
+
+    Attributes:
+        c: correlation c_l = h_l . h'_l / (|h_l| |h'_l|) in [-1, 1].
+    """
+
+    c: Float[Array, " layer"]
+
+
+class BackwardProfile(NamedTuple):
+    """The gradient of a loss at every layer 0..L, for every wanted depth; NaN at layers beyond that depth.
+
+    Attributes:
+        log_grad_h: ln |dL/dh_l|, Euclidean norm; -inf for a gradient that is exactly zero.
+        log_grad_theta: ln |dL/dtheta_l|, theta_l the weights and biases that produce h_l (layer 0: the embedding's).
+    """
+
+    log_grad_h: Float[Array, "*depth layer"]
+    log_grad_theta: Float[Array, "*depth layer"]
+
+
+class Spectrum(NamedTuple):
+    """The singular values s of the Jacobian dh_L/dx, input to pre-activation of layer L, for every wanted depth L.
+
+    Attributes:
+        log_s: ln s, descending; -inf for a direction that is killed exactly.
+        log_mean_square: ln of the mean of s^2 over all singular values, zeros included.
+    """
+
+    log_s: Float[Array, "*depth index"]
+    log_mean_square: Float[Array, "*depth"]
+
+
+class FixedPoint(NamedTuple):
+    """A length fixed point of the mean-field maps, and what signal and gradient do around it.
+
+    Attributes:
+        q: length q* = sigma_w^2 E phi(sqrt(q*) z)^2 + sigma_b^2; inf where the length grows without bound.
+        c: stable correlation c* of two inputs of length q*, in [0, 1].
+        chi_1: factor of the mean squared gradient per layer, sigma_w^2 E phi'(sqrt(q*) z)^2.
+        chi_c: slope of the correlation map at c*.
+        xi_q: depth scale of the length, layers; negative where the fixed point repels, inf where it is marginal.
+        xi_c: depth scale of the correlation, layers; inf where it decays slower than exponentially.
+        xi_grad: depth scale of the gradient, 1/|ln chi_1|, layers.
+        stable: whether lengths near q* are drawn to it (|dq'/dq| < 1).
+    """
+
+    q: Float[Array, "..."]
+    c: Float[Array, "..."]
+    chi_1: Float[Array, "..."]
+    chi_c: Float[Array, "..."]
+    xi_q: Float[Array, "..."]
+    xi_c: Float[Array, "..."]
+    xi_grad: Float[Array, "..."]
+    stable: Bool[Array, "..."]
+
+
+class CriticalPoint(NamedTuple):
+    """A point (sigma_w, q) at which chi_1 = 1 for a given sigma_b.
+
+    Attributes:
+        sigma_w: the gain.
+        q: the length fixed point there; inf where chi_1 = 1 is reached as the length grows without bound.
+        usable: whether a network stays there: the length map does not repel from q, and for an infinite q the
+            activation has chi_1 = 1 at every length (relu), not only in the limit (gelu).
+    """
+
+    sigma_w: Float[Array, "..."]
+    q: Float[Array, "..."]
+    usable: Bool[Array, "..."]
+
+
+def dimensions(record: type, field: str, ndim: int) -> tuple[str, ...]:
+    """Names of the last `ndim` axes of a record's field, read from its annotation.
+
+    Args:
+        record: a record type of this module, or one of the user's own written the same way.
+        field: the field's name.
+        ndim: how many axes the array at hand has.
+
+    Returns:
+        The names, for use as labels.
+
+    Raises:
+        ValueError: if the array has more axes than the annotation names.
+
+    Example:
+        >>> dimensions(BackwardProfile, "log_grad_h", 2), dimensions(BackwardProfile, "log_grad_h", 1)
+        (('depth', 'layer'), ('layer',))
+    """
+    named = tuple(get_type_hints(record)[field].dim_str.replace("*", "").split())
+    if ndim > len(named):
+        raise ValueError(f"{record.__name__}.{field} has {ndim} axes, its annotation names only {named}")
+    return named[len(named) - ndim :]

@@ -1,0 +1,28 @@
+"""Predict: mean-field theory of infinitely wide networks."""
+
+from jaxstab.theory.fixed_points import critical_points, critical_sigma_w, fixed_point, fixed_points
+from jaxstab.theory.maps import (
+    correlation_map,
+    correlation_slope,
+    derivative_moment,
+    length_map,
+    saturation,
+    second_moment,
+    second_moment_slope,
+)
+from jaxstab.theory.prediction import predict
+
+__all__ = [
+    "correlation_map",
+    "correlation_slope",
+    "critical_points",
+    "critical_sigma_w",
+    "derivative_moment",
+    "fixed_point",
+    "fixed_points",
+    "length_map",
+    "predict",
+    "saturation",
+    "second_moment",
+    "second_moment_slope",
+]
