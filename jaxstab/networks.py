@@ -73,7 +73,6 @@ class _Block(nn.Module):
             bias_init=initializers.normal(1.0),
             dtype=h.dtype,
             param_dtype=h.dtype,
-            precision=jax.lax.Precision.HIGHEST,
             name="dense",
         )
         return dense(self.activation(h)), None
