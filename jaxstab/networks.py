@@ -5,7 +5,7 @@ Weights are drawn at unit gain and scaled, W ~ N(0, sigma_w^2 / fan_in) or sigma
 N(0, sigma_b^2): gains can be traced, and all gains of one key share one draw.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +15,7 @@ from jax.nn import initializers
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from jaxstab.activations import Activation, get
+from jaxstab.checks import check_floating, check_gains
 
 WEIGHTS = {
     # not truncated: theory is about Gaussian weights
@@ -168,11 +169,8 @@ def init(
     Raises:
         ValueError: if x is not floating, or a concrete gain is negative or not finite.
     """
-    if not jnp.issubdtype(jnp.result_type(x), jnp.floating):
-        raise ValueError(f"x must be floating, got dtype {jnp.result_type(x)}; divide digits by 255 first")
-    for name, gain in (("sigma_w", sigma_w), ("sigma_b", sigma_b)):
-        if not isinstance(gain, jax.core.Tracer) and not bool(jnp.isfinite(gain) & (jnp.asarray(gain) >= 0)):
-            raise ValueError(f"{name} must be finite and >= 0, got {gain}")
+    check_floating("x", jnp.result_type(x))
+    check_gains(sigma_w, sigma_b)
     drawn: dict[str, Any] = mlp.init(key, x)["params"]
     return rescale(Params(**drawn), sigma_w, sigma_b)
 
@@ -204,17 +202,3 @@ def variables(params: Params) -> dict[str, Any]:
         {"params": ...}.
     """
     return {"params": params._asdict()}
-
-
-def check_depths(depths: Sequence[int], deepest: int) -> None:
-    """Refuse depths that a chain does not have.
-
-    Args:
-        depths: depths wanted.
-        deepest: the chain's depth.
-
-    Raises:
-        ValueError: if depths is empty, or one is not an integer in [0, deepest].
-    """
-    if len(depths) == 0 or not all(isinstance(d, int) and 0 <= d <= deepest for d in depths):
-        raise ValueError(f"depths must be a non-empty list of integers in [0, {deepest}], got {list(depths)}")

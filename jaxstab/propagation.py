@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxstab.networks import Chain, Params, check_depths
+from jaxstab.checks import check_depths, check_floating
+from jaxstab.networks import Chain, Params
 from jaxstab.records import SATURATED, BackwardProfile, CorrelationProfile, ForwardProfile
 
 
@@ -123,12 +124,13 @@ def backward(
         The profile, [depth, layer] (or [layer]); NaN beyond each depth.
 
     Raises:
-        ValueError: if depths is empty or not within [0, L].
+        ValueError: if depths are not ascending integers in [0, L], or x is not floating.
     """
     if depths is None:
         whole = backward(chain, params, x, loss, [params.depth])
         return BackwardProfile(*(field[0] for field in whole))
     check_depths(depths, params.depth)
+    check_floating("x", jnp.result_type(x))
     states = _states(chain, params, x)
     wanted = jnp.asarray(depths)
     start, start_norm = jax.vmap(

@@ -16,10 +16,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from jaxstab.networks import Chain, Params, check_depths
+from jaxstab.checks import check_depths, check_floating
+from jaxstab.networks import Chain, Params
 from jaxstab.records import Spectrum
 
 Precision = str | jax.lax.Precision
@@ -99,7 +99,8 @@ def product_log_singular_values(
     factors = jnp.asarray(factors)
     if factors.ndim != 3 or factors.shape[1] != factors.shape[2] or 0 in factors.shape:
         raise ValueError(f"factors must be a stack of square matrices [layers, n, n], got shape {factors.shape}")
-    _check(factors.dtype, sweeps)
+    _check_sweeps(sweeps)
+    check_floating("factors", factors.dtype)
     n = factors.shape[1]
 
     def layer(carry: tuple[Array, _Graded, Array], factor: Array) -> tuple[tuple[Array, _Graded, Array], None]:
@@ -149,9 +150,8 @@ def log_singular_values(
         True
     """
     check_depths(depths, params.depth)
-    if list(depths) != sorted(set(depths)):
-        raise ValueError(f"depths must ascend, got {list(depths)}")
-    _check(jnp.result_type(x), sweeps)
+    _check_sweeps(sweeps)
+    check_floating("x", jnp.result_type(x))
     with jax.default_matmul_precision(precision):
         start = _embedded(chain, params, x)
         size = start[1].logs.shape[0]
@@ -245,8 +245,6 @@ def _rank(factor: Float[Array, "n m"]) -> Int[Array, ""]:
     return jnp.minimum(jnp.any(live, axis=0).sum(), jnp.any(live, axis=1).sum())
 
 
-def _check(dtype: DTypeLike, sweeps: int) -> None:
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise ValueError(f"a Jacobian needs a floating input, got dtype {dtype}")
+def _check_sweeps(sweeps: int) -> None:
     if sweeps < 1:
         raise ValueError(f"sweeps must be >= 1, got {sweeps}")

@@ -9,12 +9,12 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.lax import stop_gradient
 from jax.tree_util import Partial
 from jaxtyping import Array, ArrayLike, Float
 
 from jaxstab.activations import Activation, get
+from jaxstab.checks import check_gains
 from jaxstab.records import CriticalPoint, FixedPoint
 from jaxstab.theory.maps import (
     AnyActivation,
@@ -30,6 +30,8 @@ from jaxstab.theory.quadrature import LONGEST, SHORTEST
 
 # lengths searched: 25 a decade; roots outside are reported as 0 or inf
 _LOG10_LENGTHS = (-10.0, 12.0, 551)
+# from a tenth to 1e-16 of the root
+_HALVINGS = 50
 # more fixed points of one map than any activation known to us has
 CAPACITY = 8
 
@@ -55,7 +57,7 @@ def _halve(_: int, state: tuple[Partial, Array, Array, Array]) -> tuple[Partial,
 
 def _bisect(f: Partial, low: Array, high: Array) -> Array:
     """Root of f between positive brackets, by bisection of ln q; f is vectorised over brackets."""
-    _, _, low, high = jax.lax.fori_loop(0, 60, _halve, (f, jnp.sign(f(low)), low, high))
+    _, _, low, high = jax.lax.fori_loop(0, _HALVINGS, _halve, (f, jnp.sign(f(low)), low, high))
     return jnp.sqrt(low * high)
 
 
@@ -173,14 +175,6 @@ def _around(phi: Activation, sigma_w: Array, sigma_b: Array, q: Array) -> FixedP
     return FixedPoint(*(jnp.where(nowhere, jnp.nan, field) for field in point[:-1]), point.stable & ~nowhere)
 
 
-def _gains(sigma_w: ArrayLike, sigma_b: ArrayLike) -> tuple[Array, Array]:
-    for name, gain in (("sigma_w", sigma_w), ("sigma_b", sigma_b)):
-        # gains under a transformation have no value to check
-        if not isinstance(gain, jax.core.Tracer) and not np.all(np.isfinite(gain) & (np.asarray(gain) >= 0)):
-            raise ValueError(f"{name} must be finite and >= 0, got {gain}")
-    return _float(sigma_w), _float(sigma_b)
-
-
 def _candidates(phi: Activation, sigma_w: Array, sigma_b: Array, q0: ArrayLike) -> Array:
     """All length fixed points ascending, NaN behind: 0 and the positive ones; where every length is one, the input's."""
     roots, marginal = _length_roots(phi, sigma_w, sigma_b)
@@ -222,7 +216,8 @@ def fixed_points(
         (['0', '12.3', '1.49e+03'], [True, False, True])
     """
     phi = get(activation)
-    w, b = _gains(sigma_w, sigma_b)
+    check_gains(sigma_w, sigma_b)
+    w, b = _float(sigma_w), _float(sigma_b)
     return jax.vmap(lambda q: _around(phi, w, b, q))(_candidates(phi, w, b, q0))
 
 
@@ -254,7 +249,8 @@ def fixed_point(
         'q* = 0.6070, c* = 1.000, chi_1 = 0.9398'
     """
     phi = get(activation)
-    w, b = _gains(sigma_w, sigma_b)
+    check_gains(sigma_w, sigma_b)
+    w, b = _float(sigma_w), _float(sigma_b)
     first = _first_length(w, b, q0)
     drift = length_map(phi, w, b, first) - first
     points = _candidates(phi, w, b, q0)
@@ -305,7 +301,8 @@ def critical_points(activation: AnyActivation, sigma_b: ArrayLike) -> CriticalPo
         sigma_w^2 = 1.76095 at q = 0.57005, usable: True
     """
     phi = get(activation)
-    _, b = _gains(0.0, sigma_b)
+    check_gains(0.0, sigma_b)
+    b = _float(sigma_b)
     excess, slope, scale = (Partial(f, stop_gradient(b)) for f in _critical_functions(phi))
     roots, marginal = _roots(excess, slope, scale)
     roots = _newton(Partial(_critical_functions(phi)[0], b), slope(roots), roots)

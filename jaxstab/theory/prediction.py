@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike
 
 from jaxstab.activations import get
+from jaxstab.checks import check_depths, check_gains
 from jaxstab.records import SATURATED, BackwardProfile, CorrelationProfile, ForwardProfile, Spectrum
 from jaxstab.theory.maps import (
     AnyActivation,
@@ -52,15 +53,15 @@ def predict(
         and the share of units dead on a whole batch are not predicted: NaN, and for one input, respectively.
 
     Raises:
-        ValueError: if depths is empty or negative.
+        ValueError: if depths are not ascending integers >= 0, or a gain is negative or not finite.
 
     Example:
         >>> forward, _, backward, _ = predict("relu", 2.0, 0.0, [2], width=64, d_in=64)
         >>> forward.q.tolist(), (backward.log_grad_h / jnp.log(2.0)).round(3).tolist()
         ([4.0, 8.0, 16.0], [[1.0, 0.5, 0.0]])
     """
-    if len(depths) == 0 or min(depths) < 0:
-        raise ValueError(f"depths must be a non-empty sequence of integers >= 0, got {depths}")
+    check_depths(depths, max(depths, default=0))
+    check_gains(sigma_w, sigma_b)
     phi, w, b = get(activation), _float(sigma_w), _float(sigma_b)
     q_first = w**2 * _float(q0) + b**2
     c_first = (w**2 * _float(q0) * _float(c0) + b**2) / q_first

@@ -1,0 +1,394 @@
+"""Sweeps: one network measure over a grid of gains, seeds and activations, in one compile per activation.
+
+Depth is no axis of the programs: a measure takes all wanted depths from one pass to the deepest. Gains are traced,
+and all gains of a seed share one draw of weights. This is where programs are compiled and run, so this is where the
+linear algebra is kept sound: one BLAS thread, one program in flight, no two decompositions at once within it.
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import scipy.linalg  # noqa: F401  jaxlib loads its BLAS at the first decomposition; only a loaded one can be limited
+import xarray as xr
+from jaxtyping import Array, Float, Int
+from threadpoolctl import threadpool_limits
+
+from jaxstab import networks, propagation, spectra, theory
+from jaxstab.activations import Activation, get
+from jaxstab.datasets import Data, normalise
+from jaxstab.records import dimensions
+
+Record = Any
+Measure = Callable[[networks.Chain, networks.Params, "Sample", Sequence[int]], Record | tuple[Record, ...]]
+Progress = Callable[[Sequence[Any]], Iterable[Any]]
+
+# bytes a chunk of cells may take, unless told otherwise
+MEMORY = 256 * 2**20
+
+
+class Sample(NamedTuple):
+    """What one measurement of a network looks at.
+
+    Attributes:
+        x: input, of mean square 1.
+        other: a second input, for correlations.
+        label: class of x.
+    """
+
+    x: Float[Array, " d_in"]
+    other: Float[Array, " d_in"]
+    label: Int[Array, ""]
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """What to sweep over.
+
+    Attributes:
+        depths: depths at which gradients and spectra are read, ascending.
+        sigma_w: weight gains (standard deviations), ascending.
+        activations: names, or `Activation`s.
+        seeds: number of independent networks per cell.
+        sigma_b: standard deviation of the biases.
+        width: units per layer.
+        inputs: inputs per network.
+        weights: "gaussian" or "orthogonal".
+        dtype: "float32" or "float64" of the measurement.
+    """
+
+    depths: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
+    sigma_w: tuple[float, ...] = tuple(float(g) for g in np.linspace(0.5, 4.0, 24).round(4))
+    activations: tuple[str | Activation, ...] = ("tanh", "relu", "gelu", "sigmoid")
+    seeds: int = 4
+    sigma_b: float = 0.05**0.5
+    width: int = 128
+    inputs: int = 4
+    weights: str = "gaussian"
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        """Check what Python can know.
+
+        Raises:
+            ValueError: if an axis is empty or out of order, or a value is out of range or unknown.
+        """
+        for axis in ("depths", "sigma_w"):
+            values = getattr(self, axis)
+            if len(values) == 0 or list(values) != sorted(set(values)):
+                raise ValueError(f"{axis} must be ascending values, at least one, got {list(values)}")
+        if len(self.activations) == 0 or len({get(a).name for a in self.activations}) < len(self.activations):
+            raise ValueError(f"activations must be one or more different ones, got {self.activations}")
+        for name, values in (("sigma_w", self.sigma_w), ("sigma_b", (self.sigma_b,))):
+            if not all(math.isfinite(v) and v >= 0 for v in values):
+                raise ValueError(f"{name} must be finite and >= 0, got {getattr(self, name)}")
+        for name, values in (("depths", self.depths), *((n, (getattr(self, n),)) for n in ("seeds", "width", "inputs"))):
+            if not all(isinstance(v, int) and v >= 1 for v in values):
+                raise ValueError(f"{name} must be integers >= 1, got {getattr(self, name)}")
+        if self.dtype not in ("float32", "float64"):
+            raise ValueError(f"dtype must be float32 or float64, got {self.dtype!r}")
+        if self.weights not in networks.WEIGHTS:
+            raise ValueError(f"weights must be one of {', '.join(networks.WEIGHTS)}, got {self.weights!r}")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the activations."""
+        return tuple(get(a).name for a in self.activations)
+
+    def network(self, activation: str | Activation) -> networks.MLP:
+        """The network of the deepest depth with this activation."""
+        return networks.MLP(max(self.depths), self.width, get(activation), weights=self.weights)
+
+    def to_json(self) -> str:
+        """All settings, for the provenance of results."""
+        return json.dumps(dataclasses.asdict(self) | {"activations": self.names})
+
+
+class Estimate(NamedTuple):
+    """What one measure over a grid will take.
+
+    Attributes:
+        cells: networks measured.
+        compiles: programs compiled, one per activation.
+        chunk: (seeds, gains) computed at once.
+        memory: bytes, about, that a chunk takes.
+    """
+
+    cells: int
+    compiles: int
+    chunk: tuple[int, int]
+    memory: int
+
+
+def signal(chain: networks.Chain, params: networks.Params, sample: Sample, depths: Sequence[int]) -> tuple[Record, ...]:
+    """Measure: forward, correlation and backward profiles, the loss being softmax cross-entropy.
+
+    Args:
+        chain: the network.
+        params: its parameters.
+        sample: inputs and label.
+        depths: depths at which the loss is attached.
+
+    Returns:
+        ForwardProfile, CorrelationProfile, BackwardProfile.
+    """
+    loss = lambda y: optax.softmax_cross_entropy_with_integer_labels(y, sample.label)  # noqa: E731
+    return (
+        propagation.forward(chain, params, sample.x),
+        propagation.correlation(chain, params, sample.x, sample.other),
+        propagation.backward(chain, params, sample.x, loss, depths),
+    )
+
+
+def jacobian(chain: networks.Chain, params: networks.Params, sample: Sample, depths: Sequence[int]) -> Record:
+    """Measure: log singular values of the input-output Jacobian at every depth.
+
+    Args:
+        chain: the network.
+        params: its parameters.
+        sample: inputs and label.
+        depths: depths wanted.
+
+    Returns:
+        Spectrum.
+    """
+    return spectra.spectrum(chain, params, sample.x, depths)
+
+
+def estimate(grid: Grid, d_in: int, chunk_size: int | None = None) -> Estimate:
+    """Size up a sweep before it runs.
+
+    Args:
+        grid: the grid.
+        d_in: input features.
+        chunk_size: cells computed at once; None to fit them into MEMORY.
+
+    Returns:
+        Cells, compiles, chunk and bytes of one measure.
+
+    Raises:
+        ValueError: if chunk_size < 1.
+    """
+    layer = grid.width**2
+    # weights drawn and scaled, then per depth what a spectrum keeps and works on
+    floats = 2 * (max(grid.depths) * layer + d_in * grid.width) + (4 * len(grid.depths) + 8) * layer
+    cell = floats * np.dtype(grid.dtype).itemsize
+    if chunk_size is None:
+        chunk_size = max(1, MEMORY // cell)
+    if chunk_size < 1:
+        raise ValueError(f"chunk_size must be >= 1, got {chunk_size}")
+    gains = _even(len(grid.sigma_w), chunk_size)
+    seeds = _even(grid.seeds, max(1, chunk_size // len(grid.sigma_w)))
+    cells = len(grid.activations) * len(grid.sigma_w) * grid.seeds
+    return Estimate(cells, len(grid.activations), (seeds, gains), seeds * gains * cell)
+
+
+def _even(total: int, most: int) -> int:
+    """The size of equal parts of `total`, none larger than `most`."""
+    return math.ceil(total / math.ceil(total / most))
+
+
+def samples(grid: Grid, data: Data) -> Sample:
+    """The inputs of every seed: pairs of different examples, drawn without replacement, of mean square 1.
+
+    Args:
+        grid: says how many seeds and inputs.
+        data: examples.
+
+    Returns:
+        A sample with leading axes [seeds, inputs].
+
+    Raises:
+        ValueError: if there are fewer examples than one seed needs.
+    """
+    if len(data.x) < 2 * grid.inputs:
+        raise ValueError(f"{grid.inputs} inputs need {2 * grid.inputs} examples, {data.name} has {len(data.x)}")
+    chosen = np.stack(
+        [np.random.default_rng(seed).choice(len(data.x), 2 * grid.inputs, replace=False) for seed in range(grid.seeds)]
+    )
+    x = normalise(data.x)[chosen].astype(grid.dtype)
+    return Sample(x[:, : grid.inputs], x[:, grid.inputs :], data.y[chosen[:, : grid.inputs]])
+
+
+def run(
+    grid: Grid,
+    measure: Measure,
+    data: Data,
+    *,
+    chunk_size: int | None = None,
+    progress: Progress = iter,
+    precision: str = "highest",
+) -> xr.Dataset:
+    """Measure every cell of a grid: one compile per activation, whatever the depths, gains and seeds.
+
+    A cell that diverges holds inf or NaN; it disturbs no other.
+
+    Args:
+        grid: what to sweep over.
+        measure: (chain, params, sample, depths) -> record or tuple of records, such as `signal` or `jacobian`; pure.
+        data: examples to measure at.
+        chunk_size: cells computed at once; None to fit them into MEMORY.
+        progress: wraps the sequence of chunks, such as tqdm.
+        precision: of matrix products, as in `jax.default_matmul_precision`.
+
+    Returns:
+        The records' fields as variables over (activation, seed, sigma_w, input, ...), the rest named by the records.
+
+    Raises:
+        ValueError: if data or grid do not fit, or float64 is asked for while JAX has it switched off.
+    """
+    if grid.dtype == "float64" and not jax.config.jax_enable_x64:
+        raise ValueError('dtype "float64" needs jax.config.update("jax_enable_x64", True) first')
+    plan, inputs = estimate(grid, data.x.shape[1], chunk_size), samples(grid, data)
+    programs = [_program(grid, activation, measure, precision) for activation in grid.activations]
+    chunks = [
+        (program, np.arange(s, s + plan.chunk[0]), np.arange(g, g + plan.chunk[1]))
+        for program in programs
+        for s in range(0, grid.seeds, plan.chunk[0])
+        for g in range(0, len(grid.sigma_w), plan.chunk[1])
+    ]
+    results, gains = [], np.asarray(grid.sigma_w, grid.dtype)
+    # BLAS threads of its own under XLA's pool: slower by factors, and able to stall on few cores
+    with threadpool_limits(1, user_api="blas"):
+        for program, seeds, at in progress(chunks):
+            # the last chunk repeats cells to keep its shape, so that nothing compiles anew
+            seeds, at = seeds % grid.seeds, at % len(gains)
+            keys = jax.vmap(jax.random.key)(seeds)
+            # fetched, hence finished, before the next is sent: one program in flight
+            results.append(jax.device_get(program(keys, gains[at], jax.tree.map(lambda a: a[seeds], inputs))))
+    dataset = _labelled(grid, plan, results)
+    return dataset.assign_attrs(grid=grid.to_json(), data=data.name, data_sha256=data.sha256, precision=precision)
+
+
+def _program(grid: Grid, activation: str | Activation, measure: Measure, precision: str) -> Callable:
+    """The compiled measurement of a chunk: (keys [s], sigma_w [g], samples [s, i]) -> records [s, g, i]."""
+    mlp = grid.network(activation)
+    chain = networks.chain(mlp)
+    sigma_b = jnp.asarray(grid.sigma_b, grid.dtype)
+
+    def chunk(keys: Array, sigma_w: Array, samples: Sample) -> Record:
+        def seed(key: Array, samples: Sample) -> Record:
+            unit = networks.init(mlp, key, samples.x[0], 1.0, 1.0)
+
+            def cell(sigma_w: Array) -> Record:
+                params = networks.rescale(unit, sigma_w, sigma_b)
+                return jax.vmap(lambda sample: measure(chain, params, sample, grid.depths))(samples)
+
+            return jax.vmap(cell)(sigma_w)
+
+        with jax.default_matmul_precision(precision):
+            return jax.vmap(seed)(keys, samples)
+
+    # in program order on a CPU: two batched decompositions side by side can deadlock a small thread pool
+    ordered = {"xla_cpu_enable_concurrency_optimized_scheduler": False}
+    return jax.jit(chunk, compiler_options=ordered if jax.default_backend() == "cpu" else None)
+
+
+def _labelled(grid: Grid, plan: Estimate, results: list[Record]) -> xr.Dataset:
+    """Chunks of records as one dataset, the cells that only filled up a last chunk dropped."""
+    rows = math.ceil(grid.seeds / plan.chunk[0])
+    columns = math.ceil(len(grid.sigma_w) / plan.chunk[1])
+
+    def assemble(*parts: np.ndarray) -> np.ndarray:
+        blocks = np.array_split(np.arange(len(parts)), len(grid.activations))
+        whole = [
+            np.concatenate(
+                [np.concatenate([parts[i] for i in row], axis=1) for row in np.split(block, rows)], axis=0
+            )
+            for block in blocks
+        ]
+        assert len(blocks[0]) == rows * columns
+        return np.stack(whole)[:, : grid.seeds, : len(grid.sigma_w)]
+
+    whole = jax.tree.map(assemble, *results)
+    records = (whole,) if hasattr(whole, "_fields") else whole
+    cell = ("activation", "seed", "sigma_w", "input")
+    return xr.Dataset(
+        {
+            field: ((*cell, *dimensions(type(record), field, array.ndim - len(cell))), array)
+            for record in records
+            for field, array in record._asdict().items()
+        }
+    ).pipe(_coordinates, grid)
+
+
+def _coordinates(dataset: xr.Dataset, grid: Grid) -> xr.Dataset:
+    known = {"activation": list(grid.names), "sigma_w": list(grid.sigma_w), "depth": list(grid.depths)}
+    return dataset.assign_coords(
+        {d: known.get(str(d), np.arange(size)) for d, size in dataset.sizes.items()}
+    )
+
+
+def predict(grid: Grid, d_in: int, c0: float) -> xr.Dataset:
+    """Mean-field counterpart of `signal` and `jacobian` over a grid, with the fixed point of every cell.
+
+    Args:
+        grid: the grid.
+        d_in: input features.
+        c0: correlation of the two inputs.
+
+    Returns:
+        The records' fields over (activation, sigma_w, ...), and `fixed_point_*`.
+    """
+
+    def one(activation: str | Activation) -> xr.Dataset:
+        def cell(sigma_w: Array) -> tuple[tuple[Record, ...], Record]:
+            records = theory.predict(
+                activation, sigma_w, grid.sigma_b, grid.depths, width=grid.width, d_in=d_in, c0=c0
+            )
+            return records, theory.fixed_point(activation, sigma_w, grid.sigma_b)
+
+        records, point = jax.device_get(jax.jit(jax.vmap(cell))(jnp.asarray(grid.sigma_w, float)))
+        fields = {
+            field: (("sigma_w", *dimensions(type(record), field, array.ndim - 1)), array)
+            for record in records
+            for field, array in record._asdict().items()
+        }
+        fields |= {f"fixed_point_{field}": ("sigma_w", array) for field, array in point._asdict().items()}
+        return xr.Dataset(fields)
+
+    parts = [one(activation) for activation in grid.activations]
+    return xr.concat(parts, "activation").pipe(_coordinates, grid)
+
+
+def phase_diagram(grid: Grid, points: int = 33) -> xr.Dataset:
+    """chi_1 over the plane of (sigma_b, sigma_w), and the critical line in it.
+
+    Args:
+        grid: its activations and range of gains.
+        points: resolution of either axis.
+
+    Returns:
+        `phase_chi_1` (activation, phase_sigma_b, phase_sigma_w), `critical_sigma_w` (activation, phase_sigma_b),
+        NaN where no usable critical gain exists, and `critical_here`, the same at the grid's own sigma_b.
+    """
+    sigma_w = jnp.linspace(min(grid.sigma_w), max(max(grid.sigma_w), min(grid.sigma_w) + 1e-3), points)
+    sigma_b = jnp.linspace(0.0, max(1.0, 1.5 * grid.sigma_b), points)
+    chi, line, here = [], [], []
+    for activation in grid.activations:
+        of_plane = jax.vmap(
+            jax.vmap(lambda b, w, a=activation: theory.fixed_point(a, w, b).chi_1, (None, 0)), (0, None)
+        )
+        of_line = jax.vmap(lambda b, a=activation: theory.critical_sigma_w(a, b))
+        chi.append(np.asarray(jax.jit(of_plane)(sigma_b, sigma_w)))
+        critical = np.asarray(jax.jit(of_line)(jnp.append(sigma_b, grid.sigma_b)))
+        line.append(critical[:-1])
+        here.append(critical[-1])
+    return xr.Dataset(
+        {
+            "phase_chi_1": (("activation", "phase_sigma_b", "phase_sigma_w"), np.stack(chi)),
+            "critical_sigma_w": (("activation", "phase_sigma_b"), np.stack(line)),
+            "critical_here": ("activation", np.stack(here)),
+        },
+        {
+            "activation": list(grid.names),
+            "phase_sigma_b": np.asarray(sigma_b),
+            "phase_sigma_w": np.asarray(sigma_w),
+        },
+    )
