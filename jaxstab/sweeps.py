@@ -20,7 +20,7 @@ import xarray as xr
 from jaxtyping import Array, Float, Int
 from threadpoolctl import threadpool_limits
 
-from jaxstab import networks, propagation, spectra, theory
+from jaxstab import networks, propagation, spectra
 from jaxstab.activations import Activation, get
 from jaxstab.datasets import Data, normalise
 from jaxstab.records import dimensions
@@ -315,80 +315,20 @@ def _labelled(grid: Grid, plan: Estimate, results: list[Record]) -> xr.Dataset:
             for record in records
             for field, array in record._asdict().items()
         }
-    ).pipe(_coordinates, grid)
+    ).pipe(with_coordinates, grid)
 
 
-def _coordinates(dataset: xr.Dataset, grid: Grid) -> xr.Dataset:
+def with_coordinates(dataset: xr.Dataset, grid: Grid) -> xr.Dataset:
+    """Label a dataset's dimensions with the grid's values, or with 0, 1, ... where the grid has none.
+
+    Args:
+        dataset: dimensions without coordinates.
+        grid: the grid.
+
+    Returns:
+        The dataset with coordinates.
+    """
     known = {"activation": list(grid.names), "sigma_w": list(grid.sigma_w), "depth": list(grid.depths)}
     return dataset.assign_coords(
         {d: known.get(str(d), np.arange(size)) for d, size in dataset.sizes.items()}
-    )
-
-
-def predict(grid: Grid, d_in: int, c0: float) -> xr.Dataset:
-    """Mean-field counterpart of `signal` and `jacobian` over a grid, with the fixed point of every cell.
-
-    Args:
-        grid: the grid.
-        d_in: input features.
-        c0: correlation of the two inputs.
-
-    Returns:
-        The records' fields over (activation, sigma_w, ...), and `fixed_point_*`.
-    """
-
-    def one(activation: str | Activation) -> xr.Dataset:
-        def cell(sigma_w: Array) -> tuple[tuple[Record, ...], Record]:
-            records = theory.predict(
-                activation, sigma_w, grid.sigma_b, grid.depths, width=grid.width, d_in=d_in, c0=c0
-            )
-            return records, theory.fixed_point(activation, sigma_w, grid.sigma_b)
-
-        records, point = jax.device_get(jax.jit(jax.vmap(cell))(jnp.asarray(grid.sigma_w, float)))
-        fields = {
-            field: (("sigma_w", *dimensions(type(record), field, array.ndim - 1)), array)
-            for record in records
-            for field, array in record._asdict().items()
-        }
-        fields |= {f"fixed_point_{field}": ("sigma_w", array) for field, array in point._asdict().items()}
-        return xr.Dataset(fields)
-
-    parts = [one(activation) for activation in grid.activations]
-    return xr.concat(parts, "activation").pipe(_coordinates, grid)
-
-
-def phase_diagram(grid: Grid, points: int = 33) -> xr.Dataset:
-    """chi_1 over the plane of (sigma_b, sigma_w), and the critical line in it.
-
-    Args:
-        grid: its activations and range of gains.
-        points: resolution of either axis.
-
-    Returns:
-        `phase_chi_1` (activation, phase_sigma_b, phase_sigma_w), `critical_sigma_w` (activation, phase_sigma_b),
-        NaN where no usable critical gain exists, and `critical_here`, the same at the grid's own sigma_b.
-    """
-    sigma_w = jnp.linspace(min(grid.sigma_w), max(max(grid.sigma_w), min(grid.sigma_w) + 1e-3), points)
-    sigma_b = jnp.linspace(0.0, max(1.0, 1.5 * grid.sigma_b), points)
-    chi, line, here = [], [], []
-    for activation in grid.activations:
-        of_plane = jax.vmap(
-            jax.vmap(lambda b, w, a=activation: theory.fixed_point(a, w, b).chi_1, (None, 0)), (0, None)
-        )
-        of_line = jax.vmap(lambda b, a=activation: theory.critical_sigma_w(a, b))
-        chi.append(np.asarray(jax.jit(of_plane)(sigma_b, sigma_w)))
-        critical = np.asarray(jax.jit(of_line)(jnp.append(sigma_b, grid.sigma_b)))
-        line.append(critical[:-1])
-        here.append(critical[-1])
-    return xr.Dataset(
-        {
-            "phase_chi_1": (("activation", "phase_sigma_b", "phase_sigma_w"), np.stack(chi)),
-            "critical_sigma_w": (("activation", "phase_sigma_b"), np.stack(line)),
-            "critical_here": ("activation", np.stack(here)),
-        },
-        {
-            "activation": list(grid.names),
-            "phase_sigma_b": np.asarray(sigma_b),
-            "phase_sigma_w": np.asarray(sigma_w),
-        },
     )

@@ -1,0 +1,113 @@
+"""The main job: measure a grid of networks, predict the same, judge both.
+
+One dataset comes out: the measured variables under their own names, the predicted ones as `predicted_*`, the fixed
+points, the phase diagram and the verdicts.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import xarray as xr
+from jaxtyping import Array
+
+from jaxstab import theory
+from jaxstab.activations import Activation
+from jaxstab.datasets import Data
+from jaxstab.records import dimensions
+from jaxstab.sweeps import Grid, Progress, Record, jacobian, run, samples, signal, with_coordinates
+from jaxstab.verdicts import judge
+
+
+def survey(grid: Grid, data: Data, *, chunk_size: int | None = None, progress: Progress = iter) -> xr.Dataset:
+    """Measure, predict and judge every cell of a grid.
+
+    Args:
+        grid: the grid.
+        data: examples to measure at.
+        chunk_size: cells computed at once; None to fit them into memory.
+        progress: wraps the sequence of chunks of each measure, such as tqdm.
+
+    Returns:
+        Measured profiles over (activation, seed, sigma_w, input, ...) and spectra at each seed's first input, with
+        `predicted_*`, `fixed_point_*`, the phase diagram and the verdicts beside them.
+    """
+    signals = run(grid, signal, data, chunk_size=chunk_size, progress=progress)
+    one_input = dataclasses.replace(grid, inputs=1)
+    spectra = run(one_input, jacobian, data, chunk_size=chunk_size, progress=progress).isel(input=0, drop=True)
+    x, other, _ = samples(grid, data)
+    predicted = predict(grid, data.x.shape[1], float(np.mean(x * other)))
+    measured = xr.merge([signals, spectra], combine_attrs="drop_conflicts").assign_attrs(signals.attrs)
+    beside = predicted.rename({name: f"predicted_{name}" for name in predicted if name in measured})
+    dataset = xr.merge([measured, beside, phase_diagram(grid)], combine_attrs="override")
+    return dataset.merge(judge(dataset)).assign_attrs(signals.attrs)
+
+
+def predict(grid: Grid, d_in: int, c0: float) -> xr.Dataset:
+    """Mean-field counterpart of `signal` and `jacobian` over a grid, with the fixed point of every cell.
+
+    Args:
+        grid: the grid.
+        d_in: input features.
+        c0: correlation of the two inputs.
+
+    Returns:
+        The records' fields over (activation, sigma_w, ...), and `fixed_point_*`.
+    """
+
+    def one(activation: str | Activation) -> xr.Dataset:
+        def cell(sigma_w: Array) -> tuple[tuple[Record, ...], Record]:
+            records = theory.predict(
+                activation, sigma_w, grid.sigma_b, grid.depths, width=grid.width, d_in=d_in, c0=c0
+            )
+            return records, theory.fixed_point(activation, sigma_w, grid.sigma_b)
+
+        records, point = jax.device_get(jax.jit(jax.vmap(cell))(jnp.asarray(grid.sigma_w, float)))
+        fields = {
+            field: (("sigma_w", *dimensions(type(record), field, array.ndim - 1)), array)
+            for record in records
+            for field, array in record._asdict().items()
+        }
+        fields |= {f"fixed_point_{field}": ("sigma_w", array) for field, array in point._asdict().items()}
+        return xr.Dataset(fields)
+
+    parts = [one(activation) for activation in grid.activations]
+    return xr.concat(parts, "activation").pipe(with_coordinates, grid)
+
+
+def phase_diagram(grid: Grid, points: int = 33) -> xr.Dataset:
+    """chi_1 over the plane of (sigma_b, sigma_w), and the critical line in it.
+
+    Args:
+        grid: its activations and range of gains.
+        points: resolution of either axis.
+
+    Returns:
+        `phase_chi_1` (activation, phase_sigma_b, phase_sigma_w), `critical_sigma_w` (activation, phase_sigma_b),
+        NaN where no usable critical gain exists, and `critical_here`, the same at the grid's own sigma_b.
+    """
+    sigma_w = jnp.linspace(min(grid.sigma_w), max(max(grid.sigma_w), min(grid.sigma_w) + 1e-3), points)
+    sigma_b = jnp.linspace(0.0, max(1.0, 1.5 * grid.sigma_b), points)
+    chi, line, here = [], [], []
+    for activation in grid.activations:
+        of_plane = jax.vmap(
+            jax.vmap(lambda b, w, a=activation: theory.fixed_point(a, w, b).chi_1, (None, 0)), (0, None)
+        )
+        of_line = jax.vmap(lambda b, a=activation: theory.critical_sigma_w(a, b))
+        chi.append(np.asarray(jax.jit(of_plane)(sigma_b, sigma_w)))
+        critical = np.asarray(jax.jit(of_line)(jnp.append(sigma_b, grid.sigma_b)))
+        line.append(critical[:-1])
+        here.append(critical[-1])
+    return xr.Dataset(
+        {
+            "phase_chi_1": (("activation", "phase_sigma_b", "phase_sigma_w"), np.stack(chi)),
+            "critical_sigma_w": (("activation", "phase_sigma_b"), np.stack(line)),
+            "critical_here": ("activation", np.stack(here)),
+        },
+        {
+            "activation": list(grid.names),
+            "phase_sigma_b": np.asarray(sigma_b),
+            "phase_sigma_w": np.asarray(sigma_w),
+        },
+    )

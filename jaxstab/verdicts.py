@@ -1,0 +1,128 @@
+"""What profiles say: rates with standard errors, critical gains, and vanish / critical / explode.
+
+The statistic is the fitted slope of ln |dL/dh_l| against l at the deepest depth. Positive, the gradient shrinks on
+its way back to the input: it vanishes. Negative, it explodes. Standard errors are over seeds, each one network.
+"""
+
+import numpy as np
+import xarray as xr
+
+VERDICTS = ("vanish", "critical", "explode", "undefined")
+
+
+def rate(log_grad_h: xr.DataArray) -> xr.DataArray:
+    """Least-squares slope of ln |dL/dh_l| against l, for networks of the deepest depth.
+
+    Args:
+        log_grad_h: over (..., depth, layer).
+
+    Returns:
+        d ln |dL/dh_l| / dl over the other dimensions; NaN where a norm is not finite.
+
+    Example:
+        >>> line = xr.DataArray([[0.0, 0.5, 1.0]], dims=("depth", "layer"), coords={"depth": [2], "layer": [0, 1, 2]})
+        >>> float(rate(line))
+        0.5
+    """
+    deepest = int(log_grad_h.depth.max())
+    profile = log_grad_h.sel(depth=deepest, layer=slice(0, deepest)).astype(np.float64)
+    centred = profile.layer - profile.layer.mean()
+    slope = (profile.where(np.isfinite(profile)) * centred).sum("layer", skipna=False) / (centred**2).sum()
+    return slope.drop_vars("depth")
+
+
+def crossing(rates: xr.DataArray) -> xr.DataArray:
+    """The gain at which a rate first turns from positive (vanish) to negative (explode), by linear interpolation.
+
+    Args:
+        rates: over (..., sigma_w), sigma_w ascending.
+
+    Returns:
+        The gain over the other dimensions, NaN where there is none within the range.
+
+    Example:
+        >>> float(crossing(xr.DataArray([0.3, 0.1, -0.1], dims="sigma_w", coords={"sigma_w": [1.0, 2.0, 3.0]})))
+        2.5
+    """
+    gains = rates.sigma_w.values
+    if len(gains) < 2:
+        return rates.isel(sigma_w=0, drop=True) * np.nan
+
+    def first(values: np.ndarray) -> float:
+        turns = np.flatnonzero((values[:-1] > 0) & (values[1:] <= 0))
+        if len(turns) == 0:
+            return np.nan
+        i = turns[0]
+        return gains[i] + (gains[i + 1] - gains[i]) * values[i] / (values[i] - values[i + 1])
+
+    return xr.apply_ufunc(first, rates, input_core_dims=[["sigma_w"]], vectorize=True)
+
+
+def judge(dataset: xr.Dataset) -> xr.Dataset:
+    """Rates, critical gains and verdicts of a survey.
+
+    A cell is critical where its rate is within two standard errors of zero or moves the gradient by less than a
+    factor e over the whole depth; otherwise it vanishes (rate > 0) or explodes (rate < 0).
+
+    Args:
+        dataset: with `log_grad_h` (activation, seed, sigma_w, input, depth, layer) and its `predicted_` twin.
+
+    Returns:
+        `rate`, `rate_se`, `predicted_rate`, `verdict` over (activation, sigma_w); `measured_critical`,
+        `measured_critical_se`, `measured_critical_seeds`, `predicted_critical` over (activation). A standard error
+        of fewer than two seeds is NaN.
+    """
+    by_seed = rate(dataset.log_grad_h).mean("input")
+    mean, error = by_seed.mean("seed"), standard_error(by_seed)
+    predicted = rate(dataset.predicted_log_grad_h)
+    over_depth = np.abs(mean) * int(dataset.depth.max())
+    critical = (over_depth <= 1) | (np.abs(mean) <= 2 * error)
+    verdict = xr.where(critical, "critical", xr.where(mean > 0, "vanish", "explode"))
+    gains = crossing(by_seed)
+    return xr.Dataset(
+        {
+            "rate": mean,
+            "rate_se": error,
+            "predicted_rate": predicted,
+            "verdict": xr.where(np.isfinite(mean), verdict, "undefined"),
+            "measured_critical": gains.mean("seed"),
+            "measured_critical_se": standard_error(gains),
+            "measured_critical_seeds": np.isfinite(gains).sum("seed"),
+            "predicted_critical": crossing(predicted),
+        }
+    )
+
+
+def standard_error(values: xr.DataArray, dim: str = "seed") -> xr.DataArray:
+    """Standard error of the mean over a dimension, of the finite values there.
+
+    Args:
+        values: independent along `dim`.
+        dim: the dimension.
+
+    Returns:
+        Standard deviation (n - 1) over the square root of n; NaN for fewer than two values.
+    """
+    count = np.isfinite(values).sum(dim)
+    spread = np.sqrt(((values - values.mean(dim)) ** 2).sum(dim) / (count - 1).where(count > 1))
+    return spread / np.sqrt(count)
+
+
+def regions(verdicts: xr.DataArray) -> list[tuple[str, float, float]]:
+    """Neighbouring gains of one verdict joined.
+
+    Args:
+        verdicts: over (sigma_w).
+
+    Returns:
+        (verdict, lowest gain, highest gain), ascending.
+
+    Example:
+        >>> regions(xr.DataArray(["vanish", "vanish", "explode"], dims="sigma_w", coords={"sigma_w": [1.0, 2.0, 3.0]}))
+        [('vanish', 1.0, 2.0), ('explode', 3.0, 3.0)]
+    """
+    joined: list[tuple[str, float, float]] = []
+    for gain, verdict in zip(verdicts.sigma_w.values.tolist(), verdicts.values.tolist(), strict=True):
+        start = joined.pop()[1] if joined and joined[-1][0] == verdict else gain
+        joined.append((verdict, start, gain))
+    return joined
