@@ -58,6 +58,52 @@ def crossing(rates: xr.DataArray) -> xr.DataArray:
     return xr.apply_ufunc(first, rates, input_core_dims=[["sigma_w"]], vectorize=True)
 
 
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
+
+
+def gradient_ratio(log_grad_h: xr.DataArray) -> xr.DataArray:
+    """ln |dL/dh_0| - ln |dL/dh_D| for networks of every depth D: what the depth does to the gradient.
+
+    Args:
+        log_grad_h: over (..., depth, layer).
+
+    Returns:
+        The ratio's logarithm over (..., depth); NaN where a norm is not finite.
+    """
+    last = log_grad_h.sel(layer=log_grad_h.depth).drop_vars("layer")
+    return (log_grad_h.sel(layer=0, drop=True) - last).where(np.isfinite(last))
+
+
+def gradient_profile(log_grad_h: xr.DataArray) -> xr.DataArray:
+    """ln |dL/dh_l| - ln |dL/dh_L| at every layer of the deepest network.
+
+    Args:
+        log_grad_h: over (..., depth, layer).
+
+    Returns:
+        The profile over (..., layer), 0 at the last layer; NaN where a norm is not finite.
+    """
+    deepest = int(log_grad_h.depth.max())
+    profile = log_grad_h.sel(depth=deepest, drop=True)
+    last = profile.sel(layer=deepest, drop=True)
+    return (profile - last).where(np.isfinite(last) & np.isfinite(profile))
+
+
+def spectrum_quantiles(log_s: xr.DataArray) -> xr.Dataset:
+    """How the singular values of each cell are spread, seeds pooled.
+
+    Args:
+        log_s: ln of the singular values over (..., seed, index); -inf for exact zeros.
+
+    Returns:
+        `log_s_quantile` (..., quantile) of the values that are not zero, and `zero_share` (...).
+    """
+    pooled = log_s.stack(value=("seed", "index"))
+    finite = pooled.where(np.isfinite(pooled))
+    quantiles = finite.quantile(list(QUANTILES), "value").transpose(..., "quantile")
+    return xr.Dataset({"log_s_quantile": quantiles, "zero_share": (pooled == -np.inf).mean("value")})
+
+
 def judge(dataset: xr.Dataset) -> xr.Dataset:
     """Rates, critical gains and verdicts of a survey.
 
@@ -70,9 +116,11 @@ def judge(dataset: xr.Dataset) -> xr.Dataset:
     Returns:
         `rate`, `rate_se`, `predicted_rate`, `verdict` over (activation, sigma_w); `measured_critical`,
         `measured_critical_se`, `measured_critical_seeds`, `predicted_critical` over (activation). A standard error
-        of fewer than two seeds is NaN.
+        of fewer than two seeds is NaN. For drawing, `gradient_ratio`, `gradient_profile` with its standard error,
+        their predictions, and the quantiles of the spectra.
     """
     by_seed = rate(dataset.log_grad_h).mean("input")
+    profiles = gradient_profile(dataset.log_grad_h).mean("input")
     mean, error = by_seed.mean("seed"), standard_error(by_seed)
     predicted = rate(dataset.predicted_log_grad_h)
     over_depth = np.abs(mean) * int(dataset.depth.max())
@@ -89,8 +137,13 @@ def judge(dataset: xr.Dataset) -> xr.Dataset:
             "measured_critical_se": standard_error(gains),
             "measured_critical_seeds": np.isfinite(gains).sum("seed"),
             "predicted_critical": crossing(predicted),
+            "gradient_ratio": gradient_ratio(dataset.log_grad_h).mean(("seed", "input")),
+            "predicted_gradient_ratio": gradient_ratio(dataset.predicted_log_grad_h),
+            "gradient_profile": profiles.mean("seed"),
+            "gradient_profile_se": standard_error(profiles),
+            "predicted_gradient_profile": gradient_profile(dataset.predicted_log_grad_h),
         }
-    )
+    ).merge(spectrum_quantiles(dataset.log_s))
 
 
 def standard_error(values: xr.DataArray, dim: str = "seed") -> xr.DataArray:
