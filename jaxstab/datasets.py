@@ -66,14 +66,18 @@ def load(name: str, path: str | Path | None = None, train: bool = True) -> Data:
         return _checked(pixels / 16.0, labels, name)
     if name == "mnist":
         if path is None:
-            raise ValueError('load("mnist") needs path=, the folder of the four IDX files; scripts/fetch_mnist makes one')
+            raise ValueError(
+                'load("mnist") needs path=, the folder of the four IDX files; scripts/fetch_mnist makes one'
+            )
         part = "train" if train else "t10k"
         images = _read_idx(Path(path), f"{part}-images-idx3-ubyte")
         labels = _read_idx(Path(path), f"{part}-labels-idx1-ubyte")
         if len(images) != len(labels):
             raise ValueError(f"{path}: {len(images)} {part} images but {len(labels)} labels")
         return _checked(images.reshape(len(images), -1) / 255.0, labels, f"mnist-{part}")
-    raise ValueError(f"unknown data set {name!r}; known are {', '.join(NAMES)}, or the path of an .npz file with x and y")
+    raise ValueError(
+        f"unknown data set {name!r}; known are {', '.join(NAMES)}, or the path of an .npz file with x and y"
+    )
 
 
 def normalise(x: Float[np.ndarray, "n d_in"], q0: float = 1.0) -> Float[np.ndarray, "n d_in"]:
@@ -141,7 +145,9 @@ def _read_idx(folder: Path, stem: str) -> np.ndarray:
         raise ValueError(f"{path}: not a complete gzip file ({error})") from error
     head = 4 + 4 * rank
     if len(content) < head or content[:4] != bytes([0, 0, 8, rank]):
-        raise ValueError(f"{path}: not an IDX file of {rank}-dimensional bytes, it starts with {content[:4].hex() or 'nothing'}")
+        raise ValueError(
+            f"{path}: not an IDX file of {rank}-dimensional bytes, it starts with {content[:4].hex() or 'nothing'}"
+        )
     shape = struct.unpack(f">{rank}I", content[4:head])
     if len(content) != head + int(np.prod(shape)):
         raise ValueError(f"{path}: its header promises {np.prod(shape)} bytes of data, it holds {len(content) - head}")

@@ -124,9 +124,9 @@ class MLP(nn.Module):
     def __call__(self, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch d_out"]:
         """The network's output, all layers in one pass."""
         h, _ = self._layer("identity", self.width).clone(name="embed", parent=self)(x)
-        scanned = nn.scan(
-            _Block, variable_axes={"params": 0}, split_rngs={"params": True}, length=self.depth
-        )(self.width, get(self.activation), WEIGHTS[self.weights], name="blocks")
+        scanned = nn.scan(_Block, variable_axes={"params": 0}, split_rngs={"params": True}, length=self.depth)(
+            self.width, get(self.activation), WEIGHTS[self.weights], name="blocks"
+        )
         h, _ = scanned(h, None)
         return self._layer(self.activation, self.features_out).clone(name="readout", parent=self)(h)[0]
 
@@ -187,9 +187,7 @@ def rescale(params: Params, sigma_w: ArrayLike, sigma_b: ArrayLike) -> Params:
         Parameters of the same dtypes.
     """
     factors = {"kernel": sigma_w, "bias": sigma_b}
-    return jax.tree.map_with_path(
-        lambda path, leaf: leaf * jnp.asarray(factors[path[-1].key], leaf.dtype), params
-    )
+    return jax.tree.map_with_path(lambda path, leaf: leaf * jnp.asarray(factors[path[-1].key], leaf.dtype), params)
 
 
 def variables(params: Params) -> dict[str, Any]:

@@ -133,9 +133,7 @@ def backward(
     check_floating("x", jnp.result_type(x))
     states = _states(chain, params, x)
     wanted = jnp.asarray(depths)
-    start, start_norm = jax.vmap(
-        lambda h: _unit(jax.grad(lambda h: loss(chain.readout(params, h)))(h))
-    )(states[wanted])
+    start, start_norm = jax.vmap(lambda h: _unit(jax.grad(lambda h: loss(chain.readout(params, h)))(h)))(states[wanted])
     rows = (slice(None),) + (None,) * (start.ndim - 1)
 
     def joined(layer: Array, cotangents: Array, norms: Array) -> tuple[Array, Array]:
@@ -157,7 +155,7 @@ def backward(
     layers = jnp.arange(1, params.depth + 1)
     carry, profile = jax.lax.scan(layer, nothing, (layers, params.blocks, states[:-1]), reverse=True)
     cotangents, norms = joined(jnp.asarray(0), *carry)
-    embed = lambda theta: chain.embed(params._replace(embed=theta), x)  # noqa: E731
+    embed = lambda theta: chain.embed(params._replace(embed=theta), x)
     theta = norms + jax.vmap(lambda v: _log_norm(jax.vjp(embed, params.embed)[1](v)))(cotangents)
     inside = jnp.arange(params.depth + 1)[:, None] <= wanted[None]
     return BackwardProfile(

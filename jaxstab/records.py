@@ -10,7 +10,6 @@ from typing import NamedTuple, get_type_hints
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-
 # a unit counts as saturated where |phi'| is at most this share of its maximum
 SATURATED = 0.1
 

@@ -35,9 +35,7 @@ class _Graded(NamedTuple):
     rows: Float[Array, "m k"]
 
 
-def _absorb(
-    factor: Float[Array, "n m"], graded: _Graded, rank: Int[Array, ""]
-) -> tuple[Float[Array, "n p"], _Graded]:
+def _absorb(factor: Float[Array, "n m"], graded: _Graded, rank: Int[Array, ""]) -> tuple[Float[Array, "n p"], _Graded]:
     """factor diag(e^d) X as Q diag(e^d') X', p = min(n, m); rows from `rank` on are exactly zero."""
     d, x = graded
     weight = jnp.log(jnp.linalg.norm(factor, axis=0)) + d
@@ -160,7 +158,7 @@ def log_singular_values(
         kept = jax.tree.map(lambda leaf: jnp.zeros((len(depths) + 1, *leaf.shape), leaf.dtype), start[1])
 
         def keep(kept: _Graded, graded: _Graded, slot: Array) -> _Graded:
-            put = lambda all_, one: jax.lax.dynamic_update_index_in_dim(all_, one, slot, 0)  # noqa: E731
+            put = lambda all_, one: jax.lax.dynamic_update_index_in_dim(all_, one, slot, 0)
             return jax.tree.map(put, kept, graded)
 
         def layer(carry: tuple, at: tuple) -> tuple[tuple, None]:

@@ -57,7 +57,7 @@ def provenance() -> dict[str, str]:
         "platform": platform.platform(),
         "processor": f"{platform.machine()}, {os.cpu_count()} cores",
         "device": f"{device.platform}: {device.device_kind}, {jax.device_count()}",
-        "x64": str(jax.config.jax_enable_x64),
+        "x64": str(jax.config.read("jax_enable_x64")),
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
     }

@@ -58,18 +58,16 @@ def predict(grid: Grid, d_in: int, c0: float) -> xr.Dataset:
 
     def one(activation: str | Activation) -> xr.Dataset:
         def cell(sigma_w: Array) -> tuple[tuple[Record, ...], Record]:
-            records = theory.predict(
-                activation, sigma_w, grid.sigma_b, grid.depths, width=grid.width, d_in=d_in, c0=c0
-            )
+            records = theory.predict(activation, sigma_w, grid.sigma_b, grid.depths, width=grid.width, d_in=d_in, c0=c0)
             return records, theory.fixed_point(activation, sigma_w, grid.sigma_b)
 
         records, point = jax.device_get(jax.jit(jax.vmap(cell))(jnp.asarray(grid.sigma_w, float)))
-        fields = {
+        fields: dict[str, tuple[tuple[str, ...], np.ndarray]] = {
             field: (("sigma_w", *dimensions(type(record), field, array.ndim - 1)), array)
             for record in records
             for field, array in record._asdict().items()
         }
-        fields |= {f"fixed_point_{field}": ("sigma_w", array) for field, array in point._asdict().items()}
+        fields |= {f"fixed_point_{field}": (("sigma_w",), array) for field, array in point._asdict().items()}
         return xr.Dataset(fields)
 
     parts = [one(activation) for activation in grid.activations]

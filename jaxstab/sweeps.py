@@ -42,9 +42,9 @@ class Sample(NamedTuple):
         label: class of x.
     """
 
-    x: Float[Array, " d_in"]
-    other: Float[Array, " d_in"]
-    label: Int[Array, ""]
+    x: Float[Array, "*cells d_in"]
+    other: Float[Array, "*cells d_in"]
+    label: Int[Array, "*cells"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +88,10 @@ class Grid:
         for name, values in (("sigma_w", self.sigma_w), ("sigma_b", (self.sigma_b,))):
             if not all(math.isfinite(v) and v >= 0 for v in values):
                 raise ValueError(f"{name} must be finite and >= 0, got {getattr(self, name)}")
-        for name, values in (("depths", self.depths), *((n, (getattr(self, n),)) for n in ("seeds", "width", "inputs"))):
+        for name, values in (
+            ("depths", self.depths),
+            *((n, (getattr(self, n),)) for n in ("seeds", "width", "inputs")),
+        ):
             if not all(isinstance(v, int) and v >= 1 for v in values):
                 raise ValueError(f"{name} must be integers >= 1, got {getattr(self, name)}")
         if self.dtype not in ("float32", "float64"):
@@ -138,7 +141,7 @@ def signal(chain: networks.Chain, params: networks.Params, sample: Sample, depth
     Returns:
         ForwardProfile, CorrelationProfile, BackwardProfile.
     """
-    loss = lambda y: optax.softmax_cross_entropy_with_integer_labels(y, sample.label)  # noqa: E731
+    loss = lambda y: optax.softmax_cross_entropy_with_integer_labels(y, sample.label)
     return (
         propagation.forward(chain, params, sample.x),
         propagation.correlation(chain, params, sample.x, sample.other),
@@ -213,7 +216,7 @@ def samples(grid: Grid, data: Data) -> Sample:
         [np.random.default_rng(seed).choice(len(data.x), 2 * grid.inputs, replace=False) for seed in range(grid.seeds)]
     )
     x = normalise(data.x)[chosen].astype(grid.dtype)
-    return Sample(x[:, : grid.inputs], x[:, grid.inputs :], data.y[chosen[:, : grid.inputs]])
+    return Sample(*map(jnp.asarray, (x[:, : grid.inputs], x[:, grid.inputs :], data.y[chosen[:, : grid.inputs]])))
 
 
 def run(
@@ -243,7 +246,7 @@ def run(
     Raises:
         ValueError: if data or grid do not fit, or float64 is asked for while JAX has it switched off.
     """
-    if grid.dtype == "float64" and not jax.config.jax_enable_x64:
+    if grid.dtype == "float64" and not jax.config.read("jax_enable_x64"):
         raise ValueError('dtype "float64" needs jax.config.update("jax_enable_x64", True) first')
     plan, inputs = estimate(grid, data.x.shape[1], chunk_size), samples(grid, data)
     programs = [_program(grid, activation, measure, precision) for activation in grid.activations]
@@ -261,7 +264,7 @@ def run(
             seeds, at = seeds % grid.seeds, at % len(gains)
             keys = jax.vmap(jax.random.key)(seeds)
             # fetched, hence finished, before the next is sent: one program in flight
-            results.append(jax.device_get(program(keys, gains[at], jax.tree.map(lambda a: a[seeds], inputs))))
+            results.append(jax.device_get(program(keys, gains[at], Sample(*(field[seeds] for field in inputs)))))
     dataset = _labelled(grid, plan, results)
     return dataset.assign_attrs(grid=grid.to_json(), data=data.name, data_sha256=data.sha256, precision=precision)
 
@@ -298,9 +301,7 @@ def _labelled(grid: Grid, plan: Estimate, results: list[Record]) -> xr.Dataset:
     def assemble(*parts: np.ndarray) -> np.ndarray:
         blocks = np.array_split(np.arange(len(parts)), len(grid.activations))
         whole = [
-            np.concatenate(
-                [np.concatenate([parts[i] for i in row], axis=1) for row in np.split(block, rows)], axis=0
-            )
+            np.concatenate([np.concatenate([parts[i] for i in row], axis=1) for row in np.split(block, rows)], axis=0)
             for block in blocks
         ]
         assert len(blocks[0]) == rows * columns
@@ -329,6 +330,4 @@ def with_coordinates(dataset: xr.Dataset, grid: Grid) -> xr.Dataset:
         The dataset with coordinates.
     """
     known = {"activation": list(grid.names), "sigma_w": list(grid.sigma_w), "depth": list(grid.depths)}
-    return dataset.assign_coords(
-        {d: known.get(str(d), np.arange(size)) for d, size in dataset.sizes.items()}
-    )
+    return dataset.assign_coords({d: known.get(str(d), np.arange(size)) for d, size in dataset.sizes.items()})

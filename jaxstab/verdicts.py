@@ -135,7 +135,7 @@ def judge(dataset: xr.Dataset) -> xr.Dataset:
             "verdict": xr.where(np.isfinite(mean), verdict, "undefined"),
             "measured_critical": gains.mean("seed"),
             "measured_critical_se": standard_error(gains),
-            "measured_critical_seeds": np.isfinite(gains).sum("seed"),
+            "measured_critical_seeds": gains.count("seed"),
             "predicted_critical": crossing(predicted),
             "gradient_ratio": gradient_ratio(dataset.log_grad_h).mean(("seed", "input")),
             "predicted_gradient_ratio": gradient_ratio(dataset.predicted_log_grad_h),
@@ -147,7 +147,7 @@ def judge(dataset: xr.Dataset) -> xr.Dataset:
 
 
 def standard_error(values: xr.DataArray, dim: str = "seed") -> xr.DataArray:
-    """Standard error of the mean over a dimension, of the finite values there.
+    """Standard error of the mean over a dimension, of the values there that are not NaN.
 
     Args:
         values: independent along `dim`.
@@ -156,26 +156,28 @@ def standard_error(values: xr.DataArray, dim: str = "seed") -> xr.DataArray:
     Returns:
         Standard deviation (n - 1) over the square root of n; NaN for fewer than two values.
     """
-    count = np.isfinite(values).sum(dim)
-    spread = np.sqrt(((values - values.mean(dim)) ** 2).sum(dim) / (count - 1).where(count > 1))
-    return spread / np.sqrt(count)
+    count = values.count(dim)
+    variance = ((values - values.mean(dim)) ** 2).sum(dim) / (count - 1).where(count > 1)
+    return (variance / count) ** 0.5
 
 
-def regions(verdicts: xr.DataArray) -> list[tuple[str, float, float]]:
+def regions(verdicts: xr.DataArray) -> list[tuple[str, float, float, int]]:
     """Neighbouring gains of one verdict joined.
 
     Args:
         verdicts: over (sigma_w).
 
     Returns:
-        (verdict, lowest gain, highest gain), ascending.
+        (verdict, lowest gain, highest gain, number of gains), ascending.
 
     Example:
         >>> regions(xr.DataArray(["vanish", "vanish", "explode"], dims="sigma_w", coords={"sigma_w": [1.0, 2.0, 3.0]}))
-        [('vanish', 1.0, 2.0), ('explode', 3.0, 3.0)]
+        [('vanish', 1.0, 2.0, 2), ('explode', 3.0, 3.0, 1)]
     """
-    joined: list[tuple[str, float, float]] = []
+    joined: list[tuple[str, float, float, int]] = []
     for gain, verdict in zip(verdicts.sigma_w.values.tolist(), verdicts.values.tolist(), strict=True):
-        start = joined.pop()[1] if joined and joined[-1][0] == verdict else gain
-        joined.append((verdict, start, gain))
+        start, count = gain, 0
+        if joined and joined[-1][0] == verdict:
+            _, start, _, count = joined.pop()
+        joined.append((verdict, start, gain, count + 1))
     return joined

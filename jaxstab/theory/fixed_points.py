@@ -62,10 +62,13 @@ def _bisect(f: Partial, low: Array, high: Array) -> Array:
 
 
 def _roots(f: Partial, slope: Partial, scale: Partial) -> tuple[Array, Array]:
-    """All sign changes of f on the grid of lengths, bisected: CAPACITY roots ascending, NaN behind them.
+    """All sign changes of f on the grid of lengths, bisected.
 
     Values within rounding of `scale` count as zero. Two roots between neighbouring lengths show as a slope that
-    changes sign there: the extremum between them joins the grid. Also says whether f is zero all along.
+    changes sign there: the extremum between them joins the grid.
+
+    Returns:
+        CAPACITY roots ascending, NaN behind them; and whether f is zero all along.
     """
     q = _lengths(jnp.result_type(float))
     rising = jnp.sign(slope(q))
@@ -140,11 +143,9 @@ def _climbing(state: tuple[Partial, Partial, Array, Array, Array]) -> Array:
 
 
 def _stable_correlation(phi: Activation, sigma_w: Array, sigma_b: Array, q: Array) -> Array:
-    """The stable c* in [0, 1] of the correlation map at length q.
-
-    The map is convex on [0, 1] (Hermite coefficients squared), so Newton from 0 climbs to the lowest root without
-    overshooting, and that root is 1 exactly when the slope at 1 is at most 1.
-    """
+    """The stable c* in [0, 1] of the correlation map at length q."""
+    # The map is convex on [0, 1] (its coefficients are squared Hermite coefficients of phi), so Newton from 0 climbs to
+    # the lowest root without overshooting, and that root is 1 exactly when the slope at 1 is at most 1.
     excess, slope = (Partial(f, *stop_gradient((sigma_w, sigma_b, q))) for f in _correlation_functions(phi))
     one = jnp.ones_like(q)
     ordered = slope(one) <= _tolerance(q)
@@ -162,21 +163,21 @@ def _around(phi: Activation, sigma_w: Array, sigma_b: Array, q: Array) -> FixedP
     c = _stable_correlation(phi, sigma_w, sigma_b, at)
     chi_1 = sigma_w**2 * derivative_moment(phi, at)
     chi_c = correlation_slope(phi, sigma_w, sigma_b, at, c)
-    point = FixedPoint(
+    known = lambda field: jnp.where(nowhere, jnp.nan, field)
+    return FixedPoint(
         q=q,
-        c=c,
-        chi_1=chi_1,
-        chi_c=chi_c,
-        xi_q=_depth_scale(slope),
-        xi_c=_depth_scale(chi_c),
-        xi_grad=jnp.abs(_depth_scale(chi_1)),
+        c=known(c),
+        chi_1=known(chi_1),
+        chi_c=known(chi_c),
+        xi_q=known(_depth_scale(slope)),
+        xi_c=known(_depth_scale(chi_c)),
+        xi_grad=known(jnp.abs(_depth_scale(chi_1))),
         stable=(jnp.abs(slope) < 1.0 - _tolerance(q)) & jnp.isfinite(q),
     )
-    return FixedPoint(*(jnp.where(nowhere, jnp.nan, field) for field in point[:-1]), point.stable & ~nowhere)
 
 
 def _candidates(phi: Activation, sigma_w: Array, sigma_b: Array, q0: ArrayLike) -> Array:
-    """All length fixed points ascending, NaN behind: 0 and the positive ones; where every length is one, the input's."""
+    """All length fixed points ascending, NaN behind: 0, the positive ones; where every length is one, the input's."""
     roots, marginal = _length_roots(phi, sigma_w, sigma_b)
     at_zero = (sigma_b == 0) & (phi(jnp.zeros_like(sigma_b)) == 0)
     roots = jnp.sort(jnp.where(at_zero, jnp.roll(roots, 1).at[0].set(0.0), roots))
@@ -188,9 +189,7 @@ def _first_length(sigma_w: Array, sigma_b: Array, q0: ArrayLike) -> Array:
     return sigma_w**2 * _float(q0) + sigma_b**2
 
 
-def fixed_points(
-    activation: AnyActivation, sigma_w: ArrayLike, sigma_b: ArrayLike, q0: ArrayLike = 1.0
-) -> FixedPoint:
+def fixed_points(activation: AnyActivation, sigma_w: ArrayLike, sigma_b: ArrayLike, q0: ArrayLike = 1.0) -> FixedPoint:
     """All fixed points of the length map, ascending in q, stable or not.
 
     q* = sigma_w^2 V(q*) + sigma_b^2 (Poole et al. 2016, eq. 3). gelu and silu have three just below
@@ -211,9 +210,9 @@ def fixed_points(
         ValueError: if a gain is negative or not finite.
 
     Example:
-        >>> point = fixed_points("gelu", 1.985**0.5, 0.0)
-        >>> [f"{q:.3g}" for q in point.q if q == q], point.stable[:3].tolist()
-        (['0', '12.3', '1.49e+03'], [True, False, True])
+        >>> point = fixed_points("gelu", 1.995**0.5, 0.4)
+        >>> [f"{q:.3f}" for q in point.q if q == q], point.stable[:3].tolist()
+        (['1.566', '2.173', '41.458'], [True, False, True])
     """
     phi = get(activation)
     check_gains(sigma_w, sigma_b)
@@ -221,9 +220,7 @@ def fixed_points(
     return jax.vmap(lambda q: _around(phi, w, b, q))(_candidates(phi, w, b, q0))
 
 
-def fixed_point(
-    activation: AnyActivation, sigma_w: ArrayLike, sigma_b: ArrayLike, q0: ArrayLike = 1.0
-) -> FixedPoint:
+def fixed_point(activation: AnyActivation, sigma_w: ArrayLike, sigma_b: ArrayLike, q0: ArrayLike = 1.0) -> FixedPoint:
     """The fixed point that a network reaches from inputs of mean square q0.
 
     The next one above or below the first layer's length q_1 = sigma_w^2 q0 + sigma_b^2, whichever way the length

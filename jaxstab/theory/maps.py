@@ -108,9 +108,7 @@ def _kernel(phi: Activation, q: Array, c: Array) -> tuple[Array, Array]:
     return covariance + q * derivative * (c - apart), derivative
 
 
-def length_map(
-    activation: AnyActivation, sigma_w: ArrayLike, sigma_b: ArrayLike, q: ArrayLike
-) -> Float[Array, ""]:
+def length_map(activation: AnyActivation, sigma_w: ArrayLike, sigma_b: ArrayLike, q: ArrayLike) -> Float[Array, ""]:
     """One layer's map of the length, q' = sigma_w^2 V(q) + sigma_b^2 (Poole et al. 2016, eq. 3).
 
     Args:

@@ -89,6 +89,9 @@ def predict(
 
     values = min(width, d_in)
     log_mean_square = 2 * jnp.log(w) + climbed[jnp.asarray(depths)] + jnp.log(width / values)
-    return forward, CorrelationProfile(c), backward, Spectrum(
-        jnp.full((len(depths), values), jnp.nan, q.dtype), log_mean_square.astype(q.dtype)
+    return (
+        forward,
+        CorrelationProfile(c),
+        backward,
+        Spectrum(jnp.full((len(depths), values), jnp.nan, q.dtype), log_mean_square.astype(q.dtype)),
     )

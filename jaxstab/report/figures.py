@@ -1,14 +1,7 @@
-"""Figures and the report page: one self-contained HTML file. Draws what a survey holds; computes nothing.
+"""The figures of a survey: functions of the dataset that return a matplotlib figure, for papers and notebooks too."""
 
-Every figure is a function of the dataset that returns a matplotlib figure, for use in a paper or a notebook too.
-"""
-
-import base64
-import html
-import io
 import json
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import xarray as xr
@@ -16,8 +9,6 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, TwoSlopeNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
-
-from jaxstab.verdicts import regions
 
 VANISH, CRITICAL, EXPLODE, UNDEFINED = "#2f6db3", "#6f7782", "#cf5a2c", "#c9ced6"
 COLOURS = {"vanish": VANISH, "critical": CRITICAL, "explode": EXPLODE, "undefined": UNDEFINED}
@@ -28,13 +19,15 @@ _COLUMNS = 4
 N_XI = 6
 
 
-def _panels(dataset: xr.Dataset, height: float, **share: str) -> tuple[Figure, list[tuple[str, Axes]]]:
+def _panels(
+    dataset: xr.Dataset, height: float, share: Literal["all", "none"] = "none"
+) -> tuple[Figure, list[tuple[str, Axes]]]:
     """One panel per activation, up to four in a row."""
     names = dataset.activation.values.tolist()
     columns = min(_COLUMNS, len(names))
     rows = -(-len(names) // columns)
     figure = Figure(figsize=(3.1 * columns + 0.8, height * rows + 0.3), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False, **share).ravel()
+    axes = figure.subplots(rows, columns, squeeze=False, sharex=share, sharey=share).ravel()
     for axis in axes[len(names) :]:
         axis.set_visible(False)
     for name, axis in zip(names, axes[: len(names)], strict=True):
@@ -45,7 +38,7 @@ def _panels(dataset: xr.Dataset, height: float, **share: str) -> tuple[Figure, l
     return figure, list(zip(names, axes[: len(names)], strict=True))
 
 
-def _label(figure: Figure, axes: Sequence[tuple[str, Axes]], x: str, y: str) -> None:
+def _label(figure: Figure, x: str, y: str) -> None:
     figure.supxlabel(x, fontsize=9.5, color=_INK)
     figure.supylabel(y, fontsize=9.5, color=_INK)
 
@@ -93,7 +86,7 @@ def phase_diagram(dataset: xr.Dataset) -> Figure:
     Returns:
         The figure.
     """
-    figure, axes = _panels(dataset, 2.7, sharex="all", sharey="all")
+    figure, axes = _panels(dataset, 2.7, share="all")
     log_chi = np.log(dataset.phase_chi_1)
     norm = _symmetric(log_chi.values, 1.0)
     sigma_b = json.loads(dataset.attrs["grid"])["sigma_b"]
@@ -111,7 +104,7 @@ def phase_diagram(dataset: xr.Dataset) -> Figure:
         )  # fmt: skip
         axis.set_xlim(float(chi.phase_sigma_w.min()), float(chi.phase_sigma_w.max()))
         axis.set_ylim(0, float(chi.phase_sigma_b.max()))
-    _label(figure, axes, r"weight gain $\sigma_w$", r"bias $\sigma_b$")
+    _label(figure, r"weight gain $\sigma_w$", r"bias $\sigma_b$")
     bar = figure.colorbar(mesh, ax=[axis for _, axis in axes], pad=0.01, aspect=30, extend="both")
     bar.set_label(r"predicted $\ln\chi_1$", fontsize=9, color=_INK)
     bar.ax.tick_params(labelsize=8, colors=_MUTED)
@@ -147,7 +140,7 @@ def gradient_norms(dataset: xr.Dataset) -> Figure:
         axis.yaxis.set_major_locator(MaxNLocator(6, integer=True))
         axis.yaxis.set_major_formatter(FuncFormatter(_power_of_ten))
         _gain_legend(axis)
-    _label(figure, axes, "layer $l$", r"$|dL/dh_l|\;/\;|dL/dh_L|$")
+    _label(figure, "layer $l$", r"$|dL/dh_l|\;/\;|dL/dh_L|$")
     return figure
 
 
@@ -211,7 +204,7 @@ def gradient_heat_map(dataset: xr.Dataset) -> Figure:
     Returns:
         The figure.
     """
-    figure, axes = _panels(dataset, 2.9, sharex="all", sharey="all")
+    figure, axes = _panels(dataset, 2.9, share="all")
     norm = _symmetric(dataset.gradient_ratio.values, 3.0)
     depths, gains = np.log2(dataset.depth.values), dataset.sigma_w.values
     for name, axis in axes:
@@ -228,7 +221,7 @@ def gradient_heat_map(dataset: xr.Dataset) -> Figure:
         axis.set_yticks(depths, [str(d) for d in dataset.depth.values])
         axis.yaxis.set_minor_locator(NullLocator())
     axes[0][1].legend(fontsize=8, frameon=True, framealpha=0.85, edgecolor="none", loc="lower right")
-    _label(figure, axes, r"weight gain $\sigma_w$", "depth $L$")
+    _label(figure, r"weight gain $\sigma_w$", "depth $L$")
     bar = figure.colorbar(mesh, ax=[axis for _, axis in axes], pad=0.01, aspect=30, extend="both")
     bar.set_label(r"$\ln\,|dL/dh_0|\,/\,|dL/dh_L|$", fontsize=9, color=_INK)
     bar.ax.tick_params(labelsize=8, colors=_MUTED)
@@ -264,141 +257,5 @@ def singular_values(dataset: xr.Dataset) -> Figure:
         axis.yaxis.set_major_locator(MaxNLocator(6, integer=True))
         axis.yaxis.set_major_formatter(FuncFormatter(_power_of_ten))
         _gain_legend(axis)
-    _label(figure, axes, "depth $L$", r"singular values of $dh_L/dx$")
+    _label(figure, "depth $L$", r"singular values of $dh_L/dx$")
     return figure
-
-
-_SECTIONS: tuple[tuple[str, Callable[[xr.Dataset], Figure], str], ...] = (
-    (
-        "Phase diagram",
-        phase_diagram,
-        "Colour: predicted &chi;<sub>1</sub>, the factor of the squared gradient per layer (blue vanishes, orange "
-        "explodes). Line: the critical line &chi;<sub>1</sub> = 1, drawn where a network can stay on it. Points: "
-        "what was measured at the swept &sigma;<sub>b</sub>.",
-    ),
-    (
-        "Gradient against layer",
-        gradient_norms,
-        "Points: measured, mean and standard error over seeds, deepest network. Lines: mean-field prediction "
-        "(root mean square at infinite width; a typical network of finite width lies lower by O(depth/width)). "
-        "A gradient that falls to the left vanishes on its way to the input.",
-    ),
-    (
-        "Depth and gain",
-        gradient_heat_map,
-        f"Measured. Solid: L = {N_XI} &xi;<sub>&nabla;</sub>, where theory has the gradient changed by "
-        f"e<sup>&plusmn;{N_XI / 2:g}</sup>. Dashed: L = {N_XI} &xi;<sub>c</sub>, the depth to which Schoenholz et al. "
-        "(2017) found networks trainable.",
-    ),
-    (
-        "Singular values of the input-output Jacobian",
-        singular_values,
-        "Thin bars: 5 % to 95 % of the values that are not exactly zero, seeds pooled; thick: the middle half; circle: "
-        "median; tick: largest. Dotted: predicted root mean square over all values, zeros included.",
-    ),
-    (
-        "Forward signal",
-        forward_signal,
-        "Length q<sub>l</sub> (mean square pre-activation) and correlation c<sub>l</sub> of two digits. Points: "
-        "measured means. Lines: the length and correlation maps iterated.",
-    ),
-)
-
-_STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;color:#1f2630;background:#fbfbfa;margin:0 auto;max-width:1180px;padding:28px 24px 60px}
-h1{font-size:25px;margin:0 0 2px} h2{font-size:18px;margin:38px 0 4px} p{margin:4px 0 10px;max-width:80ch}
-.sub{color:#5c6672} img{width:100%;height:auto;display:block;background:#fff;border:1px solid #e4e6e9;border-radius:6px}
-table{border-collapse:collapse;margin:14px 0;font-variant-numeric:tabular-nums;width:100%}
-th{font-weight:600;text-align:left;color:#5c6672;font-size:13px;vertical-align:bottom}
-td,th{padding:6px 14px 6px 0;border-bottom:1px solid #e4e6e9} .bar{display:flex;height:22px;min-width:330px;border-radius:4px;overflow:hidden}
-.bar span{color:#fff;font-size:11.5px;line-height:22px;text-align:center;overflow:hidden;white-space:nowrap}
-dl{display:grid;grid-template-columns:max-content 1fr;gap:2px 18px;font-size:13px;color:#5c6672} dd{margin:0;overflow-wrap:anywhere}
-.key{display:inline-block;width:11px;height:11px;border-radius:3px;margin:0 5px 0 12px}
-"""
-
-
-def write(dataset: xr.Dataset, path: str | Path) -> Path:
-    """Write the report page of a survey, all figures inside.
-
-    Args:
-        dataset: a survey, fresh or loaded.
-        path: the HTML file; an existing one is replaced.
-
-    Returns:
-        The path.
-
-    Raises:
-        ValueError: if the dataset is no survey.
-        OSError: if the file cannot be written.
-    """
-    missing = {"verdict", "gradient_profile", "phase_chi_1", "log_s_quantile"} - set(dataset)
-    if missing or "grid" not in dataset.attrs:
-        raise ValueError(f"a report needs a survey's dataset; this one lacks {', '.join(sorted(missing)) or 'its grid'}")
-    grid = json.loads(dataset.attrs["grid"])
-    settings = (
-        f"{html.escape(str(dataset.attrs['data']))}, width {grid['width']}, depths {grid['depths'][0]} to "
-        f"{grid['depths'][-1]}, {len(grid['sigma_w'])} gains in [{grid['sigma_w'][0]:g}, {grid['sigma_w'][-1]:g}], "
-        f"&sigma;<sub>b</sub> = {grid['sigma_b']:.4g}, {grid['seeds']} seeds, {grid['inputs']} inputs each of mean "
-        f"square 1, {grid['weights']} weights, {grid['dtype']}"
-    )
-    sections = "".join(
-        f"<h2>{title}</h2><p class=sub>{caption}</p>{_image(draw(dataset), title)}" for title, draw, caption in _SECTIONS
-    )
-    details = "".join(
-        f"<dt>{html.escape(key)}</dt><dd>{html.escape(str(value))}</dd>" for key, value in dataset.attrs.items()
-    )
-    page = (
-        f"<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
-        f"<title>jaxstab: will signal and gradient survive this depth?</title><style>{_STYLE}</style>"
-        f"<h1>Will signal and gradient survive this depth?</h1><p class=sub>{settings}</p>{_table(dataset)}"
-        f"{sections}<h2>Provenance</h2><dl>{details}</dl></html>"
-    )
-    path = Path(path)
-    path.write_text(page, encoding="utf-8")
-    return path
-
-
-def _image(figure: Figure, title: str) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=140, facecolor="white")
-    return f"<img alt='{title}' src='data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}'>"
-
-
-def _number(value: float, where: str = "") -> str:
-    return f"{value:.3f}" if np.isfinite(value) else f"none{where}"
-
-
-def _error(value: float) -> str:
-    return f" &plusmn; {value:.3f}" if np.isfinite(value) else ""
-
-
-def _table(dataset: xr.Dataset) -> str:
-    """Critical gains and verdicts, one row per activation."""
-    depth = int(dataset.depth.max())
-    rows = []
-    for name in dataset.activation.values.tolist():
-        of = dataset.sel(activation=name)
-        joined = regions(of.verdict)
-        bar = "".join(
-            f"<span style='flex:{int((of.verdict.sigma_w >= low).values.sum() - (of.verdict.sigma_w > high).values.sum())};"
-            f"background:{COLOURS[verdict]}' title='{verdict}: {low:g} to {high:g}'>"
-            f"{f'{low:.2f}&ndash;{high:.2f}' if high > low else f'{low:.2f}'}</span>"
-            for verdict, low, high in joined
-        )
-        rows.append(
-            f"<tr><td><b>{html.escape(name)}</b></td><td>{_number(float(of.critical_here))}</td>"
-            f"<td>{_number(float(of.predicted_critical), ' in range')}</td>"
-            f"<td>{_number(float(of.measured_critical), ' in range')}{_error(float(of.measured_critical_se))}</td>"
-            f"<td><div class=bar>{bar}</div></td></tr>"
-        )
-    keys = "".join(f"<span class=key style='background:{COLOURS[v]}'></span>{v}" for v in ("vanish", "critical", "explode"))
-    return (
-        "<table><tr><th>activation</th><th>critical line,<br>&chi;<sub>1</sub> = 1</th>"
-        f"<th>predicted critical<br>&sigma;<sub>w</sub> at depth {depth}</th>"
-        "<th>measured critical<br>&sigma;<sub>w</sub> &plusmn; standard error</th>"
-        f"<th>verdict against &sigma;<sub>w</sub>{keys}</th></tr>{''.join(rows)}</table>"
-        "<p class=sub>The statistic is the fitted rate d ln|dL/dh<sub>l</sub>| / dl at the deepest depth; its zero is the "
-        "critical gain. &ldquo;None&rdquo; on the critical line: no gain at which a network stays at &chi;<sub>1</sub> = 1 "
-        "(for gelu and silu at small &sigma;<sub>b</sub> the point exists, but lengths are repelled from it). Critical: "
-        "rate within two standard errors of zero, or less than a factor e over the whole depth.</p>"
-    )
