@@ -48,7 +48,7 @@ def _lengths(dtype: jnp.dtype) -> Array:
 # activation: JAX then recognises the loop, and an eager second call compiles nothing.
 
 
-def _halve(_: int, state: tuple[Partial, Array, Array, Array]) -> tuple[Partial, Array, Array, Array]:
+def _halve(_: Array | int, state: tuple[Partial, Array, Array, Array]) -> tuple[Partial, Array, Array, Array]:
     f, sign, low, high = state
     middle = jnp.sqrt(low * high)
     left = jnp.sign(f(middle)) == sign

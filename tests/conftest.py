@@ -1,0 +1,22 @@
+"""Strict numerics for every test: x64, no silent dtype or rank promotion, warnings as errors."""
+
+import jax
+import matplotlib as mpl
+import pytest
+
+
+def pytest_addoption(parser):
+    parser.addoption("--float32", action="store_true", help="leave x64 off, as JAX has it by default")
+
+
+def pytest_configure(config):
+    jax.config.update("jax_enable_x64", not config.getoption("--float32"))
+    jax.config.update("jax_numpy_dtype_promotion", "strict")
+    jax.config.update("jax_numpy_rank_promotion", "raise")
+    mpl.use("agg")
+
+
+@pytest.fixture(scope="session")
+def eps():
+    """Rounding of the default float."""
+    return float(jax.numpy.finfo(jax.numpy.result_type(float)).eps)
