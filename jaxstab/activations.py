@@ -5,6 +5,7 @@ the quadrature where to split its panels; a closed-form kernel, where one exists
 """
 
 import difflib
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -182,12 +183,16 @@ def get(activation: str | Activation | Callable[[Array], Array]) -> Activation:
     return found
 
 
+@functools.cache
 def _check_elementwise(activation: Activation) -> None:
     # off the integers, so that no probe sits on a usual kink
-    probe = jnp.asarray([-2.3, -0.7, 0.4, 1.6])
+    probe = np.array([-2.3, -0.7, 0.4, 1.6])
     try:
+        # at once, also where a network is built while something around it is traced
         with jax.ensure_compile_time_eval():
-            whole, reordered, part = (np.asarray(activation.fn(z)) for z in (probe, probe[::-1], probe[1:2]))
+            whole, reordered, part = (
+                np.asarray(activation.fn(jnp.asarray(z))) for z in (probe, probe[::-1], probe[1:2])
+            )
     except Exception as error:
         raise ValueError(f"activation {activation.name!r} fails on a vector of four floats: {error}") from error
     same = whole.shape == (4,) and part.shape == (1,)

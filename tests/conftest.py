@@ -2,7 +2,11 @@
 
 import jax
 import matplotlib as mpl
-import pytest
+from hypothesis import settings
+
+# the same examples every time; compiling takes longer than any deadline
+settings.register_profile("fixed", derandomize=True, deadline=None)
+settings.load_profile("fixed")
 
 
 def pytest_addoption(parser):
@@ -14,9 +18,3 @@ def pytest_configure(config):
     jax.config.update("jax_numpy_dtype_promotion", "strict")
     jax.config.update("jax_numpy_rank_promotion", "raise")
     mpl.use("agg")
-
-
-@pytest.fixture(scope="session")
-def eps():
-    """Rounding of the default float."""
-    return float(jax.numpy.finfo(jax.numpy.result_type(float)).eps)

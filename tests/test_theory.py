@@ -148,7 +148,7 @@ def test_pair_expectation_agrees_with_nested_adaptive_quadrature(name, kinks):
     assert float(found) == pytest.approx(expected, abs=1e-10)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.floats(-9, 9), st.sampled_from(["hard_tanh", "elu", "selu", "gelu"]))
 def test_moments_hold_over_eight_decades_of_length(log_q, name):
     q = float(np.exp(log_q))
@@ -351,12 +351,12 @@ def test_jit_and_vmap_change_nothing():
 
 
 @pytest.mark.kernels
-def test_float32_theory_is_right_to_its_precision():
-    if jax.config.read("jax_enable_x64"):
-        pytest.skip("a float32 test: runs with --float32")
+def test_theory_is_right_to_the_precision_at_hand():
     point = _fixed("tanh")(2.5, 0.3)
-    assert point.q.dtype == jnp.float32
-    np.testing.assert_allclose([point.q, point.chi_1, point.c], [4.0791239, 1.5852248, 0.1221038], rtol=3e-5)
+    assert point.q.dtype == jnp.result_type(float)
+    # the sums run over some 10^4 nodes; float32 keeps five digits of them
+    rtol = 300 * float(jnp.finfo(point.q.dtype).eps) + 1e-8
+    np.testing.assert_allclose([point.q, point.chi_1, point.c], [4.07912388, 1.58522477, 0.12210375], rtol=rtol)
 
 
 @pytest.mark.parametrize(

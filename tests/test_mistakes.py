@@ -1,0 +1,63 @@
+"""What users get wrong in scripts: a plain interpreter, no type checker in between, one clear error each."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+
+SETUP = """
+import json, sys
+import numpy as np, jax, jax.numpy as jnp
+from jaxstab import activations, networks, propagation, spectra, theory, sweeps, datasets
+key, data = jax.random.key(0), datasets.Data(np.ones((9, 4), np.float32), np.zeros(9, np.int32), "ones")
+mlp = networks.MLP(3, 4); chain = networks.chain(mlp); params = networks.init(mlp, key, jnp.ones(4))
+"""
+CASES = {
+    "networks.MLP(0, 4)": r"depth must be an integer >= 1, got 0",
+    "networks.MLP(2, 1.5)": r"width must be an integer >= 1, got 1.5",
+    "networks.init(mlp, key, np.arange(3))": r"x must be floating, got dtype int",
+    "networks.init(mlp, key, jnp.ones(3), float('nan'))": r"sigma_w must be finite and >= 0, got nan",
+    "propagation.backward(chain, params, jnp.arange(4), jnp.sum)": r"x must be floating, got dtype int",
+    "propagation.backward(chain, params, jnp.ones(4), jnp.sum, [1.0])": r"depths must be ascending integers in \[0, 3\]",
+    "spectra.log_singular_values(chain, params, jnp.ones(4), [4])": r"integers in \[0, 3\], at least one, got \[4\]",
+    "spectra.log_singular_values(chain, params, np.arange(4), [2])": r"x must be floating",
+    "spectra.product_log_singular_values(np.ones((3, 2, 4)))": r"\[layers, n, n\], got shape \(3, 2, 4\)",
+    "spectra.product_log_singular_values(np.ones((2, 2)))": r"got shape \(2, 2\)",
+    "spectra.product_log_singular_values(np.ones((0, 2, 2)))": r"got shape \(0, 2, 2\)",
+    "spectra.product_log_singular_values(np.ones((2, 3, 3), int))": r"factors must be floating, got dtype int",
+    "activations.get('siloo')": r"unknown activation 'siloo'; did you mean silu",
+    "activations.get(3)": r"a name or a callable, got int",
+    "theory.fixed_point('tanh', -1.0, 0.0)": r"sigma_w must be finite and >= 0, got -1.0",
+    "theory.predict('tanh', 1.0, 0.0, [], width=4, d_in=4)": r"depths must be ascending integers",
+    "sweeps.Grid(depths=())": r"depths must be ascending values, at least one, got \[\]",
+    "sweeps.Grid(sigma_w=())": r"sigma_w must be ascending values, at least one",
+    "sweeps.Grid(sigma_w=(1.0, float('inf')))": r"sigma_w must be finite and >= 0",
+    "sweeps.Grid(activations=())": r"activations must be one or more",
+    "sweeps.Grid(activations=('tanh', 'tanh'))": r"activations must be one or more different",
+    "sweeps.Grid(depths=(0, 1))": r"depths must be integers >= 1, got \(0, 1\)",
+    "sweeps.Grid(width=0)": r"width must be integers >= 1, got 0",
+    "sweeps.Grid(dtype='float16')": r"dtype must be float32 or float64, got 'float16'",
+    "sweeps.Grid(weights='uniform')": r"weights must be one of gaussian, orthogonal",
+    "sweeps.run(sweeps.Grid(dtype='float64'), sweeps.signal, data)": r'needs jax.config.update\("jax_enable_x64", True\)',
+    "sweeps.run(sweeps.Grid(inputs=5), sweeps.signal, data)": r"5 inputs need 10 examples, ones has 9",
+    "sweeps.estimate(sweeps.Grid(), 4, 0)": r"chunk_size must be >= 1, got 0",
+}
+
+
+@pytest.fixture(scope="module")
+def answers():
+    tell = "\nfor case in json.loads(sys.argv[1]):\n    try:\n        eval(case); print(json.dumps('accepted'))\n"
+    tell += "    except (ValueError, TypeError) as error:\n        print(json.dumps(str(error)))\n"
+    run = subprocess.run(
+        [sys.executable, "-c", SETUP + tell, json.dumps(list(CASES))], capture_output=True, text=True, timeout=200
+    )
+    assert run.returncode == 0, run.stderr
+    return dict(zip(CASES, map(json.loads, run.stdout.splitlines()), strict=True))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_one_clear_error(answers, case):
+    assert re.search(CASES[case], answers[case]), answers[case]
+    assert "\n" not in answers[case]

@@ -1,0 +1,102 @@
+"""Networks: the chain is the module, the draw is the law, the gains are traced."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxstab import networks
+from jaxstab.networks import MLP
+
+KEY = jax.random.key(0)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, None])
+@pytest.mark.parametrize("weights", ["gaussian", "orthogonal"])
+@pytest.mark.kernels
+def test_chain_computes_what_the_module_does(weights, dtype):
+    dtype = dtype or jnp.result_type(float)
+    mlp, x = (
+        MLP(depth=3, width=16, activation="gelu", features_out=4, weights=weights),
+        jnp.linspace(-1, 1, 9, dtype=dtype),
+    )
+    params, chain = networks.init(mlp, KEY, x, 1.4, 0.3), networks.chain(mlp)
+    h = chain.embed(params, x)
+    for i in range(3):
+        h = chain.block(jax.tree.map(lambda leaf, i=i: leaf[i], params.blocks), h)
+    y = chain.readout(params, h)
+    assert y.dtype == dtype and y.shape == (4,) and params.depth == 3
+    chex.assert_trees_all_equal_dtypes(params, jax.tree.map(lambda leaf: leaf.astype(dtype), params))
+    np.testing.assert_allclose(y, mlp.apply(networks.variables(params), x), rtol=1e-5)
+
+
+def test_network_is_the_formula():
+    mlp, x = MLP(depth=2, width=5, activation="tanh", features_out=3), jnp.linspace(0.1, 1, 4)
+    params = networks.init(mlp, KEY, x, 1.3, 0.2)
+    dense = lambda layer, h: h @ layer["dense"]["kernel"] + layer["dense"]["bias"]
+    h = dense(params.embed, x)
+    for i in range(2):
+        h = dense(jax.tree.map(lambda leaf, i=i: leaf[i], params.blocks), jnp.tanh(h))
+    np.testing.assert_allclose(mlp.apply(networks.variables(params), x), dense(params.readout, jnp.tanh(h)), rtol=1e-12)
+
+
+def test_weights_and_biases_follow_the_law():
+    mlp = MLP(depth=4, width=300)
+    params = networks.init(mlp, KEY, jnp.ones(200), 1.7, 0.4)
+    for kernel, fan_in in ((params.embed["dense"]["kernel"], 200), (params.blocks["dense"]["kernel"], 300)):
+        scaled = np.asarray(kernel).ravel() * np.sqrt(fan_in) / 1.7
+        n = len(scaled)
+        # standard errors of the second and fourth moments of a normal sample; a truncated normal's kurtosis is 2.37
+        assert abs(np.mean(scaled**2) - 1) < 4 * np.sqrt(2 / n)
+        assert abs(np.mean(scaled**4) - 3) < 4 * np.sqrt(96 / n)
+    biases = np.concatenate([np.asarray(p["dense"]["bias"]).ravel() for p in (params.embed, params.blocks)]) / 0.4
+    assert abs(np.mean(biases**2) - 1) < 4 * np.sqrt(2 / len(biases))
+
+
+def test_orthogonal_weights_are_haar():
+    mlp = MLP(depth=400, width=6, weights="orthogonal")
+    kernels = np.asarray(networks.init(mlp, KEY, jnp.ones(6), 2.0).blocks["dense"]["kernel"]) / 2.0
+    np.testing.assert_allclose(
+        kernels @ kernels.transpose(0, 2, 1), np.broadcast_to(np.eye(6), kernels.shape), atol=1e-12
+    )
+    # QR without its sign fix biases the diagonal: Haar has trace of mean 0 and variance 1
+    traces = np.trace(kernels, axis1=1, axis2=2)
+    assert abs(traces.mean()) < 4 / np.sqrt(400)
+    assert abs(np.mean(traces**2) - 1) < 4 * np.sqrt(2 / 400)
+
+
+def test_gains_share_one_draw_and_are_traced():
+    mlp, x = MLP(depth=2, width=8), jnp.ones(3)
+    traced = chex.assert_max_traces(lambda w, b: networks.init(mlp, KEY, x, w, b), n=1)
+    init = jax.jit(traced)
+    unit, scaled = init(1.0, 1.0), init(2.5, 0.5)
+    chex.assert_trees_all_close(scaled, networks.rescale(unit, 2.5, 0.5), rtol=1e-12)
+    np.testing.assert_allclose(scaled.embed["dense"]["kernel"], 2.5 * unit.embed["dense"]["kernel"], rtol=1e-12)
+    np.testing.assert_allclose(scaled.embed["dense"]["bias"], 0.5 * unit.embed["dense"]["bias"], rtol=1e-12)
+    many = jax.vmap(lambda key, w: networks.init(mlp, key, x, w).blocks)(jax.random.split(KEY, 3), jnp.ones(3))
+    assert many["dense"]["kernel"].shape == (3, 2, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"depth": 0, "width": 4}, "depth must be an integer >= 1, got 0"),
+        ({"depth": 2, "width": -1}, "width must be an integer >= 1, got -1"),
+        ({"depth": 2, "width": 4, "features_out": 0}, "features_out"),
+        ({"depth": 2, "width": 4, "weights": "uniform"}, "gaussian, orthogonal, got 'uniform'"),
+        ({"depth": 2, "width": 4, "activation": "rellu"}, "did you mean relu"),
+        ({"depth": 2, "width": 4, "activation": jax.nn.softmax}, "not elementwise"),
+    ],
+)
+def test_bad_networks_are_refused(settings, named):
+    with pytest.raises(ValueError, match=named):
+        MLP(**settings)
+
+
+def test_bad_inputs_are_refused():
+    mlp = MLP(depth=2, width=4)
+    with pytest.raises(ValueError, match="sigma_w must be finite and >= 0, got -1"):
+        networks.init(mlp, KEY, jnp.ones(3), -1.0)
+    with pytest.raises(ValueError, match="sigma_b must be finite"):
+        networks.init(mlp, KEY, jnp.ones(3), 1.0, jnp.nan)

@@ -1,0 +1,204 @@
+"""Spectra against dense Jacobians in range, and against multi-precision truth far beyond it."""
+
+import jax
+import jax.numpy as jnp
+import mpmath as mp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxstab import networks, spectra
+from jaxstab.networks import MLP, Params
+
+KEY = jax.random.key(3)
+
+# eager, each small operation compiles by itself: minutes over a test session
+log_singular_values = jax.jit(spectra.log_singular_values, static_argnums=(0, 3, 4))
+product_log_singular_values = jax.jit(spectra.product_log_singular_values, static_argnames="sweeps")
+
+
+def _truth(factors):
+    """ln of the singular values of factors[-1] ... factors[0] in 120 digits; -inf where they vanish."""
+    with mp.workdps(120):
+        product = mp.eye(factors.shape[1])
+        for factor in factors:
+            product = mp.matrix(factor.tolist()) * product
+        values = mp.svd_r(product, compute_uv=False)
+        floor = mp.mpf(10) ** -100 * max(values)
+        return np.array(sorted((float(mp.log(v)) if v > floor else -np.inf for v in values), reverse=True))
+
+
+def _gaussian(layers, n, seed=0):
+    # rounded to float32, so that both precisions see the same matrices
+    return np.random.default_rng(seed).normal(size=(layers, n, n)).astype(np.float32).astype(float) / n**0.5
+
+
+def _network(activation, depth=5, width=12, d_in=9, sigma_w=1.4, weights="gaussian", dtype=None):
+    mlp = MLP(depth, width, activation, weights=weights)
+    x = jax.random.normal(jax.random.key(5), (d_in,), dtype or jnp.result_type(float))
+    return networks.chain(mlp), networks.init(mlp, KEY, x, sigma_w, 0.1), x
+
+
+def _dense(chain, params, x, depth):
+    def state(x):
+        h = chain.embed(params, x)
+        for i in range(depth):
+            h = chain.block(jax.tree.map(lambda leaf, i=i: leaf[i], params.blocks), h)
+        return h
+
+    return np.linalg.svd(np.asarray(jax.jacobian(state)(x)), compute_uv=False)
+
+
+@pytest.mark.parametrize(("layers", "n"), [(60, 8), (1, 8), (4, 12), (30, 10), (100, 1)])
+@pytest.mark.kernels
+def test_product_of_gaussian_factors_against_multiprecision(layers, n):
+    factors = np.random.default_rng(0).normal(size=(layers, n, n)).astype(np.float32).astype(float)
+    truth = _truth(factors)
+    single = product_log_singular_values(jnp.asarray(factors, jnp.float32), sweeps=16)
+    np.testing.assert_allclose(single, truth, atol=1e-3)
+    if jax.config.read("jax_enable_x64"):
+        double = product_log_singular_values(jnp.asarray(factors), sweeps=16)
+        np.testing.assert_allclose(double, truth, atol=1e-9)
+
+
+def test_explicit_product_could_not_do_it():
+    factors = _gaussian(60, 8)
+    truth = _truth(factors)
+    assert truth[0] == pytest.approx(-2, abs=1) and truth[-1] < -100
+    with np.errstate(divide="ignore"):
+        explicit = np.log(np.linalg.svd(np.linalg.multi_dot(factors[::-1]), compute_uv=False))
+    assert np.max(np.abs(explicit - truth)) > 60, "this is why the product is never formed"
+    np.testing.assert_allclose(product_log_singular_values(jnp.asarray(factors)), truth, atol=1e-9)
+
+
+def test_default_sweeps_err_by_less_than_promised():
+    # close values far below the largest are what QR sweeps are slow at: 48 wide at depth 24 has hundreds of them
+    factors = jnp.asarray(_gaussian(24, 48))
+    settled = product_log_singular_values(factors, sweeps=400)
+    found = product_log_singular_values(factors)
+    # the module says 0.2 / sweeps
+    assert float(jnp.max(jnp.abs(found - settled))) < 0.2 / spectra.SWEEPS
+
+
+def test_order_and_gaps_beyond_any_float():
+    factors = np.stack([np.diag([1e-200, 1.0, 1e-150, 1e100])] * 30)
+    expected = np.log(10) * np.array([3000.0, 0.0, -4500.0, -6000.0])
+    np.testing.assert_allclose(product_log_singular_values(jnp.asarray(factors)), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("killed", [[2], [0, 5], [1, 3, 4]])
+@pytest.mark.kernels
+def test_killed_directions_are_minus_infinity_and_the_rest_is_right(killed):
+    factors = _gaussian(7, 6, seed=1)
+    factors[3][:, killed] = 0.0
+    factors[5][:, killed[:1]] = 0.0
+    truth = _truth(factors)
+    rank = 6 - len(killed)
+    dtype = jnp.result_type(float)
+    found = np.asarray(product_log_singular_values(jnp.asarray(factors, dtype), sweeps=16))
+    assert np.isfinite(found).sum() == rank and np.isfinite(truth).sum() == rank
+    np.testing.assert_allclose(found[:rank], truth[:rank], atol=1e-9 if dtype == jnp.float64 else 1e-3)
+
+
+def test_a_factor_of_zeros_kills_everything():
+    factors = _gaussian(4, 5)
+    factors[2] = 0.0
+    assert np.all(np.asarray(product_log_singular_values(jnp.asarray(factors))) == -np.inf)
+
+
+@settings(max_examples=25)
+@given(st.integers(0, 10**6), st.floats(-200, 200), st.floats(0, 12))
+def test_scaling_and_grading_are_followed_exactly(seed, shift, spread):
+    # scaling a factor by e^s moves every logarithm by s; rows graded by e^spread are absorbed without loss
+    factors = np.random.default_rng(seed).normal(size=(5, 4, 4))
+    graded = factors * np.exp(-spread * np.arange(4))[None, :, None]
+    base = product_log_singular_values(jnp.asarray(graded), sweeps=16)
+    moved = product_log_singular_values(jnp.asarray(graded * np.exp(shift)), sweeps=16)
+    np.testing.assert_allclose(moved, base + 5 * shift, atol=1e-9)
+    total = sum(np.linalg.slogdet(factor)[1] for factor in graded)
+    assert float(jnp.sum(base)) == pytest.approx(total, abs=1e-8), "the logarithms sum to ln |det|"
+
+
+@pytest.mark.parametrize("activation", ["tanh", "gelu", "identity"])
+@pytest.mark.parametrize("d_in", [5, 12, 30])
+@pytest.mark.kernels
+def test_jacobian_of_a_chain_against_autodiff(activation, d_in):
+    chain, params, x = _network(activation, d_in=d_in)
+    found = log_singular_values(chain, params, x, (0, 1, 3, 5), sweeps=16)
+    assert found.shape == (4, min(12, d_in))
+    single = x.dtype == jnp.float32
+    for row, depth in enumerate([0, 1, 3, 5]):
+        expected = np.log(_dense(chain, params, x, depth))
+        # a dense SVD in float32 is right to eps times the largest value only
+        atol = 1e-4 * np.exp(expected[0] - expected) if single else 1e-9 * np.exp(expected[0] - expected)
+        assert np.all(np.abs(np.asarray(found[row]) - expected) < atol + 1e-9)
+    plain = spectra.singular_values(chain, params, x, [3], sweeps=16)
+    np.testing.assert_allclose(plain[0], np.exp(found[2]), rtol=1e-5)
+
+
+@pytest.mark.kernels
+def test_relu_rank_is_the_smallest_active_count():
+    chain, params, x = _network("relu", depth=8, width=20, d_in=40)
+    h, active = chain.embed(params, x), []
+    for i in range(8):
+        active.append(int((h > 0).sum()))
+        h = chain.block(jax.tree.map(lambda leaf, i=i: leaf[i], params.blocks), h)
+    log_s = log_singular_values(chain, params, x, (1, 4, 8))
+    finite = np.isfinite(log_s).sum(axis=1)
+    assert finite.tolist() == [min(active[:1]), min(active[:4]), min(active)]
+    assert not np.isnan(log_s).any()
+    assert min(active) < 20
+
+
+@pytest.mark.kernels
+def test_saturated_tanh_is_small_but_not_dead_in_float32():
+    chain, params, x = _network("tanh", depth=6, width=16, sigma_w=30.0, dtype=jnp.float32)
+    log_s = log_singular_values(chain, params, x, (6,))
+    assert log_s.dtype == jnp.float32 and np.isfinite(log_s).all()
+
+
+@pytest.mark.kernels
+def test_orthogonal_chain_is_an_isometry_at_any_depth():
+    chain, params, x = _network("identity", depth=256, width=16, d_in=16, sigma_w=0.3, weights="orthogonal")
+    log_s = log_singular_values(chain, params, x, (1, 256))
+    expected = np.log(0.3) * np.array([[2.0], [257.0]])
+    # relative to s: the logarithms are off by the rounding of 257 additions
+    np.testing.assert_allclose(log_s, np.broadcast_to(expected, log_s.shape), atol=257 * 32 * jnp.finfo(x.dtype).eps)
+
+
+def test_depth_is_a_prefix():
+    chain, params, x = _network("tanh", depth=9)
+    deep = log_singular_values(chain, params, x, (2, 5, 9))
+    for row, depth in enumerate([2, 5, 9]):
+        shallow = Params(params.embed, jax.tree.map(lambda leaf, d=depth: leaf[:d], params.blocks), params.readout)
+        np.testing.assert_allclose(log_singular_values(chain, shallow, x, (depth,))[0], deep[row], atol=1e-11)
+
+
+def test_spectrum_record_carries_the_mean_square():
+    chain, params, x = _network("relu")
+    record = spectra.spectrum(chain, params, x, [2, 5])
+    s = np.exp(np.asarray(record.log_s))
+    np.testing.assert_allclose(record.log_mean_square, np.log(np.mean(s**2, axis=1)), rtol=1e-12)
+
+
+def test_jit_vmap_and_grad():
+    factors = jnp.asarray(np.stack([_gaussian(6, 5, seed) for seed in range(3)]))
+    one = lambda f: product_log_singular_values(f, sweeps=12)
+    np.testing.assert_allclose(jax.jit(jax.vmap(one))(factors), np.stack([one(f) for f in factors]), atol=1e-12)
+    direction = jnp.asarray(_gaussian(6, 5, 9))
+    forward = jax.jvp(one, (factors[0],), (direction,))[1]
+    step = 1e-6
+    difference = (one(factors[0] + step * direction) - one(factors[0] - step * direction)) / (2 * step)
+    np.testing.assert_allclose(forward, difference, atol=1e-6)
+    backward = jax.grad(lambda f: one(f)[1])(factors[0])
+    assert float(jnp.sum(backward * direction)) == pytest.approx(float(forward[1]), rel=1e-8)
+
+
+def test_bad_arguments_are_refused():
+    chain, params, x = _network("tanh")
+    for depths in ([], [6], [2, 1]):
+        with pytest.raises(ValueError, match=r"depths must be ascending integers in \[0, 5\]"):
+            spectra.log_singular_values(chain, params, x, depths)
+    with pytest.raises(ValueError, match="sweeps must be >= 1"):
+        spectra.product_log_singular_values(jnp.ones((1, 2, 2)), sweeps=0)

@@ -1,0 +1,187 @@
+"""Sweeps: cells are what single networks give, in few compiles, with the linear algebra kept sound."""
+
+import dataclasses
+import subprocess
+import sys
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from threadpoolctl import threadpool_info
+
+from jaxstab import networks, propagation, records, spectra, sweeps
+from jaxstab.activations import Activation
+from jaxstab.datasets import Data
+
+GRID = sweeps.Grid(
+    depths=(1, 3), sigma_w=(0.8, 1.5, 3.0), activations=("tanh", "relu"), seeds=2, sigma_b=0.1, width=10, inputs=2,
+    dtype="float64",
+)  # fmt: skip
+DATA = Data(np.random.default_rng(0).uniform(size=(30, 7)).astype(np.float32), np.arange(30, dtype=np.int32) % 3, "toy")
+
+
+@pytest.fixture(scope="module")
+def signals():
+    return sweeps.run(GRID, sweeps.signal, DATA)
+
+
+@pytest.fixture(scope="module")
+def jacobians():
+    return sweeps.run(GRID, sweeps.jacobian, DATA)
+
+
+def test_dimensions_and_coordinates(signals, jacobians):
+    cell = {"activation": 2, "seed": 2, "sigma_w": 3, "input": 2}
+    assert dict(signals.log_q.sizes) == cell | {"layer": 4}
+    assert dict(signals.log_grad_h.sizes) == cell | {"depth": 2, "layer": 4}
+    assert dict(jacobians.log_s.sizes) == cell | {"depth": 2, "index": 7}
+    assert signals.activation.values.tolist() == ["tanh", "relu"]
+    assert signals.sigma_w.values.tolist() == [0.8, 1.5, 3.0]
+    assert jacobians.depth.values.tolist() == [1, 3]
+    assert signals.attrs["data"] == "toy" and '"width": 10' in signals.attrs["grid"]
+
+
+@pytest.mark.parametrize(("activation", "sigma_w", "seed", "number"), [("tanh", 1.5, 0, 1), ("relu", 3.0, 1, 0)])
+def test_a_cell_is_what_the_single_network_gives(signals, jacobians, activation, sigma_w, seed, number):
+    # same key, same gains, one network at a time and not jitted as a whole
+    sample = jax.tree.map(lambda a: a[seed], sweeps.samples(GRID, DATA))
+    mlp = GRID.network(activation)
+    params, chain = networks.init(mlp, jax.random.key(seed), sample.x[0], sigma_w, 0.1), networks.chain(mlp)
+    one = jax.tree.map(lambda a: a[number], sample)
+    at = {"activation": activation, "sigma_w": sigma_w, "seed": seed, "input": number}
+    for record in jax.jit(lambda p: sweeps.signal(chain, p, one, GRID.depths))(params):
+        for field, value in record._asdict().items():
+            np.testing.assert_allclose(signals[field].sel(at), value, rtol=1e-9, atol=1e-11, err_msg=field)
+    record = jax.jit(lambda p: sweeps.jacobian(chain, p, one, GRID.depths))(params)
+    np.testing.assert_allclose(jacobians.log_s.sel(at), record.log_s, atol=1e-9)
+
+
+def test_inputs_have_unit_mean_square_and_differ():
+    sample = sweeps.samples(GRID, DATA)
+    assert sample.x.shape == (2, 2, 7)
+    np.testing.assert_allclose(jnp.mean(sample.x**2, axis=-1), 1.0, rtol=1e-6)
+    assert not np.allclose(sample.x, sample.other)
+    again = sweeps.samples(GRID, DATA)
+    chex.assert_trees_all_equal(sample, again)
+
+
+def test_one_compile_per_activation_whatever_the_rest():
+    traces = []
+
+    def measure(chain, params, sample, depths):
+        traces.append(chain.activation.name)
+        return propagation.forward(chain, params, sample.x)
+
+    wide = dataclasses.replace(GRID, depths=(1, 2, 3, 5, 7), sigma_w=tuple(np.linspace(0.5, 4, 7)), seeds=3)
+    plan = sweeps.estimate(wide, 7, chunk_size=3)
+    assert plan.cells == 2 * 7 * 3 and plan.compiles == 2 and plan.chunk == (1, 3)
+    events = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda name, seconds, **kw: events.append(kw.get("fun_name")) if "backend_compile" in name else None
+    )
+    result = sweeps.run(wide, measure, DATA, chunk_size=3)
+    assert result.log_q.notnull().all()
+    assert traces == ["tanh", "relu"]
+    if any(events):
+        assert sum("chunk" in str(name) for name in events) == 2
+
+
+@pytest.mark.parametrize("chunk_size", [1, 2, 4, 100])
+def test_chunks_change_nothing(signals, chunk_size):
+    again = sweeps.run(GRID, sweeps.signal, DATA, chunk_size=chunk_size)
+    for name in signals:
+        np.testing.assert_allclose(again[name], signals[name], rtol=1e-10, atol=1e-12, err_msg=name)
+
+
+def test_a_diverging_cell_is_data():
+    growing = dataclasses.replace(GRID, activations=("identity",), sigma_w=(1.0, 1e200), inputs=1)
+    result = sweeps.run(growing, sweeps.signal, DATA)
+    assert result.log_q.sel(sigma_w=1.0).notnull().all()
+    assert not np.isfinite(result.log_q.sel(sigma_w=1e200)).all()
+
+
+def test_users_measure_with_a_record_of_their_own():
+    def measure(chain, params, sample, depths):
+        return records.CorrelationProfile(propagation.correlation(chain, params, sample.x, sample.other).c ** 2)
+
+    mine = dataclasses.replace(GRID, activations=(Activation("cube", lambda z: z**3 / 9),))
+    result = sweeps.run(mine, measure, DATA)
+    assert result.c.dims == ("activation", "seed", "sigma_w", "input", "layer")
+    assert result.activation.values.tolist() == ["cube"]
+
+
+def test_orthogonal_networks_sweep_too():
+    result = sweeps.run(
+        dataclasses.replace(GRID, weights="orthogonal", activations=("identity",), inputs=1), sweeps.jacobian, DATA
+    )
+    expected = np.log(GRID.sigma_w)[:, None] * (1 + np.asarray(GRID.depths))[None]
+    found = result.log_s.isel(activation=0, input=0).transpose("seed", "index", "sigma_w", "depth")
+    np.testing.assert_allclose(found, np.broadcast_to(expected, found.shape), atol=1e-10)
+
+
+def test_progress_sees_every_chunk():
+    seen = []
+
+    def progress(chunks):
+        for chunk in chunks:
+            seen.append(len(chunks))
+            yield chunk
+
+    sweeps.run(GRID, sweeps.signal, DATA, chunk_size=3, progress=progress)
+    assert seen == [4] * 4
+
+
+def test_estimate_grows_with_the_grid():
+    small, large = sweeps.estimate(GRID, 784), sweeps.estimate(dataclasses.replace(GRID, width=2000), 784)
+    assert small.memory < large.memory
+    default = sweeps.estimate(sweeps.Grid(), 784)
+    assert default.cells == 384 and default.compiles == 4 and default.memory <= sweeps.MEMORY
+
+
+def test_blas_threads_are_limited_while_running_and_restored():
+    during = []
+
+    def progress(chunks):
+        for chunk in chunks:
+            yield chunk
+            during.append(max(lib["num_threads"] for lib in threadpool_info() if lib["user_api"] == "blas"))
+
+    before = threadpool_info()
+    sweeps.run(dataclasses.replace(GRID, activations=("tanh",)), sweeps.jacobian, DATA, progress=progress)
+    assert during and set(during) == {1}
+    assert threadpool_info() == before
+
+
+TWO_DECOMPOSITIONS = """
+import dataclasses, numpy as np, jax, jax.numpy as jnp
+from jaxstab import records, sweeps
+from jaxstab.datasets import Data
+
+def measure(chain, params, sample, depths):
+    kernel = params.blocks["dense"]["kernel"]
+    two = jnp.linalg.svd(kernel, compute_uv=False)[0], jnp.linalg.svd(kernel + 1, compute_uv=False)[0]
+    return records.CorrelationProfile(two[0] + two[1] + jnp.linalg.eigvalsh(kernel + kernel.mT)[0])
+
+data = Data(np.random.default_rng(0).uniform(size=(30, 7)).astype(np.float32), np.zeros(30, np.int32), "toy")
+grid = sweeps.Grid(depths=(4,), activations=("tanh",), width=96, seeds=8, inputs=1)
+for _ in range(3):
+    assert sweeps.run(grid, measure, data, chunk_size=24).c.notnull().all()
+"""
+
+
+def test_several_batched_decompositions_in_one_program_do_not_hang():
+    # side by side on a 2-thread pool with BLAS threads of their own, such programs have stalled for good
+    subprocess.run([sys.executable, "-c", TWO_DECOMPOSITIONS], check=True, timeout=150)
+
+
+def test_the_plan_in_numbers_is_the_one_that_runs():
+    shapes = []
+
+    def measure(chain, params, sample, depths):
+        return spectra.spectrum(chain, params, sample.x, depths)
+
+    plan = sweeps.estimate(GRID, 7, chunk_size=4)
+    sweeps.run(GRID, measure, DATA, chunk_size=4, progress=lambda chunks: (shapes.append(c) or c for c in chunks))
+    assert {(len(seeds), len(gains)) for _, seeds, gains in shapes} == {plan.chunk}
