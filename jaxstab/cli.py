@@ -254,9 +254,11 @@ def _users_fault() -> Any:
 def _from_toml(path: Path) -> dict[str, Any]:
     """Settings of a sweep from a TOML file, checked against the flags' names and types."""
     try:
-        settings = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        settings = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{path}: {error}") from error
+        end = f"line {len(text.splitlines())}, end of document"
+        raise UserError(f"{path}: {str(error).replace('end of document', end)}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
     fields = {field.name: field for field in dataclasses.fields(Sweep) if field.name != "config"}

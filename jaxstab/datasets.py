@@ -1,36 +1,16 @@
 """Real data in, checked: handwritten digits, and the user's own arrays."""
 
 import gzip
-import hashlib
 import struct
 import zipfile
 import zlib
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+
+from jaxstab.records import Data
 
 NAMES = ("mnist-5k", "digits", "mnist")
-
-
-class Data(NamedTuple):
-    """Inputs and labels.
-
-    Attributes:
-        x: inputs, pixels in [0, 1] for the digits.
-        y: class labels from 0.
-        name: where they come from, for the provenance of results.
-    """
-
-    x: Float[np.ndarray, "n d_in"]
-    y: Int[np.ndarray, " n"]
-    name: str
-
-    @property
-    def sha256(self) -> str:
-        """Checksum of x and y, for the provenance of results."""
-        return hashlib.sha256(np.ascontiguousarray(self.x).tobytes() + self.y.tobytes()).hexdigest()
 
 
 def load(name: str, path: str | Path | None = None, train: bool = True) -> Data:
@@ -80,31 +60,6 @@ def load(name: str, path: str | Path | None = None, train: bool = True) -> Data:
     )
 
 
-def normalise(x: Float[np.ndarray, "n d_in"], q0: float = 1.0) -> Float[np.ndarray, "n d_in"]:
-    """Scale each input to mean square q0, the length that theory starts from.
-
-    Args:
-        x: inputs, none of them zero.
-        q0: mean square wanted, > 0.
-
-    Returns:
-        Inputs of the same dtype.
-
-    Raises:
-        ValueError: if an input is zero, or q0 is not positive.
-
-    Example:
-        >>> float((normalise(load("digits").x)[7] ** 2).mean().round(4))
-        1.0
-    """
-    if not q0 > 0:
-        raise ValueError(f"q0 must be > 0, got {q0}")
-    mean_square = np.mean(np.square(x), axis=1, keepdims=True)
-    if not np.all(mean_square > 0):
-        raise ValueError(f"input {int(np.argmin(mean_square))} is zero and has no length to normalise")
-    return (x * np.sqrt(q0 / mean_square)).astype(x.dtype)
-
-
 def _checked(x: np.ndarray, y: np.ndarray, name: str) -> Data:
     x, y = np.asarray(x, np.float32), np.asarray(y)
     if x.ndim != 2 or 0 in x.shape or y.shape != x.shape[:1]:
@@ -119,7 +74,7 @@ def _checked(x: np.ndarray, y: np.ndarray, name: str) -> Data:
 
 def _from_npz(path: Path) -> Data:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             missing = {"x", "y"} - set(arrays.files)
             if missing:
                 raise ValueError(f"{path}: needs arrays x and y, holds {', '.join(arrays.files) or 'none'}")

@@ -1,14 +1,16 @@
-"""What is measured and what is predicted: NamedTuple pytrees, one type for both.
+"""What goes in and what comes out: examples, and pytrees of what is measured and predicted, one type for both.
 
 A field's annotation is its meaning to the rest of the house: `Float[Array, "*depth layer"]` says that its last axis
 is named `layer` and that a `depth` axis may stand before it; labelled datasets take their dimension names from there.
 A prediction that theory does not make is NaN in the same record, never another type.
 """
 
+import hashlib
 from typing import NamedTuple, get_type_hints
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 
 # a unit counts as saturated where |phi'| is at most this share of its maximum
 SATURATED = 0.1
@@ -104,6 +106,50 @@ class CriticalPoint(NamedTuple):
     sigma_w: Float[Array, "..."]
     q: Float[Array, "..."]
     usable: Bool[Array, "..."]
+
+
+class Data(NamedTuple):
+    """Examples to measure at.
+
+    Attributes:
+        x: inputs.
+        y: class labels from 0.
+        name: where they come from, for the provenance of results.
+    """
+
+    x: Float[np.ndarray, "n d_in"]
+    y: Int[np.ndarray, " n"]
+    name: str
+
+    @property
+    def sha256(self) -> str:
+        """Checksum of x and y, for the provenance of results."""
+        return hashlib.sha256(np.ascontiguousarray(self.x).tobytes() + self.y.tobytes()).hexdigest()
+
+    def normalised(self, q0: float = 1.0) -> "Data":
+        """Each input scaled to mean square q0, the length that theory starts from.
+
+        Args:
+            q0: mean square wanted, > 0.
+
+        Returns:
+            The data, x of the same dtype.
+
+        Raises:
+            ValueError: if an input is zero, or q0 is not positive.
+
+        Example:
+            >>> data = Data(np.array([[3.0, 4.0]]), np.array([0]), "one example")
+            >>> float((data.normalised().x ** 2).mean().round(6))
+            1.0
+        """
+        if not q0 > 0:
+            raise ValueError(f"q0 must be > 0, got {q0}")
+        mean_square = np.mean(np.square(self.x), axis=1, keepdims=True)
+        if not np.all(mean_square > 0):
+            bad = int(np.argmin(mean_square))
+            raise ValueError(f"{self.name}: input {bad} is zero and has no length to normalise")
+        return self._replace(x=(self.x * np.sqrt(q0 / mean_square)).astype(self.x.dtype))
 
 
 def dimensions(record: type, field: str, ndim: int) -> tuple[str, ...]:

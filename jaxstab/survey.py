@@ -14,8 +14,7 @@ from jaxtyping import Array
 
 from jaxstab import theory
 from jaxstab.activations import Activation
-from jaxstab.datasets import Data
-from jaxstab.records import dimensions
+from jaxstab.records import Data, dimensions
 from jaxstab.sweeps import Grid, Progress, Record, jacobian, run, samples, signal, with_coordinates
 from jaxstab.verdicts import judge
 

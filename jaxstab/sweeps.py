@@ -22,8 +22,7 @@ from threadpoolctl import threadpool_limits
 
 from jaxstab import networks, propagation, spectra
 from jaxstab.activations import Activation, get
-from jaxstab.datasets import Data, normalise
-from jaxstab.records import dimensions
+from jaxstab.records import Data, dimensions
 
 Record = Any
 Measure = Callable[[networks.Chain, networks.Params, "Sample", Sequence[int]], Record | tuple[Record, ...]]
@@ -215,7 +214,7 @@ def samples(grid: Grid, data: Data) -> Sample:
     chosen = np.stack(
         [np.random.default_rng(seed).choice(len(data.x), 2 * grid.inputs, replace=False) for seed in range(grid.seeds)]
     )
-    x = normalise(data.x)[chosen].astype(grid.dtype)
+    x = data.normalised().x[chosen].astype(grid.dtype)
     return Sample(*map(jnp.asarray, (x[:, : grid.inputs], x[:, grid.inputs :], data.y[chosen[:, : grid.inputs]])))
 
 
@@ -247,7 +246,7 @@ def run(
         ValueError: if data or grid do not fit, or float64 is asked for while JAX has it switched off.
     """
     if grid.dtype == "float64" and not jax.config.read("jax_enable_x64"):
-        raise ValueError('dtype "float64" needs jax.config.update("jax_enable_x64", True) first')
+        raise ValueError('dtype "float64" needs JAX\'s x64 mode: switch jax_enable_x64 on first')
     plan, inputs = estimate(grid, data.x.shape[1], chunk_size), samples(grid, data)
     programs = [_program(grid, activation, measure, precision) for activation in grid.activations]
     chunks = [

@@ -10,8 +10,8 @@ import pytest
 SETUP = """
 import json, sys
 import numpy as np, jax, jax.numpy as jnp
-from jaxstab import activations, networks, propagation, spectra, theory, sweeps, datasets
-key, data = jax.random.key(0), datasets.Data(np.ones((9, 4), np.float32), np.zeros(9, np.int32), "ones")
+from jaxstab import activations, networks, propagation, spectra, theory, sweeps, records
+key, data = jax.random.key(0), records.Data(np.ones((9, 4), np.float32), np.zeros(9, np.int32), "ones")
 mlp = networks.MLP(3, 4); chain = networks.chain(mlp); params = networks.init(mlp, key, jnp.ones(4))
 """
 CASES = {
@@ -40,7 +40,7 @@ CASES = {
     "sweeps.Grid(width=0)": r"width must be integers >= 1, got 0",
     "sweeps.Grid(dtype='float16')": r"dtype must be float32 or float64, got 'float16'",
     "sweeps.Grid(weights='uniform')": r"weights must be one of gaussian, orthogonal",
-    "sweeps.run(sweeps.Grid(dtype='float64'), sweeps.signal, data)": r'needs jax.config.update\("jax_enable_x64", True\)',
+    "sweeps.run(sweeps.Grid(dtype='float64'), sweeps.signal, data)": r"switch jax_enable_x64 on",
     "sweeps.run(sweeps.Grid(inputs=5), sweeps.signal, data)": r"5 inputs need 10 examples, ones has 9",
     "sweeps.estimate(sweeps.Grid(), 4, 0)": r"chunk_size must be >= 1, got 0",
 }

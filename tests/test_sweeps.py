@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_info
 
 from jaxstab import networks, propagation, records, spectra, sweeps
 from jaxstab.activations import Activation
-from jaxstab.datasets import Data
+from jaxstab.records import Data
 
 GRID = sweeps.Grid(
     depths=(1, 3), sigma_w=(0.8, 1.5, 3.0), activations=("tanh", "relu"), seeds=2, sigma_b=0.1, width=10, inputs=2,
@@ -157,7 +157,7 @@ def test_blas_threads_are_limited_while_running_and_restored():
 TWO_DECOMPOSITIONS = """
 import dataclasses, numpy as np, jax, jax.numpy as jnp
 from jaxstab import records, sweeps
-from jaxstab.datasets import Data
+from jaxstab.records import Data
 
 def measure(chain, params, sample, depths):
     kernel = params.blocks["dense"]["kernel"]

@@ -1,0 +1,129 @@
+"""The house: arrows point down, nothing private of others is used, everything public is documented."""
+
+import ast
+import importlib
+import inspect
+import json
+import pkgutil
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import jaxstab
+
+ROOT = Path(__file__).parent.parent
+FLOORS = {
+    "activations": 0, "checks": 0, "records": 0, "networks": 0,
+    "propagation": 1, "spectra": 1, "theory": 1,
+    "sweeps": 2, "verdicts": 2, "survey": 2,
+    "datasets": 3, "store": 3, "report": 3, "cli": 3,
+}  # fmt: skip
+MODULES = sorted(m.name for m in pkgutil.walk_packages(jaxstab.__path__, "jaxstab."))
+SOURCES = {m: Path(importlib.util.find_spec(m).origin) for m in MODULES}
+
+
+def _imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, None) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from ((node.module, alias.name) for alias in node.names)
+
+
+def _room(module):
+    return module.split(".")[1]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_arrows_point_down(module):
+    own = _room(module)
+    for source, name in _imports(SOURCES[module]):
+        if source.split(".")[0] == "jaxstab":
+            room = _room(source) if "." in source else name
+            if room != own:
+                assert FLOORS[room] <= FLOORS[own], (
+                    f"{module} (floor {FLOORS[own]}) imports {room} (floor {FLOORS[room]})"
+                )
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_rooms_keep_to_what_is_theirs(module):
+    source, own = SOURCES[module].read_text(), _room(module)
+    packages = {s.split(".")[0] for s, _ in _imports(SOURCES[module])}
+    assert "matplotlib" not in packages or own == "report"
+    assert "zarr" not in packages
+    assert "flax" not in packages or own == "networks"
+    assert "tyro" not in packages or own == "cli"
+    if FLOORS[own] < 2:
+        assert not {"xarray", "tqdm", "threadpoolctl"} & packages
+        assert "jax.jit" not in source, "jit belongs to the orchestration"
+    if own != "cli":
+        assert "config.update" not in source, "no global configuration is changed below the command line"
+    assert len(source.splitlines()) <= 420, "would a newcomer find two rooms in it?"
+    assert not re.search(r"\b(utils|helpers|common)\b", module)
+
+
+@pytest.mark.parametrize("path", [*SOURCES.values(), *(ROOT / "tests").glob("*.py")], ids=lambda p: p.name)
+def test_nothing_private_of_others(path):
+    for source, name in _imports(path):
+        parts = [*source.split("."), *([name] if name else [])]
+        outside = parts[0] != "jaxstab"
+        assert not (outside and any(p.startswith("_") and p != "__future__" for p in parts)), f"{path.name}: {parts}"
+
+
+def _public(module):
+    loaded = importlib.import_module(module)
+    for name, thing in vars(loaded).items():
+        own = not name.startswith("_") and getattr(thing, "__module__", None) == module
+        if own and (inspect.isfunction(thing) or inspect.isclass(thing)):
+            yield f"{module}.{name}", thing
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_public_name_is_documented(module):
+    assert importlib.import_module(module).__doc__
+    for name, thing in _public(module):
+        doc = inspect.getdoc(thing)
+        assert doc, name
+        if inspect.isfunction(thing) and len(inspect.signature(thing).parameters) > 0:
+            assert "Args:" in doc, f"{name} does not say what it takes"
+            for parameter in inspect.signature(thing).parameters:
+                assert re.search(rf"^ *{parameter}: ", doc, re.MULTILINE), f"{name} does not document {parameter}"
+        fields = getattr(thing, "_fields", ())
+        for field in fields:
+            assert re.search(rf"^ *{field}: ", doc, re.MULTILINE), f"{name} does not document {field}"
+
+
+def test_importing_changes_nothing_and_needs_no_extra():
+    code = (
+        "import jax, json, sys; before = dict(jax.config.values); import jaxstab; "
+        "print(json.dumps([before == dict(jax.config.values), sorted(set(sys.modules) & "
+        "{'matplotlib', 'xarray', 'zarr', 'tyro', 'tqdm', 'mlxtend', 'sklearn', 'threadpoolctl'})]))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert json.loads(run.stdout) == [True, []]
+
+
+def test_records_name_every_axis():
+    from jaxstab import records
+
+    assert records.dimensions(records.ForwardProfile, "log_q", 1) == ("layer",)
+    assert records.dimensions(records.Spectrum, "log_s", 2) == ("depth", "index")
+    with pytest.raises(ValueError, match="has 3 axes"):
+        records.dimensions(records.Spectrum, "log_s", 3)
+
+
+def test_no_absolute_paths_or_hosts_in_what_is_committed():
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    for name in listed.stdout.split():
+        if name.endswith((".py", ".toml", ".md", "run", "test", "check", "venv", "fetch_mnist")):
+            text = (ROOT / name).read_text()
+            assert not re.search(r"(/home/|/root/|/work/)\w", text.replace("(/home/|/root/|/work/)", "")), name
+            assert not re.search(r"pypi\.org|npmjs|pythonhosted", text.replace("pypi\\.org|npmjs|pythonhosted", "")), (
+                name
+            )

@@ -1,0 +1,129 @@
+"""Real digits as they should be, and files that are not what they claim."""
+
+import gzip
+import struct
+
+import numpy as np
+import pytest
+
+from jaxstab import datasets
+
+
+def test_mnist_5k():
+    data = datasets.load("mnist-5k")
+    assert data.x.shape == (5000, 784) and data.x.dtype == np.float32
+    assert data.x.min() == 0.0 and data.x.max() == 1.0
+    assert np.bincount(data.y).tolist() == [500] * 10
+    # ink is in the middle of the picture, and a 1 has less of it than a 0
+    pictures = data.x.reshape(-1, 28, 28)
+    assert pictures[:, 10:18, 10:18].mean() > 5 * pictures[:, :3].mean()
+    assert data.x[data.y == 1].mean() < 0.6 * data.x[data.y == 0].mean()
+    assert len(data.sha256) == 64
+
+
+def test_digits():
+    data = datasets.load("digits")
+    assert data.x.shape == (1797, 64) and data.x.max() == 1.0 and set(data.y) == set(range(10))
+
+
+def test_normalise():
+    data = datasets.load("digits")
+    scaled = data.normalised(2.5).x
+    np.testing.assert_allclose(np.mean(scaled**2, axis=1), 2.5, rtol=1e-5)
+    assert scaled.dtype == np.float32
+    with pytest.raises(ValueError, match="input 3 is zero"):
+        data._replace(x=np.concatenate([data.x[:3], np.zeros((1, 64), np.float32)])).normalised()
+    with pytest.raises(ValueError, match="q0 must be > 0"):
+        data.normalised(0.0)
+
+
+def _idx(array):
+    return bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    rng = np.random.default_rng(0)
+    for part, n in (("train", 12), ("t10k", 5)):
+        images = rng.integers(0, 256, (n, 28, 28), np.uint8)
+        (tmp_path / f"{part}-images-idx3-ubyte").write_bytes(_idx(images))
+        (tmp_path / f"{part}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(_idx(rng.integers(0, 10, n, np.uint8))))
+    return tmp_path
+
+
+def test_mnist_from_idx_files_plain_and_gzipped(folder):
+    train, test = datasets.load("mnist", folder), datasets.load("mnist", folder, train=False)
+    assert train.x.shape == (12, 784) and test.x.shape == (5, 784)
+    raw = np.frombuffer((folder / "train-images-idx3-ubyte").read_bytes(), np.uint8, offset=16)
+    np.testing.assert_allclose(train.x.ravel(), raw / 255.0, atol=1e-7)
+    assert train.name == "mnist-train" and test.name == "mnist-t10k"
+
+
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [
+        (lambda b: b[:-7], r"promises 9408 bytes of data, it holds 9401"),
+        (lambda b: b[:10], "not an IDX file"),
+        (lambda b: b"PK" + b[2:], "not an IDX file of 3-dimensional bytes, it starts with 504b"),
+        (lambda b: b"", "starts with nothing"),
+        (lambda b: b + b"x", "it holds 9409"),
+    ],
+)
+def test_truncated_and_foreign_idx_files_are_named(folder, damage, named):
+    file = folder / "train-images-idx3-ubyte"
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(ValueError, match=named) as error:
+        datasets.load("mnist", folder)
+    assert str(file) in str(error.value)
+
+
+def test_damaged_gzip_missing_files_and_mismatched_counts(folder):
+    labels = folder / "train-labels-idx1-ubyte.gz"
+    whole = labels.read_bytes()
+    labels.write_bytes(whole[:-9])
+    with pytest.raises(ValueError, match=r"labels-idx1-ubyte\.gz: not a complete gzip file"):
+        datasets.load("mnist", folder)
+    labels.write_bytes(gzip.compress(_idx(np.zeros(3, np.uint8))))
+    with pytest.raises(ValueError, match="12 train images but 3 labels"):
+        datasets.load("mnist", folder)
+    labels.unlink()
+    with pytest.raises(ValueError, match="scripts/fetch_mnist fetches"):
+        datasets.load("mnist", folder)
+    with pytest.raises(ValueError, match="needs path="):
+        datasets.load("mnist")
+
+
+def test_users_own_npz(tmp_path):
+    x, y = np.random.default_rng(0).normal(size=(6, 3)), np.arange(6)
+    np.savez(tmp_path / "mine.npz", x=x, y=y)
+    data = datasets.load(str(tmp_path / "mine.npz"))
+    assert data.x.dtype == np.float32 and data.name == "mine.npz"
+    np.testing.assert_allclose(data.x, x, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "named"),
+    [
+        ({"x": np.ones((3, 2))}, "needs arrays x and y, holds x"),
+        ({"x": np.ones((3, 2)), "y": np.arange(4)}, r"got \(3, 2\) and \(4,\)"),
+        ({"x": np.array([[1.0], [np.nan]]), "y": np.arange(2)}, "input 1 holds NaN or inf"),
+        ({"x": np.ones((2, 2)), "y": np.array([0.5, 1.0])}, "labels must be integers >= 0"),
+        ({"x": np.ones((2, 2)), "y": np.array([-1, 1])}, "labels must be integers >= 0"),
+        ({"x": np.array([["a"], ["b"]]), "y": np.arange(2)}, "x must be numbers"),
+        ({"x": np.ones((0, 2)), "y": np.arange(0)}, "not empty"),
+    ],
+)
+def test_bad_npz_contents(tmp_path, arrays, named):
+    np.savez(tmp_path / "bad.npz", **arrays)
+    with pytest.raises(ValueError, match=named) as error:
+        datasets.load(str(tmp_path / "bad.npz"))
+    assert "bad.npz" in str(error.value)
+
+
+def test_files_that_are_no_npz(tmp_path):
+    (tmp_path / "torn.npz").write_bytes(b"PK\x03\x04 torn")
+    for name, named in (("torn.npz", "not a readable .npz"), ("none.npz", "no such file")):
+        with pytest.raises(ValueError, match=named):
+            datasets.load(str(tmp_path / name))
+    with pytest.raises(ValueError, match="unknown data set 'cifar'; known are mnist-5k, digits, mnist"):
+        datasets.load("cifar")

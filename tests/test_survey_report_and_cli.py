@@ -1,0 +1,172 @@
+"""The main job end to end on a small grid: survey, store, report and the command line."""
+
+import base64
+import json
+import re
+
+import numpy as np
+import pytest
+
+from jaxstab import cli, datasets, report, store, survey, sweeps
+
+FLAGS = (
+    "sweep --data digits --depths 1 2 5 --sigma-w 0.7 1.4 2.8 --activations tanh relu --seeds 2 --width 24 --inputs 1"
+)
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    out = tmp_path_factory.mktemp("run") / "small"
+    code = cli.main([*FLAGS.split(), "--out", str(out)])
+    return code, out
+
+
+def _fails(capsys, *arguments):
+    code = cli.main(list(map(str, arguments)))
+    out, err = capsys.readouterr()
+    assert code == 2, err
+    assert err.startswith("jaxstab: ") and err.count("\n") == 1, f"not one line: {err!r}"
+    assert "Traceback" not in err and out == ""
+    return err
+
+
+def test_sweep_writes_a_store_with_everything_promised(ran):
+    code, out = ran
+    assert code == 0
+    dataset = store.load(out / "store.zarr")
+    for field in ("log_q", "saturation", "dead", "c", "log_grad_h", "log_grad_theta", "log_s", "log_mean_square"):
+        assert f"predicted_{field}" in dataset, field
+        assert {"activation", "sigma_w"} <= set(dataset[field].dims) & set(dataset[f"predicted_{field}"].dims)
+    assert dataset.log_s.dims == ("activation", "seed", "sigma_w", "depth", "index")
+    assert set(np.unique(dataset.verdict)) <= {"vanish", "critical", "explode", "undefined"}
+    assert dataset.attrs["data"] == "digits" and json.loads(dataset.attrs["grid"])["width"] == 24
+    assert dataset.predicted_log_q.dtype == np.float64 and dataset.log_q.dtype == np.float32
+    # width 24: the prediction is right to a few tens of per cent, and to the sign of every clear verdict
+    gap = np.abs(dataset.log_q.mean(("seed", "input")) - dataset.predicted_log_q).sel(layer=1)
+    assert float(gap.max()) < 1.0
+    assert dataset.verdict.sel(activation="tanh", sigma_w=0.7).item() in ("vanish", "critical")
+
+
+def test_report_is_one_self_contained_page(ran):
+    page = (ran[1] / "report.html").read_text(encoding="utf-8")
+    assert not re.search(r"(src|href)=['\"](?!data:)", page), "nothing is fetched from elsewhere"
+    pictures = re.findall(r"src='data:image/png;base64,([^']+)'", page)
+    assert len(pictures) == 5
+    assert all(base64.b64decode(p).startswith(b"\x89PNG") and len(p) > 20_000 for p in pictures)
+    for said in ("tanh", "relu", "vanish", "explode", "critical line", "standard error", "digits", "version_jax"):
+        assert said in page, said
+
+
+def test_report_of_a_stored_run_is_drawn_again(ran, tmp_path, capsys):
+    assert cli.main(["report", str(ran[1]), "--out", str(tmp_path / "again.html")]) == 0
+    assert "again.html" in capsys.readouterr().out
+    assert (tmp_path / "again.html").stat().st_size > 100_000
+
+
+def test_sweep_refuses_an_existing_store_at_once(ran, capsys):
+    before = sorted(p.stat().st_mtime_ns for p in ran[1].rglob("*"))
+    assert "exists; pass --overwrite" in _fails(capsys, *FLAGS.split(), "--out", ran[1])
+    assert before == sorted(p.stat().st_mtime_ns for p in ran[1].rglob("*"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("sweep --depths 0", "depths must be integers >= 1"),
+        ("sweep --width 0", "width must be integers >= 1, got 0"),
+        ("sweep --sigma-w 1 nan", "sigma_w must be"),
+        ("sweep --sigma-w", "sigma_w must be ascending values, at least one"),
+        ("sweep --activations tanh geluu", "unknown activation 'geluu'; did you mean gelu"),
+        ("sweep --data cifar", "unknown data set 'cifar'"),
+        ("sweep --data none.npz", "none.npz: no such file"),
+        ("sweep --inputs 9999", "9999 inputs need"),
+        ("sweep --chunk-size 0", "chunk_size must be >= 1"),
+        ("sweep --out /proc/nowhere", "cannot write to /proc/nowhere"),
+        ("sweep --dephts 3", "Unrecognized options: --dephts"),
+        ("sweep --seeds many", "invalid"),
+        ("theory --activation thanh", "did you mean tanh"),
+        ("theory --sigma-w -1", "sigma_w must be finite and >= 0, got -1.0"),
+        ("theory --q0 0", "q0 must be finite and > 0"),
+        ("report none.zarr", "none.zarr: no such store"),
+        ("swep", "swep"),
+    ],
+)
+def test_what_a_user_gets_wrong_is_one_line_and_exit_code_2(capsys, tmp_path, monkeypatch, arguments, said):
+    monkeypatch.chdir(tmp_path)
+    if arguments.startswith("sweep") and "--data" not in arguments:
+        arguments += " --data digits"
+    assert said in _fails(capsys, *arguments.split()) or said == "invalid"
+    assert list(tmp_path.glob("**/*.zarr")) == []
+
+
+@pytest.mark.parametrize(
+    ("toml", "said"),
+    [
+        ("width = 8\ndepths = [1, 2", r"sweep\.toml: .*line 2"),
+        ("widht = 8", r"sweep\.toml: unknown key 'widht'; did you mean 'width'"),
+        ("width = 'wide'", r"sweep\.toml: width must be int, got 'wide'"),
+        ("depths = 3", r"sweep\.toml: depths must be tuple\[int, \.\.\.\], got 3"),
+        ("seeds = true", r"sweep\.toml: seeds must be int, got True"),
+    ],
+)
+def test_config_errors_name_file_and_place(capsys, tmp_path, toml, said):
+    file = tmp_path / "sweep.toml"
+    file.write_text(toml)
+    assert re.search(said, _fails(capsys, "sweep", "--config", file))
+
+
+def test_a_missing_config_is_named(capsys, tmp_path):
+    assert "none.toml: No such file" in _fails(capsys, "sweep", "--config", tmp_path / "none.toml")
+
+
+def test_flags_override_the_config_which_overrides_the_defaults(tmp_path):
+    file = tmp_path / "sweep.toml"
+    file.write_text("width = 8\ndepths = [1, 2]\nsigma_w = [1, 2.5]\nsigma-b = 0.1\nout = 'here'\n")
+    settings = cli._parse(["sweep", "--config", str(file), "--width", "16"])
+    assert settings.width == 16 and settings.depths == (1, 2) and settings.sigma_w == (1.0, 2.5)
+    assert settings.sigma_b == 0.1 and settings.seeds == sweeps.Grid().seeds and str(settings.out) == "here"
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["sweep", "--help"], ["theory", "--help"], ["report", "--help"]])
+def test_help_says_what_each_command_does(capsys, words):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(words)
+    assert stop.value.code in (0, None)
+    said = capsys.readouterr().out
+    if words in ([], ["--help"]):
+        assert all(command in said for command in ("sweep", "theory", "report"))
+    else:
+        assert len(said) > 200 and (words[0] != "sweep" or "--overwrite" in said)
+
+
+def test_theory_as_json(capsys):
+    assert cli.main("theory --activation tanh --sigma-w 1.3 --sigma-b 0.3 --json".split()) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["q"] == pytest.approx(0.6070, abs=1e-4) and answer["chi_1"] == pytest.approx(0.9398, abs=1e-4)
+    assert answer["stability"] == "stable" and answer["c"] == 1.0
+    assert set(answer) >= {"q", "c", "chi_1", "chi_c", "xi_q", "xi_c", "xi_grad", "stability", "critical_sigma_w"}
+    assert answer["critical_sigma_w"] == pytest.approx(1.3956, abs=1e-4)
+
+
+def test_theory_writes_infinity_as_a_string_and_the_undefined_as_null(capsys):
+    assert cli.main(["theory", "--activation", "relu", "--sigma-w", str(2**0.5), "--json"]) == 0
+    he = json.loads(capsys.readouterr().out, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert he["xi_grad"] == he["xi_c"] == "inf" and he["stability"] == "marginal"
+    assert cli.main("theory --activation softplus --sigma-w 2 --sigma-b 0.1 --json".split()) == 0
+    growing = json.loads(capsys.readouterr().out)
+    assert growing["q"] == "inf" and growing["critical_sigma_w"] is None and growing["fixed_points"] == []
+    assert cli.main("theory --activation relu --sigma-w 1".split()) == 0
+    assert "chi_1             0.5" in capsys.readouterr().out
+
+
+def test_survey_of_a_single_cell_still_reports(tmp_path):
+    grid = sweeps.Grid(depths=(2,), sigma_w=(1.0,), activations=("relu",), seeds=1, width=8, inputs=1)
+    dataset = survey.survey(grid, datasets.load("digits"))
+    assert np.isnan(dataset.measured_critical).all() and np.isnan(dataset.rate_se).all()
+    assert report.write(dataset, tmp_path / "one.html").stat().st_size > 50_000
+
+
+def test_a_dataset_that_is_no_survey_is_refused(tmp_path):
+    grid = sweeps.Grid(depths=(2,), sigma_w=(1.0,), activations=("relu",), seeds=1, width=8, inputs=1)
+    with pytest.raises(ValueError, match="a report needs a survey's dataset; this one lacks .*verdict"):
+        report.write(survey.predict(grid, 64, 0.3), tmp_path / "none.html")
