@@ -121,15 +121,14 @@ def sweep(settings: Sweep) -> None:
         data = datasets.load(settings.data, settings.data_path)
         sweeps.samples(grid, data)
         plan = sweeps.estimate(grid, data.x.shape[1], settings.chunk_size)
-    gib = plan.memory / 2**30
     print(
         f"{plan.cells} networks ({len(grid.names)} activations x {len(grid.sigma_w)} gains x {grid.seeds} seeds), each "
         f"read at {len(grid.depths)} depths to {max(grid.depths)}; 2 measures, {plan.compiles} compiles each; "
-        f"{plan.chunk[0] * plan.chunk[1]} networks at once in about {gib:.2g} GiB on {jax.devices()[0].platform}",
+        f"{plan.chunk[0] * plan.chunk[1]} networks at once in about {plan.memory / 2**20:.0f} MiB "
+        f"on {jax.devices()[0].platform}",
         flush=True,
     )
-    bar = tqdm(total=None, unit="chunk", dynamic_ncols=True, file=sys.stderr, mininterval=0.5)
-    with bar:
+    with tqdm(total=2 * plan.chunks + 2 * plan.compiles, unit="step", dynamic_ncols=True, mininterval=0.5) as bar:
         dataset = survey.survey(grid, data, chunk_size=settings.chunk_size, progress=_progress(bar))
     with _users_fault():
         store.save(dataset, place, settings.overwrite)
@@ -138,12 +137,11 @@ def sweep(settings: Sweep) -> None:
 
 
 def _progress(bar: tqdm) -> sweeps.Progress:
-    """One bar over the chunks of all measures; the total grows as each begins."""
+    """One bar over the steps of measuring and predicting."""
 
-    def wrap(chunks: Sequence[Any]) -> Any:
-        bar.total = (bar.total or 0) + len(chunks)
-        for chunk in chunks:
-            yield chunk
+    def wrap(steps: Sequence[Any]) -> Any:
+        for step in steps:
+            yield step
             bar.update()
 
     return wrap

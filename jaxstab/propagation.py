@@ -12,23 +12,8 @@ from jaxtyping import Array, Float
 
 from jaxstab.checks import check_depths, check_floating
 from jaxstab.networks import Chain, Params
+from jaxstab.norms import log_norm, unit
 from jaxstab.records import SATURATED, BackwardProfile, CorrelationProfile, ForwardProfile
-
-
-def _unit(v: Float[Array, "..."]) -> tuple[Float[Array, "..."], Float[Array, ""]]:
-    """v / |v| and ln |v|, for any magnitude a float can hold; (0, -inf) for zero."""
-    largest = jnp.max(jnp.abs(v))
-    safe = jnp.where(largest > 0, largest, 1.0)
-    scaled = v / safe
-    norm = jnp.sqrt(jnp.sum(scaled**2))
-    zero = largest == 0
-    length = jnp.where(zero, 1.0, norm)
-    return scaled / length, jnp.where(zero, -jnp.inf, jnp.log(safe) + jnp.log(length))
-
-
-def _log_norm(tree: object) -> Float[Array, ""]:
-    """ln of the Euclidean norm of all leaves together."""
-    return jax.nn.logsumexp(2 * jnp.stack([_unit(leaf)[1] for leaf in jax.tree.leaves(tree)])) / 2
 
 
 def _states(chain: Chain, params: Params, x: Float[Array, "*batch d_in"]) -> Float[Array, "layer *batch width"]:
@@ -67,7 +52,7 @@ def forward(chain: Chain, params: Params, x: Float[Array, "*batch d_in"]) -> For
     def statistics(h: Array) -> ForwardProfile:
         slope = jnp.abs(chain.activation.derivative(h)).reshape(-1, h.shape[-1])
         return ForwardProfile(
-            log_q=2 * _unit(h)[1] - jnp.log(h.size),
+            log_q=2 * unit(h)[1] - jnp.log(h.size),
             saturation=jnp.mean(slope <= SATURATED * steepest, dtype=h.dtype),
             dead=jnp.mean(jnp.all(slope == 0, axis=0), dtype=h.dtype),
         )
@@ -94,7 +79,7 @@ def correlation(
     """
 
     def cosine(h1: Array, h2: Array) -> Array:
-        (u1, l1), (u2, l2) = _unit(h1), _unit(h2)
+        (u1, l1), (u2, l2) = unit(h1), unit(h2)
         defined = jnp.isfinite(l1) & jnp.isfinite(l2)
         return jnp.where(defined, 1 - jnp.sum((u1 - u2) ** 2) / 2, jnp.nan)
 
@@ -133,7 +118,7 @@ def backward(
     check_floating("x", jnp.result_type(x))
     states = _states(chain, params, x)
     wanted = jnp.asarray(depths)
-    start, start_norm = jax.vmap(lambda h: _unit(jax.grad(lambda h: loss(chain.readout(params, h)))(h)))(states[wanted])
+    start, start_norm = jax.vmap(lambda h: unit(jax.grad(lambda h: loss(chain.readout(params, h)))(h)))(states[wanted])
     rows = (slice(None),) + (None,) * (start.ndim - 1)
 
     def joined(layer: Array, cotangents: Array, norms: Array) -> tuple[Array, Array]:
@@ -142,8 +127,8 @@ def backward(
 
     def pulled(pullback: Callable, cotangents: Array, norms: Array) -> tuple[Array, Array, Array]:
         d_theta, d_input = jax.vmap(pullback)(cotangents)
-        units, grown = jax.vmap(_unit)(d_input)
-        return units, norms + grown, norms + jax.vmap(_log_norm)(d_theta)
+        units, grown = jax.vmap(unit)(d_input)
+        return units, norms + grown, norms + jax.vmap(log_norm)(d_theta)
 
     def layer(carry: tuple[Array, Array], at: tuple) -> tuple[tuple[Array, Array], BackwardProfile]:
         index, block, h = at
@@ -156,7 +141,7 @@ def backward(
     carry, profile = jax.lax.scan(layer, nothing, (layers, params.blocks, states[:-1]), reverse=True)
     cotangents, norms = joined(jnp.asarray(0), *carry)
     embed = lambda theta: chain.embed(params._replace(embed=theta), x)
-    theta = norms + jax.vmap(lambda v: _log_norm(jax.vjp(embed, params.embed)[1](v)))(cotangents)
+    theta = norms + jax.vmap(lambda v: log_norm(jax.vjp(embed, params.embed)[1](v)))(cotangents)
     inside = jnp.arange(params.depth + 1)[:, None] <= wanted[None]
     return BackwardProfile(
         *(

@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxstab.checks import check_depths, check_floating
 from jaxstab.networks import Chain, Params
+from jaxstab.norms import unit
 from jaxstab.records import Spectrum
 
 Precision = str | jax.lax.Precision
@@ -38,7 +39,7 @@ class _Graded(NamedTuple):
 def _absorb(factor: Float[Array, "n m"], graded: _Graded, rank: Int[Array, ""]) -> tuple[Float[Array, "n p"], _Graded]:
     """factor diag(e^d) X as Q diag(e^d') X', p = min(n, m); rows from `rank` on are exactly zero."""
     d, x = graded
-    weight = jnp.log(jnp.linalg.norm(factor, axis=0)) + d
+    weight = jax.vmap(unit, in_axes=1)(factor)[1] + d
     order = jnp.argsort(-jnp.where(jnp.isnan(weight), -jnp.inf, weight))
     d, x = d[order], x[order]
     q, r = jnp.linalg.qr(factor[:, order])
@@ -46,10 +47,12 @@ def _absorb(factor: Float[Array, "n m"], graded: _Graded, rank: Int[Array, ""]) 
     diagonal = jnp.diagonal(r)
     alive = (jnp.arange(size) < rank) & (diagonal != 0) & (d[:size] > -jnp.inf)
     pivot = jnp.abs(jnp.where(alive, diagonal, 1.0))
-    # dead columns (d = -inf) stand last and weigh nothing: exp(-inf) = 0
-    exponent = d[None] - jnp.where(alive, d[:size], 0.0)[:, None]
-    coupling = jnp.where(alive[:, None], jnp.triu(r * jnp.exp(exponent) / pivot[:, None]), 0.0)
-    return q, _Graded(jnp.where(alive, d[:size] + jnp.log(pivot), -jnp.inf), coupling @ x)
+    logs = jnp.where(alive, d[:size] + jnp.log(pivot), -jnp.inf)
+    # in logarithms, where the factors of a product in range need not be; dead columns weigh exp(-inf) = 0
+    some = alive[:, None] & (r != 0)
+    exponent = jnp.log(jnp.where(some, jnp.abs(r), 1.0)) + d[None] - jnp.where(alive, logs, 0.0)[:, None]
+    coupling = jnp.where(some, jnp.sign(r) * jnp.exp(jnp.where(some, exponent, 0.0)), 0.0)
+    return q, _Graded(logs, coupling @ x)
 
 
 def _finish(graded: _Graded, sweeps: int) -> Float[Array, " m"]:

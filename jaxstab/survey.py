@@ -26,7 +26,7 @@ def survey(grid: Grid, data: Data, *, chunk_size: int | None = None, progress: P
         grid: the grid.
         data: examples to measure at.
         chunk_size: cells computed at once; None to fit them into memory.
-        progress: wraps the sequence of chunks of each measure, such as tqdm.
+        progress: wraps each sequence of steps: the chunks of two measures, then the activations twice.
 
     Returns:
         Measured profiles over (activation, seed, sigma_w, input, ...) and spectra at each seed's first input, with
@@ -36,20 +36,21 @@ def survey(grid: Grid, data: Data, *, chunk_size: int | None = None, progress: P
     one_input = dataclasses.replace(grid, inputs=1)
     spectra = run(one_input, jacobian, data, chunk_size=chunk_size, progress=progress).isel(input=0, drop=True)
     x, other, _ = samples(grid, data)
-    predicted = predict(grid, data.x.shape[1], float(np.mean(x * other)))
+    predicted = predict(grid, data.x.shape[1], float(np.mean(x * other)), progress)
     measured = xr.merge([signals, spectra], combine_attrs="drop_conflicts").assign_attrs(signals.attrs)
     beside = predicted.rename({name: f"predicted_{name}" for name in predicted if name in measured})
-    dataset = xr.merge([measured, beside, phase_diagram(grid)], combine_attrs="override")
+    dataset = xr.merge([measured, beside, phase_diagram(grid, progress=progress)], combine_attrs="override")
     return dataset.merge(judge(dataset)).assign_attrs(signals.attrs)
 
 
-def predict(grid: Grid, d_in: int, c0: float) -> xr.Dataset:
+def predict(grid: Grid, d_in: int, c0: float, progress: Progress = iter) -> xr.Dataset:
     """Mean-field counterpart of `signal` and `jacobian` over a grid, with the fixed point of every cell.
 
     Args:
         grid: the grid.
         d_in: input features.
         c0: correlation of the two inputs.
+        progress: wraps the sequence of activations, such as tqdm.
 
     Returns:
         The records' fields over (activation, sigma_w, ...), and `fixed_point_*`.
@@ -69,16 +70,17 @@ def predict(grid: Grid, d_in: int, c0: float) -> xr.Dataset:
         fields |= {f"fixed_point_{field}": (("sigma_w",), array) for field, array in point._asdict().items()}
         return xr.Dataset(fields)
 
-    parts = [one(activation) for activation in grid.activations]
+    parts = [one(activation) for activation in progress(grid.activations)]
     return xr.concat(parts, "activation").pipe(with_coordinates, grid)
 
 
-def phase_diagram(grid: Grid, points: int = 33) -> xr.Dataset:
+def phase_diagram(grid: Grid, points: int = 33, progress: Progress = iter) -> xr.Dataset:
     """chi_1 over the plane of (sigma_b, sigma_w), and the critical line in it.
 
     Args:
         grid: its activations and range of gains.
         points: resolution of either axis.
+        progress: wraps the sequence of activations, such as tqdm.
 
     Returns:
         `phase_chi_1` (activation, phase_sigma_b, phase_sigma_w), `critical_sigma_w` (activation, phase_sigma_b),
@@ -87,7 +89,7 @@ def phase_diagram(grid: Grid, points: int = 33) -> xr.Dataset:
     sigma_w = jnp.linspace(min(grid.sigma_w), max(max(grid.sigma_w), min(grid.sigma_w) + 1e-3), points)
     sigma_b = jnp.linspace(0.0, max(1.0, 1.5 * grid.sigma_b), points)
     chi, line, here = [], [], []
-    for activation in grid.activations:
+    for activation in progress(grid.activations):
         of_plane = jax.vmap(
             jax.vmap(lambda b, w, a=activation: theory.fixed_point(a, w, b).chi_1, (None, 0)), (0, None)
         )

@@ -119,12 +119,14 @@ class Estimate(NamedTuple):
         cells: networks measured.
         compiles: programs compiled, one per activation.
         chunk: (seeds, gains) computed at once.
+        chunks: how often.
         memory: bytes, about, that a chunk takes.
     """
 
     cells: int
     compiles: int
     chunk: tuple[int, int]
+    chunks: int
     memory: int
 
 
@@ -172,7 +174,7 @@ def estimate(grid: Grid, d_in: int, chunk_size: int | None = None) -> Estimate:
         chunk_size: cells computed at once; None to fit them into MEMORY.
 
     Returns:
-        Cells, compiles, chunk and bytes of one measure.
+        Cells, compiles, chunks and bytes of one measure.
 
     Raises:
         ValueError: if chunk_size < 1.
@@ -187,8 +189,10 @@ def estimate(grid: Grid, d_in: int, chunk_size: int | None = None) -> Estimate:
         raise ValueError(f"chunk_size must be >= 1, got {chunk_size}")
     gains = _even(len(grid.sigma_w), chunk_size)
     seeds = _even(grid.seeds, max(1, chunk_size // len(grid.sigma_w)))
-    cells = len(grid.activations) * len(grid.sigma_w) * grid.seeds
-    return Estimate(cells, len(grid.activations), (seeds, gains), seeds * gains * cell)
+    programs = len(grid.activations)
+    chunks = programs * math.ceil(grid.seeds / seeds) * math.ceil(len(grid.sigma_w) / gains)
+    cells = programs * len(grid.sigma_w) * grid.seeds
+    return Estimate(cells, programs, (seeds, gains), chunks, seeds * gains * cell)
 
 
 def _even(total: int, most: int) -> int:

@@ -20,7 +20,7 @@ CASES = {
     "networks.init(mlp, key, np.arange(3))": r"x must be floating, got dtype int",
     "networks.init(mlp, key, jnp.ones(3), float('nan'))": r"sigma_w must be finite and >= 0, got nan",
     "propagation.backward(chain, params, jnp.arange(4), jnp.sum)": r"x must be floating, got dtype int",
-    "propagation.backward(chain, params, jnp.ones(4), jnp.sum, [1.0])": r"depths must be ascending integers in \[0, 3\]",
+    "propagation.backward(chain, params, jnp.ones(4), jnp.sum, [1.0])": r"depths must be ascending integers",
     "spectra.log_singular_values(chain, params, jnp.ones(4), [4])": r"integers in \[0, 3\], at least one, got \[4\]",
     "spectra.log_singular_values(chain, params, np.arange(4), [2])": r"x must be floating",
     "spectra.product_log_singular_values(np.ones((3, 2, 4)))": r"\[layers, n, n\], got shape \(3, 2, 4\)",
