@@ -1,4 +1,4 @@
-"""Euclidean norms as logarithms: right for any magnitude a float can hold, and with a gradient at zero that is not NaN."""
+"""Euclidean norms as logarithms: right for any magnitude a float can hold, with a gradient at zero that is not NaN."""
 
 import jax
 import jax.numpy as jnp
