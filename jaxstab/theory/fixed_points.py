@@ -2,6 +2,7 @@
 
 Roots are bracketed on one fixed logarithmic grid of lengths, whose moments do not depend on the gains (under `vmap`
 over gains they are computed once), then bisected; one Newton step at the end carries the implicit derivative.
+Call these under `jax.jit`: eager, the first call compiles some hundred small operations, one at a time.
 """
 
 import functools
@@ -210,7 +211,7 @@ def fixed_points(activation: AnyActivation, sigma_w: ArrayLike, sigma_b: ArrayLi
         ValueError: if a gain is negative or not finite.
 
     Example:
-        >>> point = fixed_points("gelu", 1.995**0.5, 0.4)
+        >>> point = jax.jit(lambda: fixed_points("gelu", 1.995**0.5, 0.4))()
         >>> [f"{q:.3f}" for q in point.q if q == q], point.stable[:3].tolist()
         (['1.566', '2.173', '41.458'], [True, False, True])
     """
@@ -241,7 +242,7 @@ def fixed_point(activation: AnyActivation, sigma_w: ArrayLike, sigma_b: ArrayLik
         ValueError: if a gain is negative or not finite.
 
     Example:
-        >>> point = fixed_point("tanh", 1.3, 0.3)
+        >>> point = jax.jit(lambda: fixed_point("tanh", 1.3, 0.3))()
         >>> f"q* = {point.q:.4f}, c* = {point.c:.3f}, chi_1 = {point.chi_1:.4f}"
         'q* = 0.6070, c* = 1.000, chi_1 = 0.9398'
     """
@@ -293,7 +294,7 @@ def critical_points(activation: AnyActivation, sigma_b: ArrayLike) -> CriticalPo
         ValueError: if sigma_b is negative or not finite.
 
     Example:
-        >>> point = critical_points("tanh", 0.05**0.5)
+        >>> point = jax.jit(lambda: critical_points("tanh", 0.05**0.5))()
         >>> print(f"sigma_w^2 = {point.sigma_w[0] ** 2:.5f} at q = {point.q[0]:.5f}, usable: {point.usable[0]}")
         sigma_w^2 = 1.76095 at q = 0.57005, usable: True
     """
@@ -332,8 +333,8 @@ def critical_sigma_w(activation: AnyActivation, sigma_b: ArrayLike) -> Float[Arr
         ValueError: if sigma_b is negative or not finite.
 
     Example:
-        >>> print(f"{critical_sigma_w('tanh', 0.05**0.5) ** 2:.5f}")
-        1.76095
+        >>> print(f"{jax.jit(lambda: critical_sigma_w('relu', 0.1))() ** 2:.5f}")
+        2.00000
     """
     points = critical_points(activation, sigma_b)
     gain = jnp.min(jnp.where(points.usable, points.sigma_w, jnp.inf))

@@ -57,7 +57,7 @@ def predict(
 
     Example:
         >>> forward, _, backward, _ = predict("relu", 2.0, 0.0, [2], width=64, d_in=64)
-        >>> forward.q.tolist(), (backward.log_grad_h / jnp.log(2.0)).round(3).tolist()
+        >>> forward.q.round(3).tolist(), (backward.log_grad_h / jnp.log(2.0)).round(3).tolist()
         ([4.0, 8.0, 16.0], [[1.0, 0.5, 0.0]])
     """
     check_depths(depths, max(depths, default=0))
