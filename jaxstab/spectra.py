@@ -36,20 +36,24 @@ class _Graded(NamedTuple):
     rows: Float[Array, "m k"]
 
 
-def _absorb(factor: Float[Array, "n m"], graded: _Graded, rank: Int[Array, ""]) -> tuple[Float[Array, "n p"], _Graded]:
-    """factor diag(e^d) X as Q diag(e^d') X', p = min(n, m); rows from `rank` on are exactly zero."""
+def _absorb(factor: Float[Array, "n m"], graded: _Graded, rank: Int[Array, ""]) -> tuple[Float[Array, "n m"], _Graded]:
+    """factor diag(e^d) X as Q diag(e^d') X', n >= m; rows from `rank` on are exactly zero."""
     d, x = graded
     weight = jax.vmap(unit, in_axes=1)(factor)[1] + d
     order = jnp.argsort(-jnp.where(jnp.isnan(weight), -jnp.inf, weight))
     d, x = d[order], x[order]
-    q, r = jnp.linalg.qr(factor[:, order])
-    size = r.shape[0]
+    factor, within = factor[:, order], jnp.arange(len(d)) < rank
+    # columns beyond the rank depend on those before; any others in their place leave the leading part of QR as it is,
+    # and its derivative finite
+    others = jnp.cos(jnp.outer(*(jnp.arange(1, size + 1, dtype=factor.dtype) for size in factor.shape)))
+    q, r = jnp.linalg.qr(jnp.where(within[None], factor, others))
+    r = jnp.where(within[None], r, q.T @ factor)
     diagonal = jnp.diagonal(r)
-    alive = (jnp.arange(size) < rank) & (diagonal != 0) & (d[:size] > -jnp.inf)
+    alive = within & (diagonal != 0) & (d != -jnp.inf)
     pivot = jnp.abs(jnp.where(alive, diagonal, 1.0))
-    logs = jnp.where(alive, d[:size] + jnp.log(pivot), -jnp.inf)
-    # in logarithms, where the factors of a product in range need not be; dead columns weigh exp(-inf) = 0
-    some = alive[:, None] & (r != 0)
+    logs = jnp.where(alive, d + jnp.log(pivot), -jnp.inf)
+    # in logarithms, where the factors of a product in range need not be
+    some = alive[:, None] & (r != 0) & (d != -jnp.inf)[None]
     exponent = jnp.log(jnp.where(some, jnp.abs(r), 1.0)) + d[None] - jnp.where(alive, logs, 0.0)[:, None]
     coupling = jnp.where(some, jnp.sign(r) * jnp.exp(jnp.where(some, exponent, 0.0)), 0.0)
     return q, _Graded(logs, coupling @ x)
@@ -57,20 +61,20 @@ def _absorb(factor: Float[Array, "n m"], graded: _Graded, rank: Int[Array, ""]) 
 
 def _finish(graded: _Graded, sweeps: int) -> Float[Array, " m"]:
     """ln of the singular values of diag(e^logs) rows, descending."""
-    everything = jnp.asarray(graded.logs.shape[0])
+    eye = jnp.eye(graded.logs.shape[0], dtype=graded.rows.dtype)
+    rank = jnp.sum(graded.logs != -jnp.inf)
 
     def sweep(graded: _Graded, _: None) -> tuple[_Graded, None]:
-        rows = graded.rows
-        return _absorb(rows.T, graded._replace(rows=jnp.eye(rows.shape[0], dtype=rows.dtype)), everything)[1], None
+        return _absorb(graded.rows.T, graded._replace(rows=eye), rank)[1], None
 
     graded, _ = jax.lax.scan(sweep, graded, None, length=sweeps)
     logs = graded.logs
     top = jnp.max(logs)
     top = jnp.where(jnp.isfinite(top), top, 0.0)
-    near = jnp.log(jnp.linalg.svd(jnp.exp(logs - top)[:, None] * graded.rows, compute_uv=False)) + top
+    near = jnp.linalg.svd(jnp.exp(logs - top)[:, None] * graded.rows, compute_uv=False)
     # eps^(1/3) of the largest: there the SVD's absolute error is a relative one of eps^(2/3)
-    window = top + jnp.log(jnp.finfo(logs.dtype).eps) / 3
-    return -jnp.sort(-jnp.where(logs >= window, near, logs))
+    inside = logs >= top + jnp.log(jnp.finfo(logs.dtype).eps) / 3
+    return -jnp.sort(-jnp.where(inside, jnp.log(jnp.where(inside, near, 1.0)) + top, logs))
 
 
 def product_log_singular_values(

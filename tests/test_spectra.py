@@ -111,6 +111,12 @@ def test_a_factor_of_zeros_kills_everything():
     assert np.all(np.asarray(product_log_singular_values(jnp.asarray(factors))) == -np.inf)
 
 
+def test_what_is_not_finite_stays_so():
+    factors = _gaussian(4, 5)
+    factors[2, 1, 1] = np.nan
+    assert np.isnan(product_log_singular_values(jnp.asarray(factors))).all()
+
+
 @settings(max_examples=25)
 @given(st.integers(0, 10**6), st.floats(-200, 200), st.floats(0, 12))
 def test_scaling_and_grading_are_followed_exactly(seed, shift, spread):
@@ -169,6 +175,20 @@ def test_orthogonal_chain_is_an_isometry_at_any_depth():
     expected = np.log(0.3) * np.array([[2.0], [257.0]])
     # relative to s: the logarithms are off by the rounding of 257 additions
     np.testing.assert_allclose(log_s, np.broadcast_to(expected, log_s.shape), atol=257 * 32 * jnp.finfo(x.dtype).eps)
+
+
+@pytest.mark.kernels
+def test_gradient_of_the_living_values_of_a_relu_network():
+    # every layer is linear in its gain once the mask is fixed: d ln s / d ln sigma_w = number of weight matrices
+    mlp, x = MLP(4, 10, "relu"), jax.random.normal(jax.random.key(2), (12,))
+    params, chain = networks.init(mlp, KEY, x, 1.4), networks.chain(mlp)
+    values = lambda gain: spectra.log_singular_values(chain, networks.rescale(params, gain, 1.0), x, (4,))[0]
+    found, slope = jax.jit(lambda gain: (values(gain), jax.jacfwd(values)(gain)))(1.0)
+    living = np.isfinite(found)
+    assert 2 <= living.sum() < 10
+    np.testing.assert_allclose(slope[living], 5.0, rtol=1e-4)
+    reverse = jax.jit(jax.grad(lambda gain: jnp.sum(values(gain)[:2])))(1.0)
+    assert float(reverse) == pytest.approx(10.0, rel=1e-4)
 
 
 def test_depth_is_a_prefix():
