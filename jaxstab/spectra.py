@@ -45,7 +45,8 @@ def _absorb(factor: Float[Array, "n m"], graded: _Graded, rank: Int[Array, ""]) 
     factor, within = factor[:, order], jnp.arange(len(d)) < rank
     # columns beyond the rank depend on those before; any others in their place leave the leading part of QR as it is,
     # and its derivative finite
-    others = jnp.cos(jnp.outer(*(jnp.arange(1, size + 1, dtype=factor.dtype) for size in factor.shape)))
+    rows, columns = (jnp.arange(1, size + 1, dtype=factor.dtype) for size in factor.shape)
+    others = jnp.cos(rows[:, None] * columns[None])
     q, r = jnp.linalg.qr(jnp.where(within[None], factor, others))
     r = jnp.where(within[None], r, q.T @ factor)
     diagonal = jnp.diagonal(r)
