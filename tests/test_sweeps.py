@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_info
 
-from jaxstab import networks, propagation, records, spectra, sweeps
+from jaxstab import networks, propagation, records, sweeps
 from jaxstab.activations import Activation
 from jaxstab.records import Data
 
@@ -88,10 +88,14 @@ def test_one_compile_per_activation_whatever_the_rest():
         assert sum("chunk" in str(name) for name in events) == 2
 
 
+def _lengths(chain, params, sample, depths):
+    return propagation.forward(chain, params, sample.x)
+
+
 @pytest.mark.parametrize("chunk_size", [1, 2, 4, 100])
 def test_chunks_change_nothing(signals, chunk_size):
-    again = sweeps.run(GRID, sweeps.signal, DATA, chunk_size=chunk_size)
-    for name in signals:
+    again = sweeps.run(GRID, _lengths, DATA, chunk_size=chunk_size)
+    for name in again:
         np.testing.assert_allclose(again[name], signals[name], rtol=1e-10, atol=1e-12, err_msg=name)
 
 
@@ -129,8 +133,8 @@ def test_progress_sees_every_chunk():
             seen.append(len(chunks))
             yield chunk
 
-    sweeps.run(GRID, sweeps.signal, DATA, chunk_size=3, progress=progress)
-    assert seen == [4] * 4
+    sweeps.run(GRID, _lengths, DATA, chunk_size=3, progress=progress)
+    assert seen == [4] * 4 == [sweeps.estimate(GRID, 7, 3).chunks] * 4
 
 
 def test_estimate_grows_with_the_grid():
@@ -178,10 +182,6 @@ def test_several_batched_decompositions_in_one_program_do_not_hang():
 
 def test_the_plan_in_numbers_is_the_one_that_runs():
     shapes = []
-
-    def measure(chain, params, sample, depths):
-        return spectra.spectrum(chain, params, sample.x, depths)
-
     plan = sweeps.estimate(GRID, 7, chunk_size=4)
-    sweeps.run(GRID, measure, DATA, chunk_size=4, progress=lambda chunks: (shapes.append(c) or c for c in chunks))
+    sweeps.run(GRID, _lengths, DATA, chunk_size=4, progress=lambda chunks: (shapes.append(c) or c for c in chunks))
     assert {(len(seeds), len(gains)) for _, seeds, gains in shapes} == {plan.chunk}
