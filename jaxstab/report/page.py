@@ -60,7 +60,8 @@ table{border-collapse:collapse;margin:14px 0;font-variant-numeric:tabular-nums;w
 th{font-weight:600;text-align:left;color:#5c6672;font-size:13px;vertical-align:bottom}
 td,th{padding:6px 14px 6px 0;border-bottom:1px solid #e4e6e9}
 .bar{display:flex;height:22px;min-width:330px;border-radius:4px;overflow:hidden}
-.bar span{color:#fff;min-width:34px;font-size:11.5px;line-height:22px;text-align:center;overflow:hidden;white-space:nowrap}
+.bar span{color:#fff;min-width:34px;font-size:11.5px;
+line-height:22px;text-align:center;overflow:hidden;white-space:nowrap}
 dl{display:grid;grid-template-columns:max-content 1fr;gap:2px 18px;font-size:13px;color:#5c6672}
 dd{margin:0;overflow-wrap:anywhere}
 .key{display:inline-block;width:11px;height:11px;border-radius:3px;margin:0 5px 0 12px}
