@@ -292,6 +292,14 @@ def test_gelu_and_silu_have_three_length_fixed_points(name, squared, sigma_b):
     np.testing.assert_allclose(q[found], crossings, rtol=6e-3)
 
 
+def test_two_fixed_points_about_to_merge_are_both_found():
+    # just below the fold they are 3e-6 apart, far inside one step of the search grid; just above it both are gone
+    below, above = (np.asarray(_all_fixed("gelu")((1.9957162025 + step) ** 0.5, 0.4)[0]) for step in (-1e-9, 1e-9))
+    assert np.isfinite(below).sum() == 3
+    assert below[1] / below[0] - 1 < 1e-3
+    assert np.isfinite(above).sum() == 1
+
+
 def test_which_fixed_point_is_reached_depends_on_the_input():
     reached = jax.jit(jax.vmap(lambda q0: theory.fixed_point("gelu", 1.99**0.5, 0.4, q0).q))
     low, high = reached(jnp.asarray([0.1, 50.0]))
