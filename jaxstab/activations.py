@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 Kernel = Callable[[Array, Array], tuple[Array, Array]]
@@ -46,6 +47,22 @@ class Activation(NamedTuple):
     def derivative(self, z: Float[Array, "..."]) -> Float[Array, "..."]:
         """phi'(z), elementwise, by forward differentiation."""
         return jax.jvp(self.fn, (z,), (jnp.ones_like(z),))[1]
+
+    def steepest(self, dtype: DTypeLike) -> Float[Array, ""]:
+        """The largest |phi'(z)| over z in [-20, 20], what saturation is measured against."""
+        return jnp.max(jnp.abs(self.derivative(probe(dtype))))
+
+
+def probe(dtype: DTypeLike) -> Float[Array, " n"]:
+    """Points 1/800 apart over [-20, 20], half a step off the integers: usual kinks fall in the middle of a step.
+
+    Args:
+        dtype: of the points.
+
+    Returns:
+        The points, ascending.
+    """
+    return (jnp.arange(32_000, dtype=dtype) - 15_999.5) / 800
 
 
 @jax.custom_jvp

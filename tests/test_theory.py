@@ -393,10 +393,10 @@ def test_expectation_of_a_smooth_callable():
 
 
 def test_saturation_and_dead_share():
-    assert float(theory.saturation("relu", 3.0, 0.0)) == pytest.approx(0.5, abs=1e-3)
-    assert float(theory.saturation("hard_tanh", 4.0, 0.0)) == pytest.approx(2 * ndtr(-0.5), abs=1e-3)
+    assert float(theory.saturation("relu", 3.0, 0.0)) == pytest.approx(0.5, abs=1e-12)
+    assert float(theory.saturation("hard_tanh", 4.0, 0.0)) == pytest.approx(2 * ndtr(-0.5), abs=1e-12)
     edge = np.arccosh(np.sqrt(10.0))
-    assert float(theory.saturation("tanh", 4.0, 0.1)) == pytest.approx(2 * ndtr(-edge / 2), abs=1e-3)
+    assert float(theory.saturation("tanh", 4.0, 0.1)) == pytest.approx(2 * ndtr(-edge / 2), abs=3e-4)
     assert float(theory.saturation("identity", 4.0, 0.1)) == 0.0
 
 
