@@ -132,7 +132,7 @@ def sweep(settings: Sweep) -> None:
         dataset = survey.survey(grid, data, chunk_size=settings.chunk_size, progress=_progress(bar))
     with _users_fault():
         store.save(dataset, place, settings.overwrite)
-        report.write(dataset.assign_attrs(store.provenance()), page)
+        report.write(store.load(place), page)
     print(f"store:  {place}\nreport: {page}")
 
 

@@ -60,6 +60,19 @@ def _absorb(factor: Float[Array, "n m"], graded: _Graded, rank: Int[Array, ""]) 
     return q, _Graded(logs, coupling @ x)
 
 
+class _Product(NamedTuple):
+    """A product of factors as basis diag(e^logs) rows, and the rank it has left."""
+
+    basis: Float[Array, "n m"]
+    graded: _Graded
+    rank: Int[Array, ""]
+
+    def then(self, factor: Float[Array, "n n"]) -> "_Product":
+        """The product with one more factor on its left."""
+        rank = jnp.minimum(self.rank, _rank(factor))
+        return _Product(*_absorb(factor @ self.basis, self.graded, rank), rank)
+
+
 def _finish(graded: _Graded, sweeps: int) -> Float[Array, " m"]:
     """ln of the singular values of diag(e^logs) rows, descending."""
     eye = jnp.eye(graded.logs.shape[0], dtype=graded.rows.dtype)
@@ -109,17 +122,11 @@ def product_log_singular_values(
     check_floating("factors", factors.dtype)
     n = factors.shape[1]
 
-    def layer(carry: tuple[Array, _Graded, Array], factor: Array) -> tuple[tuple[Array, _Graded, Array], None]:
-        basis, graded, rank = carry
-        rank = jnp.minimum(rank, _rank(factor))
-        basis, graded = _absorb(factor @ basis, graded, rank)
-        return (basis, graded, rank), None
-
     with jax.default_matmul_precision(precision):
         eye = jnp.eye(n, dtype=factors.dtype)
-        start = (eye, _Graded(jnp.zeros(n, factors.dtype), eye), jnp.asarray(n))
-        (_, graded, _), _ = jax.lax.scan(layer, start, factors)
-        return _finish(graded, sweeps)
+        nothing = _Product(eye, _Graded(jnp.zeros(n, factors.dtype), eye), jnp.asarray(n))
+        product, _ = jax.lax.scan(lambda product, factor: (product.then(factor), None), nothing, factors)
+        return _finish(product.graded, sweeps)
 
 
 def log_singular_values(
@@ -160,27 +167,23 @@ def log_singular_values(
     check_floating("x", jnp.result_type(x))
     with jax.default_matmul_precision(precision):
         start = _embedded(chain, params, x)
-        size = start[1].logs.shape[0]
         # one slot per wanted depth, and a last one for every other layer to write to
         slots = jnp.full(params.depth + 1, len(depths)).at[jnp.asarray(depths)].set(jnp.arange(len(depths)))
-        kept = jax.tree.map(lambda leaf: jnp.zeros((len(depths) + 1, *leaf.shape), leaf.dtype), start[1])
+        kept = jax.tree.map(lambda leaf: jnp.zeros((len(depths) + 1, *leaf.shape), leaf.dtype), start.graded)
 
         def keep(kept: _Graded, graded: _Graded, slot: Array) -> _Graded:
             put = lambda all_, one: jax.lax.dynamic_update_index_in_dim(all_, one, slot, 0)
             return jax.tree.map(put, kept, graded)
 
         def layer(carry: tuple, at: tuple) -> tuple[tuple, None]:
-            h, (basis, graded, rank), kept = carry
+            h, product, kept = carry
             block, slot = at
-            jacobian = jax.jacfwd(chain.block, argnums=1)(block, h)
-            rank = jnp.minimum(rank, _rank(jacobian))
-            basis, graded = _absorb(jacobian @ basis, graded, rank)
-            return (chain.block(block, h), (basis, graded, rank), keep(kept, graded, slot)), None
+            product = product.then(jax.jacfwd(chain.block, argnums=1)(block, h))
+            return (chain.block(block, h), product, keep(kept, product.graded, slot)), None
 
-        first = (chain.embed(params, x), start, keep(kept, start[1], slots[0]))
+        first = (chain.embed(params, x), start, keep(kept, start.graded, slots[0]))
         (_, _, kept), _ = jax.lax.scan(layer, first, (params.blocks, slots[1:]))
         wanted = jax.tree.map(lambda leaf: leaf[:-1], kept)
-        assert wanted.logs.shape == (len(depths), size)
         return jax.vmap(lambda graded: _finish(graded, sweeps))(wanted)
 
 
@@ -233,7 +236,7 @@ def spectrum(
     return Spectrum(log_s, jax.nn.logsumexp(2 * log_s, axis=-1) - jnp.log(log_s.shape[-1]))
 
 
-def _embedded(chain: Chain, params: Params, x: Float[Array, " d_in"]) -> tuple[Array, _Graded, Array]:
+def _embedded(chain: Chain, params: Params, x: Float[Array, " d_in"]) -> _Product:
     """Q diag(e^d) X of the embedding's Jacobian [width, d_in], an orthonormal factor on its right taken off if wide."""
     # rows by reverse mode where they are fewer
     jacobian = jax.jacrev(lambda x: chain.embed(params, x))(x)
@@ -242,7 +245,7 @@ def _embedded(chain: Chain, params: Params, x: Float[Array, " d_in"]) -> tuple[A
         jacobian = jnp.linalg.qr(jacobian.T, mode="r").T
     size = jacobian.shape[1]
     graded = _Graded(jnp.zeros(size, jacobian.dtype), jnp.eye(size, dtype=jacobian.dtype))
-    return *_absorb(jacobian, graded, rank), rank
+    return _Product(*_absorb(jacobian, graded, rank), rank)
 
 
 def _rank(factor: Float[Array, "n m"]) -> Int[Array, ""]:

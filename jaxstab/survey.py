@@ -14,8 +14,8 @@ from jaxtyping import Array
 
 from jaxstab import theory
 from jaxstab.activations import Activation
-from jaxstab.records import Data, dimensions
-from jaxstab.sweeps import Grid, Progress, Record, jacobian, run, samples, signal, with_coordinates
+from jaxstab.records import Data
+from jaxstab.sweeps import Grid, Progress, Record, jacobian, labelled, run, samples, signal, with_coordinates
 from jaxstab.verdicts import judge
 
 
@@ -62,13 +62,8 @@ def predict(grid: Grid, d_in: int, c0: float, progress: Progress = iter) -> xr.D
             return records, theory.fixed_point(activation, sigma_w, grid.sigma_b)
 
         records, point = jax.device_get(jax.jit(jax.vmap(cell))(jnp.asarray(grid.sigma_w, float)))
-        fields: dict[str, tuple[tuple[str, ...], np.ndarray]] = {
-            field: (("sigma_w", *dimensions(type(record), field, array.ndim - 1)), array)
-            for record in records
-            for field, array in record._asdict().items()
-        }
-        fields |= {f"fixed_point_{field}": (("sigma_w",), array) for field, array in point._asdict().items()}
-        return xr.Dataset(fields)
+        fixed_point = {f"fixed_point_{field}": ("sigma_w", array) for field, array in point._asdict().items()}
+        return labelled(records, ("sigma_w",)).assign(fixed_point)
 
     parts = [one(activation) for activation in progress(grid.activations)]
     return xr.concat(parts, "activation").pipe(with_coordinates, grid)

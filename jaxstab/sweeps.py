@@ -312,14 +312,26 @@ def _labelled(grid: Grid, plan: Estimate, results: list[Record]) -> xr.Dataset:
 
     whole = jax.tree.map(assemble, *results)
     records = (whole,) if hasattr(whole, "_fields") else whole
-    cell = ("activation", "seed", "sigma_w", "input")
+    return labelled(records, ("activation", "seed", "sigma_w", "input")).pipe(with_coordinates, grid)
+
+
+def labelled(records: Iterable[Record], cell: tuple[str, ...]) -> xr.Dataset:
+    """Records whose arrays carry leading axes, as one dataset.
+
+    Args:
+        records: records of different fields.
+        cell: names of the leading axes.
+
+    Returns:
+        Their fields over (*cell, ...), the rest named by the records.
+    """
     return xr.Dataset(
         {
             field: ((*cell, *dimensions(type(record), field, array.ndim - len(cell))), array)
             for record in records
             for field, array in record._asdict().items()
         }
-    ).pipe(with_coordinates, grid)
+    )
 
 
 def with_coordinates(dataset: xr.Dataset, grid: Grid) -> xr.Dataset:

@@ -6,6 +6,7 @@ from typing import Literal
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
+from matplotlib.collections import QuadMesh
 from matplotlib.colors import LinearSegmentedColormap, TwoSlopeNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
@@ -41,6 +42,12 @@ def _panels(
 def _label(figure: Figure, x: str, y: str) -> None:
     figure.supxlabel(x, fontsize=9.5, color=_INK)
     figure.supylabel(y, fontsize=9.5, color=_INK)
+
+
+def _colour_bar(figure: Figure, axes: list[tuple[str, Axes]], mesh: QuadMesh, label: str) -> None:
+    bar = figure.colorbar(mesh, ax=[axis for _, axis in axes], pad=0.01, aspect=30, extend="both")
+    bar.set_label(label, fontsize=9, color=_INK)
+    bar.ax.tick_params(labelsize=8, colors=_MUTED)
 
 
 def _symmetric(values: np.ndarray, least: float) -> TwoSlopeNorm:
@@ -105,9 +112,7 @@ def phase_diagram(dataset: xr.Dataset) -> Figure:
         axis.set_xlim(float(chi.phase_sigma_w.min()), float(chi.phase_sigma_w.max()))
         axis.set_ylim(0, float(chi.phase_sigma_b.max()))
     _label(figure, r"weight gain $\sigma_w$", r"bias $\sigma_b$")
-    bar = figure.colorbar(mesh, ax=[axis for _, axis in axes], pad=0.01, aspect=30, extend="both")
-    bar.set_label(r"predicted $\ln\chi_1$", fontsize=9, color=_INK)
-    bar.ax.tick_params(labelsize=8, colors=_MUTED)
+    _colour_bar(figure, axes, mesh, r"predicted $\ln\chi_1$")
     return figure
 
 
@@ -222,9 +227,7 @@ def gradient_heat_map(dataset: xr.Dataset) -> Figure:
         axis.yaxis.set_minor_locator(NullLocator())
     axes[0][1].legend(fontsize=8, frameon=True, framealpha=0.85, edgecolor="none", loc="lower right")
     _label(figure, r"weight gain $\sigma_w$", "depth $L$")
-    bar = figure.colorbar(mesh, ax=[axis for _, axis in axes], pad=0.01, aspect=30, extend="both")
-    bar.set_label(r"$\ln\,|dL/dh_0|\,/\,|dL/dh_L|$", fontsize=9, color=_INK)
-    bar.ax.tick_params(labelsize=8, colors=_MUTED)
+    _colour_bar(figure, axes, mesh, r"$\ln\,|dL/dh_0|\,/\,|dL/dh_L|$")
     return figure
 
 
