@@ -39,7 +39,8 @@ class Sweep:
 
     For every depth, gain, activation and seed: the forward profile (length, correlation, saturation, dead units),
     the gradient of the loss at every layer, and the singular values of the input-output Jacobian; beside each its
-    mean-field prediction. The defaults take about two minutes on two cores.
+    mean-field prediction (of plain networks: no norm, skip or dropout). The defaults take about two minutes on two
+    cores.
     """
 
     out: Path = Path("runs/main")
@@ -63,7 +64,17 @@ class Sweep:
     inputs: int = _DEFAULTS.inputs
     """Digits per network."""
     weights: str = _DEFAULTS.weights
-    """gaussian or orthogonal."""
+    """gaussian, orthogonal, or {lecun,glorot,he}_{normal,uniform}."""
+    norm: str | None = _DEFAULTS.norm
+    """batch, layer or rms: norm in every block; batch needs --batch."""
+    norm_after: bool = _DEFAULTS.norm_after
+    """Norm after the activation instead of before it."""
+    skip: str | None = _DEFAULTS.skip
+    """sum, scaled, rezero, highway or dense: skip connection around every block."""
+    dropout: float = _DEFAULTS.dropout
+    """Share of features dropped."""
+    batch: int | None = _DEFAULTS.batch
+    """Digits that go through the network together, as one input."""
     dtype: str = _DEFAULTS.dtype
     """float32 or float64 of the measurement; theory is always float64."""
     chunk_size: int | None = None

@@ -61,7 +61,11 @@ def forward(chain: Chain, params: Params, x: Float[Array, "*batch d_in"]) -> For
 
 
 def correlation(
-    chain: Chain, params: Params, x1: Float[Array, " d_in"], x2: Float[Array, " d_in"], other: Params | None = None
+    chain: Chain,
+    params: Params,
+    x1: Float[Array, "*batch d_in"],
+    x2: Float[Array, "*batch d_in"],
+    other: Params | None = None,
 ) -> CorrelationProfile:
     """Correlation c_l of the signals of two inputs at every layer 0..L.
 
@@ -71,7 +75,7 @@ def correlation(
     Args:
         chain: the network.
         params: its parameters, depth L.
-        x1: one input.
+        x1: one input, or a batch taken as one long input.
         x2: another.
         other: what x2 goes through, if not params: the same weights under other masks of dropout.
 

@@ -5,6 +5,8 @@ points, the phase diagram and the verdicts.
 """
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -39,12 +41,16 @@ def survey(grid: Grid, data: Data, *, chunk_size: int | None = None, progress: P
     predicted = predict(grid, data.x.shape[1], float(np.mean(x * other)), progress)
     measured = xr.merge([signals, spectra], combine_attrs="drop_conflicts").assign_attrs(signals.attrs)
     beside = predicted.rename({name: f"predicted_{name}" for name in predicted if name in measured})
-    dataset = xr.merge([measured, beside, phase_diagram(grid, progress=progress)], combine_attrs="override")
+    parts = [measured, beside, phase_diagram(grid, progress=progress)]
+    # a network of a batch, or one with dense skips, has more singular values than the plain one that theory sees
+    dataset = xr.merge(parts, join="outer", compat="no_conflicts", combine_attrs="override")
     return dataset.merge(judge(dataset)).assign_attrs(signals.attrs)
 
 
 def predict(grid: Grid, d_in: int, c0: float, progress: Progress = iter) -> xr.Dataset:
     """Mean-field counterpart of `signal` and `jacobian` over a grid, with the fixed point of every cell.
+
+    NaN throughout where the networks are not plain: this theory knows no norm, skip or dropout.
 
     Args:
         grid: the grid.
@@ -61,12 +67,20 @@ def predict(grid: Grid, d_in: int, c0: float, progress: Progress = iter) -> xr.D
             records = theory.predict(activation, sigma_w, grid.sigma_b, grid.depths, width=grid.width, d_in=d_in, c0=c0)
             return records, theory.fixed_point(activation, sigma_w, grid.sigma_b)
 
-        records, point = jax.device_get(jax.jit(jax.vmap(cell))(jnp.asarray(grid.sigma_w, float)))
+        records, point = _theory(grid, jax.vmap(cell), jnp.asarray(grid.sigma_w, float))
         fixed_point = {f"fixed_point_{field}": ("sigma_w", array) for field, array in point._asdict().items()}
         return labelled(records, ("sigma_w",)).assign(fixed_point)
 
     parts = [one(activation) for activation in progress(grid.activations)]
     return xr.concat(parts, "activation").pipe(with_coordinates, grid)
+
+
+def _theory(grid: Grid, predict: Callable, *args: Array) -> Any:
+    """A prediction, or NaN in its place where theory does not know the networks."""
+    if grid.plain:
+        return jax.device_get(jax.jit(predict)(*args))
+    unknown = lambda leaf: np.full(leaf.shape, np.nan if jnp.issubdtype(leaf.dtype, jnp.floating) else 0, leaf.dtype)
+    return jax.tree.map(unknown, jax.eval_shape(predict, *args))
 
 
 def phase_diagram(grid: Grid, points: int = 33, progress: Progress = iter) -> xr.Dataset:
@@ -89,8 +103,8 @@ def phase_diagram(grid: Grid, points: int = 33, progress: Progress = iter) -> xr
             jax.vmap(lambda b, w, a=activation: theory.fixed_point(a, w, b).chi_1, (None, 0)), (0, None)
         )
         of_line = jax.vmap(lambda b, a=activation: theory.critical_sigma_w(a, b))
-        chi.append(np.asarray(jax.jit(of_plane)(sigma_b, sigma_w)))
-        critical = np.asarray(jax.jit(of_line)(jnp.append(sigma_b, grid.sigma_b)))
+        chi.append(_theory(grid, of_plane, sigma_b, sigma_w))
+        critical = _theory(grid, of_line, jnp.append(sigma_b, grid.sigma_b))
         line.append(critical[:-1])
         here.append(critical[-1])
     return xr.Dataset(

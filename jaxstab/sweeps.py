@@ -36,7 +36,7 @@ class Sample(NamedTuple):
     """What one measurement of a network looks at.
 
     Attributes:
-        x: input, of mean square 1.
+        x: input, of mean square 1; a batch of them where the grid has one.
         other: a second input, for correlations.
         label: class of x.
     """
@@ -57,8 +57,13 @@ class Grid:
         seeds: number of independent networks per cell.
         sigma_b: standard deviation of the biases.
         width: units per layer.
-        inputs: inputs per network.
-        weights: "gaussian" or "orthogonal".
+        inputs: inputs per network, or batches of them.
+        weights: one of `networks.WEIGHTS`.
+        norm: None, "batch", "layer" or "rms".
+        norm_after: whether the norm follows phi instead of preceding it.
+        skip: None, "sum", "scaled", "rezero", "highway" or "dense".
+        dropout: share of features dropped, in [0, 1); masks differ from input to input.
+        batch: examples that make up one input; BatchNorm needs two or more.
         dtype: "float32" or "float64" of the measurement.
     """
 
@@ -70,6 +75,11 @@ class Grid:
     width: int = 128
     inputs: int = 4
     weights: str = "gaussian"
+    norm: str | None = None
+    norm_after: bool = False
+    skip: str | None = None
+    dropout: float = 0.0
+    batch: int | None = None
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
@@ -95,8 +105,11 @@ class Grid:
                 raise ValueError(f"{name} must be integers >= 1, got {getattr(self, name)}")
         if self.dtype not in ("float32", "float64"):
             raise ValueError(f"dtype must be float32 or float64, got {self.dtype!r}")
-        if self.weights not in networks.WEIGHTS:
-            raise ValueError(f"weights must be one of {', '.join(networks.WEIGHTS)}, got {self.weights!r}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+        if (self.norm == "batch" or self.batch is not None) and not (isinstance(self.batch, int) and self.batch >= 2):
+            raise ValueError(f"batch must be an integer >= 2, and BatchNorm needs one, got {self.batch}")
+        self.network(self.activations[0])
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -105,7 +118,22 @@ class Grid:
 
     def network(self, activation: str | Activation) -> networks.MLP:
         """The network of the deepest depth with this activation."""
-        return networks.MLP(max(self.depths), self.width, get(activation), weights=self.weights)
+        return networks.MLP(
+            max(self.depths),
+            self.width,
+            get(activation),
+            weights=self.weights,
+            norm=self.norm,
+            norm_after=self.norm_after,
+            dropout=self.dropout > 0,
+            skip=self.skip,
+        )
+
+    @property
+    def plain(self) -> bool:
+        """Whether the networks are those of mean-field theory: h -> W phi(h) + b, weights of unit gain."""
+        unit = ("gaussian", "orthogonal", "lecun_normal", "lecun_uniform")
+        return not (self.norm or self.skip or self.dropout) and self.weights in unit
 
     def to_json(self) -> str:
         """All settings, for the provenance of results."""
@@ -131,7 +159,7 @@ class Estimate(NamedTuple):
 
 
 def signal(chain: networks.Chain, params: networks.Params, sample: Sample, depths: Sequence[int]) -> tuple[Record, ...]:
-    """Measure: forward, correlation and backward profiles, the loss being softmax cross-entropy.
+    """Measure: forward, correlation and backward profiles, the loss being (mean) softmax cross-entropy.
 
     Args:
         chain: the network.
@@ -142,7 +170,7 @@ def signal(chain: networks.Chain, params: networks.Params, sample: Sample, depth
     Returns:
         ForwardProfile, CorrelationProfile, BackwardProfile.
     """
-    loss = lambda y: optax.softmax_cross_entropy_with_integer_labels(y, sample.label)
+    loss = lambda y: jnp.mean(optax.softmax_cross_entropy_with_integer_labels(y, sample.label))
     return (
         propagation.forward(chain, params, sample.x),
         propagation.correlation(chain, params, sample.x, sample.other),
@@ -151,7 +179,7 @@ def signal(chain: networks.Chain, params: networks.Params, sample: Sample, depth
 
 
 def jacobian(chain: networks.Chain, params: networks.Params, sample: Sample, depths: Sequence[int]) -> Record:
-    """Measure: log singular values of the input-output Jacobian at every depth.
+    """Measure: log singular values of the input-output Jacobian at every depth; of all of a batch at once.
 
     Args:
         chain: the network.
@@ -162,7 +190,9 @@ def jacobian(chain: networks.Chain, params: networks.Params, sample: Sample, dep
     Returns:
         Spectrum.
     """
-    return spectra.spectrum(chain, params, sample.x, depths)
+    if sample.x.ndim == 2:
+        chain = networks.flatten(chain, len(sample.x))
+    return spectra.spectrum(chain, params, sample.x.ravel(), depths)
 
 
 def estimate(grid: Grid, d_in: int, chunk_size: int | None = None) -> Estimate:
@@ -179,9 +209,10 @@ def estimate(grid: Grid, d_in: int, chunk_size: int | None = None) -> Estimate:
     Raises:
         ValueError: if chunk_size < 1.
     """
-    layer = grid.width**2
+    state = grid.width * grid.network(grid.activations[0]).sources
     # weights drawn and scaled, then per depth what a spectrum keeps and works on
-    floats = 2 * (max(grid.depths) * layer + d_in * grid.width) + (4 * len(grid.depths) + 8) * layer
+    weights = max(grid.depths) * state * grid.width + d_in * grid.width
+    floats = 2 * weights + (4 * len(grid.depths) + 8) * (state * (grid.batch or 1)) ** 2
     cell = floats * np.dtype(grid.dtype).itemsize
     if chunk_size is None:
         chunk_size = max(1, MEMORY // cell)
@@ -208,18 +239,19 @@ def samples(grid: Grid, data: Data) -> Sample:
         data: examples.
 
     Returns:
-        A sample with leading axes [seeds, inputs].
+        A sample with leading axes [seeds, inputs], and [batch] where the grid has one.
 
     Raises:
         ValueError: if there are fewer examples than one seed needs.
     """
-    if len(data.x) < 2 * grid.inputs:
-        raise ValueError(f"{grid.inputs} inputs need {2 * grid.inputs} examples, {data.name} has {len(data.x)}")
-    chosen = np.stack(
-        [np.random.default_rng(seed).choice(len(data.x), 2 * grid.inputs, replace=False) for seed in range(grid.seeds)]
-    )
-    x = data.normalised().x[chosen].astype(grid.dtype)
-    return Sample(*map(jnp.asarray, (x[:, : grid.inputs], x[:, grid.inputs :], data.y[chosen[:, : grid.inputs]])))
+    shape = (2, grid.inputs) if grid.batch is None else (2, grid.inputs, grid.batch)
+    needed = math.prod(shape)
+    if len(data.x) < needed:
+        raise ValueError(f"{needed // 2} inputs need {needed} examples, {data.name} has {len(data.x)}")
+    draws = [np.random.default_rng(seed).choice(len(data.x), needed, replace=False) for seed in range(grid.seeds)]
+    first, second = np.moveaxis(np.stack(draws).reshape(grid.seeds, *shape), 1, 0)
+    x = data.normalised().x
+    return Sample(*map(jnp.asarray, (x[first].astype(grid.dtype), x[second].astype(grid.dtype), data.y[first])))
 
 
 def run(
@@ -284,7 +316,12 @@ def _program(grid: Grid, activation: str | Activation, measure: Measure, precisi
 
             def cell(sigma_w: Array) -> Record:
                 params = networks.rescale(unit, sigma_w, sigma_b)
-                return jax.vmap(lambda sample: measure(chain, params, sample, grid.depths))(samples)
+
+                def one(sample: Sample, masks: Array) -> Record:
+                    bound = networks.bind(mlp, params, key=masks, rate=grid.dropout) if mlp.dropout else params
+                    return measure(chain, bound, sample, grid.depths)
+
+                return jax.vmap(one)(samples, jax.random.split(jax.random.fold_in(key, 1), grid.inputs))
 
             return jax.vmap(cell)(sigma_w)
 

@@ -10,7 +10,7 @@ import pytest
 SETUP = """
 import json, sys
 import numpy as np, jax, jax.numpy as jnp
-from jaxstab import activations, networks, propagation, spectra, theory, sweeps, records
+from jaxstab import activations, initializers, networks, propagation, spectra, theory, sweeps, records
 key, data = jax.random.key(0), records.Data(np.ones((9, 4), np.float32), np.zeros(9, np.int32), "ones")
 mlp = networks.MLP(3, 4); chain = networks.chain(mlp); params = networks.init(mlp, key, jnp.ones(4))
 """
@@ -19,6 +19,16 @@ CASES = {
     "networks.MLP(2, 1.5)": r"width must be an integer >= 1, got 1.5",
     "networks.init(mlp, key, np.arange(3))": r"x must be floating, got dtype int",
     "networks.init(mlp, key, jnp.ones(3), float('nan'))": r"sigma_w must be finite and >= 0, got nan",
+    "networks.MLP(2, 4, norm='group')": r"norm must be one of None, batch, layer, rms, got 'group'",
+    "networks.MLP(2, 4, skip='resnet')": r"skip must be one of None, sum, .* got 'resnet'",
+    "networks.bind(mlp, params, key=key)": r"this network has none: MLP\(..., dropout=True\)",
+    "networks.bind(mlp.clone(dropout=True), params, key=key, rate=-0.1)": r"rate must be in \[0, 1\], got -0.1",
+    "networks.MLP(2, 4, norm='batch').init(key, np.ones(4)) and networks.MLP(2, 4, norm='batch').apply("
+    "networks.variables(networks.init(networks.MLP(2, 4, norm='batch'), key, jnp.ones(4))), jnp.ones(4))": (
+        r"it needs a batch \[batch, width\], got \(4,\)"
+    ),
+    "initializers.lsuv(mlp, params, jnp.ones(4))": r"looks at a batch \[batch, d_in\], got shape \(4,\)",
+    "initializers.gain('relu', -1.0)": r"sigma_b must be finite and >= 0, got -1.0",
     "propagation.backward(chain, params, jnp.arange(4), jnp.sum)": r"x must be floating, got dtype int",
     "propagation.backward(chain, params, jnp.ones(4), jnp.sum, [1.0])": r"depths must be ascending integers",
     "spectra.log_singular_values(chain, params, jnp.ones(4), [4])": r"integers in \[0, 3\], at least one, got \[4\]",
@@ -40,6 +50,10 @@ CASES = {
     "sweeps.Grid(width=0)": r"width must be integers >= 1, got 0",
     "sweeps.Grid(dtype='float16')": r"dtype must be float32 or float64, got 'float16'",
     "sweeps.Grid(weights='uniform')": r"weights must be one of gaussian, orthogonal",
+    "sweeps.Grid(norm='batch')": r"batch must be an integer >= 2, and BatchNorm needs one, got None",
+    "sweeps.Grid(batch=1)": r"batch must be an integer >= 2",
+    "sweeps.Grid(dropout=1.0)": r"dropout must be in \[0, 1\), got 1.0",
+    "sweeps.Grid(skip='residual')": r"skip must be one of None, sum",
     "sweeps.run(sweeps.Grid(dtype='float64'), sweeps.signal, data)": r"switch jax_enable_x64 on",
     "sweeps.run(sweeps.Grid(inputs=5), sweeps.signal, data)": r"5 inputs need 10 examples, ones has 9",
     "sweeps.estimate(sweeps.Grid(), 4, 0)": r"chunk_size must be >= 1, got 0",

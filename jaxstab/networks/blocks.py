@@ -1,7 +1,6 @@
 """One layer as a Flax module: phi, norm and dropout at its head, a dense branch, a skip connection around it."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -129,14 +128,13 @@ class Block(nn.Module):
             return h
         if self.norm == "batch":
             return _BatchNorm(self.epsilon, self.momentum, self.train, name="norm")(h)
-        settings = {
-            "epsilon": self.epsilon,
-            "dtype": h.dtype,
-            "param_dtype": h.dtype,
-            "force_float32_reductions": False,
-        }
-        kind = nn.LayerNorm if self.norm == "layer" else nn.RMSNorm
-        norm = kind(use_fast_variance=False, name="norm", **settings)
+        norm: nn.Module
+        if self.norm == "layer":
+            norm = nn.LayerNorm(
+                self.epsilon, h.dtype, h.dtype, use_fast_variance=False, force_float32_reductions=False, name="norm"
+            )
+        else:
+            norm = nn.RMSNorm(self.epsilon, h.dtype, h.dtype, force_float32_reductions=False, name="norm")
         # each layer's features by themselves, where h holds those of several
         return norm(h.reshape(*h.shape[:-1], self.sources, -1)).reshape(h.shape)
 

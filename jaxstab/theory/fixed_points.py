@@ -314,6 +314,10 @@ def critical_points(activation: AnyActivation, sigma_b: ArrayLike) -> CriticalPo
     at = jnp.clip(jnp.where(jnp.isnan(q), 1.0, q), SHORTEST, LONGEST)
     sigma_w = jnp.where(jnp.isnan(q), jnp.nan, 1.0 / jnp.sqrt(derivative(at)))
     repels = sigma_w**2 * jax.vmap(functools.partial(second_moment_slope, phi))(at) > 1.0 + _tolerance(q)
+    # at 0 the slope is 1 whatever the drift beside it: gelu's lengths leave, tanh's come back
+    beside = jnp.asarray(1e-4, q.dtype)
+    leaves = sigma_w**2 * second_moment(phi, beside) / beside > 1.0 + _tolerance(q)
+    repels |= (q == 0) & leaves
     every_length = derivative(_lengths(q.dtype))
     scale_free = jnp.ptp(every_length) <= _tolerance(q) * jnp.max(every_length)
     return CriticalPoint(sigma_w, q, ~jnp.isnan(q) & ~repels & (jnp.isfinite(q) | scale_free))

@@ -1,0 +1,276 @@
+"""Initialisation as a cure: gains with their reasons, and draws that keep signal and gradient alive at depth.
+
+Two kinds. What acts on one matrix is an initialiser as jax.nn.initializers has them, for `MLP(weights=...)` or any
+Flax layer: `critical` here, and by name in `networks.WEIGHTS` those of Glorot, He and LeCun, and Haar-orthogonal ones.
+What must see the network draws or changes its parameters: `looks_linear`, `lsuv`, `fixup`, `skip_init`.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, ArrayLike, Float
+
+from jaxstab import theory
+from jaxstab.activations import Activation, get
+from jaxstab.checks import check_gains
+from jaxstab.networks import MLP, WEIGHTS, Params, branch, chain, init
+
+AnyActivation = str | Activation | Callable[[Array], Array]
+Initializer = Callable[..., Array]
+
+
+class Gain(NamedTuple):
+    """A weight gain and where it comes from.
+
+    Attributes:
+        sigma_w: the gain, standard deviation of sqrt(fan_in) W_ij.
+        q: length (mean square of the pre-activations) at which it holds; inf where it holds at every length.
+        critical: whether chi_1 = 1 there, so that gradients keep their mean square; else only lengths do.
+        source: the reason, in words.
+    """
+
+    sigma_w: float
+    q: float
+    critical: bool
+    source: str
+
+
+_AT_EVERY_LENGTH = "E phi'(z)^2 is the same at every length"
+_AT_ZERO = "sigma_w = 1/phi'(0): critical at the length fixed point q = 0 (Poole et al. 2016)"
+# sigma_w, q and reason at sigma_b = 0, where a closed form is known
+_KNOWN = {
+    "identity": (1.0, math.inf, f"1: {_AT_EVERY_LENGTH}, 1"),
+    "relu": (math.sqrt(2), math.inf, f"sqrt(2): {_AT_EVERY_LENGTH}, 1/2 (He et al. 2015, eq. 10)"),
+    "tanh": (1.0, 0.0, _AT_ZERO),
+    "erf": (math.sqrt(math.pi) / 2, 0.0, _AT_ZERO),
+    "hard_tanh": (1.0, 0.0, _AT_ZERO),
+    "sin": (1.0, 0.0, _AT_ZERO),
+}
+
+
+def gain(activation: AnyActivation, sigma_b: float = 0.0) -> Gain:
+    """The weight gain that an activation wants, and why.
+
+    The critical one, chi_1 = sigma_w^2 E phi'(sqrt(q*) u)^2 = 1 at the length fixed point q* (Schoenholz et al. 2017,
+    eq. 5), if a network stays there. Where none is (gelu, silu at sigma_b = 0), the one that keeps lengths,
+    sigma_w^2 = (1 - sigma_b^2) / E phi(u)^2 at q = 1 (the argument of He et al. 2015 for any phi). Not for tracing:
+    it answers in Python numbers; the first call for an activation compiles for some seconds.
+
+    Args:
+        activation: name, `Activation` or elementwise callable.
+        sigma_b: bias standard deviation, >= 0.
+
+    Returns:
+        The gain.
+
+    Raises:
+        ValueError: if sigma_b is negative or not finite, or no gain keeps signal or gradient.
+
+    Example:
+        >>> gain("relu")
+        Gain(sigma_w=1.4142135623730951, q=inf, critical=True, source="sqrt(2): E phi'(z)^2 is the same at every...")
+        >>> gain("gelu").source
+        'keeps the length q = 1, sigma_w^2 = (1 - sigma_b^2) / E phi(u)^2; no critical gain that a network stays at'
+    """
+    phi = get(activation)
+    check_gains(0.0, sigma_b)
+    if sigma_b == 0 and phi.name in _KNOWN and phi == get(phi.name):
+        sigma_w, q, reason = _KNOWN[phi.name]
+        return Gain(sigma_w, q, True, reason)
+    # a map compiles its body as one program, also where nothing is jitted
+    points = jax.lax.map(lambda b: theory.critical_points(phi, b), jnp.asarray([sigma_b], float))
+    usable = np.flatnonzero(points.usable[0])
+    if len(usable):
+        first = usable[np.argmin(np.asarray(points.sigma_w[0])[usable])]
+        sigma_w, q = float(points.sigma_w[0, first]), float(points.q[0, first])
+        return Gain(sigma_w, q, True, f"solved chi_1 = 1 at sigma_b = {sigma_b:g}: length fixed point q = {q:.6g}")
+    length = float(theory.second_moment(phi, 1.0))
+    if not (sigma_b < 1 and length > 0):
+        raise ValueError(
+            f"no gain of {phi.name} keeps signal or gradient at sigma_b = {sigma_b}; try a smaller sigma_b"
+        )
+    reason = (
+        "keeps the length q = 1, sigma_w^2 = (1 - sigma_b^2) / E phi(u)^2; no critical gain that a network stays at"
+    )
+    return Gain(math.sqrt((1 - sigma_b**2) / length), 1.0, False, reason)
+
+
+def critical(activation: AnyActivation, sigma_b: float = 0.0, weights: str = "gaussian") -> Initializer:
+    """The initialiser on the critical line: sigma_w of `gain` times Gaussian or orthogonal weights.
+
+    Args:
+        activation: name, `Activation` or elementwise callable: that of the layers.
+        sigma_b: bias standard deviation that the network will have, >= 0.
+        weights: one of `networks.WEIGHTS` of unit gain: "gaussian", "orthogonal" or "lecun_...".
+
+    Returns:
+        (key, shape, dtype) -> weights, for `MLP(weights=...)` or a Flax layer's kernel_init.
+
+    Raises:
+        ValueError: if the activation has no critical gain at this sigma_b, or weights are not of unit gain.
+
+    Example:
+        >>> import flax.linen as nn
+        >>> layer = nn.Dense(64, kernel_init=critical("tanh", weights="orthogonal"))
+    """
+    if weights not in ("gaussian", "orthogonal", "lecun_normal", "lecun_uniform"):
+        raise ValueError(f"weights must be gaussian, orthogonal, lecun_normal or lecun_uniform, got {weights!r}")
+    found = gain(activation, sigma_b)
+    if not found.critical:
+        name = get(activation).name
+        raise ValueError(
+            f"{name} has no critical gain at sigma_b = {sigma_b}; gain({name!r}, {sigma_b}) keeps its length"
+        )
+
+    def draw(key: Array, shape: tuple[int, ...], dtype: DTypeLike = float) -> Array:
+        drawn = WEIGHTS[weights](key, shape, dtype)
+        return drawn * jnp.asarray(found.sigma_w, drawn.dtype)
+
+    return draw
+
+
+def looks_linear(
+    mlp: MLP, key: Array, x: Float[Array, "*batch d_in"], sigma_w: ArrayLike = 1.0, sigma_b: ArrayLike = 0.0
+) -> Params:
+    """Parameters with which a relu-like network computes what a linear one of half its width does.
+
+    Weights mirrored in sign, W = [[A, -A], [-A, A]]/c with phi(z) - phi(-z) = c z (Balduzzi et al. 2017, section 4),
+    A drawn as `mlp.weights` says: with orthogonal A, all singular values of the Jacobian are sigma_w^depth or 0.
+
+    Args:
+        mlp: the network: relu, leaky_relu, gelu, silu, softplus or another such phi; even width; no norm; skips none,
+            "sum", "scaled" or "rezero".
+        key: PRNG key.
+        x: an input, for its size and dtype.
+        sigma_w: gain of A.
+        sigma_b: standard deviation of the biases, mirrored too.
+
+    Returns:
+        Parameters.
+
+    Raises:
+        ValueError: if the network is not such a one.
+
+    Example:
+        >>> from jaxstab import spectra
+        >>> mlp = MLP(depth=50, width=16, activation="relu", weights="orthogonal")
+        >>> params = looks_linear(mlp, jax.random.key(0), jnp.ones(8))
+        >>> log_s = spectra.log_singular_values(chain(mlp), params, jnp.ones(8), [50])
+        >>> bool(jnp.allclose(log_s, jnp.log(2.0) / 2, atol=1e-3))  # the embedding mirrors too: sqrt(2)
+        True
+    """
+    phi = get(mlp.activation)
+    z = np.linspace(0.1, 3.0, 4)
+    odd = np.asarray(phi(jnp.asarray(z)) - phi(jnp.asarray(-z))) / z
+    if not (np.allclose(odd, odd[0], rtol=1e-5) and abs(odd[0]) > 1e-5):
+        raise ValueError(f"looks_linear needs phi(z) - phi(-z) = c z, as relu and gelu have it, got {phi.name}")
+    if mlp.width % 2 or mlp.norm or mlp.skip not in (None, "sum", "scaled", "rezero"):
+        raise ValueError(
+            "looks_linear needs an even width, no norm, and skip None, sum, scaled or rezero, got "
+            f"width {mlp.width}, norm {mlp.norm}, skip {mlp.skip}"
+        )
+    half = init(mlp.clone(width=mlp.width // 2, activation="identity", dropout=False), key, x, sigma_w, sigma_b)
+    mirrored = lambda a, axis: jnp.concatenate([a, -a], axis)
+    columns = lambda layer: layer | {"dense": jax.tree.map(lambda a: mirrored(a, -1), layer["dense"])}
+    rows = lambda layer: layer | {"dense": layer["dense"] | {"kernel": mirrored(layer["dense"]["kernel"] / odd[0], -2)}}
+    return Params(columns(half.embed), columns(rows(half.blocks)), rows(half.readout))
+
+
+def lsuv(mlp: MLP, params: Params, x: Float[Array, "batch d_in"], target: ArrayLike = 1.0, steps: int = 10) -> Params:
+    """Layer-sequential unit-variance initialisation (Mishkin & Matas 2016, algorithm 1), from data.
+
+    From the input on, each layer's weights are divided by sqrt(Var(W a + b) / target), the variance over units and
+    examples, before the next layer is looked at; a skip is left out of the variance. Start from orthogonal weights
+    to follow the paper. Without biases one step is exact.
+
+    Args:
+        mlp: the network, any norm and skip; dropout is off here.
+        params: its parameters, before `bind`.
+        x: a batch of data.
+        target: variance wanted, > 0; may be traced.
+        steps: rescalings per layer, >= 1.
+
+    Returns:
+        Parameters; layers without variance are left alone.
+
+    Raises:
+        ValueError: if x is not a batch, or steps < 1.
+    """
+    if jnp.ndim(x) != 2:
+        raise ValueError(f"lsuv looks at a batch [batch, d_in], got shape {jnp.shape(x)}")
+    if steps < 1:
+        raise ValueError(f"steps must be >= 1, got {steps}")
+    dry = mlp.clone(dropout=False)
+    network, without_skip = chain(dry), branch(dry)
+
+    def scaled(layer: dict, output: Callable[[dict], Array]) -> dict:
+        def step(_: Array | int, layer: dict) -> dict:
+            var = jnp.var(output(layer))
+            factor = jnp.sqrt(jnp.asarray(target, var.dtype) / jnp.where(var > 0, var, 1))
+            kernel = layer["dense"]["kernel"] * jnp.where(var > 0, factor, 1)
+            return layer | {"dense": layer["dense"] | {"kernel": kernel}}
+
+        return jax.lax.fori_loop(0, steps, step, layer)
+
+    def block(h: Array, layer: dict) -> tuple[Array, dict]:
+        new = scaled(layer, lambda layer: without_skip(layer, h))
+        return network.block(new, h), new
+
+    embed = scaled(params.embed, lambda layer: network.embed(params._replace(embed=layer), x)[..., : mlp.width])
+    h, blocks = jax.lax.scan(block, network.embed(params._replace(embed=embed), x), params.blocks)
+    readout = scaled(params.readout, lambda layer: network.readout(params._replace(readout=layer), h))
+    return Params(embed, blocks, readout)
+
+
+def fixup(mlp: MLP, params: Params) -> Params:
+    """Fixup (Zhang et al. 2019, section 3) for branches of one layer: residual branches and readout start at zero.
+
+    Its rule 1, the last layer of each branch and the classifier at 0, is all that applies where a branch has m = 1
+    layers: rule 2 scales the others by L^(-1/(2m-2)), and there are none. Multipliers alpha start at 1, biases at 0.
+
+    Args:
+        mlp: a network with skip "sum", "scaled" or "rezero" and no norm.
+        params: its parameters, drawn with He's gain.
+
+    Returns:
+        Parameters.
+
+    Raises:
+        ValueError: if the network is not such a one.
+    """
+    if mlp.skip not in ("sum", "scaled", "rezero") or mlp.norm:
+        raise ValueError(
+            f"fixup is for networks with skip sum, scaled or rezero and no norm, got skip {mlp.skip}, norm {mlp.norm}"
+        )
+    zero = lambda layer: layer | {"dense": jax.tree.map(jnp.zeros_like, layer["dense"])}
+    blocks = zero(params.blocks)
+    if "alpha" in blocks:
+        blocks |= {"alpha": jnp.ones_like(blocks["alpha"])}
+    embed = params.embed["dense"] | {"bias": jnp.zeros_like(params.embed["dense"]["bias"])}
+    return Params(params.embed | {"dense": embed}, blocks, zero(params.readout))
+
+
+def skip_init(params: Params, alpha: ArrayLike = 0.0) -> Params:
+    """The multipliers alpha of residual branches h + alpha F set: 0 is ReZero and SkipInit.
+
+    Bachlechner et al. 2021 (ReZero); De & Smith 2020 (SkipInit), who also try 1/sqrt(depth).
+
+    Args:
+        params: parameters of a network with skip "rezero".
+        alpha: the multiplier, one or one per block; may be traced.
+
+    Returns:
+        Parameters.
+
+    Raises:
+        ValueError: if there are no multipliers.
+    """
+    if "alpha" not in params.blocks:
+        raise ValueError('skip_init sets the multipliers alpha of MLP(..., skip="rezero"); these parameters have none')
+    old = params.blocks["alpha"]
+    return params._replace(blocks=params.blocks | {"alpha": jnp.broadcast_to(jnp.asarray(alpha, old.dtype), old.shape)})
