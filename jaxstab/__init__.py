@@ -4,6 +4,26 @@ The science is imported here; the orchestration (`jaxstab.sweeps`, `jaxstab.surv
 (`jaxstab.datasets`, `jaxstab.store`, `jaxstab.report`) need the `run` extra and are imported by name.
 """
 
-from jaxstab import activations, networks, propagation, records, spectra, theory
+from jaxstab import (
+    activations,
+    clipping,
+    initializers,
+    networks,
+    propagation,
+    records,
+    regularizers,
+    spectra,
+    theory,
+)
 
-__all__ = ["activations", "networks", "propagation", "records", "spectra", "theory"]
+__all__ = [
+    "activations",
+    "clipping",
+    "initializers",
+    "networks",
+    "propagation",
+    "records",
+    "regularizers",
+    "spectra",
+    "theory",
+]
