@@ -46,8 +46,8 @@ def omega(
 
     Omega = sum_l (|(dE/dh_l) dh_l/dh_{l-1}| / |dE/dh_l| - 1)^2, l = 1..L: Pascanu, Mikolov & Bengio 2013, eq. 9, with
     the layers of a chain, each with weights of its own, in the place of their time steps (that reading is ours). One
-    reverse sweep, one vector-Jacobian product per block. Cotangents travel at unit length, so no depth under- or
-    overflows. A block that no gradient reaches (dE/dh_l = 0) has nothing to keep and adds 0; one that kills the
+    reverse sweep, one vector-Jacobian product per block. Cotangents travel at unit length, so that no depth under- or
+    overflows them. A block that no gradient reaches (dE/dh_l = 0) has nothing to keep and adds 0; one that kills the
     gradient which reaches it adds 1.
 
     Args:
@@ -152,7 +152,9 @@ def orthogonality(weights: PyTree, gain: ArrayLike = 1.0) -> Float[Array, ""]:
         >>> round(float(orthogonality({"kernel": jnp.diag(jnp.asarray([1.0, 2.0])), "bias": jnp.ones(2)})), 3)
         9.0
     """
-    if not isinstance(gain, jax.core.Tracer) and not (np.ndim(gain) == 0 and 0 < float(gain) < np.inf):
+    if not isinstance(gain, jax.core.Tracer) and not (
+        np.ndim(gain) == 0 and np.isfinite(gain) and np.asarray(gain) > 0
+    ):
         raise ValueError(f"gain must be one finite number > 0, got {gain}")
 
     def penalty(w: Array) -> Array:
