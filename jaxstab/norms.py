@@ -28,11 +28,11 @@ def unit(v: Float[Array, "..."]) -> tuple[Float[Array, "..."], Float[Array, ""]]
     return scaled / length, jnp.where(zero, -jnp.inf, jnp.log(scale) + jnp.log(length))
 
 
-def log_norm(tree: PyTree[Float[Array, "..."]]) -> Float[Array, ""]:
+def log_norm(tree: PyTree) -> Float[Array, ""]:
     """The logarithm of the norm of all leaves together.
 
     Args:
-        tree: arrays.
+        tree: arrays; leaves that are no numbers, as PRNG keys have in the place of a gradient, do not count.
 
     Returns:
         ln of the norm; -inf where all is zero.
@@ -41,4 +41,5 @@ def log_norm(tree: PyTree[Float[Array, "..."]]) -> Float[Array, ""]:
         >>> round(float(jnp.exp(log_norm({"w": jnp.asarray([3.0]), "b": jnp.asarray([4.0])}))), 4)
         5.0
     """
-    return jax.nn.logsumexp(2 * jnp.stack([unit(leaf)[1] for leaf in jax.tree.leaves(tree)])) / 2
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if leaf.dtype != jax.dtypes.float0]
+    return jax.nn.logsumexp(2 * jnp.stack([unit(leaf)[1] for leaf in leaves])) / 2

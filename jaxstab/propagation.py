@@ -37,7 +37,7 @@ def states(chain: Chain, params: Params, x: Float[Array, "*batch d_in"]) -> Floa
 
 
 def forward(chain: Chain, params: Params, x: Float[Array, "*batch d_in"]) -> ForwardProfile:
-    """Length, saturation and dead units at every layer 0..L.
+    """Length, saturation and dead units at every layer 0..L, of the units that are there ("dense" skips add them).
 
     Args:
         chain: the network.
@@ -59,17 +59,18 @@ def forward(chain: Chain, params: Params, x: Float[Array, "*batch d_in"]) -> For
 
     def statistics(h: Array) -> ForwardProfile:
         slope = jnp.abs(chain.activation.derivative(h)).reshape(-1, h.shape[-1])
+        there = chain.present(h).reshape(slope.shape) if chain.present else jnp.ones(slope.shape, bool)
         return ForwardProfile(
-            log_q=2 * unit(h)[1] - jnp.log(h.size),
-            saturation=jnp.mean(slope <= SATURATED * steepest, dtype=h.dtype),
-            dead=jnp.mean(jnp.all(slope == 0, axis=0), dtype=h.dtype),
+            log_q=2 * unit(h)[1] - jnp.log(jnp.sum(there, dtype=h.dtype)),
+            saturation=jnp.mean(slope <= SATURATED * steepest, dtype=h.dtype, where=there),
+            dead=jnp.mean(jnp.all(slope == 0, axis=0), dtype=h.dtype, where=jnp.any(there, axis=0)),
         )
 
     return jax.vmap(statistics)(states(chain, params, x))
 
 
 def correlation(
-    chain: Chain, params: Params, x1: Float[Array, " d_in"], x2: Float[Array, " d_in"]
+    chain: Chain, params: Params, x1: Float[Array, " d_in"], x2: Float[Array, " d_in"], other: Params | None = None
 ) -> CorrelationProfile:
     """Correlation c_l of the signals of two inputs at every layer 0..L.
 
@@ -81,6 +82,7 @@ def correlation(
         params: its parameters, depth L.
         x1: one input.
         x2: another.
+        other: what x2 goes through, if not params: the same weights under other masks of dropout.
 
     Returns:
         The profile; NaN from the first layer where a signal is zero or not finite.
@@ -91,7 +93,7 @@ def correlation(
         defined = jnp.isfinite(l1) & jnp.isfinite(l2)
         return jnp.where(defined, 1 - jnp.sum((u1 - u2) ** 2) / 2, jnp.nan)
 
-    return CorrelationProfile(jax.vmap(cosine)(states(chain, params, x1), states(chain, params, x2)))
+    return CorrelationProfile(jax.vmap(cosine)(states(chain, params, x1), states(chain, other or params, x2)))
 
 
 def backward(

@@ -1,0 +1,177 @@
+"""One layer as a Flax module: phi, norm and dropout at its head, a dense branch, a skip connection around it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.nn import initializers
+from jaxtyping import Array
+
+from jaxstab.activations import Activation
+
+WEIGHTS = {
+    # not truncated: theory is about Gaussian weights. jax.nn's `*_normal` are truncated at two sigma
+    "gaussian": initializers.variance_scaling(1.0, "fan_in", "normal"),
+    # Haar: jax.nn fixes the signs that QR leaves to chance
+    "orthogonal": initializers.orthogonal(),
+    "lecun_normal": initializers.lecun_normal(),
+    "lecun_uniform": initializers.lecun_uniform(),
+    "glorot_normal": initializers.glorot_normal(),
+    "glorot_uniform": initializers.glorot_uniform(),
+    "he_normal": initializers.he_normal(),
+    "he_uniform": initializers.he_uniform(),
+}
+NORMS = ("batch", "layer", "rms")
+SKIPS = ("sum", "scaled", "rezero", "highway", "dense")
+
+
+class _BatchNorm(nn.Module):
+    """Ioffe & Szegedy 2015, statistics in the dtype of the input (flax's own are float32 whatever it is)."""
+
+    epsilon: float
+    momentum: float
+    train: bool
+
+    @nn.compact
+    def __call__(self, h: Array) -> Array:
+        axes, features = tuple(range(h.ndim - 1)), h.shape[-1:]
+        if self.train and not axes and not self.is_initializing():
+            raise ValueError(
+                f"BatchNorm in training mode mixes examples: it needs a batch [batch, width], got {h.shape}"
+            )
+        scale = self.param("scale", initializers.ones, features, h.dtype)
+        bias = self.param("bias", initializers.zeros, features, h.dtype)
+        if self.train:
+            mean, var = jnp.mean(h, axes), jnp.var(h, axes)
+        if not self.train or self.is_mutable_collection("batch_stats"):
+            running_mean = self.variable("batch_stats", "mean", jnp.zeros, features, h.dtype)
+            running_var = self.variable("batch_stats", "var", jnp.ones, features, h.dtype)
+            if not self.train:
+                mean, var = running_mean.value, running_var.value
+            elif not self.is_initializing():
+                running_mean.value += (1 - self.momentum) * (mean - running_mean.value)
+                running_var.value += (1 - self.momentum) * (var - running_var.value)
+        lead = (None,) * len(axes)
+        return (h - mean[lead]) * (jax.lax.rsqrt(var + self.epsilon) * scale)[lead] + bias[lead]
+
+
+class Block(nn.Module):
+    """h -> skip(h, W a + b), a = dropout(phi(norm(h))) or dropout(norm(phi(h))).
+
+    Attributes:
+        features: outputs of the branch.
+        activation: phi.
+        weights: initialiser of W.
+        norm: None or one of NORMS.
+        norm_after: whether the norm follows phi instead of preceding it.
+        dropout: whether training drops features of a.
+        skip: None or one of SKIPS.
+        depth: number of blocks, for the scale of "scaled" and the sources of "dense".
+        sources: how many layers' features h holds, newest first: 1, or depth + 1 for "dense".
+        train: whether BatchNorm takes the batch's statistics and dropout drops.
+        epsilon: added to the variance in a norm.
+        momentum: of BatchNorm's running statistics.
+        gate_bias: initial bias of a highway's gate.
+    """
+
+    features: int
+    activation: Activation
+    weights: Callable
+    norm: str | None = None
+    norm_after: bool = False
+    dropout: bool = False
+    skip: str | None = None
+    depth: int = 1
+    sources: int = 1
+    train: bool = True
+    epsilon: float = 1e-5
+    momentum: float = 0.9
+    gate_bias: float = -2.0
+
+    @nn.compact
+    def __call__(self, h: Array, index: Array | int = 0) -> Array:
+        """One layer; index counts the blocks from 0 and matters only while "dense" weights are drawn."""
+        a = self._head(h)
+        dense = self._dense("dense", self._kernel_init(index), initializers.normal(1.0), h.dtype)(a)
+        match self.skip:
+            case None:
+                return dense
+            case "sum":
+                return h + dense
+            case "scaled":
+                return h + self.depth**-0.5 * dense
+            case "rezero":
+                return h + self.param("alpha", initializers.zeros, (), h.dtype) * dense
+            case "highway":
+                bias_init = initializers.constant(self.gate_bias)
+                gate = jax.nn.sigmoid(self._dense("gate", WEIGHTS["gaussian"], bias_init, h.dtype)(a))
+                return gate * dense + (1 - gate) * h
+            case _:
+                return jnp.concatenate([dense, h[..., : -self.features]], axis=-1)
+
+    def _dense(self, name: str, kernel_init: Callable, bias_init: Callable, dtype: jnp.dtype) -> nn.Dense:
+        return nn.Dense(
+            self.features, kernel_init=kernel_init, bias_init=bias_init, dtype=dtype, param_dtype=dtype, name=name
+        )
+
+    def _head(self, h: Array) -> Array:
+        """What the weights see."""
+        a = self.activation(h) if self.norm_after else self.activation(self._normalise(h))
+        a = self._normalise(a) if self.norm_after else a
+        if self.sources > 1:
+            a = jnp.where(present(h, self.sources), a, 0)
+        return self._drop(a) if self.dropout and self.train and not self.is_initializing() else a
+
+    def _normalise(self, h: Array) -> Array:
+        if self.norm is None:
+            return h
+        if self.norm == "batch":
+            return _BatchNorm(self.epsilon, self.momentum, self.train, name="norm")(h)
+        settings = {
+            "epsilon": self.epsilon,
+            "dtype": h.dtype,
+            "param_dtype": h.dtype,
+            "force_float32_reductions": False,
+        }
+        kind = nn.LayerNorm if self.norm == "layer" else nn.RMSNorm
+        norm = kind(use_fast_variance=False, name="norm", **settings)
+        # each layer's features by themselves, where h holds those of several
+        return norm(h.reshape(*h.shape[:-1], self.sources, -1)).reshape(h.shape)
+
+    def _drop(self, a: Array) -> Array:
+        if not self.has_variable("dropout", "key"):
+            raise ValueError(
+                "dropout in training mode needs a key and a rate: networks.bind(mlp, params, key=..., rate=...)"
+            )
+        rate: Array = jax.lax.stop_gradient(self.get_variable("dropout", "rate")).astype(a.dtype)
+        keep = jax.random.uniform(self.get_variable("dropout", "key"), a.shape, a.dtype) >= rate
+        return jnp.where(keep, a / jnp.where(rate < 1, 1 - rate, 1), 0)
+
+    def _kernel_init(self, index: Array | int) -> Callable:
+        """The law of W; for "dense" per source, W = [W_0 .. W_i]/sqrt(i + 1), and zero for layers still to come."""
+        if self.skip != "dense":
+            return self.weights
+
+        def init(key: Array, shape: tuple[int, int], dtype: jnp.dtype) -> Array:
+            size = (shape[0] // self.sources, shape[1])
+            parts = jax.vmap(lambda key: self.weights(key, size, dtype))(jax.random.split(key, self.sources))
+            there = (jnp.arange(self.sources) <= index)[:, None, None]
+            return (jnp.where(there, parts, 0) / jnp.sqrt(jnp.asarray(index + 1, dtype))).reshape(shape)
+
+        return init
+
+
+def present(h: Array, sources: int) -> Array:
+    """Which entries of a "dense" state are there: those of layers to come are exactly zero, a layer's all at once.
+
+    Args:
+        h: state [..., sources * features].
+        sources: how many layers' features it holds.
+
+    Returns:
+        Booleans of the same shape.
+    """
+    there = jnp.any(h.reshape(*h.shape[:-1], sources, -1) != 0, axis=-1)
+    return jnp.repeat(there, h.shape[-1] // sources, axis=-1)

@@ -1,0 +1,285 @@
+"""The fold's view of a network, and its parameters."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Bool, Float, Key, PyTree
+
+from jaxstab.activations import Activation
+from jaxstab.checks import check_floating, check_gains
+from jaxstab.networks.blocks import Block, present
+from jaxstab.networks.mlp import MLP
+
+
+class Params(NamedTuple):
+    """Parameters of a chain: what is trained, and in `bind`'s hands what the layers need besides.
+
+    Attributes:
+        embed: pytree of the map from input to h_0.
+        blocks: pytree whose leaves carry a leading layer axis [depth, ...].
+        readout: pytree of the map from h_L to the output.
+    """
+
+    embed: PyTree
+    blocks: PyTree
+    readout: PyTree
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks L."""
+        return jax.tree.leaves(self.blocks)[0].shape[0]
+
+
+class Dropout(NamedTuple):
+    """Which features dropout drops.
+
+    Attributes:
+        key: PRNG key of the masks.
+        rate: share dropped, in [0, 1]; those kept grow by 1/(1 - rate).
+    """
+
+    key: Key[Array, "*layer"]
+    rate: Float[Array, "*layer"]
+
+
+class Layer(NamedTuple):
+    """A block's parameters with what it reads besides them; no gradient goes there.
+
+    Attributes:
+        params: what is trained.
+        batch_stats: running mean and variance of BatchNorm, for inference.
+        dropout: masks, for training.
+    """
+
+    params: PyTree
+    batch_stats: PyTree = None
+    dropout: Dropout | None = None
+
+    def variables(self) -> dict[str, Any]:
+        """The layer as Flax collections."""
+        besides = {
+            "batch_stats": jax.lax.stop_gradient(self.batch_stats),
+            "dropout": self.dropout and self.dropout._asdict(),
+        }
+        return {"params": self.params} | {name: tree for name, tree in besides.items() if tree}
+
+
+class Chain(NamedTuple):
+    """A network as pure functions; every measurement is a fold over `block`.
+
+    Attributes:
+        embed: (params, x [d_in]) -> h_0 [width].
+        block: (params.blocks at one layer, h [width]) -> h [width], pre-activation to pre-activation.
+        readout: (params, h [width]) -> y [d_out].
+        activation: phi, the nonlinearity at the head of each block, for saturation and dead units.
+        present: h [width] -> which of its units exist, or None where all do; "dense" skips fill the state by and by.
+    """
+
+    embed: Callable[[Params, Array], Array]
+    block: Callable[[PyTree, Array], Array]
+    readout: Callable[[Params, Array], Array]
+    activation: Activation
+    present: Callable[[Array], Bool[Array, "*batch width"]] | None = None
+
+
+def _apply(module: Block, layer: PyTree, h: Array) -> Array:
+    bound = layer if isinstance(layer, Layer) else Layer(layer)
+    if module.norm == "batch" and not module.train and not bound.batch_stats:
+        raise ValueError("BatchNorm in inference needs running statistics: networks.bind(mlp, params, stats=...)")
+    return jnp.asarray(module.apply(bound.variables(), h))
+
+
+def chain(mlp: MLP, train: bool = True) -> Chain:
+    """The fold's view of a network: its embed, block and readout as pure functions.
+
+    Every block is one: norms, dropout and skips need nothing of whoever folds. BatchNorm in training mixes examples, so
+    x and h are then a whole batch, [batch, d_in] and [batch, width]; see `flatten` for its Jacobian.
+
+    Args:
+        mlp: the network.
+        train: what training sees: BatchNorm with the statistics of the batch at hand, dropout with the masks that
+            `bind` gave. False for inference: running statistics from `bind`, nothing dropped.
+
+    Returns:
+        A chain that computes what `mlp.apply` does, layer by layer.
+    """
+    embed, block, readout = mlp.layers(train)
+
+    def start(params: Params, x: Array) -> Array:
+        h = _apply(embed, params.embed, x)
+        return jnp.concatenate([h, *[jnp.zeros_like(h)] * (mlp.sources - 1)], axis=-1)
+
+    return Chain(
+        embed=start,
+        block=lambda layer, h: _apply(block, layer, h),
+        readout=lambda params, h: _apply(readout, params.readout, h),
+        activation=block.activation,
+        present=(lambda h: present(h, mlp.sources)) if mlp.sources > 1 else None,
+    )
+
+
+def branch(mlp: MLP, train: bool = True) -> Callable[[PyTree, Array], Array]:
+    """The block without its skip: (params.blocks at one layer, h) -> W a + b.
+
+    Args:
+        mlp: the network.
+        train: as in `chain`.
+
+    Returns:
+        The function.
+    """
+    bare = mlp.layers(train)[1].clone(skip=None)
+    return lambda layer, h: _apply(bare, layer, h)
+
+
+def flatten(whole: Chain, batch: int) -> Chain:
+    """A network of a whole batch as a network of one long input, so that its Jacobian is a matrix.
+
+    Args:
+        whole: chain whose state is a batch, as with BatchNorm.
+        batch: examples in it.
+
+    Returns:
+        The chain from x [batch * d_in] over h [batch * width] to y [batch * d_out], for `spectra`.
+
+    Example:
+        >>> from jaxstab import networks, spectra
+        >>> mlp = MLP(depth=4, width=8, norm="batch")
+        >>> x = jax.random.normal(jax.random.key(0), (6, 5))
+        >>> params = init(mlp, jax.random.key(1), x)
+        >>> spectra.log_singular_values(flatten(chain(mlp), 6), params, x.ravel(), [4]).shape
+        (1, 30)
+    """
+    rows, there = lambda h: h.reshape(batch, -1), whole.present
+    return whole._replace(
+        embed=lambda params, x: whole.embed(params, rows(x)).ravel(),
+        block=lambda layer, h: whole.block(layer, rows(h)).ravel(),
+        readout=lambda params, h: whole.readout(params, rows(h)).ravel(),
+        present=there and (lambda h: there(rows(h)).ravel()),
+    )
+
+
+def bind(
+    mlp: MLP,
+    params: Params,
+    *,
+    stats: PyTree = None,
+    key: Key[Array, ""] | None = None,
+    rate: ArrayLike = 0.0,
+) -> Params:
+    """Give the layers what they read besides what is trained: running statistics, and the masks of dropout.
+
+    One key, one set of masks, whatever the rate: rates share their draws as gains do. A batch gets a mask per
+    example; under a vmap over examples it is up to the caller to vmap keys too.
+
+    Args:
+        mlp: the network.
+        params: what is trained.
+        stats: BatchNorm's running statistics, from `initial_stats` or from
+            `mlp.apply(..., mutable=["batch_stats"])[1]["batch_stats"]`.
+        key: PRNG key of the masks.
+        rate: share of features dropped, in [0, 1]: one, or one per block and one for the readout; may be traced.
+
+    Returns:
+        Parameters for a chain, or for `mlp.apply` by way of `variables`.
+
+    Raises:
+        ValueError: if a key is given to a network without dropout, or a concrete rate is outside [0, 1].
+
+    Example:
+        >>> mlp = MLP(depth=4, width=8, dropout=True)
+        >>> params = init(mlp, jax.random.key(0), jnp.ones(5))
+        >>> wet = bind(mlp, params, key=jax.random.key(1), rate=0.1)
+        >>> mlp.apply(variables(wet), jnp.ones(5)).shape
+        (10,)
+    """
+    blocks, readout = Layer(params.blocks), Layer(params.readout)
+    if stats:
+        blocks, readout = blocks._replace(batch_stats=stats["blocks"]), readout._replace(batch_stats=stats["readout"])
+    if key is not None:
+        if not mlp.dropout:
+            raise ValueError("a key is for the masks of dropout, and this network has none: MLP(..., dropout=True)")
+        if not isinstance(rate, jax.core.Tracer) and not np.all((np.asarray(rate) >= 0) & (np.asarray(rate) <= 1)):
+            raise ValueError(f"rate must be in [0, 1], got {rate}")
+        keys = jax.random.split(key, mlp.depth + 1)
+        rates = jnp.broadcast_to(jnp.asarray(rate, float), mlp.depth + 1)
+        blocks = blocks._replace(dropout=Dropout(keys[:-1], rates[:-1]))
+        readout = readout._replace(dropout=Dropout(keys[-1], rates[-1]))
+    return params._replace(blocks=blocks, readout=readout)
+
+
+def init(
+    mlp: MLP, key: Array, x: Float[Array, "*batch d_in"], sigma_w: ArrayLike = 1.0, sigma_b: ArrayLike = 0.0
+) -> Params:
+    """Draw parameters: weights of gain sigma_w, biases of standard deviation sigma_b, every layer alike.
+
+    Args:
+        mlp: the network.
+        key: PRNG key; the same key gives the same draw at every gain.
+        x: an input, for its size and its dtype (float32 or float64), which the parameters take.
+        sigma_w: weight gain, >= 0; may be traced.
+        sigma_b: bias standard deviation, >= 0; may be traced.
+
+    Returns:
+        Parameters.
+
+    Raises:
+        ValueError: if x is not floating, or a concrete gain is negative or not finite.
+    """
+    check_floating("x", jnp.result_type(x))
+    check_gains(sigma_w, sigma_b)
+    drawn: dict[str, Any] = mlp.init(key, x)["params"]
+    return rescale(Params(**drawn), sigma_w, sigma_b)
+
+
+def rescale(params: Params, sigma_w: ArrayLike, sigma_b: ArrayLike) -> Params:
+    """Multiply the weights of all layers by sigma_w and their biases by sigma_b; norms, gates and alphas stay.
+
+    Args:
+        params: parameters, usually of unit gains, init(..., sigma_w=1, sigma_b=1), before `bind`.
+        sigma_w: factor of the weights.
+        sigma_b: factor of the biases.
+
+    Returns:
+        Parameters of the same dtypes.
+    """
+    factors = {"kernel": sigma_w, "bias": sigma_b}
+
+    def scaled(path: tuple, leaf: Array) -> Array:
+        module, name = path[-2:]
+        return leaf * jnp.asarray(factors[name.key], leaf.dtype) if getattr(module, "key", None) == "dense" else leaf
+
+    return jax.tree.map_with_path(scaled, params)
+
+
+def initial_stats(mlp: MLP, x: Float[Array, "*batch d_in"]) -> PyTree:
+    """BatchNorm's running statistics before training: mean 0, variance 1.
+
+    Args:
+        mlp: the network.
+        x: an input, for its size and dtype.
+
+    Returns:
+        The Flax collection "batch_stats"; empty without BatchNorm.
+    """
+    shapes = jax.eval_shape(mlp.init, jax.random.key(0), x).get("batch_stats", {})
+    return jax.tree.map_with_path(lambda path, leaf: jnp.full(leaf.shape, path[-1].key == "var", leaf.dtype), shapes)
+
+
+def variables(params: Params) -> dict[str, Any]:
+    """Parameters as `mlp.apply` takes them.
+
+    Args:
+        params: parameters, bound or not.
+
+    Returns:
+        {"params": ...}, with "batch_stats" and "dropout" where `bind` put them.
+    """
+    collections: dict[str, Any] = {}
+    for name, layer in params._asdict().items():
+        for collection, tree in (layer if isinstance(layer, Layer) else Layer(layer)).variables().items():
+            collections.setdefault(collection, {})[name] = tree
+    return collections

@@ -1,0 +1,134 @@
+"""The network as a Flax module."""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from jaxstab.activations import Activation, get
+from jaxstab.networks.blocks import NORMS, SKIPS, WEIGHTS, Block
+
+
+class MLP(nn.Module):
+    """A fully connected network with every cure for depth built in: norm, dropout, skip connections, initialisers.
+
+    h_0 = W x + b; h_l = skip(h_{l-1}, W a + b) for l = 1..depth; y = W a + b of h_depth. Here a = phi(norm(h)), or
+    norm(phi(h)) with norm_after, thinned by dropout in training; the readout has no skip. The skips, F = W a + b:
+
+    - "sum": h + F (He et al. 2016); "scaled": h + F / sqrt(depth); "rezero": h + alpha F, alpha trained from 0
+      (Bachlechner et al. 2021).
+    - "highway": T F + (1 - T) h, T = sigmoid(W_T a + b_T) (Srivastava et al. 2015).
+    - "dense": [F, h], every layer reading all before it (Huang et al. 2017). h then has (depth + 1) width features,
+      newest first, zero where layers are still to come; W has variance sigma_w^2 / fan_in of the features there are,
+      and "layer" and "rms" normalise each layer's features by themselves.
+
+    Attributes:
+        depth: number of blocks L >= 1, excluding embed and readout.
+        width: units per layer, >= 1.
+        activation: name, `Activation` or elementwise callable.
+        features_out: outputs, >= 1.
+        weights: one of WEIGHTS, such as "gaussian" or "orthogonal", or an initialiser as jax.nn.initializers has them.
+        norm: None, "batch", "layer" or "rms". BatchNorm in training mixes examples: x is then a batch.
+        norm_after: whether the norm follows phi instead of preceding it.
+        dropout: whether training drops features, at a rate that `bind` gives.
+        skip: None, "sum", "scaled", "rezero", "highway" or "dense".
+        epsilon: added to variances in a norm, >= 0.
+        momentum: of BatchNorm's running statistics, in [0, 1]: running = momentum running + (1 - momentum) batch.
+        gate_bias: initial bias b_T of a highway's gates; the more negative, the more is carried.
+
+    Example:
+        >>> import jax
+        >>> from jaxstab import networks
+        >>> mlp = MLP(depth=8, width=32, activation="relu", norm="layer", skip="sum")
+        >>> params = networks.init(mlp, jax.random.key(0), jnp.ones(784), sigma_w=2**0.5)
+        >>> params.blocks["dense"]["kernel"].shape, mlp.apply(networks.variables(params), jnp.ones(784)).shape
+        ((8, 32, 32), (10,))
+    """
+
+    depth: int
+    width: int
+    activation: str | Activation | Callable[[Array], Array] = "tanh"
+    features_out: int = 10
+    weights: str | Callable[..., Array] = "gaussian"
+    norm: str | None = None
+    norm_after: bool = False
+    dropout: bool = False
+    skip: str | None = None
+    epsilon: float = 1e-5
+    momentum: float = 0.9
+    gate_bias: float = -2.0
+
+    def __post_init__(self) -> None:
+        """Check what Python can know.
+
+        Raises:
+            ValueError: if a size is not a positive integer, a setting is out of range, or a name is unknown.
+        """
+        for field in ("depth", "width", "features_out"):
+            size = getattr(self, field)
+            if not isinstance(size, int) or size < 1:
+                raise ValueError(f"{field} must be an integer >= 1, got {size!r}")
+        for field, known in (("weights", WEIGHTS), ("norm", (None, *NORMS)), ("skip", (None, *SKIPS))):
+            name = getattr(self, field)
+            if name not in known and not (field == "weights" and callable(name)):
+                raise ValueError(f"{field} must be one of {', '.join(map(str, known))}, got {name!r}")
+        if not self.epsilon >= 0:
+            raise ValueError(f"epsilon must be >= 0, got {self.epsilon}")
+        if not 0 <= self.momentum <= 1:
+            raise ValueError(f"momentum must be in [0, 1], got {self.momentum}")
+        get(self.activation)
+        super().__post_init__()
+
+    @property
+    def sources(self) -> int:
+        """How many layers' features the state h holds."""
+        return self.depth + 1 if self.skip == "dense" else 1
+
+    def layers(self, train: bool) -> tuple[Block, Block, Block]:
+        """Embed, block and readout as modules of their own.
+
+        Args:
+            train: training mode, or inference.
+
+        Returns:
+            The three, unbound.
+        """
+        weights = WEIGHTS[self.weights] if isinstance(self.weights, str) else self.weights
+        head = {
+            field: getattr(self, field)
+            for field in ("norm", "norm_after", "dropout", "depth", "sources", "epsilon", "momentum", "gate_bias")
+        }
+        phi = get(self.activation)
+        return (
+            Block(self.width, get("identity"), weights, parent=None),
+            Block(self.width, phi, weights, skip=self.skip, train=train, parent=None, **head),
+            Block(self.features_out, phi, weights, train=train, parent=None, **head),
+        )
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch d_in"], train: bool = True) -> Float[Array, "*batch d_out"]:
+        """The network's output, all layers in one pass.
+
+        Args:
+            x: one input, or a batch.
+            train: training mode: BatchNorm takes the batch's statistics, and updates the running ones where
+                "batch_stats" is mutable; dropout drops. Otherwise inference.
+
+        Returns:
+            y.
+        """
+        embed, block, readout = (
+            layer.clone(name=name, parent=self)
+            for name, layer in zip(("embed", "blocks", "readout"), self.layers(train), strict=True)
+        )
+        scanned = nn.scan(
+            lambda block, h, index: (block(h, index), None),
+            variable_axes={"params": 0, "batch_stats": 0, "dropout": 0},
+            split_rngs={"params": True},
+            length=self.depth,
+        )
+        h = embed(x)
+        # layers still to come are zero
+        h = jnp.concatenate([h, *[jnp.zeros_like(h)] * (self.sources - 1)], axis=-1)
+        return readout(scanned(block, h, jnp.arange(self.depth))[0])
