@@ -4,8 +4,9 @@ Two look at how signals pass: `omega` keeps the length of the back-propagated gr
 `jacobian_norm` shrinks the input-output Jacobian. Two look at the weights alone: `orthogonality` and `spectral_norm`.
 All are plain functions of parameters: multiply by a strength, add to the loss, differentiate.
 
-Weights are leaves named "kernel", Flax's name, of floating dtype; biases, gains, keys and counters are no weights. A
-bare array is a weight too. The last two axes are the matrix, all before them a stack: [depth, n, n] is depth matrices.
+Weights are leaves named "kernel", Flax's name, of floating dtype, a highway's gates among them; biases, norms, PRNG
+keys and counters are no weights. A bare array is a weight too. The last two axes are the matrix, all before them a
+stack: [depth, n, n] is depth matrices.
 """
 
 from collections.abc import Callable
