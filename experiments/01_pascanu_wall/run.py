@@ -9,7 +9,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
+
+from jaxstab.clipping import clip_by_norm
 
 STEPS, X_0, TARGET = 50, 0.5, 0.7
 SIGMOID_0 = 1 / (1 + np.exp(-X_0))
@@ -78,7 +79,7 @@ class Descent(NamedTuple):
 @partial(jax.jit, static_argnums=3)
 def descend(place, rate, threshold, keep):
     """Gradient descent from one place."""
-    clip = optax.clip_by_global_norm(threshold)
+    clip = clip_by_norm(threshold)
 
     def update(carry, index):
         place, worst, longest = carry

@@ -1,0 +1,44 @@
+"""Optax transformations that clip gradients, guard against what is not finite, and tell what they did.
+
+Each is a factory that returns an `optax.GradientTransformationExtraArgs`, to be chained with optax's own (which has
+clipping by value, by global norm, by block RMS and adaptive gradient clipping already). Thresholds are numbers,
+traced arrays or schedules, so that `jax.vmap` sweeps over them in one compile. Norms are right for any magnitude.
+Entries that are not finite pass a bare clipper as they are and count nowhere; `guarded` says what happens to them.
+"""
+
+from jaxstab.clipping.adaptive import (
+    AdaptiveState,
+    History,
+    Moments,
+    RunningMean,
+    auto_clip,
+    clip_by_running_mean,
+    z_clip,
+)
+from jaxstab.clipping.by_norm import CallState, clip_by_norm, normalize
+from jaxstab.clipping.guards import GuardState, guarded
+from jaxstab.clipping.spectral import clip_by_spectral_norm
+from jaxstab.clipping.spikes import ResetState, SpikeState, clip_spikes, with_momentum_reset
+from jaxstab.clipping.telemetry import TelemetryState, monitored
+
+__all__ = [
+    "AdaptiveState",
+    "CallState",
+    "GuardState",
+    "History",
+    "Moments",
+    "ResetState",
+    "RunningMean",
+    "SpikeState",
+    "TelemetryState",
+    "auto_clip",
+    "clip_by_norm",
+    "clip_by_running_mean",
+    "clip_by_spectral_norm",
+    "clip_spikes",
+    "guarded",
+    "monitored",
+    "normalize",
+    "with_momentum_reset",
+    "z_clip",
+]

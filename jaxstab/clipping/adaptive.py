@@ -1,0 +1,285 @@
+"""Clip by thresholds learnt from the norms seen: a running mean, a percentile, a z-score.
+
+One engine, three rules. A rule sees the norm of a group, returns a threshold and its new statistics; the engine
+feeds it every group and keeps non-finite steps out of the statistics.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from jaxstab.clipping.by_norm import clip_to
+from jaxstab.clipping.settings import Setting, check_choice, check_count, check_setting, setting_at
+from jaxstab.norms import Per, check_per, group_norms
+
+# the upper end of the range of multiples that Pascanu et al. recommend
+LARGEST_MULTIPLE = 10.0
+
+
+class AdaptiveState(NamedTuple):
+    """State of a clipper that learns its thresholds.
+
+    Attributes:
+        calls: updates made so far, the argument of schedules.
+        thresholds: those of the last update by name of group, shape [] or [depth]; inf where there was none.
+        statistics: `RunningMean`, `History` or `Moments` by name of group; see `jaxstab.norms.group_norms`.
+    """
+
+    calls: Int[Array, ""]
+    thresholds: dict[str, Float[Array, "*depth"]]
+    statistics: dict[str, Any]
+
+
+class RunningMean(NamedTuple):
+    """Statistics of `clip_by_running_mean`.
+
+    Attributes:
+        mean: running mean of the norms.
+        entered: norms that entered it.
+    """
+
+    mean: Float[Array, "*depth"]
+    entered: Int[Array, "*depth"]
+
+
+class History(NamedTuple):
+    """Statistics of `auto_clip`.
+
+    Attributes:
+        norms: the last norms, in a ring; inf where none is yet.
+        entered: norms that entered so far.
+    """
+
+    norms: Float[Array, "history ..."]
+    entered: Int[Array, "*depth"]
+
+
+class Moments(NamedTuple):
+    """Statistics of `z_clip`.
+
+    Attributes:
+        mean: mean of the norms.
+        deviation: their standard deviation.
+        entered: norms that entered so far.
+    """
+
+    mean: Float[Array, "*depth"]
+    deviation: Float[Array, "*depth"]
+    entered: Int[Array, "*depth"]
+
+
+def _enter(enters: Bool[Array, "*depth"], new: Any, old: Any) -> Any:
+    """New statistics where the norm enters, old ones elsewhere."""
+    return jax.tree.map(lambda n, o: jnp.where(jnp.broadcast_to(enters, o.shape), n, o), new, old)
+
+
+def _adaptive(per: Per, first: Callable, rule: Callable) -> optax.GradientTransformationExtraArgs:
+    # first: zeros of the norm's shape and dtype -> statistics before any norm
+    # rule: (statistics, norm, whether it enters, calls) -> (threshold, statistics)
+    check_per(per)
+
+    def init(params: PyTree) -> AdaptiveState:
+        norms = jax.eval_shape(lambda tree: {k: n.root for k, n in group_norms(tree, per).items()}, params)
+        zeros = {k: jnp.zeros(n.shape, n.dtype) for k, n in norms.items()}
+        return AdaptiveState(
+            calls=jnp.zeros((), jnp.int32),
+            thresholds={k: jnp.full_like(z, jnp.inf) for k, z in zeros.items()},
+            statistics={k: first(z) for k, z in zeros.items()},
+        )
+
+    def update(
+        updates: PyTree, state: AdaptiveState, params: PyTree | None = None, **extra: Any
+    ) -> tuple[PyTree, AdaptiveState]:
+        del params, extra
+        norms = group_norms(updates, per)
+        thresholds, statistics = {}, {}
+        for label, norm in norms.items():
+            value = norm.value.astype(state.thresholds[label].dtype)
+            enters = (norm.nonfinite == 0) & jnp.isfinite(value)
+            thresholds[label], statistics[label] = rule(state.statistics[label], value, enters, state.calls)
+        limits = {label: thresholds[label].astype(norm.root.dtype) for label, norm in norms.items()}
+        clipped = clip_to(updates, per, norms, limits)
+        return clipped, AdaptiveState(optax.safe_increment(state.calls), thresholds, statistics)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def clip_by_running_mean(
+    multiple: Setting = 2.0, decay: Setting = 0.99, per: Per = "tree"
+) -> optax.GradientTransformationExtraArgs:
+    """Clip at a multiple of the mean norm seen so far.
+
+    |g| <= multiple * mean, the heuristic of Pascanu et al. 2013 (arXiv:1211.5063, section 3.2), who found 0.5 to 10
+    times the average norm to work. The mean is of the norms before clipping; it is the plain mean of the first
+    1 / (1 - decay) of them, an exponential one after. A norm enters it as at most 10 means, so that one spike of
+    any size cannot lift the threshold for long. The first update, and any after zeros alone, passes.
+
+    Args:
+        multiple: threshold in units of the mean, >= 0; a number, a traced array or a schedule.
+        decay: of the exponential mean, in [0, 1); a number, a traced array or a schedule.
+        per: groups; "tree", "leaf", "layer" or a callable, see `jaxstab.norms.group_norms`.
+
+    Returns:
+        The transformation; its state is an `AdaptiveState` with `RunningMean` statistics.
+
+    Example:
+        >>> tx = clip_by_running_mean(multiple=2.0)
+        >>> state = tx.init(jnp.zeros(1))
+        >>> for norm in [1.0, 1.0, 1.0, 100.0]:
+        ...     updates, state = tx.update(jnp.asarray([norm]), state)
+        >>> updates.tolist(), state.statistics["tree"].mean.tolist()
+        ([2.0], 3.25)
+    """
+    check_setting("multiple", multiple)
+    check_setting("decay", decay, high=1.0, below=True)
+
+    def rule(seen: RunningMean, norm: Array, enters: Array, calls: Array) -> tuple[Array, RunningMean]:
+        nothing = seen.mean == 0
+        limit = jnp.where(nothing, jnp.inf, setting_at(multiple, calls, norm.dtype) * seen.mean)
+        capped = jnp.where(nothing, norm, jnp.minimum(norm, LARGEST_MULTIPLE * seen.mean))
+        entered = optax.safe_increment(seen.entered)
+        weight = jnp.maximum(1 - setting_at(decay, calls, norm.dtype), 1 / entered.astype(norm.dtype))
+        return limit, _enter(enters, RunningMean(seen.mean + weight * (capped - seen.mean), entered), seen)
+
+    return _adaptive(per, lambda zero: RunningMean(zero, jnp.zeros(zero.shape, jnp.int32)), rule)
+
+
+def auto_clip(
+    percentile: Setting = 10.0, history: int = 1000, per: Per = "tree"
+) -> optax.GradientTransformationExtraArgs:
+    """Clip at a percentile of the norms seen, the current one included.
+
+    AutoClip (Seetharaman et al. 2020, arXiv:2007.14469, section 3): threshold = percentile of |g_1|, ..., |g_t| by
+    linear interpolation, as NumPy's. The paper keeps every norm, here the last `history` of them. Until one finite
+    norm is seen there is no threshold.
+
+    Args:
+        percentile: in [0, 100]; a number, a traced array or a schedule.
+        history: norms kept, >= 1.
+        per: groups; "tree", "leaf", "layer" or a callable, see `jaxstab.norms.group_norms`.
+
+    Returns:
+        The transformation; its state is an `AdaptiveState` with `History` statistics.
+
+    Example:
+        >>> tx = auto_clip(percentile=50.0, history=3)
+        >>> state = tx.init(jnp.zeros(1))
+        >>> for norm in [9.0, 1.0, 2.0, 100.0]:
+        ...     updates, state = tx.update(jnp.asarray([norm]), state)
+        >>> updates.tolist()
+        [2.0]
+    """
+    check_setting("percentile", percentile, high=100.0)
+    check_count("history", history, 1)
+
+    def rule(seen: History, norm: Array, enters: Array, calls: Array) -> tuple[Array, History]:
+        slots = jnp.arange(history, dtype=jnp.int32).reshape((history,) + (1,) * norm.ndim)
+        here = slots == (seen.entered % history)[None]
+        # what follows the ring's first turn is a permutation of the last norms: order does not matter here
+        pushed = History(jnp.where(here, norm[None], seen.norms), optax.safe_increment(seen.entered))
+        seen = _enter(enters, pushed, seen)
+        known = jnp.minimum(seen.entered, history)
+        position = setting_at(percentile, calls, norm.dtype) / 100 * (known - 1).astype(norm.dtype)
+        lower = jnp.clip(jnp.floor(position).astype(jnp.int32), 0, history - 1)
+        ordered = jnp.sort(seen.norms, axis=0)
+        take = lambda index: jnp.take_along_axis(ordered, index[None], axis=0)[0]
+        below, above = take(lower), take(jnp.minimum(lower + 1, jnp.maximum(known - 1, 0)))
+        between = jnp.where(below == above, below, below + (above - below) * (position - lower.astype(norm.dtype)))
+        return jnp.where(known == 0, jnp.inf, between), seen
+
+    def first(zero: Array) -> History:
+        return History(jnp.full((history, *zero.shape), jnp.inf, zero.dtype), jnp.zeros(zero.shape, jnp.int32))
+
+    return _adaptive(per, first, rule)
+
+
+def _warmed(seen: Moments, norm: Array) -> Moments:
+    """Plain mean and population variance with one norm more; deviations by hypot, as squares may overflow."""
+    n = seen.entered.astype(norm.dtype)
+    off = norm - seen.mean
+    return Moments(
+        mean=seen.mean + off / (n + 1),
+        deviation=jnp.hypot(seen.deviation * jnp.sqrt(n / (n + 1)), off * (jnp.sqrt(n) / (n + 1))),
+        entered=optax.safe_increment(seen.entered),
+    )
+
+
+def z_clip(
+    z: Setting = 2.5,
+    decay: Setting = 0.97,
+    mode: str = "zscore",
+    option: str = "adaptive_scaling",
+    factor: Setting = 1.0,
+    warmup: int = 25,
+    max_norm: Setting | None = None,
+    per: Per = "tree",
+) -> optax.GradientTransformationExtraArgs:
+    """Clip norms that are outliers of their exponential mean and variance.
+
+    ZClip (Kumar et al. 2025, arXiv:2504.02507, section 3). With mean mu and deviation s of the norms so far,
+    z_t = (|g_t| - mu) / s, a norm with z_t > z is clipped to
+
+        mu + s z^2 / z_t    mode "zscore", option "adaptive_scaling": the larger the spike, the lower the threshold;
+        mu                  mode "zscore", option "mean";
+        mu + z s            mode "percentile".
+
+    Then, with the clipped norm g, mu' = decay mu + (1 - decay) g, s'^2 = decay s^2 + (1 - decay) (g - mu')^2. The
+    first `warmup` norms are not clipped; their plain mean and population variance start mu and s. The authors'
+    1e-6 beside s is left out: it would give the rule a scale, and s = 0 needs no guard in mu + z^2 s^2 / (|g| - mu).
+
+    Args:
+        z: z-score above which a norm is an outlier, >= 0; a number, a traced array or a schedule.
+        decay: of mean and variance, in [0, 1); a number, a traced array or a schedule.
+        mode: "zscore" or "percentile".
+        option: "adaptive_scaling" or "mean"; for mode "zscore".
+        factor: multiplies the adaptive_scaling threshold, >= 0; the authors use 0.3 to 1.
+        warmup: norms that only start the statistics, >= 1.
+        max_norm: further limit, >= 0, in warm-up too; None for none. It does not touch the statistics.
+        per: groups; "tree", "leaf", "layer" or a callable, see `jaxstab.norms.group_norms`.
+
+    Returns:
+        The transformation; its state is an `AdaptiveState` with `Moments` statistics.
+
+    Example:
+        >>> tx = z_clip(z=2.0, warmup=2, mode="percentile")
+        >>> state = tx.init(jnp.zeros(1))
+        >>> for norm in [1.0, 3.0, 50.0]:
+        ...     updates, state = tx.update(jnp.asarray([norm]), state)
+        >>> updates.tolist()
+        [4.0]
+    """
+    for name, value in (("z", z), ("factor", factor), ("max_norm", 0.0 if max_norm is None else max_norm)):
+        check_setting(name, value)
+    check_setting("decay", decay, high=1.0, below=True)
+    check_choice("mode", mode, ("zscore", "percentile"))
+    check_choice("option", option, ("adaptive_scaling", "mean"))
+    check_count("warmup", warmup, 1)
+
+    def target(seen: Moments, norm: Array, calls: Array) -> Array:
+        """What an outlier is clipped to."""
+        band = setting_at(z, calls, norm.dtype) * seen.deviation
+        if mode == "percentile":
+            return seen.mean + band
+        if option == "mean":
+            return seen.mean
+        share = band / jnp.where(norm - seen.mean > band, norm - seen.mean, 1)
+        return setting_at(factor, calls, norm.dtype) * (seen.mean + share * band)
+
+    def rule(seen: Moments, norm: Array, enters: Array, calls: Array) -> tuple[Array, Moments]:
+        outlier = norm - seen.mean > setting_at(z, calls, norm.dtype) * seen.deviation
+        limit = jnp.where(outlier & (seen.entered >= warmup), target(seen, norm, calls), jnp.inf)
+        kept = setting_at(decay, calls, norm.dtype)
+        clipped = jnp.minimum(norm, limit)
+        mean = kept * seen.mean + (1 - kept) * clipped
+        deviation = jnp.hypot(jnp.sqrt(kept) * seen.deviation, jnp.sqrt(1 - kept) * (clipped - mean))
+        running = Moments(mean, deviation, optax.safe_increment(seen.entered))
+        new = _enter(seen.entered >= warmup, running, _warmed(seen, norm))
+        if max_norm is not None:
+            limit = jnp.minimum(limit, setting_at(max_norm, calls, norm.dtype))
+        return limit, _enter(enters, new, seen)
+
+    return _adaptive(per, lambda zero: Moments(zero, jnp.zeros_like(zero), jnp.zeros(zero.shape, jnp.int32)), rule)

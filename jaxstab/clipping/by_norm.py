@@ -1,0 +1,145 @@
+"""Clip or normalise by Euclidean norms: of the whole update, of each leaf, of each layer, of any groups."""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Int, PyTree
+
+from jaxstab.clipping.settings import Setting, check_setting, setting_at
+from jaxstab.norms import Norm, Per, check_per, group_norms, map_groups
+
+
+class CallState(NamedTuple):
+    """State of a transformation that remembers nothing but the time.
+
+    Attributes:
+        calls: updates made so far, the argument of schedules.
+    """
+
+    calls: Int[Array, ""]
+
+
+def with_lengths(
+    updates: PyTree, per: Per, norms: dict[str, Norm], lengths: dict[str, Array], keep: dict[str, Array]
+) -> PyTree:
+    """Give every group a new length, its direction unchanged.
+
+    x -> x length / |x|, computed as (x / scale) (length / root), which is right where |x| exceeds the float range.
+    NaN and infinite entries stay as they are; zero stays zero.
+
+    Args:
+        updates: the updates.
+        per: the grouping of `jaxstab.norms.group_norms`.
+        norms: of the groups.
+        lengths: wanted, of the groups.
+        keep: groups that stay exactly as they are.
+
+    Returns:
+        Updates of the same dtypes.
+    """
+    one = lambda k: jnp.ones_like(norms[k].scale)
+    dead = {k: keep[k] | (norms[k].root == 0) for k in norms}
+    scales = {k: jnp.where(dead[k], one(k), norms[k].scale) for k in norms}
+    factors = {k: jnp.where(dead[k], one(k), lengths[k] / jnp.where(dead[k], one(k), norms[k].root)) for k in norms}
+
+    def rescale(x: Array, keep: Array, scale: Array, factor: Array) -> Array:
+        scaled = (x.astype(scale.dtype) / scale * factor).astype(x.dtype)
+        return jnp.where(keep | ~jnp.isfinite(x), x, scaled)
+
+    return map_groups(rescale, updates, per, dead, scales, factors)
+
+
+def clip_to(updates: PyTree, per: Per, norms: dict[str, Norm], limits: dict[str, Array]) -> PyTree:
+    """Shorten every group that is longer than its limit to the limit.
+
+    Args:
+        updates: the updates.
+        per: the grouping of `jaxstab.norms.group_norms`.
+        norms: of the groups.
+        limits: of the groups; a NaN limit gives NaN updates.
+
+    Returns:
+        Updates of the same dtypes; a group within its limit is the same bit for bit.
+    """
+    return with_lengths(updates, per, norms, limits, {k: norms[k].value <= limits[k] for k in norms})
+
+
+def _stateless(update: Any) -> optax.GradientTransformationExtraArgs:
+    """A transformation from (updates, calls) -> updates."""
+
+    def init(params: PyTree) -> CallState:
+        del params
+        return CallState(jnp.zeros((), jnp.int32))
+
+    def whole(
+        updates: PyTree, state: CallState, params: PyTree | None = None, **extra: Any
+    ) -> tuple[PyTree, CallState]:
+        del params, extra
+        return update(updates, state.calls), CallState(optax.safe_increment(state.calls))
+
+    return optax.GradientTransformationExtraArgs(init, whole)
+
+
+def clip_by_norm(max_norm: Setting, per: Per = "tree") -> optax.GradientTransformationExtraArgs:
+    """Clip the norm of every group of leaves.
+
+    g_k -> g_k min(1, max_norm / |g_k|) for each group k (Pascanu et al. 2013, arXiv:1211.5063, algorithm 1).
+    With per="tree" this is `optax.clip_by_global_norm` for any magnitude: a float32 gradient with entries of 1e25 is
+    clipped where optax returns zeros. Entries that are not finite stay as they are and do not count.
+
+    Args:
+        max_norm: threshold, >= 0; a number, a traced array or a schedule.
+        per: groups; "tree", "leaf", "layer" or a callable, see `jaxstab.norms.group_norms`.
+
+    Returns:
+        The transformation; its state is a `CallState`.
+
+    Example:
+        >>> grads = {"wide": {"w": jnp.asarray([3e25, 4e25], jnp.float32)}, "small": {"w": jnp.asarray([0.1])}}
+        >>> tx = clip_by_norm(1.0, per="layer")
+        >>> updates, _ = tx.update(grads, tx.init(grads))
+        >>> updates["wide"]["w"].round(3).tolist(), updates["small"]["w"].tolist()
+        ([0.6..., 0.8...], [0.1...])
+    """
+    check_setting("max_norm", max_norm)
+    check_per(per)
+
+    def update(updates: PyTree, calls: Array) -> PyTree:
+        norms = group_norms(updates, per)
+        limits = {
+            k: jnp.broadcast_to(setting_at(max_norm, calls, n.root.dtype), n.root.shape) for k, n in norms.items()
+        }
+        return clip_to(updates, per, norms, limits)
+
+    return _stateless(update)
+
+
+def normalize(norm: Setting = 1.0, per: Per = "tree") -> optax.GradientTransformationExtraArgs:
+    """Give every group of leaves the same norm, whatever it was.
+
+    g_k -> norm * g_k / |g_k|; a zero gradient stays zero. per="tree" is the normalised update, per="layer" the
+    layer-wise one (block-normalised gradient, Yu et al. 2017, arXiv:1707.04822).
+
+    Args:
+        norm: wanted, >= 0; a number, a traced array or a schedule.
+        per: groups; "tree", "leaf", "layer" or a callable, see `jaxstab.norms.group_norms`.
+
+    Returns:
+        The transformation; its state is a `CallState`.
+
+    Example:
+        >>> tx = normalize(10.0, per="leaf")
+        >>> updates, _ = tx.update([jnp.asarray([3e-30, 4e-30]), jnp.zeros(2)], tx.init(None))
+        >>> [u.round(3).tolist() for u in updates]
+        [[6.0..., 8.0...], [0.0, 0.0]]
+    """
+    check_setting("norm", norm)
+    check_per(per)
+
+    def update(updates: PyTree, calls: Array) -> PyTree:
+        norms = group_norms(updates, per)
+        lengths = {k: jnp.broadcast_to(setting_at(norm, calls, n.root.dtype), n.root.shape) for k, n in norms.items()}
+        return with_lengths(updates, per, norms, lengths, {k: jnp.zeros(n.root.shape, bool) for k, n in norms.items()})
+
+    return _stateless(update)

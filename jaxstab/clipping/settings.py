@@ -1,0 +1,86 @@
+"""Thresholds and other settings: numbers, traced arrays or schedules, checked as far as Python can see."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, ArrayLike, Float
+
+# a number, an array of shape [] (which may be traced), or a schedule: number of earlier updates -> number
+Setting = ArrayLike | Callable[[Array], ArrayLike]
+
+
+def check_setting(name: str, value: Setting, low: float = 0.0, high: float = math.inf, below: bool = False) -> None:
+    """Refuse a setting outside its range; traced arrays and schedules have no value yet and pass.
+
+    Args:
+        name: of the argument.
+        value: the setting.
+        low: least value allowed.
+        high: largest value allowed.
+        below: whether high itself is excluded.
+
+    Raises:
+        ValueError: if the value is no scalar, NaN or out of range.
+    """
+    if callable(value):
+        return
+    if np.ndim(value) > 0:
+        raise ValueError(f"{name} must be a scalar, got shape {np.shape(value)}; jax.vmap sweeps over many")
+    if isinstance(value, jax.core.Tracer):
+        return
+    number = float(np.asarray(value))
+    if not (low <= number < high if below else low <= number <= high):
+        interval = f">= {low:g}" if high == math.inf else f"in [{low:g}, {high:g}{')' if below else ']'}"
+        raise ValueError(f"{name} must be {interval}, got {value}")
+
+
+def check_count(name: str, value: int, low: int) -> None:
+    """Refuse what is no count of steps.
+
+    Args:
+        name: of the argument.
+        value: the count; it is static.
+        low: least value allowed.
+
+    Raises:
+        ValueError: if it is not an integer >= low.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        raise ValueError(f"{name} must be an integer >= {low}, got {value!r}")
+
+
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    """Refuse an unknown name.
+
+    Args:
+        name: of the argument.
+        value: the name chosen.
+        choices: the names there are.
+
+    Raises:
+        ValueError: if value is none of them.
+    """
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+
+
+def setting_at(value: Setting, calls: Array, dtype: DTypeLike) -> Float[Array, ""]:
+    """The value of a setting at one update.
+
+    Args:
+        value: number, array or schedule.
+        calls: number of earlier updates, for schedules.
+        dtype: wanted.
+
+    Returns:
+        A scalar of that dtype.
+
+    Example:
+        >>> float(setting_at(lambda calls: 10.0 / (1 + calls), jnp.asarray(4), jnp.float32))
+        2.0
+    """
+    return jnp.asarray(value(calls) if callable(value) else value).astype(dtype)

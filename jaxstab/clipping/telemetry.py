@@ -1,0 +1,131 @@
+"""See what a transformation does: norms before and after, how often it fires, what was not finite."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from jaxstab.clipping.guards import saturating_sum
+from jaxstab.clipping.settings import Setting, check_setting, setting_at
+from jaxstab.norms import Norm, Per, check_per, group_norms, norm
+
+# a norm that changes by less, in units of the coarsest dtype's rounding, has not been touched
+ROUNDINGS = 4
+
+
+class TelemetryState(NamedTuple):
+    """State of `monitored`: what the last update did, and since the first. Norms are of the finite entries.
+
+    Attributes:
+        inner: state of the wrapped transformation.
+        step: updates made so far.
+        norm_before: norm of the last updates before the transformation; inf beyond the float range.
+        norm_after: and after it.
+        coefficient: norm_after / norm_before; 1 where that is 0 / 0 or nothing came in.
+        fired: whether the coefficient differs from 1 by more than rounding.
+        firing_rate: share of updates that fired, in [0, 1]; plain mean of the first 1 / (1 - decay), exponential
+            after, so that it is unbiased from the first on.
+        update_ratio: norm_after / norm of the parameters; NaN where none were given.
+        nonfinite_count: NaN and infinite entries that came in so far; stops at the largest int32.
+        first_nonfinite: the first update that had any, counted from 0; -1 for never.
+        log_norms: ln of the norms before, by name of group; -inf for zero. Empty unless asked for.
+    """
+
+    inner: PyTree
+    step: Int[Array, ""]
+    norm_before: Float[Array, ""]
+    norm_after: Float[Array, ""]
+    coefficient: Float[Array, ""]
+    fired: Bool[Array, ""]
+    firing_rate: Float[Array, ""]
+    update_ratio: Float[Array, ""]
+    nonfinite_count: Int[Array, ""]
+    first_nonfinite: Int[Array, ""]
+    log_norms: dict[str, Float[Array, "*depth"]]
+
+
+def _ratio(above: Norm, below: Norm, dtype: jnp.dtype, empty: float) -> Float[Array, ""]:
+    """|above| / |below|, right where either exceeds the float range."""
+    nothing = below.root == 0
+    roots = above.root.astype(dtype) / jnp.where(nothing, 1, below.root).astype(dtype)
+    return jnp.where(nothing, empty, above.scale.astype(dtype) / below.scale.astype(dtype) * roots)
+
+
+def monitored(
+    tx: optax.GradientTransformation, per: Per | None = None, decay: Setting = 0.99
+) -> optax.GradientTransformationExtraArgs:
+    """Keep in the state what a transformation did to the last update, and how often it did.
+
+    The updates are those of tx, bit for bit. The state has the same structure and dtypes from the start, so it can be
+    carried by `jax.lax.scan`, and `optax.tree.get(state, "norm_before")` reads it wherever it stands in a chain.
+
+    Cost, in passes over the data: one read of the updates that come in (shared with tx if it takes the same norm),
+    one of those that come out, one of the parameters where given.
+
+    Args:
+        tx: any transformation, optax's included.
+        per: also keep ln norms of groups; "tree", "leaf", "layer" or a callable, see `jaxstab.norms.group_norms`.
+        decay: of the firing rate, in [0, 1); a number, a traced array or a schedule.
+
+    Returns:
+        The transformation; its state is a `TelemetryState`.
+
+    Example:
+        >>> tx = optax.chain(monitored(optax.clip_by_global_norm(1.0)), optax.sgd(0.1))
+        >>> state = tx.init(jnp.zeros(2))
+        >>> _, state = tx.update(jnp.asarray([3.0, 4.0]), state)
+        >>> float(optax.tree.get(state, "norm_before")), round(float(optax.tree.get(state, "coefficient")), 4)
+        (5.0, 0.2)
+    """
+    if per is not None:
+        check_per(per)
+    check_setting("decay", decay, high=1.0, below=True)
+    tx = optax.with_extra_args_support(tx)
+
+    def init(params: PyTree) -> TelemetryState:
+        zero = jnp.zeros((), jax.eval_shape(norm, params).root.dtype)
+        groups = {} if per is None else jax.eval_shape(lambda tree: group_norms(tree, per), params)
+        return TelemetryState(
+            inner=tx.init(params),
+            step=jnp.zeros((), jnp.int32),
+            norm_before=zero,
+            norm_after=jnp.zeros_like(zero),
+            coefficient=jnp.ones_like(zero),
+            fired=jnp.zeros((), bool),
+            firing_rate=jnp.zeros_like(zero),
+            update_ratio=jnp.full_like(zero, jnp.nan),
+            nonfinite_count=jnp.zeros((), jnp.int32),
+            first_nonfinite=jnp.full((), -1, jnp.int32),
+            log_norms={k: jnp.full(n.root.shape, -jnp.inf, n.root.dtype) for k, n in groups.items()},
+        )
+
+    def update(
+        updates: PyTree, state: TelemetryState, params: PyTree | None = None, **extra: Any
+    ) -> tuple[PyTree, TelemetryState]:
+        out, inner = tx.update(updates, state.inner, params, **extra)
+        dtype = state.norm_before.dtype
+        before, after = norm(updates), norm(out)
+        groups = {} if per is None else group_norms(updates, per)
+        coefficient = _ratio(after, before, dtype, 1.0)
+        rounding = max((float(jnp.finfo(jnp.result_type(u)).eps) for u in jax.tree.leaves(out)), default=0.0)
+        fired = jnp.abs(coefficient - 1) > ROUNDINGS * rounding
+        step = optax.safe_increment(state.step)
+        weight = jnp.maximum(1 - setting_at(decay, state.step, dtype), 1 / step.astype(dtype))
+        found = (before.nonfinite > 0) & (state.first_nonfinite < 0)
+        return out, TelemetryState(
+            inner=inner,
+            step=step,
+            norm_before=before.value.astype(dtype),
+            norm_after=after.value.astype(dtype),
+            coefficient=coefficient,
+            fired=fired,
+            firing_rate=state.firing_rate + weight * (fired.astype(dtype) - state.firing_rate),
+            update_ratio=state.update_ratio if params is None else _ratio(after, norm(params), dtype, jnp.nan),
+            nonfinite_count=saturating_sum(state.nonfinite_count, before.nonfinite),
+            first_nonfinite=jnp.where(found, state.step, state.first_nonfinite),
+            log_norms={k: groups[k].log.astype(old.dtype) for k, old in state.log_norms.items()},
+        )
+
+    return optax.GradientTransformationExtraArgs(init, update)
