@@ -291,6 +291,15 @@ def test_spectral_norm_and_its_slope_agree_with_the_svd():
         np.testing.assert_allclose(found[name]["kernel"], expected, atol=2e-3 if expected.dtype != np.float64 else 1e-4)
 
 
+def test_the_slope_of_spectral_norm_holds_u_and_v_constant():
+    penalty, steps = jax.jit(jax.value_and_grad(lambda w: regularizers.spectral_norm(w, KEY, 1)))(
+        jax.random.normal(KEY, (6, 6))
+    )
+    # sigma u v^T: of rank one however far from converged
+    s = np.linalg.svd(steps, compute_uv=False)
+    np.testing.assert_allclose(s, [np.sqrt(2 * penalty), 0, 0, 0, 0, 0], atol=1e-14)
+
+
 def test_spectral_norm_of_few_iterations_is_below_and_within_its_bound():
     w = jax.random.normal(KEY, (64, 64))
     largest = np.linalg.svd(w, compute_uv=False)[0] ** 2
