@@ -30,7 +30,8 @@ def unit(v: Float[Array, "..."]) -> tuple[Float[Array, "..."], Float[Array, ""]]
         >>> direction.round(3).tolist(), round(float(length / jnp.log(10.0)), 2)
         ([0.6000000238418579, 0.800000011920929], -29.3)
     """
-    largest = jnp.max(jnp.abs(v))
+    # the scale cancels: a derivative through it is rounding at best, and NaN where XLA compares recomputed values
+    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(v)))
     zero = largest == 0
     scale = jnp.where(zero, 1.0, largest)
     scaled = v / scale

@@ -16,8 +16,17 @@ from jaxstab.norms import log_norm, unit
 from jaxstab.records import SATURATED, BackwardProfile, CorrelationProfile, ForwardProfile
 
 
-def _states(chain: Chain, params: Params, x: Float[Array, "*batch d_in"]) -> Float[Array, "layer *batch width"]:
-    """h_0 .. h_L."""
+def states(chain: Chain, params: Params, x: Float[Array, "*batch d_in"]) -> Float[Array, "layer *batch width"]:
+    """The signal itself, h_0 .. h_L, as one scan.
+
+    Args:
+        chain: the network.
+        params: its parameters, depth L.
+        x: one input [d_in], or a batch [batch, d_in] where blocks mix examples.
+
+    Returns:
+        The pre-activations of layers 0..L, stacked; `forward` gives their statistics, free of overflow.
+    """
 
     def layer(h: Array, block: object) -> tuple[Array, Array]:
         new = chain.block(block, h)
@@ -57,7 +66,7 @@ def forward(chain: Chain, params: Params, x: Float[Array, "*batch d_in"]) -> For
             dead=jnp.mean(jnp.all(slope == 0, axis=0), dtype=h.dtype, where=jnp.any(there, axis=0)),
         )
 
-    return jax.vmap(statistics)(_states(chain, params, x))
+    return jax.vmap(statistics)(states(chain, params, x))
 
 
 def correlation(
@@ -88,7 +97,7 @@ def correlation(
         defined = jnp.isfinite(l1) & jnp.isfinite(l2)
         return jnp.where(defined, 1 - jnp.sum((u1 - u2) ** 2) / 2, jnp.nan)
 
-    return CorrelationProfile(jax.vmap(cosine)(_states(chain, params, x1), _states(chain, other or params, x2)))
+    return CorrelationProfile(jax.vmap(cosine)(states(chain, params, x1), states(chain, other or params, x2)))
 
 
 def backward(
@@ -121,9 +130,9 @@ def backward(
         return BackwardProfile(*(field[0] for field in whole))
     check_depths(depths, params.depth)
     check_floating("x", jnp.result_type(x))
-    states = _states(chain, params, x)
+    hidden = states(chain, params, x)
     wanted = jnp.asarray(depths)
-    start, start_norm = jax.vmap(lambda h: unit(jax.grad(lambda h: loss(chain.readout(params, h)))(h)))(states[wanted])
+    start, start_norm = jax.vmap(lambda h: unit(jax.grad(lambda h: loss(chain.readout(params, h)))(h)))(hidden[wanted])
     rows = (slice(None),) + (None,) * (start.ndim - 1)
 
     def joined(layer: Array, cotangents: Array, norms: Array) -> tuple[Array, Array]:
@@ -143,7 +152,7 @@ def backward(
 
     nothing = (jnp.zeros_like(start), jnp.full_like(start_norm, -jnp.inf))
     layers = jnp.arange(1, params.depth + 1)
-    carry, profile = jax.lax.scan(layer, nothing, (layers, params.blocks, states[:-1]), reverse=True)
+    carry, profile = jax.lax.scan(layer, nothing, (layers, params.blocks, hidden[:-1]), reverse=True)
     cotangents, norms = joined(jnp.asarray(0), *carry)
     embed = lambda theta: chain.embed(params._replace(embed=theta), x)
     theta = norms + jax.vmap(lambda v: log_norm(jax.vjp(embed, params.embed)[1](v)))(cotangents)

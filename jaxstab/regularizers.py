@@ -1,0 +1,236 @@
+"""Penalties to add to a loss, for gradients that neither vanish nor explode; no Jacobian is ever formed.
+
+Two look at how signals pass: `omega` keeps the length of the back-propagated gradient from layer to layer,
+`jacobian_norm` shrinks the input-output Jacobian. Two look at the weights alone: `orthogonality` and `spectral_norm`.
+All are plain functions of parameters: multiply by a strength, add to the loss, differentiate.
+
+Weights are leaves named "kernel", Flax's name, of floating dtype, a highway's gates among them; biases, norms, PRNG
+keys and counters are no weights. A bare array is a weight too. The last two axes are the matrix, all before them a
+stack: [depth, n, n] is depth matrices.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float, PyTree
+
+from jaxstab.checks import check_floating
+from jaxstab.networks import Chain, Params
+from jaxstab.norms import unit
+from jaxstab.propagation import states
+
+
+class Estimate(NamedTuple):
+    """A Monte-Carlo mean.
+
+    Attributes:
+        value: the mean of the samples, unbiased.
+        standard_error: of that mean; NaN from a single sample. A constant under differentiation.
+    """
+
+    value: Float[Array, ""]
+    standard_error: Float[Array, ""]
+
+
+def omega(
+    chain: Chain,
+    params: Params,
+    x: Float[Array, "*batch d_in"],
+    loss: Callable[[Float[Array, "*batch d_out"]], Float[Array, ""]],
+    immediate: bool = True,
+) -> Float[Array, ""]:
+    """Pascanu's Omega: how far each block is from passing the gradient on at the length at which it came.
+
+    Omega = sum_l (|(dE/dh_l) dh_l/dh_{l-1}| / |dE/dh_l| - 1)^2, l = 1..L: Pascanu, Mikolov & Bengio 2013, eq. 9, with
+    the layers of a chain, each with weights of its own, in the place of their time steps (that reading is ours). One
+    reverse sweep, one vector-Jacobian product per block. Cotangents travel at unit length, so that no depth under- or
+    overflows them. A block that no gradient reaches (dE/dh_l = 0) has nothing to keep and adds 0; one that kills the
+    gradient which reaches it adds 1.
+
+    Args:
+        chain: the network.
+        params: its parameters, depth L.
+        x: one input [d_in], or a batch where blocks mix examples, whose gradient then has one length.
+        loss: E, scalar function of the output.
+        immediate: whether, as in their eq. 10, derivatives of Omega hold h_{l-1} and dE/dh_l constant, which leaves
+            each block's own parameters alone to act on its term; False differentiates through everything. The value
+            is the same.
+
+    Returns:
+        The penalty, >= 0.
+
+    Raises:
+        ValueError: if x is not floating.
+
+    Example:
+        >>> from jaxstab import networks
+        >>> mlp = networks.MLP(depth=4, width=8, activation="identity", features_out=8, weights="orthogonal")
+        >>> params = networks.init(mlp, jax.random.key(0), jnp.ones(8), sigma_w=1.5)
+        >>> penalty = lambda params: omega(networks.chain(mlp), params, jnp.ones(8), jnp.sum)
+        >>> round(float(penalty(params)), 4)  # every block multiplies the gradient by 1.5: 4 * 0.5^2
+        1.0
+        >>> slope = jax.grad(penalty)(params).blocks["dense"]["kernel"].shape
+    """
+    check_floating("x", jnp.result_type(x))
+    hold = jax.lax.stop_gradient if immediate else lambda held: held
+    hidden = hold(states(chain, params, x))
+    arriving = hold(unit(jax.grad(lambda h: loss(chain.readout(params, h)))(hidden[-1]))[0])
+
+    def layer(arriving: Array, at: tuple) -> tuple[Array, Array]:
+        block, h = at
+        passed, log_ratio = unit(jax.vjp(partial(chain.block, block), h)[1](arriving)[0])
+        term = jnp.where(jnp.any(arriving != 0), (jnp.exp(log_ratio) - 1) ** 2, 0.0)
+        return hold(passed), term
+
+    return jnp.sum(jax.lax.scan(layer, arriving, (params.blocks, hidden[:-1]), reverse=True)[1])
+
+
+def jacobian_norm(
+    fn: Callable[[Float[Array, " d_in"]], Float[Array, " d_out"]],
+    x: Float[Array, " d_in"],
+    key: Array,
+    projections: int = 1,
+) -> Estimate:
+    """The squared Frobenius norm of the Jacobian of y = fn(x), by random projections of the output.
+
+    |J|_F^2 = d_out E|v^T J|^2, v uniform on the unit sphere: Hoffman, Roberts & Yaida 2019, section 2.3 and algorithm
+    1. Unbiased, one vector-Jacobian product per projection. Its variance from one projection,
+    2 (d_out tr A^2 - (tr A)^2) / (d_out + 2) with A = J J^T, is zero where all singular values are equal.
+
+    Args:
+        fn: the map; close it over the parameters to be regularised.
+        x: one input; vmap over more, a key for each.
+        key: PRNG key; a fresh one for every training step.
+        projections: number n of independent projections, >= 1. One is enough to train.
+
+    Returns:
+        The estimate. Add `strength / 2 * value` to the loss.
+
+    Raises:
+        ValueError: if projections is no positive integer, x is not floating or fn does not return a vector.
+
+    Example:
+        >>> from jaxstab import networks
+        >>> mlp = networks.MLP(depth=4, width=8, activation="identity", features_out=8, weights="orthogonal")
+        >>> params = networks.init(mlp, jax.random.key(0), jnp.ones(8))
+        >>> def penalty(params, x, key):
+        ...     return jacobian_norm(lambda x: mlp.apply(networks.variables(params), x), x, key).value
+        >>> round(float(penalty(params, jnp.ones(8), jax.random.key(1))), 4)  # eight singular values of 1
+        8.0
+        >>> slope = jax.grad(penalty)(params, jnp.ones(8), jax.random.key(1)).blocks["dense"]["kernel"].shape
+    """
+    _check_count("projections", projections)
+    check_floating("x", jnp.result_type(x))
+    y, pullback = jax.vjp(fn, x)
+    if jnp.ndim(y) != 1:
+        raise ValueError(f"fn must return a vector [d_out], got shape {jnp.shape(y)}; vmap over examples outside")
+    directions = jax.vmap(lambda v: unit(v)[0])(jax.random.normal(key, (projections, y.size), y.dtype))
+    samples = y.size * jnp.sum(jax.vmap(pullback)(directions)[0] ** 2, axis=1)
+    return Estimate(jnp.mean(samples), _standard_error(jax.lax.stop_gradient(samples)))
+
+
+def orthogonality(weights: PyTree, gain: ArrayLike = 1.0) -> Float[Array, ""]:
+    """Soft orthogonality: how far weights are from gain times an isometry.
+
+    sum over kernels of |W^T W / g^2 - I|_F^2: Bansal, Chen & Wang 2018, section 3.1, there with g = 1. For a matrix
+    that is not square the smaller of W^T W and W W^T is taken, the one that can be the identity.
+
+    Args:
+        weights: parameters, of which leaves named "kernel" count, or one array [*stack, m, n].
+        gain: the gain g > 0 that weights should have, such as the critical sigma_w of the activation; may be traced.
+
+    Returns:
+        The penalty, >= 0, in float32 or wider.
+
+    Raises:
+        ValueError: if there is no weight, one is not a matrix, or gain is not a positive finite number.
+
+    Example:
+        >>> round(float(orthogonality({"kernel": jnp.diag(jnp.asarray([1.0, 2.0])), "bias": jnp.ones(2)})), 3)
+        9.0
+    """
+    if not isinstance(gain, jax.core.Tracer) and not (
+        np.ndim(gain) == 0 and np.isfinite(gain) and np.asarray(gain) > 0
+    ):
+        raise ValueError(f"gain must be one finite number > 0, got {gain}")
+
+    def penalty(w: Array) -> Array:
+        scaled = w / jnp.asarray(gain, w.dtype)
+        gram = scaled.T @ scaled if w.shape[0] >= w.shape[1] else scaled @ scaled.T
+        return jnp.sum((gram - jnp.eye(len(gram), dtype=w.dtype)) ** 2)
+
+    return jnp.sum(jnp.stack([jnp.sum(jax.vmap(penalty)(stack)) for stack in _stacks(weights)]))
+
+
+def spectral_norm(weights: PyTree, key: Array, iterations: int = 20) -> Float[Array, ""]:
+    """Half the squared largest singular values of all weights.
+
+    1/2 sum over kernels of sigma_max(W)^2: Yoshida & Miyato 2017, section 3.2. Power iteration from a random vector
+    gives u and v by matrix products only; with them held constant, sigma = u^T W v, and the gradient is sigma u v^T.
+    They carry u from step to step and iterate once; here nothing is carried, so iterate more. sigma is approached
+    from below: E[1 - sigma_k^2 / sigma^2] <= 0.871 ln(n) / k after k iterations, whatever the gap (Kuczynski &
+    Wozniakowski 1992, section 3, n >= 8), and geometrically where there is a gap.
+
+    Args:
+        weights: parameters, of which leaves named "kernel" count, or one array [*stack, m, n].
+        key: PRNG key of the starting vectors.
+        iterations: k >= 1, two matrix-vector products each.
+
+    Returns:
+        The penalty, >= 0, in float32 or wider; 0 with gradient 0 at W = 0.
+
+    Raises:
+        ValueError: if there is no weight, one is not a matrix, or iterations is no positive integer.
+
+    Example:
+        >>> round(float(spectral_norm({"kernel": jnp.diag(jnp.asarray([1.0, 2.0]))}, jax.random.key(0))), 4)
+        2.0
+    """
+    _check_count("iterations", iterations)
+    found = _stacks(weights)
+
+    def sigma(w: Array, start: Array) -> Array:
+        held = jax.lax.stop_gradient(w)
+        onward = lambda v: unit(held @ v)[0]
+        v, _ = jax.lax.scan(lambda v, _: (unit(onward(v) @ held)[0], None), unit(start)[0], length=iterations)
+        return onward(v) @ w @ v
+
+    def penalty(stack: Array, key: Array) -> Array:
+        starts = jax.random.normal(key, (stack.shape[0], stack.shape[2]), stack.dtype)
+        return jnp.sum(jax.vmap(sigma)(stack, starts) ** 2) / 2
+
+    keys = jax.random.split(key, len(found))
+    return jnp.sum(jnp.stack([penalty(stack, part) for stack, part in zip(found, keys, strict=True)]))
+
+
+def _stacks(weights: PyTree) -> list[Float[Array, "stack m n"]]:
+    """Every weight as a stack of matrices, all of the widest dtype found and of float32 at least."""
+    leaves = jax.tree_util.tree_leaves_with_path(weights)
+    names = [jax.tree_util.keystr(path[-1:], simple=True) if path else "kernel" for path, _ in leaves]
+    found = [
+        leaf
+        for name, (_, leaf) in zip(names, leaves, strict=True)
+        if name == "kernel" and jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+    ]
+    if not found:
+        raise ValueError(f'no weights: a floating leaf named "kernel" is needed, got leaves {sorted(set(names))}')
+    for leaf in found:
+        if jnp.ndim(leaf) < 2:
+            raise ValueError(f"a weight must be a matrix or a stack of them, got shape {jnp.shape(leaf)}")
+    dtype = max((jnp.result_type(leaf) for leaf in [*found, jnp.float32]), key=lambda dtype: dtype.itemsize)
+    return [jnp.asarray(leaf, dtype).reshape(-1, *leaf.shape[-2:]) for leaf in found]
+
+
+def _standard_error(samples: Float[Array, " n"]) -> Float[Array, ""]:
+    """Of the samples' mean."""
+    n = len(samples)
+    return jnp.std(samples, ddof=1) / n**0.5 if n > 1 else jnp.full((), jnp.nan, samples.dtype)
+
+
+def _check_count(name: str, count: int) -> None:
+    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+        raise ValueError(f"{name} must be an integer >= 1, got {count!r}")
