@@ -8,7 +8,7 @@ singular values drown in rounding. Here it is carried as
 through the layers: F Q = Q' R by QR (columns ordered by what they will weigh), then d' = d + ln |r_ii| and
 X' = (e^{-d'} R e^{d}) X, whose every exponent is at most of order 0. What is left, diag(e^d) X, is small and graded:
 QR sweeps on its transpose, the same step again, turn d into the logarithms of the singular values (Stewart 1997,
-ETNA 5:29-47), and an SVD of the part within float range of the largest settles values too close for the sweeps.
+ETNA 5:29-47) as far as values are apart; those that are close are settled by small SVDs of their neighbourhood.
 """
 
 from collections.abc import Sequence
@@ -25,8 +25,10 @@ from jaxstab.records import Spectrum
 
 Precision = str | jax.lax.Precision
 
-# values whose logarithms differ by g are left wrong by about g e^{-2 g n} after n sweeps: 0.2 / n at the worst g
-SWEEPS = 8
+# rows whose logarithms differ by g are coupled by about e^{-2 g n} after n sweeps; those closer are settled by SVDs
+SWEEPS = 6
+# values on either side that the first SVD of each value looks at
+NEIGHBOURS = 4
 
 
 class _Graded(NamedTuple):
@@ -79,16 +81,57 @@ def _finish(graded: _Graded, sweeps: int) -> Float[Array, " m"]:
     rank = jnp.sum(graded.logs != -jnp.inf)
 
     def sweep(graded: _Graded, _: None) -> tuple[_Graded, None]:
-        return _absorb(graded.rows.T, graded._replace(rows=eye), rank)[1], None
+        # sorted beforehand, so that rows and columns of what comes out belong to each other
+        weight = jax.vmap(unit)(graded.rows)[1] + graded.logs
+        order = jnp.argsort(-jnp.where(jnp.isnan(weight), -jnp.inf, weight))
+        logs, rows = graded.logs[order], graded.rows[order]
+        return _absorb(rows.T, _Graded(logs, eye), rank)[1], None
 
     graded, _ = jax.lax.scan(sweep, graded, None, length=sweeps)
-    logs = graded.logs
-    top = jnp.max(logs)
-    top = jnp.where(jnp.isfinite(top), top, 0.0)
-    near = jnp.linalg.svd(jnp.exp(logs - top)[:, None] * graded.rows, compute_uv=False)
-    # eps^(1/3) of the largest: there the SVD's absolute error is a relative one of eps^(2/3)
-    inside = logs >= top + jnp.log(jnp.finfo(logs.dtype).eps) / 3
-    return -jnp.sort(-jnp.where(inside, jnp.log(jnp.where(inside, near, 1.0)) + top, logs))
+    # a value that neighbours disturb moves with the sweeps' derivative, right where values are apart
+    settled = jax.lax.stop_gradient(_settle(jax.lax.stop_gradient(graded), sweeps) - graded.logs)
+    return -jnp.sort(-(graded.logs + jnp.where(jnp.isnan(settled), 0.0, settled)))
+
+
+def _settle(graded: _Graded, sweeps: int) -> Float[Array, " m"]:
+    """ln of the singular values of diag(e^logs) rows, rows nearly the identity, in its own order."""
+    # Values further apart than `apart` no longer see each other. Each comes from the SVD of the block of its NEIGHBOURS
+    # on either side, scales beyond `apart` cut off. Where more of them are closer than that, it comes from the SVD of
+    # the whole, cut to a window of scales in which the SVD is accurate; window after window from the top.
+    size, dtype = graded.logs.shape[0], graded.logs.dtype
+    digits = -jnp.log(jnp.finfo(dtype).eps)
+    # after n sweeps, rows g nats apart are coupled by e^(-2 g n); below 6 sweeps that is more than rounding
+    window = digits / 3
+    apart = window / max(sweeps, 6)
+    order = jnp.argsort(-graded.logs)
+    logs, rows = graded.logs[order], graded.rows[order][:, order]
+    alive = jnp.isfinite(logs)
+    ends = jnp.full(NEIGHBOURS, jnp.inf, dtype)
+    around = jnp.concatenate([ends, logs, -ends])
+    padded = jnp.pad(rows, NEIGHBOURS) + jnp.diag(jnp.pad(jnp.zeros(size, dtype), NEIGHBOURS, constant_values=1))
+
+    def values(rows: Array, logs: Array, centre: Array, low: Array, high: Array) -> Array:
+        return jnp.linalg.svd(jnp.exp(jnp.clip(logs - centre, low, high))[:, None] * rows, compute_uv=False)
+
+    def block(i: Array) -> tuple[Array, Array]:
+        width = 2 * NEIGHBOURS + 1
+        part = jax.lax.dynamic_slice(padded, (i, i), (width, width))
+        near, centre = jax.lax.dynamic_slice(around, (i,), (width,)), jnp.where(alive[i], logs[i], 0.0)
+        s = values(part, near, centre, -apart, apart)[NEIGHBOURS]
+        alone = (near[0] - centre >= apart) & (centre - near[-1] >= apart)
+        return jnp.log(jnp.where(alive[i], s, 1.0)) + centre, alone
+
+    found, done = jax.vmap(block)(jnp.arange(size))
+
+    def whole(state: tuple[Array, Array]) -> tuple[Array, Array]:
+        found, done = state
+        centre = logs[jnp.argmin(done)]
+        s = values(rows, logs, centre, apart - window, apart)
+        inside = ~done & (logs > centre - (window - 3 * apart))
+        return jnp.where(inside, jnp.log(jnp.where(inside, s, 1.0)) + centre, found), done | inside
+
+    found, _ = jax.lax.while_loop(lambda state: ~jnp.all(state[1]), whole, (found, done | ~alive))
+    return jnp.zeros_like(found).at[order].set(jnp.where(alive, found, logs))
 
 
 def product_log_singular_values(
@@ -101,7 +144,7 @@ def product_log_singular_values(
 
     Args:
         factors: square matrices, first factor applied first.
-        sweeps: QR sweeps at the end; more for closer values far below the largest.
+        sweeps: QR sweeps at the end; fewer than 6 leave errors beyond rounding, more leave less to settle by SVDs.
         precision: of the matrix products, as in `jax.default_matmul_precision`.
 
     Returns:

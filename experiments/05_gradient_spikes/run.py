@@ -91,7 +91,7 @@ def train(setting, clipper, corrupted, key, rate, data):
     (params, state), (losses, norms, fired, hit) = jax.lax.scan(step, (params, tx.init(params)), steps)
     clean = ~hit & (jnp.arange(setting.steps) >= setting.steps * 9 // 10)
     return {
-        "accuracy": jnp.mean(jnp.argmax(logits(params, test_x), -1) == test_y),
+        "accuracy": jnp.mean(jnp.argmax(logits(params, test_x), -1).astype(test_y.dtype) == test_y),
         "loss": jnp.mean(losses, where=clean),
         "median_norm": jnp.nanmedian(jnp.where(hit, jnp.nan, norms)),
         "spike": jnp.nanmax(jnp.where(hit, norms, jnp.nan)) if setting.steps > setting.first else jnp.nan,
@@ -106,7 +106,7 @@ def runs(setting, clipper, corrupted, data):
     keys = jax.random.split(jax.random.key(0), setting.seeds)
     one = lambda rate, key: train(setting, clipper, corrupted, key, rate, data)
     every = jax.vmap(jax.vmap(one, (None, 0)), (0, None))
-    return jax.tree.map(np.asarray, jax.jit(every)(jnp.asarray(setting.rates), keys))
+    return jax.tree.map(np.asarray, jax.jit(every)(jnp.asarray(setting.rates, jnp.float32), keys))
 
 
 def best(found):
@@ -128,7 +128,7 @@ def summary(setting, found):
         "fired_on_clean": float(found["fired_clean"][i].mean()),
         "fired_on_corrupted": float(found["fired_hit"][i].mean()),
         "median_norm": float(np.median(found["median_norm"][i])),
-        "largest_spike": float(np.max(found["spike"][i])),
+        "largest_spike": float(np.max(found["spike"][i])) if np.isfinite(found["spike"][i]).all() else None,
     }
 
 
@@ -147,6 +147,7 @@ def measure(setting):
         "clean_accuracy": table["clean, no clipping"]["accuracy"],
         "unclipped_accuracy": corrupted["none"],
         "global_norm_gain": corrupted["global norm"] - corrupted["none"],
+        "global_norm_shortfall": table["clean, no clipping"]["accuracy"] - corrupted["global norm"],
         "threshold": threshold,
         "table": table,
         "setting": dataclasses.asdict(setting),
