@@ -158,6 +158,13 @@ def _plain_sum(members: list[_Member], dtype: jnp.dtype) -> Array:
     return functools.reduce(jnp.add, squares)
 
 
+def _usual(total: Array, size: int) -> Array:
+    """Whether a sum of this many squares is right: neither overflown nor lost below the least float."""
+    info = jnp.finfo(total.dtype)
+    # a square below `tiny` is lost; all of them together are below rounding where the sum exceeds this
+    return jnp.isfinite(total) & (total >= size * float(info.tiny) / float(info.eps))
+
+
 def _scaled(members: list[_Member], dtype: jnp.dtype) -> Norm:
     finite = [jnp.isfinite(m.leaf) for m in members]
     kept = [jnp.where(f, m.leaf, 0).astype(dtype) for f, m in zip(finite, members, strict=True)]
@@ -207,13 +214,7 @@ def group_norms(tree: PyTree, per: Per = "tree") -> dict[str, Norm]:
         return {"tree": Norm(nothing + 1, nothing, jnp.zeros((), jnp.int32))} if per == "tree" else {}
     dtypes = {k: accumulator(*(m.leaf.dtype for m in group)) for k, group in groups.items()}
     sums = {label: _plain_sum(group, dtypes[label]) for label, group in groups.items()}
-
-    def usual(label: str) -> Array:
-        # squares below `tiny` are lost; all of them together are below rounding where the sum exceeds this
-        info, size = jnp.finfo(dtypes[label]), sum(m.leaf.size for m in groups[label])
-        return jnp.isfinite(sums[label]) & (sums[label] >= size * float(info.tiny) / float(info.eps))
-
-    fits = {label: usual(label) for label in groups}
+    fits = {label: _usual(sums[label], sum(m.leaf.size for m in group)) for label, group in groups.items()}
     plain = lambda: {
         k: Norm(jnp.ones_like(s), jnp.sqrt(jnp.where(fits[k], s, 1)), jnp.zeros(s.shape, jnp.int32))
         for k, s in sums.items()
@@ -237,6 +238,37 @@ def norm(tree: PyTree) -> Norm:
         (5.0, 1)
     """
     return group_norms(tree, "tree")["tree"]
+
+
+def quick_norm(tree: PyTree, scale: Float[Array, ""]) -> Norm:
+    """The norm of all leaves by two plain sums, of x^2 and of (x / scale)^2: whichever holds it.
+
+    A conditional as in `norm` makes XLA keep its operand; this does not, so that the arrays can be overwritten in
+    place. Right where the norm is within the range whose squares a float holds, or near scale.
+
+    Args:
+        tree: floating arrays.
+        scale: a magnitude outside that range in which the norm might be, > 0.
+
+    Returns:
+        The norm; inf or NaN where an entry is, and nonfinite = 0 always.
+
+    Example:
+        >>> float(quick_norm([jnp.full(4, 1e30, jnp.float32)], jnp.asarray(1e30, jnp.float32)).root)
+        2.0
+    """
+    members = _members(tree, "tree")
+    if not members:
+        return norm(tree)
+    dtype = accumulator(*(m.leaf.dtype for m in members))
+    scale = scale.astype(dtype)
+    shrunk = [m._replace(leaf=m.leaf.astype(dtype) / scale) for m in members]
+    plain, scaled = _plain_sum(members, dtype), _plain_sum(shrunk, dtype)
+    usual = _usual(plain, sum(m.leaf.size for m in members))
+    # the root is taken of 1 where there is nothing, so that its gradient is zero and not NaN
+    chosen = jnp.where(usual, plain, scaled)
+    root = jnp.where(chosen == 0, 0, jnp.sqrt(jnp.where(chosen == 0, 1, chosen)))
+    return Norm(jnp.where(usual, 1, scale), root, jnp.zeros((), jnp.int32))
 
 
 def layered_leaves(tree: PyTree) -> PyTree:
