@@ -59,7 +59,7 @@ class Norm(NamedTuple):
     """A Euclidean norm of the finite entries, |x| = scale * root, in two factors so that it cannot overflow.
 
     Attributes:
-        scale: 1 in the usual case, else the largest finite |entry|; > 0.
+        scale: 1 in the usual case, else the largest finite |entry| or near it; > 0.
         root: norm of x / scale; 0 where every finite entry is zero.
         nonfinite: number of NaN and infinite entries, which are left out.
     """
@@ -165,6 +165,23 @@ def _usual(total: Array, size: int) -> Array:
     return jnp.isfinite(total) & (total >= size * float(info.tiny) / float(info.eps))
 
 
+def safe_scale(largest: Float[Array, "..."]) -> Float[Array, "..."]:
+    """What to divide entries by, so that their squares neither overflow nor vanish.
+
+    Args:
+        largest: magnitude of the largest entry.
+
+    Returns:
+        The magnitude itself, 1 for 0, and at most 1 / (4 tiny).
+
+    Example:
+        >>> safe_scale(jnp.asarray([0.0, 1e-30, 5.0])).tolist()
+        [1.0, ...e-3..., 5.0]
+    """
+    # XLA may multiply by the reciprocal, which must not be subnormal: those are flushed to zero
+    return jnp.where(largest == 0, 1, jnp.minimum(largest, 1 / (4 * float(jnp.finfo(largest.dtype).tiny))))
+
+
 def _scaled(members: list[_Member], dtype: jnp.dtype) -> Norm:
     finite = [jnp.isfinite(m.leaf) for m in members]
     kept = [jnp.where(f, m.leaf, 0).astype(dtype) for f, m in zip(finite, members, strict=True)]
@@ -172,7 +189,7 @@ def _scaled(members: list[_Member], dtype: jnp.dtype) -> Norm:
         jnp.maximum,
         [m.reduce(functools.partial(jnp.max, initial=0), jnp.abs(x)) for m, x in zip(members, kept, strict=True)],
     )
-    scale = jax.lax.stop_gradient(jnp.where(largest == 0, 1, largest))
+    scale = jax.lax.stop_gradient(safe_scale(largest))
     total = functools.reduce(
         jnp.add, [m.reduce(jnp.sum, jnp.square(x / m.spread(scale))) for m, x in zip(members, kept, strict=True)]
     )
