@@ -258,14 +258,14 @@ def norm(tree: PyTree) -> Norm:
 
 
 def quick_norm(tree: PyTree, scale: Float[Array, ""]) -> Norm:
-    """The norm of all leaves by two plain sums, of x^2 and of (x / scale)^2: whichever holds it.
+    """The norm of all leaves by the plain sum of (x / scale)^2, in one pass and without a conditional.
 
-    A conditional as in `norm` makes XLA keep its operand; this does not, so that the arrays can be overwritten in
-    place. Right where the norm is within the range whose squares a float holds, or near scale.
+    A conditional, as in `norm`, makes XLA keep its operand; after this the arrays can be overwritten in place.
 
     Args:
         tree: floating arrays.
-        scale: a magnitude outside that range in which the norm might be, > 0.
+        scale: what to measure in, > 0, with a normal reciprocal: entries far from it by the square root of the float
+            range (1e19 in float32) overflow or vanish.
 
     Returns:
         The norm; inf or NaN where an entry is, and nonfinite = 0 always.
@@ -279,13 +279,10 @@ def quick_norm(tree: PyTree, scale: Float[Array, ""]) -> Norm:
         return norm(tree)
     dtype = accumulator(*(m.leaf.dtype for m in members))
     scale = scale.astype(dtype)
-    shrunk = [m._replace(leaf=m.leaf.astype(dtype) / scale) for m in members]
-    plain, scaled = _plain_sum(members, dtype), _plain_sum(shrunk, dtype)
-    usual = _usual(plain, sum(m.leaf.size for m in members))
+    total = _plain_sum([m._replace(leaf=m.leaf.astype(dtype) / scale) for m in members], dtype)
     # the root is taken of 1 where there is nothing, so that its gradient is zero and not NaN
-    chosen = jnp.where(usual, plain, scaled)
-    root = jnp.where(chosen == 0, 0, jnp.sqrt(jnp.where(chosen == 0, 1, chosen)))
-    return Norm(jnp.where(usual, 1, scale), root, jnp.zeros((), jnp.int32))
+    root = jnp.where(total == 0, 0, jnp.sqrt(jnp.where(total == 0, 1, total)))
+    return Norm(scale, root, jnp.zeros((), jnp.int32))
 
 
 def layered_leaves(tree: PyTree) -> PyTree:

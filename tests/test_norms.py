@@ -107,7 +107,7 @@ def test_one_bad_layer_leaves_the_others():
     assert float(norms["blocks/dense"].value[2]) == pytest.approx(rest, rel=1e-6)
 
 
-@pytest.mark.parametrize(("entry", "scale"), [(1.0, 1e30), (0.0, 1e30), (1e30, 1e30), (1e-30, 1e-30)])
+@pytest.mark.parametrize(("entry", "scale"), [(1.0, 1e15), (0.0, 1e30), (1e30, 1e15), (1e30, 1e30), (1e-30, 1e-15)])
 def test_quick_norm(entry, scale):
     n = quick_norm({"a": jnp.full(4, entry, jnp.float32)}, jnp.asarray(scale, jnp.float32))
     assert float(n.value) == pytest.approx(2 * entry, rel=1e-6)
