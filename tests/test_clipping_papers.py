@@ -33,7 +33,7 @@ def _norm_that_counts(g):
 
 
 def _auto_clip(gradients, percentile, history):
-    """Seetharaman et al. 2020, algorithm 1, with a bounded history."""
+    """Seetharaman et al. 2020, with a bounded history."""
     norms, out = [], []
     for g in gradients:
         if _norm_that_counts(g) is not None:
@@ -42,8 +42,8 @@ def _auto_clip(gradients, percentile, history):
     return np.array(out)
 
 
-def _z_clip(gradients, z_max, alpha, mode, option, warmup, max_norm):
-    """Kumar et al. 2025, section 3 and algorithm 1."""
+def _z_clip(gradients, z_max, alpha, mode, option, factor, warmup, max_norm):
+    """Kumar et al. 2025."""
     start, mean, variance, out = [], None, None, []
     for g in gradients:
         norm = np.sqrt(np.sum(g[np.isfinite(g)] ** 2))
@@ -53,7 +53,7 @@ def _z_clip(gradients, z_max, alpha, mode, option, warmup, max_norm):
             z = (norm - mean) / deviation
             if z > z_max:
                 threshold = {
-                    ("zscore", "adaptive_scaling"): mean + z_max * deviation / (z / z_max),
+                    ("zscore", "adaptive_scaling"): factor * (mean + z_max * deviation / (z / z_max)),
                     ("zscore", "mean"): mean,
                 }.get((mode, option), mean + z_max * deviation)
         if np.all(np.isfinite(g)):
@@ -87,19 +87,19 @@ def test_auto_clip(history):
 
 
 @pytest.mark.parametrize(
-    ("mode", "option", "max_norm"),
+    ("mode", "option", "factor", "max_norm"),
     [
-        ("zscore", "adaptive_scaling", None),
-        ("zscore", "adaptive_scaling", 3.0),
-        ("zscore", "mean", None),
-        ("percentile", "mean", None),
+        ("zscore", "adaptive_scaling", 1.0, None),
+        ("zscore", "adaptive_scaling", 0.7, 3.0),
+        ("zscore", "mean", 1.0, None),
+        ("percentile", "mean", 1.0, None),
     ],
 )
-def test_z_clip(mode, option, max_norm):
+def test_z_clip(mode, option, factor, max_norm):
     gradients = _gradients()
-    scanned = _scanned(lambda z: z_clip(z, 0.97, mode, option, warmup=25, max_norm=max_norm))
+    scanned = _scanned(lambda z: z_clip(z, 0.97, mode, option, factor, warmup=25, max_norm=max_norm))
     for z in (0.5, 2.5):
-        expected = _z_clip(gradients, z, 0.97, mode, option, 25, np.inf if max_norm is None else max_norm)
+        expected = _z_clip(gradients, z, 0.97, mode, option, factor, 25, np.inf if max_norm is None else max_norm)
         # rounding is carried along by the running statistics
         np.testing.assert_allclose(scanned(z, jnp.asarray(gradients)), expected, rtol=1e-9)
         if z == 2.5:
@@ -110,7 +110,7 @@ def test_z_clip(mode, option, max_norm):
 def test_float32_norms_whose_squares_overflow():
     gradients = _gradients() * 1e20
     got = _scanned(lambda z: z_clip(z))(2.5, jnp.asarray(gradients, jnp.float32))
-    expected = _z_clip(gradients, 2.5, 0.97, "zscore", "adaptive_scaling", 25, np.inf)
+    expected = _z_clip(gradients, 2.5, 0.97, "zscore", "adaptive_scaling", 1.0, 25, np.inf)
     np.testing.assert_allclose(got, expected.astype(np.float32), rtol=1e-3)
     got = _scanned(lambda p: auto_clip(p, 50))(10.0, jnp.asarray(gradients, jnp.float32))
     np.testing.assert_allclose(got, _auto_clip(gradients, 10.0, 50).astype(np.float32), rtol=1e-5)

@@ -59,7 +59,7 @@ def monitored(
 ) -> optax.GradientTransformationExtraArgs:
     """Keep in the state what a transformation did to the last update, and how often it did.
 
-    The updates are those of tx, bit for bit. The state has the same structure and dtypes from the start, so it can be
+    The updates are those of tx. The state has the same structure and dtypes from the start, so it can be
     carried by `jax.lax.scan`, and `optax.tree.get(state, "norm_before")` reads it wherever it stands in a chain.
 
     Cost, in passes over the data: one read of the updates that come in (shared with tx if it takes the same norm),
