@@ -8,7 +8,8 @@ Two ratios, each measured in one run with the two sides interleaved, warm-up out
 Bytes first, in passes over the gradient: the bare clipper reads g for the norm, reads it again to scale it and writes
 u: 3 passes. Telemetry shares the first read and adds one of u and, where parameters are given, one of theirs: 4 and 5
 passes, so (b) cannot be 1 where memory is the limit; reads are several times faster than writes to fresh memory.
-Counting what is not finite costs nothing in the usual case: the sum of squares tells.
+Counting what is not finite costs nothing in the usual case: the sum of squares tells. But the conditional behind it
+holds on to g, so that XLA needs one more buffer where it could have overwritten g in place, as with plain sgd.
 """
 
 import argparse

@@ -220,8 +220,8 @@ def z_clip(
 ) -> optax.GradientTransformationExtraArgs:
     """Clip norms that are outliers of their exponential mean and variance.
 
-    ZClip (Kumar et al. 2025, arXiv:2504.02507, and the authors' code). With mean mu and deviation s of the norms so far,
-    z_t = (|g_t| - mu) / s, a norm with z_t > z is clipped to
+    ZClip (Kumar et al. 2025, arXiv:2504.02507, and the authors' code). With mean mu and deviation s of the norms so
+    far, z_t = (|g_t| - mu) / s, a norm with z_t > z is clipped to
 
         mu + s z^2 / z_t    mode "zscore", option "adaptive_scaling": the larger the spike, the lower the threshold;
         mu                  mode "zscore", option "mean";

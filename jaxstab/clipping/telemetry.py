@@ -63,7 +63,8 @@ def monitored(
     carried by `jax.lax.scan`, and `optax.tree.get(state, "norm_before")` reads it wherever it stands in a chain.
 
     Cost, in passes over the data: one read of the updates that come in (shared with tx if it takes the same norm),
-    one of those that come out, one of the parameters where given.
+    one of those that come out, one of the parameters where given. Where XLA would have overwritten the updates in
+    place it now keeps a copy: the way out for norms that overflow is a conditional, which holds on to them.
 
     Args:
         tx: any transformation, optax's included.
