@@ -61,7 +61,7 @@ class Norm(NamedTuple):
     """A Euclidean norm of the finite entries, |x| = scale * root, in two factors so that it cannot overflow.
 
     Attributes:
-        scale: 1 in the usual case, else the largest finite |entry|; > 0.
+        scale: 1 in the usual case, else the largest finite |entry| or near it; > 0.
         root: norm of x / scale; 0 where every finite entry is zero.
         nonfinite: number of NaN and infinite entries, which are left out.
     """
@@ -160,6 +160,30 @@ def _plain_sum(members: list[_Member], dtype: jnp.dtype) -> Array:
     return functools.reduce(jnp.add, squares)
 
 
+def _usual(total: Array, size: int) -> Array:
+    """Whether a sum of this many squares is right: neither overflown nor lost below the least float."""
+    info = jnp.finfo(total.dtype)
+    # a square below `tiny` is lost; all of them together are below rounding where the sum exceeds this
+    return jnp.isfinite(total) & (total >= size * float(info.tiny) / float(info.eps))
+
+
+def safe_scale(largest: Float[Array, "..."]) -> Float[Array, "..."]:
+    """What to divide entries by, so that their squares neither overflow nor vanish.
+
+    Args:
+        largest: magnitude of the largest entry.
+
+    Returns:
+        The magnitude itself, 1 for 0, and at most 1 / (4 tiny).
+
+    Example:
+        >>> safe_scale(jnp.asarray([0.0, 1e-30, 5.0])).tolist()
+        [1.0, ...e-3..., 5.0]
+    """
+    # XLA may multiply by the reciprocal, which must not be subnormal: those are flushed to zero
+    return jnp.where(largest == 0, 1, jnp.minimum(largest, 1 / (4 * float(jnp.finfo(largest.dtype).tiny))))
+
+
 def _scaled(members: list[_Member], dtype: jnp.dtype) -> Norm:
     finite = [jnp.isfinite(m.leaf) for m in members]
     kept = [jnp.where(f, m.leaf, 0).astype(dtype) for f, m in zip(finite, members, strict=True)]
@@ -167,7 +191,7 @@ def _scaled(members: list[_Member], dtype: jnp.dtype) -> Norm:
         jnp.maximum,
         [m.reduce(functools.partial(jnp.max, initial=0), jnp.abs(x)) for m, x in zip(members, kept, strict=True)],
     )
-    scale = jax.lax.stop_gradient(jnp.where(largest == 0, 1, largest))
+    scale = jax.lax.stop_gradient(safe_scale(largest))
     total = functools.reduce(
         jnp.add, [m.reduce(jnp.sum, jnp.square(x / m.spread(scale))) for m, x in zip(members, kept, strict=True)]
     )
@@ -209,13 +233,7 @@ def group_norms(tree: PyTree, per: Per = "tree") -> dict[str, Norm]:
         return {"tree": Norm(nothing + 1, nothing, jnp.zeros((), jnp.int32))} if per == "tree" else {}
     dtypes = {k: accumulator(*(m.leaf.dtype for m in group)) for k, group in groups.items()}
     sums = {label: _plain_sum(group, dtypes[label]) for label, group in groups.items()}
-
-    def usual(label: str) -> Array:
-        # squares below `tiny` are lost; all of them together are below rounding where the sum exceeds this
-        info, size = jnp.finfo(dtypes[label]), sum(m.leaf.size for m in groups[label])
-        return jnp.isfinite(sums[label]) & (sums[label] >= size * float(info.tiny) / float(info.eps))
-
-    fits = {label: usual(label) for label in groups}
+    fits = {label: _usual(sums[label], sum(m.leaf.size for m in group)) for label, group in groups.items()}
     plain = lambda: {
         k: Norm(jnp.ones_like(s), jnp.sqrt(jnp.where(fits[k], s, 1)), jnp.zeros(s.shape, jnp.int32))
         for k, s in sums.items()
@@ -239,6 +257,34 @@ def norm(tree: PyTree) -> Norm:
         (5.0, 1)
     """
     return group_norms(tree, "tree")["tree"]
+
+
+def quick_norm(tree: PyTree, scale: Float[Array, ""]) -> Norm:
+    """The norm of all leaves by the plain sum of (x / scale)^2, in one pass and without a conditional.
+
+    A conditional, as in `norm`, makes XLA keep its operand; after this the arrays can be overwritten in place.
+
+    Args:
+        tree: floating arrays.
+        scale: what to measure in, > 0, with a normal reciprocal: entries far from it by the square root of the float
+            range (1e19 in float32) overflow or vanish.
+
+    Returns:
+        The norm; inf or NaN where an entry is, and nonfinite = 0 always.
+
+    Example:
+        >>> float(quick_norm([jnp.full(4, 1e30, jnp.float32)], jnp.asarray(1e30, jnp.float32)).root)
+        2.0
+    """
+    members = _members(tree, "tree")
+    if not members:
+        return norm(tree)
+    dtype = accumulator(*(m.leaf.dtype for m in members))
+    scale = scale.astype(dtype)
+    total = _plain_sum([m._replace(leaf=m.leaf.astype(dtype) / scale) for m in members], dtype)
+    # the root is taken of 1 where there is nothing, so that its gradient is zero and not NaN
+    root = jnp.where(total == 0, 0, jnp.sqrt(jnp.where(total == 0, 1, total)))
+    return Norm(scale, root, jnp.zeros((), jnp.int32))
 
 
 def layered_leaves(tree: PyTree) -> PyTree:

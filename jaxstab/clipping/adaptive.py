@@ -153,7 +153,7 @@ def auto_clip(
 ) -> optax.GradientTransformationExtraArgs:
     """Clip at a percentile of the norms seen, the current one included.
 
-    AutoClip (Seetharaman et al. 2020, arXiv:2007.14469, section 3): threshold = percentile of |g_1|, ..., |g_t| by
+    AutoClip (Seetharaman et al. 2020, arXiv:2007.14469): threshold = percentile of |g_1|, ..., |g_t| by
     linear interpolation, as NumPy's. The paper keeps every norm, here the last `history` of them. Until one finite
     norm is seen there is no threshold.
 
@@ -220,8 +220,8 @@ def z_clip(
 ) -> optax.GradientTransformationExtraArgs:
     """Clip norms that are outliers of their exponential mean and variance.
 
-    ZClip (Kumar et al. 2025, arXiv:2504.02507, section 3). With mean mu and deviation s of the norms so far,
-    z_t = (|g_t| - mu) / s, a norm with z_t > z is clipped to
+    ZClip (Kumar et al. 2025, arXiv:2504.02507, and the authors' code). With mean mu and deviation s of the norms so
+    far, z_t = (|g_t| - mu) / s, a norm with z_t > z is clipped to
 
         mu + s z^2 / z_t    mode "zscore", option "adaptive_scaling": the larger the spike, the lower the threshold;
         mu                  mode "zscore", option "mean";

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from jaxstab.clipping.by_norm import CallState
 from jaxstab.clipping.settings import Setting, check_choice, check_count, check_setting, setting_at
-from jaxstab.norms import accumulator, layered_leaves
+from jaxstab.norms import accumulator, layered_leaves, safe_scale
 
 # odd quintics x (a + b x^2 + c x^4). The first lifts small singular values fastest and leaves them in [0.68, 1.14]
 # (Muon's coefficients, K. Jordan 2024); the second has slope 0 and curvature 0 at its fixed point 1
@@ -60,7 +60,7 @@ def _capped_by_signs(m: Float[Array, "*batch m n"], limit: Float[Array, "*batch"
 
 
 def clip_by_spectral_norm(
-    max_norm: Setting, method: str = "svd", iterations: int = 16
+    max_norm: Setting, method: str = "svd", iterations: int = 14
 ) -> optax.GradientTransformationExtraArgs:
     """Cap the singular values of every matrix-shaped leaf.
 
@@ -69,10 +69,11 @@ def clip_by_spectral_norm(
     "blocks". Convolution kernels are taken by their last two axes, tap by tap. Entries that are not finite stay as
     they are and count as zeros.
 
-    method "svd" is exact: to rounding of max_norm, and a matrix within the cap is the same bit for bit. method
-    "newton_schulz" needs matrix products only, which accelerators like: M - P (H - t I)(I + sign(H - t I)) / 2 with
-    P = sign(M), H = P^T M, both signs by odd quintics. Its error is absolute: with 16 iterations below 1e-5 of the
-    Frobenius norm in float32, whatever the spectrum.
+    method "svd" is right to rounding, in float32 to 1e-6 of the Frobenius norm before, and a matrix within the cap is
+    the same bit for bit. method "newton_schulz" needs matrix products only, which accelerators like:
+    M - P (H - t I)(I + sign(H - t I)) / 2 with P = sign(M), H = P^T M, both signs by odd quintics. In float32 and
+    with 14 iterations its error stayed below 2e-6 of the Frobenius norm before, on spectra from flat to eight decades
+    wide (12 iterations give as much, 8 give 3e-4).
 
     Args:
         max_norm: cap, >= 0; a number, a traced array or a schedule.
@@ -96,7 +97,7 @@ def clip_by_spectral_norm(
         finite = jnp.isfinite(g)
         m = jnp.where(finite, g, 0).astype(limit.dtype)
         largest = jnp.max(jnp.abs(m), axis=(-2, -1), initial=0)
-        scale = jnp.where(largest == 0, 1, largest)
+        scale = safe_scale(largest)
         scaled, share = m / scale[..., None, None], limit / scale
         by_signs = method == "newton_schulz"
         capped, within = _capped_by_signs(scaled, share, iterations) if by_signs else _capped_by_svd(scaled, share)

@@ -44,7 +44,7 @@ class ResetState(NamedTuple):
 def clip_spikes(threshold: Setting = 5000.0, decay: Setting = 0.999) -> optax.GradientTransformationExtraArgs:
     """Clip single entries that are far above their own running root mean square.
 
-    SPAM's spike-aware clipping (Huang et al. 2025, arXiv:2501.06842, section 3): entries with g^2 > threshold * v
+    SPAM's spike-aware clipping (Huang et al. 2025, arXiv:2501.06842): entries with g^2 > threshold * v
     become sign(g) sqrt(threshold * v), where v is the bias-corrected exponential mean of the squares of the clipped
     entries of earlier updates. An entry that was always zero has no scale yet and passes: v = 0 would hold it at zero
     for good. The square root of v is kept, so that squares neither overflow nor vanish. The authors use Adam's own
@@ -105,7 +105,7 @@ def with_momentum_reset(
 ) -> optax.GradientTransformationExtraArgs:
     """Set a transformation's state back to its initial one at intervals, and warm its updates up after.
 
-    SPAM's momentum reset (Huang et al. 2025, arXiv:2501.06842, section 3). Before updates every, 2 every, ...
+    SPAM's momentum reset (Huang et al. 2025, arXiv:2501.06842). Before updates every, 2 every, ...
     (counted from 0) the inner state becomes its initial one. Update k after a reset is multiplied by
     1 - 0.99 (1 + cos(pi k / (warmup + 1))) / 2 while k < warmup, as in the authors' code. There is no warm-up before
     the first reset. The initial state is that of the parameters, or of the updates where no parameters are given.

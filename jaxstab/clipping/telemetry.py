@@ -9,20 +9,21 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxstab.clipping.guards import saturating_sum
 from jaxstab.clipping.settings import Setting, check_setting, setting_at
-from jaxstab.norms import Norm, Per, check_per, group_norms, norm
+from jaxstab.norms import Norm, Per, check_per, group_norms, norm, quick_norm
 
 # a norm that changes by less, in units of the coarsest dtype's rounding, has not been touched
 ROUNDINGS = 4
 
 
 class TelemetryState(NamedTuple):
-    """State of `monitored`: what the last update did, and since the first. Norms are of the finite entries.
+    """State of `monitored`: what the last update did, and since the first.
 
     Attributes:
         inner: state of the wrapped transformation.
         step: updates made so far.
-        norm_before: norm of the last updates before the transformation; inf beyond the float range.
-        norm_after: and after it.
+        norm_before: norm of the finite entries of the last updates; inf beyond the float range.
+        norm_after: norm of what the transformation made of them; inf or NaN where that is not finite. Entries that
+            differ from 1 and from what came in by more than the root of the float range (1e19) overflow or vanish.
         coefficient: norm_after / norm_before; 1 where that is 0 / 0 or nothing came in.
         fired: whether the coefficient differs from 1 by more than rounding.
         firing_rate: share of updates that fired, in [0, 1]; plain mean of the first 1 / (1 - decay), exponential
@@ -58,11 +59,12 @@ def monitored(
 ) -> optax.GradientTransformationExtraArgs:
     """Keep in the state what a transformation did to the last update, and how often it did.
 
-    The updates are those of tx, bit for bit. The state has the same structure and dtypes from the start, so it can be
+    The updates are those of tx. The state has the same structure and dtypes from the start, so it can be
     carried by `jax.lax.scan`, and `optax.tree.get(state, "norm_before")` reads it wherever it stands in a chain.
 
     Cost, in passes over the data: one read of the updates that come in (shared with tx if it takes the same norm),
-    one of those that come out, one of the parameters where given.
+    one of those that come out, one of the parameters where given. Where XLA would have overwritten the updates in
+    place it now keeps a copy: the way out for norms that overflow is a conditional, which holds on to them.
 
     Args:
         tx: any transformation, optax's included.
@@ -106,13 +108,18 @@ def monitored(
     ) -> tuple[PyTree, TelemetryState]:
         out, inner = tx.update(updates, state.inner, params, **extra)
         dtype = state.norm_before.dtype
-        before, after = norm(updates), norm(out)
+        before = norm(updates)
+        # between what came in and a usual size: squares of either are then within the float range
+        after = quick_norm(out, jnp.sqrt(before.scale))
+        # first the norm, then the use of the updates: so they can be overwritten in place, 15 % of an update on CPU
+        out, after = jax.lax.optimization_barrier((out, after))
         groups = {} if per is None else group_norms(updates, per)
         coefficient = _ratio(after, before, dtype, 1.0)
         rounding = max((float(jnp.finfo(jnp.result_type(u)).eps) for u in jax.tree.leaves(out)), default=0.0)
         fired = jnp.abs(coefficient - 1) > ROUNDINGS * rounding
         step = optax.safe_increment(state.step)
         weight = jnp.maximum(1 - setting_at(decay, state.step, dtype), 1 / step.astype(dtype))
+        sizes = norm(()) if params is None else quick_norm(params, jnp.ones((), dtype))
         found = (before.nonfinite > 0) & (state.first_nonfinite < 0)
         return out, TelemetryState(
             inner=inner,
@@ -122,7 +129,7 @@ def monitored(
             coefficient=coefficient,
             fired=fired,
             firing_rate=state.firing_rate + weight * (fired.astype(dtype) - state.firing_rate),
-            update_ratio=state.update_ratio if params is None else _ratio(after, norm(params), dtype, jnp.nan),
+            update_ratio=_ratio(after, sizes, dtype, jnp.nan),
             nonfinite_count=saturating_sum(state.nonfinite_count, before.nonfinite),
             first_nonfinite=jnp.where(found, state.step, state.first_nonfinite),
             log_norms={k: groups[k].log.astype(old.dtype) for k, old in state.log_norms.items()},

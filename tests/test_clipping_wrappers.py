@@ -1,0 +1,174 @@
+"""Guards against what is not finite, and telemetry."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxstab import clipping
+from jaxstab.clipping import GuardState, TelemetryState, guarded, monitored
+from jaxstab.networks import Params
+
+GOOD = {"a": jnp.asarray([1.0, 2.0]), "b": jnp.asarray([3.0])}
+BAD = {"a": jnp.asarray([np.nan, 2.0]), "b": jnp.asarray([3.0])}
+MOMENTUM = optax.trace(0.5)
+
+
+def _two_steps(tx):
+    """Updates and state after a good step and a bad one."""
+
+    @jax.jit
+    def run():
+        _, state = tx.update(GOOD, tx.init(GOOD))
+        return tx.update(BAD, state)
+
+    return run()
+
+
+@pytest.mark.parametrize(
+    ("policy", "per", "updates", "momenta"),
+    [
+        ("skip", "leaf", ([0, 0], [4.5]), ([1, 2], [4.5])),
+        ("skip", "tree", ([0, 0], [0]), ([1, 2], [3])),
+        ("zero", "leaf", ([0.5, 1], [4.5]), ([0.5, 1], [4.5])),
+        ("zero", "tree", ([0.5, 1], [1.5]), ([0.5, 1], [1.5])),
+        ("propagate", "leaf", ([np.nan, 2], [4.5]), ([0.5, 1], [4.5])),
+        ("propagate", "tree", ([np.nan, 3], [4.5]), ([np.nan, 3], [4.5])),
+        ("raise", "tree", ([np.nan, 3], [4.5]), ([np.nan, 3], [4.5])),
+    ],
+)
+def test_policies(policy, per, updates, momenta):
+    out, state = _two_steps(guarded(MOMENTUM, policy, per))
+    for key, u, m in zip("ab", updates, momenta, strict=True):
+        np.testing.assert_allclose(out[key], u)
+        np.testing.assert_allclose(state.inner.trace[key], m)
+    counters = GuardState(None, 2, 1, 1, 1)
+    assert [int(x) for x in state[1:]] == list(counters[1:])
+
+
+def test_skipping_a_leaf_keeps_its_part_of_a_nested_state_only():
+    with jax.numpy_dtype_promotion("standard"):
+        adam = optax.chain(optax.masked(optax.trace(0.5), {"a": True, "b": False}), optax.scale_by_adam())
+        _, first = adam.update(GOOD, adam.init(GOOD))
+        _, state = _two_steps(guarded(adam, "skip"))
+        zeroed = adam.update({**BAD, "a": jnp.zeros(2)}, first)[1]
+    masked, moments = state.inner
+    np.testing.assert_allclose(masked.inner_state.trace["a"], first[0].inner_state.trace["a"])
+    for moment in ("mu", "nu"):
+        np.testing.assert_allclose(getattr(moments, moment)["a"], getattr(first[1], moment)["a"])
+        np.testing.assert_allclose(getattr(moments, moment)["b"], getattr(zeroed[1], moment)["b"])
+    assert int(moments.count) == 2
+
+
+def test_raising_names_the_leaves():
+    tx = guarded(MOMENTUM, "raise")
+    updates, state = tx.update(GOOD, tx.init(GOOD))
+    assert updates["b"].tolist() == [3.0]
+    with pytest.raises(FloatingPointError, match=r"updates are not finite in a, c/0$"):
+        tx.update({**BAD, "c": [jnp.asarray(np.inf)]}, state)
+    with pytest.raises(FloatingPointError, match="not finite in the array"):
+        tx.update(jnp.asarray(np.nan), tx.init(jnp.asarray(0.0)))
+
+
+def test_large_and_finite_is_not_bad():
+    huge = jax.tree.map(lambda g: (g * 1e37).astype(jnp.float32), GOOD)
+    tx = guarded(clipping.clip_by_norm(1.0), "skip")
+    out, state = jax.jit(tx.update)(huge, tx.init(huge))
+    assert int(state.bad_entries) == 0 and float(optax.tree.norm(out)) == pytest.approx(1.0, rel=1e-6)
+
+
+def test_counters_stop_at_the_largest_integer():
+    full = jnp.asarray(2**31 - 2, jnp.int32)
+    tx = monitored(guarded(optax.identity(), "propagate"))
+    state = tx.init(BAD)
+    state = state._replace(nonfinite_count=full, inner=state.inner._replace(bad_entries=full, bad_steps=full))
+    for _ in range(2):
+        _, state = jax.jit(tx.update)({**BAD, "a": jnp.full(2, np.nan)}, state)
+    assert int(state.nonfinite_count) == int(state.inner.bad_entries) == int(state.inner.bad_steps) == 2**31 - 1
+
+
+def _telemetry(norms, tx, params=None, **settings):
+    """The state after every step of gradients of these norms."""
+    tx = monitored(tx, **settings)
+    gradient = jnp.asarray([0.6, 0.8])
+
+    def step(state, n):
+        _, state = tx.update(gradient * n, state, params)
+        return state, state
+
+    return jax.jit(lambda n: jax.lax.scan(step, tx.init(gradient), n)[1])(jnp.asarray(norms))
+
+
+def test_telemetry_of_a_clipper():
+    norms = np.asarray([0.5, 4.0, 0.0, 8.0, 1.0, 1e200, np.nan, 2.0])
+    seen = _telemetry(norms, clipping.clip_by_norm(1.0), decay=0.8, per="tree", params=jnp.asarray([3.0, 4.0]))
+    clipped = np.minimum(norms, 1.0)
+    fine = ~np.isnan(norms)
+    np.testing.assert_allclose(seen.norm_before, np.nan_to_num(norms), rtol=1e-12)
+    np.testing.assert_allclose(np.asarray(seen.norm_after)[fine], clipped[fine], rtol=1e-12)
+    np.testing.assert_allclose(np.asarray(seen.update_ratio)[fine], clipped[fine] / 5, rtol=1e-12)
+    fired = np.asarray([0, 1, 0, 1, 0, 1, 0, 1])
+    assert seen.fired.tolist() == fired.astype(bool).tolist()
+    with np.errstate(invalid="ignore"):
+        expected = np.where((norms > 0) & fine, clipped / norms, 1.0)
+    np.testing.assert_allclose(seen.coefficient, expected, rtol=1e-12)
+    rate, rates = 0.0, []
+    for t, f in enumerate(fired):
+        rate += max(0.2, 1 / (t + 1)) * (f - rate)
+        rates.append(rate)
+    np.testing.assert_allclose(seen.firing_rate, rates, rtol=1e-12)
+    np.testing.assert_allclose(np.asarray(rates[:5]), np.cumsum(fired[:5]) / np.arange(1, 6))
+    assert seen.step.tolist() == list(range(1, 9))
+    assert seen.nonfinite_count.tolist() == [0] * 6 + [2, 2]
+    assert seen.first_nonfinite.tolist() == [-1] * 6 + [6, 6]
+    with np.errstate(divide="ignore"):
+        np.testing.assert_allclose(seen.log_norms["tree"], np.log(np.nan_to_num(norms)), rtol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_rounding_is_not_firing(dtype):
+    # a round trip through a coarser scale rounds every entry, and clips nothing
+    g = jnp.asarray(np.random.default_rng(0).normal(size=1000), dtype)
+    third = optax.stateless(lambda g, p: jax.tree.map(lambda x: (x / 3) * 3, g))
+    tx = monitored(third)
+    _, state = jax.jit(tx.update)(g, tx.init(g))
+    assert not state.fired and float(state.coefficient) == pytest.approx(1, abs=4 * float(jnp.finfo(dtype).eps))
+
+
+def test_extreme_norms_have_finite_logarithms():
+    g = {"blocks": {"w": jnp.asarray([[3e38, 3e38], [1e-30, 0.0], [0.0, 0.0]], jnp.float32)}}
+    tx = monitored(clipping.clip_by_norm(1.0), per="layer")
+    _, state = jax.jit(tx.update)(g, tx.init(g))
+    np.testing.assert_allclose(
+        state.log_norms["blocks"], [np.log(3e38) + np.log(2) / 2, np.log(1e-30), -np.inf], rtol=1e-6
+    )
+    assert float(state.norm_before) == np.inf and float(state.norm_after) == pytest.approx(1.0)
+    # 2e-39 is below the least normal float32
+    assert 0 <= float(state.coefficient) < 1e-38
+
+
+def test_read_anywhere_in_a_chain_and_vmapped():
+    params = Params(embed={"w": jnp.ones(2)}, blocks={"w": jnp.ones((3, 2))}, readout={"w": jnp.ones(1)})
+
+    def last(threshold):
+        tx = optax.chain(monitored(clipping.clip_by_norm(threshold)), optax.sgd(0.1, momentum=0.9))
+        tx = optax.GradientTransformationExtraArgs(tx.init, tx.update)
+        _, state = tx.update(params, tx.init(params), params)
+        return state
+
+    states = jax.jit(jax.vmap(last))(jnp.asarray([1.0, 2.0, 100.0]))
+    np.testing.assert_allclose(optax.tree.get(states, "norm_after"), [1.0, 2.0, 3.0])
+    np.testing.assert_allclose(optax.tree.get(states, "update_ratio"), [1 / 3, 2 / 3, 1.0])
+    assert optax.tree.get(states, "fired").tolist() == [True, True, False]
+    # every field can be asked for by its name beside optax's most common states
+    with jax.numpy_dtype_promotion("standard"):
+        tx = optax.chain(monitored(clipping.z_clip()), optax.adamw(optax.constant_schedule(0.1)), optax.ema(0.9))
+        state = tx.init(params)
+    for field in TelemetryState._fields:
+        optax.tree.get(state, field)
+
+
+def test_without_parameters_the_update_ratio_is_nan():
+    seen = _telemetry([1.0, 2.0], optax.identity())
+    assert np.isnan(seen.update_ratio).all() and not seen.fired.any()
