@@ -121,7 +121,7 @@ def test_no_absolute_paths_or_hosts_in_what_is_committed():
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
     if listed.returncode:
         pytest.skip("not a git checkout")
-    ours = (".py", ".toml", ".md", "run", "test", "check", "venv", "fetch_mnist")
+    ours = (".py", ".toml", ".md", "run", "test", "check", "bench", "venv", "fetch_mnist")
     for name in listed.stdout.split():
         if name.endswith(ours) and ROOT / name != Path(__file__):
             text = (ROOT / name).read_text()
