@@ -9,6 +9,7 @@ import difflib
 import io
 import json
 import math
+import os
 import re
 import sys
 import tomllib
@@ -79,6 +80,8 @@ class Sweep:
     """float32 or float64 of the measurement; theory is always float64."""
     chunk_size: int | None = None
     """Networks computed at once; fitted to memory unless given."""
+    cpu_devices: int | None = None
+    """Parts into which JAX divides the CPU; one per core unless given."""
     overwrite: bool = False
     """Replace an existing store."""
     config: Path | None = None
@@ -116,6 +119,18 @@ class Report:
     """The HTML file; beside the store unless given."""
 
 
+def _divide_cpu(parts: int | None) -> None:
+    """Make the CPU several devices, each busy with networks of its own: small products fill no more than one core."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    parts = cores if parts is None else parts
+    if parts < 1:
+        raise UserError(f"--cpu-devices must be >= 1, got {parts}")
+    os.environ.setdefault("NPROC", str(max(cores, 2 * parts)))
+    # too late where JAX has computed before, as in a notebook: then the devices stay what they are
+    with contextlib.suppress(RuntimeError):
+        jax.config.update("jax_num_cpu_devices", parts)
+
+
 def sweep(settings: Sweep) -> None:
     """Run `jaxstab sweep`.
 
@@ -126,17 +141,19 @@ def sweep(settings: Sweep) -> None:
         UserError: if settings, data or place do not fit.
     """
     place, page = settings.out / "store.zarr", settings.out / "report.html"
+    _divide_cpu(settings.cpu_devices)
     with _users_fault():
         grid = settings.grid()
         store.check_writable(place, settings.overwrite)
         data = datasets.load(settings.data, settings.data_path)
         sweeps.samples(grid, data)
-        plan = sweeps.estimate(grid, data.x.shape[1], settings.chunk_size)
+        devices = sweeps.usable_devices()
+        plan = sweeps.estimate(grid, data.x.shape[1], settings.chunk_size, len(devices))
     print(
         f"{plan.cells} networks ({len(grid.names)} activations x {len(grid.sigma_w)} gains x {grid.seeds} seeds), each "
         f"read at {len(grid.depths)} depths to {max(grid.depths)}; 2 measures, {plan.compiles} compiles each; "
         f"{plan.chunk[0] * plan.chunk[1]} networks at once in about {plan.memory / 2**20:.0f} MiB "
-        f"on {jax.devices()[0].platform}",
+        f"on {len(devices)} {devices[0].platform} device{'s' * (len(devices) > 1)}",
         flush=True,
     )
     with tqdm(total=2 * plan.chunks + 2 * plan.compiles, unit="step", dynamic_ncols=True, mininterval=0.5) as bar:
