@@ -1,6 +1,7 @@
 """Sweeps: cells are what single networks give, in few compiles, with the linear algebra kept sound."""
 
 import dataclasses
+import os
 import subprocess
 import sys
 
@@ -200,11 +201,40 @@ grid = sweeps.Grid(depths=(4,), activations=("tanh",), width=96, seeds=8, inputs
 for _ in range(3):
     assert sweeps.run(grid, measure, data, chunk_size=24).c.notnull().all()
 """
+TWO_DEVICES = """
+import jax; jax.config.update("jax_num_cpu_devices", 2)
+import numpy as np
+from jaxstab import sweeps
+from jaxstab.records import Data
+
+data = Data(np.random.default_rng(0).uniform(size=(30, 7)).astype(np.float32), np.zeros(30, np.int32), "toy")
+grid = sweeps.Grid(depths=(2, 6), sigma_w=(0.5, 1.0, 1.5), activations=("relu",), width=40, seeds=4, inputs=1)
+assert len(jax.devices()) == 2 == len(sweeps.usable_devices())
+assert sweeps.estimate(grid, 7, devices=2).chunk == (4, 4)
+one = sweeps.run(grid, sweeps.jacobian, data, devices=jax.devices()[:1])
+for _ in range(5):
+    two = sweeps.run(grid, sweeps.jacobian, data)
+    for name in one:
+        np.testing.assert_allclose(two[name], one[name], rtol=1e-5, atol=1e-4)
+"""
 
 
 def test_several_batched_decompositions_in_one_program_do_not_hang():
     # side by side on a 2-thread pool with BLAS threads of their own, such programs have stalled for good
     subprocess.run([sys.executable, "-c", TWO_DECOMPOSITIONS], check=True, timeout=150)
+
+
+def test_two_devices_do_what_one_does_and_do_not_hang():
+    environment = {**os.environ, "NPROC": "4"}
+    subprocess.run([sys.executable, "-c", TWO_DEVICES], check=True, timeout=150, env=environment)
+
+
+def test_a_divided_cpu_is_used_only_with_threads_to_spare():
+    code = "import jax; jax.config.update('jax_num_cpu_devices', 2)\n"
+    code += "from jaxstab import sweeps; print(len(jax.devices()), len(sweeps.usable_devices()))"
+    environment = {**os.environ, "NPROC": "2"}
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=100)
+    assert run.stdout.split() == ["2", "1"], run.stderr
 
 
 def test_the_plan_in_numbers_is_the_one_that_runs():
