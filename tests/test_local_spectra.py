@@ -1,5 +1,7 @@
 """Local spectra, partial Jacobians, alignment and Lyapunov exponents, against dense twins and theory."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +15,6 @@ KEY = jax.random.key(4)
 KINDS = {
     "plain": {},
     "norm and sum": {"norm": "layer", "skip": "sum"},
-    "highway": {"skip": "highway"},
     "dense": {"skip": "dense"},
     "relu": {"activation": "relu"},
 }
@@ -28,7 +29,9 @@ exponents = jax.jit(spectra.lyapunov_exponents, static_argnums=(0, 3))
 limit = jax.jit(spectra.lyapunov_limit, static_argnums=(0, 4, 5))
 
 
+@functools.cache
 def _network(depth=4, width=7, d_in=5, sigma_w=1.4, sigma_b=0.1, **kind):
+    # cached: a chain made again is a new static argument, and compiles again
     mlp = MLP(depth, width, **kind)
     x = jax.random.normal(jax.random.key(5), (d_in,))
     return networks.chain(mlp), networks.init(mlp, KEY, x, sigma_w, sigma_b), x

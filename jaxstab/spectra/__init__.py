@@ -18,14 +18,28 @@ from jaxstab.spectra.local import (
     partial_jacobian,
 )
 from jaxstab.spectra.lyapunov import LyapunovLimit, lyapunov_exponents, lyapunov_limit
+from jaxstab.spectra.parameters import (
+    LOSSES,
+    TangentKernel,
+    gauss_newton_eigenvalues,
+    gauss_newton_gram,
+    kernel_eigenvalues,
+    tangent_kernel,
+    tangent_kernel_by_layer,
+)
 
 __all__ = [
+    "LOSSES",
     "SWEEPS",
     "Alignment",
     "LogEstimate",
     "LyapunovLimit",
     "PartialJacobian",
+    "TangentKernel",
     "alignment",
+    "gauss_newton_eigenvalues",
+    "gauss_newton_gram",
+    "kernel_eigenvalues",
     "local_log_singular_values",
     "log_apjn",
     "log_apjn_estimate",
@@ -36,4 +50,6 @@ __all__ = [
     "product_log_singular_values",
     "singular_values",
     "spectrum",
+    "tangent_kernel",
+    "tangent_kernel_by_layer",
 ]
