@@ -27,6 +27,7 @@ from jaxstab.spectra.parameters import (
     tangent_kernel,
     tangent_kernel_by_layer,
 )
+from jaxstab.spectra.precision import PrecisionError, PrecisionReport, precision_report
 
 __all__ = [
     "LOSSES",
@@ -35,6 +36,8 @@ __all__ = [
     "LogEstimate",
     "LyapunovLimit",
     "PartialJacobian",
+    "PrecisionError",
+    "PrecisionReport",
     "TangentKernel",
     "alignment",
     "gauss_newton_eigenvalues",
@@ -47,6 +50,7 @@ __all__ = [
     "lyapunov_exponents",
     "lyapunov_limit",
     "partial_jacobian",
+    "precision_report",
     "product_log_singular_values",
     "singular_values",
     "spectrum",
