@@ -7,5 +7,53 @@ from jaxstab.spectra.exact import (
     singular_values,
     spectrum,
 )
+from jaxstab.spectra.local import (
+    Alignment,
+    LogEstimate,
+    PartialJacobian,
+    alignment,
+    local_log_singular_values,
+    log_apjn,
+    log_apjn_estimate,
+    partial_jacobian,
+)
+from jaxstab.spectra.lyapunov import LyapunovLimit, lyapunov_exponents, lyapunov_limit
+from jaxstab.spectra.parameters import (
+    LOSSES,
+    TangentKernel,
+    gauss_newton_eigenvalues,
+    gauss_newton_gram,
+    kernel_eigenvalues,
+    tangent_kernel,
+    tangent_kernel_by_layer,
+)
+from jaxstab.spectra.precision import PrecisionError, PrecisionReport, precision_report
 
-__all__ = ["SWEEPS", "log_singular_values", "product_log_singular_values", "singular_values", "spectrum"]
+__all__ = [
+    "LOSSES",
+    "SWEEPS",
+    "Alignment",
+    "LogEstimate",
+    "LyapunovLimit",
+    "PartialJacobian",
+    "PrecisionError",
+    "PrecisionReport",
+    "TangentKernel",
+    "alignment",
+    "gauss_newton_eigenvalues",
+    "gauss_newton_gram",
+    "kernel_eigenvalues",
+    "local_log_singular_values",
+    "log_apjn",
+    "log_apjn_estimate",
+    "log_singular_values",
+    "lyapunov_exponents",
+    "lyapunov_limit",
+    "partial_jacobian",
+    "precision_report",
+    "product_log_singular_values",
+    "singular_values",
+    "spectrum",
+    "tangent_kernel",
+    "tangent_kernel_by_layer",
+]

@@ -1,0 +1,287 @@
+"""Measure: how single layers stretch, how their directions meet, and what grows from layer to layer.
+
+F_l = dh_l/dh_{l-1} is the Jacobian of block l alone, l = 1..L; a partial Jacobian is a product of some of them,
+dh_l/dh_m = F_l ... F_{m+1}. A single layer's singular values are in float range, as its weights are, and come from an
+SVD as they are; products travel at unit length next to the logarithm of it. One network, one input; the caller vmaps.
+A block that mixes examples goes through `networks.flatten` first.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from jaxstab.checks import check_depths, check_floating
+from jaxstab.networks import Chain, Params
+from jaxstab.norms import unit
+from jaxstab.propagation import states
+from jaxstab.spectra.exact import Precision, _rank
+
+
+class PartialJacobian(NamedTuple):
+    """A partial Jacobian dh_l/dh_m = e^log_norm direction.
+
+    Attributes:
+        direction: the matrix at Frobenius norm 1, [h_l, h_m]; zero where all is killed.
+        log_norm: ln of its Frobenius norm.
+    """
+
+    direction: Float[Array, "n n"]
+    log_norm: Float[Array, ""]
+
+
+class LogEstimate(NamedTuple):
+    """The logarithm of a Monte-Carlo mean of positive samples.
+
+    Attributes:
+        log_value: ln of the mean of the samples.
+        standard_error: of log_value to first order: standard error of the mean / mean. NaN from one sample.
+    """
+
+    log_value: Float[Array, " layer"]
+    standard_error: Float[Array, " layer"]
+
+
+class Alignment(NamedTuple):
+    """How the directions that layer l puts out meet those that layer l+1 amplifies, for l = 1..L-1.
+
+    With F_l = U_l diag(s_l) V_l^T. Where singular values coincide (an orthogonal layer has one value), their vectors,
+    and with them `overlap`, are a choice; `excess` is not.
+
+    Attributes:
+        overlap: |V_{l+1}^T U_l|: entry ij is what direction j of layer l has of direction i of layer l+1, in [0, 1].
+            Squares in a row or column sum to 1. Random alignment: a mean square of 1/n, a mean of about
+            sqrt(2 / (pi n)).
+        excess: ln of |F_{l+1} F_l|_F^2 against its mean over random rotations between the two layers,
+            |F_{l+1}|_F^2 |F_l|_F^2 / n. About 0 for random alignment, at most ln n, negative where layer l+1 damps
+            what layer l amplifies; NaN where a layer is zero.
+    """
+
+    overlap: Float[Array, "pair n n"]
+    excess: Float[Array, " pair"]
+
+
+def local_log_singular_values(
+    chain: Chain, params: Params, x: Float[Array, " d_in"], precision: Precision = "highest"
+) -> Float[Array, "layer n"]:
+    """ln of the singular values of every block's own Jacobian F_l = dh_l/dh_{l-1}, one batched SVD.
+
+    In float range: the smallest values of a layer are right to about eps times its largest. The L Jacobians, n x n,
+    are held at once.
+
+    Args:
+        chain: the network; blocks of one width.
+        params: its parameters, depth L.
+        x: one input.
+        precision: of the matrix products, as in `jax.default_matmul_precision`.
+
+    Returns:
+        The logarithms for l = 1..L, descending; -inf for directions killed exactly (relu).
+
+    Raises:
+        ValueError: if x is not floating.
+
+    Example:
+        >>> from jaxstab import networks
+        >>> mlp = networks.MLP(depth=3, width=4, activation="identity", weights="orthogonal")
+        >>> params = networks.init(mlp, jax.random.key(0), jnp.ones(5), sigma_w=2.0)
+        >>> log_s = jax.jit(local_log_singular_values, static_argnums=0)(networks.chain(mlp), params, jnp.ones(5))
+        >>> bool(jnp.allclose(log_s, jnp.log(2.0), atol=1e-5))
+        True
+    """
+    jacobians = _jacobians(chain, params, x, precision)
+    s = jnp.linalg.svd(jacobians, compute_uv=False)
+    dead = jnp.arange(s.shape[-1])[None] >= jax.vmap(_rank)(jacobians)[:, None]
+    # beside a zero the logarithm is taken of 1, so that its gradient is zero and not NaN
+    dead = dead | (s == 0)
+    return jnp.where(dead, -jnp.inf, jnp.log(jnp.where(dead, 1.0, s)))
+
+
+def partial_jacobian(
+    chain: Chain, params: Params, x: Float[Array, " d_in"], first: int, last: int, precision: Precision = "highest"
+) -> PartialJacobian:
+    """The partial Jacobian dh_last/dh_first (Doshi, He & Gromov 2023, arXiv 2111.12143), scaled against overflow.
+
+    Args:
+        chain: the network; blocks of one width.
+        params: its parameters, depth L.
+        x: one input.
+        first: the layer differentiated by, in [0, last].
+        last: the layer differentiated, in [first, L].
+        precision: of the matrix products, as in `jax.default_matmul_precision`.
+
+    Returns:
+        Direction and ln of the norm.
+
+    Raises:
+        ValueError: if the layers are not ascending integers in [0, L], or x is not floating.
+    """
+    check_depths([last], params.depth)
+    _check_first(first, last)
+    check_floating("x", jnp.result_type(x))
+    with jax.default_matmul_precision(precision):
+        h = states(chain, params, x)[first]
+        eye = jnp.eye(h.shape[0], dtype=h.dtype)
+        (rows, _), logs = _push(chain, params, h, eye[None], first, last)
+        return PartialJacobian(rows[0].T, logs[-1, 0])
+
+
+def log_apjn(
+    chain: Chain, params: Params, x: Float[Array, " d_in"], first: int = 0, precision: Precision = "highest"
+) -> Float[Array, " layer"]:
+    """ln of the squared partial Jacobian norm J^{m,l} = |dh_l/dh_m|_F^2 / n for every l from m = `first` on, one fold.
+
+    The averaged norm (APJN) of Doshi, He & Gromov 2023 (arXiv 2111.12143) is its mean over draws of the parameters,
+    which is the caller's: vmap over draws, then `jax.nn.logsumexp(..., axis=0) - jnp.log(draws)`. Critical networks
+    keep it bounded or let it grow as a power of l; else it goes as exp(l / xi). No depth over- or underflows it. n is
+    the size of the state h, for "dense" skips with the layers still to come.
+
+    Args:
+        chain: the network; blocks of one width.
+        params: its parameters, depth L.
+        x: one input.
+        first: the layer differentiated by, m in [0, L].
+        precision: of the matrix products, as in `jax.default_matmul_precision`.
+
+    Returns:
+        ln J^{m,l} for l = 0..L: NaN below m, 0 at m, -inf where all is killed.
+
+    Raises:
+        ValueError: if first is not an integer in [0, L], or x is not floating.
+
+    Example:
+        >>> from jaxstab import networks
+        >>> mlp = networks.MLP(depth=200, width=4, activation="identity", weights="orthogonal")
+        >>> params = networks.init(mlp, jax.random.key(0), jnp.ones(4), sigma_w=0.01)
+        >>> decades = jax.jit(log_apjn, static_argnums=0)(networks.chain(mlp), params, jnp.ones(4)) / jnp.log(10.0)
+        >>> round(float(decades[200]), 1)
+        -800.0
+    """
+    _check_first(first, params.depth)
+    check_floating("x", jnp.result_type(x))
+    with jax.default_matmul_precision(precision):
+        h = states(chain, params, x)[first]
+        eye = jnp.eye(h.shape[0], dtype=h.dtype)
+        _, logs = _push(chain, params, h, eye[None], first, params.depth)
+        log_j = 2 * logs[:, 0] - jnp.log(jnp.asarray(h.shape[0], h.dtype))
+        return _after(first, log_j)
+
+
+def log_apjn_estimate(
+    chain: Chain,
+    params: Params,
+    x: Float[Array, " d_in"],
+    key: Key[Array, ""],
+    probes: int = 16,
+    first: int = 0,
+    precision: Precision = "highest",
+) -> LogEstimate:
+    """`log_apjn` without a matrix: Hutchinson's mean of |dh_l/dh_m u|^2 over random unit vectors u.
+
+    E n |A u|^2 = |A|_F^2 for u = signs / sqrt(n) (Hutchinson 1990), each probe pushed on at unit length. A probe
+    costs about a forward pass. All layers see the same probes: their errors go together. The variance of one sample
+    is 2 (|A^T A|_F^2 - sum of squares of its diagonal) / n^2, at most 2 J^2: deep in a chaotic network one singular
+    value dominates, the samples are skewed, and few probes understate their error.
+
+    Args:
+        chain: the network; blocks of one width.
+        params: its parameters, depth L.
+        x: one input.
+        key: PRNG key of the probes.
+        probes: how many, >= 1; one gives no standard error.
+        first: the layer differentiated by, m in [0, L].
+        precision: of the matrix products, as in `jax.default_matmul_precision`.
+
+    Returns:
+        ln of the estimate and its standard error for l = 0..L, NaN below m.
+
+    Raises:
+        ValueError: if first is not an integer in [0, L], probes < 1, or x is not floating.
+    """
+    _check_first(first, params.depth)
+    check_floating("x", jnp.result_type(x))
+    if probes < 1:
+        raise ValueError(f"probes must be >= 1, got {probes}")
+    with jax.default_matmul_precision(precision):
+        h = states(chain, params, x)[first]
+        n = jnp.asarray(h.shape[0], h.dtype)
+        signs = jax.random.rademacher(key, (probes, 1, h.shape[0]), h.dtype) / jnp.sqrt(n)
+        _, logs = _push(chain, params, h, signs, first, params.depth)
+        count = jnp.asarray(probes, h.dtype)
+        log_mean = jax.nn.logsumexp(2 * logs, axis=1) - jnp.log(count)
+        ratios = jnp.exp(2 * logs - jnp.where(jnp.isfinite(log_mean), log_mean, 0.0)[:, None])
+        spread = jnp.std(ratios, axis=1, ddof=1) if probes > 1 else jnp.full_like(log_mean, jnp.nan)
+        return LogEstimate(_after(first, log_mean), _after(first, spread / jnp.sqrt(count)))
+
+
+def alignment(chain: Chain, params: Params, x: Float[Array, " d_in"], precision: Precision = "highest") -> Alignment:
+    """Overlaps |V_{l+1}^T U_l| of singular vectors between consecutive layers, and what they do to the product.
+
+    F_{l+1} F_l = U_{l+1} diag(s_{l+1}) (V_{l+1}^T U_l) diag(s_l) V_l^T. The theory of random products takes the
+    middle factor as random (freeness); trained networks align it. The definition is ours. The vectors of distinct
+    singular values only have derivatives.
+
+    Args:
+        chain: the network; blocks of one width, depth >= 2.
+        params: its parameters.
+        x: one input.
+        precision: of the matrix products, as in `jax.default_matmul_precision`.
+
+    Returns:
+        The record, a pair of layers per row.
+
+    Raises:
+        ValueError: if the chain has one block only, or x is not floating.
+    """
+    if params.depth < 2:
+        raise ValueError(f"alignment is between layers and needs a chain of depth >= 2, got {params.depth}")
+    jacobians = _jacobians(chain, params, x, precision)
+    with jax.default_matmul_precision(precision):
+        u, s, vt = jnp.linalg.svd(jacobians)
+        overlap = vt[1:] @ u[:-1]
+        # at unit length: |F_l|_F cancels
+        (above, _), (below, _) = jax.vmap(unit)(s[1:]), jax.vmap(unit)(s[:-1])
+        _, joint = jax.vmap(unit)(above[:, :, None] * overlap * below[:, None, :])
+        alive = (s[1:, 0] > 0) & (s[:-1, 0] > 0)
+        excess = jnp.where(alive, 2 * joint + jnp.log(jnp.asarray(s.shape[-1], s.dtype)), jnp.nan)
+        return Alignment(jnp.abs(overlap), excess)
+
+
+def _jacobians(
+    chain: Chain, params: Params, x: Float[Array, " d_in"], precision: Precision
+) -> Float[Array, "layer n n"]:
+    check_floating("x", jnp.result_type(x))
+    with jax.default_matmul_precision(precision):
+        hidden = states(chain, params, x)
+        return jax.vmap(jax.jacfwd(chain.block, argnums=1))(params.blocks, hidden[:-1])
+
+
+def _push(
+    chain: Chain, params: Params, h: Float[Array, " n"], tangents: Float[Array, "set some n"], first: int, last: int
+) -> tuple[tuple[Array, Array], Float[Array, "layer set"]]:
+    """Tangents of h_first pushed to h_last, a set of them at norm 1, and ln of the norms at every layer between."""
+
+    def scaled(tangents: Array, logs: Array) -> tuple[Array, Array]:
+        directions, grown = jax.vmap(unit)(tangents)
+        return directions, logs + grown
+
+    def layer(carry: tuple[Array, tuple[Array, Array]], block: object) -> tuple[tuple, Array]:
+        h, (directions, logs) = carry
+        new, push = jax.linearize(lambda h: chain.block(block, h), h)
+        pushed = scaled(jax.vmap(jax.vmap(push))(directions), logs)
+        return (new, pushed), pushed[1]
+
+    start = scaled(tangents, jnp.zeros(tangents.shape[0], tangents.dtype))
+    between = jax.tree.map(lambda leaf: leaf[first:last], params.blocks)
+    (_, end), logs = jax.lax.scan(layer, (h, start), between)
+    return end, jnp.concatenate([start[1][None], logs])
+
+
+def _after(first: int, values: Float[Array, " later"]) -> Float[Array, " layer"]:
+    return jnp.concatenate([jnp.full(first, jnp.nan, values.dtype), values])
+
+
+def _check_first(first: int, last: int) -> None:
+    if not isinstance(first, int) or not 0 <= first <= last:
+        raise ValueError(f"first must be an integer in [0, {last}], got {first}")

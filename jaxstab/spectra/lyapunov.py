@@ -1,0 +1,140 @@
+"""Measure: Lyapunov exponents, the rates in nats per layer at which a chain stretches its directions.
+
+At finite depth they are ln s_i / L; in the limit of many layers that are alike they are a mean over layers, with an
+error bar. One network, one input; the caller vmaps.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from jaxstab.checks import check_depths, check_floating
+from jaxstab.networks import Chain, Params
+from jaxstab.spectra.exact import SWEEPS, Precision, _rank, log_singular_values
+
+
+class LyapunovLimit(NamedTuple):
+    """Lyapunov exponents of an endless network of such layers, estimated from the layers at hand.
+
+    Attributes:
+        exponent: nats per layer, descending; -inf for a direction that is killed exactly.
+        standard_error: from the spread over groups of consecutive layers; NaN where the exponent is -inf.
+        running: mean over layers so far, [layer, index]: what `exponent` converged from; NaN in the layers left out.
+    """
+
+    exponent: Float[Array, " n"]
+    standard_error: Float[Array, " n"]
+    running: Float[Array, "layer n"]
+
+
+def lyapunov_exponents(
+    chain: Chain,
+    params: Params,
+    x: Float[Array, " d_in"],
+    depths: Sequence[int],
+    sweeps: int = SWEEPS,
+    precision: Precision = "highest",
+) -> Float[Array, "depth n"]:
+    """Finite-time Lyapunov exponents lambda_i = ln s_i / L of the L blocks, s_i the singular values of dh_L/dh_0.
+
+    Args:
+        chain: the network; blocks of one width.
+        params: its parameters.
+        x: one input.
+        depths: depths L wanted, each in [1, depth of the chain], ascending.
+        sweeps: QR sweeps at the end of each depth.
+        precision: of the matrix products, as in `jax.default_matmul_precision`.
+
+    Returns:
+        Nats per layer, descending; -inf for directions killed exactly.
+
+    Raises:
+        ValueError: if depths are not ascending integers from 1 within the chain, sweeps < 1 or x is not floating.
+
+    Example:
+        >>> from jaxstab import networks
+        >>> mlp = networks.MLP(depth=50, width=8, activation="identity", weights="orthogonal")
+        >>> params = networks.init(mlp, jax.random.key(0), jnp.ones(5), sigma_w=3.0)
+        >>> chain = networks.chain(mlp)
+        >>> exponents = jax.jit(lambda params: lyapunov_exponents(chain, params, jnp.ones(5), [50]))(params)
+        >>> bool(jnp.allclose(exponents, jnp.log(3.0), atol=1e-5))
+        True
+    """
+    check_depths(depths, params.depth)
+    if depths[0] < 1:
+        raise ValueError(f"an exponent is per layer: depths must be >= 1, got {list(depths)}")
+    check_floating("x", jnp.result_type(x))
+    with jax.default_matmul_precision(precision):
+        h_0 = chain.embed(params, x)
+    from_h_0 = chain._replace(embed=lambda params, h: h)
+    log_s = log_singular_values(from_h_0, params, h_0, depths, sweeps, precision)
+    return log_s / jnp.asarray(depths, log_s.dtype)[:, None]
+
+
+def lyapunov_limit(
+    chain: Chain,
+    params: Params,
+    x: Float[Array, " d_in"],
+    key: Key[Array, ""],
+    skip: int = 0,
+    groups: int = 16,
+    precision: Precision = "highest",
+) -> LyapunovLimit:
+    """Lyapunov exponents in the limit of depth, by Benettin's mean of ln r_ii over layers: F_l Q_{l-1} = Q_l R_l.
+
+    Benettin, Galgani, Giorgilli & Strelcyn 1980. It estimates one limit if layers are alike and the signal has
+    settled, which is what `skip` is for; gaps between exponents that have not opened in `skip` layers bias it by
+    O(1/depth). The error bar is honest where groups are longer than what layers remember.
+
+    Args:
+        chain: the network; blocks of one width.
+        params: its parameters, depth L.
+        x: one input.
+        key: PRNG key of the random orthonormal Q_0.
+        skip: first layers left out, >= 0.
+        groups: groups of consecutive layers whose means give the standard error, >= 2; L - skip >= groups. What does
+            not divide is left out, too.
+        precision: of the matrix products, as in `jax.default_matmul_precision`.
+
+    Returns:
+        Exponents, their standard errors and the running mean.
+
+    Raises:
+        ValueError: if skip < 0, groups < 2, there are fewer layers than groups, or x is not floating.
+    """
+    if skip < 0 or groups < 2 or params.depth - skip < groups:
+        raise ValueError(
+            f"need skip >= 0, groups >= 2 and depth - skip >= groups, got {skip=}, {groups=}, depth {params.depth}"
+        )
+    check_floating("x", jnp.result_type(x))
+    with jax.default_matmul_precision(precision):
+        h_0 = chain.embed(params, x)
+        q_0 = jnp.linalg.qr(jax.random.normal(key, (h_0.size, h_0.size), h_0.dtype))[0]
+
+        def layer(carry: tuple[Array, Array, Array], block: object) -> tuple[tuple[Array, Array, Array], Array]:
+            h, q, rank = carry
+            jacobian = jax.jacfwd(chain.block, argnums=1)(block, h)
+            # columns up to the rank do not depend on those beyond it
+            q, r = jnp.linalg.qr(jacobian @ q)
+            rank = jnp.minimum(rank, _rank(jacobian))
+            dead = (jnp.arange(h.size) >= rank) | (jnp.diagonal(r) == 0)
+            steps = jnp.where(dead, -jnp.inf, jnp.log(jnp.abs(jnp.where(dead, 1.0, jnp.diagonal(r)))))
+            return (chain.block(block, h), q, rank), steps
+
+        _, steps = jax.lax.scan(layer, (h_0, q_0, jnp.asarray(h_0.size)), params.blocks)
+    return _mean_of_steps(steps, (params.depth - skip) // groups * groups, groups)
+
+
+def _mean_of_steps(steps: Float[Array, "layer n"], kept: int, groups: int) -> LyapunovLimit:
+    left_out = steps.shape[0] - kept
+    by_group = jnp.mean(steps[left_out:].reshape(groups, kept // groups, -1), axis=1)
+    mean = jnp.mean(by_group, axis=0)
+    order = jnp.argsort(-mean)
+    finite = jnp.isfinite(mean)
+    spread = jnp.std(jnp.where(finite[None], by_group, 0.0), axis=0, ddof=1) / jnp.sqrt(jnp.asarray(groups, mean.dtype))
+    so_far = jnp.cumsum(steps[left_out:], axis=0) / jnp.arange(1, kept + 1, dtype=steps.dtype)[:, None]
+    running = jnp.concatenate([jnp.full_like(steps[:left_out], jnp.nan), so_far])
+    return LyapunovLimit(mean[order], jnp.where(finite, spread, jnp.nan)[order], running[:, order])

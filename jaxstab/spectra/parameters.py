@@ -1,0 +1,292 @@
+"""Measure: the Jacobian with respect to parameters, as its Gram matrix, the empirical neural tangent kernel.
+
+Rows are all outputs of all examples: row b d_out + k is output k of example b. With J_l = dy/dtheta_l, [rows, P_l],
+
+    Theta = sum_l J_l J_l^T,    l: embedding, blocks, readout,
+
+one backward fold over layers. At a layer the cotangents dy_b/dh_l of all rows are at hand; a row of J_l is one pullback
+of that layer alone, and its products with all other rows are one push of it through that layer alone. A chunk of
+rows of one J_l is held at a time, never J. All in float range. Examples see the same parameters and, under dropout,
+the same masks; a network that mixes examples (BatchNorm) goes through `networks.flatten` as one example,
+x.ravel()[None].
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from jaxstab.checks import check_floating
+from jaxstab.networks import Chain, Layer, Params
+from jaxstab.propagation import states
+from jaxstab.spectra.exact import Precision
+
+LOSSES = ("cross_entropy", "squared")
+# what a chunk of rows of one layer's Jacobian and its push may take by default
+BYTES = 2**28
+
+
+class TangentKernel(NamedTuple):
+    """The empirical neural tangent kernel by layer: what each layer's parameters add to it.
+
+    Attributes:
+        embed: J J^T of the embedding's parameters.
+        blocks: of each block's.
+        readout: of the readout's.
+    """
+
+    embed: Float[Array, "rows rows"]
+    blocks: Float[Array, "layer rows rows"]
+    readout: Float[Array, "rows rows"]
+
+    @property
+    def total(self) -> Float[Array, "rows rows"]:
+        """Their sum, the kernel of all parameters together."""
+        return self.embed + jnp.sum(self.blocks, axis=0) + self.readout
+
+
+def tangent_kernel(
+    chain: Chain,
+    params: Params,
+    x: Float[Array, "batch d_in"],
+    chunk_size: int | None = None,
+    precision: Precision = "highest",
+) -> Float[Array, "rows rows"]:
+    """The empirical neural tangent kernel Theta = (dy/dtheta)(dy/dtheta)^T over a batch (Jacot et al. 2018).
+
+    Cost about rows x batch passes forwards through the parameters, rows = batch d_out: that of NTK-vector products
+    (Novak, Sohl-Dickstein & Schoenholz 2022), but each row passes through one layer only.
+
+    Args:
+        chain: the network.
+        params: its parameters; what `networks.bind` adds to them is not differentiated by.
+        x: a batch of inputs.
+        chunk_size: rows of J at a time, >= 1; None for as many as fit into BYTES = 256 MiB, at least one.
+        precision: of the matrix products, as in `jax.default_matmul_precision`.
+
+    Returns:
+        Theta, symmetric, [batch d_out, batch d_out].
+
+    Raises:
+        ValueError: if chunk_size < 1, or x is not a floating batch.
+
+    Example:
+        >>> from jaxstab import networks
+        >>> mlp = networks.MLP(depth=2, width=8, features_out=1)
+        >>> x = jnp.eye(3)
+        >>> chain, params = networks.chain(mlp), networks.init(mlp, jax.random.key(0), x)
+        >>> kernel = jax.jit(tangent_kernel, static_argnums=0)(chain, params, x)
+        >>> kernel.shape, bool(jnp.all(jnp.linalg.eigvalsh(kernel) > 0))
+        ((3, 3), True)
+    """
+    last, blocks, first = _kernel(chain, params, x, chunk_size, precision, by_layer=False)
+    return last + blocks + first
+
+
+def tangent_kernel_by_layer(
+    chain: Chain,
+    params: Params,
+    x: Float[Array, "batch d_in"],
+    chunk_size: int | None = None,
+    precision: Precision = "highest",
+) -> TangentKernel:
+    """`tangent_kernel` with the contribution of each layer apart; they sum to the whole.
+
+    Args:
+        chain: the network.
+        params: its parameters, depth L.
+        x: a batch of inputs.
+        chunk_size: rows of J at a time, >= 1; None for as many as fit into BYTES = 256 MiB, at least one.
+        precision: of the matrix products, as in `jax.default_matmul_precision`.
+
+    Returns:
+        The L + 2 kernels.
+
+    Raises:
+        ValueError: as `tangent_kernel`.
+    """
+    last, blocks, first = _kernel(chain, params, x, chunk_size, precision, by_layer=True)
+    return TangentKernel(first, blocks, last)
+
+
+def kernel_eigenvalues(kernel: Float[Array, "*layer rows rows"]) -> Float[Array, "*layer rows"]:
+    """Eigenvalues of kernels: the squared singular values of their J.
+
+    A Gram matrix has squared what it knows: eigenvalues below about eps times the largest are rounding, of either
+    sign, and stand as they came out.
+
+    Args:
+        kernel: symmetric matrices, from `tangent_kernel`, `TangentKernel` or `gauss_newton_gram`.
+
+    Returns:
+        The eigenvalues, descending.
+    """
+    return jnp.linalg.eigvalsh(kernel)[..., ::-1]
+
+
+def gauss_newton_gram(
+    kernel: Float[Array, "*layer rows rows"], y: Float[Array, "batch d_out"], loss: str = "cross_entropy"
+) -> Float[Array, "*layer rows rows"]:
+    """The Gram matrix that shares its nonzero eigenvalues with the Gauss-Newton matrix of the mean loss of a batch.
+
+    G = (1/batch) sum_b J_b^T H_b J_b, H_b = S_b S_b^T the loss's Hessian by the output, has those of
+    (1/batch) S^T Theta S: AB and BA share theirs. For cross-entropy H = diag(p) - p p^T, S = diag(sqrt p) -
+    p sqrt(p)^T, and G is the Fisher matrix of the softmax model (Martens 2020, section 9.2); for squared error
+    |y - t|^2 / 2, S = 1. Targets do not enter.
+
+    Args:
+        kernel: Theta of all parameters, or of some: the layers of a `TangentKernel` give G's diagonal blocks.
+        y: the network's outputs, for cross-entropy logits.
+        loss: "cross_entropy" or "squared".
+
+    Returns:
+        The Gram matrices; see `kernel_eigenvalues`.
+
+    Raises:
+        ValueError: if the loss is unknown, or rows are not batch d_out.
+    """
+    if loss not in LOSSES:
+        raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {loss!r}")
+    batch, out = y.shape
+    if kernel.shape[-1] != batch * out:
+        raise ValueError(f"kernel has {kernel.shape[-1]} rows, outputs {y.shape} make {batch * out}")
+    if loss == "squared":
+        return kernel / batch
+    root = jax.vmap(_softmax_root)(y)
+    grid = kernel.reshape(*kernel.shape[:-2], batch, out, batch, out)
+    half = jnp.einsum("...bicj,cjl->...bicl", grid, root, precision="highest")
+    return jnp.einsum("bik,...bicl->...bkcl", root, half, precision="highest").reshape(kernel.shape) / batch
+
+
+def gauss_newton_eigenvalues(
+    chain: Chain,
+    params: Params,
+    x: Float[Array, "batch d_in"],
+    loss: str = "cross_entropy",
+    chunk_size: int | None = None,
+    precision: Precision = "highest",
+) -> Float[Array, " rows"]:
+    """Eigenvalues of the Gauss-Newton matrix of the mean loss of a batch, for cross-entropy those of the Fisher matrix.
+
+    All that are not zero by construction, from the kernel: `gauss_newton_gram`. For batches small enough for a matrix
+    of [batch d_out]^2.
+
+    Args:
+        chain: the network.
+        params: its parameters.
+        x: a batch of inputs.
+        loss: "cross_entropy" or "squared" (|y - t|^2 / 2), averaged over the batch.
+        chunk_size: as in `tangent_kernel`.
+        precision: of the matrix products, as in `jax.default_matmul_precision`.
+
+    Returns:
+        The batch d_out largest eigenvalues, descending.
+
+    Raises:
+        ValueError: if the loss is unknown, chunk_size < 1, or x is not a floating batch.
+
+    Example:
+        >>> from jaxstab import networks
+        >>> mlp = networks.MLP(depth=2, width=8, features_out=2)
+        >>> x = jnp.eye(3)
+        >>> chain, params = networks.chain(mlp), networks.init(mlp, jax.random.key(0), x)
+        >>> top = jax.jit(gauss_newton_eigenvalues, static_argnums=0)(chain, params, x)
+        >>> top.shape, int(jnp.sum(top > 1e-6))  # one direction of each example's logits shifts them all
+        ((6,), 3)
+    """
+    kernel = tangent_kernel(chain, params, x, chunk_size, precision)
+    with jax.default_matmul_precision(precision):
+        y = jax.vmap(lambda x: chain.readout(params, states(chain, params, x)[-1]))(x)
+    return kernel_eigenvalues(gauss_newton_gram(kernel, y, loss))
+
+
+def _softmax_root(logits: Float[Array, " out"]) -> Float[Array, "out out"]:
+    p = jax.nn.softmax(logits)
+    root = jnp.sqrt(p)
+    return jnp.diag(root) - p[:, None] * root[None]
+
+
+def _trained(layer: PyTree) -> PyTree:
+    return layer.params if isinstance(layer, Layer) else layer
+
+
+def _given(layer: PyTree, theta: PyTree) -> PyTree:
+    return layer._replace(params=theta) if isinstance(layer, Layer) else theta
+
+
+def _kernel(
+    chain: Chain,
+    params: Params,
+    x: Float[Array, "batch d_in"],
+    chunk_size: int | None,
+    precision: Precision,
+    by_layer: bool,
+) -> tuple[Array, Array, Array]:
+    """Kernels of readout, blocks (each, or their sum) and embedding, in the order of the backward fold."""
+    check_floating("x", jnp.result_type(x))
+    if jnp.ndim(x) != 2:
+        raise ValueError(f"x must be a batch [batch, d_in], got shape {jnp.shape(x)}")
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"chunk_size must be >= 1, got {chunk_size}")
+    with jax.default_matmul_precision(precision):
+        hidden = jax.vmap(lambda x: states(chain, params, x), out_axes=1)(x)
+
+        def readout(theta: PyTree, h: Array) -> Array:
+            return chain.readout(params._replace(readout=_given(params.readout, theta)), h)
+
+        def embed(theta: PyTree, x: Array) -> Array:
+            return chain.embed(params._replace(embed=_given(params.embed, theta)), x)
+
+        def layer(carry: tuple[Array, Array], at: tuple) -> tuple[tuple[Array, Array], Array | None]:
+            cotangents, total = carry
+            block, h = at
+            apply = lambda theta, h: chain.block(_given(block, theta), h)
+            gram = _gram(apply, _trained(block), h, cotangents, chunk_size)
+            cotangents = _pulled(lambda h: chain.block(block, h), h, cotangents)
+            return (cotangents, total if by_layer else total + gram), gram if by_layer else None
+
+        y = jax.eval_shape(chain.readout, params, hidden[-1, 0])
+        cotangents = jnp.broadcast_to(jnp.eye(y.size, dtype=y.dtype)[None], (x.shape[0], y.size, y.size))
+        last = _gram(readout, _trained(params.readout), hidden[-1], cotangents, chunk_size)
+        cotangents = _pulled(lambda h: chain.readout(params, h), hidden[-1], cotangents)
+        start = (cotangents, jnp.zeros_like(last))
+        (cotangents, total), each = jax.lax.scan(layer, start, (params.blocks, hidden[:-1]), reverse=True)
+        first = _gram(embed, _trained(params.embed), x, cotangents, chunk_size)
+    return last, total if each is None else each, first
+
+
+def _pulled(
+    apply: Callable[[Array], Array], h: Float[Array, "batch n"], cotangents: Float[Array, "batch out m"]
+) -> Float[Array, "batch out n"]:
+    def one(h: Array, cotangents: Array) -> Array:
+        pull = jax.vjp(apply, h)[1]
+        return jax.vmap(lambda cotangent: pull(cotangent)[0])(cotangents)
+
+    return jax.vmap(one)(h, cotangents)
+
+
+def _gram(
+    apply: Callable[[PyTree, Array], Array],
+    theta: PyTree,
+    h: Float[Array, "batch n"],
+    cotangents: Float[Array, "batch out m"],
+    chunk_size: int | None,
+) -> Float[Array, "rows rows"]:
+    """J J^T of one layer, J = cotangents d apply(theta, h) / d theta."""
+    batch, out, size = cotangents.shape
+
+    def row(at: tuple[Array, Array]) -> Array:
+        h_own, cotangent = at
+        gradient = jax.vjp(lambda theta: apply(theta, h_own), theta)[1](cotangent)[0]
+        push = lambda h: jax.jvp(lambda theta: apply(theta, h), (theta,), (gradient,))[1]
+        return jnp.sum(cotangents * jax.vmap(push)(h)[:, None], axis=-1).ravel()
+
+    if chunk_size is None:
+        per_row = sum(leaf.size for leaf in jax.tree.leaves(theta)) + batch * (out + 1) * size
+        chunk_size = max(1, BYTES // (per_row * h.dtype.itemsize))
+    rows = (jnp.repeat(h, out, axis=0), cotangents.reshape(batch * out, size))
+    gram = jax.lax.map(row, rows, batch_size=min(chunk_size, batch * out))
+    # rows are computed one by one: their rounding is not symmetric
+    return (gram + gram.T) / 2

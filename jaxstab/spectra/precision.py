@@ -1,0 +1,177 @@
+"""Measure: how much of a spectrum survives the precision of the matrix products it was computed with.
+
+Decompositions run in the dtype of their input everywhere; what a device lowers is products: TF32 rounds their inputs
+to 10 bits behind the point, bfloat16 to 7, sums staying float32. Both are emulated here on any device, by rounding
+the inputs of every product, so that the question about a GPU can be asked on a laptop.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.extend import core
+from jaxtyping import Array, Float, Int, PyTree
+
+from jaxstab.checks import check_depths, check_floating
+from jaxstab.networks import Chain, Params
+from jaxstab.spectra.exact import SWEEPS, log_singular_values
+
+# float32 as the device at hand multiplies under these settings of `jax.default_matmul_precision`
+SETTINGS = ("highest", "high", "default")
+# emulated: bits behind the point that inputs of products keep; all have float32's exponent
+EMULATED = {"tf32": 10, "bfloat16": 7}
+# primitives that only call a program, which nothing differentiates any more
+CALLS = ("jit", "pjit", "closed_call", "checkpoint", "custom_jvp_call", "custom_vjp_call")
+# a value right to 1 % is off by as much in its logarithm
+RIGHT = 0.01
+
+
+class PrecisionError(NamedTuple):
+    """What one precision does to the spectrum at every wanted depth.
+
+    Attributes:
+        error: |ln s - ln s of the reference|: about the relative error of s, by index; inf where only one is zero.
+        largest: the largest error over the index.
+        median: the median error over the index.
+        right: how many of the largest values, without a gap, are right to 1 %: trust indices below.
+    """
+
+    error: Float[Array, "depth index"]
+    largest: Float[Array, " depth"]
+    median: Float[Array, " depth"]
+    right: Int[Array, " depth"]
+
+
+class PrecisionReport(NamedTuple):
+    """Spectra of one network at one input in several precisions.
+
+    Attributes:
+        reference: ln s that the others are held against; its dtype says what it is, float64 or, with x64 off or
+            dropout's masks bound, float32 with "highest" products, which then is not among the modes and is not
+            proven right.
+        modes: by name: "highest", "high", "default", as the device at hand multiplies float32; "tf32", "bfloat16",
+            emulated.
+    """
+
+    reference: Float[Array, "depth index"]
+    modes: dict[str, PrecisionError]
+
+    def table(self, depths: Sequence[int]) -> str:
+        """The report as text, of one input, not under jit.
+
+        Args:
+            depths: those it was made for.
+
+        Returns:
+            One line per precision and depth.
+        """
+        total = self.reference.shape[-1]
+        lines = [
+            f"error in ln s against {self.reference.dtype}, {total} values",
+            "mode      depth  largest   median    right to 1 %",
+        ]
+        # jit sorts the keys of a dict
+        for name, mode in sorted(self.modes.items(), key=lambda item: [*SETTINGS, *EMULATED].index(item[0])):
+            for depth, largest, median, right in zip(depths, mode.largest, mode.median, mode.right, strict=True):
+                lines.append(f"{name:9} {depth:5}  {float(largest):.1e}   {float(median):.1e}   first {int(right)}")
+        return "\n".join(lines)
+
+
+def precision_report(
+    chain: Chain, params: Params, x: Float[Array, " d_in"], depths: Sequence[int], sweeps: int = SWEEPS
+) -> PrecisionReport:
+    """`log_singular_values` of one network in several precisions of its matrix products: can I trust this on my GPU?
+
+    The network is the one whose parameters and input are rounded to float32, in every precision, so that errors are
+    those of computing. A forward pass is part of it: in a chaotic network a rounded product is another input, and the
+    whole spectrum is that of a neighbour. A network that draws its masks draws others in float64: it is held against
+    float32. A program per precision, six in all: jit it to compile them together. No configuration is changed.
+
+    Args:
+        chain: the network; blocks of one width.
+        params: its parameters.
+        x: one input.
+        depths: depths L wanted, each in [0, depth of the chain], ascending.
+        sweeps: QR sweeps at the end of each depth.
+
+    Returns:
+        The report; `PrecisionReport.table` prints it.
+
+    Raises:
+        ValueError: as `log_singular_values`.
+
+    Example:
+        >>> from jaxstab import networks
+        >>> mlp = networks.MLP(depth=4, width=4)
+        >>> params = networks.init(mlp, jax.random.key(0), jnp.ones(3))
+        >>> ask = jax.jit(lambda params, x: precision_report(networks.chain(mlp), params, x, [4]))
+        >>> report = ask(params, jnp.ones(3))
+        >>> bool(report.modes["bfloat16"].median[0] > report.modes["tf32"].median[0])
+        True
+    """
+    check_depths(depths, params.depth)
+    check_floating("x", jnp.result_type(x))
+    given = _cast((params, x), jnp.float32)
+
+    def at(precision: str) -> Callable[[Params, Array], Array]:
+        return lambda params, x: log_singular_values(chain, params, x, depths, sweeps, precision)
+
+    draws = any(jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) for leaf in jax.tree.leaves(params))
+    double = jnp.result_type(float) == jnp.float64 and not draws
+    found = {name: at(name)(*given) for name in SETTINGS}
+    found |= {name: _rounding(at("highest"), bits)(*given) for name, bits in EMULATED.items()}
+    reference = at("highest")(*_cast(given, jnp.float64)) if double else found.pop("highest")
+    return PrecisionReport(reference, {name: _error(log_s, reference) for name, log_s in found.items()})
+
+
+def _error(log_s: Float[Array, "depth index"], reference: Float[Array, "depth index"]) -> PrecisionError:
+    log_s = log_s.astype(reference.dtype)
+    # beside two zeros the difference is no number
+    error = jnp.where(log_s == reference, 0.0, jnp.abs(log_s - reference))
+    right = jnp.cumprod(error <= RIGHT, axis=-1, dtype=jnp.int32).sum(axis=-1)
+    return PrecisionError(error, jnp.max(error, axis=-1), jnp.median(error, axis=-1), right)
+
+
+def _cast(tree: PyTree, dtype: Any) -> PyTree:
+    """Floating leaves in another dtype; keys and counters stay."""
+    return jax.tree.map(lambda a: jnp.asarray(a, dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a, tree)
+
+
+def _rounding(f: Callable, bits: int) -> Callable:
+    """f with the inputs of every matrix product rounded to this many bits behind the point."""
+
+    def rounded(*args: PyTree) -> PyTree:
+        jaxpr, shape = jax.make_jaxpr(f, return_shape=True)(*args)
+        return jax.tree.unflatten(jax.tree.structure(shape), _evaluate(jaxpr, jax.tree.leaves(args), bits))
+
+    return rounded
+
+
+def _evaluate(closed: core.ClosedJaxpr, args: Sequence[Any], bits: int) -> list[Any]:
+    jaxpr = closed.jaxpr
+    values: dict[core.Var, Any] = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*closed.consts, *args), strict=True))
+    read = lambda atom: atom.val if isinstance(atom, core.Literal) else values[atom]
+    for equation in jaxpr.eqns:
+        inputs, given, name = [read(atom) for atom in equation.invars], equation.params, equation.primitive.name
+        if name in CALLS:
+            called = given["jaxpr"] if "jaxpr" in given else given["call_jaxpr"]
+            called = called if isinstance(called, core.ClosedJaxpr) else core.ClosedJaxpr(called, ())
+            outputs = _evaluate(called, inputs, bits)
+        else:
+            if name == "dot_general":
+                inputs = [jax.lax.reduce_precision(a, 8, bits) for a in inputs]
+            outputs = equation.primitive.bind(*inputs, **{k: _inner(v, bits) for k, v in given.items()})
+        several = isinstance(outputs, list | tuple)
+        values.update(zip(equation.outvars, outputs if several else [outputs], strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+def _inner(given: Any, bits: int) -> Any:
+    """A parameter of a primitive: the programs of loops and branches rewritten, all else as it is."""
+    if isinstance(given, tuple) and given and all(isinstance(one, core.ClosedJaxpr) for one in given):
+        return tuple(_inner(one, bits) for one in given)
+    if not isinstance(given, core.ClosedJaxpr):
+        return given
+    like = [jax.ShapeDtypeStruct(a.shape, a.dtype, weak_type=getattr(a, "weak_type", False)) for a in given.in_avals]
+    return jax.make_jaxpr(lambda *args: _evaluate(given, args, bits))(*like)
