@@ -108,6 +108,18 @@ class CriticalPoint(NamedTuple):
     usable: Bool[Array, "..."]
 
 
+class Estimate(NamedTuple):
+    """A Monte-Carlo mean.
+
+    Attributes:
+        value: the mean of the samples, unbiased.
+        standard_error: of that mean; NaN from a single sample. A constant under differentiation.
+    """
+
+    value: Float[Array, "..."]
+    standard_error: Float[Array, "..."]
+
+
 class Data(NamedTuple):
     """Examples to measure at.
 

@@ -11,7 +11,6 @@ stack: [depth, n, n] is depth matrices.
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,18 +21,7 @@ from jaxstab.checks import check_floating
 from jaxstab.networks import Chain, Params
 from jaxstab.norms import unit
 from jaxstab.propagation import states
-
-
-class Estimate(NamedTuple):
-    """A Monte-Carlo mean.
-
-    Attributes:
-        value: the mean of the samples, unbiased.
-        standard_error: of that mean; NaN from a single sample. A constant under differentiation.
-    """
-
-    value: Float[Array, ""]
-    standard_error: Float[Array, ""]
+from jaxstab.records import Estimate
 
 
 def omega(

@@ -70,7 +70,7 @@ class Twin:
         a = jnp.concatenate(parts, axis=-1)
         if self.mlp.dropout:
             whole = WIDTH * (DEPTH + 1 if self.mlp.skip == "dense" else 1)
-            noise = jax.random.uniform(layer.dropout.key, (BATCH, whole), a.dtype)[:, : a.shape[1]]
+            noise = jax.random.uniform(layer.dropout.key, (BATCH, whole), jnp.float32)[:, : a.shape[1]]
             a = jnp.where(noise >= 0.3, a / 0.7, 0)
         return a
 

@@ -143,9 +143,10 @@ class Block(nn.Module):
             raise ValueError(
                 "dropout in training mode needs a key and a rate: networks.bind(mlp, params, key=..., rate=...)"
             )
-        rate: Array = jax.lax.stop_gradient(self.get_variable("dropout", "rate")).astype(a.dtype)
-        keep = jax.random.uniform(self.get_variable("dropout", "key"), a.shape, a.dtype) >= rate
-        return jnp.where(keep, a / jnp.where(rate < 1, 1 - rate, 1), 0)
+        rate: Array = jax.lax.stop_gradient(self.get_variable("dropout", "rate"))
+        # drawn in float32 whatever a is: one key, one mask
+        keep = jax.random.uniform(self.get_variable("dropout", "key"), a.shape, jnp.float32) >= rate.astype(jnp.float32)
+        return jnp.where(keep, a / jnp.where(rate < 1, 1 - rate, 1).astype(a.dtype), 0)
 
     def _kernel_init(self, index: Array | int) -> Callable:
         """The law of W; for "dense" per source, W = [W_0 .. W_i]/sqrt(i + 1), and zero for layers still to come."""

@@ -47,9 +47,8 @@ class PrecisionReport(NamedTuple):
     """Spectra of one network at one input in several precisions.
 
     Attributes:
-        reference: ln s that the others are held against; its dtype says what it is, float64 or, with x64 off or
-            dropout's masks bound, float32 with "highest" products, which then is not among the modes and is not
-            proven right.
+        reference: ln s that the others are held against; its dtype says what it is, float64 or, with x64 off,
+            float32 with "highest" products, which then is not among the modes and is not proven right.
         modes: by name: "highest", "high", "default", as the device at hand multiplies float32; "tf32", "bfloat16",
             emulated.
     """
@@ -85,8 +84,8 @@ def precision_report(
 
     The network is the one whose parameters and input are rounded to float32, in every precision, so that errors are
     those of computing. A forward pass is part of it: in a chaotic network a rounded product is another input, and the
-    whole spectrum is that of a neighbour. A network that draws its masks draws others in float64: it is held against
-    float32. A program per precision, six in all: jit it to compile them together. No configuration is changed.
+    whole spectrum is that of a neighbour. A program per precision, six in all: jit it to compile them together. No
+    configuration is changed.
 
     Args:
         chain: the network; blocks of one width.
@@ -117,8 +116,7 @@ def precision_report(
     def at(precision: str) -> Callable[[Params, Array], Array]:
         return lambda params, x: log_singular_values(chain, params, x, depths, sweeps, precision)
 
-    draws = any(jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) for leaf in jax.tree.leaves(params))
-    double = jnp.result_type(float) == jnp.float64 and not draws
+    double = jnp.result_type(float) == jnp.float64
     found = {name: at(name)(*given) for name in SETTINGS}
     found |= {name: _rounding(at("highest"), bits)(*given) for name, bits in EMULATED.items()}
     reference = at("highest")(*_cast(given, jnp.float64)) if double else found.pop("highest")
