@@ -331,15 +331,17 @@ def _orthonormal(
     w: Float[Array, "b n"], basis: Float[Array, "p n"]
 ) -> tuple[Float[Array, "b n"], Float[Array, "b p"], Float[Array, "b b"]]:
     """q, inside and own such that w = inside basis + own q, q orthonormal and orthogonal to the basis."""
-    inside = w @ basis.T
-    q, own = jnp.linalg.qr((w - inside @ basis).T)
-    q, own = q.T, own.T
-    # once more for rounding, and again where what is left of w is nothing but rounding
-    for _ in range(2):
-        again = q @ basis.T
-        r, step = jnp.linalg.qr((q - again @ basis).T)
-        q, inside, own = r.T, inside + own @ again, own @ step.T
-    return q, inside, own
+
+    def project(state: tuple, _: None) -> tuple[tuple, None]:
+        q, inside, own = state
+        along = q @ basis.T
+        r, step = jnp.linalg.qr((q - along @ basis).T)
+        return (r.T, inside + own @ along, own @ step.T), None
+
+    # the second time for rounding, the third where what was left of w was nothing but rounding
+    b, p = w.shape[0], basis.shape[0]
+    nothing = (w, jnp.zeros((b, p), w.dtype), jnp.eye(b, dtype=w.dtype))
+    return jax.lax.scan(project, nothing, None, length=3)[0]
 
 
 def _sphere(operator: Operator, key: Key[Array, ""], probes: int) -> Float[Array, "probe columns"]:
