@@ -217,6 +217,13 @@ def density(operator: Operator, key: Key[Array, ""], probes: int = 8, steps: int
 
     Raises:
         ValueError: if probes or steps < 1.
+
+    Example:
+        >>> from jaxstab import networks, spectra
+        >>> mlp = networks.MLP(depth=3, width=32)
+        >>> params = networks.init(mlp, jax.random.key(0), jnp.ones(32))
+        >>> density(spectra.jacobian(networks.chain(mlp), params, jnp.ones(32)), jax.random.key(1)).log_s.shape
+        (8, 20)
     """
     _check_at_least("probes", probes, 1)
     _check_at_least("steps", steps, 1)
@@ -246,6 +253,11 @@ def cdf(density: Density, log_s: Float[Array, "..."]) -> Estimate:
 
     Returns:
         The share in [0, 1] with its standard error over probes, which does not see how coarse the quadrature is.
+
+    Example:
+        >>> even = Density(jnp.linspace(-1.0, 1.0, 101)[None], jnp.full((1, 101), 1 / 101))
+        >>> round(float(cdf(even, jnp.asarray(-0.5)).value), 2)
+        0.25
     """
     log_s = jnp.asarray(log_s, density.log_s.dtype)
     each = jax.vmap(lambda nodes, weights: _share(nodes, weights, log_s.ravel()))(*density)
