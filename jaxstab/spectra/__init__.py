@@ -1,4 +1,4 @@
-"""Measure: the singular values of Jacobians."""
+"""Measure: the singular values of Jacobians, all of them or what products with vectors tell of them."""
 
 from jaxstab.spectra.exact import (
     SWEEPS,
@@ -18,6 +18,17 @@ from jaxstab.spectra.local import (
     partial_jacobian,
 )
 from jaxstab.spectra.lyapunov import LyapunovLimit, lyapunov_exponents, lyapunov_limit
+from jaxstab.spectra.matrix_free import (
+    Density,
+    Extremes,
+    Moments,
+    cdf,
+    density,
+    extremes,
+    moments,
+    quantiles,
+)
+from jaxstab.spectra.operators import Operator, jacobian
 from jaxstab.spectra.parameters import (
     LOSSES,
     TangentKernel,
@@ -33,15 +44,23 @@ __all__ = [
     "LOSSES",
     "SWEEPS",
     "Alignment",
+    "Density",
+    "Extremes",
     "LogEstimate",
     "LyapunovLimit",
+    "Moments",
+    "Operator",
     "PartialJacobian",
     "PrecisionError",
     "PrecisionReport",
     "TangentKernel",
     "alignment",
+    "cdf",
+    "density",
+    "extremes",
     "gauss_newton_eigenvalues",
     "gauss_newton_gram",
+    "jacobian",
     "kernel_eigenvalues",
     "local_log_singular_values",
     "log_apjn",
@@ -49,9 +68,11 @@ __all__ = [
     "log_singular_values",
     "lyapunov_exponents",
     "lyapunov_limit",
+    "moments",
     "partial_jacobian",
     "precision_report",
     "product_log_singular_values",
+    "quantiles",
     "singular_values",
     "spectrum",
     "tangent_kernel",

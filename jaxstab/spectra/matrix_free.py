@@ -1,0 +1,369 @@
+r"""Measure: moments, extremes and densities of singular values from products with a Jacobian alone.
+
+Random vectors stand in for all of them. Moments are means over probes (Hutchinson 1989); the extremes come from a block
+bidiagonalisation J V = U B (Golub & Kahan 1965; Golub, Luk & Overton 1981), fully reorthogonalised; the density is the
+mean of Gauss quadratures that single probes span (stochastic Lanczos quadrature: Ubaru, Chen & Saad 2017). Every
+number comes with its error: a standard error where it is a mean over probes, a residual where it is a Ritz value.
+
+J is scaled by a power of two, so its largest values may lie anywhere; the others to about eps times the largest, and
+no Krylov space sees below that: `log_singular_values` does.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from jaxstab.norms import unit
+from jaxstab.records import Estimate
+from jaxstab.spectra.operators import Operator
+
+LN2 = math.log(2)
+
+
+class Moments(NamedTuple):
+    """Moments of the squared singular values, mean over all of them, zeros included.
+
+    Attributes:
+        log_mean: ln E s^(2k) for k = 1..orders.
+        relative_error: standard error of E s^(2k) over probes, divided by it; NaN for a single probe.
+        effective_rank: participation ratio (sum s^2)^2 / sum s^4, in [1, size] up to its error; a ratio of means, whose
+            bias falls as 1/probes.
+        effective_rank_error: its standard error, to first order.
+    """
+
+    log_mean: Float[Array, " order"]
+    relative_error: Float[Array, " order"]
+    effective_rank: Float[Array, ""]
+    effective_rank_error: Float[Array, ""]
+
+
+class Extremes(NamedTuple):
+    """The largest singular values, and what they say of the smallest.
+
+    Attributes:
+        log_s: ln s, descending; each at most the singular value of its rank.
+        relative_error: bound on |s - sigma| / s for some singular value sigma, from the residual; inf where s is 0.
+        left: u, of unit length; |J v - s u| and |J^T u - s v| are within the error too.
+        right: v, of unit length.
+        log_smallest_at_most: ln of an upper bound on the smallest singular value; there is no estimate of the value.
+        log_condition_at_least: ln of a lower bound on the condition number.
+    """
+
+    log_s: Float[Array, " top"]
+    relative_error: Float[Array, " top"]
+    left: Float[Array, "top rows"]
+    right: Float[Array, "top columns"]
+    log_smallest_at_most: Float[Array, ""]
+    log_condition_at_least: Float[Array, ""]
+
+
+class Density(NamedTuple):
+    """The distribution of singular values as point masses, one Gauss quadrature per probe.
+
+    Attributes:
+        log_s: nodes ln s, ascending; -inf below rounding of the largest.
+        weights: share of singular values at each node; they sum to 1 in each probe.
+    """
+
+    log_s: Float[Array, "probe node"]
+    weights: Float[Array, "probe node"]
+
+
+class _Bidiagonal(NamedTuple):
+    """J V = U B 2^exponent, and J^T U = V B^T 2^exponent but for the last block: residual, on orthonormal vectors."""
+
+    left: Float[Array, "p rows"]
+    matrix: Float[Array, "p p"]
+    right: Float[Array, "p columns"]
+    residual: Float[Array, "b b"]
+    exponent: Int[Array, ""]
+
+
+def moments(operator: Operator, key: Key[Array, ""], probes: int = 16, orders: int = 2) -> Moments:
+    """Moments of s^2 without the singular values: E s^(2k) = E |w_k|^2, w_0 random, w_k = J w_(k-1) or J^T w_(k-1).
+
+    Hutchinson 1989 with w_0 uniform on the unit sphere, on the smaller side of J: unbiased for any spectrum. One probe
+    errs by at most sqrt(2 / R) relative, R the participation ratio of the s^(2k) (Avron & Toledo 2011, on Gaussian
+    probes); errors are correlated between orders.
+
+    Args:
+        operator: the Jacobian.
+        key: PRNG key of the probes.
+        probes: random vectors, >= 1; 2 or more for standard errors.
+        orders: highest k, >= 2; products with J or J^T in all.
+
+    Returns:
+        The moments with their errors.
+
+    Raises:
+        ValueError: if probes < 1 or orders < 2.
+
+    Example:
+        >>> from jaxstab import networks, spectra
+        >>> mlp = networks.MLP(depth=50, width=32, activation="identity", weights="orthogonal")
+        >>> params = networks.init(mlp, jax.random.key(0), jnp.ones(32), sigma_w=0.5)
+        >>> jacobian = spectra.jacobian(networks.chain(mlp), params, jnp.ones(32), from_layer=0)
+        >>> found = moments(jacobian, jax.random.key(1))
+        >>> (found.log_mean / jnp.log(2.0)).round(3).tolist(), round(float(found.effective_rank), 3)
+        ([-100.0, -200.0], 32.0)
+    """
+    _check_at_least("probes", probes, 1)
+    _check_at_least("orders", orders, 2)
+    operator = _tall(operator)
+    w, scale, logs = _sphere(operator, key, probes), jnp.zeros(probes, operator.dtype), []
+    for order in range(orders):
+        w, exponent = (operator.adjoint if order % 2 else operator.apply)(w)
+        w, length = jax.vmap(unit)(w)
+        scale = scale + length + LN2 * exponent.astype(w.dtype)
+        logs.append(2 * scale)
+    log_samples = jnp.stack(logs)
+    log_mean = jax.nn.logsumexp(log_samples, axis=1) - math.log(probes)
+    relative = jnp.exp(log_samples - jnp.where(jnp.isneginf(log_mean), 0.0, log_mean)[:, None])
+    rank = operator.size * jnp.exp(2 * log_mean[0] - log_mean[1])
+    return Moments(
+        log_mean, _standard_error(relative), rank, rank * _standard_error((2 * relative[0] - relative[1])[None])[0]
+    )
+
+
+def extremes(
+    operator: Operator, key: Key[Array, ""], top: int = 1, steps: int = 8, block: int | None = None
+) -> Extremes:
+    r"""The largest singular values with their vectors, by block bidiagonalisation from a random start.
+
+    After block * steps products with J and as many with J^T, J V = U B and J^T U = V B^T + a residual. With the SVD of
+    B come s, u, v with J v = s u and |J^T u - s v| = r (J^T in the place of J, if J is wide), hence a singular value
+    within r of s (Golub & Van Loan 2013, section 8.1, on [[0, J], [J^T, 0]]), plus rounding. The s interlace with the
+    singular values: the i-th is at most the i-th of J, and the last is at least the smallest of J. A value can only be
+    missed if the random start has nothing in its direction, or it is not resolved from others yet; a block of at least
+    `top` finds multiple values.
+
+    Args:
+        operator: the Jacobian.
+        key: PRNG key of the start.
+        top: number of values wanted, in [1, size].
+        steps: blocks of the Krylov space, >= 1; errors fall exponentially in them.
+        block: vectors at a time, >= 1; None for top + 6. Where block * steps exceeds the number of singular values,
+            all are found in one step instead.
+
+    Returns:
+        Values, vectors and bounds.
+
+    Raises:
+        ValueError: if a setting is out of range, or block * steps < top.
+
+    Example:
+        >>> from jaxstab import networks, spectra
+        >>> mlp = networks.MLP(depth=3, width=64, activation="relu")
+        >>> params = networks.init(mlp, jax.random.key(0), jnp.ones(64), sigma_w=2**0.5)
+        >>> jacobian = spectra.jacobian(networks.chain(mlp), params, jnp.ones(64))
+        >>> found = extremes(jacobian, jax.random.key(1), top=3)
+        >>> bool(jnp.all(found.relative_error < 1e-3)), found.left.shape
+        (True, (3, 64))
+    """
+    block = top + 6 if block is None else block
+    for name, size in (("top", top), ("steps", steps), ("block", block)):
+        _check_at_least(name, size, 1)
+    if top > operator.size:
+        raise ValueError(f"top must be at most the number of singular values, {operator.size}, got {top}")
+    if block * steps < top:
+        raise ValueError(f"block * steps must be at least top = {top}, got {block} * {steps}")
+    if block * steps > operator.size:
+        block, steps = operator.size, 1
+    tall = _tall(operator)
+    start = jax.random.normal(key, (block, tall.columns), tall.dtype)
+    found = _bidiagonalise(tall, start, steps)
+    p, s, qt = jnp.linalg.svd(found.matrix)
+    residual = jnp.linalg.norm(p[-block:, :top].T @ found.residual, axis=1)
+    # each product rounds relative to the largest value, more so over more terms
+    rounding = jnp.finfo(s.dtype).eps * math.sqrt(tall.rows + tall.columns) * s[0]
+    error = jnp.where(s[:top] > 0, (residual + rounding) / jnp.where(s[:top] > 0, s[:top], 1.0), jnp.inf)
+    left, right = p[:, :top].T @ found.left, qt[:top] @ found.right
+    offset = LN2 * found.exponent.astype(s.dtype)
+    smallest = jnp.log(s[-1] + rounding) + offset
+    log_s = jnp.log(s[:top]) + offset
+    sides = (left, right) if tall.rows == operator.rows else (right, left)
+    return Extremes(log_s, error, *sides, smallest, log_s[0] - smallest)
+
+
+def density(operator: Operator, key: Key[Array, ""], probes: int = 8, steps: int = 20) -> Density:
+    """The distribution of singular values by stochastic Lanczos quadrature.
+
+    A random unit vector v weighs each squared singular value by a share of mean 1/size. Bidiagonalising J from v gives
+    B; the squares of its singular values, weighted by the squared first entries of its right vectors, are the Gauss
+    quadrature of that measure (Golub & Meurant 2010, chapter 7), exact for polynomials in s^2 of degree 2 steps - 1.
+
+    Args:
+        operator: the Jacobian.
+        key: PRNG key of the probes.
+        probes: random vectors, >= 1; 2 or more for standard errors.
+        steps: nodes per probe, >= 1, at most the number of singular values are used.
+
+    Returns:
+        Nodes and weights; see `cdf` and `quantiles`.
+
+    Raises:
+        ValueError: if probes or steps < 1.
+
+    Example:
+        >>> from jaxstab import networks, spectra
+        >>> mlp = networks.MLP(depth=3, width=32)
+        >>> params = networks.init(mlp, jax.random.key(0), jnp.ones(32))
+        >>> density(spectra.jacobian(networks.chain(mlp), params, jnp.ones(32)), jax.random.key(1)).log_s.shape
+        (8, 20)
+    """
+    _check_at_least("probes", probes, 1)
+    _check_at_least("steps", steps, 1)
+    tall = _tall(operator)
+    steps = min(steps, tall.columns)
+
+    def quadrature(v: Array) -> tuple[Array, Array, Array]:
+        found = _bidiagonalise(tall, v[None], steps)
+        _, s, qt = jnp.linalg.svd(found.matrix)
+        return s[::-1], qt[::-1, 0] ** 2, LN2 * found.exponent.astype(s.dtype)
+
+    s, weights, offset = jax.vmap(quadrature)(_sphere(tall, key, probes))
+    seen = s > jnp.finfo(s.dtype).eps * math.sqrt(tall.rows + tall.columns) * s[:, -1:]
+    log_s = jnp.where(seen, jnp.log(jnp.where(seen, s, 1.0)) + offset[:, None], -jnp.inf)
+    return Density(jnp.where(jnp.isnan(s), s, log_s), weights)
+
+
+def cdf(density: Density, log_s: Float[Array, "..."]) -> Estimate:
+    """Share of singular values at or below given ones.
+
+    At a node lies half of its weight, linear in ln s between nodes: the measure of a probe has between none and all of
+    it (Chebyshev, Markov and Stieltjes: Golub & Meurant 2010, section 2). What falls below rounding counts as zero.
+
+    Args:
+        density: from `density`.
+        log_s: ln s, of any shape.
+
+    Returns:
+        The share in [0, 1] with its standard error over probes, which does not see how coarse the quadrature is.
+
+    Example:
+        >>> even = Density(jnp.linspace(-1.0, 1.0, 101)[None], jnp.full((1, 101), 1 / 101))
+        >>> round(float(cdf(even, jnp.asarray(-0.5)).value), 2)
+        0.25
+    """
+    log_s = jnp.asarray(log_s, density.log_s.dtype)
+    each = jax.vmap(lambda nodes, weights: _share(nodes, weights, log_s.ravel()))(*density)
+    return Estimate(jnp.mean(each, 0).reshape(log_s.shape), _standard_error(each.T).reshape(log_s.shape))
+
+
+def quantiles(density: Density, shares: Float[Array, " share"]) -> Estimate:
+    """Quantiles of ln s: the inverse of `cdf`.
+
+    Args:
+        density: from `density`.
+        shares: shares of singular values below, in [0, 1].
+
+    Returns:
+        ln s, -inf within the share of zeros; standard errors from the quantiles one standard error of the share
+        to either side (Woodruff 1952), not finite where a side is -inf.
+
+    Raises:
+        ValueError: if a concrete share is outside [0, 1].
+
+    Example:
+        >>> even = Density(jnp.linspace(-1.0, 1.0, 101)[None], jnp.full((1, 101), 1 / 101))
+        >>> quantiles(even, jnp.asarray([0.25, 0.5])).value.round(2).tolist()
+        [-0.5, 0.0]
+    """
+    shares = jnp.asarray(shares, density.log_s.dtype)
+    if not isinstance(shares, jax.core.Tracer) and not bool(jnp.all((shares >= 0) & (shares <= 1))):
+        raise ValueError(f"shares must be in [0, 1], got {shares.tolist()}")
+    grid = jnp.sort(density.log_s.ravel())
+    below = cdf(density, grid).value
+    alive = jnp.isfinite(grid)
+    lowest = jnp.min(jnp.where(alive, grid, jnp.inf))
+    zeros = cdf(density, jnp.full((), -jnp.inf, grid.dtype)).value
+
+    def invert(share: Array) -> Array:
+        return jnp.where(
+            (share <= zeros) & (zeros > 0), -jnp.inf, jnp.interp(share, below, jnp.where(alive, grid, lowest))
+        )
+
+    value = invert(shares)
+    error = cdf(density, value).standard_error
+    return Estimate(value, (invert(jnp.minimum(shares + error, 1)) - invert(jnp.maximum(shares - error, 0))) / 2)
+
+
+def _share(nodes: Float[Array, " node"], weights: Float[Array, " node"], log_s: Float[Array, " x"]) -> Array:
+    """One probe's share at or below each of log_s."""
+    dead = jnp.isneginf(nodes)
+    zeros = jnp.sum(weights, where=dead)
+    middle = jnp.where(dead, zeros, jnp.cumsum(weights) - weights / 2)
+    # zeros are a step: they stand where the first of the others stands
+    first = jnp.min(jnp.where(dead, jnp.inf, nodes))
+    return jnp.interp(log_s, jnp.where(dead, first, nodes), middle, left=zeros, right=1.0)
+
+
+def _bidiagonalise(operator: Operator, start: Float[Array, "b columns"], steps: int) -> _Bidiagonal:
+    """Block Golub-Kahan from the span of `start`, every new block orthonormal to all before it."""
+    size, dtype = start.shape[0], operator.dtype
+    total = size * steps
+
+    def step(state: tuple, at: Array) -> tuple[tuple, None]:
+        left, matrix, right, v, _, exponent = state
+        right = jax.lax.dynamic_update_slice_in_dim(right, v, at, 0)
+        y, exponents = operator.apply(v)
+        # random vectors see the largest value up to a factor that no range minds
+        largest = jnp.where(jnp.any(y != 0, axis=1), exponents, jnp.iinfo(exponents.dtype).min).max()
+        exponent = jnp.where((at == 0) & jnp.any(y != 0), largest, exponent)
+        u, inside, own = _orthonormal(jnp.ldexp(y, (exponents - exponent)[:, None]), left)
+        left = jax.lax.dynamic_update_slice_in_dim(left, u, at, 0)
+        columns = jax.lax.dynamic_update_slice_in_dim(inside, own, at, 1).T
+        matrix = jax.lax.dynamic_update_slice_in_dim(matrix, columns, at, 1)
+        z, exponents = operator.adjoint(u)
+        v, _, residual = _orthonormal(jnp.ldexp(z, (exponents - exponent)[:, None]), right)
+        return (left, matrix, right, v, residual, exponent), None
+
+    zeros = lambda *shape: jnp.zeros(shape, dtype)
+    nothing = (zeros(total, operator.rows), zeros(total, total), zeros(total, operator.columns))
+    first = (*nothing, jnp.linalg.qr(start.T)[0].T, zeros(size, size), jnp.zeros((), jnp.int32))
+    (left, matrix, right, _, residual, exponent), _ = jax.lax.scan(step, first, size * jnp.arange(steps))
+    return _Bidiagonal(left, matrix, right, residual, exponent)
+
+
+def _orthonormal(
+    w: Float[Array, "b n"], basis: Float[Array, "p n"]
+) -> tuple[Float[Array, "b n"], Float[Array, "b p"], Float[Array, "b b"]]:
+    """q, inside and own such that w = inside basis + own q, q orthonormal and orthogonal to the basis."""
+
+    def project(state: tuple, _: None) -> tuple[tuple, None]:
+        q, inside, own = state
+        along = q @ basis.T
+        r, step = jnp.linalg.qr((q - along @ basis).T)
+        return (r.T, inside + own @ along, own @ step.T), None
+
+    # the second time for rounding, the third where what was left of w was nothing but rounding
+    b, p = w.shape[0], basis.shape[0]
+    nothing = (w, jnp.zeros((b, p), w.dtype), jnp.eye(b, dtype=w.dtype))
+    return jax.lax.scan(project, nothing, None, length=3)[0]
+
+
+def _sphere(operator: Operator, key: Key[Array, ""], probes: int) -> Float[Array, "probe columns"]:
+    """Vectors of unit length in any direction alike."""
+    drawn = jax.random.normal(key, (probes, operator.columns), operator.dtype)
+    return drawn / jnp.linalg.norm(drawn, axis=1, keepdims=True)
+
+
+def _tall(operator: Operator) -> Operator:
+    """The operator or its transpose, so that every singular value has a right vector."""
+    return operator if operator.rows >= operator.columns else operator.transpose
+
+
+def _standard_error(samples: Float[Array, "*rows probe"]) -> Float[Array, "*rows"]:
+    """Of the mean over the last axis; NaN for a single sample, which does not tell."""
+    count = samples.shape[-1]
+    if count == 1:
+        return jnp.full(samples.shape[:-1], jnp.nan, samples.dtype)
+    return jnp.std(samples, axis=-1, ddof=1) / math.sqrt(count)
+
+
+def _check_at_least(name: str, value: int, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} must be an integer >= {least}, got {value!r}")
