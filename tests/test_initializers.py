@@ -122,5 +122,3 @@ def test_what_does_not_fit_is_refused():
         initializers.skip_init(params)
     with pytest.raises(ValueError, match="weights must be gaussian, .* got 'he_normal'"):
         initializers.critical("tanh", weights="he_normal")
-    with pytest.raises(ValueError, match="no gain of softplus keeps signal or gradient at sigma_b = 2.0"):
-        initializers.gain("softplus", 2.0)

@@ -17,13 +17,9 @@ SIGMAS = 4
 
 # every kind of block, and from layer to layer, to the readout, from fewer and from more inputs than units
 CASES = {
-    "plain": ({}, {}),
     "wide": ({"d_in": 40}, {}),
     "narrow": ({"d_in": 9}, {"to_layer": 2}),
-    "readout": ({"features_out": 7}, {"readout": True}),
     "layers": ({"activation": "relu"}, {"from_layer": 1, "to_layer": 3}),
-    "sum": ({"skip": "sum", "norm": "rms"}, {}),
-    "highway": ({"skip": "highway"}, {"from_layer": 0}),
     "dense": ({"skip": "dense", "norm": "layer"}, {"from_layer": 2, "readout": True, "to_layer": 3}),
     "layer": ({"norm": "layer", "dropout": True}, {}),
     "batch": ({"norm": "batch", "width": 6, "d_in": 5, "batch": 4}, {}),

@@ -166,8 +166,7 @@ def test_scaling_and_grading_are_followed_exactly(seed, shift, spread):
     assert float(jnp.sum(base)) == pytest.approx(total, abs=1e-8), "the logarithms sum to ln |det|"
 
 
-@pytest.mark.parametrize("activation", ["tanh", "gelu", "identity"])
-@pytest.mark.parametrize("d_in", [5, 12, 30])
+@pytest.mark.parametrize(("d_in", "activation"), [(5, "tanh"), (12, "gelu"), (30, "identity"), (30, "tanh")])
 @pytest.mark.kernels
 def test_jacobian_of_a_chain_against_autodiff(activation, d_in):
     chain, params, x = _network(activation, d_in=d_in)

@@ -208,11 +208,11 @@ from jaxstab import sweeps
 from jaxstab.records import Data
 
 data = Data(np.random.default_rng(0).uniform(size=(30, 7)).astype(np.float32), np.zeros(30, np.int32), "toy")
-grid = sweeps.Grid(depths=(2, 6), sigma_w=(0.5, 1.0, 1.5), activations=("relu",), width=40, seeds=4, inputs=1)
+grid = sweeps.Grid(depths=(2, 6), sigma_w=(0.5, 1.0, 1.5), activations=("relu",), width=30, seeds=4, inputs=1)
 assert len(jax.devices()) == 2 == len(sweeps.usable_devices())
 assert sweeps.estimate(grid, 7, devices=2).chunk == (4, 4)
 one = sweeps.run(grid, sweeps.jacobian, data, devices=jax.devices()[:1])
-for _ in range(5):
+for _ in range(2):
     two = sweeps.run(grid, sweeps.jacobian, data)
     for name in one:
         np.testing.assert_allclose(two[name], one[name], rtol=1e-5, atol=1e-4)

@@ -190,7 +190,7 @@ def _fixed(name):
     return jax.jit(lambda w, b: theory.fixed_point(name, w, b))
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", ["tanh", "relu", "gelu", "hard_tanh", "selu", "softplus", "sin"])
 def test_fixed_points_agree_with_scalar_root_finding(name):
     for sigma_w in (0.1, 0.6, 1.0, 1.35, 2.5, 10.0):
         point = _fixed(name)(sigma_w, 0.4)

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from jaxstab import networks, propagation, theory
-from jaxstab.activations import names
 from jaxstab.networks import MLP
 
 WIDTH, DEPTH, SEEDS, D_IN, SIGMA_B = 1024, 5, 8, 256, 0.2
@@ -57,7 +56,7 @@ def _compared(name):
     return [np.asarray(m, float).T for m in measured], [np.asarray(t) for t in theirs], np.asarray(gains)
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", ["identity", "relu", "tanh", "sigmoid", "hard_tanh", "gelu", "selu", "sin"])
 def test_measured_agrees_with_predicted_within_its_error(name):
     measured, predicted, gains = _compared(name)
     for what, ours, theirs in zip(("ln q", "c", "gradient"), measured, predicted, strict=True):

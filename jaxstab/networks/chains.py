@@ -146,12 +146,10 @@ def flatten(whole: Chain, batch: int) -> Chain:
         The chain from x [batch * d_in] over h [batch * width] to y [batch * d_out], for `spectra`.
 
     Example:
-        >>> from jaxstab import networks, spectra
         >>> mlp = MLP(depth=4, width=8, norm="batch")
-        >>> x = jax.random.normal(jax.random.key(0), (6, 5))
-        >>> params = init(mlp, jax.random.key(1), x)
-        >>> spectra.log_singular_values(flatten(chain(mlp), 6), params, x.ravel(), [4]).shape
-        (1, 30)
+        >>> params = init(mlp, jax.random.key(1), jnp.ones((6, 5)))
+        >>> flatten(chain(mlp), 6).embed(params, jnp.ones(30)).shape
+        (48,)
     """
     rows, there = lambda h: h.reshape(batch, -1), whole.present
     return whole._replace(

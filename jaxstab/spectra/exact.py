@@ -201,7 +201,7 @@ def log_singular_values(
         >>> from jaxstab import networks
         >>> mlp = networks.MLP(depth=100, width=16, activation="identity", weights="orthogonal")
         >>> params = networks.init(mlp, jax.random.key(0), jnp.ones(20), sigma_w=0.01)
-        >>> log_s = log_singular_values(networks.chain(mlp), params, jnp.ones(20), [100])
+        >>> log_s = jax.jit(lambda x: log_singular_values(networks.chain(mlp), params, x, [100]))(jnp.ones(20))
         >>> float(jnp.abs(log_s / jnp.log(10.0) + 202).max()) < 0.001
         True
     """
