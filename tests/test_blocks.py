@@ -141,7 +141,6 @@ def test_forward_and_backward_agree_with_the_twin(settings):
 
 
 @pytest.mark.parametrize("settings", [CASES[1], CASES[2], CASES[4]], ids=str)
-@pytest.mark.kernels
 def test_chain_is_the_module_in_any_dtype(settings):
     mlp, chain, params, bound, x = _network(settings, jnp.float32)
     chex.assert_trees_all_equal_dtypes(params, jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params))

@@ -231,7 +231,6 @@ capped = {
 }
 
 
-@pytest.mark.kernels
 @pytest.mark.parametrize("spectrum", SPECTRA)
 @pytest.mark.parametrize(("method", "error"), [("svd", 1e-6), ("newton_schulz", 2e-6)])
 def test_spectral_clip_in_float32(method, error, spectrum):

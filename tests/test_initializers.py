@@ -73,7 +73,6 @@ def test_looks_linear_is_linear(activation, skip):
 
 
 @pytest.mark.parametrize("settings", [{}, {"skip": "sum"}, {"skip": "dense"}, {"norm": "batch"}], ids=str)
-@pytest.mark.kernels
 def test_lsuv_gives_every_layer_unit_variance(settings):
     mlp = MLP(depth=6, width=20, activation="tanh", weights="orthogonal", **settings)
     x = 3.0 * jax.random.normal(KEY, (40, 9), jnp.float32) ** 2

@@ -179,7 +179,6 @@ def test_exponents_are_logarithms_per_layer():
         np.testing.assert_allclose(found[row], np.log(np.linalg.svd(product, compute_uv=False)) / depth, atol=1e-9)
 
 
-@pytest.mark.kernels
 def test_orthogonal_chains_have_one_exponent():
     mlp = MLP(80, 8, "identity", weights="orthogonal")
     x = jnp.ones(5, jnp.float32)

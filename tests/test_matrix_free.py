@@ -87,7 +87,6 @@ def _everything(chain, params, x, key, layers):
 
 
 @pytest.mark.parametrize("case", ["wide", "batch"])
-@pytest.mark.kernels
 def test_all_of_it_through_the_chain(case):
     settings, layers = CASES[case]
     chain, params, x = _network(**settings)
@@ -188,7 +187,6 @@ def test_nothing_at_all():
 
 
 @pytest.mark.parametrize("sigma_w", [1e-3, 1e3])
-@pytest.mark.kernels
 def test_beyond_any_float(sigma_w):
     chain, params, x = _network(width=16, d_in=16, depth=300, activation="identity", weights="orthogonal", sigma_w=1.0)
     params = networks.rescale(params, sigma_w, 0.0)
@@ -209,7 +207,6 @@ def test_beyond_any_float(sigma_w):
     close(quantiles(spectrum, jnp.asarray([0.3, 0.7])).value, expected)
 
 
-@pytest.mark.kernels
 def test_moments_are_unbiased_and_their_errors_are_honest():
     s = np.linspace(0.2, 2, 40) ** 2
     found = jax.vmap(lambda key: moments(_with_values(s), key, probes=8))(jax.random.split(KEY, 200))
@@ -225,7 +222,6 @@ def test_moments_are_unbiased_and_their_errors_are_honest():
     assert abs(np.mean(found.effective_rank) - rank) < spread
 
 
-@pytest.mark.kernels
 def test_distribution_and_quantiles():
     s = np.linalg.svd(np.random.default_rng(1).normal(size=(300, 200)) / 300**0.5, compute_uv=False)
     found = density(_with_values(s), KEY, probes=16, steps=20)
@@ -245,7 +241,6 @@ def test_distribution_and_quantiles():
     assert np.all(value.standard_error > 0)
 
 
-@pytest.mark.kernels
 def test_vmap_is_a_loop():
     chain, params, x = _network(width=12, d_in=12, depth=2)
 

@@ -28,7 +28,6 @@ def _report():
     return jax.jit(jax.vmap(lambda x: spectra.precision_report(chain, params, x, DEPTHS)))(x)
 
 
-@pytest.mark.kernels
 def test_errors_are_ordered_as_the_precisions_are():
     found, double = _report(), jax.config.read("jax_enable_x64")
     assert found.reference.dtype == (jnp.float64 if double else jnp.float32)

@@ -173,7 +173,6 @@ def test_the_slope_of_omega_is_finite_for_every_cure(index):
     assert np.any(steps.blocks["dense"]["kernel"]) and all(np.isfinite(leaf).all() for leaf in _leaves(steps))
 
 
-@pytest.mark.kernels
 def test_descending_omega_lets_the_gradient_through():
     chain, params, x = _network("tanh", depth=10, sigma_w=0.5, sigma_b=0.0)
 
@@ -200,7 +199,6 @@ def _output(chain, params, x):
     return chain.readout(params, h)
 
 
-@pytest.mark.kernels
 def test_jacobian_norm_is_unbiased_and_knows_its_error():
     chain, params, x = _network()
     estimate = jax.jit(lambda key: regularizers.jacobian_norm(partial(_output, chain, params), x, key, 4000))(KEY)
@@ -306,7 +304,6 @@ def test_spectral_norm_of_few_iterations_is_below_and_within_its_bound():
         assert np.all(missing > -1e-12) and missing.mean() <= 0.871 * np.log(64) / k + 3 * error
 
 
-@pytest.mark.kernels
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_zero_weights_and_narrow_ones(dtype):
     nothing, small = {"kernel": jnp.zeros((2, 3, 3), dtype)}, {"kernel": 1e-3 * jnp.eye(3, dtype=dtype)[None]}

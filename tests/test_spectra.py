@@ -54,7 +54,6 @@ def _dense(chain, params, x, depth):
 
 
 @pytest.mark.parametrize(("layers", "n"), [(60, 8), (1, 8), (4, 12), (30, 10), (100, 1)])
-@pytest.mark.kernels
 def test_product_of_gaussian_factors_against_multiprecision(layers, n):
     factors = np.random.default_rng(0).normal(size=(layers, n, n)).astype(np.float32).astype(float)
     truth = _truth(factors)
@@ -212,7 +211,6 @@ def test_orthogonal_chain_is_an_isometry_at_any_depth():
     np.testing.assert_allclose(log_s, np.broadcast_to(expected, log_s.shape), atol=257 * 32 * jnp.finfo(x.dtype).eps)
 
 
-@pytest.mark.kernels
 def test_gradient_of_the_living_values_of_a_relu_network():
     # every layer is linear in its gain once the mask is fixed: d ln s / d ln sigma_w = number of weight matrices
     mlp, x = MLP(4, 10, "relu"), jax.random.normal(jax.random.key(2), (12,))
