@@ -276,7 +276,6 @@ LIMITS = [
     ({"activation": "relu", "skip": "sum"}, 1.0, 0.0, 1.5),
     # norm before phi, no bias: E phi'^2 / E phi^2 at q = 1, whatever sigma_w
     ({"activation": "relu", "norm": "layer", "epsilon": 0.0}, 3.0, 0.0, 1.0),
-    ({"activation": "identity", "norm": "rms", "epsilon": 0.0}, 0.1, 0.0, 1.0),
     # norm after phi: sigma_w^2 E phi'^2 / Var phi at q = sigma_w^2, Var relu = q (1/2 - 1/(2 pi))
     ({"activation": "relu", "norm": "layer", "norm_after": True, "epsilon": 0.0}, 1.7, 0.0, 1 / (1 - 1 / np.pi)),
     # inverted dropout, keep rate 0.8: sigma_w^2 E phi'^2 / 0.8

@@ -40,7 +40,9 @@ GUARDS = {
     "skip tree": lambda tx: guarded(monitored(tx), "skip", "tree"),
     "propagate": lambda tx: guarded(tx, "propagate"),
 }
-GUARDED = [("optax adam", policy) for policy in GUARDS] + [
+GUARDED = [
+    ("optax adam", "zero"),
+    ("optax adam", "propagate"),
     ("auto_clip per layer", "skip"),
     ("clip_by_norm", "skip tree"),
 ]

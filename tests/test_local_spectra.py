@@ -13,10 +13,8 @@ from jaxstab.networks import MLP, Chain, Params
 
 KEY = jax.random.key(4)
 KINDS = {
-    "plain": {},
     "norm and sum": {"norm": "layer", "skip": "sum"},
     "dense": {"skip": "dense"},
-    "relu": {"activation": "relu"},
 }
 
 # eager, each small operation compiles by itself: minutes over a test session

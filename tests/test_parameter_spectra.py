@@ -14,7 +14,6 @@ from jaxstab.networks import MLP
 KEY = jax.random.key(6)
 KINDS = {
     "norm and sum": {"norm": "layer", "skip": "sum"},
-    "highway": {"skip": "highway", "activation": "relu"},
     "dense and rms": {"skip": "dense", "norm": "rms"},
 }
 

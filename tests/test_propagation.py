@@ -52,7 +52,7 @@ def _naive_backward(phi, params, x, depth):
     return np.array([norm(g) for g in by_h]), np.array([norm(g) for g in by_theta])
 
 
-@pytest.mark.parametrize("activation", ["tanh", "relu", "hard_tanh"])
+@pytest.mark.parametrize("activation", ["relu", "hard_tanh"])
 def test_forward_agrees_with_numpy(activation):
     chain, params, x = _network(activation)
     profile = forward(chain, params, x)

@@ -141,7 +141,6 @@ def test_omega_under_vmap_and_on_a_batch():
 
 CURES = [
     {"norm": "batch"},
-    {"norm": "layer", "skip": "sum"},
     {"dropout": True, "skip": "highway"},
     {"skip": "dense"},
 ]
@@ -167,7 +166,7 @@ def test_omega_of_every_cure_is_that_of_its_gradient_norms(index):
     assert float(value) == pytest.approx(expected, rel=1e-10)
 
 
-@pytest.mark.parametrize("index", range(4), ids=lambda index: str(CURES[index]))
+@pytest.mark.parametrize("index", range(len(CURES)), ids=lambda index: str(CURES[index]))
 def test_the_slope_of_omega_is_finite_for_every_cure(index):
     (_, steps), _ = _cured(index)
     assert np.any(steps.blocks["dense"]["kernel"]) and all(np.isfinite(leaf).all() for leaf in _leaves(steps))
