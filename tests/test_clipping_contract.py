@@ -93,7 +93,7 @@ def promotion(request):
         yield
 
 
-def _check_contract(build, grads):
+def _check_contract(build, grads, atol=1e-5):
     """One compile over 100 steps and two thresholds, vmap = loop, fixed state, checkpoints; returns the first run."""
     chex.clear_trace_counter()
     thresholds = jnp.asarray([0.5, 1.5], jnp.float32)
@@ -103,7 +103,7 @@ def _check_contract(build, grads):
     batch = jax.tree.map(lambda g: jnp.stack([g, -3 * g]), grads)
     singles = [scanned(t, jax.tree.map(lambda g, i=i: g[i], batch)) for i, t in enumerate(thresholds)]
     both = jax.jit(jax.vmap(_run(build)))(thresholds, batch)
-    chex.assert_trees_all_close(both, jax.tree.map(lambda *x: np.stack(x), *singles), rtol=1e-4, atol=1e-5)
+    chex.assert_trees_all_close(both, jax.tree.map(lambda *x: np.stack(x), *singles), rtol=1e-4, atol=atol)
     state, updates = singles[0]
     start = tx.init(PARAMS)
     chex.assert_trees_all_equal_shapes_and_dtypes(start, state)
@@ -120,7 +120,10 @@ def _check_contract(build, grads):
 def test_bare_and_monitored(name):
     build = lambda t: optax.with_extra_args_support(TRANSFORMATIONS[name](t))
     grads = _gradients(bad=False)
-    seen, updates = _check_contract(lambda t: monitored(build(t), per="layer"), grads)
+    # the error of Newton-Schulz is absolute, in units of the norm that comes in, which the spike makes large
+    largest = max(float(jnp.max(jnp.abs(g))) for g in jax.tree.leaves(grads))
+    atol = 1e-6 * largest if "newton_schulz" in name else 1e-5
+    seen, updates = _check_contract(lambda t: monitored(build(t), per="layer"), grads, atol)
     state = seen.inner
     assert int(seen.step) == STEPS and 0 <= float(seen.firing_rate) <= 1
     last = jax.tree.map(lambda g: g[-1], (grads, updates))
