@@ -1,0 +1,124 @@
+"""The networks: every side gets the same weights, made beforehand, in the layout that it likes best."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxstab import networks, sweeps
+from jaxstab.networks import Params
+
+ACTIVATIONS = ("tanh", "relu", "gelu", "erf")
+# cells along the second axis of the blocks, so that a scan over layers reads them where they are
+CELLS = Params(0, 1, 0)
+
+
+class Problem(NamedTuple):
+    """Networks of several activations, all with the same weights: one per seed and gain, a "cell".
+
+    Attributes:
+        activations: names.
+        depths: where results are wanted, ascending.
+        params: arrays [cell, ...], of the blocks [layer, cell, ...].
+        x: inputs [cell, d_in] or [cell, batch, d_in].
+        labels: classes [cell, batch].
+    """
+
+    activations: tuple[str, ...]
+    depths: tuple[int, ...]
+    params: Params
+    x: np.ndarray
+    labels: np.ndarray
+
+    @property
+    def cells(self) -> int:
+        """Gains times seeds."""
+        return len(self.x)
+
+    @property
+    def nets(self) -> int:
+        """Networks of one activation, cell and depth."""
+        return len(self.activations) * self.cells * len(self.depths)
+
+    @property
+    def width(self) -> int:
+        """Units per layer."""
+        return self.params.embed["dense"]["kernel"].shape[-1]
+
+    @property
+    def chains(self) -> list[networks.Chain]:
+        """One per activation."""
+        return [networks.chain(networks.MLP(max(self.depths), self.width, name)) for name in self.activations]
+
+    def only(self, cells: Sequence[int]) -> "Problem":
+        """The same for some of the cells."""
+        cells = list(cells)
+        take = lambda axis, tree: jax.tree.map(lambda leaf: leaf.take(cells, axis), tree)
+        return self._replace(params=Params(*map(take, CELLS, self.params)), x=self.x[cells], labels=self.labels[cells])
+
+    def to(self, depths: Sequence[int]) -> "Problem":
+        """The same, read at other depths, no deeper."""
+        blocks = jax.tree.map(lambda leaf: leaf[: max(depths)], self.params.blocks)
+        return self._replace(depths=tuple(depths), params=self.params._replace(blocks=blocks))
+
+
+def draw(
+    activations: Sequence[str], depths: Sequence[int], width: int, gains: int, seeds: int, batch: int | None = None
+) -> Problem:
+    """Gaussian weights at gains from 0.5 to 2.5, inputs of mean square 1."""
+    mlp = networks.MLP(max(depths), width)
+    shape = (width,) if batch is None else (batch, width)
+
+    def seed(key: jax.Array) -> tuple[Params, jax.Array, jax.Array]:
+        x = jax.random.normal(jax.random.fold_in(key, 1), shape, jnp.float32)
+        x = x / jnp.sqrt(jnp.mean(x**2, axis=-1, keepdims=True))
+        labels = jax.random.randint(jax.random.fold_in(key, 2), shape[:-1], 0, 10, jnp.int32)
+        unit = networks.init(mlp, key, x, 1.0, 1.0)
+        sigma_w = jnp.linspace(0.5, 2.5, gains, dtype=jnp.float32)
+        params = jax.vmap(lambda g: networks.rescale(unit, g, 0.05**0.5), out_axes=CELLS)(sigma_w)
+        return params, *(jnp.broadcast_to(a[None], (gains, *a.shape)) for a in (x, labels))
+
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        parts = [jax.tree.map(np.asarray, jax.jit(seed)(jax.random.key(s))) for s in range(seeds)]
+    params, x, labels = zip(*parts, strict=True)
+    stack = lambda axis: lambda *leaves: np.concatenate(leaves, axis)
+    whole = Params(*(jax.tree.map(stack(axis), *trees) for axis, trees in zip(CELLS, zip(*params), strict=True)))
+    return Problem(tuple(activations), tuple(depths), whole, np.concatenate(x), np.concatenate(labels))
+
+
+class Placed(NamedTuple):
+    """A problem's arrays on the devices, cells spread over them."""
+
+    mesh: Mesh
+    params: Params
+    x: jax.Array
+    labels: jax.Array
+
+    def compile(self, program: Callable[[Params, jax.Array, jax.Array], Any]) -> Callable[[], Any]:
+        """The compiled program (params, x, labels) -> results [activation, cell, ...], on the cells of each device."""
+        spread = jax.shard_map(
+            program, mesh=self.mesh, in_specs=_SPECS, out_specs=PartitionSpec(None, "cell"), check_vma=False
+        )
+        # in program order on a CPU: two batched decompositions side by side can deadlock a small thread pool
+        ordered = {"xla_cpu_enable_concurrency_optimized_scheduler": False}
+        options = ordered if self.mesh.devices.flat[0].platform == "cpu" else None
+        arguments = (self.params, self.x, self.labels)
+        compiled = jax.jit(spread, compiler_options=options).lower(*arguments).compile()
+        return lambda: compiled(*arguments)
+
+
+_ONE = PartitionSpec("cell")
+_SPECS = (Params(_ONE, PartitionSpec(None, "cell"), _ONE), _ONE, _ONE)
+
+
+def place(problem: Problem) -> Placed:
+    """Spread the cells over the devices."""
+    devices = sweeps.usable_devices()
+    devices = devices[: max(n for n in range(1, len(devices) + 1) if problem.cells % n == 0)]
+    mesh = Mesh(np.array(devices), ("cell",))
+    put = lambda spec, tree: jax.tree.map(lambda leaf: jax.device_put(leaf, NamedSharding(mesh, spec)), tree)
+    params = Params(*map(put, _SPECS[0], problem.params))
+    return Placed(mesh, params, put(_SPECS[1], problem.x), put(_SPECS[2], problem.labels))
