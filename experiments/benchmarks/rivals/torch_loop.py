@@ -70,7 +70,7 @@ def gradients(problem: Any, device: str) -> Callable[[], tuple[np.ndarray, np.nd
             for layer, module in enumerate(linears)
         ]
         net.zero_grad(set_to_none=True)
-        F.cross_entropy(net(weights.x[cell]), weights.labels[cell]).backward()
+        F.cross_entropy(net(weights.x[cell].requires_grad_()), weights.labels[cell]).backward()
         for hook in hooks:
             hook.remove()
         theta = [torch.hypot(linear.weight.grad.norm(), linear.bias.grad.norm()) for linear in linears]

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 
+from spectral.machine import CORES
+
 PHI: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "tanh": torch.tanh,
     "relu": torch.relu,
@@ -28,8 +30,12 @@ class Weights(NamedTuple):
 
 
 def load(problem: Any, device: str) -> Weights:
-    """The problem's arrays as tensors; a result of numbers below float32's normal range takes no detour."""
+    """The problem's arrays as tensors; a result of numbers below float32's normal range takes no detour.
+
+    One thread, until `tuned` tries more.
+    """
     torch.set_flush_denormal(True)
+    torch.set_num_threads(1)
     tensor = lambda array: torch.from_numpy(array if array.flags.writeable else array.copy()).to(device)
     pair = lambda dense: (tensor(dense["dense"]["kernel"]), tensor(dense["dense"]["bias"]))
     params = problem.params
@@ -60,19 +66,18 @@ def profile(norms: Sequence[torch.Tensor], length: int) -> np.ndarray:
 
 def tuned(call: Callable[[], Any]) -> Callable[[], Any]:
     """The call on one thread or on all, whichever is faster on this machine: small products lose by threads."""
-    every = torch.get_num_threads()
 
     def on(threads: int) -> Any:
         torch.set_num_threads(threads)
         try:
             return call()
         finally:
-            torch.set_num_threads(every)
+            torch.set_num_threads(1)
 
     def seconds(threads: int) -> float:
         start = time.perf_counter()
         on(threads)
         return time.perf_counter() - start
 
-    best = min((1, every), key=seconds)
+    best = min((1, CORES), key=seconds)
     return lambda: on(best)

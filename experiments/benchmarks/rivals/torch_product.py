@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from rivals.torch_network import PHI, load, profile
+from spectral.machine import on_every_core
 
 SLOPE: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "tanh": lambda h: 1 - torch.tanh(h) ** 2,
@@ -26,10 +26,9 @@ def spectra(problem: Any, device: str, threads: bool = False) -> Callable[[], np
     Args:
         problem: the networks.
         device: for PyTorch.
-        threads: a Python thread per core, each with a part of the cells and one thread of PyTorch's.
+        threads: a Python thread per core, each with a part of the cells.
     """
     weights = load(problem, device)
-    cores = torch.get_num_threads()
 
     def values(part: slice) -> np.ndarray:
         kernels, biases = weights.blocks
@@ -49,13 +48,7 @@ def spectra(problem: Any, device: str, threads: bool = False) -> Callable[[], np
     def run() -> np.ndarray:
         if not threads:
             return values(slice(None))
-        torch.set_num_threads(1)
-        ends = np.linspace(0, problem.cells, cores + 1).astype(int).tolist()
-        try:
-            with ThreadPoolExecutor(cores) as pool:
-                return np.concatenate(list(pool.map(values, map(slice, ends[:-1], ends[1:]))), axis=1)
-        finally:
-            torch.set_num_threads(cores)
+        return np.concatenate(on_every_core(values, problem.cells), axis=1)
 
     return run
 

@@ -1,6 +1,7 @@
 """All singular values of many Jacobians, read at several depths of every network."""
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ from jaxstab import networks, spectra, sweeps
 from jaxstab.networks import Params
 from jaxstab.records import Data, Spectrum
 from spectral.machine import Rates, on_every_core
-from spectral.problem import ACTIVATIONS, CELLS, Placed, Problem, draw, place
+from spectral.problem import ACTIVATIONS, CELLS, SIGMA_B, Placed, Problem, draw, gains, place
 from spectral.timing import Side, measure, table
 
 Values = Callable[[networks.Chain, Params, jax.Array, Sequence[int]], jax.Array]
@@ -154,7 +155,7 @@ def rivals(problem: Problem, placed: Placed, device: str, ours: np.ndarray) -> l
 def report(small: bool, repeats: int, device: str | None, rate: Rates) -> None:
     """Measure and print."""
     depths = (1, 2, 4, 8, 16, 32, 64)
-    problem = draw(ACTIVATIONS, depths, 128, *((4, 2) if small else (16, 4)))
+    problem = draw(ACTIVATIONS, depths, 128, gains(4 if small else 16), 2 if small else 4)
     placed = place(problem)
     print(
         f"\nspectra: {problem.nets} Jacobians, width {problem.width}: {len(depths)} depths to {max(depths)} x "
@@ -175,4 +176,26 @@ def report(small: bool, repeats: int, device: str | None, rate: Rates) -> None:
 
 
 def swept(problem: Problem) -> None:
-    """Print what the same takes from scratch through sweeps.run: weights drawn and scaled, one compile each."""
+    """Print what the same takes from nothing through sweeps.run: weights drawn and scaled, a compile per activation."""
+
+    def measure(chain: networks.Chain, params: Params, sample: sweeps.Sample, depths: Sequence[int]) -> Spectrum:
+        log_s = jnp.log(product_values(chain, params, sample.x, depths))
+        return Spectrum(log_s, jax.nn.logsumexp(2 * log_s, axis=-1) - jnp.log(float(problem.width)))
+
+    seconds: list[float] = []
+
+    def clock(chunks: Sequence[Any]) -> Iterator[Any]:
+        for chunk in chunks:
+            start = time.perf_counter()
+            yield chunk
+            seconds.append(time.perf_counter() - start)
+
+    seeds = problem.cells // len(problem.gains)
+    grid = sweeps.Grid(
+        problem.depths, problem.gains, problem.activations, seeds, SIGMA_B, problem.width, inputs=1, dtype="float32"
+    )
+    x = np.random.default_rng(0).standard_normal((8, problem.width), np.float32)
+    sweeps.run(grid, measure, Data(x, np.zeros(8, int), "noise"), progress=clock)
+    steady = [part[1:] for part in np.split(np.array(seconds), len(problem.activations))]
+    again = f", {sum((len(p) + 1) * p.min() for p in steady):.2f} s steady" if len(steady[0]) else ""
+    print(f"the same through sweeps.run, which draws the weights too: {sum(seconds):.2f} s in all{again}")

@@ -12,6 +12,7 @@ from jaxstab import networks, sweeps
 from jaxstab.networks import Params
 
 ACTIVATIONS = ("tanh", "relu", "gelu", "erf")
+SIGMA_B = 0.05**0.5
 # cells along the second axis of the blocks, so that a scan over layers reads them where they are
 CELLS = Params(0, 1, 0)
 
@@ -22,6 +23,7 @@ class Problem(NamedTuple):
     Attributes:
         activations: names.
         depths: where results are wanted, ascending.
+        gains: sigma_w, the faster axis of the cells.
         params: arrays [cell, ...], of the blocks [layer, cell, ...].
         x: inputs [cell, d_in] or [cell, batch, d_in].
         labels: classes [cell, batch].
@@ -29,6 +31,7 @@ class Problem(NamedTuple):
 
     activations: tuple[str, ...]
     depths: tuple[int, ...]
+    gains: tuple[float, ...]
     params: Params
     x: np.ndarray
     labels: np.ndarray
@@ -65,11 +68,22 @@ class Problem(NamedTuple):
         return self._replace(depths=tuple(depths), params=self.params._replace(blocks=blocks))
 
 
+def gains(count: int) -> tuple[float, ...]:
+    """sigma_w from ordered to chaotic, in a range where float32 holds the Jacobians of 64 layers."""
+    return tuple(np.linspace(0.5, 2.5, count).tolist())
+
+
 def draw(
-    activations: Sequence[str], depths: Sequence[int], width: int, gains: int, seeds: int, batch: int | None = None
+    activations: Sequence[str],
+    depths: Sequence[int],
+    width: int,
+    sigma_w: Sequence[float],
+    seeds: int,
+    batch: int | None = None,
 ) -> Problem:
-    """Gaussian weights at gains from 0.5 to 2.5, inputs of mean square 1."""
+    """Gaussian weights, inputs of mean square 1."""
     mlp = networks.MLP(max(depths), width)
+    factors, many = jnp.asarray(sigma_w, jnp.float32), len(sigma_w)
     shape = (width,) if batch is None else (batch, width)
 
     def seed(key: jax.Array) -> tuple[Params, jax.Array, jax.Array]:
@@ -77,16 +91,15 @@ def draw(
         x = x / jnp.sqrt(jnp.mean(x**2, axis=-1, keepdims=True))
         labels = jax.random.randint(jax.random.fold_in(key, 2), shape[:-1], 0, 10, jnp.int32)
         unit = networks.init(mlp, key, x, 1.0, 1.0)
-        sigma_w = jnp.linspace(0.5, 2.5, gains, dtype=jnp.float32)
-        params = jax.vmap(lambda g: networks.rescale(unit, g, 0.05**0.5), out_axes=CELLS)(sigma_w)
-        return params, *(jnp.broadcast_to(a[None], (gains, *a.shape)) for a in (x, labels))
+        params = jax.vmap(lambda g: networks.rescale(unit, g, SIGMA_B), out_axes=CELLS)(factors)
+        return params, *(jnp.broadcast_to(a[None], (many, *a.shape)) for a in (x, labels))
 
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
         parts = [jax.tree.map(np.asarray, jax.jit(seed)(jax.random.key(s))) for s in range(seeds)]
     params, x, labels = zip(*parts, strict=True)
     stack = lambda axis: lambda *leaves: np.concatenate(leaves, axis)
     whole = Params(*(jax.tree.map(stack(axis), *trees) for axis, trees in zip(CELLS, zip(*params), strict=True)))
-    return Problem(tuple(activations), tuple(depths), whole, np.concatenate(x), np.concatenate(labels))
+    return Problem(tuple(activations), tuple(depths), tuple(sigma_w), whole, np.concatenate(x), np.concatenate(labels))
 
 
 class Placed(NamedTuple):

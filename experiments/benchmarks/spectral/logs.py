@@ -1,0 +1,72 @@
+"""What logarithms cost: log-scaled spectra over the plain product and its decomposition, and the cost over depth."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxstab import spectra
+from spectral.dense import every, product_values
+from spectral.machine import Rates
+from spectral.problem import ACTIVATIONS, Placed, Problem, draw, gains, place
+from spectral.timing import Side, measure, table
+
+
+def disagreement(values: np.ndarray, log_s: np.ndarray) -> float:
+    """Largest error in ln s of the largest values of each Jacobian, where float32 holds them and chaos does not decide."""
+    log_s = np.asarray(log_s)
+    largest = log_s[..., :1]
+    comparable = (log_s > largest - 2) & (largest > -60) & (largest < 2)
+    with np.errstate(divide="ignore"):
+        return float(np.max(np.abs(np.log(np.asarray(values)) - log_s)[comparable]))
+
+
+def sides(problem: Problem, placed: Placed) -> list[Side]:
+    """Both ways to the spectra of every wanted depth."""
+    log = lambda: placed.compile(every(problem, spectra.log_singular_values))
+    plain = lambda: placed.compile(every(problem, product_values))
+    truth = np.asarray(log()())
+    return [
+        Side("log_singular_values", log, "ours"),
+        Side("plain product, then values", plain, "floor", lambda values: disagreement(values, truth)),
+    ]
+
+
+def report(small: bool, repeats: int, device: str | None, rate: Rates) -> None:
+    """Measure and print."""
+    problem = draw(ACTIVATIONS, (64,), 128, gains(2 if small else 4), 1)
+    for depths in ((1, 2, 4, 8, 16, 32, 64), tuple(range(1, 65))):
+        part = problem.to(depths)
+        print(f"\nlog: {part.nets} Jacobians, width {part.width}: {len(depths)} depths to 64 of {part.cells} x 4 networks")
+        found = measure(sides(part, place(part)), repeats, 10.0)
+        table(found, {"plain": [found[1].side.name]}, rate)
+    over_depth((16, 32, 64, 128, 256, 512) if small else (16, 32, 64, 128, 256, 512, 1024), 64, repeats, rate)
+
+
+def over_depth(depths: Sequence[int], width: int, repeats: int, rate: Rates) -> None:
+    """Seconds for the spectrum at the last layer, over depth: a straight line and a power law fitted to them."""
+    whole = draw(("tanh",), (max(depths),), width, gains(4), 1)
+    print(f"\nlog: the deepest spectrum alone, width {width}, {whole.cells} networks")
+    timed = []
+    for depth in depths:
+        part = whole.to((depth,))
+        placed = place(part)
+        prepare = lambda part=part, placed=placed: placed.compile(every(part, spectra.log_singular_values))
+        timed.append(Side(f"depth {depth}", prepare, "ours"))
+    found = measure(timed, repeats, 10.0)
+    seconds = np.array([timing.steady.min() for timing in found])
+    for depth, timing in zip(depths, found, strict=True):
+        print(f"  depth {depth:>5}: {timing.steady.min():.4f} s, {1e3 * timing.steady.min() / depth:.3f} ms per layer")
+    print(fits(np.array(depths), seconds))
+
+
+def fits(depths: np.ndarray, seconds: np.ndarray) -> str:
+    """The line by relative least squares, its largest relative residual, and exponents of a power law."""
+    design = np.stack([np.ones(len(depths)), depths], 1) / seconds[:, None]
+    (start, slope), *_ = np.linalg.lstsq(design, np.ones(len(depths)), rcond=None)
+    worst = np.max(np.abs((start + slope * depths) / seconds - 1))
+    exponent = lambda at: np.polyfit(np.log(depths[at]), np.log(seconds[at]), 1)[0]
+    deep = depths >= np.median(depths)
+    return (
+        f"  line: {1e3 * start:.2f} ms + {1e3 * slope:.3f} ms per layer, off by at most {100 * worst:.0f} %; power law: "
+        f"exponent {exponent(depths > 0):.2f}, from depth {depths[deep][0]} on {exponent(deep):.2f}"
+    )
