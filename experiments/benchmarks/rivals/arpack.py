@@ -10,7 +10,6 @@ from scipy.sparse.linalg import LinearOperator, svds
 from rivals.torch_network import PHI, load, one
 from rivals.torch_product import SLOPE
 
-
 # of the eigenvalues s^2 of J^T J
 TOLERANCE = 1e-4
 
@@ -25,7 +24,7 @@ def products(problem: Any, device: str, top: int, vectors: int) -> int:
 def largest(
     problem: Any, device: str, top: int, vectors: int, count: list[int] | None = None
 ) -> Callable[[], np.ndarray]:
-    """The largest singular values of dh_L/dx of the first network, from so many Lanczos vectors, restarted as needed."""
+    """The largest singular values of dh_L/dx of the first network, from so many Lanczos vectors, restarted."""
     count = [0] if count is None else count
     name, weights = problem.activations[0], one(load(problem, device), 0)
     # rows of these are outputs, so that a product with a vector reads them in order; the transpose reads the other way

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from spectral.problem import CELLS
 
 from jaxstab.networks import Params
-from spectral.problem import CELLS
 
 
 def _stacked(problem: Any, one: Callable) -> Callable:

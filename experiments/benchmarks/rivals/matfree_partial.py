@@ -1,7 +1,6 @@
 """matfree: partial bidiagonalisation of the network's Jacobian, linearised once; one vector at a time."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +17,9 @@ def largest(chain: networks.Chain, params: Params, x: jax.Array, top: int, steps
 
     def run(params: Params, x: jax.Array) -> jax.Array:
         def h(x: jax.Array) -> jax.Array:
-            return jax.lax.scan(lambda h, block: (chain.block(block, h), None), chain.embed(params, x), params.blocks)[0]
+            return jax.lax.scan(lambda h, block: (chain.block(block, h), None), chain.embed(params, x), params.blocks)[
+                0
+            ]
 
         with jax.default_matmul_precision("highest"):
             _, push = jax.linearize(h, x)

@@ -22,7 +22,9 @@ def spectra(problem: Any, device: str, vectorize: bool = True) -> Callable[[], n
 
     return lambda: np.stack(
         [
-            np.stack([np.stack([values(name, cell, depth) for depth in problem.depths]) for cell in range(problem.cells)])
+            np.stack(
+                [np.stack([values(name, cell, depth) for depth in problem.depths]) for cell in range(problem.cells)]
+            )
             for name in problem.activations
         ]
     )

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
+from spectral.machine import on_every_core
 
 from rivals.torch_network import PHI, load, profile
-from spectral.machine import on_every_core
 
 SLOPE: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "tanh": lambda h: 1 - torch.tanh(h) ** 2,

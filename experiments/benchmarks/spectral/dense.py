@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxstab import networks, spectra, sweeps
+from jaxstab import networks, sweeps
 from jaxstab.networks import Params
 from jaxstab.records import Data, Spectrum
 from spectral.machine import Rates, on_every_core
 from spectral.problem import ACTIVATIONS, CELLS, SIGMA_B, Placed, Problem, draw, gains, place
-from spectral.timing import Side, measure, table
+from spectral.timing import Settings, Side, measure, table
 
 Values = Callable[[networks.Chain, Params, jax.Array, Sequence[int]], jax.Array]
 
@@ -55,8 +55,8 @@ def every(problem: Problem, function: Callable) -> Callable[[Params, jax.Array, 
 def disagreement(values: Any, ours: np.ndarray) -> float:
     """Largest relative error among the large singular values, a tenth of the largest or more, of networks that compare.
 
-    Where the largest is beyond 10, rounding grows on its way through a chaotic network until no two programs agree; below
-    1e-30 float32 ends.
+    Where the largest is beyond 10, rounding grows on its way through a chaotic network until no two programs agree;
+    below 1e-30 float32 ends.
     """
     values, ours = np.asarray(values), np.asarray(ours)
     largest = ours[..., :1]
@@ -132,19 +132,24 @@ def floors(problem: Problem, placed: Placed, ours: np.ndarray | None = None) -> 
     return sides, ["products, BLAS|products, JAX", "values, LAPACK|values, JAX"]
 
 
-def rivals(problem: Problem, placed: Placed, device: str, ours: np.ndarray) -> list[Side]:
+def rivals(problem: Problem, placed: Placed, device: str | None, ours: np.ndarray) -> list[Side]:
     """What a user could pick instead."""
-    from rivals import jax_per_depth, torch_func, torch_loop, torch_product
-    from rivals.torch_network import tuned
+    from rivals import jax_per_depth
 
     agree = lambda values: disagreement(values, ours)
+    sides = [Side("JAX per depth", lambda: jax_per_depth.spectra(problem, placed), error=agree)]
+    if device is None:
+        return sides
+    from rivals import torch_func, torch_loop, torch_product
+    from rivals.torch_network import tuned
+
     few = list(range(1, problem.cells, problem.cells // 2))
     part = problem.only(few)
     agree_part = lambda values: disagreement(values, ours[:, few])
     hand = lambda **threads: lambda: torch_product.spectra(problem, device, **threads)
     func, loop = lambda: torch_func.spectra(problem, device), lambda: torch_loop.spectra(part, device)
     return [
-        Side("JAX per depth", lambda: jax_per_depth.spectra(problem, placed), error=agree),
+        *sides,
         Side("PyTorch product", hand(), error=agree, tune=tuned),
         Side("PyTorch product, cells over threads", hand(threads=True), error=agree),
         Side("torch.func vmap(jacrev)", func, error=agree, tune=tuned),
@@ -152,10 +157,10 @@ def rivals(problem: Problem, placed: Placed, device: str, ours: np.ndarray) -> l
     ]
 
 
-def report(small: bool, repeats: int, device: str | None, rate: Rates) -> None:
+def report(settings: Settings, rate: Rates) -> None:
     """Measure and print."""
     depths = (1, 2, 4, 8, 16, 32, 64)
-    problem = draw(ACTIVATIONS, depths, 128, gains(4 if small else 16), 2 if small else 4)
+    problem = draw(ACTIVATIONS, depths, 128, gains(4 if settings.small else 16), 2 if settings.small else 4)
     placed = place(problem)
     print(
         f"\nspectra: {problem.nets} Jacobians, width {problem.width}: {len(depths)} depths to {max(depths)} x "
@@ -169,9 +174,9 @@ def report(small: bool, repeats: int, device: str | None, rate: Rates) -> None:
     sides = [
         *floor_sides,
         Side("plain product, then values", ours(product_values), "ours", agree, flops=flops),
-        *(rivals(problem, placed, device, truth) if device else []),
+        *(rivals(problem, placed, settings.torch, truth) if settings.rivals else []),
     ]
-    table(measure(sides, repeats, 10.0), {"products + values": floor}, rate)
+    table(measure(sides, settings), {"products + values": floor}, rate)
     swept(problem)
 
 

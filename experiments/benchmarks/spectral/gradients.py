@@ -7,6 +7,7 @@ entries of (a a^T) * (c c^T), two products [batch, n] [n, batch], fewer FLOPs wh
 Both floors are measured: "gradients formed", as automatic differentiation must, and "Gram".
 """
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +20,7 @@ from jaxstab import networks, propagation
 from jaxstab.networks import Params
 from spectral.machine import Rates, on_every_core
 from spectral.problem import ACTIVATIONS, CELLS, Placed, Problem, draw, gains, place
-from spectral.timing import Side, measure, table
+from spectral.timing import Settings, Side, measure, table
 
 
 def ours(problem: Problem) -> Callable[[Params, jax.Array, jax.Array], Any]:
@@ -54,7 +55,7 @@ def disagreement(found: Any, truth: Any) -> float:
 def segments(problem: Problem) -> list[tuple[int, int]]:
     """(layers, depths alive there), from the last layer to the first."""
     ends = [*reversed(problem.depths), 0]
-    return [(high - low, alive) for alive, (high, low) in enumerate(zip(ends[:-1], ends[1:], strict=True), 1)]
+    return [(high - low, alive) for alive, (high, low) in enumerate(itertools.pairwise(ends), 1)]
 
 
 def flops(problem: Problem, gram: bool) -> float:
@@ -71,14 +72,14 @@ def numpy_floor(problem: Problem, gram: bool) -> Callable[[], Any]:
 
     def some(part: slice) -> None:
         h = np.ascontiguousarray(problem.x[part]).reshape(-1, batch, n)
-        other, layer = np.empty_like(h), len(weights)
+        other, above = np.empty_like(h), len(weights)
         for kernel in weights:
             np.matmul(h, kernel[part], out=other)
         formed = np.empty((len(h), n, n), np.float32)
         for layers, alive in segments(problem):
             cotangent = np.ones((len(h), alive * batch, n), np.float32) / n
             pulled, each = np.empty_like(cotangent), cotangent.reshape(len(h), alive, batch, n)
-            for layer in range(layer - 1, layer - layers - 1, -1):
+            for layer in reversed(range(above - layers, above)):
                 np.matmul(cotangent, weights[layer][part].swapaxes(1, 2), out=pulled)
                 if gram:
                     np.matmul(h, h.swapaxes(1, 2))
@@ -86,6 +87,7 @@ def numpy_floor(problem: Problem, gram: bool) -> Callable[[], Any]:
                 else:
                     for depth in range(alive):
                         np.matmul(h.swapaxes(1, 2), each[:, depth], out=formed)
+            above -= layers
 
     def run(part: slice) -> None:
         for _ in problem.activations:
@@ -128,9 +130,15 @@ def jax_floor(problem: Problem, placed: Placed, gram: bool) -> Callable[[], Any]
     return placed.compile(program)
 
 
-def rivals(problem: Problem, placed: Placed, device: str, truth: Any) -> list[Side]:
+def rivals(problem: Problem, placed: Placed, device: str | None, truth: Any) -> list[Side]:
     """What a user could pick instead."""
-    from rivals import jax_per_depth, torch_func, torch_loop, torch_product
+    from rivals import jax_per_depth
+
+    agree = lambda found: disagreement(found, truth)
+    sides = [Side("JAX per depth", lambda: jax_per_depth.gradients(problem, placed), error=agree)]
+    if device is None:
+        return sides
+    from rivals import torch_func, torch_loop, torch_product
     from rivals.torch_network import tuned
 
     def some(cells: int) -> tuple[Problem, float, Callable[[Any], float]]:
@@ -138,21 +146,23 @@ def rivals(problem: Problem, placed: Placed, device: str, truth: Any) -> list[Si
         return problem.only(few), cells / problem.cells, lambda f: disagreement(f, [part[:, few] for part in truth])
 
     batched, batched_share, batched_agree = some(min(16, problem.cells))
-    part, share, agree = some(2)
+    part, share, part_agree = some(2)
     func = lambda: torch_func.gradients(part, device)
     loop = lambda: torch_loop.gradients(part, device)
     hand = lambda: torch_product.gradients(batched, device)
     return [
-        Side("JAX per depth", lambda: jax_per_depth.gradients(problem, placed), error=lambda f: disagreement(f, truth)),
+        *sides,
         Side("PyTorch batched", hand, error=batched_agree, share=batched_share, tune=tuned),
-        Side("PyTorch hooks", loop, error=agree, share=share, tune=tuned),
-        Side("torch.func vmap(grad)", func, error=agree, share=share, tune=tuned),
+        Side("PyTorch hooks", loop, error=part_agree, share=share, tune=tuned),
+        Side("torch.func vmap(grad)", func, error=part_agree, share=share, tune=tuned),
     ]
 
 
-def report(small: bool, repeats: int, device: str | None, rate: Rates) -> None:
+def report(settings: Settings, rate: Rates) -> None:
     """Measure and print."""
-    problem = draw(ACTIVATIONS, (16, 32, 64, 128), 256, gains(4 if small else 16), 1 if small else 4, batch=32)
+    problem = draw(
+        ACTIVATIONS, (16, 32, 64, 128), 256, gains(4 if settings.small else 16), 1 if settings.small else 4, batch=32
+    )
     placed = place(problem)
     print(
         f"\ngradients: {problem.nets} networks, width {problem.width}, batch {problem.x.shape[1]}: depths "
@@ -170,5 +180,5 @@ def report(small: bool, repeats: int, device: str | None, rate: Rates) -> None:
         floors[name] = ["|".join(side.name for side in ([jax_, blas] if on_cpu else [jax_]))]
     agree = lambda found: disagreement(found, truth)
     sides.append(Side("propagation.backward", compiled, "ours", agree, flops=flops(problem, False)))
-    sides += rivals(problem, placed, device, truth) if device else []
-    table(measure(sides, repeats, 10.0), floors, rate)
+    sides += rivals(problem, placed, settings.torch, truth) if settings.rivals else []
+    table(measure(sides, settings), floors, rate)

@@ -8,15 +8,15 @@ from jaxstab import spectra
 from spectral.dense import every, product_values
 from spectral.machine import Rates
 from spectral.problem import ACTIVATIONS, Placed, Problem, draw, gains, place
-from spectral.timing import Side, measure, table
+from spectral.timing import Settings, Side, measure, table
 
 
 def disagreement(values: np.ndarray, log_s: np.ndarray) -> float:
-    """Largest error in ln s of the largest values of each Jacobian, where float32 holds them and chaos does not decide."""
+    """Largest error in ln s of each Jacobian's largest values, where float32 holds them and chaos is not at work."""
     log_s = np.asarray(log_s)
     largest = log_s[..., :1]
     comparable = (log_s > largest - 2) & (largest > -60) & (largest < 2)
-    with np.errstate(divide="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore"):
         return float(np.max(np.abs(np.log(np.asarray(values)) - log_s)[comparable]))
 
 
@@ -31,18 +31,20 @@ def sides(problem: Problem, placed: Placed) -> list[Side]:
     ]
 
 
-def report(small: bool, repeats: int, device: str | None, rate: Rates) -> None:
+def report(settings: Settings, rate: Rates) -> None:
     """Measure and print."""
-    problem = draw(ACTIVATIONS, (64,), 128, gains(2 if small else 4), 1)
+    problem = draw(ACTIVATIONS, (64,), 128, gains(2 if settings.small else 4), 1)
     for depths in ((1, 2, 4, 8, 16, 32, 64), tuple(range(1, 65))):
         part = problem.to(depths)
-        print(f"\nlog: {part.nets} Jacobians, width {part.width}: {len(depths)} depths to 64 of {part.cells} x 4 networks")
-        found = measure(sides(part, place(part)), repeats, 10.0)
+        print(
+            f"\nlog: {part.nets} Jacobians, width {part.width}: {len(depths)} depths to 64 of {part.cells} x 4 networks"
+        )
+        found = measure(sides(part, place(part)), settings)
         table(found, {"plain": [found[1].side.name]}, rate)
-    over_depth((16, 32, 64, 128, 256, 512) if small else (16, 32, 64, 128, 256, 512, 1024), 64, repeats, rate)
+    over_depth((16, 32, 64, 128, 256, 512) if settings.small else (16, 32, 64, 128, 256, 512, 1024), 64, settings, rate)
 
 
-def over_depth(depths: Sequence[int], width: int, repeats: int, rate: Rates) -> None:
+def over_depth(depths: Sequence[int], width: int, settings: Settings, rate: Rates) -> None:
     """Seconds for the spectrum at the last layer, over depth: a straight line and a power law fitted to them."""
     whole = draw(("tanh",), (max(depths),), width, gains(4), 1)
     print(f"\nlog: the deepest spectrum alone, width {width}, {whole.cells} networks")
@@ -52,7 +54,7 @@ def over_depth(depths: Sequence[int], width: int, repeats: int, rate: Rates) -> 
         placed = place(part)
         prepare = lambda part=part, placed=placed: placed.compile(every(part, spectra.log_singular_values))
         timed.append(Side(f"depth {depth}", prepare, "ours"))
-    found = measure(timed, repeats, 10.0)
+    found = measure(timed, settings)
     seconds = np.array([timing.steady.min() for timing in found])
     for depth, timing in zip(depths, found, strict=True):
         print(f"  depth {depth:>5}: {timing.steady.min():.4f} s, {1e3 * timing.steady.min() / depth:.3f} ms per layer")
@@ -67,6 +69,6 @@ def fits(depths: np.ndarray, seconds: np.ndarray) -> str:
     exponent = lambda at: np.polyfit(np.log(depths[at]), np.log(seconds[at]), 1)[0]
     deep = depths >= np.median(depths)
     return (
-        f"  line: {1e3 * start:.2f} ms + {1e3 * slope:.3f} ms per layer, off by at most {100 * worst:.0f} %; power law: "
-        f"exponent {exponent(depths > 0):.2f}, from depth {depths[deep][0]} on {exponent(deep):.2f}"
+        f"  line: {1e3 * start:.2f} ms + {1e3 * slope:.3f} ms per layer, off by at most {100 * worst:.0f} %; "
+        f"power law: exponent {exponent(depths > 0):.2f}, from depth {depths[deep][0]} on {exponent(deep):.2f}"
     )

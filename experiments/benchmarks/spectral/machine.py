@@ -1,5 +1,6 @@
 """What the timings are held against: the devices, and the rates of a large product and of reading memory."""
 
+import itertools
 import os
 import platform
 import time
@@ -33,7 +34,7 @@ def divide_cpu() -> None:
 def on_every_core(function: Callable[[slice], Any], items: int) -> list[Any]:
     """The function on as many slices of the items as there are cores, each in a thread of its own."""
     ends = np.linspace(0, items, min(CORES, items) + 1).astype(int)
-    slices = [slice(int(a), int(b)) for a, b in zip(ends[:-1], ends[1:], strict=True)]
+    slices = [slice(int(a), int(b)) for a, b in itertools.pairwise(ends)]
     with ThreadPoolExecutor(len(slices)) as pool:
         return list(pool.map(function, slices))
 

@@ -98,7 +98,9 @@ def draw(
         parts = [jax.tree.map(np.asarray, jax.jit(seed)(jax.random.key(s))) for s in range(seeds)]
     params, x, labels = zip(*parts, strict=True)
     stack = lambda axis: lambda *leaves: np.concatenate(leaves, axis)
-    whole = Params(*(jax.tree.map(stack(axis), *trees) for axis, trees in zip(CELLS, zip(*params), strict=True)))
+    whole = Params(
+        *(jax.tree.map(stack(axis), *trees) for axis, trees in zip(CELLS, zip(*params, strict=True), strict=True))
+    )
     return Problem(tuple(activations), tuple(depths), tuple(sigma_w), whole, np.concatenate(x), np.concatenate(labels))
 
 

@@ -11,6 +11,24 @@ import numpy as np
 from spectral.machine import Rates
 
 
+class Settings(NamedTuple):
+    """How to run.
+
+    Attributes:
+        small: about a tenth of the work.
+        repeats: timings of each side.
+        rivals: whether to time them.
+        torch: where PyTorch runs, or None where it is not to be had on the same kind of device.
+        patience: seconds that the repeats of a side may take.
+    """
+
+    small: bool = False
+    repeats: int = 5
+    rivals: bool = True
+    torch: str | None = None
+    patience: float = 10.0
+
+
 class Side(NamedTuple):
     """One way to the result.
 
@@ -51,8 +69,8 @@ class Timing(NamedTuple):
         return self.warm_up + float(self.steady.min())
 
 
-def measure(sides: Sequence[Side], repeats: int, patience: float) -> list[Timing]:
-    """Time the sides; one that takes longer is repeated less, so that its repeats take `patience` seconds at most."""
+def measure(sides: Sequence[Side], settings: Settings) -> list[Timing]:
+    """Check, warm up and time the sides; one that takes too long for all repeats is repeated less."""
     calls, firsts, errors, counts, seconds = [], [], [], [], []
     for side in sides:
         print(f"  {side.name} ...", file=sys.stderr, flush=True)
@@ -67,9 +85,9 @@ def measure(sides: Sequence[Side], repeats: int, patience: float) -> list[Timing
         calls.append(call)
         errors.append(error)
         again = _seconds(call)
-        counts.append(min(repeats, int(patience / again)))
+        counts.append(min(settings.repeats, int(settings.patience / again)))
         seconds.append([] if counts[-1] else [again])
-    for repeat in range(repeats):
+    for repeat in range(settings.repeats):
         order = range(len(sides)) if repeat % 2 == 0 else reversed(range(len(sides)))
         for index in order:
             if repeat < counts[index]:
