@@ -110,7 +110,8 @@ def numpy_values(matrices: np.ndarray) -> Callable[[], np.ndarray]:
 
 def jax_values(matrices: np.ndarray, placed: Placed) -> Callable[[], jax.Array]:
     """Floor: the same through jnp.linalg.svd on the devices."""
-    given = placed._replace(x=jax.device_put(matrices.swapaxes(0, 1).copy(), placed.x.sharding))
+    params, x, labels = placed.parts[0]
+    given = placed._replace(parts=((params, jax.device_put(matrices.swapaxes(0, 1).copy(), x.sharding), labels),))
     return given.compile(lambda params, x, labels: jnp.linalg.svd(x.swapaxes(0, 1), compute_uv=False))
 
 

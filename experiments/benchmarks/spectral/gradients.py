@@ -22,6 +22,9 @@ from spectral.machine import Rates, on_every_core
 from spectral.problem import ACTIVATIONS, CELLS, Placed, Problem, draw, gains, place
 from spectral.timing import Settings, Side, measure, table
 
+# cells in one call of a JAX program, on all devices together: more of them work on memory rather than on the cache
+AT_ONCE = 8
+
 
 def ours(problem: Problem) -> Callable[[Params, jax.Array, jax.Array], Any]:
     """The program of propagation.backward: (log_grad_h, log_grad_theta) [activation, cell, depth, layer]."""
@@ -163,7 +166,7 @@ def report(settings: Settings, rate: Rates) -> None:
     problem = draw(
         ACTIVATIONS, (16, 32, 64, 128), 256, gains(4 if settings.small else 16), 1 if settings.small else 4, batch=32
     )
-    placed = place(problem)
+    placed = place(problem, AT_ONCE)
     print(
         f"\ngradients: {problem.nets} networks, width {problem.width}, batch {problem.x.shape[1]}: depths "
         f"{problem.depths} x {len(problem.activations)} activations x {problem.cells} networks"

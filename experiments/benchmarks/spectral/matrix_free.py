@@ -84,7 +84,7 @@ def report(settings: Settings, rate: Rates) -> None:
     bytes_ = 4.0 * problem.width**2 * (problem.depths[0] + 1)
     ours = []
     for block in BLOCKS:
-        ways = [((block, n), lambda n=n, block=block: extremes(problem, block, n)) for n in range(2, 9)]
+        ways = [((block, n), lambda n=n, block=block: extremes(problem, block, n)) for n in range(3, 9)]
         (_, steps), prepare = accurate(ways, truth)
         work = {"flops": bytes_ * steps * block, "bytes": 2 * bytes_ * steps}
         ours.append(Side(f"extremes, {steps} blocks of {block}", prepare, "ours", agree, ACCURACY, **work))

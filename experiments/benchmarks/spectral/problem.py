@@ -105,12 +105,10 @@ def draw(
 
 
 class Placed(NamedTuple):
-    """A problem's arrays on the devices, cells spread over them."""
+    """A problem's arrays (params, x, labels) on the devices, cells spread over them, in parts computed in turn."""
 
     mesh: Mesh
-    params: Params
-    x: jax.Array
-    labels: jax.Array
+    parts: tuple[tuple[Params, jax.Array, jax.Array], ...]
 
     def compile(self, program: Callable[[Params, jax.Array, jax.Array], Any]) -> Callable[[], Any]:
         """The compiled program (params, x, labels) -> results [activation, cell, ...], on the cells of each device."""
@@ -120,20 +118,30 @@ class Placed(NamedTuple):
         # in program order on a CPU: two batched decompositions side by side can deadlock a small thread pool
         ordered = {"xla_cpu_enable_concurrency_optimized_scheduler": False}
         options = ordered if self.mesh.devices.flat[0].platform == "cpu" else None
-        arguments = (self.params, self.x, self.labels)
-        compiled = jax.jit(spread, compiler_options=options).lower(*arguments).compile()
-        return lambda: compiled(*arguments)
+        compiled = jax.jit(spread, compiler_options=options).lower(*self.parts[0]).compile()
+
+        def run() -> Any:
+            # one in flight
+            found = [jax.block_until_ready(compiled(*part)) for part in self.parts]
+            return found[0] if len(found) == 1 else jax.tree.map(lambda *a: np.concatenate(a, 1), *found)
+
+        return run
 
 
 _ONE = PartitionSpec("cell")
 _SPECS = (Params(_ONE, PartitionSpec(None, "cell"), _ONE), _ONE, _ONE)
 
 
-def place(problem: Problem) -> Placed:
-    """Spread the cells over the devices."""
+def place(problem: Problem, at_once: int | None = None) -> Placed:
+    """Spread the cells over the devices, so many at a time, or all; the number must divide that of the cells."""
+    at_once = min(at_once or problem.cells, problem.cells)
     devices = sweeps.usable_devices()
-    devices = devices[: max(n for n in range(1, len(devices) + 1) if problem.cells % n == 0)]
+    devices = devices[: max(n for n in range(1, len(devices) + 1) if at_once % n == 0)]
     mesh = Mesh(np.array(devices), ("cell",))
     put = lambda spec, tree: jax.tree.map(lambda leaf: jax.device_put(leaf, NamedSharding(mesh, spec)), tree)
-    params = Params(*map(put, _SPECS[0], problem.params))
-    return Placed(mesh, params, put(_SPECS[1], problem.x), put(_SPECS[2], problem.labels))
+
+    def part(some: Problem) -> tuple[Params, jax.Array, jax.Array]:
+        return Params(*map(put, _SPECS[0], some.params)), put(_SPECS[1], some.x), put(_SPECS[2], some.labels)
+
+    starts = range(0, problem.cells, at_once)
+    return Placed(mesh, tuple(part(problem.only(range(start, start + at_once))) for start in starts))
