@@ -23,7 +23,7 @@ from spectral.problem import ACTIVATIONS, CELLS, Placed, Problem, draw, gains, p
 from spectral.timing import Settings, Side, measure, table
 
 # cells in one call of a JAX program, on all devices together: more of them work on memory rather than on the cache
-AT_ONCE = 8
+AT_ONCE = 4
 
 
 def ours(problem: Problem) -> Callable[[Params, jax.Array, jax.Array], Any]:
