@@ -18,8 +18,8 @@ from jaxstab.norms import unit
 
 # error in ln s that sweeps and SVDs may leave, by bytes of the dtype
 ACCURACY = {4: 3e-4, 8: 1e-10}
-# QR sweeps before the SVDs, and rounds of both before giving up
-SWEEPS, ROUNDS = 3, 8
+# QR sweeps before each attempt at settling the rest, and attempts
+SWEEPS, ROUNDS = 2, 10
 # sizes of the blocks whose SVDs settle neighbours, and the inner rows that each settles
 BLOCKS = ((12, 2), (32, 16))
 # nats between the edge of a window of scales and the rows that count
@@ -149,8 +149,7 @@ def _sweep(graded: Graded) -> Graded:
 
 
 def _sweeps(graded: Graded, count: int) -> Graded:
-    # the first makes rows square
-    return jax.lax.scan(lambda graded, _: (_sweep(graded), None), _sweep(graded), None, length=count - 1)[0]
+    return jax.lax.scan(lambda graded, _: (_sweep(graded), None), graded, None, length=count)[0]
 
 
 @jax.custom_jvp
@@ -165,13 +164,15 @@ def log_values(graded: Graded) -> tuple[Float[Array, " m"], Float[Array, " m"]]:
     """
 
     def again(state: tuple) -> tuple:
-        graded = _sweeps(state[0], 2)
+        graded = _sweeps(state[0], SWEEPS)
         return graded, *_settle(graded), state[-1] + 1
 
     dtype = graded.logs.dtype
-    accuracy, first = ACCURACY[dtype.itemsize], _sweeps(graded, SWEEPS)
+    accuracy, unknown = ACCURACY[dtype.itemsize], jnp.full_like(graded.logs, jnp.inf)
     unsettled = lambda state: jnp.any(state[2] > accuracy) & (state[-1] < ROUNDS)
-    swept, logs, left, ignored, _ = jax.lax.while_loop(unsettled, again, (first, *_settle(first), jnp.asarray(1)))
+    # the first sweep makes rows square
+    start = (_sweep(graded), graded.logs, unknown, unknown, jnp.asarray(0))
+    swept, logs, left, ignored, _ = jax.lax.while_loop(unsettled, again, start)
     alive = jnp.isfinite(logs)
     noise = jnp.sqrt(graded.rows.shape[1] * swept.noise[jnp.argsort(-swept.logs)])
     rounding = jnp.finfo(dtype).eps * (noise + jnp.abs(jnp.where(alive, logs, 0.0)))
@@ -183,7 +184,7 @@ def log_values(graded: Graded) -> tuple[Float[Array, " m"], Float[Array, " m"]]:
 def _log_values_jvp(primals: tuple[Graded], tangents: tuple[Graded]) -> tuple[tuple, tuple]:
     # values move with their own sweeps, right where they are apart
     values, error = log_values(*primals)
-    logs, moved = jax.jvp(lambda graded: _sweeps(graded, DERIVATIVE_SWEEPS).logs, primals, tangents)
+    logs, moved = jax.jvp(lambda graded: _sweeps(_sweep(graded), DERIVATIVE_SWEEPS).logs, primals, tangents)
     return (values, error), (moved[jnp.argsort(-logs)], jnp.zeros_like(error))
 
 

@@ -22,7 +22,7 @@ SETTINGS = ("highest", "high", "default")
 # emulated: bits behind the point that inputs of products keep; all have float32's exponent
 EMULATED = {"tf32": 10, "bfloat16": 7}
 # primitives that only call a program, which nothing differentiates any more
-CALLS = ("jit", "pjit", "closed_call", "checkpoint", "custom_jvp_call", "custom_vjp_call")
+CALLS = ("jit", "pjit", "closed_call", "checkpoint", "remat", "remat2", "custom_jvp_call", "custom_vjp_call")
 # a value right to 1 % is off by as much in its logarithm
 RIGHT = 0.01
 
