@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 
 from jaxstab import networks, spectra
 from jaxstab.networks import MLP, Params
+from jaxstab.spectra import graded
 
 KEY = jax.random.key(3)
 
 # eager, each small operation compiles by itself: minutes over a test session
-log_singular_values = jax.jit(spectra.log_singular_values, static_argnums=(0, 3, 4))
-product_log_singular_values = jax.jit(spectra.product_log_singular_values, static_argnames="sweeps")
+log_singular_values = jax.jit(spectra.log_singular_values, static_argnums=(0, 3))
+product_log_singular_values = jax.jit(spectra.product_log_singular_values)
 
 
 def _truth(factors, digits=120):
@@ -103,6 +104,13 @@ def _regimes(n=12, layers=60):
     }
 
 
+@jax.jit
+def _with_errors(factors):
+    layer = lambda product, factor: (product.then(factor @ product.basis, graded.rank(factor)), None)
+    start = graded.identity(factors.shape[1], factors.dtype)
+    return graded.log_values(jax.lax.scan(layer, start, factors)[0].graded)
+
+
 @pytest.mark.parametrize("regime", _regimes())
 @pytest.mark.kernels
 def test_every_regime_against_multiprecision(regime):
@@ -111,9 +119,30 @@ def test_every_regime_against_multiprecision(regime):
     truth = _truth(factors, 250)
     rank = np.isfinite(truth).sum()
     dtype = jnp.result_type(float)
-    found = np.asarray(product_log_singular_values(jnp.asarray(factors, dtype)))
+    with jax.default_matmul_precision("highest"):
+        found, error = map(np.asarray, _with_errors(jnp.asarray(factors, dtype)))
     assert np.isfinite(found).sum() == rank
     np.testing.assert_allclose(found[:rank], truth[:rank], atol=1e-9 if dtype == jnp.float64 else 2e-3)
+    # an estimate of the error, not a bound of it: but no regime has gone past half of it
+    assert np.all(np.abs(found[:rank] - truth[:rank]) <= error[:rank]) and np.all(error[rank:] == 0)
+
+
+@pytest.mark.parametrize("depth", [1, 4, 12])
+@pytest.mark.kernels
+def test_values_too_many_for_one_block(depth):
+    # wide enough for all sizes of blocks that settle neighbours
+    factors = _gaussian(depth, 64, seed=2)
+    if jax.config.read("jax_enable_x64"):
+        # in float64 nothing but multi-precision knows better, and that takes its time
+        factors = factors[:, :33, :33] * (64 / 33) ** 0.5
+        truth, atol = _truth(factors, 60), 1e-9
+    else:
+        product = np.linalg.multi_dot(factors[::-1]) if depth > 1 else factors[0]
+        truth = np.log(np.linalg.svd(product, compute_uv=False))
+        # float64 knows values down to 15 nats above its rounding
+        truth, atol = truth[truth > truth[0] - 20], 2e-3
+    found = np.asarray(product_log_singular_values(jnp.asarray(factors, float)))[: len(truth)]
+    np.testing.assert_allclose(found, truth, atol=atol)
 
 
 @pytest.mark.kernels
@@ -177,8 +206,50 @@ def test_jacobian_of_a_chain_against_autodiff(activation, d_in):
         # a dense SVD in float32 is right to eps times the largest value only
         atol = 1e-4 * np.exp(expected[0] - expected) if single else 1e-9 * np.exp(expected[0] - expected)
         assert np.all(np.abs(np.asarray(found[row]) - expected) < atol + 1e-9)
-    plain = spectra.singular_values(chain, params, x, [3])
-    np.testing.assert_allclose(plain[0], np.exp(found[2]), rtol=1e-5)
+
+
+def _dense_between(chain, params, x, first, last, readout):
+    blocks = lambda i: jax.tree.map(lambda leaf: leaf[i], params.blocks)
+    start = x
+    if first is not None:
+        start = chain.embed(params, x)
+        for i in range(first):
+            start = chain.block(blocks(i), start)
+
+    def state(v):
+        h = chain.embed(params, v) if first is None else v
+        for i in range(first or 0, last):
+            h = chain.block(blocks(i), h)
+        return chain.readout(params, h) if readout else h
+
+    return np.linalg.svd(np.asarray(jax.jacobian(state)(start)), compute_uv=False)
+
+
+@pytest.mark.parametrize(
+    ("first", "readout", "d_in"), [(None, True, 30), (0, False, 9), (2, True, 9), (3, False, 30), (None, True, 3)]
+)
+@pytest.mark.kernels
+def test_from_any_layer_to_any_layer_and_the_output(first, readout, d_in):
+    chain, params, x = _network("tanh", d_in=d_in)
+    depths = [3, 5]
+
+    @jax.jit
+    def both(x):
+        log = spectra.log_spectrum(chain, params, x, depths, first, readout)
+        return log, spectra.singular_values(chain, params, x, depths, first, readout)
+
+    log, plain = both(x)
+    eps = jnp.finfo(x.dtype).eps
+    for row, depth in enumerate(depths):
+        if first == depth and not readout:
+            np.testing.assert_allclose(log.log_s[row], 0.0, atol=1e-6)
+            continue
+        expected = _dense_between(chain, params, x, first, depth, readout)
+        assert plain[row].shape == log.log_s[row].shape == expected.shape
+        # a dense SVD is right to eps times the largest value, times the root of the sizes
+        rounding = 100 * eps * expected[0]
+        np.testing.assert_allclose(plain[row], expected, atol=rounding)
+        assert np.all(np.abs(np.exp(np.asarray(log.log_s[row])) - expected) <= log.error[row] * expected + rounding)
 
 
 @pytest.mark.kernels
@@ -241,7 +312,7 @@ def test_spectrum_record_carries_the_mean_square():
 
 def test_jit_vmap_and_grad():
     factors = jnp.asarray(np.stack([_gaussian(6, 5, seed) for seed in range(3)]))
-    one = lambda f: product_log_singular_values(f, sweeps=12)
+    one = lambda f: product_log_singular_values(f)
     np.testing.assert_allclose(jax.jit(jax.vmap(one))(factors), np.stack([one(f) for f in factors]), atol=1e-12)
     direction = jnp.asarray(_gaussian(6, 5, 9))
     forward = jax.jvp(one, (factors[0],), (direction,))[1]
@@ -257,5 +328,6 @@ def test_bad_arguments_are_refused():
     for depths in ([], [6], [2, 1]):
         with pytest.raises(ValueError, match=r"depths must be ascending integers in \[0, 5\]"):
             spectra.log_singular_values(chain, params, x, depths)
-    with pytest.raises(ValueError, match="sweeps must be >= 1"):
-        spectra.product_log_singular_values(jnp.ones((1, 2, 2)), sweeps=0)
+    for first in (-1, 3, True):
+        with pytest.raises(ValueError, match=r"from_layer must be an integer in \[0, 2\], the first depth, got"):
+            spectra.singular_values(chain, params, x, [2, 4], from_layer=first)

@@ -1,8 +1,9 @@
 """Measure: the singular values of Jacobians, all of them or what products with vectors tell of them."""
 
 from jaxstab.spectra.exact import (
-    SWEEPS,
+    LogSpectrum,
     log_singular_values,
+    log_spectrum,
     product_log_singular_values,
     singular_values,
     spectrum,
@@ -42,11 +43,11 @@ from jaxstab.spectra.precision import PrecisionError, PrecisionReport, precision
 
 __all__ = [
     "LOSSES",
-    "SWEEPS",
     "Alignment",
     "Density",
     "Extremes",
     "LogEstimate",
+    "LogSpectrum",
     "LyapunovLimit",
     "Moments",
     "Operator",
@@ -66,6 +67,7 @@ __all__ = [
     "log_apjn",
     "log_apjn_estimate",
     "log_singular_values",
+    "log_spectrum",
     "lyapunov_exponents",
     "lyapunov_limit",
     "moments",

@@ -1,141 +1,42 @@
-r"""Measure: singular values of input-output Jacobians, in logarithms that no float range can hold.
+"""Measure: singular values of input-output Jacobians, from any layer to every wanted depth in one pass.
 
 The Jacobian J_L = F_L ... F_1 F_0 of a deep chain spans hundreds of nats: formed and decomposed, all but its largest
-singular values drown in rounding. Here it is carried as
-
-    J_l = Q diag(e^d) X,    Q orthonormal, X of rows of order 1,
-
-through the layers: F Q = Q' R by QR (columns ordered by what they will weigh), then d' = d + ln |r_ii| and
-X' = (e^{-d'} R e^{d}) X, whose every exponent is at most of order 0. What is left, diag(e^d) X, is small and graded:
-QR sweeps on its transpose, the same step again, turn d into the logarithms of the singular values (Stewart 1997,
-ETNA 5:29-47) as far as values are apart; those that are close are settled by small SVDs of their neighbourhood.
+singular values drown in rounding. `singular_values` does that, at the price of a product; `log_singular_values` carries
+the product in logarithms, see `graded`, and has them all.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, PyTree
 
 from jaxstab.checks import check_depths, check_floating
 from jaxstab.networks import Chain, Params
-from jaxstab.norms import unit
+from jaxstab.propagation import states
 from jaxstab.records import Spectrum
+from jaxstab.spectra import graded
 
 Precision = str | jax.lax.Precision
 
-# rows whose logarithms differ by g are coupled by about e^{-2 g n} after n sweeps; those closer are settled by SVDs
-SWEEPS = 6
-# values on either side that the first SVD of each value looks at
-NEIGHBOURS = 4
 
+class LogSpectrum(NamedTuple):
+    """Singular values with what is known of their accuracy.
 
-class _Graded(NamedTuple):
-    """diag(e^logs) rows: what is left of a product when its orthonormal factor is taken off."""
+    Attributes:
+        log_s: ln s, descending; -inf for directions killed exactly.
+        error: how far ln s may be off, an estimate from the rounding met on the way: eps sqrt(n) times the root of the
+            sum over layers of (longest column / pivot)^2, and what the last step leaves. 0 for exact zeros. It knows
+            nothing of the rounding of the forward pass, which a chaotic network amplifies.
+    """
 
-    logs: Float[Array, " m"]
-    rows: Float[Array, "m k"]
-
-
-def _absorb(factor: Float[Array, "n m"], graded: _Graded, rank: Int[Array, ""]) -> tuple[Float[Array, "n m"], _Graded]:
-    """factor diag(e^d) X as Q diag(e^d') X', n >= m; rows from `rank` on are exactly zero."""
-    d, x = graded
-    weight = jax.vmap(unit, in_axes=1)(factor)[1] + d
-    order = jnp.argsort(-jnp.where(jnp.isnan(weight), -jnp.inf, weight))
-    d, x = d[order], x[order]
-    factor, within = factor[:, order], jnp.arange(len(d)) < rank
-    # columns beyond the rank depend on those before; any others in their place leave the leading part of QR as it is,
-    # and its derivative finite
-    rows, columns = (jnp.arange(1, size + 1, dtype=factor.dtype) for size in factor.shape)
-    others = jnp.cos(rows[:, None] * columns[None])
-    q, r = jnp.linalg.qr(jnp.where(within[None], factor, others))
-    r = jnp.where(within[None], r, q.T @ factor)
-    diagonal = jnp.diagonal(r)
-    alive = within & (diagonal != 0) & (d != -jnp.inf)
-    pivot = jnp.abs(jnp.where(alive, diagonal, 1.0))
-    logs = jnp.where(alive, d + jnp.log(pivot), -jnp.inf)
-    # in logarithms, where the factors of a product in range need not be
-    some = alive[:, None] & (r != 0) & (d != -jnp.inf)[None]
-    exponent = jnp.log(jnp.where(some, jnp.abs(r), 1.0)) + d[None] - jnp.where(alive, logs, 0.0)[:, None]
-    coupling = jnp.where(some, jnp.sign(r) * jnp.exp(jnp.where(some, exponent, 0.0)), 0.0)
-    return q, _Graded(logs, coupling @ x)
-
-
-class _Product(NamedTuple):
-    """A product of factors as basis diag(e^logs) rows, and the rank it has left."""
-
-    basis: Float[Array, "n m"]
-    graded: _Graded
-    rank: Int[Array, ""]
-
-    def then(self, factor: Float[Array, "n n"]) -> "_Product":
-        """The product with one more factor on its left."""
-        rank = jnp.minimum(self.rank, _rank(factor))
-        return _Product(*_absorb(factor @ self.basis, self.graded, rank), rank)
-
-
-def _finish(graded: _Graded, sweeps: int) -> Float[Array, " m"]:
-    """ln of the singular values of diag(e^logs) rows, descending."""
-    eye = jnp.eye(graded.logs.shape[0], dtype=graded.rows.dtype)
-    rank = jnp.sum(graded.logs != -jnp.inf)
-
-    def sweep(graded: _Graded, _: None) -> tuple[_Graded, None]:
-        # sorted beforehand, so that rows and columns of what comes out belong to each other
-        weight = jax.vmap(unit)(graded.rows)[1] + graded.logs
-        order = jnp.argsort(-jnp.where(jnp.isnan(weight), -jnp.inf, weight))
-        logs, rows = graded.logs[order], graded.rows[order]
-        return _absorb(rows.T, _Graded(logs, eye), rank)[1], None
-
-    graded, _ = jax.lax.scan(sweep, graded, None, length=sweeps)
-    # a value that neighbours disturb moves with the sweeps' derivative, right where values are apart
-    settled = jax.lax.stop_gradient(_settle(jax.lax.stop_gradient(graded), sweeps) - graded.logs)
-    return -jnp.sort(-(graded.logs + jnp.where(jnp.isnan(settled), 0.0, settled)))
-
-
-def _settle(graded: _Graded, sweeps: int) -> Float[Array, " m"]:
-    """ln of the singular values of diag(e^logs) rows, rows nearly the identity, in its own order."""
-    # Values further apart than `apart` no longer see each other. Each comes from the SVD of the block of its NEIGHBOURS
-    # on either side, scales beyond `apart` cut off. Where more of them are closer than that, it comes from the SVD of
-    # the whole, cut to a window of scales in which the SVD is accurate; window after window from the top.
-    size, dtype = graded.logs.shape[0], graded.logs.dtype
-    digits = -jnp.log(jnp.finfo(dtype).eps)
-    # after n sweeps, rows g nats apart are coupled by e^(-2 g n); below 6 sweeps that is more than rounding
-    window = digits / 3
-    apart = window / max(sweeps, 6)
-    order = jnp.argsort(-graded.logs)
-    logs, rows = graded.logs[order], graded.rows[order][:, order]
-    alive = jnp.isfinite(logs)
-    ends = jnp.full(NEIGHBOURS, jnp.inf, dtype)
-    around = jnp.concatenate([ends, logs, -ends])
-    padded = jnp.pad(rows, NEIGHBOURS) + jnp.diag(jnp.pad(jnp.zeros(size, dtype), NEIGHBOURS, constant_values=1))
-
-    def values(rows: Array, logs: Array, centre: Array, low: Array, high: Array) -> Array:
-        return jnp.linalg.svd(jnp.exp(jnp.clip(logs - centre, low, high))[:, None] * rows, compute_uv=False)
-
-    def block(i: Array) -> tuple[Array, Array]:
-        width = 2 * NEIGHBOURS + 1
-        part = jax.lax.dynamic_slice(padded, (i, i), (width, width))
-        near, centre = jax.lax.dynamic_slice(around, (i,), (width,)), jnp.where(alive[i], logs[i], 0.0)
-        s = values(part, near, centre, -apart, apart)[NEIGHBOURS]
-        alone = (near[0] - centre >= apart) & (centre - near[-1] >= apart)
-        return jnp.log(jnp.where(alive[i], s, 1.0)) + centre, alone
-
-    found, done = jax.vmap(block)(jnp.arange(size))
-
-    def whole(state: tuple[Array, Array]) -> tuple[Array, Array]:
-        found, done = state
-        centre = logs[jnp.argmin(done)]
-        s = values(rows, logs, centre, apart - window, apart)
-        inside = ~done & (logs > centre - (window - 3 * apart))
-        return jnp.where(inside, jnp.log(jnp.where(inside, s, 1.0)) + centre, found), done | inside
-
-    found, _ = jax.lax.while_loop(lambda state: ~jnp.all(state[1]), whole, (found, done | ~alive))
-    return jnp.zeros_like(found).at[order].set(jnp.where(alive, found, logs))
+    log_s: Float[Array, "depth m"]
+    error: Float[Array, "depth m"]
 
 
 def product_log_singular_values(
-    factors: Float[Array, "layers n n"], sweeps: int = SWEEPS, precision: Precision = "highest"
+    factors: Float[Array, "layers n n"], precision: Precision = "highest"
 ) -> Float[Array, " n"]:
     """ln of the singular values of factors[L-1] ... factors[1] factors[0], whatever their range.
 
@@ -144,14 +45,13 @@ def product_log_singular_values(
 
     Args:
         factors: square matrices, first factor applied first.
-        sweeps: QR sweeps at the end; fewer than 6 leave errors beyond rounding, more leave less to settle by SVDs.
         precision: of the matrix products, as in `jax.default_matmul_precision`.
 
     Returns:
-        The logarithms, descending.
+        The logarithms, descending, to 2e-3 in float32 and 1e-9 in float64 for factors that are not nearly singular.
 
     Raises:
-        ValueError: if the factors are not a stack of square floating matrices, or sweeps < 1.
+        ValueError: if the factors are not a stack of square floating matrices.
 
     Example:
         >>> tiny = jnp.stack([jnp.diag(jnp.asarray([1e-30, 1.0, 1e-20]))] * 100)
@@ -161,15 +61,81 @@ def product_log_singular_values(
     factors = jnp.asarray(factors)
     if factors.ndim != 3 or factors.shape[1] != factors.shape[2] or 0 in factors.shape:
         raise ValueError(f"factors must be a stack of square matrices [layers, n, n], got shape {factors.shape}")
-    _check_sweeps(sweeps)
     check_floating("factors", factors.dtype)
-    n = factors.shape[1]
+
+    def layer(product: graded.Product, factor: Array) -> tuple[graded.Product, None]:
+        return product.then(factor @ product.basis, graded.rank(factor)), None
 
     with jax.default_matmul_precision(precision):
-        eye = jnp.eye(n, dtype=factors.dtype)
-        nothing = _Product(eye, _Graded(jnp.zeros(n, factors.dtype), eye), jnp.asarray(n))
-        product, _ = jax.lax.scan(lambda product, factor: (product.then(factor), None), nothing, factors)
-        return _finish(product.graded, sweeps)
+        product, _ = jax.lax.scan(layer, graded.identity(factors.shape[1], factors.dtype), factors)
+        return graded.log_values(product.graded)[0]
+
+
+def log_spectrum(
+    chain: Chain,
+    params: Params,
+    x: Float[Array, " d_in"],
+    depths: Sequence[int],
+    from_layer: int | None = None,
+    readout: bool = False,
+    precision: Precision = "highest",
+) -> LogSpectrum:
+    """ln of the singular values of dh_L/dx for every wanted depth L in one pass, whatever their range, with errors.
+
+    Args:
+        chain: the network; see `networks.flatten` where a block mixes examples.
+        params: its parameters.
+        x: one input.
+        depths: depths L wanted, ascending, each in [from_layer, depth of the chain].
+        from_layer: k for dh_L/dh_k; None for dh_L/dx, the embedding included.
+        readout: whether to go on to the output: the network of depth L is the first L blocks with the same readout.
+        precision: of the matrix products, as in `jax.default_matmul_precision`.
+
+    Returns:
+        The values, as many as the Jacobian has rows or columns, whichever are fewer, and their errors. The finite ones
+        number the smallest count of active units on the way (relu).
+
+    Raises:
+        ValueError: if depths are not ascending integers within the chain, from_layer is not within, or x is not
+            floating.
+
+    Example:
+        >>> from jaxstab import networks
+        >>> mlp = networks.MLP(depth=100, width=16, activation="identity", weights="orthogonal")
+        >>> params = networks.init(mlp, jax.random.key(0), jnp.ones(20), sigma_w=0.01)
+        >>> chain = networks.chain(mlp)
+        >>> found = jax.jit(lambda x: log_spectrum(chain, params, x, [100], from_layer=0))(jnp.ones(20))
+        >>> float(jnp.abs(found.log_s / jnp.log(10.0) + 200).max()) < 0.001
+        True
+    """
+    _check(params, x, depths, from_layer)
+
+    def start(jacobian: Array | None, h: Array) -> graded.Product:
+        if jacobian is None:
+            return graded.identity(h.shape[0], h.dtype)
+        rank = graded.rank(jacobian)
+        # an orthonormal factor on the right of a wide one changes no singular value
+        if jacobian.shape[0] < jacobian.shape[1]:
+            jacobian = jnp.linalg.qr(jacobian.T, mode="r").T
+        return graded.identity(jacobian.shape[1], h.dtype).then(jacobian, rank)
+
+    def layer(product: graded.Product, push: Callable, h: Array) -> graded.Product:
+        pushed = jax.vmap(push, 1, 1)(product.basis)
+        # a unit that nothing goes through: seen by a row vector in general position
+        probe = jnp.cos(jnp.arange(1, len(pushed) + 1, dtype=pushed.dtype))
+        through = jax.linear_transpose(push, h)(probe)[0]
+        return product.then(pushed, jnp.minimum(jnp.sum(through != 0), jnp.any(pushed != 0, axis=1).sum()))
+
+    def end(h: Array, product: graded.Product) -> graded.Graded:
+        if not readout:
+            return product.graded
+        jacobian = jax.jacrev(lambda h: chain.readout(params, h))(h)
+        return product.then(jacobian @ product.basis, graded.rank(jacobian)).graded
+
+    with jax.default_matmul_precision(precision):
+        wanted = _fold(chain, params, x, depths, from_layer, start, layer, end)
+        # one depth after the other: each has its own number of SVDs
+        return LogSpectrum(*jax.lax.map(graded.log_values, wanted))
 
 
 def log_singular_values(
@@ -177,57 +143,28 @@ def log_singular_values(
     params: Params,
     x: Float[Array, " d_in"],
     depths: Sequence[int],
-    sweeps: int = SWEEPS,
+    from_layer: int | None = None,
+    readout: bool = False,
     precision: Precision = "highest",
 ) -> Float[Array, "depth m"]:
-    """ln of the singular values of dh_L/dx, input to layer L's pre-activation, for every wanted depth L in one pass.
+    """`log_spectrum` without the errors.
 
     Args:
-        chain: the network; blocks of one width.
+        chain: the network.
         params: its parameters.
         x: one input.
-        depths: depths L wanted, each in [0, depth of the chain], ascending.
-        sweeps: QR sweeps at the end of each depth.
+        depths: depths wanted, ascending.
+        from_layer: layer to differentiate by; None for the input.
+        readout: whether to go on to the output.
         precision: of the matrix products, as in `jax.default_matmul_precision`.
 
     Returns:
-        The logarithms, descending, m = min(width, d_in); -inf for directions killed exactly: the finite ones number
-        the smallest count of active units on the way (relu).
+        The logarithms, descending; -inf for directions killed exactly.
 
     Raises:
-        ValueError: if depths are not ascending integers within the chain, sweeps < 1 or x is not floating.
-
-    Example:
-        >>> from jaxstab import networks
-        >>> mlp = networks.MLP(depth=100, width=16, activation="identity", weights="orthogonal")
-        >>> params = networks.init(mlp, jax.random.key(0), jnp.ones(20), sigma_w=0.01)
-        >>> log_s = jax.jit(lambda x: log_singular_values(networks.chain(mlp), params, x, [100]))(jnp.ones(20))
-        >>> float(jnp.abs(log_s / jnp.log(10.0) + 202).max()) < 0.001
-        True
+        ValueError: as `log_spectrum`.
     """
-    check_depths(depths, params.depth)
-    _check_sweeps(sweeps)
-    check_floating("x", jnp.result_type(x))
-    with jax.default_matmul_precision(precision):
-        start = _embedded(chain, params, x)
-        # one slot per wanted depth, and a last one for every other layer to write to
-        slots = jnp.full(params.depth + 1, len(depths)).at[jnp.asarray(depths)].set(jnp.arange(len(depths)))
-        kept = jax.tree.map(lambda leaf: jnp.zeros((len(depths) + 1, *leaf.shape), leaf.dtype), start.graded)
-
-        def keep(kept: _Graded, graded: _Graded, slot: Array) -> _Graded:
-            put = lambda all_, one: jax.lax.dynamic_update_index_in_dim(all_, one, slot, 0)
-            return jax.tree.map(put, kept, graded)
-
-        def layer(carry: tuple, at: tuple) -> tuple[tuple, None]:
-            h, product, kept = carry
-            block, slot = at
-            product = product.then(jax.jacfwd(chain.block, argnums=1)(block, h))
-            return (chain.block(block, h), product, keep(kept, product.graded, slot)), None
-
-        first = (chain.embed(params, x), start, keep(kept, start.graded, slots[0]))
-        (_, _, kept), _ = jax.lax.scan(layer, first, (params.blocks, slots[1:]))
-        wanted = jax.tree.map(lambda leaf: leaf[:-1], kept)
-        return jax.vmap(lambda graded: _finish(graded, sweeps))(wanted)
+    return log_spectrum(chain, params, x, depths, from_layer, readout, precision).log_s
 
 
 def singular_values(
@@ -235,68 +172,112 @@ def singular_values(
     params: Params,
     x: Float[Array, " d_in"],
     depths: Sequence[int],
-    sweeps: int = SWEEPS,
+    from_layer: int | None = None,
+    readout: bool = False,
     precision: Precision = "highest",
 ) -> Float[Array, "depth m"]:
-    """Singular values of dh_L/dx for every wanted depth L: exp of `log_singular_values`, under- and overflow included.
+    """Singular values of dh_L/dx for every wanted depth L, of the Jacobians themselves: an SVD of each.
+
+    The fastest way where ranges are short: values below about eps sqrt(width depth) times the largest are rounding, and
+    what leaves the float range is lost. `log_singular_values` has neither limit.
 
     Args:
-        chain: the network; blocks of one width.
+        chain: the network; see `networks.flatten` where a block mixes examples.
         params: its parameters.
         x: one input.
-        depths: depths L wanted, each in [0, depth of the chain], ascending.
-        sweeps: QR sweeps at the end of each depth.
+        depths: depths L wanted, ascending, each in [from_layer, depth of the chain].
+        from_layer: k for dh_L/dh_k; None for dh_L/dx, the embedding included.
+        readout: whether to go on to the output, as in `log_spectrum`.
         precision: of the matrix products, as in `jax.default_matmul_precision`.
 
     Returns:
-        The values, descending, m = min(width, d_in).
+        The values, descending.
 
     Raises:
-        ValueError: as `log_singular_values`.
+        ValueError: as `log_spectrum`.
+
+    Example:
+        >>> from jaxstab import networks
+        >>> mlp = networks.MLP(depth=3, width=16, activation="identity", weights="orthogonal")
+        >>> params = networks.init(mlp, jax.random.key(0), jnp.ones(16), sigma_w=2.0)
+        >>> s = singular_values(networks.chain(mlp), params, jnp.ones(16), [1, 3], from_layer=0)
+        >>> s.shape, s.max(axis=1).round(2).tolist()
+        ((2, 16), [2.0, 8.0])
     """
-    return jnp.exp(log_singular_values(chain, params, x, depths, sweeps, precision))
+    _check(params, x, depths, from_layer)
+
+    def start(jacobian: Array | None, h: Array) -> Array:
+        return jnp.eye(h.shape[0], dtype=h.dtype) if jacobian is None else jacobian
+
+    def end(h: Array, jacobian: Array) -> Array:
+        return jax.jacrev(lambda h: chain.readout(params, h))(h) @ jacobian if readout else jacobian
+
+    with jax.default_matmul_precision(precision):
+        layer = lambda jacobian, push, h: jax.vmap(push, 1, 1)(jacobian)
+        return jnp.linalg.svd(_fold(chain, params, x, depths, from_layer, start, layer, end), compute_uv=False)
 
 
-def spectrum(
-    chain: Chain, params: Params, x: Float[Array, " d_in"], depths: Sequence[int], sweeps: int = SWEEPS
-) -> Spectrum:
+def spectrum(chain: Chain, params: Params, x: Float[Array, " d_in"], depths: Sequence[int]) -> Spectrum:
     """`log_singular_values` with their mean square, as the record that theory predicts too.
 
     Args:
-        chain: the network; blocks of one width.
+        chain: the network.
         params: its parameters.
         x: one input.
         depths: depths L wanted, ascending.
-        sweeps: QR sweeps at the end of each depth.
 
     Returns:
         The record, [depth, index].
 
     Raises:
-        ValueError: as `log_singular_values`.
+        ValueError: as `log_spectrum`.
     """
-    log_s = log_singular_values(chain, params, x, depths, sweeps)
+    log_s = log_singular_values(chain, params, x, depths)
     return Spectrum(log_s, jax.nn.logsumexp(2 * log_s, axis=-1) - jnp.log(log_s.shape[-1]))
 
 
-def _embedded(chain: Chain, params: Params, x: Float[Array, " d_in"]) -> _Product:
-    """Q diag(e^d) X of the embedding's Jacobian [width, d_in], an orthonormal factor on its right taken off if wide."""
-    # rows by reverse mode where they are fewer
-    jacobian = jax.jacrev(lambda x: chain.embed(params, x))(x)
-    rank = _rank(jacobian)
-    if jacobian.shape[0] < jacobian.shape[1]:
-        jacobian = jnp.linalg.qr(jacobian.T, mode="r").T
-    size = jacobian.shape[1]
-    graded = _Graded(jnp.zeros(size, jacobian.dtype), jnp.eye(size, dtype=jacobian.dtype))
-    return _Product(*_absorb(jacobian, graded, rank), rank)
+def _fold(
+    chain: Chain,
+    params: Params,
+    x: Float[Array, " d_in"],
+    depths: Sequence[int],
+    from_layer: int | None,
+    start: Callable,
+    layer: Callable,
+    end: Callable,
+) -> PyTree[Float[Array, "depth ..."]]:
+    # start: (Jacobian of the embedding, or None, h) -> product; layer: (product, push of the layer, h) -> product;
+    # end: (h, product) -> what to keep of it at every wanted depth
+    first = from_layer or 0
+    if from_layer is None:
+        # rows by reverse mode where they are fewer
+        h, jacobian = chain.embed(params, x), jax.jacrev(lambda x: chain.embed(params, x))(x)
+    else:
+        h, jacobian = states(chain, params, x)[first], None
+    # one slot per wanted depth, and a last one for every other layer to write to
+    slots = jnp.full(params.depth + 1, len(depths)).at[jnp.asarray(depths)].set(jnp.arange(len(depths)))
+    put = lambda kept, one, slot: jax.tree.map(
+        lambda kept, one: jax.lax.dynamic_update_index_in_dim(kept, one, slot, 0), kept, one
+    )
+
+    def step(carry: tuple, at: tuple) -> tuple[tuple, None]:
+        h, product, kept = carry
+        block, slot = at
+        new, push = jax.linearize(lambda h: chain.block(block, h), h)
+        product = layer(product, push, h)
+        return (new, product, put(kept, end(new, product), slot)), None
+
+    product = start(jacobian, h)
+    one = end(h, product)
+    kept = jax.tree.map(lambda leaf: jnp.zeros((len(depths) + 1, *leaf.shape), leaf.dtype), one)
+    between = jax.tree.map(lambda leaf: leaf[first:], params.blocks) if first else params.blocks
+    (_, _, kept), _ = jax.lax.scan(step, (h, product, put(kept, one, slots[first])), (between, slots[first + 1 :]))
+    return jax.tree.map(lambda leaf: leaf[:-1], kept)
 
 
-def _rank(factor: Float[Array, "n m"]) -> Int[Array, ""]:
-    """Rank of a factor in general position, from its rows and columns that are not exactly zero."""
-    live = factor != 0
-    return jnp.minimum(jnp.any(live, axis=0).sum(), jnp.any(live, axis=1).sum())
-
-
-def _check_sweeps(sweeps: int) -> None:
-    if sweeps < 1:
-        raise ValueError(f"sweeps must be >= 1, got {sweeps}")
+def _check(params: Params, x: Float[Array, " d_in"], depths: Sequence[int], from_layer: int | None) -> None:
+    check_depths(depths, params.depth)
+    check_floating("x", jnp.result_type(x))
+    whole = isinstance(from_layer, int) and not isinstance(from_layer, bool)
+    if from_layer is not None and not (whole and 0 <= from_layer <= depths[0]):
+        raise ValueError(f"from_layer must be an integer in [0, {depths[0]}], the first depth, got {from_layer!r}")

@@ -16,7 +16,8 @@ from jaxstab.checks import check_depths, check_floating
 from jaxstab.networks import Chain, Params
 from jaxstab.norms import unit
 from jaxstab.propagation import states
-from jaxstab.spectra.exact import Precision, _rank
+from jaxstab.spectra.exact import Precision
+from jaxstab.spectra.graded import rank
 
 
 class PartialJacobian(NamedTuple):
@@ -92,7 +93,7 @@ def local_log_singular_values(
     """
     jacobians = _jacobians(chain, params, x, precision)
     s = jnp.linalg.svd(jacobians, compute_uv=False)
-    dead = jnp.arange(s.shape[-1])[None] >= jax.vmap(_rank)(jacobians)[:, None]
+    dead = jnp.arange(s.shape[-1])[None] >= jax.vmap(rank)(jacobians)[:, None]
     # beside a zero the logarithm is taken of 1, so that its gradient is zero and not NaN
     dead = dead | (s == 0)
     return jnp.where(dead, -jnp.inf, jnp.log(jnp.where(dead, 1.0, s)))

@@ -13,7 +13,8 @@ from jaxtyping import Array, Float, Key
 
 from jaxstab.checks import check_depths, check_floating
 from jaxstab.networks import Chain, Params
-from jaxstab.spectra.exact import SWEEPS, Precision, _rank, log_singular_values
+from jaxstab.spectra.exact import Precision, log_singular_values
+from jaxstab.spectra.graded import rank as rank_of
 
 
 class LyapunovLimit(NamedTuple):
@@ -35,7 +36,6 @@ def lyapunov_exponents(
     params: Params,
     x: Float[Array, " d_in"],
     depths: Sequence[int],
-    sweeps: int = SWEEPS,
     precision: Precision = "highest",
 ) -> Float[Array, "depth n"]:
     """Finite-time Lyapunov exponents lambda_i = ln s_i / L of the L blocks, s_i the singular values of dh_L/dh_0.
@@ -45,14 +45,13 @@ def lyapunov_exponents(
         params: its parameters.
         x: one input.
         depths: depths L wanted, each in [1, depth of the chain], ascending.
-        sweeps: QR sweeps at the end of each depth.
         precision: of the matrix products, as in `jax.default_matmul_precision`.
 
     Returns:
         Nats per layer, descending; -inf for directions killed exactly.
 
     Raises:
-        ValueError: if depths are not ascending integers from 1 within the chain, sweeps < 1 or x is not floating.
+        ValueError: if depths are not ascending integers from 1 within the chain or x is not floating.
 
     Example:
         >>> from jaxstab import networks
@@ -66,11 +65,7 @@ def lyapunov_exponents(
     check_depths(depths, params.depth)
     if depths[0] < 1:
         raise ValueError(f"an exponent is per layer: depths must be >= 1, got {list(depths)}")
-    check_floating("x", jnp.result_type(x))
-    with jax.default_matmul_precision(precision):
-        h_0 = chain.embed(params, x)
-    from_h_0 = chain._replace(embed=lambda params, h: h)
-    log_s = log_singular_values(from_h_0, params, h_0, depths, sweeps, precision)
+    log_s = log_singular_values(chain, params, x, depths, from_layer=0, precision=precision)
     return log_s / jnp.asarray(depths, log_s.dtype)[:, None]
 
 
@@ -119,7 +114,7 @@ def lyapunov_limit(
             jacobian = jax.jacfwd(chain.block, argnums=1)(block, h)
             # columns up to the rank do not depend on those beyond it
             q, r = jnp.linalg.qr(jacobian @ q)
-            rank = jnp.minimum(rank, _rank(jacobian))
+            rank = jnp.minimum(rank, rank_of(jacobian))
             dead = (jnp.arange(h.size) >= rank) | (jnp.diagonal(r) == 0)
             steps = jnp.where(dead, -jnp.inf, jnp.log(jnp.abs(jnp.where(dead, 1.0, jnp.diagonal(r)))))
             return (chain.block(block, h), q, rank), steps

@@ -15,14 +15,14 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from jaxstab.checks import check_depths, check_floating
 from jaxstab.networks import Chain, Params
-from jaxstab.spectra.exact import SWEEPS, log_singular_values
+from jaxstab.spectra.exact import log_singular_values
 
 # float32 as the device at hand multiplies under these settings of `jax.default_matmul_precision`
 SETTINGS = ("highest", "high", "default")
 # emulated: bits behind the point that inputs of products keep; all have float32's exponent
 EMULATED = {"tf32": 10, "bfloat16": 7}
 # primitives that only call a program, which nothing differentiates any more
-CALLS = ("jit", "pjit", "closed_call", "checkpoint", "custom_jvp_call", "custom_vjp_call")
+CALLS = ("jit", "pjit", "closed_call", "checkpoint", "remat", "remat2", "custom_jvp_call", "custom_vjp_call")
 # a value right to 1 % is off by as much in its logarithm
 RIGHT = 0.01
 
@@ -77,9 +77,7 @@ class PrecisionReport(NamedTuple):
         return "\n".join(lines)
 
 
-def precision_report(
-    chain: Chain, params: Params, x: Float[Array, " d_in"], depths: Sequence[int], sweeps: int = SWEEPS
-) -> PrecisionReport:
+def precision_report(chain: Chain, params: Params, x: Float[Array, " d_in"], depths: Sequence[int]) -> PrecisionReport:
     """`log_singular_values` of one network in several precisions of its matrix products: can I trust this on my GPU?
 
     The network is the one whose parameters and input are rounded to float32, in every precision, so that errors are
@@ -92,7 +90,6 @@ def precision_report(
         params: its parameters.
         x: one input.
         depths: depths L wanted, each in [0, depth of the chain], ascending.
-        sweeps: QR sweeps at the end of each depth.
 
     Returns:
         The report; `PrecisionReport.table` prints it.
@@ -114,7 +111,7 @@ def precision_report(
     given = _cast((params, x), jnp.float32)
 
     def at(precision: str) -> Callable[[Params, Array], Array]:
-        return lambda params, x: log_singular_values(chain, params, x, depths, sweeps, precision)
+        return lambda params, x: log_singular_values(chain, params, x, depths, precision=precision)
 
     double = jnp.result_type(float) == jnp.float64
     found = {name: at(name)(*given) for name in SETTINGS}

@@ -1,0 +1,265 @@
+r"""Products of matrices in logarithms, and the singular values of what is left of them.
+
+A product F_L ... F_1 is carried as Q diag(e^d) X, Q orthonormal, X of rows of order 1. One more factor: F Q = Q' R by
+QR, columns ordered by what they weigh, then d' = d + ln |r_ii| and X' = (e^{-d'} R e^{d}) X, whose every exponent is at
+most of order 0. What is left in the end, diag(e^d) X, is small and graded: QR sweeps on its transpose, the same step
+again, turn d into the logarithms of the singular values (Stewart 1997, ETNA 5:29-47) as far as values are apart;
+those that are close are settled by small SVDs of their neighbourhood.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxstab.norms import unit
+
+# error in ln s that sweeps and SVDs may leave, by bytes of the dtype
+ACCURACY = {4: 3e-4, 8: 1e-10}
+# QR sweeps before each attempt at settling the rest, and attempts
+SWEEPS, ROUNDS = 2, 10
+# sizes of the blocks whose SVDs settle neighbours, and the inner rows that each settles
+BLOCKS = ((12, 2), (32, 16))
+# nats between the edge of a window of scales and the rows that count
+MARGIN = 0.5
+# QR sweeps for derivatives: those of values g nats apart are off by e^(-2 g n)
+DERIVATIVE_SWEEPS = 12
+
+
+class Graded(NamedTuple):
+    """diag(e^logs) rows: what is left of a product when its orthonormal factor is taken off.
+
+    Attributes:
+        logs: d; -inf where a direction is killed.
+        rows: X.
+        noise: squared relative rounding gathered by each row, in units of eps^2.
+    """
+
+    logs: Float[Array, " m"]
+    rows: Float[Array, "m k"]
+    noise: Float[Array, " m"]
+
+
+class Product(NamedTuple):
+    """A product of factors as basis diag(e^logs) rows.
+
+    Attributes:
+        basis: Q, orthonormal columns.
+        graded: the rest.
+        rank: directions that no exact zeros have killed.
+    """
+
+    basis: Float[Array, "n m"]
+    graded: Graded
+    rank: Int[Array, ""]
+
+    def then(self, pushed: Float[Array, "p m"], rank: Int[Array, ""]) -> "Product":
+        """The product with one more factor F on its left.
+
+        Args:
+            pushed: F basis.
+            rank: at least that of `pushed`, from the exact zeros of F.
+
+        Returns:
+            The product.
+        """
+        rank = jnp.minimum(self.rank, rank)
+        return Product(*_absorb(pushed, self.graded, rank), rank)
+
+
+def identity(n: int, dtype: jnp.dtype) -> Product:
+    """The empty product.
+
+    Args:
+        n: its size.
+        dtype: of its factors.
+
+    Returns:
+        The product.
+    """
+    eye, zeros = jnp.eye(n, dtype=dtype), jnp.zeros(n, dtype)
+    return Product(eye, Graded(zeros, eye, zeros), jnp.asarray(n))
+
+
+def rank(factor: Float[Array, "n m"]) -> Int[Array, ""]:
+    """Rank of a factor in general position, from its rows and columns that are not exactly zero.
+
+    Args:
+        factor: the matrix.
+
+    Returns:
+        The smaller count.
+    """
+    live = factor != 0
+    return jnp.minimum(jnp.any(live, axis=0).sum(), jnp.any(live, axis=1).sum())
+
+
+def _sorted(lengths: Float[Array, " m"], graded: Graded) -> tuple[Int[Array, " m"], Graded]:
+    """Rows of most weight first, and their order."""
+    weight = lengths + graded.logs
+    order = jnp.argsort(-jnp.where(jnp.isnan(weight), -jnp.inf, weight))
+    return order, jax.tree.map(lambda leaf: leaf[order], graded)
+
+
+def _independent(factor: Float[Array, "n m"], within: Bool[Array, " m"]) -> Float[Array, "n m"]:
+    # columns beyond the rank depend on those before; any others in their place leave the leading part of QR as it is,
+    # and its derivative finite
+    rows, columns = (jnp.arange(1, size + 1, dtype=factor.dtype) for size in factor.shape)
+    return jnp.where(within[None], factor, jnp.cos(rows[:, None] * columns[None]))
+
+
+def _coupling(
+    r: Float[Array, "p m"], d: Float[Array, " m"], within: Bool[Array, " m"]
+) -> tuple[Float[Array, " p"], Float[Array, "p m"]]:
+    """R diag(e^d) as diag(e^d') C: d' and C."""
+    size = len(r)
+    diagonal = jnp.diagonal(r)
+    alive = within[:size] & (diagonal != 0) & (d[:size] != -jnp.inf)
+    logs = jnp.where(alive, d[:size] + jnp.log(jnp.abs(jnp.where(alive, diagonal, 1.0))), -jnp.inf)
+    # in logarithms, where the factors of a product in range need not be
+    some = alive[:, None] & (r != 0) & (d != -jnp.inf)[None]
+    exponent = jnp.log(jnp.where(some, jnp.abs(r), 1.0)) + d[None] - jnp.where(alive, logs, 0.0)[:, None]
+    return logs, jnp.where(some, jnp.sign(r) * jnp.exp(jnp.where(some, exponent, 0.0)), 0.0)
+
+
+def _absorb(factor: Float[Array, "n m"], graded: Graded, rank: Int[Array, ""]) -> tuple[Float[Array, "n p"], Graded]:
+    """factor diag(e^d) X as Q diag(e^d') X', p = min(n, m); rows from `rank` on are exactly zero."""
+    lengths = jax.vmap(unit, in_axes=1)(factor)[1]
+    order, (d, x, noise) = _sorted(lengths, graded)
+    factor, within = factor[:, order], jnp.arange(len(d)) < rank
+    q, r = jnp.linalg.qr(_independent(factor, within))
+    r = jnp.where(within[None], r, q.T @ factor)
+    logs, coupling = _coupling(r, d, within)
+    # what products and QR round is relative to the longest column
+    alive = logs != -jnp.inf
+    pivot = jnp.log(jnp.abs(jnp.where(alive, jnp.diagonal(r), 1.0)))
+    rounded = jnp.where(alive, jnp.exp(2 * (jnp.max(lengths) - pivot)), 0.0)
+    return q, Graded(logs, coupling @ x, noise[: len(r)] + jax.lax.stop_gradient(rounded))
+
+
+def _sweep(graded: Graded) -> Graded:
+    """diag(e^d) X as diag(e^d') X' for the transpose of what an orthonormal factor on the right leaves of it."""
+    within = jnp.arange(len(graded.logs)) < jnp.sum(graded.logs != -jnp.inf)
+    # sorted beforehand, so that rows and columns of what comes out belong to each other
+    _, (logs, rows, noise) = _sorted(jax.vmap(unit)(graded.rows)[1], graded)
+    r = jnp.linalg.qr(_independent(rows.T, within), mode="r")
+    return Graded(*_coupling(jnp.where(within[None], r, 0.0), logs, within), noise)
+
+
+def _sweeps(graded: Graded, count: int) -> Graded:
+    return jax.lax.scan(lambda graded, _: (_sweep(graded), None), graded, None, length=count)[0]
+
+
+@jax.custom_jvp
+def log_values(graded: Graded) -> tuple[Float[Array, " m"], Float[Array, " m"]]:
+    """ln of the singular values of diag(e^logs) rows, descending, and how far off they may be.
+
+    Args:
+        graded: as many rows as columns, or fewer.
+
+    Returns:
+        The logarithms and their errors.
+    """
+
+    def again(state: tuple) -> tuple:
+        graded = _sweeps(state[0], SWEEPS)
+        return graded, *_settle(graded), state[-1] + 1
+
+    dtype = graded.logs.dtype
+    accuracy, unknown = ACCURACY[dtype.itemsize], jnp.full_like(graded.logs, jnp.inf)
+    unsettled = lambda state: jnp.any(state[2] > accuracy) & (state[-1] < ROUNDS)
+    # the first sweep makes rows square
+    start = (_sweep(graded), graded.logs, unknown, unknown, jnp.asarray(0))
+    swept, logs, left, ignored, _ = jax.lax.while_loop(unsettled, again, start)
+    alive = jnp.isfinite(logs)
+    noise = jnp.sqrt(graded.rows.shape[1] * swept.noise[jnp.argsort(-swept.logs)])
+    rounding = jnp.finfo(dtype).eps * (noise + jnp.abs(jnp.where(alive, logs, 0.0)))
+    order = jnp.argsort(-logs)
+    return logs[order], jnp.where(alive, rounding + accuracy + left + ignored, 0.0)[order]
+
+
+@log_values.defjvp
+def _log_values_jvp(primals: tuple[Graded], tangents: tuple[Graded]) -> tuple[tuple, tuple]:
+    # values move with their own sweeps, right where they are apart
+    values, error = log_values(*primals)
+    logs, moved = jax.jvp(lambda graded: _sweeps(_sweep(graded), DERIVATIVE_SWEEPS).logs, primals, tangents)
+    return (values, error), (moved[jnp.argsort(-logs)], jnp.zeros_like(error))
+
+
+def _disturbance(rows: Float[Array, "m m"], logs: Float[Array, " m"]) -> Float[Array, "m m"]:
+    """How far two rows may move each other's ln s, at most."""
+    # [[a, a e], [0, b]] has ln s off by less than e, and by e^2 / (1 - (b/a)^2) where a is larger
+    finite = jnp.where(jnp.isfinite(logs), logs, jnp.min(jnp.where(jnp.isfinite(logs), logs, jnp.inf)))
+    gap = finite[:, None] - finite[None]
+    entry = jnp.abs(rows) * jnp.exp(jnp.minimum(gap, 0.0)) * (1 - jnp.eye(len(logs), dtype=rows.dtype))
+    entry = jnp.maximum(entry, entry.T)
+    apart = jnp.where(gap == 0, 1.0, -jnp.expm1(-2 * jnp.abs(gap)))
+    return jnp.minimum(entry, jnp.where(gap == 0, jnp.inf, entry**2 / apart))
+
+
+def _settle(graded: Graded) -> tuple[Float[Array, " m"], Float[Array, " m"], Float[Array, " m"]]:
+    """ln of the singular values in the order of the logs, how far off those left unsettled may be, and all others."""
+    # Rows that no other disturbs are there already. The others come from SVDs of blocks around them, small ones, larger
+    # ones, at last of the whole as often as needed, scales cut to a window in which an SVD is accurate. A block has to
+    # hold whatever disturbs a row.
+    m, dtype = len(graded.logs), graded.logs.dtype
+    accuracy = ACCURACY[dtype.itemsize]
+    window = -jnp.log(jnp.finfo(dtype).eps / accuracy)
+    order, index = jnp.argsort(-graded.logs), jnp.arange(m)
+    logs, rows = graded.logs[order], graded.rows[order][:, order]
+    disturbance = _disturbance(rows, logs)
+    partners = (disturbance > accuracy / 4) | (index[:, None] == index[None])
+    first = jax.lax.cummin(jnp.argmax(partners, axis=1), reverse=True)
+    last = jax.lax.cummax(m - 1 - jnp.argmax(partners[:, ::-1], axis=1))
+    left = jnp.where(jnp.isfinite(logs), jnp.sum(disturbance, axis=1, where=partners), 0.0)
+    ignored = jnp.where(jnp.isfinite(logs), jnp.sum(disturbance, axis=1, where=~partners), 0.0)
+
+    def values(rows: Array, scales: Array, row: Array, begin: Array, end: Array) -> tuple[Array, Array]:
+        """Logarithms from `row` down by SVD, and for which of all rows they stand."""
+        top = logs[first[row]] + MARGIN
+        scale = jnp.exp(jnp.clip(scales - top, -window, 0))
+        s = jnp.linalg.svd(scale[:, None] * rows, compute_uv=False)
+        stands = (index >= row) & (first >= begin) & (last < end) & (logs[last] > top - window + MARGIN)
+        return jnp.log(s) + top, stands
+
+    def blocks(width: int, stride: int) -> Callable[[Array, Array], tuple[Array, Array]]:
+        """Every `stride` rows from a block of `width` around them."""
+        pad = (width - stride) // 2
+
+        def block(core: Array) -> tuple[Array, Array]:
+            begin = jnp.clip(core - pad, 0, m - width)
+            part = jax.lax.dynamic_slice(rows, (begin, begin), (width, width))
+            near = jax.lax.dynamic_slice(logs, (begin,), (width,))
+            inner = jnp.minimum(core + jnp.arange(stride), m - 1)
+            found, stands = values(part, near, core, begin, begin + width)
+            return found[inner - begin], stands[inner]
+
+        def settle(found: Array, left: Array) -> tuple[Array, Array]:
+            cores = stride * jnp.arange(-(-m // stride))
+            better, stands = (leaf.ravel()[:m] for leaf in jax.vmap(block)(cores))
+            return jnp.where(stands & (left > 0), better, found), jnp.where(stands, 0.0, left)
+
+        return settle
+
+    def whole(found: Array, left: Array) -> tuple[Array, Array]:
+        better, stands = values(rows, logs, jnp.argmax(left > 0), jnp.asarray(0), jnp.asarray(m))
+        return jnp.where(stands & (left > 0), better, found), jnp.where(stands, 0.0, left)
+
+    state = (logs, left)
+    for width, stride in BLOCKS:
+        if width < m:
+            state = _while_helpful(blocks(width, stride), *state, times=1)
+    return *_while_helpful(whole, *state, times=m), ignored
+
+
+def _while_helpful(step: Callable, found: Array, left: Array, times: int) -> tuple[Array, Array]:
+    """A step repeated while it leaves less to do; under vmap no element pays for it unless one needs it."""
+
+    def again(state: tuple) -> tuple:
+        better, less = step(*state[:2])
+        return better, less, jnp.any(less < state[1]), state[3] + 1
+
+    left_over = lambda state: jnp.any(state[1] > 0) & state[2] & (state[3] < times)
+    return jax.lax.while_loop(left_over, again, (found, left, jnp.asarray(True), jnp.asarray(0)))[:2]
