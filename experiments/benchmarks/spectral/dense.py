@@ -8,14 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxstab import networks, sweeps
+from jaxstab import networks, spectra, sweeps
 from jaxstab.networks import Params
 from jaxstab.records import Data, Spectrum
 from spectral.machine import Rates, on_every_core
 from spectral.problem import ACTIVATIONS, CELLS, SIGMA_B, Placed, Problem, draw, gains, place
 from spectral.timing import Settings, Side, measure, table
-
-Values = Callable[[networks.Chain, Params, jax.Array, Sequence[int]], jax.Array]
 
 
 def jacobians(chain: networks.Chain, params: Params, x: jax.Array, depths: Sequence[int]) -> jax.Array:
@@ -33,12 +31,6 @@ def jacobians(chain: networks.Chain, params: Params, x: jax.Array, depths: Seque
         start = jax.jacfwd(lambda x: chain.embed(params, x))(x).T
         kept = jnp.zeros((len(depths) + 1, *start.shape), start.dtype)
         return jax.lax.scan(layer, (chain.embed(params, x), start, kept), (params.blocks, slots[1:]))[0][2][:-1]
-
-
-def product_values(chain: networks.Chain, params: Params, x: jax.Array, depths: Sequence[int]) -> jax.Array:
-    """Singular values of the plain product."""
-    # TODO: goes when spectra.singular_values is this
-    return jnp.linalg.svd(jacobians(chain, params, x, depths), compute_uv=False)
 
 
 def every(problem: Problem, function: Callable) -> Callable[[Params, jax.Array, jax.Array], Any]:
@@ -168,13 +160,13 @@ def report(settings: Settings, rate: Rates) -> None:
         f"{len(problem.activations)} activations x {problem.cells} networks"
     )
     ours = lambda function: lambda: placed.compile(every(problem, function))
-    truth = np.asarray(ours(product_values)()())
+    truth = np.asarray(ours(spectra.singular_values)()())
     agree = lambda values: disagreement(values, truth)
     flops = product_flops(problem) + value_flops(problem)
     floor_sides, floor = floors(problem, placed, truth)
     sides = [
         *floor_sides,
-        Side("plain product, then values", ours(product_values), "ours", agree, flops=flops),
+        Side("singular_values", ours(spectra.singular_values), "ours", agree, flops=flops),
         *(rivals(problem, placed, settings.torch, truth) if settings.rivals else []),
     ]
     table(measure(sides, settings), {"products + values": floor}, rate)
@@ -185,7 +177,7 @@ def swept(problem: Problem) -> None:
     """Print what the same takes from nothing through sweeps.run: weights drawn and scaled, a compile per activation."""
 
     def measure(chain: networks.Chain, params: Params, sample: sweeps.Sample, depths: Sequence[int]) -> Spectrum:
-        log_s = jnp.log(product_values(chain, params, sample.x, depths))
+        log_s = jnp.log(spectra.singular_values(chain, params, sample.x, depths))
         return Spectrum(log_s, jax.nn.logsumexp(2 * log_s, axis=-1) - jnp.log(float(problem.width)))
 
     seconds: list[float] = []
