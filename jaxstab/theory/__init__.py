@@ -1,6 +1,13 @@
 """Predict: mean-field theory of infinitely wide networks."""
 
 from jaxstab.theory.fixed_points import critical_points, critical_sigma_w, fixed_point, fixed_points
+from jaxstab.theory.free_products import (
+    JacobianLaw,
+    JacobianMoments,
+    jacobian_cdf,
+    jacobian_law,
+    jacobian_moments,
+)
 from jaxstab.theory.maps import (
     correlation_map,
     correlation_slope,
@@ -13,6 +20,8 @@ from jaxstab.theory.maps import (
 from jaxstab.theory.prediction import predict
 
 __all__ = [
+    "JacobianLaw",
+    "JacobianMoments",
     "correlation_map",
     "correlation_slope",
     "critical_points",
@@ -20,6 +29,9 @@ __all__ = [
     "derivative_moment",
     "fixed_point",
     "fixed_points",
+    "jacobian_cdf",
+    "jacobian_law",
+    "jacobian_moments",
     "length_map",
     "predict",
     "saturation",
