@@ -16,7 +16,7 @@ the positive axis, so that every modulus |w| has exactly one angle with a real l
 Huang & Zhong 2014), found by bisection, and lambda grows with |w|.
 """
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,14 +27,12 @@ from jaxstab.activations import get
 from jaxstab.theory.maps import AnyActivation, _float, _inside
 from jaxstab.theory.quadrature import _centres, _density, _graded_panels
 
-Weights = Literal["gaussian", "orthogonal"]
-
 # half-panels of 256 nodes: w comes close to the values d where their law is thin
 _NODES = 256
 _REACH = 9.0
 _HALVINGS = 52
 # moduli of w looked at, relative to the largest d, before the grid of points is laid
-_SCANNED, _LOWEST = 256, 1e-8
+_SCANNED, _LOWEST = 256, 1e-12
 # share of singular values that may lie below the lowest point
 _TAIL = 1e-6
 
@@ -152,7 +150,7 @@ def _moduli(factor: _Factor, points: int) -> Array:
     return jnp.exp(low + (high - low) * (1 - jnp.cos(jnp.linspace(0, np.pi, points, dtype=factor.d.dtype))) / 2)
 
 
-def _factor(activation: AnyActivation, sigma_w: ArrayLike, q: ArrayLike, depth: ArrayLike, weights: Weights) -> _Factor:
+def _factor(activation: AnyActivation, sigma_w: ArrayLike, q: ArrayLike, depth: ArrayLike, weights: str) -> _Factor:
     if weights not in ("gaussian", "orthogonal"):
         raise ValueError(f"weights must be gaussian or orthogonal, got {weights!r}")
     least = 1 if weights == "gaussian" else 2
@@ -172,13 +170,15 @@ def jacobian_law(
     sigma_w: ArrayLike,
     q: ArrayLike,
     depth: ArrayLike,
-    weights: Weights = "gaussian",
+    weights: str = "gaussian",
     points: int = 512,
 ) -> JacobianLaw:
     """The law of the singular values of dh_L/dh_0 in a plain net of infinite width whose layers all have length q.
 
     Pennington et al. 2017, eqs. 11-15, solved as the head of this module says. They state it for D W ... D W; the
-    product here, W D ... W D, has the same law, as a free product does not know its order.
+    product here, W D ... W D, has the same law, as a free product does not know its order. Where phi' crosses zero at
+    finite h (gelu, silu, sin), the smallest half per cent of singular values are not resolved. Roots are bisected, so
+    the law has no derivatives; `jacobian_moments` has.
 
     Args:
         activation: name, `Activation` or elementwise callable.
@@ -209,10 +209,12 @@ def jacobian_law(
     # free to the power L, an atom of mass a leaves one of mass 1 - L (1 - a), on top (Bercovici & Voiculescu 1998)
     largest = jnp.max(factor.d)
     heaviest = jnp.sum(jnp.where(factor.d >= largest, factor.share, 0))
-    atom = jnp.maximum(1 - depth * (1 - heaviest), 0) * (1 - factor.gaussian)
-    isolated = atom > 64 * jnp.finfo(atom.dtype).eps
-    top = jnp.where(isolated, depth * jnp.log(largest), log_lambda[-1])
-    cdf = jnp.concatenate([1 - above, jnp.stack([jnp.where(isolated, 1 - atom, 1), jnp.ones_like(atom)])])
+    atom = 1 - factor.depth * (1 - heaviest)
+    # at exactly 0 the continuous part ends where the atom was
+    isolated = (atom > -64 * jnp.finfo(atom.dtype).eps) & (factor.gaussian == 0)
+    atom = jnp.where(isolated, jnp.maximum(atom, 0), 0)
+    top = jnp.where(isolated, factor.depth * jnp.log(largest), log_lambda[-1])
+    cdf = jnp.concatenate([1 - above, jnp.stack([1 - atom, jnp.ones_like(atom)])])
     return JacobianLaw(
         jax.lax.cummax(jnp.concatenate([log_lambda, top[None], top[None]])) / 2,
         jax.lax.cummax(cdf),
@@ -236,7 +238,7 @@ def jacobian_cdf(law: JacobianLaw, log_s: Float[Array, "*batch"]) -> Float[Array
 
 
 def jacobian_moments(
-    activation: AnyActivation, sigma_w: ArrayLike, q: ArrayLike, depth: ArrayLike, weights: Weights = "gaussian"
+    activation: AnyActivation, sigma_w: ArrayLike, q: ArrayLike, depth: ArrayLike, weights: str = "gaussian"
 ) -> JacobianMoments:
     """Mean and variance of the squared singular values of dh_L/dh_0 at infinite width.
 
