@@ -14,7 +14,7 @@ HERE = Path(__file__).parent
 # one colour a depth, as report's gains: from near to far
 COLOURS = ("#2f6db3", "#7a5fa8", "#c2528b", "#e0823d")
 INK, MUTED = "#1f2630", "#5c6672"
-BINS = np.linspace(np.log(0.02), np.log(50), 97)
+BINS = 0.08 * (np.arange(-49, 67) - 0.5)  # of ln s, from 0.02 to 200; the isometry's 0 amid one
 WEIGHTS = {"orthogonal": COLOURS[0], "gaussian": COLOURS[3]}
 MARKS = {"identity": "o", "relu": "s", "hard_tanh": "D", "erf": "^", "tanh": "v"}
 HEIGHT = 0.82  # of a ridge, in units of their distance
@@ -29,8 +29,7 @@ def share_below(data, cell, depth, log_s):
 def ridges(axis, data, row, cell):
     """One ridge a depth: measured histogram of ln s, and the law's share of every bin."""
     for i, measured in enumerate(np.swapaxes(data[f"{cell}/log_s"], 0, 1)):
-        # an atom's values are equal but for rounding: into the bin that has the law's jump
-        ours = np.histogram(measured, BINS - 1e-5)[0] / measured.size
+        ours = np.histogram(measured, BINS)[0] / measured.size
         law = np.diff(share_below(data, cell, i, BINS))
         base, scale = -i, HEIGHT / max(law.max(), ours.max())
         axis.stairs(base + scale * ours, BINS, baseline=base, fill=True, color=COLOURS[i], alpha=0.5, lw=0)
@@ -39,10 +38,9 @@ def ridges(axis, data, row, cell):
         axis.axhline(base, color=MUTED, lw=0.4)
         below = np.mean(measured < BINS[0])
         if below >= 0.005:
-            label = f"{below:.0%} further left"
-            axis.text(BINS[-1] - 0.1, base + 0.62, label, fontsize=7, color=MUTED, ha="right")
+            axis.text(BINS[-1], base + 0.1, f"\u2190{below:.0%}", fontsize=7.5, color=MUTED, ha="right")
     axis.set(xlim=(BINS[0], BINS[-1]), ylim=(-len(data["depths"]) + 0.8, 0.95), yticks=[])
-    axis.xaxis.set_major_locator(FixedLocator(np.log([0.1, 1, 10])))
+    axis.xaxis.set_major_locator(FixedLocator(np.log([0.1, 1, 10, 100])))
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{np.exp(value):g}"))
 
 
@@ -74,12 +72,12 @@ def chaos(left, right, data):
     """Every logarithm of a chaotic net's singular values; Lyapunov exponents."""
     depths, log_s, naive = data["chaos/depths"], data["chaos/log_s"], data["chaos/naive"]
     index = np.arange(1, log_s.shape[1] + 1)
-    for colour, i in zip(COLOURS, np.flatnonzero(depths != 500), strict=True):
+    for colour, i in zip(COLOURS, np.delete(np.arange(len(depths)), -2), strict=True):
         left.plot(index, log_s[i], color=colour, lw=1.6, label=f"$L={depths[i]}$")
         right.plot(index, log_s[i] / depths[i], color=colour, lw=1.6)
     left.plot(index, naive, color=MUTED, lw=1, ls="--", label="$L=1000$, product\nin float64, SVD")
     left.set(xlabel="index $i$")
-    left.set_title(r"chaotic tanh net: $\ln s_i$", loc="left", fontsize=9, color=INK)
+    left.set_title(r"chaotic tanh net, $\ln s_i$", loc="left", fontsize=9, color=INK)
     left.legend(fontsize=7.5, frameon=False, loc="lower left")
     right.axhline(0, color=INK, lw=0.6)
     right.set(xlabel="index $i$", ylim=(1.15 * log_s[-1, -1] / depths[-1], None))

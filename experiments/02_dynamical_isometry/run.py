@@ -19,6 +19,7 @@ WEIGHTS = ("gaussian", "orthogonal")
 GAIN = 1.05  # sigma_w^2 phi'(0)^2 of the saturating activations; Pennington et al. train tanh at 1.05
 CLOSE = 1e-4  # logarithms this close are one value: an atom's are scattered by rounding
 SIGMAS = 4.0
+CHAOTIC = 2.0  # sigma_w of the chaotic net; tanh is critical at 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,16 +31,10 @@ class Setting:
     depths: tuple[int, ...] = (2, 8, 32, 128)
     activations: tuple[str, ...] = ("identity", "relu", "hard_tanh", "erf", "tanh")
     chaos_width: int = 128
-    chaos_depths: tuple[int, ...] = (1, 10, 100, 500, 1000)
+    chaos_depths: tuple[int, ...] = (1, 10, 100, 500, 1000)  # all drawn but the last but one
 
 
-SMALL = Setting(
-    width=64,
-    depths=(2, 8),
-    activations=("identity", "relu", "hard_tanh"),
-    chaos_width=16,
-    chaos_depths=(1, 10, 100, 500, 1000),
-)
+SMALL = Setting(width=64, depths=(2, 8), activations=("identity", "relu", "hard_tanh"), chaos_width=16)
 
 
 # ---- the critical networks
@@ -84,21 +79,22 @@ def measured_log_s(setting, index, params, h_0):
     return spectra.log_singular_values(chain(setting, index), params, h_0, setting.depths)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def limits(name, weights, sigma_w, q, depths):
-    """The limit law and its moments, for arrays of lengths and depths."""
-    both = lambda q, depth: (
-        theory.jacobian_law(name, sigma_w, q, depth, weights),
-        theory.jacobian_moments(name, sigma_w, q, depth, weights),
-    )
-    return jax.vmap(both)(q, depths)
+def slopes(name, sigma_w, q):
+    """The law of sigma_w^2 phi'(h)^2: values and their shares, two or more."""
+    d, share = jax.tree.map(np.asarray, jax.jit(partial(theory.squared_slopes, name))(sigma_w, q))
+    values, which = np.unique(np.append(d, 0.0), return_inverse=True)  # equal ones are one
+    return values, np.bincount(which, np.append(share, 0.0))
 
 
-def laws(setting, name, weights, sigma_w, q):
-    """At every depth, one by one: the laws, and the variances of the squares over their squared means."""
-    depths = jnp.asarray(setting.depths, float)
-    law, moments = jax.tree.map(np.asarray, limits(name, weights, sigma_w, jnp.broadcast_to(q, depths.shape), depths))
-    return [type(law)(*fields) for fields in zip(*law, strict=True)], moments.relative_variance.tolist()
+@partial(jax.jit, static_argnums=3)
+def limits(d, share, depths, weights):
+    return jax.vmap(lambda depth: theory.product_law(d, share, depth, weights))(depths)
+
+
+def laws(setting, d, share, weights):
+    """The limit law at every depth, one by one."""
+    law = jax.tree.map(np.asarray, limits(d, share, jnp.asarray(setting.depths, float), weights))
+    return [type(law)(*fields) for fields in zip(*law, strict=True)]
 
 
 # ---- what finite width allows
@@ -143,12 +139,13 @@ def projection_band(setting, gain, share):
     """
     n, depths = setting.width, np.asarray(setting.depths)
     reach = SIGMAS * np.sqrt(share * (1 - share) / (n * depths))
-    shares = np.stack([share - reach, np.full(len(depths), share), share + reach])
-    # hard_tanh on the length at which that share of units is linear
-    lengths = stats.norm.ppf((1 + shares) / 2) ** -2.0
-    perturbed = [laws(setting, "hard_tanh", "orthogonal", gain, jnp.asarray(q))[0] for q in lengths]
+    law = lambda share, depth: jax.tree.map(
+        np.asarray,
+        limits(np.array([0.0, gain**2]), np.array([1 - share, share]), jnp.array([depth], float), "orthogonal"),
+    )
     bands = []
-    for depth, at in zip(setting.depths, zip(*perturbed, strict=True), strict=True):
+    for depth, around in zip(setting.depths, reach, strict=True):
+        at = [jax.tree.map(lambda x: x[0], law(share + by, depth)) for by in (-around, 0.0, around)]
         grid = np.sort(np.concatenate([one.log_s for one in at]))
         low, middle, high = (np.asarray(share_below(one, grid - CLOSE)) for one in at)
         moved = max(np.max(np.abs(low - middle)), np.max(np.abs(high - middle)))
@@ -167,7 +164,9 @@ def cells(setting):
         gains = critical(name)
         for weights in WEIGHTS:
             cell = f"{name} {weights}"
-            limit, variances = laws(setting, name, weights, gains[0], jnp.asarray(gains[2]))
+            limit = laws(setting, *slopes(name, gains[0], gains[2]), weights)
+            moments = jax.jit(partial(theory.jacobian_moments, name, gains[0], gains[2], weights=weights))
+            variances = [float(moments(depth=float(depth)).relative_variance) for depth in setting.depths]
             nets = (draw(setting, weights, key, *gains) for key in jax.random.split(jax.random.key(0), setting.seeds))
             log_s = np.stack([np.asarray(measured_log_s(setting, jnp.asarray(index), *net)) for net in nets])
             arrays[f"{cell}/log_s"] = log_s.astype(np.float32)
@@ -207,7 +206,7 @@ def chaos(setting):
     mlp = networks.MLP(max(depths), n, "tanh")
     net = networks.chain(mlp)._replace(embed=lambda params, x: x)
     h_0 = jax.random.normal(jax.random.key(1), n, jnp.float32)
-    params = jax.jit(partial(networks.init, mlp))(jax.random.key(2), h_0, 3.0, 0.0)
+    params = jax.jit(partial(networks.init, mlp))(jax.random.key(2), h_0, CHAOTIC, 0.0)
     log_s = np.asarray(jax.jit(lambda: spectra.log_singular_values(net, params, h_0, depths))(), float)
     along = jax.jit(lambda: propagation.states(net, params, h_0)[:-1])()
     factors = np.asarray(jax.jit(jax.vmap(jax.jacfwd(net.block, argnums=1)))(params.blocks, along), float)
@@ -225,7 +224,8 @@ def chaos(setting):
     return arrays, {
         "chaos_spread": float(np.ptp(log_s[-1])),
         "chaos_determinant_error": float(np.max(np.abs(log_s.sum(axis=1) - log_det)) / n),
-        "chaos_precision_error": float(np.max(np.abs(log_s[-1] - exact))),
+        "chaos_precision_error": float(np.max(np.abs(log_s[-1] - exact)) / np.ptp(exact)),
+        "chaos_precision_error_median": float(np.median(np.abs(log_s[-1] - exact))),
         "chaos_exponent_change": float(np.max(np.abs(exponents[-1] - exponents[-2]))),
         "chaos_largest_exponent": float(exponents[-1, 0]),
         "chaos_right_without_logarithms": int(np.sum(np.abs(naive - exact) < 0.01)),
@@ -260,6 +260,7 @@ def measure(setting):
         "relu_zeros": float(np.max(zeros_error)),
         "relu_orthogonal_distance": over_band["relu"],
         "hard_tanh_orthogonal_distance": over_band["hard_tanh"],
+        "isometry": np.divide(*(table[f"hard_tanh {w}"]["variance"][setting.depths.index(8)] for w in WEIGHTS)),
         "shallow_variance": float(np.max(shallow)),
         "shallow_largest": float(np.max([x[np.asarray(setting.depths) <= 8] for x in largest])),
         "largest": float(np.max(largest)),

@@ -7,6 +7,8 @@ from jaxstab.theory.free_products import (
     jacobian_cdf,
     jacobian_law,
     jacobian_moments,
+    product_law,
+    squared_slopes,
 )
 from jaxstab.theory.maps import (
     correlation_map,
@@ -34,7 +36,9 @@ __all__ = [
     "jacobian_moments",
     "length_map",
     "predict",
+    "product_law",
     "saturation",
     "second_moment",
     "second_moment_slope",
+    "squared_slopes",
 ]

@@ -150,19 +150,35 @@ def _moduli(factor: _Factor, points: int) -> Array:
     return jnp.exp(low + (high - low) * (1 - jnp.cos(jnp.linspace(0, np.pi, points, dtype=factor.d.dtype))) / 2)
 
 
-def _factor(activation: AnyActivation, sigma_w: ArrayLike, q: ArrayLike, depth: ArrayLike, weights: str) -> _Factor:
+def _factor(d: ArrayLike, share: ArrayLike, depth: ArrayLike, weights: str) -> _Factor:
     if weights not in ("gaussian", "orthogonal"):
         raise ValueError(f"weights must be gaussian or orthogonal, got {weights!r}")
     least = 1 if weights == "gaussian" else 2
     if not isinstance(depth, jax.core.Tracer) and not np.all(np.asarray(depth) >= least):
         raise ValueError(f"depth must be at least {least} with {weights} weights, got {depth!r}")
+    d = _float(d)
+    return _Factor(d, jnp.asarray(share, d.dtype), jnp.asarray(depth, d.dtype), int(weights == "gaussian"))
+
+
+def squared_slopes(
+    activation: AnyActivation, sigma_w: ArrayLike, q: ArrayLike
+) -> tuple[Float[Array, " k"], Float[Array, " k"]]:
+    """The law of sigma_w^2 phi'(h)^2, h ~ N(0, q), as atoms: nodes and weights of the quadrature of all of theory.
+
+    Args:
+        activation: name, `Activation` or elementwise callable.
+        sigma_w: weight gain, > 0.
+        q: length of the pre-activations, > 0.
+
+    Returns:
+        Values, and their shares, which sum to 1.
+    """
     phi, w, q = get(activation), _float(sigma_w), _inside(_float(q))
     root, reach = jnp.sqrt(q), jnp.asarray(_REACH, q.dtype)
     breaks = jnp.clip(jnp.asarray(_centres(phi), q.dtype) / root, -reach, reach)
     u, share = _graded_panels(breaks, -reach, reach, jnp.clip(1 / root, 1e-4, 1.0), _NODES)
     share = share * _density(u)
-    d = w**2 * phi.derivative(root * u) ** 2
-    return _Factor(d, share / jnp.sum(share), jnp.asarray(depth, d.dtype), int(weights == "gaussian"))
+    return w**2 * phi.derivative(root * u) ** 2, share / jnp.sum(share)
 
 
 def jacobian_law(
@@ -201,9 +217,42 @@ def jacobian_law(
         >>> f"{law.zeros:.2f} are zero, the largest is {jnp.exp(law.log_s_max):.3f}"
         '0.50 are zero, the largest is 4.514'
     """
+    return product_law(*squared_slopes(activation, sigma_w, q), depth, weights, points)
+
+
+def product_law(
+    d: Float[Array, " k"],
+    share: Float[Array, " k"],
+    depth: ArrayLike,
+    weights: str = "gaussian",
+    points: int = 512,
+) -> JacobianLaw:
+    """The law of the singular values of a product of L independent layers W D, whatever is on the diagonals D.
+
+    `jacobian_law` with the law of d = sigma_w^2 D^2 given: slopes counted in a real network, thinned by dropout, or of
+    a fraction of linear units. W is of gain 1.
+
+    Args:
+        d: values, >= 0, not all 0.
+        share: of the diagonal with each value; they sum to 1.
+        depth: as in `jacobian_law`.
+        weights: as in `jacobian_law`.
+        points: as in `jacobian_law`.
+
+    Returns:
+        The law.
+
+    Raises:
+        ValueError: if depth, weights or points are none of these.
+
+    Example:
+        >>> law = jax.jit(lambda: product_law(jnp.asarray([0.0, 1.25]), jnp.asarray([0.2, 0.8]), 3, "orthogonal"))()
+        >>> f"{1 - law.cdf[-2]:.2f} of all values are the largest, {jnp.exp(law.log_s_max):.3f}"
+        '0.40 of all values are the largest, 1.398'
+    """
     if not isinstance(points, int) or points < 16:
         raise ValueError(f"points must be an integer >= 16, got {points!r}")
-    factor = _factor(activation, sigma_w, q, depth, weights)
+    factor = _factor(d, share, depth, weights)
     r = _moduli(factor, points - 2)
     log_lambda, above, density = _law_at(factor, r, _real_angle(factor, r))
     # free to the power L, an atom of mass a leaves one of mass 1 - L (1 - a), on top (Bercovici & Voiculescu 1998)
@@ -263,7 +312,7 @@ def jacobian_moments(
         >>> f"mean e^{abs(moments.log_mean):.3f}, variance {moments.relative_variance:.2f}"
         'mean e^0.000, variance 64.00'
     """
-    factor = _factor(activation, sigma_w, q, depth, weights)
+    factor = _factor(*squared_slopes(activation, sigma_w, q), depth, weights)
     mean = jnp.sum(factor.share * factor.d)
     spread = jnp.sum(factor.share * (factor.d - mean) ** 2) / mean**2
     return JacobianMoments(factor.depth * jnp.log(mean), factor.depth * (spread + factor.gaussian))
