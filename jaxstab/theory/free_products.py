@@ -1,8 +1,8 @@
 r"""The law of a deep Jacobian's singular values at infinite width, for any activation, depth and gain.
 
 Pennington, Schoenholz & Ganguli 2017 (arXiv:1711.04735): S-transforms multiply along the layers. With d the law of
-sigma_w^2 phi'(h)^2, m(w) = E d / (w - d), and g = 1 for Gaussian, 0 for orthogonal weights, their equation 15 becomes a
-curve: lambda = s^2 solves
+sigma_w^2 phi'(h)^2, m(w) = E d / (w - d), and g = 1 for Gaussian, 0 for orthogonal weights, their equation for
+the spectrum becomes a curve: lambda = s^2 solves
 
     lambda = w^L (m / (1 + m))^(L-1) (1 + m)^(g L),    Im w > 0,
 
@@ -191,7 +191,7 @@ def jacobian_law(
 ) -> JacobianLaw:
     """The law of the singular values of dh_L/dh_0 in a plain net of infinite width whose layers all have length q.
 
-    Pennington et al. 2017, eqs. 11-15, solved as the head of this module says. They state it for D W ... D W; the
+    Pennington et al. 2017, solved as the head of this module says. They state it for D W ... D W; the
     product here, W D ... W D, has the same law, as a free product does not know its order. Where phi' crosses zero at
     finite h (gelu, silu, sin), the smallest half per cent of singular values are not resolved. Roots are bisected, so
     the law has no derivatives; `jacobian_moments` has.
@@ -292,7 +292,7 @@ def jacobian_moments(
     """Mean and variance of the squared singular values of dh_L/dh_0 at infinite width.
 
     E s^2 = chi_1^L and Var s^2 / (E s^2)^2 = L (mu_2 / mu_1^2 - 1 - s_1), mu_k = E phi'^(2k), s_1 = -1 for Gaussian and
-    0 for orthogonal weights (Pennington et al. 2017, eq. 22).
+    0 for orthogonal weights (Pennington et al. 2017).
 
     Args:
         activation: name, `Activation` or elementwise callable.
