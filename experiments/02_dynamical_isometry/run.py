@@ -220,13 +220,15 @@ def chaos(setting):
         product, log_scale = product / size, log_scale + np.log(size)
     naive = np.log(np.linalg.svd(product, compute_uv=False)) + log_scale
     exponents = log_s / np.asarray(depths)[:, None]
+    settled = np.abs(exponents[-1] - exponents[-2])
     arrays = {"chaos/log_s": log_s, "chaos/naive": naive, "chaos/exact": exact, "chaos/depths": np.asarray(depths)}
     return arrays, {
         "chaos_spread": float(np.ptp(log_s[-1])),
         "chaos_determinant_error": float(np.max(np.abs(log_s.sum(axis=1) - log_det)) / n),
         "chaos_precision_error": float(np.max(np.abs(log_s[-1] - exact)) / np.ptp(exact)),
         "chaos_precision_error_median": float(np.median(np.abs(log_s[-1] - exact))),
-        "chaos_exponent_change": float(np.max(np.abs(exponents[-1] - exponents[-2]))),
+        "chaos_exponent_change": float(np.median(settled)),
+        "chaos_exponent_change_worst": float(np.max(settled)),
         "chaos_largest_exponent": float(exponents[-1, 0]),
         "chaos_right_without_logarithms": int(np.sum(np.abs(naive - exact) < 0.01)),
     }
