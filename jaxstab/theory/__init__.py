@@ -1,6 +1,15 @@
 """Predict: mean-field theory of infinitely wide networks."""
 
 from jaxstab.theory.fixed_points import critical_points, critical_sigma_w, fixed_point, fixed_points
+from jaxstab.theory.free_products import (
+    JacobianLaw,
+    JacobianMoments,
+    jacobian_cdf,
+    jacobian_law,
+    jacobian_moments,
+    product_law,
+    squared_slopes,
+)
 from jaxstab.theory.maps import (
     correlation_map,
     correlation_slope,
@@ -13,6 +22,8 @@ from jaxstab.theory.maps import (
 from jaxstab.theory.prediction import predict
 
 __all__ = [
+    "JacobianLaw",
+    "JacobianMoments",
     "correlation_map",
     "correlation_slope",
     "critical_points",
@@ -20,9 +31,14 @@ __all__ = [
     "derivative_moment",
     "fixed_point",
     "fixed_points",
+    "jacobian_cdf",
+    "jacobian_law",
+    "jacobian_moments",
     "length_map",
     "predict",
+    "product_law",
     "saturation",
     "second_moment",
     "second_moment_slope",
+    "squared_slopes",
 ]

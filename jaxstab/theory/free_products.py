@@ -1,0 +1,318 @@
+r"""The law of a deep Jacobian's singular values at infinite width, for any activation, depth and gain.
+
+Pennington, Schoenholz & Ganguli 2017 (arXiv:1711.04735): S-transforms multiply along the layers. With d the law of
+sigma_w^2 phi'(h)^2, m(w) = E d / (w - d), and g = 1 for Gaussian, 0 for orthogonal weights, their equation for
+the spectrum becomes a curve: lambda = s^2 solves
+
+    lambda = w^L (m / (1 + m))^(L-1) (1 + m)^(g L),    Im w > 0,
+
+and everything is a function of w: the density of ln lambda is -Im m / pi, and, as m dln(lambda) integrates in closed
+form, the share above lambda is
+
+    Im [ L E ln(1 - d/w) + (L - 1) ln(1 + m) + g L (m - ln(1 + m)) ] / pi,
+
+atoms included. No power series, no continuation: logarithms of m / (1 + m) and of 1 + m are Pick functions of 1/w on
+the positive axis, so that every modulus |w| has exactly one angle with a real lambda (Belinschi & Bercovici 2005;
+Huang & Zhong 2014), found by bisection, and lambda grows with |w|.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float
+
+from jaxstab.activations import get
+from jaxstab.theory.maps import AnyActivation, _float, _inside
+from jaxstab.theory.quadrature import _centres, _density, _graded_panels
+
+# half-panels of 256 nodes: w comes close to the values d where their law is thin
+_NODES = 256
+_REACH = 9.0
+_HALVINGS = 52
+# moduli of w looked at, relative to the largest d, before the grid of points is laid
+_SCANNED, _LOWEST = 256, 1e-12
+# share of singular values that may lie below the lowest point
+_TAIL = 1e-6
+
+
+class JacobianLaw(NamedTuple):
+    """The limit law of the singular values s of dh_L/dh_0, as points on its distribution function.
+
+    Attributes:
+        log_s: ln s, ascending.
+        cdf: share of singular values at most s, those that are exactly zero included; a jump is an atom.
+        density: of ln s, per nat; without atoms.
+        zeros: share of singular values that are exactly zero.
+        log_s_max: ln of the largest.
+    """
+
+    log_s: Float[Array, " point"]
+    cdf: Float[Array, " point"]
+    density: Float[Array, " point"]
+    zeros: Float[Array, ""]
+    log_s_max: Float[Array, ""]
+
+
+class JacobianMoments(NamedTuple):
+    """Moments of the squared singular values of dh_L/dh_0 at infinite width.
+
+    Attributes:
+        log_mean: ln of their mean.
+        relative_variance: their variance over their squared mean.
+    """
+
+    log_mean: Float[Array, ""]
+    relative_variance: Float[Array, ""]
+
+
+class _Factor(NamedTuple):
+    """What one net is made of: the law of d as atoms, depth L, and g."""
+
+    d: Float[Array, " k"]
+    share: Float[Array, " k"]
+    depth: Float[Array, ""]
+    gaussian: int
+
+
+class _Resolvent(NamedTuple):
+    """m and 1 + m at w = r e^(i theta); b = -Im m."""
+
+    m: Float[Array, " n"]
+    one_plus_m: Float[Array, " n"]
+    b: Float[Array, " n"]
+
+
+def _resolvent(factor: _Factor, r: Array, theta: Array) -> _Resolvent:
+    d, share, r, theta = factor.d[None], factor.share[None], r[:, None], theta[:, None]
+    # |w - d|^2 without cancellation near the axis
+    weight = share / jnp.maximum((r - d) ** 2 + 4 * r * d * jnp.sin(theta / 2) ** 2, jnp.finfo(d.dtype).tiny)
+    cosine, sine = r * jnp.cos(theta), r * jnp.sin(theta)
+    mean = lambda values: jnp.sum(weight * values, axis=1)
+    return _Resolvent(mean(d * (cosine - d)), mean(r**2 - d * cosine), mean(d * sine))
+
+
+def _angle(factor: _Factor, at: _Resolvent, theta: Array) -> Array:
+    """arg lambda: negative below the one angle where lambda is real."""
+    outer = -jnp.arctan2(at.b, at.one_plus_m)
+    inner = -jnp.arctan2(at.b, at.m)
+    return factor.depth * (theta + factor.gaussian * outer) + (factor.depth - 1) * (inner - outer)
+
+
+def _real_angle(factor: _Factor, r: Array) -> Array:
+    """The angle of w at which lambda is real, 0 where there is no density."""
+
+    def halve(_: Array | int, ends: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = ends
+        middle = (low + high) / 2
+        below = _angle(factor, _resolvent(factor, r, middle), middle) < 0
+        return jnp.where(below, middle, low), jnp.where(below, high, middle)
+
+    return jax.lax.fori_loop(0, _HALVINGS, halve, (jnp.zeros_like(r), jnp.full_like(r, np.pi)))[1]
+
+
+def _law_at(factor: _Factor, r: Array, theta: Array) -> tuple[Array, Array, Array]:
+    """ln lambda, the share above it, and the density of ln lambda, at w = r e^(i theta)."""
+    at, depth = _resolvent(factor, r, theta), factor.depth
+    size = jnp.log(jnp.hypot(at.one_plus_m, at.b))
+    log_lambda = depth * (jnp.log(r) + factor.gaussian * size) + (depth - 1) * (jnp.log(jnp.hypot(at.m, at.b)) - size)
+    outer = -jnp.arctan2(at.b, at.one_plus_m)
+    w_d = jnp.arctan2((r * jnp.sin(theta))[:, None], (r * jnp.cos(theta))[:, None] - factor.d[None])
+    turned = jnp.sum(factor.share[None] * (w_d - theta[:, None]), axis=1)
+    above = depth * turned + (depth - 1) * outer + factor.gaussian * depth * (-at.b - outer)
+    return log_lambda, jnp.clip(above / np.pi, 0, 1), at.b / np.pi
+
+
+def _upper_edge(factor: _Factor, r: Array, theta: Array) -> Array:
+    """The largest |w| with density, between the last of r that has some and the next."""
+    little = jnp.asarray(jnp.finfo(r.dtype).eps ** 0.5, r.dtype)[None]
+    last = jnp.max(jnp.where(theta > 10 * little[0], jnp.arange(len(r)), 0))
+
+    def halve(_: Array | int, ends: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = ends
+        middle = jnp.sqrt(low * high)
+        inside = _angle(factor, _resolvent(factor, middle[None], little), little)[0] < 0
+        return jnp.where(inside, middle, low), jnp.where(inside, high, middle)
+
+    return jax.lax.fori_loop(0, _HALVINGS, halve, (r[last], r[last + 1]))[0]
+
+
+def _moduli(factor: _Factor, points: int) -> Array:
+    """Moduli |w| of the continuous part, ascending to its upper edge, dense at both ends."""
+    # the edge is about L mu_2 / mu_1, and mu_2 / mu_1 at most the largest d
+    scan = jnp.max(factor.d) * jnp.geomspace(_LOWEST, 4 * (factor.depth + 1), _SCANNED, dtype=factor.d.dtype)
+    theta = _real_angle(factor, scan)
+    edge = _upper_edge(factor, scan, theta)
+    _, above, _ = _law_at(factor, scan, theta)
+    first = jnp.max(jnp.where(above >= above[0] - _TAIL, jnp.arange(_SCANNED), 0))
+    low, high = jnp.log(jnp.minimum(scan[first], edge / 2)), jnp.log(edge)
+    return jnp.exp(low + (high - low) * (1 - jnp.cos(jnp.linspace(0, np.pi, points, dtype=factor.d.dtype))) / 2)
+
+
+def _factor(d: ArrayLike, share: ArrayLike, depth: ArrayLike, weights: str) -> _Factor:
+    if weights not in ("gaussian", "orthogonal"):
+        raise ValueError(f"weights must be gaussian or orthogonal, got {weights!r}")
+    least = 1 if weights == "gaussian" else 2
+    if not isinstance(depth, jax.core.Tracer) and not np.all(np.asarray(depth) >= least):
+        raise ValueError(f"depth must be at least {least} with {weights} weights, got {depth!r}")
+    d = _float(d)
+    return _Factor(d, jnp.asarray(share, d.dtype), jnp.asarray(depth, d.dtype), int(weights == "gaussian"))
+
+
+def squared_slopes(
+    activation: AnyActivation, sigma_w: ArrayLike, q: ArrayLike
+) -> tuple[Float[Array, " k"], Float[Array, " k"]]:
+    """The law of sigma_w^2 phi'(h)^2, h ~ N(0, q), as atoms: nodes and weights of the quadrature of all of theory.
+
+    Args:
+        activation: name, `Activation` or elementwise callable.
+        sigma_w: weight gain, > 0.
+        q: length of the pre-activations, > 0.
+
+    Returns:
+        Values, and their shares, which sum to 1.
+    """
+    phi, w, q = get(activation), _float(sigma_w), _inside(_float(q))
+    root, reach = jnp.sqrt(q), jnp.asarray(_REACH, q.dtype)
+    breaks = jnp.clip(jnp.asarray(_centres(phi), q.dtype) / root, -reach, reach)
+    u, share = _graded_panels(breaks, -reach, reach, jnp.clip(1 / root, 1e-4, 1.0), _NODES)
+    share = share * _density(u)
+    return w**2 * phi.derivative(root * u) ** 2, share / jnp.sum(share)
+
+
+def jacobian_law(
+    activation: AnyActivation,
+    sigma_w: ArrayLike,
+    q: ArrayLike,
+    depth: ArrayLike,
+    weights: str = "gaussian",
+    points: int = 512,
+) -> JacobianLaw:
+    """The law of the singular values of dh_L/dh_0 in a plain net of infinite width whose layers all have length q.
+
+    Pennington et al. 2017, solved as the head of this module says. They state it for D W ... D W; the
+    product here, W D ... W D, has the same law, as a free product does not know its order. Where phi' crosses zero at
+    finite h (gelu, silu, sin), the smallest half per cent of singular values are not resolved. Roots are bisected, so
+    the law has no derivatives; `jacobian_moments` has.
+
+    Args:
+        activation: name, `Activation` or elementwise callable.
+        sigma_w: weight gain, > 0.
+        q: length of the pre-activations, > 0; a fixed point of the length map for the law to be that of a network.
+        depth: L, >= 1; >= 2 with orthogonal weights, where a single layer's law is that of phi'^2 itself.
+            May be traced.
+        weights: "gaussian" or "orthogonal".
+        points: points on the distribution function, >= 16; a continuous law's `cdf` between them is good to about
+            (2 / points)^2.
+
+    Returns:
+        The law.
+
+    Raises:
+        ValueError: if depth, weights or points are none of these.
+
+    Example:
+        >>> law = jax.jit(lambda: jacobian_law("relu", 2**0.5, 1.0, 8, "orthogonal"))()
+        >>> f"{law.zeros:.2f} are zero, the largest is {jnp.exp(law.log_s_max):.3f}"
+        '0.50 are zero, the largest is 4.514'
+    """
+    return product_law(*squared_slopes(activation, sigma_w, q), depth, weights, points)
+
+
+def product_law(
+    d: Float[Array, " k"],
+    share: Float[Array, " k"],
+    depth: ArrayLike,
+    weights: str = "gaussian",
+    points: int = 512,
+) -> JacobianLaw:
+    """The law of the singular values of a product of L independent layers W D, whatever is on the diagonals D.
+
+    `jacobian_law` with the law of d = sigma_w^2 D^2 given: slopes counted in a real network, thinned by dropout, or of
+    a fraction of linear units. W is of gain 1.
+
+    Args:
+        d: values, >= 0, not all 0.
+        share: of the diagonal with each value; they sum to 1.
+        depth: as in `jacobian_law`.
+        weights: as in `jacobian_law`.
+        points: as in `jacobian_law`.
+
+    Returns:
+        The law.
+
+    Raises:
+        ValueError: if depth, weights or points are none of these.
+
+    Example:
+        >>> law = jax.jit(lambda: product_law(jnp.asarray([0.0, 1.25]), jnp.asarray([0.2, 0.8]), 3, "orthogonal"))()
+        >>> f"{1 - law.cdf[-2]:.2f} of all values are the largest, {jnp.exp(law.log_s_max):.3f}"
+        '0.40 of all values are the largest, 1.398'
+    """
+    if not isinstance(points, int) or points < 16:
+        raise ValueError(f"points must be an integer >= 16, got {points!r}")
+    factor = _factor(d, share, depth, weights)
+    r = _moduli(factor, points - 2)
+    log_lambda, above, density = _law_at(factor, r, _real_angle(factor, r))
+    # free to the power L, an atom of mass a leaves one of mass 1 - L (1 - a), on top (Bercovici & Voiculescu 1998)
+    largest = jnp.max(factor.d)
+    heaviest = jnp.sum(jnp.where(factor.d >= largest, factor.share, 0))
+    atom = 1 - factor.depth * (1 - heaviest)
+    # at exactly 0 the continuous part ends where the atom was
+    isolated = (atom > -64 * jnp.finfo(atom.dtype).eps) & (factor.gaussian == 0)
+    atom = jnp.where(isolated, jnp.maximum(atom, 0), 0)
+    top = jnp.where(isolated, factor.depth * jnp.log(largest), log_lambda[-1])
+    cdf = jnp.concatenate([1 - above, jnp.stack([1 - atom, jnp.ones_like(atom)])])
+    return JacobianLaw(
+        jax.lax.cummax(jnp.concatenate([log_lambda, top[None], top[None]])) / 2,
+        jax.lax.cummax(cdf),
+        2 * jnp.concatenate([density, jnp.zeros_like(density[:2])]),
+        jnp.sum(jnp.where(factor.d == 0, factor.share, 0)),
+        top / 2,
+    )
+
+
+def jacobian_cdf(law: JacobianLaw, log_s: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
+    """Share of singular values at most s, between a law's points by straight lines.
+
+    Args:
+        law: from `jacobian_law`.
+        log_s: ln s; -inf asks for exact zeros.
+
+    Returns:
+        The share.
+    """
+    return jnp.interp(log_s, law.log_s, law.cdf, left=law.zeros, right=1.0)
+
+
+def jacobian_moments(
+    activation: AnyActivation, sigma_w: ArrayLike, q: ArrayLike, depth: ArrayLike, weights: str = "gaussian"
+) -> JacobianMoments:
+    """Mean and variance of the squared singular values of dh_L/dh_0 at infinite width.
+
+    E s^2 = chi_1^L and Var s^2 / (E s^2)^2 = L (mu_2 / mu_1^2 - 1 - s_1), mu_k = E phi'^(2k), s_1 = -1 for Gaussian and
+    0 for orthogonal weights (Pennington et al. 2017).
+
+    Args:
+        activation: name, `Activation` or elementwise callable.
+        sigma_w: weight gain, > 0.
+        q: length of every layer's pre-activations, > 0.
+        depth: L, >= 1; >= 2 with orthogonal weights.
+        weights: "gaussian" or "orthogonal".
+
+    Returns:
+        The moments.
+
+    Raises:
+        ValueError: if depth or weights is none of these.
+
+    Example:
+        >>> moments = jacobian_moments("relu", 2**0.5, 1.0, 32, "gaussian")
+        >>> f"mean e^{abs(moments.log_mean):.3f}, variance {moments.relative_variance:.2f}"
+        'mean e^0.000, variance 64.00'
+    """
+    factor = _factor(*squared_slopes(activation, sigma_w, q), depth, weights)
+    mean = jnp.sum(factor.share * factor.d)
+    spread = jnp.sum(factor.share * (factor.d - mean) ** 2) / mean**2
+    return JacobianMoments(factor.depth * jnp.log(mean), factor.depth * (spread + factor.gaussian))
