@@ -29,6 +29,7 @@ from jaxstab.spectra.matrix_free import (
     quantiles,
 )
 from jaxstab.spectra.operators import Operator, jacobian
+from jaxstab.spectra.parameter_operator import parameter_jacobian
 from jaxstab.spectra.parameters import (
     LOSSES,
     TangentKernel,
@@ -69,6 +70,7 @@ __all__ = [
     "lyapunov_exponents",
     "lyapunov_limit",
     "moments",
+    "parameter_jacobian",
     "partial_jacobian",
     "precision_report",
     "product_log_singular_values",

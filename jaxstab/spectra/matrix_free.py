@@ -16,8 +16,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from jaxstab.checks import check_count
 from jaxstab.norms import unit
-from jaxstab.records import Estimate
+from jaxstab.records import Estimate, standard_error
 from jaxstab.spectra.operators import Operator
 
 LN2 = math.log(2)
@@ -110,8 +111,8 @@ def moments(operator: Operator, key: Key[Array, ""], probes: int = 16, orders: i
         >>> (found.log_mean / jnp.log(2.0)).round(3).tolist(), round(float(found.effective_rank), 3)
         ([-100.0, -200.0], 32.0)
     """
-    _check_at_least("probes", probes, 1)
-    _check_at_least("orders", orders, 2)
+    check_count("probes", probes, 1)
+    check_count("orders", orders, 2)
     operator = _tall(operator)
     w, scale, logs = _sphere(operator, key, probes), jnp.zeros(probes, operator.dtype), []
     for order in range(orders):
@@ -124,7 +125,7 @@ def moments(operator: Operator, key: Key[Array, ""], probes: int = 16, orders: i
     relative = jnp.exp(log_samples - jnp.where(jnp.isneginf(log_mean), 0.0, log_mean)[:, None])
     rank = operator.size * jnp.exp(2 * log_mean[0] - log_mean[1])
     return Moments(
-        log_mean, _standard_error(relative), rank, rank * _standard_error((2 * relative[0] - relative[1])[None])[0]
+        log_mean, standard_error(relative), rank, rank * standard_error((2 * relative[0] - relative[1])[None])[0]
     )
 
 
@@ -165,7 +166,7 @@ def extremes(
     """
     block = top + 6 if block is None else block
     for name, size in (("top", top), ("steps", steps), ("block", block)):
-        _check_at_least(name, size, 1)
+        check_count(name, size, 1)
     if top > operator.size:
         raise ValueError(f"top must be at most the number of singular values, {operator.size}, got {top}")
     if block * steps < top:
@@ -214,8 +215,8 @@ def density(operator: Operator, key: Key[Array, ""], probes: int = 8, steps: int
         >>> density(spectra.jacobian(networks.chain(mlp), params, jnp.ones(32)), jax.random.key(1)).log_s.shape
         (8, 20)
     """
-    _check_at_least("probes", probes, 1)
-    _check_at_least("steps", steps, 1)
+    check_count("probes", probes, 1)
+    check_count("steps", steps, 1)
     tall = _tall(operator)
     steps = min(steps, tall.columns)
 
@@ -250,7 +251,7 @@ def cdf(density: Density, log_s: Float[Array, "..."]) -> Estimate:
     """
     log_s = jnp.asarray(log_s, density.log_s.dtype)
     each = jax.vmap(lambda nodes, weights: _share(nodes, weights, log_s.ravel()))(*density)
-    return Estimate(jnp.mean(each, 0).reshape(log_s.shape), _standard_error(each.T).reshape(log_s.shape))
+    return Estimate(jnp.mean(each, 0).reshape(log_s.shape), standard_error(each.T).reshape(log_s.shape))
 
 
 def quantiles(density: Density, shares: Float[Array, " share"]) -> Estimate:
@@ -354,16 +355,3 @@ def _sphere(operator: Operator, key: Key[Array, ""], probes: int) -> Float[Array
 def _tall(operator: Operator) -> Operator:
     """The operator or its transpose, so that every singular value has a right vector."""
     return operator if operator.rows >= operator.columns else operator.transpose
-
-
-def _standard_error(samples: Float[Array, "*rows probe"]) -> Float[Array, "*rows"]:
-    """Of the mean over the last axis; NaN for a single sample, which does not tell."""
-    count = samples.shape[-1]
-    if count == 1:
-        return jnp.full(samples.shape[:-1], jnp.nan, samples.dtype)
-    return jnp.std(samples, axis=-1, ddof=1) / math.sqrt(count)
-
-
-def _check_at_least(name: str, value: int, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} must be an integer >= {least}, got {value!r}")

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from jaxstab.checks import check_floating
 from jaxstab.networks import Chain, Params
@@ -84,7 +84,7 @@ def _scaled(v: Float[Array, "k n"], exponent: Int[Array, " k"]) -> tuple[Float[A
     return jnp.ldexp(v, -shift[:, None]), exponent + shift
 
 
-def _both_ways(function: Callable[[Array], Array], at: Array) -> tuple[Callable, Callable]:
+def _both_ways(function: Callable[[PyTree], Array], at: PyTree) -> tuple[Callable, Callable]:
     """A function's derivative and its transpose, on blocks of vectors."""
     push = jax.vmap(lambda v: jax.jvp(function, (at,), (v,))[1])
     # the pullback is built within, so that a pass forwards does not trace it

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from jaxstab.checks import check_floating
+from jaxstab.checks import check_count, check_floating
 from jaxstab.networks import Chain, Layer, Params
 from jaxstab.propagation import states
 from jaxstab.spectra.exact import Precision
@@ -147,8 +147,7 @@ def gauss_newton_gram(
     Raises:
         ValueError: if the loss is unknown, or rows are not batch d_out.
     """
-    if loss not in LOSSES:
-        raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {loss!r}")
+    _check_loss(loss)
     batch, out = y.shape
     if kernel.shape[-1] != batch * out:
         raise ValueError(f"kernel has {kernel.shape[-1]} rows, outputs {y.shape} make {batch * out}")
@@ -202,6 +201,17 @@ def gauss_newton_eigenvalues(
     return kernel_eigenvalues(gauss_newton_gram(kernel, y, loss))
 
 
+def _check_batch(x: Array) -> None:
+    check_floating("x", jnp.result_type(x))
+    if jnp.ndim(x) != 2:
+        raise ValueError(f"x must be a batch [batch, d_in], got shape {jnp.shape(x)}")
+
+
+def _check_loss(loss: str) -> None:
+    if loss not in LOSSES:
+        raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {loss!r}")
+
+
 def _softmax_root(logits: Float[Array, " out"]) -> Float[Array, "out out"]:
     p = jax.nn.softmax(logits)
     root = jnp.sqrt(p)
@@ -225,11 +235,9 @@ def _kernel(
     by_layer: bool,
 ) -> tuple[Array, Array, Array]:
     """Kernels of readout, blocks (each, or their sum) and embedding, in the order of the backward fold."""
-    check_floating("x", jnp.result_type(x))
-    if jnp.ndim(x) != 2:
-        raise ValueError(f"x must be a batch [batch, d_in], got shape {jnp.shape(x)}")
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"chunk_size must be >= 1, got {chunk_size}")
+    _check_batch(x)
+    if chunk_size is not None:
+        check_count("chunk_size", chunk_size, 1)
     with jax.default_matmul_precision(precision):
         hidden = jax.vmap(lambda x: states(chain, params, x), out_axes=1)(x)
 
