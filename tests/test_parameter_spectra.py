@@ -94,6 +94,41 @@ def test_chunks_bound_the_memory():
     assert temporary[0] < 0.5 * 32 * 128 * 128 * 4
 
 
+def _held(run, *like):
+    return jax.jit(run).lower(*like).compile().memory_analysis().temp_size_in_bytes
+
+
+@pytest.mark.parametrize(
+    ("width", "depth", "batch", "chunk_size"),
+    # most of it is a chunk of rows, the kernels, and the embedding's rows
+    [(256, 8, 32, None), (64, 16, 64, 40), (16, 4, 16, 20)],
+)
+def test_memory_of_the_kernel_is_as_stated(width, depth, batch, chunk_size):
+    mlp, x = MLP(depth, width), jax.ShapeDtypeStruct((batch, 784 if width == 16 else 64), jnp.float32)
+    chain, params = networks.chain(mlp), jax.eval_shape(functools.partial(networks.init, mlp), KEY, x)
+    held = _held(lambda params, x: spectra.tangent_kernel(chain, params, x, chunk_size), params, x)
+    assert abs(spectra.tangent_kernel_memory(chain, params, x, chunk_size) / held - 1) <= 0.25
+
+
+@pytest.mark.parametrize(
+    ("width", "depth", "batch", "chunk_size"),
+    # vectors with an entry for each parameter, or the states of a chunk
+    [(128, 8, 256, 16), (32, 16, 512, 512), (256, 2, 8, None)],
+)
+def test_memory_of_parameter_products_is_as_stated(width, depth, batch, chunk_size):
+    mlp, x = MLP(depth, width), jax.ShapeDtypeStruct((batch, 64), jnp.float32)
+    chain, params = networks.chain(mlp), jax.eval_shape(functools.partial(networks.init, mlp), KEY, x)
+    said = []
+
+    def run(params, x):
+        op = spectra.parameter_jacobian(chain, params, x, chunk_size=chunk_size)
+        said.append(spectra.matrix_free_memory(op, probes=8))
+        return spectra.moments(op, KEY, probes=8)
+
+    held = _held(run, params, x)
+    assert abs(said[0] / held - 1) <= 0.25
+
+
 @pytest.mark.kernels
 def test_linear_readout_has_a_closed_form():
     # of a readout alone: dy_bk/dW = phi(h_b) e_k^T, so that Theta = (phi(h_b) . phi(h_c) + 1) delta_kl

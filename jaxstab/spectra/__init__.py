@@ -25,6 +25,7 @@ from jaxstab.spectra.matrix_free import (
     cdf,
     density,
     extremes,
+    matrix_free_memory,
     moments,
     quantiles,
 )
@@ -38,6 +39,7 @@ from jaxstab.spectra.parameters import (
     kernel_eigenvalues,
     tangent_kernel,
     tangent_kernel_by_layer,
+    tangent_kernel_memory,
 )
 from jaxstab.spectra.precision import PrecisionError, PrecisionReport, precision_report
 
@@ -69,6 +71,7 @@ __all__ = [
     "log_singular_values",
     "lyapunov_exponents",
     "lyapunov_limit",
+    "matrix_free_memory",
     "moments",
     "parameter_jacobian",
     "partial_jacobian",
@@ -79,4 +82,5 @@ __all__ = [
     "spectrum",
     "tangent_kernel",
     "tangent_kernel_by_layer",
+    "tangent_kernel_memory",
 ]

@@ -20,11 +20,10 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int
 
-from jaxstab.checks import check_count
 from jaxstab.networks import Chain, Params, flatten
 from jaxstab.propagation import states
 from jaxstab.spectra.operators import Operator, Precision, _both_ways, _scaled
-from jaxstab.spectra.parameters import BYTES, _check_batch, _check_loss, _given, _trained
+from jaxstab.spectra.parameters import BYTES, _check, _check_loss, _given, _trained
 
 # vectors y_i 2^(e_i): y [k, n] and e [k]
 Scaled = tuple[Array, Array]
@@ -76,14 +75,12 @@ def parameter_jacobian(
         >>> bool(jnp.allclose(jnp.exp(2 * found.log_s), exact[:3], rtol=1e-4))
         True
     """
-    _check_batch(x)
+    _check(x, chunk_size)
     if loss is not None:
         _check_loss(loss)
     last = params.depth + 1
     if layer is not None and (isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer <= last):
         raise ValueError(f"layer must be None or an integer in [0, {last}], got {layer!r}")
-    if chunk_size is not None:
-        check_count("chunk_size", chunk_size, 1)
     h = jax.eval_shape(chain.embed, params, x[0])
     y = jax.eval_shape(chain.readout, params, h)
     return _Batch(chain, params, x, loss, layer, chunk_size, precision, h.size, y.size).operator()
@@ -188,7 +185,15 @@ class _Batch(NamedTuple):
                 step = lambda found, at: (self.backwards(columns, at[0], at[1], found), None)
                 return self.levelled(columns, *jax.lax.scan(step, nothing, (xs, us))[0])
 
-        return Operator(apply, adjoint, rows, total, self.x.dtype)
+        return Operator(apply, adjoint, rows, total, self.x.dtype, lambda k: self.workspace(k, total))
+
+    def workspace(self, block: int, columns: int) -> int:
+        """Either copies of the vectors of parameters, or a chunk's states and vectors and one layer's parameters."""
+        depth, (_, size) = self.params.depth, self.chunks(block)
+        layer = sum(leaf.size for leaf in jax.tree.leaves(_trained(self.params.blocks))) // depth
+        # states are stacked, then joined with the first: twice there, before any product
+        hidden, vectors = (depth + 1) * size * self.width, 4 * block * size * self.width + (1 + 2 * block) * layer
+        return max(2 * block * columns, hidden + max(hidden, vectors)) * self.x.dtype.itemsize
 
     def chunks(self, block: int) -> tuple[Float[Array, "count inputs"], int]:
         """The examples in chunks of one size, those at the start once more to fill up the last; and the size."""
