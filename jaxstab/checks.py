@@ -1,4 +1,4 @@
-"""What Python can know before anything is traced: gains, depths and dtypes that make sense, or a ValueError."""
+"""What Python can know before anything is traced: gains, depths, counts and dtypes that make sense, or a ValueError."""
 
 from collections.abc import Sequence
 
@@ -51,3 +51,18 @@ def check_floating(name: str, dtype: DTypeLike) -> None:
     """
     if not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(f"{name} must be floating, got dtype {dtype}; convert it first (digits: divide by 255.0)")
+
+
+def check_count(name: str, value: int, least: int) -> None:
+    """Refuse what is no count.
+
+    Args:
+        name: of the argument.
+        value: the count; it is static.
+        least: value allowed.
+
+    Raises:
+        ValueError: if it is not an integer >= least.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} must be an integer >= {least}, got {value!r}")

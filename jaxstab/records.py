@@ -6,6 +6,7 @@ A prediction that theory does not make is NaN in the same record, never another 
 """
 
 import hashlib
+import math
 from typing import NamedTuple, get_type_hints
 
 import jax.numpy as jnp
@@ -118,6 +119,21 @@ class Estimate(NamedTuple):
 
     value: Float[Array, "..."]
     standard_error: Float[Array, "..."]
+
+
+def standard_error(samples: Float[Array, "*rows sample"]) -> Float[Array, "*rows"]:
+    """Standard error of the mean of independent samples.
+
+    Args:
+        samples: along the last axis.
+
+    Returns:
+        Standard deviation (n - 1) over the square root of n; NaN for a single sample, which does not tell.
+    """
+    count = samples.shape[-1]
+    if count == 1:
+        return jnp.full(samples.shape[:-1], jnp.nan, samples.dtype)
+    return jnp.std(samples, axis=-1, ddof=1) / math.sqrt(count)
 
 
 class Data(NamedTuple):

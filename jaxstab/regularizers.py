@@ -17,11 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
-from jaxstab.checks import check_floating
+from jaxstab.checks import check_count, check_floating
 from jaxstab.networks import Chain, Params
 from jaxstab.norms import unit
 from jaxstab.propagation import states
-from jaxstab.records import Estimate
+from jaxstab.records import Estimate, standard_error
 
 
 def omega(
@@ -111,14 +111,14 @@ def jacobian_norm(
         8.0
         >>> slope = jax.grad(penalty)(params, jnp.ones(8), jax.random.key(1)).blocks["dense"]["kernel"].shape
     """
-    _check_count("projections", projections)
+    check_count("projections", projections, 1)
     check_floating("x", jnp.result_type(x))
     y, pullback = jax.vjp(fn, x)
     if jnp.ndim(y) != 1:
         raise ValueError(f"fn must return a vector [d_out], got shape {jnp.shape(y)}; vmap over examples outside")
     directions = jax.vmap(lambda v: unit(v)[0])(jax.random.normal(key, (projections, y.size), y.dtype))
     samples = y.size * jnp.sum(jax.vmap(pullback)(directions)[0] ** 2, axis=1)
-    return Estimate(jnp.mean(samples), _standard_error(jax.lax.stop_gradient(samples)))
+    return Estimate(jnp.mean(samples), standard_error(jax.lax.stop_gradient(samples)))
 
 
 def orthogonality(weights: PyTree, gain: ArrayLike = 1.0) -> Float[Array, ""]:
@@ -178,7 +178,7 @@ def spectral_norm(weights: PyTree, key: Array, iterations: int = 20) -> Float[Ar
         >>> round(float(spectral_norm({"kernel": jnp.diag(jnp.asarray([1.0, 2.0]))}, jax.random.key(0))), 4)
         2.0
     """
-    _check_count("iterations", iterations)
+    check_count("iterations", iterations, 1)
     found = _stacks(weights)
 
     def sigma(w: Array, start: Array) -> Array:
@@ -211,14 +211,3 @@ def _stacks(weights: PyTree) -> list[Float[Array, "stack m n"]]:
             raise ValueError(f"a weight must be a matrix or a stack of them, got shape {jnp.shape(leaf)}")
     dtype = max((jnp.result_type(leaf) for leaf in [*found, jnp.float32]), key=lambda dtype: dtype.itemsize)
     return [jnp.asarray(leaf, dtype).reshape(-1, *leaf.shape[-2:]) for leaf in found]
-
-
-def _standard_error(samples: Float[Array, " n"]) -> Float[Array, ""]:
-    """Of the samples' mean."""
-    n = len(samples)
-    return jnp.std(samples, ddof=1) / n**0.5 if n > 1 else jnp.full((), jnp.nan, samples.dtype)
-
-
-def _check_count(name: str, count: int) -> None:
-    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-        raise ValueError(f"{name} must be an integer >= 1, got {count!r}")

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxstab.checks import check_depths, check_floating, check_gains
+from jaxstab.checks import check_count, check_depths, check_floating, check_gains
 
 
 def test_gains():
@@ -26,3 +26,10 @@ def test_floating():
     check_floating("x", jnp.float32)
     with pytest.raises(ValueError, match="x must be floating, got dtype int32; convert it first"):
         check_floating("x", jnp.dtype("int32"))
+
+
+def test_counts():
+    check_count("steps", 2, 2)
+    for bad in (1, -3, True):
+        with pytest.raises(ValueError, match=f"steps must be an integer >= 2, got {bad}"):
+            check_count("steps", bad, 2)

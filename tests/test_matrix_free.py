@@ -264,18 +264,37 @@ def test_moments_have_gradients():
     np.testing.assert_allclose(jax.jit(jax.jacrev(log_mean))(1.5), 2 * DEPTH / 1.5 * np.array([1, 2]), rtol=1e-9)
 
 
-def test_memory_is_a_tenth_of_the_weights():
-    # one layer's weights, copied out of their stack, are the most of it: more than a tenth below depth 10
-    mlp, x = MLP(depth=16, width=1024), jax.ShapeDtypeStruct((1024,), jnp.float32)
+def _measured(measure, d_in, width, depth, settings):
+    """Bytes that XLA says, those that we say, and those of the weights; nothing runs."""
+    mlp, x = MLP(depth=depth, width=width), jax.ShapeDtypeStruct((d_in,), jnp.float32)
     chain, params = networks.chain(mlp), jax.eval_shape(partial(networks.init, mlp), KEY, x)
-    weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
+    said = []
 
-    def temporaries(measure):
-        run = jax.jit(lambda params, x: measure(spectra.jacobian(chain, params, x), KEY))
-        return run.lower(params, x).compile().memory_analysis().temp_size_in_bytes
+    def run(params, x):
+        op = spectra.jacobian(chain, params, x)
+        said.append(spectra.matrix_free_memory(op, **settings))
+        return measure(op, KEY, **settings)
 
-    for measure in (spectra.density, partial(spectra.extremes, top=10)):
-        assert temporaries(measure) <= weights / 10
+    held = jax.jit(run).lower(params, x).compile().memory_analysis().temp_size_in_bytes
+    return held, said[0], sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
+
+
+@pytest.mark.parametrize(
+    ("measure", "sizes", "settings"),
+    [
+        # the weights of one layer are most of it; the bases; the states; the vectors
+        (spectra.extremes, (1024, 1024, 16), {"block": 16, "steps": 8}),
+        (spectra.density, (64, 256, 4), {"probes": 32, "steps": 20}),
+        (spectra.moments, (128, 64, 1024), {"probes": 8}),
+        (spectra.moments, (784, 128, 16), {"probes": 64}),
+    ],
+)
+def test_memory_is_as_stated(measure, sizes, settings):
+    held, said, weights = _measured(measure, *sizes, settings)
+    assert abs(said / held - 1) <= 0.25, (said, held)
+    if measure is spectra.extremes:
+        # with one layer's weights a share of 1/depth; more than a tenth below depth 13 or so
+        assert held <= weights / 10
 
 
 def test_agrees_with_matfree():
@@ -302,6 +321,7 @@ def test_mistakes_are_named():
         (lambda: spectra.moments(op, KEY, probes=0), "probes must be an integer >= 1, got 0"),
         (lambda: spectra.moments(op, KEY, orders=1), "orders must be an integer >= 2"),
         (lambda: spectra.density(op, KEY, steps=0), "steps"),
+        (lambda: spectra.matrix_free_memory(op, steps=-1), "steps must be an integer >= 0, got -1"),
         (lambda: spectra.extremes(op, KEY, top=9), "at most the number of singular values, 8, got 9"),
         (lambda: spectra.extremes(op, KEY, top=4, block=1, steps=2), "block"),
         (lambda: spectra.quantiles(spectra.Density(x[None], x[None]), jnp.asarray([1.5])), r"in \[0, 1\]"),

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.flatten_util import ravel_pytree
 
-from jaxstab import networks, spectra
+from jaxstab import networks, norms, propagation, spectra
 from jaxstab.networks import MLP
 
 KEY = jax.random.key(6)
@@ -23,12 +24,31 @@ by_layer = jax.jit(spectra.tangent_kernel_by_layer, static_argnums=(0, 3))
 gauss_newton = jax.jit(spectra.gauss_newton_eigenvalues, static_argnums=0)
 
 
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def matrices(chain, params, x, settings):
+    """The operators as matrices, from products forwards and backwards; settings are loss, layer and chunk_size."""
+
+    def both(loss, layer, chunk_size):
+        op = spectra.parameter_jacobian(chain, params, x, loss, layer, chunk_size)
+        eye = lambda n: jnp.eye(n, dtype=x.dtype)
+        values = lambda product: jnp.ldexp(product[0], product[1][:, None])
+        return values(op.apply(eye(op.columns))).T, values(op.adjoint(eye(op.rows)))
+
+    return [both(*setting) for setting in settings]
+
+
 @functools.cache
 def _network(**kind):
     # cached: a chain made again is a new static argument, and compiles again
     mlp = MLP(3, 6, features_out=3, **kind)
     x = jax.random.normal(jax.random.key(5), (3, 4))
     return mlp, networks.chain(mlp), networks.init(mlp, KEY, x, 1.3, 0.2), x
+
+
+@functools.cache
+def _dense(kind=None):
+    mlp, _, params, x = _network(**KINDS[kind] if kind else {})
+    return _jacobian(mlp, params, x)
 
 
 def _jacobian(mlp, params, x):
@@ -42,8 +62,8 @@ def _jacobian(mlp, params, x):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_block_against_the_dense_jacobian(kind):
-    mlp, chain, params, x = _network(**KINDS[kind])
-    embed, blocks, readout = _jacobian(mlp, params, x)
+    _, chain, params, x = _network(**KINDS[kind])
+    embed, blocks, readout = _dense(kind)
     found = by_layer(chain, params, x, None)
     np.testing.assert_allclose(found.embed, embed @ embed.T, atol=1e-12)
     np.testing.assert_allclose(found.blocks, [j @ j.T for j in blocks], atol=1e-12)
@@ -72,6 +92,41 @@ def test_chunks_bound_the_memory():
     # 32 rows of a layer's Jacobian, 4 bytes each, against one
     assert temporary[1] - temporary[0] > 0.8 * 31 * 128 * 128 * 4
     assert temporary[0] < 0.5 * 32 * 128 * 128 * 4
+
+
+def _held(run, *like):
+    return jax.jit(run).lower(*like).compile().memory_analysis().temp_size_in_bytes
+
+
+@pytest.mark.parametrize(
+    ("width", "depth", "batch", "chunk_size"),
+    # most of it is a chunk of rows, the kernels, and the embedding's rows
+    [(256, 8, 32, None), (64, 16, 64, 40), (16, 4, 16, 20)],
+)
+def test_memory_of_the_kernel_is_as_stated(width, depth, batch, chunk_size):
+    mlp, x = MLP(depth, width), jax.ShapeDtypeStruct((batch, 784 if width == 16 else 64), jnp.float32)
+    chain, params = networks.chain(mlp), jax.eval_shape(functools.partial(networks.init, mlp), KEY, x)
+    held = _held(lambda params, x: spectra.tangent_kernel(chain, params, x, chunk_size), params, x)
+    assert abs(spectra.tangent_kernel_memory(chain, params, x, chunk_size) / held - 1) <= 0.25
+
+
+@pytest.mark.parametrize(
+    ("width", "depth", "batch", "chunk_size"),
+    # vectors with an entry for each parameter, or the states of a chunk
+    [(128, 8, 256, 16), (32, 16, 512, 512), (256, 2, 8, None)],
+)
+def test_memory_of_parameter_products_is_as_stated(width, depth, batch, chunk_size):
+    mlp, x = MLP(depth, width), jax.ShapeDtypeStruct((batch, 64), jnp.float32)
+    chain, params = networks.chain(mlp), jax.eval_shape(functools.partial(networks.init, mlp), KEY, x)
+    said = []
+
+    def run(params, x):
+        op = spectra.parameter_jacobian(chain, params, x, chunk_size=chunk_size)
+        said.append(spectra.matrix_free_memory(op, probes=8))
+        return spectra.moments(op, KEY, probes=8)
+
+    held = _held(run, params, x)
+    assert abs(said[0] / held - 1) <= 0.25
 
 
 @pytest.mark.kernels
@@ -119,11 +174,14 @@ def test_batchnorm_and_dropout():
     tree = jax.jit(jax.jacrev(y))(bare)
     j = np.concatenate([np.asarray(leaf).reshape(8, -1) for leaf in jax.tree.leaves(tree)], axis=1)
     np.testing.assert_allclose(kernel(chain, params, x.ravel()[None], None), j @ j.T, atol=1e-11)
+    apply, adjoint = matrices(chain, params, x.ravel()[None], ((None, None, None),))[0]
+    np.testing.assert_allclose(apply, j, atol=1e-12)
+    np.testing.assert_allclose(adjoint, j, atol=1e-12)
 
 
 def test_gauss_newton_against_the_dense_matrix():
     mlp, chain, params, x = _network()
-    embed, blocks, readout = _jacobian(mlp, params, x)
+    embed, blocks, readout = _dense()
     j = np.concatenate([embed, *blocks, readout], axis=1)
     y, labels = mlp.apply(networks.variables(params), x), jnp.zeros(3, int)
     losses = {
@@ -144,6 +202,99 @@ def test_gauss_newton_against_the_dense_matrix():
             np.testing.assert_allclose(gauss_newton(chain, params, x), expected, atol=1e-12 * expected[0])
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_operator_against_the_dense_jacobian(kind):
+    mlp, chain, params, x = _network(**KINDS[kind])
+    flat, unravel = ravel_pytree(params)
+    whole = jax.jit(jax.jacrev(lambda flat: mlp.apply(networks.variables(unravel(flat)), x).ravel()))(flat)
+    # one by one; or with a last chunk to fill up. All at once in the tests below
+    (products,) = matrices(chain, params, x, ((None, None, 1 if kind == "dense and rms" else 2),))
+    for product in products:
+        np.testing.assert_allclose(product, whole, atol=1e-13)
+
+
+def test_operator_by_layer():
+    _, chain, params, x = _network()
+    embed, blocks, readout = _dense()
+    found = matrices(chain, params, x, tuple((None, layer, 2) for layer in (0, 2, 4)))
+    for products, expected in zip(found, [embed, blocks[1], readout], strict=True):
+        for product in products:
+            np.testing.assert_allclose(product, expected, atol=1e-13)
+
+
+def test_roots_of_the_gauss_newton_matrix():
+    mlp, chain, params, x = _network()
+    y, theta = mlp.apply(networks.variables(params), x), by_layer(chain, params, x, None)
+    settings = (("squared", None, None), ("cross_entropy", 2, 2))
+    kernels = (theta.total, theta.blocks[1])
+    for (loss, *_), whole, products in zip(settings, kernels, matrices(chain, params, x, settings), strict=True):
+        gram = spectra.gauss_newton_gram(whole, y, loss)
+        for root in products:
+            np.testing.assert_allclose(root @ root.T, gram, atol=1e-13)
+
+
+def test_matrix_free_spectra_of_parameters():
+    _, chain, params, x = _network()
+
+    @jax.jit
+    def measure(params, key):
+        root = spectra.parameter_jacobian(chain, params, x, loss="cross_entropy", chunk_size=2)
+        return (
+            spectra.extremes(root, key, top=3, steps=2, block=4),
+            spectra.moments(root, key, 64),
+            spectra.density(root, key, 64, 4),
+        )
+
+    extremes, moments, density = measure(params, jax.random.key(1))
+    eigenvalues = np.asarray(gauss_newton(chain, params, x))
+    top, bound = np.exp(extremes.log_s), np.asarray(extremes.relative_error)
+    s = np.sqrt(np.maximum(eigenvalues, 0))
+    assert np.all(np.min(np.abs(s[:, None] - top[None]), axis=0) <= bound * top)
+    assert np.all(top <= s[:3] * (1 + bound))
+    trace = 9 * np.exp(moments.log_mean[0])
+    assert abs(trace / eigenvalues.sum() - 1) <= 4 * moments.relative_error[0]
+    mean = np.sum(np.exp(2 * density.log_s) * density.weights, axis=1)
+    assert abs(mean.mean() - eigenvalues.mean()) <= 4 * mean.std(ddof=1) / 8
+    # the first right vector is a direction in parameters; the loss's curvature there is the top eigenvalue
+    direction = ravel_pytree(params)[1](extremes.right[0])
+    y = lambda params: jax.vmap(lambda x: chain.readout(params, propagation.states(chain, params, x)[-1]))(x)
+    logits, moved = jax.jit(lambda: jax.jvp(y, (params,), (direction,)))()
+    p = jax.nn.softmax(logits)
+    curvature = jnp.mean(jnp.sum(p * moved**2, axis=1) - jnp.sum(p * moved, axis=1) ** 2)
+    assert float(curvature) == pytest.approx(eigenvalues[0], rel=2 * bound[0])
+
+
+@pytest.mark.parametrize("layer", [None, 1])
+def test_parameter_products_beyond_any_float(layer):
+    # linear: what the first block's parameters do shrinks with every later weight, 200 times 1e-3, and with h_0
+    mlp = MLP(200, 4, "identity", features_out=4, weights="orthogonal")
+    chain, x = networks.chain(mlp), jax.random.normal(KEY, (2, 4))
+    unit = networks.init(mlp, KEY, x)
+    params = networks.rescale(unit, 1e-3, 0.0)
+
+    @jax.jit
+    def product(params, v):
+        op = spectra.parameter_jacobian(chain, params, x, layer=layer)
+        return op.apply(v), op.adjoint(op.apply(v)[0])
+
+    if layer is None:
+        # only the first block's weights move
+        move = params._replace(
+            **jax.tree.map(jnp.zeros_like, params)._asdict()
+            | {"blocks": jax.tree.map(lambda leaf: jnp.zeros_like(leaf).at[0].set(1.0), params.blocks)}
+        )
+        move.blocks["dense"]["bias"] = jnp.zeros_like(move.blocks["dense"]["bias"])
+        v = ravel_pytree(move)[0]
+    else:
+        v = ravel_pytree({"bias": jnp.zeros(4), "kernel": jnp.ones((4, 4))})[0]
+    (y, exponent), (back, back_exponent) = product(params, v[None])
+    (y_1, exponent_1), _ = product(unit, v[None])
+    shift = (float(exponent[0] - exponent_1[0])) * np.log(2) + np.log(np.linalg.norm(y) / np.linalg.norm(y_1))
+    assert shift == pytest.approx(201 * np.log(1e-3), rel=1e-12)
+    np.testing.assert_allclose(norms.unit(y)[0], norms.unit(y_1)[0], rtol=1e-9)
+    assert np.all(np.isfinite(back)) and (int(back_exponent[0]) < -1000) == (layer == 1)
+
+
 def test_vmap_over_draws():
     _, chain, params, x = _network()
     draws = jax.tree.map(lambda leaf: jnp.stack([leaf, 2 * leaf]), params)
@@ -154,9 +305,20 @@ def test_vmap_over_draws():
 
 def test_what_makes_no_sense_is_refused():
     _, chain, params, x = _network()
-    with pytest.raises(ValueError, match="chunk_size must be >= 1, got 0"):
+    with pytest.raises(ValueError, match="chunk_size must be an integer >= 1, got 0"):
         spectra.tangent_kernel(chain, params, x, 0)
     with pytest.raises(ValueError, match="one of cross_entropy, squared, got 'hinge'"):
         spectra.gauss_newton_gram(jnp.eye(6), jnp.ones((3, 2)), "hinge")
     with pytest.raises(ValueError, match=r"kernel has 5 rows, outputs \(3, 2\) make 6"):
         spectra.gauss_newton_gram(jnp.eye(5), jnp.ones((3, 2)))
+    for settings, match in [
+        ({"chunk_size": 0}, "chunk_size must be an integer >= 1, got 0"),
+        ({"loss": "hinge"}, "one of cross_entropy, squared, got 'hinge'"),
+        ({"layer": 5}, r"layer must be None or an integer in \[0, 4\], got 5"),
+        ({"layer": -1}, "got -1"),
+        ({"layer": True}, "got True"),
+    ]:
+        with pytest.raises(ValueError, match=match):
+            spectra.parameter_jacobian(chain, params, x, **settings)
+    with pytest.raises((ValueError, TypeError)):
+        spectra.parameter_jacobian(chain, params, x[0])

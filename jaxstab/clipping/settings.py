@@ -38,21 +38,6 @@ def check_setting(name: str, value: Setting, low: float = 0.0, high: float = mat
         raise ValueError(f"{name} must be {interval}, got {value}")
 
 
-def check_count(name: str, value: int, low: int) -> None:
-    """Refuse what is no count of steps.
-
-    Args:
-        name: of the argument.
-        value: the count; it is static.
-        low: least value allowed.
-
-    Raises:
-        ValueError: if it is not an integer >= low.
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:
-        raise ValueError(f"{name} must be an integer >= {low}, got {value!r}")
-
-
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
     """Refuse an unknown name.
 

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, PyTree
 
-from jaxstab.clipping.settings import Setting, check_count, check_setting, setting_at
+from jaxstab.checks import check_count
+from jaxstab.clipping.settings import Setting, check_setting, setting_at
 from jaxstab.norms import accumulator, norm
 
 # where the warm-up after a reset starts, as in the authors' code

@@ -27,10 +27,12 @@ from jaxstab.spectra.matrix_free import (
     cdf,
     density,
     extremes,
+    matrix_free_memory,
     moments,
     quantiles,
 )
 from jaxstab.spectra.operators import Operator, jacobian
+from jaxstab.spectra.parameter_operator import parameter_jacobian
 from jaxstab.spectra.parameters import (
     LOSSES,
     TangentKernel,
@@ -39,6 +41,7 @@ from jaxstab.spectra.parameters import (
     kernel_eigenvalues,
     tangent_kernel,
     tangent_kernel_by_layer,
+    tangent_kernel_memory,
 )
 from jaxstab.spectra.precision import PrecisionError, PrecisionReport, precision_report
 
@@ -72,7 +75,9 @@ __all__ = [
     "log_spectrum_memory",
     "lyapunov_exponents",
     "lyapunov_limit",
+    "matrix_free_memory",
     "moments",
+    "parameter_jacobian",
     "partial_jacobian",
     "precision_report",
     "product_log_singular_values",
@@ -81,4 +86,5 @@ __all__ = [
     "spectrum",
     "tangent_kernel",
     "tangent_kernel_by_layer",
+    "tangent_kernel_memory",
 ]

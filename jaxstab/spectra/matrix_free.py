@@ -16,8 +16,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from jaxstab.checks import check_count
 from jaxstab.norms import unit
-from jaxstab.records import Estimate
+from jaxstab.records import Estimate, standard_error
 from jaxstab.spectra.operators import Operator
 
 LN2 = math.log(2)
@@ -110,8 +111,8 @@ def moments(operator: Operator, key: Key[Array, ""], probes: int = 16, orders: i
         >>> (found.log_mean / jnp.log(2.0)).round(3).tolist(), round(float(found.effective_rank), 3)
         ([-100.0, -200.0], 32.0)
     """
-    _check_at_least("probes", probes, 1)
-    _check_at_least("orders", orders, 2)
+    check_count("probes", probes, 1)
+    check_count("orders", orders, 2)
     operator = _tall(operator)
     w, scale, logs = _sphere(operator, key, probes), jnp.zeros(probes, operator.dtype), []
     for order in range(orders):
@@ -124,7 +125,7 @@ def moments(operator: Operator, key: Key[Array, ""], probes: int = 16, orders: i
     relative = jnp.exp(log_samples - jnp.where(jnp.isneginf(log_mean), 0.0, log_mean)[:, None])
     rank = operator.size * jnp.exp(2 * log_mean[0] - log_mean[1])
     return Moments(
-        log_mean, _standard_error(relative), rank, rank * _standard_error((2 * relative[0] - relative[1])[None])[0]
+        log_mean, standard_error(relative), rank, rank * standard_error((2 * relative[0] - relative[1])[None])[0]
     )
 
 
@@ -165,7 +166,7 @@ def extremes(
     """
     block = top + 6 if block is None else block
     for name, size in (("top", top), ("steps", steps), ("block", block)):
-        _check_at_least(name, size, 1)
+        check_count(name, size, 1)
     if top > operator.size:
         raise ValueError(f"top must be at most the number of singular values, {operator.size}, got {top}")
     if block * steps < top:
@@ -214,8 +215,8 @@ def density(operator: Operator, key: Key[Array, ""], probes: int = 8, steps: int
         >>> density(spectra.jacobian(networks.chain(mlp), params, jnp.ones(32)), jax.random.key(1)).log_s.shape
         (8, 20)
     """
-    _check_at_least("probes", probes, 1)
-    _check_at_least("steps", steps, 1)
+    check_count("probes", probes, 1)
+    check_count("steps", steps, 1)
     tall = _tall(operator)
     steps = min(steps, tall.columns)
 
@@ -228,6 +229,42 @@ def density(operator: Operator, key: Key[Array, ""], probes: int = 8, steps: int
     seen = s > jnp.finfo(s.dtype).eps * math.sqrt(tall.rows + tall.columns) * s[:, -1:]
     log_s = jnp.where(seen, jnp.log(jnp.where(seen, s, 1.0)) + offset[:, None], -jnp.inf)
     return Density(jnp.where(jnp.isnan(s), s, log_s), weights)
+
+
+def matrix_free_memory(operator: Operator, probes: int = 1, block: int = 1, steps: int = 0) -> int:
+    """Bytes that a matrix-free measure holds at its peak besides the parameters and what it returns, on a CPU.
+
+    The workspace of a product with k = probes * block vectors; those vectors and the bases on both sides, k (steps + 1)
+    (rows + columns) entries; and a bidiagonal matrix for each probe, (block steps)^2. Within 25 % of what XLA says.
+
+    Args:
+        operator: the Jacobian.
+        probes: of `moments` or `density`; 1 for `extremes`.
+        block: of `extremes`, whose default is top + 6; 1 for the others.
+        steps: of `extremes` or `density`; 0 for `moments`.
+
+    Returns:
+        The bytes.
+
+    Raises:
+        ValueError: if probes or block < 1, or steps < 0.
+
+    Example:
+        >>> from jaxstab import networks, spectra
+        >>> mlp = networks.MLP(depth=100, width=128)
+        >>> params = networks.init(mlp, jax.random.key(0), jnp.ones(128))
+        >>> jacobian = spectra.jacobian(networks.chain(mlp), params, jnp.ones(128))
+        >>> weights = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+        >>> matrix_free_memory(jacobian, block=16, steps=4) / weights < 0.1
+        True
+    """
+    for name, size, least in (("probes", probes, 1), ("block", block, 1), ("steps", steps, 0)):
+        check_count(name, size, least)
+    if block * steps > operator.size:
+        block, steps = operator.size, 1
+    k = probes * block
+    entries = k * (steps + 1) * (operator.rows + operator.columns) + probes * (block * steps) ** 2
+    return operator.workspace(k) + entries * jnp.dtype(operator.dtype).itemsize
 
 
 def cdf(density: Density, log_s: Float[Array, "..."]) -> Estimate:
@@ -250,7 +287,7 @@ def cdf(density: Density, log_s: Float[Array, "..."]) -> Estimate:
     """
     log_s = jnp.asarray(log_s, density.log_s.dtype)
     each = jax.vmap(lambda nodes, weights: _share(nodes, weights, log_s.ravel()))(*density)
-    return Estimate(jnp.mean(each, 0).reshape(log_s.shape), _standard_error(each.T).reshape(log_s.shape))
+    return Estimate(jnp.mean(each, 0).reshape(log_s.shape), standard_error(each.T).reshape(log_s.shape))
 
 
 def quantiles(density: Density, shares: Float[Array, " share"]) -> Estimate:
@@ -354,16 +391,3 @@ def _sphere(operator: Operator, key: Key[Array, ""], probes: int) -> Float[Array
 def _tall(operator: Operator) -> Operator:
     """The operator or its transpose, so that every singular value has a right vector."""
     return operator if operator.rows >= operator.columns else operator.transpose
-
-
-def _standard_error(samples: Float[Array, "*rows probe"]) -> Float[Array, "*rows"]:
-    """Of the mean over the last axis; NaN for a single sample, which does not tell."""
-    count = samples.shape[-1]
-    if count == 1:
-        return jnp.full(samples.shape[:-1], jnp.nan, samples.dtype)
-    return jnp.std(samples, axis=-1, ddof=1) / math.sqrt(count)
-
-
-def _check_at_least(name: str, value: int, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} must be an integer >= {least}, got {value!r}")

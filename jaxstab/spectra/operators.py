@@ -3,7 +3,8 @@ r"""Jacobians as functions: products with blocks of vectors, never the matrix.
 A block of k vectors goes through the chain layer by layer, v <- (d block_l / dh) v forwards and its transpose
 backwards, linearised anew at the stored state h_l in each layer. One pass over depth L and width n reads every weight
 once, 4 n^2 L bytes in float32, for 2 k n^2 L FLOPs: k/2 FLOPs per byte, against 1/2 for one vector at a time. Memory
-is the states [L + 1, n], the vectors [k, n] and the weights of one layer, which a scan copies out of their stack.
+is the states [L + 1, n], the vectors [k, n] and the weights of one layer, which XLA copies out of their stack, 1/L of
+all: on a CPU no product reads a slice where it lies.
 
 Vectors carry a power of two beside them, so that products of any depth and gain neither overflow nor vanish, and
 scaling rounds nothing.
@@ -15,7 +16,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from jaxstab.checks import check_floating
 from jaxstab.networks import Chain, Params
@@ -35,6 +36,7 @@ class Operator(NamedTuple):
         rows: outputs of J.
         columns: inputs of J.
         dtype: of the vectors.
+        workspace: k -> bytes that a product with k vectors holds besides them and the parameters, at most at a time.
     """
 
     apply: Product
@@ -42,6 +44,7 @@ class Operator(NamedTuple):
     rows: int
     columns: int
     dtype: DTypeLike
+    workspace: Callable[[int], int] = lambda k: 0
 
     @property
     def size(self) -> int:
@@ -51,7 +54,7 @@ class Operator(NamedTuple):
     @property
     def transpose(self) -> "Operator":
         """The transposed matrix."""
-        return Operator(self.adjoint, self.apply, self.columns, self.rows, self.dtype)
+        return self._replace(apply=self.adjoint, adjoint=self.apply, rows=self.columns, columns=self.rows)
 
     def matvec(self, v: Float[Array, " columns"]) -> Float[Array, " rows"]:
         """The product J v, under- and overflow included.
@@ -84,7 +87,7 @@ def _scaled(v: Float[Array, "k n"], exponent: Int[Array, " k"]) -> tuple[Float[A
     return jnp.ldexp(v, -shift[:, None]), exponent + shift
 
 
-def _both_ways(function: Callable[[Array], Array], at: Array) -> tuple[Callable, Callable]:
+def _both_ways(function: Callable[[PyTree], Array], at: PyTree) -> tuple[Callable, Callable]:
     """A function's derivative and its transpose, on blocks of vectors."""
     push = jax.vmap(lambda v: jax.jvp(function, (at,), (v,))[1])
     # the pullback is built within, so that a pass forwards does not trace it
@@ -164,4 +167,8 @@ def jacobian(
 
     rows = jax.eval_shape(lambda h: chain.readout(params, h), hidden[0]).size if readout else hidden.shape[1]
     columns = x.shape[0] if from_layer is None else hidden.shape[1]
-    return Operator(product(0, start, end), product(1, end, start), rows, columns, hidden.dtype)
+    weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params.blocks)) // params.depth
+    size = hidden.dtype.itemsize
+    # states are stacked, then joined with the first: twice there, before any product
+    workspace = lambda k: hidden.size * size + max(hidden.size * size, weights + k * hidden.shape[1] * size)
+    return Operator(product(0, start, end), product(1, end, start), rows, columns, hidden.dtype, workspace)

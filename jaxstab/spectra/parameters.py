@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from jaxstab.checks import check_floating
+from jaxstab.checks import check_count, check_floating
 from jaxstab.networks import Chain, Layer, Params
 from jaxstab.propagation import states
 from jaxstab.spectra.exact import Precision
@@ -111,6 +111,50 @@ def tangent_kernel_by_layer(
     return TangentKernel(first, blocks, last)
 
 
+def tangent_kernel_memory(
+    chain: Chain, params: Params, x: Array | jax.ShapeDtypeStruct, chunk_size: int | None = None
+) -> int:
+    """Bytes that `tangent_kernel` holds at its peak besides the parameters and the kernel, on a CPU.
+
+    States [L + 1, batch, n]; cotangents [rows, n] twice; three kernels [rows, rows]; one layer's parameters, which XLA
+    copies out of their stack; and of one layer a chunk of rows of J with their push, [chunk, P_l + batch n]. Within
+    25 % of what XLA says.
+
+    Args:
+        chain: the network.
+        params: its parameters, depth L; shapes will do.
+        x: a batch of inputs; its shape will do.
+        chunk_size: as in `tangent_kernel`.
+
+    Returns:
+        The bytes.
+
+    Raises:
+        ValueError: if chunk_size < 1, or x is not a floating batch.
+
+    Example:
+        >>> from jaxstab import networks
+        >>> mlp, x = networks.MLP(depth=2, width=512), jnp.ones((256, 784), jnp.float32)
+        >>> params = jax.eval_shape(lambda key: networks.init(mlp, key, x), jax.random.key(0))
+        >>> sizes = [tangent_kernel_memory(networks.chain(mlp), params, x, size) for size in (1, 32, None)]
+        >>> [round(size / 2**20) for size in sizes]
+        [90, 153, 343]
+    """
+    _check(x, chunk_size)
+    one = jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
+    h = jax.eval_shape(chain.embed, params, one)
+    out = jax.eval_shape(chain.readout, params, h).size
+    batch, rows = x.shape[0], x.shape[0] * out
+    block = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), _trained(params.blocks))
+    layers = ((_trained(params.embed), h.size), (block, h.size), (_trained(params.readout), out))
+    chunk = max(_chunk(theta, batch, out, size, chunk_size, x.dtype.itemsize)[1] for theta, size in layers)
+    weights = sum(leaf.size for leaf in jax.tree.leaves(block))
+    hidden = (params.depth + 1) * batch * h.size * x.dtype.itemsize
+    fold = (2 * rows * h.size + 3 * rows**2 + weights) * x.dtype.itemsize + chunk
+    # states are stacked, then joined with the first: twice there, before the fold begins
+    return hidden + max(hidden, fold)
+
+
 def kernel_eigenvalues(kernel: Float[Array, "*layer rows rows"]) -> Float[Array, "*layer rows"]:
     """Eigenvalues of kernels: the squared singular values of their J.
 
@@ -147,8 +191,7 @@ def gauss_newton_gram(
     Raises:
         ValueError: if the loss is unknown, or rows are not batch d_out.
     """
-    if loss not in LOSSES:
-        raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {loss!r}")
+    _check_loss(loss)
     batch, out = y.shape
     if kernel.shape[-1] != batch * out:
         raise ValueError(f"kernel has {kernel.shape[-1]} rows, outputs {y.shape} make {batch * out}")
@@ -202,6 +245,19 @@ def gauss_newton_eigenvalues(
     return kernel_eigenvalues(gauss_newton_gram(kernel, y, loss))
 
 
+def _check(x: Array | jax.ShapeDtypeStruct, chunk_size: int | None) -> None:
+    check_floating("x", x.dtype)
+    if len(x.shape) != 2:
+        raise ValueError(f"x must be a batch [batch, d_in], got shape {x.shape}")
+    if chunk_size is not None:
+        check_count("chunk_size", chunk_size, 1)
+
+
+def _check_loss(loss: str) -> None:
+    if loss not in LOSSES:
+        raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {loss!r}")
+
+
 def _softmax_root(logits: Float[Array, " out"]) -> Float[Array, "out out"]:
     p = jax.nn.softmax(logits)
     root = jnp.sqrt(p)
@@ -225,11 +281,7 @@ def _kernel(
     by_layer: bool,
 ) -> tuple[Array, Array, Array]:
     """Kernels of readout, blocks (each, or their sum) and embedding, in the order of the backward fold."""
-    check_floating("x", jnp.result_type(x))
-    if jnp.ndim(x) != 2:
-        raise ValueError(f"x must be a batch [batch, d_in], got shape {jnp.shape(x)}")
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"chunk_size must be >= 1, got {chunk_size}")
+    _check(x, chunk_size)
     with jax.default_matmul_precision(precision):
         hidden = jax.vmap(lambda x: states(chain, params, x), out_axes=1)(x)
 
@@ -278,15 +330,20 @@ def _gram(
     batch, out, size = cotangents.shape
 
     def row(at: tuple[Array, Array]) -> Array:
-        h_own, cotangent = at
-        gradient = jax.vjp(lambda theta: apply(theta, h_own), theta)[1](cotangent)[0]
+        example, cotangent = at
+        gradient = jax.vjp(lambda theta: apply(theta, h[example]), theta)[1](cotangent)[0]
         push = lambda h: jax.jvp(lambda theta: apply(theta, h), (theta,), (gradient,))[1]
         return jnp.sum(cotangents * jax.vmap(push)(h)[:, None], axis=-1).ravel()
 
-    if chunk_size is None:
-        per_row = sum(leaf.size for leaf in jax.tree.leaves(theta)) + batch * (out + 1) * size
-        chunk_size = max(1, BYTES // (per_row * h.dtype.itemsize))
-    rows = (jnp.repeat(h, out, axis=0), cotangents.reshape(batch * out, size))
-    gram = jax.lax.map(row, rows, batch_size=min(chunk_size, batch * out))
+    rows = (jnp.arange(batch * out) // out, cotangents.reshape(batch * out, size))
+    chunk, _ = _chunk(theta, batch, out, size, chunk_size, h.dtype.itemsize)
+    gram = jax.lax.map(row, rows, batch_size=chunk)
     # rows are computed one by one: their rounding is not symmetric
     return (gram + gram.T) / 2
+
+
+def _chunk(theta: PyTree, batch: int, out: int, size: int, chunk_size: int | None, itemsize: int) -> tuple[int, int]:
+    """Rows at a time of one layer's Jacobian, and the bytes that they and their push through the layer take."""
+    per_row = itemsize * (sum(leaf.size for leaf in jax.tree.leaves(theta)) + batch * size)
+    rows = min(chunk_size or max(1, BYTES // per_row), batch * out)
+    return rows, rows * per_row
