@@ -54,10 +54,10 @@ class Product(NamedTuple):
     @property
     def log_norm(self) -> Float[Array, ""]:
         """The logarithm of its norm; of a single example |left| |right|, and no matrix is formed."""
-        pair = [jax.vmap(unit)(side.reshape(-1, side.shape[-1])) for side in self]
-        (left, right), logs = [u for u, _ in pair], pair[0][1] + pair[1][1]
-        if len(logs) == 1:
-            return logs[0]
+        if self.left.ndim == 1:
+            return unit(self.left)[1] + unit(self.right)[1]
+        (left, in_left), (right, in_right) = (jax.vmap(unit)(side.reshape(-1, side.shape[-1])) for side in self)
+        logs = in_left + in_right
         # the largest term has norm 1: what is lost below the float range is below its rounding
         largest = jax.lax.stop_gradient(jnp.max(logs))
         largest = jnp.where(largest == -jnp.inf, 0, largest)

@@ -4,13 +4,11 @@ One network and one input (or one batch, where a block mixes examples); the call
 gains. Norms travel as natural logarithms next to vectors of unit length, so that no float range is left.
 """
 
-import itertools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from jaxstab import networks
