@@ -40,11 +40,38 @@ def unit(v: Float[Array, "..."]) -> tuple[Float[Array, "..."], Float[Array, ""]]
     return scaled / length, jnp.where(zero, -jnp.inf, jnp.log(scale) + jnp.log(length))
 
 
+class Product(NamedTuple):
+    """A matrix left^T right, not multiplied out: the gradient of a dense layer's kernel.
+
+    Attributes:
+        left: what the layer read, one vector per example.
+        right: the gradient of what it gave, likewise.
+    """
+
+    left: Float[Array, "*batch n_in"]
+    right: Float[Array, "*batch n_out"]
+
+    @property
+    def log_norm(self) -> Float[Array, ""]:
+        """The logarithm of its norm; of a single example |left| |right|, and no matrix is formed."""
+        if self.left.ndim == 1:
+            return unit(self.left)[1] + unit(self.right)[1]
+        (left, in_left), (right, in_right) = (jax.vmap(unit)(side.reshape(-1, side.shape[-1])) for side in self)
+        logs = in_left + in_right
+        # the largest term has norm 1: what is lost below the float range is below its rounding
+        largest = jax.lax.stop_gradient(jnp.max(logs))
+        largest = jnp.where(largest == -jnp.inf, 0, largest)
+        square = jnp.sum((left.T @ (right * jnp.exp(logs - largest)[:, None])) ** 2)
+        # the logarithm is taken of 1 where there is nothing, so that its gradient stays finite
+        return jnp.where(square == 0, -jnp.inf, jnp.log(jnp.where(square == 0, 1, square)) / 2 + largest)
+
+
 def log_norm(tree: PyTree) -> Float[Array, ""]:
     """The logarithm of the norm of all leaves together.
 
     Args:
-        tree: arrays; leaves that are no numbers, as PRNG keys have in the place of a gradient, do not count.
+        tree: arrays and `Product`s; leaves that are no numbers, as PRNG keys have in the place of a gradient, do not
+            count.
 
     Returns:
         ln of the norm; -inf where all is zero.
@@ -53,8 +80,13 @@ def log_norm(tree: PyTree) -> Float[Array, ""]:
         >>> round(float(jnp.exp(log_norm({"w": jnp.asarray([3.0]), "b": jnp.asarray([4.0])}))), 4)
         5.0
     """
-    leaves = [leaf for leaf in jax.tree.leaves(tree) if leaf.dtype != jax.dtypes.float0]
-    return jax.nn.logsumexp(2 * jnp.stack([unit(leaf)[1] for leaf in leaves])) / 2
+    leaves = jax.tree.leaves(tree, is_leaf=lambda leaf: isinstance(leaf, Product))
+    logs = [
+        leaf.log_norm if isinstance(leaf, Product) else unit(leaf)[1]
+        for leaf in leaves
+        if isinstance(leaf, Product) or leaf.dtype != jax.dtypes.float0
+    ]
+    return jax.nn.logsumexp(2 * jnp.stack(logs)) / 2
 
 
 class Norm(NamedTuple):

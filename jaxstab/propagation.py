@@ -5,15 +5,20 @@ gains. Norms travel as natural logarithms next to vectors of unit length, so tha
 """
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
+from jaxstab import networks
 from jaxstab.checks import check_depths, check_floating
 from jaxstab.networks import Chain, Params
 from jaxstab.norms import log_norm, unit
 from jaxstab.records import SATURATED, BackwardProfile, CorrelationProfile, ForwardProfile
+
+# share of all layers swept that one group of depths may sweep for nothing, so as to compile as one
+EARLY = 1 / 12
 
 
 def states(chain: Chain, params: Params, x: Float[Array, "*batch d_in"]) -> Float[Array, "layer *batch width"]:
@@ -130,36 +135,86 @@ def backward(
         return BackwardProfile(*(field[0] for field in whole))
     check_depths(depths, params.depth)
     check_floating("x", jnp.result_type(x))
-    hidden = states(chain, params, x)
-    wanted = jnp.asarray(depths)
-    start, start_norm = jax.vmap(lambda h: unit(jax.grad(lambda h: loss(chain.readout(params, h)))(h)))(hidden[wanted])
-    rows = (slice(None),) + (None,) * (start.ndim - 1)
+    deepest = depths[-1]
+    blocks = jax.tree.map(lambda leaf: leaf[:deepest], params.blocks)
+    hidden = states(chain, params._replace(blocks=blocks), x)
+    start = lambda h: _Cotangent(*unit(jax.grad(lambda h: loss(chain.readout(params, h)))(h)))
+    joining = jax.vmap(start)(hidden[jnp.asarray(depths)])
+    layers = (jnp.arange(1, deepest + 1), blocks, hidden[:-1])
+    carried, segments = _part(joining, 0, 0), []
+    for first, last in _groups(depths):
+        carried = jax.tree.map(lambda *parts: jnp.concatenate(parts), _part(joining, first, last), carried)
+        late = _Late(jnp.asarray(depths[first : last - 1], int), _part(joining, first, last - 1))
+        span = depths[first - 1] if first else 0, depths[last - 1]
 
-    def joined(layer: Array, cotangents: Array, norms: Array) -> tuple[Array, Array]:
-        here = wanted == layer
-        return jnp.where(here[rows], start, cotangents), jnp.where(here, start_norm, norms)
+        def layer(carried: _Cotangent, at: tuple, late: _Late = late) -> tuple[_Cotangent, BackwardProfile]:
+            index, theta, h = at
+            return _pulled(chain.block, theta, h, late.joined(index, carried))
 
-    def pulled(pullback: Callable, cotangents: Array, norms: Array) -> tuple[Array, Array, Array]:
-        d_theta, d_input = jax.vmap(pullback)(cotangents)
-        units, grown = jax.vmap(unit)(d_input)
-        return units, norms + grown, norms + jax.vmap(log_norm)(d_theta)
+        carried, profile = jax.lax.scan(layer, carried, _part(layers, *span), reverse=True)
+        segments.append(profile)
+    embed = lambda theta, x: chain.embed(params._replace(embed=theta), x)
+    _, bottom = _pulled(embed, params.embed, x, late.joined(0, carried))
+    return _assembled([*segments, jax.tree.map(lambda row: row[None], bottom)], depths, params.depth)
 
-    def layer(carry: tuple[Array, Array], at: tuple) -> tuple[tuple[Array, Array], BackwardProfile]:
-        index, block, h = at
-        cotangents, norms = joined(index, *carry)
-        units, pulled_norms, theta = pulled(jax.vjp(chain.block, block, h)[1], cotangents, norms)
-        return (units, pulled_norms), BackwardProfile(norms, theta)
 
-    nothing = (jnp.zeros_like(start), jnp.full_like(start_norm, -jnp.inf))
-    layers = jnp.arange(1, params.depth + 1)
-    carry, profile = jax.lax.scan(layer, nothing, (layers, params.blocks, hidden[:-1]), reverse=True)
-    cotangents, norms = joined(jnp.asarray(0), *carry)
-    embed = lambda theta: chain.embed(params._replace(embed=theta), x)
-    theta = norms + jax.vmap(lambda v: log_norm(jax.vjp(embed, params.embed)[1](v)))(cotangents)
-    inside = jnp.arange(params.depth + 1)[:, None] <= wanted[None]
-    return BackwardProfile(
-        *(
-            jnp.where(inside, jnp.concatenate([first[None], rest]), jnp.nan).T
-            for first, rest in zip((norms, theta), profile, strict=True)
-        )
-    )
+class _Cotangent(NamedTuple):
+    """A gradient with respect to a state, in two parts."""
+
+    direction: Array
+    log_norm: Array
+
+
+def _part(tree: PyTree, start: int, stop: int) -> PyTree:
+    return jax.tree.map(lambda leaf: leaf[start:stop], tree)
+
+
+def _groups(depths: Sequence[int]) -> list[tuple[int, int]]:
+    """Ranges of depths whose cotangents set out together, deepest first: few sweeps to compile, few early rows."""
+    groups, last, early = [], len(depths), 0
+    for first in range(len(depths) - 1, 0, -1):
+        # the row that waits from the group's deepest layer until its own, if it joined this group
+        early += depths[last - 1] - depths[first - 1]
+        if early > EARLY * sum(depths):
+            groups.append((first, last))
+            last, early = first, 0
+    return [*groups, (0, last)]
+
+
+def _pulled(f: Callable, theta: PyTree, h: Array, above: _Cotangent) -> tuple[_Cotangent, BackwardProfile]:
+    """Cotangents of f(theta, h) to those of h, and the norms of the gradients at f's output and parameters."""
+    pull = networks.pullback(f, theta, h)
+
+    def one(above: _Cotangent) -> tuple[_Cotangent, BackwardProfile]:
+        d_theta, d_h = pull(above.direction)
+        direction, grown = unit(d_h)
+        norms = BackwardProfile(above.log_norm, above.log_norm + log_norm(d_theta))
+        return _Cotangent(direction, above.log_norm + grown), norms
+
+    return jax.vmap(one)(above)
+
+
+class _Late(NamedTuple):
+    """Depths of the first rows of a sweep that join it on the way, each at its own layer."""
+
+    depths: Array
+    cotangents: _Cotangent
+
+    def joined(self, index: Array | int, carried: _Cotangent) -> _Cotangent:
+        def join(new: Array, old: Array) -> Array:
+            here = (self.depths == index).reshape(-1, *(1,) * (new.ndim - 1))
+            return jnp.concatenate([jnp.where(here, new, old[: len(new)]), old[len(new) :]])
+
+        return jax.tree.map(join, self.cotangents, carried) if len(self.depths) else carried
+
+
+def _assembled(segments: list[BackwardProfile], depths: Sequence[int], depth: int) -> BackwardProfile:
+    """Norms [layer, depths that are there] of segments from the top down, as one profile."""
+
+    def whole(*rows: Array) -> Array:
+        there = [jnp.pad(row, ((0, 0), (len(depths) - row.shape[1], 0))) for row in rows[::-1]]
+        above = jnp.zeros((depth - depths[-1], len(depths)), rows[0].dtype)
+        inside = jnp.arange(depth + 1)[:, None] <= jnp.asarray(depths)[None]
+        return jnp.where(inside, jnp.concatenate([*there, above]), jnp.nan).T
+
+    return jax.tree.map(whole, *segments)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, strategies
 
 from jaxstab.networks import Params
-from jaxstab.norms import group_norms, layered_leaves, map_groups, norm, quick_norm
+from jaxstab.norms import Product, group_norms, layered_leaves, log_norm, map_groups, norm, quick_norm
 
 MAGNITUDES = [0.0, 1e-45, 1e-38, 3e-23, 1.0, -2.0, 1e10, 1e25, -3e38, float("nan"), float("inf"), -float("inf")]
 
@@ -136,3 +136,26 @@ def test_mistakes():
         norm([jnp.arange(3)])
     with pytest.raises(ValueError, match=r"group 'blocks/a' disagree on the number of layers: \[\(2,\), \(3,\)\]"):
         group_norms({"blocks": {"a": {"w": jnp.ones((2, 1)), "b": jnp.ones((3, 1))}}}, "layer")
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (2, 3)], ids=str)
+@pytest.mark.kernels
+def test_a_product_that_is_not_multiplied_out(shape):
+    left, right = (np.random.default_rng(n).normal(size=(*shape, n)).astype(np.float32) for n in (6, 4))
+    size = lambda a, b: _length(a.reshape(-1, 6).astype(float).T @ b.reshape(-1, 4).astype(float))
+    of = jax.jit(lambda left, right: log_norm([Product(left, right)]))
+    for scale in (1.0, 1e-30, 1e30):
+        # 1e-60 and 1e60 are no float32
+        expected = np.log(size(left, right)) + 2 * np.log(scale)
+        assert float(of(left * np.float32(scale), right * np.float32(scale))) == pytest.approx(expected, rel=1e-6)
+    assert float(of(np.zeros_like(left), right)) == -np.inf
+    assert np.isnan(of(left, np.full_like(right, np.nan)))
+    gradients = jax.jit(jax.grad(of, argnums=(0, 1)))
+    assert all(np.isfinite(g).all() for g in gradients(left, right))
+    if shape:
+        mixed = left.copy()
+        mixed.reshape(-1, 6)[1:] *= np.float32(1e-25)
+        alone = right.copy()
+        alone.reshape(-1, 4)[0] = 0
+        # the one example with a signal has no gradient: what is left is below where squares vanish
+        assert float(of(mixed, alone)) == pytest.approx(np.log(size(mixed, alone)), rel=1e-6)

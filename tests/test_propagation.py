@@ -1,12 +1,13 @@
 """Propagation against a naive twin: plain NumPy forwards, one jax.grad per layer backwards."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from jaxstab import networks, propagation
+from jaxstab import networks, norms, propagation
 from jaxstab.networks import MLP, Params
 
 KEY = jax.random.key(1)
@@ -110,6 +111,77 @@ def test_depth_is_a_prefix():
         np.testing.assert_allclose(deep.log_grad_theta[row, : depth + 1], shallow.log_grad_theta, rtol=1e-12)
         own = forward(chain, _prefix(params, depth), x)
         np.testing.assert_allclose(whole.log_q[: depth + 1], own.log_q, rtol=1e-12)
+
+
+def test_every_depth_at_once_is_each_by_itself():
+    chain, params, x = _network("tanh", depth=9)
+    together = backward(chain, params, x, LOSS, tuple(range(9)))
+    for depth in (0, 5):
+        alone = backward(chain, params, x, LOSS, (depth,))
+        for all_of_them, one in zip(together, alone, strict=True):
+            np.testing.assert_allclose(all_of_them[depth], one[0], rtol=1e-12)
+            assert np.isfinite(one[0, : depth + 1]).all() and np.isnan(one[0, depth + 1 :]).all()
+
+
+BLOCKS = [
+    {"skip": "sum", "norm": "batch"},
+    {"skip": "scaled", "norm": "layer"},
+    {"skip": "rezero", "norm": "rms", "norm_after": True},
+    {"skip": "highway", "dropout": True},
+    {"skip": "dense", "norm": "layer"},
+]
+
+
+def _gradients(f, params, h, v):
+    """By jax.vjp, and by networks.pullback with the products multiplied out."""
+    multiplied = lambda g: jnp.einsum("bi,bj->ij", *(jnp.atleast_2d(side) for side in g))
+    is_product = lambda leaf: isinstance(leaf, norms.Product)
+    factored = networks.pullback(f, params, h)(v)
+    full = jax.tree.map(lambda leaf: multiplied(leaf) if is_product(leaf) else leaf, factored, is_leaf=is_product)
+    products = sum(map(is_product, jax.tree.leaves(factored, is_leaf=is_product)))
+    log_norms = norms.log_norm(factored[0]), norms.log_norm(jax.vjp(f, params, h)[1](v)[0])
+    return full, jax.vjp(f, params, h)[1](v), products, log_norms
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=str)
+def test_factored_gradients_are_those_of_every_block(block):
+    mlp = MLP(1, 7, **block)
+    x = jax.random.normal(KEY, (4, 5))
+    params = networks.init(mlp, KEY, x, 1.2, 0.3)
+    bound = networks.bind(mlp, params, key=KEY, rate=0.3) if mlp.dropout else params
+    chain, layer = networks.chain(mlp), jax.tree.map(lambda leaf: leaf[0], bound.blocks)
+    products = []
+
+    @jax.jit
+    def both(layer, x):
+        h = chain.embed(params, x)
+        full, expected, count, log_norms = _gradients(chain.block, layer, h, jnp.cos(h))
+        products.append(count)
+        numbers = lambda tree: [leaf for leaf in jax.tree.leaves(tree) if leaf.dtype != jax.dtypes.float0]
+        return numbers(full), numbers(expected), log_norms
+
+    for inputs in [x] if mlp.norm == "batch" else [x, x[0]]:
+        full, expected, log_norms = both(layer, inputs)
+        chex.assert_trees_all_close(full, expected, rtol=1e-10, atol=1e-12)
+        np.testing.assert_allclose(*log_norms, rtol=1e-12)
+    assert set(products) == {2 if mlp.skip == "highway" else 1}
+
+
+def test_kernels_read_in_other_ways_get_their_gradient_in_full():
+    chain, params, x = _network(depth=1)
+    layer, h = _layers(params)[0], chain.embed(params, x)
+    rows = jnp.stack([h, 2 * h])
+    for f, at in [
+        (lambda layer, h: chain.block(layer, chain.block(layer, h)), h),
+        (lambda layer, h: chain.block(layer, h) + jnp.sum(layer["dense"]["kernel"] ** 2), h),
+        (lambda layer, h: chain.block(jax.tree.map(lambda leaf: 2 * leaf, layer), h), h),
+        (lambda layer, rows: jax.vmap(lambda h: chain.block(layer, h))(rows), rows),
+        (lambda layer, h: jax.checkpoint(chain.block)(layer, h), h),
+        (_dense, h),
+    ]:
+        full, expected, products, _ = _gradients(f, layer, at, jnp.ones_like(at))
+        assert products == 0
+        chex.assert_trees_all_close(full, expected, rtol=1e-12)
 
 
 @pytest.mark.kernels

@@ -21,6 +21,7 @@ from jaxstab.networks.chains import (
     variables,
 )
 from jaxstab.networks.mlp import MLP
+from jaxstab.networks.pullbacks import pullback
 
 __all__ = [
     "MLP",
@@ -37,6 +38,7 @@ __all__ = [
     "flatten",
     "init",
     "initial_stats",
+    "pullback",
     "rescale",
     "variables",
 ]
