@@ -236,18 +236,21 @@ def spectrum(chain: Chain, params: Params, x: Float[Array, " d_in"], depths: Seq
     return Spectrum(log_s, jax.nn.logsumexp(2 * log_s, axis=-1) - jnp.log(log_s.shape[-1]))
 
 
-def log_spectrum_memory(params: PyTree, size: int, depths: Sequence[int], inputs: int = 1) -> int:
+def log_spectrum_memory(
+    params: PyTree, size: int, depths: Sequence[int], inputs: int = 1, d_in: int | None = None
+) -> int:
     """Bytes that one network of many under `vmap` takes of `log_spectrum`, its parameters included, on a CPU.
 
-    With W parameters, units n of the state, D depths and i inputs per network the largest of 2 W (a scan wants the
-    layers first, which copies them), W + i (D + 7) n^2 in the fold, and 2 i (D + 1) n^2 as it ends. Within 25 % of what
-    XLA says.
+    With W parameters, n units of the state, m singular values, D depths and i inputs per network the largest of 2 W (a
+    scan wants the layers first, which copies them), W + i (D + 1) m^2 + 6 i n m in the fold, and 2 i (D + 1) m^2 as it
+    ends. Within 25 % of what XLA says.
 
     Args:
         params: parameters of one network, or their shapes.
-        size: units n of the state: width, times examples in a batch taken as one input, times sources of dense skips.
+        size: units n of the state, times examples in a batch taken as one input.
         depths: depths wanted.
         inputs: inputs at which each network is measured.
+        d_in: features of an input, likewise; None for from_layer, or for no fewer than n.
 
     Returns:
         The bytes.
@@ -264,9 +267,10 @@ def log_spectrum_memory(params: PyTree, size: int, depths: Sequence[int], inputs
     check_count("size", size, 1)
     check_count("inputs", inputs, 1)
     leaves = jax.tree.leaves(params)
-    weights, matrix = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves), size**2 * leaves[0].dtype.itemsize
-    kept = inputs * (len(depths) + 1) * matrix
-    return max(2 * weights, weights + kept + 6 * inputs * matrix, 2 * kept)
+    weights, column = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves), inputs * leaves[0].dtype.itemsize
+    values = min(size, d_in or size)
+    kept = (len(depths) + 1) * values**2 * column
+    return max(2 * weights, weights + kept + 6 * size * values * column, 2 * kept)
 
 
 def _fold(

@@ -1,7 +1,9 @@
 """Sweeps: one network measure over a grid of gains, seeds and activations, in one compile per activation."""
 
-from jaxstab.sweeps.grid import MEMORY, Estimate, Grid, Sample, estimate, samples, with_coordinates
-from jaxstab.sweeps.run import Measure, Progress, Record, jacobian, labelled, run, signal, usable_devices
+from jaxstab.sweeps.grid import Grid, Sample, samples, with_coordinates
+from jaxstab.sweeps.measures import Measure, Record, jacobian, memory, signal
+from jaxstab.sweeps.plan import MEMORY, Estimate, estimate
+from jaxstab.sweeps.run import Progress, labelled, run, usable_devices
 
 __all__ = [
     "MEMORY",
@@ -14,6 +16,7 @@ __all__ = [
     "estimate",
     "jacobian",
     "labelled",
+    "memory",
     "run",
     "samples",
     "signal",

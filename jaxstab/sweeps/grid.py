@@ -1,4 +1,4 @@
-"""What to sweep over: the grid, the inputs of each cell, and what it will take."""
+"""What to sweep over: the grid, and the inputs of each cell."""
 
 import dataclasses
 import json
@@ -13,9 +13,6 @@ from jaxtyping import Array, Float, Int
 from jaxstab import networks
 from jaxstab.activations import Activation, get
 from jaxstab.records import Data
-
-# bytes a chunk of cells may take, unless told otherwise
-MEMORY = 256 * 2**20
 
 
 class Sample(NamedTuple):
@@ -124,62 +121,6 @@ class Grid:
     def to_json(self) -> str:
         """All settings, for the provenance of results."""
         return json.dumps(dataclasses.asdict(self) | {"activations": self.names})
-
-
-class Estimate(NamedTuple):
-    """What one measure over a grid will take.
-
-    Attributes:
-        cells: networks measured.
-        compiles: programs compiled, one per activation.
-        chunk: (seeds, gains) computed at once.
-        chunks: how often.
-        memory: bytes, about, that a chunk takes.
-    """
-
-    cells: int
-    compiles: int
-    chunk: tuple[int, int]
-    chunks: int
-    memory: int
-
-
-def estimate(grid: Grid, d_in: int, chunk_size: int | None = None, devices: int = 1) -> Estimate:
-    """Size up a sweep before it runs.
-
-    Args:
-        grid: the grid.
-        d_in: input features.
-        chunk_size: cells computed at once; None to fit them into MEMORY.
-        devices: number of devices that share a chunk's gains.
-
-    Returns:
-        Cells, compiles, chunks and bytes of one measure.
-
-    Raises:
-        ValueError: if chunk_size < 1.
-    """
-    state = grid.width * grid.network(grid.activations[0]).sources
-    # weights drawn and scaled, then per depth what a spectrum keeps and works on
-    weights = max(grid.depths) * state * grid.width + d_in * grid.width
-    floats = 2 * weights + (4 * len(grid.depths) + 8) * (state * (grid.batch or 1)) ** 2
-    cell = floats * np.dtype(grid.dtype).itemsize
-    if chunk_size is None:
-        chunk_size = max(1, MEMORY // cell)
-    if chunk_size < 1:
-        raise ValueError(f"chunk_size must be >= 1, got {chunk_size}")
-    # as many for each device; what is over repeats cells
-    gains = devices * math.ceil(_even(len(grid.sigma_w), chunk_size) / devices)
-    seeds = _even(grid.seeds, max(1, chunk_size // len(grid.sigma_w)))
-    programs = len(grid.activations)
-    chunks = programs * math.ceil(grid.seeds / seeds) * math.ceil(len(grid.sigma_w) / gains)
-    cells = programs * len(grid.sigma_w) * grid.seeds
-    return Estimate(cells, programs, (seeds, gains), chunks, seeds * gains * cell)
-
-
-def _even(total: int, most: int) -> int:
-    """The size of equal parts of `total`, none larger than `most`."""
-    return math.ceil(total / math.ceil(total / most))
 
 
 def samples(grid: Grid, data: Data) -> Sample:

@@ -1,4 +1,4 @@
-"""Measures, and the programs that take them over a grid.
+"""The programs that take a measure over a grid.
 
 Depth is no axis of the programs: a measure takes all wanted depths from one pass to the deepest. Gains are traced,
 and all gains of a seed share one draw of weights. This is where programs are compiled and run, so this is where the
@@ -14,58 +14,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import scipy.linalg  # noqa: F401  jaxlib loads its BLAS at the first decomposition; only a loaded one can be limited
 import xarray as xr
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array
 from threadpoolctl import threadpool_limits
 
-from jaxstab import networks, propagation, spectra
+from jaxstab import networks
 from jaxstab.activations import Activation
 from jaxstab.records import Data, dimensions
-from jaxstab.sweeps.grid import Estimate, Grid, Sample, estimate, samples, with_coordinates
+from jaxstab.sweeps.grid import Grid, Sample, samples, with_coordinates
+from jaxstab.sweeps.measures import Measure, Record
+from jaxstab.sweeps.plan import Estimate, estimate
 
-Record = Any
-Measure = Callable[[networks.Chain, networks.Params, Sample, Sequence[int]], Record | tuple[Record, ...]]
 Progress = Callable[[Sequence[Any]], Iterable[Any]]
-
-
-def signal(chain: networks.Chain, params: networks.Params, sample: Sample, depths: Sequence[int]) -> tuple[Record, ...]:
-    """Measure: forward, correlation and backward profiles, the loss being (mean) softmax cross-entropy.
-
-    Args:
-        chain: the network.
-        params: its parameters.
-        sample: inputs and label.
-        depths: depths at which the loss is attached.
-
-    Returns:
-        ForwardProfile, CorrelationProfile, BackwardProfile.
-    """
-    loss = lambda y: jnp.mean(optax.softmax_cross_entropy_with_integer_labels(y, sample.label))
-    return (
-        propagation.forward(chain, params, sample.x),
-        propagation.correlation(chain, params, sample.x, sample.other),
-        propagation.backward(chain, params, sample.x, loss, depths),
-    )
-
-
-def jacobian(chain: networks.Chain, params: networks.Params, sample: Sample, depths: Sequence[int]) -> Record:
-    """Measure: log singular values of the input-output Jacobian at every depth; of all of a batch at once.
-
-    Args:
-        chain: the network.
-        params: its parameters.
-        sample: inputs and label.
-        depths: depths wanted.
-
-    Returns:
-        Spectrum.
-    """
-    if sample.x.ndim == 2:
-        chain = networks.flatten(chain, len(sample.x))
-    return spectra.spectrum(chain, params, sample.x.ravel(), depths)
 
 
 def usable_devices() -> list[jax.Device]:
@@ -115,7 +77,7 @@ def run(
     if grid.dtype == "float64" and not jax.config.read("jax_enable_x64"):
         raise ValueError('dtype "float64" needs JAX\'s x64 mode: switch jax_enable_x64 on first')
     devices = usable_devices() if devices is None else devices
-    plan, inputs = estimate(grid, data.x.shape[1], chunk_size, len(devices)), samples(grid, data)
+    plan, inputs = estimate(grid, data.x.shape[1], chunk_size, len(devices), measure), samples(grid, data)
     programs = [_program(grid, activation, measure, precision, devices) for activation in grid.activations]
     chunks = [
         (program, np.arange(s, s + plan.chunk[0]), np.arange(g, g + plan.chunk[1]))

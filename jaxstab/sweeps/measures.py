@@ -1,0 +1,75 @@
+"""What is taken of each network of a grid, and the memory that takes."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxstab import networks, propagation, spectra
+from jaxstab.sweeps.grid import Grid, Sample
+
+Record = Any
+Measure = Callable[[networks.Chain, networks.Params, Sample, Sequence[int]], Record | tuple[Record, ...]]
+
+
+def signal(chain: networks.Chain, params: networks.Params, sample: Sample, depths: Sequence[int]) -> tuple[Record, ...]:
+    """Measure: forward, correlation and backward profiles, the loss being (mean) softmax cross-entropy.
+
+    Args:
+        chain: the network.
+        params: its parameters.
+        sample: inputs and label.
+        depths: depths at which the loss is attached.
+
+    Returns:
+        ForwardProfile, CorrelationProfile, BackwardProfile.
+    """
+    loss = lambda y: jnp.mean(optax.softmax_cross_entropy_with_integer_labels(y, sample.label))
+    return (
+        propagation.forward(chain, params, sample.x),
+        propagation.correlation(chain, params, sample.x, sample.other),
+        propagation.backward(chain, params, sample.x, loss, depths),
+    )
+
+
+def jacobian(chain: networks.Chain, params: networks.Params, sample: Sample, depths: Sequence[int]) -> Record:
+    """Measure: log singular values of the input-output Jacobian at every depth; of all of a batch at once.
+
+    Args:
+        chain: the network.
+        params: its parameters.
+        sample: inputs and label.
+        depths: depths wanted.
+
+    Returns:
+        Spectrum.
+    """
+    if sample.x.ndim == 2:
+        chain = networks.flatten(chain, len(sample.x))
+    return spectra.spectrum(chain, params, sample.x.ravel(), depths)
+
+
+def memory(grid: Grid, d_in: int, measure: Measure | None = None) -> int:
+    """Bytes that one cell of a grid takes at its peak, one network at all its inputs, on a CPU.
+
+    Args:
+        grid: the grid.
+        d_in: input features.
+        measure: `signal` or `jacobian`; None for the larger of the two, which any other is taken for.
+
+    Returns:
+        The bytes, for the two within 25 % of what XLA says.
+    """
+    mlp = grid.network(grid.activations[0])
+    shapes = jax.eval_shape(lambda: networks.init(mlp, jax.random.key(0), jnp.ones(d_in, jnp.float32)))
+    params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, np.dtype(grid.dtype)), shapes)
+    examples = grid.batch or 1
+    size = grid.width * mlp.sources * examples
+    of_signal = propagation.backward_memory(params, size, grid.depths, grid.inputs)
+    of_jacobian = spectra.log_spectrum_memory(params, size, grid.depths, grid.inputs, d_in * examples)
+    if measure is signal:
+        return of_signal
+    return of_jacobian if measure is jacobian else max(of_signal, of_jacobian)
