@@ -1,0 +1,102 @@
+"""No hang: every public function of `spectra` fifty times over, batched, on a pool of two threads."""
+
+import inspect
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxstab import networks, spectra
+from jaxstab.networks import MLP
+
+ROOT = Path(__file__).parent.parent
+TIMES = 50
+NETWORKS = 8
+# seconds for the process; most of it is compiling
+LIMIT = 120
+
+
+def _calls(width=6):
+    """A call of every function: (params, x [d_in], key) of one network -> anything."""
+    mlp = MLP(depth=4, width=width, features_out=2)
+    chain, depths = networks.chain(mlp), [2, 4]
+    operator = lambda p, x: spectra.jacobian(chain, p, x)
+    batch = lambda x: jnp.stack([x, -x, 2 * x])
+    # whatever a kernel or a density may be
+    square = lambda x: x[:, None] * x[None]
+    shares = lambda x: spectra.Density(jnp.sort(square(x)), jax.nn.softmax(square(x)))
+    calls = {
+        "alignment": lambda p, x, key: spectra.alignment(chain, p, x),
+        "cdf": lambda p, x, key: spectra.cdf(shares(x), x),
+        "density": lambda p, x, key: spectra.density(operator(p, x), key, 2, 3),
+        "extremes": lambda p, x, key: spectra.extremes(operator(p, x), key, 2, 2, 2),
+        "gauss_newton_eigenvalues": lambda p, x, key: spectra.gauss_newton_eigenvalues(chain, p, batch(x)),
+        "gauss_newton_gram": lambda p, x, key: spectra.gauss_newton_gram(square(x[:6]), batch(x[:2])),
+        "jacobian": lambda p, x, key: operator(p, x).matvec(x),
+        "kernel_eigenvalues": lambda p, x, key: spectra.kernel_eigenvalues(square(x)),
+        "local_log_singular_values": lambda p, x, key: spectra.local_log_singular_values(chain, p, x),
+        "log_apjn": lambda p, x, key: spectra.log_apjn(chain, p, x),
+        "log_apjn_estimate": lambda p, x, key: spectra.log_apjn_estimate(chain, p, x, key),
+        "log_singular_values": lambda p, x, key: spectra.log_singular_values(chain, p, x, depths),
+        "lyapunov_exponents": lambda p, x, key: spectra.lyapunov_exponents(chain, p, x, depths),
+        "lyapunov_limit": lambda p, x, key: spectra.lyapunov_limit(chain, p, x, key, groups=2),
+        "matrix_free_memory": lambda p, x, key: spectra.matrix_free_memory(operator(p, x), 4),
+        "moments": lambda p, x, key: spectra.moments(operator(p, x), key),
+        "parameter_jacobian": lambda p, x, key: spectra.parameter_jacobian(chain, p, batch(x)).rmatvec(x[:6]),
+        "partial_jacobian": lambda p, x, key: spectra.partial_jacobian(chain, p, x, 1, 3),
+        "precision_report": lambda p, x, key: spectra.precision_report(chain, p, x, depths),
+        "product_log_singular_values": lambda p, x, key: spectra.product_log_singular_values(
+            p.blocks["dense"]["kernel"]
+        ),
+        "quantiles": lambda p, x, key: spectra.quantiles(shares(x), jnp.asarray([0.5])),
+        "singular_values": lambda p, x, key: spectra.singular_values(chain, p, x, depths),
+        "spectrum": lambda p, x, key: spectra.spectrum(chain, p, x, depths),
+        "tangent_kernel": lambda p, x, key: spectra.tangent_kernel(chain, p, batch(x)),
+        "tangent_kernel_by_layer": lambda p, x, key: spectra.tangent_kernel_by_layer(chain, p, batch(x)),
+        "tangent_kernel_memory": lambda p, x, key: spectra.tangent_kernel_memory(chain, p, batch(x)),
+    }
+    keys, x = (
+        jax.random.split(jax.random.key(0), NETWORKS),
+        jnp.linspace(-1.0, 1.0, NETWORKS * width).reshape(NETWORKS, -1),
+    )
+    params = jax.vmap(lambda key, x: networks.init(mlp, key, x, 1.3))(keys, x)
+    return calls, (params, x, keys)
+
+
+def main():
+    """Names what it does as it goes, so that a hang has a name."""
+    calls, of = _calls()
+    for name, call in calls.items():
+        print(name, flush=True)
+        program = jax.jit(jax.vmap(call))
+        for _ in range(TIMES):
+            jax.block_until_ready(program(*of))
+    print("done")
+
+
+def test_every_function_is_called():
+    functions = {name for name in spectra.__all__ if inspect.isfunction(getattr(spectra, name))}
+    assert functions == set(_calls()[0])
+
+
+@pytest.mark.timeout(2 * LIMIT)
+def test_no_hang():
+    # two threads of XLA's pool for everything, and one of BLAS, as sweeps have it; compiled in a hurry
+    settings = {"NPROC": "2", "OPENBLAS_NUM_THREADS": "1", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    command = [sys.executable, "-m", "tests.test_stress"]
+    try:
+        run = subprocess.run(
+            command, cwd=ROOT, env=os.environ | settings, capture_output=True, text=True, timeout=LIMIT
+        )
+    except subprocess.TimeoutExpired as late:
+        pytest.fail(f"not done in {LIMIT} s; last were {(late.stdout or b'').split()[-2:]}")
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.split()[-1] == "done"
+
+
+if __name__ == "__main__":
+    main()
