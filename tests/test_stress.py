@@ -1,5 +1,6 @@
 """No hang: every public function of `spectra` fifty times over, batched, on a pool of two threads."""
 
+import functools
 import inspect
 import os
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.extend import core
 
 from jaxstab import networks, spectra
 from jaxstab.networks import MLP
@@ -16,10 +18,12 @@ from jaxstab.networks import MLP
 ROOT = Path(__file__).parent.parent
 TIMES = 50
 NETWORKS = 8
+DECOMPOSITIONS = {"cholesky", "eig", "eigh", "householder_product", "geqrf", "lu", "qr", "schur", "svd"}
 # seconds for the process; most of it is compiling
 LIMIT = 120
 
 
+@functools.cache
 def _calls(width=6):
     """A call of every function: (params, x [d_in], key) of one network -> anything."""
     mlp = MLP(depth=4, width=width, features_out=2)
@@ -81,6 +85,46 @@ def main():
 def test_every_function_is_called():
     functions = {name for name in spectra.__all__ if inspect.isfunction(getattr(spectra, name))}
     assert functions == set(_calls()[0])
+
+
+def _programs(equation):
+    """The programs inside an equation: bodies of loops, branches and calls."""
+    for value in equation.params.values():
+        for inner in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(inner, core.ClosedJaxpr | core.Jaxpr):
+                yield getattr(inner, "jaxpr", inner)
+
+
+def _decomposes(equation):
+    inside = (_decomposes(inner) for program in _programs(equation) for inner in program.eqns)
+    return equation.primitive.name in DECOMPOSITIONS or any(inside)
+
+
+def _side_by_side(program):
+    """Pairs of decompositions of which neither waits for the other; jaxlib can run them at once."""
+    needs, found, pairs = {}, [], []
+    for i, equation in enumerate(program.eqns):
+        pairs += [pair for inner in _programs(equation) for pair in _side_by_side(inner)]
+        before = set().union(*(needs.get(v, set()) for v in equation.invars if not isinstance(v, core.Literal)))
+        if _decomposes(equation):
+            pairs += [(program.eqns[j].primitive.name, equation.primitive.name) for j in found if j not in before]
+            found.append(i)
+            before = before | {i}
+        needs |= dict.fromkeys(equation.outvars, before)
+    return pairs
+
+
+@pytest.mark.parametrize("name", _calls()[0])
+def test_one_decomposition_at_a_time(name):
+    calls, of = _calls()
+    assert _side_by_side(jax.make_jaxpr(jax.vmap(calls[name]))(*of).jaxpr) == []
+
+
+def test_two_at_once_are_seen():
+    two = jax.make_jaxpr(lambda a: (jnp.linalg.eigvalsh(a), jnp.linalg.svd(a, compute_uv=False)))(jnp.eye(2))
+    assert len(_side_by_side(two.jaxpr)) == 1
+    after = jax.make_jaxpr(lambda a: jnp.linalg.qr(jnp.linalg.qr(a)[0] @ a)[1])(jnp.eye(2))
+    assert _side_by_side(after.jaxpr) == []
 
 
 @pytest.mark.timeout(2 * LIMIT)
