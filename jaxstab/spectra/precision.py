@@ -113,10 +113,15 @@ def precision_report(chain: Chain, params: Params, x: Float[Array, " d_in"], dep
     def at(precision: str) -> Callable[[Params, Array], Array]:
         return lambda params, x: log_singular_values(chain, params, x, depths, precision=precision)
 
-    double = jnp.result_type(float) == jnp.float64
-    found = {name: at(name)(*given) for name in SETTINGS}
-    found |= {name: _rounding(at("highest"), bits)(*given) for name, bits in EMULATED.items()}
-    reference = at("highest")(*_cast(given, jnp.float64)) if double else found.pop("highest")
+    spectra = {name: at(name) for name in SETTINGS}
+    spectra |= {name: _rounding(at("highest"), bits) for name, bits in EMULATED.items()}
+    if jnp.result_type(float) == jnp.float64:
+        spectra |= {"float64": lambda params, x: at("highest")(*_cast((params, x), jnp.float64))}
+    # one after the other: batched decompositions side by side can deadlock a small pool of threads
+    branches = [lambda of=of: of(*given).astype(float) for of in spectra.values()]
+    each = jax.lax.map(lambda i: jax.lax.switch(i, branches), jnp.arange(len(branches)))
+    found = dict(zip(spectra, each, strict=True))
+    reference = found.pop("float64" if "float64" in found else "highest")
     return PrecisionReport(reference, {name: _error(log_s, reference) for name, log_s in found.items()})
 
 

@@ -1,0 +1,146 @@
+"""No hang: every public function of `spectra` fifty times over, batched, on a pool of two threads."""
+
+import functools
+import inspect
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.extend import core
+
+from jaxstab import networks, spectra
+from jaxstab.networks import MLP
+
+ROOT = Path(__file__).parent.parent
+TIMES = 50
+NETWORKS = 8
+DECOMPOSITIONS = {"cholesky", "eig", "eigh", "householder_product", "geqrf", "lu", "qr", "schur", "svd"}
+# seconds for the process; most of it is compiling
+LIMIT = 120
+
+
+@functools.cache
+def _calls(width=6):
+    """A call of every function: (params, x [d_in], key) of one network -> anything."""
+    mlp = MLP(depth=4, width=width, features_out=2)
+    chain, depths = networks.chain(mlp), [2, 4]
+    operator = lambda p, x: spectra.jacobian(chain, p, x)
+    batch = lambda x: jnp.stack([x, -x, 2 * x])
+    # whatever a kernel or a density may be
+    square = lambda x: x[:, None] * x[None]
+    shares = lambda x: spectra.Density(jnp.sort(square(x)), jax.nn.softmax(square(x)))
+    calls = {
+        "alignment": lambda p, x, key: spectra.alignment(chain, p, x),
+        "cdf": lambda p, x, key: spectra.cdf(shares(x), x),
+        "density": lambda p, x, key: spectra.density(operator(p, x), key, 2, 3),
+        "extremes": lambda p, x, key: spectra.extremes(operator(p, x), key, 2, 2, 2),
+        "gauss_newton_eigenvalues": lambda p, x, key: spectra.gauss_newton_eigenvalues(chain, p, batch(x)),
+        "gauss_newton_gram": lambda p, x, key: spectra.gauss_newton_gram(square(x[:6]), batch(x[:2])),
+        "jacobian": lambda p, x, key: operator(p, x).matvec(x),
+        "kernel_eigenvalues": lambda p, x, key: spectra.kernel_eigenvalues(square(x)),
+        "local_log_singular_values": lambda p, x, key: spectra.local_log_singular_values(chain, p, x),
+        "log_apjn": lambda p, x, key: spectra.log_apjn(chain, p, x),
+        "log_apjn_estimate": lambda p, x, key: spectra.log_apjn_estimate(chain, p, x, key),
+        "log_singular_values": lambda p, x, key: spectra.log_singular_values(chain, p, x, depths),
+        "lyapunov_exponents": lambda p, x, key: spectra.lyapunov_exponents(chain, p, x, depths),
+        "lyapunov_limit": lambda p, x, key: spectra.lyapunov_limit(chain, p, x, key, groups=2),
+        "matrix_free_memory": lambda p, x, key: spectra.matrix_free_memory(operator(p, x), 4),
+        "moments": lambda p, x, key: spectra.moments(operator(p, x), key),
+        "parameter_jacobian": lambda p, x, key: spectra.parameter_jacobian(chain, p, batch(x)).rmatvec(x[:6]),
+        "partial_jacobian": lambda p, x, key: spectra.partial_jacobian(chain, p, x, 1, 3),
+        "precision_report": lambda p, x, key: spectra.precision_report(chain, p, x, depths),
+        "product_log_singular_values": lambda p, x, key: spectra.product_log_singular_values(
+            p.blocks["dense"]["kernel"]
+        ),
+        "quantiles": lambda p, x, key: spectra.quantiles(shares(x), jnp.asarray([0.5])),
+        "singular_values": lambda p, x, key: spectra.singular_values(chain, p, x, depths),
+        "spectrum": lambda p, x, key: spectra.spectrum(chain, p, x, depths),
+        "tangent_kernel": lambda p, x, key: spectra.tangent_kernel(chain, p, batch(x)),
+        "tangent_kernel_by_layer": lambda p, x, key: spectra.tangent_kernel_by_layer(chain, p, batch(x)),
+        "tangent_kernel_memory": lambda p, x, key: spectra.tangent_kernel_memory(chain, p, batch(x)),
+    }
+    keys, x = (
+        jax.random.split(jax.random.key(0), NETWORKS),
+        jnp.linspace(-1.0, 1.0, NETWORKS * width).reshape(NETWORKS, -1),
+    )
+    params = jax.vmap(lambda key, x: networks.init(mlp, key, x, 1.3))(keys, x)
+    return calls, (params, x, keys)
+
+
+def main():
+    """Names what it does as it goes, so that a hang has a name."""
+    calls, of = _calls()
+    for name, call in calls.items():
+        print(name, flush=True)
+        program = jax.jit(jax.vmap(call))
+        for _ in range(TIMES):
+            jax.block_until_ready(program(*of))
+    print("done")
+
+
+def test_every_function_is_called():
+    functions = {name for name in spectra.__all__ if inspect.isfunction(getattr(spectra, name))}
+    assert functions == set(_calls()[0])
+
+
+def _programs(equation):
+    """The programs inside an equation: bodies of loops, branches and calls."""
+    for value in equation.params.values():
+        for inner in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(inner, core.ClosedJaxpr | core.Jaxpr):
+                yield getattr(inner, "jaxpr", inner)
+
+
+def _decomposes(equation):
+    inside = (_decomposes(inner) for program in _programs(equation) for inner in program.eqns)
+    return equation.primitive.name in DECOMPOSITIONS or any(inside)
+
+
+def _side_by_side(program):
+    """Pairs of decompositions of which neither waits for the other; jaxlib can run them at once."""
+    needs, found, pairs = {}, [], []
+    for i, equation in enumerate(program.eqns):
+        pairs += [pair for inner in _programs(equation) for pair in _side_by_side(inner)]
+        before = set().union(*(needs.get(v, set()) for v in equation.invars if not isinstance(v, core.Literal)))
+        if _decomposes(equation):
+            pairs += [(program.eqns[j].primitive.name, equation.primitive.name) for j in found if j not in before]
+            found.append(i)
+            before = before | {i}
+        needs |= dict.fromkeys(equation.outvars, before)
+    return pairs
+
+
+@pytest.mark.parametrize("name", _calls()[0])
+def test_one_decomposition_at_a_time(name):
+    calls, of = _calls()
+    assert _side_by_side(jax.make_jaxpr(jax.vmap(calls[name]))(*of).jaxpr) == []
+
+
+def test_two_at_once_are_seen():
+    two = jax.make_jaxpr(lambda a: (jnp.linalg.eigvalsh(a), jnp.linalg.svd(a, compute_uv=False)))(jnp.eye(2))
+    assert len(_side_by_side(two.jaxpr)) == 1
+    after = jax.make_jaxpr(lambda a: jnp.linalg.qr(jnp.linalg.qr(a)[0] @ a)[1])(jnp.eye(2))
+    assert _side_by_side(after.jaxpr) == []
+
+
+@pytest.mark.timeout(2 * LIMIT)
+def test_no_hang():
+    # two threads of XLA's pool for everything, and one of BLAS, as sweeps have it; compiled in a hurry
+    settings = {"NPROC": "2", "OPENBLAS_NUM_THREADS": "1", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    command = [sys.executable, "-m", "tests.test_stress"]
+    try:
+        run = subprocess.run(
+            command, cwd=ROOT, env=os.environ | settings, capture_output=True, text=True, timeout=LIMIT
+        )
+    except subprocess.TimeoutExpired as late:
+        pytest.fail(f"not done in {LIMIT} s; last were {(late.stdout or b'').split()[-2:]}")
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.split()[-1] == "done"
+
+
+if __name__ == "__main__":
+    main()
