@@ -29,15 +29,17 @@ DERIVATIVE_SWEEPS = 12
 
 
 class Graded(NamedTuple):
-    """diag(e^logs) rows: what is left of a product when its orthonormal factor is taken off.
+    """diag(e^(logs + low)) rows: what is left of a product when its orthonormal factor is taken off.
 
     Attributes:
         logs: d; -inf where a direction is killed.
+        low: what rounding would lose of d, as sums over a thousand layers lose digits that differences need.
         rows: X.
         noise: squared relative rounding gathered by each row, in units of eps^2.
     """
 
     logs: Float[Array, " m"]
+    low: Float[Array, " m"]
     rows: Float[Array, "m k"]
     noise: Float[Array, " m"]
 
@@ -80,7 +82,7 @@ def identity(n: int, dtype: jnp.dtype) -> Product:
         The product.
     """
     eye, zeros = jnp.eye(n, dtype=dtype), jnp.zeros(n, dtype)
-    return Product(eye, Graded(zeros, eye, zeros), jnp.asarray(n))
+    return Product(eye, Graded(zeros, zeros, eye, zeros), jnp.asarray(n))
 
 
 def rank(factor: Float[Array, "n m"]) -> Int[Array, ""]:
@@ -110,42 +112,54 @@ def _independent(factor: Float[Array, "n m"], within: Bool[Array, " m"]) -> Floa
     return jnp.where(within[None], factor, jnp.cos(rows[:, None] * columns[None]))
 
 
+def _difference(one: tuple[Array, Array], other: tuple[Array, Array]) -> Array:
+    """Of two logarithms in two parts each."""
+    return (one[0] - other[0]) + (one[1] - other[1])
+
+
 def _coupling(
-    r: Float[Array, "p m"], d: Float[Array, " m"], within: Bool[Array, " m"]
-) -> tuple[Float[Array, " p"], Float[Array, "p m"]]:
-    """R diag(e^d) as diag(e^d') C: d' and C."""
+    r: Float[Array, "p m"], graded: Graded, within: Bool[Array, " m"]
+) -> tuple[Float[Array, " p"], Float[Array, " p"], Float[Array, "p m"]]:
+    """R diag(e^d) as diag(e^d') C: d' in two parts, and C."""
     size = len(r)
+    d, low = graded.logs[:size], graded.low[:size]
     diagonal = jnp.diagonal(r)
-    alive = within[:size] & (diagonal != 0) & (d[:size] != -jnp.inf)
-    logs = jnp.where(alive, d[:size] + jnp.log(jnp.abs(jnp.where(alive, diagonal, 1.0))), -jnp.inf)
+    alive = within[:size] & (diagonal != 0) & (d != -jnp.inf)
+    pivot = jnp.log(jnp.abs(jnp.where(alive, diagonal, 1.0)))
+    # the sum with what it rounds off (Kahan 1965)
+    start, step = jnp.where(alive, d, 0.0), pivot + low
+    logs = start + step
+    low = jnp.where(alive, step - (logs - start), 0.0)
     # in logarithms, where the factors of a product in range need not be
-    some = alive[:, None] & (r != 0) & (d != -jnp.inf)[None]
-    exponent = jnp.log(jnp.where(some, jnp.abs(r), 1.0)) + d[None] - jnp.where(alive, logs, 0.0)[:, None]
-    return logs, jnp.where(some, jnp.sign(r) * jnp.exp(jnp.where(some, exponent, 0.0)), 0.0)
+    some = alive[:, None] & (r != 0) & (graded.logs != -jnp.inf)[None]
+    columns, rows = (graded.logs[None], graded.low[None]), (start[:, None], graded.low[:size, None])
+    exponent = jnp.log(jnp.where(some, jnp.abs(r), 1.0)) - pivot[:, None] + _difference(columns, rows)
+    coupling = jnp.where(some, jnp.sign(r) * jnp.exp(jnp.where(some, exponent, 0.0)), 0.0)
+    return jnp.where(alive, logs, -jnp.inf), low, coupling
 
 
 def _absorb(factor: Float[Array, "n m"], graded: Graded, rank: Int[Array, ""]) -> tuple[Float[Array, "n p"], Graded]:
     """factor diag(e^d) X as Q diag(e^d') X', p = min(n, m); rows from `rank` on are exactly zero."""
     lengths = jax.vmap(unit, in_axes=1)(factor)[1]
-    order, (d, x, noise) = _sorted(lengths, graded)
-    factor, within = factor[:, order], jnp.arange(len(d)) < rank
+    order, graded = _sorted(lengths, graded)
+    factor, within = factor[:, order], jnp.arange(len(order)) < rank
     q, r = jnp.linalg.qr(_independent(factor, within))
     r = jnp.where(within[None], r, q.T @ factor)
-    logs, coupling = _coupling(r, d, within)
+    logs, low, coupling = _coupling(r, graded, within)
     # what products and QR round is relative to the longest column
     alive = logs != -jnp.inf
     pivot = jnp.log(jnp.abs(jnp.where(alive, jnp.diagonal(r), 1.0)))
     rounded = jnp.where(alive, jnp.exp(2 * (jnp.max(lengths) - pivot)), 0.0)
-    return q, Graded(logs, coupling @ x, noise[: len(r)] + jax.lax.stop_gradient(rounded))
+    return q, Graded(logs, low, coupling @ graded.rows, graded.noise[: len(r)] + jax.lax.stop_gradient(rounded))
 
 
 def _sweep(graded: Graded) -> Graded:
     """diag(e^d) X as diag(e^d') X' for the transpose of what an orthonormal factor on the right leaves of it."""
     within = jnp.arange(len(graded.logs)) < jnp.sum(graded.logs != -jnp.inf)
     # sorted beforehand, so that rows and columns of what comes out belong to each other
-    _, (logs, rows, noise) = _sorted(jax.vmap(unit)(graded.rows)[1], graded)
-    r = jnp.linalg.qr(_independent(rows.T, within), mode="r")
-    return Graded(*_coupling(jnp.where(within[None], r, 0.0), logs, within), noise)
+    _, graded = _sorted(jax.vmap(unit)(graded.rows)[1], graded)
+    r = jnp.linalg.qr(_independent(graded.rows.T, within), mode="r")
+    return Graded(*_coupling(jnp.where(within[None], r, 0.0), graded, within), graded.noise)
 
 
 def _sweeps(graded: Graded, count: int) -> Graded:
@@ -171,7 +185,7 @@ def log_values(graded: Graded) -> tuple[Float[Array, " m"], Float[Array, " m"]]:
     accuracy, unknown = ACCURACY[dtype.itemsize], jnp.full_like(graded.logs, jnp.inf)
     unsettled = lambda state: jnp.any(state[2] > accuracy) & (state[-1] < ROUNDS)
     # the first sweep makes rows square
-    start = (_sweep(graded), graded.logs, unknown, unknown, jnp.asarray(0))
+    start = (_sweep(graded), unknown, unknown, unknown, jnp.asarray(0))
     swept, logs, left, ignored, _ = jax.lax.while_loop(unsettled, again, start)
     alive = jnp.isfinite(logs)
     noise = jnp.sqrt(graded.rows.shape[1] * swept.noise[jnp.argsort(-swept.logs)])
@@ -184,15 +198,17 @@ def log_values(graded: Graded) -> tuple[Float[Array, " m"], Float[Array, " m"]]:
 def _log_values_jvp(primals: tuple[Graded], tangents: tuple[Graded]) -> tuple[tuple, tuple]:
     # values move with their own sweeps, right where they are apart
     values, error = log_values(*primals)
-    logs, moved = jax.jvp(lambda graded: _sweeps(_sweep(graded), DERIVATIVE_SWEEPS).logs, primals, tangents)
+    # the parts of a logarithm move as one
+    swept = lambda graded: (lambda swept: swept.logs + swept.low)(_sweeps(_sweep(graded), DERIVATIVE_SWEEPS))
+    logs, moved = jax.jvp(swept, primals, tangents)
     return (values, error), (moved[jnp.argsort(-logs)], jnp.zeros_like(error))
 
 
-def _disturbance(rows: Float[Array, "m m"], logs: Float[Array, " m"]) -> Float[Array, "m m"]:
+def _disturbance(rows: Float[Array, "m m"], logs: Float[Array, " m"], low: Float[Array, " m"]) -> Float[Array, "m m"]:
     """How far two rows may move each other's ln s, at most."""
     # [[a, a e], [0, b]] has ln s off by less than e, and by e^2 / (1 - (b/a)^2) where a is larger
     finite = jnp.where(jnp.isfinite(logs), logs, jnp.min(jnp.where(jnp.isfinite(logs), logs, jnp.inf)))
-    gap = finite[:, None] - finite[None]
+    gap = _difference((finite[:, None], low[:, None]), (finite[None], low[None]))
     entry = jnp.abs(rows) * jnp.exp(jnp.minimum(gap, 0.0)) * (1 - jnp.eye(len(logs), dtype=rows.dtype))
     entry = jnp.maximum(entry, entry.T)
     apart = jnp.where(gap == 0, 1.0, -jnp.expm1(-2 * jnp.abs(gap)))
@@ -208,21 +224,24 @@ def _settle(graded: Graded) -> tuple[Float[Array, " m"], Float[Array, " m"], Flo
     accuracy = ACCURACY[dtype.itemsize]
     window = -jnp.log(jnp.finfo(dtype).eps / accuracy)
     order, index = jnp.argsort(-graded.logs), jnp.arange(m)
-    logs, rows = graded.logs[order], graded.rows[order][:, order]
-    disturbance = _disturbance(rows, logs)
+    logs, low, rows = graded.logs[order], graded.low[order], graded.rows[order][:, order]
+    disturbance = _disturbance(rows, logs, low)
     partners = (disturbance > accuracy / 4) | (index[:, None] == index[None])
     first = jax.lax.cummin(jnp.argmax(partners, axis=1), reverse=True)
     last = jax.lax.cummax(m - 1 - jnp.argmax(partners[:, ::-1], axis=1))
     left = jnp.where(jnp.isfinite(logs), jnp.sum(disturbance, axis=1, where=partners), 0.0)
     ignored = jnp.where(jnp.isfinite(logs), jnp.sum(disturbance, axis=1, where=~partners), 0.0)
 
-    def values(rows: Array, scales: Array, row: Array, begin: Array, end: Array) -> tuple[Array, Array]:
-        """Logarithms from `row` down by SVD, and for which of all rows they stand."""
-        top = logs[first[row]] + MARGIN
-        scale = jnp.exp(jnp.clip(scales - top, -window, 0))
-        s = jnp.linalg.svd(scale[:, None] * rows, compute_uv=False)
-        stands = (index >= row) & (first >= begin) & (last < end) & (logs[last] > top - window + MARGIN)
-        return jnp.log(s) + top, stands
+    def values(begin: Array, width: int, row: Array) -> tuple[Array, Array]:
+        """Logarithms of a block by SVD, and for which of all rows from `row` down they stand."""
+        part = jax.lax.dynamic_slice(rows, (begin, begin), (width, width))
+        near, near_low = (jax.lax.dynamic_slice(leaf, (begin,), (width,)) for leaf in (logs, low))
+        top = first[row]
+        scale = jnp.exp(jnp.clip(_difference((near, near_low), (logs[top], low[top])) - MARGIN, -window, 0))
+        s = jnp.linalg.svd(scale[:, None] * part, compute_uv=False)
+        deep = logs[last] > logs[top] - window + 2 * MARGIN
+        stands = (index >= row) & (first >= begin) & (last < begin + width) & deep
+        return jnp.log(s) + (MARGIN + low[top]) + logs[top], stands
 
     def blocks(width: int, stride: int) -> Callable[[Array, Array], tuple[Array, Array]]:
         """Every `stride` rows from a block of `width` around them."""
@@ -230,10 +249,8 @@ def _settle(graded: Graded) -> tuple[Float[Array, " m"], Float[Array, " m"], Flo
 
         def block(core: Array) -> tuple[Array, Array]:
             begin = jnp.clip(core - pad, 0, m - width)
-            part = jax.lax.dynamic_slice(rows, (begin, begin), (width, width))
-            near = jax.lax.dynamic_slice(logs, (begin,), (width,))
             inner = jnp.minimum(core + jnp.arange(stride), m - 1)
-            found, stands = values(part, near, core, begin, begin + width)
+            found, stands = values(begin, width, core)
             return found[inner - begin], stands[inner]
 
         def settle(found: Array, left: Array) -> tuple[Array, Array]:
@@ -244,10 +261,10 @@ def _settle(graded: Graded) -> tuple[Float[Array, " m"], Float[Array, " m"], Flo
         return settle
 
     def whole(found: Array, left: Array) -> tuple[Array, Array]:
-        better, stands = values(rows, logs, jnp.argmax(left > 0), jnp.asarray(0), jnp.asarray(m))
+        better, stands = values(jnp.asarray(0), m, jnp.argmax(left > 0))
         return jnp.where(stands & (left > 0), better, found), jnp.where(stands, 0.0, left)
 
-    state = (logs, left)
+    state = (logs + low, left)
     for width, stride in BLOCKS:
         if width < m:
             state = _while_helpful(blocks(width, stride), *state, times=1)
