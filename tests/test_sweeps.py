@@ -248,6 +248,17 @@ for _ in range(2):
     two = sweeps.run(grid, sweeps.jacobian, data)
     for name in one:
         np.testing.assert_allclose(two[name], one[name], rtol=1e-5, atol=1e-4)
+
+# under a mesh the batch axis of a user's own program is divided with no change of code, and nothing is sent around
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxstab import networks, spectra
+factors = jnp.asarray(np.random.default_rng(1).normal(size=(4, 3, 12, 12)), jnp.float32)
+divided = jax.device_put(factors, NamedSharding(Mesh(np.array(jax.devices()), ("batch",)), PartitionSpec("batch")))
+program = jax.jit(jax.vmap(spectra.product_log_singular_values))
+found = program(divided)
+assert len(found.sharding.device_set) == 2 and "all-gather" not in program.lower(divided).compile().as_text()
+np.testing.assert_allclose(found, program(factors), rtol=1e-5)
 """
 
 
