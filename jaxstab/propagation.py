@@ -4,11 +4,14 @@ One network and one input (or one batch, where a block mixes examples); the call
 gains. Norms travel as natural logarithms next to vectors of unit length, so that no float range is left.
 """
 
+import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from jaxstab import networks
@@ -32,13 +35,13 @@ def states(chain: Chain, params: Params, x: Float[Array, "*batch d_in"]) -> Floa
     Returns:
         The pre-activations of layers 0..L, stacked; `forward` gives their statistics, free of overflow.
     """
+    return _fold(chain.block, chain.embed(params, x), params.blocks, lambda h: h)
 
-    def layer(h: Array, block: object) -> tuple[Array, Array]:
-        new = chain.block(block, h)
-        return new, new
 
-    h_0 = chain.embed(params, x)
-    return jnp.concatenate([h_0[None], jax.lax.scan(layer, h_0, params.blocks)[1]])
+def _fold(block: Callable, h_0: PyTree, blocks: PyTree, read: Callable) -> PyTree:
+    """What is read off the states 0..L; inside the scan, so that they need not be kept."""
+    last, below = jax.lax.scan(lambda h, layer: (block(layer, h), read(h)), h_0, blocks)
+    return jax.tree.map(lambda rest, end: jnp.concatenate([rest, end[None]]), below, read(last))
 
 
 def forward(chain: Chain, params: Params, x: Float[Array, "*batch d_in"]) -> ForwardProfile:
@@ -71,7 +74,7 @@ def forward(chain: Chain, params: Params, x: Float[Array, "*batch d_in"]) -> For
             dead=jnp.mean(jnp.all(slope == 0, axis=0), dtype=h.dtype, where=jnp.any(there, axis=0)),
         )
 
-    return jax.vmap(statistics)(states(chain, params, x))
+    return _fold(chain.block, chain.embed(params, x), params.blocks, statistics)
 
 
 def correlation(
@@ -96,13 +99,15 @@ def correlation(
     Returns:
         The profile; NaN from the first layer where a signal is zero or not finite.
     """
+    twin = other or params
 
-    def cosine(h1: Array, h2: Array) -> Array:
-        (u1, l1), (u2, l2) = unit(h1), unit(h2)
+    def cosine(pair: tuple[Array, Array]) -> CorrelationProfile:
+        (u1, l1), (u2, l2) = map(unit, pair)
         defined = jnp.isfinite(l1) & jnp.isfinite(l2)
-        return jnp.where(defined, 1 - jnp.sum((u1 - u2) ** 2) / 2, jnp.nan)
+        return CorrelationProfile(jnp.where(defined, 1 - jnp.sum((u1 - u2) ** 2) / 2, jnp.nan))
 
-    return CorrelationProfile(jax.vmap(cosine)(states(chain, params, x1), states(chain, other or params, x2)))
+    both = lambda layers, pair: tuple(chain.block(layer, h) for layer, h in zip(layers, pair, strict=True))
+    return _fold(both, (chain.embed(params, x1), chain.embed(twin, x2)), (params.blocks, twin.blocks), cosine)
 
 
 def backward(
@@ -135,27 +140,34 @@ def backward(
         return BackwardProfile(*(field[0] for field in whole))
     check_depths(depths, params.depth)
     check_floating("x", jnp.result_type(x))
-    deepest = depths[-1]
-    blocks = jax.tree.map(lambda leaf: leaf[:deepest], params.blocks)
-    hidden = states(chain, params._replace(blocks=blocks), x)
+    blocks = jax.tree.map(lambda leaf: leaf[: depths[-1]], params.blocks)
+    last, below = jax.lax.scan(lambda h, theta: (chain.block(theta, h), h), chain.embed(params, x), blocks)
     start = lambda h: _Cotangent(*unit(jax.grad(lambda h: loss(chain.readout(params, h)))(h)))
-    joining = jax.vmap(start)(hidden[jnp.asarray(depths)])
-    layers = (jnp.arange(1, deepest + 1), blocks, hidden[:-1])
-    carried, segments = _part(joining, 0, 0), []
-    for first, last in _groups(depths):
-        carried = jax.tree.map(lambda *parts: jnp.concatenate(parts), _part(joining, first, last), carried)
-        late = _Late(jnp.asarray(depths[first : last - 1], int), _part(joining, first, last - 1))
-        span = depths[first - 1] if first else 0, depths[last - 1]
+    starts = jax.vmap(start)(jnp.concatenate([below[jnp.asarray(depths[:-1], int)], last[None]]))
+    wanted, (firsts, lengths) = jnp.asarray(depths), _groups(depths)
 
-        def layer(carried: _Cotangent, at: tuple, late: _Late = late) -> tuple[_Cotangent, BackwardProfile]:
-            index, theta, h = at
-            return _pulled(chain.block, theta, h, late.joined(index, carried))
+    def layer(carried: _Cotangent, at: tuple) -> tuple[_Cotangent, BackwardProfile]:
+        index, group, theta, h = at
 
-        carried, profile = jax.lax.scan(layer, carried, _part(layers, *span), reverse=True)
-        segments.append(profile)
+        def down(first: int) -> tuple[_Cotangent, BackwardProfile]:
+            old = jax.tree.map(lambda row: row[first:], carried)
+            new, norms = _pulled(chain.block, theta, h, old)
+            joined = lambda new, old: jnp.where((index <= wanted[first:]).reshape(-1, *(1,) * (new.ndim - 1)), new, old)
+            whole = lambda row, *pair: jnp.concatenate([row[:first], joined(*pair)])
+            return jax.tree.map(whole, carried, new, old), jax.tree.map(lambda row: jnp.pad(row, (first, 0)), norms)
+
+        return jax.lax.switch(group, [functools.partial(down, first) for first in firsts])
+
+    groups = np.repeat(np.arange(len(firsts)), lengths)
+    layers = jnp.arange(1, depths[-1] + 1), jnp.asarray(groups), blocks, below
+    carried, above = jax.lax.scan(layer, starts, layers, reverse=True)
     embed = lambda theta, x: chain.embed(params._replace(embed=theta), x)
-    _, bottom = _pulled(embed, params.embed, x, late.joined(0, carried))
-    return _assembled([*segments, jax.tree.map(lambda row: row[None], bottom)], depths, params.depth)
+    _, bottom = _pulled(embed, params.embed, x, carried)
+    inside = jnp.arange(params.depth + 1)[:, None] <= wanted[None]
+
+    beyond = ((0, params.depth - depths[-1]), (0, 0))
+    rows = (jnp.concatenate([first[None], rest]) for first, rest in zip(bottom, above, strict=True))
+    return BackwardProfile(*(jnp.where(inside, jnp.pad(field, beyond), jnp.nan).T for field in rows))
 
 
 def backward_memory(params: PyTree, size: int, depths: Sequence[int], inputs: int = 1) -> int:
@@ -192,20 +204,20 @@ class _Cotangent(NamedTuple):
     log_norm: Array
 
 
-def _part(tree: PyTree, start: int, stop: int) -> PyTree:
-    return jax.tree.map(lambda leaf: leaf[start:stop], tree)
-
-
-def _groups(depths: Sequence[int]) -> list[tuple[int, int]]:
-    """Ranges of depths whose cotangents set out together, deepest first: few sweeps to compile, few early rows."""
-    groups, last, early = [], len(depths), 0
+def _groups(depths: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Spans of layers, lowest first: the first of the depths that each carries, and its length."""
+    # each span is a program to compile: few of them, and little work on depths that join only further down
+    firsts: list[int] = []
+    top, early = len(depths), 0
     for first in range(len(depths) - 1, 0, -1):
-        # the row that waits from the group's deepest layer until its own, if it joined this group
-        early += depths[last - 1] - depths[first - 1]
+        # the layers through which this depth is carried for nothing, if it shares the span of the deepest
+        early += depths[top - 1] - depths[first - 1]
         if early > EARLY * sum(depths):
-            groups.append((first, last))
-            last, early = first, 0
-    return [*groups, (0, last)]
+            firsts.insert(0, first)
+            top, early = first, 0
+    firsts.insert(0, 0)
+    edges = [0, *(depths[first - 1] for first in firsts[1:]), depths[-1]]
+    return firsts, [above - below for below, above in itertools.pairwise(edges)]
 
 
 def _pulled(f: Callable, theta: PyTree, h: Array, above: _Cotangent) -> tuple[_Cotangent, BackwardProfile]:
@@ -219,29 +231,3 @@ def _pulled(f: Callable, theta: PyTree, h: Array, above: _Cotangent) -> tuple[_C
         return _Cotangent(direction, above.log_norm + grown), norms
 
     return jax.vmap(one)(above)
-
-
-class _Late(NamedTuple):
-    """Depths of the first rows of a sweep that join it on the way, each at its own layer."""
-
-    depths: Array
-    cotangents: _Cotangent
-
-    def joined(self, index: Array | int, carried: _Cotangent) -> _Cotangent:
-        def join(new: Array, old: Array) -> Array:
-            here = (self.depths == index).reshape(-1, *(1,) * (new.ndim - 1))
-            return jnp.concatenate([jnp.where(here, new, old[: len(new)]), old[len(new) :]])
-
-        return jax.tree.map(join, self.cotangents, carried) if len(self.depths) else carried
-
-
-def _assembled(segments: list[BackwardProfile], depths: Sequence[int], depth: int) -> BackwardProfile:
-    """Norms [layer, depths that are there] of segments from the top down, as one profile."""
-
-    def whole(*rows: Array) -> Array:
-        there = [jnp.pad(row, ((0, 0), (len(depths) - row.shape[1], 0))) for row in rows[::-1]]
-        above = jnp.zeros((depth - depths[-1], len(depths)), rows[0].dtype)
-        inside = jnp.arange(depth + 1)[:, None] <= jnp.asarray(depths)[None]
-        return jnp.where(inside, jnp.concatenate([*there, above]), jnp.nan).T
-
-    return jax.tree.map(whole, *segments)
