@@ -262,7 +262,7 @@ def log_spectrum_memory(
         >>> from jaxstab import networks
         >>> params = networks.init(networks.MLP(depth=64, width=128), jax.random.key(0), jnp.ones(64, "float32"))
         >>> round(log_spectrum_memory(params, 128, (16, 32, 64)) / 2**20, 1)
-        8.2
+        8.1
     """
     check_count("size", size, 1)
     check_count("inputs", inputs, 1)
