@@ -127,7 +127,7 @@ def test_every_regime_against_multiprecision(regime):
     assert np.all(np.abs(found[:rank] - truth[:rank]) <= error[:rank]) and np.all(error[rank:] == 0)
 
 
-@pytest.mark.parametrize("depth", [1, 4, 12])
+@pytest.mark.parametrize("depth", [2, 12])
 @pytest.mark.kernels
 def test_values_too_many_for_one_block(depth):
     # wide enough for all sizes of blocks that settle neighbours
@@ -226,7 +226,7 @@ def _dense_between(chain, params, x, first, last, readout):
 
 
 @pytest.mark.parametrize(
-    ("first", "readout", "d_in"), [(None, True, 30), (0, False, 9), (2, True, 9), (3, False, 30), (None, True, 3)]
+    ("first", "readout", "d_in"), [(None, True, 30), (2, True, 9), (3, False, 30), (None, True, 3)]
 )
 @pytest.mark.kernels
 def test_from_any_layer_to_any_layer_and_the_output(first, readout, d_in):

@@ -175,8 +175,7 @@ def test_estimate_grows_with_the_grid():
 @pytest.mark.parametrize(
     "settings",
     [
-        {"depths": (1, 2, 4, 8, 16), "width": 64, "inputs": 4},
-        {"depths": (16,), "width": 64, "inputs": 1, "activations": ("relu",)},
+        {"depths": (1, 2, 4, 8, 16), "width": 64, "inputs": 4, "activations": ("relu",)},
         {"depths": (2, 8), "width": 16, "skip": "dense", "inputs": 2},
     ],
 )
