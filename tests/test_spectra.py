@@ -228,7 +228,6 @@ def _dense_between(chain, params, x, first, last, readout):
 @pytest.mark.parametrize(
     ("first", "readout", "d_in"), [(None, True, 30), (2, True, 9), (3, False, 30), (None, True, 3)]
 )
-@pytest.mark.kernels
 def test_from_any_layer_to_any_layer_and_the_output(first, readout, d_in):
     chain, params, x = _network("tanh", d_in=d_in)
     depths = [3, 5]
