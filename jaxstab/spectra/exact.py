@@ -120,11 +120,7 @@ def log_spectrum(
         return graded.identity(jacobian.shape[1], h.dtype).then(jacobian, rank)
 
     def layer(product: graded.Product, push: Callable, h: Array) -> graded.Product:
-        pushed = jax.vmap(push, 1, 1)(product.basis)
-        # a unit that nothing goes through: seen by a row vector in general position
-        probe = jnp.cos(jnp.arange(1, len(pushed) + 1, dtype=pushed.dtype))
-        through = jax.linear_transpose(push, h)(probe)[0]
-        return product.then(pushed, jnp.minimum(jnp.sum(through != 0), jnp.any(pushed != 0, axis=1).sum()))
+        return product.then(*graded.pushed(push, h, product.basis))
 
     def end(h: Array, product: graded.Product) -> graded.Graded:
         if not readout:

@@ -98,6 +98,26 @@ def rank(factor: Float[Array, "n m"]) -> Int[Array, ""]:
     return jnp.minimum(jnp.any(live, axis=0).sum(), jnp.any(live, axis=1).sum())
 
 
+def pushed(
+    push: Callable[[Array], Array], h: Float[Array, " n"], basis: Float[Array, "n m"]
+) -> tuple[Float[Array, "p m"], Int[Array, ""]]:
+    """F basis for a layer's Jacobian F that is not formed, and what `rank` gives of it.
+
+    Args:
+        push: v -> F v, linear.
+        h: anything of v's shape and dtype.
+        basis: orthonormal columns.
+
+    Returns:
+        The product, and its rank in general position.
+    """
+    found = jax.vmap(push, 1, 1)(basis)
+    # a unit that nothing goes through: seen by a row vector in general position
+    probe = jnp.cos(jnp.arange(1, len(found) + 1, dtype=found.dtype))
+    through = jax.linear_transpose(push, h)(probe)[0]
+    return found, jnp.minimum(jnp.sum(through != 0), jnp.any(found != 0, axis=1).sum())
+
+
 def _sorted(lengths: Float[Array, " m"], graded: Graded) -> tuple[Int[Array, " m"], Graded]:
     """Rows of most weight first, and their order."""
     weight = lengths + graded.logs
@@ -198,10 +218,9 @@ def log_values(graded: Graded) -> tuple[Float[Array, " m"], Float[Array, " m"]]:
 def _log_values_jvp(primals: tuple[Graded], tangents: tuple[Graded]) -> tuple[tuple, tuple]:
     # values move with their own sweeps, right where they are apart
     values, error = log_values(*primals)
-    # the parts of a logarithm move as one
-    swept = lambda graded: (lambda swept: swept.logs + swept.low)(_sweeps(_sweep(graded), DERIVATIVE_SWEEPS))
-    logs, moved = jax.jvp(swept, primals, tangents)
-    return (values, error), (moved[jnp.argsort(-logs)], jnp.zeros_like(error))
+    swept, moved = jax.jvp(lambda graded: _sweeps(_sweep(graded), DERIVATIVE_SWEEPS), primals, tangents)
+    order = jnp.argsort(-(swept.logs + swept.low))
+    return (values, error), ((moved.logs + moved.low)[order], jnp.zeros_like(error))
 
 
 def _disturbance(rows: Float[Array, "m m"], logs: Float[Array, " m"], low: Float[Array, " m"]) -> Float[Array, "m m"]:
@@ -243,7 +262,7 @@ def _settle(graded: Graded) -> tuple[Float[Array, " m"], Float[Array, " m"], Flo
         stands = (index >= row) & (first >= begin) & (last < begin + width) & deep
         return jnp.log(s) + (MARGIN + low[top]) + logs[top], stands
 
-    def blocks(width: int, stride: int) -> Callable[[Array, Array], tuple[Array, Array]]:
+    def blocks(width: int, stride: int) -> Callable[[Array], tuple[Array, Array]]:
         """Every `stride` rows from a block of `width` around them."""
         pad = (width - stride) // 2
 
@@ -253,17 +272,13 @@ def _settle(graded: Graded) -> tuple[Float[Array, " m"], Float[Array, " m"], Flo
             found, stands = values(begin, width, core)
             return found[inner - begin], stands[inner]
 
-        def settle(found: Array, left: Array) -> tuple[Array, Array]:
-            cores = stride * jnp.arange(-(-m // stride))
-            better, stands = (leaf.ravel()[:m] for leaf in jax.vmap(block)(cores))
-            return jnp.where(stands & (left > 0), better, found), jnp.where(stands, 0.0, left)
+        def settle(_: Array) -> tuple[Array, Array]:
+            found, stands = jax.vmap(block)(stride * jnp.arange(-(-m // stride)))
+            return found.ravel()[:m], stands.ravel()[:m]
 
         return settle
 
-    def whole(found: Array, left: Array) -> tuple[Array, Array]:
-        better, stands = values(jnp.asarray(0), m, jnp.argmax(left > 0))
-        return jnp.where(stands & (left > 0), better, found), jnp.where(stands, 0.0, left)
-
+    whole = lambda left: values(jnp.asarray(0), m, jnp.argmax(left > 0))
     state = (logs + low, left)
     for width, stride in BLOCKS:
         if width < m:
@@ -272,11 +287,13 @@ def _settle(graded: Graded) -> tuple[Float[Array, " m"], Float[Array, " m"], Flo
 
 
 def _while_helpful(step: Callable, found: Array, left: Array, times: int) -> tuple[Array, Array]:
-    """A step repeated while it leaves less to do; under vmap no element pays for it unless one needs it."""
+    """Values of a step, where they stand, while they leave less to do; under vmap only if an element needs it."""
 
     def again(state: tuple) -> tuple:
-        better, less = step(*state[:2])
-        return better, less, jnp.any(less < state[1]), state[3] + 1
+        found, left, _, done = state
+        better, stands = step(left)
+        less = jnp.where(stands, 0.0, left)
+        return jnp.where(stands & (left > 0), better, found), less, jnp.any(less < left), done + 1
 
     left_over = lambda state: jnp.any(state[1] > 0) & state[2] & (state[3] < times)
     return jax.lax.while_loop(left_over, again, (found, left, jnp.asarray(True), jnp.asarray(0)))[:2]

@@ -16,6 +16,7 @@ from jaxstab.checks import check_depths, check_floating
 from jaxstab.networks import Chain, Params
 from jaxstab.norms import unit
 from jaxstab.propagation import states
+from jaxstab.records import standard_error
 from jaxstab.spectra.exact import Precision
 from jaxstab.spectra.graded import rank
 
@@ -209,11 +210,9 @@ def log_apjn_estimate(
         n = jnp.asarray(h.shape[0], h.dtype)
         signs = jax.random.rademacher(key, (probes, 1, h.shape[0]), h.dtype) / jnp.sqrt(n)
         _, logs = _push(chain, params, h, signs, first, params.depth)
-        count = jnp.asarray(probes, h.dtype)
-        log_mean = jax.nn.logsumexp(2 * logs, axis=1) - jnp.log(count)
+        log_mean = jax.nn.logsumexp(2 * logs, axis=1) - jnp.log(jnp.asarray(probes, h.dtype))
         ratios = jnp.exp(2 * logs - jnp.where(jnp.isfinite(log_mean), log_mean, 0.0)[:, None])
-        spread = jnp.std(ratios, axis=1, ddof=1) if probes > 1 else jnp.full_like(log_mean, jnp.nan)
-        return LogEstimate(_after(first, log_mean), _after(first, spread / jnp.sqrt(count)))
+        return LogEstimate(_after(first, log_mean), _after(first, standard_error(ratios)))
 
 
 def alignment(chain: Chain, params: Params, x: Float[Array, " d_in"], precision: Precision = "highest") -> Alignment:

@@ -13,8 +13,9 @@ from jaxtyping import Array, Float, Key
 
 from jaxstab.checks import check_depths, check_floating
 from jaxstab.networks import Chain, Params
+from jaxstab.records import standard_error
 from jaxstab.spectra.exact import Precision, log_singular_values
-from jaxstab.spectra.graded import rank as rank_of
+from jaxstab.spectra.graded import pushed
 
 
 class LyapunovLimit(NamedTuple):
@@ -111,13 +112,14 @@ def lyapunov_limit(
 
         def layer(carry: tuple[Array, Array, Array], block: object) -> tuple[tuple[Array, Array, Array], Array]:
             h, q, rank = carry
-            jacobian = jax.jacfwd(chain.block, argnums=1)(block, h)
+            new, push = jax.linearize(lambda h: chain.block(block, h), h)
+            columns, most = pushed(push, h, q)
             # columns up to the rank do not depend on those beyond it
-            q, r = jnp.linalg.qr(jacobian @ q)
-            rank = jnp.minimum(rank, rank_of(jacobian))
+            q, r = jnp.linalg.qr(columns)
+            rank = jnp.minimum(rank, most)
             dead = (jnp.arange(h.size) >= rank) | (jnp.diagonal(r) == 0)
             steps = jnp.where(dead, -jnp.inf, jnp.log(jnp.abs(jnp.where(dead, 1.0, jnp.diagonal(r)))))
-            return (chain.block(block, h), q, rank), steps
+            return (new, q, rank), steps
 
         _, steps = jax.lax.scan(layer, (h_0, q_0, jnp.asarray(h_0.size)), params.blocks)
     return _mean_of_steps(steps, (params.depth - skip) // groups * groups, groups)
@@ -129,7 +131,7 @@ def _mean_of_steps(steps: Float[Array, "layer n"], kept: int, groups: int) -> Ly
     mean = jnp.mean(by_group, axis=0)
     order = jnp.argsort(-mean)
     finite = jnp.isfinite(mean)
-    spread = jnp.std(jnp.where(finite[None], by_group, 0.0), axis=0, ddof=1) / jnp.sqrt(jnp.asarray(groups, mean.dtype))
+    spread = standard_error(jnp.where(finite[None], by_group, 0.0).T)
     so_far = jnp.cumsum(steps[left_out:], axis=0) / jnp.arange(1, kept + 1, dtype=steps.dtype)[:, None]
     running = jnp.concatenate([jnp.full_like(steps[:left_out], jnp.nan), so_far])
     return LyapunovLimit(mean[order], jnp.where(finite, spread, jnp.nan)[order], running[:, order])
