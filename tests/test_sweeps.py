@@ -219,11 +219,11 @@ def test_blas_threads_are_limited_while_running_and_restored():
 
 TWO_DECOMPOSITIONS = """
 import dataclasses, numpy as np, jax, jax.numpy as jnp
-from jaxstab import records, sweeps
+from jaxstab import networks, records, sweeps
 from jaxstab.records import Data
 
 def measure(chain, params, sample, depths):
-    kernel = params.blocks["dense"]["kernel"]
+    kernel = networks.unbind(params).blocks["dense"]["kernel"]
     two = jnp.linalg.svd(kernel, compute_uv=False)[0], jnp.linalg.svd(kernel + 1, compute_uv=False)[0]
     return records.CorrelationProfile(two[0] + two[1] + jnp.linalg.eigvalsh(kernel + kernel.mT)[0])
 

@@ -18,6 +18,7 @@ from jaxstab.networks.chains import (
     init,
     initial_stats,
     rescale,
+    unbind,
     variables,
 )
 from jaxstab.networks.mlp import MLP
@@ -40,5 +41,6 @@ __all__ = [
     "initial_stats",
     "pullback",
     "rescale",
+    "unbind",
     "variables",
 ]

@@ -93,7 +93,8 @@ class Block(nn.Module):
     def __call__(self, h: Array, index: Array | int = 0) -> Array:
         """One layer; index counts the blocks from 0 and matters only while "dense" weights are drawn."""
         a = self._head(h)
-        dense = self._dense("dense", self._kernel_init(index), initializers.normal(1.0), h.dtype)(a)
+        product = _times(self.get_variable("gains", "sigma_w")) if self.has_variable("gains", "sigma_w") else None
+        dense = self._dense("dense", self._kernel_init(index), initializers.normal(1.0), h.dtype, product)(a)
         match self.skip:
             case None:
                 return dense
@@ -110,9 +111,17 @@ class Block(nn.Module):
             case _:
                 return jnp.concatenate([dense, h[..., : -self.features]], axis=-1)
 
-    def _dense(self, name: str, kernel_init: Callable, bias_init: Callable, dtype: jnp.dtype) -> nn.Dense:
+    def _dense(
+        self, name: str, kernel: Callable, bias: Callable, dtype: jnp.dtype, product: Callable | None = None
+    ) -> nn.Dense:
         return nn.Dense(
-            self.features, kernel_init=kernel_init, bias_init=bias_init, dtype=dtype, param_dtype=dtype, name=name
+            self.features,
+            kernel_init=kernel,
+            bias_init=bias,
+            dtype=dtype,
+            param_dtype=dtype,
+            dot_general=product,
+            name=name,
         )
 
     def _head(self, h: Array) -> Array:
@@ -160,6 +169,26 @@ class Block(nn.Module):
             return (jnp.where(there, parts, 0) / jnp.sqrt(jnp.asarray(index + 1, dtype))).reshape(shape)
 
         return init
+
+
+def _times(sigma_w: Array) -> Callable:
+    """The product a (sigma_w W) as (sigma_w a) W; derivatives are with respect to sigma_w W, none to sigma_w."""
+
+    def product(a: Array, w: Array, dimensions: tuple, precision: jax.lax.PrecisionLike) -> Array:
+        dot = lambda a, w: jax.lax.dot_general(a, w, dimensions, precision)
+
+        @jax.custom_jvp
+        def scaled(a: Array, w: Array, sigma_w: Array) -> Array:
+            return dot(sigma_w * a, w)
+
+        @scaled.defjvp
+        def _(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+            (a, w, sigma_w), (d_a, d_w, _) = primals, tangents
+            return scaled(a, w, sigma_w), dot(sigma_w * d_a, w) + dot(a, d_w)
+
+        return scaled(a, w, sigma_w)
+
+    return product
 
 
 def present(h: Array, sources: int) -> Array:

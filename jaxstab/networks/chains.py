@@ -52,17 +52,21 @@ class Layer(NamedTuple):
         params: what is trained.
         batch_stats: running mean and variance of BatchNorm, for inference.
         dropout: masks, for training.
+        sigma_w: factor of the weights W, as `rescale` has it, but of their products: networks that differ in it alone
+            share W.
     """
 
     params: PyTree
     batch_stats: PyTree = None
     dropout: Dropout | None = None
+    sigma_w: Float[Array, "*layer"] | None = None
 
     def variables(self) -> dict[str, Any]:
         """The layer as Flax collections."""
         besides = {
             "batch_stats": jax.lax.stop_gradient(self.batch_stats),
             "dropout": self.dropout and self.dropout._asdict(),
+            "gains": None if self.sigma_w is None else {"sigma_w": self.sigma_w},
         }
         return {"params": self.params} | {name: tree for name, tree in besides.items() if tree}
 
@@ -167,11 +171,16 @@ def bind(
     stats: PyTree = None,
     key: Key[Array, ""] | None = None,
     rate: ArrayLike = 0.0,
+    sigma_w: ArrayLike | None = None,
 ) -> Params:
-    """Give the layers what they read besides what is trained: running statistics, and the masks of dropout.
+    """Give the layers what they read besides what is trained: running statistics, masks of dropout, a common gain.
 
     One key, one set of masks, whatever the rate: rates share their draws as gains do. A batch gets a mask per
     example; under a vmap over examples it is up to the caller to vmap keys too.
+
+    With sigma_w a layer computes sigma_w W a + b without ever forming sigma_w W. A vmap over gains then has one copy of
+    W for all, and one wide product in place of many. What comes out, gradients included, is what
+    `rescale(params, sigma_w, 1)` gives; only with respect to sigma_w itself there is none.
 
     Args:
         mlp: the network.
@@ -180,12 +189,14 @@ def bind(
             `mlp.apply(..., mutable=["batch_stats"])[1]["batch_stats"]`.
         key: PRNG key of the masks.
         rate: share of features dropped, in [0, 1]: one, or one per block and one for the readout; may be traced.
+        sigma_w: factor of all weights, >= 0; may be traced.
 
     Returns:
         Parameters for a chain, or for `mlp.apply` by way of `variables`.
 
     Raises:
-        ValueError: if a key is given to a network without dropout, or a concrete rate is outside [0, 1].
+        ValueError: if a key is given to a network without dropout, a concrete rate is outside [0, 1], or a concrete
+            sigma_w is negative or not finite.
 
     Example:
         >>> mlp = MLP(depth=4, width=8, dropout=True)
@@ -206,7 +217,44 @@ def bind(
         rates = jnp.broadcast_to(jnp.asarray(rate, float), mlp.depth + 1)
         blocks = blocks._replace(dropout=Dropout(keys[:-1], rates[:-1]))
         readout = readout._replace(dropout=Dropout(keys[-1], rates[-1]))
-    return params._replace(blocks=blocks, readout=readout)
+    bound = params._replace(blocks=blocks, readout=readout)
+    if sigma_w is None:
+        return bound
+    check_gains(sigma_w, 0.0)
+    factor = jnp.asarray(sigma_w, params.embed["dense"]["kernel"].dtype)
+    return Params(
+        Layer(params.embed, sigma_w=factor),
+        blocks._replace(sigma_w=jnp.broadcast_to(factor, mlp.depth)),
+        readout._replace(sigma_w=factor),
+    )
+
+
+def unbind(params: Params) -> Params:
+    """What is trained, of parameters that `bind` gave more: a common gain multiplied in, the rest left off.
+
+    Args:
+        params: parameters, bound or not.
+
+    Returns:
+        Parameters.
+
+    Example:
+        >>> mlp = MLP(depth=2, width=8)
+        >>> params = init(mlp, jax.random.key(0), jnp.ones(5))
+        >>> bound = bind(mlp, params, sigma_w=3.0)
+        >>> bool(jnp.all(unbind(bound).embed["dense"]["kernel"] == rescale(params, 3.0, 1.0).embed["dense"]["kernel"]))
+        True
+    """
+
+    def plain(tree: PyTree) -> PyTree:
+        if not isinstance(tree, Layer):
+            return tree
+        if tree.sigma_w is None:
+            return tree.params
+        kernel = tree.params["dense"]["kernel"] * tree.sigma_w[..., None, None]
+        return tree.params | {"dense": tree.params["dense"] | {"kernel": kernel}}
+
+    return Params(*map(plain, params))
 
 
 def init(

@@ -124,7 +124,7 @@ class MLP(nn.Module):
         )
         scanned = nn.scan(
             lambda block, h, index: (block(h, index), None),
-            variable_axes={"params": 0, "batch_stats": 0, "dropout": 0},
+            variable_axes={"params": 0, "batch_stats": 0, "dropout": 0, "gains": 0},
             split_rngs={"params": True},
             length=self.depth,
         )

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import scipy.linalg  # noqa: F401  jaxlib loads its BLAS at the first decomposition; only a loaded one can be limited
 import xarray as xr
@@ -62,6 +61,7 @@ def run(
     Args:
         grid: what to sweep over.
         measure: (chain, params, sample, depths) -> record or tuple of records, such as `signal` or `jacobian`; pure.
+            All gains share the weights in params, where they stand as drawn; `networks.unbind` has them scaled.
         data: examples to measure at.
         chunk_size: cells computed at once; None to fit them into MEMORY.
         progress: wraps the sequence of chunks, such as tqdm.
@@ -104,18 +104,17 @@ def _program(
     """The compiled measurement of a chunk: (keys [s], sigma_w [g], samples [s, i]) -> records [s, g, i]."""
     mlp = grid.network(activation)
     chain = networks.chain(mlp)
-    sigma_b = jnp.asarray(grid.sigma_b, grid.dtype)
 
     def chunk(keys: Array, sigma_w: Array, samples: Sample) -> Record:
         def seed(key: Array, samples: Sample) -> Record:
-            unit = networks.init(mlp, key, samples.x[0], 1.0, 1.0)
+            unit = networks.init(mlp, key, samples.x[0], 1.0, grid.sigma_b)
 
             def cell(sigma_w: Array) -> Record:
-                params = networks.rescale(unit, sigma_w, sigma_b)
-
                 def one(sample: Sample, masks: Array) -> Record:
-                    bound = networks.bind(mlp, params, key=masks, rate=grid.dropout) if mlp.dropout else params
-                    return measure(chain, bound, sample, grid.depths)
+                    wet = masks if mlp.dropout else None
+                    # a gain of its own, not times the weights: all gains share one copy of them
+                    params = networks.bind(mlp, unit, key=wet, rate=grid.dropout, sigma_w=sigma_w)
+                    return measure(chain, params, sample, grid.depths)
 
                 return jax.vmap(one)(samples, jax.random.split(jax.random.fold_in(key, 1), grid.inputs))
 
