@@ -9,7 +9,7 @@ import optax
 from jaxtyping import Array, ArrayLike, Float, Int, Key, PyTree
 
 from jaxstab import networks
-from jaxstab.checks import check_count, check_depths, check_floating
+from jaxstab.checks import check_count, check_floating
 from jaxstab.networks import MLP, Params
 from jaxstab.records import Training
 from jaxstab.training.gradient import output, value_and_grad
@@ -113,13 +113,13 @@ def train(
         loss: (outputs, labels) -> scalar.
         rate: of dropout, as in `networks.bind`.
         depth: blocks that take part, may be traced, see `value_and_grad`; None for all.
-        evaluate: numbers of updates after which to look at all data, ascending, in [0, steps]; the end is always one.
+        evaluate: numbers of updates after which to look at all data, in [0, steps]; the end is always one.
 
     Returns:
         What was seen, and the state at the end.
 
     Raises:
-        ValueError: if steps < 1, batch is beyond the data, evaluate is not ascending within [0, steps], there are no
+        ValueError: if steps < 1, batch is beyond the data, evaluate is not within [0, steps], there are no
             data, or x is not floating.
 
     Example:
@@ -132,9 +132,8 @@ def train(
         >>> seen.loss.shape, bool(seen.train_accuracy[-1] > 0.9), int(seen.first_nonfinite)
         ((100,), True, -1)
     """
-    _check(data, steps, batch)
+    _check(data, steps, batch, evaluate)
     points = sorted({*evaluate, steps})
-    check_depths(points, steps)
     draws, masks = jax.random.split(key)
     # the row that a step's gradient norms go to; the last is for all that are dropped
     rows = jnp.full(steps, len(points)).at[jnp.minimum(jnp.asarray(points), steps - 1)].set(jnp.arange(len(points)))
@@ -144,12 +143,13 @@ def train(
         wet = jax.random.fold_in(masks, t) if mlp.dropout else None
         bound = networks.bind(mlp, state.params, stats=state.stats, key=wet, rate=rate)
         found = value_and_grad(mlp, bound, x, lambda out: loss(out, y), depth)
-        updates, optimiser = tx.update(found.params, state.optimiser, state.params)
+        # optax mixes integers and floats, which strict users have switched off
+        with jax.numpy_dtype_promotion("standard"):
+            updates, optimiser = tx.update(found.params, state.optimiser, state.params)
         new = State(optax.apply_updates(state.params, updates), found.stats, optimiser)
         going = run.first_nonfinite < 0
-        right = jnp.mean(jnp.argmax(found.y, -1) == y, dtype=x.dtype)
         clipped = {name: _telemetry(optimiser, name, x.dtype) for name in _TELEMETRY}
-        series = {"loss": found.loss, "accuracy": right} | clipped
+        series = {"loss": found.loss, "accuracy": _right(found.y, y)} | clipped
         return _Run(
             state=jax.tree.map(lambda new, old: jnp.where(going & found.finite, new, old), new, state),
             order=order,
@@ -166,12 +166,14 @@ def train(
     nothing = jnp.full(steps, jnp.nan, data.x.dtype)
     run = _Run(
         state=start(mlp, params, tx, data.x),
-        order=jnp.arange(len(data.x)),
+        order=jnp.arange(len(data.x), dtype=jnp.int32),
         series=dict.fromkeys(("loss", "accuracy", *_TELEMETRY), nothing),
         norms=jnp.full((len(points) + 1, mlp.depth + 2), jnp.nan, data.x.dtype),
         first_nonfinite=jnp.full((), -1, jnp.int32),
     )
-    run, (learned, tested) = jax.lax.scan(segment, run, (jnp.asarray([0, *points[:-1]]), jnp.asarray(points)))
+    run, (learned, tested) = jax.lax.scan(
+        segment, run, (jnp.asarray([0, *points[:-1]], jnp.int32), jnp.asarray(points, jnp.int32))
+    )
     return Training(
         **run.series,
         train_accuracy=learned,
@@ -187,7 +189,9 @@ def _minibatch(data: Examples, size: int | None, key: Array, t: Array, order: Ar
     if size is None:
         return order, data
     per_epoch = len(order) // size
-    shuffled = lambda: jax.random.permutation(jax.random.fold_in(key, t // per_epoch), len(order))
+    shuffled = lambda: jax.random.permutation(
+        jax.random.fold_in(key, t // per_epoch), jnp.arange(len(order), dtype=jnp.int32)
+    )
     order = jax.lax.cond(t % per_epoch == 0, shuffled, lambda: order)
     here = jax.lax.dynamic_slice_in_dim(order, t % per_epoch * size, size)
     return order, Examples(data.x[here], data.y[here])
@@ -196,8 +200,14 @@ def _minibatch(data: Examples, size: int | None, key: Array, t: Array, order: Ar
 def _accuracy(mlp: MLP, state: State, data: Examples, depth: Array | int | None) -> Array:
     """Share of the examples classified right, in inference."""
     params = networks.bind(mlp, state.params, stats=state.stats)
-    y = output(networks.chain(mlp, train=False), params, data.x, depth)
-    return jnp.mean(jnp.argmax(y, -1) == data.y, dtype=data.x.dtype)
+    return _right(output(networks.chain(mlp, train=False), params, data.x, depth), data.y)
+
+
+def _right(y: Array, labels: Array) -> Array:
+    """Share of the labels that are the largest output; NaN where they are no classes."""
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        return jnp.full((), jnp.nan, y.dtype)
+    return jnp.mean(jnp.argmax(y, -1).astype(labels.dtype) == labels, dtype=y.dtype)
 
 
 def _telemetry(optimiser: PyTree, name: str, dtype: jnp.dtype) -> Array:
@@ -206,11 +216,13 @@ def _telemetry(optimiser: PyTree, name: str, dtype: jnp.dtype) -> Array:
     return found[0][1].astype(dtype) if found else jnp.full((), jnp.nan, dtype)
 
 
-def _check(data: Examples, steps: int, batch: int | None) -> None:
+def _check(data: Examples, steps: int, batch: int | None, evaluate: Sequence[int]) -> None:
     check_count("steps", steps, 1)
     check_floating("x", data.x.dtype)
     if len(data.x) == 0 or len(data.x) != len(data.y):
         raise ValueError(f"needs as many labels as inputs, at least one, got {len(data.y)} and {len(data.x)}")
+    if not all(isinstance(point, int) and 0 <= point <= steps for point in evaluate):
+        raise ValueError(f"evaluate must be integers in [0, {steps}], got {list(evaluate)}")
     if batch is not None:
         check_count("batch", batch, 1)
         if batch > len(data.x):
