@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 FLOORS = {
     "activations": 0, "checks": 0, "records": 0, "networks": 0, "norms": 0,
     "clipping": 1, "initializers": 1, "propagation": 1, "regularizers": 1, "spectra": 1, "theory": 1, "training": 1,
-    "sweeps": 2, "verdicts": 2, "survey": 2,
+    "sweeps": 2, "trainability": 2, "verdicts": 2, "survey": 2,
     "datasets": 3, "store": 3, "report": 3, "cli": 3,
 }  # fmt: skip
 MODULES = sorted(m.name for m in pkgutil.walk_packages(jaxstab.__path__, "jaxstab."))
