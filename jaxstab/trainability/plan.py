@@ -4,8 +4,10 @@ A plan depends on the grid, the data's size and the memory of a device; not on h
 it. So neither do the numbers: a cell is always computed with the same neighbours, by the same program.
 """
 
+import itertools
 import math
 import os
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
@@ -58,6 +60,30 @@ class Plan(NamedTuple):
     groups: tuple[Group, ...]
     programs: int
     memory: int
+
+    def program(self, group: int) -> tuple[int, int]:
+        """What decides the program of a group: kind of network, and depth that it is made for.
+
+        Args:
+            group: its number.
+
+        Returns:
+            The two.
+        """
+        return self.groups[group].variant, self.groups[group].bound
+
+    def batches(self, devices: int) -> Iterator[list[int]]:
+        """Groups to compute side by side, one per device.
+
+        Args:
+            devices: how many.
+
+        Yields:
+            Numbers of groups of one program.
+        """
+        for _, same in itertools.groupby(range(len(self.groups)), self.program):
+            numbers = list(same)
+            yield from (numbers[i : i + devices] for i in range(0, len(numbers), devices))
 
 
 def flops(grid: Grid, depth: int, d_in: int, classes: int, examples: int) -> float:

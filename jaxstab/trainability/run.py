@@ -4,9 +4,8 @@ Depth, gains, learning rate, clip threshold, dropout and seed are traced: a prog
 whose depth it is made for. Groups of different depths may run side by side, each device loops as far as its own.
 """
 
-import itertools
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -49,8 +48,8 @@ class Result(NamedTuple):
         group: its number in the plan.
         seen: what was seen, [cell, ...] in the order of the group.
         lanes: how many cells were computed side by side; fewer than planned after memory ran out.
-        seconds: that its devices worked on it, compiling not included.
-        compiling: seconds spent compiling before it, 0 for most groups.
+        seconds: its share of the time that it and those beside it took, compiling not included.
+        compiling: its share of the seconds spent compiling before, 0 for most groups.
     """
 
     group: int
@@ -64,7 +63,7 @@ def run(
     grid: Grid,
     plan: Plan,
     data: Split,
-    groups: Sequence[int] | None = None,
+    batches: Iterable[Sequence[int]] | None = None,
     *,
     devices: Sequence[jax.Device] | None = None,
     precision: str = "highest",
@@ -78,7 +77,8 @@ def run(
         grid: what to train.
         plan: how it is cut.
         data: to train and test on.
-        groups: numbers of those wanted; None for all.
+        batches: numbers of groups to compute side by side, no more than there are devices, of one program each (see
+            `Plan.program`); None for all groups.
         devices: to use; None for `sweeps.usable_devices()`.
         precision: of matrix products, as in `jax.default_matmul_precision`.
 
@@ -93,17 +93,13 @@ def run(
         raise ValueError('dtype "float64" needs JAX\'s x64 mode: switch jax_enable_x64 on first')
     devices = usable_devices() if devices is None else devices
     programs = _Programs(grid, plan.size, data, devices, precision)
-    wanted = range(len(plan.groups)) if groups is None else sorted(groups)
-    lanes, many = plan.lanes, len(devices)
+    lanes = plan.lanes
     # BLAS threads of its own under XLA's pool: slower by factors, and able to stall on few cores
     with threadpool_limits(1, user_api="blas"):
-        for _, same in itertools.groupby(wanted, lambda number: plan.groups[number][:2]):
-            numbers = list(same)
-            for together in (numbers[i : i + many] for i in range(0, len(numbers), many)):
-                seen, lanes, seconds, compiling = programs.train([plan.groups[number] for number in together], lanes)
-                for number, one in zip(together, seen, strict=False):
-                    yield Result(number, one, lanes, seconds, compiling)
-                    compiling = 0.0
+        for numbers in plan.batches(len(devices)) if batches is None else batches:
+            seen, lanes, seconds, compiling = programs.train([plan.groups[number] for number in numbers], lanes)
+            for number, one in zip(numbers, seen, strict=True):
+                yield Result(number, one, lanes, seconds / len(numbers), compiling / len(numbers))
 
 
 class _Programs:
