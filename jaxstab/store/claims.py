@@ -142,7 +142,7 @@ def claim(groups: Groups, shard: tuple[int, int] = (1, 1), join: bool = False) -
     finally:
         # a folder of locks that cannot be cleaned up harms nobody
         with contextlib.suppress(OSError):
-            locks.leave(lock, finished=groups.marked() == groups.count)
+            locks.leave(lock, lambda: groups.marked() == groups.count)
 
 
 def _missing(groups: Groups, own: range) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ import re
 import secrets
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -123,18 +123,18 @@ class LockFolder:
             name = f"run.{part[0]}of{part[1]}.pid{os.getpid()}.{secrets.token_hex(4)}.{host}"
             return _lock(self.path / name).acquire(blocking=False).lock
 
-    def leave(self, own: BaseFileLock, finished: bool) -> None:
+    def leave(self, own: BaseFileLock, finished: Callable[[], bool]) -> None:
         """Stop taking part; the last one out of a finished sweep removes the folder.
 
         Args:
             own: what `enter` gave.
-            finished: whether every group of the sweep is done.
+            finished: whether every group of the sweep is done, asked behind the gate.
         """
         try:
             with self.gate():
                 Path(own.lock_file).unlink(missing_ok=True)
                 own.release()
-                if finished and not self._runs():
+                if not self._runs() and finished():
                     shutil.rmtree(self.path, ignore_errors=True)
         finally:
             own.release()
