@@ -58,6 +58,7 @@ def test_rooms_keep_to_what_is_theirs(module):
     assert "zarr" not in packages
     assert "flax" not in packages or own == "networks"
     assert "tyro" not in packages or own == "cli"
+    assert not {"filelock", "fsspec", "google_crc32c"} & packages or own == "store"
     if FLOORS[own] < 2:
         assert not {"xarray", "tqdm", "threadpoolctl"} & packages
         assert not {"jax.jit", "jax.pmap"} & used, "jit belongs to the orchestration"
