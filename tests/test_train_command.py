@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from jaxstab import cli, store
@@ -100,6 +101,17 @@ def run(capsys, *words):
     code = cli.main(list(map(str, words)))
     printed = capsys.readouterr()
     return code, printed.out, printed.err
+
+
+def test_a_line_and_events_per_network(whole, tmp_path, capsys):
+    table, events = tmp_path / "cells.csv", tmp_path / "events"
+    code, said, _ = run(capsys, "train", *FLAGS, "--out", whole, "--csv", table, "--tensorboard", events)
+    assert code == 0 and f"table: {table}" in said and f"events: {events}" in said
+    lines = pd.read_csv(table)
+    assert len(lines) == 8 and set(lines.columns) >= {"depth", "sigma_w", "test_accuracy", "loss", "first_nonfinite"}
+    assert lines.loss.between(0, 5).all() and (lines.first_nonfinite == -1).all()
+    runs = sorted(path.name for path in events.iterdir())
+    assert len(runs) == 8 and runs[0] == "depth=2,sigma_w=1.0" and all(any(path.iterdir()) for path in events.iterdir())
 
 
 def test_finished_and_other_sweeps(whole, capsys):

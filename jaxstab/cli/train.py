@@ -91,7 +91,9 @@ class Train:
     process: int | None = None
     """Which of them this is, from 0."""
     csv: Path | None = None
-    """Also write a line per cell to this file at the end."""
+    """Also write a line per network to this file at the end."""
+    tensorboard: Path | None = None
+    """Also write TensorBoard's event files, a run per network, to this folder at the end."""
     config: Path | None = None
     """TOML file with any of these settings; flags override it."""
 
@@ -137,6 +139,15 @@ def train(settings: Train) -> None:
         tally = _work(grid, plan, data, claim, devices)
     print(tally.line())
     left = len(plan.groups) - groups.marked()
+    if settings.csv or settings.tensorboard:
+        with users_fault():
+            found = store.load_groups(settings.out)
+            rows = {name: found[name].values for name in fields}
+            dataset = trainability.labelled(grid, plan, rows, found.done.values[:: plan.size])
+            if settings.csv:
+                print(f"table: {store.write_table(dataset, settings.csv)}")
+            if settings.tensorboard:
+                print(f"events: {store.write_events(dataset, settings.tensorboard)}")
     print(f"store: {settings.out}" + (f" ({left} groups are left to others)" if left else ""))
 
 

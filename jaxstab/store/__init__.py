@@ -3,6 +3,7 @@
 from jaxstab.store.chunks import Field
 from jaxstab.store.claims import Claim, claim, runs
 from jaxstab.store.dataset import check_writable, load, provenance, save
+from jaxstab.store.export import write_events, write_table
 from jaxstab.store.fingerprint import code_version, differences
 from jaxstab.store.groups import Groups, Progress, load_groups, open_groups, progress
 from jaxstab.store.locks import Run
@@ -24,4 +25,6 @@ __all__ = [
     "provenance",
     "runs",
     "save",
+    "write_events",
+    "write_table",
 ]
