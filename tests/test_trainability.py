@@ -16,6 +16,7 @@ import pytest
 from jaxstab import datasets, networks, records, trainability, training
 from jaxstab.trainability import Grid, Split, Variant
 
+RUN = sys.modules["jaxstab.trainability.run"]
 DIGITS = datasets.load("digits")
 DATA = Split(
     records.Data(DIGITS.x[:120], DIGITS.y[:120], "some"), records.Data(DIGITS.x[120:150], DIGITS.y[120:150], "more")
@@ -37,15 +38,17 @@ def together(grid, results, plan):
 
 @pytest.fixture(scope="module")
 def swept():
-    plan = trainability.plan(GRID, DATA)
-    rows, results = together(GRID, trainability.run(GRID, plan, DATA), plan)
-    return plan, rows, results
+    plan, made = trainability.plan(GRID, DATA), []
+    make = RUN._Programs._program
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RUN._Programs, "_program", lambda *args: made.append(args[1:]) or make(*args))
+        rows, _ = together(GRID, trainability.run(GRID, plan, DATA), plan)
+    return plan, rows, made
 
 
 def test_a_program_serves_all_depths_and_settings(swept):
-    plan, _, results = swept
-    assert plan.programs == 2 == sum(r.compiling > 0 for r in results)
-    # 24 programs would be needed of one for every depth and kind, 48 x 6 of one for each network
+    plan, _, made = swept
+    assert sorted(made) == [(0, 6, 1), (1, 6, 1)] and plan.programs == 2
     assert len(GRID.cells.depth) == 2 * 3 * 2 * 2 * 2 * 2 * 2
     found = np.concatenate([group.cells for group in plan.groups])
     np.testing.assert_array_equal(np.sort(found[found >= 0]), np.arange(len(GRID.cells.depth)))
@@ -140,10 +143,7 @@ def test_numbers_do_not_depend_on_the_number_of_devices(tmp_path):
 
 def test_where_memory_runs_out_lanes_are_halved(monkeypatch):
     grid = Grid(depths=(2,), sigma_w=(1.0, 1.2, 1.4, 1.6), width=8, steps=3, batch=16)
-    from jaxstab.trainability import run as _  # noqa: F401
-
-    module = sys.modules["jaxstab.trainability.run"]
-    make, tried = module._Programs._program, []
+    make, tried = RUN._Programs._program, []
 
     def short_of_memory(self, variant, bound, lanes):
         tried.append(lanes)
@@ -156,7 +156,7 @@ def test_where_memory_runs_out_lanes_are_halved(monkeypatch):
             return Full()
         return make(self, variant, bound, lanes)
 
-    monkeypatch.setattr(module._Programs, "_program", short_of_memory)
+    monkeypatch.setattr(RUN._Programs, "_program", short_of_memory)
     plan = trainability.plan(grid, DATA, lanes=4)
     limit = 2
     (result,) = trainability.run(grid, plan, DATA)
@@ -169,8 +169,7 @@ def test_where_memory_runs_out_lanes_are_halved(monkeypatch):
 @pytest.mark.parametrize("optimiser", ["sgd", "adam"])
 def test_memory_is_what_xla_says(optimiser):
     grid = Grid(depths=(12,), sigma_w=(1.0,), width=64, steps=20, batch=48, optimiser=optimiser)
-    module = sys.modules["jaxstab.trainability.run"]
-    programs = module._Programs(grid, 1, DATA, jax.local_devices()[:1], "highest")
+    programs = RUN._Programs(grid, trainability.plan(grid, DATA, size=1), DATA, jax.local_devices()[:1], "highest")
     cells = type(grid.cells)(*(column[:1] for column in grid.cells))
     one = np.array([12], np.int32), np.array([1], np.int32), cells, programs.examples
     analysis = programs._program(0, 12, 1).lower(*one).compile().memory_analysis()

@@ -4,8 +4,10 @@ Depth, gains, learning rate, clip threshold, dropout and seed are traced: a prog
 whose depth it is made for. Groups of different depths may run side by side, each device loops as far as its own.
 """
 
+import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -23,6 +25,9 @@ from jaxstab.trainability.grid import AXES, Cells, Grid, Split
 from jaxstab.trainability.plan import Group, Plan
 from jaxstab.training import Examples
 
+# programs compiled at the same time, each in a thread
+AHEAD = 2
+
 
 class Result(NamedTuple):
     """A finished group.
@@ -32,7 +37,7 @@ class Result(NamedTuple):
         seen: what was seen, [cell, ...] in the order of the group.
         lanes: how many cells were computed side by side; fewer than planned after memory ran out.
         seconds: its share of the time that it and those beside it took, compiling not included.
-        compiling: its share of the seconds spent compiling before, 0 for most groups.
+        compiling: its share of the seconds spent waiting for their program, next to none for most groups.
     """
 
     group: int
@@ -75,7 +80,7 @@ def run(
     if grid.dtype == "float64" and not jax.config.read("jax_enable_x64"):
         raise ValueError('dtype "float64" needs JAX\'s x64 mode: switch jax_enable_x64 on first')
     devices = usable_devices() if devices is None else devices
-    programs = _Programs(grid, plan.size, data, devices, precision)
+    programs = _Programs(grid, plan, data, devices, precision)
     lanes = plan.lanes
     # BLAS threads of its own under XLA's pool: slower by factors, and able to stall on few cores
     with threadpool_limits(1, user_api="blas"):
@@ -88,14 +93,16 @@ def run(
 class _Programs:
     """Compiled programs, kept: one for every kind of network, bound of depths, and number of lanes."""
 
-    def __init__(self, grid: Grid, size: int, data: Split, devices: Sequence[jax.Device], precision: str) -> None:
-        self.grid, self.size, self.precision, self.classes = grid, size, precision, data.classes
+    def __init__(self, grid: Grid, plan: Plan, data: Split, devices: Sequence[jax.Device], precision: str) -> None:
+        self.grid, self.size, self.precision, self.classes = grid, plan.size, precision, data.classes
+        self.order = list(dict.fromkeys(map(plan.program, range(len(plan.groups)))))
         self.mesh = Mesh(np.array(devices), ("cell",))
         self.examples = tuple(
             Examples(jnp.asarray(part.normalised().x.astype(grid.dtype)), jnp.asarray(part.y)) for part in data
         )
         self.columns = Cells(*(np.append(column, column[:1]) for column in grid.cells))
-        self.compiled: dict[tuple[int, int, int], Any] = {}
+        self.compiled: dict[tuple[int, int, int], Future] = {}
+        self.compilers = ThreadPoolExecutor(AHEAD)
 
     def train(self, groups: Sequence[Group], lanes: int) -> tuple[list[Training], int, float, float]:
         """What the groups' cells gave, the lanes they took, and the seconds of working and of compiling."""
@@ -107,15 +114,13 @@ class _Programs:
         at = np.concatenate([g.cells for g in groups] + [np.full(self.size, -1)] * idle)
         arguments = (depths, counts, Cells(*(column[at] for column in self.columns)), self.examples)
         while True:
-            key = (groups[0].variant, groups[0].bound, lanes)
             try:
                 begun = time.perf_counter()
-                if key not in self.compiled:
-                    self.compiled[key] = self._program(*key).lower(*arguments).compile()
-                    compiling += time.perf_counter() - begun
+                program = self._ready(groups[0].variant, groups[0].bound, lanes, arguments)
+                compiling += time.perf_counter() - begun
                 begun = time.perf_counter()
                 # fetched, hence finished, before the next is sent
-                seen = jax.device_get(self.compiled[key](*arguments))
+                seen = jax.device_get(program(*arguments))
             except jax.errors.JaxRuntimeError as error:
                 if "RESOURCE_EXHAUSTED" not in str(error):
                     raise
@@ -128,6 +133,17 @@ class _Programs:
                 Training(*(leaf[i * self.size : (i + 1) * self.size] for leaf in seen)) for i in range(len(groups))
             ]
             return [_padded(part, max(self.grid.depths)) for part in parts], lanes, seconds, compiling
+
+    def _ready(self, variant: int, bound: int, lanes: int, arguments: tuple) -> Any:
+        """The compiled program; those next in the plan are compiled beside it, and beside what runs."""
+        at = self.order.index((variant, bound))
+        for ahead in self.order[at : at + AHEAD]:
+            if (*ahead, lanes) not in self.compiled:
+                self.compiled[*ahead, lanes] = self.compilers.submit(self._compile, *ahead, lanes, arguments)
+        return self.compiled[variant, bound, lanes].result()
+
+    def _compile(self, variant: int, bound: int, lanes: int, arguments: tuple) -> Any:
+        return self._program(variant, bound, lanes).lower(*arguments).compile()
 
     def _program(self, variant: int, bound: int, lanes: int) -> Any:
         """(depths [device], counts [device], cells [device * size], examples) -> what is seen [device * size, ...]."""
@@ -197,7 +213,7 @@ def fields(grid: Grid) -> dict[str, jax.ShapeDtypeStruct]:
         grid: the grid.
 
     Returns:
-        By field of `Training`.
+        By field of `Training`; those of clipping only where there is some.
     """
     looks = len({*grid.evaluate, grid.steps})
     shapes = {
@@ -211,6 +227,8 @@ def fields(grid: Grid) -> dict[str, jax.ShapeDtypeStruct]:
         "log_grad_readout": (looks,),
         "first_nonfinite": (),
     }
+    if grid.clips == (math.inf,):
+        del shapes["norm_before"], shapes["coefficient"]
     dtype = lambda name: np.int32 if name == "first_nonfinite" else grid.dtype
     return {name: jax.ShapeDtypeStruct(shape, dtype(name)) for name, shape in shapes.items()}
 
