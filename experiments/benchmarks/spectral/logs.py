@@ -6,9 +6,9 @@ import numpy as np
 
 from jaxstab import spectra
 from spectral.dense import every
-from spectral.machine import Rates
+from measuring.machine import Rates
 from spectral.problem import ACTIVATIONS, Placed, Problem, draw, gains, place
-from spectral.timing import Settings, Side, measure, table
+from measuring.timing import Settings, Side, measure, table
 
 
 def disagreement(log_s: np.ndarray, values: np.ndarray) -> float:

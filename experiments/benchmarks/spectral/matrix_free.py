@@ -13,9 +13,9 @@ import numpy as np
 
 from jaxstab import spectra
 from spectral.dense import jacobians
-from spectral.machine import Rates, on_every_core
+from measuring.machine import Rates, on_every_core
 from spectral.problem import Problem, draw
-from spectral.timing import Settings, Side, measure, table
+from measuring.timing import Settings, Side, measure, table
 
 TOP, ACCURACY = 10, 1e-4
 BLOCKS = (16, 24, 32)

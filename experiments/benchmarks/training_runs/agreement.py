@@ -1,0 +1,59 @@
+"""How far trainings can be compared: rounding grows in chaotic networks until no two programs agree on a loss."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from training_runs.problem import Problem, Result
+
+# relative change of the weights, some roundings; and how much of it in a loss ends the comparison
+CHANGE, MOVED = 1e-6, 1e-4
+
+
+class Truth(NamedTuple):
+    """What to compare with.
+
+    Attributes:
+        result: of a program that others should agree with.
+        steps: so many from the start can be compared [depth, cell].
+        batch: examples in a minibatch.
+    """
+
+    result: Result
+    steps: np.ndarray
+    batch: int
+
+    def only(self, problem: Problem, part: Problem) -> "Truth":
+        """That of a part of the trainings, of the first seed and perhaps of fewer steps."""
+        rows = [problem.depths.index(depth) for depth in part.depths]
+        columns = [problem.gains.index(gain) for gain in part.gains]
+        steps, at = len(part.batches), np.ix_(rows, columns)
+        result = Result(self.result.losses[at][..., :steps], self.result.right[at])
+        return Truth(result, np.minimum(self.steps[at], steps), self.batch)
+
+    def __str__(self) -> str:
+        length = self.result.losses.shape[-1]
+        whole, early = int(np.sum(self.steps == length)), int(np.sum(self.steps >= min(10, length)))
+        return f"compared: {whole} of {self.steps.size} trainings to the end, {early} for ten steps or more"
+
+
+def truth(problem: Problem, train: Callable[[Problem], Result]) -> Truth:
+    """Train twice, the second time from weights that are a little off."""
+    rng = np.random.default_rng(1)
+    off = lambda a: a * (1 + CHANGE * rng.choice([-1, 1], a.shape)).astype(a.dtype)
+    first = train(problem)
+    second = train(problem._replace(unit=type(problem.unit)(*((off(k), b) for k, b in problem.unit))))
+    with np.errstate(invalid="ignore"):
+        alike = np.abs(first.losses - second.losses) < MOVED
+    return Truth(first, np.sum(np.logical_and.accumulate(alike, axis=-1), axis=-1), problem.batches.shape[1])
+
+
+def disagreement(found: Result, truth: Truth) -> float:
+    """Largest error of a loss that can be compared; inf if a last minibatch that can differs by more than an example."""
+    steps = truth.result.losses.shape[-1]
+    apart = np.abs(found.right - truth.result.right)[truth.steps == steps] * truth.batch
+    if found.losses.shape != truth.result.losses.shape or np.any(apart > 1.5):
+        return float("inf")
+    comparable = np.arange(steps) < truth.steps[..., None]
+    return float(np.max(np.abs(found.losses - truth.result.losses)[comparable], initial=0.0))
