@@ -84,7 +84,7 @@ class Trained:
             found = []
             for start in range(part.start, part.stop, choice.at_once):
                 group = slice(start, min(start + choice.at_once, part.stop))
-                own = Weights(*(_tree(lambda t: t[group].clone(), w) for w in weights))
+                own = Weights(*(_tree(lambda t, group=group: t[group].clone(), w) for w in weights))
                 found.append(tuple(t.cpu().numpy() for t in choice.trainer(own, x, y, batches[:steps])))
             return found
 

@@ -50,7 +50,7 @@ def truth(problem: Problem, train: Callable[[Problem], Result]) -> Truth:
 
 
 def disagreement(found: Result, truth: Truth) -> float:
-    """Largest error of a loss that can be compared; inf if a last minibatch that can differs by more than an example."""
+    """Largest error of a loss that can be compared; inf if one that can ends with two examples more or less right."""
     steps = truth.result.losses.shape[-1]
     apart = np.abs(found.right - truth.result.right)[truth.steps == steps] * truth.batch
     if found.losses.shape != truth.result.losses.shape or np.any(apart > 1.5):
