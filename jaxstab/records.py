@@ -70,6 +70,33 @@ class Spectrum(NamedTuple):
     log_mean_square: Float[Array, "*depth"]
 
 
+class Training(NamedTuple):
+    """One training run. From the step whose loss or gradient is not finite on, the network stays as it was before it.
+
+    Attributes:
+        loss: of each step's minibatch, before its update; NaN after the first that is not finite.
+        accuracy: share of that minibatch classified right, likewise.
+        norm_before: of the gradient as it came to `clipping.monitored`; NaN without.
+        coefficient: what clipping multiplied it by, from the same source; NaN without.
+        train_accuracy: share of all training examples classified right, in inference.
+        test_accuracy: of the test examples; NaN without any.
+        log_grad_theta: ln |dL/dtheta_l| of the gradient that the next step saw (at the end: the last step), embed and
+            blocks; NaN beyond the depth.
+        log_grad_readout: that of the readout.
+        first_nonfinite: the step, counted from 0, whose loss or gradient was the first not finite; -1 for none.
+    """
+
+    loss: Float[Array, "*cell step"]
+    accuracy: Float[Array, "*cell step"]
+    norm_before: Float[Array, "*cell step"]
+    coefficient: Float[Array, "*cell step"]
+    train_accuracy: Float[Array, "*cell evaluation"]
+    test_accuracy: Float[Array, "*cell evaluation"]
+    log_grad_theta: Float[Array, "*cell evaluation layer"]
+    log_grad_readout: Float[Array, "*cell evaluation"]
+    first_nonfinite: Int[Array, "*cell"]
+
+
 class FixedPoint(NamedTuple):
     """A length fixed point of the mean-field maps, and what signal and gradient do around it.
 

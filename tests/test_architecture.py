@@ -17,8 +17,8 @@ import jaxstab
 ROOT = Path(__file__).parent.parent
 FLOORS = {
     "activations": 0, "checks": 0, "records": 0, "networks": 0, "norms": 0,
-    "clipping": 1, "initializers": 1, "propagation": 1, "regularizers": 1, "spectra": 1, "theory": 1,
-    "sweeps": 2, "verdicts": 2, "survey": 2,
+    "clipping": 1, "initializers": 1, "propagation": 1, "regularizers": 1, "spectra": 1, "theory": 1, "training": 1,
+    "sweeps": 2, "trainability": 2, "verdicts": 2, "survey": 2,
     "datasets": 3, "store": 3, "report": 3, "cli": 3,
 }  # fmt: skip
 MODULES = sorted(m.name for m in pkgutil.walk_packages(jaxstab.__path__, "jaxstab."))
@@ -58,6 +58,7 @@ def test_rooms_keep_to_what_is_theirs(module):
     assert "zarr" not in packages
     assert "flax" not in packages or own == "networks"
     assert "tyro" not in packages or own == "cli"
+    assert not {"filelock", "fsspec", "google_crc32c"} & packages or own == "store"
     if FLOORS[own] < 2:
         assert not {"xarray", "tqdm", "threadpoolctl"} & packages
         assert not {"jax.jit", "jax.pmap"} & used, "jit belongs to the orchestration"

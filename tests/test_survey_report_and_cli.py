@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 
 from jaxstab import cli, datasets, report, store, survey, sweeps
+from jaxstab.cli.arguments import parse
+from jaxstab.cli.sweep import Sweep
+from jaxstab.cli.theory import strict
 
 FLAGS = (
     "sweep --data digits --depths 1 2 5 --sigma-w 0.7 1.4 2.8 --activations erf relu --seeds 2 --width 24 --inputs 1"
@@ -122,7 +125,7 @@ def test_a_missing_config_is_named(capsys, tmp_path):
 def test_flags_override_the_config_which_overrides_the_defaults(tmp_path):
     file = tmp_path / "sweep.toml"
     file.write_text("width = 8\ndepths = [1, 2]\nsigma_w = [1, 2.5]\nsigma-b = 0.1\nout = 'here'\n")
-    settings = cli._parse(["sweep", "--config", str(file), "--width", "16"])
+    settings = parse({"sweep": Sweep}, "", ["sweep", "--config", str(file), "--width", "16"])
     assert settings.width == 16 and settings.depths == (1, 2) and settings.sigma_w == (1.0, 2.5)
     assert settings.sigma_b == 0.1 and settings.seeds == sweeps.Grid().seeds and str(settings.out) == "here"
 
@@ -155,7 +158,7 @@ def test_theory_writes_infinity_as_a_string_and_the_undefined_as_null(capsys):
     assert cli.main("theory --activation relu --sigma-w 2 --sigma-b 0.1 --json".split()) == 0
     growing = json.loads(capsys.readouterr().out)
     assert growing["q"] == "inf" and growing["fixed_points"] == [] and growing["xi_q"] < 0
-    assert cli._strict({"critical_sigma_w": [float("nan"), -float("inf")]}) == {"critical_sigma_w": [None, "-inf"]}
+    assert strict({"critical_sigma_w": [float("nan"), -float("inf")]}) == {"critical_sigma_w": [None, "-inf"]}
     assert cli.main("theory --activation relu --sigma-w 1".split()) == 0
     assert "chi_1             0.5" in capsys.readouterr().out
 

@@ -18,6 +18,7 @@ from jaxstab.networks.chains import (
     init,
     initial_stats,
     rescale,
+    statistics,
     unbind,
     variables,
 )
@@ -41,6 +42,7 @@ __all__ = [
     "initial_stats",
     "pullback",
     "rescale",
+    "statistics",
     "unbind",
     "variables",
 ]

@@ -215,8 +215,9 @@ def bind(
             raise ValueError(f"rate must be in [0, 1], got {rate}")
         keys = jax.random.split(key, mlp.depth + 1)
         rates = jnp.broadcast_to(jnp.asarray(rate, float), mlp.depth + 1)
-        blocks = blocks._replace(dropout=Dropout(keys[:-1], rates[:-1]))
-        readout = readout._replace(dropout=Dropout(keys[-1], rates[-1]))
+        # the first is the readout's, so that networks of all depths share their masks
+        blocks = blocks._replace(dropout=Dropout(keys[1:], rates[:-1]))
+        readout = readout._replace(dropout=Dropout(keys[0], rates[-1]))
     bound = params._replace(blocks=blocks, readout=readout)
     if sigma_w is None:
         return bound
@@ -313,6 +314,25 @@ def initial_stats(mlp: MLP, x: Float[Array, "*batch d_in"]) -> PyTree:
     """
     shapes = jax.eval_shape(mlp.init, jax.random.key(0), x).get("batch_stats", {})
     return jax.tree.map_with_path(lambda path, leaf: jnp.full(leaf.shape, path[-1].key == "var", leaf.dtype), shapes)
+
+
+def statistics(mlp: MLP) -> tuple[Callable[[Layer, Array], PyTree], Callable[[Layer, Array], PyTree]]:
+    """What BatchNorm's running statistics become in training, of one block and of the readout.
+
+    Args:
+        mlp: the network.
+
+    Returns:
+        Two functions (layer as `bind` gives it, h [batch, width]) -> its new batch_stats; empty without BatchNorm.
+    """
+
+    def after(module: Block) -> Callable[[Layer, Array], PyTree]:
+        if mlp.norm != "batch":
+            return lambda layer, h: {}
+        return lambda layer, h: module.apply(layer.variables(), h, mutable=["batch_stats"])[1]["batch_stats"]
+
+    _, block, readout = mlp.layers(True)
+    return after(block), after(readout)
 
 
 def variables(params: Params) -> dict[str, Any]:

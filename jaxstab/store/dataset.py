@@ -1,4 +1,4 @@
-"""Results out: labelled arrays with their provenance, in a zarr store. The only writer of results."""
+"""A finished dataset in a zarr store, written whole."""
 
 import datetime
 import importlib.metadata

@@ -1,0 +1,100 @@
+"""Words and TOML files into settings, and what does not fit into one line."""
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import re
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import GenericAlias
+from typing import Any
+
+import tyro
+
+from jaxstab.cli.faults import UserError
+
+
+def _from_toml(path: Path, kind: Any) -> dict[str, Any]:
+    """Settings from a TOML file, checked against the flags' names and types."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        settings = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        end = f"line {len(text.splitlines())}, end of document"
+        raise UserError(f"{path}: {str(error).replace('end of document', end)}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
+    fields = {field.name: field for field in dataclasses.fields(kind) if field.name != "config"}
+    read: dict[str, Any] = {}
+    for key, value in settings.items():
+        name = key.replace("-", "_")
+        if name not in fields:
+            near = difflib.get_close_matches(name, fields, n=1)
+            raise UserError(f"{path}: unknown key {key!r}{f'; did you mean {near[0]!r}?' if near else ''}")
+        read[name] = _converted(path, key, value, fields[name].type)
+    return read
+
+
+def _converted(path: Path, key: str, value: Any, wanted: Any) -> Any:
+    """A TOML value as the setting's type: lists become tuples, strings paths, integers floats."""
+    checks: dict[type, Callable[[Any], bool]] = {
+        float: lambda v: isinstance(v, int | float) and not isinstance(v, bool),
+        int: lambda v: isinstance(v, int) and not isinstance(v, bool),
+        str: lambda v: isinstance(v, str),
+        bool: lambda v: isinstance(v, bool),
+        Path: lambda v: isinstance(v, str),
+    }
+    for kind, fits in checks.items():
+        if wanted in (kind, kind | None) and fits(value):
+            return kind(value)
+        if wanted == GenericAlias(tuple, (kind, ...)) and isinstance(value, list) and all(map(fits, value)):
+            return tuple(map(kind, value))
+    described = re.sub(r"<class '(.*)'>", r"\1", str(wanted)).replace("pathlib.", "")
+    raise UserError(f"{path}: {key} must be {described}, got {value!r}")
+
+
+def parse(kinds: Mapping[str, type], description: str, words: Sequence[str]) -> Any:
+    """The settings that the words ask for; flags override a config file, which overrides the defaults.
+
+    Args:
+        kinds: the settings of every command, by name.
+        description: of the program, for its help.
+        words: the command line.
+
+    Returns:
+        An instance of one of the kinds.
+
+    Raises:
+        UserError: if the words do not fit.
+        SystemExit: with code 0, after printing help.
+    """
+    name, rest = (words[0] if words else "--help"), list(words[1:])
+    options: dict[str, Any] = {"prog": f"jaxstab {name}", "args": rest, "config": (tyro.conf.FlagCreatePairsOff,)}
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            if name not in kinds:
+                commands: dict[str, Callable[..., Any]] = dict(kinds)
+                return tyro.extras.subcommand_cli_from_dict(
+                    commands, prog="jaxstab", description=description, args=[name, *rest]
+                )
+            settings: Any = tyro.cli(kinds[name], **options)
+            if getattr(settings, "config", None) is None:
+                return settings
+            given = _from_toml(settings.config, kinds[name])
+            return tyro.cli(kinds[name], default=dataclasses.replace(kinds[name](), **given), **options)
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise UserError(_one_line(said.getvalue())) from stop
+
+
+def _one_line(boxed: str) -> str:
+    """A parser's message out of its frame, in one line, without the frame's title and the hint at --help."""
+    lines = [
+        re.sub(r"[\u2500-\u257f]+", " ", re.sub(r"\x1b\[[0-9;]*m", "", line)).strip() for line in boxed.splitlines()
+    ]
+    text = " ".join(line for line in lines[1:] if line)
+    return " ".join(re.sub(r"(Argument helptext: .*)?For full helptext, .*", "", text).split())

@@ -1,0 +1,47 @@
+"""What a user got wrong, and what every command needs of the machine."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+import jax
+
+
+class UserError(Exception):
+    """Something the user can put right; its message is the one line they see."""
+
+
+@dataclasses.dataclass(frozen=True)
+def divide_cpu(parts: int | None) -> None:
+    """Make the CPU several devices, each busy with networks of its own: small products fill no more than one core.
+
+    Args:
+        parts: how many; None for one per core.
+
+    Raises:
+        UserError: if it is not a positive number.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    parts = cores if parts is None else parts
+    if parts < 1:
+        raise UserError(f"--cpu-devices must be >= 1, got {parts}")
+    os.environ.setdefault("NPROC", str(max(cores, 2 * parts)))
+    # too late where JAX has computed before, as in a notebook: then the devices stay what they are
+    with contextlib.suppress(RuntimeError):
+        jax.config.update("jax_num_cpu_devices", parts)
+
+
+@contextlib.contextmanager
+def users_fault() -> Iterator[None]:
+    """What the floors below refuse while they look at the user's input is the user's to mend.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        UserError: in place of what they raise, in one line.
+    """
+    try:
+        yield
+    except (ValueError, TypeError, OSError) as error:
+        raise UserError(" ".join(str(error).split())) from error

@@ -1,0 +1,38 @@
+"""`jaxstab status`: how far a store of trainings is."""
+
+import dataclasses
+from typing import Annotated
+
+import tyro
+
+from jaxstab import store
+from jaxstab.cli.faults import users_fault
+
+
+@dataclasses.dataclass(frozen=True)
+class Status:
+    """Say how far a store of trainings is, who works on it, and what failed."""
+
+    store: Annotated[str, tyro.conf.Positional]
+    """The store, such as runs/trained.zarr."""
+
+
+def print_status(settings: Status) -> None:
+    """Run `jaxstab status`.
+
+    Args:
+        settings: the flags.
+
+    Raises:
+        UserError: if there is no such store.
+    """
+    with users_fault():
+        progress = store.progress(settings.store)
+        runs = store.runs(settings.store)
+    grid = progress.settings["grid"]
+    print(f"{progress.done} of {progress.groups} groups done, {100 * progress.done / progress.groups:.0f} %")
+    print(f"depths {grid['depths']}, {len(grid['sigma_w'])} gains, {grid['seeds']} seeds, {grid['steps']} steps")
+    for run in runs:
+        print(f"at work: {run}")
+    if not runs:
+        print("nobody is at work" if progress.done < progress.groups else "finished")

@@ -1,0 +1,253 @@
+"""`jaxstab train`: train a grid of networks, group by group, into a store that survives."""
+
+import contextlib
+import dataclasses
+import json
+import math
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from jaxstab import datasets, records, store, sweeps, trainability
+from jaxstab.cli.faults import UserError, divide_cpu, users_fault
+
+_DEFAULTS = trainability.Grid()
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """Train networks of every depth, gain, learning rate, ... on real digits, and keep what each did.
+
+    Runs that stop for any reason go on where they were when the same command is given again. Several processes share
+    a store with --shard I/N (an array job, no communication), --join (whoever is free), or --processes (JAX's own
+    engine, several hosts).
+    """
+
+    out: str = "runs/trained.zarr"
+    """Where results go: a folder, or an fsspec URL such as s3://bucket/trained.zarr."""
+    data: str = "mnist-5k"
+    """mnist-5k, digits, mnist (with --data-path), or an .npz file holding x and y."""
+    data_path: Path | None = None
+    """Folder of the four MNIST IDX files, for --data mnist."""
+    depths: tuple[int, ...] = _DEFAULTS.depths
+    """Depths, ascending."""
+    sigma_w: tuple[float, ...] = _DEFAULTS.sigma_w
+    """Weight gains, ascending."""
+    sigma_b: tuple[float, ...] = _DEFAULTS.sigma_b
+    """Standard deviations of the biases, ascending."""
+    learning_rates: tuple[float, ...] = _DEFAULTS.learning_rates
+    """Learning rates, ascending."""
+    clips: tuple[float, ...] = _DEFAULTS.clips
+    """Largest norms of a gradient, ascending; inf for no clipping."""
+    dropouts: tuple[float, ...] = _DEFAULTS.dropouts
+    """Shares of features dropped, ascending."""
+    seeds: int = _DEFAULTS.seeds
+    """Independent runs of each."""
+    activations: tuple[str, ...] = ("tanh",)
+    """Activations by name: a kind of network each."""
+    weights: str = "gaussian"
+    """gaussian, orthogonal, or {lecun,glorot,he}_{normal,uniform}."""
+    norm: str | None = None
+    """batch, layer or rms: norm in every block."""
+    norm_after: bool = False
+    """Norm after the activation instead of before it."""
+    skip: str | None = None
+    """sum, scaled, rezero, highway or dense: skip connection around every block."""
+    width: int = _DEFAULTS.width
+    """Units per layer."""
+    steps: int = _DEFAULTS.steps
+    """Updates."""
+    batch: int | None = _DEFAULTS.batch
+    """Examples per update; None for all."""
+    optimiser: str = _DEFAULTS.optimiser
+    """sgd, momentum, nesterov, rmsprop, adagrad, adam, adamw or lion."""
+    evaluate: tuple[int, ...] = _DEFAULTS.evaluate
+    """Numbers of updates after which to look at all data, besides the end."""
+    dtype: str = _DEFAULTS.dtype
+    """float32 or float64."""
+    memory: float | None = None
+    """GiB of a device that may be used; from the device unless given."""
+    lanes: int | None = None
+    """Networks trained side by side on a device; one on a CPU, what fits elsewhere, unless given."""
+    cpu_devices: int | None = None
+    """Parts into which JAX divides the CPU; one per core unless given."""
+    shard: str = "1/1"
+    """I/N: the I-th of N equal parts of the groups."""
+    join: bool = False
+    """Share the store with runs that have it, each group going to whoever is first."""
+    distributed: bool = False
+    """Share the groups among the processes of a cluster that JAX recognises (SLURM, Kubernetes, TPU pods, ...)."""
+    coordinator: str | None = None
+    """HOST:PORT of process 0, for --distributed where JAX does not find it by itself; with --processes, --process."""
+    processes: int | None = None
+    """How many processes there are."""
+    process: int | None = None
+    """Which of them this is, from 0."""
+    csv: Path | None = None
+    """Also write a line per cell to this file at the end."""
+    config: Path | None = None
+    """TOML file with any of these settings; flags override it."""
+
+    def grid(self) -> trainability.Grid:
+        """The grid of these settings."""
+        kinds = {"weights": self.weights, "norm": self.norm, "norm_after": self.norm_after, "skip": self.skip}
+        variants = tuple(trainability.Variant(name, name, **kinds) for name in self.activations)  # type: ignore[arg-type]
+        fields = {field.name for field in dataclasses.fields(trainability.Grid)}
+        same = {k: v for k, v in dataclasses.asdict(self).items() if k in fields}
+        return trainability.Grid(variants, **same)
+
+
+def train(settings: Train) -> None:
+    """Run `jaxstab train`.
+
+    Args:
+        settings: the flags.
+
+    Raises:
+        UserError: if settings, data or place do not fit.
+        KeyboardInterrupt: when told to stop; what is finished is kept.
+    """
+    if settings.lanes is not None and settings.lanes < 1:
+        raise UserError(f"--lanes must be >= 1, got {settings.lanes}")
+    divide_cpu(settings.cpu_devices)
+    with users_fault():
+        part = _part(settings)
+        grid = settings.grid()
+        data = split(settings.data, settings.data_path)
+        budget = None if settings.memory is None else int(settings.memory * 2**30)
+        size = data.train.x.shape[1], data.classes, max(len(data.train.x), len(data.test.x))
+        plan = trainability.plan(grid, *size, budget, settings.lanes)
+        fields = {
+            name: store.Field(field.shape, np.dtype(field.dtype).name, records.dimensions(records.Training, name, len(field.shape)))
+            for name, field in trainability.fields(grid).items()
+        }  # fmt: skip
+        groups = store.open_groups(settings.out, _settings(grid, plan, data), fields, len(plan.groups), plan.size)
+    devices = sweeps.usable_devices()
+    work = sum(trainability.flops(grid, int(d), *size[:2], len(data.train.x)) for d in grid.cells.depth)
+    print(
+        f"{len(grid.cells.depth)} networks in {len(plan.groups)} groups of {plan.size}, {plan.programs} programs, "
+        f"{work / 1e12:.3g} TFLOP; {plan.lanes} at once in about {plan.memory / 2**20:.0f} MiB on each of "
+        f"{len(devices)} {devices[0].platform} device{'s' * (len(devices) > 1)}",
+        flush=True,
+    )
+    with users_fault(), _until_told_to_stop(settings.out, groups), store.claim(groups, part, settings.join) as claim:
+        tally = _work(grid, plan, data, claim, devices)
+    print(tally.line(work / len(grid.cells.depth)))
+    left = len(plan.groups) - groups.marked()
+    print(f"store: {settings.out}" + (f" ({left} groups are left to others)" if left else ""))
+
+
+def split(name: str, path: Path | None) -> trainability.Split:
+    """Data to train and to test on: a fifth of them, unless they come apart.
+
+    Args:
+        name: of the data set, as in `datasets.load`.
+        path: of its files, likewise.
+
+    Returns:
+        The two.
+    """
+    whole = datasets.load(name, path)
+    if name == "mnist":
+        return trainability.Split(whole, datasets.load(name, path, train=False))
+    order = np.random.default_rng(0).permutation(len(whole.x))
+    cut = max(1, len(order) // 5)
+    part = lambda at, kind: records.Data(whole.x[at], whole.y[at], f"{whole.name}, {kind}")
+    return trainability.Split(part(order[cut:], "training"), part(order[:cut], "test"))
+
+
+def _part(settings: Train) -> tuple[int, int]:
+    """The part of the groups that is this process's own."""
+    words = settings.shard.split("/")
+    if len(words) != 2 or not all(word.isdigit() for word in words):
+        raise ValueError(f"--shard must be I/N, got {settings.shard!r}")
+    if not settings.distributed:
+        return int(words[0]), int(words[1])
+    if settings.shard != "1/1":
+        raise ValueError("--distributed shares the groups out by itself; leave --shard away")
+    jax.distributed.initialize(settings.coordinator, settings.processes, settings.process)
+    return jax.process_index() + 1, jax.process_count()
+
+
+def _settings(grid: trainability.Grid, plan: trainability.Plan, data: trainability.Split) -> dict[str, Any]:
+    """All that decides a number."""
+    return {
+        "grid": json.loads(grid.to_json()),
+        "plan": {"size": plan.size, "lanes": plan.lanes, "programs": plan.programs},
+        "data": {"train": data.train.sha256, "test": data.test.sha256, "name": data.train.name},
+        "platform": jax.default_backend(),
+        "code": store.code_version(),
+    }
+
+
+@dataclasses.dataclass
+class _Tally:
+    """What a run did, for its last line."""
+
+    cells: int = 0
+    at_once: int = 0
+    later: int = 0
+    working: float = 0.0
+    compiling: float = 0.0
+    flops: float = 0.0
+    begun: float = dataclasses.field(default_factory=time.perf_counter)
+
+    def line(self, flops_per_cell: float) -> str:
+        """The summary."""
+        if not self.cells:
+            return "nothing was left to do"
+        whole = time.perf_counter() - self.begun
+        failed = f"{self.at_once} not finite from the start, {self.later} later"
+        return (
+            f"{self.cells} networks trained in {whole:.1f} s, {failed}; {self.flops / max(self.working, 1e-9) / 1e9:.0f} GFLOP/s; "
+            f"{100 * self.compiling / whole:.0f} % of the time compiling"
+        )
+
+
+def _work(
+    grid: trainability.Grid,
+    plan: trainability.Plan,
+    data: trainability.Split,
+    claim: store.Claim,
+    devices: list[jax.Device],
+) -> _Tally:
+    """Compute and commit the groups of a claim."""
+    tally, d_in, classes = _Tally(), data.train.x.shape[1], data.classes
+    total = sum(int(np.sum(plan.groups[group].cells >= 0)) for group in claim.pending)
+    with tqdm(total=total, unit="net", dynamic_ncols=True, mininterval=0.5) as bar:
+        for result in trainability.run(grid, plan, data, claim.batches(len(devices), plan.program), devices=devices):
+            claim.commit(result.group, result.seen._asdict())
+            group = plan.groups[result.group]
+            first = np.asarray(result.seen.first_nonfinite)[group.cells >= 0]
+            tally.cells += len(first)
+            tally.at_once += int(np.sum(first == 0))
+            tally.later += int(np.sum(first > 0))
+            tally.working += result.seconds
+            tally.compiling += result.compiling
+            tally.flops += len(first) * trainability.flops(grid, group.depth, d_in, classes, len(data.train.x))
+            bar.set_postfix_str(f"depth {group.depth}, {tally.compiling:.0f} s compiling", refresh=False)
+            bar.update(len(first))
+    return tally
+
+
+@contextlib.contextmanager
+def _until_told_to_stop(out: str, groups: store.Groups) -> Iterator[None]:
+    """SIGTERM stops a run as Ctrl-C does: what is finished is kept, and the last line says how to go on."""
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with contextlib.suppress(ValueError):
+        # elsewhere than in the main thread nobody is told
+        signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        done = f"{groups.marked()} of {groups.count} groups are in {out}"
+        raise KeyboardInterrupt(f"{done}; the same command goes on from there") from error

@@ -1,0 +1,27 @@
+"""Results out: labelled arrays with their provenance, whole or group by group. The only writer of results."""
+
+from jaxstab.store.chunks import Field
+from jaxstab.store.claims import Claim, claim, runs
+from jaxstab.store.dataset import check_writable, load, provenance, save
+from jaxstab.store.fingerprint import code_version, differences
+from jaxstab.store.groups import Groups, Progress, load_groups, open_groups, progress
+from jaxstab.store.locks import Run
+
+__all__ = [
+    "Claim",
+    "Field",
+    "Groups",
+    "Progress",
+    "Run",
+    "check_writable",
+    "claim",
+    "code_version",
+    "differences",
+    "load",
+    "load_groups",
+    "open_groups",
+    "progress",
+    "provenance",
+    "runs",
+    "save",
+]

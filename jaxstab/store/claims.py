@@ -1,0 +1,168 @@
+"""Which groups of a sweep this process computes, so that each is computed once."""
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from filelock import BaseFileLock
+
+from jaxstab.store.groups import Groups
+from jaxstab.store.locks import LockFolder, Run
+from jaxstab.store.places import Place
+
+# seconds between looks at groups that another run has
+_POLL = 0.2
+
+
+class Claim:
+    """The groups of a sweep that fall to this process; made by `claim`.
+
+    Iterating gives one group after the other, each held until it is committed. A group that another run holds comes
+    last: it is waited for, and taken over if that run dies before it commits.
+
+    Attributes:
+        groups: the store.
+        pending: groups of this part that were not finished at the start, ascending.
+    """
+
+    def __init__(self, groups: Groups, pending: tuple[int, ...], locks: LockFolder | None) -> None:
+        """What there is to do.
+
+        Args:
+            groups: the store.
+            pending: groups to compute.
+            locks: where they are held; None for no locks.
+        """
+        self.groups, self.pending, self._locks = groups, pending, locks
+        self._held: dict[int, BaseFileLock | None] = {}
+
+    def __iter__(self) -> Iterator[int]:
+        """Groups to compute, until all of `pending` are done here or elsewhere.
+
+        Yields:
+            A group that nobody else holds.
+        """
+        waiting = list(self.pending)
+        while waiting:
+            left = []
+            for group in waiting:
+                if not self._take(group):
+                    left.append(group)
+                # another run may have finished it since
+                elif self.groups.finished([group]):
+                    self._release(group)
+                else:
+                    self.groups.unmark(group)
+                    yield group
+            if len(left) == len(waiting):
+                time.sleep(_POLL)
+            waiting = left
+
+    def commit(self, group: int, values: Mapping[str, Any]) -> None:
+        """Write a group's values and let go of it.
+
+        Args:
+            group: one that iterating gave.
+            values: arrays [size, *shape] by field.
+
+        Raises:
+            ValueError: if the group is not held, or the arrays are not those of the fields.
+        """
+        if group not in self._held:
+            raise ValueError(f"group {group} is not held here: commit the groups that iterating gives, once each")
+        self.groups.write(group, values)
+        self._release(group)
+
+    def close(self) -> None:
+        """Let go of all groups that were not committed."""
+        for group in list(self._held):
+            self._release(group)
+
+    def _take(self, group: int) -> bool:
+        lock = self._locks.group(group) if self._locks is not None else None
+        free = self._locks is None or lock is not None
+        if free:
+            self._held[group] = lock
+        return free
+
+    def _release(self, group: int) -> None:
+        lock = self._held.pop(group)
+        if lock is not None:
+            Path(lock.lock_file).unlink(missing_ok=True)
+            lock.release()
+
+
+@contextlib.contextmanager
+def claim(groups: Groups, shard: tuple[int, int] = (1, 1), join: bool = False) -> Iterator[Claim]:
+    """Own a part of a sweep while computing it.
+
+    Locks lie beside a local store in STORE.lock, and go when the sweep is finished. Behind a URL there are none: two
+    runs of the same part would compute it twice (with the same result); give each its own shard.
+
+    Args:
+        groups: the store.
+        shard: (I, N), 1 <= I <= N: the groups g with g mod N = I - 1. Shards of one N do not meet.
+        join: whether to share the part with a run that has it, each group going to whoever is first.
+
+    Yields:
+        The groups to compute.
+
+    Raises:
+        ValueError: if the shard is none, or join is asked for where there are no locks.
+        BlockingIOError: if another run has some of these groups and join is False; says who.
+        OSError: if the store cannot be written to.
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxstab import store
+        >>> fields = {"loss": store.Field((), "float32", ())}
+        >>> sweep = store.open_groups("memory://doctest/b.zarr", {}, fields, groups=5, size=1)
+        >>> with claim(sweep, shard=(2, 2)) as work:
+        ...     for group in work:
+        ...         work.commit(group, {"loss": np.float32([group])})
+        >>> sorted(sweep.finished())
+        [1, 3]
+    """
+    part, parts = shard
+    if not (isinstance(part, int) and isinstance(parts, int) and 1 <= part <= parts):
+        raise ValueError(f"shard must be I/N with 1 <= I <= N, got {part}/{parts}")
+    locks = groups.locks
+    if join and locks is None:
+        raise ValueError(f"{groups.place.url} is behind a URL, where there are no locks to join by; use --shard I/N")
+    own = range(part - 1, groups.count, parts)
+    if locks is None or _nothing_left(groups, locks, own):
+        yield Claim(groups, _missing(groups, own), None)
+        return
+    lock = locks.enter(shard, join)
+    try:
+        with contextlib.closing(Claim(groups, _missing(groups, own), locks)) as work:
+            yield work
+    finally:
+        # a folder of locks that cannot be cleaned up harms nobody
+        with contextlib.suppress(OSError):
+            locks.leave(lock, lambda: groups.marked() == groups.count)
+
+
+def _missing(groups: Groups, own: range) -> tuple[int, ...]:
+    done = groups.finished(own)
+    return tuple(group for group in own if group not in done)
+
+
+def _nothing_left(groups: Groups, locks: LockFolder, own: range) -> bool:
+    """Whether no lock is needed: a finished store may lie where nothing can be written."""
+    return not locks.path.exists() and groups.marked() == groups.count and not _missing(groups, own)
+
+
+def runs(url: str | Path) -> list[Run]:
+    """Who computes groups of a local store now.
+
+    Args:
+        url: the store.
+
+    Returns:
+        The runs that are alive; none behind a URL, where nobody can tell.
+    """
+    place = Place(url)
+    return [] if place.local is None else LockFolder(place.local).runs()

@@ -1,0 +1,131 @@
+"""What makes two runs the same: plain settings, how they differ in words, and which code computes the numbers."""
+
+import hashlib
+import importlib.metadata
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+# what may change between two runs without changing a number
+_NUMBERLESS = ("cli.py", "datasets.py", "survey.py", "verdicts.py", "report", "store")
+_PACKAGES = ("jaxstab", "jax", "jaxlib", "flax", "optax", "numpy")
+# differences named in one line
+_SHOWN = 6
+_ABSENT = object()
+
+
+def code_version() -> dict[str, Any]:
+    """Which code computes the numbers: versions of packages, and a digest of every source file that decides one.
+
+    Command line, data loading, reports and stores are left out: a change there keeps an unfinished sweep valid.
+
+    Returns:
+        Versions by package, and under `sources` the first 12 hexadecimal digits of each file's SHA-256.
+
+    Example:
+        >>> sorted(code_version())
+        ['flax', 'jax', 'jaxlib', 'jaxstab', 'numpy', 'optax', 'sources']
+    """
+    root = Path(__file__).parent.parent
+    files = sorted(path.relative_to(root) for path in root.rglob("*.py"))
+    sources = {
+        path.as_posix(): hashlib.sha256((root / path).read_bytes()).hexdigest()[:12]
+        for path in files
+        if path.parts[0] not in _NUMBERLESS
+    }
+    return {name: importlib.metadata.version(name) for name in _PACKAGES} | {"sources": sources}
+
+
+def plain(value: Any, name: str = "settings") -> Any:
+    """Settings as JSON has them: tuples become lists, numpy numbers Python's, inf and nan the strings that name them.
+
+    Args:
+        value: None, a bool, number or string, or a mapping, list, tuple or array of such.
+        name: what to call the value in an error.
+
+    Returns:
+        The same, fit for strict JSON, equal to itself after a round trip.
+
+    Raises:
+        ValueError: if something else is found.
+
+    Example:
+        >>> plain({"clip": np.inf, "sigma_w": (0.5, 1.0)})
+        {'clip': 'inf', 'sigma_w': [0.5, 1.0]}
+    """
+    if isinstance(value, (np.generic, np.ndarray)):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {str(key): plain(inner, f"{name}.{key}") for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(inner, f"{name}[{i}]") for i, inner in enumerate(value)]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise ValueError(f"{name} must be plain values (numbers, strings, lists, mappings), got {type(value).__name__}")
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """What changed from one set of settings to another, in one line.
+
+    Args:
+        old: plain settings, nested as they like.
+        new: the others.
+
+    Returns:
+        `name: old -> new`, joined by semicolons; empty where nothing changed.
+
+    Example:
+        >>> old = {"grid": {"sigma_w": [0.5, 1.0, 2.0, 4.0], "width": 128}, "versions": {"jax": "0.10.2"}}
+        >>> new = {"grid": {"sigma_w": [0.5, 2.0], "width": 128}, "versions": {"jax": "0.11.0"}}
+        >>> differences(old, new)
+        'sigma_w: 4 values 0.5..4 -> 0.5, 2; jax: 0.10.2 -> 0.11.0'
+    """
+    before, after = _leaves(old), _leaves(new)
+    paths = [*before, *(path for path in after if path not in before)]
+    names = [path[-1] for path in paths]
+    changed = []
+    for path in paths:
+        a, b = before.get(path, _ABSENT), after.get(path, _ABSENT)
+        if a is _ABSENT or b is _ABSENT or a != b:
+            name = path[-1] if names.count(path[-1]) == 1 else ".".join(path)
+            changed.append(f"{name}: {_change(a, b)}")
+    more = [f"and {len(changed) - _SHOWN} more"] if len(changed) > _SHOWN else []
+    return "; ".join(changed[:_SHOWN] + more)
+
+
+def _leaves(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
+    """Values by their path, mappings opened and lists kept whole."""
+    leaves: dict[tuple[str, ...], Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            leaves |= _leaves(value, (*path, key))
+        else:
+            leaves[*path, key] = value
+    return leaves
+
+
+def _change(old: Any, new: Any) -> str:
+    """One value's change; where both look alike in short, the first entry that differs."""
+    before, after = _short(old), _short(new)
+    if before == after and isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        at = next(i for i, (a, b) in enumerate(zip(old, new, strict=True)) if a != b)
+        return f"{before}, value {at}: {old[at]!r} -> {new[at]!r}"
+    return f"{before} -> {after}" if before != after else f"{old!r} -> {new!r}"
+
+
+def _short(value: Any) -> str:
+    if value is _ABSENT:
+        return "absent"
+    if isinstance(value, list) and len(value) > 3:
+        return f"{len(value)} values {_short(value[0])}..{_short(value[-1])}"
+    if isinstance(value, list):
+        return ", ".join(map(_short, value)) or "no values"
+    if isinstance(value, float):
+        return f"{value:g}"
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:12]}..."

@@ -1,0 +1,199 @@
+"""What to train: kinds of networks, and the axes along which each is trained."""
+
+import dataclasses
+import itertools
+import json
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import optax
+from jaxtyping import ArrayLike, Float, Int
+
+from jaxstab import clipping, networks
+from jaxstab.activations import Activation, get
+
+OPTIMISERS: dict[str, Callable[..., optax.GradientTransformation]] = {
+    "sgd": optax.sgd,
+    "momentum": lambda rate: optax.sgd(rate, momentum=0.9),
+    "nesterov": lambda rate: optax.sgd(rate, momentum=0.9, nesterov=True),
+    "rmsprop": optax.rmsprop,
+    "adagrad": optax.adagrad,
+    "adam": optax.adam,
+    "adamw": optax.adamw,
+    "lion": optax.lion,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """A kind of network: what cannot change without a compile.
+
+    Attributes:
+        name: its label.
+        activation: name, or `Activation`.
+        weights: one of `networks.WEIGHTS`.
+        norm: None, "batch", "layer" or "rms".
+        norm_after: whether the norm follows phi instead of preceding it.
+        skip: None, "sum", "scaled", "rezero", "highway" or "dense".
+    """
+
+    name: str
+    activation: str | Activation = "tanh"
+    weights: str = "gaussian"
+    norm: str | None = None
+    norm_after: bool = False
+    skip: str | None = None
+
+
+class Cells(NamedTuple):
+    """Cells of a grid, arrays of one length: where each stands on every axis.
+
+    Attributes:
+        variant: index of the kind of network.
+        depth: blocks.
+        sigma_w: weight gain.
+        sigma_b: standard deviation of the biases.
+        learning_rate: of the optimiser.
+        clip: largest norm of a gradient; inf for no clipping.
+        dropout: share of features dropped.
+        seed: of weights, minibatches and masks.
+    """
+
+    variant: Int[np.ndarray, " cell"]
+    depth: Int[np.ndarray, " cell"]
+    sigma_w: Float[np.ndarray, " cell"]
+    sigma_b: Float[np.ndarray, " cell"]
+    learning_rate: Float[np.ndarray, " cell"]
+    clip: Float[np.ndarray, " cell"]
+    dropout: Float[np.ndarray, " cell"]
+    seed: Int[np.ndarray, " cell"]
+
+
+AXES = Cells._fields
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """What to train: all combinations of the axes.
+
+    Attributes:
+        variants: kinds of networks, of different names.
+        depths: blocks, ascending.
+        sigma_w: weight gains (standard deviations), ascending.
+        sigma_b: standard deviations of the biases, ascending.
+        learning_rates: ascending, > 0.
+        clips: largest norms of a gradient, ascending, > 0; inf for no clipping.
+        dropouts: shares of features dropped, ascending, in [0, 1).
+        seeds: independent runs of each.
+        width: units per layer.
+        steps: updates.
+        batch: examples per update; None for all.
+        optimiser: one of OPTIMISERS.
+        evaluate: numbers of updates after which to look at all data, besides the end.
+        dtype: "float32" or "float64".
+    """
+
+    variants: tuple[Variant, ...] = (Variant("tanh"),)
+    depths: tuple[int, ...] = (4, 8, 16, 32, 64)
+    sigma_w: tuple[float, ...] = tuple(float(g) for g in np.linspace(0.5, 2.5, 12).round(4))
+    sigma_b: tuple[float, ...] = (0.05**0.5,)
+    learning_rates: tuple[float, ...] = (0.01,)
+    clips: tuple[float, ...] = (math.inf,)
+    dropouts: tuple[float, ...] = (0.0,)
+    seeds: int = 1
+    width: int = 128
+    steps: int = 200
+    batch: int | None = 128
+    optimiser: str = "sgd"
+    evaluate: tuple[int, ...] = ()
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        """Check what Python can know.
+
+        Raises:
+            ValueError: if an axis is empty or out of order, or a value is out of range or unknown.
+        """
+        for name, low, fits, wanted in (
+            ("depths", 1, lambda v: isinstance(v, int), "integers >= 1"),
+            ("sigma_w", 0, math.isfinite, "finite and >= 0"),
+            ("sigma_b", 0, math.isfinite, "finite and >= 0"),
+            ("learning_rates", 0, lambda v: math.isfinite(v) and v > 0, "finite and > 0"),
+            ("clips", 0, lambda v: v > 0, "> 0"),
+            ("dropouts", 0, lambda v: v < 1, "in [0, 1)"),
+        ):
+            values = getattr(self, name)
+            if len(values) == 0 or list(values) != sorted(set(values)):
+                raise ValueError(f"{name} must be ascending values, at least one, got {list(values)}")
+            if not all(v >= low and fits(v) for v in values):
+                raise ValueError(f"{name} must be {wanted}, got {list(values)}")
+        for name in ("seeds", "width", "steps", *(("batch",) if self.batch is not None else ())):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise ValueError(f"{name} must be an integer >= 1, got {getattr(self, name)!r}")
+        for name, known in (("optimiser", tuple(OPTIMISERS)), ("dtype", ("float32", "float64"))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        if not all(isinstance(v, int) and 0 <= v <= self.steps for v in self.evaluate):
+            raise ValueError(f"evaluate must be integers in [0, {self.steps}], got {list(self.evaluate)}")
+        names = [variant.name for variant in self.variants]
+        if len(names) == 0 or len(set(names)) < len(names):
+            raise ValueError(f"variants must be one or more of different names, got {names}")
+        for index in range(len(names)):
+            self.network(index, 1, 1)
+
+    def network(self, variant: int, depth: int, classes: int) -> networks.MLP:
+        """The network of one kind.
+
+        Args:
+            variant: its index.
+            depth: blocks.
+            classes: outputs.
+
+        Returns:
+            The module.
+        """
+        kind = self.variants[variant]
+        settings = {name: getattr(kind, name) for name in ("weights", "norm", "norm_after", "skip")}
+        wet = any(rate > 0 for rate in self.dropouts)
+        return networks.MLP(depth, self.width, get(kind.activation), features_out=classes, dropout=wet, **settings)
+
+    def optimise(self, learning_rate: ArrayLike, clip: ArrayLike) -> optax.GradientTransformation:
+        """The optimiser of one cell.
+
+        Args:
+            learning_rate: may be traced.
+            clip: largest norm of a gradient; may be traced.
+
+        Returns:
+            The transformation; clipping is left out where no cell clips.
+        """
+        optimiser = OPTIMISERS[self.optimiser](learning_rate)
+        if self.clips == (math.inf,):
+            return optimiser
+        return optax.chain(clipping.monitored(clipping.clip_by_norm(clip)), optimiser)
+
+    @property
+    def axes(self) -> dict[str, tuple]:
+        """Values along every axis of `AXES`."""
+        values = (
+            tuple(variant.name for variant in self.variants), self.depths, self.sigma_w, self.sigma_b,
+            self.learning_rates, self.clips, self.dropouts, tuple(range(self.seeds)),
+        )  # fmt: skip
+        return dict(zip(AXES, values, strict=True))
+
+    @property
+    def cells(self) -> Cells:
+        """All cells, the last axis the fastest."""
+        axes = self.axes | {"variant": tuple(range(len(self.variants)))}
+        columns = zip(*itertools.product(*axes.values()), strict=True)
+        kinds = {"variant": np.int32, "depth": np.int32, "seed": np.int32}
+        return Cells(*(np.array(c, kinds.get(n, self.dtype)) for n, c in zip(AXES, columns, strict=True)))
+
+    def to_json(self) -> str:
+        """All settings, for the provenance of results; infinity as the string "inf"."""
+        kinds = [dataclasses.asdict(v) | {"activation": get(v.activation).name} for v in self.variants]
+        settings = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        clips = ["inf" if math.isinf(clip) else clip for clip in self.clips]
+        return json.dumps(settings | {"variants": kinds, "clips": clips})

@@ -1,0 +1,221 @@
+"""How a grid of trainings is cut into groups: each computed by one device, and kept, as a whole.
+
+A plan depends on the grid, the data's size and the memory of a device; not on how many devices or processes share
+it. So neither do the numbers: a cell is always computed with the same neighbours, by the same program.
+"""
+
+import itertools
+import math
+import os
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Int
+
+from jaxstab import networks
+from jaxstab.trainability.grid import Grid
+
+# layers that a cell does not have cost its updates memory traffic: FLOPs that could be done meanwhile, per parameter
+# and step, as measured on a CPU at batch 128
+TAIL = 85
+# FLOPs that could be done while a program compiles
+COMPILE = 3e11
+# depths within this factor always share a program, so that programs grow as the logarithm of the range of depths
+BUCKET = 1.25
+# FLOPs of a group: long enough that committing it costs nothing, short enough that losing one does not hurt
+WORK = 5e11
+
+
+class Group(NamedTuple):
+    """Cells computed and kept together; all of one kind and one depth.
+
+    Attributes:
+        variant: index of the kind of network.
+        bound: depth of the program.
+        depth: depth of the cells.
+        cells: their numbers in `Grid.cells`; -1 fills up.
+    """
+
+    variant: int
+    bound: int
+    depth: int
+    cells: Int[np.ndarray, " size"]
+
+
+class Plan(NamedTuple):
+    """A grid cut into groups.
+
+    Attributes:
+        size: cells of a group, those that fill up included.
+        lanes: cells of a group computed side by side; the others follow.
+        groups: the deepest first within a program.
+        programs: compiles that a process makes at most.
+        memory: bytes that a device needs.
+    """
+
+    size: int
+    lanes: int
+    groups: tuple[Group, ...]
+    programs: int
+    memory: int
+
+    def program(self, group: int) -> tuple[int, int]:
+        """What decides the program of a group: kind of network, and depth that it is made for.
+
+        Args:
+            group: its number.
+
+        Returns:
+            The two.
+        """
+        return self.groups[group].variant, self.groups[group].bound
+
+    def batches(self, devices: int) -> Iterator[list[int]]:
+        """Groups to compute side by side, one per device.
+
+        Args:
+            devices: how many.
+
+        Yields:
+            Numbers of groups of one program.
+        """
+        for _, same in itertools.groupby(range(len(self.groups)), self.program):
+            numbers = list(same)
+            yield from (numbers[i : i + devices] for i in range(0, len(numbers), devices))
+
+
+def flops(grid: Grid, depth: int, d_in: int, classes: int, examples: int) -> float:
+    """FLOPs of the matrix products of one cell's updates.
+
+    Three of 2 batch fan_in fan_out per layer and step, except that the input needs no gradient.
+
+    Args:
+        grid: the grid.
+        depth: of the cell.
+        d_in: input features.
+        classes: outputs.
+        examples: in the training data.
+
+    Returns:
+        The number.
+
+    Example:
+        >>> round(flops(Grid(steps=100), 64, 64, 10, 1437) / 1e9)
+        81
+    """
+    width, batch = grid.width, grid.batch or examples
+    sources = sum(range(2, depth + 2)) if any(v.skip == "dense" for v in grid.variants) else depth
+    per_example = 2 * (2 * d_in * width + 3 * sources * width**2 + 3 * width * classes)
+    return float(grid.steps * batch * per_example)
+
+
+def memory(grid: Grid, variant: int, bound: int, d_in: int, classes: int, examples: int) -> int:
+    """Bytes that one cell takes at its peak, on a CPU.
+
+    Parameters three times (themselves, their gradient, a copy while they are drawn or updated), the optimiser's state
+    twice, the states of all layers, a handful of the widest arrays, and what is seen.
+
+    Args:
+        grid: the grid.
+        variant: index of the kind of network.
+        bound: depth of the program.
+        d_in: input features.
+        classes: outputs.
+        examples: most examples looked at in one pass.
+
+    Returns:
+        The bytes.
+    """
+    mlp = grid.network(variant, bound, classes)
+    item, batch = np.dtype(grid.dtype).itemsize, grid.batch or examples
+    shapes = jax.eval_shape(lambda: networks.init(mlp, jax.random.key(0), jax.numpy.ones((2, d_in), grid.dtype)))
+    size = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree)) * item
+    slots = size(jax.eval_shape(grid.optimise(1.0, 1.0).init, shapes))
+    state = mlp.width * mlp.sources * item
+    seen = (4 * grid.steps + (len(grid.evaluate) + 2) * (bound + 4)) * item
+    return 2 * size(shapes) + slots + bound * batch * state + 3 * max(batch, examples) * state + seen
+
+
+def plan(
+    grid: Grid, d_in: int, classes: int, examples: int, budget: int | None = None, lanes: int | None = None
+) -> Plan:
+    """Cut a grid into groups.
+
+    Args:
+        grid: the grid.
+        d_in: input features.
+        classes: outputs.
+        examples: most examples looked at in one pass.
+        budget: bytes of a device that may be used; None for `available()`.
+        lanes: cells computed side by side; None for one on a CPU, whose cores are busy with that and whose caches hold
+            no more, and for what fits elsewhere.
+
+    Returns:
+        The plan.
+
+    Raises:
+        ValueError: if not even one cell fits, or lanes < 1.
+    """
+    if lanes is not None and lanes < 1:
+        raise ValueError(f"lanes must be an integer >= 1, got {lanes}")
+    budget = available() if budget is None else budget
+    bounds = _bounds(grid)
+    most = max(memory(grid, v, bounds[v][-1][0], d_in, classes, examples) for v in range(len(grid.variants)))
+    if most > budget:
+        raise ValueError(
+            f"one network of the largest kind takes {most} bytes to train, {budget} may be used; "
+            "a smaller width, depth or batch, or more memory, would do"
+        )
+    if lanes is None:
+        lanes = 1 if jax.default_backend() == "cpu" else max(1, budget // most)
+    cells = grid.cells
+    each = len(cells.depth) // (len(grid.variants) * len(grid.depths))
+    work = flops(grid, max(grid.depths), d_in, classes, examples)
+    # as even as it goes, whole lanes
+    size = math.ceil(each / math.ceil(each / max(lanes, round(WORK / work), 1)))
+    size = min(lanes, size) * math.ceil(size / min(lanes, size))
+    groups = []
+    for variant in range(len(grid.variants)):
+        for bound, depths in bounds[variant]:
+            for depth in reversed(depths):
+                found = np.flatnonzero((cells.variant == variant) & (cells.depth == depth))
+                filled = np.pad(found, (0, -len(found) % size), constant_values=-1)
+                groups += [Group(variant, bound, depth, part) for part in filled.reshape(-1, size)]
+    programs = sum(map(len, bounds))
+    return Plan(size, min(lanes, size), tuple(groups), programs, min(lanes, size) * most)
+
+
+def available() -> int:
+    """Bytes of one local device that may be used: three quarters of what an accelerator has, of a CPU its share.
+
+    Returns:
+        The bytes.
+    """
+    device = jax.local_devices()[0]
+    stats = device.memory_stats() if device.platform != "cpu" else None
+    if stats:
+        return int(0.75 * stats["bytes_limit"])
+    return int(0.5 * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")) // jax.local_device_count()
+
+
+def _bounds(grid: Grid) -> list[list[tuple[int, list[int]]]]:
+    """For every kind of network its programs: the depth they are made for, and the depths they serve."""
+    each = math.prod(len(values) for values in grid.axes.values()) // (len(grid.variants) * len(grid.depths))
+    idle = float(TAIL * grid.width**2 * grid.steps * each)
+
+    def programs(skip: str | None) -> list[tuple[int, list[int]]]:
+        found: list[tuple[int, list[int]]] = []
+        waste = 0.0
+        for depth in reversed(grid.depths):
+            waste += idle * (found[0][0] - depth) if found else 0
+            # a compile is cheaper; or the blocks depend on the depth of the network
+            cheaper = waste > COMPILE and BUCKET * depth < found[0][0]
+            if not found or cheaper or skip in ("scaled", "dense"):
+                found.insert(0, (depth, []))
+                waste = 0.0
+            found[0][1].insert(0, depth)
+        return found
+
+    return [programs(variant.skip) for variant in grid.variants]

@@ -1,0 +1,261 @@
+"""The programs that train groups of cells, a group per device at a time.
+
+Depth, gains, learning rate, clip threshold, dropout and seed are traced: a program serves every group of its kind
+whose depth it is made for. Groups of different depths may run side by side, each device loops as far as its own.
+"""
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import xarray as xr
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array
+from threadpoolctl import threadpool_limits
+
+from jaxstab import networks, training
+from jaxstab.records import Data, Training, dimensions
+from jaxstab.sweeps import usable_devices
+from jaxstab.trainability.grid import AXES, Cells, Grid
+from jaxstab.trainability.plan import Group, Plan
+from jaxstab.training import Examples
+
+
+class Split(NamedTuple):
+    """Data to train on, and to test on.
+
+    Attributes:
+        train: training data.
+        test: test data.
+    """
+
+    train: Data
+    test: Data
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return int(max(self.train.y.max(), self.test.y.max())) + 1
+
+
+class Result(NamedTuple):
+    """A finished group.
+
+    Attributes:
+        group: its number in the plan.
+        seen: what was seen, [cell, ...] in the order of the group.
+        lanes: how many cells were computed side by side; fewer than planned after memory ran out.
+        seconds: its share of the time that it and those beside it took, compiling not included.
+        compiling: its share of the seconds spent compiling before, 0 for most groups.
+    """
+
+    group: int
+    seen: Training
+    lanes: int
+    seconds: float
+    compiling: float
+
+
+def run(
+    grid: Grid,
+    plan: Plan,
+    data: Split,
+    batches: Iterable[Sequence[int]] | None = None,
+    *,
+    devices: Sequence[jax.Device] | None = None,
+    precision: str = "highest",
+) -> Iterator[Result]:
+    """Train groups, one after another, each device one at a time.
+
+    What a cell gives depends on nothing but the grid, the plan and the data. A cell that diverges stops and is told
+    by its `first_nonfinite`; where memory runs out, groups are computed in fewer lanes.
+
+    Args:
+        grid: what to train.
+        plan: how it is cut.
+        data: to train and test on.
+        batches: numbers of groups to compute side by side, no more than there are devices, of one program each (see
+            `Plan.program`); None for all groups.
+        devices: to use; None for `sweeps.usable_devices()`.
+        precision: of matrix products, as in `jax.default_matmul_precision`.
+
+    Yields:
+        Each group as it is finished.
+
+    Raises:
+        ValueError: if float64 is asked for while JAX has it switched off.
+        MemoryError: if one cell at a time is too much.
+    """
+    if grid.dtype == "float64" and not jax.config.read("jax_enable_x64"):
+        raise ValueError('dtype "float64" needs JAX\'s x64 mode: switch jax_enable_x64 on first')
+    devices = usable_devices() if devices is None else devices
+    programs = _Programs(grid, plan.size, data, devices, precision)
+    lanes = plan.lanes
+    # BLAS threads of its own under XLA's pool: slower by factors, and able to stall on few cores
+    with threadpool_limits(1, user_api="blas"):
+        for numbers in plan.batches(len(devices)) if batches is None else batches:
+            seen, lanes, seconds, compiling = programs.train([plan.groups[number] for number in numbers], lanes)
+            for number, one in zip(numbers, seen, strict=True):
+                yield Result(number, one, lanes, seconds / len(numbers), compiling / len(numbers))
+
+
+class _Programs:
+    """Compiled programs, kept: one for every kind of network, bound of depths, and number of lanes."""
+
+    def __init__(self, grid: Grid, size: int, data: Split, devices: Sequence[jax.Device], precision: str) -> None:
+        self.grid, self.size, self.precision, self.classes = grid, size, precision, data.classes
+        self.mesh = Mesh(np.array(devices), ("cell",))
+        self.examples = tuple(
+            Examples(jnp.asarray(part.normalised().x.astype(grid.dtype)), jnp.asarray(part.y)) for part in data
+        )
+        self.columns = Cells(*(np.append(column, column[:1]) for column in grid.cells))
+        self.compiled: dict[tuple[int, int, int], Any] = {}
+
+    def train(self, groups: Sequence[Group], lanes: int) -> tuple[list[Training], int, float, float]:
+        """What the groups' cells gave, the lanes they took, and the seconds of working and of compiling."""
+        many, compiling = self.mesh.size, 0.0
+        idle = many - len(groups)
+        # devices without a group loop over no cell
+        depths = np.array([g.depth for g in groups] + [0] * idle, np.int32)
+        counts = np.array([np.sum(g.cells >= 0) for g in groups] + [0] * idle, np.int32)
+        at = np.concatenate([g.cells for g in groups] + [np.full(self.size, -1)] * idle)
+        arguments = (depths, counts, Cells(*(column[at] for column in self.columns)), self.examples)
+        while True:
+            key = (groups[0].variant, groups[0].bound, lanes)
+            try:
+                begun = time.perf_counter()
+                if key not in self.compiled:
+                    self.compiled[key] = self._program(*key).lower(*arguments).compile()
+                    compiling += time.perf_counter() - begun
+                begun = time.perf_counter()
+                # fetched, hence finished, before the next is sent
+                seen = jax.device_get(self.compiled[key](*arguments))
+            except jax.errors.JaxRuntimeError as error:
+                if "RESOURCE_EXHAUSTED" not in str(error):
+                    raise
+                if lanes == 1:
+                    raise MemoryError(f"training one network at a time ran out of memory: {error}") from error
+                lanes //= 2
+                continue
+            seconds = time.perf_counter() - begun
+            parts = [
+                Training(*(leaf[i * self.size : (i + 1) * self.size] for leaf in seen)) for i in range(len(groups))
+            ]
+            return [_padded(part, max(self.grid.depths)) for part in parts], lanes, seconds, compiling
+
+    def _program(self, variant: int, bound: int, lanes: int) -> Any:
+        """(depths [device], counts [device], cells [device * size], examples) -> what is seen [device * size, ...]."""
+        grid, mlp = self.grid, self.grid.network(variant, bound, self.classes)
+        # these blocks depend on the depth: theirs is that of the program
+        whole = mlp.skip in ("scaled", "dense")
+
+        def one(cell: Cells, depth: Array, examples: tuple[Examples, Examples]) -> Training:
+            train, test = examples
+            drawn, key = jax.random.split(jax.random.key(cell.seed))
+            params = networks.init(mlp, drawn, train.x[:2], cell.sigma_w, cell.sigma_b)
+            tx = grid.optimise(cell.learning_rate, cell.clip)
+            return training.train(
+                mlp,
+                params,
+                tx,
+                train,
+                key=key,
+                steps=grid.steps,
+                batch=grid.batch,
+                test=test,
+                rate=cell.dropout,
+                depth=None if whole else depth,
+                evaluate=grid.evaluate,
+            )[0]
+
+        def device(depths: Array, counts: Array, cells: Cells, examples: tuple[Examples, Examples]) -> Training:
+            shapes = jax.eval_shape(one, Cells(*(column[0] for column in cells)), depths[0], examples)
+            start = jax.tree.map(lambda leaf: jnp.zeros((self.size, *leaf.shape), leaf.dtype), shapes)
+
+            def some(index: Array, seen: Training) -> Training:
+                here = jax.tree.map(lambda c: jax.lax.dynamic_slice_in_dim(c, index * lanes, lanes), cells)
+                if lanes == 1:
+                    found = one(Cells(*(column[0] for column in here)), depths[0], examples)
+                    found = jax.tree.map(lambda leaf: leaf[None], found)
+                else:
+                    found = jax.vmap(lambda cell: one(cell, depths[0], examples))(here)
+                put = lambda all_, new: jax.lax.dynamic_update_slice_in_dim(all_, new, index * lanes, 0)
+                return jax.tree.map(put, seen, found)
+
+            with jax.default_matmul_precision(self.precision):
+                return jax.lax.fori_loop(0, (counts[0] + lanes - 1) // lanes, some, start)
+
+        spread = jax.shard_map(
+            device,
+            mesh=self.mesh,
+            in_specs=(PartitionSpec("cell"), PartitionSpec("cell"), PartitionSpec("cell"), PartitionSpec()),
+            out_specs=PartitionSpec("cell"),
+            check_vma=False,
+        )
+        # in program order on a CPU: two batched decompositions side by side can deadlock a small thread pool
+        ordered = {"xla_cpu_enable_concurrency_optimized_scheduler": False}
+        return jax.jit(spread, compiler_options=ordered if jax.default_backend() == "cpu" else None)
+
+
+def _padded(seen: Training, deepest: int) -> Training:
+    """NaN for the layers that only deeper networks have."""
+    beyond = deepest + 1 - seen.log_grad_theta.shape[-1]
+    wide: Any = np.pad(seen.log_grad_theta, ((0, 0), (0, 0), (0, beyond)), constant_values=np.nan)
+    return seen._replace(log_grad_theta=wide)
+
+
+def fields(grid: Grid) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shape and dtype of what is kept of a cell.
+
+    Args:
+        grid: the grid.
+
+    Returns:
+        By field of `Training`.
+    """
+    looks = len({*grid.evaluate, grid.steps})
+    shapes = {
+        "loss": (grid.steps,),
+        "accuracy": (grid.steps,),
+        "norm_before": (grid.steps,),
+        "coefficient": (grid.steps,),
+        "train_accuracy": (looks,),
+        "test_accuracy": (looks,),
+        "log_grad_theta": (looks, max(grid.depths) + 1),
+        "log_grad_readout": (looks,),
+        "first_nonfinite": (),
+    }
+    dtype = lambda name: np.int32 if name == "first_nonfinite" else grid.dtype
+    return {name: jax.ShapeDtypeStruct(shape, dtype(name)) for name, shape in shapes.items()}
+
+
+def labelled(grid: Grid, plan: Plan, rows: Mapping[str, np.ndarray], done: np.ndarray) -> xr.Dataset:
+    """What is known of a grid, over its axes.
+
+    Args:
+        grid: the grid.
+        plan: how it was cut.
+        rows: by field of `Training`, [group * size, ...] in the order of the plan.
+        done: whether each group is finished.
+
+    Returns:
+        The fields over (*AXES, ...), NaN where a cell is not finished, and `done`.
+    """
+    at = np.concatenate([group.cells for group in plan.groups])
+    known = np.repeat(done, plan.size) & (at >= 0)
+    shape = tuple(len(values) for values in grid.axes.values())
+    finished = np.zeros(int(np.prod(shape)), bool)
+    finished[at[known]] = True
+    found: dict[str, Any] = {"done": (AXES, finished.reshape(shape))}
+    for name, field in fields(grid).items():
+        blank = np.nan if np.issubdtype(field.dtype, np.floating) else -1
+        values = np.full((len(finished), *field.shape), blank, field.dtype)
+        values[at[known]] = rows[name][known]
+        found[name] = ((*AXES, *dimensions(Training, name, len(field.shape))), values.reshape(*shape, *field.shape))
+    looks = sorted({*grid.evaluate, grid.steps})
+    inside = {"evaluation": looks, "step": np.arange(grid.steps), "layer": np.arange(max(grid.depths) + 1)}
+    coordinates = {axis: list(values) for axis, values in grid.axes.items()}
+    return xr.Dataset(found).assign_coords(coordinates | inside).assign_attrs(grid=grid.to_json())

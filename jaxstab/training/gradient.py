@@ -1,0 +1,152 @@
+"""The gradient of a loss, by a reverse sweep to a depth that may be traced.
+
+Reverse mode cannot go through a loop whose length is not known when it is compiled. A chain needs none: two loops, up
+with the states kept, down with the cotangent, and one program serves all depths at the cost of each.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from jaxstab import networks
+from jaxstab.networks import MLP, Chain, Layer, Params
+from jaxstab.norms import Product, log_norm
+
+
+class Gradient(NamedTuple):
+    """A loss, its gradient, and what else a pass through the network tells.
+
+    Attributes:
+        loss: its value.
+        y: the network's output.
+        params: gradient, as the parameters before `bind`; zero for blocks beyond the depth.
+        stats: BatchNorm's running statistics after this batch, as `networks.initial_stats` has them.
+        log_norms: ln |dL/dtheta_l| of embed and blocks, 0..depth; NaN beyond.
+        log_norm_readout: that of the readout.
+        finite: whether the loss and every entry of the gradient are.
+    """
+
+    loss: Float[Array, ""]
+    y: Float[Array, "*batch d_out"]
+    params: Params
+    stats: PyTree
+    log_norms: Float[Array, " layer"]
+    log_norm_readout: Float[Array, ""]
+    finite: Bool[Array, ""]
+
+
+def value_and_grad(
+    mlp: MLP,
+    params: Params,
+    x: Float[Array, "*batch d_in"],
+    loss: Callable[[Float[Array, "*batch d_out"]], Float[Array, ""]],
+    depth: Int[Array, ""] | int | None = None,
+) -> Gradient:
+    """Loss and gradient of the network of the first `depth` blocks with the readout, in training mode.
+
+    h_l is kept on the way up; on the way down (dL/dtheta_l, dL/dh_{l-1}) is the pullback of block l at h_{l-1}. Time
+    is that of `depth` blocks, memory that of the deepest. Not to be differentiated again.
+
+    Args:
+        mlp: the network, its depth the deepest; with skip "scaled" or "dense", which depend on it, depth must be None.
+        params: its parameters, as `networks.bind` gives them.
+        x: one input, or a batch.
+        loss: scalar function of the output.
+        depth: blocks that take part, in [0, mlp.depth]; may be traced; None for all.
+
+    Returns:
+        The gradient.
+
+    Raises:
+        ValueError: if a depth is given to a network whose blocks depend on it.
+
+    Example:
+        >>> mlp = MLP(depth=64, width=8)
+        >>> params = networks.bind(mlp, networks.init(mlp, jax.random.key(0), jnp.ones(5)))
+        >>> found = jax.jit(lambda depth: value_and_grad(mlp, params, jnp.ones(5), jnp.sum, depth))(3)
+        >>> int(jnp.isfinite(found.log_norms).sum())
+        4
+    """
+    if depth is not None and mlp.skip in ("scaled", "dense"):
+        raise ValueError(
+            f"blocks with skip {mlp.skip!r} depend on the depth: it must be that of the network, not given"
+        )
+    chain, (block_stats, readout_stats) = networks.chain(mlp), networks.statistics(mlp)
+    deepest = mlp.depth if depth is None else depth
+    at = lambda tree, index: jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, 0, False), tree)
+    put = lambda tree, one, index: jax.tree.map(
+        lambda leaf, one: jax.lax.dynamic_update_index_in_dim(leaf, one, index, 0), tree, one
+    )
+    blocks: Layer = params.blocks
+    readout: Layer = params.readout
+
+    def up(index: Array, carry: tuple) -> tuple:
+        h, kept, stats = carry
+        layer = at(blocks, index)
+        return chain.block(layer, h), put(kept, h, index), put(stats, block_stats(layer, h), index)
+
+    h = chain.embed(params, x)
+    kept = jnp.zeros((mlp.depth, *h.shape), h.dtype)
+    h, kept, stats = jax.lax.fori_loop(0, deepest, up, (h, kept, blocks.batch_stats or {}))
+
+    end = lambda theta, h: chain.readout(params._replace(readout=readout._replace(params=theta)), h)
+    y = end(readout.params, h)
+    value, d_y = jax.value_and_grad(loss)(y)
+    d_readout, d_h = networks.pullback(end, readout.params, h)(d_y)
+
+    def down(steps: Array, carry: tuple) -> tuple:
+        d_h, gradient, norms, finite = carry
+        index = deepest - 1 - steps
+        layer = at(blocks, index)
+        one = lambda theta, h: chain.block(layer._replace(params=theta), h)
+        d_theta, d_h = networks.pullback(one, layer.params, at(kept, index))(d_h)
+        d_theta = _full(d_theta)
+        length = log_norm(d_theta)
+        return d_h, put(gradient, d_theta, index), put(norms, length, index + 1), finite & (length < jnp.inf)
+
+    norms = jnp.full(mlp.depth + 1, jnp.nan, h.dtype)
+    start = (d_h, jax.tree.map(jnp.zeros_like, blocks.params), norms, jnp.isfinite(value))
+    d_h, d_blocks, norms, finite = jax.lax.fori_loop(0, deepest, down, start)
+
+    begin = lambda theta, x: chain.embed(params._replace(embed=theta), x)
+    d_embed, d_readout = _full(networks.pullback(begin, params.embed, x)(d_h)[0]), _full(d_readout)
+    lengths = norms.at[0].set(log_norm(d_embed)), log_norm(d_readout)
+    return Gradient(
+        value,
+        y,
+        Params(d_embed, d_blocks, d_readout),
+        {"blocks": stats, "readout": readout_stats(readout, h)} if stats else {},
+        *lengths,
+        # NaN is not below infinity
+        finite & (lengths[0][0] < jnp.inf) & (lengths[1] < jnp.inf),
+    )
+
+
+def output(
+    chain: Chain, params: Params, x: Float[Array, "*batch d_in"], depth: Int[Array, ""] | int | None = None
+) -> Float[Array, "*batch d_out"]:
+    """What the network of the first `depth` blocks with the readout gives.
+
+    Args:
+        chain: the network.
+        params: its parameters, as `networks.bind` gives them.
+        x: one input, or a batch.
+        depth: blocks that take part; may be traced; None for all.
+
+    Returns:
+        y.
+    """
+    step = lambda index, h: chain.block(jax.tree.map(lambda leaf: leaf[index], params.blocks), h)
+    deepest = params.depth if depth is None else depth
+    return chain.readout(params, jax.lax.fori_loop(0, deepest, step, chain.embed(params, x)))
+
+
+def _full(tree: PyTree) -> PyTree:
+    return jax.tree.map(
+        lambda leaf: leaf.full if isinstance(leaf, Product) else leaf,
+        tree,
+        is_leaf=lambda leaf: isinstance(leaf, Product),
+    )

@@ -1,0 +1,229 @@
+"""One training run, as a loop on the device: minibatches by key, any optax transformation, and what was seen."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, ArrayLike, Float, Int, Key, PyTree
+
+from jaxstab import networks
+from jaxstab.checks import check_count, check_floating
+from jaxstab.networks import MLP, Params
+from jaxstab.records import Training
+from jaxstab.training.gradient import output, value_and_grad
+
+_TELEMETRY = ("norm_before", "coefficient")
+Loss = Callable[[Float[Array, "batch d_out"], Int[Array, " batch"]], Float[Array, ""]]
+
+
+class Examples(NamedTuple):
+    """What is learned.
+
+    Attributes:
+        x: inputs.
+        y: class labels from 0, or whatever else the loss compares with.
+    """
+
+    x: Float[Array, "n d_in"]
+    y: Array
+
+
+class State(NamedTuple):
+    """What a run carries from update to update.
+
+    Attributes:
+        params: parameters.
+        stats: BatchNorm's running statistics; empty without it.
+        optimiser: state of the optax transformation.
+    """
+
+    params: Params
+    stats: PyTree
+    optimiser: PyTree
+
+
+def cross_entropy(y: Float[Array, "batch d_out"], labels: Int[Array, " batch"]) -> Float[Array, ""]:
+    """Mean softmax cross-entropy, in nats.
+
+    Args:
+        y: logits.
+        labels: classes.
+
+    Returns:
+        The mean.
+    """
+    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(y, labels))
+
+
+def start(mlp: MLP, params: Params, tx: optax.GradientTransformation, x: Float[Array, "*batch d_in"]) -> State:
+    """The state before the first update.
+
+    Args:
+        mlp: the network.
+        params: its parameters, before `bind`.
+        tx: the optimiser.
+        x: inputs, for their size and dtype.
+
+    Returns:
+        The state.
+    """
+    return State(params, networks.initial_stats(mlp, x), tx.init(params))
+
+
+class _Run(NamedTuple):
+    """The loop's carry: the state, the order of this epoch, and what was seen."""
+
+    state: State
+    order: Int[Array, " n"]
+    series: dict[str, Float[Array, " step"]]
+    norms: Float[Array, "row layer"]
+    first_nonfinite: Int[Array, ""]
+
+
+def train(
+    mlp: MLP,
+    params: Params,
+    tx: optax.GradientTransformation,
+    data: Examples,
+    *,
+    key: Key[Array, ""],
+    steps: int,
+    batch: int | None = None,
+    test: Examples | None = None,
+    loss: Loss = cross_entropy,
+    rate: ArrayLike = 0.0,
+    depth: Int[Array, ""] | int | None = None,
+    evaluate: Sequence[int] = (),
+) -> tuple[Training, State]:
+    """Train one network; vmap or map over runs.
+
+    A run whose loss or gradient is not finite stops there: its state stays what it was, the step is told.
+
+    Args:
+        mlp: the network.
+        params: its parameters at the start, before `bind`.
+        tx: any optax transformation; its settings may be traced.
+        data: what to train on.
+        key: PRNG key of minibatches and of dropout's masks.
+        steps: number of updates, >= 1.
+        batch: examples per update, drawn epoch by epoch in a new order, what is left of an epoch dropped; None for all.
+        test: what to test on; None for none, accuracy NaN.
+        loss: (outputs, labels) -> scalar.
+        rate: of dropout, as in `networks.bind`.
+        depth: blocks that take part, may be traced, see `value_and_grad`; None for all.
+        evaluate: numbers of updates after which to look at all data, in [0, steps]; the end is always one.
+
+    Returns:
+        What was seen, and the state at the end.
+
+    Raises:
+        ValueError: if steps < 1, batch is beyond the data, evaluate is not within [0, steps], there are no
+            data, or x is not floating.
+
+    Example:
+        >>> mlp = MLP(depth=2, width=16, activation="relu", features_out=2)
+        >>> x = jax.random.normal(jax.random.key(0), (64, 5))
+        >>> data = Examples(x, (x[:, 0] > 0).astype(int))
+        >>> params = networks.init(mlp, jax.random.key(1), x, sigma_w=2**0.5)
+        >>> run = lambda: train(mlp, params, optax.adam(0.01), data, key=jax.random.key(2), steps=100, batch=16)
+        >>> seen, state = jax.jit(run)()
+        >>> seen.loss.shape, bool(seen.train_accuracy[-1] > 0.9), int(seen.first_nonfinite)
+        ((100,), True, -1)
+    """
+    _check(data, steps, batch, evaluate)
+    points = sorted({*evaluate, steps})
+    draws, masks = jax.random.split(key)
+    # the row that a step's gradient norms go to; the last is for all that are dropped
+    rows = jnp.full(steps, len(points)).at[jnp.minimum(jnp.asarray(points), steps - 1)].set(jnp.arange(len(points)))
+
+    def update(t: Array, run: _Run) -> _Run:
+        state, (order, (x, y)) = run.state, _minibatch(data, batch, draws, t, run.order)
+        wet = jax.random.fold_in(masks, t) if mlp.dropout else None
+        bound = networks.bind(mlp, state.params, stats=state.stats, key=wet, rate=rate)
+        found = value_and_grad(mlp, bound, x, lambda out: loss(out, y), depth)
+        # optax mixes integers and floats, which strict users have switched off
+        with jax.numpy_dtype_promotion("standard"):
+            updates, optimiser = tx.update(found.params, state.optimiser, state.params)
+        new = State(optax.apply_updates(state.params, updates), found.stats, optimiser)
+        going = run.first_nonfinite < 0
+        clipped = {name: _telemetry(optimiser, name, x.dtype) for name in _TELEMETRY}
+        series = {"loss": found.loss, "accuracy": _right(found.y, y)} | clipped
+        return _Run(
+            state=jax.tree.map(lambda new, old: jnp.where(going & found.finite, new, old), new, state),
+            order=order,
+            series=jax.tree.map(lambda row, value: row.at[t].set(jnp.where(going, value, jnp.nan)), run.series, series),
+            norms=run.norms.at[rows[t]].set(jnp.append(found.log_norms, found.log_norm_readout)),
+            first_nonfinite=jnp.where(going & ~found.finite, t, run.first_nonfinite),
+        )
+
+    def segment(run: _Run, ends: tuple[Array, Array]) -> tuple[_Run, tuple[Array, Array]]:
+        run = jax.lax.fori_loop(*ends, update, run)
+        right = lambda some: _accuracy(mlp, run.state, some, depth) if some else jnp.full((), jnp.nan, data.x.dtype)
+        return run, (right(data), right(test))
+
+    nothing = jnp.full(steps, jnp.nan, data.x.dtype)
+    run = _Run(
+        state=start(mlp, params, tx, data.x),
+        order=jnp.arange(len(data.x), dtype=jnp.int32),
+        series=dict.fromkeys(("loss", "accuracy", *_TELEMETRY), nothing),
+        norms=jnp.full((len(points) + 1, mlp.depth + 2), jnp.nan, data.x.dtype),
+        first_nonfinite=jnp.full((), -1, jnp.int32),
+    )
+    run, (learned, tested) = jax.lax.scan(
+        segment, run, (jnp.asarray([0, *points[:-1]], jnp.int32), jnp.asarray(points, jnp.int32))
+    )
+    return Training(
+        **run.series,
+        train_accuracy=learned,
+        test_accuracy=tested,
+        log_grad_theta=run.norms[:-1, :-1],
+        log_grad_readout=run.norms[:-1, -1],
+        first_nonfinite=run.first_nonfinite,
+    ), run.state
+
+
+def _minibatch(data: Examples, size: int | None, key: Array, t: Array, order: Array) -> tuple[Array, Examples]:
+    """The examples of step t, and the order of its epoch."""
+    if size is None:
+        return order, data
+    per_epoch = len(order) // size
+    shuffled = lambda: jax.random.permutation(
+        jax.random.fold_in(key, t // per_epoch), jnp.arange(len(order), dtype=jnp.int32)
+    )
+    order = jax.lax.cond(t % per_epoch == 0, shuffled, lambda: order)
+    here = jax.lax.dynamic_slice_in_dim(order, t % per_epoch * size, size)
+    return order, Examples(data.x[here], data.y[here])
+
+
+def _accuracy(mlp: MLP, state: State, data: Examples, depth: Array | int | None) -> Array:
+    """Share of the examples classified right, in inference."""
+    params = networks.bind(mlp, state.params, stats=state.stats)
+    return _right(output(networks.chain(mlp, train=False), params, data.x, depth), data.y)
+
+
+def _right(y: Array, labels: Array) -> Array:
+    """Share of the labels that are the largest output; NaN where they are no classes."""
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        return jnp.full((), jnp.nan, y.dtype)
+    return jnp.mean(jnp.argmax(y, -1).astype(labels.dtype) == labels, dtype=y.dtype)
+
+
+def _telemetry(optimiser: PyTree, name: str, dtype: jnp.dtype) -> Array:
+    """What `clipping.monitored` saw, the outermost where there are several; NaN without."""
+    found = optax.tree.get_all_with_path(optimiser, name)
+    return found[0][1].astype(dtype) if found else jnp.full((), jnp.nan, dtype)
+
+
+def _check(data: Examples, steps: int, batch: int | None, evaluate: Sequence[int]) -> None:
+    check_count("steps", steps, 1)
+    check_floating("x", data.x.dtype)
+    if len(data.x) == 0 or len(data.x) != len(data.y):
+        raise ValueError(f"needs as many labels as inputs, at least one, got {len(data.y)} and {len(data.x)}")
+    if not all(isinstance(point, int) and 0 <= point <= steps for point in evaluate):
+        raise ValueError(f"evaluate must be integers in [0, {steps}], got {list(evaluate)}")
+    if batch is not None:
+        check_count("batch", batch, 1)
+        if batch > len(data.x):
+            raise ValueError(f"batch must be at most the number of examples, {len(data.x)}, got {batch}")
