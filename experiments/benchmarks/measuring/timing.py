@@ -42,6 +42,7 @@ class Side(NamedTuple):
         flops: of all the work, for the rate.
         bytes: read by all the work, for the rate.
         tune: call -> the same in its fastest form, off the clock.
+        compiling: result of a call -> seconds of it that every call compiles for, no part of the steady ones.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Side(NamedTuple):
     flops: float = 0.0
     bytes: float = 0.0
     tune: Callable[[Callable[[], Any]], Callable[[], Any]] | None = None
+    compiling: Callable[[Any], float] = lambda result: 0.0
 
 
 class Timing(NamedTuple):
@@ -81,29 +83,29 @@ def measure(sides: Sequence[Side], settings: Settings) -> list[Timing]:
         error = None if side.error is None else side.error(result)
         if error is not None and not error <= side.allowed:
             raise SystemExit(f"{side.name}: off by {error:.1e}, more than {side.allowed:.0e}")
-        untuned = _seconds(call) if side.tune else None
+        untuned = _seconds(call, side) if side.tune else None
         call = side.tune(call) if side.tune else call
         calls.append(call)
         errors.append(error)
         repeated.append(untuned)
-        again = _seconds(call)
+        again = _seconds(call, side)
         counts.append(min(settings.repeats, int(settings.patience / again)))
         seconds.append([] if counts[-1] else [again])
     for repeat in range(settings.repeats):
         order = range(len(sides)) if repeat % 2 == 0 else reversed(range(len(sides)))
         for index in order:
             if repeat < counts[index]:
-                seconds[index].append(_seconds(calls[index]))
+                seconds[index].append(_seconds(calls[index], sides[index]))
     return [
         Timing(side, np.array(spent) / side.share, max(first - (untuned or min(spent)), 0.0), error)
         for side, spent, first, untuned, error in zip(sides, seconds, firsts, repeated, errors, strict=True)
     ]
 
 
-def _seconds(call: Callable[[], Any]) -> float:
+def _seconds(call: Callable[[], Any], side: Side) -> float:
     start = time.perf_counter()
-    jax.block_until_ready(call())
-    return time.perf_counter() - start
+    result = jax.block_until_ready(call())
+    return time.perf_counter() - start - side.compiling(result)
 
 
 def table(timings: Sequence[Timing], floors: dict[str, Sequence[str]], rate: Rates) -> None:

@@ -26,24 +26,28 @@ def trained(
         run = spread(problem, _train, one_by_one, unrolled, devices)
 
     def call() -> Result:
-        losses, right = zip(*run(), strict=True)
-        return Result(np.stack([np.asarray(a) for a in losses]), np.stack([np.asarray(a) for a in right]))
+        losses, hits = (np.stack([np.asarray(a) for a in arrays]) for arrays in zip(*run(), strict=True))
+        return Result(losses, problem.accuracy(hits))
 
     return call
 
 
 def _train(weights: Weights, x: jax.Array, y: jax.Array, batches: jax.Array) -> tuple[jax.Array, jax.Array]:
-    def step(weights: Weights, examples: jax.Array) -> tuple[Weights, tuple[jax.Array, jax.Array]]:
-        wanted = y[examples]
-        (loss, logits), grads = jax.value_and_grad(_loss, has_aux=True)(weights, x[examples], wanted)
-        weights = jax.tree.map(lambda w, g: w - LEARNING_RATE * g, weights, grads)
-        return weights, (loss, jnp.mean(jnp.argmax(logits, axis=-1) == wanted, dtype=loss.dtype))
+    """Losses [step], and which examples the network has right at the end."""
 
-    losses, right = jax.lax.scan(step, weights, batches)[1]
-    return losses, right[-1]
+    def loss(weights: Weights, examples: jax.Array) -> jax.Array:
+        logits = _logits(weights, x[examples])
+        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, y[examples]))
+
+    def step(weights: Weights, examples: jax.Array) -> tuple[Weights, jax.Array]:
+        value, grads = jax.value_and_grad(loss)(weights, examples)
+        return jax.tree.map(lambda w, g: w - LEARNING_RATE * g, weights, grads), value
+
+    weights, losses = jax.lax.scan(step, weights, batches)
+    return losses, jnp.argmax(_logits(weights, x), axis=-1).astype(y.dtype) == y
 
 
-def _loss(weights: Weights, x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _logits(weights: Weights, x: jax.Array) -> jax.Array:
     dense = lambda h, pair: h @ pair[0] + pair[1][None]
     h = dense(x, weights.embed)
     if isinstance(weights.blocks, list):
@@ -51,5 +55,4 @@ def _loss(weights: Weights, x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.
             h = dense(jnp.tanh(h), pair)
     else:
         h = jax.lax.scan(lambda h, pair: (dense(jnp.tanh(h), pair), None), h, weights.blocks)[0]
-    logits = dense(jnp.tanh(h), weights.readout)
-    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, y)), logits
+    return dense(jnp.tanh(h), weights.readout)

@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ class Setting(NamedTuple):
     """How the networks of a depth are trained.
 
     Attributes:
-        trainer: (weights [cell, ...], x, y, batches) -> losses [cell, step], share right [cell].
+        trainer: (weights [cell, ...], x, y, batches) -> losses [cell, step], which are right [cell, example].
         at_once: networks in a call.
         threads: PyTorch's own, in a call.
         apart: whether a Python thread per core takes some of the networks.
@@ -50,13 +50,14 @@ class Trained:
         # results below float32's normal range take no detour
         torch.set_flush_denormal(True)
         tensor = lambda a: torch.from_numpy(np.ascontiguousarray(a)).to(device)
-        self.weights = {depth: _stacked(problem.weights(depth), tensor) for depth in problem.depths}
+        self.weights = {depth: _tree(tensor, problem.weights(depth).listed()) for depth in problem.grid.depths}
         self.data = tensor(problem.x), tensor(problem.y.astype(np.int64)), tensor(problem.batches.astype(np.int64))
-        self.choices, self.chosen = choices, dict.fromkeys(problem.depths, choices[0])
+        self.choices, self.chosen = choices, dict.fromkeys(problem.grid.depths, choices[0])
+        self.accuracy = problem.accuracy
 
     def __call__(self) -> Result:
-        losses, right = zip(*(self._depth(depth, self.chosen[depth], None) for depth in self.weights), strict=True)
-        return Result(np.stack(losses), np.stack(right))
+        losses, hits = zip(*(self._depth(depth, self.chosen[depth], None) for depth in self.weights), strict=True)
+        return Result(np.stack(losses), self.accuracy(np.stack(hits)))
 
     def tune(self, steps: int = 4) -> "Trained":
         """Choose by a few steps of every depth, the best of two attempts."""
@@ -84,7 +85,7 @@ class Trained:
             found = []
             for start in range(part.start, part.stop, choice.at_once):
                 group = slice(start, min(start + choice.at_once, part.stop))
-                own = Weights(*(_tree(lambda t, group=group: t[group].clone(), w) for w in weights))
+                own = _tree(lambda t, group=group: t[group].clone(), weights)
                 found.append(tuple(t.cpu().numpy() for t in choice.trainer(own, x, y, batches[:steps])))
             return found
 
@@ -107,19 +108,9 @@ def ensemble(problem: Problem, device: str) -> Trained:
     )
 
 
-def _tree(function: Callable, tree: Any) -> Any:
-    return tuple(_tree(function, t) for t in tree) if isinstance(tree, tuple) else function(tree)
-
-
-def _stacked(weights: Weights, tensor: Callable) -> Weights:
-    """The blocks as pairs of tensors [cell, ...], one per layer."""
-    kernels, biases = weights.blocks
-    blocks = tuple((kernels[:, i], biases[:, i]) for i in range(kernels.shape[1]))
-    return Weights(*(_tree(tensor, part) for part in weights._replace(blocks=blocks)))
-
-
-def _share(logits: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    return (logits.argmax(-1) == wanted).to(torch.float32).mean(-1)
+def _tree(function: Callable, weights: Weights) -> Weights:
+    pair = lambda both: (function(both[0]), function(both[1]))
+    return Weights(pair(weights.embed), [pair(both) for both in weights.blocks], pair(weights.readout))
 
 
 def _layers(weights: Weights) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -143,40 +134,47 @@ def module(weights: Weights, x: torch.Tensor, y: torch.Tensor, batches: torch.Te
         loss.backward()
         optimiser.step()
         losses.append(loss.detach())
-    return torch.stack(losses)[None], _share(logits.detach(), y[batches[-1]])[None]
+    with torch.no_grad():
+        return torch.stack(losses)[None], (net(x).argmax(-1) == y)[None]
 
 
 def by_hand(weights: Weights, x: torch.Tensor, y: torch.Tensor, batches: torch.Tensor) -> tuple:
     """Batched products written out, with autograd: the gradient of the sum of losses is that of each."""
     layers, losses = [(k.requires_grad_(), b[:, None].requires_grad_()) for k, b in _layers(weights)], []
     trained, nets = [t for pair in layers for t in pair], len(weights.embed[0])
-    for examples in batches:
-        wanted = y[examples]
-        h = torch.baddbmm(layers[0][1], x[examples].expand(nets, -1, -1), layers[0][0])
+
+    def forwards(x: torch.Tensor) -> torch.Tensor:
+        h = torch.baddbmm(layers[0][1], x.expand(nets, -1, -1), layers[0][0])
         for kernel, bias in layers[1:]:
             h = torch.baddbmm(bias, torch.tanh(h), kernel)
-        each = F.cross_entropy(h.flatten(0, 1), wanted.repeat(nets), reduction="none").view(nets, -1).mean(1)
+        return h
+
+    for examples in batches:
+        logits = forwards(x[examples]).flatten(0, 1)
+        each = F.cross_entropy(logits, y[examples].repeat(nets), reduction="none").view(nets, -1).mean(1)
         grads = torch.autograd.grad(each.sum(), trained)
         with torch.no_grad():
             torch._foreach_add_(trained, grads, alpha=-LEARNING_RATE)
         losses.append(each.detach())
-    return torch.stack(losses, 1), _share(h.detach(), y[batches[-1]])
+    with torch.no_grad():
+        return torch.stack(losses, 1), forwards(x).argmax(-1) == y
 
 
 def functional(weights: Weights, x: torch.Tensor, y: torch.Tensor, batches: torch.Tensor) -> tuple:
     """torch.func: vmap over networks of the gradient of one."""
 
-    def loss(layers: list, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forwards(layers: list, x: torch.Tensor) -> torch.Tensor:
         h = torch.addmm(layers[0][1], x, layers[0][0])
         for kernel, bias in layers[1:]:
             h = torch.addmm(bias, torch.tanh(h), kernel)
-        return F.cross_entropy(h, y), h
+        return h
 
     layers, losses = _layers(weights), []
-    step = vmap(grad_and_value(loss, has_aux=True), in_dims=(0, None, None))
+    loss = lambda layers, x, y: F.cross_entropy(forwards(layers, x), y)
+    step = vmap(grad_and_value(loss), in_dims=(0, None, None))
     trained = [t for pair in layers for t in pair]
     for examples in batches:
-        grads, (each, logits) = step(layers, x[examples], y[examples])
+        grads, each = step(layers, x[examples], y[examples])
         torch._foreach_add_(trained, [t for pair in grads for t in pair], alpha=-LEARNING_RATE)
         losses.append(each)
-    return torch.stack(losses, 1), _share(logits, y[batches[-1]])
+    return torch.stack(losses, 1), vmap(forwards, in_dims=(0, None))(layers, x).argmax(-1) == y

@@ -5,10 +5,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from training_runs.problem import Problem, Result
+from training_runs.problem import Problem, Result, Weights
 
 # relative change of the weights, some roundings; and how much of it in a loss ends the comparison
 CHANGE, MOVED = 1e-6, 1e-4
+# share of examples about which roundings may decide
+ACCURACY = 0.01
 
 
 class Truth(NamedTuple):
@@ -17,20 +19,15 @@ class Truth(NamedTuple):
     Attributes:
         result: of a program that others should agree with.
         steps: so many from the start can be compared [depth, cell].
-        batch: examples in a minibatch.
     """
 
     result: Result
     steps: np.ndarray
-    batch: int
 
-    def only(self, problem: Problem, part: Problem) -> "Truth":
-        """That of a part of the trainings, of the first seed and perhaps of fewer steps."""
-        rows = [problem.depths.index(depth) for depth in part.depths]
-        columns = [problem.gains.index(gain) for gain in part.gains]
-        steps, at = len(part.batches), np.ix_(rows, columns)
-        result = Result(self.result.losses[at][..., :steps], self.result.right[at])
-        return Truth(result, np.minimum(self.steps[at], steps), self.batch)
+    def only(self, cells: slice) -> "Truth":
+        """That of some of the cells."""
+        result = self.result._replace(losses=self.result.losses[:, cells], accuracy=self.result.accuracy[:, cells])
+        return Truth(result, self.steps[:, cells])
 
     def __str__(self) -> str:
         length = self.result.losses.shape[-1]
@@ -43,17 +40,19 @@ def truth(problem: Problem, train: Callable[[Problem], Result]) -> Truth:
     rng = np.random.default_rng(1)
     off = lambda a: a * (1 + CHANGE * rng.choice([-1, 1], a.shape)).astype(a.dtype)
     first = train(problem)
-    second = train(problem._replace(unit=type(problem.unit)(*((off(k), b) for k, b in problem.unit))))
+    second = train(problem._replace(unit=Weights(*((off(kernel), bias) for kernel, bias in problem.unit))))
     with np.errstate(invalid="ignore"):
         alike = np.abs(first.losses - second.losses) < MOVED
-    return Truth(first, np.sum(np.logical_and.accumulate(alike, axis=-1), axis=-1), problem.batches.shape[1])
+    return Truth(first, np.sum(np.logical_and.accumulate(alike, axis=-1), axis=-1))
 
 
 def disagreement(found: Result, truth: Truth) -> float:
-    """Largest error of a loss that can be compared; inf if one that can ends with two examples more or less right."""
+    """Largest error of a loss that can be compared; inf if one that can be has other examples right."""
     steps = truth.result.losses.shape[-1]
-    apart = np.abs(found.right - truth.result.right)[truth.steps == steps] * truth.batch
-    if found.losses.shape != truth.result.losses.shape or np.any(apart > 1.5):
+    if found.losses.shape != truth.result.losses.shape:
+        return float("inf")
+    apart = np.abs(found.accuracy - truth.result.accuracy)[truth.steps == steps]
+    if not np.all(apart <= ACCURACY):
         return float("inf")
     comparable = np.arange(steps) < truth.steps[..., None]
     return float(np.max(np.abs(found.losses - truth.result.losses)[comparable], initial=0.0))

@@ -1,11 +1,25 @@
-"""Ours: jaxstab.trainability on the benchmark's weights and minibatches."""
+"""Ours: the trainings of a grid through jaxstab.trainability, which draws weights and minibatches itself."""
 
 from collections.abc import Callable
-from typing import Any
 
-from training_runs.problem import Problem
+import numpy as np
+
+from jaxstab import trainability
+from jaxstab.trainability import Grid, Split
+from training_runs.problem import Result
 
 
-def ours(problem: Problem) -> Callable[[], Callable[[], Any]] | None:
-    """`prepare` of a Side: compiles, gives the call to a Result. None until there is a `jaxstab.trainability`."""
-    return None
+def ours(grid: Grid, split: Split) -> Callable[[], Result]:
+    """Plan; the call compiles and trains. A cell is a gain and a seed, the seed the faster."""
+    examples = max(len(part.x) for part in split)
+    plan = trainability.plan(grid, split.train.x.shape[1], split.classes, examples)
+
+    def run() -> Result:
+        found = sorted(trainability.run(grid, plan, split), key=lambda result: result.group)
+        rows = {name: np.concatenate([getattr(one.seen, name) for one in found]) for name in trainability.fields(grid)}
+        seen = trainability.labelled(grid, plan, rows, np.ones(len(plan.groups), bool))
+        flat = lambda name: seen[name].to_numpy().reshape(len(grid.depths), len(grid.sigma_w) * grid.seeds, -1)
+        accuracy = np.stack([flat("train_accuracy")[..., -1], flat("test_accuracy")[..., -1]], axis=-1)
+        return Result(flat("loss"), accuracy, sum(one.compiling for one in found))
+
+    return run

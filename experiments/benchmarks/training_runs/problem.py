@@ -1,116 +1,136 @@
 """The trainings: every side starts from the same weights and sees the same minibatches, given as arrays."""
 
-from collections.abc import Sequence
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxstab import networks
 from jaxstab.records import Data
+from jaxstab.trainability import Grid, Split
 
-SIGMA_B, LEARNING_RATE, CLASSES = 0.05**0.5, 0.01, 10
+LEARNING_RATE = 0.01
 
 
 class Weights(NamedTuple):
-    """Kernels [n_in, n_out] and biases [n_out] behind an axis of networks; the blocks with one of layers after it."""
+    """Kernels [n_in, n_out] and biases [n_out], of blocks behind an axis of layers; of cells all behind one more."""
 
     embed: tuple[Any, Any]
-    blocks: tuple[Any, Any]
+    blocks: Any
     readout: tuple[Any, Any]
+
+    def listed(self) -> "Weights":
+        """The blocks as a list of (kernel, bias), one per layer; of arrays that have an axis of cells."""
+        kernels, biases = self.blocks
+        return self._replace(blocks=[(kernels[:, layer], biases[:, layer]) for layer in range(kernels.shape[1])])
+
+
+class Result(NamedTuple):
+    """Of all trainings, over depth and cell.
+
+    Attributes:
+        losses: on each minibatch, before its step [depth, cell, step].
+        accuracy: share right of all training and of all test examples after the last step [depth, cell, 2].
+        compiling: seconds that the call says it spent compiling.
+    """
+
+    losses: np.ndarray
+    accuracy: np.ndarray
+    compiling: float = 0.0
 
 
 class Problem(NamedTuple):
-    """SGD on the mean cross-entropy of tanh networks, for every depth and "cell": a seed and a gain.
+    """SGD on the mean cross-entropy of tanh networks, for every depth and gain; a gain is called a cell.
 
     Attributes:
-        depths: numbers of blocks, ascending.
-        gains: sigma_w, the faster axis of the cells.
-        unit: weights of gain 1 and biases of the deepest networks, one per seed; others have the first of their blocks.
-        x: inputs [example, d_in].
-        y: classes [example].
-        batches: examples [step, batch].
+        grid: what to train.
+        split: data, normalised.
+        unit: weights of gain 1 and biases of the deepest network; the others have the first of its blocks.
+        batches: training examples [step, batch].
     """
 
-    depths: tuple[int, ...]
-    gains: tuple[float, ...]
+    grid: Grid
+    split: Split
     unit: Weights
-    x: np.ndarray
-    y: np.ndarray
     batches: np.ndarray
 
     @property
-    def seeds(self) -> int:
-        """Draws of the weights."""
-        return len(self.unit.embed[0])
+    def x(self) -> np.ndarray:
+        """Inputs, those to train on first."""
+        return np.concatenate([part.x for part in self.split])
+
+    @property
+    def y(self) -> np.ndarray:
+        """Their classes."""
+        return np.concatenate([part.y for part in self.split])
 
     @property
     def cells(self) -> int:
-        """Seeds times gains."""
-        return self.seeds * len(self.gains)
+        """Networks of a depth."""
+        return len(self.grid.sigma_w)
 
     @property
     def trainings(self) -> int:
-        """Cells times depths."""
-        return self.cells * len(self.depths)
-
-    @property
-    def width(self) -> int:
-        """Units per layer."""
-        return self.unit.embed[0].shape[-1]
+        """Networks in all."""
+        return self.cells * len(self.grid.depths)
 
     @property
     def flops(self) -> float:
         """Of the matrix products.
 
-        Per step 3 for each layer, forwards, for the gradient of its input and for that of its weights; no one wants the
-        gradient of the data.
+        In a step 3 for each layer: forwards, for the gradient of its input and for that of its weights; no one wants
+        the gradient of the data. At the end one for each layer, over all examples.
         """
-        (steps, batch), n, d_in = self.batches.shape, self.width, self.x.shape[1]
-        each = [3 * depth * n * n + 2 * d_in * n + 3 * n * CLASSES for depth in self.depths]
-        return 2.0 * batch * steps * self.cells * sum(each)
+        d_in, n, classes = self.unit.embed[0].shape[0], self.grid.width, self.unit.readout[1].shape[0]
+        updates = sum(3 * depth * n * n + 2 * d_in * n + 3 * n * classes for depth in self.grid.depths)
+        looks = sum(depth * n * n + d_in * n + n * classes for depth in self.grid.depths)
+        return 2.0 * self.cells * (self.batches.size * updates + len(self.x) * looks)
 
-    def weights(self, depth: int) -> Weights:
-        """To start from: [cell, ...]."""
-        blocks = tuple(a[:, :depth] for a in self.unit.blocks)
-        gains = np.tile(np.asarray(self.gains, np.float32), self.seeds)
-        again = lambda a: np.repeat(a, len(self.gains), axis=0)
-        scaled = lambda a: again(a) * gains.reshape(-1, *[1] * (a.ndim - 1))
-        return Weights(*((scaled(k), again(b)) for k, b in self.unit._replace(blocks=blocks)))
+    def weights(self, depth: int, gain: float | None = None) -> Weights:
+        """To start from [cell, ...], all at one gain if it is given."""
+        gains = np.full(self.cells, gain, np.float32) if gain else np.asarray(self.grid.sigma_w, np.float32)
+        kernels, biases = self.unit.blocks
+        cut = self.unit._replace(blocks=(kernels[:depth], biases[:depth]))
+        return Weights(*((np.multiply.outer(gains, k), np.repeat(b[None], len(gains), axis=0)) for k, b in cut))
+
+    def accuracy(self, hits: np.ndarray) -> np.ndarray:
+        """Shares of training and of test examples [..., 2], of which are right [..., example]."""
+        ends = len(self.split.train.x)
+        return np.stack([hits[..., :ends].mean(-1), hits[..., ends:].mean(-1)], axis=-1)
 
     def first(self, steps: int) -> "Problem":
         """The same, stopped early."""
-        return self._replace(batches=self.batches[:steps])
+        return self._replace(grid=dataclasses.replace(self.grid, steps=steps), batches=self.batches[:steps])
 
-    def only(self, depths: Sequence[int] | None = None, every: int = 1) -> "Problem":
-        """The first seed's, of some depths and every so many gains."""
-        unit = jax.tree.map(lambda leaf: leaf[:1], self.unit)
-        return self._replace(depths=tuple(depths or self.depths), gains=self.gains[every // 2 :: every], unit=unit)
-
-
-class Result(NamedTuple):
-    """Of all trainings: loss on each minibatch, before its step [depth, cell, step]; share right in the last one."""
-
-    losses: np.ndarray
-    right: np.ndarray
+    def only(self, cells: slice) -> "Problem":
+        """Some of the gains."""
+        return self._replace(grid=dataclasses.replace(self.grid, sigma_w=self.grid.sigma_w[cells]))
 
 
-def gains(count: int) -> tuple[float, ...]:
-    """sigma_w from ordered to chaotic."""
-    return tuple(np.linspace(0.5, 2.5, count).tolist())
+def halves(data: Data, share: float = 0.8) -> Split:
+    """Training and test data, mixed."""
+    order, ends = np.random.default_rng(0).permutation(len(data.x)), round(share * len(data.x))
+    data = data.normalised()
+    return Split(*(Data(data.x[at], data.y[at], data.name) for at in (order[:ends], order[ends:])))
 
 
-def draw(
-    data: Data, depths: Sequence[int], sigma_w: Sequence[float], seeds: int, steps: int, width: int, batch: int
-) -> Problem:
-    """Gaussian weights; minibatches without replacement within an epoch."""
-    mlp = networks.MLP(max(depths), width, features_out=CLASSES)
-    rng = np.random.default_rng(0)
-    epochs = [rng.permutation(len(data.x))[: len(data.x) // batch * batch].reshape(-1, batch) for _ in range(steps)]
-    one = jax.jit(lambda key: networks.init(mlp, key, np.asarray(data.x[0], np.float32), 1.0, SIGMA_B))
+def draw(grid: Grid, split: Split) -> Problem:
+    """The weights and minibatches that `jaxstab.trainability` draws for the grid's first seed."""
+    mlp, many = grid.network(0, max(grid.depths), split.classes), len(split.train.x)
+    epochs = -(-grid.steps // (many // grid.batch))
+
+    def drawn(key: jax.Array) -> tuple[networks.Params, jax.Array]:
+        weights, run = jax.random.split(key)
+        orders, _ = jax.random.split(run)
+        examples = jnp.arange(many, dtype=jnp.int32)
+        shuffled = lambda epoch: jax.random.permutation(jax.random.fold_in(orders, epoch), examples)
+        params = networks.init(mlp, weights, jnp.asarray(split.train.x[:2]), 1.0, grid.sigma_b[0])
+        return params, jax.vmap(shuffled)(jnp.arange(epochs, dtype=jnp.int32))
+
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
-        drawn = [jax.tree.map(np.asarray, one(jax.random.key(seed))) for seed in range(seeds)]
-    stack = lambda part, name: np.stack([getattr(params, part)["dense"][name] for params in drawn])
-    unit = Weights(*((stack(part, "kernel"), stack(part, "bias")) for part in Weights._fields))
-    batches = np.concatenate(epochs)[:steps].astype(np.int32)
-    return Problem(tuple(depths), tuple(sigma_w), unit, np.asarray(data.x, np.float32), data.y, batches)
+        params, orders = jax.tree.map(np.asarray, jax.jit(drawn)(jax.random.key(0)))
+    unit = Weights(*((part["dense"]["kernel"], part["dense"]["bias"]) for part in params))
+    batches = orders[:, : many // grid.batch * grid.batch].reshape(-1, grid.batch)[: grid.steps]
+    return Problem(grid, split, unit, batches)

@@ -12,7 +12,12 @@ from training_runs.problem import Problem, Weights
 
 
 def spread(
-    problem: Problem, train: Callable, one_by_one: bool, listed: bool, devices: Sequence[jax.Device] | None = None
+    problem: Problem,
+    train: Callable,
+    one_by_one: bool,
+    listed: bool,
+    devices: Sequence[jax.Device] | None = None,
+    gain: float | None = None,
 ) -> Callable[[], list[Any]]:
     """Compile; the call gives the results [depth], with an axis of cells.
 
@@ -22,6 +27,7 @@ def spread(
         one_by_one: each device takes one network after the other, by lax.map, rather than all at once, by vmap.
         listed: blocks as a list of (kernel, bias), rather than in one stack.
         devices: to spread the cells over; all unless given. Their number must divide that of the cells, or fewer serve.
+        gain: for all cells, instead of theirs.
     """
     devices = devices or sweeps.usable_devices()
     devices = devices[: max(n for n in range(1, len(devices) + 1) if problem.cells % n == 0)]
@@ -37,10 +43,10 @@ def spread(
     put = lambda spec, tree: jax.device_put(tree, NamedSharding(mesh, spec))
     data = put(whole, (problem.x, problem.y, problem.batches))
     programs = []
-    for depth in problem.depths:
-        weights = problem.weights(depth)
+    for depth in problem.grid.depths:
+        weights = problem.weights(depth, gain)
         if listed:
-            weights = weights._replace(blocks=[tuple(a[:, i] for a in weights.blocks) for i in range(depth)])
+            weights = weights.listed()
         weights = put(cells, weights)
         programs.append((shared.lower(weights, *data).compile(), weights))
     # one in flight
