@@ -10,7 +10,7 @@ import pytest
 from jaxstab import cli, datasets, report, store, survey, sweeps
 from jaxstab.cli.arguments import parse
 from jaxstab.cli.sweep import Sweep
-from jaxstab.cli.theory import strict
+from jaxstab.cli.theory import _strict
 
 FLAGS = (
     "sweep --data digits --depths 1 2 5 --sigma-w 0.7 1.4 2.8 --activations erf relu --seeds 2 --width 24 --inputs 1"
@@ -158,7 +158,7 @@ def test_theory_writes_infinity_as_a_string_and_the_undefined_as_null(capsys):
     assert cli.main("theory --activation relu --sigma-w 2 --sigma-b 0.1 --json".split()) == 0
     growing = json.loads(capsys.readouterr().out)
     assert growing["q"] == "inf" and growing["fixed_points"] == [] and growing["xi_q"] < 0
-    assert strict({"critical_sigma_w": [float("nan"), -float("inf")]}) == {"critical_sigma_w": [None, "-inf"]}
+    assert _strict({"critical_sigma_w": [float("nan"), -float("inf")]}) == {"critical_sigma_w": [None, "-inf"]}
     assert cli.main("theory --activation relu --sigma-w 1".split()) == 0
     assert "chi_1             0.5" in capsys.readouterr().out
 

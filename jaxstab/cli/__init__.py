@@ -12,8 +12,8 @@ import jax
 from jaxstab.cli.arguments import parse
 from jaxstab.cli.faults import UserError
 from jaxstab.cli.report import Report, write_report
-from jaxstab.cli.sweep import Sweep, sweep
 from jaxstab.cli.status import Status, print_status
+from jaxstab.cli.sweep import Sweep, sweep
 from jaxstab.cli.theory import Theory, print_theory
 from jaxstab.cli.train import Train, train
 

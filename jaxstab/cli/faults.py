@@ -11,7 +11,6 @@ class UserError(Exception):
     """Something the user can put right; its message is the one line they see."""
 
 
-@dataclasses.dataclass(frozen=True)
 def divide_cpu(parts: int | None) -> None:
     """Make the CPU several devices, each busy with networks of its own: small products fill no more than one core.
 

@@ -67,7 +67,7 @@ def print_theory(settings: Theory) -> None:
         ],
     }
     if settings.json:
-        print(json.dumps(strict(answer), indent=2))
+        print(json.dumps(_strict(answer), indent=2))
         return
     lists = ("fixed_points", "critical_points")
     for key, value in answer.items():
@@ -95,12 +95,12 @@ def _stability(xi_q: float, stable: bool) -> str:
     return "stable" if stable else "marginal" if math.isinf(xi_q) else "unstable"
 
 
-def strict(value: Any) -> Any:
+def _strict(value: Any) -> Any:
     """JSON has no infinity and no NaN: the string "inf" and null stand for them."""
     if isinstance(value, dict):
-        return {key: strict(item) for key, item in value.items()}
+        return {key: _strict(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [strict(item) for item in value]
+        return [_strict(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None if math.isnan(value) else "inf" if value > 0 else "-inf"
     return value

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import json
-import math
 import signal
 import time
 from collections.abc import Iterator
@@ -124,9 +123,9 @@ def train(settings: Train) -> None:
         size = data.train.x.shape[1], data.classes, max(len(data.train.x), len(data.test.x))
         plan = trainability.plan(grid, *size, budget, settings.lanes)
         fields = {
-            name: store.Field(field.shape, np.dtype(field.dtype).name, records.dimensions(records.Training, name, len(field.shape)))
-            for name, field in trainability.fields(grid).items()
-        }  # fmt: skip
+            name: store.Field(one.shape, one.dtype.name, records.dimensions(records.Training, name, len(one.shape)))
+            for name, one in trainability.fields(grid).items()
+        }
         groups = store.open_groups(settings.out, _settings(grid, plan, data), fields, len(plan.groups), plan.size)
     devices = sweeps.usable_devices()
     work = sum(trainability.flops(grid, int(d), *size[:2], len(data.train.x)) for d in grid.cells.depth)
@@ -138,7 +137,7 @@ def train(settings: Train) -> None:
     )
     with users_fault(), _until_told_to_stop(settings.out, groups), store.claim(groups, part, settings.join) as claim:
         tally = _work(grid, plan, data, claim, devices)
-    print(tally.line(work / len(grid.cells.depth)))
+    print(tally.line())
     left = len(plan.groups) - groups.marked()
     print(f"store: {settings.out}" + (f" ({left} groups are left to others)" if left else ""))
 
@@ -198,14 +197,14 @@ class _Tally:
     flops: float = 0.0
     begun: float = dataclasses.field(default_factory=time.perf_counter)
 
-    def line(self, flops_per_cell: float) -> str:
+    def line(self) -> str:
         """The summary."""
         if not self.cells:
             return "nothing was left to do"
         whole = time.perf_counter() - self.begun
-        failed = f"{self.at_once} not finite from the start, {self.later} later"
         return (
-            f"{self.cells} networks trained in {whole:.1f} s, {failed}; {self.flops / max(self.working, 1e-9) / 1e9:.0f} GFLOP/s; "
+            f"{self.cells} networks trained in {whole:.1f} s, {self.at_once} not finite from the start, {self.later} "
+            f"later; {self.flops / max(self.working, 1e-9) / 1e9:.0f} GFLOP/s; "
             f"{100 * self.compiling / whole:.0f} % of the time compiling"
         )
 
@@ -220,7 +219,7 @@ def _work(
     """Compute and commit the groups of a claim."""
     tally, d_in, classes = _Tally(), data.train.x.shape[1], data.classes
     total = sum(int(np.sum(plan.groups[group].cells >= 0)) for group in claim.pending)
-    with tqdm(total=total, unit="net", dynamic_ncols=True, mininterval=0.5) as bar:
+    with tqdm(total=total, unit="net", dynamic_ncols=True, mininterval=0.5, disable=not total) as bar:
         for result in trainability.run(grid, plan, data, claim.batches(len(devices), plan.program), devices=devices):
             claim.commit(result.group, result.seen._asdict())
             group = plan.groups[result.group]

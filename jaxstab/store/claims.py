@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,19 +44,38 @@ class Claim:
         Yields:
             A group that nobody else holds.
         """
+        for batch in self.batches(1, lambda group: group):
+            yield batch[0]
+
+    def batches(self, most: int, alike: Callable[[int], Hashable]) -> Iterator[list[int]]:
+        """Groups to compute side by side; none is held while others are waited for.
+
+        Args:
+            most: how many of them at once.
+            alike: groups go together where this is equal.
+
+        Yields:
+            Groups that nobody else holds, at least one.
+        """
         waiting = list(self.pending)
         while waiting:
+            batch: list[int] = []
             left = []
-            for group in waiting:
-                if not self._take(group):
+            for at, group in enumerate(waiting):
+                if len(batch) == most:
+                    left += waiting[at:]
+                    break
+                if (batch and alike(group) != alike(batch[0])) or not self._take(group):
                     left.append(group)
                 # another run may have finished it since
                 elif self.groups.finished([group]):
                     self._release(group)
                 else:
                     self.groups.unmark(group)
-                    yield group
-            if len(left) == len(waiting):
+                    batch.append(group)
+            if batch:
+                yield batch
+            elif len(left) == len(waiting):
                 time.sleep(_POLL)
             waiting = left
 

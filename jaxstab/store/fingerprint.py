@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 # what may change between two runs without changing a number
-_NUMBERLESS = ("cli.py", "datasets.py", "survey.py", "verdicts.py", "report", "store")
+_NUMBERLESS = ("cli", "datasets.py", "survey.py", "verdicts.py", "report", "store")
 _PACKAGES = ("jaxstab", "jax", "jaxlib", "flax", "optax", "numpy")
 # differences named in one line
 _SHOWN = 6

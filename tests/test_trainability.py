@@ -1,0 +1,211 @@
+"""Grids of trainings: a cell is its network trained, whatever computes it, and whatever is computed beside it."""
+
+import dataclasses
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxstab import datasets, networks, records, trainability, training
+from jaxstab.trainability import Grid, Split, Variant
+
+DIGITS = datasets.load("digits")
+DATA = Split(
+    records.Data(DIGITS.x[:120], DIGITS.y[:120], "some"), records.Data(DIGITS.x[120:150], DIGITS.y[120:150], "more")
+)
+SIZE = 64, 10, 120
+# two kinds of network, depths that share a program, a learning rate that diverges
+GRID = Grid(
+    variants=(Variant("plain", "relu"), Variant("normed", "tanh", norm="batch", skip="sum")),
+    depths=(2, 3, 6), sigma_w=(1.0, 1.5), learning_rates=(0.05, 1e30), clips=(0.5, math.inf), dropouts=(0.0, 0.2),
+    seeds=2, width=8, steps=6, batch=16, optimiser="momentum", evaluate=(0, 3),
+)  # fmt: skip
+
+
+def together(grid, results, plan):
+    results = list(results)
+    assert [r.group for r in results] == list(range(len(plan.groups)))
+    rows = {name: np.concatenate([getattr(r.seen, name) for r in results]) for name in trainability.fields(grid)}
+    return rows, results
+
+
+@pytest.fixture(scope="module")
+def swept():
+    plan = trainability.plan(GRID, *SIZE)
+    rows, results = together(GRID, trainability.run(GRID, plan, DATA), plan)
+    return plan, rows, results
+
+
+def test_a_program_serves_all_depths_and_settings(swept):
+    plan, _, results = swept
+    assert plan.programs == 2 == sum(r.compiling > 0 for r in results)
+    # 24 programs would be needed of one for every depth and kind, 48 x 6 of one for each network
+    assert len(GRID.cells.depth) == 2 * 3 * 2 * 2 * 2 * 2 * 2
+    found = np.concatenate([group.cells for group in plan.groups])
+    np.testing.assert_array_equal(np.sort(found[found >= 0]), np.arange(len(GRID.cells.depth)))
+
+
+def test_a_cell_is_its_network_trained(swept):
+    plan, rows, _ = swept
+    at = np.concatenate([group.cells for group in plan.groups])
+    cells = GRID.cells
+    kind, depth, clip = np.array(cells.variant), np.array(cells.depth), np.array(cells.clip)
+    pick = np.flatnonzero((kind == 1) & (depth == 3) & (clip == 0.5) & (cells.dropout > 0) & (cells.learning_rate < 1))
+    for number in pick[:2]:
+        cell = [column[number] for column in cells]
+        mlp = GRID.network(1, 3, 10)
+        train, test = (training.Examples(jnp.asarray(p.normalised().x), jnp.asarray(p.y)) for p in DATA)
+
+        @jax.jit
+        def alone(sigma_w, sigma_b, rate, clip, dropout, seed, mlp=mlp, train=train, test=test):
+            drawn, key = jax.random.split(jax.random.key(seed))
+            params = networks.init(mlp, drawn, train.x[:2], sigma_w, sigma_b)
+            options = {"steps": 6, "batch": 16, "rate": dropout, "evaluate": (0, 3), "test": test}
+            return training.train(mlp, params, GRID.optimise(rate, clip), train, key=key, **options)[0]
+
+        wanted = alone(*cell[2:])
+        row = np.flatnonzero(at == number)[0]
+        found = records.Training(**{name: rows[name][row] for name in rows})
+        found = found._replace(log_grad_theta=found.log_grad_theta[:, :4])
+        # float32, a few updates
+        chex.assert_trees_all_close(found, wanted, rtol=2e-3, atol=1e-4)
+
+
+def test_cells_that_diverge_are_told_and_disturb_nobody(swept):
+    plan, rows, _ = swept
+    dataset = trainability.labelled(GRID, plan, rows, np.ones(len(plan.groups), bool))
+    assert bool(dataset.done.all()) and dataset.loss.dims == (*trainability.AXES, "step")
+    wild = dataset.sel(learning_rate=1e30, clip=math.inf, variant="plain")
+    tame = dataset.sel(learning_rate=0.05)
+    assert (wild.first_nonfinite >= 0).all() and (tame.first_nonfinite == -1).all()
+    assert np.isfinite(tame.loss).all() and np.isfinite(tame.sel(clip=0.5).coefficient).all()
+    # the same without the learning rate that diverges: the same neighbours or others
+    calm = dataclasses.replace(GRID, learning_rates=(0.05,))
+    plan = trainability.plan(calm, *SIZE)
+    again = trainability.labelled(
+        calm, plan, together(calm, trainability.run(calm, plan, DATA), plan)[0], np.ones(len(plan.groups), bool)
+    )
+    np.testing.assert_array_equal(again.loss.sel(learning_rate=0.05), tame.loss)
+    # a depth has its layers
+    layers = np.isfinite(tame.log_grad_theta).all([d for d in tame.log_grad_theta.dims if d not in ("depth", "layer")])
+    np.testing.assert_array_equal(layers.sum("layer"), [3, 4, 7])
+
+
+def test_unfinished_cells_are_holes(swept):
+    plan, rows, _ = swept
+    done = np.arange(len(plan.groups)) < 1
+    dataset = trainability.labelled(GRID, plan, rows, done)
+    assert int(dataset.done.sum()) == np.sum(plan.groups[0].cells >= 0)
+    assert np.isnan(dataset.loss.where(~dataset.done)).all()
+
+
+SCRIPT = """
+import sys
+import jax; jax.config.update("jax_num_cpu_devices", int(sys.argv[1]))
+import numpy as np
+from jaxstab import datasets, records, trainability
+from jaxstab.trainability import Grid, Split
+sys.modules["jaxstab.trainability.plan"].WORK = 1  # groups as small as they get
+digits = datasets.load("digits")
+data = Split(*(records.Data(digits.x[part], digits.y[part], "") for part in (slice(0, 120), slice(120, 150))))
+grid = Grid(depths=(2, 3), sigma_w=(1.0, 1.2, 1.4, 1.6, 1.8), width=8, steps=4, batch=16)
+plan = trainability.plan(grid, 64, 10, 120, lanes=int(sys.argv[2]))
+losses = np.zeros((10, 4), np.float32)
+for result in trainability.run(grid, plan, data, devices=jax.local_devices()):
+    cells = plan.groups[result.group].cells
+    losses[cells[cells >= 0]] = result.seen.loss[cells >= 0]
+np.save(sys.argv[3], losses)
+"""
+
+
+def test_numbers_do_not_depend_on_the_number_of_devices(tmp_path):
+    ways = ("1", "1"), ("8", "1"), ("2", "2")
+    files = [tmp_path / f"{devices}-{lanes}.npy" for devices, lanes in ways]
+    commands = [[sys.executable, "-c", SCRIPT, *way, file] for way, file in zip(ways, files, strict=True)]
+    environment, root = os.environ | {"NPROC": "16"}, Path(__file__).parent.parent
+    runs = [subprocess.Popen(command, env=environment, cwd=root) for command in commands]
+    assert [run.wait(timeout=240) for run in runs] == [0] * len(runs)
+    one, eight, lanes = map(np.load, files)
+    assert np.all(one > 0)
+    np.testing.assert_array_equal(one, eight)
+    # side by side in lanes: another program, float tolerance over the first steps
+    np.testing.assert_allclose(one, lanes, rtol=1e-4)
+
+
+def test_where_memory_runs_out_lanes_are_halved(monkeypatch):
+    grid = Grid(depths=(2,), sigma_w=(1.0, 1.2, 1.4, 1.6), width=8, steps=3, batch=16)
+    from jaxstab.trainability import run as _  # noqa: F401
+
+    module = sys.modules["jaxstab.trainability.run"]
+    make, tried = module._Programs._program, []
+
+    def short_of_memory(self, variant, bound, lanes):
+        tried.append(lanes)
+        if lanes > limit:
+
+            class Full:
+                def lower(self, *_):
+                    raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory allocating 99 bytes")
+
+            return Full()
+        return make(self, variant, bound, lanes)
+
+    monkeypatch.setattr(module._Programs, "_program", short_of_memory)
+    plan = trainability.plan(grid, *SIZE, lanes=4)
+    limit = 2
+    (result,) = trainability.run(grid, plan, DATA)
+    assert result.lanes == 2 and tried == [4, 2] and np.all(np.isfinite(result.seen.loss))
+    limit = 0
+    with pytest.raises(MemoryError, match="one network at a time ran out of memory: RESOURCE_EXHAUSTED"):
+        list(trainability.run(grid, plan, DATA))
+
+
+@pytest.mark.parametrize("optimiser", ["sgd", "adam"])
+def test_memory_is_what_xla_says(optimiser):
+    grid = Grid(depths=(12,), sigma_w=(1.0,), width=64, steps=20, batch=48, optimiser=optimiser)
+    module = sys.modules["jaxstab.trainability.run"]
+    programs = module._Programs(grid, 1, DATA, jax.local_devices()[:1], "highest")
+    cells = type(grid.cells)(*(column[:1] for column in grid.cells))
+    one = np.array([12], np.int32), np.array([1], np.int32), cells, programs.examples
+    analysis = programs._program(0, 12, 1).lower(*one).compile().memory_analysis()
+    stated = trainability.memory(grid, 0, 12, *SIZE)
+    assert abs(stated / (analysis.temp_size_in_bytes + analysis.output_size_in_bytes) - 1) < 0.25
+
+
+def test_programs_grow_as_the_logarithm_of_depths():
+    deep = Grid(depths=tuple(range(1, 101)), seeds=50, width=300, steps=1000)
+    assert trainability.plan(deep, *SIZE, budget=2**40).programs <= 1 + math.log(100, 1.25)
+    assert trainability.plan(Grid(steps=100), *SIZE).programs <= 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"learning_rates": (0.0, 0.1)}, "learning_rates must be finite and > 0, got"),
+        ({"depths": (0, 2)}, "depths must be integers >= 1, got"),
+        ({"depths": (4, 2)}, "depths must be ascending values, at least one, got"),
+        ({"sigma_w": ()}, "sigma_w must be ascending values, at least one, got"),
+        ({"clips": (0.0,)}, "clips must be > 0, got"),
+        ({"dropouts": (1.0,)}, r"dropouts must be in \[0, 1\), got"),
+        ({"seeds": 0}, "seeds must be an integer >= 1, got 0"),
+        ({"optimiser": "sdg"}, "optimiser must be one of sgd, momentum, .* got 'sdg'"),
+        ({"evaluate": (999,)}, r"evaluate must be integers in \[0, 6\], got"),
+        ({"variants": (Variant("a"), Variant("a"))}, "variants must be one or more of different names"),
+        ({"variants": (Variant("a", skip="jump"),)}, "skip must be one of"),
+    ],
+)
+def test_bad_grids_are_named(change, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(GRID, **change)
+
+
+def test_a_grid_too_large_for_memory_says_so():
+    with pytest.raises(ValueError, match=r"one network of the largest kind takes \d+ bytes to train, 1000 may be used"):
+        trainability.plan(GRID, *SIZE, budget=1000)
