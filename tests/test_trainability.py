@@ -20,7 +20,6 @@ DIGITS = datasets.load("digits")
 DATA = Split(
     records.Data(DIGITS.x[:120], DIGITS.y[:120], "some"), records.Data(DIGITS.x[120:150], DIGITS.y[120:150], "more")
 )
-SIZE = 64, 10, 120
 # two kinds of network, depths that share a program, a learning rate that diverges
 GRID = Grid(
     variants=(Variant("plain", "relu"), Variant("normed", "tanh", norm="batch", skip="sum")),
@@ -38,7 +37,7 @@ def together(grid, results, plan):
 
 @pytest.fixture(scope="module")
 def swept():
-    plan = trainability.plan(GRID, *SIZE)
+    plan = trainability.plan(GRID, DATA)
     rows, results = together(GRID, trainability.run(GRID, plan, DATA), plan)
     return plan, rows, results
 
@@ -88,7 +87,7 @@ def test_cells_that_diverge_are_told_and_disturb_nobody(swept):
     assert np.isfinite(tame.loss).all() and np.isfinite(tame.sel(clip=0.5).coefficient).all()
     # the same without the learning rate that diverges: the same neighbours or others
     calm = dataclasses.replace(GRID, learning_rates=(0.05,))
-    plan = trainability.plan(calm, *SIZE)
+    plan = trainability.plan(calm, DATA)
     again = trainability.labelled(
         calm, plan, together(calm, trainability.run(calm, plan, DATA), plan)[0], np.ones(len(plan.groups), bool)
     )
@@ -116,7 +115,7 @@ sys.modules["jaxstab.trainability.plan"].WORK = 1  # groups as small as they get
 digits = datasets.load("digits")
 data = Split(*(records.Data(digits.x[part], digits.y[part], "") for part in (slice(0, 120), slice(120, 150))))
 grid = Grid(depths=(2, 3), sigma_w=(1.0, 1.2, 1.4, 1.6, 1.8), width=8, steps=4, batch=16)
-plan = trainability.plan(grid, 64, 10, 120, lanes=int(sys.argv[2]))
+plan = trainability.plan(grid, data, lanes=int(sys.argv[2]))
 losses = np.zeros((10, 4), np.float32)
 for result in trainability.run(grid, plan, data, devices=jax.local_devices()):
     cells = plan.groups[result.group].cells
@@ -158,7 +157,7 @@ def test_where_memory_runs_out_lanes_are_halved(monkeypatch):
         return make(self, variant, bound, lanes)
 
     monkeypatch.setattr(module._Programs, "_program", short_of_memory)
-    plan = trainability.plan(grid, *SIZE, lanes=4)
+    plan = trainability.plan(grid, DATA, lanes=4)
     limit = 2
     (result,) = trainability.run(grid, plan, DATA)
     assert result.lanes == 2 and tried == [4, 2] and np.all(np.isfinite(result.seen.loss))
@@ -175,14 +174,14 @@ def test_memory_is_what_xla_says(optimiser):
     cells = type(grid.cells)(*(column[:1] for column in grid.cells))
     one = np.array([12], np.int32), np.array([1], np.int32), cells, programs.examples
     analysis = programs._program(0, 12, 1).lower(*one).compile().memory_analysis()
-    stated = trainability.memory(grid, 0, 12, *SIZE)
+    stated = trainability.memory(grid, 0, 12, DATA)
     assert abs(stated / (analysis.temp_size_in_bytes + analysis.output_size_in_bytes) - 1) < 0.25
 
 
 def test_programs_grow_as_the_logarithm_of_depths():
-    deep = Grid(depths=tuple(range(1, 101)), seeds=50, width=300, steps=1000)
-    assert trainability.plan(deep, *SIZE, budget=2**40).programs <= 1 + math.log(100, 1.25)
-    assert trainability.plan(Grid(steps=100), *SIZE).programs <= 2
+    deep = Grid(depths=tuple(range(1, 101)), seeds=50, width=300, steps=1000, batch=100)
+    assert trainability.plan(deep, DATA, budget=2**40).programs <= 1 + math.log(100, 1.25)
+    assert trainability.plan(Grid(steps=100, batch=64), DATA).programs <= 2
 
 
 @pytest.mark.parametrize(
@@ -208,4 +207,4 @@ def test_bad_grids_are_named(change, message):
 
 def test_a_grid_too_large_for_memory_says_so():
     with pytest.raises(ValueError, match=r"one network of the largest kind takes \d+ bytes to train, 1000 may be used"):
-        trainability.plan(GRID, *SIZE, budget=1000)
+        trainability.plan(GRID, DATA, budget=1000)

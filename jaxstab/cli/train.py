@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxstab import datasets, records, store, sweeps, trainability
-from jaxstab.cli.faults import UserError, divide_cpu, users_fault
+from jaxstab.cli.faults import divide_cpu, users_fault
 
 _DEFAULTS = trainability.Grid()
 
@@ -74,6 +74,8 @@ class Train:
     """GiB of a device that may be used; from the device unless given."""
     lanes: int | None = None
     """Networks trained side by side on a device; one on a CPU, what fits elsewhere, unless given."""
+    group: int | None = None
+    """Networks of a group, which is computed by one device and kept as a whole; some seconds' work unless given."""
     cpu_devices: int | None = None
     """Parts into which JAX divides the CPU; one per core unless given."""
     shard: str = "1/1"
@@ -109,26 +111,22 @@ def train(settings: Train) -> None:
         settings: the flags.
 
     Raises:
-        UserError: if settings, data or place do not fit.
         KeyboardInterrupt: when told to stop; what is finished is kept.
     """
-    if settings.lanes is not None and settings.lanes < 1:
-        raise UserError(f"--lanes must be >= 1, got {settings.lanes}")
     divide_cpu(settings.cpu_devices)
     with users_fault():
         part = _part(settings)
         grid = settings.grid()
         data = split(settings.data, settings.data_path)
         budget = None if settings.memory is None else int(settings.memory * 2**30)
-        size = data.train.x.shape[1], data.classes, max(len(data.train.x), len(data.test.x))
-        plan = trainability.plan(grid, *size, budget, settings.lanes)
+        plan = trainability.plan(grid, data, budget, settings.lanes, settings.group)
         fields = {
             name: store.Field(one.shape, one.dtype.name, records.dimensions(records.Training, name, len(one.shape)))
             for name, one in trainability.fields(grid).items()
         }
         groups = store.open_groups(settings.out, _settings(grid, plan, data), fields, len(plan.groups), plan.size)
     devices = sweeps.usable_devices()
-    work = sum(trainability.flops(grid, int(d), *size[:2], len(data.train.x)) for d in grid.cells.depth)
+    work = sum(trainability.flops(grid, int(d), data) for d in grid.cells.depth)
     print(
         f"{len(grid.cells.depth)} networks in {len(plan.groups)} groups of {plan.size}, {plan.programs} programs, "
         f"{work / 1e12:.3g} TFLOP; {plan.lanes} at once in about {plan.memory / 2**20:.0f} MiB on each of "
@@ -164,10 +162,11 @@ def split(name: str, path: Path | None) -> trainability.Split:
 def _part(settings: Train) -> tuple[int, int]:
     """The part of the groups that is this process's own."""
     words = settings.shard.split("/")
-    if len(words) != 2 or not all(word.isdigit() for word in words):
-        raise ValueError(f"--shard must be I/N, got {settings.shard!r}")
+    part, parts = map(int, words) if len(words) == 2 and all(word.isdigit() for word in words) else (0, 0)
+    if not 1 <= part <= parts:
+        raise ValueError(f"--shard must be I/N with 1 <= I <= N, got {settings.shard!r}")
     if not settings.distributed:
-        return int(words[0]), int(words[1])
+        return part, parts
     if settings.shard != "1/1":
         raise ValueError("--distributed shares the groups out by itself; leave --shard away")
     jax.distributed.initialize(settings.coordinator, settings.processes, settings.process)
@@ -217,7 +216,7 @@ def _work(
     devices: list[jax.Device],
 ) -> _Tally:
     """Compute and commit the groups of a claim."""
-    tally, d_in, classes = _Tally(), data.train.x.shape[1], data.classes
+    tally = _Tally()
     total = sum(int(np.sum(plan.groups[group].cells >= 0)) for group in claim.pending)
     with tqdm(total=total, unit="net", dynamic_ncols=True, mininterval=0.5, disable=not total) as bar:
         for result in trainability.run(grid, plan, data, claim.batches(len(devices), plan.program), devices=devices):
@@ -229,7 +228,7 @@ def _work(
             tally.later += int(np.sum(first > 0))
             tally.working += result.seconds
             tally.compiling += result.compiling
-            tally.flops += len(first) * trainability.flops(grid, group.depth, d_in, classes, len(data.train.x))
+            tally.flops += len(first) * trainability.flops(grid, group.depth, data)
             bar.set_postfix_str(f"depth {group.depth}, {tally.compiling:.0f} s compiling", refresh=False)
             bar.update(len(first))
     return tally

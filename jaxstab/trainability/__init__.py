@@ -1,8 +1,8 @@
 """Trainability: networks of every depth, gain, learning rate, ... trained, in few compiles, in groups that survive."""
 
-from jaxstab.trainability.grid import AXES, OPTIMISERS, Cells, Grid, Variant
-from jaxstab.trainability.plan import Group, Plan, flops, memory, plan
-from jaxstab.trainability.run import Result, Split, fields, labelled, run
+from jaxstab.trainability.grid import AXES, OPTIMISERS, Cells, Grid, Split, Variant
+from jaxstab.trainability.plan import Group, Plan, cut, flops, memory, plan
+from jaxstab.trainability.run import Result, fields, labelled, run
 
 __all__ = [
     "AXES",
@@ -14,6 +14,7 @@ __all__ = [
     "Result",
     "Split",
     "Variant",
+    "cut",
     "fields",
     "flops",
     "labelled",

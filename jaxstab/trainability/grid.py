@@ -13,6 +13,7 @@ from jaxtyping import ArrayLike, Float, Int
 
 from jaxstab import clipping, networks
 from jaxstab.activations import Activation, get
+from jaxstab.records import Data
 
 OPTIMISERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "sgd": optax.sgd,
@@ -45,6 +46,28 @@ class Variant:
     norm: str | None = None
     norm_after: bool = False
     skip: str | None = None
+
+
+class Split(NamedTuple):
+    """Data to train on, and to test on.
+
+    Attributes:
+        train: training data.
+        test: test data.
+    """
+
+    train: Data
+    test: Data
+
+    @property
+    def features(self) -> int:
+        """Input features."""
+        return self.train.x.shape[1]
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return int(max(self.train.y.max(), self.test.y.max())) + 1
 
 
 class Cells(NamedTuple):

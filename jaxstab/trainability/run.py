@@ -17,28 +17,11 @@ from jaxtyping import Array
 from threadpoolctl import threadpool_limits
 
 from jaxstab import networks, training
-from jaxstab.records import Data, Training, dimensions
+from jaxstab.records import Training, dimensions
 from jaxstab.sweeps import usable_devices
-from jaxstab.trainability.grid import AXES, Cells, Grid
+from jaxstab.trainability.grid import AXES, Cells, Grid, Split
 from jaxstab.trainability.plan import Group, Plan
 from jaxstab.training import Examples
-
-
-class Split(NamedTuple):
-    """Data to train on, and to test on.
-
-    Attributes:
-        train: training data.
-        test: test data.
-    """
-
-    train: Data
-    test: Data
-
-    @property
-    def classes(self) -> int:
-        """Number of classes."""
-        return int(max(self.train.y.max(), self.test.y.max())) + 1
 
 
 class Result(NamedTuple):

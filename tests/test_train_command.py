@@ -1,0 +1,134 @@
+"""`jaxstab train` and `status`: any way of stopping, sharing and going on leaves the same store, byte by byte."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from jaxstab import cli, store
+
+ROOT = Path(__file__).parent.parent
+# eight groups of one network, one program
+FLAGS = (
+    "--data digits --depths 2 4 --sigma-w 1.0 1.2 1.4 1.6 --width 16 --steps 30 --batch 32 --group 1 --cpu-devices 1"
+).split()
+
+
+def start(out, *more):
+    """The command in a process of its own."""
+    command = [sys.executable, "-c", "import sys; from jaxstab.cli import main; sys.exit(main())", "train", *FLAGS]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([*command, "--out", str(out), *more], cwd=ROOT, env=os.environ | {"NPROC": "4"}, **pipes)
+
+
+def end(run, code=0):
+    said, complained = run.communicate(timeout=240)
+    assert run.returncode == code, complained
+    return said, complained.strip().splitlines()
+
+
+def content(place):
+    return {path.relative_to(place): path.read_bytes() for path in sorted(place.rglob("*")) if path.is_file()}
+
+
+def until_marked(out, groups, run):
+    while run.poll() is None:
+        if out.exists() and store.progress(out).done >= groups:
+            return
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A store made in one go."""
+    out = tmp_path_factory.mktemp("whole") / "trained.zarr"
+    said, _ = end(start(out))
+    assert "8 networks in 8 groups of 1, 1 programs" in said and "8 networks trained in" in said
+    assert "0 not finite from the start, 0 later" in said and "GFLOP/s" in said and "compiling" in said
+    return out
+
+
+def test_killed_and_told_to_stop_it_goes_on_to_the_same_bytes(whole, tmp_path):
+    out = tmp_path / "trained.zarr"
+    for at, how, code in ((1, signal.SIGKILL, -9), (3, signal.SIGTERM, 130), (5, signal.SIGINT, 130)):
+        run = start(out)
+        until_marked(out, at, run)
+        run.send_signal(how)
+        said, complained = run.communicate(timeout=60)
+        assert run.returncode == code, (said, complained)
+        if code == 130:
+            assert "of 8 groups are in" in complained and "the same command goes on from there" in complained
+    assert store.progress(out).done < 8
+    end(start(out))
+    assert content(out) == content(whole)
+
+
+def test_shards_and_processes_of_a_cluster_fill_one_store(whole, tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    shared, clustered = tmp_path / "shared.zarr", tmp_path / "clustered.zarr"
+    cluster = ["--distributed", "--coordinator", f"localhost:{port}", "--processes", "2", "--process"]
+    runs = [start(shared, "--shard", f"{i}/2") for i in (1, 2)] + [start(clustered, *cluster, str(i)) for i in (0, 1)]
+    for run in runs:
+        assert "4 networks trained in" in end(run)[0]
+    assert content(shared) == content(whole) == content(clustered)
+
+
+def test_a_second_run_is_refused_and_joins_when_asked(whole, tmp_path):
+    out = tmp_path / "trained.zarr"
+    first = start(out)
+    until_marked(out, 1, first)
+    # it holds a group, or will: for as long as the others take
+    first.send_signal(signal.SIGSTOP)
+    complained = end(start(out), 2)[1]
+    assert len(complained) == 1 and "--join" in complained[0]
+    joined = start(out, "--join")
+    until_marked(out, 7, joined)
+    first.send_signal(signal.SIGCONT)
+    end(joined)
+    end(first)
+    assert content(out) == content(whole)
+
+
+def run(capsys, *words):
+    code = cli.main(list(map(str, words)))
+    printed = capsys.readouterr()
+    return code, printed.out, printed.err
+
+
+def test_finished_and_other_sweeps(whole, capsys):
+    code, said, _ = run(capsys, "status", whole)
+    assert code == 0 and "8 of 8 groups done, 100 %" in said and "finished" in said
+    code, said, _ = run(capsys, "train", *FLAGS, "--out", whole)
+    assert code == 0 and "nothing was left to do" in said
+    before = content(whole)
+    code, _, complained = run(capsys, "train", *FLAGS, "--steps", 31, "--out", whole)
+    assert code == 2 and "steps: 30 -> 31" in complained and len(complained.splitlines()) == 1
+    assert content(whole) == before
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--learning-rates 0", "learning_rates must be finite and > 0"),
+        ("--optimiser sdg", "optimiser must be one of"),
+        ("--depths 0", "depths must be integers >= 1"),
+        ("--memory 0.00001", "one network of the largest kind takes"),
+        ("--lanes 0", "lanes must be an integer >= 1, got 0"),
+        ("--shard 3", "--shard must be I/N with 1 <= I <= N, got '3'"),
+        ("--shard 3/2", "--shard must be I/N with 1 <= I <= N, got '3/2'"),
+        ("--data nonsense", "unknown data set 'nonsense'"),
+        ("--batch 99999", "batch must be at most the number of examples"),
+        ("--activations tnah", "unknown activation 'tnah'"),
+    ],
+)
+def test_what_a_user_got_wrong_is_one_line(words, message, tmp_path, capsys):
+    code, _, complained = run(capsys, "train", *FLAGS, *words.split(), "--out", tmp_path / "trained.zarr")
+    assert code == 2 and message in complained and len(complained.splitlines()) == 1
+    assert not (tmp_path / "trained.zarr").exists()
