@@ -12,7 +12,7 @@ from measuring.machine import CORES, on_every_core
 from torch.func import grad_and_value, vmap
 from training_runs.problem import LEARNING_RATE, Problem, Result, Weights
 
-# seconds that one attempt at a setting may take before it is out of the race, over the best so far
+# a setting whose first attempt takes so many times what the best has taken is out
 PATIENCE = 1.5
 
 
@@ -103,9 +103,8 @@ def loop(problem: Problem, device: str) -> Trained:
 
 def ensemble(problem: Problem, device: str) -> Trained:
     """All networks of a depth at once, or four at a time."""
-    return Trained(
-        problem, device, settings([by_hand, functional], sorted({min(4, problem.cells), problem.cells})[::-1], device)
-    )
+    sizes = dict.fromkeys((problem.cells, min(4, problem.cells)))
+    return Trained(problem, device, settings([by_hand, functional], list(sizes), device))
 
 
 def _tree(function: Callable, weights: Weights) -> Weights:

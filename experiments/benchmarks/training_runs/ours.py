@@ -11,8 +11,7 @@ from training_runs.problem import Result
 
 def ours(grid: Grid, split: Split) -> Callable[[], Result]:
     """Plan; the call compiles and trains. A cell is a gain and a seed, the seed the faster."""
-    examples = max(len(part.x) for part in split)
-    plan = trainability.plan(grid, split.train.x.shape[1], split.classes, examples)
+    plan = trainability.plan(grid, split)
 
     def run() -> Result:
         found = sorted(trainability.run(grid, plan, split), key=lambda result: result.group)
