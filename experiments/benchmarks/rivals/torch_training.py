@@ -38,8 +38,8 @@ class Setting(NamedTuple):
 
 
 def settings(trainers: Sequence[Callable], sizes: Sequence[int], device: str) -> list[Setting]:
-    """All there are: on a CPU with threads inside operations, or outside of them, or none."""
-    ways = [(1, False)] if device != "cpu" or CORES == 1 else [(CORES, False), (1, False), (1, True)]
+    """All there are: on a CPU without threads, with some around operations, with some inside them."""
+    ways = [(1, False)] if device != "cpu" or CORES == 1 else [(1, False), (1, True), (CORES, False)]
     return [Setting(trainer, size, *way) for trainer in trainers for size in sizes for way in ways]
 
 
