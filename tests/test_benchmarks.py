@@ -1,4 +1,4 @@
-"""The benchmark of spectra times what it says: its floors do ours' work, and ours agrees with the plain thing."""
+"""The benchmarks time what they say: floors do ours' work, and all sides agree with the plain thing."""
 
 import sys
 from pathlib import Path
@@ -7,7 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from jaxstab import propagation, spectra
+from jaxstab import propagation, spectra, trainability
+from jaxstab.records import Data
 
 FOLDER = str(Path(__file__).parent.parent / "experiments" / "benchmarks")
 
@@ -21,6 +22,29 @@ def spectral():
         yield {"dense": dense, "gradients": gradients, "matrix_free": matrix_free, "problem": problem}
     finally:
         sys.path.remove(FOLDER)
+
+
+@pytest.fixture(scope="module")
+def training_runs():
+    sys.path.insert(0, FOLDER)
+    try:
+        from rivals import jax_training
+        from training_runs import agreement, floors, ours, problem
+
+        yield {
+            "agreement": agreement, "floors": floors, "ours": ours, "problem": problem, "jax": jax_training
+        }  # fmt: skip
+    finally:
+        sys.path.remove(FOLDER)
+
+
+@pytest.fixture(scope="module")
+def trainings(training_runs):
+    """Eight small networks, two minibatches an epoch."""
+    rng = np.random.default_rng(0)
+    data = Data(rng.standard_normal((12, 5)).astype(np.float32), (np.arange(12) % 3).astype(np.int32), "random")
+    grid = trainability.Grid(depths=(1, 3), sigma_w=(0.5, 1.0, 1.5, 2.0), width=8, steps=5, batch=4)
+    return training_runs["problem"].draw(grid, training_runs["problem"].halves(data))
 
 
 def test_floor_and_ours_find_the_same_singular_values(spectral):
@@ -58,3 +82,111 @@ def test_accurate_takes_the_cheapest_setting_that_will_do(spectral):
     truth = np.linspace(2, 1, matrix_free.TOP)
     ways = [(n, lambda n=n: lambda: truth * (1 + 10.0**-n)) for n in (2, 5, 8)]
     assert matrix_free.accurate(ways, truth)[0] == 5
+
+
+def train_plainly(problem, depth, cell):
+    """Losses, and which examples are right at the end: back-propagation written out, in float64."""
+    weights = jax.tree.map(lambda leaf: leaf[cell].astype(np.float64), problem.weights(depth))
+    (start, inner, end), kernels, biases = weights, [], []
+    for kernel, bias in (start, *zip(*inner, strict=True), end):
+        kernels.append(kernel)
+        biases.append(bias)
+    x, y, losses = problem.x.astype(np.float64), problem.y, []
+
+    def states(x):
+        found = [x @ kernels[0] + biases[0]]
+        for kernel, bias in zip(kernels[1:], biases[1:], strict=True):
+            found.append(np.tanh(found[-1]) @ kernel + bias)
+        return found
+
+    for examples in problem.batches:
+        *hidden, logits = states(x[examples])
+        chances = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+        losses.append(-np.mean(np.log(chances[np.arange(len(examples)), y[examples]])))
+        cotangent, activations = (
+            (chances - np.eye(3)[y[examples]]) / len(examples),
+            [x[examples], *map(np.tanh, hidden)],
+        )
+        for layer in reversed(range(len(kernels))):
+            pulled = (cotangent @ kernels[layer].T) * (1 - activations[layer] ** 2)
+            kernels[layer] = kernels[layer] - 0.01 * activations[layer].T @ cotangent
+            biases[layer] = biases[layer] - 0.01 * cotangent.sum(0)
+            cotangent = pulled
+    return np.array(losses), states(x)[-1].argmax(1) == y
+
+
+def test_all_sides_train_the_networks_that_the_plain_loop_does(training_runs, trainings):
+    jax_training, agreement = training_runs["jax"], training_runs["agreement"]
+    assert trainings.batches.shape == (5, 4)
+    assert sorted(trainings.batches[:2].ravel()) == sorted(set(trainings.batches[:2].ravel()))
+    plain = [[train_plainly(trainings, depth, cell) for cell in range(4)] for depth in (1, 3)]
+    losses = np.array([[net[0] for net in row] for row in plain])
+    accuracy = trainings.accuracy(np.array([[net[1] for net in row] for row in plain]))
+    sides = {
+        "vmap of scans": jax_training.trained(trainings, one_by_one=False, unrolled=False),
+        "lax.map, unrolled": jax_training.trained(trainings, one_by_one=True, unrolled=True),
+        "ours": training_runs["ours"].ours(trainings.grid, trainings.split),
+    }
+    expected = agreement.Truth(training_runs["problem"].Result(losses, accuracy), np.full((2, 4), 5))
+    for name, train in sides.items():
+        found = train()
+        # float32 against float64
+        np.testing.assert_allclose(found.losses, losses, rtol=1e-5, err_msg=name)
+        np.testing.assert_allclose(found.accuracy, accuracy, atol=1e-6, err_msg=name)
+        assert agreement.disagreement(found, expected) < 1e-4
+    other = expected.result._replace(accuracy=1 - accuracy)
+    assert agreement.disagreement(other, expected) == np.inf
+
+
+def test_what_rounding_decides_is_not_compared(training_runs, trainings):
+    agreement, result = training_runs["agreement"], training_runs["problem"].Result
+
+    def chaotic(problem):
+        """Losses that follow the weights, in the second cell a million times as much from the third step on."""
+        losses = np.full((2, 4, 5), problem.unit.embed[0].astype(np.float64).sum())
+        losses[:, 1, 2:] *= 1e6
+        return result(losses, np.zeros((2, 4, 2)))
+
+    truth = agreement.truth(trainings, chaotic)
+    assert truth.steps.tolist() == [[5, 2, 5, 5]] * 2
+    assert str(truth) == "compared: 6 of 8 trainings to the end, 6 for ten steps or more"
+    found = truth.result._replace(losses=truth.result.losses.copy())
+    found.losses[:, 1, 2:] = np.nan
+    assert agreement.disagreement(found, truth) == 0
+    assert agreement.disagreement(found._replace(losses=found.losses + 0.5), truth) == 0.5
+    some = slice(1, None)
+    assert agreement.disagreement(truth.only(some).result, truth.only(some)) == 0
+    assert agreement.disagreement(truth.only(some).result, truth) == np.inf
+
+
+def test_floors_of_training_do_the_products_they_count(training_runs, trainings, monkeypatch):
+    floors, counted = training_runs["floors"], []
+    matmul = np.matmul
+
+    def counting(a, b, **options):
+        counted.append(2 * a.shape[0] * a.shape[1] * b.shape[1])
+        return matmul(a, b, **options)
+
+    monkeypatch.setattr(np, "matmul", counting)
+    blas = floors.numpy_floor(trainings)()
+    assert sum(counted) == trainings.flops
+    each = [trainability.flops(trainings.grid, depth, trainings.split) for depth in (1, 3)]
+    # one product for each layer and example at the end
+    ends = [2 * 12 * (5 * 8 + depth * 8 * 8 + 8 * 3) for depth in (1, 3)]
+    assert trainings.flops == 4 * (sum(each) + sum(ends))
+    # the gradient of |y|^2 / 2 of a linear network
+    for depth, row, (grads, outputs) in zip((1, 3), blas, floors.jax_floor(trainings)(), strict=True):
+        kernels = [trainings.unit.embed[0], *trainings.unit.blocks[0][:depth], trainings.unit.readout[0]]
+        half = lambda kernels, x: (forwards(kernels, x) ** 2).sum() / 2
+        wanted = jax.jit(jax.grad(half))(kernels, trainings.x[trainings.batches[-1]])
+        for cell in range(4):
+            for found in (row[cell][0], [grad[cell] for grad in grads]):
+                jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found, wanted)
+            for found in (row[cell][1], outputs[cell]):
+                np.testing.assert_allclose(found, forwards(kernels, trainings.x), rtol=1e-4, atol=1e-5)
+
+
+def forwards(kernels, x):
+    for kernel in kernels:
+        x = x @ kernel
+    return x

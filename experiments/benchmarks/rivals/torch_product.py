@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
-from spectral.machine import on_every_core
+from measuring.machine import on_every_core
 
 from rivals.torch_network import PHI, load, profile
 

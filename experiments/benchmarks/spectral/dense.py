@@ -7,13 +7,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from measuring.machine import Rates, on_every_core
+from measuring.timing import Settings, Side, measure, table
 
 from jaxstab import networks, spectra, sweeps
 from jaxstab.networks import Params
 from jaxstab.records import Data, Spectrum
-from spectral.machine import Rates, on_every_core
 from spectral.problem import ACTIVATIONS, CELLS, SIGMA_B, Placed, Problem, draw, gains, place
-from spectral.timing import Settings, Side, measure, table
 
 
 def jacobians(chain: networks.Chain, params: Params, x: jax.Array, depths: Sequence[int]) -> jax.Array:

@@ -15,12 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from measuring.machine import Rates, on_every_core
+from measuring.timing import Settings, Side, measure, table
 
 from jaxstab import networks, propagation
 from jaxstab.networks import Params
-from spectral.machine import Rates, on_every_core
 from spectral.problem import ACTIVATIONS, CELLS, Placed, Problem, draw, gains, place
-from spectral.timing import Settings, Side, measure, table
 
 # cells in one call of a JAX program, on all devices together: more of them work on memory rather than on the cache
 AT_ONCE = 4

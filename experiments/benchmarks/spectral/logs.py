@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 
 import numpy as np
+from measuring.machine import Rates
+from measuring.timing import Settings, Side, measure, table
 
 from jaxstab import spectra
 from spectral.dense import every
-from spectral.machine import Rates
 from spectral.problem import ACTIVATIONS, Placed, Problem, draw, gains, place
-from spectral.timing import Settings, Side, measure, table
 
 
 def disagreement(log_s: np.ndarray, values: np.ndarray) -> float:

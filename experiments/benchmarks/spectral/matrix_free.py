@@ -10,12 +10,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from measuring.machine import Rates, on_every_core
+from measuring.timing import Settings, Side, measure, table
 
 from jaxstab import spectra
 from spectral.dense import jacobians
-from spectral.machine import Rates, on_every_core
 from spectral.problem import Problem, draw
-from spectral.timing import Settings, Side, measure, table
 
 TOP, ACCURACY = 10, 1e-4
 BLOCKS = (16, 24, 32)

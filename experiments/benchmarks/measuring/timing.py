@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from spectral.machine import Rates
+from measuring.machine import Rates
 
 
 class Settings(NamedTuple):
@@ -42,6 +42,7 @@ class Side(NamedTuple):
         flops: of all the work, for the rate.
         bytes: read by all the work, for the rate.
         tune: call -> the same in its fastest form, off the clock.
+        compiling: result of a call -> seconds of it that every call compiles for, no part of the steady ones.
     """
 
     name: str
@@ -52,7 +53,8 @@ class Side(NamedTuple):
     share: float = 1.0
     flops: float = 0.0
     bytes: float = 0.0
-    tune: Callable[[Callable[[], Any]], Callable[[], Any]] = lambda call: call
+    tune: Callable[[Callable[[], Any]], Callable[[], Any]] | None = None
+    compiling: Callable[[Any], float] = lambda result: 0.0
 
 
 class Timing(NamedTuple):
@@ -71,7 +73,7 @@ class Timing(NamedTuple):
 
 def measure(sides: Sequence[Side], settings: Settings) -> list[Timing]:
     """Check, warm up and time the sides; one that takes too long for all repeats is repeated less."""
-    calls, firsts, errors, counts, seconds = [], [], [], [], []
+    calls, firsts, repeated, errors, counts, seconds = [], [], [], [], [], []
     for side in sides:
         print(f"  {side.name} ...", file=sys.stderr, flush=True)
         start = time.perf_counter()
@@ -80,32 +82,34 @@ def measure(sides: Sequence[Side], settings: Settings) -> list[Timing]:
         firsts.append(time.perf_counter() - start)
         error = None if side.error is None else side.error(result)
         if error is not None and not error <= side.allowed:
-            raise SystemExit(f"{side.name}: differs from ours by {error:.1e}, more than {side.allowed:.0e}")
-        call = side.tune(call)
+            raise SystemExit(f"{side.name}: off by {error:.1e}, more than {side.allowed:.0e}")
+        untuned = _seconds(call, side) if side.tune else None
+        call = side.tune(call) if side.tune else call
         calls.append(call)
         errors.append(error)
-        again = _seconds(call)
+        repeated.append(untuned)
+        again = _seconds(call, side)
         counts.append(min(settings.repeats, int(settings.patience / again)))
         seconds.append([] if counts[-1] else [again])
     for repeat in range(settings.repeats):
         order = range(len(sides)) if repeat % 2 == 0 else reversed(range(len(sides)))
         for index in order:
             if repeat < counts[index]:
-                seconds[index].append(_seconds(calls[index]))
+                seconds[index].append(_seconds(calls[index], sides[index]))
     return [
-        Timing(side, np.array(spent) / side.share, max(first - min(spent), 0.0), error)
-        for side, spent, first, error in zip(sides, seconds, firsts, errors, strict=True)
+        Timing(side, np.array(spent) / side.share, max(first - (untuned or min(spent)), 0.0), error)
+        for side, spent, first, untuned, error in zip(sides, seconds, firsts, repeated, errors, strict=True)
     ]
 
 
-def _seconds(call: Callable[[], Any]) -> float:
+def _seconds(call: Callable[[], Any], side: Side) -> float:
     start = time.perf_counter()
-    jax.block_until_ready(call())
-    return time.perf_counter() - start
+    result = jax.block_until_ready(call())
+    return time.perf_counter() - start - side.compiling(result)
 
 
 def table(timings: Sequence[Timing], floors: dict[str, Sequence[str]], rate: Rates) -> None:
-    """Print the sides, each over the first floor and over the first of ours.
+    """Print the sides, each over the first floor and over the first of ours, if there is one.
 
     Args:
         timings: from `measure`.
@@ -115,7 +119,7 @@ def table(timings: Sequence[Timing], floors: dict[str, Sequence[str]], rate: Rat
     by_name = {t.side.name: t for t in timings}
     least = lambda names: min(float(by_name[n].steady.min()) for n in names.split("|"))
     sums = {name: sum(map(least, parts)) for name, parts in floors.items()}
-    ours = next(t for t in timings if t.side.kind == "ours")
+    ours = next((t for t in timings if t.side.kind == "ours"), None)
     floor = next(iter(sums.values()))
     print(
         f"{'seconds':<46}{'min':>9}{'median':>9}{'warm-up':>9}{'total':>9}{'x floor':>9}{'x ours':>8}{'total':>7}"
@@ -123,15 +127,17 @@ def table(timings: Sequence[Timing], floors: dict[str, Sequence[str]], rate: Rat
     )
     for timing in timings:
         side, low = timing.side, float(timing.steady.min())
-        against = f"{low / ours.steady.min():>8.2f}{timing.total / ours.total:>7.2f}"
+        beside = ours is not None and side.kind != "floor"
+        against = f"{low / ours.steady.min():>8.2f}{timing.total / ours.total:>7.2f}" if beside else " " * 15
         print(
             f"{_label(side):<46}{low:>9.3f}{np.median(timing.steady):>9.3f}{timing.warm_up:>9.2f}{timing.total:>9.2f}"
-            f"{low / floor:>9.2f}{' ' * 15 if side.kind == 'floor' else against}"
+            f"{low / floor:>9.2f}{against}"
             f"{_rate(side.flops, low, rate.flops, 9)}{_rate(side.bytes, low, rate.bytes, 7)}"
             f"{'' if timing.error is None else f'{timing.error:.0e}':>9}"
         )
     for name, seconds in sums.items():
-        print(f"floor, {name} = {' + '.join(floors[name])}: {seconds:.3f} s; ours {ours.steady.min() / seconds:.2f} x")
+        over = f"; ours {ours.steady.min() / seconds:.2f} x" if ours else ""
+        print(f"floor, {name} = {' + '.join(floors[name])}: {seconds:.3f} s{over}")
 
 
 def _label(side: Side) -> str:

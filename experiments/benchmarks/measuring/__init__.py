@@ -1,0 +1,1 @@
+"""What all benchmarks share: the machine, the sides timed in one run, the table."""
