@@ -219,14 +219,14 @@ def _bounds(grid: Grid) -> list[list[tuple[int, list[int]]]]:
 
     def programs(skip: str | None) -> list[tuple[int, list[int]]]:
         found: list[tuple[int, list[int]]] = []
-        waste = 0.0
-        for depth in reversed(grid.depths):
-            waste += idle * (found[0][0] - depth) if found else 0
-            # a compile is cheaper; or the blocks depend on the depth of the network
-            cheaper = waste > COMPILE and BUCKET * depth < found[0][0]
-            if not found or cheaper or skip in ("scaled", "dense"):
+        for index, depth in reversed(list(enumerate(grid.depths))):
+            bound = found[0][0] if found else 0
+            # a program of their own spares this depth and all below it so many layers
+            spared = idle * (bound - depth) * (index + 1)
+            worthwhile = spared > COMPILE and BUCKET * depth < bound
+            # or the blocks depend on the depth of the network
+            if not found or worthwhile or skip in ("scaled", "dense"):
                 found.insert(0, (depth, []))
-                waste = 0.0
             found[0][1].insert(0, depth)
         return found
 

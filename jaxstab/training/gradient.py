@@ -27,6 +27,7 @@ class Gradient(NamedTuple):
         log_norms: ln |dL/dtheta_l| of embed and blocks, 0..depth; NaN beyond.
         log_norm_readout: that of the readout.
         finite: whether the loss and every entry of the gradient are.
+        states: h_0 .. h_{depth-1}, what the blocks read; zero beyond the depth.
     """
 
     loss: Float[Array, ""]
@@ -36,6 +37,7 @@ class Gradient(NamedTuple):
     log_norms: Float[Array, " layer"]
     log_norm_readout: Float[Array, ""]
     finite: Bool[Array, ""]
+    states: Float[Array, "layer *batch width"]
 
 
 def value_and_grad(
@@ -44,6 +46,7 @@ def value_and_grad(
     x: Float[Array, "*batch d_in"],
     loss: Callable[[Float[Array, "*batch d_out"]], Float[Array, ""]],
     depth: Int[Array, ""] | int | None = None,
+    over: Gradient | None = None,
 ) -> Gradient:
     """Loss and gradient of the network of the first `depth` blocks with the readout, in training mode.
 
@@ -56,6 +59,8 @@ def value_and_grad(
         x: one input, or a batch.
         loss: scalar function of the output.
         depth: blocks that take part, in [0, mlp.depth]; may be traced; None for all.
+        over: an earlier gradient at the same depth, whose memory is written over; None to clear memory for it, which
+            costs as much as an update.
 
     Returns:
         The gradient.
@@ -89,7 +94,7 @@ def value_and_grad(
         return chain.block(layer, h), put(kept, h, index), put(stats, block_stats(layer, h), index)
 
     h = chain.embed(params, x)
-    kept = jnp.zeros((mlp.depth, *h.shape), h.dtype)
+    kept = jnp.zeros((mlp.depth, *h.shape), h.dtype) if over is None else over.states
     h, kept, stats = jax.lax.fori_loop(0, deepest, up, (h, kept, blocks.batch_stats or {}))
 
     end = lambda theta, h: chain.readout(params._replace(readout=readout._replace(params=theta)), h)
@@ -108,7 +113,8 @@ def value_and_grad(
         return d_h, put(gradient, d_theta, index), put(norms, length, index + 1), finite & (length < jnp.inf)
 
     norms = jnp.full(mlp.depth + 1, jnp.nan, h.dtype)
-    start = (d_h, jax.tree.map(jnp.zeros_like, blocks.params), norms, jnp.isfinite(value))
+    cleared = jax.tree.map(jnp.zeros_like, blocks.params) if over is None else over.params.blocks
+    start = (d_h, cleared, norms, jnp.isfinite(value))
     d_h, d_blocks, norms, finite = jax.lax.fori_loop(0, deepest, down, start)
 
     begin = lambda theta, x: chain.embed(params._replace(embed=theta), x)
@@ -122,6 +128,7 @@ def value_and_grad(
         *lengths,
         # NaN is not below infinity
         finite & (lengths[0][0] < jnp.inf) & (lengths[1] < jnp.inf),
+        kept,
     )
 
 

@@ -12,7 +12,7 @@ from jaxstab import networks
 from jaxstab.checks import check_count, check_floating
 from jaxstab.networks import MLP, Params
 from jaxstab.records import Training
-from jaxstab.training.gradient import output, value_and_grad
+from jaxstab.training.gradient import Gradient, output, value_and_grad
 
 _TELEMETRY = ("norm_before", "coefficient")
 Loss = Callable[[Float[Array, "batch d_out"], Int[Array, " batch"]], Float[Array, ""]]
@@ -73,9 +73,10 @@ def start(mlp: MLP, params: Params, tx: optax.GradientTransformation, x: Float[A
 
 
 class _Run(NamedTuple):
-    """The loop's carry: the state, the order of this epoch, and what was seen."""
+    """The loop's carry: the state, the last gradient, the order of this epoch, and what was seen."""
 
     state: State
+    last: Gradient
     order: Int[Array, " n"]
     series: dict[str, Float[Array, " step"]]
     norms: Float[Array, "row layer"]
@@ -138,11 +139,14 @@ def train(
     # the row that a step's gradient norms go to; the last is for all that are dropped
     rows = jnp.full(steps, len(points)).at[jnp.minimum(jnp.asarray(points), steps - 1)].set(jnp.arange(len(points)))
 
-    def update(t: Array, run: _Run) -> _Run:
-        state, (order, (x, y)) = run.state, _minibatch(data, batch, draws, t, run.order)
+    def gradient(t: Array, state: State, some: Examples, last: Gradient | None) -> Gradient:
         wet = jax.random.fold_in(masks, t) if mlp.dropout else None
         bound = networks.bind(mlp, state.params, stats=state.stats, key=wet, rate=rate)
-        found = value_and_grad(mlp, bound, x, lambda out: loss(out, y), depth)
+        return value_and_grad(mlp, bound, some.x, lambda out: loss(out, some.y), depth, last)
+
+    def update(t: Array, run: _Run) -> _Run:
+        state, (order, (x, y)) = run.state, _minibatch(data, batch, draws, t, run.order)
+        found = gradient(t, state, Examples(x, y), run.last)
         # optax mixes integers and floats, which strict users have switched off
         with jax.numpy_dtype_promotion("standard"):
             updates, optimiser = tx.update(found.params, state.optimiser, state.params)
@@ -152,6 +156,7 @@ def train(
         series = {"loss": found.loss, "accuracy": _right(found.y, y)} | clipped
         return _Run(
             state=jax.tree.map(lambda new, old: jnp.where(going & found.finite, new, old), new, state),
+            last=found,
             order=order,
             series=jax.tree.map(lambda row, value: row.at[t].set(jnp.where(going, value, jnp.nan)), run.series, series),
             norms=run.norms.at[rows[t]].set(jnp.append(found.log_norms, found.log_norm_readout)),
@@ -164,8 +169,11 @@ def train(
         return run, (right(data), right(test))
 
     nothing = jnp.full(steps, jnp.nan, data.x.dtype)
+    state = start(mlp, params, tx, data.x)
+    first = jax.eval_shape(gradient, jnp.zeros((), jnp.int32), state, Examples(data.x[:batch], data.y[:batch]), None)
     run = _Run(
-        state=start(mlp, params, tx, data.x),
+        state=state,
+        last=jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), first),
         order=jnp.arange(len(data.x), dtype=jnp.int32),
         series=dict.fromkeys(("loss", "accuracy", *_TELEMETRY), nothing),
         norms=jnp.full((len(points) + 1, mlp.depth + 2), jnp.nan, data.x.dtype),
