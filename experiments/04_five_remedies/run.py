@@ -119,27 +119,23 @@ def network(setting, cure, deepest):
     return networks.MLP(deepest, setting.width, **({"activation": "sigmoid"} | cure.mlp), weights=weights)
 
 
-def drawn(setting, cure, deepest, depth, x):
-    """The parameters of all seeds for a network of this depth, blocks up to the deepest behind it."""
-    mlp = network(setting, cure, deepest)
+@partial(jax.jit, static_argnames=("mlp", "draw", "depth"))
+def drawn(mlp, draw, depth, keys, x):
+    """Parameters of all seeds: for a network of this depth, with blocks up to the deepest behind it."""
 
-    @jax.jit
-    def every(keys):
-        def one(key):
-            if cure.draw == "looks-linear":
-                return initializers.looks_linear(mlp, key, x[0])
-            params = networks.init(mlp, key, x[0])
-            if cure.draw == "plain":
-                return params
-            # readout's weights depend on where it stands
-            shallow = params._replace(blocks=jax.tree.map(lambda leaf: leaf[:depth], params.blocks))
-            fitted = initializers.lsuv(mlp, shallow, x)
-            behind = lambda new, old: jnp.concatenate([new, old[depth:]])
-            return fitted._replace(blocks=jax.tree.map(behind, fitted.blocks, params.blocks))
+    def one(key):
+        if draw == "looks-linear":
+            return initializers.looks_linear(mlp, key, x[0])
+        params = networks.init(mlp, key, x[0])
+        if draw == "plain":
+            return params
+        # LSUV looks at what each layer gets, the readout at the end too
+        shallow = params._replace(blocks=jax.tree.map(lambda leaf: leaf[:depth], params.blocks))
+        fitted = initializers.lsuv(mlp, shallow, x)
+        behind = lambda new, old: jnp.concatenate([new, old[depth:]])
+        return fitted._replace(blocks=jax.tree.map(behind, fitted.blocks, params.blocks))
 
-        return jax.lax.map(one, keys)
-
-    return every(jax.random.split(jax.random.key(0), setting.seeds))
+    return jax.lax.map(one, keys)
 
 
 @partial(jax.jit, static_argnames=("mlp", "setting", "clip", "updates"))
@@ -210,7 +206,9 @@ def runs(setting, cure, depth, params, data, seeds, rates, updates):
 def depth_runs(setting, cure, depth, data):
     """The cure at one depth: {"fixed": Runs at the article's rate, "tuned": Runs at the best}, and that rate."""
     deepest = 1 if setting.alone and depth == 0 else max(setting.depths)
-    params, everyone = drawn(setting, cure, deepest, depth, data[0].x[:256]), np.arange(setting.seeds)
+    keys, everyone = jax.random.split(jax.random.key(0), setting.seeds), np.arange(setting.seeds)
+    own_depth = depth if cure.draw == "lsuv" else None
+    params = drawn(network(setting, cure, deepest), cure.draw, own_depth, keys, data[0].x[:256])
     go = partial(runs, setting, cure, depth, params, data)
     first = go(everyone, [setting.rate], setting.updates)
     found = {"fixed": go(everyone, [setting.rate], setting.long_updates) if depth == 0 else first}
