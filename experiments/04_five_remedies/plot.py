@@ -34,7 +34,7 @@ def gradients(axis, table, places, colour):
             axis.plot([low, high], [places[name]] * 2, color=colour, lw=4, solid_capstyle="round", zorder=3)
 
 
-def main(source=HERE, target=HERE / "figure.png"):
+def main(source=HERE.parents[1] / "runs" / HERE.name, target=HERE / "figure.png"):
     measured = json.loads((Path(source) / "measured.json").read_text())
     rows, kinds, setting = measured["rows"], measured["kinds"], measured["setting"]
     places = {name: -place for place, name in enumerate(kinds)}
@@ -47,7 +47,7 @@ def main(source=HERE, target=HERE / "figure.png"):
     gradients(right, rows["fixed"][deep], places, colours[deep])
     left.set_title(f"test accuracy, learning rate {setting['rate']}", loc="left", fontsize=9.5, color=INK)
     middle.set_title("test accuracy, learning rate tuned", loc="left", fontsize=9.5, color=INK)
-    right.set_title(f"gradients of the layers at the start, depth {deep}", loc="left", fontsize=9.5, color=INK)
+    right.set_title(f"layers' gradients, depth {deep}", loc="left", fontsize=9.5, color=INK)
     right.set_xlabel(r"$\ln\,|\partial L/\partial\theta_l|$, smallest to largest", fontsize=9, color=INK)
     for axis in (left, middle):
         axis.axvline(0.1, color=MUTED, lw=0.8, ls=":", zorder=1)
@@ -57,7 +57,10 @@ def main(source=HERE, target=HERE / "figure.png"):
     figure.legend(handles, labels, fontsize=9, frameon=False, loc="outside upper center", ncols=len(labels))
     left.set_yticks(list(places.values()), list(places), fontsize=9, color=INK)
     left.set_ylim(-len(kinds) + 0.4, 0.6)
+    first = min((-places[name] for name, kind in kinds.items() if kind == "pair"), default=None)
     for axis in (left, middle, right):
+        if first is not None:
+            axis.axhline(0.5 - first, color=MUTED, lw=0.8, zorder=2)
         for place in list(places.values())[1::2]:
             axis.axhspan(place - 0.5, place + 0.5, color=FAINT, lw=0, zorder=0)
         axis.spines[["top", "right"]].set_visible(False)

@@ -1,13 +1,13 @@
-"""Writes the README's tables from what run.py measured: python tables.py [DIR] [README]."""
+"""Writes tables.md, and the README's part of it, from what run.py measured: python tables.py [DIR]."""
 
-import itertools
 import json
 import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-START, END = "<!-- tables: written by tables.py -->", "<!-- end of tables -->"
-SIGNS = {"holds": "**holds**", "does not": "no", "undecided": "undecided", "none arrives": "none arrives"}
+START, END = "<!-- written by tables.py -->", "<!-- end -->"
+SIGNS = {"holds": "**holds**", "does not": "no", "undecided": "undecided", "neither": "neither"}
+MODES = {"fixed": "the article's rate", "tuned": "rate tuned"}
 
 
 def named(depth):
@@ -21,104 +21,129 @@ def number(pair, digits):
 
 
 def lines(head, rows):
-    yield "| " + " | ".join(head) + " |"
-    yield "|" + "---|" * len(head)
-    for row in rows:
-        yield "| " + " | ".join(row) + " |"
+    """A table in Markdown."""
+    return ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rows)]
 
 
-def steps(row, seeds):
+def rate(measured, row):
+    """The learning rate, starred at the ends of the grid."""
+    rates = measured["setting"]["rates"]
+    return f"{row['rate']:g}" + ("*" if row["rate"] in (rates[0], rates[-1]) else "")
+
+
+def steps(measured, row):
     """Updates to the goal; how many seeds came there, unless all or none did."""
     if not row["reached"]:
         return "never"
     mean = "once" if row["steps"][0] is None else number(row["steps"], 0)
+    seeds = measured["setting"]["seeds"]
     return mean if row["reached"] == seeds else f"{mean} ({row['reached']} of {seeds})"
 
 
-def runs(measured, mode, depth):
-    """One table: every cure at one depth."""
-    seeds, rates = measured["setting"]["seeds"], measured["setting"]["rates"]
-    head = ["", *(["rate"] if mode == "tuned" else []), "updates to 90 %", "train", "test", "ln gradient, least layer"]
-    head += ["most", "spread"]
+def test(row):
+    return number(row["test"], 3) + (f", {row['diverged']} diverged" if row["diverged"] else "")
+
+
+def holding(measured):
+    """Where each claim holds of which single cures, and of which it nowhere does."""
+    table = measured["verdicts"]
+    single = [name for name, kind in measured["kinds"].items() if kind not in ("baseline", "pair")]
+    places = [(mode, depth) for depth in table["fixed"] for mode in table if depth in table[mode]]
+    claims = list(table["fixed"]["0"]["sigmoid"])
+    word = lambda place, name, claim: table[place[0]][place[1]][name][claim][0]
+    listed = lambda names: ", ".join(names) or "none"
+
+    def of(claim, place):
+        there = [name for name in single if name in table[place[0]][place[1]]]
+        return listed([name for name in there if word(place, name, claim) == "holds"])
+
+    def nowhere(claim):
+        words = {name: {word(p, name, claim) for p in places if name in table[p[0]][p[1]]} for name in single}
+        sure = [name for name in single if words[name] <= {"does not", "neither"}]
+        unsure = [f"({name})" for name in single if "holds" not in words[name] and name not in sure]
+        return listed(sure + unsure)
+
+    rows = [[f"{named(p[1])}, {MODES[p[0]]}", *(of(claim, p) for claim in claims)] for p in places]
+    rows.append(["**nowhere**; in brackets, undecided somewhere", *map(nowhere, claims)])
+    return lines(["holds of", *(f"*{claim}*" for claim in claims)], rows)
+
+
+def overview(measured, mode):
+    """Updates to 90 % and test accuracy of every cure at every depth."""
+    rows, depths = measured["rows"][mode], list(measured["rows"][mode])
+
+    def cell(name, depth):
+        row = rows[depth].get(name)
+        if row is None:
+            return "no block"
+        came = "" if not row["reached"] else f"; {steps(measured, row)}"
+        return number(row["test"], 3) + came + (f"; at {rate(measured, row)}" if mode == "tuned" else "")
+
+    head = ["", *(f"{named(d)}, {rows[d]['sigmoid']['updates']:,} updates" for d in depths)]
+    return lines(head, [[name, *(cell(name, depth) for depth in depths)] for name in measured["kinds"]])
+
+
+def full(measured, mode, depth):
+    """All that was measured of every cure at one depth."""
+    tuned = ["rate"] if mode == "tuned" else []
+    head = ["", *tuned, "updates to 90 %", "train", "test", "ln gradient: least", "most", "spread", "steps clipped"]
 
     def cells(name, row):
-        edge = "*" if row["rate"] in (rates[0], rates[-1]) else ""
-        diverged = f", {row['diverged']} diverged" if row["diverged"] else ""
-        return [
-            name,
-            *([f"{row['rate']:g}{edge}"] if mode == "tuned" else []),
-            steps(row, seeds),
-            number(row["train"], 3),
-            number(row["test"], 3) + diverged,
-            *(number(row[field], 1) for field in ("low", "high", "spread")),
-        ]
+        gradients = [number(row[field], 1) for field in ("low", "high", "spread")]
+        known = [steps(measured, row), number(row["train"], 3), test(row), *gradients, f"{row['clipped']:.0%}"]
+        return [name, *(rate(measured, row) for _ in tuned), *known]
 
-    table = measured["rows"][mode][depth]
-    return lines(head, [cells(name, row) for name, row in table.items()])
+    return lines(head, [cells(name, row) for name, row in measured["rows"][mode][depth].items()])
 
 
-def said(verdict, benefit):
+def said(verdict, claim):
     """A verdict with the benefit that it is about."""
     word, mean, error = verdict
     if mean is None:
-        return SIGNS[word]
-    factor, unit = {"speeds training": (1.4427, " bits"), "improves accuracy": (100, " pp")}.get(benefit, (1, " nats"))
-    digits = 1 if benefit == "improves accuracy" else 2
+        return SIGNS[word] + (", runs diverged" if word != "neither" else "")
+    factor, unit, digits = {"speeds training": (1, "", 2), "improves accuracy": (100, " points", 1)}.get(
+        claim, (1, " nats", 2)
+    )
     return f"{SIGNS[word]}, {mean * factor:+.{digits}f} ± {error * factor:.{digits}f}{unit}"
 
 
 def verdicts(measured, mode, depth):
+    """Every claim for every cure at one depth."""
     table = {name: row for name, row in measured["verdicts"][mode][depth].items() if name != "sigmoid"}
-    claims = next(iter(table.values()))
-    rows = [[name, *(said(row[claim], claim) for claim in claims)] for name, row in table.items()]
-    return lines(["", *claims], rows)
+    claims = list(measured["verdicts"][mode][depth]["sigmoid"])
+    return lines(["", *claims], [[name, *(said(row[c], c) for c in claims)] for name, row in table.items()])
 
 
-def where(measured):
-    """For every single cure and claim: the places where it holds, is refuted, stays open."""
-    table, ends = measured["verdicts"], ("0", str(max(measured["setting"]["tuned"])))
-    places = [(mode, depth) for depth in ends for mode in ("fixed", "tuned")]
-    singles = [name for name, kind in measured["kinds"].items() if kind not in ("baseline", "pair")]
-    claims = list(next(iter(table["fixed"][ends[1]].values())))
-    for claim in claims:
-        verdict = {}
-        for (mode, depth), name in itertools.product(places, singles):
-            if name in table[mode][depth]:
-                verdict.setdefault(name, {})[mode, depth] = table[mode][depth][name][claim][0]
-        yield f"*Each cure {claim}*:"
-        for mode, depth in places:
-            holds = [name for name in singles if verdict[name].get((mode, depth)) == "holds"]
-            label = "the article's rate" if mode == "fixed" else "rates tuned"
-            yield f"- {named(depth)}, {label}: " + (", ".join(holds) or "none")
-        nowhere = [name for name in singles if set(verdict[name].values()) <= {"does not", "none arrives"}]
-        never = [name for name in singles if "holds" not in verdict[name].values() and name not in nowhere]
-        yield f"- in none of the four: {', '.join(nowhere) or 'none'}" + (
-            f"; nowhere for sure: {', '.join(never)}" if never else ""
-        )
-        yield ""
+def short(measured):
+    """The README's part."""
+    fixed, tuned = overview(measured, "fixed"), overview(measured, "tuned")
+    told = "test accuracy; updates to 90 % where it got there"
+    return "\n".join(
+        [
+            *holding(measured), "",
+            f"**At learning rate {measured['setting']['rate']}** ({told}):", "", *fixed, "",
+            f"**Each at its best learning rate** ({told}; rate):", "", *tuned,
+        ]
+    )  # fmt: skip
 
 
-def tables(measured):
-    """All of it, as Markdown."""
-    setting = measured["setting"]
-    out = ["### Which claims hold", "", *where(measured)]
-    for mode, title in (("fixed", f"Learning rate {setting['rate']}"), ("tuned", "Learning rate tuned")):
-        for depth in measured["rows"][mode]:
-            updates = next(iter(measured["rows"][mode][depth].values()))["updates"]
-            out += [f"### {title}, {named(depth)}, {updates:,} updates", "", *runs(measured, mode, depth), ""]
+def long(measured):
+    """Everything, for tables.md."""
+    out = ["# Five remedies: everything measured", "", "Written by tables.py; what the columns are: README.md.", ""]
+    for mode in measured["rows"]:
+        for depth, table in measured["rows"][mode].items():
+            updates = table["sigmoid"]["updates"]
+            out += [f"## {named(depth)}, {MODES[mode]}, {updates:,} updates", "", *full(measured, mode, depth), ""]
             out += ["Against the sigmoid network:", "", *verdicts(measured, mode, depth), ""]
     return "\n".join(out)
 
 
-def written(readme, measured):
-    """The README with its tables anew."""
-    before, rest = readme.split(START)
-    return f"{before}{START}\n\n{tables(measured)}\n{END}{rest.split(END)[1]}"
-
-
-def main(source=HERE, target=HERE / "README.md"):
+def main(source=HERE.parents[1] / "runs" / HERE.name, target=HERE):
     measured = json.loads((Path(source) / "measured.json").read_text())
-    Path(target).write_text(written(Path(target).read_text(), measured))
+    readme = HERE / "README.md"
+    before, rest = readme.read_text().split(START)
+    (Path(target) / "README.md").write_text(f"{before}{START}\n\n{short(measured)}\n\n{END}{rest.split(END)[1]}")
+    (Path(target) / "tables.md").write_text(long(measured))
 
 
 if __name__ == "__main__":
