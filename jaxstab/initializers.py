@@ -163,7 +163,9 @@ def looks_linear(
     """
     phi = get(mlp.activation)
     z = np.linspace(0.1, 3.0, 4)
-    odd = np.asarray(phi(jnp.asarray(z)) - phi(jnp.asarray(-z))) / z
+    # numbers at once, also where a network is drawn while something around it is traced
+    with jax.ensure_compile_time_eval():
+        odd = np.asarray(phi(jnp.asarray(z)) - phi(jnp.asarray(-z))) / z
     if not (np.allclose(odd, odd[0], rtol=1e-5) and abs(odd[0]) > 1e-5):
         raise ValueError(f"looks_linear needs phi(z) - phi(-z) = c z, as relu and gelu have it, got {phi.name}")
     if mlp.width % 2 or mlp.norm or mlp.skip not in (None, "sum", "scaled", "rezero"):

@@ -66,7 +66,7 @@ def test_those_of_jax_nn_by_name(name):
 def test_looks_linear_is_linear(activation, skip):
     mlp = MLP(depth=5, width=12, activation=activation, skip=skip, weights="orthogonal", features_out=3)
     x = jax.random.normal(KEY, (6, 7))
-    params = initializers.looks_linear(mlp, KEY, x, 1.1, 0.2)
+    params = jax.jit(lambda key: initializers.looks_linear(mlp, key, x, 1.1, 0.2))(KEY)
     half = mlp.clone(width=6, activation="identity")
     expected = half.apply(networks.variables(networks.init(half, KEY, x, 1.1, 0.2)), x)
     np.testing.assert_allclose(mlp.apply(networks.variables(params), x), expected, rtol=1e-9, atol=1e-12)
