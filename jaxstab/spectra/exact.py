@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PyTree
 
 from jaxstab.checks import check_count, check_depths, check_floating
@@ -233,20 +234,20 @@ def spectrum(chain: Chain, params: Params, x: Float[Array, " d_in"], depths: Seq
 
 
 def log_spectrum_memory(
-    params: PyTree, size: int, depths: Sequence[int], inputs: int = 1, d_in: int | None = None
+    size: int, depths: Sequence[int], inputs: int = 1, d_in: int | None = None, dtype: DTypeLike = "float32"
 ) -> int:
-    """Bytes that one network of many under `vmap` takes of `log_spectrum`, its parameters included, on a CPU.
+    """Bytes that one network of many under `vmap` takes of `log_spectrum`, besides its parameters, on a CPU.
 
-    With W parameters, n units of the state, m singular values, D depths and i inputs per network the largest of 2 W (a
-    scan wants the layers first, which copies them), W + i (D + 1) m^2 + 6 i n m in the fold, and 2 i (D + 1) m^2 as it
-    ends. Within 25 % of what XLA says.
+    With n units of the state, m singular values, D depths and i inputs per network: i (D + 1) m^2 + 6 i n m in the
+    fold, 2 i (D + 1) m^2 as it ends, and the larger of these counts. Parameters of each network by itself are there
+    twice: a scan wants the layers first. Within 25 % of what XLA says.
 
     Args:
-        params: parameters of one network, or their shapes.
         size: units n of the state, times examples in a batch taken as one input.
         depths: depths wanted.
         inputs: inputs at which each network is measured.
         d_in: features of an input, likewise; None for from_layer, or for no fewer than n.
+        dtype: of the parameters.
 
     Returns:
         The bytes.
@@ -255,18 +256,14 @@ def log_spectrum_memory(
         ValueError: if size or inputs < 1.
 
     Example:
-        >>> from jaxstab import networks
-        >>> params = networks.init(networks.MLP(depth=64, width=128), jax.random.key(0), jnp.ones(64, "float32"))
-        >>> round(log_spectrum_memory(params, 128, (16, 32, 64)) / 2**20, 1)
-        8.1
+        >>> round(log_spectrum_memory(128, (16, 32, 64)) / 2**20, 2)
+        0.62
     """
     check_count("size", size, 1)
     check_count("inputs", inputs, 1)
-    leaves = jax.tree.leaves(params)
-    weights, column = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves), inputs * leaves[0].dtype.itemsize
-    values = min(size, d_in or size)
+    values, column = min(size, d_in or size), inputs * jnp.dtype(dtype).itemsize
     kept = (len(depths) + 1) * values**2 * column
-    return max(2 * weights, weights + kept + 6 * size * values * column, 2 * kept)
+    return max(kept + 6 * size * values * column, 2 * kept)
 
 
 def _fold(
