@@ -170,30 +170,34 @@ def backward(
     return BackwardProfile(*(jnp.where(inside, jnp.pad(field, beyond), jnp.nan).T for field in rows))
 
 
-def backward_memory(params: PyTree, size: int, depths: Sequence[int], inputs: int = 1) -> int:
-    """Bytes that one network of many under `vmap` takes of `backward`, its parameters included, on a CPU.
+def backward_memory(
+    params: Params, size: int, depths: Sequence[int], inputs: int = 1, examples: int | None = None
+) -> int:
+    """Bytes that one network of many under `vmap` takes of `backward`, besides its parameters, on a CPU.
 
-    With W parameters, units n of the state, depth L and i inputs per network 2 W + i (L + 1) n: a scan wants the layers
-    first, which copies them, and states are kept.
-    Within 25 % of what XLA says.
+    With units n of the state, depth L, D depths and i inputs per network, i (L + 1) n for the states. Of inputs that
+    are batches of b, i (L + 1) b n, and i D gradients of a block's weights. Parameters of each network by itself are
+    there twice: a scan wants the layers first. Within 25 % of what XLA says.
 
     Args:
         params: parameters of one network, or their shapes.
-        size: units n of the state, times examples in a batch taken as one input.
+        size: units n of the state.
         depths: depths wanted.
         inputs: inputs at which each network is measured.
+        examples: b, where an input is a batch.
 
     Returns:
         The bytes.
 
     Raises:
-        ValueError: if size or inputs < 1.
+        ValueError: if size, inputs or examples < 1.
     """
-    check_count("size", size, 1)
-    check_count("inputs", inputs, 1)
+    for name, count in (("size", size), ("inputs", inputs), ("examples", 1 if examples is None else examples)):
+        check_count(name, count, 1)
     leaves = jax.tree.leaves(params)
-    weights = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
-    return 2 * weights + inputs * (depths[-1] + 1) * size * leaves[0].dtype.itemsize
+    states = (depths[-1] + 1) * size * (examples or 1) * leaves[0].dtype.itemsize
+    block = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params.blocks)) // params.depth
+    return inputs * (states + (len(depths) * block if examples else 0))
 
 
 class _Cotangent(NamedTuple):

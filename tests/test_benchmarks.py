@@ -1,5 +1,6 @@
 """The benchmarks time what they say: floors do ours' work, and all sides agree with the plain thing."""
 
+import functools
 import sys
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxstab import propagation, spectra, trainability
+from jaxstab import propagation, trainability
 from jaxstab.records import Data
 
 FOLDER = str(Path(__file__).parent.parent / "experiments" / "benchmarks")
@@ -49,10 +50,10 @@ def trainings(training_runs):
 
 def test_floor_and_ours_find_the_same_singular_values(spectral):
     dense, drawing = spectral["dense"], spectral["problem"]
-    problem = drawing.draw(("tanh", "relu"), (1, 3), 8, drawing.gains(2), 1)
+    problem = drawing.draw(("tanh", "relu"), (1, 3), 8, drawing.gains(2), 2)
     placed = drawing.place(problem)
-    ours = np.asarray(placed.compile(dense.every(problem, spectra.singular_values))())
-    assert ours.shape == (2, 2, 2, 8) and ours.dtype == np.float32
+    ours = drawing.ours(problem, dense.values(problem))()
+    assert ours.shape == (2, 4, 2, 8) and ours.dtype == np.float32
     matrices = np.asarray(placed.compile(dense.every(problem, dense.jacobians))())
     assert dense.disagreement(dense.numpy_values(matrices)(), ours) < 1e-5
     # the naive twin: JAX's own Jacobian of one network
@@ -73,8 +74,14 @@ def test_gradient_floors_do_the_products_they_count(spectral):
     np.testing.assert_allclose(formed, gram, rtol=1e-4)
     for g in (False, True):
         gradients.numpy_floor(problem, g)()
-    found = placed.compile(gradients.ours(problem))()
+    found = drawing.ours(problem, gradients.norms(problem))()
     assert gradients.disagreement(found, found) == 0
+    # one gain at a time, and networks that hold their own weights
+    one = functools.partial(gradients.norms(problem), problem.chains[0])
+    each = lambda *cells: jax.tree.map(lambda a: a[None], jax.vmap(one, (drawing.CELLS, 0, 0))(*cells))
+    for others in (drawing.ours(problem, gradients.norms(problem), at_once=1)(), placed.compile(each)()):
+        for part in zip(found, others, strict=True):
+            np.testing.assert_allclose(*part, rtol=1e-4, atol=1e-4)
 
 
 def test_accurate_takes_the_cheapest_setting_that_will_do(spectral):

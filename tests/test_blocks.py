@@ -313,3 +313,63 @@ def test_independent_masks_decorrelate_twins():
     # a mean of products over 2,000 units, and over as many masks
     assert abs(c[1] - 0.75 * c[0]) < 4 * np.sqrt(2 / 2000)
     np.testing.assert_allclose(propagation.correlation(chain, one, x, x).c, 1.0)
+
+
+@pytest.mark.parametrize("settings", [CASES[i] for i in (1, 3, 5)], ids=str)
+def test_gains_beside_the_weights_are_gains_of_the_weights(settings):
+    mlp, chain, params, _, x = _network(settings)
+    key = jax.random.key(9) if mlp.dropout else None
+    along = jax.tree.map(jnp.cos, params)
+    gains, one = jnp.array([0.7, 1.3, 0.9, 1.6, 1.2]), jnp.ones(DEPTH + 2)
+
+    @jax.jit
+    def measured(params, gains):
+        bound = lambda params: networks.bind(mlp, params, key=key, rate=0.3, sigma_w=gains)
+        loss = lambda params: LOSS(mlp.apply(networks.variables(bound(params)), x))
+        profiles = propagation.forward(chain, bound(params), x), propagation.backward(chain, bound(params), x, LOSS)
+        return jax.jvp(loss, (params,), (along,)), jax.grad(loss)(params), profiles
+
+    times = lambda layer, by: layer | {"dense": layer["dense"] | {"kernel": layer["dense"]["kernel"] * by}}
+    by = (gains[0], gains[1:-1, None, None], gains[-1])
+    scaled = networks.Params(*map(times, params, by))
+    chex.assert_trees_all_close(networks.unbind(networks.bind(mlp, params, sigma_w=gains)), scaled)
+    chex.assert_trees_all_close(measured(params, gains), measured(scaled, one), rtol=1e-9, atol=1e-12)
+
+
+def test_many_gains_share_one_copy_of_the_weights():
+    mlp, x, gains = MLP(8, 64, "tanh"), jnp.linspace(-1, 1, 4), jnp.linspace(0.5, 2, 5)
+    params, chain = networks.init(mlp, KEY, x, 1.0, 0.2), networks.chain(mlp)
+
+    def over(network):
+        def measured(params):
+            profile = propagation.backward(chain, params, x, LOSS, [1, 8])
+            return profile, spectra.singular_values(chain, params, x, [1, 8])
+
+        program = jax.jit(lambda params, gains: jax.vmap(lambda gain: measured(network(params, gain)))(gains))
+        return program.lower(params, gains).compile()
+
+    beside = over(lambda params, gain: networks.bind(mlp, params, sigma_w=gain))
+    whole = over(lambda params, gain: networks.rescale(params, gain, 1.0))
+    chex.assert_trees_all_close(beside(params, gains), whole(params, gains), rtol=1e-9, atol=1e-9)
+    weights = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    held = lambda program: program.memory_analysis().temp_size_in_bytes
+    # one input, of few features: nothing else is large
+    assert held(beside) < 2 * weights and held(whole) > 5 * weights
+
+
+def test_a_network_with_no_gain_of_its_own_comes_back_as_it_is():
+    mlp, _, params, bound, x = _network({"dropout": True, "norm": "layer"})
+    chex.assert_trees_all_equal(networks.unbind(bound), params)
+    chex.assert_trees_all_equal(networks.unbind(params), params)
+    # of weight zero: no NaN, and biases alone
+    silent = lambda params: mlp.apply(networks.variables(networks.bind(mlp, params, sigma_w=0.0)), x[0], train=False)
+    y, gradient = jax.jit(lambda p: (silent(p), jax.grad(lambda p: LOSS(silent(p)))(p)))(params)
+    np.testing.assert_array_equal(y, params.readout["dense"]["bias"])
+    assert np.isfinite(_norm(gradient))
+
+
+def test_gains_that_are_none_are_refused():
+    mlp, _, params, _, _ = _network({})
+    for sigma_w in (-1.0, np.nan, np.inf, np.ones(DEPTH), np.ones((DEPTH + 2, 1))):
+        with pytest.raises(ValueError, match=r"sigma_w must be (finite and >= 0|one, or one per layer, \[5\]), got"):
+            networks.bind(mlp, params, sigma_w=sigma_w)

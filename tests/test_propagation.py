@@ -148,7 +148,8 @@ def test_factored_gradients_are_those_of_every_block(block):
     mlp = MLP(1, 7, **block)
     x = jax.random.normal(KEY, (4, 5))
     params = networks.init(mlp, KEY, x, 1.2, 0.3)
-    bound = networks.bind(mlp, params, key=KEY, rate=0.3) if mlp.dropout else params
+    beside = 1.7 if mlp.skip in ("highway", "dense") else None
+    bound = networks.bind(mlp, params, key=KEY if mlp.dropout else None, rate=0.3, sigma_w=beside)
     chain, layer = networks.chain(mlp), jax.tree.map(lambda leaf: leaf[0], bound.blocks)
     products = []
 

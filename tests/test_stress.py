@@ -47,7 +47,7 @@ def _calls(width=6):
         "log_apjn_estimate": lambda p, x, key: spectra.log_apjn_estimate(chain, p, x, key),
         "log_singular_values": lambda p, x, key: spectra.log_singular_values(chain, p, x, depths),
         "log_spectrum": lambda p, x, key: spectra.log_spectrum(chain, p, x, depths, 1, True),
-        "log_spectrum_memory": lambda p, x, key: spectra.log_spectrum_memory(p, width, depths),
+        "log_spectrum_memory": lambda p, x, key: spectra.log_spectrum_memory(width, depths),
         "lyapunov_exponents": lambda p, x, key: spectra.lyapunov_exponents(chain, p, x, depths),
         "lyapunov_limit": lambda p, x, key: spectra.lyapunov_limit(chain, p, x, key, groups=2),
         "matrix_free_memory": lambda p, x, key: spectra.matrix_free_memory(operator(p, x), 4),

@@ -172,23 +172,27 @@ class Block(nn.Module):
 
 
 def _times(sigma_w: Array) -> Callable:
-    """The product a (sigma_w W) as (sigma_w a) W; derivatives are with respect to sigma_w W, none to sigma_w."""
+    """The product a (sigma_w W) as (sigma_w a) W, without a gradient to sigma_w; that to W is the one to sigma_w W."""
+    sigma_w = jax.lax.stop_gradient(sigma_w)
 
     def product(a: Array, w: Array, dimensions: tuple, precision: jax.lax.PrecisionLike) -> Array:
-        dot = lambda a, w: jax.lax.dot_general(a, w, dimensions, precision)
-
-        @jax.custom_jvp
-        def scaled(a: Array, w: Array, sigma_w: Array) -> Array:
-            return dot(sigma_w * a, w)
-
-        @scaled.defjvp
-        def _(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
-            (a, w, sigma_w), (d_a, d_w, _) = primals, tangents
-            return scaled(a, w, sigma_w), dot(sigma_w * d_a, w) + dot(a, d_w)
-
-        return scaled(a, w, sigma_w)
+        return jax.lax.dot_general(sigma_w * a, _drawn(w, sigma_w), dimensions, precision)
 
     return product
+
+
+@jax.custom_jvp
+def _drawn(w: Array, sigma_w: Array) -> Array:
+    """W as drawn, for a change of sigma_w W."""
+    return w
+
+
+@_drawn.defjvp
+def _drawn_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    # the product multiplies by sigma_w once more
+    w, sigma_w = primals
+    zero = sigma_w == 0
+    return _drawn(w, sigma_w), jnp.where(zero, 0, tangents[0] / jnp.where(zero, 1, sigma_w))
 
 
 def present(h: Array, sources: int) -> Array:

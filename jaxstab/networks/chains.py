@@ -52,8 +52,7 @@ class Layer(NamedTuple):
         params: what is trained.
         batch_stats: running mean and variance of BatchNorm, for inference.
         dropout: masks, for training.
-        sigma_w: factor of the weights W, as `rescale` has it, but of their products: networks that differ in it alone
-            share W.
+        sigma_w: factor of the weights W, taken into products with them: networks that differ in it alone share W.
     """
 
     params: PyTree
@@ -179,8 +178,9 @@ def bind(
     example; under a vmap over examples it is up to the caller to vmap keys too.
 
     With sigma_w a layer computes sigma_w W a + b without ever forming sigma_w W. A vmap over gains then has one copy of
-    W for all, and one wide product in place of many. What comes out, gradients included, is what
-    `rescale(params, sigma_w, 1)` gives; only with respect to sigma_w itself there is none.
+    W for all, and one wide product in place of many. What comes out, first derivatives included, is what
+    `rescale(params, sigma_w, 1)` gives. There is no gradient with respect to sigma_w, and none with respect to weights
+    where it is 0; for derivatives of gradients, `unbind` the parameters first.
 
     Args:
         mlp: the network.
@@ -189,14 +189,15 @@ def bind(
             `mlp.apply(..., mutable=["batch_stats"])[1]["batch_stats"]`.
         key: PRNG key of the masks.
         rate: share of features dropped, in [0, 1]: one, or one per block and one for the readout; may be traced.
-        sigma_w: factor of all weights, >= 0; may be traced.
+        sigma_w: factor of the weights, >= 0: one, or one for the embedding, one per block and one for the readout; may
+            be traced.
 
     Returns:
         Parameters for a chain, or for `mlp.apply` by way of `variables`.
 
     Raises:
-        ValueError: if a key is given to a network without dropout, a concrete rate is outside [0, 1], or a concrete
-            sigma_w is negative or not finite.
+        ValueError: if a key is given to a network without dropout, a concrete rate is outside [0, 1], a concrete
+            sigma_w is negative or not finite, or sigma_w has another shape.
 
     Example:
         >>> mlp = MLP(depth=4, width=8, dropout=True)
@@ -218,16 +219,17 @@ def bind(
         # the first is the readout's, so that networks of all depths share their masks
         blocks = blocks._replace(dropout=Dropout(keys[1:], rates[:-1]))
         readout = readout._replace(dropout=Dropout(keys[0], rates[-1]))
-    bound = params._replace(blocks=blocks, readout=readout)
-    if sigma_w is None:
-        return bound
-    check_gains(sigma_w, 0.0)
-    factor = jnp.asarray(sigma_w, params.embed["dense"]["kernel"].dtype)
-    return Params(
-        Layer(params.embed, sigma_w=factor),
-        blocks._replace(sigma_w=jnp.broadcast_to(factor, mlp.depth)),
-        readout._replace(sigma_w=factor),
-    )
+    embed = params.embed
+    if sigma_w is not None:
+        check_gains(sigma_w, 0.0)
+        if jnp.shape(sigma_w) not in ((), (mlp.depth + 2,)):
+            raise ValueError(
+                f"sigma_w must be one, or one per layer, [{mlp.depth + 2}], got shape {jnp.shape(sigma_w)}"
+            )
+        factors = jnp.broadcast_to(jnp.asarray(sigma_w, params.embed["dense"]["kernel"].dtype), mlp.depth + 2)
+        embed = Layer(embed, sigma_w=factors[0])
+        blocks, readout = blocks._replace(sigma_w=factors[1:-1]), readout._replace(sigma_w=factors[-1])
+    return Params(embed, blocks, readout)
 
 
 def unbind(params: Params) -> Params:
@@ -342,7 +344,7 @@ def variables(params: Params) -> dict[str, Any]:
         params: parameters, bound or not.
 
     Returns:
-        {"params": ...}, with "batch_stats" and "dropout" where `bind` put them.
+        {"params": ...}, with "batch_stats", "dropout" and "gains" where `bind` put them.
     """
     collections: dict[str, Any] = {}
     for name, layer in params._asdict().items():

@@ -1,7 +1,7 @@
 """Sweeps: one network measure over a grid of gains, seeds and activations, in one compile per activation."""
 
 from jaxstab.sweeps.grid import Grid, Sample, samples, with_coordinates
-from jaxstab.sweeps.measures import Measure, Record, jacobian, memory, signal
+from jaxstab.sweeps.measures import Measure, Memory, Record, jacobian, memory, signal
 from jaxstab.sweeps.plan import MEMORY, Estimate, estimate
 from jaxstab.sweeps.run import Progress, labelled, run, usable_devices
 
@@ -10,6 +10,7 @@ __all__ = [
     "Estimate",
     "Grid",
     "Measure",
+    "Memory",
     "Progress",
     "Record",
     "Sample",

@@ -4,10 +4,10 @@ import math
 from typing import NamedTuple
 
 from jaxstab.sweeps.grid import Grid
-from jaxstab.sweeps.measures import Measure, memory
+from jaxstab.sweeps.measures import Measure, Memory, memory
 
-# bytes a chunk of cells may take, unless told otherwise
-MEMORY = 256 * 2**20
+# bytes a chunk of cells may take, unless told otherwise: enough gains for wide products, little enough for the caches
+MEMORY = 128 * 2**20
 
 
 class Estimate(NamedTuple):
@@ -18,7 +18,7 @@ class Estimate(NamedTuple):
         compiles: programs compiled, one per activation.
         chunk: (seeds, gains) computed at once.
         chunks: how often.
-        memory: bytes that a chunk takes, by `measures.memory`.
+        memory: bytes that a chunk takes, by `memory`.
     """
 
     cells: int
@@ -46,9 +46,9 @@ def estimate(
     Raises:
         ValueError: if chunk_size < 1.
     """
-    cell = memory(grid, d_in, measure)
+    needed = memory(grid, d_in, measure)
     if chunk_size is None:
-        chunk_size = max(1, MEMORY // cell)
+        chunk_size = _fitting(needed, len(grid.sigma_w), devices)
     if chunk_size < 1:
         raise ValueError(f"chunk_size must be >= 1, got {chunk_size}")
     # as many for each device; what is over repeats cells
@@ -57,7 +57,14 @@ def estimate(
     programs = len(grid.activations)
     chunks = programs * math.ceil(grid.seeds / seeds) * math.ceil(len(grid.sigma_w) / gains)
     cells = programs * len(grid.sigma_w) * grid.seeds
-    return Estimate(cells, programs, (seeds, gains), chunks, seeds * gains * cell)
+    # each device draws the weights for itself
+    return Estimate(cells, programs, (seeds, gains), chunks, needed.of(devices * seeds, seeds * gains))
+
+
+def _fitting(needed: Memory, gains: int, devices: int) -> int:
+    """Cells that fit into MEMORY: whole seeds, or gains of one."""
+    seed = needed.of(devices, gains)
+    return MEMORY // seed * gains or max(1, (MEMORY - needed.of(devices, 0)) // needed.cell)
 
 
 def _even(total: int, most: int) -> int:

@@ -13,7 +13,7 @@ from measuring.timing import Settings, Side, measure, table
 from jaxstab import networks, spectra, sweeps
 from jaxstab.networks import Params
 from jaxstab.records import Data, Spectrum
-from spectral.problem import ACTIVATIONS, CELLS, SIGMA_B, Placed, Problem, draw, gains, place
+from spectral.problem import ACTIVATIONS, CELLS, SIGMA_B, Placed, Problem, draw, gains, ours, place
 
 
 def jacobians(chain: networks.Chain, params: Params, x: jax.Array, depths: Sequence[int]) -> jax.Array:
@@ -42,6 +42,11 @@ def every(problem: Problem, function: Callable) -> Callable[[Params, jax.Array, 
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *found)
 
     return program
+
+
+def values(problem: Problem, function: Callable = spectra.singular_values) -> Callable:
+    """What ours takes of each network."""
+    return lambda chain, params, x, labels: function(chain, params, x, problem.depths)
 
 
 def disagreement(values: Any, ours: np.ndarray) -> float:
@@ -159,14 +164,14 @@ def report(settings: Settings, rate: Rates) -> None:
         f"\nspectra: {problem.nets} Jacobians, width {problem.width}: {len(depths)} depths to {max(depths)} x "
         f"{len(problem.activations)} activations x {problem.cells} networks"
     )
-    ours = lambda function: lambda: placed.compile(every(problem, function))
-    truth = np.asarray(ours(spectra.singular_values)()())
+    prepare = lambda: ours(problem, values(problem))
+    truth = prepare()()
     agree = lambda values: disagreement(values, truth)
     flops = product_flops(problem) + value_flops(problem)
     floor_sides, floor = floors(problem, placed, truth)
     sides = [
         *floor_sides,
-        Side("singular_values", ours(spectra.singular_values), "ours", agree, flops=flops),
+        Side("singular_values", prepare, "ours", agree, flops=flops),
         *(rivals(problem, placed, settings.torch, truth) if settings.rivals else []),
     ]
     table(measure(sides, settings), {"products + values": floor}, rate)

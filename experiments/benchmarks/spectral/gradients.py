@@ -20,29 +20,22 @@ from measuring.timing import Settings, Side, measure, table
 
 from jaxstab import networks, propagation
 from jaxstab.networks import Params
-from spectral.problem import ACTIVATIONS, CELLS, Placed, Problem, draw, gains, place
+from spectral.problem import ACTIVATIONS, Placed, Problem, draw, gains, ours, place
 
-# cells in one call of a JAX program, on all devices together: more of them work on memory rather than on the cache
-AT_ONCE = 4
+# cells in one call of a JAX program, on all devices together: more of them work on memory rather than on the cache;
+# of ours, whose cells share their weights
+AT_ONCE, GAINS_AT_ONCE = 4, 8
 
 
-def ours(problem: Problem) -> Callable[[Params, jax.Array, jax.Array], Any]:
-    """The program of propagation.backward: (log_grad_h, log_grad_theta) [activation, cell, depth, layer]."""
+def norms(problem: Problem) -> Callable:
+    """What ours takes of each network, by propagation.backward: (log_grad_h, log_grad_theta) [depth, layer]."""
 
-    def one(chain: networks.Chain) -> Callable:
-        def norms(params: Params, x: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
-            loss = lambda y: jnp.mean(optax.softmax_cross_entropy_with_integer_labels(y, labels))
-            found = propagation.backward(chain, params, x, loss, problem.depths)
-            return found.log_grad_h, found.log_grad_theta
+    def measure(chain: networks.Chain, params: Params, x: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+        loss = lambda y: jnp.mean(optax.softmax_cross_entropy_with_integer_labels(y, labels))
+        found = propagation.backward(chain, params, x, loss, problem.depths)
+        return found.log_grad_h, found.log_grad_theta
 
-        return norms
-
-    def program(params: Params, x: jax.Array, labels: jax.Array) -> Any:
-        with jax.default_matmul_precision("highest"):
-            found = [jax.vmap(one(chain), in_axes=(CELLS, 0, 0))(params, x, labels) for chain in problem.chains]
-        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *found)
-
-    return program
+    return measure
 
 
 def disagreement(found: Any, truth: Any) -> float:
@@ -171,8 +164,8 @@ def report(settings: Settings, rate: Rates) -> None:
         f"\ngradients: {problem.nets} networks, width {problem.width}, batch {problem.x.shape[1]}: depths "
         f"{problem.depths} x {len(problem.activations)} activations x {problem.cells} networks"
     )
-    compiled = lambda: placed.compile(ours(problem))
-    truth = [np.asarray(part) for part in compiled()()]
+    compiled = lambda: ours(problem, norms(problem), min(GAINS_AT_ONCE, len(problem.gains)))
+    truth = compiled()()
     on_cpu = placed.mesh.devices.flat[0].platform == "cpu"
     sides, floors = [], {}
     for name, gram in (("gradients formed", False), ("Gram", True)):

@@ -7,24 +7,24 @@ from measuring.machine import Rates
 from measuring.timing import Settings, Side, measure, table
 
 from jaxstab import spectra
-from spectral.dense import every
-from spectral.problem import ACTIVATIONS, Placed, Problem, draw, gains, place
+from spectral.dense import values
+from spectral.problem import ACTIVATIONS, Problem, draw, gains, ours
 
 
-def disagreement(log_s: np.ndarray, values: np.ndarray) -> float:
+def disagreement(log_s: np.ndarray, truth: np.ndarray) -> float:
     """Largest error in ln s of each Jacobian's largest values, where float32 holds them and chaos is not at work."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        plain = np.log(values)
+        plain = np.log(truth)
         largest = plain[..., :1]
         comparable = (plain > largest - 2) & (largest > -60) & (largest < 2)
         return float(np.max(np.abs(np.asarray(log_s) - plain)[comparable]))
 
 
-def sides(problem: Problem, placed: Placed) -> list[Side]:
+def sides(problem: Problem) -> list[Side]:
     """Both ways to the spectra of every wanted depth."""
-    log = lambda: placed.compile(every(problem, spectra.log_singular_values))
-    plain = lambda: placed.compile(every(problem, spectra.singular_values))
-    truth = np.asarray(plain()())
+    log = lambda: ours(problem, values(problem, spectra.log_singular_values))
+    plain = lambda: ours(problem, values(problem))
+    truth = plain()()
     return [
         Side("log_singular_values", log, "ours", lambda log_s: disagreement(log_s, truth)),
         Side("singular_values", plain, "floor"),
@@ -39,7 +39,7 @@ def report(settings: Settings, rate: Rates) -> None:
         print(
             f"\nlog: {part.nets} Jacobians, width {part.width}: {len(depths)} depths to 64 of {part.cells} x 4 networks"
         )
-        found = measure(sides(part, place(part)), settings)
+        found = measure(sides(part), settings)
         table(found, {"plain": [found[1].side.name]}, rate)
     over_depth((16, 32, 64, 128, 256, 512) if settings.small else (16, 32, 64, 128, 256, 512, 1024), 64, settings, rate)
 
@@ -51,8 +51,7 @@ def over_depth(depths: Sequence[int], width: int, settings: Settings, rate: Rate
     timed = []
     for depth in depths:
         part = whole.to((depth,))
-        placed = place(part)
-        prepare = lambda part=part, placed=placed: placed.compile(every(part, spectra.log_singular_values))
+        prepare = lambda part=part: ours(part, values(part, spectra.log_singular_values))
         timed.append(Side(f"depth {depth}", prepare, "ours"))
     found = measure(timed, settings)
     seconds = np.array([timing.steady.min() for timing in found])

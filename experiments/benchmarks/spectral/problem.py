@@ -1,5 +1,6 @@
 """The networks: every side gets the same weights, made beforehand, in the layout that it likes best."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -20,11 +21,15 @@ CELLS = Params(0, 1, 0)
 class Problem(NamedTuple):
     """Networks of several activations, all with the same weights: one per seed and gain, a "cell".
 
+    Rivals get the weights of every network, which is how their users hold them; ours those of every seed, with the
+    gains beside them.
+
     Attributes:
         activations: names.
         depths: where results are wanted, ascending.
         gains: sigma_w, the faster axis of the cells.
-        params: arrays [cell, ...], of the blocks [layer, cell, ...].
+        unit: parameters of each seed, weights of gain 1: arrays [seed, ...], of the blocks [layer, seed, ...].
+        params: of each network: arrays [cell, ...], of the blocks [layer, cell, ...].
         x: inputs [cell, d_in] or [cell, batch, d_in].
         labels: classes [cell, batch].
     """
@@ -32,6 +37,7 @@ class Problem(NamedTuple):
     activations: tuple[str, ...]
     depths: tuple[int, ...]
     gains: tuple[float, ...]
+    unit: Params
     params: Params
     x: np.ndarray
     labels: np.ndarray
@@ -57,15 +63,15 @@ class Problem(NamedTuple):
         return [networks.chain(networks.MLP(max(self.depths), self.width, name)) for name in self.activations]
 
     def only(self, cells: Sequence[int]) -> "Problem":
-        """The same for some of the cells."""
+        """The same for some of the cells, as rivals have them."""
         cells = list(cells)
         take = lambda axis, tree: jax.tree.map(lambda leaf: leaf.take(cells, axis), tree)
         return self._replace(params=Params(*map(take, CELLS, self.params)), x=self.x[cells], labels=self.labels[cells])
 
     def to(self, depths: Sequence[int]) -> "Problem":
         """The same, read at other depths, no deeper."""
-        blocks = jax.tree.map(lambda leaf: leaf[: max(depths)], self.params.blocks)
-        return self._replace(depths=tuple(depths), params=self.params._replace(blocks=blocks))
+        cut = lambda params: params._replace(blocks=jax.tree.map(lambda leaf: leaf[: max(depths)], params.blocks))
+        return self._replace(depths=tuple(depths), unit=cut(self.unit), params=cut(self.params))
 
 
 def gains(count: int) -> tuple[float, ...]:
@@ -86,22 +92,73 @@ def draw(
     factors, many = jnp.asarray(sigma_w, jnp.float32), len(sigma_w)
     shape = (width,) if batch is None else (batch, width)
 
-    def seed(key: jax.Array) -> tuple[Params, jax.Array, jax.Array]:
+    def seed(key: jax.Array) -> tuple[Params, Params, jax.Array, jax.Array]:
         x = jax.random.normal(jax.random.fold_in(key, 1), shape, jnp.float32)
         x = x / jnp.sqrt(jnp.mean(x**2, axis=-1, keepdims=True))
         labels = jax.random.randint(jax.random.fold_in(key, 2), shape[:-1], 0, 10, jnp.int32)
-        unit = networks.init(mlp, key, x, 1.0, 1.0)
-        params = jax.vmap(lambda g: networks.rescale(unit, g, SIGMA_B), out_axes=CELLS)(factors)
-        return params, *(jnp.broadcast_to(a[None], (many, *a.shape)) for a in (x, labels))
+        unit = networks.init(mlp, key, x, 1.0, SIGMA_B)
+        params = jax.vmap(lambda g: networks.rescale(unit, g, 1.0), out_axes=CELLS)(factors)
+        one = jax.vmap(lambda unit: unit, in_axes=None, out_axes=CELLS, axis_size=1)(unit)
+        return one, params, *(jnp.broadcast_to(a[None], (many, *a.shape)) for a in (x, labels))
 
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
         parts = [jax.tree.map(np.asarray, jax.jit(seed)(jax.random.key(s))) for s in range(seeds)]
-    params, x, labels = zip(*parts, strict=True)
+    unit, params, x, labels = zip(*parts, strict=True)
     stack = lambda axis: lambda *leaves: np.concatenate(leaves, axis)
-    whole = Params(
-        *(jax.tree.map(stack(axis), *trees) for axis, trees in zip(CELLS, zip(*params, strict=True), strict=True))
+    whole = lambda parts: Params(
+        *(jax.tree.map(stack(axis), *trees) for axis, trees in zip(CELLS, zip(*parts, strict=True), strict=True))
     )
-    return Problem(tuple(activations), tuple(depths), tuple(sigma_w), whole, np.concatenate(x), np.concatenate(labels))
+    found = tuple(activations), tuple(depths), tuple(sigma_w), whole(unit), whole(params)
+    return Problem(*found, np.concatenate(x), np.concatenate(labels))
+
+
+def ours(problem: Problem, measure: Callable, at_once: int | None = None) -> Callable[[], Any]:
+    """The compiled program of measure(chain, params, x, labels) of one network, as `sweeps.run` has it.
+
+    Weights of each seed once, vmapped over gains beside them, the gains spread over devices: so many of one seed at a
+    time, or all of all seeds. Results are [activation, cell, ...].
+    """
+    many = len(problem.gains)
+    at_once, seeds = at_once or many, problem.cells // many
+    mlp, mesh = networks.MLP(max(problem.depths), problem.width), _mesh(at_once, "gain")
+
+    def program(unit: Params, gains: jax.Array, x: jax.Array, labels: jax.Array) -> Any:
+        def seed(chain: networks.Chain, unit: Params, x: jax.Array, labels: jax.Array) -> Any:
+            return jax.vmap(lambda g: measure(chain, networks.bind(mlp, unit, sigma_w=g), x, labels))(gains)
+
+        with jax.default_matmul_precision("highest"):
+            over = [jax.vmap(functools.partial(seed, chain), (CELLS, 0, 0)) for chain in problem.chains]
+            found = [one(unit, x, labels) for one in over]
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *found)
+
+    def put(of: slice, gains: slice) -> tuple:
+        take = lambda axis, tree: jax.tree.map(lambda leaf: leaf[of] if axis == 0 else leaf[:, of], tree)
+        sigma_w = np.asarray(problem.gains[gains], np.float32)
+        parts = Params(*map(take, CELLS, problem.unit)), sigma_w, problem.x[::many][of], problem.labels[::many][of]
+        return jax.device_put(parts, tuple(NamedSharding(mesh, spec) for spec in specs))
+
+    specs = PartitionSpec(), PartitionSpec("gain"), PartitionSpec(), PartitionSpec()
+    turns = [slice(s, s + 1) for s in range(seeds)] if at_once < many else [slice(None)]
+    parts = [put(of, slice(start, start + at_once)) for of in turns for start in range(0, many, at_once)]
+    call = _compiled(program, mesh, specs, PartitionSpec(None, None, "gain"), parts)
+    rows = lambda *found: np.concatenate([np.asarray(a).reshape(a.shape[0], -1, *a.shape[3:]) for a in found], 1)
+    return lambda: jax.tree.map(rows, *call())
+
+
+def _mesh(items: int, axis: str) -> Mesh:
+    """As many devices as divide the items among them."""
+    devices = sweeps.usable_devices()
+    return Mesh(np.array(devices[: max(n for n in range(1, len(devices) + 1) if items % n == 0)]), (axis,))
+
+
+def _compiled(program: Callable, mesh: Mesh, specs: tuple, out: PartitionSpec, parts: Sequence[tuple]) -> Callable:
+    spread = jax.shard_map(program, mesh=mesh, in_specs=specs, out_specs=out, check_vma=False)
+    # in program order on a CPU: two batched decompositions side by side can deadlock a small thread pool
+    ordered = {"xla_cpu_enable_concurrency_optimized_scheduler": False}
+    options = ordered if mesh.devices.flat[0].platform == "cpu" else None
+    compiled = jax.jit(spread, compiler_options=options).lower(*parts[0]).compile()
+    # one in flight
+    return lambda: [jax.block_until_ready(compiled(*part)) for part in parts]
 
 
 class Placed(NamedTuple):
@@ -112,17 +169,10 @@ class Placed(NamedTuple):
 
     def compile(self, program: Callable[[Params, jax.Array, jax.Array], Any]) -> Callable[[], Any]:
         """The compiled program (params, x, labels) -> results [activation, cell, ...], on the cells of each device."""
-        spread = jax.shard_map(
-            program, mesh=self.mesh, in_specs=_SPECS, out_specs=PartitionSpec(None, "cell"), check_vma=False
-        )
-        # in program order on a CPU: two batched decompositions side by side can deadlock a small thread pool
-        ordered = {"xla_cpu_enable_concurrency_optimized_scheduler": False}
-        options = ordered if self.mesh.devices.flat[0].platform == "cpu" else None
-        compiled = jax.jit(spread, compiler_options=options).lower(*self.parts[0]).compile()
+        call = _compiled(program, self.mesh, _SPECS, PartitionSpec(None, "cell"), self.parts)
 
         def run() -> Any:
-            # one in flight
-            found = [jax.block_until_ready(compiled(*part)) for part in self.parts]
+            found = call()
             return found[0] if len(found) == 1 else jax.tree.map(lambda *a: np.concatenate(a, 1), *found)
 
         return run
@@ -133,11 +183,9 @@ _SPECS = (Params(_ONE, PartitionSpec(None, "cell"), _ONE), _ONE, _ONE)
 
 
 def place(problem: Problem, at_once: int | None = None) -> Placed:
-    """Spread the cells over the devices, so many at a time, or all; the number must divide that of the cells."""
+    """Networks for rivals and floors: cells spread over devices, so many at a time; the number must divide them all."""
     at_once = min(at_once or problem.cells, problem.cells)
-    devices = sweeps.usable_devices()
-    devices = devices[: max(n for n in range(1, len(devices) + 1) if at_once % n == 0)]
-    mesh = Mesh(np.array(devices), ("cell",))
+    mesh = _mesh(at_once, "cell")
     put = lambda spec, tree: jax.tree.map(lambda leaf: jax.device_put(leaf, NamedSharding(mesh, spec)), tree)
 
     def part(some: Problem) -> tuple[Params, jax.Array, jax.Array]:
