@@ -173,12 +173,14 @@ def test_full_batches_any_loss_and_no_telemetry():
     data = Examples(X, X[:, 0] * X[:, 1])
     squares = lambda out, y: jnp.mean((out[:, 0] - y) ** 2)
     options = {"key": KEY, "steps": 60, "loss": squares}
-    seen, _ = jax.jit(lambda: train(mlp, networks.init(mlp, KEY, X), optax.adam(0.03), data, **options))()
+    # one that asks for the loss as well
+    tx = optax.chain(optax.adam(0.03), optax.contrib.reduce_on_plateau(patience=50))
+    seen, _ = jax.jit(lambda: train(mlp, networks.init(mlp, KEY, X), tx, data, **options))()
     assert seen.loss[-1] < 0.2 * seen.loss[0]
     assert np.all(np.isnan(seen.coefficient)) and np.all(np.isnan(seen.test_accuracy))
     # every step sees all: a permutation of them changes nothing but rounding
     turned = Examples(X[::-1], data.y[::-1])
-    again, _ = jax.jit(lambda: train(mlp, networks.init(mlp, KEY, X), optax.adam(0.03), turned, **options))()
+    again, _ = jax.jit(lambda: train(mlp, networks.init(mlp, KEY, X), tx, turned, **options))()
     np.testing.assert_allclose(again.loss, seen.loss, rtol=1e-3)
 
 

@@ -105,7 +105,8 @@ def train(
     Args:
         mlp: the network.
         params: its parameters at the start, before `bind`.
-        tx: any optax transformation; its settings may be traced.
+        tx: any optax transformation that asks for no more than gradient, parameters and loss (a line search asks for
+            the function); its settings may be traced.
         data: what to train on.
         key: PRNG key of minibatches and of dropout's masks.
         steps: number of updates, >= 1.
@@ -149,7 +150,9 @@ def train(
         found = gradient(t, state, Examples(x, y), run.last)
         # optax mixes integers and floats, which strict users have switched off
         with jax.numpy_dtype_promotion("standard"):
-            updates, optimiser = tx.update(found.params, state.optimiser, state.params)
+            updates, optimiser = optax.with_extra_args_support(tx).update(
+                found.params, state.optimiser, state.params, value=found.loss, grad=found.params
+            )
         new = State(optax.apply_updates(state.params, updates), found.stats, optimiser)
         going = run.first_nonfinite < 0
         clipped = {name: _telemetry(optimiser, name, x.dtype) for name in _TELEMETRY}
