@@ -50,7 +50,7 @@ class Plan(NamedTuple):
     Attributes:
         size: cells of a group, those that fill up included.
         lanes: cells of a group computed side by side; the others follow.
-        groups: the deepest first within a program.
+        groups: of one kind of network after another, the deepest first.
         programs: compiles that a process makes at most.
         memory: bytes that a device needs.
     """
@@ -170,21 +170,44 @@ def plan(
         )
     if lanes is None:
         lanes = 1 if jax.default_backend() == "cpu" else max(1, budget // most)
-    cells = grid.cells
-    each = len(cells.depth) // (len(grid.variants) * len(grid.depths))
+    each = len(grid.cells.depth) // (len(grid.variants) * len(grid.depths))
     work = flops(grid, max(grid.depths), d_in, classes, examples)
     # as even as it goes, whole lanes
     size = math.ceil(each / math.ceil(each / max(lanes, round(WORK / work), 1)))
     size = min(lanes, size) * math.ceil(size / min(lanes, size))
+    return cut(grid, size, lanes, min(lanes, size) * most)
+
+
+def cut(grid: Grid, size: int, lanes: int = 1, memory: int = 0) -> Plan:
+    """Cut a grid into groups of a given size, as a store has them.
+
+    Which cell stands where depends on the grid and the size alone, so that what another machine computed, or another
+    version of the rule that shares out programs, is read back right.
+
+    Args:
+        grid: the grid.
+        size: cells of a group, those that fill up included.
+        lanes: cells computed side by side, at most size.
+        memory: bytes that a device needs.
+
+    Returns:
+        The plan.
+
+    Raises:
+        ValueError: if size or lanes is no integer >= 1.
+    """
+    for name, value in (("size", size), ("lanes", lanes)):
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
+    bounds, cells = _bounds(grid), grid.cells
     groups = []
     for variant in range(len(grid.variants)):
-        for bound, depths in bounds[variant]:
+        for bound, depths in reversed(bounds[variant]):
             for depth in reversed(depths):
                 found = np.flatnonzero((cells.variant == variant) & (cells.depth == depth))
                 filled = np.pad(found, (0, -len(found) % size), constant_values=-1)
                 groups += [Group(variant, bound, depth, part) for part in filled.reshape(-1, size)]
-    programs = sum(map(len, bounds))
-    return Plan(size, min(lanes, size), tuple(groups), programs, min(lanes, size) * most)
+    return Plan(size, min(lanes, size), tuple(groups), sum(map(len, bounds)), memory)
 
 
 def available() -> int:
