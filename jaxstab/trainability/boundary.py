@@ -76,14 +76,14 @@ def halfway(accuracy: Float[np.ndarray, "..."], chance: float) -> float:
         chance: share right by guessing, one over the number of classes.
 
     Returns:
-        The threshold; NaN where nothing is known.
+        The threshold; NaN where nothing is known, or nothing trains: not even a tenth of the way from chance to 1.
 
     Example:
-        >>> round(halfway(np.array([0.1, 0.5, 0.9]), 0.1), 3)
-        0.5
+        >>> round(halfway(np.array([0.1, 0.5, 0.9]), 0.1), 3), halfway(np.array([0.1, 0.15]), 0.1)
+        (0.5, nan)
     """
-    known = accuracy[np.isfinite(accuracy)]
-    return float((known.max() + chance) / 2) if len(known) else float("nan")
+    best = float(np.max(accuracy, initial=0.0, where=np.isfinite(accuracy)))
+    return (best + chance) / 2 if best - chance >= 0.1 * (1 - chance) else float("nan")
 
 
 def deepest_trainable(
@@ -96,7 +96,7 @@ def deepest_trainable(
     Args:
         accuracy: means over seeds; a NaN is a depth not known, and left out.
         depths: ascending, > 0.
-        threshold: the accuracy that counts as trained, itself included.
+        threshold: the accuracy that counts as trained, itself included; NaN, and nothing is known.
 
     Returns:
         The depths, or bounds.
@@ -109,7 +109,7 @@ def deepest_trainable(
     """
     bounds = np.full((2, accuracy.shape[1]), np.nan)
     for gain, column in enumerate(accuracy.astype(float).T):
-        known = np.isfinite(column)
+        known = np.isfinite(column - threshold)
         log_depth, value = np.log(depths[known]), column[known] - threshold
         trained = np.flatnonzero(value >= -_TIE)
         if len(value) == 0:
@@ -246,7 +246,7 @@ def _censored_mean(found: Boundary, log_xi: Float[np.ndarray, " gain"]) -> tuple
     known = np.isfinite(found.depth)
     y = np.log(found.depth[known]) - log_xi[known]
     count = int(known.sum())
-    if count == 0:
+    if not count:
         return (float("nan"),) * 4
     if count == 1 or np.ptp(y) < _RESOLUTION:
         scatter = float("nan") if count == 1 else 0.0
@@ -263,7 +263,7 @@ def _censored_mean(found: Boundary, log_xi: Float[np.ndarray, " gain"]) -> tuple
     residual = y - location / precision
     ordered = np.sum(residual[1:] * residual[:-1]) / np.sum(residual**2)
     alike = (1 + ordered) / (1 - ordered) if ordered > 0 else 1.0
-    freedom = max(count / alike - 1, 1.0)
+    freedom = max(count / alike - 1, min(2.0, count - 1.0))
     return location / precision, float(unbiased**0.5 / precision), float((variance * alike) ** 0.5), freedom
 
 

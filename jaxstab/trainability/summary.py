@@ -31,13 +31,23 @@ OUTCOMES = ("trained", "below the threshold", "not finite later", "not finite fr
 WINDOW = 10
 # weights of mean-field theory, whose gain is sigma_w
 _UNIT = ("gaussian", "orthogonal", "lecun_normal", "lecun_uniform")
+_TOLD = (
+    "train_accuracy",
+    "train_accuracy_se",
+    "test_accuracy",
+    "test_accuracy_se",
+    "learning_rate",
+    "steps",
+    "steps_se",
+)
 _KIND = ("variant", "sigma_b", "clip", "dropout")
 
 
 def summarise(dataset: xr.Dataset, chance: float) -> xr.Dataset:
     """Summarise trainings over (kind, depth, sigma_w), at every number of updates after which all data were looked at.
 
-    The threshold at each is half-way between chance and the best mean over seeds there is. The boundary is the
+    The threshold at each is half-way between chance and the best mean over seeds there is, NaN before anything
+    trains. The boundary is the
     deepest trainable depth, and n its fit in units of theory's depth scales, on either side of the critical point and
     together. Runs without an end in the store are missing, NaN.
 
@@ -51,7 +61,9 @@ def summarise(dataset: xr.Dataset, chance: float) -> xr.Dataset:
         sigma_w, evaluation): `boundary_low`, `boundary_high`; over (kind, evaluation, scale, side): fields of
         `DepthFit` as `fit_n`, ...; over (kind, depth, sigma_w): `steps`, minibatches until the mean accuracy of 10
         of them reaches the last threshold, `steps_se`, `steps_reached`, the share of seeds that do; over (kind,
-        depth, sigma_w, evaluation, layer): `log_grad_theta` with `_se`; over (kind, outcome): `runs`.
+        depth, sigma_w, layer): `log_grad_theta` with `_se`, at the first look; over (kind, depth): `best_sigma_w`, of
+        the highest training accuracy at the end, and with `best_` before their names the accuracies, learning rate
+        and steps there; over (kind, outcome): `runs`.
 
     Raises:
         ValueError: if chance is not in [0, 1).
@@ -59,7 +71,7 @@ def summarise(dataset: xr.Dataset, chance: float) -> xr.Dataset:
     if not 0 <= chance < 1:
         raise ValueError(f"chance must be in [0, 1), got {chance}")
     grid = Grid.from_json(dataset.attrs["grid"])
-    kinds = dataset.stack(kind=_KIND, create_index=False).drop_vars(_KIND)
+    kinds = dataset.stack(kind=_KIND, create_index=False).drop_vars((*_KIND, "learning_rate"))
     best = tuned(kinds.train_accuracy.transpose("learning_rate", ...))
     learned = kinds.train_accuracy.isel(learning_rate=best)
     tested = kinds.test_accuracy.isel(learning_rate=best)
@@ -69,19 +81,23 @@ def summarise(dataset: xr.Dataset, chance: float) -> xr.Dataset:
     )
     points = _fixed_points(grid)
     last = kinds.isel(learning_rate=best.isel(evaluation=-1, drop=True))
+    gradient = last.log_grad_theta.isel(evaluation=0, drop=True)
+    gradient = gradient.where(np.isfinite(gradient))
     found = {
         "train_accuracy": mean,
         "train_accuracy_se": standard_error(learned),
         "test_accuracy": tested.mean("seed"),
         "test_accuracy_se": standard_error(tested),
-        "learning_rate": kinds.learning_rate[best].drop_vars("learning_rate").where(mean.notnull()),
+        "learning_rate": dataset.learning_rate.drop_vars("learning_rate")[best].where(mean.notnull()),
         "threshold": threshold,
-        "log_grad_theta": _finite(last.log_grad_theta).mean("seed"),
-        "log_grad_theta_se": standard_error(_finite(last.log_grad_theta)),
+        "log_grad_theta": gradient.mean("seed"),
+        "log_grad_theta_se": standard_error(gradient),
     } | {name: (("kind", "sigma_w"), values) for name, values in points.items()}
     whole = xr.Dataset(found).merge(_steps(last.accuracy, float(threshold[-1])))
     whole = whole.merge(_boundaries(learned, threshold, points)).merge(_outcomes(kinds, threshold))
+    whole = whole.merge(_best(whole))
     attributes = {"grid": grid.to_json(), "chance": chance, "done": float(dataset.done.mean())}
+    whole = whole.transpose("kind", "depth", "sigma_w", "evaluation", ..., missing_dims="ignore")
     return whole.assign_coords(kind=list(names(grid))).assign_attrs(dataset.attrs | attributes)
 
 
@@ -109,8 +125,13 @@ def _kinds(grid: Grid) -> list[tuple[Any, ...]]:
     return [tuple(grid.axes[axis][i] for axis, i in zip(_KIND, at, strict=True)) for at in np.ndindex(shape)]
 
 
-def _finite(values: xr.DataArray) -> xr.DataArray:
-    return values.where(np.isfinite(values))
+def _best(whole: xr.Dataset) -> xr.Dataset:
+    """What the gain of the highest training accuracy at the end gives, at every depth."""
+    end = whole[[*_TOLD]].isel(evaluation=-1, drop=True)
+    at = end.train_accuracy.fillna(-np.inf).argmax("sigma_w")
+    best = end.isel(sigma_w=at).reset_coords("sigma_w")
+    best["sigma_w"] = best.sigma_w.where(best.train_accuracy.notnull())
+    return best.rename({name: f"best_{name}" for name in best.data_vars})
 
 
 def _fixed_points(grid: Grid) -> dict[str, np.ndarray]:
