@@ -65,4 +65,5 @@ def section(title: str, caption: str, figure: Figure) -> str:
     # no panel larger than it is in a full row
     width = f"max-width:{90 * figure.get_figwidth():.0f}px"
     image = base64.b64encode(buffer.getvalue()).decode()
-    return f"<h2>{title}</h2><p class=sub>{caption}</p><img alt='{title}' style='{width}' src='data:image/png;base64,{image}'>"
+    source = f"data:image/png;base64,{image}"
+    return f"<h2>{title}</h2><p class=sub>{caption}</p><img alt='{title}' style='{width}' src='{source}'>"

@@ -80,8 +80,10 @@ def accuracy_heat_map(summary: xr.Dataset) -> Figure:
         axis.set_yticks(_depth_ticks(depths), [str(d) for d in _depth_ticks(depths)])
         axis.yaxis.set_minor_locator(NullLocator())
         if axis.get_legend_handles_labels()[0]:
-            place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.08)}
-            axis.legend(fontsize=7.5, frameon=False, handlelength=1.6, borderpad=0, **place)
+            below = (0.5, -0.08)
+            axis.legend(
+                fontsize=7.5, frameon=False, handlelength=1.6, borderpad=0, loc="upper center", bbox_to_anchor=below
+            )
     label_axes(figure, r"weight gain $\sigma_w$", "depth $L$")
     colour_bar(figure, axes, mesh, "training accuracy, mean over seeds", extend="neither")
     return figure

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from jaxstab.report import trained_figures
 from jaxstab.report.document import document, section
 
-_COLOURS = ("#2f6db3", "#9aa3ae", "#e0823d", "#cf5a2c", "#e4e6e9")
+_COLOURS = ("#2f6db3", "#9aa3ae", "#e0823d", "#a23a14", "#bcc2ca")
 _DEPTHS = 6
 
 
