@@ -11,8 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
+from jaxtyping import Array
 
 from jaxstab import theory
+from jaxstab.activations import Activation
+from jaxstab.records import FixedPoint
 from jaxstab.trainability.boundary import (
     DepthFit,
     deepest_trainable,
@@ -134,6 +137,12 @@ def _best(whole: xr.Dataset) -> xr.Dataset:
     return best.rename({name: f"best_{name}" for name in best.data_vars})
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def _fixed_point(activation: str | Activation, sigma_w: Array, sigma_b: Array) -> FixedPoint:
+    """At every gain; a program serves all biases."""
+    return jax.vmap(lambda w: theory.fixed_point(activation, w, sigma_b))(sigma_w)
+
+
 def _fixed_points(grid: Grid) -> dict[str, np.ndarray]:
     """Depth scales and chi_1 of every kind at every gain, [kind, gain]; NaN for networks that theory does not know."""
     kinds, variants = _kinds(grid), {variant.name: variant for variant in grid.variants}
@@ -141,8 +150,8 @@ def _fixed_points(grid: Grid) -> dict[str, np.ndarray]:
 
     @functools.cache
     def of(name: str, sigma_b: float) -> np.ndarray:
-        one: Any = lambda w: theory.fixed_point(variants[name].activation, w, sigma_b)
-        point = jax.device_get(jax.jit(jax.vmap(one))(jnp.asarray(grid.sigma_w, float)))
+        gains = jnp.asarray(grid.sigma_w, float), jnp.asarray(sigma_b, float)
+        point = jax.device_get(_fixed_point(variants[name].activation, *gains))
         return np.array([getattr(point, field) for field in fields], float)
 
     def known(name: str, dropout: float) -> bool:
