@@ -10,13 +10,12 @@ import sys
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from jaxstab import cli, store, theory, trainability
+from jaxstab import cli, store, trainability
 
-PAPER, ANOTHER = 6.0, 4.5  # n of Schoenholz et al. 2017, and of the other code
 SIGMA_B = 0.05**0.5
+CHANCE = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +30,6 @@ class Setting:
     learning_rate: float = 1e-3
     lengths: tuple[int, int] = (100, 300)  # numbers of steps after which accuracy is judged
     seeds: int = 1
-    points: int = 61  # of theory's line
 
     def flags(self, out):
         """The words of `jaxstab train`."""
@@ -44,14 +42,7 @@ class Setting:
 
 
 SMALL = Setting(
-    "digits",
-    (0.3, 0.6, 1, 1.7, 3, 4),
-    (4, 8, 14, 24),
-    width=32,
-    batch=32,
-    learning_rate=0.01,
-    lengths=(40, 120),
-    points=7,
+    "digits", (0.7, 0.85, 1, 1.7, 4, 5, 6), (4, 8, 14, 24), width=32, batch=32, learning_rate=0.01, lengths=(40, 120)
 )
 FULL = Setting(
     variances=tuple(np.linspace(1, 4, 90).round(6).tolist()),
@@ -61,50 +52,40 @@ FULL = Setting(
 )
 
 
-def predicted(variances):
-    """Theory's correlation depth scale, for drawing its line finely."""
-    points = jax.jit(jax.vmap(lambda w: theory.fixed_point("tanh", w, SIGMA_B)))(
-        jnp.sqrt(jnp.asarray(variances, float))
-    )
-    return np.asarray(points.xi_c)
-
-
 def numbers(summary, look):
-    """What the fits say at one training length, and how many depth scales train at each gain."""
+    """What the fits say at one training length."""
     at = summary.isel(kind=0, evaluation=look)
     table = {"steps": int(at.evaluation), "threshold": float(at.threshold), "best": float(at.train_accuracy.max())}
     for scale in trainability.SCALES:
         for side in trainability.SIDES:
             fit = at.sel(scale=scale, side=side)
-            table[f"{scale}, {side}"] = {name: float(fit[f"fit_{name}"]) for name in trainability.DepthFit._fields}
+            values = {name: float(fit[f"fit_{name}"]) for name in trainability.DepthFit._fields}
+            table[f"{scale}, {side}"] = {name: x if np.isfinite(x) else None for name, x in values.items()}
     return table
 
 
-def measure(summary, points):
+def measure(summary):
     """Arrays of the figure, and the numbers that expected.toml bounds."""
     first, last = (numbers(summary, look) for look in (0, -1))
     accuracy = summary.train_accuracy.isel(kind=0).transpose("evaluation", "depth", "sigma_w").values
-    fine = np.linspace(summary.sigma_w.values[0] ** 2, summary.sigma_w.values[-1] ** 2, points)
     bounds = {
         name: summary[f"boundary_{name}"].isel(kind=0).transpose("evaluation", "sigma_w").values
         for name in ("low", "high")
     }
     arrays = {
         "accuracy": accuracy, "depths": summary.depth.values, "variances": summary.sigma_w.values**2,
-        "fine": fine, "xi_c": predicted(fine), **bounds,
+        "xi_c": summary.xi_c.values[0], **bounds,
     }  # fmt: skip
-    fit = last["xi_c, both"]
-    deepest = accuracy[-1, -1]
+    fits = [look["xi_c, both"] for look in (first, last)]
+    share = (accuracy - CHANCE) / (last["best"] - CHANCE)  # of the best, above chance
     return arrays, {
-        "n": fit["n"],
-        "n_r_squared": fit["r_squared"],
-        "n_scatter": fit["scatter"],
-        "n_exponent": fit["exponent"],
-        "n_growth": fit["n"] / first["xi_c, both"]["n"],
-        "n_uncertainty": np.log(fit["high"] / fit["low"]) / 2,
-        "scatter_of_the_gradients_scale": last["xi_grad, both"]["scatter"] / fit["scatter"],
-        "deepest_at_its_best": float((deepest.max() - 0.1) / (last["best"] - 0.1)),
-        "deepest_at_the_ends": float((max(deepest[0], deepest[-1]) - 0.1) / (last["best"] - 0.1)),
+        "n": fits[1]["n"],
+        "n_growth": fits[1]["n"] / fits[0]["n"],
+        "n_r_squared": fits[1]["r_squared"],
+        "n_exponent": fits[1]["exponent"],
+        "gradients_scatter": last["xi_grad, both"]["scatter"] / fits[1]["scatter"],
+        "deepest_at_its_best": float(share[-1, -1].max()),
+        "deepest_at_the_ends": float(max(share[-1, -1, 0], share[-1, -1, -1])),
         "fits": [first, last],
     }
 
@@ -122,8 +103,7 @@ def main(argv=None):
     if code:
         sys.exit(code)
     with jax.enable_x64(True):
-        summary = trainability.summarise(trainability.restored(store.load_groups(place)), chance=0.1)
-        arrays, measured = measure(summary, setting.points)
+        arrays, measured = measure(trainability.summarise(trainability.restored(store.load_groups(place)), CHANCE))
     np.savez_compressed(arguments.out / "result.npz", **arrays)
     whole = measured | {"setting": dataclasses.asdict(setting)}
     (arguments.out / "measured.json").write_text(json.dumps(whole, indent=1) + "\n")
