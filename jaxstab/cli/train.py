@@ -189,7 +189,12 @@ def _settings(grid: trainability.Grid, plan: trainability.Plan, data: trainabili
     return {
         "grid": json.loads(grid.to_json()),
         "plan": {"size": plan.size, "lanes": plan.lanes, "programs": plan.programs},
-        "data": {"train": data.train.sha256, "test": data.test.sha256, "name": data.train.name},
+        "data": {
+            "train": data.train.sha256,
+            "test": data.test.sha256,
+            "name": data.train.name,
+            "classes": data.classes,
+        },
         "platform": jax.default_backend(),
         "code": store.code_version(),
     }

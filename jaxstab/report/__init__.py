@@ -1,5 +1,6 @@
-"""Figures and the report page of a survey; the only rooms that draw."""
+"""Figures and report pages; the only rooms that draw."""
 
 from jaxstab.report.page import write
+from jaxstab.report.trained_page import write_trained
 
-__all__ = ["write"]
+__all__ = ["write", "write_trained"]

@@ -1,63 +1,36 @@
 """The figures of a survey: functions of the dataset that return a matplotlib figure, for papers and notebooks too."""
 
 import json
-from typing import Literal
 
 import numpy as np
 import xarray as xr
-from matplotlib.axes import Axes
-from matplotlib.collections import QuadMesh
 from matplotlib.colors import LinearSegmentedColormap, TwoSlopeNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
+from jaxstab.report.panels import (
+    COLUMNS,
+    GAINS,
+    INK,
+    MUTED,
+    colour_bar,
+    edges,
+    gain_legend,
+    label_axes,
+    panels,
+    power_of_ten,
+)
+
 VANISH, CRITICAL, EXPLODE, UNDEFINED = "#2f6db3", "#6f7782", "#cf5a2c", "#c9ced6"
 COLOURS = {"vanish": VANISH, "critical": CRITICAL, "explode": EXPLODE, "undefined": UNDEFINED}
 _DIVERGING = LinearSegmentedColormap.from_list("gradient", ["#174a84", VANISH, "#f4f3f0", EXPLODE, "#8c2f0f"])
-_GAINS = LinearSegmentedColormap.from_list("gain", ["#2f6db3", "#7a5fa8", "#c2528b", "#e0823d"])
-_INK, _MUTED = "#1f2630", "#5c6672"
-_COLUMNS = 4
 N_XI = 6
-
-
-def _panels(
-    dataset: xr.Dataset, height: float, share: Literal["all", "none"] = "none"
-) -> tuple[Figure, list[tuple[str, Axes]]]:
-    """One panel per activation, up to four in a row."""
-    names = dataset.activation.values.tolist()
-    columns = min(_COLUMNS, len(names))
-    rows = -(-len(names) // columns)
-    figure = Figure(figsize=(3.1 * columns + 0.8, height * rows + 0.3), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False, sharex=share, sharey=share).ravel()
-    for axis in axes[len(names) :]:
-        axis.set_visible(False)
-    for name, axis in zip(names, axes[: len(names)], strict=True):
-        axis.set_title(name, loc="left", fontsize=10.5, color=_INK, fontweight="bold")
-        axis.tick_params(labelsize=8, colors=_MUTED)
-        for side in ("top", "right"):
-            axis.spines[side].set_visible(False)
-    return figure, list(zip(names, axes[: len(names)], strict=True))
-
-
-def _label(figure: Figure, x: str, y: str) -> None:
-    figure.supxlabel(x, fontsize=9.5, color=_INK)
-    figure.supylabel(y, fontsize=9.5, color=_INK)
-
-
-def _colour_bar(figure: Figure, axes: list[tuple[str, Axes]], mesh: QuadMesh, label: str) -> None:
-    bar = figure.colorbar(mesh, ax=[axis for _, axis in axes], pad=0.01, aspect=30, extend="both")
-    bar.set_label(label, fontsize=9, color=_INK)
-    bar.ax.tick_params(labelsize=8, colors=_MUTED)
 
 
 def _symmetric(values: np.ndarray, least: float) -> TwoSlopeNorm:
     finite = np.abs(values[np.isfinite(values)])
     reach = max(least, float(np.quantile(finite, 0.98)) if len(finite) else least)
     return TwoSlopeNorm(0.0, -reach, reach)
-
-
-def _power_of_ten(value: float, _: int) -> str:
-    return f"$10^{{{value:.0f}}}$"
 
 
 def _shown_gains(dataset: xr.Dataset, name: str, count: int = 5) -> np.ndarray:
@@ -73,17 +46,6 @@ def _shown_gains(dataset: xr.Dataset, name: str, count: int = 5) -> np.ndarray:
     return gains[np.unique(spread)]
 
 
-def _gain_legend(axis: Axes) -> None:
-    """The gains of a panel's curves, in one row between its title and its frame."""
-    axis.set_title(axis.get_title(loc="left"), loc="left", fontsize=10.5, color=_INK, fontweight="bold", pad=19)
-    handles, labels = axis.get_legend_handles_labels()
-    labels[0] = rf"$\sigma_w$ = {labels[0]}"
-    axis.legend(
-        handles, labels, ncols=len(labels), fontsize=7.5, frameon=False, loc="lower left", bbox_to_anchor=(-0.02, 0.98),
-        handletextpad=0.05, columnspacing=0.7, borderpad=0.1, handlelength=1.2,
-    )  # fmt: skip
-
-
 def phase_diagram(dataset: xr.Dataset) -> Figure:
     """ln chi_1 over (sigma_w, sigma_b), the critical line, and the measured verdicts at the sweep's sigma_b.
 
@@ -93,7 +55,7 @@ def phase_diagram(dataset: xr.Dataset) -> Figure:
     Returns:
         The figure.
     """
-    figure, axes = _panels(dataset, 2.7, share="all")
+    figure, axes = panels(dataset.activation.values.tolist(), 2.7, share="all")
     log_chi = np.log(dataset.phase_chi_1)
     norm = _symmetric(log_chi.values, 1.0)
     sigma_b = json.loads(dataset.attrs["grid"])["sigma_b"]
@@ -103,7 +65,7 @@ def phase_diagram(dataset: xr.Dataset) -> Figure:
             chi.phase_sigma_w, chi.phase_sigma_b, chi, cmap=_DIVERGING, norm=norm, shading="nearest", rasterized=True
         )
         line = dataset.critical_sigma_w.sel(activation=name)
-        axis.plot(line, line.phase_sigma_b, color=_INK, lw=1.8)
+        axis.plot(line, line.phase_sigma_b, color=INK, lw=1.8)
         verdicts = dataset.verdict.sel(activation=name)
         axis.scatter(
             verdicts.sigma_w, [sigma_b] * verdicts.size, s=17, c=[COLOURS[v] for v in verdicts.values],
@@ -111,8 +73,8 @@ def phase_diagram(dataset: xr.Dataset) -> Figure:
         )  # fmt: skip
         axis.set_xlim(float(chi.phase_sigma_w.min()), float(chi.phase_sigma_w.max()))
         axis.set_ylim(0, float(chi.phase_sigma_b.max()))
-    _label(figure, r"weight gain $\sigma_w$", r"bias $\sigma_b$")
-    _colour_bar(figure, axes, mesh, r"predicted $\ln\chi_1$")
+    label_axes(figure, r"weight gain $\sigma_w$", r"bias $\sigma_b$")
+    colour_bar(figure, axes, mesh, r"predicted $\ln\chi_1$")
     return figure
 
 
@@ -125,14 +87,14 @@ def gradient_norms(dataset: xr.Dataset) -> Figure:
     Returns:
         The figure.
     """
-    figure, axes = _panels(dataset, 2.9)
+    figure, axes = panels(dataset.activation.values.tolist(), 2.9)
     gains = dataset.sigma_w.values
     scale = np.ptp(gains) or 1.0
     every = max(1, dataset.layer.size // 13)
     for name, axis in axes:
         of = dataset.sel(activation=name)
         for gain in _shown_gains(dataset, name):
-            colour = _GAINS((gain - gains[0]) / scale)
+            colour = GAINS((gain - gains[0]) / scale)
             cell = of.sel(sigma_w=gain)
             axis.plot(cell.layer, cell.predicted_gradient_profile / np.log(10), color=colour, lw=1.3, zorder=1)
             points = cell.isel(layer=slice(None, None, every))
@@ -141,11 +103,11 @@ def gradient_norms(dataset: xr.Dataset) -> Figure:
                 fmt="o", ms=3.2, mfc="white", mec=colour, ecolor=colour, mew=1.1, elinewidth=1.0, zorder=2,
                 label=f"{gain:.2f}",
             )  # fmt: skip
-        axis.axhline(0, color=_MUTED, lw=0.6, zorder=0)
+        axis.axhline(0, color=MUTED, lw=0.6, zorder=0)
         axis.yaxis.set_major_locator(MaxNLocator(6, integer=True))
-        axis.yaxis.set_major_formatter(FuncFormatter(_power_of_ten))
-        _gain_legend(axis)
-    _label(figure, "layer $l$", r"$|dL/dh_l|\;/\;|dL/dh_L|$")
+        axis.yaxis.set_major_formatter(FuncFormatter(power_of_ten))
+        gain_legend(axis)
+    label_axes(figure, "layer $l$", r"$|dL/dh_l|\;/\;|dL/dh_L|$")
     return figure
 
 
@@ -159,7 +121,7 @@ def forward_signal(dataset: xr.Dataset) -> Figure:
         The figure.
     """
     names = dataset.activation.values.tolist()
-    columns = min(_COLUMNS, len(names))
+    columns = min(COLUMNS, len(names))
     figure = Figure(figsize=(3.1 * columns + 0.8, 4.6 * -(-len(names) // columns)), layout="constrained")
     axes = figure.subplots(2 * -(-len(names) // columns), columns, squeeze=False, sharex="all")
     for axis in axes.ravel():
@@ -172,32 +134,24 @@ def forward_signal(dataset: xr.Dataset) -> Figure:
             axis = axes[2 * (i // columns) + row, i % columns]
             axis.set_visible(True)
             for gain in _shown_gains(dataset, name):
-                cell, colour = of.sel(sigma_w=gain), _GAINS((gain - gains[0]) / scale)
+                cell, colour = of.sel(sigma_w=gain), GAINS((gain - gains[0]) / scale)
                 axis.plot(cell.layer, cell[f"predicted_{field}"] / factor, color=colour, lw=1.3, zorder=1)
                 points = cell[field].mean(("seed", "input")).isel(layer=slice(None, None, every)) / factor
                 axis.plot(points.layer, points, "o", ms=3.2, mfc="white", mec=colour, mew=1.1, label=f"{gain:.2f}")
             if field == "log_q":
-                axis.set_title(name, loc="left", fontsize=10.5, color=_INK, fontweight="bold")
+                axis.set_title(name, loc="left", fontsize=10.5, color=INK, fontweight="bold")
                 axis.yaxis.set_major_locator(MaxNLocator(5, integer=True))
-                axis.yaxis.set_major_formatter(FuncFormatter(_power_of_ten))
-                _gain_legend(axis)
+                axis.yaxis.set_major_formatter(FuncFormatter(power_of_ten))
+                gain_legend(axis)
             else:
                 axis.set_ylim(-0.05, 1.05)
             if i % columns == 0:
-                axis.set_ylabel(label, fontsize=10, color=_INK)
-            axis.tick_params(labelsize=8, colors=_MUTED)
+                axis.set_ylabel(label, fontsize=10, color=INK)
+            axis.tick_params(labelsize=8, colors=MUTED)
             for side in ("top", "right"):
                 axis.spines[side].set_visible(False)
-    figure.supxlabel("layer $l$", fontsize=9.5, color=_INK)
+    figure.supxlabel("layer $l$", fontsize=9.5, color=INK)
     return figure
-
-
-def _edges(values: np.ndarray) -> np.ndarray:
-    """Boundaries half-way between neighbours, for cells drawn around values."""
-    if len(values) < 2:
-        return np.array([values[0] - 0.5, values[0] + 0.5])
-    middle = (values[1:] + values[:-1]) / 2
-    return np.concatenate([[1.5 * values[0] - 0.5 * values[1]], middle, [1.5 * values[-1] - 0.5 * values[-2]]])
 
 
 def gradient_heat_map(dataset: xr.Dataset) -> Figure:
@@ -209,25 +163,25 @@ def gradient_heat_map(dataset: xr.Dataset) -> Figure:
     Returns:
         The figure.
     """
-    figure, axes = _panels(dataset, 2.9, share="all")
+    figure, axes = panels(dataset.activation.values.tolist(), 2.9, share="all")
     norm = _symmetric(dataset.gradient_ratio.values, 3.0)
     depths, gains = np.log2(dataset.depth.values), dataset.sigma_w.values
     for name, axis in axes:
         of = dataset.sel(activation=name)
         ratio = of.gradient_ratio.transpose("depth", "sigma_w").values
-        mesh = axis.pcolormesh(_edges(gains), _edges(depths), ratio, cmap=_DIVERGING, norm=norm, rasterized=True)
+        mesh = axis.pcolormesh(edges(gains), edges(depths), ratio, cmap=_DIVERGING, norm=norm, rasterized=True)
         for field, style, label in (("xi_c", "--", r"\xi_c"), ("xi_grad", "-", r"\xi_\nabla")):
             scale = of[f"fixed_point_{field}"].values
             with np.errstate(divide="ignore"):
                 line = np.log2(N_XI * np.where(np.isfinite(scale) & (scale > 0), scale, np.nan))
-            axis.plot(gains, line, style, color=_INK, lw=1.5, label=f"${N_XI}{label}$")
-        axis.set_ylim(_edges(depths)[0], _edges(depths)[-1])
-        axis.set_xlim(_edges(gains)[0], _edges(gains)[-1])
+            axis.plot(gains, line, style, color=INK, lw=1.5, label=f"${N_XI}{label}$")
+        axis.set_ylim(edges(depths)[0], edges(depths)[-1])
+        axis.set_xlim(edges(gains)[0], edges(gains)[-1])
         axis.set_yticks(depths, [str(d) for d in dataset.depth.values])
         axis.yaxis.set_minor_locator(NullLocator())
     axes[0][1].legend(fontsize=8, frameon=True, framealpha=0.85, edgecolor="none", loc="lower right")
-    _label(figure, r"weight gain $\sigma_w$", "depth $L$")
-    _colour_bar(figure, axes, mesh, r"$\ln\,|dL/dh_0|\,/\,|dL/dh_L|$")
+    label_axes(figure, r"weight gain $\sigma_w$", "depth $L$")
+    colour_bar(figure, axes, mesh, r"$\ln\,|dL/dh_0|\,/\,|dL/dh_L|$")
     return figure
 
 
@@ -240,14 +194,14 @@ def singular_values(dataset: xr.Dataset) -> Figure:
     Returns:
         The figure.
     """
-    figure, axes = _panels(dataset, 3.0)
+    figure, axes = panels(dataset.activation.values.tolist(), 3.0)
     depths = np.log2(dataset.depth.values)
     gains = dataset.sigma_w.values
     scale = np.ptp(gains) or 1.0
     for name, axis in axes:
         shown = _shown_gains(dataset, name, 3)
         for offset, gain in zip(np.linspace(-0.24, 0.24, len(shown)) if len(shown) > 1 else [0.0], shown, strict=True):
-            cell, colour = dataset.sel(activation=name, sigma_w=gain), _GAINS((gain - gains[0]) / scale)
+            cell, colour = dataset.sel(activation=name, sigma_w=gain), GAINS((gain - gains[0]) / scale)
             low, lower, middle, upper, high, top = (cell.log_s_quantile.values / np.log(10)).T
             at = depths + offset
             axis.vlines(at, low, high, color=colour, lw=1.2)
@@ -255,10 +209,10 @@ def singular_values(dataset: xr.Dataset) -> Figure:
             axis.plot(at, middle, "o", ms=3.4, mfc="white", mec=colour, mew=1.1, label=f"{gain:.2f}")
             axis.plot(at, top, "_", ms=6, color=colour, mew=1.4)
             axis.plot(at, cell.predicted_log_mean_square / 2 / np.log(10), ":", color=colour, lw=1.4, zorder=0)
-        axis.axhline(0, color=_MUTED, lw=0.6, zorder=0)
+        axis.axhline(0, color=MUTED, lw=0.6, zorder=0)
         axis.set_xticks(depths, [str(d) for d in dataset.depth.values])
         axis.yaxis.set_major_locator(MaxNLocator(6, integer=True))
-        axis.yaxis.set_major_formatter(FuncFormatter(_power_of_ten))
-        _gain_legend(axis)
-    _label(figure, "depth $L$", r"singular values of $dh_L/dx$")
+        axis.yaxis.set_major_formatter(FuncFormatter(power_of_ten))
+        gain_legend(axis)
+    label_axes(figure, "depth $L$", r"singular values of $dh_L/dx$")
     return figure

@@ -1,8 +1,6 @@
 """The report page: one self-contained HTML file. Draws what a survey holds; computes nothing."""
 
-import base64
 import html
-import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +10,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from jaxstab.report import figures
+from jaxstab.report.document import document, section
 from jaxstab.report.figures import COLOURS, N_XI
 from jaxstab.verdicts import regions
 
@@ -51,22 +50,6 @@ _SECTIONS: tuple[tuple[str, Callable[[xr.Dataset], Figure], str], ...] = (
     ),
 )
 
-_STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;color:#1f2630;background:#fbfbfa;
-margin:0 auto;max-width:1180px;padding:28px 24px 60px}
-h1{font-size:25px;margin:0 0 2px} h2{font-size:18px;margin:38px 0 4px} p{margin:4px 0 10px;max-width:80ch}
-.sub{color:#5c6672} img{width:100%;height:auto;display:block;background:#fff;border:1px solid #e4e6e9;border-radius:6px}
-table{border-collapse:collapse;margin:14px 0;font-variant-numeric:tabular-nums;width:100%}
-th{font-weight:600;text-align:left;color:#5c6672;font-size:13px;vertical-align:bottom}
-td,th{padding:6px 14px 6px 0;border-bottom:1px solid #e4e6e9}
-.bar{display:flex;height:22px;min-width:330px;border-radius:4px;overflow:hidden}
-.bar span{color:#fff;min-width:34px;font-size:11.5px;
-line-height:22px;text-align:center;overflow:hidden;white-space:nowrap}
-dl{display:grid;grid-template-columns:max-content 1fr;gap:2px 18px;font-size:13px;color:#5c6672}
-dd{margin:0;overflow-wrap:anywhere}
-.key{display:inline-block;width:11px;height:11px;border-radius:3px;margin:0 5px 0 12px}
-"""
-
 
 def write(dataset: xr.Dataset, path: str | Path) -> Path:
     """Write the report page of a survey, all figures inside.
@@ -94,28 +77,11 @@ def write(dataset: xr.Dataset, path: str | Path) -> Path:
         f"&sigma;<sub>b</sub> = {grid['sigma_b']:.4g}, {grid['seeds']} seeds, {grid['inputs']} inputs each of mean "
         f"square 1, {grid['weights']} weights, {grid['dtype']}"
     )
-    sections = "".join(
-        f"<h2>{title}</h2><p class=sub>{caption}</p>{_image(draw(dataset), title)}"
-        for title, draw, caption in _SECTIONS
-    )
-    details = "".join(
-        f"<dt>{html.escape(key)}</dt><dd>{html.escape(str(value))}</dd>" for key, value in dataset.attrs.items()
-    )
-    page = (
-        f"<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
-        f"<title>jaxstab: will signal and gradient survive this depth?</title><style>{_STYLE}</style>"
-        f"<h1>Will signal and gradient survive this depth?</h1><p class=sub>{settings}</p>{_table(dataset)}"
-        f"{sections}<h2>Provenance</h2><dl>{details}</dl></html>"
-    )
+    sections = "".join(section(title, caption, draw(dataset)) for title, draw, caption in _SECTIONS)
+    page = document("Will signal and gradient survive this depth?", settings, _table(dataset) + sections, dataset.attrs)
     path = Path(path)
     path.write_text(page, encoding="utf-8")
     return path
-
-
-def _image(figure: Figure, title: str) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=140, facecolor="white")
-    return f"<img alt='{title}' src='data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}'>"
 
 
 def _number(value: float, where: str = "") -> str:

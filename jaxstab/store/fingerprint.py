@@ -10,7 +10,10 @@ from typing import Any
 import numpy as np
 
 # what may change between two runs without changing a number
-_NUMBERLESS = ("cli", "datasets.py", "survey.py", "verdicts.py", "report", "store")
+_NUMBERLESS = (
+    "cli", "datasets.py", "survey.py", "verdicts.py", "report", "store",
+    "trainability/boundary.py", "trainability/summary.py",
+)  # fmt: skip
 _PACKAGES = ("jaxstab", "jax", "jaxlib", "flax", "optax", "numpy")
 # differences named in one line
 _SHOWN = 6
@@ -34,7 +37,7 @@ def code_version() -> dict[str, Any]:
     sources = {
         path.as_posix(): hashlib.sha256((root / path).read_bytes()).hexdigest()[:12]
         for path in files
-        if path.parts[0] not in _NUMBERLESS
+        if not {path.parts[0], path.as_posix()} & {*_NUMBERLESS}
     }
     return {name: importlib.metadata.version(name) for name in _PACKAGES} | {"sources": sources}
 

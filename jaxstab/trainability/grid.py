@@ -5,7 +5,7 @@ import itertools
 import json
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import optax
@@ -220,3 +220,32 @@ class Grid:
         settings = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         clips = ["inf" if math.isinf(clip) else clip for clip in self.clips]
         return json.dumps(settings | {"variants": kinds, "clips": clips})
+
+    @classmethod
+    def from_json(cls, text: str) -> "Grid":
+        """The grid that `to_json` wrote, exactly; activations by name.
+
+        Args:
+            text: what it wrote.
+
+        Returns:
+            The grid.
+
+        Raises:
+            ValueError: if it is no such text, or an activation is not a built-in one.
+
+        Example:
+            >>> grid = Grid((Variant("selu", "selu"),), clips=(1.0, math.inf))
+            >>> Grid.from_json(grid.to_json()) == grid
+            True
+        """
+        try:
+            settings = json.loads(text)
+            variants = tuple(Variant(**kind) for kind in settings["variants"])
+            values: dict[str, Any] = {
+                key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()
+            }
+            clips = tuple(float(clip) for clip in values["clips"])
+            return cls(**values | {"variants": variants, "clips": clips})
+        except (TypeError, KeyError, AttributeError, ValueError) as error:
+            raise ValueError(f"no grid of trainings: {error}") from error

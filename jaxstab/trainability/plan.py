@@ -51,7 +51,7 @@ class Plan(NamedTuple):
     Attributes:
         size: cells of a group, those that fill up included.
         lanes: cells of a group computed side by side; the others follow.
-        groups: the deepest first within a program.
+        groups: of one kind of network after another, the deepest first.
         programs: compiles that a process makes at most.
         memory: bytes that a device needs.
     """
@@ -177,27 +177,35 @@ def plan(grid: Grid, data: Split, budget: int | None = None, lanes: int | None =
     return cut(grid, lanes * math.ceil(size / lanes), lanes, lanes * most)
 
 
-def cut(grid: Grid, size: int, lanes: int, memory: int) -> Plan:
-    """The plan of given sizes, such as a store holds.
+def cut(grid: Grid, size: int, lanes: int = 1, memory: int = 0) -> Plan:
+    """Cut a grid into groups of a given size, as a store has them.
+
+    Which cell stands where depends on the grid and the size alone, so that what another machine computed, or another
+    version of the rule that shares out programs, is read back right.
 
     Args:
         grid: the grid.
-        size: cells of a group.
-        lanes: cells computed side by side.
+        size: cells of a group, those that fill up included.
+        lanes: cells computed side by side, at most size.
         memory: bytes that a device needs.
 
     Returns:
         The plan.
+
+    Raises:
+        ValueError: if size or lanes is no integer >= 1.
     """
+    for name, value in (("size", size), ("lanes", lanes)):
+        check_count(name, value, 1)
     cells, groups, programs = grid.cells, [], 0
     for variant, bounds in enumerate(_bounds(grid)):
-        for bound, depths in bounds:
+        for bound, depths in reversed(bounds):
             programs += 1
             for depth in reversed(depths):
                 found = np.flatnonzero((cells.variant == variant) & (cells.depth == depth))
                 filled = np.pad(found, (0, -len(found) % size), constant_values=-1)
                 groups += [Group(variant, bound, depth, part) for part in filled.reshape(-1, size)]
-    return Plan(size, lanes, tuple(groups), programs, memory)
+    return Plan(size, min(lanes, size), tuple(groups), programs, memory)
 
 
 def available() -> int:

@@ -4,6 +4,7 @@ Depth, gains, learning rate, clip threshold, dropout and seed are traced: a prog
 whose depth it is made for. Groups of different depths may run side by side, each device loops as far as its own.
 """
 
+import json
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,7 +23,7 @@ from jaxstab import networks, training
 from jaxstab.records import Training, dimensions
 from jaxstab.sweeps import usable_devices
 from jaxstab.trainability.grid import AXES, Cells, Grid, Split
-from jaxstab.trainability.plan import Group, Plan
+from jaxstab.trainability.plan import Group, Plan, cut
 from jaxstab.training import Examples
 
 # programs compiled at the same time, each in a thread
@@ -260,3 +261,32 @@ def labelled(grid: Grid, plan: Plan, rows: Mapping[str, np.ndarray], done: np.nd
     inside = {"evaluation": looks, "step": np.arange(grid.steps), "layer": np.arange(max(grid.depths) + 1)}
     coordinates = {axis: list(values) for axis, values in grid.axes.items()}
     return xr.Dataset(found).assign_coords(coordinates | inside).assign_attrs(grid=grid.to_json())
+
+
+def restored(rows: xr.Dataset) -> xr.Dataset:
+    """What a store of groups knows, over the axes of its grid, from the store alone.
+
+    The plan is the one by which the store was written, on whatever machine that was.
+
+    Args:
+        rows: fields and `done` over row, and as attributes the settings: `grid`, `plan`, and `data`, as
+            `store.load_groups` gives them.
+
+    Returns:
+        `labelled`, the settings among its attributes.
+
+    Raises:
+        ValueError: if these are not the rows of a grid of trainings.
+    """
+    try:
+        grid = Grid.from_json(json.dumps(rows.attrs["grid"]))
+        plan = cut(grid, rows.attrs["plan"]["size"], rows.attrs["plan"]["lanes"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"no store of trainings: its settings lack {error}") from error
+    wanted = {name: (len(plan.groups) * plan.size, *field.shape) for name, field in fields(grid).items()}
+    wrong = [name for name, shape in wanted.items() if name not in rows or rows[name].shape != shape]
+    if wrong or "done" not in rows:
+        raise ValueError(f"no store of trainings: {', '.join(wrong) or 'done'} not as its grid would have it")
+    arrays = {name: rows[name].values for name in wanted}
+    whole = labelled(grid, plan, arrays, rows.done.values[:: plan.size])
+    return whole.assign_attrs({name: json.dumps(value) for name, value in rows.attrs.items()})

@@ -1,0 +1,116 @@
+"""How deep do tanh networks train, in units of theory's depth scale? python run.py [--small | --full] [--out DIR].
+
+Networks are trained into a store, DIR/trained.zarr: a run that is stopped goes on where it was.
+"""
+
+import argparse
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from jaxstab import cli, store, trainability
+
+SIGMA_B = 0.05**0.5
+CHANCE = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """Sizes of the experiment."""
+
+    data: str = "mnist-5k"
+    variances: tuple[float, ...] = (1, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.75, 2, 2.2, 2.5, 2.8, 3.1, 3.4, 3.7, 4)
+    depths: tuple[int, ...] = (10, 14, 20, 28, 40, 56, 75, 100)
+    width: int = 300
+    batch: int = 64
+    learning_rate: float = 1e-3
+    lengths: tuple[int, int] = (100, 300)  # numbers of steps after which accuracy is judged
+    seeds: int = 1
+
+    def flags(self, out):
+        """The words of `jaxstab train`."""
+        settings = {
+            "out": [out], "data": [self.data], "depths": self.depths, "sigma-w": np.sqrt(self.variances).tolist(),
+            "sigma-b": [SIGMA_B], "learning-rates": [self.learning_rate], "width": [self.width],
+            "batch": [self.batch], "steps": [self.lengths[1]], "evaluate": [self.lengths[0]], "seeds": [self.seeds],
+        }  # fmt: skip
+        return ["train", *(word for name, values in settings.items() for word in (f"--{name}", *map(str, values)))]
+
+
+SMALL = Setting(
+    "digits", (0.7, 0.85, 1, 1.7, 4, 5, 6), (4, 8, 14, 24), width=32, batch=32, learning_rate=0.01, lengths=(40, 120)
+)
+FULL = Setting(
+    variances=tuple(np.linspace(1, 4, 90).round(6).tolist()),
+    depths=tuple(range(10, 101)),
+    batch=256,
+    lengths=(100, 200),
+)
+
+
+def numbers(summary, look):
+    """What the fits say at one training length."""
+    at = summary.isel(kind=0, evaluation=look)
+    table = {"steps": int(at.evaluation), "threshold": float(at.threshold), "best": float(at.train_accuracy.max())}
+    for scale in trainability.SCALES:
+        for side in trainability.SIDES:
+            fit = at.sel(scale=scale, side=side)
+            values = {name: float(fit[f"fit_{name}"]) for name in trainability.DepthFit._fields}
+            table[f"{scale}, {side}"] = {name: x if np.isfinite(x) else None for name, x in values.items()}
+    return table
+
+
+def measure(summary):
+    """Arrays of the figure, and the numbers that expected.toml bounds."""
+    first, last = (numbers(summary, look) for look in (0, -1))
+    accuracy = summary.train_accuracy.isel(kind=0).transpose("evaluation", "depth", "sigma_w").values
+    bounds = {
+        name: summary[f"boundary_{name}"].isel(kind=0).transpose("evaluation", "sigma_w").values
+        for name in ("low", "high")
+    }
+    arrays = {
+        "accuracy": accuracy, "depths": summary.depth.values, "variances": summary.sigma_w.values**2,
+        "xi_c": summary.xi_c.values[0], **bounds,
+    }  # fmt: skip
+    fits = [look["xi_c, both"] for look in (first, last)]
+    share = (accuracy - CHANCE) / (last["best"] - CHANCE)  # of the best, above chance
+    return arrays, {
+        "n": fits[1]["n"],
+        "n_growth": fits[1]["n"] / fits[0]["n"],
+        "n_r_squared": fits[1]["r_squared"],
+        "n_exponent": fits[1]["exponent"],
+        "gradients_scatter": last["xi_grad, both"]["scatter"] / fits[1]["scatter"],
+        "deepest_at_its_best": float(share[-1, -1].max()),
+        "deepest_at_the_ends": float(max(share[-1, -1, 0], share[-1, -1, -1])),
+        "fits": [first, last],
+    }
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--small", action="store_true", help="only shows that it runs")
+    size.add_argument("--full", action="store_true", help="as in the paper: 8,190 networks")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parents[2] / "runs" / Path(__file__).parent.name)
+    arguments = parser.parse_args(argv)
+    setting = SMALL if arguments.small else FULL if arguments.full else Setting()
+    place = arguments.out / "trained.zarr"
+    code = cli.main(setting.flags(place))
+    if code:
+        sys.exit(code)
+    with jax.enable_x64(True):
+        arrays, measured = measure(trainability.summarise(trainability.restored(store.load_groups(place)), CHANCE))
+    np.savez_compressed(arguments.out / "result.npz", **arrays)
+    whole = measured | {"setting": dataclasses.asdict(setting)}
+    (arguments.out / "measured.json").write_text(json.dumps(whole, indent=1) + "\n")
+    for name, value in measured.items():
+        if isinstance(value, float):
+            print(f"{name:32} {value:.4g}")
+
+
+if __name__ == "__main__":
+    main()

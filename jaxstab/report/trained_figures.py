@@ -1,0 +1,175 @@
+"""The figures of trainings: functions of their summary that return a matplotlib figure, for papers too."""
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+
+from jaxstab.report.panels import (
+    GAINS,
+    INK,
+    colour_bar,
+    edges,
+    gain_legend,
+    label_axes,
+    panels,
+    power_of_ten,
+    title,
+)
+
+# panels of one figure
+MOST = 12
+_ACCURACY = LinearSegmentedColormap.from_list("accuracy", ["#20242b", "#2f4f7f", "#4f8fc0", "#f0b060", "#fdf3d8"])
+_NOTHING = "#e9eaec"
+_LINES = {"xi_c": ("-", r"\xi_c"), "xi_grad": ("--", r"\xi_\nabla")}
+
+
+def _looks(summary: xr.Dataset) -> list[int]:
+    """Evaluations worth a panel: those at which something trains, all of them where there is but one kind."""
+    known = np.flatnonzero(np.isfinite(summary.threshold.values)).tolist() or [summary.sizes["evaluation"] - 1]
+    return known if summary.sizes["kind"] == 1 else known[-1:]
+
+
+def _shown_gains(summary: xr.Dataset, kind: int, count: int = 5) -> np.ndarray:
+    """Indices of gains spread over the grid, the one at which the deepest trained network trains best among them."""
+    spread = np.unique(np.linspace(0, summary.sizes["sigma_w"] - 1, count).round().astype(int))
+    best = summary.best_sigma_w.isel(kind=kind).values
+    if np.isfinite(best).any() and len(spread) > 2:
+        nearest = int(np.abs(summary.sigma_w.values - best[np.isfinite(best)][-1]).argmin())
+        spread[1 + np.abs(spread[1:-1] - nearest).argmin()] = nearest
+    return np.unique(spread)
+
+
+def _depth_ticks(depths: np.ndarray) -> np.ndarray:
+    """Up to seven depths, the ends among them, spread over the logarithm."""
+    wanted = np.linspace(np.log(depths[0]), np.log(depths[-1]), min(7, len(depths)))
+    return depths[np.unique([np.abs(np.log(depths) - at).argmin() for at in wanted])]
+
+
+def accuracy_heat_map(summary: xr.Dataset) -> Figure:
+    """Training accuracy over depth and gain, the boundary of what trains, and the fitted lines L = n xi.
+
+    Args:
+        summary: of trainings.
+
+    Returns:
+        The figure: a panel per number of updates where there is one kind of network, else one per kind.
+    """
+    shown = [(kind, look) for kind in range(summary.sizes["kind"]) for look in _looks(summary)][:MOST]
+    titles = [
+        f"{summary.kind.values[kind]}, {summary.evaluation.values[look]} steps"
+        if summary.sizes["kind"] == 1
+        else str(summary.kind.values[kind])
+        for kind, look in shown
+    ]
+    figure, axes = panels(titles, 3.6)
+    depths, gains = summary.depth.values, summary.sigma_w.values
+    for (_, axis), (kind, look) in zip(axes, shown, strict=True):
+        of = summary.isel(kind=kind, evaluation=look)
+        axis.set_facecolor(_NOTHING)
+        mesh = axis.pcolormesh(
+            edges(gains), np.exp(edges(np.log(depths))), of.train_accuracy.values,
+            cmap=_ACCURACY, vmin=float(summary.chance), vmax=1.0, rasterized=True,
+        )  # fmt: skip
+        _boundary(axis, of)
+        axis.set_yscale("log")
+        axis.set_ylim(*np.exp(edges(np.log(depths)))[[0, -1]])
+        axis.set_xlim(*edges(gains)[[0, -1]])
+        axis.set_yticks(_depth_ticks(depths), [str(d) for d in _depth_ticks(depths)])
+        axis.yaxis.set_minor_locator(NullLocator())
+        if axis.get_legend_handles_labels()[0]:
+            below = (0.5, -0.08)
+            axis.legend(
+                fontsize=7.5, frameon=False, handlelength=1.6, borderpad=0, loc="upper center", bbox_to_anchor=below
+            )
+    label_axes(figure, r"weight gain $\sigma_w$", "depth $L$")
+    colour_bar(figure, axes, mesh, "training accuracy, mean over seeds", extend="neither")
+    return figure
+
+
+def _boundary(axis: Axes, of: xr.Dataset) -> None:
+    """Measured boundary, censored gains, and the fits of both sides together."""
+    gains = of.sigma_w.values
+    known = of.boundary_low.values == of.boundary_high.values
+    if known.any():
+        points = of.boundary_low.values[known]
+        axis.plot(
+            gains[known], points, "o", ms=3.6, mfc="white", mec=INK, mew=0.9, zorder=4, label="deepest that trains"
+        )
+    for scale, (style, symbol) in _LINES.items():
+        fit = of.sel(scale=scale, side="both")
+        xi = of[scale].values
+        if np.isfinite(fit.fit_n):
+            line = float(fit.fit_n) * np.where(np.isfinite(xi) & (xi > 0), xi, np.nan)
+            interval = f" [{float(fit.fit_low):.2g}, {float(fit.fit_high):.2g}]" if np.isfinite(fit.fit_low) else ""
+            axis.plot(gains, line, style, color="white", lw=3.0, alpha=0.85, zorder=2)
+            label = rf"$n\,{symbol}$, $n$ = {float(fit.fit_n):.2g}{interval}"
+            axis.plot(gains, line, style, color=INK, lw=1.4, zorder=3, label=label)
+
+
+def steps_to_threshold(summary: xr.Dataset) -> Figure:
+    """Minibatches until the threshold is reached against depth, mean and standard error over seeds.
+
+    Args:
+        summary: of trainings.
+
+    Returns:
+        The figure, a panel per kind.
+    """
+    figure, axes = panels(summary.kind.values.tolist()[:MOST], 2.9)
+    gains, depths = summary.sigma_w.values, summary.depth.values
+    scale = np.ptp(gains) or 1.0
+    for kind, (_, axis) in enumerate(axes):
+        of = summary.isel(kind=kind)
+        for gain in _shown_gains(summary, kind):
+            colour, cell = GAINS((gains[gain] - gains[0]) / scale), of.isel(sigma_w=gain)
+            axis.errorbar(
+                depths, cell.steps, cell.steps_se.fillna(0.0), fmt="o-", ms=3.2, lw=1.1, mfc="white", mec=colour,
+                color=colour, mew=1.1, elinewidth=1.0, label=f"{gains[gain]:.2f}",
+            )  # fmt: skip
+        axis.set_xscale("log")
+        axis.set_xlim(depths[0] / 1.1, depths[-1] * 1.1)
+        axis.set_xticks(_depth_ticks(depths), [str(d) for d in _depth_ticks(depths)])
+        axis.xaxis.set_minor_locator(NullLocator())
+        axis.set_ylim(0, None)
+        gain_legend(axis)
+    label_axes(figure, "depth $L$", "minibatches to the threshold")
+    return figure
+
+
+def first_gradients(summary: xr.Dataset) -> Figure:
+    """|dL/dtheta_l| against l at the first look, for the deepest networks that are known.
+
+    Args:
+        summary: of trainings.
+
+    Returns:
+        The figure, a panel per kind.
+    """
+    figure, axes = panels(summary.kind.values.tolist()[:MOST], 2.9)
+    gains = summary.sigma_w.values
+    scale = np.ptp(gains) or 1.0
+    for kind, (_, axis) in enumerate(axes):
+        of = summary.isel(kind=kind)
+        known = np.flatnonzero(of.log_grad_theta.notnull().any(("sigma_w", "layer")).values)
+        of = of.isel(depth=int(known[-1]) if len(known) else -1)
+        every = max(1, int(of.depth) // 13)
+        for gain in _shown_gains(summary, kind):
+            colour, cell = GAINS((gains[gain] - gains[0]) / scale), of.isel(sigma_w=gain)
+            axis.plot(cell.layer, cell.log_grad_theta / np.log(10), color=colour, lw=1.0, zorder=1)
+            points = cell.isel(layer=slice(None, None, every))
+            axis.errorbar(
+                points.layer, points.log_grad_theta / np.log(10), points.log_grad_theta_se.fillna(0.0) / np.log(10),
+                fmt="o", ms=3.2, mfc="white", mec=colour, ecolor=colour, mew=1.1, elinewidth=1.0, zorder=2,
+                label=f"{gains[gain]:.2f}",
+            )  # fmt: skip
+        axis.set_xlim(-0.5, int(of.depth) + 0.5)
+        title(axis, f"{of.kind.item()}, L = {int(of.depth)}")
+        axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axis.yaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axis.yaxis.set_major_formatter(FuncFormatter(power_of_ten))
+        gain_legend(axis)
+    label_axes(figure, "layer $l$", r"$|dL/d\theta_l|$")
+    return figure

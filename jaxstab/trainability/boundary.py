@@ -1,0 +1,334 @@
+"""How deep networks train, gain by gain, and how many of theory's depth scales that is.
+
+The deepest trainable depth of a gain is where its accuracy, interpolated linearly in ln depth, last falls through a
+threshold half-way between chance and the best accuracy of the grid. Where all depths train, or none, only a bound is
+known: such gains are censored, and enter the fit as bounds.
+"""
+
+from typing import Literal, NamedTuple
+
+import numpy as np
+import xarray as xr
+from jaxtyping import Bool, Float, Int
+from scipy import special
+
+# a scatter below this, in ln depth, is none: no grid of depths resolves it
+_RESOLUTION = 1e-6
+# shares of examples this close are one: sums of float32 shares differ in their last digits
+_TIE = 1e-6
+
+
+class Boundary(NamedTuple):
+    """The deepest trainable depth of every gain, between bounds.
+
+    Attributes:
+        low: it is at least this; 0 where no depth trains, NaN where nothing is known.
+        high: it is at most this; inf where all depths train, NaN likewise.
+    """
+
+    low: Float[np.ndarray, " gain"]
+    high: Float[np.ndarray, " gain"]
+
+    @property
+    def depth(self) -> Float[np.ndarray, " gain"]:
+        """The depth itself, NaN where it is censored."""
+        return np.where(self.low == self.high, self.low, np.nan)
+
+
+class DepthFit(NamedTuple):
+    """The fit of depth = n xi, with a confidence interval.
+
+    The standard error of ln n has two parts. Over gains: residuals about the fit, which are mostly theory's own
+    error, their correlation between neighbours counted as that of a first-order process. Over seeds: the jackknife,
+    for what all gains of a seed have in common, such as its weights and minibatches; left out where there is but one.
+    The interval is Student's, its degrees of freedom by Satterthwaite.
+
+    Attributes:
+        n: depth in units of xi; NaN where no gain is known.
+        low: lower end of the interval; NaN for fewer than two gains.
+        high: upper end.
+        error_gains: standard error of ln n, over gains.
+        error_seeds: standard error of ln n, over seeds; NaN for one.
+        scatter: standard deviation of ln (depth / (n xi)) over gains.
+        r_squared: share of the variance of ln depth over uncensored gains that n xi explains; can be negative.
+        gains: how many are known.
+        censored: how many give a bound.
+        exponent: of the free power law, depth ~ xi^exponent, through the uncensored gains; 1 if theory is right.
+    """
+
+    n: float
+    low: float
+    high: float
+    error_gains: float
+    error_seeds: float
+    scatter: float
+    r_squared: float
+    gains: int
+    censored: int
+    exponent: float
+
+
+def halfway(accuracy: Float[np.ndarray, "..."], chance: float) -> float:
+    """The threshold half-way between chance and the best accuracy there is.
+
+    Args:
+        accuracy: means over seeds; NaN for what is not known.
+        chance: share right by guessing, one over the number of classes.
+
+    Returns:
+        The threshold; NaN where nothing is known, or nothing trains: not even a tenth of the way from chance to 1.
+
+    Example:
+        >>> round(halfway(np.array([0.1, 0.5, 0.9]), 0.1), 3), halfway(np.array([0.1, 0.15]), 0.1)
+        (0.5, nan)
+    """
+    best = float(np.max(accuracy, initial=0.0, where=np.isfinite(accuracy)))
+    return (best + chance) / 2 if best - chance >= 0.1 * (1 - chance) else float("nan")
+
+
+def deepest_trainable(
+    accuracy: Float[np.ndarray, "depth gain"], depths: Int[np.ndarray, " depth"], threshold: float
+) -> Boundary:
+    """The deepest trainable depth of every gain.
+
+    Between the last depth whose accuracy reaches the threshold and the next one, interpolated linearly in ln depth.
+
+    Args:
+        accuracy: means over seeds; a NaN is a depth not known, and left out.
+        depths: ascending, > 0.
+        threshold: the accuracy that counts as trained, itself included; NaN, and nothing is known.
+
+    Returns:
+        The depths, or bounds.
+
+    Example:
+        >>> accuracy = np.array([[0.9, 0.9, 0.2], [0.7, 0.9, 0.1], [0.1, 0.8, 0.1]])
+        >>> found = deepest_trainable(accuracy, np.array([4, 8, 16]), 0.4)
+        >>> found.depth.round(1).tolist(), found.low.round(1).tolist(), found.high.round(1).tolist()
+        ([11.3, nan, nan], [11.3, 16.0, 0.0], [11.3, inf, 4.0])
+    """
+    bounds = np.full((2, accuracy.shape[1]), np.nan)
+    for gain, column in enumerate(accuracy.astype(float).T):
+        known = np.isfinite(column - threshold)
+        log_depth, value = np.log(depths[known]), column[known] - threshold
+        trained = np.flatnonzero(value >= -_TIE)
+        if len(value) == 0:
+            continue
+        if len(trained) == 0:
+            bounds[:, gain] = 0.0, np.exp(log_depth[0])
+        elif (i := trained[-1]) == len(value) - 1:
+            bounds[:, gain] = np.exp(log_depth[-1]), np.inf
+        else:
+            share = max(value[i], 0.0) / (max(value[i], 0.0) - value[i + 1])
+            bounds[:, gain] = np.exp(log_depth[i] + share * (log_depth[i + 1] - log_depth[i]))
+    return Boundary(*bounds)
+
+
+def fit_depth_scale(
+    accuracy: Float[np.ndarray, "depth gain seed"],
+    depths: Int[np.ndarray, " depth"],
+    xi: Float[np.ndarray, " gain"],
+    threshold: float,
+    confidence: float = 0.95,
+) -> DepthFit:
+    """Fit n in depth = n xi, through the deepest trainable depths of the accuracy's mean over seeds.
+
+    ln depth = ln n + ln xi + normal residuals, by maximum likelihood; a censored gain has the probability of its
+    bound (Tobin 1958). Gains without a finite xi > 0, as the critical one, are left out.
+
+    Args:
+        accuracy: of every run, at the gains in ascending order; NaN for what is not known.
+        depths: ascending, > 0.
+        xi: theory's depth scale, layers.
+        threshold: the accuracy that counts as trained.
+        confidence: of the interval, in (0, 1).
+
+    Returns:
+        The fit.
+
+    Raises:
+        ValueError: if confidence is not in (0, 1).
+
+    Example:
+        >>> xi = np.array([1.0, 2.0, 4.0, 8.0, 16.0])
+        >>> depths = np.array([2, 4, 8, 16, 32])
+        >>> accuracy = 1 / (1 + (depths[:, None] / (3 * xi[None])) ** 8)
+        >>> fit = fit_depth_scale(accuracy[..., None], depths, xi, 0.5)
+        >>> round(fit.n, 1), fit.low < fit.n < fit.high, fit.gains, fit.censored
+        (3.0, True, 4, 1)
+    """
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must be in (0, 1), got {confidence}")
+    usable = np.isfinite(xi) & (xi > 0)
+    accuracy, log_xi = accuracy[:, usable], np.log(xi[usable])
+    found = deepest_trainable(_mean(accuracy), depths, threshold)
+    known, censored = np.isfinite(found.depth), ~np.isnan(found.low) & (found.low != found.high)
+    centre, scatter, error_gains, freedom = _censored_mean(found, log_xi)
+    errors, degrees = [error_gains], [freedom]
+    seeds = accuracy.shape[2]
+    kept = [deepest_trainable(_mean(np.delete(accuracy, s, 2)), depths, threshold) for s in range(seeds) if seeds > 1]
+    without = np.array([_censored_mean(one, log_xi)[0] for one in kept])
+    error_seeds = float(np.sqrt((seeds - 1) * np.var(without))) if seeds > 1 else float("nan")
+    if np.isfinite(error_seeds):
+        errors, degrees = [*errors, error_seeds], [*degrees, seeds - 1]
+    reach = _student(np.array(errors), np.array(degrees), confidence)
+    log_depth = np.log(found.depth[known])
+    return DepthFit(
+        n=float(np.exp(centre)),
+        low=float(np.exp(centre - reach)),
+        high=float(np.exp(centre + reach)),
+        error_gains=error_gains,
+        error_seeds=error_seeds,
+        scatter=scatter,
+        r_squared=_explained(log_depth, log_xi[known] + centre),
+        gains=int(known.sum()),
+        censored=int(censored.sum()),
+        exponent=_slope(log_xi[known], log_depth),
+    )
+
+
+def steps_to(accuracy: Float[np.ndarray, "*run step"], threshold: float, window: int = 10) -> Float[np.ndarray, "*run"]:
+    """Number of steps after which the accuracy of the last minibatches reaches a threshold.
+
+    Args:
+        accuracy: of each step's minibatch; NaN from where a run is not finite.
+        threshold: the accuracy wanted, itself included.
+        window: minibatches averaged over, >= 1.
+
+    Returns:
+        The first step, counted from 1, that ends such a window; NaN for a run that has none.
+
+    Raises:
+        ValueError: if window < 1.
+
+    Example:
+        >>> steps_to(np.array([[0.0, 1.0, 1.0, 1.0], [0.0, 0.0, 0.0, 1.0]]), 0.75, window=2).tolist()
+        [3.0, nan]
+    """
+    if window < 1:
+        raise ValueError(f"window must be an integer >= 1, got {window}")
+    if accuracy.shape[-1] < window:
+        return np.full(accuracy.shape[:-1], np.nan)
+    means = np.lib.stride_tricks.sliding_window_view(accuracy, window, -1).mean(-1, dtype=float)
+    reached = means >= threshold - _TIE
+    return np.where(reached.any(-1), reached.argmax(-1) + float(window), np.nan)
+
+
+def tuned(accuracy: xr.DataArray, axis: Literal["learning_rate"] = "learning_rate") -> xr.DataArray:
+    """Which learning rate is best in every cell: the one of the highest mean accuracy over seeds.
+
+    Of equal ones the lowest. A rate of which no seed is known is never the best. The best of several means is a
+    little above its own expectation: judge by other data, or by a standard error that is small beside the differences.
+
+    Args:
+        accuracy: training accuracy over (..., learning_rate, ..., seed).
+        axis: what is tuned.
+
+    Returns:
+        Index along the axis over the other dimensions, for `isel`; 0 where nothing is known.
+
+    Example:
+        >>> values = [[0.2, 0.4], [0.7, 0.5], [np.nan, 0.1]]
+        >>> int(tuned(xr.DataArray(values, dims=("learning_rate", "seed"))))
+        1
+    """
+    return accuracy.mean("seed").fillna(-np.inf).argmax(axis)
+
+
+def _mean(accuracy: Float[np.ndarray, "depth gain seed"]) -> Float[np.ndarray, "depth gain"]:
+    """Over seeds that are known; NaN for none."""
+    count = np.isfinite(accuracy).sum(-1)
+    return np.where(count > 0, np.nansum(accuracy, -1) / np.maximum(count, 1), np.nan)
+
+
+def _censored_mean(found: Boundary, log_xi: Float[np.ndarray, " gain"]) -> tuple[float, float, float, float]:
+    """Mean of ln (depth / xi), standard deviation, standard error of the mean, its degrees of freedom."""
+    known = np.isfinite(found.depth)
+    y = np.log(found.depth[known]) - log_xi[known]
+    count = int(known.sum())
+    if not count:
+        return (float("nan"),) * 4
+    if count == 1 or np.ptp(y) < _RESOLUTION:
+        scatter = float("nan") if count == 1 else 0.0
+        return float(np.mean(y)), scatter, scatter, count - 1.0
+    above, below = np.isinf(found.high), found.low == 0
+    bound = np.append(np.log(found.low[above]) - log_xi[above], np.log(found.high[below]) - log_xi[below])
+    sign = np.append(np.ones(above.sum()), -np.ones(below.sum()))
+    (location, precision), hessian = _climb(y, bound, sign)
+    gradient = np.array([1 / precision, -location / precision**2])
+    # the likelihood takes the mean for known: one degree of freedom less, as without censoring
+    unbiased = count / (count - 1)
+    variance = float(gradient @ np.linalg.solve(-hessian, gradient)) * unbiased
+    # neighbouring gains miss the fit alike: fewer of them are independent
+    residual = y - location / precision
+    ordered = np.sum(residual[1:] * residual[:-1]) / np.sum(residual**2)
+    alike = (1 + ordered) / (1 - ordered) if ordered > 0 else 1.0
+    freedom = max(count / alike - 1, min(2.0, count - 1.0))
+    return location / precision, float(unbiased**0.5 / precision), float((variance * alike) ** 0.5), freedom
+
+
+def _climb(
+    y: Float[np.ndarray, " known"], bound: Float[np.ndarray, " censored"], sign: Float[np.ndarray, " censored"]
+) -> tuple[Float[np.ndarray, "2"], Float[np.ndarray, "2 2"]]:
+    """Maximum likelihood of a censored normal, as mean / sd and 1 / sd, in which it is concave (Olsen 1978)."""
+
+    def likelihood(at: np.ndarray) -> float:
+        if at[1] <= 0:
+            return -np.inf
+        known = len(y) * np.log(at[1]) - np.sum((at[1] * y - at[0]) ** 2) / 2
+        return float(known + np.sum(special.log_ndtr(sign * (at[0] - at[1] * bound))))
+
+    at = np.array([np.mean(y), 1.0]) / np.std(y)
+    for _ in range(100):
+        z, a = at[1] * y - at[0], sign * (at[0] - at[1] * bound)
+        ratio = np.exp(-(a**2) / 2 - special.log_ndtr(a)) / np.sqrt(2 * np.pi)
+        curve = -ratio * (ratio + a)
+        gradient = np.array([np.sum(z) + sign @ ratio, len(y) / at[1] - z @ y - (sign * bound) @ ratio])
+        cross = np.sum(y) - bound @ curve
+        steep = -len(y) / at[1] ** 2 - y @ y + bound**2 @ curve
+        hessian = np.array([[-len(y) + np.sum(curve), cross], [cross, steep]])
+        step, here = np.linalg.solve(hessian, -gradient), likelihood(at)
+        if gradient @ step < 1e-12:
+            break
+        size = 1.0
+        while likelihood(at + size * step) < here and size > 1e-9:
+            size /= 2
+        at = at + size * step
+    return at, hessian
+
+
+def _student(errors: np.ndarray, degrees: np.ndarray, confidence: float) -> float:
+    """Half the width of the interval of a sum of independent errors."""
+    variance = np.sum(errors**2)
+    if not np.isfinite(variance) or variance == 0:
+        return float(variance)
+    freedom = variance**2 / np.sum(errors**4 / degrees)
+    return float(special.stdtrit(freedom, (1 + confidence) / 2) * np.sqrt(variance))
+
+
+def _explained(y: np.ndarray, fitted: np.ndarray) -> float:
+    """Share of the variance of y."""
+    if len(y) < 2 or np.ptp(y) < _RESOLUTION:
+        return float("nan")
+    return float(1 - np.sum((y - fitted) ** 2) / np.sum((y - np.mean(y)) ** 2))
+
+
+def _slope(x: np.ndarray, y: np.ndarray) -> float:
+    """Of the least-squares line."""
+    return float(np.polyfit(x, y, 1)[0]) if len(x) > 1 and np.ptp(x) > _RESOLUTION else float("nan")
+
+
+def sides(chi_1: Float[np.ndarray, " gain"]) -> dict[str, Bool[np.ndarray, " gain"]]:
+    """Which gains are either side of the critical point: those of each, and all.
+
+    Args:
+        chi_1: theory's factor of the squared gradient per layer; NaN where it knows none.
+
+    Returns:
+        Masks by name: both, ordered (chi_1 < 1), chaotic (chi_1 > 1).
+
+    Example:
+        >>> {side: mask.tolist() for side, mask in sides(np.array([0.5, 1.5])).items()}
+        {'both': [True, True], 'ordered': [True, False], 'chaotic': [False, True]}
+    """
+    return {"both": ~np.isnan(chi_1), "ordered": chi_1 < 1, "chaotic": chi_1 > 1}

@@ -1,0 +1,222 @@
+"""What a grid of trainings says: accuracies with errors, boundaries and fits, steps, outcomes. All that a page shows.
+
+Every combination of network, bias, clip threshold and dropout is a `kind`; the learning rate is tuned in every cell,
+means and standard errors are over seeds.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import xarray as xr
+from jaxtyping import Array
+
+from jaxstab import theory
+from jaxstab.activations import Activation
+from jaxstab.records import FixedPoint
+from jaxstab.trainability.boundary import (
+    DepthFit,
+    deepest_trainable,
+    fit_depth_scale,
+    halfway,
+    sides,
+    steps_to,
+    tuned,
+)
+from jaxstab.trainability.grid import Grid
+from jaxstab.verdicts import standard_error
+
+SIDES = ("both", "ordered", "chaotic")
+SCALES = ("xi_c", "xi_grad")
+OUTCOMES = ("trained", "below the threshold", "not finite later", "not finite from the start", "missing")
+WINDOW = 10
+# weights of mean-field theory, whose gain is sigma_w
+_UNIT = ("gaussian", "orthogonal", "lecun_normal", "lecun_uniform")
+_TOLD = (
+    "train_accuracy",
+    "train_accuracy_se",
+    "test_accuracy",
+    "test_accuracy_se",
+    "learning_rate",
+    "steps",
+    "steps_se",
+)
+_KIND = ("variant", "sigma_b", "clip", "dropout")
+
+
+def summarise(dataset: xr.Dataset, chance: float) -> xr.Dataset:
+    """Summarise trainings over (kind, depth, sigma_w), at every number of updates after which all data were looked at.
+
+    The threshold at each is half-way between chance and the best mean over seeds there is, NaN before anything
+    trains. The boundary is the
+    deepest trainable depth, and n its fit in units of theory's depth scales, on either side of the critical point and
+    together. Runs without an end in the store are missing, NaN.
+
+    Args:
+        dataset: as `labelled` or `restored` gives it.
+        chance: share right by guessing, one over the number of classes.
+
+    Returns:
+        Over (kind, depth, sigma_w, evaluation): `train_accuracy`, `test_accuracy`, each with `_se`, `learning_rate`;
+        over evaluation: `threshold`; over (kind, sigma_w): the fixed point's `xi_c`, `xi_grad`, `chi_1`; over (kind,
+        sigma_w, evaluation): `boundary_low`, `boundary_high`; over (kind, evaluation, scale, side): fields of
+        `DepthFit` as `fit_n`, ...; over (kind, depth, sigma_w): `steps`, minibatches until the mean accuracy of 10
+        of them reaches the last threshold, `steps_se`, `steps_reached`, the share of seeds that do; over (kind,
+        depth, sigma_w, layer): `log_grad_theta` with `_se`, at the first look; over (kind, depth): `best_sigma_w`, of
+        the highest training accuracy at the end, and with `best_` before their names the accuracies, learning rate
+        and steps there; over (kind, outcome): `runs`.
+
+    Raises:
+        ValueError: if chance is not in [0, 1).
+    """
+    if not 0 <= chance < 1:
+        raise ValueError(f"chance must be in [0, 1), got {chance}")
+    grid = Grid.from_json(dataset.attrs["grid"])
+    kinds = dataset.stack(kind=_KIND, create_index=False).drop_vars((*_KIND, "learning_rate"))
+    best = tuned(kinds.train_accuracy.transpose("learning_rate", ...))
+    learned = kinds.train_accuracy.isel(learning_rate=best)
+    tested = kinds.test_accuracy.isel(learning_rate=best)
+    mean = learned.mean("seed")
+    threshold = xr.DataArray(
+        [halfway(mean.isel(evaluation=i).values, chance) for i in range(mean.sizes["evaluation"])], dims="evaluation"
+    )
+    points = _fixed_points(grid)
+    last = kinds.isel(learning_rate=best.isel(evaluation=-1, drop=True))
+    gradient = last.log_grad_theta.isel(evaluation=0, drop=True)
+    gradient = gradient.where(np.isfinite(gradient))
+    found = {
+        "train_accuracy": mean,
+        "train_accuracy_se": standard_error(learned),
+        "test_accuracy": tested.mean("seed"),
+        "test_accuracy_se": standard_error(tested),
+        "learning_rate": dataset.learning_rate.drop_vars("learning_rate")[best].where(mean.notnull()),
+        "threshold": threshold,
+        "log_grad_theta": gradient.mean("seed"),
+        "log_grad_theta_se": standard_error(gradient),
+    } | {name: (("kind", "sigma_w"), values) for name, values in points.items()}
+    whole = xr.Dataset(found).merge(_steps(last.accuracy, float(threshold[-1])))
+    whole = whole.merge(_boundaries(learned, threshold, points)).merge(_outcomes(kinds, threshold))
+    whole = whole.merge(_best(whole))
+    attributes = {"grid": grid.to_json(), "chance": chance, "done": float(dataset.done.mean())}
+    whole = whole.transpose("kind", "depth", "sigma_w", "evaluation", ..., missing_dims="ignore")
+    return whole.assign_coords(kind=list(names(grid))).assign_attrs(dataset.attrs | attributes)
+
+
+def names(grid: Grid) -> tuple[str, ...]:
+    """Names of the kinds: the network's, and what else there is more than one of.
+
+    Args:
+        grid: the grid.
+
+    Returns:
+        In the order of `kind`.
+
+    Example:
+        >>> names(Grid(dropouts=(0.0, 0.1)))
+        ('tanh, dropout 0', 'tanh, dropout 0.1')
+    """
+    axes = grid.axes
+    told = [axis for axis in _KIND[1:] if len(axes[axis]) > 1]
+    values = [dict(zip(_KIND, kind, strict=True)) for kind in _kinds(grid)]
+    return tuple(", ".join([kind["variant"], *(f"{axis} {kind[axis]:.4g}" for axis in told)]) for kind in values)
+
+
+def _kinds(grid: Grid) -> list[tuple[Any, ...]]:
+    shape = tuple(len(grid.axes[axis]) for axis in _KIND)
+    return [tuple(grid.axes[axis][i] for axis, i in zip(_KIND, at, strict=True)) for at in np.ndindex(shape)]
+
+
+def _best(whole: xr.Dataset) -> xr.Dataset:
+    """What the gain of the highest training accuracy at the end gives, at every depth."""
+    end = whole[[*_TOLD]].isel(evaluation=-1, drop=True)
+    at = end.train_accuracy.fillna(-np.inf).argmax("sigma_w")
+    best = end.isel(sigma_w=at).reset_coords("sigma_w")
+    best["sigma_w"] = best.sigma_w.where(best.train_accuracy.notnull())
+    return best.rename({name: f"best_{name}" for name in best.data_vars})
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _fixed_point(activation: str | Activation, sigma_w: Array, sigma_b: Array) -> FixedPoint:
+    """At every gain; a program serves all biases."""
+    return jax.vmap(lambda w: theory.fixed_point(activation, w, sigma_b))(sigma_w)
+
+
+def _fixed_points(grid: Grid) -> dict[str, np.ndarray]:
+    """Depth scales and chi_1 of every kind at every gain, [kind, gain]; NaN for networks that theory does not know."""
+    kinds, variants = _kinds(grid), {variant.name: variant for variant in grid.variants}
+    fields = (*SCALES, "chi_1")
+
+    @functools.cache
+    def of(name: str, sigma_b: float) -> np.ndarray:
+        gains = jnp.asarray(grid.sigma_w, float), jnp.asarray(sigma_b, float)
+        point = jax.device_get(_fixed_point(variants[name].activation, *gains))
+        return np.array([getattr(point, field) for field in fields], float)
+
+    def known(name: str, dropout: float) -> bool:
+        kind = variants[name]
+        return kind.norm is None and kind.skip is None and dropout == 0 and kind.weights in _UNIT
+
+    unknown = np.full((len(fields), len(grid.sigma_w)), np.nan)
+    found = [of(name, sigma_b) if known(name, dropout) else unknown for name, sigma_b, _, dropout in kinds]
+    return dict(zip(fields, np.stack(found, axis=1), strict=True))
+
+
+def _steps(accuracy: xr.DataArray, threshold: float) -> xr.Dataset:
+    """Steps to the threshold: mean over seeds where all of them reach it."""
+    accuracy = accuracy.transpose(..., "step")
+    first = accuracy.isel(step=0, drop=True).copy(data=steps_to(accuracy.values, threshold, WINDOW))
+    # a run that stopped before its first step was looked at is as much there as any
+    there = accuracy.notnull().any("step")
+    reached = (first.notnull() & there).sum("seed") / there.sum("seed").where(there.any("seed"))
+    return xr.Dataset(
+        {
+            "steps": first.mean("seed").where(reached == 1),
+            "steps_se": standard_error(first).where(reached == 1),
+            "steps_reached": reached,
+        }
+    )
+
+
+def _boundaries(learned: xr.DataArray, threshold: xr.DataArray, points: dict[str, np.ndarray]) -> xr.Dataset:
+    """The deepest trainable depth of every gain, and the fits of n."""
+    values = learned.transpose("kind", "evaluation", "depth", "sigma_w", "seed").values.astype(float)
+    mean = learned.mean("seed").transpose("kind", "evaluation", "depth", "sigma_w").values.astype(float)
+    depths, limits = learned.depth.values, threshold.values
+    looks, kinds = range(values.shape[1]), range(values.shape[0])
+    bounds = [[deepest_trainable(mean[k, e], depths, limits[e]) for e in looks] for k in kinds]
+    fits = [
+        [[list(_fits(values[k, e], depths, points, k, scale, limits[e])) for scale in SCALES] for e in looks]
+        for k in kinds
+    ]
+    numbers = np.array(fits, float)
+    found = {
+        f"fit_{name}": (("kind", "evaluation", "scale", "side"), numbers[..., i])
+        for i, name in enumerate(DepthFit._fields)
+    } | {
+        f"boundary_{name}": (
+            ("kind", "evaluation", "sigma_w"),
+            np.array([[getattr(b, name) for b in row] for row in bounds]),
+        )
+        for name in ("low", "high")
+    }
+    return xr.Dataset(found, {"scale": list(SCALES), "side": list(SIDES)})
+
+
+def _fits(
+    values: np.ndarray, depths: np.ndarray, points: dict[str, np.ndarray], kind: int, scale: str, threshold: float
+) -> list[DepthFit]:
+    """One for every side of the critical point."""
+    xi = points[scale][kind]
+    masks = sides(points["chi_1"][kind])
+    return [fit_depth_scale(values[:, masks[side]], depths, xi[masks[side]], threshold) for side in SIDES]
+
+
+def _outcomes(kinds: xr.Dataset, threshold: xr.DataArray) -> xr.Dataset:
+    """How many runs of each kind ended how, all learning rates counted."""
+    first, last = kinds.first_nonfinite, kinds.train_accuracy.isel(evaluation=-1, drop=True)
+    finite, over = kinds.done & (first < 0), last >= float(threshold[-1])
+    each = (finite & over, finite & ~over, kinds.done & (first > 0), kinds.done & (first == 0), ~kinds.done)
+    counts = [one.sum([dim for dim in one.dims if dim != "kind"]) for one in each]
+    return xr.Dataset({"runs": xr.concat(counts, "outcome")}, {"outcome": list(OUTCOMES)})

@@ -1,0 +1,170 @@
+"""Summaries of trainings whose outcome is known, their page, and `jaxstab report` on finished and partial stores."""
+
+import base64
+import dataclasses
+import json
+import math
+import re
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from jaxstab import cli, report, store, trainability
+from jaxstab.records import Training, dimensions
+from jaxstab.trainability import Grid, Variant, cut, labelled, summarise
+
+N = 4.0
+GRID = Grid(
+    (Variant("tanh"), Variant("tanh & <norm>", norm="layer")),
+    depths=(4, 8, 12, 18, 27, 40), sigma_w=(0.8, 0.95, 1.1, 1.3, 1.7, 2.0), sigma_b=(0.2,),
+    learning_rates=(0.001, 0.01), seeds=2, width=8, steps=60, evaluate=(0, 30),
+)  # fmt: skip
+BEST_RATE = 1
+
+
+def _rows(grid, size):
+    """Trainings as they would be if depth N xi_c were all: rows in the order of the plan."""
+    rng = np.random.default_rng(0)
+    plan, cells, fields = cut(grid, size), grid.cells, trainability.fields(grid)
+    at = np.concatenate([group.cells for group in plan.groups])
+    zeros = {name: np.zeros((len(at), *field.shape), field.dtype) for name, field in fields.items()}
+    xi = summarise(labelled(grid, plan, zeros, np.zeros(len(plan.groups), bool)), 0.1).xi_c.values[0]
+    gain = np.searchsorted(np.array(grid.sigma_w, cells.sigma_w.dtype), cells.sigma_w)
+    rate = np.searchsorted(np.array(grid.learning_rates, cells.learning_rate.dtype), cells.learning_rate)
+    # the normed kind trains everywhere
+    falls = np.where(cells.variant == 0, np.log(cells.depth / (N * xi[gain])), -9.0) + 0.1 * rng.normal(size=len(gain))
+    end = 0.1 + (0.8 - 0.2 * (rate != BEST_RATE)) / (1 + np.exp(8 * falls))
+    looks = np.array(sorted({*grid.evaluate, grid.steps}))
+    learned = 0.1 + (end - 0.1)[:, None] * np.minimum(1, looks / looks.max() * 1.2)[None]
+    layer = np.arange(max(grid.depths) + 1)
+    gradient = np.where(layer[None] <= cells.depth[:, None], -(cells.depth[:, None] - layer[None]) * 0.1, np.nan)
+    seen = {
+        "accuracy": np.where(np.arange(grid.steps)[None] < cells.depth[:, None], 0.1, end[:, None]),
+        "train_accuracy": learned, "test_accuracy": learned - 0.05,
+        "log_grad_theta": np.repeat(gradient[:, None], len(looks), 1),
+        # the first seed of every deepest network stops, one in two of them at once
+        "first_nonfinite": np.where((cells.depth == 40) & (cells.seed == 0), np.where(rate == 0, 0, 7), -1),
+    }  # fmt: skip
+    for name, values in seen.items():
+        zeros[name][at >= 0] = values[at[at >= 0]]
+    return plan, zeros
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return _rows(GRID, 16)
+
+
+@pytest.fixture(scope="module")
+def summary(rows):
+    plan, values = rows
+    return summarise(labelled(GRID, plan, values, np.ones(len(plan.groups), bool)), 0.1)
+
+
+def test_fits_find_the_n_that_is_there_and_only_where_theory_knows_the_network(summary):
+    for look in (30, 60):
+        plain = summary.sel(kind="tanh", evaluation=look, scale="xi_c", side="both")
+        assert plain.fit_low < N < plain.fit_high and abs(plain.fit_n / N - 1) < 0.2
+        assert plain.fit_gains + plain.fit_censored == len(GRID.sigma_w) and plain.fit_gains >= 3
+        assert plain.fit_r_squared > 0.9 and np.isfinite(plain.fit_error_seeds)
+    each = summary.sel(kind="tanh", evaluation=60, scale="xi_c").fit_gains
+    assert each.sel(side="ordered") + each.sel(side="chaotic") == each.sel(side="both")
+    assert summary.fit_n.sel(evaluation=0).isnull().all() and math.isnan(summary.threshold[0])
+    normed = summary.sel(kind="tanh & <norm>")
+    assert normed.xi_c.isnull().all() and normed.fit_n.isnull().all() and (normed.fit_gains == 0).all()
+    assert (normed.boundary_low.isel(evaluation=-1) == 40).all() and np.isinf(normed.boundary_high[:, -1]).all()
+
+
+def test_means_errors_and_the_tuned_learning_rate(summary, rows):
+    whole = labelled(GRID, *rows, np.ones(len(rows[0].groups), bool))
+    seeds = whole.train_accuracy.sel(variant="tanh", depth=8, sigma_w=1.1, learning_rate=0.01, evaluation=60).values
+    cell = summary.sel(kind="tanh", depth=8, sigma_w=1.1, evaluation=60)
+    assert cell.learning_rate == GRID.learning_rates[BEST_RATE]
+    np.testing.assert_allclose(cell.train_accuracy, seeds.mean(), rtol=1e-6)
+    np.testing.assert_allclose(cell.train_accuracy_se, seeds.std(ddof=1) / 2**0.5, rtol=1e-4)
+    np.testing.assert_allclose(cell.test_accuracy, cell.train_accuracy - 0.05, rtol=1e-5)
+    best = summary.sel(kind="tanh", depth=27)
+    accuracies = summary.train_accuracy.sel(kind="tanh", depth=27, evaluation=60)
+    assert best.best_train_accuracy == accuracies.max()
+    assert best.best_sigma_w == GRID.sigma_w[int(accuracies.values.argmax())]
+
+
+def test_steps_and_outcomes(summary):
+    shallow = summary.sel(kind="tanh & <norm>", depth=8)
+    # a window of ten, half of whose accuracies and a little more are those of the end
+    assert ((shallow.steps > 8) & (shallow.steps <= 18) & (shallow.steps_reached == 1)).all()
+    assert summary.steps.sel(kind="tanh", depth=40, sigma_w=0.8).isnull()
+    runs = summary.runs.sel(kind="tanh & <norm>").to_series()
+    each = len(GRID.cells.depth) // 2
+    assert runs.sum() == each and runs["missing"] == 0
+    assert runs["not finite from the start"] == runs["not finite later"] == len(GRID.sigma_w)
+    assert runs["trained"] > each // 2
+
+
+def _pictures(page):
+    assert not re.search(r"(src|href)=['\"](?!data:)", page), "nothing is fetched from elsewhere"
+    found = [base64.b64decode(picture) for picture in re.findall(r"src='data:image/png;base64,([^']+)'", page)]
+    assert all(picture.startswith(b"\x89PNG") for picture in found)
+    return found
+
+
+def test_the_page_holds_everything_and_no_markup_of_names(summary, tmp_path):
+    page = report.write_trained(summary, tmp_path / "report.html").read_text(encoding="utf-8")
+    assert len(_pictures(page)) == 3 and "missing (" not in page and "Not finished" not in page
+    for said in ("tanh &amp; &lt;norm&gt;", "the best in every cell", "R&sup2;", "not finite later", "at the start"):
+        assert said in page, said
+    assert "<norm>" not in page
+
+
+def _write(url, grid, plan, values, groups):
+    fields = {
+        name: store.Field(one.shape, one.dtype.name, dimensions(Training, name, len(one.shape)))
+        for name, one in trainability.fields(grid).items()
+    }
+    settings = {
+        "grid": json.loads(grid.to_json()), "plan": {"size": plan.size, "lanes": plan.lanes},
+        "data": {"name": "none", "classes": 10},
+    }  # fmt: skip
+    opened = store.open_groups(url, settings, fields, len(plan.groups), plan.size)
+    for group in groups:
+        opened.write(group, {k: v[group * plan.size : (group + 1) * plan.size] for k, v in values.items()})
+
+
+def test_report_of_a_store_half_way_says_how_much_is_missing(rows, tmp_path, capsys):
+    plan, values = rows
+    half = range(0, len(plan.groups), 2)
+    _write(tmp_path / "trained.zarr", GRID, plan, values, half)
+    assert cli.main(["report", str(tmp_path / "trained.zarr")]) == 0
+    assert capsys.readouterr().out == f"report: {tmp_path / 'report.html'}\n"
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    known = sum(int((plan.groups[group].cells >= 0).sum()) for group in half)
+    assert f"{len(GRID.cells.depth) - known} of {len(GRID.cells.depth)} runs are missing" in page
+    assert len(_pictures(page)) == 3
+
+
+@pytest.mark.parametrize("groups", [0, 1], ids=["nothing yet", "one cell"])
+def test_report_of_next_to_nothing(groups, tmp_path):
+    grid = dataclasses.replace(GRID, variants=GRID.variants[1:], depths=(4,), sigma_w=(1.1,), seeds=1, evaluate=())
+    grid = dataclasses.replace(grid, learning_rates=(0.01,))
+    url = f"memory://trained-{groups}.zarr"
+    _write(url, grid, *_rows(grid, 1), range(groups))
+    assert cli.main(["report", url, "--out", str(tmp_path / "page.html")]) == 0
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert len(_pictures(page)) == 3 and ("1 of 1 runs are missing" in page) == (groups == 0)
+    assert "give --evaluate 0 to see it" in page
+
+
+def test_a_store_of_something_else_is_one_line_and_exit_code_2(tmp_path, capsys):
+    store.open_groups(tmp_path / "a.zarr", {"width": 3}, {"x": store.Field((), "float32", ())}, 1, 1)
+    assert cli.main(["report", str(tmp_path / "a.zarr")]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("jaxstab: no store of trainings") and err.count("\n") == 1
+    with pytest.raises(ValueError, match="needs their summary"):
+        report.write_trained(xr.Dataset(), tmp_path / "report.html")
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_chance_is_a_share(rows):
+    with pytest.raises(ValueError, match="chance must be in"):
+        summarise(labelled(GRID, *rows, np.ones(len(rows[0].groups), bool)), 1.0)
