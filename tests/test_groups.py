@@ -163,6 +163,8 @@ def test_any_subset_of_groups_reads_back_exactly(tmp_path_factory, groups, size,
     assert sweep.finished() == groups == opened(url, 7, size).finished()
     assert store.progress(url).done == len(groups)
     assert_holds(store.load_groups(url), groups, size)
+    wanted = [compute(group, size)["steps"] for group in sorted(groups)]
+    np.testing.assert_array_equal(store.column(url, "steps"), np.concatenate([np.zeros(0, np.int32), *wanted]))
 
 
 def test_twenty_kills_lose_nothing_and_count_nothing_twice(tmp_path):

@@ -117,6 +117,7 @@ def test_a_line_and_events_per_network(whole, tmp_path, capsys):
 def test_finished_and_other_sweeps(whole, capsys):
     code, said, _ = run(capsys, "status", whole)
     assert code == 0 and "8 of 8 groups done, 100 %" in said and "finished" in said
+    assert "0 networks were not finite from the start, 0 later" in said
     code, said, _ = run(capsys, "train", *FLAGS, "--out", whole)
     assert code == 0 and "nothing was left to do" in said
     before = content(whole)

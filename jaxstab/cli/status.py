@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Annotated
 
+import numpy as np
 import tyro
 
 from jaxstab import store
@@ -29,9 +30,11 @@ def print_status(settings: Status) -> None:
     with users_fault():
         progress = store.progress(settings.store)
         runs = store.runs(settings.store)
+        first = store.column(settings.store, "first_nonfinite")
     grid = progress.settings["grid"]
     print(f"{progress.done} of {progress.groups} groups done, {100 * progress.done / progress.groups:.0f} %")
     print(f"depths {grid['depths']}, {len(grid['sigma_w'])} gains, {grid['seeds']} seeds, {grid['steps']} steps")
+    print(f"{np.sum(first == 0)} networks were not finite from the start, {np.sum(first > 0)} later")
     for run in runs:
         print(f"at work: {run}")
     if not runs:

@@ -5,7 +5,7 @@ from jaxstab.store.claims import Claim, claim, runs
 from jaxstab.store.dataset import check_writable, load, provenance, save
 from jaxstab.store.export import write_events, write_table
 from jaxstab.store.fingerprint import code_version, differences
-from jaxstab.store.groups import Groups, Progress, load_groups, open_groups, progress
+from jaxstab.store.groups import Groups, Progress, column, load_groups, open_groups, progress
 from jaxstab.store.locks import Run
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "check_writable",
     "claim",
     "code_version",
+    "column",
     "differences",
     "load",
     "load_groups",

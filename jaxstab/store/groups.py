@@ -286,6 +286,32 @@ def load_groups(url: str | Path) -> xr.Dataset:
     return xr.Dataset(variables | {"done": ("row", done)}, attrs=store.settings)
 
 
+def column(url: str | Path, name: str) -> np.ndarray:
+    """One field of the groups that are marked as done, nothing else being read.
+
+    Args:
+        url: a folder or an fsspec URL.
+        name: of the field.
+
+    Returns:
+        Its rows, group by group; those whose chunk is torn are left out.
+
+    Raises:
+        ValueError: if there is no store, it is damaged or another kind, or has no such field.
+    """
+    store = _read(Place(url))
+    if name not in store.fields:
+        raise ValueError(f"{url}: no field {name!r}; there are {', '.join(store.fields)}")
+    field, place = store.fields[name], store.place
+    marks = place.sizes("done")
+    groups = [group for group in range(store.count) if marks.get(f"c.{group}") == len(_MARK)]
+    found = (
+        chunks.decode(chunk, field, store.size) for chunk in place.get([chunks.key(name, field, g) for g in groups])
+    )
+    whole = [values for values in found if values is not None]
+    return np.concatenate(whole) if whole else chunks.empty(field, 0)
+
+
 def progress(url: str | Path) -> Progress:
     """How far a sweep is, by its marks alone; takes no lock.
 

@@ -173,7 +173,9 @@ class _Programs:
 
         def device(depths: Array, counts: Array, cells: Cells, examples: tuple[Examples, Examples]) -> Training:
             shapes = jax.eval_shape(one, Cells(*(column[0] for column in cells)), depths[0], examples)
-            start = jax.tree.map(lambda leaf: jnp.zeros((self.size, *leaf.shape), leaf.dtype), shapes)
+            # NaN, or -1, in rows that no cell fills
+            blank = lambda leaf: jnp.nan if jnp.issubdtype(leaf.dtype, jnp.floating) else -1
+            start = jax.tree.map(lambda leaf: jnp.full((self.size, *leaf.shape), blank(leaf), leaf.dtype), shapes)
 
             def some(index: Array, seen: Training) -> Training:
                 here = jax.tree.map(lambda c: jax.lax.dynamic_slice_in_dim(c, index * lanes, lanes), cells)
