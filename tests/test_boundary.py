@@ -128,6 +128,20 @@ def test_fits_of_little_or_nothing_say_so():
         fit_depth_scale(np.zeros((12, 3, 1)), DEPTHS, xi, 0.5, confidence=1.0)
 
 
+def test_whatever_the_accuracies_a_fit_lies_within_its_interval_or_is_nan():
+    rng = np.random.default_rng(1)
+    for _ in range(200):
+        depths = np.sort(rng.choice(np.arange(1, 200), rng.integers(1, 9), replace=False))
+        xi = np.exp(rng.normal(2, 2, rng.integers(1, 20)))
+        xi[rng.random(len(xi)) < 0.1] = rng.choice([np.inf, np.nan, -3.0])
+        accuracy = rng.random((len(depths), len(xi), rng.integers(1, 4)))
+        accuracy = np.sort(accuracy, 0)[::-1] if rng.random() < 0.5 else accuracy.round()
+        accuracy[rng.random(accuracy.shape) < rng.choice([0.0, 0.2, 0.9])] = np.nan
+        fit = fit_depth_scale(accuracy, depths, xi, float(rng.choice([0.0, 0.3, 0.5, 1.0])))
+        assert math.isnan(fit.low) or fit.low <= fit.n <= fit.high, fit
+        assert math.isnan(fit.low) == (fit.gains < 2), fit
+
+
 def test_steps_to_a_threshold():
     rising = np.array([0.0, 0.5, 0.9, 0.9, 0.9, 1.0], np.float32)
     runs = np.stack([rising, rising[::-1], np.full(6, 0.9, np.float32), np.append(rising[:3], [np.nan] * 3)])

@@ -62,8 +62,8 @@ def section(title: str, caption: str, figure: Figure) -> str:
     """
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=140, facecolor="white")
-    # no panel larger than it is in a full row
-    width = f"max-width:{90 * figure.get_figwidth():.0f}px"
+    # a few panels are not blown up to the width of a full row
+    width = f"max-width:{130 * figure.get_figwidth():.0f}px"
     image = base64.b64encode(buffer.getvalue()).decode()
     source = f"data:image/png;base64,{image}"
     return f"<h2>{title}</h2><p class=sub>{caption}</p><img alt='{title}' style='{width}' src='{source}'>"

@@ -42,6 +42,10 @@ def _shown_gains(summary: xr.Dataset, kind: int, count: int = 5) -> np.ndarray:
     return np.unique(spread)
 
 
+def _short(value: xr.DataArray) -> str:
+    return f"{float(value):.2g}" if float(value) < 99.5 else f"{float(value):.0f}"
+
+
 def _depth_ticks(depths: np.ndarray) -> np.ndarray:
     """Up to seven depths, the ends among them, spread over the logarithm."""
     wanted = np.linspace(np.log(depths[0]), np.log(depths[-1]), min(7, len(depths)))
@@ -103,9 +107,9 @@ def _boundary(axis: Axes, of: xr.Dataset) -> None:
         xi = of[scale].values
         if np.isfinite(fit.fit_n):
             line = float(fit.fit_n) * np.where(np.isfinite(xi) & (xi > 0), xi, np.nan)
-            interval = f" [{float(fit.fit_low):.2g}, {float(fit.fit_high):.2g}]" if np.isfinite(fit.fit_low) else ""
+            interval = f" [{_short(fit.fit_low)}, {_short(fit.fit_high)}]" if np.isfinite(fit.fit_low) else ""
             axis.plot(gains, line, style, color="white", lw=3.0, alpha=0.85, zorder=2)
-            label = rf"$n\,{symbol}$, $n$ = {float(fit.fit_n):.2g}{interval}"
+            label = rf"$n\,{symbol}$, $n$ = {_short(fit.fit_n)}{interval}"
             axis.plot(gains, line, style, color=INK, lw=1.4, zorder=3, label=label)
 
 

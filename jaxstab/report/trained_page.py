@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from jaxstab.report import trained_figures
 from jaxstab.report.document import document, section
 
-_COLOURS = ("#2f6db3", "#9aa3ae", "#e0823d", "#a23a14", "#bcc2ca")
+_COLOURS = ("#2f6db3", "#8a94a1", "#e0823d", "#a23a14", "#e4e7eb;color:#5c6672")
 _DEPTHS = 6
 
 
