@@ -76,14 +76,17 @@ def measure(summary):
         "accuracy": accuracy, "depths": summary.depth.values, "variances": summary.sigma_w.values**2,
         "xi_c": summary.xi_c.values[0], **bounds,
     }  # fmt: skip
-    fits = [look["xi_c, both"] for look in (first, last)]
     share = (accuracy - CHANCE) / (last["best"] - CHANCE)  # of the best, above chance
+    value = lambda look, fit, name: np.nan if look[fit][name] is None else look[fit][name]
     return arrays, {
-        "n": fits[1]["n"],
-        "n_growth": fits[1]["n"] / fits[0]["n"],
-        "n_r_squared": fits[1]["r_squared"],
-        "n_exponent": fits[1]["exponent"],
-        "gradients_scatter": last["xi_grad, both"]["scatter"] / fits[1]["scatter"],
+        "n": value(last, "xi_c, both", "n"),
+        "n_growth": value(last, "xi_c, both", "n") / value(first, "xi_c, both", "n"),
+        "r_squared": value(last, "xi_c, both", "r_squared"),
+        "ordered_r_squared": value(last, "xi_c, ordered", "r_squared"),
+        "ordered_exponent": value(last, "xi_c, ordered", "exponent"),
+        "gradients_scatter": value(last, "xi_grad, both", "scatter") / value(last, "xi_c, both", "scatter"),
+        "early_chaos_by_gradient": value(first, "xi_grad, chaotic", "r_squared"),
+        "early_chaos_by_correlation": value(first, "xi_c, chaotic", "r_squared"),
         "deepest_at_its_best": float(share[-1, -1].max()),
         "deepest_at_the_ends": float(max(share[-1, -1, 0], share[-1, -1, -1])),
         "fits": [first, last],
