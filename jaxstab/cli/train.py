@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -257,11 +258,14 @@ def _until_told_to_stop(out: str, groups: store.Groups) -> Iterator[None]:
     def stop(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    with contextlib.suppress(ValueError):
-        # elsewhere than in the main thread nobody is told
-        signal.signal(signal.SIGTERM, stop)
+    # elsewhere than in the main thread nobody is told
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, stop) if main else None
     try:
         yield
     except KeyboardInterrupt as error:
         done = f"{groups.marked()} of {groups.count} groups are in {out}"
         raise KeyboardInterrupt(f"{done}; the same command goes on from there") from error
+    finally:
+        if main:
+            signal.signal(signal.SIGTERM, before)

@@ -114,7 +114,7 @@ class Grid:
         steps: updates.
         batch: examples per update; None for all.
         optimiser: one of OPTIMISERS.
-        evaluate: numbers of updates after which to look at all data, besides the end.
+        evaluate: numbers of updates after which to look at all data, besides the end; gradients are kept there too.
         dtype: "float32" or "float64".
     """
 
@@ -130,7 +130,7 @@ class Grid:
     steps: int = 200
     batch: int | None = 128
     optimiser: str = "sgd"
-    evaluate: tuple[int, ...] = ()
+    evaluate: tuple[int, ...] = (0,)
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
