@@ -20,11 +20,15 @@ FLAGS = (
 ).split()
 
 
-def start(out, *more):
-    """The command in a process of its own."""
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    """The command in a process of its own; all of them share what they compile."""
     command = [sys.executable, "-c", "import sys; from jaxstab.cli import main; sys.exit(main())", "train", *FLAGS]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([*command, "--out", str(out), *more], cwd=ROOT, env=os.environ | {"NPROC": "4"}, **pipes)
+    kept = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled"))}
+    kept |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}
+    environment = os.environ | {"NPROC": "4"} | kept
+    return lambda out, *more: subprocess.Popen([*command, "--out", str(out), *more], cwd=ROOT, env=environment, **pipes)
 
 
 def end(run, code=0):
@@ -45,7 +49,7 @@ def until_marked(out, groups, run):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def whole(start, tmp_path_factory):
     """A store made in one go."""
     out = tmp_path_factory.mktemp("whole") / "trained.zarr"
     said, _ = end(start(out))
@@ -54,7 +58,7 @@ def whole(tmp_path_factory):
     return out
 
 
-def test_killed_and_told_to_stop_it_goes_on_to_the_same_bytes(whole, tmp_path):
+def test_killed_and_told_to_stop_it_goes_on_to_the_same_bytes(start, whole, tmp_path):
     out = tmp_path / "trained.zarr"
     for at, how, code in ((1, signal.SIGKILL, -9), (3, signal.SIGTERM, 130), (5, signal.SIGINT, 130)):
         run = start(out)
@@ -69,7 +73,7 @@ def test_killed_and_told_to_stop_it_goes_on_to_the_same_bytes(whole, tmp_path):
     assert content(out) == content(whole)
 
 
-def test_shards_and_processes_of_a_cluster_fill_one_store(whole, tmp_path):
+def test_shards_and_processes_of_a_cluster_fill_one_store(start, whole, tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -81,7 +85,7 @@ def test_shards_and_processes_of_a_cluster_fill_one_store(whole, tmp_path):
     assert content(shared) == content(whole) == content(clustered)
 
 
-def test_a_second_run_is_refused_and_joins_when_asked(whole, tmp_path):
+def test_a_second_run_is_refused_and_joins_when_asked(start, whole, tmp_path):
     out = tmp_path / "trained.zarr"
     first = start(out)
     until_marked(out, 1, first)

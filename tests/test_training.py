@@ -11,7 +11,6 @@ from jaxstab import clipping, networks, training
 from jaxstab.networks import MLP
 from jaxstab.training import Examples, train
 
-pytestmark = pytest.mark.kernels
 KEY = jax.random.key(2)
 DEEP, LIVE, N = 7, 3, 40
 X = jax.random.normal(KEY, (N, 5))
@@ -35,7 +34,9 @@ def _first(tree, depth):
     return tree._replace(blocks=jax.tree.map(lambda leaf: leaf[:depth], tree.blocks))
 
 
-@pytest.mark.parametrize("name", BLOCKS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.kernels] if name == "batch, dropout" else []) for name in BLOCKS]
+)
 def test_gradient_is_that_of_the_network_built_at_that_depth(name):
     deep, short = (MLP(depth, 6, features_out=3, **BLOCKS[name]) for depth in (DEEP, LIVE))
     loss = lambda y: training.cross_entropy(y, DATA.y)
@@ -87,6 +88,7 @@ def runs():
     return traced, jax.jit(lambda rate, seed: _run(short, rate, None, seed))
 
 
+@pytest.mark.kernels
 def test_a_run_is_that_of_the_network_built_at_that_depth(runs):
     for rate, seed in ((0.01, 3), (0.03, 4)):
         (seen, state), (wanted, end) = runs[0](LIVE, rate, seed), runs[1](rate, seed)
@@ -143,6 +145,7 @@ def test_a_run_is_a_plain_loop(runs):
         np.testing.assert_allclose(whole(row), np.log(wanted[t][2]), rtol=2e-4)
 
 
+@pytest.mark.kernels
 def test_a_diverged_run_freezes_and_leaves_its_neighbours_alone():
     mlp = MLP(DEEP, 6, "relu", features_out=3)
     huge = 1e30 if X.dtype == jnp.float32 else 1e290
