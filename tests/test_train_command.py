@@ -14,9 +14,9 @@ import pytest
 from jaxstab import cli, store
 
 ROOT = Path(__file__).parent.parent
-# eight groups of one network, one program
+# eight groups of one network, one program; each takes long enough to be caught at
 FLAGS = (
-    "--data digits --depths 2 4 --sigma-w 1.0 1.2 1.4 1.6 --width 16 --steps 30 --batch 32 --group 1 --cpu-devices 1"
+    "--data digits --depths 2 4 --sigma-w 1.0 1.2 1.4 1.6 --width 32 --steps 600 --batch 32 --group 1 --cpu-devices 1"
 ).split()
 
 
@@ -60,7 +60,7 @@ def whole(start, tmp_path_factory):
 
 def test_killed_and_told_to_stop_it_goes_on_to_the_same_bytes(start, whole, tmp_path):
     out = tmp_path / "trained.zarr"
-    for at, how, code in ((1, signal.SIGKILL, -9), (3, signal.SIGTERM, 130), (5, signal.SIGINT, 130)):
+    for at, how, code in ((1, signal.SIGKILL, -9), (2, signal.SIGTERM, 130), (3, signal.SIGINT, 130)):
         run = start(out)
         until_marked(out, at, run)
         run.send_signal(how)
@@ -125,8 +125,8 @@ def test_finished_and_other_sweeps(whole, capsys):
     code, said, _ = run(capsys, "train", *FLAGS, "--out", whole)
     assert code == 0 and "nothing was left to do" in said
     before = content(whole)
-    code, _, complained = run(capsys, "train", *FLAGS, "--steps", 31, "--out", whole)
-    assert code == 2 and "steps: 30 -> 31" in complained and len(complained.splitlines()) == 1
+    code, _, complained = run(capsys, "train", *FLAGS, "--steps", 601, "--out", whole)
+    assert code == 2 and "steps: 600 -> 601" in complained and len(complained.splitlines()) == 1
     assert content(whole) == before
 
 
