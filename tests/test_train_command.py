@@ -16,14 +16,17 @@ from jaxstab import cli, store
 ROOT = Path(__file__).parent.parent
 # eight groups of one network, one program; each takes long enough to be caught at
 FLAGS = (
-    "--data digits --depths 2 4 --sigma-w 1.0 1.2 1.4 1.6 --width 128 --steps 400 --batch 128 --group 1 --cpu-devices 1"
+    "--data digits --depths 2 4 --sigma-w 1.0 1.2 1.4 1.6 --width 64 --steps 400 --batch 64 --group 1 --cpu-devices 1"
 ).split()
 
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory):
     """The command in a process of its own; all of them share what they compile."""
-    command = [sys.executable, "-c", "import sys; from jaxstab.cli import main; sys.exit(main())", "train", *FLAGS]
+    # whoever runs the tests in the background has Ctrl-C switched off for all below
+    script = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    script += "from jaxstab.cli import main; sys.exit(main())"
+    command = [sys.executable, "-c", script, "train", *FLAGS]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     kept = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled"))}
     kept |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}
