@@ -57,7 +57,7 @@ class Product(NamedTuple):
         if self.left.ndim == 1:
             return jnp.outer(self.left, self.right)
         left, right = (side.reshape(-1, side.shape[-1]) for side in self)
-        return _transposed(left) @ right
+        return left.T @ right
 
     @property
     def log_norm(self) -> Float[Array, ""]:

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxstab import networks
 from jaxstab.networks import MLP, Chain, Layer, Params
-from jaxstab.norms import Product, log_norm
+from jaxstab.norms import Product, norm
 
 
 class Gradient(NamedTuple):
@@ -109,8 +109,8 @@ def value_and_grad(
         one = lambda theta, h: chain.block(layer._replace(params=theta), h)
         d_theta, d_h = networks.pullback(one, layer.params, at(kept, index))(d_h)
         d_theta = _full(d_theta)
-        length = log_norm(d_theta)
-        return d_h, put(gradient, d_theta, index), put(norms, length, index + 1), finite & (length < jnp.inf)
+        length, all_finite = _length(d_theta)
+        return d_h, put(gradient, d_theta, index), put(norms, length, index + 1), finite & all_finite
 
     norms = jnp.full(mlp.depth + 1, jnp.nan, h.dtype)
     cleared = jax.tree.map(jnp.zeros_like, blocks.params) if over is None else over.params.blocks
@@ -119,15 +119,15 @@ def value_and_grad(
 
     begin = lambda theta, x: chain.embed(params._replace(embed=theta), x)
     d_embed, d_readout = _full(networks.pullback(begin, params.embed, x)(d_h)[0]), _full(d_readout)
-    lengths = norms.at[0].set(log_norm(d_embed)), log_norm(d_readout)
+    (first, first_finite), (last, last_finite) = map(_length, (d_embed, d_readout))
     return Gradient(
         value,
         y,
         Params(d_embed, d_blocks, d_readout),
         {"blocks": stats, "readout": readout_stats(readout, h)} if stats else {},
-        *lengths,
-        # NaN is not below infinity
-        finite & (lengths[0][0] < jnp.inf) & (lengths[1] < jnp.inf),
+        norms.at[0].set(first),
+        last,
+        finite & first_finite & last_finite,
         kept,
     )
 
@@ -157,3 +157,10 @@ def _full(tree: PyTree) -> PyTree:
         tree,
         is_leaf=lambda leaf: isinstance(leaf, Product),
     )
+
+
+def _length(gradient: PyTree) -> tuple[Array, Array]:
+    """The logarithm of its norm, NaN where an entry is not finite, and whether all are."""
+    found = norm(gradient)
+    finite = found.nonfinite == 0
+    return jnp.where(finite, found.log, jnp.nan), finite
