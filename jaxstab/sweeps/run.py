@@ -21,6 +21,7 @@ from threadpoolctl import threadpool_limits
 
 from jaxstab import networks
 from jaxstab.activations import Activation
+from jaxstab.checks import check_dtype
 from jaxstab.records import Data, dimensions
 from jaxstab.sweeps.grid import Grid, Sample, samples, with_coordinates
 from jaxstab.sweeps.measures import Measure, Record
@@ -74,8 +75,7 @@ def run(
     Raises:
         ValueError: if data or grid do not fit, or float64 is asked for while JAX has it switched off.
     """
-    if grid.dtype == "float64" and not jax.config.read("jax_enable_x64"):
-        raise ValueError('dtype "float64" needs JAX\'s x64 mode: switch jax_enable_x64 on first')
+    check_dtype(grid.dtype)
     devices = usable_devices() if devices is None else devices
     plan, inputs = estimate(grid, data.x.shape[1], chunk_size, len(devices), measure), samples(grid, data)
     programs = [_program(grid, activation, measure, precision, devices) for activation in grid.activations]

@@ -13,6 +13,7 @@ from jaxtyping import ArrayLike, Float, Int
 
 from jaxstab import clipping, networks
 from jaxstab.activations import Activation, get
+from jaxstab.checks import check_ascending, check_choice, check_count, check_looks
 from jaxstab.records import Data
 
 OPTIMISERS: dict[str, Callable[..., optax.GradientTransformation]] = {
@@ -148,18 +149,14 @@ class Grid:
             ("dropouts", 0, lambda v: v < 1, "in [0, 1)"),
         ):
             values = getattr(self, name)
-            if len(values) == 0 or list(values) != sorted(set(values)):
-                raise ValueError(f"{name} must be ascending values, at least one, got {list(values)}")
+            check_ascending(name, values)
             if not all(v >= low and fits(v) for v in values):
                 raise ValueError(f"{name} must be {wanted}, got {list(values)}")
         for name in ("seeds", "width", "steps", *(("batch",) if self.batch is not None else ())):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise ValueError(f"{name} must be an integer >= 1, got {getattr(self, name)!r}")
+            check_count(name, getattr(self, name), 1)
         for name, known in (("optimiser", tuple(OPTIMISERS)), ("dtype", ("float32", "float64"))):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
-        if not all(isinstance(v, int) and 0 <= v <= self.steps for v in self.evaluate):
-            raise ValueError(f"evaluate must be integers in [0, {self.steps}], got {list(self.evaluate)}")
+            check_choice(name, getattr(self, name), known)
+        check_looks(self.evaluate, self.steps)
         names = [variant.name for variant in self.variants]
         if len(names) == 0 or len(set(names)) < len(names):
             raise ValueError(f"variants must be one or more of different names, got {names}")

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Int
 
 from jaxstab import networks
-from jaxstab.checks import check_count
+from jaxstab.checks import check_batch, check_count
 from jaxstab.trainability.grid import Grid, Split
 
 # layers that a cell does not have cost its updates memory traffic: FLOPs that could be done meanwhile, per parameter
@@ -158,8 +158,7 @@ def plan(grid: Grid, data: Split, budget: int | None = None, lanes: int | None =
     for name, value in (("lanes", lanes), ("size", size)):
         if value is not None:
             check_count(name, value, 1)
-    if grid.batch is not None and grid.batch > len(data.train.x):
-        raise ValueError(f"batch must be at most the number of examples, {len(data.train.x)}, got {grid.batch}")
+    check_batch(grid.batch, len(data.train.x))
     budget = available() if budget is None else budget
     most = max(memory(grid, v, bounds[-1][0], data) for v, bounds in enumerate(_bounds(grid)))
     if most > budget:

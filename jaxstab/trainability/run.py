@@ -20,6 +20,7 @@ from jaxtyping import Array
 from threadpoolctl import threadpool_limits
 
 from jaxstab import networks, training
+from jaxstab.checks import check_dtype
 from jaxstab.records import Training, dimensions
 from jaxstab.sweeps import usable_devices
 from jaxstab.trainability.grid import AXES, Cells, Grid, Split
@@ -78,8 +79,7 @@ def run(
         ValueError: if float64 is asked for while JAX has it switched off.
         MemoryError: if one cell at a time is too much.
     """
-    if grid.dtype == "float64" and not jax.config.read("jax_enable_x64"):
-        raise ValueError('dtype "float64" needs JAX\'s x64 mode: switch jax_enable_x64 on first')
+    check_dtype(grid.dtype)
     devices = usable_devices() if devices is None else devices
     programs = _Programs(grid, plan, data, devices, precision)
     lanes = plan.lanes
