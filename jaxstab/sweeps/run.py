@@ -7,7 +7,6 @@ are spread over devices; a CPU counts as several where `jax_num_cpu_devices` say
 """
 
 import math
-import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -23,26 +22,12 @@ from jaxstab import networks
 from jaxstab.activations import Activation
 from jaxstab.checks import check_dtype
 from jaxstab.records import Data, dimensions
+from jaxstab.sweeps.devices import spread, usable_devices
 from jaxstab.sweeps.grid import Grid, Sample, samples, with_coordinates
 from jaxstab.sweeps.measures import Measure, Record
 from jaxstab.sweeps.plan import Estimate, estimate
 
 Progress = Callable[[Sequence[Any]], Iterable[Any]]
-
-
-def usable_devices() -> list[jax.Device]:
-    """All local devices; of a CPU made into several only the first, unless XLA's pool has two threads for each.
-
-    Two host devices inside batched decompositions wait for each other for ever on a pool of two threads. The
-    environment's NPROC sizes the pool, if set before JAX first computes; `jaxstab` on the command line sees to it.
-
-    Returns:
-        The devices.
-    """
-    devices = jax.local_devices()
-    threads = os.environ.get("NPROC", "")
-    enough = threads.isdigit() and int(threads) >= 2 * len(devices)
-    return devices if devices[0].platform != "cpu" or enough else devices[:1]
 
 
 def run(
@@ -123,16 +108,8 @@ def _program(
         with jax.default_matmul_precision(precision):
             return jax.vmap(seed)(keys, samples)
 
-    spread = jax.shard_map(
-        chunk,
-        mesh=Mesh(np.array(devices), ("gain",)),
-        in_specs=(PartitionSpec(), PartitionSpec("gain"), PartitionSpec()),
-        out_specs=PartitionSpec(None, "gain"),
-        check_vma=False,
-    )
-    # in program order on a CPU: two batched decompositions side by side can deadlock a small thread pool
-    ordered = {"xla_cpu_enable_concurrency_optimized_scheduler": False}
-    return jax.jit(spread, compiler_options=ordered if devices[0].platform == "cpu" else None)
+    mesh, whole, gains = Mesh(np.array(devices), ("gain",)), PartitionSpec(), PartitionSpec("gain")
+    return spread(chunk, mesh, (whole, gains, whole), PartitionSpec(None, "gain"))
 
 
 def _labelled(grid: Grid, plan: Estimate, results: list[Record]) -> xr.Dataset:

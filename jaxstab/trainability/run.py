@@ -22,7 +22,7 @@ from threadpoolctl import threadpool_limits
 from jaxstab import networks, training
 from jaxstab.checks import check_dtype
 from jaxstab.records import Training, dimensions
-from jaxstab.sweeps import usable_devices
+from jaxstab.sweeps import spread, usable_devices
 from jaxstab.trainability.grid import AXES, Cells, Grid, Split
 from jaxstab.trainability.plan import Group, Plan, cut
 from jaxstab.training import Examples
@@ -190,16 +190,8 @@ class _Programs:
             with jax.default_matmul_precision(self.precision):
                 return jax.lax.fori_loop(0, (counts[0] + lanes - 1) // lanes, some, start)
 
-        spread = jax.shard_map(
-            device,
-            mesh=self.mesh,
-            in_specs=(PartitionSpec("cell"), PartitionSpec("cell"), PartitionSpec("cell"), PartitionSpec()),
-            out_specs=PartitionSpec("cell"),
-            check_vma=False,
-        )
-        # in program order on a CPU: two batched decompositions side by side can deadlock a small thread pool
-        ordered = {"xla_cpu_enable_concurrency_optimized_scheduler": False}
-        return jax.jit(spread, compiler_options=ordered if jax.default_backend() == "cpu" else None)
+        own = PartitionSpec("cell")
+        return spread(device, self.mesh, (own, own, own, PartitionSpec()), own)
 
 
 def _padded(seen: Training, deepest: int) -> Training:
