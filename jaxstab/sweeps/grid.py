@@ -114,8 +114,7 @@ class Grid:
     @property
     def plain(self) -> bool:
         """Whether the networks are those of mean-field theory: h -> W phi(h) + b, weights of unit gain."""
-        unit = ("gaussian", "orthogonal", "lecun_normal", "lecun_uniform")
-        return not (self.norm or self.skip or self.dropout) and self.weights in unit
+        return not (self.norm or self.skip or self.dropout) and self.weights in networks.UNIT_WEIGHTS
 
     def to_json(self) -> str:
         """All settings, for the provenance of results."""
