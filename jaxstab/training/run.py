@@ -44,11 +44,11 @@ class State(NamedTuple):
     optimiser: PyTree
 
 
-def cross_entropy(y: Float[Array, "batch d_out"], labels: Int[Array, " batch"]) -> Float[Array, ""]:
+def cross_entropy(y: Float[Array, "*batch d_out"], labels: Int[Array, "*batch"]) -> Float[Array, ""]:
     """Mean softmax cross-entropy, in nats.
 
     Args:
-        y: logits.
+        y: logits, of one example or a batch.
         labels: classes.
 
     Returns:
