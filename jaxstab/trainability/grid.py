@@ -204,6 +204,16 @@ class Grid:
         return dict(zip(AXES, values, strict=True))
 
     @property
+    def count(self) -> int:
+        """Number of cells."""
+        return math.prod(map(len, self.axes.values()))
+
+    @property
+    def looks(self) -> tuple[int, ...]:
+        """Numbers of updates after which all data are looked at, ascending, the end among them."""
+        return tuple(sorted({*self.evaluate, self.steps}))
+
+    @property
     def cells(self) -> Cells:
         """All cells, the last axis the fastest."""
         axes = self.axes | {"variant": tuple(range(len(self.variants)))}

@@ -134,7 +134,7 @@ def memory(grid: Grid, variant: int, bound: int, data: Split) -> int:
     size = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree)) * item
     slots = size(jax.eval_shape(grid.optimise(1.0, 1.0).init, shapes))
     state = mlp.width * mlp.sources * item
-    seen = (4 * grid.steps + (len(grid.evaluate) + 2) * (bound + 4)) * item
+    seen = (4 * grid.steps + (len(grid.looks) + 1) * (bound + 4)) * item
     return 2 * size(shapes) + slots + bound * batch * state + 3 * max(batch, examples) * state + seen
 
 
@@ -242,4 +242,4 @@ def _bounds(grid: Grid) -> list[list[tuple[int, list[int]]]]:
 
 def _alike(grid: Grid) -> int:
     """Cells of one kind and depth."""
-    return math.prod(len(values) for values in grid.axes.values()) // (len(grid.variants) * len(grid.depths))
+    return grid.count // (len(grid.variants) * len(grid.depths))

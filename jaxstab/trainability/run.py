@@ -210,7 +210,7 @@ def fields(grid: Grid) -> dict[str, jax.ShapeDtypeStruct]:
     Returns:
         By field of `Training`; those of clipping only where there is some.
     """
-    looks = len({*grid.evaluate, grid.steps})
+    looks = len(grid.looks)
     shapes = {
         "loss": (grid.steps,),
         "accuracy": (grid.steps,),
@@ -243,7 +243,7 @@ def labelled(grid: Grid, plan: Plan, rows: Mapping[str, np.ndarray], done: np.nd
     at = np.concatenate([group.cells for group in plan.groups])
     known = np.repeat(done, plan.size) & (at >= 0)
     shape = tuple(len(values) for values in grid.axes.values())
-    finished = np.zeros(int(np.prod(shape)), bool)
+    finished = np.zeros(grid.count, bool)
     finished[at[known]] = True
     found: dict[str, Any] = {"done": (AXES, finished.reshape(shape))}
     for name, field in fields(grid).items():
@@ -251,8 +251,7 @@ def labelled(grid: Grid, plan: Plan, rows: Mapping[str, np.ndarray], done: np.nd
         values = np.full((len(finished), *field.shape), blank, field.dtype)
         values[at[known]] = rows[name][known]
         found[name] = ((*AXES, *dimensions(Training, name, len(field.shape))), values.reshape(*shape, *field.shape))
-    looks = sorted({*grid.evaluate, grid.steps})
-    inside = {"evaluation": looks, "step": np.arange(grid.steps), "layer": np.arange(max(grid.depths) + 1)}
+    inside = {"evaluation": list(grid.looks), "step": np.arange(grid.steps), "layer": np.arange(max(grid.depths) + 1)}
     coordinates = {axis: list(values) for axis, values in grid.axes.items()}
     return xr.Dataset(found).assign_coords(coordinates | inside).assign_attrs(grid=grid.to_json())
 
