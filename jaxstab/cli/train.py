@@ -139,7 +139,7 @@ def train(settings: Train) -> None:
     with users_fault(), _until_told_to_stop(settings.out, groups), store.claim(groups, part, settings.join) as claim:
         tally = _work(grid, plan, data, claim, devices)
     print(tally.line())
-    left = len(plan.groups) - groups.marked()
+    left = len(plan.groups) - len(groups.marks())
     if settings.csv or settings.tensorboard:
         with users_fault():
             dataset = trainability.restored(store.load_groups(settings.out))
@@ -262,7 +262,7 @@ def _until_told_to_stop(out: str, groups: store.Groups) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as error:
-        done = f"{groups.marked()} of {groups.count} groups are in {out}"
+        done = f"{len(groups.marks())} of {groups.count} groups are in {out}"
         raise KeyboardInterrupt(f"{done}; the same command goes on from there") from error
     finally:
         if main:
