@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
 
+from jaxstab.checks import check_count
 from jaxstab.store import chunks
 from jaxstab.store.chunks import Field
 from jaxstab.store.fingerprint import differences, plain
@@ -70,8 +71,7 @@ class Groups:
             ValueError: if a number, name, dtype or shape is not what a store can hold.
         """
         for name, value in (("groups", self.count), ("size", self.size)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
+            check_count(name, value, 1)
         chunks.check_fields(self.fields)
 
     @property
