@@ -1,7 +1,6 @@
 """What to train: kinds of networks, and the axes along which each is trained."""
 
 import dataclasses
-import itertools
 import json
 import math
 from collections.abc import Callable
@@ -217,9 +216,9 @@ class Grid:
     def cells(self) -> Cells:
         """All cells, the last axis the fastest."""
         axes = self.axes | {"variant": tuple(range(len(self.variants)))}
-        columns = zip(*itertools.product(*axes.values()), strict=True)
         kinds = {"variant": np.int32, "depth": np.int32, "seed": np.int32}
-        return Cells(*(np.array(c, kinds.get(n, self.dtype)) for n, c in zip(AXES, columns, strict=True)))
+        along = [np.array(values, kinds.get(name, self.dtype)) for name, values in axes.items()]
+        return Cells(*(column.ravel() for column in np.meshgrid(*along, indexing="ij")))
 
     def to_json(self) -> str:
         """All settings, for the provenance of results; infinity as the string "inf"."""

@@ -173,9 +173,7 @@ class _Programs:
 
         def device(depths: Array, counts: Array, cells: Cells, examples: tuple[Examples, Examples]) -> Training:
             shapes = jax.eval_shape(one, Cells(*(column[0] for column in cells)), depths[0], examples)
-            # NaN, or -1, in rows that no cell fills
-            blank = lambda leaf: jnp.nan if jnp.issubdtype(leaf.dtype, jnp.floating) else -1
-            start = jax.tree.map(lambda leaf: jnp.full((self.size, *leaf.shape), blank(leaf), leaf.dtype), shapes)
+            start = jax.tree.map(lambda leaf: jnp.full((self.size, *leaf.shape), _blank(leaf), leaf.dtype), shapes)
 
             def some(index: Array, seen: Training) -> Training:
                 here = jax.tree.map(lambda c: jax.lax.dynamic_slice_in_dim(c, index * lanes, lanes), cells)
@@ -199,6 +197,11 @@ def _padded(seen: Training, deepest: int) -> Training:
     beyond = deepest + 1 - seen.log_grad_theta.shape[-1]
     wide: Any = np.pad(seen.log_grad_theta, ((0, 0), (0, 0), (0, beyond)), constant_values=np.nan)
     return seen._replace(log_grad_theta=wide)
+
+
+def _blank(one: jax.ShapeDtypeStruct) -> float:
+    """What stands in rows that no cell fills: NaN, of integers -1."""
+    return np.nan if np.issubdtype(one.dtype, np.floating) else -1
 
 
 def fields(grid: Grid) -> dict[str, jax.ShapeDtypeStruct]:
@@ -247,8 +250,7 @@ def labelled(grid: Grid, plan: Plan, rows: Mapping[str, np.ndarray], done: np.nd
     finished[at[known]] = True
     found: dict[str, Any] = {"done": (AXES, finished.reshape(shape))}
     for name, field in fields(grid).items():
-        blank = np.nan if np.issubdtype(field.dtype, np.floating) else -1
-        values = np.full((len(finished), *field.shape), blank, field.dtype)
+        values = np.full((grid.count, *field.shape), _blank(field), field.dtype)
         values[at[known]] = rows[name][known]
         found[name] = ((*AXES, *dimensions(Training, name, len(field.shape))), values.reshape(*shape, *field.shape))
     inside = {"evaluation": list(grid.looks), "step": np.arange(grid.steps), "layer": np.arange(max(grid.depths) + 1)}
