@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import json
-import os
 import time
 from functools import cache, partial
 from pathlib import Path
@@ -14,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh, PartitionSpec
-from threadpoolctl import threadpool_limits
 
 from jaxstab import clipping, datasets, initializers, networks, sweeps
+from jaxstab.cli.faults import divide_cpu
 from jaxstab.training import Examples, train
 
 ERRORS = 3  # standard errors that decide
@@ -358,16 +357,13 @@ def main(argv=None):
     if arguments.full and not arguments.data_path:
         parser.error("--full needs --data-path, the folder of MNIST's IDX files; scripts/fetch_mnist makes one")
     setting = SMALL if arguments.small else FULL if arguments.full else Setting()
-    # orthogonal weights are decompositions: one BLAS thread
-    with threadpool_limits(1, user_api="blas"):
+    # orthogonal weights are decompositions
+    with sweeps.one_blas_thread():
         measured = measure(setting, arguments.data_path)
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "measured.json").write_text(json.dumps(measured, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    cores = len(os.sched_getaffinity(0))
-    os.environ.setdefault("NPROC", str(2 * cores))
-    if jax.config.jax_platforms in (None, "", "cpu"):
-        jax.config.update("jax_num_cpu_devices", cores)
+    divide_cpu(None)
     main()

@@ -1,6 +1,6 @@
 """Sweeps: one network measure over a grid of gains, seeds and activations, in one compile per activation."""
 
-from jaxstab.sweeps.devices import spread, usable_devices
+from jaxstab.sweeps.devices import one_blas_thread, spread, usable_devices
 from jaxstab.sweeps.grid import Grid, Sample, samples, with_coordinates
 from jaxstab.sweeps.measures import Measure, Memory, Record, jacobian, memory, signal
 from jaxstab.sweeps.plan import MEMORY, Estimate, estimate
@@ -19,6 +19,7 @@ __all__ = [
     "jacobian",
     "labelled",
     "memory",
+    "one_blas_thread",
     "run",
     "samples",
     "signal",

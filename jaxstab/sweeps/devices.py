@@ -1,11 +1,14 @@
-"""The devices that compute, and a program spread over them."""
+"""The devices that compute, a program spread over them, and the threads of the BLAS beneath."""
 
+import contextlib
 import os
 from collections.abc import Callable
 
 import jax
+import scipy.linalg  # noqa: F401  jaxlib loads its BLAS at the first decomposition; only a loaded one can be limited
 from jax.sharding import Mesh
 from jaxtyping import PyTree
+from threadpoolctl import threadpool_limits
 
 
 def usable_devices() -> list[jax.Device]:
@@ -21,6 +24,19 @@ def usable_devices() -> list[jax.Device]:
     threads = os.environ.get("NPROC", "")
     enough = threads.isdigit() and int(threads) >= 2 * len(devices)
     return devices if devices[0].platform != "cpu" or enough else devices[:1]
+
+
+def one_blas_thread() -> contextlib.AbstractContextManager:
+    """Take its own threads from the BLAS: under XLA's pool they make decompositions slower by factors, and can stall.
+
+    Returns:
+        A context manager.
+
+    Example:
+        >>> with one_blas_thread():
+        ...     s = jax.numpy.linalg.svd(jax.numpy.eye(3), compute_uv=False)
+    """
+    return threadpool_limits(1, user_api="blas")
 
 
 def spread(function: Callable, mesh: Mesh, in_specs: PyTree, out_specs: PyTree) -> jax.stages.Wrapped:

@@ -12,17 +12,15 @@ from typing import Any
 
 import jax
 import numpy as np
-import scipy.linalg  # noqa: F401  jaxlib loads its BLAS at the first decomposition; only a loaded one can be limited
 import xarray as xr
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array
-from threadpoolctl import threadpool_limits
 
 from jaxstab import networks
 from jaxstab.activations import Activation
 from jaxstab.checks import check_dtype
 from jaxstab.records import Data, dimensions
-from jaxstab.sweeps.devices import spread, usable_devices
+from jaxstab.sweeps.devices import one_blas_thread, spread, usable_devices
 from jaxstab.sweeps.grid import Grid, Sample, samples, with_coordinates
 from jaxstab.sweeps.measures import Measure, Record
 from jaxstab.sweeps.plan import Estimate, estimate
@@ -71,8 +69,7 @@ def run(
         for g in range(0, len(grid.sigma_w), plan.chunk[1])
     ]
     results, gains = [], np.asarray(grid.sigma_w, grid.dtype)
-    # BLAS threads of its own under XLA's pool: slower by factors, and able to stall on few cores
-    with threadpool_limits(1, user_api="blas"):
+    with one_blas_thread():
         for program, seeds, at in progress(chunks):
             # the last chunk repeats cells to keep its shape, so that nothing compiles anew
             seeds, at = seeds % grid.seeds, at % len(gains)

@@ -17,12 +17,11 @@ import numpy as np
 import xarray as xr
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array
-from threadpoolctl import threadpool_limits
 
 from jaxstab import networks, training
 from jaxstab.checks import check_dtype
 from jaxstab.records import Training, dimensions
-from jaxstab.sweeps import spread, usable_devices
+from jaxstab.sweeps import one_blas_thread, spread, usable_devices
 from jaxstab.trainability.grid import AXES, Cells, Grid, Split
 from jaxstab.trainability.plan import Group, Plan, cut
 from jaxstab.training import Examples
@@ -83,8 +82,7 @@ def run(
     devices = usable_devices() if devices is None else devices
     programs = _Programs(grid, plan, data, devices, precision)
     lanes = plan.lanes
-    # BLAS threads of its own under XLA's pool: slower by factors, and able to stall on few cores
-    with threadpool_limits(1, user_api="blas"):
+    with one_blas_thread():
         for numbers in plan.batches(len(devices)) if batches is None else batches:
             seen, lanes, seconds, compiling = programs.train([plan.groups[number] for number in numbers], lanes)
             for number, one in zip(numbers, seen, strict=True):
