@@ -1,4 +1,4 @@
-"""What Python can know before anything is traced: gains, depths, counts and dtypes that make sense, or a ValueError."""
+"""What Python can know before anything is traced: gains, depths, counts, names that make sense, or a ValueError."""
 
 from collections.abc import Sequence
 
@@ -66,3 +66,76 @@ def check_count(name: str, value: int, least: int) -> None:
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ValueError(f"{name} must be an integer >= {least}, got {value!r}")
+
+
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    """Refuse an unknown name.
+
+    Args:
+        name: of the argument.
+        value: the name chosen.
+        choices: the names there are.
+
+    Raises:
+        ValueError: if value is none of them.
+    """
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+
+
+def check_ascending(name: str, values: Sequence[float]) -> None:
+    """Refuse an axis that is empty or out of order.
+
+    Args:
+        name: of the axis.
+        values: along it.
+
+    Raises:
+        ValueError: if there is none, or they are not ascending.
+    """
+    if len(values) == 0 or list(values) != sorted(set(values)):
+        raise ValueError(f"{name} must be ascending values, at least one, got {list(values)}")
+
+
+def check_batch(batch: int | None, examples: int) -> None:
+    """Refuse a minibatch that there are no examples for.
+
+    Args:
+        batch: examples of an update; None for all.
+        examples: how many there are.
+
+    Raises:
+        ValueError: if batch is not an integer in [1, examples].
+    """
+    if batch is None:
+        return
+    check_count("batch", batch, 1)
+    if batch > examples:
+        raise ValueError(f"batch must be at most the number of examples, {examples}, got {batch}")
+
+
+def check_looks(evaluate: Sequence[int], steps: int) -> None:
+    """Refuse numbers of updates that a run does not make.
+
+    Args:
+        evaluate: after which to look.
+        steps: updates of the run.
+
+    Raises:
+        ValueError: if one is not an integer in [0, steps].
+    """
+    if not all(isinstance(look, int) and 0 <= look <= steps for look in evaluate):
+        raise ValueError(f"evaluate must be integers in [0, {steps}], got {list(evaluate)}")
+
+
+def check_dtype(dtype: str) -> None:
+    """Refuse float64 where JAX would silently make float32 of it.
+
+    Args:
+        dtype: "float32" or "float64".
+
+    Raises:
+        ValueError: if it is float64 while JAX has it switched off.
+    """
+    if dtype == "float64" and not jax.config.read("jax_enable_x64"):
+        raise ValueError('dtype "float64" needs JAX\'s x64 mode: switch jax_enable_x64 on first')

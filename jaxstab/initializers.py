@@ -18,7 +18,7 @@ from jaxtyping import Array, ArrayLike, Float
 from jaxstab import theory
 from jaxstab.activations import Activation, get
 from jaxstab.checks import check_gains
-from jaxstab.networks import MLP, WEIGHTS, Params, branch, chain, init
+from jaxstab.networks import MLP, UNIT_WEIGHTS, WEIGHTS, Params, branch, chain, init
 
 AnyActivation = str | Activation | Callable[[Array], Array]
 Initializer = Callable[..., Array]
@@ -104,7 +104,7 @@ def critical(activation: AnyActivation, sigma_b: float = 0.0, weights: str = "ga
     Args:
         activation: name, `Activation` or elementwise callable: that of the layers.
         sigma_b: bias standard deviation that the network will have, >= 0.
-        weights: one of `networks.WEIGHTS` of unit gain: "gaussian", "orthogonal" or "lecun_...".
+        weights: one of `networks.UNIT_WEIGHTS`, such as "gaussian" or "orthogonal".
 
     Returns:
         (key, shape, dtype) -> weights, for `MLP(weights=...)` or a Flax layer's kernel_init.
@@ -116,8 +116,9 @@ def critical(activation: AnyActivation, sigma_b: float = 0.0, weights: str = "ga
         >>> import flax.linen as nn
         >>> layer = nn.Dense(64, kernel_init=critical("tanh", weights="orthogonal"))
     """
-    if weights not in ("gaussian", "orthogonal", "lecun_normal", "lecun_uniform"):
-        raise ValueError(f"weights must be gaussian, orthogonal, lecun_normal or lecun_uniform, got {weights!r}")
+    if weights not in UNIT_WEIGHTS:
+        *most, last = UNIT_WEIGHTS
+        raise ValueError(f"weights must be {', '.join(most)} or {last}, got {weights!r}")
     found = gain(activation, sigma_b)
     if not found.critical:
         name = get(activation).name

@@ -9,11 +9,9 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.linalg  # noqa: F401  only a BLAS that is loaded can be limited to one thread
 from scipy import optimize, stats
-from threadpoolctl import threadpool_limits
 
-from jaxstab import activations, networks, propagation, spectra, theory
+from jaxstab import activations, networks, propagation, spectra, sweeps, theory
 
 WEIGHTS = ("gaussian", "orthogonal")
 GAIN = 1.05  # sigma_w^2 phi'(0)^2 of the saturating activations; Pennington et al. train tanh at 1.05
@@ -277,7 +275,7 @@ def main(argv=None):
     parser.add_argument("--small", action="store_true", help="narrow, shallow, three activations")
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[2] / "runs" / Path(__file__).parent.name)
     arguments = parser.parse_args(argv)
-    with jax.enable_x64(True), threadpool_limits(1, user_api="blas"):
+    with jax.enable_x64(True), sweeps.one_blas_thread():
         arrays, measured = measure(SMALL if arguments.small else Setting())
     arguments.out.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(arguments.out / "result.npz", **arrays)

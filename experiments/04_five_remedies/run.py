@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import json
-import os
 import time
 from functools import cache, partial
 from pathlib import Path
@@ -14,10 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh, PartitionSpec
-from threadpoolctl import threadpool_limits
 
-from jaxstab import clipping, datasets, initializers, networks
-from jaxstab.sweeps.run import usable_devices
+from jaxstab import clipping, datasets, initializers, networks, sweeps
+from jaxstab.cli.faults import divide_cpu
 from jaxstab.training import Examples, train
 
 ERRORS = 3  # standard errors that decide
@@ -139,9 +137,9 @@ def drawn(mlp, draw, depth, keys, x):
     return jax.lax.map(one, keys)
 
 
-@partial(jax.jit, static_argnames=("mlp", "setting", "clip", "updates"))
-def trained(mlp, setting, clip, updates, params, data, test, which, rates, depth):
-    """Runs of the seeds `which` at these rates, spread over devices, one at a time on each."""
+@cache
+def program(mlp, setting, clip, updates):
+    """(seeds, rates, params, data, test, depth) -> runs, spread over devices, one at a time on each."""
 
     def run(seed, rate, params, data, test, depth):
         clipped = optax.identity() if clip is None else clipping.monitored(clipping.clip_by_norm(clip))
@@ -163,10 +161,8 @@ def trained(mlp, setting, clip, updates, params, data, test, which, rates, depth
     def share(which, rates, *rest):
         return jax.lax.map(lambda one: run(*one, *rest), (which, rates))
 
-    mesh, here, everywhere = Mesh(np.array(usable_devices()), ("run",)), PartitionSpec("run"), PartitionSpec()
-    return jax.shard_map(
-        share, mesh=mesh, in_specs=(here, here, *[everywhere] * 4), out_specs=here, check_vma=False
-    )(which, rates, params, data, test, depth)  # fmt: skip
+    mesh, here, everywhere = Mesh(np.array(sweeps.usable_devices()), ("run",)), PartitionSpec("run"), PartitionSpec()
+    return sweeps.spread(share, mesh, (here, here, *[everywhere] * 4), here)
 
 
 def steps_to(accuracy, window, goal):
@@ -178,16 +174,14 @@ def steps_to(accuracy, window, goal):
 def runs(setting, cure, depth, params, data, seeds, rates, updates):
     """The runs of every seed at every rate, seed within rate."""
     which, at = np.tile(seeds, len(rates)), np.repeat(rates, len(seeds))
-    size = 2 * len(usable_devices())  # of a group, so that however many runs share one program
+    size = 2 * len(sweeps.usable_devices())  # of a group, so that however many runs share one program
     groups = [np.resize(np.arange(i, min(i + size, len(at))), size) for i in range(0, len(at), size)]
     mlp = network(setting, cure, params.depth).clone(weights="gaussian")  # drawn already: draws share one program
+    trained = program(mlp, setting, cure.clip, updates)
     seen = [
-        jax.device_get(
-            trained(mlp, setting, cure.clip, updates, params, *data, which[g].astype("int32"),
-                    at[g].astype("float32"), np.int32(depth))
-        )
+        jax.device_get(trained(which[g].astype("int32"), at[g].astype("float32"), params, *data, np.int32(depth)))
         for g in groups
-    ]  # fmt: skip
+    ]
     seen = jax.tree.map(lambda *parts: np.concatenate(parts)[: len(at)].astype(float), *seen)
     layers = np.concatenate([seen.log_grad_theta[..., : depth + 1], seen.log_grad_readout[..., None]], axis=-1)
     survived = seen.first_nonfinite < 0
@@ -363,16 +357,13 @@ def main(argv=None):
     if arguments.full and not arguments.data_path:
         parser.error("--full needs --data-path, the folder of MNIST's IDX files; scripts/fetch_mnist makes one")
     setting = SMALL if arguments.small else FULL if arguments.full else Setting()
-    # orthogonal weights are decompositions: one BLAS thread
-    with threadpool_limits(1, user_api="blas"):
+    # orthogonal weights are decompositions
+    with sweeps.one_blas_thread():
         measured = measure(setting, arguments.data_path)
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "measured.json").write_text(json.dumps(measured, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    cores = len(os.sched_getaffinity(0))
-    os.environ.setdefault("NPROC", str(2 * cores))
-    if jax.config.jax_platforms in (None, "", "cpu"):
-        jax.config.update("jax_num_cpu_devices", cores)
+    divide_cpu(None)
     main()

@@ -129,9 +129,9 @@ def train(settings: Train) -> None:
         }
         groups = store.open_groups(settings.out, _settings(grid, plan, data), fields, len(plan.groups), plan.size)
     devices = sweeps.usable_devices()
-    work = sum(trainability.flops(grid, int(d), data) for d in grid.cells.depth)
+    work = grid.count // len(grid.depths) * sum(trainability.flops(grid, depth, data) for depth in grid.depths)
     print(
-        f"{len(grid.cells.depth)} networks in {len(plan.groups)} groups of {plan.size}, {plan.programs} programs, "
+        f"{grid.count} networks in {len(plan.groups)} groups of {plan.size}, {plan.programs} programs, "
         f"{work / 1e12:.3g} TFLOP; {plan.lanes} at once in about {plan.memory / 2**20:.0f} MiB on each of "
         f"{len(devices)} {devices[0].platform} device{'s' * (len(devices) > 1)}",
         flush=True,
@@ -139,12 +139,10 @@ def train(settings: Train) -> None:
     with users_fault(), _until_told_to_stop(settings.out, groups), store.claim(groups, part, settings.join) as claim:
         tally = _work(grid, plan, data, claim, devices)
     print(tally.line())
-    left = len(plan.groups) - groups.marked()
+    left = len(plan.groups) - len(groups.marks())
     if settings.csv or settings.tensorboard:
         with users_fault():
-            found = store.load_groups(settings.out)
-            rows = {name: found[name].values for name in fields}
-            dataset = trainability.labelled(grid, plan, rows, found.done.values[:: plan.size])
+            dataset = trainability.restored(store.load_groups(settings.out))
             if settings.csv:
                 print(f"table: {store.write_table(dataset, settings.csv)}")
             if settings.tensorboard:
@@ -264,7 +262,7 @@ def _until_told_to_stop(out: str, groups: store.Groups) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as error:
-        done = f"{groups.marked()} of {groups.count} groups are in {out}"
+        done = f"{len(groups.marks())} of {groups.count} groups are in {out}"
         raise KeyboardInterrupt(f"{done}; the same command goes on from there") from error
     finally:
         if main:

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from jaxstab.checks import check_count
+from jaxstab.checks import check_choice, check_count
 from jaxstab.clipping.by_norm import clip_to
-from jaxstab.clipping.settings import Setting, check_choice, check_setting, setting_at
+from jaxstab.clipping.settings import Setting, check_setting, setting_at
 from jaxstab.norms import Per, check_per, group_norms
 
 # the upper end of the range of multiples that Pascanu et al. recommend

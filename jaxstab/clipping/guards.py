@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, PyTree
 
-from jaxstab.clipping.settings import check_choice
+from jaxstab.checks import check_choice
 from jaxstab.norms import group_norms
 
 POLICIES = ("skip", "zero", "raise", "propagate")

@@ -1,7 +1,7 @@
 """Thresholds and other settings: numbers, traced arrays or schedules, checked as far as Python can see."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -36,21 +36,6 @@ def check_setting(name: str, value: Setting, low: float = 0.0, high: float = mat
     if not (low <= number < high if below else low <= number <= high):
         interval = f">= {low:g}" if high == math.inf else f"in [{low:g}, {high:g}{')' if below else ']'}"
         raise ValueError(f"{name} must be {interval}, got {value}")
-
-
-def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    """Refuse an unknown name.
-
-    Args:
-        name: of the argument.
-        value: the name chosen.
-        choices: the names there are.
-
-    Raises:
-        ValueError: if value is none of them.
-    """
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
 
 
 def setting_at(value: Setting, calls: Array, dtype: DTypeLike) -> Float[Array, ""]:

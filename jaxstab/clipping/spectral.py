@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, PyTree
 
-from jaxstab.checks import check_count
+from jaxstab.checks import check_choice, check_count
 from jaxstab.clipping.by_norm import CallState
-from jaxstab.clipping.settings import Setting, check_choice, check_setting, setting_at
+from jaxstab.clipping.settings import Setting, check_setting, setting_at
 from jaxstab.norms import accumulator, layered_leaves, safe_scale
 
 # odd quintics x (a + b x^2 + c x^4). The first lifts small singular values fastest and leaves them in [0.68, 1.14]

@@ -5,7 +5,7 @@ thinned by dropout, and joined with h by a skip connection; readout y = W a + b.
 scaled, so that gains can be traced and all gains of one key share one draw.
 """
 
-from jaxstab.networks.blocks import NORMS, SKIPS, WEIGHTS
+from jaxstab.networks.blocks import NORMS, SKIPS, UNIT_WEIGHTS, WEIGHTS
 from jaxstab.networks.chains import (
     Chain,
     Dropout,
@@ -29,6 +29,7 @@ __all__ = [
     "MLP",
     "NORMS",
     "SKIPS",
+    "UNIT_WEIGHTS",
     "WEIGHTS",
     "Chain",
     "Dropout",

@@ -31,6 +31,8 @@ WEIGHTS = {
     "he_normal": initializers.he_normal(),
     "he_uniform": initializers.he_uniform(),
 }
+# those of variance 1/fan_in: times sigma_w they are what mean-field theory is about
+UNIT_WEIGHTS = ("gaussian", "orthogonal", "lecun_normal", "lecun_uniform")
 NORMS = ("batch", "layer", "rms")
 SKIPS = ("sum", "scaled", "rezero", "highway", "dense")
 

@@ -7,6 +7,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from jaxstab.activations import Activation, get
+from jaxstab.checks import check_count
 from jaxstab.networks.blocks import NORMS, SKIPS, WEIGHTS, Block
 
 
@@ -66,9 +67,7 @@ class MLP(nn.Module):
             ValueError: if a size is not a positive integer, a setting is out of range, or a name is unknown.
         """
         for field in ("depth", "width", "features_out"):
-            size = getattr(self, field)
-            if not isinstance(size, int) or size < 1:
-                raise ValueError(f"{field} must be an integer >= 1, got {size!r}")
+            check_count(field, getattr(self, field), 1)
         for field, known in (("weights", WEIGHTS), ("norm", (None, *NORMS)), ("skip", (None, *SKIPS))):
             name = getattr(self, field)
             if name not in known and not (field == "weights" and callable(name)):

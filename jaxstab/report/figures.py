@@ -10,15 +10,16 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from jaxstab.report.panels import (
     COLUMNS,
-    GAINS,
     INK,
     MUTED,
+    Shown,
     colour_bar,
     edges,
     gain_legend,
     label_axes,
     panels,
     power_of_ten,
+    shown_gains,
 )
 
 VANISH, CRITICAL, EXPLODE, UNDEFINED = "#2f6db3", "#6f7782", "#cf5a2c", "#c9ced6"
@@ -33,17 +34,9 @@ def _symmetric(values: np.ndarray, least: float) -> TwoSlopeNorm:
     return TwoSlopeNorm(0.0, -reach, reach)
 
 
-def _shown_gains(dataset: xr.Dataset, name: str, count: int = 5) -> np.ndarray:
+def _shown_gains(dataset: xr.Dataset, name: str, count: int = 5) -> list[Shown]:
     """Gains spread over the grid, the one nearest to the measured critical gain among them."""
-    gains = dataset.sigma_w.values
-    spread = np.unique(np.linspace(0, len(gains) - 1, min(count, len(gains))).round().astype(int))
-    critical = float(dataset.measured_critical.sel(activation=name))
-    if np.isfinite(critical):
-        nearest = int(np.abs(gains - critical).argmin())
-        # the ends stay: they show what lies either side
-        inner = spread[1:-1] if len(spread) > 2 else spread
-        inner[np.abs(inner - nearest).argmin()] = nearest
-    return gains[np.unique(spread)]
+    return shown_gains(dataset.sigma_w.values, float(dataset.measured_critical.sel(activation=name)), count)
 
 
 def phase_diagram(dataset: xr.Dataset) -> Figure:
@@ -88,20 +81,17 @@ def gradient_norms(dataset: xr.Dataset) -> Figure:
         The figure.
     """
     figure, axes = panels(dataset.activation.values.tolist(), 2.9)
-    gains = dataset.sigma_w.values
-    scale = np.ptp(gains) or 1.0
     every = max(1, dataset.layer.size // 13)
     for name, axis in axes:
         of = dataset.sel(activation=name)
-        for gain in _shown_gains(dataset, name):
-            colour = GAINS((gain - gains[0]) / scale)
-            cell = of.sel(sigma_w=gain)
+        for gain, colour, label in _shown_gains(dataset, name):
+            cell = of.isel(sigma_w=gain)
             axis.plot(cell.layer, cell.predicted_gradient_profile / np.log(10), color=colour, lw=1.3, zorder=1)
             points = cell.isel(layer=slice(None, None, every))
             axis.errorbar(
                 points.layer, points.gradient_profile / np.log(10), points.gradient_profile_se / np.log(10),
                 fmt="o", ms=3.2, mfc="white", mec=colour, ecolor=colour, mew=1.1, elinewidth=1.0, zorder=2,
-                label=f"{gain:.2f}",
+                label=label,
             )  # fmt: skip
         axis.axhline(0, color=MUTED, lw=0.6, zorder=0)
         axis.yaxis.set_major_locator(MaxNLocator(6, integer=True))
@@ -126,18 +116,17 @@ def forward_signal(dataset: xr.Dataset) -> Figure:
     axes = figure.subplots(2 * -(-len(names) // columns), columns, squeeze=False, sharex="all")
     for axis in axes.ravel():
         axis.set_visible(False)
-    gains, every = dataset.sigma_w.values, max(1, dataset.layer.size // 13)
-    scale = np.ptp(gains) or 1.0
+    every = max(1, dataset.layer.size // 13)
     for i, name in enumerate(names):
         of = dataset.sel(activation=name)
-        for row, (field, factor, label) in enumerate((("log_q", np.log(10), "$q_l$"), ("c", 1.0, "$c_l$"))):
+        for row, (field, factor, symbol) in enumerate((("log_q", np.log(10), "$q_l$"), ("c", 1.0, "$c_l$"))):
             axis = axes[2 * (i // columns) + row, i % columns]
             axis.set_visible(True)
-            for gain in _shown_gains(dataset, name):
-                cell, colour = of.sel(sigma_w=gain), GAINS((gain - gains[0]) / scale)
+            for gain, colour, label in _shown_gains(dataset, name):
+                cell = of.isel(sigma_w=gain)
                 axis.plot(cell.layer, cell[f"predicted_{field}"] / factor, color=colour, lw=1.3, zorder=1)
                 points = cell[field].mean(("seed", "input")).isel(layer=slice(None, None, every)) / factor
-                axis.plot(points.layer, points, "o", ms=3.2, mfc="white", mec=colour, mew=1.1, label=f"{gain:.2f}")
+                axis.plot(points.layer, points, "o", ms=3.2, mfc="white", mec=colour, mew=1.1, label=label)
             if field == "log_q":
                 axis.set_title(name, loc="left", fontsize=10.5, color=INK, fontweight="bold")
                 axis.yaxis.set_major_locator(MaxNLocator(5, integer=True))
@@ -146,7 +135,7 @@ def forward_signal(dataset: xr.Dataset) -> Figure:
             else:
                 axis.set_ylim(-0.05, 1.05)
             if i % columns == 0:
-                axis.set_ylabel(label, fontsize=10, color=INK)
+                axis.set_ylabel(symbol, fontsize=10, color=INK)
             axis.tick_params(labelsize=8, colors=MUTED)
             for side in ("top", "right"):
                 axis.spines[side].set_visible(False)
@@ -196,17 +185,16 @@ def singular_values(dataset: xr.Dataset) -> Figure:
     """
     figure, axes = panels(dataset.activation.values.tolist(), 3.0)
     depths = np.log2(dataset.depth.values)
-    gains = dataset.sigma_w.values
-    scale = np.ptp(gains) or 1.0
     for name, axis in axes:
         shown = _shown_gains(dataset, name, 3)
-        for offset, gain in zip(np.linspace(-0.24, 0.24, len(shown)) if len(shown) > 1 else [0.0], shown, strict=True):
-            cell, colour = dataset.sel(activation=name, sigma_w=gain), GAINS((gain - gains[0]) / scale)
+        offsets = np.linspace(-0.24, 0.24, len(shown)) if len(shown) > 1 else [0.0]
+        for offset, (gain, colour, label) in zip(offsets, shown, strict=True):
+            cell = dataset.sel(activation=name).isel(sigma_w=gain)
             low, lower, middle, upper, high, top = (cell.log_s_quantile.values / np.log(10)).T
             at = depths + offset
             axis.vlines(at, low, high, color=colour, lw=1.2)
             axis.vlines(at, lower, upper, color=colour, lw=5.0, alpha=0.45)
-            axis.plot(at, middle, "o", ms=3.4, mfc="white", mec=colour, mew=1.1, label=f"{gain:.2f}")
+            axis.plot(at, middle, "o", ms=3.4, mfc="white", mec=colour, mew=1.1, label=label)
             axis.plot(at, top, "_", ms=6, color=colour, mew=1.4)
             axis.plot(at, cell.predicted_log_mean_square / 2 / np.log(10), ":", color=colour, lw=1.4, zorder=0)
         axis.axhline(0, color=MUTED, lw=0.6, zorder=0)

@@ -13,6 +13,8 @@ from matplotlib.figure import Figure
 INK, MUTED = "#1f2630", "#5c6672"
 GAINS = LinearSegmentedColormap.from_list("gain", ["#2f6db3", "#7a5fa8", "#c2528b", "#e0823d"])
 COLUMNS = 4
+# a gain that has a curve: index, colour, label
+Shown = tuple[int, tuple[float, float, float, float], str]
 
 
 def panels(
@@ -85,6 +87,26 @@ def colour_bar(
     bar = figure.colorbar(mesh, ax=[axis for _, axis in axes], pad=0.01, aspect=30, extend=extend)
     bar.set_label(label, fontsize=9, color=INK)
     bar.ax.tick_params(labelsize=8, colors=MUTED)
+
+
+def shown_gains(gains: Float[np.ndarray, " gain"], near: float, count: int = 5) -> list[Shown]:
+    """Which gains have a curve: spread over all, the ends among them, and the one nearest to a given gain.
+
+    Args:
+        gains: ascending.
+        near: to be among them; NaN for none.
+        count: how many at most.
+
+    Returns:
+        Index, colour and label of each.
+    """
+    spread = np.unique(np.linspace(0, len(gains) - 1, min(count, len(gains))).round().astype(int))
+    if np.isfinite(near) and len(spread) > 2:
+        nearest = int(np.abs(gains - near).argmin())
+        # the ends stay: they show what lies either side
+        spread[1 + np.abs(spread[1:-1] - nearest).argmin()] = nearest
+    scale = np.ptp(gains) or 1.0
+    return [(int(at), GAINS((gains[at] - gains[0]) / scale), f"{gains[at]:.2f}") for at in np.unique(spread)]
 
 
 def gain_legend(axis: Axes) -> None:

@@ -8,14 +8,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from jaxstab.report.panels import (
-    GAINS,
     INK,
+    Shown,
     colour_bar,
     edges,
     gain_legend,
     label_axes,
     panels,
     power_of_ten,
+    shown_gains,
     title,
 )
 
@@ -32,14 +33,10 @@ def _looks(summary: xr.Dataset) -> list[int]:
     return known if summary.sizes["kind"] == 1 else known[-1:]
 
 
-def _shown_gains(summary: xr.Dataset, kind: int, count: int = 5) -> np.ndarray:
-    """Indices of gains spread over the grid, the one at which the deepest trained network trains best among them."""
-    spread = np.unique(np.linspace(0, summary.sizes["sigma_w"] - 1, count).round().astype(int))
+def _shown_gains(summary: xr.Dataset, kind: int) -> list[Shown]:
+    """Gains spread over the grid, the one at which the deepest trained network trains best among them."""
     best = summary.best_sigma_w.isel(kind=kind).values
-    if np.isfinite(best).any() and len(spread) > 2:
-        nearest = int(np.abs(summary.sigma_w.values - best[np.isfinite(best)][-1]).argmin())
-        spread[1 + np.abs(spread[1:-1] - nearest).argmin()] = nearest
-    return np.unique(spread)
+    return shown_gains(summary.sigma_w.values, next(iter(best[np.isfinite(best)][::-1]), np.nan))
 
 
 def _short(value: xr.DataArray) -> str:
@@ -123,15 +120,14 @@ def steps_to_threshold(summary: xr.Dataset) -> Figure:
         The figure, a panel per kind.
     """
     figure, axes = panels(summary.kind.values.tolist()[:MOST], 2.9)
-    gains, depths = summary.sigma_w.values, summary.depth.values
-    scale = np.ptp(gains) or 1.0
+    depths = summary.depth.values
     for kind, (_, axis) in enumerate(axes):
         of = summary.isel(kind=kind)
-        for gain in _shown_gains(summary, kind):
-            colour, cell = GAINS((gains[gain] - gains[0]) / scale), of.isel(sigma_w=gain)
+        for gain, colour, label in _shown_gains(summary, kind):
+            cell = of.isel(sigma_w=gain)
             axis.errorbar(
                 depths, cell.steps, cell.steps_se.fillna(0.0), fmt="o-", ms=3.2, lw=1.1, mfc="white", mec=colour,
-                color=colour, mew=1.1, elinewidth=1.0, label=f"{gains[gain]:.2f}",
+                color=colour, mew=1.1, elinewidth=1.0, label=label,
             )  # fmt: skip
         axis.set_xscale("log")
         axis.set_xlim(depths[0] / 1.1, depths[-1] * 1.1)
@@ -153,21 +149,19 @@ def first_gradients(summary: xr.Dataset) -> Figure:
         The figure, a panel per kind.
     """
     figure, axes = panels(summary.kind.values.tolist()[:MOST], 2.9)
-    gains = summary.sigma_w.values
-    scale = np.ptp(gains) or 1.0
     for kind, (_, axis) in enumerate(axes):
         of = summary.isel(kind=kind)
         known = np.flatnonzero(of.log_grad_theta.notnull().any(("sigma_w", "layer")).values)
         of = of.isel(depth=int(known[-1]) if len(known) else -1)
         every = max(1, int(of.depth) // 13)
-        for gain in _shown_gains(summary, kind):
-            colour, cell = GAINS((gains[gain] - gains[0]) / scale), of.isel(sigma_w=gain)
+        for gain, colour, label in _shown_gains(summary, kind):
+            cell = of.isel(sigma_w=gain)
             axis.plot(cell.layer, cell.log_grad_theta / np.log(10), color=colour, lw=1.0, zorder=1)
             points = cell.isel(layer=slice(None, None, every))
             axis.errorbar(
                 points.layer, points.log_grad_theta / np.log(10), points.log_grad_theta_se.fillna(0.0) / np.log(10),
                 fmt="o", ms=3.2, mfc="white", mec=colour, ecolor=colour, mew=1.1, elinewidth=1.0, zorder=2,
-                label=f"{gains[gain]:.2f}",
+                label=label,
             )  # fmt: skip
         axis.set_xlim(-0.5, int(of.depth) + 0.5)
         title(axis, f"{of.kind.item()}, L = {int(of.depth)}")

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import google_crc32c
 import numpy as np
 
+from jaxstab.checks import check_choice
+
 # the file name of zarr's metadata
 DOCUMENT = "zarr.json"
 DTYPES = ("bool", "int8", "int16", "int32", "int64", "float16", "float32", "float64")
@@ -54,8 +56,7 @@ def check_fields(fields: Mapping[str, Field]) -> None:
         # names become folders: nothing may lead out of the store
         if not name.isidentifier() or name in _RESERVED:
             raise ValueError(f"a field's name must be an identifier other than {', '.join(_RESERVED)}, got {name!r}")
-        if field.dtype not in DTYPES:
-            raise ValueError(f"{name}: dtype must be one of {', '.join(DTYPES)}, got {field.dtype!r}")
+        check_choice(f"{name}: dtype", field.dtype, DTYPES)
         if not all(isinstance(n, int) and n >= 1 for n in field.shape):
             raise ValueError(f"{name}: shape must be integers >= 1, got {field.shape}")
         if len(field.dims) != len(field.shape) or not all(dim.isidentifier() for dim in field.dims):

@@ -161,7 +161,7 @@ def claim(groups: Groups, shard: tuple[int, int] = (1, 1), join: bool = False) -
     finally:
         # a folder of locks that cannot be cleaned up harms nobody
         with contextlib.suppress(OSError):
-            locks.leave(lock, lambda: groups.marked() == groups.count)
+            locks.leave(lock, lambda: len(groups.marks()) == groups.count)
 
 
 def _missing(groups: Groups, own: range) -> tuple[int, ...]:
@@ -171,7 +171,7 @@ def _missing(groups: Groups, own: range) -> tuple[int, ...]:
 
 def _nothing_left(groups: Groups, locks: LockFolder, own: range) -> bool:
     """Whether no lock is needed: a finished store may lie where nothing can be written."""
-    return not locks.path.exists() and groups.marked() == groups.count and not _missing(groups, own)
+    return not locks.path.exists() and len(groups.marks()) == groups.count and not _missing(groups, own)
 
 
 def runs(url: str | Path) -> list[Run]:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
 
+from jaxstab.checks import check_count
 from jaxstab.store import chunks
 from jaxstab.store.chunks import Field
 from jaxstab.store.fingerprint import differences, plain
@@ -70,8 +71,7 @@ class Groups:
             ValueError: if a number, name, dtype or shape is not what a store can hold.
         """
         for name, value in (("groups", self.count), ("size", self.size)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
+            check_count(name, value, 1)
         chunks.check_fields(self.fields)
 
     @property
@@ -89,7 +89,7 @@ class Groups:
     def finished(self, groups: Iterable[int] | None = None) -> set[int]:
         """Which groups are whole: marked, and every field's chunk there with the right checksum.
 
-        Reads every byte of those groups; `marked` only lists marks.
+        Reads every byte of those groups; `marks` only lists marks.
 
         Args:
             groups: which to look at; None for all.
@@ -152,14 +152,14 @@ class Groups:
         """
         self.place.remove(self._mark(group))
 
-    def marked(self) -> int:
-        """How many groups are marked as done: one listing, no chunk is looked at.
+    def marks(self) -> list[int]:
+        """Which groups are marked as done: one listing, no chunk is looked at.
 
         Returns:
-            The number of marks of the right length.
+            Those with a mark of the right length, ascending.
         """
         marks = (name.removeprefix("c.") for name, size in self.place.sizes("done").items() if size == len(_MARK))
-        return sum(mark.isdecimal() and int(mark) < self.count for mark in marks)
+        return sorted({int(mark) for mark in marks if mark.isdecimal() and int(mark) < self.count})
 
     def create(self) -> bool:
         """Make the store, whole or not at all. Of several processes exactly one makes it.
@@ -303,11 +303,8 @@ def column(url: str | Path, name: str) -> np.ndarray:
     if name not in store.fields:
         raise ValueError(f"{url}: no field {name!r}; there are {', '.join(store.fields)}")
     field, place = store.fields[name], store.place
-    marks = place.sizes("done")
-    groups = [group for group in range(store.count) if marks.get(f"c.{group}") == len(_MARK)]
-    found = (
-        chunks.decode(chunk, field, store.size) for chunk in place.get([chunks.key(name, field, g) for g in groups])
-    )
+    keys = [chunks.key(name, field, group) for group in store.marks()]
+    found = (chunks.decode(chunk, field, store.size) for chunk in place.get(keys))
     whole = [values for values in found if values is not None]
     return np.concatenate(whole) if whole else chunks.empty(field, 0)
 
@@ -325,7 +322,7 @@ def progress(url: str | Path) -> Progress:
         ValueError: if there is no store, or it is damaged or another kind.
     """
     store = _read(Place(url))
-    done = store.marked()
+    done = len(store.marks())
     return Progress(store.count, done, store.count * store.size, done * store.size, store.settings)
 
 

@@ -1,9 +1,10 @@
 """Sweeps: one network measure over a grid of gains, seeds and activations, in one compile per activation."""
 
+from jaxstab.sweeps.devices import one_blas_thread, spread, usable_devices
 from jaxstab.sweeps.grid import Grid, Sample, samples, with_coordinates
 from jaxstab.sweeps.measures import Measure, Memory, Record, jacobian, memory, signal
 from jaxstab.sweeps.plan import MEMORY, Estimate, estimate
-from jaxstab.sweeps.run import Progress, labelled, run, usable_devices
+from jaxstab.sweeps.run import Progress, labelled, run
 
 __all__ = [
     "MEMORY",
@@ -18,9 +19,11 @@ __all__ = [
     "jacobian",
     "labelled",
     "memory",
+    "one_blas_thread",
     "run",
     "samples",
     "signal",
+    "spread",
     "usable_devices",
     "with_coordinates",
 ]

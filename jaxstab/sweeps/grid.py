@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxstab import networks
 from jaxstab.activations import Activation, get
+from jaxstab.checks import check_ascending
 from jaxstab.records import Data
 
 
@@ -72,9 +73,7 @@ class Grid:
             ValueError: if an axis is empty or out of order, or a value is out of range or unknown.
         """
         for axis in ("depths", "sigma_w"):
-            values = getattr(self, axis)
-            if len(values) == 0 or list(values) != sorted(set(values)):
-                raise ValueError(f"{axis} must be ascending values, at least one, got {list(values)}")
+            check_ascending(axis, getattr(self, axis))
         if len(self.activations) == 0 or len({get(a).name for a in self.activations}) < len(self.activations):
             raise ValueError(f"activations must be one or more different ones, got {self.activations}")
         for name, values in (("sigma_w", self.sigma_w), ("sigma_b", (self.sigma_b,))):
@@ -115,8 +114,7 @@ class Grid:
     @property
     def plain(self) -> bool:
         """Whether the networks are those of mean-field theory: h -> W phi(h) + b, weights of unit gain."""
-        unit = ("gaussian", "orthogonal", "lecun_normal", "lecun_uniform")
-        return not (self.norm or self.skip or self.dropout) and self.weights in unit
+        return not (self.norm or self.skip or self.dropout) and self.weights in networks.UNIT_WEIGHTS
 
     def to_json(self) -> str:
         """All settings, for the provenance of results."""

@@ -6,9 +6,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
-from jaxstab import networks, propagation, spectra
+from jaxstab import networks, propagation, spectra, training
 from jaxstab.sweeps.grid import Grid, Sample
 
 # layers' worth of weights that are there a second time, in random bits on their way to weights and in slices
@@ -30,7 +29,7 @@ def signal(chain: networks.Chain, params: networks.Params, sample: Sample, depth
     Returns:
         ForwardProfile, CorrelationProfile, BackwardProfile.
     """
-    loss = lambda y: jnp.mean(optax.softmax_cross_entropy_with_integer_labels(y, sample.label))
+    loss = lambda y: training.cross_entropy(y, sample.label)
     return (
         propagation.forward(chain, params, sample.x),
         propagation.correlation(chain, params, sample.x, sample.other),

@@ -7,41 +7,25 @@ are spread over devices; a CPU counts as several where `jax_num_cpu_devices` say
 """
 
 import math
-import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-import scipy.linalg  # noqa: F401  jaxlib loads its BLAS at the first decomposition; only a loaded one can be limited
 import xarray as xr
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array
-from threadpoolctl import threadpool_limits
 
 from jaxstab import networks
 from jaxstab.activations import Activation
+from jaxstab.checks import check_dtype
 from jaxstab.records import Data, dimensions
+from jaxstab.sweeps.devices import one_blas_thread, spread, usable_devices
 from jaxstab.sweeps.grid import Grid, Sample, samples, with_coordinates
 from jaxstab.sweeps.measures import Measure, Record
 from jaxstab.sweeps.plan import Estimate, estimate
 
 Progress = Callable[[Sequence[Any]], Iterable[Any]]
-
-
-def usable_devices() -> list[jax.Device]:
-    """All local devices; of a CPU made into several only the first, unless XLA's pool has two threads for each.
-
-    Two host devices inside batched decompositions wait for each other for ever on a pool of two threads. The
-    environment's NPROC sizes the pool, if set before JAX first computes; `jaxstab` on the command line sees to it.
-
-    Returns:
-        The devices.
-    """
-    devices = jax.local_devices()
-    threads = os.environ.get("NPROC", "")
-    enough = threads.isdigit() and int(threads) >= 2 * len(devices)
-    return devices if devices[0].platform != "cpu" or enough else devices[:1]
 
 
 def run(
@@ -74,8 +58,7 @@ def run(
     Raises:
         ValueError: if data or grid do not fit, or float64 is asked for while JAX has it switched off.
     """
-    if grid.dtype == "float64" and not jax.config.read("jax_enable_x64"):
-        raise ValueError('dtype "float64" needs JAX\'s x64 mode: switch jax_enable_x64 on first')
+    check_dtype(grid.dtype)
     devices = usable_devices() if devices is None else devices
     plan, inputs = estimate(grid, data.x.shape[1], chunk_size, len(devices), measure), samples(grid, data)
     programs = [_program(grid, activation, measure, precision, devices) for activation in grid.activations]
@@ -86,8 +69,7 @@ def run(
         for g in range(0, len(grid.sigma_w), plan.chunk[1])
     ]
     results, gains = [], np.asarray(grid.sigma_w, grid.dtype)
-    # BLAS threads of its own under XLA's pool: slower by factors, and able to stall on few cores
-    with threadpool_limits(1, user_api="blas"):
+    with one_blas_thread():
         for program, seeds, at in progress(chunks):
             # the last chunk repeats cells to keep its shape, so that nothing compiles anew
             seeds, at = seeds % grid.seeds, at % len(gains)
@@ -123,16 +105,8 @@ def _program(
         with jax.default_matmul_precision(precision):
             return jax.vmap(seed)(keys, samples)
 
-    spread = jax.shard_map(
-        chunk,
-        mesh=Mesh(np.array(devices), ("gain",)),
-        in_specs=(PartitionSpec(), PartitionSpec("gain"), PartitionSpec()),
-        out_specs=PartitionSpec(None, "gain"),
-        check_vma=False,
-    )
-    # in program order on a CPU: two batched decompositions side by side can deadlock a small thread pool
-    ordered = {"xla_cpu_enable_concurrency_optimized_scheduler": False}
-    return jax.jit(spread, compiler_options=ordered if devices[0].platform == "cpu" else None)
+    mesh, whole, gains = Mesh(np.array(devices), ("gain",)), PartitionSpec(), PartitionSpec("gain")
+    return spread(chunk, mesh, (whole, gains, whole), PartitionSpec(None, "gain"))
 
 
 def _labelled(grid: Grid, plan: Estimate, results: list[Record]) -> xr.Dataset:

@@ -24,6 +24,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from jaxstab.activations import get
+from jaxstab.checks import check_count
 from jaxstab.theory.maps import AnyActivation, _float, _inside
 from jaxstab.theory.quadrature import _centres, _density, _graded_panels
 
@@ -250,8 +251,7 @@ def product_law(
         >>> f"{1 - law.cdf[-2]:.2f} of all values are the largest, {jnp.exp(law.log_s_max):.3f}"
         '0.40 of all values are the largest, 1.398'
     """
-    if not isinstance(points, int) or points < 16:
-        raise ValueError(f"points must be an integer >= 16, got {points!r}")
+    check_count("points", points, 16)
     factor = _factor(d, share, depth, weights)
     r = _moduli(factor, points - 2)
     log_lambda, above, density = _law_at(factor, r, _real_angle(factor, r))

@@ -12,6 +12,8 @@ import xarray as xr
 from jaxtyping import Bool, Float, Int
 from scipy import special
 
+from jaxstab.checks import check_count
+
 # a scatter below this, in ln depth, is none: no grid of depths resolves it
 _RESOLUTION = 1e-6
 # shares of examples this close are one: sums of float32 shares differ in their last digits
@@ -205,8 +207,7 @@ def steps_to(accuracy: Float[np.ndarray, "*run step"], threshold: float, window:
         >>> steps_to(np.array([[0.0, 1.0, 1.0, 1.0], [0.0, 0.0, 0.0, 1.0]]), 0.75, window=2).tolist()
         [3.0, nan]
     """
-    if window < 1:
-        raise ValueError(f"window must be an integer >= 1, got {window}")
+    check_count("window", window, 1)
     if accuracy.shape[-1] < window:
         return np.full(accuracy.shape[:-1], np.nan)
     means = np.lib.stride_tricks.sliding_window_view(accuracy, window, -1).mean(-1, dtype=float)

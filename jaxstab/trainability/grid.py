@@ -1,7 +1,6 @@
 """What to train: kinds of networks, and the axes along which each is trained."""
 
 import dataclasses
-import itertools
 import json
 import math
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from jaxtyping import ArrayLike, Float, Int
 
 from jaxstab import clipping, networks
 from jaxstab.activations import Activation, get
+from jaxstab.checks import check_ascending, check_choice, check_count, check_looks
 from jaxstab.records import Data
 
 OPTIMISERS: dict[str, Callable[..., optax.GradientTransformation]] = {
@@ -148,18 +148,14 @@ class Grid:
             ("dropouts", 0, lambda v: v < 1, "in [0, 1)"),
         ):
             values = getattr(self, name)
-            if len(values) == 0 or list(values) != sorted(set(values)):
-                raise ValueError(f"{name} must be ascending values, at least one, got {list(values)}")
+            check_ascending(name, values)
             if not all(v >= low and fits(v) for v in values):
                 raise ValueError(f"{name} must be {wanted}, got {list(values)}")
         for name in ("seeds", "width", "steps", *(("batch",) if self.batch is not None else ())):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise ValueError(f"{name} must be an integer >= 1, got {getattr(self, name)!r}")
+            check_count(name, getattr(self, name), 1)
         for name, known in (("optimiser", tuple(OPTIMISERS)), ("dtype", ("float32", "float64"))):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
-        if not all(isinstance(v, int) and 0 <= v <= self.steps for v in self.evaluate):
-            raise ValueError(f"evaluate must be integers in [0, {self.steps}], got {list(self.evaluate)}")
+            check_choice(name, getattr(self, name), known)
+        check_looks(self.evaluate, self.steps)
         names = [variant.name for variant in self.variants]
         if len(names) == 0 or len(set(names)) < len(names):
             raise ValueError(f"variants must be one or more of different names, got {names}")
@@ -207,12 +203,22 @@ class Grid:
         return dict(zip(AXES, values, strict=True))
 
     @property
+    def count(self) -> int:
+        """Number of cells."""
+        return math.prod(map(len, self.axes.values()))
+
+    @property
+    def looks(self) -> tuple[int, ...]:
+        """Numbers of updates after which all data are looked at, ascending, the end among them."""
+        return tuple(sorted({*self.evaluate, self.steps}))
+
+    @property
     def cells(self) -> Cells:
         """All cells, the last axis the fastest."""
         axes = self.axes | {"variant": tuple(range(len(self.variants)))}
-        columns = zip(*itertools.product(*axes.values()), strict=True)
         kinds = {"variant": np.int32, "depth": np.int32, "seed": np.int32}
-        return Cells(*(np.array(c, kinds.get(n, self.dtype)) for n, c in zip(AXES, columns, strict=True)))
+        along = [np.array(values, kinds.get(name, self.dtype)) for name, values in axes.items()]
+        return Cells(*(column.ravel() for column in np.meshgrid(*along, indexing="ij")))
 
     def to_json(self) -> str:
         """All settings, for the provenance of results; infinity as the string "inf"."""

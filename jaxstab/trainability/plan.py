@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Int
 
 from jaxstab import networks
-from jaxstab.checks import check_count
+from jaxstab.checks import check_batch, check_count
 from jaxstab.trainability.grid import Grid, Split
 
 # layers that a cell does not have cost its updates memory traffic: FLOPs that could be done meanwhile, per parameter
@@ -134,7 +134,7 @@ def memory(grid: Grid, variant: int, bound: int, data: Split) -> int:
     size = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree)) * item
     slots = size(jax.eval_shape(grid.optimise(1.0, 1.0).init, shapes))
     state = mlp.width * mlp.sources * item
-    seen = (4 * grid.steps + (len(grid.evaluate) + 2) * (bound + 4)) * item
+    seen = (4 * grid.steps + (len(grid.looks) + 1) * (bound + 4)) * item
     return 2 * size(shapes) + slots + bound * batch * state + 3 * max(batch, examples) * state + seen
 
 
@@ -158,8 +158,7 @@ def plan(grid: Grid, data: Split, budget: int | None = None, lanes: int | None =
     for name, value in (("lanes", lanes), ("size", size)):
         if value is not None:
             check_count(name, value, 1)
-    if grid.batch is not None and grid.batch > len(data.train.x):
-        raise ValueError(f"batch must be at most the number of examples, {len(data.train.x)}, got {grid.batch}")
+    check_batch(grid.batch, len(data.train.x))
     budget = available() if budget is None else budget
     most = max(memory(grid, v, bounds[-1][0], data) for v, bounds in enumerate(_bounds(grid)))
     if most > budget:
@@ -243,4 +242,4 @@ def _bounds(grid: Grid) -> list[list[tuple[int, list[int]]]]:
 
 def _alike(grid: Grid) -> int:
     """Cells of one kind and depth."""
-    return math.prod(len(values) for values in grid.axes.values()) // (len(grid.variants) * len(grid.depths))
+    return grid.count // (len(grid.variants) * len(grid.depths))

@@ -17,11 +17,11 @@ import numpy as np
 import xarray as xr
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array
-from threadpoolctl import threadpool_limits
 
 from jaxstab import networks, training
+from jaxstab.checks import check_dtype
 from jaxstab.records import Training, dimensions
-from jaxstab.sweeps import usable_devices
+from jaxstab.sweeps import one_blas_thread, spread, usable_devices
 from jaxstab.trainability.grid import AXES, Cells, Grid, Split
 from jaxstab.trainability.plan import Group, Plan, cut
 from jaxstab.training import Examples
@@ -78,13 +78,11 @@ def run(
         ValueError: if float64 is asked for while JAX has it switched off.
         MemoryError: if one cell at a time is too much.
     """
-    if grid.dtype == "float64" and not jax.config.read("jax_enable_x64"):
-        raise ValueError('dtype "float64" needs JAX\'s x64 mode: switch jax_enable_x64 on first')
+    check_dtype(grid.dtype)
     devices = usable_devices() if devices is None else devices
     programs = _Programs(grid, plan, data, devices, precision)
     lanes = plan.lanes
-    # BLAS threads of its own under XLA's pool: slower by factors, and able to stall on few cores
-    with threadpool_limits(1, user_api="blas"):
+    with one_blas_thread():
         for numbers in plan.batches(len(devices)) if batches is None else batches:
             seen, lanes, seconds, compiling = programs.train([plan.groups[number] for number in numbers], lanes)
             for number, one in zip(numbers, seen, strict=True):
@@ -173,9 +171,7 @@ class _Programs:
 
         def device(depths: Array, counts: Array, cells: Cells, examples: tuple[Examples, Examples]) -> Training:
             shapes = jax.eval_shape(one, Cells(*(column[0] for column in cells)), depths[0], examples)
-            # NaN, or -1, in rows that no cell fills
-            blank = lambda leaf: jnp.nan if jnp.issubdtype(leaf.dtype, jnp.floating) else -1
-            start = jax.tree.map(lambda leaf: jnp.full((self.size, *leaf.shape), blank(leaf), leaf.dtype), shapes)
+            start = jax.tree.map(lambda leaf: jnp.full((self.size, *leaf.shape), _blank(leaf), leaf.dtype), shapes)
 
             def some(index: Array, seen: Training) -> Training:
                 here = jax.tree.map(lambda c: jax.lax.dynamic_slice_in_dim(c, index * lanes, lanes), cells)
@@ -190,16 +186,8 @@ class _Programs:
             with jax.default_matmul_precision(self.precision):
                 return jax.lax.fori_loop(0, (counts[0] + lanes - 1) // lanes, some, start)
 
-        spread = jax.shard_map(
-            device,
-            mesh=self.mesh,
-            in_specs=(PartitionSpec("cell"), PartitionSpec("cell"), PartitionSpec("cell"), PartitionSpec()),
-            out_specs=PartitionSpec("cell"),
-            check_vma=False,
-        )
-        # in program order on a CPU: two batched decompositions side by side can deadlock a small thread pool
-        ordered = {"xla_cpu_enable_concurrency_optimized_scheduler": False}
-        return jax.jit(spread, compiler_options=ordered if jax.default_backend() == "cpu" else None)
+        own = PartitionSpec("cell")
+        return spread(device, self.mesh, (own, own, own, PartitionSpec()), own)
 
 
 def _padded(seen: Training, deepest: int) -> Training:
@@ -207,6 +195,11 @@ def _padded(seen: Training, deepest: int) -> Training:
     beyond = deepest + 1 - seen.log_grad_theta.shape[-1]
     wide: Any = np.pad(seen.log_grad_theta, ((0, 0), (0, 0), (0, beyond)), constant_values=np.nan)
     return seen._replace(log_grad_theta=wide)
+
+
+def _blank(one: jax.ShapeDtypeStruct) -> float:
+    """What stands in rows that no cell fills: NaN, of integers -1."""
+    return np.nan if np.issubdtype(one.dtype, np.floating) else -1
 
 
 def fields(grid: Grid) -> dict[str, jax.ShapeDtypeStruct]:
@@ -218,7 +211,7 @@ def fields(grid: Grid) -> dict[str, jax.ShapeDtypeStruct]:
     Returns:
         By field of `Training`; those of clipping only where there is some.
     """
-    looks = len({*grid.evaluate, grid.steps})
+    looks = len(grid.looks)
     shapes = {
         "loss": (grid.steps,),
         "accuracy": (grid.steps,),
@@ -251,16 +244,14 @@ def labelled(grid: Grid, plan: Plan, rows: Mapping[str, np.ndarray], done: np.nd
     at = np.concatenate([group.cells for group in plan.groups])
     known = np.repeat(done, plan.size) & (at >= 0)
     shape = tuple(len(values) for values in grid.axes.values())
-    finished = np.zeros(int(np.prod(shape)), bool)
+    finished = np.zeros(grid.count, bool)
     finished[at[known]] = True
     found: dict[str, Any] = {"done": (AXES, finished.reshape(shape))}
     for name, field in fields(grid).items():
-        blank = np.nan if np.issubdtype(field.dtype, np.floating) else -1
-        values = np.full((len(finished), *field.shape), blank, field.dtype)
+        values = np.full((grid.count, *field.shape), _blank(field), field.dtype)
         values[at[known]] = rows[name][known]
         found[name] = ((*AXES, *dimensions(Training, name, len(field.shape))), values.reshape(*shape, *field.shape))
-    looks = sorted({*grid.evaluate, grid.steps})
-    inside = {"evaluation": looks, "step": np.arange(grid.steps), "layer": np.arange(max(grid.depths) + 1)}
+    inside = {"evaluation": list(grid.looks), "step": np.arange(grid.steps), "layer": np.arange(max(grid.depths) + 1)}
     coordinates = {axis: list(values) for axis, values in grid.axes.items()}
     return xr.Dataset(found).assign_coords(coordinates | inside).assign_attrs(grid=grid.to_json())
 

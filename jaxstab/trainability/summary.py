@@ -13,7 +13,7 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Array
 
-from jaxstab import theory
+from jaxstab import networks, theory
 from jaxstab.activations import Activation
 from jaxstab.records import FixedPoint
 from jaxstab.trainability.boundary import (
@@ -32,8 +32,6 @@ SIDES = ("both", "ordered", "chaotic")
 SCALES = ("xi_c", "xi_grad")
 OUTCOMES = ("trained", "below the threshold", "not finite later", "not finite from the start", "missing")
 WINDOW = 10
-# weights of mean-field theory, whose gain is sigma_w
-_UNIT = ("gaussian", "orthogonal", "lecun_normal", "lecun_uniform")
 _TOLD = (
     "train_accuracy",
     "train_accuracy_se",
@@ -156,7 +154,7 @@ def _fixed_points(grid: Grid) -> dict[str, np.ndarray]:
 
     def known(name: str, dropout: float) -> bool:
         kind = variants[name]
-        return kind.norm is None and kind.skip is None and dropout == 0 and kind.weights in _UNIT
+        return not (kind.norm or kind.skip or dropout) and kind.weights in networks.UNIT_WEIGHTS
 
     unknown = np.full((len(fields), len(grid.sigma_w)), np.nan)
     found = [of(name, sigma_b) if known(name, dropout) else unknown for name, sigma_b, _, dropout in kinds]

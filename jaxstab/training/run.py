@@ -9,7 +9,7 @@ import optax
 from jaxtyping import Array, ArrayLike, Float, Int, Key, PyTree
 
 from jaxstab import networks
-from jaxstab.checks import check_count, check_floating
+from jaxstab.checks import check_batch, check_count, check_floating, check_looks
 from jaxstab.networks import MLP, Params
 from jaxstab.records import Training
 from jaxstab.training.gradient import Gradient, output, value_and_grad
@@ -44,11 +44,11 @@ class State(NamedTuple):
     optimiser: PyTree
 
 
-def cross_entropy(y: Float[Array, "batch d_out"], labels: Int[Array, " batch"]) -> Float[Array, ""]:
+def cross_entropy(y: Float[Array, "*batch d_out"], labels: Int[Array, "*batch"]) -> Float[Array, ""]:
     """Mean softmax cross-entropy, in nats.
 
     Args:
-        y: logits.
+        y: logits, of one example or a batch.
         labels: classes.
 
     Returns:
@@ -232,9 +232,5 @@ def _check(data: Examples, steps: int, batch: int | None, evaluate: Sequence[int
     check_floating("x", data.x.dtype)
     if len(data.x) == 0 or len(data.x) != len(data.y):
         raise ValueError(f"needs as many labels as inputs, at least one, got {len(data.y)} and {len(data.x)}")
-    if not all(isinstance(point, int) and 0 <= point <= steps for point in evaluate):
-        raise ValueError(f"evaluate must be integers in [0, {steps}], got {list(evaluate)}")
-    if batch is not None:
-        check_count("batch", batch, 1)
-        if batch > len(data.x):
-            raise ValueError(f"batch must be at most the number of examples, {len(data.x)}, got {batch}")
+    check_looks(evaluate, steps)
+    check_batch(batch, len(data.x))

@@ -14,11 +14,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from measuring.machine import Rates, on_every_core
 from measuring.timing import Settings, Side, measure, table
 
-from jaxstab import networks, propagation
+from jaxstab import networks, propagation, training
 from jaxstab.networks import Params
 from spectral.problem import ACTIVATIONS, Placed, Problem, draw, gains, ours, place
 
@@ -31,7 +30,7 @@ def norms(problem: Problem) -> Callable:
     """What ours takes of each network, by propagation.backward: (log_grad_h, log_grad_theta) [depth, layer]."""
 
     def measure(chain: networks.Chain, params: Params, x: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
-        loss = lambda y: jnp.mean(optax.softmax_cross_entropy_with_integer_labels(y, labels))
+        loss = lambda y: training.cross_entropy(y, labels)
         found = propagation.backward(chain, params, x, loss, problem.depths)
         return found.log_grad_h, found.log_grad_theta
 

@@ -152,11 +152,7 @@ def _mesh(items: int, axis: str) -> Mesh:
 
 
 def _compiled(program: Callable, mesh: Mesh, specs: tuple, out: PartitionSpec, parts: Sequence[tuple]) -> Callable:
-    spread = jax.shard_map(program, mesh=mesh, in_specs=specs, out_specs=out, check_vma=False)
-    # in program order on a CPU: two batched decompositions side by side can deadlock a small thread pool
-    ordered = {"xla_cpu_enable_concurrency_optimized_scheduler": False}
-    options = ordered if mesh.devices.flat[0].platform == "cpu" else None
-    compiled = jax.jit(spread, compiler_options=options).lower(*parts[0]).compile()
+    compiled = sweeps.spread(program, mesh, specs, out).lower(*parts[0]).compile()
     # one in flight
     return lambda: [jax.block_until_ready(compiled(*part)) for part in parts]
 
