@@ -276,10 +276,11 @@ def test_two_devices_do_what_one_does_and_do_not_hang():
 
 def test_a_divided_cpu_is_used_only_with_threads_to_spare():
     code = "import jax; jax.config.update('jax_num_cpu_devices', 2)\n"
-    code += "from jaxstab import sweeps; print(len(jax.devices()), len(sweeps.usable_devices()))"
+    code += "from jaxstab.sweeps import usable_devices as usable\n"
+    code += "print(len(jax.devices()), len(usable()), len(usable(decomposing=False)))"
     environment = {**os.environ, "NPROC": "2"}
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=100)
-    assert run.stdout.split() == ["2", "1"], run.stderr
+    assert run.stdout.split() == ["2", "1", "2"], run.stderr
 
 
 def test_the_plan_in_numbers_is_the_one_that_runs():

@@ -117,7 +117,8 @@ from jaxstab.trainability import Grid, Split
 sys.modules["jaxstab.trainability.plan"].WORK = 1  # groups as small as they get
 digits = datasets.load("digits")
 data = Split(*(records.Data(digits.x[part], digits.y[part], "") for part in (slice(0, 120), slice(120, 150))))
-grid = Grid(depths=(2, 3), sigma_w=(1.0, 1.2, 1.4, 1.6, 1.8), width=8, steps=4, batch=16)
+haar = (trainability.Variant("tanh", weights="orthogonal"),)
+grid = Grid(haar, depths=(2, 3), sigma_w=(1.0, 1.2, 1.4, 1.6, 1.8), width=8, steps=4, batch=16)
 plan = trainability.plan(grid, data, lanes=int(sys.argv[2]))
 losses = np.zeros((10, 4), np.float32)
 for result in trainability.run(grid, plan, data, devices=jax.local_devices()):
@@ -131,8 +132,9 @@ def test_numbers_do_not_depend_on_the_number_of_devices(tmp_path):
     ways = ("1", "1"), ("8", "1"), ("2", "2")
     files = [tmp_path / f"{devices}-{lanes}.npy" for devices, lanes in ways]
     commands = [[sys.executable, "-c", SCRIPT, *way, file] for way, file in zip(ways, files, strict=True)]
-    environment, root = os.environ | {"NPROC": "16"}, Path(__file__).parent.parent
-    runs = [subprocess.Popen(command, env=environment, cwd=root) for command in commands]
+    # one thread for each device, on which batches of decompositions, as orthogonal weights take, wait for ever
+    threads, root = [os.environ | {"NPROC": devices} for devices, _ in ways], Path(__file__).parent.parent
+    runs = [subprocess.Popen(line, env=env, cwd=root) for line, env in zip(commands, threads, strict=True)]
     assert [run.wait(timeout=240) for run in runs] == [0] * len(runs)
     one, eight, lanes = map(np.load, files)
     assert np.all(one > 0)

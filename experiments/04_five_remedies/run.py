@@ -161,7 +161,8 @@ def program(mlp, setting, clip, updates):
     def share(which, rates, *rest):
         return jax.lax.map(lambda one: run(*one, *rest), (which, rates))
 
-    mesh, here, everywhere = Mesh(np.array(sweeps.usable_devices()), ("run",)), PartitionSpec("run"), PartitionSpec()
+    mesh = Mesh(np.array(sweeps.usable_devices(decomposing=False)), ("run",))
+    here, everywhere = PartitionSpec("run"), PartitionSpec()
     return sweeps.spread(share, mesh, (here, here, *[everywhere] * 4), here)
 
 
@@ -174,7 +175,7 @@ def steps_to(accuracy, window, goal):
 def runs(setting, cure, depth, params, data, seeds, rates, updates):
     """The runs of every seed at every rate, seed within rate."""
     which, at = np.tile(seeds, len(rates)), np.repeat(rates, len(seeds))
-    size = 2 * len(sweeps.usable_devices())  # of a group, so that however many runs share one program
+    size = 2 * len(sweeps.usable_devices(decomposing=False))  # of a group, so that however many runs share one program
     groups = [np.resize(np.arange(i, min(i + size, len(at))), size) for i in range(0, len(at), size)]
     mlp = network(setting, cure, params.depth).clone(weights="gaussian")  # drawn already: draws share one program
     trained = program(mlp, setting, cure.clip, updates)
@@ -365,5 +366,5 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    divide_cpu(None)
+    divide_cpu(None, decomposing=False)
     main()

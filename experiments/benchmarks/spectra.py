@@ -1,6 +1,8 @@
 """Spectra and gradients of many networks: floors, ours and rivals in one run."""
 
 import argparse
+import subprocess
+import sys
 import time
 
 from measuring import session
@@ -17,11 +19,16 @@ def main() -> None:
     unknown = set(args.parts) - set(PARTS)
     if unknown:
         parser.error(f"unknown part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
-    settings, rate = session.begin(args)
-    for part in args.parts or PARTS:
-        start = time.perf_counter()
-        PARTS[part].report(settings, rate)
-        print(f"[{part}: {time.perf_counter() - start:.0f} s]", flush=True)
+    parts = args.parts or list(PARTS)
+    if len(parts) > 1:
+        # each in a process of its own: gradients want fewer threads than decompositions
+        flags = [word for word in sys.argv[1:] if word not in PARTS]
+        for part in parts:
+            subprocess.run([sys.executable, __file__, part, *flags], check=True)
+        return
+    start = time.perf_counter()
+    PARTS[parts[0]].report(*session.begin(args, decomposing=PARTS[parts[0]] is not gradients))
+    print(f"[{parts[0]}: {time.perf_counter() - start:.0f} s]", flush=True)
 
 
 if __name__ == "__main__":

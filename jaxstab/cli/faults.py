@@ -11,11 +11,12 @@ class UserError(Exception):
     """Something the user can put right; its message is the one line they see."""
 
 
-def divide_cpu(parts: int | None) -> None:
+def divide_cpu(parts: int | None, decomposing: bool = True) -> None:
     """Make the CPU several devices, each busy with networks of its own: small products fill no more than one core.
 
     Args:
         parts: how many; None for one per core.
+        decomposing: whether matrices are to be decomposed, see `sweeps.usable_devices`.
 
     Raises:
         UserError: if it is not a positive number.
@@ -24,7 +25,7 @@ def divide_cpu(parts: int | None) -> None:
     parts = cores if parts is None else parts
     if parts < 1:
         raise UserError(f"--cpu-devices must be >= 1, got {parts}")
-    os.environ.setdefault("NPROC", str(max(cores, 2 * parts)))
+    os.environ.setdefault("NPROC", str(max(cores, (1 + decomposing) * parts)))
     # too late where JAX has computed before, as in a notebook: then the devices stay what they are
     with contextlib.suppress(RuntimeError):
         jax.config.update("jax_num_cpu_devices", parts)

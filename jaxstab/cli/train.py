@@ -116,7 +116,7 @@ def train(settings: Train) -> None:
     Raises:
         KeyboardInterrupt: when told to stop; what is finished is kept.
     """
-    divide_cpu(settings.cpu_devices)
+    divide_cpu(settings.cpu_devices, decomposing=False)
     with users_fault():
         part = _part(settings)
         grid = settings.grid()
@@ -128,7 +128,7 @@ def train(settings: Train) -> None:
             for name, one in trainability.fields(grid).items()
         }
         groups = store.open_groups(settings.out, _settings(grid, plan, data), fields, len(plan.groups), plan.size)
-    devices = sweeps.usable_devices()
+    devices = sweeps.usable_devices(decomposing=False)
     work = grid.count // len(grid.depths) * sum(trainability.flops(grid, depth, data) for depth in grid.depths)
     print(
         f"{grid.count} networks in {len(plan.groups)} groups of {plan.size}, {plan.programs} programs, "

@@ -1,6 +1,6 @@
 """Sweeps: one network measure over a grid of gains, seeds and activations, in one compile per activation."""
 
-from jaxstab.sweeps.devices import one_blas_thread, spread, usable_devices
+from jaxstab.sweeps.devices import one_blas_thread, one_by_one, spread, usable_devices
 from jaxstab.sweeps.grid import Grid, Sample, samples, with_coordinates
 from jaxstab.sweeps.measures import Measure, Memory, Record, jacobian, memory, signal
 from jaxstab.sweeps.plan import MEMORY, Estimate, estimate
@@ -20,6 +20,7 @@ __all__ = [
     "labelled",
     "memory",
     "one_blas_thread",
+    "one_by_one",
     "run",
     "samples",
     "signal",

@@ -11,19 +11,41 @@ from jaxtyping import PyTree
 from threadpoolctl import threadpool_limits
 
 
-def usable_devices() -> list[jax.Device]:
-    """All local devices; of a CPU made into several only the first, unless XLA's pool has two threads for each.
+def usable_devices(decomposing: bool = True) -> list[jax.Device]:
+    """All local devices; of a CPU made into several perhaps only the first.
 
-    Two host devices inside batched decompositions wait for each other for ever on a pool of two threads. The
-    environment's NPROC sizes the pool, if set before JAX first computes; `jaxstab` on the command line sees to it.
+    Two host devices inside batched decompositions wait for each other for ever on a pool of one thread for each, so
+    these need two. All else is the slower for it, by up to a half: it wants one. The environment's NPROC sizes XLA's
+    pool, if set before JAX first computes; `jaxstab` on the command line sees to it.
+
+    Args:
+        decomposing: whether programs decompose batches of matrices.
 
     Returns:
         The devices.
     """
     devices = jax.local_devices()
     threads = os.environ.get("NPROC", "")
-    enough = threads.isdigit() and int(threads) >= 2 * len(devices)
+    enough = not decomposing or (threads.isdigit() and int(threads) >= 2 * len(devices))
     return devices if devices[0].platform != "cpu" or enough else devices[:1]
+
+
+def one_by_one(function: Callable) -> Callable:
+    """`jax.vmap`, but on a CPU a loop: what is decomposed in it is one matrix at a time, and waits for no pool.
+
+    Args:
+        function: such as one that draws orthogonal weights.
+
+    Returns:
+        The function over a leading axis of all its arguments.
+
+    Example:
+        >>> one_by_one(lambda a, b: a @ b)(jax.numpy.ones((4, 3)), jax.numpy.ones((4, 3))).tolist()
+        [3.0, 3.0, 3.0, 3.0]
+    """
+    if jax.default_backend() != "cpu":
+        return jax.vmap(function)
+    return lambda *arguments: jax.lax.map(lambda one: function(*one), arguments)
 
 
 def one_blas_thread() -> contextlib.AbstractContextManager:

@@ -20,9 +20,9 @@ from jaxstab import networks
 from jaxstab.activations import Activation
 from jaxstab.checks import check_dtype
 from jaxstab.records import Data, dimensions
-from jaxstab.sweeps.devices import one_blas_thread, spread, usable_devices
+from jaxstab.sweeps.devices import one_blas_thread, one_by_one, spread, usable_devices
 from jaxstab.sweeps.grid import Grid, Sample, samples, with_coordinates
-from jaxstab.sweeps.measures import Measure, Record
+from jaxstab.sweeps.measures import Measure, Record, signal
 from jaxstab.sweeps.plan import Estimate, estimate
 
 Progress = Callable[[Sequence[Any]], Iterable[Any]]
@@ -50,7 +50,7 @@ def run(
         chunk_size: cells computed at once; None to fit them into MEMORY.
         progress: wraps the sequence of chunks, such as tqdm.
         precision: of matrix products, as in `jax.default_matmul_precision`.
-        devices: to spread the gains over; None for `usable_devices()`.
+        devices: to spread the gains over; None for `usable_devices()`, all of them for `signal`.
 
     Returns:
         The records' fields as variables over (activation, seed, sigma_w, input, ...), the rest named by the records.
@@ -59,7 +59,7 @@ def run(
         ValueError: if data or grid do not fit, or float64 is asked for while JAX has it switched off.
     """
     check_dtype(grid.dtype)
-    devices = usable_devices() if devices is None else devices
+    devices = usable_devices(decomposing=measure is not signal) if devices is None else devices
     plan, inputs = estimate(grid, data.x.shape[1], chunk_size, len(devices), measure), samples(grid, data)
     programs = [_program(grid, activation, measure, precision, devices) for activation in grid.activations]
     chunks = [
@@ -88,9 +88,9 @@ def _program(
     chain = networks.chain(mlp)
 
     def chunk(keys: Array, sigma_w: Array, samples: Sample) -> Record:
-        def seed(key: Array, samples: Sample) -> Record:
-            unit = networks.init(mlp, key, samples.x[0], 1.0, grid.sigma_b)
+        draw = lambda key, samples: networks.init(mlp, key, samples.x[0], 1.0, grid.sigma_b)
 
+        def seed(key: Array, unit: networks.Params, samples: Sample) -> Record:
             def cell(sigma_w: Array) -> Record:
                 def one(sample: Sample, masks: Array) -> Record:
                     wet = masks if mlp.dropout else None
@@ -103,7 +103,7 @@ def _program(
             return jax.vmap(cell)(sigma_w)
 
         with jax.default_matmul_precision(precision):
-            return jax.vmap(seed)(keys, samples)
+            return jax.vmap(seed)(keys, one_by_one(draw)(keys, samples), samples)
 
     mesh, whole, gains = Mesh(np.array(devices), ("gain",)), PartitionSpec(), PartitionSpec("gain")
     return spread(chunk, mesh, (whole, gains, whole), PartitionSpec(None, "gain"))

@@ -21,7 +21,7 @@ from jaxtyping import Array
 from jaxstab import networks, training
 from jaxstab.checks import check_dtype
 from jaxstab.records import Training, dimensions
-from jaxstab.sweeps import one_blas_thread, spread, usable_devices
+from jaxstab.sweeps import one_blas_thread, one_by_one, spread, usable_devices
 from jaxstab.trainability.grid import AXES, Cells, Grid, Split
 from jaxstab.trainability.plan import Group, Plan, cut
 from jaxstab.training import Examples
@@ -68,7 +68,7 @@ def run(
         data: to train and test on.
         batches: numbers of groups to compute side by side, no more than there are devices, of one program each (see
             `Plan.program`); None for all groups.
-        devices: to use; None for `sweeps.usable_devices()`.
+        devices: to use; None for all.
         precision: of matrix products, as in `jax.default_matmul_precision`.
 
     Yields:
@@ -79,7 +79,7 @@ def run(
         MemoryError: if one cell at a time is too much.
     """
     check_dtype(grid.dtype)
-    devices = usable_devices() if devices is None else devices
+    devices = usable_devices(decomposing=False) if devices is None else devices
     programs = _Programs(grid, plan, data, devices, precision)
     lanes = plan.lanes
     with one_blas_thread():
@@ -150,38 +150,43 @@ class _Programs:
         # these blocks depend on the depth: theirs is that of the program
         whole = mlp.skip in ("scaled", "dense")
 
-        def one(cell: Cells, depth: Array, examples: tuple[Examples, Examples]) -> Training:
-            train, test = examples
-            drawn, key = jax.random.split(jax.random.key(cell.seed))
-            params = networks.init(mlp, drawn, train.x[:2], cell.sigma_w, cell.sigma_b)
-            tx = grid.optimise(cell.learning_rate, cell.clip)
+        def keys(cell: Cells) -> Array:
+            return jax.random.split(jax.random.key(cell.seed))
+
+        def draw(cell: Cells, x: Array) -> networks.Params:
+            return networks.init(mlp, keys(cell)[0], x, cell.sigma_w, cell.sigma_b)
+
+        def one(cell: Cells, params: networks.Params, depth: Array, examples: tuple[Examples, Examples]) -> Training:
             return training.train(
                 mlp,
                 params,
-                tx,
-                train,
-                key=key,
+                grid.optimise(cell.learning_rate, cell.clip),
+                examples[0],
+                key=keys(cell)[1],
                 steps=grid.steps,
                 batch=grid.batch,
-                test=test,
+                test=examples[1],
                 rate=cell.dropout,
                 depth=None if whole else depth,
                 evaluate=grid.evaluate,
             )[0]
 
+        def together(cells: Cells, depth: Array, examples: tuple[Examples, Examples]) -> Training:
+            x = examples[0].x[:2]
+            if lanes == 1:
+                cell = Cells(*(column[0] for column in cells))
+                return jax.tree.map(lambda leaf: leaf[None], one(cell, draw(cell, x), depth, examples))
+            params = one_by_one(lambda cell: draw(cell, x))(cells)
+            return jax.vmap(lambda cell, params: one(cell, params, depth, examples))(cells, params)
+
         def device(depths: Array, counts: Array, cells: Cells, examples: tuple[Examples, Examples]) -> Training:
-            shapes = jax.eval_shape(one, Cells(*(column[0] for column in cells)), depths[0], examples)
-            start = jax.tree.map(lambda leaf: jnp.full((self.size, *leaf.shape), _blank(leaf), leaf.dtype), shapes)
+            shapes = jax.eval_shape(together, Cells(*(column[:lanes] for column in cells)), depths[0], examples)
+            start = jax.tree.map(lambda leaf: jnp.full((self.size, *leaf.shape[1:]), _blank(leaf), leaf.dtype), shapes)
 
             def some(index: Array, seen: Training) -> Training:
                 here = jax.tree.map(lambda c: jax.lax.dynamic_slice_in_dim(c, index * lanes, lanes), cells)
-                if lanes == 1:
-                    found = one(Cells(*(column[0] for column in here)), depths[0], examples)
-                    found = jax.tree.map(lambda leaf: leaf[None], found)
-                else:
-                    found = jax.vmap(lambda cell: one(cell, depths[0], examples))(here)
                 put = lambda all_, new: jax.lax.dynamic_update_slice_in_dim(all_, new, index * lanes, 0)
-                return jax.tree.map(put, seen, found)
+                return jax.tree.map(put, seen, together(here, depths[0], examples))
 
             with jax.default_matmul_precision(self.precision):
                 return jax.lax.fori_loop(0, (counts[0] + lanes - 1) // lanes, some, start)

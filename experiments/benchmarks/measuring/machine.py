@@ -24,9 +24,9 @@ class Rates(NamedTuple):
     bytes: float
 
 
-def divide_cpu() -> None:
-    """One host device per core, one BLAS thread, and a pool on which two decompositions cannot wait for each other."""
-    os.environ.setdefault("NPROC", str(2 * CORES))
+def divide_cpu(decomposing: bool) -> None:
+    """One host device per core, one BLAS thread, and of XLA's no more than `sweeps.usable_devices` asks for."""
+    os.environ["NPROC"] = str((1 + decomposing) * CORES)
     jax.config.update("jax_num_cpu_devices", CORES)
     threadpool_limits(1, user_api="blas")
 

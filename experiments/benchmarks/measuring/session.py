@@ -3,7 +3,8 @@
 import argparse
 import importlib.util
 
-from jaxstab import sweeps
+import jax
+
 from measuring import machine
 from measuring.timing import Settings
 
@@ -15,10 +16,10 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-rivals", action="store_true", help="ours and the floors alone")
 
 
-def begin(args: argparse.Namespace) -> tuple[Settings, machine.Rates]:
-    """Divide the CPU, measure its rates, and print both with the versions."""
-    machine.divide_cpu()
-    devices = sweeps.usable_devices()
+def begin(args: argparse.Namespace, decomposing: bool) -> tuple[Settings, machine.Rates]:
+    """Divide the CPU, for decompositions or not, measure its rates, and print both with the versions."""
+    machine.divide_cpu(decomposing)
+    devices = jax.local_devices()
     rate = machine.rates(devices)
     settings = Settings(args.small, args.repeats, not args.no_rivals, _torch_device(devices[0].platform))
     print(machine.describe(devices, rate) + _rivals(settings), flush=True)

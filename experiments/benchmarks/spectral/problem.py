@@ -147,7 +147,7 @@ def ours(problem: Problem, measure: Callable, at_once: int | None = None) -> Cal
 
 def _mesh(items: int, axis: str) -> Mesh:
     """As many devices as divide the items among them."""
-    devices = sweeps.usable_devices()
+    devices = jax.local_devices()
     return Mesh(np.array(devices[: max(n for n in range(1, len(devices) + 1) if items % n == 0)]), (axis,))
 
 

@@ -5,11 +5,12 @@ import functools
 import time
 from collections.abc import Sequence
 
+import jax
 from measuring.machine import Rates
 from measuring.timing import Settings, Side, Timing, measure, table
 from rivals import jax_training
 
-from jaxstab import datasets, sweeps
+from jaxstab import datasets
 from jaxstab.trainability import Grid
 from training_runs import floors
 from training_runs.agreement import Truth, disagreement, truth
@@ -50,14 +51,14 @@ def floor_sides(problem: Problem) -> list[Side]:
     part = problem.first(max(1, problem.grid.steps // 4))
     side = functools.partial(Side, kind="floor", share=part.flops / problem.flops, flops=problem.flops)
     found = [side("products, JAX", lambda: floors.jax_floor(part))]
-    if sweeps.usable_devices()[0].platform == "cpu":
+    if jax.local_devices()[0].platform == "cpu":
         found.append(side("products, BLAS", lambda: floors.numpy_floor(part)))
     return found
 
 
 def rivals(problem: Problem, expected: Truth, device: str | None) -> list[Side]:
     """What a user could pick instead."""
-    one = sweeps.usable_devices()[:1]
+    one = jax.local_devices()[:1]
     ways = {
         "JAX vmap": {"one_by_one": False, "unrolled": False, "devices": one},
         "JAX lax.map": {"one_by_one": True, "unrolled": False, "devices": one},

@@ -7,7 +7,6 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxstab import sweeps
 from training_runs.problem import Problem, Weights
 
 
@@ -29,7 +28,7 @@ def spread(
         devices: to spread the cells over; all unless given. Their number must divide that of the cells, or fewer serve.
         gain: for all cells, instead of theirs.
     """
-    devices = devices or sweeps.usable_devices()
+    devices = devices or jax.local_devices()
     devices = devices[: max(n for n in range(1, len(devices) + 1) if problem.cells % n == 0)]
     mesh = Mesh(np.array(devices), ("cell",))
     cells, whole = PartitionSpec("cell"), PartitionSpec()
