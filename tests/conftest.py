@@ -1,7 +1,10 @@
 """Strict numerics for every test: x64, no silent dtype or rank promotion, warnings as errors."""
 
+from pathlib import Path
+
 import jax
 import matplotlib as mpl
+import pytest
 from hypothesis import settings
 
 # the same examples every time; compiling takes longer than any deadline
@@ -18,3 +21,12 @@ def pytest_configure(config):
     jax.config.update("jax_numpy_dtype_promotion", "strict")
     jax.config.update("jax_numpy_rank_promotion", "raise")
     mpl.use("agg")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _programs_are_dropped():
+    """Compiled programs are pieces of memory of their own, of which Linux gives a process 65,530: beyond, XLA crashes."""
+    yield
+    pieces = Path("/proc/self/maps")
+    if pieces.exists() and len(pieces.read_bytes().splitlines()) > 20_000:
+        jax.clear_caches()

@@ -20,9 +20,9 @@ from jaxstab.trainability.grid import Grid, Split
 
 # layers that a cell does not have cost its updates memory traffic: FLOPs that could be done meanwhile, per parameter
 # and step, as measured on a CPU at batch 128
-TAIL = 85
+TAIL = 40
 # FLOPs that could be done while a program compiles
-COMPILE = 3e11
+COMPILE = 5e11
 # depths within this factor always share a program, so that programs grow as the logarithm of the range of depths
 BUCKET = 1.25
 # FLOPs of a group: long enough that committing it costs nothing, short enough that losing one does not hurt
@@ -135,7 +135,7 @@ def memory(grid: Grid, variant: int, bound: int, data: Split) -> int:
     slots = size(jax.eval_shape(grid.optimise(1.0, 1.0).init, shapes))
     state = mlp.width * mlp.sources * item
     seen = (4 * grid.steps + (len(grid.looks) + 1) * (bound + 4)) * item
-    return 2 * size(shapes) + slots + bound * batch * state + 3 * max(batch, examples) * state + seen
+    return 2 * size(shapes) + slots + (bound + 1) * batch * state + 3 * max(batch, examples) * state + seen
 
 
 def plan(grid: Grid, data: Split, budget: int | None = None, lanes: int | None = None, size: int | None = None) -> Plan:

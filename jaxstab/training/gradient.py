@@ -27,7 +27,7 @@ class Gradient(NamedTuple):
         log_norms: ln |dL/dtheta_l| of embed and blocks, 0..depth; NaN beyond.
         log_norm_readout: that of the readout.
         finite: whether the loss and every entry of the gradient are.
-        states: h_0 .. h_{depth-1}, what the blocks read; zero beyond the depth.
+        states: h_0 .. h_depth; zero beyond the depth, or what `over` had there.
     """
 
     loss: Float[Array, ""]
@@ -89,13 +89,14 @@ def value_and_grad(
     readout: Layer = params.readout
 
     def up(index: Array, carry: tuple) -> tuple:
-        h, kept, stats = carry
-        layer = at(blocks, index)
-        return chain.block(layer, h), put(kept, h, index), put(stats, block_stats(layer, h), index)
+        kept, stats = carry
+        layer, h = at(blocks, index), at(kept, index)
+        return put(kept, chain.block(layer, h), index + 1), put(stats, block_stats(layer, h), index)
 
     h = chain.embed(params, x)
-    kept = jnp.zeros((mlp.depth, *h.shape), h.dtype) if over is None else over.states
-    h, kept, stats = jax.lax.fori_loop(0, deepest, up, (h, kept, blocks.batch_stats or {}))
+    kept = jnp.zeros((mlp.depth + 1, *h.shape), h.dtype) if over is None else over.states
+    kept, stats = jax.lax.fori_loop(0, deepest, up, (put(kept, h, 0), blocks.batch_stats or {}))
+    h = at(kept, deepest)
 
     end = lambda theta, h: chain.readout(params._replace(readout=readout._replace(params=theta)), h)
     y = end(readout.params, h)
