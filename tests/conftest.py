@@ -25,7 +25,7 @@ def pytest_configure(config):
 
 @pytest.fixture(autouse=True, scope="module")
 def _programs_are_dropped():
-    """Compiled programs are pieces of memory of their own, of which Linux gives a process 65,530: beyond, XLA crashes."""
+    """A compiled program is mapped in many pieces, of which Linux gives a process 65,530: beyond, XLA crashes."""
     yield
     pieces = Path("/proc/self/maps")
     if pieces.exists() and len(pieces.read_bytes().splitlines()) > 20_000:
