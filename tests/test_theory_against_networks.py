@@ -45,8 +45,7 @@ def _compared(name):
         )
 
     over_gains = lambda params, x: jax.lax.map(lambda gain: cell(params, x, gain), gains)
-    params, x = _draws()
-    measured = jax.jit(lambda: jax.lax.map(lambda one: over_gains(*one), (params, x)))()
+    measured = jax.jit(lambda draws: jax.lax.map(lambda one: over_gains(*one), draws))(_draws())
 
     def predicted(gain):
         forward, correlation, backward, _ = theory.predict(name, gain, SIGMA_B, [DEPTH], width=WIDTH, d_in=D_IN)

@@ -111,14 +111,15 @@ def measure(small):
     steepness = jax.jit(jax.vmap(jax.grad(error)))(jnp.stack([jnp.asarray(w), jnp.asarray(found)], 1))
 
     # in the middle of all ranges; no single run, as the wall amplifies even rounding errors
-    above, clip = np.meshgrid(0.01 * np.linspace(0.95, 1.05, NEAR), [np.inf, 1.0])
+    many = 32 if small else NEAR
+    above, clip = np.meshgrid(0.01 * np.linspace(0.95, 1.05, many), [np.inf, 1.0])
     near, near_length = compare(
         Starts(np.full_like(above, 1.3), above, np.ones_like(above), clip), curvature, keep=True
     )
     near_reached, near_thrown = (near.worst < REACHED).reshape(2, -1), (near_length > 1).reshape(2, -1)
     ranges = {
-        "growth": np.linspace(1.1, 1.5, 9),
-        "above": np.geomspace(1e-3, 1e-1, 7),
+        "growth": np.linspace(1.1, 1.5, 3 if small else 9),
+        "above": np.geomspace(1e-3, 1e-1, 5 if small else 7),
         "rate": np.array([0.5, 1.0] if small else [0.25, 0.5, 1.0, 1.5]),
         # Pascanu et al. recommend half to ten times the average norm
         "clip": np.array([np.inf, 1.0, 10.0] if small else [np.inf, 0.5, 1.0, 2.0, 5.0, 10.0]),
@@ -133,8 +134,8 @@ def measure(small):
     measured = {
         "wall_displacement": float(np.max(np.abs(found - wall(w)))),
         "wall_steepness": float(np.min(np.linalg.norm(steepness, axis=1))),
-        "clipped_error": float(np.max(near.worst[NEAR:])),
-        "clipped_longest_step": float(np.max(near_length[NEAR:])),
+        "clipped_error": float(np.max(near.worst[many:])),
+        "clipped_longest_step": float(np.max(near_length[many:])),
         "near_unclipped_thrown": float(np.mean(near_thrown[0])),
         "near_unclipped_reached": float(np.mean(near_reached[0])),
         "share_clipped_reached": float(np.mean(clipped)),
@@ -153,8 +154,8 @@ def measure(small):
         "w": w_axis,
         "b": b_axis,
         "surface": surface,
-        "errors": near.errors.reshape(2, NEAR, -1)[:, :: NEAR // SHOWN],
-        "places": near.places.reshape(2, NEAR, UPDATES, 2)[:, :: NEAR // SHOWN],
+        "errors": near.errors.reshape(2, many, -1)[:, :: many // SHOWN],
+        "places": near.places.reshape(2, many, UPDATES, 2)[:, :: many // SHOWN],
         "reached": reached,
     }
     return measured, arrays | {f"range_{name}": values for name, values in ranges.items()}
@@ -162,7 +163,7 @@ def measure(small):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--small", action="store_true", help="fewer learning rates and thresholds")
+    parser.add_argument("--small", action="store_true", help="fewer starts, learning rates and thresholds")
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[2] / "runs" / Path(__file__).parent.name)
     arguments = parser.parse_args(argv)
     # near the wall 50 steps amplify a rounding error by up to 1.5^50 = 6e8
