@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxstab import networks, spectra
+from jaxstab import networks, propagation, spectra
 from jaxstab.networks import MLP, Params
 from jaxstab.spectra import graded
 
@@ -125,6 +125,39 @@ def test_every_regime_against_multiprecision(regime):
     np.testing.assert_allclose(found[:rank], truth[:rank], atol=1e-9 if dtype == jnp.float64 else 2e-3)
     # an estimate of the error, not a bound of it: but no regime has gone past half of it
     assert np.all(np.abs(found[:rank] - truth[:rank]) <= error[:rank]) and np.all(error[rank:] == 0)
+
+
+def _saturated(gains, depth=30, width=12):
+    """Spectra of saturated tanh networks with their weights and the states that they met."""
+    mlp, x = MLP(depth, width, "tanh"), jax.random.normal(KEY, (width,))
+    chain, unit = networks.chain(mlp), networks.init(mlp, jax.random.key(2), x, 1.0, 0.1)
+
+    def one(gain):
+        params = networks.rescale(unit, gain, 1.0)
+        spectrum = spectra.log_spectrum(chain, params, x, [depth], from_layer=0)
+        return spectrum, params.blocks["dense"]["kernel"], propagation.states(chain, params, x)[:-1]
+
+    return zip(*map(np.asarray, jax.tree.leaves(jax.jit(jax.vmap(one))(jnp.asarray(gains)))), strict=True)
+
+
+@pytest.mark.kernels
+def test_error_of_saturated_networks_is_never_understated():
+    # 1 - tanh^2 is down to e^-40: each layer alone spans more than float32 resolves
+    offs, errors = [], []
+    for log_s, error, weights, states in _saturated([3.0, 4.0, 6.0]):
+        with mp.workdps(500):
+            slopes = [[mp.sech(v) ** 2 for v in h.tolist()] for h in states]
+            factors = [np.array(w.T.tolist(), object) * np.array(d)[None] for w, d in zip(weights, slopes, strict=True)]
+        offs.append(np.abs(log_s[0] - _truth(np.stack(factors), 500)))
+        errors.append(error[0])
+        assert np.sum(error[0] < 0.1) >= 3, "the largest are known"
+    off, error = np.array(offs), np.array(errors)
+    assert np.all(off <= error)
+    single = error.dtype == np.float32
+    assert np.isinf(error).any() == single, "in float32 the least are not told from zero, and said to be so"
+    # where rounding outweighs what sweeps leave, the most that it may do is this far above what it does
+    rounded = np.isfinite(error) & (error > 3 * graded.ACCURACY[error.itemsize])
+    assert np.median(off[rounded] / error[rounded]) > 1 / 100
 
 
 @pytest.mark.parametrize("depth", [2, 12])

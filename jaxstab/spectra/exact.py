@@ -27,9 +27,12 @@ class LogSpectrum(NamedTuple):
 
     Attributes:
         log_s: ln s, descending; -inf for directions killed exactly.
-        error: how far ln s may be off, an estimate from the rounding met on the way: eps sqrt(n) times the root of the
-            sum over layers of (longest column / pivot)^2, and what the last step leaves. 0 for exact zeros. It knows
-            nothing of the rounding of the forward pass, which a chaotic network amplifies.
+        error: how far ln s may be off what exact arithmetic makes of the same layers: of their Jacobians at the states
+            that the forward pass met in working precision. Of that pass it knows nothing, whose rounding a chaotic
+            network amplifies. From the rounding met on the way: eps sqrt(n) times the longest column over the pivot,
+            directions that it turned included, and what the last step leaves. 0 for exact zeros; inf where a value is
+            not told from zero: ln s is then a bound from above. So it is of the least in saturated networks, where a
+            layer by itself spans more than 1 / eps.
     """
 
     log_s: Float[Array, "depth m"]

@@ -26,6 +26,8 @@ BLOCKS = ((12, 2), (32, 16))
 MARGIN = 0.5
 # QR sweeps for derivatives: those of values g nats apart are off by e^(-2 g n)
 DERIVATIVE_SWEEPS = 12
+# squared angles are cut here: far beyond what is known of a direction, far from where float32 ends
+LOST = 1e25
 
 
 class Graded(NamedTuple):
@@ -35,7 +37,7 @@ class Graded(NamedTuple):
         logs: d; -inf where a direction is killed.
         low: what rounding would lose of d, as sums over a thousand layers lose digits that differences need.
         rows: X.
-        noise: squared relative rounding gathered by each row, in units of eps^2.
+        noise: squared error of ln of each row gathered from rounding; inf where a row is not told from zero.
     """
 
     logs: Float[Array, " m"]
@@ -51,11 +53,13 @@ class Product(NamedTuple):
         basis: Q, orthonormal columns.
         graded: the rest.
         rank: directions that no exact zeros have killed.
+        tilt: squared angle by which rounding may have turned column j of the basis towards column i > j.
     """
 
     basis: Float[Array, "n m"]
     graded: Graded
     rank: Int[Array, ""]
+    tilt: Float[Array, "m m"]
 
     def then(self, pushed: Float[Array, "p m"], rank: Int[Array, ""]) -> "Product":
         """The product with one more factor F on its left.
@@ -68,7 +72,8 @@ class Product(NamedTuple):
             The product.
         """
         rank = jnp.minimum(self.rank, rank)
-        return Product(*_absorb(pushed, self.graded, rank), rank)
+        basis, graded, tilt = _absorb(pushed, self.graded, rank, self.tilt)
+        return Product(basis, graded, rank, tilt)
 
 
 def identity(n: int, dtype: jnp.dtype) -> Product:
@@ -82,7 +87,7 @@ def identity(n: int, dtype: jnp.dtype) -> Product:
         The product.
     """
     eye, zeros = jnp.eye(n, dtype=dtype), jnp.zeros(n, dtype)
-    return Product(eye, Graded(zeros, zeros, eye, zeros), jnp.asarray(n))
+    return Product(eye, Graded(zeros, zeros, eye, zeros), jnp.asarray(n), jnp.zeros_like(eye))
 
 
 def rank(factor: Float[Array, "n m"]) -> Int[Array, ""]:
@@ -158,7 +163,29 @@ def _coupling(
     return jnp.where(alive, logs, -jnp.inf), low, coupling
 
 
-def _absorb(factor: Float[Array, "n m"], graded: Graded, rank: Int[Array, ""]) -> tuple[Float[Array, "n p"], Graded]:
+def _rounded(
+    r: Float[Array, "m m"], longest: Float[Array, ""], alive: Bool[Array, " m"], tilt: Float[Array, "m m"], size: int
+) -> tuple[Float[Array, " m"], Float[Array, "m m"]]:
+    """Squared errors of ln |r_ii| where columns of R Q are rounded to eps sqrt(size) longest, and tilts after it."""
+    # To first order E R^-1 disturbs the product: its diagonal ln |r_ii| at once, what is below turns directions, which
+    # goes unseen until a layer contracts the one and not the other: column j of the basis, tilted by t towards i, then
+    # gains t r_ji where r_jj is left
+    r = jnp.where(alive[:, None] & alive[None], r / longest, jnp.eye(len(r), dtype=r.dtype))
+    pivot = jnp.abs(jnp.diagonal(r))
+    known = jnp.where(pivot == 0, jnp.nan, pivot)
+    inverse = jax.scipy.linalg.solve_triangular(r, jnp.eye(len(r), dtype=r.dtype))
+    fresh = size * jnp.finfo(r.dtype).eps ** 2 * jnp.sum(inverse**2, axis=0)
+    square = fresh + jnp.sum(tilt.T * jnp.triu(r / known[:, None], 1) ** 2, axis=1)
+    error = jnp.sqrt(jnp.where(square < 1, square, 0.0))
+    # a pivot within rounding may be nothing at all
+    noise = jnp.where(alive, jnp.where(square < 1, jnp.log1p(-error) ** 2, jnp.inf), 0.0)
+    tilt = tilt * (pivot[:, None] / known[None]) ** 2 + fresh[None]
+    return noise, jnp.where(jnp.tril(alive[:, None] & alive[None], -1), jnp.where(tilt < LOST, tilt, LOST), 0.0)
+
+
+def _absorb(
+    factor: Float[Array, "n m"], graded: Graded, rank: Int[Array, ""], tilt: Float[Array, "m m"]
+) -> tuple[Float[Array, "n p"], Graded, Float[Array, "p p"]]:
     """factor diag(e^d) X as Q diag(e^d') X', p = min(n, m); rows from `rank` on are exactly zero."""
     lengths = jax.vmap(unit, in_axes=1)(factor)[1]
     order, graded = _sorted(lengths, graded)
@@ -166,11 +193,12 @@ def _absorb(factor: Float[Array, "n m"], graded: Graded, rank: Int[Array, ""]) -
     q, r = jnp.linalg.qr(_independent(factor, within))
     r = jnp.where(within[None], r, q.T @ factor)
     logs, low, coupling = _coupling(r, graded, within)
-    # what products and QR round is relative to the longest column
-    alive = logs != -jnp.inf
-    pivot = jnp.log(jnp.abs(jnp.where(alive, jnp.diagonal(r), 1.0)))
-    rounded = jnp.where(alive, jnp.exp(2 * (jnp.max(lengths) - pivot)), 0.0)
-    return q, Graded(logs, low, coupling @ graded.rows, graded.noise[: len(r)] + jax.lax.stop_gradient(rounded))
+    # what products round is relative to the longest column, and so is what QR rounds of the others at most
+    kept, alive = len(r), logs != -jnp.inf
+    square, longest = jax.lax.stop_gradient((r[:, :kept], jnp.exp(jnp.max(lengths))))
+    tilt = tilt[order[:kept]][:, order[:kept]]
+    noise, tilt = _rounded(square, jnp.where(longest == 0, 1.0, longest), alive, tilt, size=len(order))
+    return q, Graded(logs, low, coupling @ graded.rows, graded.noise[:kept] + noise), tilt
 
 
 def _sweep(graded: Graded) -> Graded:
@@ -208,8 +236,9 @@ def log_values(graded: Graded) -> tuple[Float[Array, " m"], Float[Array, " m"]]:
     start = (_sweep(graded), unknown, unknown, unknown, jnp.asarray(0))
     swept, logs, left, ignored, _ = jax.lax.while_loop(unsettled, again, start)
     alive = jnp.isfinite(logs)
-    noise = jnp.sqrt(graded.rows.shape[1] * swept.noise[jnp.argsort(-swept.logs)])
-    rounding = jnp.finfo(dtype).eps * (noise + jnp.abs(jnp.where(alive, logs, 0.0)))
+    # a value not told from zero may belong below any that follows
+    noise = jax.lax.cummax(swept.noise[jnp.argsort(-swept.logs)])
+    rounding = jnp.sqrt(noise) + jnp.finfo(dtype).eps * jnp.abs(jnp.where(alive, logs, 0.0))
     order = jnp.argsort(-logs)
     return logs[order], jnp.where(alive, rounding + accuracy + left + ignored, 0.0)[order]
 
