@@ -71,7 +71,8 @@ def product_log_singular_values(
         return product.then(factor @ product.basis, graded.rank(factor)), None
 
     with jax.default_matmul_precision(precision):
-        product, _ = jax.lax.scan(layer, graded.identity(factors.shape[1], factors.dtype), factors)
+        start = graded.identity(factors.shape[1], factors.dtype, errors=False)
+        product, _ = jax.lax.scan(layer, start, factors)
         return graded.log_values(product.graded)[0]
 
 
@@ -112,30 +113,7 @@ def log_spectrum(
         >>> float(jnp.abs(found.log_s / jnp.log(10.0) + 200).max()) < 0.001
         True
     """
-    _check(params, x, depths, from_layer)
-
-    def start(jacobian: Array | None, h: Array) -> graded.Product:
-        if jacobian is None:
-            return graded.identity(h.shape[0], h.dtype)
-        rank = graded.rank(jacobian)
-        # an orthonormal factor on the right of a wide one changes no singular value
-        if jacobian.shape[0] < jacobian.shape[1]:
-            jacobian = jnp.linalg.qr(jacobian.T, mode="r").T
-        return graded.identity(jacobian.shape[1], h.dtype).then(jacobian, rank)
-
-    def layer(product: graded.Product, push: Callable, h: Array) -> graded.Product:
-        return product.then(*graded.pushed(push, h, product.basis))
-
-    def end(h: Array, product: graded.Product) -> graded.Graded:
-        if not readout:
-            return product.graded
-        jacobian = jax.jacrev(lambda h: chain.readout(params, h))(h)
-        return product.then(jacobian @ product.basis, graded.rank(jacobian)).graded
-
-    with jax.default_matmul_precision(precision):
-        wanted = _fold(chain, params, x, depths, from_layer, start, layer, end)
-        # one depth after the other: each has its own number of SVDs
-        return LogSpectrum(*jax.lax.map(graded.log_values, wanted))
+    return LogSpectrum(*_log_spectrum(chain, params, x, depths, from_layer, readout, precision, errors=True))
 
 
 def log_singular_values(
@@ -147,7 +125,7 @@ def log_singular_values(
     readout: bool = False,
     precision: Precision = "highest",
 ) -> Float[Array, "depth m"]:
-    """`log_spectrum` without the errors.
+    """`log_spectrum` without the errors, and without what they cost.
 
     Args:
         chain: the network.
@@ -164,7 +142,43 @@ def log_singular_values(
     Raises:
         ValueError: as `log_spectrum`.
     """
-    return log_spectrum(chain, params, x, depths, from_layer, readout, precision).log_s
+    return _log_spectrum(chain, params, x, depths, from_layer, readout, precision, errors=False)[0]
+
+
+def _log_spectrum(
+    chain: Chain,
+    params: Params,
+    x: Float[Array, " d_in"],
+    depths: Sequence[int],
+    from_layer: int | None,
+    readout: bool,
+    precision: Precision,
+    errors: bool,
+) -> tuple:
+    _check(params, x, depths, from_layer)
+
+    def start(jacobian: Array | None, h: Array) -> graded.Product:
+        if jacobian is None:
+            return graded.identity(h.shape[0], h.dtype, errors)
+        rank = graded.rank(jacobian)
+        # an orthonormal factor on the right of a wide one changes no singular value
+        if jacobian.shape[0] < jacobian.shape[1]:
+            jacobian = jnp.linalg.qr(jacobian.T, mode="r").T
+        return graded.identity(jacobian.shape[1], h.dtype, errors).then(jacobian, rank)
+
+    def layer(product: graded.Product, push: Callable, h: Array) -> graded.Product:
+        return product.then(*graded.pushed(push, h, product.basis))
+
+    def end(h: Array, product: graded.Product) -> graded.Graded:
+        if not readout:
+            return product.graded
+        jacobian = jax.jacrev(lambda h: chain.readout(params, h))(h)
+        return product.then(jacobian @ product.basis, graded.rank(jacobian)).graded
+
+    with jax.default_matmul_precision(precision):
+        wanted = _fold(chain, params, x, depths, from_layer, start, layer, end)
+        # one depth after the other: each has its own number of SVDs
+        return jax.lax.map(graded.log_values, wanted)
 
 
 def singular_values(
