@@ -127,6 +127,36 @@ def test_every_regime_against_multiprecision(regime):
     assert np.all(np.abs(found[:rank] - truth[:rank]) <= error[:rank]) and np.all(error[rank:] == 0)
 
 
+def _saturated(gain, layers=30, n=12):
+    """Jacobians W diag(phi'(h)) of a tanh network: 1 - tanh^2 is down to e^-40, more than float32 resolves."""
+    rng, factors = np.random.default_rng(2), []
+    h = gain * rng.normal(size=n)
+    for _ in range(layers):
+        weights = gain * rng.normal(size=(n, n)) / n**0.5
+        factors.append(weights / np.cosh(h)[None] ** 2)
+        h = weights @ np.tanh(h)
+    # rounded to float32, so that both precisions see the same matrices
+    return np.stack(factors).astype(np.float32).astype(float)
+
+
+@pytest.mark.kernels
+def test_error_of_saturated_networks_is_never_understated():
+    offs, errors = [], []
+    for gain in [2.0, 4.0, 6.0]:
+        factors = _saturated(gain)
+        with jax.default_matmul_precision("highest"):
+            found, error = map(np.asarray, _with_errors(jnp.asarray(factors, float)))
+        offs.append(np.abs(found - _truth(factors, 500)))
+        errors.append(error)
+        assert np.sum(error < 0.1) >= 3, "the largest are known"
+    off, error = np.array(offs), np.array(errors)
+    assert np.all(off <= error)
+    assert np.isinf(error).any(), "the least of the most saturated are not told from zero, and said to be so"
+    # where rounding outweighs what sweeps leave, the most that it may do is this far above what it does
+    rounded = np.isfinite(error) & (error > 3 * graded.ACCURACY[error.itemsize])
+    assert np.median(off[rounded] / error[rounded]) > 1 / 100
+
+
 @pytest.mark.parametrize("depth", [2, 12])
 @pytest.mark.kernels
 def test_values_too_many_for_one_block(depth):

@@ -27,9 +27,12 @@ class LogSpectrum(NamedTuple):
 
     Attributes:
         log_s: ln s, descending; -inf for directions killed exactly.
-        error: how far ln s may be off, an estimate from the rounding met on the way: eps sqrt(n) times the root of the
-            sum over layers of (longest column / pivot)^2, and what the last step leaves. 0 for exact zeros. It knows
-            nothing of the rounding of the forward pass, which a chaotic network amplifies.
+        error: how far ln s may be off what exact arithmetic makes of the same layers: of their Jacobians at the states
+            that the forward pass met in working precision. Of that pass it knows nothing, whose rounding a chaotic
+            network amplifies. From the rounding met on the way: eps sqrt(n) times the longest column over the pivot,
+            directions that it turned included, and what the last step leaves. 0 for exact zeros; inf where a value is
+            not told from zero: ln s is then a bound from above. So it is of the least in saturated networks, where a
+            layer by itself spans more than 1 / eps.
     """
 
     log_s: Float[Array, "depth m"]
@@ -68,7 +71,8 @@ def product_log_singular_values(
         return product.then(factor @ product.basis, graded.rank(factor)), None
 
     with jax.default_matmul_precision(precision):
-        product, _ = jax.lax.scan(layer, graded.identity(factors.shape[1], factors.dtype), factors)
+        start = graded.identity(factors.shape[1], factors.dtype, errors=False)
+        product, _ = jax.lax.scan(layer, start, factors)
         return graded.log_values(product.graded)[0]
 
 
@@ -109,30 +113,7 @@ def log_spectrum(
         >>> float(jnp.abs(found.log_s / jnp.log(10.0) + 200).max()) < 0.001
         True
     """
-    _check(params, x, depths, from_layer)
-
-    def start(jacobian: Array | None, h: Array) -> graded.Product:
-        if jacobian is None:
-            return graded.identity(h.shape[0], h.dtype)
-        rank = graded.rank(jacobian)
-        # an orthonormal factor on the right of a wide one changes no singular value
-        if jacobian.shape[0] < jacobian.shape[1]:
-            jacobian = jnp.linalg.qr(jacobian.T, mode="r").T
-        return graded.identity(jacobian.shape[1], h.dtype).then(jacobian, rank)
-
-    def layer(product: graded.Product, push: Callable, h: Array) -> graded.Product:
-        return product.then(*graded.pushed(push, h, product.basis))
-
-    def end(h: Array, product: graded.Product) -> graded.Graded:
-        if not readout:
-            return product.graded
-        jacobian = jax.jacrev(lambda h: chain.readout(params, h))(h)
-        return product.then(jacobian @ product.basis, graded.rank(jacobian)).graded
-
-    with jax.default_matmul_precision(precision):
-        wanted = _fold(chain, params, x, depths, from_layer, start, layer, end)
-        # one depth after the other: each has its own number of SVDs
-        return LogSpectrum(*jax.lax.map(graded.log_values, wanted))
+    return LogSpectrum(*_log_spectrum(chain, params, x, depths, from_layer, readout, precision, errors=True))
 
 
 def log_singular_values(
@@ -144,7 +125,7 @@ def log_singular_values(
     readout: bool = False,
     precision: Precision = "highest",
 ) -> Float[Array, "depth m"]:
-    """`log_spectrum` without the errors.
+    """`log_spectrum` without the errors, and without what they cost.
 
     Args:
         chain: the network.
@@ -161,7 +142,43 @@ def log_singular_values(
     Raises:
         ValueError: as `log_spectrum`.
     """
-    return log_spectrum(chain, params, x, depths, from_layer, readout, precision).log_s
+    return _log_spectrum(chain, params, x, depths, from_layer, readout, precision, errors=False)[0]
+
+
+def _log_spectrum(
+    chain: Chain,
+    params: Params,
+    x: Float[Array, " d_in"],
+    depths: Sequence[int],
+    from_layer: int | None,
+    readout: bool,
+    precision: Precision,
+    errors: bool,
+) -> tuple:
+    _check(params, x, depths, from_layer)
+
+    def start(jacobian: Array | None, h: Array) -> graded.Product:
+        if jacobian is None:
+            return graded.identity(h.shape[0], h.dtype, errors)
+        rank = graded.rank(jacobian)
+        # an orthonormal factor on the right of a wide one changes no singular value
+        if jacobian.shape[0] < jacobian.shape[1]:
+            jacobian = jnp.linalg.qr(jacobian.T, mode="r").T
+        return graded.identity(jacobian.shape[1], h.dtype, errors).then(jacobian, rank)
+
+    def layer(product: graded.Product, push: Callable, h: Array) -> graded.Product:
+        return product.then(*graded.pushed(push, h, product.basis))
+
+    def end(h: Array, product: graded.Product) -> graded.Graded:
+        if not readout:
+            return product.graded
+        jacobian = jax.jacrev(lambda h: chain.readout(params, h))(h)
+        return product.then(jacobian @ product.basis, graded.rank(jacobian)).graded
+
+    with jax.default_matmul_precision(precision):
+        wanted = _fold(chain, params, x, depths, from_layer, start, layer, end)
+        # one depth after the other: each has its own number of SVDs
+        return jax.lax.map(graded.log_values, wanted)
 
 
 def singular_values(
@@ -235,12 +252,17 @@ def spectrum(chain: Chain, params: Params, x: Float[Array, " d_in"], depths: Seq
 
 
 def log_spectrum_memory(
-    size: int, depths: Sequence[int], inputs: int = 1, d_in: int | None = None, dtype: DTypeLike = "float32"
+    size: int,
+    depths: Sequence[int],
+    inputs: int = 1,
+    d_in: int | None = None,
+    dtype: DTypeLike = "float32",
+    errors: bool = False,
 ) -> int:
-    """Bytes that one network of many under `vmap` takes of `log_spectrum`, besides its parameters, on a CPU.
+    """Bytes that one network of many under `vmap` takes of `log_singular_values`, besides its parameters, on a CPU.
 
-    With n units of the state, m singular values, D depths and i inputs per network: i D m^2 + 6 i n m in the
-    fold, 2 i D m^2 as it ends, and the larger of these counts. Parameters of each network by itself are there
+    With n units of the state, m singular values, D depths and i inputs per network: i (D m^2 + 3 n m + 5/2 m^2) in
+    the fold, 2 i D m^2 as it ends, and the larger of these counts. Parameters of each network by itself are there
     twice: a scan wants the layers first. Within 25 % of what XLA says.
 
     Args:
@@ -249,6 +271,7 @@ def log_spectrum_memory(
         inputs: inputs at which each network is measured.
         d_in: features of an input, likewise; None for from_layer, or for no fewer than n.
         dtype: of the parameters.
+        errors: whether of `log_spectrum`: 5/2 i m^2 more in the fold.
 
     Returns:
         The bytes.
@@ -258,13 +281,13 @@ def log_spectrum_memory(
 
     Example:
         >>> round(log_spectrum_memory(128, (16, 32, 64)) / 2**20, 2)
-        0.56
+        0.53
     """
     check_count("size", size, 1)
     check_count("inputs", inputs, 1)
     values, column = min(size, d_in or size), inputs * jnp.dtype(dtype).itemsize
     kept = len(depths) * values**2 * column
-    return max(kept + 6 * size * values * column, 2 * kept)
+    return max(kept + (6 * size + (10 if errors else 5) * values) * values * column // 2, 2 * kept)
 
 
 def _fold(

@@ -14,18 +14,18 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxstab.norms import unit
-
 # error in ln s that sweeps and SVDs may leave, by bytes of the dtype
 ACCURACY = {4: 3e-4, 8: 1e-10}
 # QR sweeps before each attempt at settling the rest, and attempts
 SWEEPS, ROUNDS = 2, 10
-# sizes of the blocks whose SVDs settle neighbours, and the inner rows that each settles
-BLOCKS = ((12, 2), (32, 16))
+# sizes of the blocks whose SVDs settle neighbours, besides the whole; each for rows with partners within this share
+BLOCKS, REACH = (24, 64, 160, 400), 0.6
 # nats between the edge of a window of scales and the rows that count
 MARGIN = 0.5
 # QR sweeps for derivatives: those of values g nats apart are off by e^(-2 g n)
 DERIVATIVE_SWEEPS = 12
+# squared angles are cut here: far beyond what is known of a direction, far from where float32 ends
+LOST = 1e25
 
 
 class Graded(NamedTuple):
@@ -35,13 +35,14 @@ class Graded(NamedTuple):
         logs: d; -inf where a direction is killed.
         low: what rounding would lose of d, as sums over a thousand layers lose digits that differences need.
         rows: X.
-        noise: squared relative rounding gathered by each row, in units of eps^2.
+        noise: squared error of ln of each row gathered from rounding; inf where a row is not told from zero. None
+            where nobody asks.
     """
 
     logs: Float[Array, " m"]
     low: Float[Array, " m"]
     rows: Float[Array, "m k"]
-    noise: Float[Array, " m"]
+    noise: Float[Array, " m"] | None
 
 
 class Product(NamedTuple):
@@ -51,11 +52,14 @@ class Product(NamedTuple):
         basis: Q, orthonormal columns.
         graded: the rest.
         rank: directions that no exact zeros have killed.
+        tilt: squared angle by which rounding may have turned column j of the basis towards column i > j. None where
+            nobody asks for errors.
     """
 
     basis: Float[Array, "n m"]
     graded: Graded
     rank: Int[Array, ""]
+    tilt: Float[Array, "m m"] | None
 
     def then(self, pushed: Float[Array, "p m"], rank: Int[Array, ""]) -> "Product":
         """The product with one more factor F on its left.
@@ -68,21 +72,24 @@ class Product(NamedTuple):
             The product.
         """
         rank = jnp.minimum(self.rank, rank)
-        return Product(*_absorb(pushed, self.graded, rank), rank)
+        basis, graded, tilt = _absorb(pushed, self.graded, rank, self.tilt)
+        return Product(basis, graded, rank, tilt)
 
 
-def identity(n: int, dtype: jnp.dtype) -> Product:
+def identity(n: int, dtype: jnp.dtype, errors: bool = True) -> Product:
     """The empty product.
 
     Args:
         n: its size.
         dtype: of its factors.
+        errors: whether to keep account of rounding: a triangular inverse for every factor.
 
     Returns:
         The product.
     """
     eye, zeros = jnp.eye(n, dtype=dtype), jnp.zeros(n, dtype)
-    return Product(eye, Graded(zeros, zeros, eye, zeros), jnp.asarray(n))
+    noise, tilt = (zeros, jnp.zeros_like(eye)) if errors else (None, None)
+    return Product(eye, Graded(zeros, zeros, eye, noise), jnp.asarray(n), tilt)
 
 
 def rank(factor: Float[Array, "n m"]) -> Int[Array, ""]:
@@ -132,15 +139,33 @@ def _independent(factor: Float[Array, "n m"], within: Bool[Array, " m"]) -> Floa
     return jnp.where(within[None], factor, jnp.cos(rows[:, None] * columns[None]))
 
 
+@jax.custom_jvp
+def _qr(factor: Float[Array, "n m"], within: Bool[Array, " m"]) -> tuple[Float[Array, "n p"], Float[Array, "p m"]]:
+    """QR, whose derivative takes columns beyond the rank to be any."""
+    q, r = jnp.linalg.qr(factor)
+    return q, r
+
+
+@_qr.defjvp
+def _qr_jvp(primals: tuple, tangents: tuple) -> tuple[tuple, tuple]:
+    factor, within = primals
+
+    def independent(factor: Array) -> tuple[Array, Array]:
+        q, r = jnp.linalg.qr(_independent(factor, within))
+        return q, jnp.where(within[None], r, q.T @ factor)
+
+    return jax.jvp(independent, (factor,), tangents[:1])
+
+
 def _difference(one: tuple[Array, Array], other: tuple[Array, Array]) -> Array:
     """Of two logarithms in two parts each."""
     return (one[0] - other[0]) + (one[1] - other[1])
 
 
 def _coupling(
-    r: Float[Array, "p m"], graded: Graded, within: Bool[Array, " m"]
+    r: Float[Array, "p m"], graded: Graded, lengths: Float[Array, " m"], within: Bool[Array, " m"]
 ) -> tuple[Float[Array, " p"], Float[Array, " p"], Float[Array, "p m"]]:
-    """R diag(e^d) as diag(e^d') C: d' in two parts, and C."""
+    """R diag(e^d) as diag(e^d') C: d' in two parts, and C; R's columns are of these lengths, of any unit."""
     size = len(r)
     d, low = graded.logs[:size], graded.low[:size]
     diagonal = jnp.diagonal(r)
@@ -150,36 +175,72 @@ def _coupling(
     start, step = jnp.where(alive, d, 0.0), pivot + low
     logs = start + step
     low = jnp.where(alive, step - (logs - start), 0.0)
-    # in logarithms, where the factors of a product in range need not be
-    some = alive[:, None] & (r != 0) & (graded.logs != -jnp.inf)[None]
-    columns, rows = (graded.logs[None], graded.low[None]), (start[:, None], graded.low[:size, None])
-    exponent = jnp.log(jnp.where(some, jnp.abs(r), 1.0)) - pivot[:, None] + _difference(columns, rows)
-    coupling = jnp.where(some, jnp.sign(r) * jnp.exp(jnp.where(some, exponent, 0.0)), 0.0)
+    # columns of R made of order 1 first: e^d can leave the float range where what it weighs does not, but columns of
+    # less weight come later
+    columns = (lengths != -jnp.inf) & (graded.logs != -jnp.inf)
+    lengths, d = jnp.where(columns, lengths, 0.0), jnp.where(columns, graded.logs, 0.0)
+    exponent = _difference((d[None], graded.low[None]), (start[:, None], graded.low[:size, None]))
+    exponent = exponent + (lengths[None] - pivot[:, None])
+    some = alive[:, None] & columns[None] & (r != 0)
+    coupling = jnp.where(some, r * jnp.exp(-lengths)[None] * jnp.exp(jnp.where(some, exponent, 0.0)), 0.0)
     return jnp.where(alive, logs, -jnp.inf), low, coupling
 
 
-def _absorb(factor: Float[Array, "n m"], graded: Graded, rank: Int[Array, ""]) -> tuple[Float[Array, "n p"], Graded]:
+def _rounded(
+    r: Float[Array, "m k"], longest: Float[Array, ""], alive: Bool[Array, " m"], tilt: Float[Array, "m m"]
+) -> tuple[Float[Array, " m"], Float[Array, "m m"]]:
+    """Squared errors of ln |r_ii|, columns of Q R rounded to eps sqrt(k) times the longest, and tilts after it."""
+    # To first order E R^-1 disturbs the product: its diagonal ln |r_ii| at once, what is below turns directions, which
+    # goes unseen until a layer contracts the one and not the other: column j of the basis, tilted by t towards i, then
+    # gains t r_ji where r_jj is left
+    eye, rounding = jnp.eye(len(r), dtype=r.dtype), r.shape[1] ** 0.5 * jnp.finfo(r.dtype).eps
+    r = jnp.where(alive[:, None] & alive[None], r[:, : len(r)] / jnp.where(longest == 0, 1.0, longest), eye)
+    pivot = jnp.abs(jnp.diagonal(r))
+    known = jnp.where(pivot == 0, jnp.nan, pivot)
+    fresh = rounding**2 * jnp.sum(jax.scipy.linalg.solve_triangular(r, eye) ** 2, axis=0)
+    square = fresh + jnp.sum(tilt.T * jnp.triu(r / known[:, None], 1) ** 2, axis=1)
+    error = jnp.sqrt(jnp.where(square < 1, square, 0.0))
+    # a pivot within rounding may be nothing at all
+    noise = jnp.where(alive, jnp.where(square < 1, jnp.log1p(-error) ** 2, jnp.inf), 0.0)
+    tilt = tilt * (pivot[:, None] / known[None]) ** 2 + fresh[None]
+    return noise, jnp.where(jnp.tril(alive[:, None] & alive[None], -1), jnp.where(tilt < LOST, tilt, LOST), 0.0)
+
+
+def _lengths(columns: Float[Array, "n m"]) -> Float[Array, " m"]:
+    """Logarithms of the lengths of columns; a constant to derivatives, as all that depends on it cancels."""
+    columns = jax.lax.stop_gradient(columns)
+    largest = jnp.max(jnp.abs(columns), axis=0)
+    scale = jnp.where(largest == 0, 1.0, largest)
+    return jnp.log(largest) + jnp.log(jnp.sum((columns / scale[None]) ** 2, axis=0)) / 2
+
+
+def _absorb(
+    factor: Float[Array, "n m"], graded: Graded, rank: Int[Array, ""], tilt: Float[Array, "m m"] | None
+) -> tuple[Float[Array, "n p"], Graded, Float[Array, "p p"] | None]:
     """factor diag(e^d) X as Q diag(e^d') X', p = min(n, m); rows from `rank` on are exactly zero."""
-    lengths = jax.vmap(unit, in_axes=1)(factor)[1]
+    lengths = _lengths(factor)
     order, graded = _sorted(lengths, graded)
-    factor, within = factor[:, order], jnp.arange(len(order)) < rank
-    q, r = jnp.linalg.qr(_independent(factor, within))
-    r = jnp.where(within[None], r, q.T @ factor)
-    logs, low, coupling = _coupling(r, graded, within)
-    # what products and QR round is relative to the longest column
-    alive = logs != -jnp.inf
-    pivot = jnp.log(jnp.abs(jnp.where(alive, jnp.diagonal(r), 1.0)))
-    rounded = jnp.where(alive, jnp.exp(2 * (jnp.max(lengths) - pivot)), 0.0)
-    return q, Graded(logs, low, coupling @ graded.rows, graded.noise[: len(r)] + jax.lax.stop_gradient(rounded))
+    factor, lengths, within = factor[:, order], lengths[order], jnp.arange(len(order)) < rank
+    q, r = _qr(factor, within)
+    logs, low, coupling = _coupling(r, graded, lengths, within)
+    noise = graded.noise
+    if noise is not None and tilt is not None:
+        # what products round is relative to the longest column, and so is what QR rounds of the others at most
+        kept = order[: len(r)]
+        square, longest = jax.lax.stop_gradient((r, jnp.exp(jnp.max(lengths))))
+        more, tilt = _rounded(square, longest, logs != -jnp.inf, tilt[kept][:, kept])
+        noise = noise[: len(r)] + more
+    return q, Graded(logs, low, coupling @ graded.rows, noise), tilt
 
 
 def _sweep(graded: Graded) -> Graded:
     """diag(e^d) X as diag(e^d') X' for the transpose of what an orthonormal factor on the right leaves of it."""
     within = jnp.arange(len(graded.logs)) < jnp.sum(graded.logs != -jnp.inf)
     # sorted beforehand, so that rows and columns of what comes out belong to each other
-    _, graded = _sorted(jax.vmap(unit)(graded.rows)[1], graded)
+    lengths = _lengths(graded.rows.T)
+    order, graded = _sorted(lengths, graded)
     r = jnp.linalg.qr(_independent(graded.rows.T, within), mode="r")
-    return Graded(*_coupling(jnp.where(within[None], r, 0.0), graded, within), graded.noise)
+    return Graded(*_coupling(jnp.where(within[None], r, 0.0), graded, lengths[order], within), graded.noise)
 
 
 def _sweeps(graded: Graded, count: int) -> Graded:
@@ -187,14 +248,14 @@ def _sweeps(graded: Graded, count: int) -> Graded:
 
 
 @jax.custom_jvp
-def log_values(graded: Graded) -> tuple[Float[Array, " m"], Float[Array, " m"]]:
+def log_values(graded: Graded) -> tuple[Float[Array, " m"], Float[Array, " m"] | None]:
     """ln of the singular values of diag(e^logs) rows, descending, and how far off they may be.
 
     Args:
         graded: as many rows as columns, or fewer.
 
     Returns:
-        The logarithms and their errors.
+        The logarithms and their errors; None for these where no account was kept of rounding.
     """
 
     def again(state: tuple) -> tuple:
@@ -207,11 +268,15 @@ def log_values(graded: Graded) -> tuple[Float[Array, " m"], Float[Array, " m"]]:
     # the first sweep makes rows square
     start = (_sweep(graded), unknown, unknown, unknown, jnp.asarray(0))
     swept, logs, left, ignored, _ = jax.lax.while_loop(unsettled, again, start)
-    alive = jnp.isfinite(logs)
-    noise = jnp.sqrt(graded.rows.shape[1] * swept.noise[jnp.argsort(-swept.logs)])
-    rounding = jnp.finfo(dtype).eps * (noise + jnp.abs(jnp.where(alive, logs, 0.0)))
-    order = jnp.argsort(-logs)
-    return logs[order], jnp.where(alive, rounding + accuracy + left + ignored, 0.0)[order]
+    order, alive = jnp.argsort(-logs), jnp.isfinite(logs)
+    if swept.noise is None:
+        return logs[order], None
+    # a value not told from zero may belong below any that follows
+    noise = jax.lax.cummax(swept.noise[jnp.argsort(-swept.logs)])
+    rounding = jnp.sqrt(noise) + jnp.finfo(dtype).eps * jnp.abs(jnp.where(alive, logs, 0.0))
+    # SVDs of larger blocks round more
+    settled = accuracy * max(1.0, (len(logs) / 8) ** 0.5) + left + ignored
+    return logs[order], jnp.where(alive, rounding + settled, 0.0)[order]
 
 
 @log_values.defjvp
@@ -220,25 +285,26 @@ def _log_values_jvp(primals: tuple[Graded], tangents: tuple[Graded]) -> tuple[tu
     values, error = log_values(*primals)
     swept, moved = jax.jvp(lambda graded: _sweeps(_sweep(graded), DERIVATIVE_SWEEPS), primals, tangents)
     order = jnp.argsort(-(swept.logs + swept.low))
-    return (values, error), ((moved.logs + moved.low)[order], jnp.zeros_like(error))
+    return (values, error), ((moved.logs + moved.low)[order], None if error is None else jnp.zeros_like(error))
 
 
 def _disturbance(rows: Float[Array, "m m"], logs: Float[Array, " m"], low: Float[Array, " m"]) -> Float[Array, "m m"]:
-    """How far two rows may move each other's ln s, at most."""
+    """How far two rows may move each other's ln s, at most; logs descend."""
     # [[a, a e], [0, b]] has ln s off by less than e, and by e^2 / (1 - (b/a)^2) where a is larger
     finite = jnp.where(jnp.isfinite(logs), logs, jnp.min(jnp.where(jnp.isfinite(logs), logs, jnp.inf)))
     gap = _difference((finite[:, None], low[:, None]), (finite[None], low[None]))
-    entry = jnp.abs(rows) * jnp.exp(jnp.minimum(gap, 0.0)) * (1 - jnp.eye(len(logs), dtype=rows.dtype))
+    smaller = jnp.exp(-jnp.abs(gap))
+    entry = jnp.abs(rows) * jnp.where(gap < 0, smaller, 1.0) * (1 - jnp.eye(len(logs), dtype=rows.dtype))
     entry = jnp.maximum(entry, entry.T)
-    apart = jnp.where(gap == 0, 1.0, -jnp.expm1(-2 * jnp.abs(gap)))
-    return jnp.minimum(entry, jnp.where(gap == 0, jnp.inf, entry**2 / apart))
+    apart = 1 - smaller**2
+    return entry * jnp.where(entry < apart, entry / jnp.where(apart == 0, 1.0, apart), 1.0)
 
 
 def _settle(graded: Graded) -> tuple[Float[Array, " m"], Float[Array, " m"], Float[Array, " m"]]:
     """ln of the singular values in the order of the logs, how far off those left unsettled may be, and all others."""
-    # Rows that no other disturbs are there already. The others come from SVDs of blocks around them, small ones, larger
-    # ones, at last of the whole as often as needed, scales cut to a window in which an SVD is accurate. A block has to
-    # hold whatever disturbs a row.
+    # Rows that no other disturbs are there already. The others come from SVDs of blocks that begin where a row's first
+    # partner is, scales cut to a window in which an SVD is accurate: small blocks for rows with near partners, as many
+    # as it takes, then larger ones. A block has to hold whatever disturbs a row.
     m, dtype = len(graded.logs), graded.logs.dtype
     accuracy = ACCURACY[dtype.itemsize]
     window = -jnp.log(jnp.finfo(dtype).eps / accuracy)
@@ -250,50 +316,28 @@ def _settle(graded: Graded) -> tuple[Float[Array, " m"], Float[Array, " m"], Flo
     last = jax.lax.cummax(m - 1 - jnp.argmax(partners[:, ::-1], axis=1))
     left = jnp.where(jnp.isfinite(logs), jnp.sum(disturbance, axis=1, where=partners), 0.0)
     ignored = jnp.where(jnp.isfinite(logs), jnp.sum(disturbance, axis=1, where=~partners), 0.0)
+    deep = lambda top: logs[last] > logs[top] - window + 2 * MARGIN
 
-    def values(begin: Array, width: int, row: Array) -> tuple[Array, Array]:
-        """Logarithms of a block by SVD, and for which of all rows from `row` down they stand."""
+    def block(width: int, row: Array, found: Array, left: Array) -> tuple[Array, Array]:
+        """What a block from `row`'s first partner on settles, all rows up to there excepted."""
+        top = first[row]
+        begin = jnp.clip(top, 0, m - width)
         part = jax.lax.dynamic_slice(rows, (begin, begin), (width, width))
         near, near_low = (jax.lax.dynamic_slice(leaf, (begin,), (width,)) for leaf in (logs, low))
-        top = first[row]
         scale = jnp.exp(jnp.clip(_difference((near, near_low), (logs[top], low[top])) - MARGIN, -window, 0))
         s = jnp.linalg.svd(scale[:, None] * part, compute_uv=False)
-        deep = logs[last] > logs[top] - window + 2 * MARGIN
-        stands = (index >= row) & (first >= begin) & (last < begin + width) & deep
-        return jnp.log(s) + (MARGIN + low[top]) + logs[top], stands
+        values = jax.lax.dynamic_update_slice(found, jnp.log(s) + (MARGIN + low[top]) + logs[top], (begin,))
+        stands = (index >= row) & (last < begin + width) & deep(top) & (left > 0)
+        return jnp.where(stands, values, found), jnp.where(stands, 0.0, left)
 
-    def blocks(width: int, stride: int) -> Callable[[Array], tuple[Array, Array]]:
-        """Every `stride` rows from a block of `width` around them."""
-        pad = (width - stride) // 2
-
-        def block(core: Array) -> tuple[Array, Array]:
-            begin = jnp.clip(core - pad, 0, m - width)
-            inner = jnp.minimum(core + jnp.arange(stride), m - 1)
-            found, stands = values(begin, width, core)
-            return found[inner - begin], stands[inner]
-
-        def settle(_: Array) -> tuple[Array, Array]:
-            found, stands = jax.vmap(block)(stride * jnp.arange(-(-m // stride)))
-            return found.ravel()[:m], stands.ravel()[:m]
-
-        return settle
-
-    whole = lambda left: values(jnp.asarray(0), m, jnp.argmax(left > 0))
-    state = (logs + low, left)
-    for width, stride in BLOCKS:
-        if width < m:
-            state = _while_helpful(blocks(width, stride), *state, times=1)
-    return *_while_helpful(whole, *state, times=m), ignored
+    found = logs + low
+    for width in (*(size for size in BLOCKS if size < m), m):
+        within = deep(first) & (last - first < (int(REACH * width) if width < m else m))
+        found, left = _while_any(within, lambda row, *state, width=width: block(width, row, *state), found, left)
+    return found, left, ignored
 
 
-def _while_helpful(step: Callable, found: Array, left: Array, times: int) -> tuple[Array, Array]:
-    """Values of a step, where they stand, while they leave less to do; under vmap only if an element needs it."""
-
-    def again(state: tuple) -> tuple:
-        found, left, _, done = state
-        better, stands = step(left)
-        less = jnp.where(stands, 0.0, left)
-        return jnp.where(stands & (left > 0), better, found), less, jnp.any(less < left), done + 1
-
-    left_over = lambda state: jnp.any(state[1] > 0) & state[2] & (state[3] < times)
-    return jax.lax.while_loop(left_over, again, (found, left, jnp.asarray(True), jnp.asarray(0)))[:2]
+def _while_any(which: Bool[Array, " m"], step: Callable, found: Array, left: Array) -> tuple[Array, Array]:
+    """Steps from the first row of these with something left; each step leaves that one nothing."""
+    more = lambda state: jnp.any(which & (state[1] > 0))
+    return jax.lax.while_loop(more, lambda state: step(jnp.argmax(which & (state[1] > 0)), *state), (found, left))
