@@ -90,6 +90,23 @@ def _sigmoid_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, 
     return _sigmoid(z), decay / (1.0 + decay) ** 2 * dz
 
 
+@jax.custom_jvp
+def _expm1(z: Array) -> Array:
+    return jnp.expm1(z)
+
+
+@_expm1.defjvp
+def _expm1_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    # JAX's expm1(z) + 1 rounds to 0 from z = -17 on in float32
+    (z,), (dz,) = primals, tangents
+    return _expm1(z), jnp.exp(z) * dz
+
+
+def _elu(alpha: float, scale: float) -> Callable[[Array], Array]:
+    # Clevert et al. 2016; selu: Klambauer et al. 2017
+    return lambda z: scale * jnp.where(z > 0, z, alpha * _expm1(jnp.where(z > 0, 0.0, z)))
+
+
 def _identity_kernel(q: Array, c: Array) -> tuple[Array, Array]:
     return q * c, jnp.ones_like(q * c)
 
@@ -138,8 +155,8 @@ _BUILT_IN = {
         Activation("gelu", lambda z: jax.nn.gelu(z, approximate=False)),
         Activation("silu", jax.nn.silu),
         Activation("softplus", jax.nn.softplus),
-        Activation("elu", jax.nn.elu, (0.0,)),
-        Activation("selu", jax.nn.selu, (0.0,)),
+        Activation("elu", _elu(1.0, 1.0), (0.0,)),
+        Activation("selu", _elu(1.6732632423543772, 1.0507009873554805), (0.0,)),
         Activation("sin", jnp.sin, (), _sin_kernel),
     )
 }

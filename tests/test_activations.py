@@ -46,7 +46,13 @@ def _numpy(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "exact"), [("tanh", lambda z: mp.sech(z) ** 2), ("sigmoid", lambda z: mp.sech(z / 2) ** 2 / 4)]
+    ("name", "exact"),
+    [
+        ("tanh", lambda z: mp.sech(z) ** 2),
+        ("sigmoid", lambda z: mp.sech(z / 2) ** 2 / 4),
+        ("elu", lambda z: min(mp.exp(z), 1)),
+        ("selu", lambda z: mp.mpf(1.0507009873554805) * (1 if z > 0 else mp.mpf(1.6732632423543772) * mp.exp(z))),
+    ],
 )
 @pytest.mark.kernels
 def test_saturating_derivatives_keep_relative_precision_in_the_tails(name, exact):
