@@ -95,15 +95,22 @@ class Twin:
                 return [out, *state]
         return [out]
 
-    def states(self, x):
+    def states(self, x, thetas=None, taps=None):
+        """All states; with other parameters of the blocks, and something added to every state."""
+        blocks = [layer._replace(params=theta) for layer, theta in zip(self.blocks, thetas or self.thetas, strict=True)]
         states = [[self.dense(self.embed, x)]]
-        for layer in self.blocks:
-            states.append(self.block(states[-1], layer))
+        for index in range(DEPTH + 1):
+            if taps:
+                states[-1] = [part + tap for part, tap in zip(states[-1], taps[index], strict=True)]
+            if index < DEPTH:
+                states.append(self.block(states[-1], blocks[index]))
         return states
 
-    def rest(self, state, start, blocks):
-        for layer in blocks[start:]:
-            state = self.block(state, layer)
+    @property
+    def thetas(self):
+        return [layer.params for layer in self.blocks]
+
+    def output(self, state):
         return self.dense(self.readout.params, self.head(state, self.readout))
 
 
@@ -119,13 +126,9 @@ def test_forward_and_backward_agree_with_the_twin(settings):
     @jax.jit
     def by_hand(x):
         states = twin.states(x)
-        grads = [jax.grad(lambda s, i=i: LOSS(twin.rest(s, i, twin.blocks)))(s) for i, s in enumerate(states)]
-
-        def loss(thetas):
-            blocks = [layer._replace(params=theta) for layer, theta in zip(twin.blocks, thetas, strict=True)]
-            return LOSS(twin.rest(states[0], 0, blocks))
-
-        return states, grads, jax.grad(loss)([layer.params for layer in twin.blocks]), twin.rest(states[-1], DEPTH, [])
+        taps = jax.tree.map(jnp.zeros_like, states)
+        loss = lambda taps, thetas: LOSS(twin.output(twin.states(x, thetas, taps)[-1]))
+        return states, *jax.grad(loss, (0, 1))(taps, twin.thetas), twin.output(states[-1])
 
     @jax.jit
     def measured(bound, x):

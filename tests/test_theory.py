@@ -327,7 +327,7 @@ def test_usable_critical_gains():
 
 def test_no_nan_over_the_whole_range_of_gains():
     for name in names():
-        for gain in np.linspace(0.1, 10.0, 12):
+        for gain in np.linspace(0.1, 10.0, 8):
             point = jax.device_get(_fixed(name)(float(gain), 0.2))
             assert not np.isnan(np.asarray(point, float)).any(), f"{name} at {gain}: {point}"
             assert 0 <= point.c <= 1
