@@ -75,7 +75,8 @@ class Product(NamedTuple):
 
 
 def _transposed(left: Float[Array, "batch n"]) -> Float[Array, "n batch"]:
-    # XLA on a CPU is half as fast where a product transposes its left factor by itself
+    # a product that transposes its left factor by itself is half as fast where XLA's pool has threads to spare, as
+    # decompositions need
     return jax.lax.optimization_barrier(left.T)
 
 

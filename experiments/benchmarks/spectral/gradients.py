@@ -176,5 +176,7 @@ def report(settings: Settings, rate: Rates) -> None:
         floors[name] = ["|".join(side.name for side in ([jax_, blas] if on_cpu else [jax_]))]
     agree = lambda found: disagreement(found, truth)
     sides.append(Side("propagation.backward", compiled, "ours", agree, flops=flops(problem, False)))
-    sides += rivals(problem, placed, settings.torch, truth) if settings.rivals else []
+    if settings.rivals:
+        # rounding turns a relu unit on or off somewhere in 128 layers, which is 1/256 of its example's gradient
+        sides += [side._replace(allowed=1e-2) for side in rivals(problem, placed, settings.torch, truth)]
     table(measure(sides, settings), floors, rate)
