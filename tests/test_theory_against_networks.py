@@ -55,7 +55,7 @@ def _compared(name):
     return [np.asarray(m, float).T for m in measured], [np.asarray(t) for t in theirs], np.asarray(gains)
 
 
-@pytest.mark.parametrize("name", ["relu", "tanh", "sigmoid", "hard_tanh", "gelu", "sin"])
+@pytest.mark.parametrize("name", ["relu", "tanh", "sigmoid", "gelu"])
 def test_measured_agrees_with_predicted_within_its_error(name):
     measured, predicted, gains = _compared(name)
     for what, ours, theirs in zip(("ln q", "c", "gradient"), measured, predicted, strict=True):

@@ -88,7 +88,6 @@ def runs():
     return traced, jax.jit(lambda rate, seed: _run(short, rate, None, seed))
 
 
-@pytest.mark.kernels
 def test_a_run_is_that_of_the_network_built_at_that_depth(runs):
     for rate, seed in ((0.01, 3), (0.03, 4)):
         (seen, state), (wanted, end) = runs[0](LIVE, rate, seed), runs[1](rate, seed)
