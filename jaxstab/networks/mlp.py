@@ -84,6 +84,11 @@ class MLP(nn.Module):
         """How many layers' features the state h holds."""
         return self.depth + 1 if self.skip == "dense" else 1
 
+    @property
+    def of_one_depth(self) -> bool:
+        """Whether a block depends on the depth, so that the first of them are no shallower network."""
+        return self.skip in ("scaled", "dense")
+
     def layers(self, train: bool) -> tuple[Block, Block, Block]:
         """Embed, block and readout as modules of their own.
 

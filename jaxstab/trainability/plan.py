@@ -224,20 +224,19 @@ def _bounds(grid: Grid) -> list[list[tuple[int, list[int]]]]:
     """For every kind of network its programs: the depth they are made for, and the depths they serve."""
     idle = float(TAIL * grid.width**2 * grid.steps * _alike(grid))
 
-    def programs(skip: str | None) -> list[tuple[int, list[int]]]:
+    def programs(apart: bool) -> list[tuple[int, list[int]]]:
         found: list[tuple[int, list[int]]] = []
         for index, depth in reversed(list(enumerate(grid.depths))):
             bound = found[0][0] if found else 0
             # a program of their own spares this depth and all below it so many layers
             spared = idle * (bound - depth) * (index + 1)
             worthwhile = spared > COMPILE and BUCKET * depth < bound
-            # or the blocks depend on the depth of the network
-            if not found or worthwhile or skip in ("scaled", "dense"):
+            if not found or worthwhile or apart:
                 found.insert(0, (depth, []))
             found[0][1].insert(0, depth)
         return found
 
-    return [programs(variant.skip) for variant in grid.variants]
+    return [programs(grid.network(index, 1, 1).of_one_depth) for index in range(len(grid.variants))]
 
 
 def _alike(grid: Grid) -> int:

@@ -147,8 +147,6 @@ class _Programs:
     def _program(self, variant: int, bound: int, lanes: int) -> Any:
         """(depths [device], counts [device], cells [device * size], examples) -> what is seen [device * size, ...]."""
         grid, mlp = self.grid, self.grid.network(variant, bound, self.classes)
-        # these blocks depend on the depth: theirs is that of the program
-        whole = mlp.skip in ("scaled", "dense")
 
         def keys(cell: Cells) -> Array:
             return jax.random.split(jax.random.key(cell.seed))
@@ -167,7 +165,7 @@ class _Programs:
                 batch=grid.batch,
                 test=examples[1],
                 rate=cell.dropout,
-                depth=None if whole else depth,
+                depth=None if mlp.of_one_depth else depth,
                 evaluate=grid.evaluate,
             )[0]
 

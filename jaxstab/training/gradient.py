@@ -75,7 +75,7 @@ def value_and_grad(
         >>> int(jnp.isfinite(found.log_norms).sum())
         4
     """
-    if depth is not None and mlp.skip in ("scaled", "dense"):
+    if depth is not None and mlp.of_one_depth:
         raise ValueError(
             f"blocks with skip {mlp.skip!r} depend on the depth: it must be that of the network, not given"
         )
