@@ -206,19 +206,19 @@ def _rounded(
     return noise, jnp.where(jnp.tril(alive[:, None] & alive[None], -1), jnp.where(tilt < LOST, tilt, LOST), 0.0)
 
 
-def _lengths(columns: Float[Array, "n m"]) -> Float[Array, " m"]:
-    """Logarithms of the lengths of columns; a constant to derivatives, as all that depends on it cancels."""
-    columns = jax.lax.stop_gradient(columns)
-    largest = jnp.max(jnp.abs(columns), axis=0)
+def _lengths(vectors: Float[Array, "..."], axis: int) -> Float[Array, " m"]:
+    """Logarithms of lengths of vectors along an axis; a constant to derivatives, as all that depends on it cancels."""
+    vectors = jax.lax.stop_gradient(vectors)
+    largest = jnp.max(jnp.abs(vectors), axis)
     scale = jnp.where(largest == 0, 1.0, largest)
-    return jnp.log(largest) + jnp.log(jnp.sum((columns / scale[None]) ** 2, axis=0)) / 2
+    return jnp.log(largest) + jnp.log(jnp.sum((vectors / jnp.expand_dims(scale, axis)) ** 2, axis)) / 2
 
 
 def _absorb(
     factor: Float[Array, "n m"], graded: Graded, rank: Int[Array, ""], tilt: Float[Array, "m m"] | None
 ) -> tuple[Float[Array, "n p"], Graded, Float[Array, "p p"] | None]:
     """factor diag(e^d) X as Q diag(e^d') X', p = min(n, m); rows from `rank` on are exactly zero."""
-    lengths = _lengths(factor)
+    lengths = _lengths(factor, axis=0)
     order, graded = _sorted(lengths, graded)
     factor, lengths, within = factor[:, order], lengths[order], jnp.arange(len(order)) < rank
     q, r = _qr(factor, within)
@@ -237,9 +237,9 @@ def _sweep(graded: Graded) -> Graded:
     """diag(e^d) X as diag(e^d') X' for the transpose of what an orthonormal factor on the right leaves of it."""
     within = jnp.arange(len(graded.logs)) < jnp.sum(graded.logs != -jnp.inf)
     # sorted beforehand, so that rows and columns of what comes out belong to each other
-    lengths = _lengths(graded.rows.T)
+    lengths = _lengths(graded.rows, axis=1)
     order, graded = _sorted(lengths, graded)
-    r = jnp.linalg.qr(_independent(graded.rows.T, within), mode="r")
+    _, r = _qr(graded.rows.T, within)
     return Graded(*_coupling(jnp.where(within[None], r, 0.0), graded, lengths[order], within), graded.noise)
 
 
@@ -312,8 +312,9 @@ def _settle(graded: Graded) -> tuple[Float[Array, " m"], Float[Array, " m"], Flo
     logs, low, rows = graded.logs[order], graded.low[order], graded.rows[order][:, order]
     disturbance = _disturbance(rows, logs, low)
     partners = (disturbance > accuracy / 4) | (index[:, None] == index[None])
-    first = jax.lax.cummin(jnp.argmax(partners, axis=1), reverse=True)
-    last = jax.lax.cummax(m - 1 - jnp.argmax(partners[:, ::-1], axis=1))
+    first = jax.lax.cummin(jnp.min(jnp.where(partners, index[None], m), axis=1), reverse=True)
+    # partners are mutual
+    last = jnp.searchsorted(first, index, side="right").astype(index.dtype) - 1
     left = jnp.where(jnp.isfinite(logs), jnp.sum(disturbance, axis=1, where=partners), 0.0)
     ignored = jnp.where(jnp.isfinite(logs), jnp.sum(disturbance, axis=1, where=~partners), 0.0)
     deep = lambda top: logs[last] > logs[top] - window + 2 * MARGIN
