@@ -64,8 +64,9 @@ def _operators(chain, params, x, layers):
     return dense, values(op.apply(eye(op.columns))).T, values(op.adjoint(eye(op.rows)))
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.kernels
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[pytest.mark.kernels] if case in ("batch", "wide") else []) for case in CASES]
+)
 def test_products_are_those_of_the_dense_jacobian(case):
     settings, layers = CASES[case]
     chain, params, x = _network(**settings)

@@ -16,7 +16,7 @@ from jaxstab import cli, store
 ROOT = Path(__file__).parent.parent
 # eight groups of one network, one program; each takes long enough to be caught at
 FLAGS = (
-    "--data digits --depths 2 4 --sigma-w 1.0 1.2 1.4 1.6 --width 64 --steps 400 --batch 64 --group 1 --cpu-devices 1"
+    "--data digits --depths 2 4 --sigma-w 1.0 1.2 1.4 1.6 --width 64 --steps 250 --batch 64 --group 1 --cpu-devices 1"
 ).split()
 
 
@@ -128,8 +128,8 @@ def test_finished_and_other_sweeps(whole, capsys):
     code, said, _ = run(capsys, "train", *FLAGS, "--out", whole)
     assert code == 0 and "nothing was left to do" in said
     before = content(whole)
-    code, _, complained = run(capsys, "train", *FLAGS, "--steps", 401, "--out", whole)
-    assert code == 2 and "steps: 400 -> 401" in complained and len(complained.splitlines()) == 1
+    code, _, complained = run(capsys, "train", *FLAGS, "--steps", 251, "--out", whole)
+    assert code == 2 and "steps: 250 -> 251" in complained and len(complained.splitlines()) == 1
     assert content(whole) == before
 
 

@@ -60,18 +60,18 @@ def test_a_cell_is_its_network_trained(swept):
     cells = GRID.cells
     kind, depth, clip = np.array(cells.variant), np.array(cells.depth), np.array(cells.clip)
     pick = np.flatnonzero((kind == 1) & (depth == 3) & (clip == 0.5) & (cells.dropout > 0) & (cells.learning_rate < 1))
+    mlp = GRID.network(1, 3, 10)
+    train, test = (training.Examples(jnp.asarray(p.normalised().x), jnp.asarray(p.y)) for p in DATA)
+
+    @jax.jit
+    def alone(sigma_w, sigma_b, rate, clip, dropout, seed):
+        drawn, key = jax.random.split(jax.random.key(seed))
+        params = networks.init(mlp, drawn, train.x[:2], sigma_w, sigma_b)
+        options = {"steps": 6, "batch": 16, "rate": dropout, "evaluate": (0, 3), "test": test}
+        return training.train(mlp, params, GRID.optimise(rate, clip), train, key=key, **options)[0]
+
     for number in pick[:2]:
         cell = [column[number] for column in cells]
-        mlp = GRID.network(1, 3, 10)
-        train, test = (training.Examples(jnp.asarray(p.normalised().x), jnp.asarray(p.y)) for p in DATA)
-
-        @jax.jit
-        def alone(sigma_w, sigma_b, rate, clip, dropout, seed, mlp=mlp, train=train, test=test):
-            drawn, key = jax.random.split(jax.random.key(seed))
-            params = networks.init(mlp, drawn, train.x[:2], sigma_w, sigma_b)
-            options = {"steps": 6, "batch": 16, "rate": dropout, "evaluate": (0, 3), "test": test}
-            return training.train(mlp, params, GRID.optimise(rate, clip), train, key=key, **options)[0]
-
         wanted = alone(*cell[2:])
         row = np.flatnonzero(at == number)[0]
         found = records.Training(**{name: rows[name][row] for name in rows})
