@@ -22,9 +22,9 @@ ENSEMBLE, LOOP = "PyTorch ensemble", "PyTorch loop"
 FLOOR_TARGET, TARGETS, STEPS = 1.3, {ENSEMBLE: 0.7, LOOP: 0.4}, 400
 
 
-def report(settings: Settings, rate: Rates, steps: int, sizes: Sequence[int]) -> None:
+def report(settings: Settings, rate: Rates, steps: int, width: int, sizes: Sequence[int]) -> None:
     """Measure and print."""
-    grid = Grid(steps=steps, evaluate=())
+    grid = Grid(steps=steps, width=width, evaluate=())
     if settings.small:
         grid = dataclasses.replace(grid, depths=grid.depths[:3], sigma_w=grid.sigma_w[1::3])
     problem = draw(grid, halves(datasets.load("digits")))
