@@ -262,9 +262,9 @@ def log_spectrum_memory(
     """Bytes that one network of many under `vmap` takes of `log_singular_values`, besides its parameters, on a CPU.
 
     With n units of the state, m singular values, D depths and i inputs per network: i (D m^2 + 3 n m + 5/2 m^2) in
-    the fold, 2 i D m^2 as it ends, i (D + 7) m^2 at each depth's values, and the largest of these counts. Parameters of each network by itself are there
-    twice: a scan wants the layers first. Within 25 % of what XLA says for a few depths, above it for many
-    (1.6 times at 32).
+    the fold, 2 i D m^2 as it ends, i (D + 7) m^2 for the values of a depth, and the largest of these counts. Parameters
+    of each network by itself are there twice: a scan wants the layers first. Within 25 % of what XLA says for a few
+    depths, above it for many (1.6 times at 32).
 
     Args:
         size: units n of the state, times examples in a batch taken as one input.
