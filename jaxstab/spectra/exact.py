@@ -282,7 +282,7 @@ def log_spectrum_memory(
 
     Example:
         >>> round(log_spectrum_memory(128, (16, 32, 64)) / 2**20, 2)
-        0.53
+        0.62
     """
     check_count("size", size, 1)
     check_count("inputs", inputs, 1)
