@@ -27,6 +27,8 @@ COMPILE = 5e11
 BUCKET = 1.25
 # FLOPs of a group: long enough that committing it costs nothing, short enough that losing one does not hurt
 WORK = 5e11
+# groups of a kind and depth at least, if it has the cells: devices side by side then have the same to do
+ALIKE = 8
 
 
 class Group(NamedTuple):
@@ -147,7 +149,8 @@ def plan(grid: Grid, data: Split, budget: int | None = None, lanes: int | None =
         budget: bytes of a device that may be used; None for `available()`.
         lanes: cells computed side by side; None for one on a CPU, whose cores are busy with that and whose caches hold
             no more, and for what fits elsewhere.
-        size: cells of a group, rounded up to whole lanes; None for what a core computes in about five seconds.
+        size: cells of a group, rounded up to whole lanes; None for what a core computes in about five seconds, or
+            an eighth of those of one kind and depth.
 
     Returns:
         The plan.
@@ -171,7 +174,8 @@ def plan(grid: Grid, data: Split, budget: int | None = None, lanes: int | None =
     if size is None:
         # as even as it goes
         alike, work = _alike(grid), flops(grid, max(grid.depths), data)
-        size = math.ceil(alike / math.ceil(alike / max(lanes, round(WORK / work), 1)))
+        most_alike = max(lanes, min(round(WORK / work), math.ceil(alike / ALIKE)), 1)
+        size = math.ceil(alike / math.ceil(alike / most_alike))
     lanes = min(lanes, size)
     return cut(grid, lanes * math.ceil(size / lanes), lanes, lanes * most)
 
