@@ -175,6 +175,7 @@ def test_multiple_values_and_lost_rank():
     assert np.isneginf(quantiles(quadrature, jnp.asarray([0.5])).value[0])
 
 
+@pytest.mark.kernels
 def test_nothing_at_all():
     nothing = jnp.zeros((12, 9))
     found = extremes(nothing, KEY, top=2, steps=2, block=3)

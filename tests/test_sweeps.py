@@ -59,9 +59,12 @@ def test_a_cell_is_what_the_single_network_gives(signals, jacobians, activation,
     np.testing.assert_allclose(jacobians.log_s.sel(at), record.log_s, atol=1e-9)
 
 
-def test_cured_networks_sweep_too():
-    cures = {"norm": "batch", "batch": 3, "skip": "sum", "dropout": 0.3}
-    grid = dataclasses.replace(GRID, sigma_w=(1.5,), activations=("tanh",), seeds=1, **cures)
+CURED = [{"norm": "layer", "skip": "sum", "dropout": 0.3}, {"norm": "batch", "batch": 3}]
+
+
+@pytest.mark.parametrize("cure", CURED, ids=str)
+def test_cured_networks_sweep_too(cure):
+    grid = dataclasses.replace(GRID, sigma_w=(1.5,), activations=("tanh",), seeds=1, **cure)
 
     def both(*args):
         return *sweeps.signal(*args), sweeps.jacobian(*args)
@@ -69,7 +72,8 @@ def test_cured_networks_sweep_too():
     result, sample = sweeps.run(grid, both, DATA), sweeps.samples(grid, DATA)
     mlp, key, one = grid.network("tanh"), jax.random.key(0), jax.tree.map(lambda a: a[0, 1], sample)
     params = networks.init(mlp, key, one.x, 1.5, 0.1)
-    params = networks.bind(mlp, params, key=jax.random.split(jax.random.fold_in(key, 1), 2)[1], rate=0.3)
+    if mlp.dropout:
+        params = networks.bind(mlp, params, key=jax.random.split(jax.random.fold_in(key, 1), 2)[1], rate=0.3)
     forward, correlation, backward, spectrum = jax.jit(lambda p: both(networks.chain(mlp), p, one, grid.depths))(params)
     cell = result.isel(activation=0, seed=0, sigma_w=0, input=1)
     for record in (forward, correlation, backward, spectrum):

@@ -144,6 +144,7 @@ def test_a_run_is_a_plain_loop(runs):
         np.testing.assert_allclose(whole(row), np.log(wanted[t][2]), rtol=2e-4)
 
 
+@pytest.mark.kernels
 def test_a_diverged_run_freezes_and_leaves_its_neighbours_alone():
     mlp = MLP(DEEP, 6, "relu", features_out=3)
     huge = 1e30 if X.dtype == jnp.float32 else 1e290

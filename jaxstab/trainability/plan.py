@@ -28,7 +28,7 @@ BUCKET = 1.25
 # FLOPs of a group: long enough that committing it costs nothing, short enough that losing one does not hurt
 WORK = 5e11
 # groups of a kind and depth at least, if it has the cells: devices side by side then have the same to do
-ALIKE = 8
+SHARES = 8
 
 
 class Group(NamedTuple):
@@ -150,7 +150,7 @@ def plan(grid: Grid, data: Split, budget: int | None = None, lanes: int | None =
         lanes: cells computed side by side; None for one on a CPU, whose cores are busy with that and whose caches hold
             no more, and for what fits elsewhere.
         size: cells of a group, rounded up to whole lanes; None for what a core computes in about five seconds, or
-            an eighth of those of one kind and depth.
+            an eighth of those of one kind and depth if that is fewer.
 
     Returns:
         The plan.
@@ -174,8 +174,8 @@ def plan(grid: Grid, data: Split, budget: int | None = None, lanes: int | None =
     if size is None:
         # as even as it goes
         alike, work = _alike(grid), flops(grid, max(grid.depths), data)
-        most_alike = max(lanes, min(round(WORK / work), math.ceil(alike / ALIKE)), 1)
-        size = math.ceil(alike / math.ceil(alike / most_alike))
+        wanted = max(lanes, min(round(WORK / work), math.ceil(alike / SHARES)))
+        size = math.ceil(alike / math.ceil(alike / wanted))
     lanes = min(lanes, size)
     return cut(grid, lanes * math.ceil(size / lanes), lanes, lanes * most)
 
