@@ -7,6 +7,8 @@ import matplotlib as mpl
 import pytest
 from hypothesis import settings
 
+pytest.register_assert_rewrite("groups_at_work")
+
 # the same examples every time; compiling takes longer than any deadline
 settings.register_profile("fixed", derandomize=True, deadline=None)
 settings.load_profile("fixed")
@@ -30,3 +32,12 @@ def _programs_are_dropped():
     pieces = Path("/proc/self/maps")
     if pieces.exists() and len(pieces.read_bytes().splitlines()) > 20_000:
         jax.clear_caches()
+
+
+@pytest.fixture
+def whole(tmp_path):
+    """Files of a store of groups, `whole.zarr`, whose run nothing interrupted."""
+    from groups_at_work import files, run
+
+    run(tmp_path / "whole.zarr")
+    return files(tmp_path / "whole.zarr")
