@@ -81,42 +81,21 @@ def value_and_grad(
         )
     chain, (block_stats, readout_stats) = networks.chain(mlp), networks.statistics(mlp)
     deepest = mlp.depth if depth is None else depth
-    at = lambda tree, index: jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, 0, False), tree)
-    put = lambda tree, one, index: jax.tree.map(
-        lambda leaf, one: jax.lax.dynamic_update_index_in_dim(leaf, one, index, 0), tree, one
-    )
     blocks: Layer = params.blocks
     readout: Layer = params.readout
 
-    def up(index: Array, carry: tuple) -> tuple:
-        kept, stats = carry
-        layer, h = at(blocks, index), at(kept, index)
-        return put(kept, chain.block(layer, h), index + 1), put(stats, block_stats(layer, h), index)
-
     h = chain.embed(params, x)
     kept = jnp.zeros((mlp.depth + 1, *h.shape), h.dtype) if over is None else over.states
-    kept, stats = jax.lax.fori_loop(0, deepest, up, (put(kept, h, 0), blocks.batch_stats or {}))
-    h = at(kept, deepest)
+    kept, stats = _up(chain, block_stats, blocks, _put(kept, h, 0), deepest)
+    h = _at(kept, deepest)
 
     end = lambda theta, h: chain.readout(params._replace(readout=readout._replace(params=theta)), h)
     y = end(readout.params, h)
     value, d_y = jax.value_and_grad(loss)(y)
     d_readout, d_h = networks.pullback(end, readout.params, h)(d_y)
 
-    def down(steps: Array, carry: tuple) -> tuple:
-        d_h, gradient, norms, finite = carry
-        index = deepest - 1 - steps
-        layer = at(blocks, index)
-        one = lambda theta, h: chain.block(layer._replace(params=theta), h)
-        d_theta, d_h = networks.pullback(one, layer.params, at(kept, index))(d_h)
-        d_theta = _full(d_theta)
-        length, all_finite = _length(d_theta)
-        return d_h, put(gradient, d_theta, index), put(norms, length, index + 1), finite & all_finite
-
-    norms = jnp.full(mlp.depth + 1, jnp.nan, h.dtype)
     cleared = jax.tree.map(jnp.zeros_like, blocks.params) if over is None else over.params.blocks
-    start = (d_h, cleared, norms, jnp.isfinite(value))
-    d_h, d_blocks, norms, finite = jax.lax.fori_loop(0, deepest, down, start)
+    d_h, d_blocks, norms, finite = _down(chain, blocks, kept, d_h, cleared, deepest)
 
     begin = lambda theta, x: chain.embed(params._replace(embed=theta), x)
     d_embed, d_readout = _full(networks.pullback(begin, params.embed, x)(d_h)[0]), _full(d_readout)
@@ -128,9 +107,41 @@ def value_and_grad(
         {"blocks": stats, "readout": readout_stats(readout, h)} if stats else {},
         norms.at[0].set(first),
         last,
-        finite & first_finite & last_finite,
+        jnp.isfinite(value) & finite & first_finite & last_finite,
         kept,
     )
+
+
+def _up(
+    chain: Chain, statistics: Callable[[Layer, Array], PyTree], blocks: Layer, kept: Array, deepest: Array | int
+) -> tuple[Array, PyTree]:
+    """h_l written where it is kept, from h_0 on, and BatchNorm's statistics after it."""
+
+    def step(index: Array, carry: tuple[Array, PyTree]) -> tuple[Array, PyTree]:
+        kept, stats = carry
+        layer, h = _at(blocks, index), _at(kept, index)
+        return _put(kept, chain.block(layer, h), index + 1), _put(stats, statistics(layer, h), index)
+
+    return jax.lax.fori_loop(0, deepest, step, (kept, blocks.batch_stats or {}))
+
+
+def _down(
+    chain: Chain, blocks: Layer, kept: Array, d_h: Array, gradient: PyTree, deepest: Array | int
+) -> tuple[Array, PyTree, Array, Array]:
+    """dL/dh_0, the blocks' gradients written over `gradient`, the logarithms of their norms, whether all is finite."""
+
+    def step(steps: Array, carry: tuple[Array, PyTree, Array, Array]) -> tuple[Array, PyTree, Array, Array]:
+        d_h, gradient, norms, finite = carry
+        index = deepest - 1 - steps
+        layer = _at(blocks, index)
+        one = lambda theta, h: chain.block(layer._replace(params=theta), h)
+        d_theta, d_h = networks.pullback(one, layer.params, _at(kept, index))(d_h)
+        d_theta = _full(d_theta)
+        length, all_finite = _length(d_theta)
+        return d_h, _put(gradient, d_theta, index), _put(norms, length, index + 1), finite & all_finite
+
+    norms = jnp.full(len(kept), jnp.nan, kept.dtype)
+    return jax.lax.fori_loop(0, deepest, step, (d_h, gradient, norms, jnp.bool_(True)))
 
 
 def output(
@@ -150,6 +161,14 @@ def output(
     step = lambda index, h: chain.block(jax.tree.map(lambda leaf: leaf[index], params.blocks), h)
     deepest = params.depth if depth is None else depth
     return chain.readout(params, jax.lax.fori_loop(0, deepest, step, chain.embed(params, x)))
+
+
+def _at(tree: PyTree, index: Array | int) -> PyTree:
+    return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, 0, False), tree)
+
+
+def _put(tree: PyTree, one: PyTree, index: Array | int) -> PyTree:
+    return jax.tree.map(lambda leaf, one: jax.lax.dynamic_update_index_in_dim(leaf, one, index, 0), tree, one)
 
 
 def _full(tree: PyTree) -> PyTree:

@@ -146,42 +146,19 @@ def train(
         return value_and_grad(mlp, bound, some.x, lambda out: loss(out, some.y), depth, last)
 
     def update(t: Array, run: _Run) -> _Run:
-        state, (order, (x, y)) = run.state, _minibatch(data, batch, draws, t, run.order)
-        found = gradient(t, state, Examples(x, y), run.last)
-        # optax mixes integers and floats, which strict users have switched off
-        with jax.numpy_dtype_promotion("standard"):
-            updates, optimiser = optax.with_extra_args_support(tx).update(
-                found.params, state.optimiser, state.params, value=found.loss, grad=found.params
-            )
-        new = State(optax.apply_updates(state.params, updates), found.stats, optimiser)
-        going = run.first_nonfinite < 0
-        clipped = {name: _telemetry(optimiser, name, x.dtype) for name in _TELEMETRY}
-        series = {"loss": found.loss, "accuracy": _right(found.y, y)} | clipped
-        return _Run(
-            state=jax.tree.map(lambda new, old: jnp.where(going & found.finite, new, old), new, state),
-            last=found,
-            order=order,
-            series=jax.tree.map(lambda row, value: row.at[t].set(jnp.where(going, value, jnp.nan)), run.series, series),
-            norms=run.norms.at[rows[t]].set(jnp.append(found.log_norms, found.log_norm_readout)),
-            first_nonfinite=jnp.where(going & ~found.finite, t, run.first_nonfinite),
-        )
+        order, some = _minibatch(data, batch, draws, t, run.order)
+        found = gradient(t, run.state, some, run.last)
+        new = _updated(tx, run.state, found)
+        return _recorded(run._replace(order=order), t, rows[t], found, new, _right(found.y, some.y))
 
     def segment(run: _Run, ends: tuple[Array, Array]) -> tuple[_Run, tuple[Array, Array]]:
         run = jax.lax.fori_loop(*ends, update, run)
         right = lambda some: _accuracy(mlp, run.state, some, depth) if some else jnp.full((), jnp.nan, data.x.dtype)
         return run, (right(data), right(test))
 
-    nothing = jnp.full(steps, jnp.nan, data.x.dtype)
     state = start(mlp, params, tx, data.x)
     first = jax.eval_shape(gradient, jnp.zeros((), jnp.int32), state, Examples(data.x[:batch], data.y[:batch]), None)
-    run = _Run(
-        state=state,
-        last=jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), first),
-        order=jnp.arange(len(data.x), dtype=jnp.int32),
-        series=dict.fromkeys(("loss", "accuracy", *_TELEMETRY), nothing),
-        norms=jnp.full((len(points) + 1, mlp.depth + 2), jnp.nan, data.x.dtype),
-        first_nonfinite=jnp.full((), -1, jnp.int32),
-    )
+    run = _begun(state, first, len(data.x), steps, len(points))
     run, (learned, tested) = jax.lax.scan(
         segment, run, (jnp.asarray([0, *points[:-1]], jnp.int32), jnp.asarray(points, jnp.int32))
     )
@@ -193,6 +170,43 @@ def train(
         log_grad_readout=run.norms[:-1, -1],
         first_nonfinite=run.first_nonfinite,
     ), run.state
+
+
+def _begun(state: State, gradient: Gradient, examples: int, steps: int, looks: int) -> _Run:
+    """The carry before the first update; `gradient` is one of shapes."""
+    dtype = gradient.loss.dtype
+    return _Run(
+        state=state,
+        last=jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), gradient),
+        order=jnp.arange(examples, dtype=jnp.int32),
+        series=dict.fromkeys(("loss", "accuracy", *_TELEMETRY), jnp.full(steps, jnp.nan, dtype)),
+        norms=jnp.full((looks + 1, len(gradient.log_norms) + 1), jnp.nan, dtype),
+        first_nonfinite=jnp.full((), -1, jnp.int32),
+    )
+
+
+def _updated(tx: optax.GradientTransformation, state: State, found: Gradient) -> State:
+    """The state after an update, whatever the gradient is."""
+    # optax mixes integers and floats, which strict users have switched off
+    with jax.numpy_dtype_promotion("standard"):
+        updates, optimiser = optax.with_extra_args_support(tx).update(
+            found.params, state.optimiser, state.params, value=found.loss, grad=found.params
+        )
+    return State(optax.apply_updates(state.params, updates), found.stats, optimiser)
+
+
+def _recorded(run: _Run, t: Array, row: Array, found: Gradient, new: State, accuracy: Array) -> _Run:
+    """The carry after step t: frozen from the first loss or gradient on that is not finite."""
+    going = run.first_nonfinite < 0
+    clipped = {name: _telemetry(new.optimiser, name, found.loss.dtype) for name in _TELEMETRY}
+    series = {"loss": found.loss, "accuracy": accuracy} | clipped
+    return run._replace(
+        state=jax.tree.map(lambda new, old: jnp.where(going & found.finite, new, old), new, run.state),
+        last=found,
+        series=jax.tree.map(lambda row, value: row.at[t].set(jnp.where(going, value, jnp.nan)), run.series, series),
+        norms=run.norms.at[row].set(jnp.append(found.log_norms, found.log_norm_readout)),
+        first_nonfinite=jnp.where(going & ~found.finite, t, run.first_nonfinite),
+    )
 
 
 def _minibatch(data: Examples, size: int | None, key: Array, t: Array, order: Array) -> tuple[Array, Examples]:
