@@ -114,6 +114,25 @@ def check_batch(batch: int | None, examples: int) -> None:
         raise ValueError(f"batch must be at most the number of examples, {examples}, got {batch}")
 
 
+def check_labels(y: ArrayLike, classes: int) -> None:
+    """Refuse labels that are no classes; traced ones have no value to check and pass.
+
+    Args:
+        y: labels.
+        classes: how many the network tells apart.
+
+    Raises:
+        ValueError: if a label is not an integer in [0, classes).
+    """
+    if isinstance(y, jax.core.Tracer):
+        return
+    labels = np.asarray(y)
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(f"labels must be integers, got dtype {labels.dtype}")
+    if labels.size and not (labels.min() >= 0 and labels.max() < classes):
+        raise ValueError(f"labels must be in [0, {classes}), got {labels.min()}..{labels.max()}")
+
+
 def check_looks(evaluate: Sequence[int], steps: int) -> None:
     """Refuse numbers of updates that a run does not make.
 

@@ -144,6 +144,36 @@ def test_a_run_is_a_plain_loop(runs):
         np.testing.assert_allclose(whole(row), np.log(wanted[t][2]), rtol=2e-4)
 
 
+@pytest.mark.parametrize("evaluate", [(0, 5, STEPS - 1), (STEPS - 1,), (0,)])
+def test_every_look_has_its_gradients(evaluate):
+    # a look is at what the next step sees; the end, which has none, at what the last one saw
+    steps = 1 if evaluate == (0,) else STEPS
+    mlp = MLP(2, 6, features_out=3)
+    options = {"key": KEY, "steps": steps, "batch": BATCH}
+    run = lambda evaluate: train(mlp, networks.init(mlp, KEY, X), optax.sgd(0.1), DATA, evaluate=evaluate, **options)[0]
+    seen, every = run(evaluate), run(tuple(range(steps)))
+    wanted = every.log_grad_readout[jnp.asarray([*evaluate, steps - 1])]
+    assert np.all(np.isfinite(wanted))
+    np.testing.assert_allclose(seen.log_grad_readout, wanted, rtol=1e-5)
+
+
+def test_an_example_that_is_not_finite_ends_a_run_for_good():
+    mlp = MLP(2, 6, features_out=3)
+    bad = Examples(X.at[7].set(jnp.nan), DATA.y)
+    options = {"key": KEY, "steps": STEPS, "batch": 4, "evaluate": tuple(range(STEPS))}
+    seen, state = train(mlp, networks.init(mlp, KEY, X), optax.sgd(0.1), bad, **options)
+    first = int(seen.first_nonfinite)
+    # batches after it are finite again
+    assert 0 < first < STEPS - 2
+    assert np.all(np.isfinite(seen.loss[:first])) and np.all(np.isnan(seen.loss[first:]))
+    assert np.all(np.isfinite(seen.log_grad_readout[:first])) and np.all(np.isnan(seen.log_grad_readout[first:]))
+    shorter, same = train(
+        mlp, networks.init(mlp, KEY, X), optax.sgd(0.1), bad, **options | {"steps": first, "evaluate": ()}
+    )
+    assert shorter.first_nonfinite == -1
+    _near(state.params, same.params)
+
+
 @pytest.mark.kernels
 def test_a_diverged_run_freezes_and_leaves_its_neighbours_alone():
     mlp = MLP(DEEP, 6, "relu", features_out=3)
@@ -194,6 +224,10 @@ def test_full_batches_any_loss_and_no_telemetry():
         ({"batch": 0}, "batch must be an integer >= 1, got 0"),
         ({"evaluate": (3, 99)}, r"evaluate must be integers in \[0, 13\], got"),
         ({"data": Examples(X[:0], DATA.y[:0])}, "needs as many labels as inputs, at least one, got 0 and 0"),
+        ({"data": Examples(X, DATA.y - 1)}, r"labels must be in \[0, 3\), got -1\.\.1"),
+        ({"data": Examples(X, DATA.y + 1)}, r"labels must be in \[0, 3\), got 1\.\.3"),
+        ({"depth": 3}, r"depth must be in \[0, 2\], the blocks that the network has, got 3"),
+        ({"depth": -1}, r"depth must be in \[0, 2\], the blocks that the network has, got -1"),
         ({"data": Examples(DATA.y[:, None], DATA.y)}, "x must be floating, got dtype int"),
     ],
 )

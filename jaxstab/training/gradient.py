@@ -66,7 +66,8 @@ def value_and_grad(
         The gradient.
 
     Raises:
-        ValueError: if a depth is given to a network whose blocks depend on it.
+        ValueError: if a depth is given to a network whose blocks depend on it, or a concrete one is not in
+            [0, mlp.depth].
 
     Example:
         >>> mlp = MLP(depth=64, width=8)
@@ -79,8 +80,8 @@ def value_and_grad(
         raise ValueError(
             f"blocks with skip {mlp.skip!r} depend on the depth: it must be that of the network, not given"
         )
+    deepest = _deepest(depth, mlp.depth)
     chain, (block_stats, readout_stats) = networks.chain(mlp), networks.statistics(mlp)
-    deepest = mlp.depth if depth is None else depth
     blocks: Layer = params.blocks
     readout: Layer = params.readout
 
@@ -157,10 +158,21 @@ def output(
 
     Returns:
         y.
+
+    Raises:
+        ValueError: if a concrete depth is not one that the parameters have.
     """
     step = lambda index, h: chain.block(jax.tree.map(lambda leaf: leaf[index], params.blocks), h)
-    deepest = params.depth if depth is None else depth
+    deepest = _deepest(depth, params.depth)
     return chain.readout(params, jax.lax.fori_loop(0, deepest, step, chain.embed(params, x)))
+
+
+def _deepest(depth: Array | int | None, most: int) -> Array | int:
+    if depth is None:
+        return most
+    if not isinstance(depth, jax.core.Tracer) and not 0 <= int(depth) <= most:
+        raise ValueError(f"depth must be in [0, {most}], the blocks that the network has, got {depth}")
+    return depth
 
 
 def _at(tree: PyTree, index: Array | int) -> PyTree:

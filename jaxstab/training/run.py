@@ -9,7 +9,7 @@ import optax
 from jaxtyping import Array, ArrayLike, Float, Int, Key, PyTree
 
 from jaxstab import networks
-from jaxstab.checks import check_batch, check_count, check_floating, check_looks
+from jaxstab.checks import check_batch, check_count, check_floating, check_labels, check_looks
 from jaxstab.networks import MLP, Params
 from jaxstab.records import Training
 from jaxstab.training.gradient import Gradient, output, value_and_grad
@@ -106,7 +106,8 @@ def train(
         mlp: the network.
         params: its parameters at the start, before `bind`.
         tx: any optax transformation that asks for no more than gradient, parameters and loss (a line search asks for
-            the function); its settings may be traced.
+            the function); its settings may be traced. A leaf holds a parameter of all blocks, those beyond `depth` too:
+            what looks at a leaf as a whole (LARS, LAMB, AGC, Muon) sees them.
         data: what to train on.
         key: PRNG key of minibatches and of dropout's masks.
         steps: number of updates, >= 1.
@@ -122,7 +123,7 @@ def train(
 
     Raises:
         ValueError: if steps < 1, batch is beyond the data, evaluate is not within [0, steps], there are no
-            data, or x is not floating.
+            data, labels are no classes that the network tells apart, x is not floating, or as `value_and_grad` does.
 
     Example:
         >>> mlp = MLP(depth=2, width=16, activation="relu", features_out=2)
@@ -134,11 +135,15 @@ def train(
         >>> seen.loss.shape, bool(seen.train_accuracy[-1] > 0.9), int(seen.first_nonfinite)
         ((100,), True, -1)
     """
+    for some in (data, test):
+        if some is not None and loss is cross_entropy:
+            check_labels(some.y, mlp.features_out)
     _check(data, steps, batch, evaluate)
     points = sorted({*evaluate, steps})
     draws, masks = jax.random.split(key)
-    # the row that a step's gradient norms go to; the last is for all that are dropped
-    rows = jnp.full(steps, len(points)).at[jnp.minimum(jnp.asarray(points), steps - 1)].set(jnp.arange(len(points)))
+    # the rows that a step's gradient norms go to, those of the last step to the end's too; the last is for the rest
+    rows = jnp.full((steps, 2), len(points)).at[jnp.asarray(points[:-1], jnp.int32), 0].set(jnp.arange(len(points) - 1))
+    rows = rows.at[-1, 1].set(len(points) - 1)
 
     def gradient(t: Array, state: State, some: Examples, last: Gradient | None) -> Gradient:
         wet = jax.random.fold_in(masks, t) if mlp.dropout else None
@@ -195,16 +200,17 @@ def _updated(tx: optax.GradientTransformation, state: State, found: Gradient) ->
     return State(optax.apply_updates(state.params, updates), found.stats, optimiser)
 
 
-def _recorded(run: _Run, t: Array, row: Array, found: Gradient, new: State, accuracy: Array) -> _Run:
+def _recorded(run: _Run, t: Array, rows: Array, found: Gradient, new: State, accuracy: Array) -> _Run:
     """The carry after step t: frozen from the first loss or gradient on that is not finite."""
     going = run.first_nonfinite < 0
     clipped = {name: _telemetry(new.optimiser, name, found.loss.dtype) for name in _TELEMETRY}
     series = {"loss": found.loss, "accuracy": accuracy} | clipped
+    norms = jnp.where(going, jnp.append(found.log_norms, found.log_norm_readout), jnp.nan)
     return run._replace(
         state=jax.tree.map(lambda new, old: jnp.where(going & found.finite, new, old), new, run.state),
         last=found,
         series=jax.tree.map(lambda row, value: row.at[t].set(jnp.where(going, value, jnp.nan)), run.series, series),
-        norms=run.norms.at[row].set(jnp.append(found.log_norms, found.log_norm_readout)),
+        norms=run.norms.at[rows].set(jnp.broadcast_to(norms, (2, len(norms)))),
         first_nonfinite=jnp.where(going & ~found.finite, t, run.first_nonfinite),
     )
 
