@@ -1,9 +1,21 @@
 """Several runs on one store: refused, joined or sharded, each group computed once."""
 
 import os
+from pathlib import Path
 
 import pytest
-from groups_at_work import FIELDS, SETTINGS, assert_finished, compute, notes, opened, run, server, started, wait_for
+from groups_at_work import (
+    FIELDS,
+    SETTINGS,
+    assert_finished,
+    compute,
+    notes,
+    opened,
+    run,
+    server,
+    started,
+    wait_for,
+)
 
 from jaxstab import store
 from jaxstab.store import fingerprint
@@ -91,6 +103,30 @@ def test_which_shards_meet(tmp_path, held, asked, meets):
             assert set(work.pending) == own(asked)
 
 
+def test_a_link_leads_to_the_same_locks(tmp_path):
+    sweep = opened(tmp_path / "a.zarr")
+    (tmp_path / "link.zarr").symlink_to("a.zarr")
+    with store.claim(sweep), pytest.raises(BlockingIOError), store.claim(opened(tmp_path / "link.zarr")):
+        pass
+
+
+def test_a_mark_that_another_run_makes_meanwhile_stays(monkeypatch, tmp_path):
+    # behind a URL nothing keeps a run of the same part out
+    sweep = opened(f"memory:/{tmp_path}/a.zarr")
+    looked = type(sweep).finished
+
+    def slow(self, groups=None):
+        found = looked(self, groups)
+        if groups == [0]:
+            sweep.write(0, compute(0))
+        return found
+
+    with store.claim(sweep) as work, monkeypatch.context() as patch:
+        patch.setattr(type(sweep), "finished", slow)
+        assert next(iter(work)) == 0
+    assert sweep.finished() == {0}
+
+
 @pytest.mark.parametrize("shard", [(0, 2), (3, 2), (1, 0), (-1, 2)])
 def test_a_shard_that_is_none(tmp_path, shard):
     with pytest.raises(ValueError, match=f"shard must be I/N with 1 <= I <= N, got {shard[0]}/{shard[1]}"):
@@ -105,6 +141,22 @@ def test_only_who_holds_a_group_commits_it_and_once(tmp_path):
         work.commit(group, compute(group))
         with pytest.raises(ValueError, match="group 0 is not held here"):
             work.commit(group, compute(group))
+
+
+def _open_often(url):
+    for _ in range(20):
+        torn = Path(url) / f"loss/torn{os.getpid()}"
+        torn.write_bytes(b"{")
+        torn.replace(Path(url) / "loss/zarr.json")
+        opened(url)
+
+
+def test_torn_metadata_are_mended_by_one_at_a_time(tmp_path):
+    opened(tmp_path / "a.zarr")
+    racing = [started(_open_often, tmp_path / "a.zarr") for _ in range(4)]
+    for process in racing:
+        process.join()
+        assert process.exitcode == 0
 
 
 def _race(url, barrier, results, seed):

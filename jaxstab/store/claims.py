@@ -67,12 +67,16 @@ class Claim:
                     break
                 if (batch and alike(group) != alike(batch[0])) or not self._take(group):
                     left.append(group)
+                    continue
+                # asked first: where there are no locks, another run may mark it meanwhile
+                torn = self.groups.marked(group)
                 # another run may have finished it since
-                elif self.groups.finished([group]):
+                if self.groups.finished([group]):
                     self._release(group)
-                else:
+                    continue
+                if torn:
                     self.groups.unmark(group)
-                    batch.append(group)
+                batch.append(group)
             if batch:
                 yield batch
             elif len(left) == len(waiting):

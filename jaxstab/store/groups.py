@@ -5,6 +5,7 @@ mark. The root's attributes hold the settings. Nothing in a store depends on tim
 finished stores of one sweep are equal file by file. Nothing read from a store can run code.
 """
 
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -144,6 +145,17 @@ class Groups:
             self.place.put(chunks.key(name, field, group), chunks.encode(arrays[name]))
         self.place.put(self._mark(group), _MARK)
 
+    def marked(self, group: int) -> bool:
+        """Whether a group has a mark, right or torn.
+
+        Args:
+            group: its number.
+
+        Returns:
+            Whether it has.
+        """
+        return self.place.get([self._mark(group)]) != [None]
+
     def unmark(self, group: int) -> None:
         """Take a group's mark away, so that a torn one does not count while it is computed again.
 
@@ -190,11 +202,18 @@ class Groups:
 
     def mend(self) -> None:
         """Write metadata of arrays anew where it is not this store's: a power cut may tear it."""
-        documents = self._documents()
-        for (key, document), found in zip(documents.items(), self.place.get(list(documents)), strict=True):
-            # the root's was read and compared
-            if found != document and key != chunks.DOCUMENT:
-                self.place.put(key, document)
+        # the root's was read and compared
+        wanted = {key: document for key, document in self._documents().items() if key != chunks.DOCUMENT}
+
+        def torn() -> list[str]:
+            found = zip(wanted, self.place.get(list(wanted)), strict=True)
+            return [key for key, document in found if document != wanted[key]]
+
+        if not torn():
+            return
+        with contextlib.nullcontext() if self.locks is None else self.locks.gate():
+            for key in torn():
+                self.place.put(key, wanted[key])
 
     def _documents(self) -> dict[str, bytes]:
         return chunks.documents(self.attributes, self.fields, self.count, self.size)

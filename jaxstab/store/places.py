@@ -1,6 +1,7 @@
 """Where a store lies, a folder or an fsspec URL, and files there that are read and written whole."""
 
 import contextlib
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -34,7 +35,8 @@ class Place:
             self._files, self._root = url_to_fs(self.url)
         except (ImportError, ValueError) as error:
             raise ValueError(f"{self.url}: {error}") from error
-        self.local = Path(self._root) if isinstance(self._files, LocalFileSystem) else None
+        # a store that a link leads to has its locks where it lies itself
+        self.local = Path(os.path.realpath(self._root)) if isinstance(self._files, LocalFileSystem) else None
 
     def exists(self, key: str = "") -> bool:
         """Whether there is such a file or folder, now.
