@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -88,6 +89,22 @@ def test_shards_and_processes_of_a_cluster_fill_one_store(start, whole, tmp_path
     assert content(shared) == content(whole) == content(clustered)
 
 
+def test_a_lost_process_of_a_cluster_ends_nobody_else(start, whole, tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    out = tmp_path / "trained.zarr"
+    cluster = ["--distributed", "--coordinator", f"localhost:{port}", "--processes", "2", "--process"]
+    # the one to whom JAX has the others report
+    lost, left = (start(out, *cluster, str(i)) for i in (0, 1))
+    until_marked(out, 1, lost)
+    lost.kill()
+    assert lost.communicate(timeout=60) and lost.returncode == -9
+    assert "4 networks trained in" in end(left)[0]
+    end(start(out))
+    assert content(out) == content(whole)
+
+
 def test_a_second_run_is_refused_and_joins_when_asked(start, whole, tmp_path):
     out = tmp_path / "trained.zarr"
     first = start(out)
@@ -145,6 +162,7 @@ def test_finished_and_other_sweeps(whole, capsys):
         ("--shard 3/2", "--shard must be I/N with 1 <= I <= N, got '3/2'"),
         ("--data nonsense", "unknown data set 'nonsense'"),
         ("--batch 99999", "batch must be at most the number of examples"),
+        ("--batch 1 --norm batch", "BatchNorm needs a batch of at least 2 examples, got 1"),
         ("--activations tnah", "unknown activation 'tnah'"),
     ],
 )
@@ -152,3 +170,11 @@ def test_what_a_user_got_wrong_is_one_line(words, message, tmp_path, capsys):
     code, _, complained = run(capsys, "train", *FLAGS, *words.split(), "--out", tmp_path / "trained.zarr")
     assert code == 2 and message in complained and len(complained.splitlines()) == 1
     assert not (tmp_path / "trained.zarr").exists()
+
+
+def test_one_example_cannot_be_split(tmp_path, capsys):
+    np.savez(tmp_path / "one.npz", x=np.ones((1, 4), np.float32), y=np.zeros(1, int))
+    code, _, complained = run(
+        capsys, "train", *FLAGS, "--data", tmp_path / "one.npz", "--out", tmp_path / "trained.zarr"
+    )
+    assert code == 2 and "one example to train on and one to test on are the least, got 1" in complained

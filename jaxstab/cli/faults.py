@@ -43,5 +43,5 @@ def users_fault() -> Iterator[None]:
     """
     try:
         yield
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, MemoryError) as error:
         raise UserError(" ".join(str(error).split())) from error

@@ -35,8 +35,8 @@ def write_report(settings: Report) -> None:
         # a store of groups is zarr's format 3, a survey's is 2
         if remote or (place / "zarr.json").is_file():
             found = trainability.restored(store.load_groups(settings.store))
-            classes = json.loads(found.attrs["data"]).get("classes")
-            summary = trainability.summarise(found, 1 / classes if classes else 0.0)
+            data = json.loads(found.attrs["data"])
+            summary = trainability.summarise(found, data["chance"] if "chance" in data else 1 / data["classes"])
             beside = Path() if remote else place.parent
             page = report.write_trained(summary, settings.out or beside / "report.html")
         else:

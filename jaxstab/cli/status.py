@@ -32,10 +32,12 @@ def print_status(settings: Status) -> None:
         runs = store.runs(settings.store)
         first = store.column(settings.store, "first_nonfinite")
     grid = progress.settings["grid"]
-    print(f"{progress.done} of {progress.groups} groups done, {100 * progress.done / progress.groups:.0f} %")
+    print(f"{progress.done} of {progress.groups} groups done, {100 * progress.done // progress.groups} %")
     print(f"depths {grid['depths']}, {len(grid['sigma_w'])} gains, {grid['seeds']} seeds, {grid['steps']} steps")
     print(f"{np.sum(first == 0)} networks were not finite from the start, {np.sum(first > 0)} later")
     for run in runs:
         print(f"at work: {run}")
-    if not runs:
-        print("nobody is at work" if progress.done < progress.groups else "finished")
+    if progress.done == progress.groups:
+        print("finished")
+    elif not runs:
+        print("who is at work cannot be told behind a URL" if "://" in settings.store else "nobody is at work")

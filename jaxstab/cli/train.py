@@ -159,10 +159,15 @@ def split(name: str, path: Path | None) -> trainability.Split:
 
     Returns:
         The two.
+
+    Raises:
+        ValueError: if there are not two examples.
     """
     whole = datasets.load(name, path)
     if name == "mnist":
         return trainability.Split(whole, datasets.load(name, path, train=False))
+    if len(whole.x) < 2:
+        raise ValueError(f"{name}: one example to train on and one to test on are the least, got {len(whole.x)}")
     order = np.random.default_rng(0).permutation(len(whole.x))
     cut = max(1, len(order) // 5)
     part = lambda at, kind: records.Data(whole.x[at], whole.y[at], f"{whole.name}, {kind}")
@@ -180,7 +185,10 @@ def _part(settings: Train) -> tuple[int, int]:
     if settings.shard != "1/1":
         raise ValueError("--distributed shares the groups out by itself; leave --shard away")
     jax.distributed.initialize(settings.coordinator, settings.processes, settings.process)
-    return jax.process_index() + 1, jax.process_count()
+    own = jax.process_index() + 1, jax.process_count()
+    # from here on nobody needs the others: JAX would end all when one is lost, or is done long before the rest
+    jax.distributed.shutdown()
+    return own
 
 
 def _settings(grid: trainability.Grid, plan: trainability.Plan, data: trainability.Split) -> dict[str, Any]:
@@ -193,8 +201,13 @@ def _settings(grid: trainability.Grid, plan: trainability.Plan, data: trainabili
             "test": data.test.sha256,
             "name": data.train.name,
             "classes": data.classes,
+            "chance": data.chance,
         },
         "platform": jax.default_backend(),
+        "random": {
+            "generator": str(jax.random.key_impl(jax.random.key(0))),
+            "partitionable": jax.config.jax_threefry_partitionable,  # type: ignore[attr-defined]
+        },
         "code": store.code_version(),
     }
 
