@@ -209,3 +209,16 @@ def test_bad_grids_are_named(change, message):
 def test_a_grid_too_large_for_memory_says_so():
     with pytest.raises(ValueError, match=r"one network of the largest kind takes \d+ bytes to train, 1000 may be used"):
         trainability.plan(GRID, DATA, budget=1000)
+
+
+def test_a_precision_switched_on_for_a_while_reaches_the_compiler():
+    switched = not jax.config.jax_enable_x64
+    grid = Grid(depths=(1,), sigma_w=(1.0,), width=4, steps=1, batch=8, dtype="float64" if switched else "float32")
+    with jax.enable_x64(switched):
+        (found,) = trainability.run(grid, trainability.plan(grid, DATA), DATA)
+    assert found.seen.loss.dtype == grid.dtype and np.isfinite(found.seen.loss).all()
+
+
+def test_chance_is_the_commonest_class():
+    some = records.Data(DIGITS.x[:10], np.repeat([1, 2], (7, 3)), "uneven")
+    assert Split(some, some).chance == 0.7

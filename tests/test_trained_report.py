@@ -90,6 +90,18 @@ def test_means_errors_and_the_tuned_learning_rate(summary, rows):
     assert best.best_sigma_w == GRID.sigma_w[int(accuracies.values.argmax())]
 
 
+def test_a_gradient_that_vanished_for_one_seed_is_not_left_out(rows, tmp_path):
+    plan, values = rows
+    whole = labelled(GRID, plan, values, np.ones(len(plan.groups), bool))
+    gone = {"seed": 0, "depth": 8, "evaluation": 0, "layer": 3, "variant": "tanh"}
+    whole.log_grad_theta.loc[gone] = -np.inf
+    said = summarise(whole, 0.1)
+    assert report.write_trained(said, tmp_path / "page.html").exists()
+    found = said.sel(kind="tanh", depth=8)
+    assert (found.log_grad_theta.sel(layer=3) == -np.inf).all() and found.log_grad_theta_se.sel(layer=3).isnull().all()
+    np.testing.assert_allclose(found.log_grad_theta.sel(layer=4), -0.4, rtol=1e-6)
+
+
 def test_steps_and_outcomes(summary):
     shallow = summary.sel(kind="tanh & <norm>", depth=8)
     # a window of ten, half of whose accuracies and a little more are those of the end

@@ -55,7 +55,8 @@ class DepthFit(NamedTuple):
         r_squared: share of the variance of ln depth over uncensored gains that n xi explains; can be negative.
         gains: how many are known.
         censored: how many give a bound.
-        exponent: of the free power law, depth ~ xi^exponent, through the uncensored gains; 1 if theory is right.
+        exponent: of the free power law, depth ~ xi^exponent, through the uncensored gains; 1 if theory is right and
+            the scatter small: leaving out what is censored flattens it, by a fifth at a scatter of 0.4.
     """
 
     n: float

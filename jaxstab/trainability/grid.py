@@ -69,6 +69,11 @@ class Split(NamedTuple):
         """Number of classes."""
         return int(max(self.train.y.max(), self.test.y.max())) + 1
 
+    @property
+    def chance(self) -> float:
+        """Share of the training data right by always naming the commonest class."""
+        return float(np.bincount(self.train.y).max() / len(self.train.y))
+
 
 class Cells(NamedTuple):
     """Cells of a grid, arrays of one length: where each stands on every axis.
@@ -155,6 +160,8 @@ class Grid:
             check_count(name, getattr(self, name), 1)
         for name, known in (("optimiser", tuple(OPTIMISERS)), ("dtype", ("float32", "float64"))):
             check_choice(name, getattr(self, name), known)
+        if self.batch == 1 and any(variant.norm == "batch" for variant in self.variants):
+            raise ValueError("BatchNorm needs a batch of at least 2 examples, got 1")
         check_looks(self.evaluate, self.steps)
         names = [variant.name for variant in self.variants]
         if len(names) == 0 or len(set(names)) < len(names):

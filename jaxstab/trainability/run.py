@@ -138,11 +138,10 @@ class _Programs:
         at = self.order.index((variant, bound))
         for ahead in self.order[at : at + AHEAD]:
             if (*ahead, lanes) not in self.compiled:
-                self.compiled[*ahead, lanes] = self.compilers.submit(self._compile, *ahead, lanes, arguments)
+                # in the caller's thread: a context such as jax.enable_x64 is seen in no other
+                lowered = self._program(*ahead, lanes).lower(*arguments)
+                self.compiled[*ahead, lanes] = self.compilers.submit(lowered.compile)
         return self.compiled[variant, bound, lanes].result()
-
-    def _compile(self, variant: int, bound: int, lanes: int, arguments: tuple) -> Any:
-        return self._program(variant, bound, lanes).lower(*arguments).compile()
 
     def _program(self, variant: int, bound: int, lanes: int) -> Any:
         """(depths [device], counts [device], cells [device * size], examples) -> what is seen [device * size, ...]."""

@@ -54,7 +54,7 @@ def summarise(dataset: xr.Dataset, chance: float) -> xr.Dataset:
 
     Args:
         dataset: as `labelled` or `restored` gives it.
-        chance: share right by guessing, one over the number of classes.
+        chance: share right without learning from the inputs, that of the commonest class.
 
     Returns:
         Over (kind, depth, sigma_w, evaluation): `train_accuracy`, `test_accuracy`, each with `_se`, `learning_rate`;
@@ -83,6 +83,7 @@ def summarise(dataset: xr.Dataset, chance: float) -> xr.Dataset:
     points = _fixed_points(grid)
     last = kinds.isel(learning_rate=best.isel(evaluation=-1, drop=True))
     gradient = last.log_grad_theta.isel(evaluation=0, drop=True)
+    vanished = (gradient == -np.inf).any("seed")
     gradient = gradient.where(np.isfinite(gradient))
     found = {
         "train_accuracy": mean,
@@ -91,8 +92,9 @@ def summarise(dataset: xr.Dataset, chance: float) -> xr.Dataset:
         "test_accuracy_se": standard_error(tested),
         "learning_rate": dataset.learning_rate.drop_vars("learning_rate")[best].where(mean.notnull()),
         "threshold": threshold,
-        "log_grad_theta": gradient.mean("seed"),
-        "log_grad_theta_se": standard_error(gradient),
+        # a gradient that is zero for one seed has a mean logarithm of -inf, and no error
+        "log_grad_theta": gradient.mean("seed").where(~vanished, -np.inf),
+        "log_grad_theta_se": standard_error(gradient).where(~vanished),
     } | {name: (("kind", "sigma_w"), values) for name, values in points.items()}
     whole = xr.Dataset(found).merge(_steps(last.accuracy, float(threshold[-1])))
     whole = whole.merge(_boundaries(learned, threshold, points)).merge(_outcomes(kinds, threshold))
