@@ -41,7 +41,7 @@ def _rows(grid, size):
     gradient = np.where(layer[None] <= cells.depth[:, None], -(cells.depth[:, None] - layer[None]) * 0.1, np.nan)
     seen = {
         "accuracy": np.where(np.arange(grid.steps)[None] < cells.depth[:, None], 0.1, end[:, None]),
-        "train_accuracy": learned, "test_accuracy": learned - 0.05,
+        "train_accuracy": learned, "test_accuracy": learned - 0.05 + 0.02 * (cells.seed == 0)[:, None],
         "log_grad_theta": np.repeat(gradient[:, None], len(looks), 1),
         # the first seed of every deepest network stops, one in two of them at once
         "first_nonfinite": np.where((cells.depth == 40) & (cells.seed == 0), np.where(rate == 0, 0, 7), -1),
@@ -83,7 +83,9 @@ def test_means_errors_and_the_tuned_learning_rate(summary, rows):
     assert cell.learning_rate == GRID.learning_rates[BEST_RATE]
     np.testing.assert_allclose(cell.train_accuracy, seeds.mean(), rtol=1e-6)
     np.testing.assert_allclose(cell.train_accuracy_se, seeds.std(ddof=1) / 2**0.5, rtol=1e-4)
-    np.testing.assert_allclose(cell.test_accuracy, cell.train_accuracy - 0.05, rtol=1e-5)
+    tested = seeds + np.array([-0.03, -0.05])
+    np.testing.assert_allclose(cell.test_accuracy, tested.mean(), rtol=1e-5)
+    np.testing.assert_allclose(cell.test_accuracy_se, tested.std(ddof=1) / 2**0.5, rtol=1e-4)
     best = summary.sel(kind="tanh", depth=27)
     accuracies = summary.train_accuracy.sel(kind="tanh", depth=27, evaluation=60)
     assert best.best_train_accuracy == accuracies.max()

@@ -68,6 +68,7 @@ def test_gradient_is_that_of_the_network_built_at_that_depth(name):
 
 
 STEPS, BATCH = 13, 16
+TEST = Examples(X[:9] + 0.3, DATA.y[:9])
 
 
 def _tx(rate):
@@ -77,7 +78,7 @@ def _tx(rate):
 def _run(mlp, rate=0.01, depth=None, seed=3, **options):
     params = networks.init(mlp, jax.random.key(seed), X, 1.2, 0.1)
     settings = {"key": jax.random.key(seed), "steps": STEPS, "batch": BATCH, "rate": 0.1, "evaluate": (0, 5)}
-    return train(mlp, params, _tx(rate), DATA, test=DATA, depth=depth, **settings | options)
+    return train(mlp, params, _tx(rate), DATA, test=TEST, depth=depth, **settings | options)
 
 
 @pytest.fixture(scope="module")
@@ -120,24 +121,26 @@ def test_a_run_is_a_plain_loop(runs):
         return optax.apply_updates(params, updates), new, state, value, right, optax.tree.norm(gradient)
 
     @jax.jit
-    def accuracy(params, stats):
+    def accuracies(params, stats):
         bound = networks.variables(networks.bind(mlp, params, stats=stats))
-        return jnp.mean(jnp.argmax(mlp.apply(bound, X, train=False), -1) == DATA.y)
+        right = lambda some: jnp.mean(jnp.argmax(mlp.apply(bound, some.x, train=False), -1) == some.y)
+        return right(DATA), right(TEST)
 
-    wanted, looked = [], [accuracy(params, stats)]
+    wanted, looked = [], [accuracies(params, stats)]
     for t in range(STEPS):
         epoch, at = divmod(t, N // BATCH)
         here = jax.random.permutation(jax.random.fold_in(draws, epoch), N)[at * BATCH :][:BATCH]
         params, stats, state, *row = step(params, stats, state, X[here], DATA.y[here], jax.random.fold_in(masks, t))
         wanted.append(row)
         if t + 1 in (5, STEPS):
-            looked.append(accuracy(params, stats))
+            looked.append(accuracies(params, stats))
     _near(
         (seen.loss, seen.accuracy, seen.norm_before), tuple(jnp.asarray(column) for column in zip(*wanted, strict=True))
     )
     _near(end.params, params)
-    np.testing.assert_allclose(seen.train_accuracy, looked)
-    np.testing.assert_allclose(seen.test_accuracy, looked)
+    np.testing.assert_allclose(seen.coefficient, np.minimum(1, 0.3 / np.array([row[2] for row in wanted])), rtol=1e-4)
+    np.testing.assert_allclose([*zip(seen.train_accuracy, seen.test_accuracy, strict=True)], looked)
+    assert any(learned != tested for learned, tested in looked)
     # a row is what the next step saw, and at the end the last one
     whole = lambda row: np.logaddexp.reduce(2 * np.append(seen.log_grad_theta[row], seen.log_grad_readout[row])) / 2
     for row, t in enumerate((0, 5, STEPS - 1)):
