@@ -177,7 +177,7 @@ def test_floors_of_training_do_the_products_they_count(training_runs, trainings,
     monkeypatch.setattr(np, "matmul", counting)
     blas = floors.numpy_floor(trainings)()
     assert sum(counted) == trainings.flops
-    each = [trainability.flops(trainings.grid, depth, trainings.split) for depth in (1, 3)]
+    each = [trainability.flops(trainings.grid, 0, depth, trainings.split) for depth in (1, 3)]
     # one product for each layer and example at the end
     ends = [2 * 12 * (5 * 8 + depth * 8 * 8 + 8 * 3) for depth in (1, 3)]
     assert trainings.flops == 4 * (sum(each) + sum(ends))

@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 import xarray as xr
+from scipy import special
 
 from jaxstab import trainability
 from jaxstab.trainability import Grid, Variant, cut, deepest_trainable, fit_depth_scale, steps_to
@@ -57,6 +58,18 @@ def test_the_interval_holds_the_truth_as_often_as_it_says(xi, noise):
     assert abs(bias) <= 4
 
 
+@pytest.mark.parametrize("xi", [INSIDE, CENSORED, INSIDE[:4]], ids=["all known", "censored", "few gains"])
+def test_the_exponent_is_not_flattened_by_what_is_censored_and_its_error_is_right(xi):
+    # through the uncensored gains alone, by least squares, it would be 0.8 where a third is censored
+    sets, rng = 300, np.random.default_rng(0)
+    fits = [fit_depth_scale(_synthetic(rng, xi, gains_sd=0.4), DEPTHS, xi, 0.5) for _ in range(sets)]
+    found, error, gains = np.array([(fit.exponent, fit.exponent_error, fit.gains) for fit in fits]).T
+    assert abs(found.mean() - 1) <= 4 * found.std() / sets**0.5
+    inside = np.mean(np.abs(found - 1) <= special.stdtrit(np.maximum(gains - 2, 1), 0.975) * error)
+    # two per cent for the normal theory of a censored slope, which is on the safe side
+    assert abs(inside - 0.95) <= 4 * (0.95 * 0.05 / sets) ** 0.5 + 0.02
+
+
 def test_noise_that_seeds_and_gains_share_out_makes_the_interval_too_wide_not_too_narrow():
     # noise of single runs shows among the gains and among the seeds, and is counted twice
     inside, _, _ = _coverage(100, INSIDE, seeds=4, both_sd=0.2)
@@ -76,7 +89,7 @@ def test_without_noise_n_is_exact_and_theory_explains_all():
     fit = fit_depth_scale((0.1 + 0.8 / (1 + np.exp(20 * falls)))[..., None], fine, xi, 0.5)
     # interpolated between depths up to 9 % apart
     assert abs(fit.n - N) < 0.02 * N and fit.low < fit.n < fit.high
-    assert fit.r_squared > 0.999 and abs(fit.exponent - 1) < 0.02 and fit.scatter < 0.02
+    assert fit.r_squared > 0.999 and abs(fit.exponent - 1) < 0.02 and fit.exponent_error < 0.01 and fit.scatter < 0.02
     assert fit.gains + fit.censored == len(CENSORED) and fit.censored > 3
     assert math.isnan(fit.error_seeds)
 
@@ -140,6 +153,7 @@ def test_whatever_the_accuracies_a_fit_lies_within_its_interval_or_is_nan():
         fit = fit_depth_scale(accuracy, depths, xi, float(rng.choice([0.0, 0.3, 0.5, 1.0])))
         assert math.isnan(fit.low) or fit.low <= fit.n <= fit.high, fit
         assert math.isnan(fit.low) == (fit.gains < 2), fit
+        assert fit.gains > 2 or math.isnan(fit.exponent_error), fit
 
 
 def test_steps_to_a_threshold():

@@ -179,6 +179,17 @@ def test_memory_is_what_xla_says(optimiser):
     assert abs(stated / (analysis.temp_size_in_bytes + analysis.output_size_in_bytes) - 1) < 0.25
 
 
+@pytest.mark.parametrize("skip", [None, "sum", "highway", "dense"])
+def test_flops_are_three_products_per_kernel_but_two_for_the_first(skip):
+    grid = dataclasses.replace(GRID, variants=(Variant("other"), Variant("this", skip=skip)))
+    params = networks.init(grid.network(1, 6, DATA.classes), jax.random.key(0), jnp.asarray(DATA.train.x[:2]))
+    kernels = sum(
+        leaf.size for path, leaf in jax.tree.leaves_with_path(params) if "kernel" in jax.tree_util.keystr(path)
+    )
+    found = trainability.flops(grid, 1, 6, DATA)
+    assert found == grid.steps * grid.batch * 2 * (3 * kernels - DATA.features * grid.width)
+
+
 def test_programs_grow_as_the_logarithm_of_depths():
     deep = Grid(depths=tuple(range(1, 101)), seeds=50, width=300, steps=1000, batch=100)
     assert trainability.plan(deep, DATA, budget=2**40).programs <= 1 + math.log(100, 1.25)

@@ -129,7 +129,8 @@ def train(settings: Train) -> None:
         }
         groups = store.open_groups(settings.out, _settings(grid, plan, data), fields, len(plan.groups), plan.size)
     devices = sweeps.usable_devices(decomposing=False)
-    work = grid.count // len(grid.depths) * sum(trainability.flops(grid, depth, data) for depth in grid.depths)
+    each = [trainability.flops(grid, v, depth, data) for v in range(len(grid.variants)) for depth in grid.depths]
+    work = grid.count // len(each) * sum(each)
     print(
         f"{grid.count} networks in {len(plan.groups)} groups of {plan.size}, {plan.programs} programs, "
         f"{work / 1e12:.3g} TFLOP; {plan.lanes} at once in about {plan.memory / 2**20:.0f} MiB on each of "
@@ -256,7 +257,7 @@ def _work(
             tally.later += int(np.sum(first > 0))
             tally.working += result.seconds
             tally.compiling += result.compiling
-            tally.flops += len(first) * trainability.flops(grid, group.depth, data)
+            tally.flops += len(first) * trainability.flops(grid, group.variant, group.depth, data)
             bar.set_postfix_str(f"depth {group.depth}, {tally.compiling:.0f} s compiling", refresh=False)
             bar.update(len(first))
     return tally

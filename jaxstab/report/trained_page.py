@@ -179,7 +179,7 @@ def _fits(summary: xr.Dataset) -> str:
                     f"{cells}<td>{int(both.fit_gains)}, {int(both.fit_censored)}</td>"
                     f"<td>{_plus_minus(float(both.fit_scatter), np.nan, 2)}</td>"
                     f"<td>{_plus_minus(float(both.fit_r_squared), np.nan, 2)}</td>"
-                    f"<td>{_plus_minus(float(both.fit_exponent), np.nan, 2)}</td></tr>"
+                    f"<td>{_plus_minus(float(both.fit_exponent), float(both.fit_exponent_error), 2)}</td></tr>"
                 )
     if not rows:
         return ""
@@ -188,7 +188,8 @@ def _fits(summary: xr.Dataset) -> str:
         "95 % interval: residuals over gains, those of neighbours not taken for independent, and the jackknife over "
         "seeds where there are several. Gains at which all depths train, or none, enter as bounds. Scatter: standard "
         "deviation of ln L about the fit. R&sup2;: share of the variance of ln L that the fit explains; below 0, less "
-        "than a constant does. Exponent: of the free power law L ~ &xi;<sup>p</sup>, 1 if theory is right.</p>"
+        "than a constant does. Exponent: of the free power law L ~ &xi;<sup>p</sup>, 1 if theory is right, with its "
+        "standard error.</p>"
         "<table><tr><th>kind</th><th>steps</th><th>scale</th><th>n, both sides</th><th>ordered</th><th>chaotic</th>"
         "<th>gains known,<br>bounds</th><th>scatter</th><th>R&sup2;</th><th>exponent</th></tr>"
         f"{''.join(rows)}</table>"

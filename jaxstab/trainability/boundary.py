@@ -13,9 +13,8 @@ from jaxtyping import Bool, Float, Int
 from scipy import special
 
 from jaxstab.checks import check_count
+from jaxstab.trainability import censored
 
-# a scatter below this, in ln depth, is none: no grid of depths resolves it
-_RESOLUTION = 1e-6
 # shares of examples this close are one: sums of float32 shares differ in their last digits
 _TIE = 1e-6
 
@@ -55,8 +54,8 @@ class DepthFit(NamedTuple):
         r_squared: share of the variance of ln depth over uncensored gains that n xi explains; can be negative.
         gains: how many are known.
         censored: how many give a bound.
-        exponent: of the free power law, depth ~ xi^exponent, through the uncensored gains; 1 if theory is right and
-            the scatter small: leaving out what is censored flattens it, by a fifth at a scatter of 0.4.
+        exponent: of the free power law, depth ~ xi^exponent, censored gains counted as bounds; 1 if theory is right.
+        exponent_error: its standard error, over gains and seeds; NaN for fewer than three gains.
     """
 
     n: float
@@ -69,6 +68,7 @@ class DepthFit(NamedTuple):
     gains: int
     censored: int
     exponent: float
+    exponent_error: float
 
 
 def halfway(accuracy: Float[np.ndarray, "..."], chance: float) -> float:
@@ -165,16 +165,20 @@ def fit_depth_scale(
     usable = np.isfinite(xi) & (xi > 0)
     accuracy, log_xi = accuracy[:, usable], np.log(xi[usable])
     found = deepest_trainable(_mean(accuracy), depths, threshold)
-    known, censored = np.isfinite(found.depth), ~np.isnan(found.low) & (found.low != found.high)
-    centre, scatter, error_gains, freedom = _censored_mean(found, log_xi)
-    errors, degrees = [error_gains], [freedom]
+    known, bounds = np.isfinite(found.depth), ~np.isnan(found.low) & (found.low != found.high)
+    proportional, power = (_censored(found, log_xi, free) for free in (False, True))
+    centre, error_gains = float(proportional.coefficients[0]), float(proportional.errors[0])
     seeds = accuracy.shape[2]
     kept = [deepest_trainable(_mean(np.delete(accuracy, s, 2)), depths, threshold) for s in range(seeds) if seeds > 1]
-    without = np.array([_censored_mean(one, log_xi)[0] for one in kept])
-    error_seeds = float(np.sqrt((seeds - 1) * np.var(without))) if seeds > 1 else float("nan")
-    if np.isfinite(error_seeds):
-        errors, degrees = [*errors, error_seeds], [*degrees, seeds - 1]
-    reach = _student(np.array(errors), np.array(degrees), confidence)
+    error_seeds, power_seeds = (
+        float(np.sqrt((seeds - 1) * np.var([_censored(one, log_xi, free).coefficients[0] for one in kept])))
+        if seeds > 1
+        else float("nan")
+        for free in (False, True)
+    )
+    errors, degrees = np.array([error_gains, error_seeds]), np.array([proportional.freedom, seeds - 1.0])
+    told = np.append(True, np.isfinite(error_seeds))
+    reach = _student(errors[told], degrees[told], confidence)
     log_depth = np.log(found.depth[known])
     return DepthFit(
         n=float(np.exp(centre)),
@@ -182,11 +186,12 @@ def fit_depth_scale(
         high=float(np.exp(centre + reach)),
         error_gains=error_gains,
         error_seeds=error_seeds,
-        scatter=scatter,
+        scatter=proportional.scatter,
         r_squared=_explained(log_depth, log_xi[known] + centre),
         gains=int(known.sum()),
-        censored=int(censored.sum()),
-        exponent=_slope(log_xi[known], log_depth),
+        censored=int(bounds.sum()),
+        exponent=float(power.coefficients[0]),
+        exponent_error=float(np.hypot(power.errors[0], np.nan_to_num(power_seeds))),
     )
 
 
@@ -243,60 +248,15 @@ def _mean(accuracy: Float[np.ndarray, "depth gain seed"]) -> Float[np.ndarray, "
     return np.where(count > 0, np.nansum(accuracy, -1) / np.maximum(count, 1), np.nan)
 
 
-def _censored_mean(found: Boundary, log_xi: Float[np.ndarray, " gain"]) -> tuple[float, float, float, float]:
-    """Mean of ln (depth / xi), standard deviation, standard error of the mean, its degrees of freedom."""
+def _censored(found: Boundary, log_xi: Float[np.ndarray, " gain"], free: bool = False) -> censored.Regression:
+    """Of ln depth on ln xi, its slope 1 or free."""
+    with np.errstate(divide="ignore"):
+        low, high = np.log(found.low), np.log(found.high)
+    if not free:
+        return censored.regression(np.ones((len(log_xi), 1)), low - log_xi, high - log_xi)
     known = np.isfinite(found.depth)
-    y = np.log(found.depth[known]) - log_xi[known]
-    count = int(known.sum())
-    if not count:
-        return (float("nan"),) * 4
-    if count == 1 or np.ptp(y) < _RESOLUTION:
-        scatter = float("nan") if count == 1 else 0.0
-        return float(np.mean(y)), scatter, scatter, count - 1.0
-    above, below = np.isinf(found.high), found.low == 0
-    bound = np.append(np.log(found.low[above]) - log_xi[above], np.log(found.high[below]) - log_xi[below])
-    sign = np.append(np.ones(above.sum()), -np.ones(below.sum()))
-    (location, precision), hessian = _climb(y, bound, sign)
-    gradient = np.array([1 / precision, -location / precision**2])
-    # the likelihood takes the mean for known: one degree of freedom less, as without censoring
-    unbiased = count / (count - 1)
-    variance = float(gradient @ np.linalg.solve(-hessian, gradient)) * unbiased
-    # neighbouring gains miss the fit alike: fewer of them are independent
-    residual = y - location / precision
-    ordered = np.sum(residual[1:] * residual[:-1]) / np.sum(residual**2)
-    alike = (1 + ordered) / (1 - ordered) if ordered > 0 else 1.0
-    freedom = max(count / alike - 1, min(2.0, count - 1.0))
-    return location / precision, float(unbiased**0.5 / precision), float((variance * alike) ** 0.5), freedom
-
-
-def _climb(
-    y: Float[np.ndarray, " known"], bound: Float[np.ndarray, " censored"], sign: Float[np.ndarray, " censored"]
-) -> tuple[Float[np.ndarray, "2"], Float[np.ndarray, "2 2"]]:
-    """Maximum likelihood of a censored normal, as mean / sd and 1 / sd, in which it is concave (Olsen 1978)."""
-
-    def likelihood(at: np.ndarray) -> float:
-        if at[1] <= 0:
-            return -np.inf
-        known = len(y) * np.log(at[1]) - np.sum((at[1] * y - at[0]) ** 2) / 2
-        return float(known + np.sum(special.log_ndtr(sign * (at[0] - at[1] * bound))))
-
-    at = np.array([np.mean(y), 1.0]) / np.std(y)
-    for _ in range(100):
-        z, a = at[1] * y - at[0], sign * (at[0] - at[1] * bound)
-        ratio = np.exp(-(a**2) / 2 - special.log_ndtr(a)) / np.sqrt(2 * np.pi)
-        curve = -ratio * (ratio + a)
-        gradient = np.array([np.sum(z) + sign @ ratio, len(y) / at[1] - z @ y - (sign * bound) @ ratio])
-        cross = np.sum(y) - bound @ curve
-        steep = -len(y) / at[1] ** 2 - y @ y + bound**2 @ curve
-        hessian = np.array([[-len(y) + np.sum(curve), cross], [cross, steep]])
-        step, here = np.linalg.solve(hessian, -gradient), likelihood(at)
-        if gradient @ step < 1e-12:
-            break
-        size = 1.0
-        while likelihood(at + size * step) < here and size > 1e-9:
-            size /= 2
-        at = at + size * step
-    return at, hessian
+    centred = log_xi - (np.mean(log_xi[known]) if known.any() else 0.0)
+    return censored.regression(np.column_stack([centred, np.ones(len(log_xi))]), low, high)
 
 
 def _student(errors: np.ndarray, degrees: np.ndarray, confidence: float) -> float:
@@ -310,14 +270,9 @@ def _student(errors: np.ndarray, degrees: np.ndarray, confidence: float) -> floa
 
 def _explained(y: np.ndarray, fitted: np.ndarray) -> float:
     """Share of the variance of y."""
-    if len(y) < 2 or np.ptp(y) < _RESOLUTION:
+    if len(y) < 2 or np.ptp(y) < censored.RESOLUTION:
         return float("nan")
     return float(1 - np.sum((y - fitted) ** 2) / np.sum((y - np.mean(y)) ** 2))
-
-
-def _slope(x: np.ndarray, y: np.ndarray) -> float:
-    """Of the least-squares line."""
-    return float(np.polyfit(x, y, 1)[0]) if len(x) > 1 and np.ptp(x) > _RESOLUTION else float("nan")
 
 
 def sides(chi_1: Float[np.ndarray, " gain"]) -> dict[str, Bool[np.ndarray, " gain"]]:

@@ -89,13 +89,15 @@ class Plan(NamedTuple):
             yield from (numbers[i : i + devices] for i in range(0, len(numbers), devices))
 
 
-def flops(grid: Grid, depth: int, data: Split) -> float:
+def flops(grid: Grid, variant: int, depth: int, data: Split) -> float:
     """FLOPs of the matrix products of one cell's updates.
 
-    Three of 2 batch fan_in fan_out per layer and step, except that the input needs no gradient.
+    Three of 2 batch fan_in fan_out per kernel and step, except that the input needs no gradient. A highway's gate is
+    a kernel too; fan_in of a "dense" network counts layers still to come, whose zeros are multiplied.
 
     Args:
         grid: the grid.
+        variant: index of the kind of network.
         depth: of the cell.
         data: to train on.
 
@@ -105,13 +107,14 @@ def flops(grid: Grid, depth: int, data: Split) -> float:
     Example:
         >>> from jaxstab import datasets
         >>> digits = datasets.load("digits")
-        >>> round(flops(Grid(steps=100), 64, Split(digits, digits)) / 1e9)
+        >>> round(flops(Grid(steps=100), 0, 64, Split(digits, digits)) / 1e9)
         81
     """
     width, batch = grid.width, grid.batch or len(data.train.x)
-    sources = sum(range(2, depth + 2)) if any(v.skip == "dense" for v in grid.variants) else depth
-    per_example = 2 * (2 * data.features * width + 3 * sources * width**2 + 3 * width * data.classes)
-    return float(grid.steps * batch * per_example)
+    mlp = grid.network(variant, depth, data.classes)
+    gates = depth if mlp.skip == "highway" else 0
+    hidden = ((depth + gates) * width + data.classes) * mlp.sources * width
+    return float(grid.steps * batch * 2 * (2 * data.features * width + 3 * hidden))
 
 
 def memory(grid: Grid, variant: int, bound: int, data: Split) -> int:
@@ -173,8 +176,8 @@ def plan(grid: Grid, data: Split, budget: int | None = None, lanes: int | None =
         lanes = 1 if jax.default_backend() == "cpu" else max(1, budget // most)
     if size is None:
         # as even as it goes
-        alike, work = _alike(grid), flops(grid, max(grid.depths), data)
-        wanted = max(lanes, min(round(WORK / work), math.ceil(alike / SHARES)))
+        alike, most_work = _alike(grid), max(flops(grid, v, max(grid.depths), data) for v in range(len(grid.variants)))
+        wanted = max(lanes, min(round(WORK / most_work), math.ceil(alike / SHARES)))
         size = math.ceil(alike / math.ceil(alike / wanted))
     lanes = min(lanes, size)
     return cut(grid, lanes * math.ceil(size / lanes), lanes, lanes * most)
