@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -86,6 +87,18 @@ def test_other_fields_or_groups_are_another_sweep(tmp_path):
     fields = FIELDS | {"steps": store.Field((), "int64", ())}
     with pytest.raises(ValueError, match=r"steps.dtype: int32 -> int64"):
         store.open_groups(tmp_path / "a.zarr", SETTINGS, fields, 8, 3)
+
+
+def test_the_code_that_decides_a_number_is_named_and_no_other():
+    named = store.code_version()["sources"]
+    deciding = {f"{name}.py" for name in (
+        "training/run", "training/gradient", "trainability/run", "trainability/plan", "trainability/grid",
+        "networks/blocks", "networks/mlp", "networks/chains", "networks/pullbacks", "clipping/by_norm", "activations",
+    )}  # fmt: skip
+    assert deciding <= set(named) and len(set(named.values())) > len(deciding)
+    judging = {f"trainability/{name}.py" for name in ("boundary", "censored", "summary")}
+    assert not judging & set(named) and not any(name.startswith(("cli/", "report/", "store/")) for name in named)
+    assert all((Path(store.__file__).parent.parent / name).exists() for name in judging)
 
 
 def test_settings_that_are_equal_are_the_same_sweep(tmp_path):

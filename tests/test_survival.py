@@ -80,6 +80,8 @@ def test_a_crash_at_every_single_write(tmp_path, monkeypatch, moment):
             patch.setattr(Path, "replace", crashing)
             with pytest.raises(Crash):
                 run(tmp_path / "a.zarr", groups=2)
+        left = opened(tmp_path / "a.zarr", groups=2)
+        assert set(left.marks()) == left.finished(), "a mark comes last"
         run(tmp_path / "a.zarr", groups=2)
         assert_finished(tmp_path / "a.zarr", files(tmp_path / "whole.zarr"))
         shutil.rmtree(tmp_path / "a.zarr")

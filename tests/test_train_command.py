@@ -1,6 +1,7 @@
 """`jaxstab train` and `status`: any way of stopping, sharing and going on leaves the same store, byte by byte."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -105,7 +106,7 @@ def test_a_lost_process_of_a_cluster_ends_nobody_else(start, whole, tmp_path):
     assert content(out) == content(whole)
 
 
-def test_a_second_run_is_refused_and_joins_when_asked(start, whole, tmp_path):
+def test_a_second_run_is_refused_and_joins_when_asked(start, whole, tmp_path, capsys):
     out = tmp_path / "trained.zarr"
     first = start(out)
     until_marked(out, 1, first)
@@ -113,6 +114,7 @@ def test_a_second_run_is_refused_and_joins_when_asked(start, whole, tmp_path):
     first.send_signal(signal.SIGSTOP)
     complained = end(start(out), 2)[1]
     assert len(complained) == 1 and "--join" in complained[0]
+    assert f"at work: pid {first.pid} on " in run(capsys, "status", out)[1]
     joined = start(out, "--join")
     until_marked(out, 7, joined)
     first.send_signal(signal.SIGCONT)
@@ -138,7 +140,20 @@ def test_a_line_and_events_per_network(whole, tmp_path, capsys):
     assert len(runs) == 8 and runs[0] == "depth=2,sigma_w=1.0" and all(any(path.iterdir()) for path in events.iterdir())
 
 
-def test_finished_and_other_sweeps(whole, capsys):
+def test_status_of_what_is_not_finished(whole, tmp_path, capsys):
+    out = tmp_path / "trained.zarr"
+    shutil.copytree(whole, out)
+    (out / "done" / "c.5").unlink()
+    code, said, _ = run(capsys, "status", out)
+    assert code == 0 and "7 of 8 groups done, 87 %" in said and "nobody is at work" in said
+    # a folder of locks that this user cannot use, and a place without locks
+    (tmp_path / "trained.zarr.lock" / "gate").mkdir(parents=True)
+    code, said, _ = run(capsys, "status", out)
+    assert code == 0 and "7 of 8" in said and "who is at work cannot be told: cannot write to" in said
+    assert "cannot be told behind a URL" in run(capsys, "status", f"file://{out}")[1]
+
+
+def test_finished_and_other_sweeps(whole, capsys, tmp_path, monkeypatch):
     code, said, _ = run(capsys, "status", whole)
     assert code == 0 and "8 of 8 groups done, 100 %" in said and "finished" in said
     assert "0 networks were not finite from the start, 0 later" in said
@@ -147,6 +162,13 @@ def test_finished_and_other_sweeps(whole, capsys):
     before = content(whole)
     code, _, complained = run(capsys, "train", *FLAGS, "--steps", 251, "--out", whole)
     assert code == 2 and "steps: 250 -> 251" in complained and len(complained.splitlines()) == 1
+    x = np.random.default_rng(0).normal(size=(99, 64)).astype(np.float32)
+    np.savez(tmp_path / "other.npz", x=x, y=np.arange(99) % 10)
+    code, _, complained = run(capsys, "train", *FLAGS, "--data", tmp_path / "other.npz", "--out", whole)
+    assert code == 2 and "train: " in complained and "test: " in complained and len(complained.splitlines()) == 1
+    monkeypatch.setattr(store, "code_version", lambda: {"jax": "0.0.1"})
+    code, _, complained = run(capsys, "train", *FLAGS, "--out", whole)
+    assert code == 2 and "-> 0.0.1" in complained
     assert content(whole) == before
 
 

@@ -177,6 +177,35 @@ def test_an_example_that_is_not_finite_ends_a_run_for_good():
     _near(state.params, same.params)
 
 
+def test_a_gradient_that_is_not_finite_ends_a_run_though_its_loss_is():
+    mlp = MLP(2, 6, features_out=3)
+    start = networks.init(mlp, KEY, X)
+    # 0, with the gradient 0 / 0
+    cusp = lambda out, y: jnp.sqrt(jnp.sum((out - jax.lax.stop_gradient(out)) ** 2))
+    seen, state = train(mlp, start, optax.sgd(0.1), DATA, key=KEY, steps=3, batch=4, loss=cusp)
+    assert seen.first_nonfinite == 0 and seen.loss[0] == 0 and np.all(np.isnan(seen.loss[1:]))
+    chex.assert_trees_all_equal(state.params, start)
+
+
+def test_the_optimiser_is_given_gradient_parameters_and_loss():
+    mlp, rates = MLP(2, 6, features_out=3), (0.3, 0.02)
+    start = networks.init(mlp, KEY, X)
+    move = lambda gradient, params, value: jax.tree.map(
+        lambda g, p: -rates[0] * value * g - rates[1] * p, gradient, params
+    )
+    tx = optax.GradientTransformationExtraArgs(
+        lambda _: optax.EmptyState(),
+        lambda updates, state, params, *, value, **_: (move(updates, params, value), state),
+    )
+    _, state = train(mlp, start, tx, DATA, key=KEY, steps=3)
+    loss = lambda params: training.cross_entropy(mlp.apply(networks.variables(params), X), DATA.y)
+    wanted = start
+    for _ in range(3):
+        value, gradient = jax.value_and_grad(loss)(wanted)
+        wanted = optax.apply_updates(wanted, move(gradient, wanted, value))
+    _near(state.params, wanted)
+
+
 @pytest.mark.kernels
 def test_a_diverged_run_freezes_and_leaves_its_neighbours_alone():
     mlp = MLP(DEEP, 6, "relu", features_out=3)
@@ -212,6 +241,7 @@ def test_full_batches_any_loss_and_no_telemetry():
     tx = optax.chain(optax.adam(0.03), optax.contrib.reduce_on_plateau(patience=50))
     seen, _ = jax.jit(lambda: train(mlp, networks.init(mlp, KEY, X), tx, data, **options))()
     assert seen.loss[-1] < 0.2 * seen.loss[0]
+    assert np.all(np.isnan(seen.accuracy)) and np.all(np.isnan(seen.train_accuracy)), "these labels are no classes"
     assert np.all(np.isnan(seen.coefficient)) and np.all(np.isnan(seen.test_accuracy))
     # every step sees all: a permutation of them changes nothing but rounding
     turned = Examples(X[::-1], data.y[::-1])
