@@ -287,6 +287,13 @@ def load_groups(url: str | Path) -> xr.Dataset:
 
     Raises:
         ValueError: if there is no store, or it is damaged or another kind.
+
+    Example:
+        >>> sweep = open_groups("memory://doctest/c.zarr", {}, {"loss": Field((), "float32", ())}, groups=2, size=2)
+        >>> sweep.write(1, {"loss": np.float32([0.5, 0.25])})
+        >>> found = load_groups("memory://doctest/c.zarr")
+        >>> found.loss.values.tolist(), found.done.values.tolist()
+        ([nan, nan, 0.5, 0.25], [False, False, True, True])
     """
     store = _read(Place(url))
     rows = store.count * store.size
@@ -317,6 +324,12 @@ def column(url: str | Path, name: str) -> np.ndarray:
 
     Raises:
         ValueError: if there is no store, it is damaged or another kind, or has no such field.
+
+    Example:
+        >>> sweep = open_groups("memory://doctest/d.zarr", {}, {"loss": Field((), "float32", ())}, groups=9, size=2)
+        >>> sweep.write(5, {"loss": np.float32([0.5, 0.25])})
+        >>> column("memory://doctest/d.zarr", "loss").tolist()
+        [0.5, 0.25]
     """
     store = _read(Place(url))
     if name not in store.fields:
@@ -339,6 +352,12 @@ def progress(url: str | Path) -> Progress:
 
     Raises:
         ValueError: if there is no store, or it is damaged or another kind.
+
+    Example:
+        >>> sweep = open_groups("memory://doctest/e.zarr", {}, {"loss": Field((), "float32", ())}, groups=9, size=2)
+        >>> sweep.write(5, {"loss": np.float32([0.5, 0.25])})
+        >>> progress("memory://doctest/e.zarr")[:4]
+        (9, 1, 18, 2)
     """
     store = _read(Place(url))
     done = len(store.marks())

@@ -5,7 +5,7 @@ threshold half-way between chance and the best accuracy of the grid. Where all d
 known: such gains are censored, and enter the fit as bounds.
 """
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import xarray as xr
@@ -221,7 +221,7 @@ def steps_to(accuracy: Float[np.ndarray, "*run step"], threshold: float, window:
     return np.where(reached.any(-1), reached.argmax(-1) + float(window), np.nan)
 
 
-def tuned(accuracy: xr.DataArray, axis: Literal["learning_rate"] = "learning_rate") -> xr.DataArray:
+def tuned(accuracy: xr.DataArray) -> xr.DataArray:
     """Which learning rate is best in every cell: the one of the highest mean accuracy over seeds.
 
     Of equal ones the lowest. A rate of which no seed is known is never the best. The best of several means is a
@@ -229,17 +229,16 @@ def tuned(accuracy: xr.DataArray, axis: Literal["learning_rate"] = "learning_rat
 
     Args:
         accuracy: training accuracy over (..., learning_rate, ..., seed).
-        axis: what is tuned.
 
     Returns:
-        Index along the axis over the other dimensions, for `isel`; 0 where nothing is known.
+        Index along learning_rate over the other dimensions, for `isel`; 0 where nothing is known.
 
     Example:
         >>> values = [[0.2, 0.4], [0.7, 0.5], [np.nan, 0.1]]
         >>> int(tuned(xr.DataArray(values, dims=("learning_rate", "seed"))))
         1
     """
-    return accuracy.mean("seed").fillna(-np.inf).argmax(axis)
+    return accuracy.mean("seed").fillna(-np.inf).argmax("learning_rate")
 
 
 def _mean(accuracy: Float[np.ndarray, "depth gain seed"]) -> Float[np.ndarray, "depth gain"]:

@@ -160,6 +160,13 @@ def plan(grid: Grid, data: Split, budget: int | None = None, lanes: int | None =
 
     Raises:
         ValueError: if not even one cell fits, there are fewer examples than a batch takes, or lanes or size < 1.
+
+    Example:
+        >>> from jaxstab import datasets
+        >>> digits = datasets.load("digits")
+        >>> found = plan(Grid(depths=(2, 4), sigma_w=(1.0, 1.5, 2.0), steps=10), Split(digits, digits), size=2)
+        >>> [(group.depth, group.cells.tolist()) for group in found.groups]
+        [(4, [3, 4]), (4, [5, -1]), (2, [0, 1]), (2, [2, -1])]
     """
     for name, value in (("lanes", lanes), ("size", size)):
         if value is not None:
@@ -200,6 +207,10 @@ def cut(grid: Grid, size: int, lanes: int = 1, memory: int = 0) -> Plan:
 
     Raises:
         ValueError: if size or lanes is no integer >= 1.
+
+    Example:
+        >>> [group.cells.tolist() for group in cut(Grid(depths=(2, 4), sigma_w=(1.0, 1.5)), size=2).groups]
+        [[2, 3], [0, 1]]
     """
     for name, value in (("size", size), ("lanes", lanes)):
         check_count(name, value, 1)

@@ -77,6 +77,19 @@ def run(
     Raises:
         ValueError: if float64 is asked for while JAX has it switched off.
         MemoryError: if one cell at a time is too much.
+
+    Example:
+        >>> from jaxstab import datasets
+        >>> from jaxstab.trainability import plan
+        >>> digits = datasets.load("digits")
+        >>> data = Split(digits, digits)
+        >>> grid = Grid(depths=(1, 2), sigma_w=(1.0, 1.5), learning_rates=(0.1,), width=16, steps=60, batch=32)
+        >>> cuts = plan(grid, data)
+        >>> results = list(run(grid, cuts, data))
+        >>> rows = {name: np.concatenate([getattr(one.seen, name) for one in results]) for name in fields(grid)}
+        >>> found = labelled(grid, cuts, rows, np.ones(len(results), bool)).squeeze()
+        >>> found.train_accuracy.dims, bool(found.train_accuracy.isel(evaluation=-1).min() > 0.6)
+        (('depth', 'sigma_w', 'evaluation'), True)
     """
     check_dtype(grid.dtype)
     devices = usable_devices(decomposing=False) if devices is None else devices
@@ -212,6 +225,10 @@ def fields(grid: Grid) -> dict[str, jax.ShapeDtypeStruct]:
 
     Returns:
         By field of `Training`; those of clipping only where there is some.
+
+    Example:
+        >>> fields(Grid(steps=5, evaluate=(0,)))["train_accuracy"].shape
+        (2,)
     """
     looks = len(grid.looks)
     shapes = {
@@ -242,6 +259,13 @@ def labelled(grid: Grid, plan: Plan, rows: Mapping[str, np.ndarray], done: np.nd
 
     Returns:
         The fields over (*AXES, ...), NaN where a cell is not finished, and `done`.
+
+    Example:
+        >>> from jaxstab.trainability import cut
+        >>> grid = Grid(depths=(1, 2), sigma_w=(0.5, 1.5), steps=5)
+        >>> rows = {name: np.zeros((4, *one.shape), one.dtype) for name, one in fields(grid).items()}
+        >>> labelled(grid, cut(grid, size=2), rows, np.array([True, False])).loss.squeeze()[:, :, 0].values.tolist()
+        [[nan, nan], [0.0, 0.0]]
     """
     at = np.concatenate([group.cells for group in plan.groups])
     known = np.repeat(done, plan.size) & (at >= 0)

@@ -161,6 +161,13 @@ def output(
 
     Raises:
         ValueError: if a concrete depth is not one that the parameters have.
+
+    Example:
+        >>> deep, short = MLP(depth=64, width=8), MLP(depth=3, width=8)
+        >>> draw = lambda mlp: networks.bind(mlp, networks.init(mlp, jax.random.key(0), jnp.ones(5)))
+        >>> three = output(networks.chain(deep), draw(deep), jnp.ones(5), depth=3)
+        >>> bool(jnp.allclose(three, output(networks.chain(short), draw(short), jnp.ones(5)), atol=1e-6))
+        True
     """
     step = lambda index, h: chain.block(jax.tree.map(lambda leaf: leaf[index], params.blocks), h)
     deepest = _deepest(depth, params.depth)

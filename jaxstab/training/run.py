@@ -53,6 +53,10 @@ def cross_entropy(y: Float[Array, "*batch d_out"], labels: Int[Array, "*batch"])
 
     Returns:
         The mean.
+
+    Example:
+        >>> round(float(cross_entropy(jnp.zeros((3, 10)), jnp.arange(3))), 4)  # ln 10
+        2.3026
     """
     return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(y, labels))
 
@@ -68,6 +72,12 @@ def start(mlp: MLP, params: Params, tx: optax.GradientTransformation, x: Float[A
 
     Returns:
         The state.
+
+    Example:
+        >>> mlp, x = MLP(depth=2, width=4, norm="batch"), jnp.ones((8, 5))
+        >>> state = start(mlp, networks.init(mlp, jax.random.key(0), x), optax.sgd(0.1, momentum=0.9), x)
+        >>> state.stats["blocks"]["norm"]["var"].shape, int(optax.tree.norm(state.optimiser))
+        ((2, 4), 0)
     """
     return State(params, networks.initial_stats(mlp, x), tx.init(params))
 
