@@ -1,7 +1,11 @@
-"""The five remedies, and others, at four depths: python run.py [--small | --full] [--data-path DIR] [--out DIR]."""
+"""The five remedies, and others, at four depths: python run.py [--small | --full] [--data-path DIR] [--out DIR].
+
+Runs go into a store, DIR/runs.zarr, a cure at a depth at a time: one that is stopped goes on where it was.
+"""
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import time
 from functools import cache, partial
@@ -14,8 +18,9 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, PartitionSpec
 
-from jaxstab import clipping, datasets, initializers, networks, sweeps
+from jaxstab import clipping, datasets, initializers, networks, store, sweeps
 from jaxstab.cli.faults import divide_cpu
+from jaxstab.trainability import steps_to
 from jaxstab.training import Examples, train
 
 ERRORS = 3  # standard errors that decide
@@ -105,6 +110,10 @@ class Runs(NamedTuple):
     clipped: np.ndarray  # share of the steps at which clipping did something
 
 
+MODES = ("fixed", "tuned")
+FIELDS = {name: store.Field((), "float64", ()) for name in ("rate", *(f"{m}_{f}" for m in MODES for f in Runs._fields))}
+
+
 # ---- training
 
 
@@ -166,12 +175,6 @@ def program(mlp, setting, clip, updates):
     return sweeps.spread(share, mesh, (here, here, *[everywhere] * 4), here)
 
 
-def steps_to(accuracy, window, goal):
-    """Updates until the mean accuracy of the last `window` minibatches is at least `goal`; inf for never."""
-    means = np.convolve(np.nan_to_num(accuracy), np.full(window, 1 / window), "valid")
-    return float(window + np.argmax(means >= goal)) if np.any(means >= goal) else np.inf
-
-
 def runs(setting, cure, depth, params, data, seeds, rates, updates):
     """The runs of every seed at every rate, seed within rate."""
     which, at = np.tile(seeds, len(rates)), np.repeat(rates, len(seeds))
@@ -188,7 +191,7 @@ def runs(setting, cure, depth, params, data, seeds, rates, updates):
     survived = seen.first_nonfinite < 0
     low, high = layers.min(-1), layers.max(-1)
     return Runs(
-        steps=np.array([steps_to(row, setting.window, setting.reached) for row in seen.accuracy]),
+        steps=np.nan_to_num(steps_to(seen.accuracy, setting.reached, setting.window), nan=np.inf),
         train=seen.train_accuracy[:, -1],
         test=seen.test_accuracy[:, -1],
         loss=np.where(survived, seen.loss[:, -(updates // 5) :].mean(-1), np.inf),
@@ -321,15 +324,42 @@ def claimed(setting, rows):
     }
 
 
-def measure(setting, data_path=None):
-    data, everything, start = split(setting, data_path), {}, time.time()
-    for name in setting.cures:
-        for depth in setting.depths:
-            if depth == 0 and "skip" in CURES[name].mlp:
-                continue  # there is no block to skip
-            found, best = everything[name, depth] = depth_runs(setting, CURES[name], depth, data)
+def whole(setting, data, place):
+    """{(cure, depth): ({mode: Runs}, best rate)}: what the store at `place` has not yet is trained first."""
+    # at depth 0 there is no block to skip
+    pairs = [
+        (name, depth) for name in setting.cures for depth in setting.depths if depth or "skip" not in CURES[name].mlp
+    ]
+    source = hashlib.sha256(Path(__file__).read_bytes() + b"".join(np.asarray(part.x).tobytes() for part in data))
+    settings = {"setting": dataclasses.asdict(setting), "experiment": source.hexdigest(), "code": store.code_version()}
+    groups, start = store.open_groups(place, settings, FIELDS, len(pairs), setting.seeds), time.time()
+    with store.claim(groups) as work:
+        for group in work:
+            name, depth = pairs[group]
+            found, best = depth_runs(setting, CURES[name], depth, data)
+            values = {f"{mode}_{field}": value for mode, one in found.items() for field, value in one._asdict().items()}
+            blank = np.full(setting.seeds, np.nan)
+            work.commit(
+                group,
+                dict.fromkeys(FIELDS, blank)
+                | values
+                | {"rate": np.full(setting.seeds, np.nan if best is None else best)},
+            )
             told = {mode: f"{one.train.mean():.3f} {one.test.mean():.3f}" for mode, one in found.items()}
             print(f"{time.time() - start:5.0f} s  {name}, depth {depth}: {told} at {best}", flush=True)
+    rows = store.load_groups(place)
+    everything = {}
+    for group, (name, depth) in enumerate(pairs):
+        at = rows.isel(row=slice(group * setting.seeds, (group + 1) * setting.seeds))
+        modes = MODES if depth in setting.tuned else MODES[:1]
+        found = {mode: Runs(*(at[f"{mode}_{field}"].values for field in Runs._fields)) for mode in modes}
+        everything[name, depth] = found, float(at.rate[0])
+    return everything
+
+
+def measure(setting, place, data_path=None):
+    start = time.time()
+    everything = whole(setting, split(setting, data_path), place)
     table = judged(setting, everything)
     rows = {}
     for (name, depth), (found, best) in everything.items():
@@ -360,8 +390,7 @@ def main(argv=None):
     setting = SMALL if arguments.small else FULL if arguments.full else Setting()
     # orthogonal weights are decompositions
     with sweeps.one_blas_thread():
-        measured = measure(setting, arguments.data_path)
-    arguments.out.mkdir(parents=True, exist_ok=True)
+        measured = measure(setting, arguments.out / "runs.zarr", arguments.data_path)
     (arguments.out / "measured.json").write_text(json.dumps(measured, indent=1) + "\n")
 
 
