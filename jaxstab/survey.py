@@ -17,11 +17,11 @@ from jaxtyping import Array
 from jaxstab import theory
 from jaxstab.activations import Activation
 from jaxstab.records import Data
-from jaxstab.sweeps import Grid, Progress, Record, jacobian, labelled, run, samples, signal, with_coordinates
+from jaxstab.sweeps import Grid, ProgressBar, Record, jacobian, labelled, run, samples, signal, with_coordinates
 from jaxstab.verdicts import judge
 
 
-def survey(grid: Grid, data: Data, *, chunk_size: int | None = None, progress: Progress = iter) -> xr.Dataset:
+def survey(grid: Grid, data: Data, *, chunk_size: int | None = None, progress: ProgressBar = iter) -> xr.Dataset:
     """Measure, predict and judge every cell of a grid.
 
     Args:
@@ -47,7 +47,7 @@ def survey(grid: Grid, data: Data, *, chunk_size: int | None = None, progress: P
     return dataset.merge(judge(dataset)).assign_attrs(signals.attrs)
 
 
-def predict(grid: Grid, d_in: int, c0: float, progress: Progress = iter) -> xr.Dataset:
+def predict(grid: Grid, d_in: int, c0: float, progress: ProgressBar = iter) -> xr.Dataset:
     """Mean-field counterpart of `signal` and `jacobian` over a grid, with the fixed point of every cell.
 
     NaN throughout where the networks are not plain: this theory knows no norm, skip or dropout.
@@ -83,7 +83,7 @@ def _theory(grid: Grid, predict: Callable, *args: Array) -> Any:
     return jax.tree.map(unknown, jax.eval_shape(predict, *args))
 
 
-def phase_diagram(grid: Grid, points: int = 33, progress: Progress = iter) -> xr.Dataset:
+def phase_diagram(grid: Grid, points: int = 33, progress: ProgressBar = iter) -> xr.Dataset:
     """chi_1 over the plane of (sigma_b, sigma_w), and the critical line in it.
 
     Args:

@@ -168,10 +168,21 @@ def test_where_memory_runs_out_lanes_are_halved(monkeypatch):
         list(trainability.run(grid, plan, DATA))
 
 
+@pytest.mark.parametrize(("pending", "made"), [(None, 2), ([0], 1)])
+def test_programs_of_groups_that_do_not_come_are_not_compiled(monkeypatch, pending, made):
+    kinds = Variant("tanh"), Variant("relu", activation="relu")
+    grid = Grid(kinds, depths=(1,), sigma_w=(1.0,), width=4, steps=1, batch=8)
+    make, lowered = RUN._Programs._program, []
+    monkeypatch.setattr(RUN._Programs, "_program", lambda *args: lowered.append(args[1:]) or make(*args))
+    plan = trainability.plan(grid, DATA)
+    (result,) = trainability.run(grid, plan, DATA, [[0]], pending=pending)
+    assert np.all(np.isfinite(result.seen.loss)) and len(lowered) == made
+
+
 @pytest.mark.parametrize("optimiser", ["sgd", "adam"])
 def test_memory_is_what_xla_says(optimiser):
     grid = Grid(depths=(12,), sigma_w=(1.0,), width=64, steps=20, batch=48, optimiser=optimiser)
-    programs = RUN._Programs(grid, trainability.plan(grid, DATA, size=1), DATA, jax.local_devices()[:1], "highest")
+    programs = RUN._Programs(grid, trainability.plan(grid, DATA, size=1), DATA, jax.local_devices()[:1], "highest", [0])
     cells = type(grid.cells)(*(column[:1] for column in grid.cells))
     one = np.array([12], np.int32), np.array([1], np.int32), cells, programs.examples
     analysis = programs._program(0, 12, 1).lower(*one).compile().memory_analysis()

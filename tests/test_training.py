@@ -275,3 +275,12 @@ def test_depth_is_not_given_to_blocks_that_depend_on_it():
     mlp = MLP(2, 6, skip="scaled")
     with pytest.raises(ValueError, match="depend on the depth"):
         training.value_and_grad(mlp, networks.bind(mlp, networks.init(mlp, KEY, X)), X, jnp.sum, 1)
+
+
+def test_a_gradient_needs_bound_parameters_and_running_statistics():
+    mlp = MLP(2, 6, norm="batch")
+    params = networks.init(mlp, KEY, X)
+    with pytest.raises(ValueError, match=r"params must be as networks\.bind\(mlp, params\) gives them"):
+        training.value_and_grad(mlp, params, X, jnp.sum)
+    with pytest.raises(ValueError, match=r"needs running statistics here: networks\.bind\(mlp, params, stats=\.\.\.\)"):
+        training.value_and_grad(mlp, networks.bind(mlp, params), X, jnp.sum)

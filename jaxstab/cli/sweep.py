@@ -105,7 +105,7 @@ def sweep(settings: Sweep) -> None:
     print(f"store:  {place}\nreport: {page}")
 
 
-def _progress(bar: tqdm) -> sweeps.Progress:
+def _progress(bar: tqdm) -> sweeps.ProgressBar:
     """One bar over the steps of measuring and predicting."""
 
     def wrap(steps: Sequence[Any]) -> Any:

@@ -248,7 +248,8 @@ def _work(
     tally = _Tally()
     total = sum(int(np.sum(plan.groups[group].cells >= 0)) for group in claim.pending)
     with tqdm(total=total, unit="net", dynamic_ncols=True, mininterval=0.5, disable=not total) as bar:
-        for result in trainability.run(grid, plan, data, claim.batches(len(devices), plan.program), devices=devices):
+        batches = claim.batches(len(devices), plan.program)
+        for result in trainability.run(grid, plan, data, batches, pending=claim.pending, devices=devices):
             claim.commit(result.group, {name: getattr(result.seen, name) for name in claim.groups.fields})
             group = plan.groups[result.group]
             first = np.asarray(result.seen.first_nonfinite)[group.cells >= 0]

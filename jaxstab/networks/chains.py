@@ -90,9 +90,16 @@ class Chain(NamedTuple):
 
 def _apply(module: Block, layer: PyTree, h: Array) -> Array:
     bound = layer if isinstance(layer, Layer) else Layer(layer)
-    if module.norm == "batch" and not module.train and not bound.batch_stats:
-        raise ValueError("BatchNorm in inference needs running statistics: networks.bind(mlp, params, stats=...)")
+    if module.norm == "batch" and not module.train:
+        bound = _known(bound)
     return jnp.asarray(module.apply(bound.variables(), h))
+
+
+def _known(layer: Layer) -> Layer:
+    """The layer, if it has running statistics."""
+    if not layer.batch_stats:
+        raise ValueError("BatchNorm needs running statistics here: networks.bind(mlp, params, stats=...)")
+    return layer
 
 
 def chain(mlp: MLP, train: bool = True) -> Chain:
@@ -331,7 +338,7 @@ def statistics(mlp: MLP) -> tuple[Callable[[Layer, Array], PyTree], Callable[[La
     def after(module: Block) -> Callable[[Layer, Array], PyTree]:
         if mlp.norm != "batch":
             return lambda layer, h: {}
-        return lambda layer, h: module.apply(layer.variables(), h, mutable=["batch_stats"])[1]["batch_stats"]
+        return lambda layer, h: module.apply(_known(layer).variables(), h, mutable=["batch_stats"])[1]["batch_stats"]
 
     _, block, readout = mlp.layers(True)
     return after(block), after(readout)

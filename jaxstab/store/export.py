@@ -20,6 +20,17 @@ def write_table(dataset: xr.Dataset, path: str | Path) -> Path:
 
     Raises:
         OSError: if it cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> from jaxstab.trainability import Grid, cut, fields, labelled
+        >>> grid = Grid(depths=(1, 2), sigma_w=(1.5,), steps=5)
+        >>> rows = {name: np.zeros((2, *one.shape), one.dtype) for name, one in fields(grid).items()}
+        >>> dataset = labelled(grid, cut(grid, size=1), rows, np.array([True, False]))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     lines = write_table(dataset, Path(folder) / "table.csv").read_text().splitlines()
+        >>> len(lines), lines[0].split(",")[:3]
+        (2, ['variant', 'depth', 'sigma_w'])
     """
     end = dataset[["train_accuracy", "test_accuracy", "first_nonfinite", "done"]].isel(evaluation=-1, drop=True)
     table = end.assign(loss=dataset.loss.isel(step=-1, drop=True)).to_dataframe().reset_index()
@@ -40,6 +51,16 @@ def write_events(dataset: xr.Dataset, folder: str | Path) -> Path:
     Raises:
         ValueError: if tensorboardX is not installed.
         OSError: if a file cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> from jaxstab.trainability import Grid, cut, fields, labelled
+        >>> grid = Grid(depths=(1, 2), sigma_w=(1.5,), steps=5)
+        >>> rows = {name: np.zeros((2, *one.shape), one.dtype) for name, one in fields(grid).items()}
+        >>> dataset = labelled(grid, cut(grid, size=1), rows, np.array([True, False]))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     sorted(run.name for run in write_events(dataset, folder).iterdir())
+        ['depth=2']
     """
     try:
         from tensorboardX import SummaryWriter  # an extra

@@ -4,7 +4,7 @@ from jaxstab.sweeps.devices import one_blas_thread, one_by_one, spread, usable_d
 from jaxstab.sweeps.grid import Grid, Sample, samples, with_coordinates
 from jaxstab.sweeps.measures import Measure, Memory, Record, jacobian, memory, signal
 from jaxstab.sweeps.plan import MEMORY, Estimate, estimate
-from jaxstab.sweeps.run import Progress, labelled, run
+from jaxstab.sweeps.run import ProgressBar, labelled, run
 
 __all__ = [
     "MEMORY",
@@ -12,7 +12,7 @@ __all__ = [
     "Grid",
     "Measure",
     "Memory",
-    "Progress",
+    "ProgressBar",
     "Record",
     "Sample",
     "estimate",

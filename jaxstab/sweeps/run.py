@@ -25,7 +25,7 @@ from jaxstab.sweeps.grid import Grid, Sample, samples, with_coordinates
 from jaxstab.sweeps.measures import Measure, Record, signal
 from jaxstab.sweeps.plan import Estimate, estimate
 
-Progress = Callable[[Sequence[Any]], Iterable[Any]]
+ProgressBar = Callable[[Sequence[Any]], Iterable[Any]]
 
 
 def run(
@@ -34,7 +34,7 @@ def run(
     data: Data,
     *,
     chunk_size: int | None = None,
-    progress: Progress = iter,
+    progress: ProgressBar = iter,
     precision: str = "highest",
     devices: Sequence[jax.Device] | None = None,
 ) -> xr.Dataset:

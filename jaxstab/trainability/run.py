@@ -54,6 +54,7 @@ def run(
     data: Split,
     batches: Iterable[Sequence[int]] | None = None,
     *,
+    pending: Iterable[int] | None = None,
     devices: Sequence[jax.Device] | None = None,
     precision: str = "highest",
 ) -> Iterator[Result]:
@@ -68,6 +69,7 @@ def run(
         data: to train and test on.
         batches: numbers of groups to compute side by side, no more than there are devices, of one program each (see
             `Plan.program`); None for all groups.
+        pending: groups that may come: programs that only others need are not compiled ahead; None for all.
         devices: to use; None for all.
         precision: of matrix products, as in `jax.default_matmul_precision`.
 
@@ -93,7 +95,8 @@ def run(
     """
     check_dtype(grid.dtype)
     devices = usable_devices(decomposing=False) if devices is None else devices
-    programs = _Programs(grid, plan, data, devices, precision)
+    coming = range(len(plan.groups)) if pending is None else pending
+    programs = _Programs(grid, plan, data, devices, precision, coming)
     lanes = plan.lanes
     with one_blas_thread():
         for numbers in plan.batches(len(devices)) if batches is None else batches:
@@ -105,9 +108,17 @@ def run(
 class _Programs:
     """Compiled programs, kept: one for every kind of network, bound of depths, and number of lanes."""
 
-    def __init__(self, grid: Grid, plan: Plan, data: Split, devices: Sequence[jax.Device], precision: str) -> None:
+    def __init__(
+        self,
+        grid: Grid,
+        plan: Plan,
+        data: Split,
+        devices: Sequence[jax.Device],
+        precision: str,
+        coming: Iterable[int],
+    ) -> None:
         self.grid, self.size, self.precision, self.classes = grid, plan.size, precision, data.classes
-        self.order = list(dict.fromkeys(map(plan.program, range(len(plan.groups)))))
+        self.order = list(dict.fromkeys(map(plan.program, coming)))
         self.mesh = Mesh(np.array(devices), ("cell",))
         self.examples = tuple(
             Examples(jnp.asarray(part.normalised().x.astype(grid.dtype)), jnp.asarray(part.y)) for part in data
@@ -147,9 +158,10 @@ class _Programs:
             return [_padded(part, max(self.grid.depths)) for part in parts], lanes, seconds, compiling
 
     def _ready(self, variant: int, bound: int, lanes: int, arguments: tuple) -> Any:
-        """The compiled program; those next in the plan are compiled beside it, and beside what runs."""
-        at = self.order.index((variant, bound))
-        for ahead in self.order[at : at + AHEAD]:
+        """The compiled program; those that come next are compiled beside it, and beside what runs."""
+        wanted = variant, bound
+        at = self.order.index(wanted) if wanted in self.order else len(self.order)
+        for ahead in (wanted, *self.order[at + 1 : at + AHEAD]):
             if (*ahead, lanes) not in self.compiled:
                 # in the caller's thread: a context such as jax.enable_x64 is seen in no other
                 lowered = self._program(*ahead, lanes).lower(*arguments)
@@ -296,6 +308,17 @@ def restored(rows: xr.Dataset) -> xr.Dataset:
 
     Raises:
         ValueError: if these are not the rows of a grid of trainings.
+
+    Example:
+        >>> from jaxstab import store
+        >>> grid = Grid(depths=(1, 2), sigma_w=(1.5,), steps=5)
+        >>> settings = {"grid": json.loads(grid.to_json()), "plan": {"size": 1, "lanes": 1}}
+        >>> place, kept = "memory://doctest/f.zarr", fields(grid)
+        >>> named = {n: store.Field(s.shape, s.dtype.name, dimensions(Training, n, s.ndim)) for n, s in kept.items()}
+        >>> sweep = store.open_groups(place, settings, named, groups=2, size=1)
+        >>> sweep.write(0, {name: np.zeros((1, *shape.shape), shape.dtype) for name, shape in kept.items()})
+        >>> restored(store.load_groups(place)).loss.squeeze()[:, 0].values.tolist()  # the deepest first
+        [nan, 0.0]
     """
     try:
         grid = Grid.from_json(json.dumps(rows.attrs["grid"]))

@@ -68,6 +68,18 @@ def summarise(dataset: xr.Dataset, chance: float) -> xr.Dataset:
 
     Raises:
         ValueError: if chance is not in [0, 1).
+
+    Example:
+        >>> from jaxstab.trainability import Variant, cut, fields, labelled
+        >>> grid = Grid((Variant("LayerNorm", norm="layer"),), depths=(1, 2), sigma_w=(0.5, 1.5), steps=5)
+        >>> share = lambda field: np.linspace(0.2, 0.8, 4).reshape(-1, *[1] * len(field.shape))
+        >>> rows = {
+        ...     name: np.broadcast_to(-1 if field.dtype == np.int32 else share(field), (4, *field.shape))
+        ...     for name, field in fields(grid).items()
+        ... }
+        >>> found = summarise(labelled(grid, cut(grid, size=2), rows, np.array([True, True])), chance=0.1)
+        >>> float(found.threshold[-1].round(2)), dict(zip(OUTCOMES, found.runs.values[0].tolist()))["trained"]
+        (0.45, 2)
     """
     if not 0 <= chance < 1:
         raise ValueError(f"chance must be in [0, 1), got {chance}")

@@ -66,8 +66,8 @@ def value_and_grad(
         The gradient.
 
     Raises:
-        ValueError: if a depth is given to a network whose blocks depend on it, or a concrete one is not in
-            [0, mlp.depth].
+        ValueError: if params are not bound, or without the running statistics of a network with BatchNorm, if a depth
+            is given to a network whose blocks depend on it, or a concrete one is not in [0, mlp.depth].
 
     Example:
         >>> mlp = MLP(depth=64, width=8)
@@ -80,6 +80,8 @@ def value_and_grad(
         raise ValueError(
             f"blocks with skip {mlp.skip!r} depend on the depth: it must be that of the network, not given"
         )
+    if not isinstance(params.blocks, Layer):
+        raise ValueError("params must be as networks.bind(mlp, params) gives them")
     deepest = _deepest(depth, mlp.depth)
     chain, (block_stats, readout_stats) = networks.chain(mlp), networks.statistics(mlp)
     blocks: Layer = params.blocks
