@@ -73,7 +73,7 @@ class Setting:
 
     width: int = 128
     depths: tuple[int, ...] = (0, 10, 30, 50)
-    tuned: tuple[int, ...] = (0, 10, 50)  # depths at which the learning rate is tuned too
+    tuned: tuple[int, ...] = (0, 10, 30, 50)  # depths at which the learning rate is tuned too
     batch: int = 32
     rate: float = 0.01  # the article's
     rates: tuple[float, ...] = (0.0025, 0.01, 0.04, 0.16, 0.64, 2.56)
@@ -94,7 +94,7 @@ SMALL = Setting(
     width=16, depths=(0, 6), tuned=(0, 6), rates=(0.01, 0.16), long_updates=60, updates=60, seeds=2,
     reached=0.3, train=400, test=100, alone=False, cures=("sigmoid", "relu, He, BatchNorm"),
 )  # fmt: skip
-FULL = Setting(batch=128, tuned=(0, 10, 30, 50), updates=4690, train=60_000, test=10_000)
+FULL = Setting(batch=128, updates=4690, train=60_000, test=10_000)
 
 
 class Runs(NamedTuple):

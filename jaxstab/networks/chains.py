@@ -98,7 +98,7 @@ def _apply(module: Block, layer: PyTree, h: Array) -> Array:
 def _known(layer: Layer) -> Layer:
     """The layer, if it has running statistics."""
     if not layer.batch_stats:
-        raise ValueError("BatchNorm needs running statistics here: networks.bind(mlp, params, stats=...)")
+        raise ValueError("BatchNorm needs running statistics: networks.bind(mlp, params, stats=...)")
     return layer
 
 
