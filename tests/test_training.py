@@ -282,5 +282,5 @@ def test_a_gradient_needs_bound_parameters_and_running_statistics():
     params = networks.init(mlp, KEY, X)
     with pytest.raises(ValueError, match=r"params must be as networks\.bind\(mlp, params\) gives them"):
         training.value_and_grad(mlp, params, X, jnp.sum)
-    with pytest.raises(ValueError, match=r"needs running statistics here: networks\.bind\(mlp, params, stats=\.\.\.\)"):
+    with pytest.raises(ValueError, match=r"needs running statistics: networks\.bind\(mlp, params, stats=\.\.\.\)"):
         training.value_and_grad(mlp, networks.bind(mlp, params), X, jnp.sum)
