@@ -1,5 +1,6 @@
 """Strict numerics for every test: x64, no silent dtype or rank promotion, warnings as errors."""
 
+import gc
 from pathlib import Path
 
 import jax
@@ -23,6 +24,8 @@ def pytest_configure(config):
     jax.config.update("jax_numpy_dtype_promotion", "strict")
     jax.config.update("jax_numpy_rank_promotion", "raise")
     mpl.use("agg")
+    # tracing makes many objects and few cycles, for which Python looks every 700 objects otherwise
+    gc.set_threshold(200_000, 50, 1000)
 
 
 @pytest.fixture(autouse=True, scope="module")

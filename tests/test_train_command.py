@@ -63,16 +63,15 @@ def whole(start, tmp_path_factory):
     return out
 
 
-def test_killed_and_told_to_stop_it_goes_on_to_the_same_bytes(start, whole, tmp_path):
+def test_told_to_stop_it_goes_on_to_the_same_bytes(start, whole, tmp_path):
     out = tmp_path / "trained.zarr"
-    for at, how, code in ((1, signal.SIGKILL, -9), (2, signal.SIGTERM, 130), (3, signal.SIGINT, 130)):
+    for at, how in ((1, signal.SIGTERM), (2, signal.SIGINT)):
         run = start(out)
         until_marked(out, at, run)
         run.send_signal(how)
         said, complained = run.communicate(timeout=60)
-        assert run.returncode == code, (said, complained)
-        if code == 130:
-            assert "of 8 groups are in" in complained and "the same command goes on from there" in complained
+        assert run.returncode == 130, (said, complained)
+        assert "of 8 groups are in" in complained and "the same command goes on from there" in complained
     assert store.progress(out).done < 8
     end(start(out))
     assert content(out) == content(whole)

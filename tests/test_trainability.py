@@ -160,9 +160,9 @@ def test_where_memory_runs_out_lanes_are_halved(monkeypatch):
 
     monkeypatch.setattr(RUN._Programs, "_program", short_of_memory)
     plan = trainability.plan(grid, DATA, lanes=4)
-    limit = 2
+    limit = 1
     (result,) = trainability.run(grid, plan, DATA)
-    assert result.lanes == 2 and tried == [4, 2] and np.all(np.isfinite(result.seen.loss))
+    assert result.lanes == 1 and tried == [4, 2, 1] and np.all(np.isfinite(result.seen.loss))
     limit = 0
     with pytest.raises(MemoryError, match="one network at a time ran out of memory: RESOURCE_EXHAUSTED"):
         list(trainability.run(grid, plan, DATA))
