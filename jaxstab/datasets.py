@@ -1,6 +1,7 @@
 """Real data in, checked: handwritten digits, and the user's own arrays."""
 
 import gzip
+import math
 import struct
 import zipfile
 import zlib
@@ -11,9 +12,17 @@ import numpy as np
 from jaxstab.records import Data
 
 NAMES = ("mnist-5k", "digits", "mnist")
+# bytes of one array, unpacked: 60,000 digits take 188 MB in float32
+LARGEST = 2**31
+# labels may go so far with few examples, as far as there are examples with many
+LEAST_CLASSES = 1000
+# arrays beyond _SMALL bytes that unpack to more than _RATIO times what they take are no data
+_SMALL = 2**26
+_RATIO = 200
+_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
-def load(name: str, path: str | Path | None = None, train: bool = True) -> Data:
+def load(name: str | Path, path: str | Path | None = None, train: bool = True) -> Data:
     """Load a data set by name, or the user's own from an .npz file with arrays x [n, d_in] and y [n].
 
     Args:
@@ -61,31 +70,92 @@ def load(name: str, path: str | Path | None = None, train: bool = True) -> Data:
 
 
 def _checked(x: np.ndarray, y: np.ndarray, name: str) -> Data:
-    x, y = np.asarray(x, np.float32), np.asarray(y)
+    """Data of the shapes, dtypes and ranges that everything above relies on, or a ValueError that names the file."""
+    x = np.asarray(x)
+    y = np.asarray(y)
+    if x.dtype.kind not in "buif":
+        raise ValueError(f"{name}: x must be real numbers, got dtype {x.dtype}")
     if x.ndim != 2 or 0 in x.shape or y.shape != x.shape[:1]:
         raise ValueError(f"{name}: x must be [n, d_in] and y [n], not empty; got {x.shape} and {y.shape}")
-    if not np.all(np.isfinite(x)):
-        bad = int(np.argmax(~np.isfinite(x).all(axis=1)))
-        raise ValueError(f"{name}: input {bad} holds NaN or inf")
-    if not np.issubdtype(y.dtype, np.integer) or y.min() < 0:
+    return Data(_inputs(x, name), _labels(y, name), name)
+
+
+def _inputs(x: np.ndarray, name: str) -> np.ndarray:
+    """Check that inputs are finite in float32 and that none is zero, for each is scaled to mean square 1."""
+    with np.errstate(over="ignore", under="ignore"):
+        single = x.astype(np.float32)
+    infinite = ~np.isfinite(single).all(axis=1)
+    zero = np.abs(single).max(axis=1) < np.finfo(np.float32).tiny
+    if infinite.any():
+        at = int(np.argmax(infinite))
+        beyond = np.isfinite(x[at]).all()
+        raise ValueError(f"{name}: input {at} holds {'numbers beyond float32' if beyond else 'NaN or inf'}")
+    if zero.any():
+        raise ValueError(f"{name}: input {int(np.argmax(zero))} is zero in float32 and has no length to normalise")
+    return single
+
+
+def _labels(y: np.ndarray, name: str) -> np.ndarray:
+    """Check that labels number the classes from 0: a network has as many outputs as the largest says."""
+    if y.dtype.kind not in "ui":
         raise ValueError(f"{name}: labels must be integers >= 0, got dtype {y.dtype}")
-    return Data(x, y.astype(np.int32), name)
+    if y.min() < 0:
+        raise ValueError(f"{name}: labels must be integers >= 0, got {y.min()}")
+    most = max(LEAST_CLASSES, len(y))
+    if y.max() >= most:
+        raise ValueError(
+            f"{name}: labels must be below {most} for {len(y)} examples, got {y.max()}; "
+            "np.unique(y, return_inverse=True)[1] numbers the classes from 0"
+        )
+    return y.astype(np.int32)
 
 
 def _from_npz(path: Path) -> Data:
+    """Arrays x and y of an .npz file; sizes are read and limited before anything is unpacked."""
+    if not path.exists():
+        raise ValueError(f"{path}: no such file")
+    # a pipe or a device would be waited for
+    if not path.is_file():
+        raise ValueError(f"{path}: not a file")
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            missing = {"x", "y"} - set(arrays.files)
-            if missing:
-                raise ValueError(f"{path}: needs arrays x and y, holds {', '.join(arrays.files) or 'none'}")
-            x, y = arrays["x"], arrays["y"]
-    except FileNotFoundError as error:
-        raise ValueError(f"{path}: no such file") from error
-    except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path}: not a readable .npz file ({error})") from error
-    if not np.issubdtype(x.dtype, np.number):
-        raise ValueError(f"{path}: x must be numbers, got dtype {x.dtype}")
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            if not {"x.npy", "y.npy"} <= set(names):
+                held = ", ".join(name.removesuffix(".npy") for name in names[:9])
+                raise ValueError(f"needs arrays x and y, holds {held or 'none'}")
+            x = _array(archive, "x")
+            y = _array(archive, "y")
+    # junk makes the readers of archives, compression and headers raise anything
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{path}: not a readable .npz file ({reason})") from error
     return _checked(x, y, path.name)
+
+
+def _array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    """One array of an .npz archive, its size known before it is unpacked."""
+    member = archive.getinfo(f"{name}.npy")
+    _check_size(f"array {name}", member.file_size, member.compress_size)
+    with archive.open(member) as file:
+        version = np.lib.format.read_magic(file)
+        if version not in _HEADERS:
+            raise ValueError(f"array {name} has an .npy header of version {version}")
+        shape, _, dtype = _HEADERS[version](file)
+        if dtype.kind not in "buifc":
+            raise ValueError(f"array {name} must be numbers, got dtype {dtype}")
+        promised = math.prod(shape) * dtype.itemsize
+        if file.tell() + promised != member.file_size:
+            raise ValueError(f"array {name} should be {promised} bytes, holds {member.file_size - file.tell()}")
+    with archive.open(member) as file:
+        return np.lib.format.read_array(file, allow_pickle=False)
+
+
+def _check_size(name: str, unpacked: int, packed: int) -> None:
+    """Refuse what is too large to read, or unpacks to so much more than it is that it cannot be data."""
+    if unpacked > LARGEST:
+        raise ValueError(f"{name} unpacks to {unpacked} bytes, at most {LARGEST} are read; fewer examples would do")
+    if unpacked > _SMALL and unpacked > _RATIO * packed:
+        raise ValueError(f"{name} unpacks from {packed} bytes to {unpacked}: no data compress like that")
 
 
 def _read_idx(folder: Path, stem: str) -> np.ndarray:
@@ -93,17 +163,29 @@ def _read_idx(folder: Path, stem: str) -> np.ndarray:
     found = [folder / name for name in (stem, f"{stem}.gz") if (folder / name).is_file()]
     if not found:
         raise ValueError(f"{folder / stem}[.gz]: no such file; scripts/fetch_mnist fetches the four IDX files")
-    path, rank = found[0], int(stem.split("idx")[1][0])
+    path = found[0]
+    rank = int(stem.split("idx")[1][0])
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            head = file.read(4 + 4 * rank)
+            if len(head) < 4 + 4 * rank or head[:4] != bytes([0, 0, 8, rank]):
+                start = head[:4].hex() or "nothing"
+                raise ValueError(f"not an IDX file of {rank}-dimensional bytes, it starts with {start}")
+            shape = struct.unpack(f">{rank}I", head[4:])
+            promised = math.prod(shape)
+            _check_size("it", promised, path.stat().st_size)
+            # one byte more than promised tells a longer file; how much longer, only a plain file's size does
+            content = file.read(promised + 1)
+            if len(content) > promised and path.suffix != ".gz":
+                raise ValueError(
+                    f"its header promises {promised} bytes of data, it holds {path.stat().st_size - len(head)}"
+                )
     except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{path}: not a complete gzip file ({error})") from error
-    head = 4 + 4 * rank
-    if len(content) < head or content[:4] != bytes([0, 0, 8, rank]):
-        raise ValueError(
-            f"{path}: not an IDX file of {rank}-dimensional bytes, it starts with {content[:4].hex() or 'nothing'}"
-        )
-    shape = struct.unpack(f">{rank}I", content[4:head])
-    if len(content) != head + int(np.prod(shape)):
-        raise ValueError(f"{path}: its header promises {np.prod(shape)} bytes of data, it holds {len(content) - head}")
-    return np.frombuffer(content, np.uint8, offset=head).reshape(shape)
+        kind = "gzip file" if path.suffix == ".gz" else "file"
+        raise ValueError(f"{path}: not a complete {kind} ({error})") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    if len(content) != promised:
+        held = "more" if len(content) > promised else len(content)
+        raise ValueError(f"{path}: its header promises {promised} bytes of data, it holds {held}")
+    return np.frombuffer(content, np.uint8).reshape(shape)

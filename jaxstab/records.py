@@ -200,11 +200,14 @@ class Data(NamedTuple):
         """
         if not q0 > 0:
             raise ValueError(f"q0 must be > 0, got {q0}")
-        mean_square = np.mean(np.square(self.x), axis=1, keepdims=True)
-        if not np.all(mean_square > 0):
-            bad = int(np.argmin(mean_square))
+        # a power of two, so that no bit changes, after which no square of an input over- or underflows
+        largest = np.abs(self.x).max(axis=1, keepdims=True)
+        if not np.all(largest > 0):
+            bad = int(np.argmin(largest))
             raise ValueError(f"{self.name}: input {bad} is zero and has no length to normalise")
-        return self._replace(x=(self.x * np.sqrt(q0 / mean_square)).astype(self.x.dtype))
+        relative = np.ldexp(self.x, -np.frexp(largest)[1])
+        mean_square = np.mean(np.square(relative), axis=1, keepdims=True)
+        return self._replace(x=(relative * np.sqrt(q0 / mean_square)).astype(self.x.dtype))
 
 
 def dimensions(record: type, field: str, ndim: int) -> tuple[str, ...]:
