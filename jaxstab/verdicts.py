@@ -5,7 +5,11 @@ its way back to the input: it vanishes. Negative, it explodes. Standard errors a
 """
 
 import numpy as np
-import xarray as xr
+
+from jaxstab.extras import extra
+
+with extra("run"):
+    import xarray as xr
 
 VERDICTS = ("vanish", "critical", "explode", "undefined")
 

@@ -3,30 +3,63 @@
 What a user got wrong is one line on stderr and exit code 2; nothing they have is lost.
 """
 
+import dataclasses
+import importlib
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-import jax
-
-from jaxstab.cli.arguments import parse
 from jaxstab.cli.faults import UserError
-from jaxstab.cli.report import Report, write_report
-from jaxstab.cli.status import Status, print_status
-from jaxstab.cli.sweep import Sweep, sweep
-from jaxstab.cli.theory import Theory, print_theory
-from jaxstab.cli.train import Train, train
+from jaxstab.extras import MissingExtraError, extra
 
 __all__ = ["UserError", "main"]
 
-_COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
-    "sweep": (Sweep, sweep),
-    "train": (Train, train),
-    "status": (Status, print_status),
-    "theory": (Theory, print_theory),
-    "report": (Report, write_report),
+
+class _Command(NamedTuple):
+    """A command, named and not imported: help and version need no JAX, which takes a second to import.
+
+    Attributes:
+        summary: the first line of its settings' docstring.
+        settings: class of the settings, in the module of the command's name.
+        run: function from the settings, in the same module.
+    """
+
+    summary: str
+    settings: str
+    run: str
+
+
+_COMMANDS = {
+    "sweep": _Command(
+        "Measure a grid of networks on real digits, predict the same, and write a store and a report.",
+        "Sweep",
+        "sweep",
+    ),
+    "train": _Command(
+        "Train networks of every depth, gain, learning rate, ... on real digits, and keep what each did.",
+        "Train",
+        "train",
+    ),
+    "status": _Command(
+        "Say how far a store of trainings is, who works on it, and what failed.",
+        "Status",
+        "print_status",
+    ),
+    "theory": _Command(
+        "Print what mean-field theory says of one activation at one point (sigma_w, sigma_b).",
+        "Theory",
+        "print_theory",
+    ),
+    "report": _Command(
+        "Draw the report of a stored sweep, or of trainings finished or not.",
+        "Report",
+        "write_report",
+    ),
 }
-_DESCRIPTION = "Will signal and gradient survive the depth of a network? Predict, measure, train, report."
+_DESCRIPTION = (
+    "Will signal and gradient survive the depth of a network? Predict, measure, train, report. "
+    "`jaxstab COMMAND --help` lists the flags of a command, `jaxstab --version` prints the version."
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,15 +71,47 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, 2 for what a user got wrong, 130 when interrupted.
     """
-    jax.config.update("jax_enable_x64", True)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words[:1] == ["--version"]:
+        from jaxstab import __version__
+
+        print(f"jaxstab {__version__}")
+        return 0
     try:
-        kinds = {name: kind for name, (kind, _) in _COMMANDS.items()}
-        settings = parse(kinds, _DESCRIPTION, sys.argv[1:] if arguments is None else arguments)
-        dict(_COMMANDS.values())[type(settings)](settings)
-    except UserError as error:
+        with extra("run"):
+            settings, run = _parsed(words)
+        run(settings)
+    except (UserError, MissingExtraError) as error:
         print(f"jaxstab: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
         print(f"jaxstab: interrupted, {stop or 'nothing written'}", file=sys.stderr)
         return 130
     return 0
+
+
+def _parsed(words: Sequence[str]) -> tuple[Any, Callable[[Any], None]]:
+    """The settings that the words ask for, and what to call with them."""
+    from jaxstab.cli.arguments import parse
+
+    name = words[0] if words else "--help"
+    if name not in _COMMANDS:
+        summaries = {known: _stub(command.summary) for known, command in _COMMANDS.items()}
+        return parse(summaries, _DESCRIPTION, [name, *words[1:]]), print
+    command = _COMMANDS[name]
+    module = importlib.import_module(f"jaxstab.cli.{name}")
+    _use_float64()
+    settings = parse({name: getattr(module, command.settings)}, _DESCRIPTION, words)
+    return settings, getattr(module, command.run)
+
+
+def _use_float64() -> None:
+    """Switch JAX's float64 on: theory is computed in it."""
+    import jax
+
+    jax.config.update("jax_enable_x64", True)
+
+
+def _stub(summary: str) -> type:
+    """Settings without fields: what the list of commands shows of one."""
+    return dataclasses.make_dataclass("Summary", (), namespace={"__doc__": summary})

@@ -4,8 +4,6 @@ import contextlib
 import os
 from collections.abc import Iterator
 
-import jax
-
 
 class UserError(Exception):
     """Something the user can put right; its message is the one line they see."""
@@ -21,6 +19,8 @@ def divide_cpu(parts: int | None, decomposing: bool = True) -> None:
     Raises:
         UserError: if it is not a positive number.
     """
+    import jax  # slow to import, and no part of `jaxstab --help`
+
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     parts = cores if parts is None else parts
     if parts < 1:

@@ -1,6 +1,9 @@
 """Figures and report pages; the only rooms that draw."""
 
-from jaxstab.report.page import write
-from jaxstab.report.trained_page import write_trained
+from jaxstab.extras import extra
+
+with extra("run"):
+    from jaxstab.report.page import write
+    from jaxstab.report.trained_page import write_trained
 
 __all__ = ["write", "write_trained"]

@@ -1,12 +1,15 @@
 """Results out: labelled arrays with their provenance, whole or group by group. The only writer of results."""
 
-from jaxstab.store.chunks import Field
-from jaxstab.store.claims import Claim, claim, runs
-from jaxstab.store.dataset import check_writable, load, provenance, save
-from jaxstab.store.export import write_events, write_table
-from jaxstab.store.fingerprint import code_version, differences
-from jaxstab.store.groups import Groups, Progress, column, load_groups, open_groups, progress
-from jaxstab.store.locks import Run
+from jaxstab.extras import extra
+
+with extra("run"):
+    from jaxstab.store.chunks import Field
+    from jaxstab.store.claims import Claim, claim, runs
+    from jaxstab.store.dataset import check_writable, load, provenance, save
+    from jaxstab.store.export import write_events, write_table
+    from jaxstab.store.fingerprint import code_version, differences
+    from jaxstab.store.groups import Groups, Progress, column, load_groups, open_groups, progress
+    from jaxstab.store.locks import Run
 
 __all__ = [
     "Claim",

@@ -1,19 +1,22 @@
 """Trainability: networks of every depth, gain, learning rate, ... trained, in few compiles, in groups that survive."""
 
-from jaxstab.trainability.boundary import (
-    Boundary,
-    DepthFit,
-    deepest_trainable,
-    fit_depth_scale,
-    halfway,
-    sides,
-    steps_to,
-    tuned,
-)
-from jaxstab.trainability.grid import AXES, OPTIMISERS, Cells, Grid, Split, Variant
-from jaxstab.trainability.plan import Group, Plan, cut, flops, memory, plan
-from jaxstab.trainability.run import Result, fields, labelled, restored, run
-from jaxstab.trainability.summary import OUTCOMES, SCALES, SIDES, summarise
+from jaxstab.extras import extra
+
+with extra("run"):
+    from jaxstab.trainability.boundary import (
+        Boundary,
+        DepthFit,
+        deepest_trainable,
+        fit_depth_scale,
+        halfway,
+        sides,
+        steps_to,
+        tuned,
+    )
+    from jaxstab.trainability.grid import AXES, OPTIMISERS, Cells, Grid, Split, Variant
+    from jaxstab.trainability.plan import Group, Plan, cut, flops, memory, plan
+    from jaxstab.trainability.run import Result, fields, labelled, restored, run
+    from jaxstab.trainability.summary import OUTCOMES, SCALES, SIDES, summarise
 
 __all__ = [
     "AXES",
