@@ -3,16 +3,24 @@
 What a user got wrong is one line on stderr and exit code 2; nothing they have is lost.
 """
 
+import contextlib
 import dataclasses
 import importlib
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from jaxstab.cli import interrupts
 from jaxstab.cli.faults import UserError
 from jaxstab.extras import MissingExtraError, extra
 
 __all__ = ["UserError", "main"]
+
+# the exit code of a program whose output nobody reads, as the shell counts SIGPIPE
+UNREAD = 141
+# characters of a complaint
+_LONGEST = 1000
 
 
 class _Command(NamedTuple):
@@ -65,29 +73,62 @@ _DESCRIPTION = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
 
+    As the program itself, without arguments, it answers Ctrl-C and SIGTERM from its first moment.
+
     Args:
         arguments: words after the program's name; None for those of the process.
 
     Returns:
-        The exit code: 0, 2 for what a user got wrong, 130 when interrupted.
+        The exit code: 0, 2 for what a user got wrong, 130 when interrupted, 141 when nobody reads what is printed.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
-    if words[:1] == ["--version"]:
-        from jaxstab import __version__
+    with interrupts.watched() if arguments is None else contextlib.nullcontext():
+        try:
+            try:
+                return _answered(words)
+            finally:
+                sys.stdout.flush()
+        except BrokenPipeError:
+            _discard_output()
+            return UNREAD
+        except OSError as error:
+            _discard_output()
+            return _complained(f"cannot write to standard output: {error.strerror or error}")
 
-        print(f"jaxstab {__version__}")
-        return 0
+
+def _answered(words: Sequence[str]) -> int:
+    """The exit code of a command, whose faults and interruptions are told in one line."""
     try:
+        if words[:1] == ["--version"]:
+            from jaxstab import __version__
+
+            print(f"jaxstab {__version__}")
+            return 0
         with extra("run"):
             settings, run = _parsed(words)
         run(settings)
     except (UserError, MissingExtraError) as error:
-        print(f"jaxstab: {error}", file=sys.stderr)
-        return 2
+        return _complained(str(error))
+    except MemoryError as error:
+        return _complained(f"out of memory{f': {error}' if str(error) else ''}")
     except KeyboardInterrupt as stop:
-        print(f"jaxstab: interrupted, {stop or 'nothing written'}", file=sys.stderr)
-        return 130
+        _complained(f"interrupted, {stop or 'nothing was written'}")
+        return interrupts.STOPPED
     return 0
+
+
+def _complained(message: str) -> int:
+    """Exit code 2, after one line on stderr that no content of a user's files can break or colour."""
+    line = "".join(letter if letter.isprintable() else " " for letter in " ".join(message.split()))
+    shown = line if len(line) <= _LONGEST else f"{line[:_LONGEST]} ..."
+    print(f"jaxstab: {shown}", file=sys.stderr)
+    return 2
+
+
+def _discard_output() -> None:
+    """Send what is printed from now on nowhere: Python would complain of it at its end."""
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parsed(words: Sequence[str]) -> tuple[Any, Callable[[Any], None]]:

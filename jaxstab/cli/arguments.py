@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import difflib
 import io
+import os
 import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
@@ -15,17 +16,38 @@ import tyro
 
 from jaxstab.cli.faults import UserError
 
+# bytes of a config file
+_LONGEST_CONFIG = 2**20
+# sizes and counts beyond these do not fit into an int32, of which arrays are made
+_LARGEST_INTEGER = 2**31 - 1
+
+
+def _read_config(path: Path) -> str:
+    """The text of a config file; what is no file, such as a device, has no end."""
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path}: not a file")
+    try:
+        with path.open("rb") as file:
+            content = file.read(_LONGEST_CONFIG + 1)
+        # editors on Windows begin a text with a byte-order mark
+        text = content.decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
+    if len(content) > _LONGEST_CONFIG:
+        raise UserError(f"{path}: more than {_LONGEST_CONFIG} bytes, which is no list of settings")
+    return text
+
 
 def _from_toml(path: Path, kind: Any) -> dict[str, Any]:
     """Settings from a TOML file, checked against the flags' names and types."""
+    text = _read_config(path)
     try:
-        text = path.read_text(encoding="utf-8")
         settings = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except RecursionError as error:
+        raise UserError(f"{path}: nested too deeply") from error
+    except ValueError as error:
         end = f"line {len(text.splitlines())}, end of document"
         raise UserError(f"{path}: {str(error).replace('end of document', end)}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
     fields = {field.name: field for field in dataclasses.fields(kind) if field.name != "config"}
     read: dict[str, Any] = {}
     for key, value in settings.items():
@@ -47,12 +69,14 @@ def _converted(path: Path, key: str, value: Any, wanted: Any) -> Any:
         Path: lambda v: isinstance(v, str),
     }
     for kind, fits in checks.items():
-        if wanted in (kind, kind | None) and fits(value):
-            return kind(value)
-        if wanted == GenericAlias(tuple, (kind, ...)) and isinstance(value, list) and all(map(fits, value)):
-            return tuple(map(kind, value))
+        # an integer may be larger than any float
+        with contextlib.suppress(OverflowError):
+            if wanted in (kind, kind | None) and fits(value):
+                return kind(value)
+            if wanted == GenericAlias(tuple, (kind, ...)) and isinstance(value, list) and all(map(fits, value)):
+                return tuple(map(kind, value))
     described = re.sub(r"<class '(.*)'>", r"\1", str(wanted)).replace("pathlib.", "")
-    raise UserError(f"{path}: {key} must be {described}, got {value!r}")
+    raise UserError(f"{path}: {key} must be {described}, got {repr(value)[:80]}")
 
 
 def parse(kinds: Mapping[str, type], description: str, words: Sequence[str]) -> Any:
@@ -81,14 +105,40 @@ def parse(kinds: Mapping[str, type], description: str, words: Sequence[str]) -> 
                     commands, prog="jaxstab", description=description, args=[name, *rest]
                 )
             settings: Any = tyro.cli(kinds[name], **options)
-            if getattr(settings, "config", None) is None:
-                return settings
-            given = _from_toml(settings.config, kinds[name])
-            return tyro.cli(kinds[name], default=dataclasses.replace(kinds[name](), **given), **options)
+            config = getattr(settings, "config", None)
+            if config is None:
+                return _checked(settings)
+            given = _from_toml(_expanded("--config", config), kinds[name])
+            return _checked(tyro.cli(kinds[name], default=dataclasses.replace(kinds[name](), **given), **options))
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
         raise UserError(_one_line(said.getvalue())) from stop
+
+
+def _checked(settings: Any) -> Any:
+    """The settings with every `~` expanded and every integer in the range that arrays can count."""
+    changed: dict[str, Any] = {}
+    for field in dataclasses.fields(settings):
+        flag = f"--{field.name.replace('_', '-')}"
+        value = getattr(settings, field.name)
+        values = value if isinstance(value, tuple) else (value,)
+        for one in values:
+            if isinstance(one, int) and abs(one) > _LARGEST_INTEGER:
+                raise UserError(f"{flag} must be within {_LARGEST_INTEGER} of 0, got one beyond")
+        if isinstance(value, Path | str):
+            changed[field.name] = _expanded(flag, value)
+    return dataclasses.replace(settings, **changed)
+
+
+def _expanded(flag: str, value: Any) -> Any:
+    """A path whose leading `~` is the home folder; other words as they are."""
+    if not str(value).startswith("~"):
+        return value
+    expanded = os.path.expanduser(str(value))
+    if expanded.startswith("~"):
+        raise UserError(f"{flag}: no home folder is known for {str(value).split('/')[0]!r}")
+    return type(value)(expanded)
 
 
 def _one_line(boxed: str) -> str:

@@ -17,14 +17,15 @@ def divide_cpu(parts: int | None, decomposing: bool = True) -> None:
         decomposing: whether matrices are to be decomposed, see `sweeps.usable_devices`.
 
     Raises:
-        UserError: if it is not a positive number.
+        UserError: if there are none, or more than the cores can serve.
     """
     import jax  # slow to import, and no part of `jaxstab --help`
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     parts = cores if parts is None else parts
-    if parts < 1:
-        raise UserError(f"--cpu-devices must be >= 1, got {parts}")
+    most = max(8, 2 * cores)
+    if not 1 <= parts <= most:
+        raise UserError(f"--cpu-devices must be in 1..{most} on {cores} cores, got {parts}")
     os.environ.setdefault("NPROC", str(max(cores, (1 + decomposing) * parts)))
     # too late where JAX has computed before, as in a notebook: then the devices stay what they are
     with contextlib.suppress(RuntimeError):

@@ -8,6 +8,7 @@ from typing import Any
 from tqdm import tqdm
 
 from jaxstab import datasets, report, store, survey, sweeps
+from jaxstab.cli import interrupts
 from jaxstab.cli.faults import divide_cpu, users_fault
 
 _DEFAULTS = sweeps.Grid()
@@ -99,7 +100,7 @@ def sweep(settings: Sweep) -> None:
     )
     with tqdm(total=2 * plan.chunks + 2 * plan.compiles, unit="step", dynamic_ncols=True, mininterval=0.5) as bar:
         dataset = survey.survey(grid, data, chunk_size=settings.chunk_size, progress=_progress(bar))
-    with users_fault():
+    with users_fault(), interrupts.orderly():
         store.save(dataset, place, settings.overwrite)
         report.write(store.load(place), page)
     print(f"store:  {place}\nreport: {page}")

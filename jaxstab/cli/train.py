@@ -3,8 +3,6 @@
 import contextlib
 import dataclasses
 import json
-import signal
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxstab import datasets, records, store, sweeps, trainability
+from jaxstab.cli import cluster, interrupts
 from jaxstab.cli.faults import divide_cpu, users_fault
 
 _DEFAULTS = trainability.Grid()
@@ -25,7 +24,7 @@ class Train:
     """Train networks of every depth, gain, learning rate, ... on real digits, and keep what each did.
 
     Runs that stop for any reason go on where they were when the same command is given again. Several processes share
-    a store with --shard I/N (an array job, no communication), --join (whoever is free), or --processes (JAX's own
+    a store with --shard I/N (an array job, no communication), --join (whoever is free), or --distributed (JAX's own
     engine, several hosts).
     """
 
@@ -91,6 +90,8 @@ class Train:
     """How many processes there are."""
     process: int | None = None
     """Which of them this is, from 0."""
+    coordinator_timeout: float = 60.0
+    """Seconds that --distributed waits for the other processes."""
     csv: Path | None = None
     """Also write a line per network to this file at the end."""
     tensorboard: Path | None = None
@@ -106,6 +107,17 @@ class Train:
         same = {k: v for k, v in dataclasses.asdict(self).items() if k in fields}
         return trainability.Grid(variants, **same)
 
+    def sharing(self) -> cluster.Sharing:
+        """The flags that say how processes share the grid."""
+        return cluster.Sharing(
+            self.shard,
+            self.distributed,
+            self.coordinator,
+            self.processes,
+            self.process,
+            self.coordinator_timeout,
+        )
+
 
 def train(settings: Train) -> None:
     """Run `jaxstab train`.
@@ -118,9 +130,12 @@ def train(settings: Train) -> None:
     """
     divide_cpu(settings.cpu_devices, decomposing=False)
     with users_fault():
-        part = _part(settings)
         grid = settings.grid()
+        cluster.check(settings.sharing())
+        _check_outputs(settings)
         data = split(settings.data, settings.data_path)
+        # before JAX first looks for its devices
+        part = cluster.part(settings.sharing())
         budget = None if settings.memory is None else int(settings.memory * 2**30)
         plan = trainability.plan(grid, data, budget, settings.lanes, settings.group)
         fields = {
@@ -173,23 +188,6 @@ def split(name: str, path: Path | None) -> trainability.Split:
     cut = max(1, len(order) // 5)
     part = lambda at, kind: records.Data(whole.x[at], whole.y[at], f"{whole.name}, {kind}")
     return trainability.Split(part(order[cut:], "training"), part(order[:cut], "test"))
-
-
-def _part(settings: Train) -> tuple[int, int]:
-    """The part of the groups that is this process's own."""
-    words = settings.shard.split("/")
-    part, parts = map(int, words) if len(words) == 2 and all(word.isdigit() for word in words) else (0, 0)
-    if not 1 <= part <= parts:
-        raise ValueError(f"--shard must be I/N with 1 <= I <= N, got {settings.shard!r}")
-    if not settings.distributed:
-        return part, parts
-    if settings.shard != "1/1":
-        raise ValueError("--distributed shares the groups out by itself; leave --shard away")
-    jax.distributed.initialize(settings.coordinator, settings.processes, settings.process)
-    own = jax.process_index() + 1, jax.process_count()
-    # from here on nobody needs the others: JAX would end all when one is lost, or is done long before the rest
-    jax.distributed.shutdown()
-    return own
 
 
 def _settings(grid: trainability.Grid, plan: trainability.Plan, data: trainability.Split) -> dict[str, Any]:
@@ -250,6 +248,7 @@ def _work(
     with tqdm(total=total, unit="net", dynamic_ncols=True, mininterval=0.5, disable=not total) as bar:
         batches = claim.batches(len(devices), plan.program)
         for result in trainability.run(grid, plan, data, batches, pending=claim.pending, devices=devices):
+            interrupts.check()
             claim.commit(result.group, {name: getattr(result.seen, name) for name in claim.groups.fields})
             group = plan.groups[result.group]
             first = np.asarray(result.seen.first_nonfinite)[group.cells >= 0]
@@ -266,19 +265,18 @@ def _work(
 
 @contextlib.contextmanager
 def _until_told_to_stop(out: str, groups: store.Groups) -> Iterator[None]:
-    """SIGTERM stops a run as Ctrl-C does: what is finished is kept, and the last line says how to go on."""
-
-    def stop(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    # elsewhere than in the main thread nobody is told
-    main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, stop) if main else None
+    """Keep what is finished when a signal comes, and say in the last line how to go on."""
     try:
-        yield
+        with interrupts.orderly():
+            yield
     except KeyboardInterrupt as error:
         done = f"{len(groups.marks())} of {groups.count} groups are in {out}"
         raise KeyboardInterrupt(f"{done}; the same command goes on from there") from error
-    finally:
-        if main:
-            signal.signal(signal.SIGTERM, before)
+
+
+def _check_outputs(settings: Train) -> None:
+    """Refuse places and packages that are missing, before anything is trained for them."""
+    if settings.csv:
+        store.check_file(settings.csv)
+    if settings.tensorboard:
+        store.check_events(settings.tensorboard)

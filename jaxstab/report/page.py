@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from jaxstab.report import figures
 from jaxstab.report.document import document, section
 from jaxstab.report.figures import COLOURS, N_XI
+from jaxstab.store import whole_file
 from jaxstab.verdicts import regions
 
 _SECTIONS: tuple[tuple[str, Callable[[xr.Dataset], Figure], str], ...] = (
@@ -80,7 +81,8 @@ def write(dataset: xr.Dataset, path: str | Path) -> Path:
     sections = "".join(section(title, caption, draw(dataset)) for title, draw, caption in _SECTIONS)
     page = document("Will signal and gradient survive this depth?", settings, _table(dataset) + sections, dataset.attrs)
     path = Path(path)
-    path.write_text(page, encoding="utf-8")
+    with whole_file(path) as aside:
+        aside.write_text(page, encoding="utf-8")
     return path
 
 

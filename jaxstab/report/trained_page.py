@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from jaxstab.report import trained_figures
 from jaxstab.report.document import document, section
+from jaxstab.store import whole_file
 
 _COLOURS = ("#2f6db3", "#8a94a1", "#e0823d", "#a23a14", "#e4e7eb;color:#5c6672")
 _DEPTHS = 6
@@ -37,7 +38,8 @@ def write_trained(summary: xr.Dataset, path: str | Path) -> Path:
     body = _missing(summary) + _outcomes(summary) + _best(summary) + _fits(summary) + sections
     path = Path(path)
     page = document("Which of these networks train?", _settings(summary), body, summary.attrs)
-    path.write_text(page, encoding="utf-8")
+    with whole_file(path) as aside:
+        aside.write_text(page, encoding="utf-8")
     return path
 
 

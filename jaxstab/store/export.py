@@ -1,11 +1,15 @@
 """Results of trainings for other tools: a table of cells, and TensorBoard's event files."""
 
+import importlib.util
 import itertools
 import math
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import xarray as xr
+
+from jaxstab.store.files import whole_file
 
 
 def write_table(dataset: xr.Dataset, path: str | Path) -> Path:
@@ -34,8 +38,38 @@ def write_table(dataset: xr.Dataset, path: str | Path) -> Path:
     """
     end = dataset[["train_accuracy", "test_accuracy", "first_nonfinite", "done"]].isel(evaluation=-1, drop=True)
     table = end.assign(loss=dataset.loss.isel(step=-1, drop=True)).to_dataframe().reset_index()
-    table[table.done].drop(columns="done").to_csv(path, index=False)
+    with whole_file(path) as aside:
+        table[table.done].drop(columns="done").to_csv(aside, index=False)
     return Path(path)
+
+
+def check_events(folder: str | Path) -> Path:
+    """Refuse event files that cannot be written, before anything is computed for them.
+
+    Args:
+        folder: where the runs are to go; nothing is made yet.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: if tensorboardX is not installed.
+        OSError: if the folder, or the one that it would be made in, cannot be written to.
+
+    Example:
+        >>> check_events("/dev/null/events")
+        Traceback (most recent call last):
+        OSError: cannot write /dev/null/events: Not a directory
+    """
+    if importlib.util.find_spec("tensorboardX") is None:
+        raise ValueError("event files need tensorboardX; install jaxstab[tensorboard]")
+    folder = Path(folder)
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            return folder
+    except OSError as error:
+        raise OSError(f"cannot write {folder}: {error.strerror or error}") from error
 
 
 def write_events(dataset: xr.Dataset, folder: str | Path) -> Path:

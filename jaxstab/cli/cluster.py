@@ -1,0 +1,150 @@
+"""Which part of a grid is this process's own: by --shard, or by its place in a cluster."""
+
+import contextlib
+import math
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import jax
+
+from jaxstab.cli.faults import UserError
+
+# JAX gives up after this many seconds more than we do: it ends the process with a page of C++
+_GRACE = 600
+# seconds: a week
+_LONGEST = 604_800
+
+
+class Sharing(NamedTuple):
+    """Flags that say how processes share a grid.
+
+    Attributes:
+        shard: I/N.
+        distributed: whether JAX's own engine tells the processes apart.
+        coordinator: HOST:PORT of process 0.
+        processes: how many there are.
+        process: which of them this is, from 0.
+        timeout: seconds to wait for the others.
+    """
+
+    shard: str = "1/1"
+    distributed: bool = False
+    coordinator: str | None = None
+    processes: int | None = None
+    process: int | None = None
+    timeout: float = 60.0
+
+
+def check(sharing: Sharing) -> None:
+    """Refuse flags that do not fit together.
+
+    Args:
+        sharing: the flags.
+
+    Raises:
+        UserError: if they do not.
+    """
+    _shard(sharing.shard)
+    named = {
+        "--coordinator": sharing.coordinator,
+        "--processes": sharing.processes,
+        "--process": sharing.process,
+    }
+    given = [flag for flag, value in named.items() if value is not None]
+    if given and not sharing.distributed:
+        raise UserError(f"{', '.join(given)} say how processes find each other: add --distributed")
+    if sharing.distributed and sharing.shard != "1/1":
+        raise UserError("--distributed shares the groups out by itself; leave --shard away")
+    if given and len(given) < len(named):
+        missing = [flag for flag in named if flag not in given]
+        raise UserError(f"{', '.join(given)} need {', '.join(missing)} too; JAX finds all of them itself, or none")
+    if given:
+        _check_place(sharing)
+    if not 0 < sharing.timeout <= _LONGEST:
+        raise UserError(f"--coordinator-timeout must be in (0, {_LONGEST}] s, got {sharing.timeout:g}")
+
+
+def part(sharing: Sharing) -> tuple[int, int]:
+    """The part of the groups that is this process's own, once all of a cluster's processes are there.
+
+    Args:
+        sharing: the flags, checked.
+
+    Returns:
+        (I, N): the I-th of N equal parts, from 1.
+
+    Raises:
+        UserError: if the cluster cannot be reached.
+    """
+    return _joined(sharing) if sharing.distributed else _shard(sharing.shard)
+
+
+def _shard(text: str) -> tuple[int, int]:
+    """I/N in numbers."""
+    words = text.split("/")
+    # nine digits: more shards than there are groups are no use, and int() of a million digits has no end
+    plain = len(words) == 2 and all(word.isascii() and word.isdigit() and len(word) <= 9 for word in words)
+    own, parts = map(int, words) if plain else (0, 0)
+    if not 1 <= own <= parts:
+        raise UserError(f"--shard must be I/N with 1 <= I <= N, got {text!r}")
+    return own, parts
+
+
+def _check_place(sharing: Sharing) -> None:
+    """Check the address of process 0, and the numbers of processes."""
+    host, _, port = (sharing.coordinator or "").rpartition(":")
+    if not (host and port.isascii() and port.isdigit() and 1 <= int(port[:9]) <= 65535):
+        raise UserError(f"--coordinator must be HOST:PORT with a port in 1..65535, got {sharing.coordinator!r}")
+    processes = sharing.processes or 0
+    if processes < 1:
+        raise UserError(f"--processes must be >= 1, got {processes}")
+    if not 0 <= (sharing.process or 0) < processes:
+        raise UserError(f"--process must be in 0..{processes - 1}, got {sharing.process}")
+
+
+def _joined(sharing: Sharing) -> tuple[int, int]:
+    """This process's place in the cluster, once all of it are there."""
+    whom = "the cluster's coordinator"
+    if sharing.coordinator is not None:
+        whom = f"process 0 at {sharing.coordinator}"
+        if sharing.process == 0:
+            whom = f"{sharing.processes} processes to come to {sharing.coordinator}"
+    patience = sharing.timeout
+    print(f"waiting for {whom}, at most {patience:g} s", flush=True)
+    try:
+        with _ended_after(patience, f"waited {patience:g} s for {whom} (--coordinator-timeout)"):
+            jax.distributed.initialize(
+                sharing.coordinator,
+                sharing.processes,
+                sharing.process,
+                initialization_timeout=math.ceil(patience) + _GRACE,
+            )
+    # what is wrong with a cluster comes as an error of any kind
+    except Exception as error:
+        hint = "" if sharing.coordinator else "; where JAX knows no cluster: --coordinator, --processes and --process"
+        raise UserError(f"--distributed: {str(error).rstrip('.') or type(error).__name__}{hint}") from error
+    own = jax.process_index() + 1, jax.process_count()
+    # from here on nobody needs the others: JAX would end all when one is lost, or is done long before the rest
+    jax.distributed.shutdown()
+    return own
+
+
+@contextlib.contextmanager
+def _ended_after(seconds: float, line: str) -> Iterator[None]:
+    """End the process with one line after so many seconds: what it waits for in C++ cannot be interrupted."""
+
+    def end() -> None:
+        sys.stdout.flush()
+        os.write(2, f"jaxstab: {line}\n".encode())
+        os._exit(2)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

@@ -1,0 +1,113 @@
+"""Ctrl-C and SIGTERM: a command stops at once where nothing is lost, in order where results are kept.
+
+Python runs its handlers between two of its own instructions, and XLA compiles for seconds within one. A thread that
+reads the signals' numbers as they come from the operating system acts meanwhile.
+"""
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+
+STOPPED = 130
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class _State:
+    """Whether the command may be stopped at once, how often it was told to stop, and whether it was interrupted."""
+
+    orderly = False
+    received = 0
+    interrupted = False
+
+
+_state = _State()
+
+
+@contextlib.contextmanager
+def watched() -> Iterator[None]:
+    """Stop the process with one line and exit code 130 at the first signal, outside of `orderly`.
+
+    Elsewhere than in the main thread signals stay as they are.
+
+    Yields:
+        Nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    _state.orderly = False
+    _state.received = 0
+    _state.interrupted = False
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    # what was ignored, as behind nohup, stays ignored
+    caught = [number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, _handle) for number in caught}
+    wakeup = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    threading.Thread(target=_watch, args=(reading,), daemon=True).start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(wakeup)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        _state.received = 0
+        _state.interrupted = False
+        # the end of the pipe ends the thread
+        os.close(writing)
+
+
+@contextlib.contextmanager
+def orderly() -> Iterator[None]:
+    """Raise KeyboardInterrupt at the first signal, so that what is finished is kept; a second one stops at once.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        KeyboardInterrupt: if a signal came and its exception was lost, as those in callbacks are.
+    """
+    before = _state.orderly
+    _state.orderly = True
+    yield
+    check()
+    # after an interruption what is kept is still to be reported, so only a normal end comes here
+    _state.orderly = before
+
+
+def check() -> None:
+    """Stop where a signal came whose exception was lost.
+
+    Raises:
+        KeyboardInterrupt: if there was a signal.
+    """
+    if _state.received or _state.interrupted:
+        raise KeyboardInterrupt
+
+
+def _handle(number: int, frame: FrameType | None) -> None:
+    """Interrupt the main thread once; all else is for the watching thread, which ends the process."""
+    if _state.orderly and not _state.interrupted:
+        _state.interrupted = True
+        raise KeyboardInterrupt
+
+
+def _watch(reading: int) -> None:
+    """Count signals as they come, and end the process where that is due."""
+    while numbers := os.read(reading, 64):
+        _state.received += sum(number in _SIGNALS for number in numbers)
+        if _state.received and not _state.orderly:
+            _end("nothing more was written")
+        if _state.received > 1:
+            _end("at once, as told twice")
+    os.close(reading)
+
+
+def _end(line: str) -> None:
+    """End the process without a word from anything that is at work in it."""
+    # a buffered stream may be in the middle of a write
+    os.write(2, f"\njaxstab: interrupted, {line}\n".encode())
+    os._exit(STOPPED)
