@@ -23,6 +23,8 @@ def pytest_configure(config):
     jax.config.update("jax_enable_x64", not config.getoption("--float32"))
     jax.config.update("jax_numpy_dtype_promotion", "strict")
     jax.config.update("jax_numpy_rank_promotion", "raise")
+    # references are products too, which an accelerator rounds to ten bits by default
+    jax.config.update("jax_default_matmul_precision", "highest")
     mpl.use("agg")
     # tracing makes many objects and few cycles, for which Python looks every 700 objects otherwise
     gc.set_threshold(200_000, 50, 1000)

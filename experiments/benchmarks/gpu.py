@@ -1,6 +1,7 @@
 """One accelerator: float32 kernel tests and four workloads, against its own product and memory bandwidth."""
 
 import argparse
+import importlib.util
 import json
 import os
 import subprocess
@@ -85,7 +86,11 @@ def cells(row: dict, rates: dict) -> list[str]:
 
 def tests() -> str:
     """Run the float32 kernel tests and give pytest's last line."""
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "kernels", "--float32", "tests", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "kernels", "--float32", "tests"]
+    # pytest-benchmark warns beside pytest-xdist, and warnings are errors
+    command += ["-p", "no:benchmark"]
+    if importlib.util.find_spec("xdist"):
+        command += ["--numprocesses=4", "--dist=loadfile"]
     log = ROOT / "runs" / "gpu-tests.log"
     log.parent.mkdir(exist_ok=True)
     with log.open("w") as out:
