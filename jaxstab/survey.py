@@ -23,6 +23,9 @@ from jaxstab.verdicts import judge
 with extra("run"):
     import xarray as xr
 
+# gains at which a line of theory is drawn
+FINE = 65
+
 
 def survey(grid: Grid, data: Data, *, chunk_size: int | None = None, progress: ProgressBar = iter) -> xr.Dataset:
     """Measure, predict and judge every cell of a grid.
@@ -44,7 +47,7 @@ def survey(grid: Grid, data: Data, *, chunk_size: int | None = None, progress: P
     predicted = predict(grid, data.x.shape[1], float(np.mean(x * other)), progress)
     measured = xr.merge([signals, spectra], combine_attrs="drop_conflicts").assign_attrs(signals.attrs)
     beside = predicted.rename({name: f"predicted_{name}" for name in predicted if name in measured})
-    parts = [measured, beside, phase_diagram(grid, progress=progress)]
+    parts = [measured, beside, phase_diagram(grid, progress=progress), depth_scales(grid)]
     # a network of a batch, or one with dense skips, has more singular values than the plain one that theory sees
     dataset = xr.merge(parts, join="outer", compat="no_conflicts", combine_attrs="override")
     return dataset.merge(judge(dataset)).assign_attrs(signals.attrs)
@@ -84,6 +87,29 @@ def _theory(grid: Grid, predict: Callable, *args: Array) -> Any:
         return jax.device_get(jax.jit(predict)(*args))
     unknown = lambda leaf: np.full(leaf.shape, np.nan if jnp.issubdtype(leaf.dtype, jnp.floating) else 0, leaf.dtype)
     return jax.tree.map(unknown, jax.eval_shape(predict, *args))
+
+
+def depth_scales(grid: Grid, points: int = FINE) -> xr.Dataset:
+    """Depth scales over the range of the grid's gains, for lines without corners.
+
+    Args:
+        grid: its activations, range of gains, and sigma_b.
+        points: how many gains.
+
+    Returns:
+        `fine_xi_c` and `fine_xi_grad` over (activation, fine_sigma_w); NaN where theory does not know the networks.
+    """
+    gains = np.linspace(min(grid.sigma_w), max(grid.sigma_w), points)
+    scales: dict[str, list[np.ndarray]] = {"xi_c": [], "xi_grad": []}
+    for activation in grid.activations:
+        of_line = jax.vmap(lambda w, a=activation: theory.fixed_point(a, w, grid.sigma_b))
+        found = _theory(grid, of_line, jnp.asarray(gains))
+        for name, values in scales.items():
+            values.append(getattr(found, name))
+    return xr.Dataset(
+        {f"fine_{name}": (("activation", "fine_sigma_w"), np.stack(values)) for name, values in scales.items()},
+        {"activation": list(grid.names), "fine_sigma_w": gains},
+    )
 
 
 def phase_diagram(grid: Grid, points: int = 33, progress: ProgressBar = iter) -> xr.Dataset:

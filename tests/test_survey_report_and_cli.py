@@ -1,10 +1,14 @@
 """The main job end to end on a small grid: survey, store, report and the command line."""
 
 import base64
+import io
 import json
 import re
+from html.parser import HTMLParser
+from xml.etree import ElementTree
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from jaxstab import cli, datasets, report, store, survey, sweeps
@@ -50,14 +54,76 @@ def test_sweep_writes_a_store_with_everything_promised(ran):
     assert dataset.verdict.sel(activation="erf", sigma_w=0.7).item() in ("vanish", "critical")
 
 
+def pictures(page):
+    """The figures of a page, wide and narrow, as SVG; nothing but data is referred to."""
+    assert not re.search(r"""(src|href|srcset)=['"](?!data:)""", page), "nothing is fetched from elsewhere"
+    found = re.findall(r'src(?:set)?="data:image/svg\+xml;base64,([^"]+)"', page)
+    drawn = [base64.b64decode(picture).decode() for picture in found]
+    for picture in drawn:
+        ElementTree.fromstring(picture)
+        assert "prefers-color-scheme: dark" in picture and "<script" not in picture
+    return drawn
+
+
 def test_report_is_one_self_contained_page(ran):
     page = (ran[1] / "report.html").read_text(encoding="utf-8")
-    assert not re.search(r"(src|href)=['\"](?!data:)", page), "nothing is fetched from elsewhere"
-    pictures = re.findall(r"src='data:image/png;base64,([^']+)'", page)
-    assert len(pictures) == 5
-    assert all(base64.b64decode(p).startswith(b"\x89PNG") and len(p) > 20_000 for p in pictures)
+    assert len(pictures(page)) == 10 and page.count("<img alt=") == 5
     for said in ("erf", "relu", "vanish", "explode", "critical line", "standard error", "digits", "version_jax"):
         assert said in page, said
+
+
+def test_data_behind_every_figure_is_in_the_page(ran):
+    page = (ran[1] / "report.html").read_text(encoding="utf-8")
+    dataset = store.load(ran[1] / "store.zarr")
+    found = re.findall(r'download="(\w+).csv" href="data:text/csv;base64,([^"]+)"', page)
+    tables = {name: pd.read_csv(io.BytesIO(base64.b64decode(table))) for name, table in found}
+    assert set(tables) == {
+        "phase_diagram", "gradient_norms", "gradient_heat_map", "singular_values", "forward_signal",
+    }  # fmt: skip
+    heat = tables["gradient_heat_map"].set_index(["activation", "sigma_w", "depth"]).gradient_ratio
+    wanted = dataset.gradient_ratio.sel(activation="relu", sigma_w=2.8, depth=5).item()
+    # six digits are written
+    assert heat["relu", 2.8, 5] == pytest.approx(wanted, rel=1e-5)
+    assert tables["forward_signal"].c.between(-1, 1).all()
+
+
+def test_figures_say_what_is_seen(ran):
+    page = (ran[1] / "report.html").read_text(encoding="utf-8")
+    alts = re.findall(r'<img alt="([^"]+)"', page)
+    assert len(set(alts)) == 5 and all("erf: " in alt and "relu: " in alt for alt in alts)
+
+
+HOSTILE = (
+    '</td><script>alert(1)</script><img src=x onerror=\'alert(2)\' " onload="alert(3)"> $\\frac{{{{7*7}}}} \x1b[31m'
+)
+
+
+def test_nothing_in_a_store_becomes_markup(ran, tmp_path):
+    dataset = store.load(ran[1] / "store.zarr")
+    grid = json.loads(dataset.attrs["grid"])
+    hostile = grid | dict.fromkeys(("weights", "dtype", "width", "seeds", "inputs"), HOSTILE)
+    hostile["depths"] = [HOSTILE, HOSTILE]
+    dataset = dataset.assign_coords(activation=[HOSTILE, "relu"])
+    dataset["verdict"] = dataset.verdict.astype(str)
+    dataset.attrs |= {"grid": json.dumps(hostile), "data": HOSTILE, HOSTILE: HOSTILE, "command": HOSTILE}
+    page = report.write(dataset, tmp_path / "page.html").read_text(encoding="utf-8")
+    pictures(page)
+    tags = _Tags()
+    tags.feed(page)
+    assert "script" not in tags.names and not tags.handlers
+    assert tags.names.count("img") == 5 and "7*7" in page
+
+
+class _Tags(HTMLParser):
+    """Names of all tags, and attributes that run code."""
+
+    def __init__(self):
+        super().__init__()
+        self.names, self.handlers = [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.names.append(tag)
+        self.handlers += [name for name, _ in attrs if name.startswith("on")]
 
 
 def test_report_of_a_stored_run_is_drawn_again(ran, tmp_path, capsys):

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import math
 import re
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -106,6 +107,21 @@ def test_a_gradient_that_vanished_for_one_seed_is_not_left_out(rows, tmp_path):
     np.testing.assert_allclose(found.log_grad_theta.sel(layer=4), -0.4, rtol=1e-6)
 
 
+def test_learning_curves_are_those_of_the_best_gain(rows):
+    plan, values = rows
+    whole = labelled(GRID, plan, values, np.ones(len(plan.groups), bool))
+    rng = np.random.default_rng(1)
+    whole["loss"] = whole.loss.copy(data=rng.normal(size=whole.loss.shape))
+    whole.loss.loc[{"variant": "tanh", "depth": 40, "seed": 0, "step": slice(7, None)}] = np.inf
+    said = summarise(whole, 0.1).sel(kind="tanh")
+    best = said.sel(depth=12)
+    cell = whole.loss.sel(variant="tanh", depth=12, sigma_w=float(best.best_sigma_w), learning_rate=0.01).squeeze()
+    np.testing.assert_allclose(best.learning_curve, cell.mean("seed"), rtol=1e-6)
+    np.testing.assert_allclose(best.learning_curve_se, cell.std("seed", ddof=1) / 2**0.5, rtol=1e-6)
+    # beyond float32's largest or NaN, a seed ends the curve
+    assert np.isfinite(said.learning_curve.sel(depth=40)).values.tolist() == [True] * 7 + [False] * (GRID.steps - 7)
+
+
 def test_steps_and_outcomes(summary):
     shallow = summary.sel(kind="tanh & <norm>", depth=8)
     # a window of ten, half of whose accuracies and a little more are those of the end
@@ -136,16 +152,21 @@ def test_theory_is_that_of_each_gain_and_bias_and_of_no_other_network():
 
 
 def _pictures(page):
-    assert not re.search(r"(src|href)=['\"](?!data:)", page), "nothing is fetched from elsewhere"
-    found = [base64.b64decode(picture) for picture in re.findall(r"src='data:image/png;base64,([^']+)'", page)]
-    assert all(picture.startswith(b"\x89PNG") for picture in found)
+    """The figures of a page as SVG, each wide and narrow."""
+    assert not re.search(r"""(src|href|srcset)=['"](?!data:)""", page), "nothing is fetched from elsewhere"
+    found = re.findall(r'src(?:set)?="data:image/svg\+xml;base64,([^"]+)"', page)
+    for picture in found:
+        ElementTree.fromstring(base64.b64decode(picture))
     return found
 
 
 def test_the_page_holds_everything_and_no_markup_of_names(summary, tmp_path):
     page = report.write_trained(summary, tmp_path / "report.html").read_text(encoding="utf-8")
-    assert len(_pictures(page)) == 3 and "missing (" not in page and "Not finished" not in page
-    for said in ("tanh &amp; &lt;norm&gt;", "the best in every cell", "R&sup2;", "not finite later", "at the start"):
+    assert len(_pictures(page)) == 8 and "missing (" not in page and "Not finished" not in page
+    for said in (
+        "tanh &amp; &lt;norm&gt;", "the best in every cell", "R&sup2;", "not finite later", "at the start",
+        "Learning curves", "learning_curves.csv",
+    ):  # fmt: skip
         assert said in page, said
     assert "<norm>" not in page
 
@@ -173,7 +194,7 @@ def test_report_of_a_store_half_way_says_how_much_is_missing(rows, tmp_path, cap
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     known = sum(int((plan.groups[group].cells >= 0).sum()) for group in half)
     assert f"{len(GRID.cells.depth) - known} of {len(GRID.cells.depth)} runs are missing" in page
-    assert len(_pictures(page)) == 3
+    assert len(_pictures(page)) == 8
 
 
 @pytest.mark.parametrize("groups", [0, 1], ids=["nothing yet", "one cell"])
@@ -184,7 +205,7 @@ def test_report_of_next_to_nothing(groups, tmp_path):
     _write(url, grid, *_rows(grid, 1), range(groups))
     assert cli.main(["report", url, "--out", str(tmp_path / "page.html")]) == 0
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
-    assert len(_pictures(page)) == 3 and ("1 of 1 runs are missing" in page) == (groups == 0)
+    assert len(_pictures(page)) == 8 and ("1 of 1 runs are missing" in page) == (groups == 0)
     assert "give --evaluate 0 to see it" in page
 
 

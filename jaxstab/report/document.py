@@ -1,69 +1,124 @@
-"""The frame of every page: one self-contained HTML file, its figures inside, its provenance at the end."""
+"""The frame of every page: one self-contained HTML file, its figures and their data inside, its provenance at the end.
 
-import base64
-import html
-import io
-from collections.abc import Mapping
-from typing import Any
-
-from matplotlib.figure import Figure
-
-_STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;color:#1f2630;background:#fbfbfa;
-margin:0 auto;max-width:1180px;padding:28px 24px 60px}
-h1{font-size:25px;margin:0 0 2px} h2{font-size:18px;margin:38px 0 4px} p{margin:4px 0 10px;max-width:80ch}
-.sub{color:#5c6672} img{width:100%;height:auto;display:block;background:#fff;border:1px solid #e4e6e9;border-radius:6px}
-table{border-collapse:collapse;margin:14px 0;font-variant-numeric:tabular-nums;width:100%}
-th{font-weight:600;text-align:left;color:#5c6672;font-size:13px;vertical-align:bottom}
-td,th{padding:6px 14px 6px 0;border-bottom:1px solid #e4e6e9}
-.bar{display:flex;height:22px;min-width:330px;border-radius:4px;overflow:hidden}
-.bar span{color:#fff;min-width:34px;font-size:11.5px;
-line-height:22px;text-align:center;overflow:hidden;white-space:nowrap}
-dl{display:grid;grid-template-columns:max-content 1fr;gap:2px 18px;font-size:13px;color:#5c6672}
-dd{margin:0;overflow-wrap:anywhere}
-.warn{background:#fdf1e3;border-left:3px solid #e0823d;padding:8px 12px}
-.key{display:inline-block;width:11px;height:11px;border-radius:3px;margin:0 5px 0 12px}
+Whatever comes from a store reaches a page through templates that escape it, or inside a figure, which is an image.
 """
 
+import base64
+import hashlib
+import io
+import json
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
-def document(title: str, settings: str, body: str, provenance: Mapping[str, Any]) -> str:
-    """A page.
+import matplotlib as mpl
+import pandas as pd
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from matplotlib.figure import Figure
+
+from jaxstab.report.panels import COLUMNS, INK, MUTED, PAPER
+
+# what a figure's colours become where the reader prefers dark pages
+_DARK = {INK: "#e3e7ec", MUTED: "#a3adb9", PAPER: "#14181d"}
+# pixels of a page's width for an inch of a figure
+_PIXELS = 92
+# characters of one value of the provenance
+_LONGEST = 2000
+
+
+class Picture(NamedTuple):
+    """A figure as a page shows it.
+
+    Attributes:
+        name: of its file of data.
+        alt: what is seen, in words.
+        wide: data URI of the figure, panels in rows.
+        narrow: the same, panels in one column.
+        width: pixels of the wide one at most.
+        table: data URI of the data behind it, comma-separated.
+    """
+
+    name: str
+    alt: str
+    wide: str
+    narrow: str
+    width: int
+    table: str
+
+
+def picture(draw: Callable[[int], Figure], name: str, alt: str, table: pd.DataFrame) -> Picture:
+    """Draw a figure for wide and for narrow pages.
 
     Args:
-        title: what it asks.
-        settings: what was computed, HTML.
-        body: HTML.
-        provenance: what another needs to repeat it.
+        draw: the figure with so many panels in a row.
+        name: of its file of data.
+        alt: what is seen, in words.
+        table: the data behind it.
+
+    Returns:
+        The picture.
+    """
+    figure = draw(COLUMNS)
+    width = round(_PIXELS * figure.get_figwidth())
+    comma_separated = table.to_csv(index=False, float_format="%.6g")
+    return Picture(
+        name,
+        alt,
+        _uri("image/svg+xml", _svg(figure)),
+        _uri("image/svg+xml", _svg(draw(1))),
+        width,
+        _uri("text/csv", comma_separated),
+    )
+
+
+def page(template: str, title: str, settings: str, attributes: Mapping[str, Any], **content: Any) -> str:
+    """Fill a template; every value is escaped.
+
+    Args:
+        template: its file.
+        title: what the page asks.
+        settings: what was computed.
+        attributes: of the dataset: what another needs to repeat it.
+        **content: what else the template names.
 
     Returns:
         The whole HTML text.
     """
-    details = "".join(
-        f"<dt>{html.escape(key)}</dt><dd>{html.escape(str(value))}</dd>" for key, value in provenance.items()
+    environment = Environment(
+        loader=PackageLoader("jaxstab.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    return (
-        f"<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
-        f"<title>jaxstab: {title[0].lower() + title[1:]}</title><style>{_STYLE}</style>"
-        f"<h1>{title}</h1><p class=sub>{settings}</p>{body}"
-        f"<h2>Provenance</h2><dl>{details}</dl></html>"
+    provenance = [(name, _told(value)) for name, value in attributes.items()]
+    return environment.get_template(template).render(title=title, settings=settings, provenance=provenance, **content)
+
+
+def _svg(figure: Figure) -> str:
+    """A figure as an image that follows the reader's preference for dark pages."""
+    buffer = io.StringIO()
+    # the same figure is the same text, whenever and wherever it is drawn
+    with mpl.rc_context({"svg.hashsalt": "jaxstab"}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    rules = "".join(
+        f'[style*="{kind}: {light}"]{{{kind}:{dark} !important}}'
+        for light, dark in _DARK.items()
+        for kind in ("fill", "stroke")
     )
+    style = f"<style>@media (prefers-color-scheme: dark){{{rules}}}</style>"
+    return re.sub(r"(<svg [^>]*>)", lambda found: found[1] + style, buffer.getvalue(), count=1)
 
 
-def section(title: str, caption: str, figure: Figure) -> str:
-    """A figure under its heading.
+def _uri(kind: str, text: str) -> str:
+    return f"data:{kind};base64,{base64.b64encode(text.encode()).decode()}"
 
-    Args:
-        title: the heading.
-        caption: HTML.
-        figure: the figure.
 
-    Returns:
-        HTML.
-    """
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=140, facecolor="white")
-    # a few panels are not blown up to the width of a full row
-    width = f"max-width:{130 * figure.get_figwidth():.0f}px"
-    image = base64.b64encode(buffer.getvalue()).decode()
-    source = f"data:image/png;base64,{image}"
-    return f"<h2>{title}</h2><p class=sub>{caption}</p><img alt='{title}' style='{width}' src='{source}'>"
+def _told(value: Any) -> str:
+    """A value of the provenance; the checksums of all source files become one."""
+    text = str(value)
+    if '"sources"' in text:
+        try:
+            code = json.loads(text)
+            sources = json.dumps(code.pop("sources"), sort_keys=True)
+            digest = hashlib.sha256(sources.encode()).hexdigest()[:16]
+            text = ", ".join([f"sources {digest}", *(f"{name} {version}" for name, version in code.items())])
+        except (ValueError, TypeError, AttributeError, KeyError):
+            pass
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."

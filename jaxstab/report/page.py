@@ -1,63 +1,41 @@
-"""The report page: one self-contained HTML file. Draws what a survey holds; computes nothing."""
+"""The report page of a survey: one self-contained HTML file. Draws what a survey holds; computes nothing."""
 
-import html
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 from matplotlib.figure import Figure
 
 from jaxstab.report import figures
-from jaxstab.report.document import document, section
+from jaxstab.report.document import Picture, page, picture
 from jaxstab.report.figures import COLOURS, N_XI
 from jaxstab.store import whole_file
 from jaxstab.verdicts import regions
 
-_SECTIONS: tuple[tuple[str, Callable[[xr.Dataset], Figure], str], ...] = (
-    (
-        "Phase diagram",
-        figures.phase_diagram,
-        "Colour: predicted &chi;<sub>1</sub>, the factor of the squared gradient per layer (blue vanishes, orange "
-        "explodes). Line: the critical line &chi;<sub>1</sub> = 1, drawn where a network can stay on it. Points: "
-        "what was measured at the swept &sigma;<sub>b</sub>.",
-    ),
-    (
-        "Gradient against layer",
+_NEEDED = ("verdict", "gradient_profile", "phase_chi_1", "log_s_quantile", "fine_xi_c")
+# variables drawn in each figure, with the dimensions that are averaged over
+_DRAWN: dict[str, tuple[Callable[[xr.Dataset, int], Figure], tuple[str, ...]]] = {
+    "phase_diagram": (figures.phase_diagram, ("phase_chi_1", "critical_sigma_w")),
+    "gradient_norms": (
         figures.gradient_norms,
-        "Points: measured, mean and standard error over seeds, deepest network. Lines: mean-field prediction "
-        "(root mean square at infinite width; a typical network of finite width lies lower by O(depth/width)). "
-        "A gradient that falls to the left vanishes on its way to the input.",
+        ("gradient_profile", "gradient_profile_se", "predicted_gradient_profile"),
     ),
-    (
-        "Depth and gain",
-        figures.gradient_heat_map,
-        f"Measured. Solid: L = {N_XI} &xi;<sub>&nabla;</sub>, where theory has the gradient changed by "
-        f"e<sup>&plusmn;{N_XI / 2:g}</sup>. Dashed: L = {N_XI} &xi;<sub>c</sub>, the depth to which Schoenholz et al. "
-        "(2017) found networks trainable.",
-    ),
-    (
-        "Singular values of the input-output Jacobian",
-        figures.singular_values,
-        "Thin bars: 5 % to 95 % of the values that are not exactly zero, seeds pooled; thick: the middle half; circle: "
-        "median; tick: largest. Dotted: predicted root mean square over all values, zeros included.",
-    ),
-    (
-        "Forward signal",
-        figures.forward_signal,
-        "Length q<sub>l</sub> (mean square pre-activation) and correlation c<sub>l</sub> of two digits. Points: "
-        "measured means. Lines: the length and correlation maps iterated.",
-    ),
-)
+    "gradient_heat_map": (figures.gradient_heat_map, ("gradient_ratio", "fixed_point_xi_c", "fixed_point_xi_grad")),
+    "singular_values": (figures.singular_values, ("log_s_quantile", "predicted_log_mean_square")),
+    "forward_signal": (figures.forward_signal, ("log_q", "predicted_log_q", "c", "predicted_c")),
+}
 
 
 def write(dataset: xr.Dataset, path: str | Path) -> Path:
-    """Write the report page of a survey, all figures inside.
+    """Write the report page of a survey, all figures and their data inside.
 
     Args:
         dataset: a survey, fresh or loaded.
-        path: the HTML file; an existing one is replaced.
+        path: the HTML file; an existing one is replaced when the new one is complete.
 
     Returns:
         The path.
@@ -66,62 +44,112 @@ def write(dataset: xr.Dataset, path: str | Path) -> Path:
         ValueError: if the dataset is no survey.
         OSError: if the file cannot be written.
     """
-    missing = {"verdict", "gradient_profile", "phase_chi_1", "log_s_quantile"} - set(dataset)
+    missing = set(_NEEDED) - set(dataset)
     if missing or "grid" not in dataset.attrs:
         raise ValueError(
             f"a report needs a survey's dataset; this one lacks {', '.join(sorted(missing)) or 'its grid'}"
         )
-    grid = json.loads(dataset.attrs["grid"])
-    settings = (
-        f"{html.escape(str(dataset.attrs['data']))}, width {grid['width']}, depths {grid['depths'][0]} to "
-        f"{grid['depths'][-1]}, {len(grid['sigma_w'])} gains in [{grid['sigma_w'][0]:g}, {grid['sigma_w'][-1]:g}], "
-        f"&sigma;<sub>b</sub> = {grid['sigma_b']:.4g}, {grid['seeds']} seeds, {grid['inputs']} inputs each of mean "
-        f"square 1, {grid['weights']} weights, {grid['dtype']}"
+    told = _alts(dataset)
+    text = page(
+        "survey.html",
+        "Will signal and gradient survive this depth?",
+        _settings(dataset),
+        dataset.attrs,
+        depth=int(dataset.depth.max()),
+        n_xi=N_XI,
+        colours=[(verdict, COLOURS[verdict]) for verdict in ("vanish", "critical", "explode")],
+        rows=[_row(dataset.sel(activation=name)) for name in dataset.activation.values.tolist()],
+        figures={name: _picture(dataset, name, told[name]) for name in _DRAWN},
     )
-    sections = "".join(section(title, caption, draw(dataset)) for title, draw, caption in _SECTIONS)
-    page = document("Will signal and gradient survive this depth?", settings, _table(dataset) + sections, dataset.attrs)
-    path = Path(path)
     with whole_file(path) as aside:
-        aside.write_text(page, encoding="utf-8")
-    return path
+        aside.write_text(text, encoding="utf-8")
+    return Path(path)
+
+
+def _settings(dataset: xr.Dataset) -> str:
+    """What was measured, in a sentence."""
+    grid = json.loads(dataset.attrs["grid"])
+    return (
+        f"{dataset.attrs['data']}, width {grid['width']}, depths {grid['depths'][0]} to {grid['depths'][-1]}, "
+        f"{len(grid['sigma_w'])} gains in [{grid['sigma_w'][0]:g}, {grid['sigma_w'][-1]:g}], "
+        f"sigma_b = {grid['sigma_b']:.4g}, {grid['seeds']} seeds, {grid['inputs']} inputs each of mean square 1, "
+        f"{grid['weights']} weights, {grid['dtype']}"
+    )
+
+
+def _picture(dataset: xr.Dataset, name: str, alt: str) -> Picture:
+    """One figure with the data behind it, a line per point."""
+    draw, variables = _DRAWN[name]
+    return picture(lambda columns: draw(dataset, columns), name, alt, _table(dataset, variables))
+
+
+def _table(dataset: xr.Dataset, names: tuple[str, ...]) -> pd.DataFrame:
+    """Variables side by side, means over seeds and inputs, without the lines that hold nothing."""
+    variables = dataset[list(names)]
+    averaged = variables.mean([dim for dim in ("seed", "input") if dim in variables.dims])
+    return averaged.to_dataframe().dropna(how="all").reset_index()
 
 
 def _number(value: float, where: str = "") -> str:
     return f"{value:.3f}" if np.isfinite(value) else f"none{where}"
 
 
-def _error(value: float) -> str:
-    return f" &plusmn; {value:.3f}" if np.isfinite(value) else ""
-
-
-def _table(dataset: xr.Dataset) -> str:
-    """Critical gains and verdicts, one row per activation."""
-    depth = int(dataset.depth.max())
-    rows = []
-    for name in dataset.activation.values.tolist():
-        of = dataset.sel(activation=name)
-        bar = "".join(
-            f"<span style='flex:{count};background:{COLOURS[verdict]}' title='{verdict}: {low:g} to {high:g}'>"
-            f"{f'{low:.2f}&ndash;{high:.2f}' if high > low else f'{low:.2f}'}</span>"
+def _row(of: xr.Dataset) -> dict[str, Any]:
+    """Critical gains and verdicts of one activation."""
+    error = float(of.measured_critical_se)
+    measured = _number(float(of.measured_critical), " in range")
+    return {
+        "name": of.activation.item(),
+        "line": _number(float(of.critical_here)),
+        "predicted": _number(float(of.predicted_critical), " in range"),
+        "measured": measured + (f" \N{PLUS-MINUS SIGN} {error:.3f}" if np.isfinite(error) else ""),
+        "verdicts": [
+            {
+                "verdict": verdict,
+                "count": count,
+                "colour": COLOURS[verdict],
+                "range": f"{low:.2f}\N{EN DASH}{high:.2f}" if high > low else f"{low:.2f}",
+            }
             for verdict, low, high, count in regions(of.verdict)
-        )
-        rows.append(
-            f"<tr><td><b>{html.escape(name)}</b></td><td>{_number(float(of.critical_here))}</td>"
-            f"<td>{_number(float(of.predicted_critical), ' in range')}</td>"
-            f"<td>{_number(float(of.measured_critical), ' in range')}{_error(float(of.measured_critical_se))}</td>"
-            f"<td><div class=bar>{bar}</div></td></tr>"
-        )
-    keys = "".join(
-        f"<span class=key style='background:{COLOURS[v]}'></span>{v}" for v in ("vanish", "critical", "explode")
-    )
-    return (
-        "<table><tr><th>activation</th><th>critical line,<br>&chi;<sub>1</sub> = 1</th>"
-        f"<th>predicted critical<br>&sigma;<sub>w</sub> at depth {depth}</th>"
-        "<th>measured critical<br>&sigma;<sub>w</sub> &plusmn; standard error</th>"
-        f"<th>verdict against &sigma;<sub>w</sub>{keys}</th></tr>{''.join(rows)}</table>"
-        "<p class=sub>The statistic is the fitted rate d ln|dL/dh<sub>l</sub>| / dl at the deepest depth; its zero is "
-        "the critical gain. &ldquo;None&rdquo; on the critical line: no gain at which a network stays at "
-        "&chi;<sub>1</sub> = 1 (for gelu and silu at small &sigma;<sub>b</sub> the point exists, but lengths are "
-        "repelled from it). Critical: rate within two standard errors of zero, or less than a factor e over the whole "
-        "depth.</p>"
-    )
+        ],
+    }
+
+
+def _alts(dataset: xr.Dataset) -> dict[str, str]:
+    """What is seen in every figure, in words."""
+    names = dataset.activation.values.tolist()
+    gains = dataset.sigma_w.values
+    span = f"weight gains {gains[0]:g} to {gains[-1]:g}"
+    depth = int(dataset.depth.max())
+
+    def each(tell: Callable[[xr.Dataset], str]) -> str:
+        return "; ".join(f"{name}: {tell(dataset.sel(activation=name))}" for name in names)
+
+    def verdicts(of: xr.Dataset) -> str:
+        return ", ".join(f"{verdict} from {low:.2f} to {high:.2f}" for verdict, low, high, _ in regions(of.verdict))
+
+    def ends(values: xr.DataArray) -> str:
+        return f"{float(values[0]):.2g} at the smallest gain, {float(values[-1]):.2g} at the largest"
+
+    deepest = dataset.isel(depth=-1)
+    return {
+        "phase_diagram": f"Predicted ln chi_1 over {span} and biases, with measured verdicts. {each(verdicts)}.",
+        "gradient_norms": (
+            f"Norm of the gradient against the layer, depth {depth}, relative to the last layer, measured over "
+            f"predicted. Fitted rate in nats per layer: {each(lambda of: ends(of.rate))}."
+        ),
+        "gradient_heat_map": (
+            f"Logarithm of the gradient at the input over that at the output, over {span} and depths to {depth}. At "
+            f"the deepest: {each(lambda of: ends(of.gradient_ratio.isel(depth=-1)))}."
+        ),
+        "singular_values": (
+            "Quantiles of the logarithm of the Jacobian's singular values against depth, for three gains. Median at "
+            f"the deepest: {each(lambda of: ends(of.log_s_quantile.isel(depth=-1).sel(quantile=0.5)))}."
+        ),
+        "forward_signal": (
+            "Length and correlation of the signal against the layer, measured over predicted. Correlation at layer "
+            f"{depth}: "
+            + each(lambda of: ends(of.c.mean(("seed", "input")).isel(layer=min(depth, deepest.sizes["layer"] - 1))))
+            + "."
+        ),
+    }

@@ -1,36 +1,54 @@
 """What all figures share: panels in rows of four, their labels, legends, colours."""
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
-from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
-INK, MUTED = "#1f2630", "#5c6672"
-GAINS = LinearSegmentedColormap.from_list("gain", ["#2f6db3", "#7a5fa8", "#c2528b", "#e0823d"])
+INK, MUTED, PAPER = "#1f2630", "#5c6672", "#ffffff"
+# over a map of colours, which is the same on dark pages
+ON_MAP, UNDER_MAP = "#10141a", "#fdfdfd"
+# Okabe and Ito (2008), from cold to warm: told apart with any colour vision, on white and on black; so are the markers
+CURVE_COLOURS = ("#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00")
+CURVE_MARKERS = ("o", "s", "D", "^", "v")
 COLUMNS = 4
-# a gain that has a curve: index, colour, label
-Shown = tuple[int, tuple[float, float, float, float], str]
+
+
+class Curve(NamedTuple):
+    """How one curve of several is drawn.
+
+    Attributes:
+        at: index of what it belongs to, a gain or a depth.
+        colour: of its line.
+        marker: of its points.
+        label: in the legend.
+    """
+
+    at: int
+    colour: str
+    marker: str
+    label: str
 
 
 def panels(
-    names: Sequence[str], height: float, share: Literal["all", "none"] = "none"
+    names: Sequence[str], height: float, share: Literal["all", "none"] = "none", columns: int = COLUMNS
 ) -> tuple[Figure, list[tuple[str, Axes]]]:
-    """One panel per name, up to four in a row.
+    """One panel per name.
 
     Args:
         names: titles of the panels.
         height: of a panel, inches.
         share: which panels share their axes.
+        columns: panels in a row.
 
     Returns:
         The figure, and the panels by name.
     """
-    columns = min(COLUMNS, len(names))
+    columns = min(columns, len(names))
     rows = -(-len(names) // columns)
     figure = Figure(figsize=(3.1 * columns + 0.8, height * rows + 0.3), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False, sharex=share, sharey=share).ravel()
@@ -38,9 +56,7 @@ def panels(
         axis.set_visible(False)
     for name, axis in zip(names, axes[: len(names)], strict=True):
         title(axis, name)
-        axis.tick_params(labelsize=8, colors=MUTED)
-        for side in ("top", "right"):
-            axis.spines[side].set_visible(False)
+        plain_frame(axis)
     return figure, list(zip(names, axes[: len(names)], strict=True))
 
 
@@ -52,8 +68,23 @@ def title(axis: Axes, name: str, pad: float | None = None) -> None:
         name: the title.
         pad: points between it and the frame; None for the usual.
     """
-    size = 10.5 if len(name) <= 24 else max(6.0, 10.5 * 24 / len(name))
-    axis.set_title(name, loc="left", fontsize=size, color=INK, fontweight="bold", pad=pad)
+    # names come from a store: no line breaks, no mathematics, no characters that an image cannot hold
+    shown = "".join(letter if letter.isprintable() else " " for letter in name[:80])
+    size = 10.5 if len(shown) <= 24 else max(6.0, 10.5 * 24 / len(shown))
+    axis.set_title(shown, loc="left", fontsize=size, color=INK, fontweight="bold", pad=pad, parse_math=False)
+
+
+def plain_frame(axis: Axes) -> None:
+    """Lines at the left and below only, in the colour of small text.
+
+    Args:
+        axis: the panel.
+    """
+    axis.tick_params(labelsize=8, colors=MUTED)
+    axis.set_facecolor("none")
+    for side, spine in axis.spines.items():
+        spine.set_color(MUTED)
+        spine.set_visible(side in ("left", "bottom"))
 
 
 def label_axes(figure: Figure, x: str, y: str) -> None:
@@ -84,43 +115,65 @@ def colour_bar(
         label: what the colours mean.
         extend: whether there are values beyond the ends.
     """
-    bar = figure.colorbar(mesh, ax=[axis for _, axis in axes], pad=0.01, aspect=30, extend=extend)
+    column = len({axis.get_position().x0 for _, axis in axes}) == 1 and len(axes) > 1
+    location: Literal["bottom", "right"] = "bottom" if column else "right"
+    bar = figure.colorbar(mesh, ax=[axis for _, axis in axes], location=location, pad=0.01, aspect=30, extend=extend)
+    bar.outline.set_edgecolor(MUTED)
     bar.set_label(label, fontsize=9, color=INK)
     bar.ax.tick_params(labelsize=8, colors=MUTED)
 
 
-def shown_gains(gains: Float[np.ndarray, " gain"], near: float, count: int = 5) -> list[Shown]:
+def shown_gains(gains: Float[np.ndarray, " gain"], near: float, count: int = 5) -> list[Curve]:
     """Which gains have a curve: spread over all, the ends among them, and the one nearest to a given gain.
 
     Args:
         gains: ascending.
         near: to be among them; NaN for none.
-        count: how many at most.
+        count: how many at most, no more than there are colours.
 
     Returns:
-        Index, colour and label of each.
+        The curves.
     """
     spread = np.unique(np.linspace(0, len(gains) - 1, min(count, len(gains))).round().astype(int))
     if np.isfinite(near) and len(spread) > 2:
         nearest = int(np.abs(gains - near).argmin())
         # the ends stay: they show what lies either side
         spread[1 + np.abs(spread[1:-1] - nearest).argmin()] = nearest
-    scale = np.ptp(gains) or 1.0
-    return [(int(at), GAINS((gains[at] - gains[0]) / scale), f"{gains[at]:.2f}") for at in np.unique(spread)]
+    return curves({int(at): f"{gains[at]:.3g}" for at in np.unique(spread)})
 
 
-def gain_legend(axis: Axes) -> None:
-    """The gains of a panel's curves, in one row between its title and its frame.
+def curves(labels: Mapping[int, str]) -> list[Curve]:
+    """Colours and markers for some curves, from cold to warm.
+
+    Args:
+        labels: by index of what they belong to; no more than there are colours.
+
+    Returns:
+        The curves.
+    """
+    last = len(CURVE_COLOURS) - 1
+    places = np.linspace(0, last, len(labels)).round().astype(int) if len(labels) > 1 else [0]
+    return [
+        Curve(at, CURVE_COLOURS[place], CURVE_MARKERS[place], label)
+        for (at, label), place in zip(labels.items(), places, strict=True)
+    ]
+
+
+def curve_legend(axis: Axes, symbol: str = r"$\sigma_w$") -> None:
+    """The labels of a panel's curves, in one row between its title and its frame.
 
     Args:
         axis: the panel, with labelled curves.
+        symbol: what they are values of.
     """
     title(axis, axis.get_title(loc="left"), pad=19)
     handles, labels = axis.get_legend_handles_labels()
-    labels[0] = rf"$\sigma_w$ = {labels[0]}"
+    if not labels:
+        return
+    labels[0] = f"{symbol} = {labels[0]}"
     axis.legend(
         handles, labels, ncols=len(labels), fontsize=7.5, frameon=False, loc="lower left", bbox_to_anchor=(-0.02, 0.98),
-        handletextpad=0.05, columnspacing=0.7, borderpad=0.1, handlelength=1.2,
+        handletextpad=0.05, columnspacing=0.7, borderpad=0.1, handlelength=1.2, labelcolor=INK,
     )  # fmt: skip
 
 

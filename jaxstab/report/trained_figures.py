@@ -8,11 +8,16 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from jaxstab.report.panels import (
-    INK,
-    Shown,
+    COLUMNS,
+    CURVE_COLOURS,
+    ON_MAP,
+    PAPER,
+    UNDER_MAP,
+    Curve,
     colour_bar,
+    curve_legend,
+    curves,
     edges,
-    gain_legend,
     label_axes,
     panels,
     power_of_ten,
@@ -33,7 +38,7 @@ def _looks(summary: xr.Dataset) -> list[int]:
     return known if summary.sizes["kind"] == 1 else known[-1:]
 
 
-def _shown_gains(summary: xr.Dataset, kind: int) -> list[Shown]:
+def _shown_gains(summary: xr.Dataset, kind: int) -> list[Curve]:
     """Gains spread over the grid, the one at which the deepest trained network trains best among them."""
     best = summary.best_sigma_w.isel(kind=kind).values
     return shown_gains(summary.sigma_w.values, next(iter(best[np.isfinite(best)][::-1]), np.nan))
@@ -49,11 +54,12 @@ def _depth_ticks(depths: np.ndarray) -> np.ndarray:
     return depths[np.unique([np.abs(np.log(depths) - at).argmin() for at in wanted])]
 
 
-def accuracy_heat_map(summary: xr.Dataset) -> Figure:
+def accuracy_heat_map(summary: xr.Dataset, columns: int = COLUMNS) -> Figure:
     """Training accuracy over depth and gain, the boundary of what trains, and the fitted lines L = n xi.
 
     Args:
         summary: of trainings.
+        columns: panels in a row.
 
     Returns:
         The figure: a panel per number of updates where there is one kind of network, else one per kind.
@@ -65,7 +71,7 @@ def accuracy_heat_map(summary: xr.Dataset) -> Figure:
         else str(summary.kind.values[kind])
         for kind, look in shown
     ]
-    figure, axes = panels(titles, 3.6)
+    figure, axes = panels(titles, 3.6, columns=columns)
     depths, gains = summary.depth.values, summary.sigma_w.values
     for (_, axis), (kind, look) in zip(axes, shown, strict=True):
         of = summary.isel(kind=kind, evaluation=look)
@@ -83,8 +89,9 @@ def accuracy_heat_map(summary: xr.Dataset) -> Figure:
         if axis.get_legend_handles_labels()[0]:
             below = (0.5, -0.08)
             axis.legend(
-                fontsize=7.5, frameon=False, handlelength=1.6, borderpad=0, loc="upper center", bbox_to_anchor=below
-            )
+                fontsize=7.5, frameon=True, framealpha=1, facecolor=UNDER_MAP, edgecolor="none", labelcolor=ON_MAP,
+                handlelength=1.6, loc="upper center", bbox_to_anchor=below,
+            )  # fmt: skip
     label_axes(figure, r"weight gain $\sigma_w$", "depth $L$")
     colour_bar(figure, axes, mesh, "training accuracy, mean over seeds", extend="neither")
     return figure
@@ -93,40 +100,42 @@ def accuracy_heat_map(summary: xr.Dataset) -> Figure:
 def _boundary(axis: Axes, of: xr.Dataset) -> None:
     """Measured boundary, censored gains, and the fits of both sides together."""
     gains = of.sigma_w.values
+    fine = of.fine_sigma_w.values
     known = of.boundary_low.values == of.boundary_high.values
     if known.any():
         points = of.boundary_low.values[known]
         axis.plot(
-            gains[known], points, "o", ms=3.6, mfc="white", mec=INK, mew=0.9, zorder=4, label="deepest that trains"
+            gains[known], points, "o", ms=3.6, mfc=UNDER_MAP, mec=ON_MAP, mew=0.9, zorder=4, label="deepest that trains"
         )
     for scale, (style, symbol) in _LINES.items():
         fit = of.sel(scale=scale, side="both")
-        xi = of[scale].values
+        xi = of[f"fine_{scale}"].values
         if np.isfinite(fit.fit_n):
             line = float(fit.fit_n) * np.where(np.isfinite(xi) & (xi > 0), xi, np.nan)
             interval = f" [{_short(fit.fit_low)}, {_short(fit.fit_high)}]" if np.isfinite(fit.fit_low) else ""
-            axis.plot(gains, line, style, color="white", lw=3.0, alpha=0.85, zorder=2)
+            axis.plot(fine, line, style, color=UNDER_MAP, lw=3.0, alpha=0.85, zorder=2)
             label = rf"$n\,{symbol}$, $n$ = {_short(fit.fit_n)}{interval}"
-            axis.plot(gains, line, style, color=INK, lw=1.4, zorder=3, label=label)
+            axis.plot(fine, line, style, color=ON_MAP, lw=1.4, zorder=3, label=label)
 
 
-def steps_to_threshold(summary: xr.Dataset) -> Figure:
+def steps_to_threshold(summary: xr.Dataset, columns: int = COLUMNS) -> Figure:
     """Minibatches until the threshold is reached against depth, mean and standard error over seeds.
 
     Args:
         summary: of trainings.
+        columns: panels in a row.
 
     Returns:
         The figure, a panel per kind.
     """
-    figure, axes = panels(summary.kind.values.tolist()[:MOST], 2.9)
+    figure, axes = panels(summary.kind.values.tolist()[:MOST], 2.9, columns=columns)
     depths = summary.depth.values
     for kind, (_, axis) in enumerate(axes):
         of = summary.isel(kind=kind)
-        for gain, colour, label in _shown_gains(summary, kind):
+        for gain, colour, marker, label in _shown_gains(summary, kind):
             cell = of.isel(sigma_w=gain)
             axis.errorbar(
-                depths, cell.steps, cell.steps_se.fillna(0.0), fmt="o-", ms=3.2, lw=1.1, mfc="white", mec=colour,
+                depths, cell.steps, cell.steps_se.fillna(0.0), fmt=f"{marker}-", ms=3.6, lw=1.1, mfc=PAPER, mec=colour,
                 color=colour, mew=1.1, elinewidth=1.0, label=label,
             )  # fmt: skip
         axis.set_xscale("log")
@@ -134,33 +143,34 @@ def steps_to_threshold(summary: xr.Dataset) -> Figure:
         axis.set_xticks(_depth_ticks(depths), [str(d) for d in _depth_ticks(depths)])
         axis.xaxis.set_minor_locator(NullLocator())
         axis.set_ylim(0, None)
-        gain_legend(axis)
+        curve_legend(axis)
     label_axes(figure, "depth $L$", "minibatches to the threshold")
     return figure
 
 
-def first_gradients(summary: xr.Dataset) -> Figure:
+def first_gradients(summary: xr.Dataset, columns: int = COLUMNS) -> Figure:
     """|dL/dtheta_l| against l at the first look, for the deepest networks that are known.
 
     Args:
         summary: of trainings.
+        columns: panels in a row.
 
     Returns:
         The figure, a panel per kind.
     """
-    figure, axes = panels(summary.kind.values.tolist()[:MOST], 2.9)
+    figure, axes = panels(summary.kind.values.tolist()[:MOST], 2.9, columns=columns)
     for kind, (_, axis) in enumerate(axes):
         of = summary.isel(kind=kind)
         known = np.flatnonzero(of.log_grad_theta.notnull().any(("sigma_w", "layer")).values)
         of = of.isel(depth=int(known[-1]) if len(known) else -1)
         every = max(1, int(of.depth) // 13)
-        for gain, colour, label in _shown_gains(summary, kind):
+        for gain, colour, marker, label in _shown_gains(summary, kind):
             cell = of.isel(sigma_w=gain)
             axis.plot(cell.layer, cell.log_grad_theta / np.log(10), color=colour, lw=1.0, zorder=1)
             points = cell.isel(layer=slice(None, None, every))
             axis.errorbar(
                 points.layer, points.log_grad_theta / np.log(10), points.log_grad_theta_se.fillna(0.0) / np.log(10),
-                fmt="o", ms=3.2, mfc="white", mec=colour, ecolor=colour, mew=1.1, elinewidth=1.0, zorder=2,
+                fmt=marker, ms=3.6, mfc=PAPER, mec=colour, ecolor=colour, mew=1.1, elinewidth=1.0, zorder=2,
                 label=label,
             )  # fmt: skip
         axis.set_xlim(-0.5, int(of.depth) + 0.5)
@@ -168,6 +178,34 @@ def first_gradients(summary: xr.Dataset) -> Figure:
         axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axis.yaxis.set_major_locator(MaxNLocator(6, integer=True))
         axis.yaxis.set_major_formatter(FuncFormatter(power_of_ten))
-        gain_legend(axis)
+        curve_legend(axis)
     label_axes(figure, "layer $l$", r"$|dL/d\theta_l|$")
+    return figure
+
+
+def learning_curves(summary: xr.Dataset, columns: int = COLUMNS) -> Figure:
+    """Training loss against the minibatch at the best gain of some depths, mean and standard error over seeds.
+
+    Args:
+        summary: of trainings.
+        columns: panels in a row.
+
+    Returns:
+        The figure, a panel per kind.
+    """
+    figure, axes = panels(summary.kind.values.tolist()[:MOST], 2.9, columns=columns)
+    depths = summary.depth.values
+    spread = np.unique(np.linspace(0, len(depths) - 1, min(len(CURVE_COLOURS), len(depths))).round().astype(int))
+    steps = summary.step.values + 1
+    for kind, (_, axis) in enumerate(axes):
+        for at, colour, marker, label in curves({int(i): str(depths[i]) for i in spread}):
+            cell = summary.isel(kind=kind, depth=at)
+            mean, error = cell.learning_curve.values, cell.learning_curve_se.fillna(0.0).values
+            axis.fill_between(steps, mean - error, mean + error, color=colour, alpha=0.2, lw=0)
+            every = max(1, len(steps) // 8)
+            axis.plot(steps, mean, marker=marker, markevery=every, ms=3.6, mfc=PAPER, color=colour, lw=1.1, label=label)
+        axis.set_ylim(0, None)
+        axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        curve_legend(axis, "$L$")
+    label_axes(figure, "minibatch", "training loss")
     return figure

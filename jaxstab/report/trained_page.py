@@ -1,28 +1,46 @@
 """The report page of trainings. Draws what their summary holds; computes nothing."""
 
-import html
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 
 from jaxstab.report import trained_figures
-from jaxstab.report.document import document, section
+from jaxstab.report.document import Picture, page, picture
 from jaxstab.store import whole_file
 
-_COLOURS = ("#2f6db3", "#8a94a1", "#e0823d", "#a23a14", "#e4e7eb;color:#5c6672")
+_OUTCOME_COLOURS = ("#2f6db3", "#6f7782", "#b4561d", "#8a2f10", "#565d66")
 _DEPTHS = 6
+_NEEDED = ("train_accuracy", "fit_n", "runs", "best_sigma_w", "learning_curve", "fine_xi_c")
+_DRAWN: dict[str, tuple[Callable[[xr.Dataset, int], Figure], tuple[str, ...]]] = {
+    "accuracy_heat_map": (
+        trained_figures.accuracy_heat_map,
+        (
+            "train_accuracy",
+            "train_accuracy_se",
+            "test_accuracy",
+            "test_accuracy_se",
+            "learning_rate",
+            "xi_c",
+            "xi_grad",
+        ),
+    ),
+    "learning_curves": (trained_figures.learning_curves, ("learning_curve", "learning_curve_se", "best_sigma_w")),
+    "steps_to_threshold": (trained_figures.steps_to_threshold, ("steps", "steps_se", "steps_reached")),
+    "first_gradients": (trained_figures.first_gradients, ("log_grad_theta", "log_grad_theta_se")),
+}
 
 
 def write_trained(summary: xr.Dataset, path: str | Path) -> Path:
-    """Write the report page of trainings, all figures inside.
+    """Write the report page of trainings, all figures and their data inside.
 
     Args:
         summary: as `trainability.summarise` gives it.
-        path: the HTML file; an existing one is replaced.
+        path: the HTML file; an existing one is replaced when the new one is complete.
 
     Returns:
         The path.
@@ -31,26 +49,47 @@ def write_trained(summary: xr.Dataset, path: str | Path) -> Path:
         ValueError: if the dataset is no such summary.
         OSError: if the file cannot be written.
     """
-    missing = {"train_accuracy", "fit_n", "runs", "best_sigma_w"} - set(summary)
+    missing = set(_NEEDED) - set(summary)
     if missing or not {"grid", "done"} <= set(summary.attrs):
         raise ValueError(f"a page of trainings needs their summary; this dataset lacks {', '.join(sorted(missing))}")
-    sections = "".join(section(title, caption, draw(summary)) for title, draw, caption in _sections(summary))
-    body = _missing(summary) + _outcomes(summary) + _best(summary) + _fits(summary) + sections
-    path = Path(path)
-    page = document("Which of these networks train?", _settings(summary), body, summary.attrs)
+    level = float(summary.threshold[-1])
+    threshold = f"an accuracy of {level:.3g}, half-way between chance and the best" if np.isfinite(level) else "none"
+    hidden = summary.sizes["kind"] - trained_figures.MOST
+    shown = _spread(summary.depth.values)
+    told = _alts(summary)
+    text = page(
+        "trained.html",
+        "Which of these networks train?",
+        _settings(summary),
+        summary.attrs,
+        missing=int(summary.runs.sel(outcome="missing").sum()),
+        missing_share=f"{100 * (1 - summary.attrs['done']):.3g}",
+        runs=int(summary.runs.sum()),
+        threshold=threshold,
+        level=f"{level:.3g}",
+        colours=list(zip(summary.outcome.values.tolist(), _OUTCOME_COLOURS, strict=True)),
+        outcomes=_outcomes(summary),
+        depths=summary.depth.values[shown].tolist(),
+        best=_best(summary, shown),
+        fits=_fits(summary),
+        first=int(summary.evaluation[0]),
+        more=f" The first {trained_figures.MOST} kinds; {hidden} more are in the tables." if hidden > 0 else "",
+        figures={name: _picture(summary, name, told[name]) for name in _DRAWN},
+    )
     with whole_file(path) as aside:
-        aside.write_text(page, encoding="utf-8")
-    return path
+        aside.write_text(text, encoding="utf-8")
+    return Path(path)
 
 
 def _settings(summary: xr.Dataset) -> str:
+    """What was trained, in a sentence."""
     grid = json.loads(summary.attrs["grid"])
     rates = ", ".join(f"{rate:g}" for rate in grid["learning_rates"])
     data = json.loads(summary.attrs.get("data", "{}")).get("name", "data unknown")
     several = len(grid["learning_rates"]) > 1
     batch = f"batch {grid['batch']}" if grid["batch"] else "full batch"
     return (
-        f"{html.escape(str(data))}, width {grid['width']}, depths {grid['depths'][0]} to {grid['depths'][-1]}, "
+        f"{data}, width {grid['width']}, depths {grid['depths'][0]} to {grid['depths'][-1]}, "
         f"{len(grid['sigma_w'])} gains in [{grid['sigma_w'][0]:g}, {grid['sigma_w'][-1]:g}], "
         f"{grid['steps']} steps of {grid['optimiser']}, {batch}, learning rate{'s' * several} {rates}"
         f"{', the best in every cell' * several}, {grid['seeds']} "
@@ -58,72 +97,59 @@ def _settings(summary: xr.Dataset) -> str:
     )
 
 
-def _missing(summary: xr.Dataset) -> str:
-    done = summary.attrs["done"]
-    if done == 1:
-        return ""
-    lacking = int(summary.runs.sel(outcome="missing").sum())
-    return (
-        f"<p class=warn><b>Not finished: {lacking} of {int(summary.runs.sum())} runs are missing "
-        f"({100 * (1 - done):.3g} %).</b> They are grey in the figures and no part of any mean, fit or best; "
-        "a seed that is missing widens errors, and a learning rate that is missing cannot be the best.</p>"
-    )
+def _picture(summary: xr.Dataset, name: str, alt: str) -> Picture:
+    """One figure with the data behind it, a line per point."""
+    draw, variables = _DRAWN[name]
+    table = summary[list(variables)].to_dataframe().dropna(how="all").reset_index()
+    return picture(lambda columns: draw(summary, columns), name, alt, table)
 
 
-def _sections(summary: xr.Dataset) -> tuple[tuple[str, Callable[[xr.Dataset], Figure], str], ...]:
-    threshold, first = float(summary.threshold[-1]), int(summary.evaluation[0])
-    hidden = summary.sizes["kind"] - trained_figures.MOST
-    more = f" The first {trained_figures.MOST} kinds; {hidden} more are in the tables." if hidden > 0 else ""
-    return (
-        (
-            "Accuracy over depth and gain",
-            trained_figures.accuracy_heat_map,
-            "Colour: training accuracy; grey: not known. Points: the deepest trainable depth, where the accuracy, "
-            "interpolated in ln depth, last falls through half-way between chance and the best there is. Lines: n "
-            "&xi;, n fitted through the points with its 95 % interval, solid for the depth scale of the correlation, "
-            f"dashed for the gradient's; none where theory does not know the network.{more}",
-        ),
-        (
-            "Steps against depth",
-            trained_figures.steps_to_threshold,
-            f"Minibatches until the mean accuracy of ten of them reaches {threshold:.3g}: mean and standard error over "
-            f"seeds, left out where a seed never does.{more}",
-        ),
-        (
-            "Gradient against layer " + ("at the start" if first == 0 else f"after {first} steps"),
-            trained_figures.first_gradients,
-            "Norm of the loss's gradient with respect to each layer's weights and biases, deepest network: mean and "
-            "standard error of its logarithm over seeds."
-            + (" The start was not looked at: give --evaluate 0 to see it." if first else "")
-            + more,
-        ),
-    )
+def _alts(summary: xr.Dataset) -> dict[str, str]:
+    """What is seen in every figure, in words."""
+    gains = summary.sigma_w.values
+    depths = summary.depth.values
+    names = summary.kind.values.tolist()[: trained_figures.MOST]
+
+    def each(tell: Callable[[xr.Dataset], str]) -> str:
+        return "; ".join(f"{name}: {tell(summary.isel(kind=i))}" for i, name in enumerate(names))
+
+    def best(of: xr.Dataset) -> str:
+        values = of.train_accuracy.isel(evaluation=-1)
+        if not values.notnull().any():
+            return "nothing known"
+        at = values.fillna(-np.inf).argmax(("depth", "sigma_w"))
+        cell = values.isel(at)
+        return f"best {float(cell):.3g} at depth {int(cell.depth)}, gain {float(cell.sigma_w):.3g}"
+
+    def last(of: xr.Dataset) -> str:
+        shown = of.learning_curve.isel(depth=[0, -1], step=-1).values
+        return f"{shown[0]:.3g} at depth {depths[0]}, {shown[1]:.3g} at depth {depths[-1]}"
+
+    def reached(of: xr.Dataset) -> str:
+        return f"{int(of.steps.notnull().sum())} of {of.steps.size} cells reach it"
+
+    span = f"depths {depths[0]} to {depths[-1]} and weight gains {gains[0]:g} to {gains[-1]:g}"
+    return {
+        "accuracy_heat_map": f"Training accuracy over {span}. {each(best)}.",
+        "learning_curves": f"Training loss against the minibatch, a curve per depth. Last loss: {each(last)}.",
+        "steps_to_threshold": f"Minibatches to the threshold against depth, a curve per gain. {each(reached)}.",
+        "first_gradients": "Norm of the loss's gradient with respect to each layer's parameters, a curve per gain.",
+    }
 
 
-def _outcomes(summary: xr.Dataset) -> str:
-    """How runs ended, a bar per kind."""
-    threshold = float(summary.threshold[-1])
+def _outcomes(summary: xr.Dataset) -> list[dict[str, Any]]:
+    """How the runs of every kind ended."""
     outcomes = summary.outcome.values.tolist()
     rows = []
-    for kind in summary.kind.values.tolist():
-        counts = summary.runs.sel(kind=kind).values.tolist()
-        bar = "".join(
-            f"<span style='flex:{count};background:{colour}' title='{outcome}: {count}'>{count}</span>"
-            for outcome, colour, count in zip(outcomes, _COLOURS, counts, strict=True)
+    for name in summary.kind.values.tolist():
+        counts = [int(count) for count in summary.runs.sel(kind=name).values]
+        parts = [
+            {"outcome": outcome, "colour": colour, "count": count}
+            for outcome, colour, count in zip(outcomes, _OUTCOME_COLOURS, counts, strict=True)
             if count
-        )
-        rows.append(
-            f"<tr><td><b>{html.escape(kind)}</b></td><td>{sum(counts)}</td><td><div class=bar>{bar}</div></td></tr>"
-        )
-    keys = "".join(
-        f"<span class=key style='background:{colour}'></span>{outcome}"
-        for outcome, colour in zip(outcomes, _COLOURS, strict=True)
-    )
-    said = f"an accuracy of {threshold:.3g}, half-way between chance and the best" if np.isfinite(threshold) else "none"
-    return (
-        f"<h2>How the runs ended</h2><p class=sub>All of them, at every learning rate. Threshold: {said}.</p>"
-        f"<table><tr><th>kind</th><th>runs</th><th>{keys}</th></tr>{''.join(rows)}</table>"
-    )
+        ]
+        rows.append({"name": name, "total": sum(counts), "parts": parts})
+    return rows
 
 
 def _spread(values: np.ndarray) -> list[int]:
@@ -132,74 +158,59 @@ def _spread(values: np.ndarray) -> list[int]:
 
 def _plus_minus(value: float, error: float, digits: int = 3) -> str:
     if not np.isfinite(value):
-        return "&ndash;"
-    return f"{value:.{digits}f}" + (f" &plusmn; {error:.{digits}f}" if np.isfinite(error) else "")
+        return "\N{EN DASH}"
+    return f"{value:.{digits}f}" + (f" \N{PLUS-MINUS SIGN} {error:.{digits}f}" if np.isfinite(error) else "")
 
 
-def _best(summary: xr.Dataset) -> str:
-    """Accuracy at the best gain of every depth."""
-    shown = _spread(summary.depth.values)
+def _best(summary: xr.Dataset, shown: list[int]) -> list[dict[str, Any]]:
+    """Accuracy at the best gain of some depths; None where nothing is known."""
 
-    def cell(kind: int, depth: int) -> str:
+    def cell(kind: int, depth: int) -> dict[str, str] | None:
         of = summary.isel(kind=kind, depth=depth)
-        told = {name: float(of[f"best_{name}"]) for name in ("sigma_w", "learning_rate", "steps")}
-        if not np.isfinite(told["sigma_w"]):
-            return "<td>&ndash;</td>"
-        test = _plus_minus(float(of.best_test_accuracy), float(of.best_test_accuracy_se))
-        train = _plus_minus(float(of.best_train_accuracy), float(of.best_train_accuracy_se))
-        steps = f", {told['steps']:.0f} steps" if np.isfinite(told["steps"]) else ""
-        return (
-            f"<td>{test}<br><span class=sub>train {train}<br>&sigma;<sub>w</sub> {told['sigma_w']:.3g}, "
-            f"&eta; {told['learning_rate']:g}{steps}</span></td>"
-        )
+        if not np.isfinite(of.best_sigma_w):
+            return None
+        steps = float(of.best_steps)
+        return {
+            "test": _plus_minus(float(of.best_test_accuracy), float(of.best_test_accuracy_se)),
+            "train": _plus_minus(float(of.best_train_accuracy), float(of.best_train_accuracy_se)),
+            "gain": f"{float(of.best_sigma_w):.3g}",
+            "rate": f"{float(of.best_learning_rate):g}",
+            "steps": f", {steps:.0f} steps" if np.isfinite(steps) else "",
+        }
 
-    heads = "".join(f"<th>L = {summary.depth.values[i]}</th>" for i in shown)
-    rows = "".join(
-        f"<tr><td><b>{html.escape(name)}</b></td>{''.join(cell(kind, depth) for depth in shown)}</tr>"
+    return [
+        {"name": name, "cells": [cell(kind, depth) for depth in shown]}
         for kind, name in enumerate(summary.kind.values.tolist())
-    )
-    return (
-        "<h2>At the best gain</h2><p class=sub>Test accuracy, mean and standard error over seeds, at the gain and "
-        "learning rate &eta; of the highest mean training accuracy; steps to the threshold.</p>"
-        f"<table><tr><th>kind</th>{heads}</tr>{rows}</table>"
-    )
+    ]
 
 
-def _fits(summary: xr.Dataset) -> str:
-    """n of every kind, number of steps, depth scale and side."""
+def _fits(summary: xr.Dataset) -> list[dict[str, Any]]:
+    """The fit of n of every kind, number of steps and depth scale."""
     rows = []
     for kind in range(summary.sizes["kind"]):
         for look in np.flatnonzero(np.isfinite(summary.threshold.values)).tolist():
-            for scale, symbol in (("xi_c", "&xi;<sub>c</sub>"), ("xi_grad", "&xi;<sub>&nabla;</sub>")):
+            for scale in ("xi_c", "xi_grad"):
                 of = summary.isel(kind=kind, evaluation=look).sel(scale=scale)
                 both = of.sel(side="both")
                 if int(both.fit_gains) + int(both.fit_censored) == 0:
                     continue
-                cells = "".join(f"<td>{_interval(of.sel(side=side))}</td>" for side in ("both", "ordered", "chaotic"))
-                rows.append(
-                    f"<tr><td><b>{html.escape(of.kind.item())}</b></td><td>{int(of.evaluation)}</td><td>{symbol}</td>"
-                    f"{cells}<td>{int(both.fit_gains)}, {int(both.fit_censored)}</td>"
-                    f"<td>{_plus_minus(float(both.fit_scatter), np.nan, 2)}</td>"
-                    f"<td>{_plus_minus(float(both.fit_r_squared), np.nan, 2)}</td>"
-                    f"<td>{_plus_minus(float(both.fit_exponent), float(both.fit_exponent_error), 2)}</td></tr>"
-                )
-    if not rows:
-        return ""
-    return (
-        "<h2>How many depth scales train</h2><p class=sub>Fit of L = n &xi; to the deepest trainable depths, with its "
-        "95 % interval: residuals over gains, those of neighbours not taken for independent, and the jackknife over "
-        "seeds where there are several. Gains at which all depths train, or none, enter as bounds. Scatter: standard "
-        "deviation of ln L about the fit. R&sup2;: share of the variance of ln L that the fit explains; below 0, less "
-        "than a constant does. Exponent: of the free power law L ~ &xi;<sup>p</sup>, 1 if theory is right, with its "
-        "standard error.</p>"
-        "<table><tr><th>kind</th><th>steps</th><th>scale</th><th>n, both sides</th><th>ordered</th><th>chaotic</th>"
-        "<th>gains known,<br>bounds</th><th>scatter</th><th>R&sup2;</th><th>exponent</th></tr>"
-        f"{''.join(rows)}</table>"
-    )
+                intervals = {side: _interval(of.sel(side=side)) for side in ("both", "ordered", "chaotic")}
+                told = {
+                    "name": of.kind.item(),
+                    "steps": int(of.evaluation),
+                    "scale": scale,
+                    "known": int(both.fit_gains),
+                    "bounds": int(both.fit_censored),
+                    "scatter": _plus_minus(float(both.fit_scatter), np.nan, 2),
+                    "r_squared": _plus_minus(float(both.fit_r_squared), np.nan, 2),
+                    "exponent": _plus_minus(float(both.fit_exponent), float(both.fit_exponent_error), 2),
+                }
+                rows.append(told | intervals)
+    return rows
 
 
 def _interval(fit: xr.Dataset) -> str:
     if not np.isfinite(fit.fit_n):
-        return "&ndash;"
+        return "\N{EN DASH}"
     ends = f" [{float(fit.fit_low):.3g}, {float(fit.fit_high):.3g}]" if np.isfinite(fit.fit_low) else ""
     return f"{float(fit.fit_n):.3g}{ends}"

@@ -5,6 +5,7 @@ means and standard errors are over seeds.
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -32,6 +33,8 @@ SIDES = ("both", "ordered", "chaotic")
 SCALES = ("xi_c", "xi_grad")
 OUTCOMES = ("trained", "below the threshold", "not finite later", "not finite from the start", "missing")
 WINDOW = 10
+# gains at which a line of theory is drawn
+FINE = 65
 _TOLD = (
     "train_accuracy",
     "train_accuracy_se",
@@ -62,7 +65,9 @@ def summarise(dataset: xr.Dataset, chance: float) -> xr.Dataset:
         sigma_w, evaluation): `boundary_low`, `boundary_high`; over (kind, evaluation, scale, side): fields of
         `DepthFit` as `fit_n`, ...; over (kind, depth, sigma_w): `steps`, minibatches until the mean accuracy of 10
         of them reaches the last threshold, `steps_se`, `steps_reached`, the share of seeds that do; over (kind,
-        depth, sigma_w, layer): `log_grad_theta` with `_se`, at the first look; over (kind, depth): `best_sigma_w`, of
+        depth, sigma_w, layer): `log_grad_theta` with `_se`, at the first look; over (kind, fine_sigma_w): `fine_xi_c`,
+        `fine_xi_grad`, theory between the gains; over (kind, depth, step): `learning_curve` with `_se`, the loss at
+        the gain of the highest training accuracy; over (kind, depth): `best_sigma_w`, of
         the highest training accuracy at the end, and with `best_` before their names the accuracies, learning rate
         and steps there; over (kind, outcome): `runs`.
 
@@ -92,7 +97,11 @@ def summarise(dataset: xr.Dataset, chance: float) -> xr.Dataset:
     threshold = xr.DataArray(
         [halfway(mean.isel(evaluation=i).values, chance) for i in range(mean.sizes["evaluation"])], dims="evaluation"
     )
-    points = _fixed_points(grid)
+    between = np.linspace(min(grid.sigma_w), max(grid.sigma_w), FINE)
+    # one program for both
+    theirs = _fixed_points(grid, (*grid.sigma_w, *between))
+    points = {name: values[:, : len(grid.sigma_w)] for name, values in theirs.items()}
+    fine = {name: values[:, len(grid.sigma_w) :] for name, values in theirs.items()}
     last = kinds.isel(learning_rate=best.isel(evaluation=-1, drop=True))
     gradient = last.log_grad_theta.isel(evaluation=0, drop=True)
     vanished = (gradient == -np.inf).any("seed")
@@ -110,7 +119,9 @@ def summarise(dataset: xr.Dataset, chance: float) -> xr.Dataset:
     } | {name: (("kind", "sigma_w"), values) for name, values in points.items()}
     whole = xr.Dataset(found).merge(_steps(last.accuracy, float(threshold[-1])))
     whole = whole.merge(_boundaries(learned, threshold, points)).merge(_outcomes(kinds, threshold))
-    whole = whole.merge(_best(whole))
+    whole = whole.merge(_best(whole)).merge(_curves(last.loss, whole.train_accuracy))
+    lines = {f"fine_{name}": (("kind", "fine_sigma_w"), fine[name]) for name in SCALES}
+    whole = whole.merge(xr.Dataset(lines, {"fine_sigma_w": between}))
     attributes = {"grid": grid.to_json(), "chance": chance, "done": float(dataset.done.mean())}
     whole = whole.transpose("kind", "depth", "sigma_w", "evaluation", ..., missing_dims="ignore")
     return whole.assign_coords(kind=list(names(grid))).assign_attrs(dataset.attrs | attributes)
@@ -149,20 +160,34 @@ def _best(whole: xr.Dataset) -> xr.Dataset:
     return best.rename({name: f"best_{name}" for name in best.data_vars})
 
 
+def _curves(loss: xr.DataArray, accuracy: xr.DataArray) -> xr.Dataset:
+    """The loss of every step at the gain of the highest training accuracy at the end, at every depth."""
+    at = accuracy.isel(evaluation=-1, drop=True).fillna(-np.inf).argmax("sigma_w")
+    best = loss.isel(sigma_w=at).drop_vars("sigma_w")
+    # zero times infinity is NaN
+    known = (best * 0).notnull().all("seed")
+    return xr.Dataset(
+        {
+            "learning_curve": best.mean("seed").where(known),
+            "learning_curve_se": standard_error(best.where(known)),
+        }
+    )
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def _fixed_point(activation: str | Activation, sigma_w: Array, sigma_b: Array) -> FixedPoint:
     """At every gain; a program serves all biases."""
     return jax.vmap(lambda w: theory.fixed_point(activation, w, sigma_b))(sigma_w)
 
 
-def _fixed_points(grid: Grid) -> dict[str, np.ndarray]:
-    """Depth scales and chi_1 of every kind at every gain, [kind, gain]; NaN for networks that theory does not know."""
+def _fixed_points(grid: Grid, at: Sequence[float]) -> dict[str, np.ndarray]:
+    """Depth scales and chi_1 of every kind at some gains, [kind, gain]; NaN for networks that theory does not know."""
     kinds, variants = _kinds(grid), {variant.name: variant for variant in grid.variants}
     fields = (*SCALES, "chi_1")
 
     @functools.cache
     def of(name: str, sigma_b: float) -> np.ndarray:
-        gains = jnp.asarray(grid.sigma_w, float), jnp.asarray(sigma_b, float)
+        gains = jnp.asarray(at, float), jnp.asarray(sigma_b, float)
         point = jax.device_get(_fixed_point(variants[name].activation, *gains))
         return np.array([getattr(point, field) for field in fields], float)
 
@@ -170,7 +195,7 @@ def _fixed_points(grid: Grid) -> dict[str, np.ndarray]:
         kind = variants[name]
         return not (kind.norm or kind.skip or dropout) and kind.weights in networks.UNIT_WEIGHTS
 
-    unknown = np.full((len(fields), len(grid.sigma_w)), np.nan)
+    unknown = np.full((len(fields), len(at)), np.nan)
     found = [of(name, sigma_b) if known(name, dropout) else unknown for name, sigma_b, _, dropout in kinds]
     return dict(zip(fields, np.stack(found, axis=1), strict=True))
 
