@@ -71,7 +71,7 @@ def picture(draw: Callable[[int], Figure], name: str, alt: str, table: pd.DataFr
     )
 
 
-def page(template: str, title: str, settings: str, attributes: Mapping[str, Any], **content: Any) -> str:
+def page(template: str, title: str, settings: str, attributes: Mapping[str, Any], content: Mapping[str, Any]) -> str:
     """Fill a template; every value is escaped.
 
     Args:
@@ -79,7 +79,7 @@ def page(template: str, title: str, settings: str, attributes: Mapping[str, Any]
         title: what the page asks.
         settings: what was computed.
         attributes: of the dataset: what another needs to repeat it.
-        **content: what else the template names.
+        content: what else the template names.
 
     Returns:
         The whole HTML text.

@@ -50,16 +50,19 @@ def write(dataset: xr.Dataset, path: str | Path) -> Path:
             f"a report needs a survey's dataset; this one lacks {', '.join(sorted(missing)) or 'its grid'}"
         )
     told = _alts(dataset)
+    content = {
+        "depth": int(dataset.depth.max()),
+        "n_xi": N_XI,
+        "colours": [(verdict, COLOURS[verdict]) for verdict in ("vanish", "critical", "explode")],
+        "rows": [_row(dataset.sel(activation=name)) for name in dataset.activation.values.tolist()],
+        "figures": {name: _picture(dataset, name, told[name]) for name in _DRAWN},
+    }
     text = page(
         "survey.html",
         "Will signal and gradient survive this depth?",
         _settings(dataset),
         dataset.attrs,
-        depth=int(dataset.depth.max()),
-        n_xi=N_XI,
-        colours=[(verdict, COLOURS[verdict]) for verdict in ("vanish", "critical", "explode")],
-        rows=[_row(dataset.sel(activation=name)) for name in dataset.activation.values.tolist()],
-        figures={name: _picture(dataset, name, told[name]) for name in _DRAWN},
+        content,
     )
     with whole_file(path) as aside:
         aside.write_text(text, encoding="utf-8")

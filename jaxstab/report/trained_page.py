@@ -57,24 +57,27 @@ def write_trained(summary: xr.Dataset, path: str | Path) -> Path:
     hidden = summary.sizes["kind"] - trained_figures.MOST
     shown = _spread(summary.depth.values)
     told = _alts(summary)
+    content = {
+        "missing": int(summary.runs.sel(outcome="missing").sum()),
+        "missing_share": f"{100 * (1 - summary.attrs['done']):.3g}",
+        "runs": int(summary.runs.sum()),
+        "threshold": threshold,
+        "level": f"{level:.3g}",
+        "colours": list(zip(summary.outcome.values.tolist(), _OUTCOME_COLOURS, strict=True)),
+        "outcomes": _outcomes(summary),
+        "depths": summary.depth.values[shown].tolist(),
+        "best": _best(summary, shown),
+        "fits": _fits(summary),
+        "first": int(summary.evaluation[0]),
+        "more": f" The first {trained_figures.MOST} kinds; {hidden} more are in the tables." if hidden > 0 else "",
+        "figures": {name: _picture(summary, name, told[name]) for name in _DRAWN},
+    }
     text = page(
         "trained.html",
         "Which of these networks train?",
         _settings(summary),
         summary.attrs,
-        missing=int(summary.runs.sel(outcome="missing").sum()),
-        missing_share=f"{100 * (1 - summary.attrs['done']):.3g}",
-        runs=int(summary.runs.sum()),
-        threshold=threshold,
-        level=f"{level:.3g}",
-        colours=list(zip(summary.outcome.values.tolist(), _OUTCOME_COLOURS, strict=True)),
-        outcomes=_outcomes(summary),
-        depths=summary.depth.values[shown].tolist(),
-        best=_best(summary, shown),
-        fits=_fits(summary),
-        first=int(summary.evaluation[0]),
-        more=f" The first {trained_figures.MOST} kinds; {hidden} more are in the tables." if hidden > 0 else "",
-        figures={name: _picture(summary, name, told[name]) for name in _DRAWN},
+        content,
     )
     with whole_file(path) as aside:
         aside.write_text(text, encoding="utf-8")
