@@ -109,6 +109,7 @@ class FixedPoint(NamedTuple):
         xi_c: depth scale of the correlation, layers; inf where it decays slower than exponentially.
         xi_grad: depth scale of the gradient, 1/|ln chi_1|, layers.
         stable: whether lengths near q* are drawn to it (|dq'/dq| < 1).
+        log_q: ln q*, where q* itself may overflow or vanish.
     """
 
     q: Float[Array, "..."]
@@ -119,6 +120,7 @@ class FixedPoint(NamedTuple):
     xi_c: Float[Array, "..."]
     xi_grad: Float[Array, "..."]
     stable: Bool[Array, "..."]
+    log_q: Float[Array, "..."]
 
 
 class CriticalPoint(NamedTuple):
@@ -129,11 +131,13 @@ class CriticalPoint(NamedTuple):
         q: the length fixed point there; inf where chi_1 = 1 is reached as the length grows without bound.
         usable: whether a network stays there: the length map does not repel from q, and for an infinite q the
             activation has chi_1 = 1 at every length (relu), not only in the limit (gelu).
+        log_q: ln q.
     """
 
     sigma_w: Float[Array, "..."]
     q: Float[Array, "..."]
     usable: Bool[Array, "..."]
+    log_q: Float[Array, "..."]
 
 
 class Estimate(NamedTuple):

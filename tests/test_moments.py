@@ -12,7 +12,8 @@ from scipy.special import ndtr
 
 from jaxstab import theory
 from jaxstab.activations import Activation, get, names
-from jaxstab.theory.quadrature import expectation, pair_expectation
+from jaxstab.theory.features import features
+from jaxstab.theory.quadrature import pair, single
 
 
 def test_every_activation_has_a_reference():
@@ -30,19 +31,21 @@ def test_moments_agree_with_closed_forms_or_adaptive_quadrature(name):
 
 @pytest.mark.parametrize("name", [n for n in CLOSED if get(n).kernel is not None and n != "sin"])
 def test_quadrature_agrees_with_the_kernels_it_is_replaced_by(name):
-    phi = get(name)
+    kernel = get(name).kernel
+    phi = Activation(name, get(name).fn, get(name).kinks)
+    about = features(phi)
     at = [(0.5, 0.0), (0.5, 0.7), (4.0, 0.999), (30.0, -0.4), (100.0, 0.5)]
     q, c = (jnp.asarray(axis) for axis in zip(*at, strict=True))
-    covariance = jax.vmap(lambda q, c: pair_expectation(phi.fn, phi, q, c))(q, c)
-    derivative = jax.vmap(lambda q, c: pair_expectation(phi.derivative, phi, q, c))(q, c)
-    expected = jax.vmap(phi.kernel)(q, c)
-    # absolute, on the scale of the moment: an odd function's covariance is 0 at c = 0
-    np.testing.assert_allclose(covariance, expected[0], rtol=1e-10, atol=1e-12)
-    np.testing.assert_allclose(derivative, expected[1], rtol=1e-10, atol=1e-12)
+    found = jax.vmap(lambda q, c: pair(phi, about, q, 1 - jnp.abs(c), about.nodes, c < 0))(q, c)
+    covariance, derivative = jax.vmap(kernel)(q, c)
+    length = jax.vmap(kernel)(q, jnp.ones_like(q))[0]
+    # on the scale of the moment: an odd function's covariance is 0 at c = 0
+    np.testing.assert_allclose(found.gap, (length - covariance) / q, rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(found.slope, derivative, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize(("name", "kinks"), [("tanh", [0.0]), ("hard_tanh", [-1.0, 1.0]), ("elu", [0.0])])
-def test_pair_expectation_agrees_with_nested_adaptive_quadrature(name, kinks):
+def test_pairs_agree_with_nested_adaptive_quadrature(name, kinks):
     fn = {"tanh": np.tanh, "hard_tanh": lambda z: np.clip(z, -1, 1), "elu": lambda z: np.where(z > 0, z, np.expm1(z))}[
         name
     ]
@@ -58,8 +61,10 @@ def test_pair_expectation_agrees_with_nested_adaptive_quadrature(name, kinks):
     at = sorted([-10.0, 10.0, *(k / root for k in kinks)])
     outer = lambda u: fn(root * u) * density(u) * inner(u)
     expected = sum(integrate.quad(outer, a, b, epsabs=1e-12)[0] for a, b in zip(at[:-1], at[1:], strict=True))
-    found = pair_expectation(get(name).fn, get(name), jnp.asarray(q), jnp.asarray(c))
-    assert float(found) == pytest.approx(expected, abs=1e-10)
+    phi = get(name)
+    about = features(phi)
+    gap = jax.jit(lambda: pair(phi, about, jnp.asarray(q), jnp.asarray(1 - c), about.nodes).gap)()
+    assert float(gap) == pytest.approx((reference(name, q)[0] - expected) / q, abs=1e-10)
 
 
 @settings(max_examples=40)
@@ -90,8 +95,8 @@ def test_users_activation_with_kinks():
 
 def test_expectation_of_a_smooth_callable():
     cosine = get(jnp.cos)
-    found = expectation(cosine.fn, cosine, jnp.asarray(1.3))
-    assert float(found) == pytest.approx(np.exp(-0.65), rel=1e-12)
+    found = jax.jit(lambda q: single(cosine, features(cosine), q))(jnp.asarray(1.3))
+    assert float(found.mean) == pytest.approx(np.exp(-0.65), rel=1e-12)
 
 
 def test_saturation_and_dead_share():

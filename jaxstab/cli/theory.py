@@ -62,7 +62,7 @@ def print_theory(settings: Theory) -> None:
         ],
         "critical_points": [
             {"sigma_w": float(w), "q": float(q), "usable": bool(use)}
-            for w, q, use in zip(*critical, strict=True)
+            for w, q, use in zip(critical.sigma_w, critical.q, critical.usable, strict=True)
             if not np.isnan(q)
         ],
     }

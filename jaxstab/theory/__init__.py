@@ -1,6 +1,7 @@
 """Predict: mean-field theory of infinitely wide networks."""
 
-from jaxstab.theory.fixed_points import critical_points, critical_sigma_w, fixed_point, fixed_points
+from jaxstab.theory.critical import critical_points, critical_sigma_w
+from jaxstab.theory.fixed_points import fixed_point, fixed_points
 from jaxstab.theory.free_products import (
     JacobianLaw,
     JacobianMoments,

@@ -2,17 +2,24 @@
 
 Poole et al. 2016 (arXiv:1606.05340) and Schoenholz et al. 2017 (arXiv:1611.01232), with
 V(q) = E phi(sqrt(q) u)^2 and M(q) = E phi'(sqrt(q) u)^2. Gains sigma_w and sigma_b are standard deviations.
-Every function takes scalars; `jax.vmap` makes grids of them.
+Every function takes scalars; `jax.vmap` makes grids of them. A moment that is infinite, or that quadrature cannot give
+to 1e-8 of itself, is NaN or inf, never a finite wrong number; `moment_error` says why.
+
+The maps of ln q and of 1 - c beneath (`log_length_map`, `distance_map`) hold at every length.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
 from jaxstab.activations import Activation, get, probe
-from jaxstab.theory.quadrature import LONGEST, SHORTEST, expectation, pair_expectation
+from jaxstab.theory.features import Features
+from jaxstab.theory.moments import LogMoments, inside, log_moments, log_pair
+from jaxstab.theory.precision import compiled
+from jaxstab.theory.quadrature import ACCURACY, CLOSEST, LONGEST, SHORTEST
 
 AnyActivation = str | Activation | Callable[[Array], Array]
 
@@ -25,9 +32,125 @@ def _inside(q: Array) -> Array:
     return jnp.clip(q, SHORTEST, LONGEST)
 
 
-def _beyond(q: Array) -> Array:
-    # activations that send a net to such lengths grow linearly, so V grows as q
-    return jnp.maximum(q / LONGEST, 1.0)
+def log_square(x: Float[Array, ""]) -> Float[Array, ""]:
+    """ln x^2, -inf at 0 with derivative 0 there.
+
+    Args:
+        x: a number >= 0.
+
+    Returns:
+        The logarithm.
+    """
+    positive = x > 0
+    return jnp.where(positive, 2 * jnp.log(jnp.where(positive, x, 1.0)), -jnp.inf)
+
+
+def log_sum(a: Float[Array, ""], b: Float[Array, ""]) -> Float[Array, ""]:
+    """ln (e^a + e^b), with finite derivatives where one or both are -inf.
+
+    Args:
+        a: a logarithm.
+        b: a logarithm.
+
+    Returns:
+        The logarithm of the sum.
+    """
+    top = jnp.maximum(a, b)
+    finite = jnp.isfinite(top)
+    safe = jnp.where(finite, top, 0.0)
+    return jnp.where(finite, safe + jnp.log(jnp.exp(a - safe) + jnp.exp(b - safe)), jax.lax.stop_gradient(top))
+
+
+class Length(NamedTuple):
+    """One layer's map of the length, in logarithms.
+
+    Attributes:
+        log_q: ln q', the next layer's length.
+        log_ratio: ln (q'/q).
+        log_share: ln (sigma_w^2 q/q'), the factor that turns moments per q into those of the next layer's correlation.
+        pair_share: the same factor of `log_pair`, whose lengths are those inside the range of quadrature.
+    """
+
+    log_q: Float[Array, ""]
+    log_ratio: Float[Array, ""]
+    log_share: Float[Array, ""]
+    pair_share: Float[Array, ""]
+
+
+def log_length_map(
+    moments: LogMoments, log_w: Float[Array, ""], log_b: Float[Array, ""], log_q: Float[Array, ""]
+) -> Length:
+    """One layer's map of ln q, q' = sigma_w^2 V(q) + sigma_b^2.
+
+    Args:
+        moments: of the activation at q.
+        log_w: ln sigma_w^2.
+        log_b: ln sigma_b^2.
+        log_q: ln q; -inf and inf are allowed.
+
+    Returns:
+        The next layer's length.
+    """
+    finite = jnp.where(jnp.isfinite(log_q), log_q, inside(log_q))
+    ratio = log_sum(log_w + moments.log_growth, log_b - finite)
+    share = jnp.where(jnp.isfinite(log_w), log_w - jnp.where(jnp.isfinite(ratio), ratio, 0.0), -jnp.inf)
+    pair_share = jnp.exp(share + moments.log_growth - moments.near_growth)
+    return Length(log_sum(log_w + moments.log_length, log_b), ratio, share, pair_share)
+
+
+class Distance(NamedTuple):
+    """One layer's map of 1 - c.
+
+    Attributes:
+        distance: 1 - c', the next layer's.
+        slope: dc'/dc.
+    """
+
+    distance: Float[Array, ""]
+    slope: Float[Array, ""]
+
+
+def distance_map(
+    phi: Activation,
+    about: Features,
+    log_q: Float[Array, ""],
+    share: Float[Array, ""],
+    distance: Float[Array, ""],
+) -> Distance:
+    """One layer's map of 1 - c, which keeps its digits as c tends to 1.
+
+    1 - c' = sigma_w^2 (V - E phi(z1) phi(z2)) / q'.
+
+    Args:
+        phi: the activation.
+        about: its features.
+        log_q: ln q.
+        share: the length map's `pair_share`.
+        distance: 1 - c, in [0, 2].
+
+    Returns:
+        The next layer's, and the slope.
+    """
+    opposite = distance > 1.0
+    apart = jnp.where(opposite, 2.0 - distance, distance)
+    found = log_pair(phi, about, log_q, apart, about.nodes, opposite)
+    if phi.kernel is None:
+        # at c = +-1 the nodes stand still, and the derivative is the slope
+        ends = jnp.where(apart <= CLOSEST, distance - jax.lax.stop_gradient(distance), 0.0)
+        found = found._replace(gap=found.gap + found.slope * ends)
+    if about.check is not None:
+        other = log_pair(phi, about, log_q, apart, about.check, opposite)
+        size = jnp.exp(log_moments(phi, about, log_q).log_growth)
+        unsure = jnp.abs(found.gap - other.gap) > ACCURACY * size
+        found = found._replace(gap=jnp.where(unsure, jnp.nan, found.gap))
+        unsure = jnp.abs(found.slope - other.slope) > ACCURACY * jnp.abs(found.slope) + ACCURACY / 100
+        found = found._replace(slope=jnp.where(unsure, jnp.nan, found.slope))
+    return Distance(share * found.gap, share * found.slope)
+
+
+@compiled()
+def _second_moment(phi: Activation, about: Features, q: Array) -> Array:
+    return jnp.exp(log_moments(phi, about, jnp.log(q)).log_length)
 
 
 def second_moment(activation: AnyActivation, q: ArrayLike) -> Float[Array, ""]:
@@ -44,11 +167,13 @@ def second_moment(activation: AnyActivation, q: ArrayLike) -> Float[Array, ""]:
         >>> print(f"{second_moment('relu', 3.0):.4f}")
         1.5000
     """
-    phi, q = get(activation), _float(q)
-    inside = _inside(q)
-    if phi.kernel is not None:
-        return phi.kernel(inside, jnp.ones_like(inside))[0] * _beyond(q)
-    return expectation(lambda z: phi(z) ** 2, phi, inside) * _beyond(q)
+    return _second_moment(get(activation), q)
+
+
+@compiled()
+def _second_moment_slope(phi: Activation, about: Features, q: Array) -> Array:
+    moments = log_moments(phi, about, jnp.log(q))
+    return jnp.exp(moments.log_growth) * moments.length_power
 
 
 def second_moment_slope(activation: AnyActivation, q: ArrayLike) -> Float[Array, ""]:
@@ -67,11 +192,12 @@ def second_moment_slope(activation: AnyActivation, q: ArrayLike) -> Float[Array,
         >>> print(f"{second_moment_slope('relu', 3.0):.4f}")
         0.5000
     """
-    phi, q = get(activation), _inside(_float(q))
-    kernel = phi.kernel
-    if kernel is not None:
-        return jax.grad(lambda q: kernel(q, jnp.ones_like(q))[0])(q)
-    return expectation(lambda z: phi(z) * phi.derivative(z) * (z / jnp.sqrt(q)), phi, q) / jnp.sqrt(q)
+    return _second_moment_slope(get(activation), q)
+
+
+@compiled()
+def _derivative_moment(phi: Activation, about: Features, q: Array) -> Array:
+    return jnp.exp(log_moments(phi, about, jnp.log(q)).log_slope)
 
 
 def derivative_moment(activation: AnyActivation, q: ArrayLike) -> Float[Array, ""]:
@@ -88,24 +214,12 @@ def derivative_moment(activation: AnyActivation, q: ArrayLike) -> Float[Array, "
         >>> print(f"{derivative_moment('relu', 3.0):.4f}")
         0.5000
     """
-    phi, q = get(activation), _inside(_float(q))
-    if phi.kernel is not None:
-        return phi.kernel(q, jnp.ones_like(q))[1]
-    return expectation(lambda z: phi.derivative(z) ** 2, phi, q)
+    return _derivative_moment(get(activation), q)
 
 
-# below this distance from c = 1 the pair integrals continue linearly: their integrand degenerates to one dimension
-_COINCIDENT = 1e-9
-
-
-def _kernel(phi: Activation, q: Array, c: Array) -> tuple[Array, Array]:
-    """E phi(z1) phi(z2) and E phi'(z1) phi'(z2) at length q (inside the range) and correlation c."""
-    if phi.kernel is not None:
-        return phi.kernel(q, c)
-    apart = jnp.clip(c, -1.0 + _COINCIDENT, 1.0 - max(_COINCIDENT, 4 * float(jnp.finfo(q.dtype).eps)))
-    covariance = pair_expectation(phi.fn, phi, q, apart)
-    derivative = pair_expectation(phi.derivative, phi, q, apart)
-    return covariance + q * derivative * (c - apart), derivative
+@compiled()
+def _length_map(phi: Activation, about: Features, sigma_w: Array, sigma_b: Array, q: Array) -> Array:
+    return sigma_w**2 * jnp.exp(log_moments(phi, about, jnp.log(q)).log_length) + sigma_b**2
 
 
 def length_map(activation: AnyActivation, sigma_w: ArrayLike, sigma_b: ArrayLike, q: ArrayLike) -> Float[Array, ""]:
@@ -124,7 +238,19 @@ def length_map(activation: AnyActivation, sigma_w: ArrayLike, sigma_b: ArrayLike
         >>> print(f"{length_map('relu', 2**0.5, 0.0, 3.0):.4f}")
         3.0000
     """
-    return _float(sigma_w) ** 2 * second_moment(activation, q) + _float(sigma_b) ** 2
+    return _length_map(get(activation), sigma_w, sigma_b, q)
+
+
+@compiled()
+def _correlation(
+    phi: Activation, about: Features, sigma_w: Array, sigma_b: Array, q: Array, c: Array
+) -> tuple[Array, Array]:
+    log_q = jnp.log(q)
+    moments = log_moments(phi, about, log_q)
+    length = log_length_map(moments, log_square(sigma_w), log_square(sigma_b), log_q)
+    found = distance_map(phi, about, log_q, length.pair_share, 1.0 - c)
+    slope = jnp.where(c >= 1.0, jnp.exp(length.log_share + moments.log_slope), found.slope)
+    return 1.0 - found.distance, slope
 
 
 def correlation_map(
@@ -148,10 +274,7 @@ def correlation_map(
         >>> print(f"{correlation_map('relu', 2**0.5, 0.0, 1.0, 0.0):.4f}")
         0.3183
     """
-    phi, q = get(activation), _float(q)
-    covariance = _kernel(phi, _inside(q), _float(c))[0] * _beyond(q)
-    shared = _float(sigma_w) ** 2 * covariance + _float(sigma_b) ** 2
-    return shared / length_map(phi, sigma_w, sigma_b, q)
+    return _correlation(get(activation), sigma_w, sigma_b, q, c)[0]
 
 
 def correlation_slope(
@@ -176,10 +299,34 @@ def correlation_slope(
         >>> print(f"{correlation_slope('relu', 2.0, 0.0, 1.0, 1.0):.4f}")
         1.0000
     """
-    phi, q, c = get(activation), _inside(_float(q)), _float(c)
-    same = derivative_moment(phi, q)
-    derivative = jnp.where(c >= 1.0, same, _kernel(phi, q, c)[1])
-    return _float(sigma_w) ** 2 * derivative * (q / length_map(phi, sigma_w, sigma_b, q))
+    return _correlation(get(activation), sigma_w, sigma_b, q, c)[1]
+
+
+@compiled("threshold")
+def _saturation(phi: Activation, about: Features, q: Array, threshold: float) -> Array:
+    return flat_share(phi, q, threshold)
+
+
+def flat_share(phi: Activation, q: Float[Array, ""], threshold: float) -> Float[Array, ""]:
+    """`saturation`, to be traced.
+
+    Args:
+        phi: the activation.
+        q: length.
+        threshold: fraction of max |phi'|.
+
+    Returns:
+        The share.
+    """
+    z = probe(q.dtype)
+    steepness = jnp.abs(phi.derivative(z))
+    flat = (steepness <= threshold * jnp.max(steepness)).astype(q.dtype)
+    # each edge switches the indicator from there to the right; room for 64: sin has 50 within +-20
+    change = flat[1:] - flat[:-1]
+    _, edges = jax.lax.top_k(jnp.abs(change), 64)
+    places = (z[edges] + z[edges + 1]) / 2
+    beyond = 1 - jax.scipy.stats.norm.cdf(places / jnp.sqrt(_inside(q)))
+    return flat[0] + jnp.sum(change[edges] * beyond)
 
 
 def saturation(activation: AnyActivation, q: ArrayLike, threshold: float) -> Float[Array, ""]:
@@ -197,12 +344,4 @@ def saturation(activation: AnyActivation, q: ArrayLike, threshold: float) -> Flo
         >>> print(f"{saturation('hard_tanh', 1.0, 0.0):.3f}")
         0.317
     """
-    phi, q = get(activation), _inside(_float(q))
-    z = probe(q.dtype)
-    flat = (jnp.abs(phi.derivative(z)) <= threshold * phi.steepest(q.dtype)).astype(q.dtype)
-    # room for 64 edges of the flat set: sin has 50 within +-20
-    edges = jnp.nonzero(flat[1:] != flat[:-1], size=64, fill_value=len(z) - 1)[0]
-    right = jnp.minimum(edges + 1, len(z) - 1)
-    below = jax.scipy.stats.norm.cdf((z[edges] + z[right]) / 2 / jnp.sqrt(q))
-    # each edge switches the indicator from there to the right
-    return flat[0] + jnp.sum((flat[right] - flat[edges]) * (1 - below))
+    return _saturation(get(activation), q, threshold=threshold)
