@@ -251,7 +251,7 @@ def test_spectral_clip_takes_matrices_only_and_batches():
     g = {"blocks": jax.tree.map(jnp.asarray, blocks), "readout": {"kernel": jnp.asarray(rng.normal(size=(4, 2)))}}
     g["blocks"]["kernel"] = g["blocks"]["kernel"].at[1].multiply(1e-3)
     for method in capped:
-        u = _once(lambda t, method=method: clip_by_spectral_norm(t, method, iterations=24))(0.5, g)
+        u = _once(lambda t, method=method: clip_by_spectral_norm(t, method, 24, stacked="blocks"))(0.5, g)
         np.testing.assert_array_equal(u["blocks"]["bias"], blocks["bias"])
         np.testing.assert_array_equal(u["blocks"]["kernel"][1], g["blocks"]["kernel"][1])
         for before, after in zip(

@@ -180,6 +180,7 @@ BAD = [
     (lambda: clipping.clip_by_norm(float("nan")), r"max_norm must be >= 0, got nan"),
     (lambda: clipping.clip_by_norm(np.ones(3)), r"max_norm must be a scalar, got shape \(3,\)"),
     (lambda: clipping.clip_by_norm(1.0, per="module"), r"per must be one of tree, leaf, layer or a callable"),
+    (lambda: clipping.clip_by_norm(1.0, stacked="blocks"), r"stacked needs per=\"layer\".*, got per='tree'"),
     (lambda: clipping.normalize(-1.0), r"norm must be >= 0"),
     (lambda: clipping.clip_by_running_mean(-1.0), r"multiple must be >= 0"),
     (lambda: clipping.clip_by_running_mean(decay=1.0), r"decay must be in \[0, 1\), got 1.0"),

@@ -61,6 +61,77 @@ def test_skipping_a_leaf_keeps_its_part_of_a_nested_state_only():
     assert int(moments.count) == 2
 
 
+@pytest.mark.parametrize("policy", ["skip", "zero", "propagate"])
+@pytest.mark.parametrize("per", ["leaf", "layer", "tree"])
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda per: clipping.auto_clip(per=per),
+        lambda per: clipping.clip_by_running_mean(1.0, decay=0.5, per=per),
+        lambda per: clipping.z_clip(warmup=1, decay=0.5, per=per),
+        lambda per: optax.chain(monitored(clipping.auto_clip(per=per)), optax.masked(clipping.clip_spikes(), True)),
+        lambda per: clipping.clip_spikes(threshold=1.0, decay=0.5),
+    ],
+    ids=["auto_clip", "running_mean", "z_clip", "chain", "spikes"],
+)
+def test_a_gradient_that_was_not_finite_teaches_a_clipper_nothing(build, per, policy):
+    # an equal gradient, nine times, is within every threshold learnt from it, bad ones between them or not
+    tx = guarded(build(per), policy)
+    good = {"a": {"w": jnp.asarray([3.0, 4.0]), "b": jnp.asarray([5.0])}}
+    bad = {"a": {"w": jnp.asarray([np.nan, 4.0]), "b": jnp.asarray([5.0])}}
+    grads = jax.tree.map(lambda g, b: jnp.stack([g] * 9 + [b] * 3 + [g]), good, bad)
+    _, updates = jax.jit(lambda g: jax.lax.scan(lambda s, g: tx.update(g, s)[::-1], tx.init(good), g))(grads)
+    np.testing.assert_allclose(updates["a"]["w"][-1], [3.0, 4.0], rtol=1e-9)
+    np.testing.assert_allclose(updates["a"]["b"], 5.0, rtol=1e-9)
+
+
+def test_parts_of_a_state_belong_to_the_leaves_that_init_makes_them_for():
+    # paths that end alike, equal shapes, and a state by name of leaf
+    by_name = optax.GradientTransformation(
+        lambda params: {
+            "seen": {"/".join(map(str, k)): jnp.zeros(()) for k, _ in jax.tree_util.tree_leaves_with_path(params)}
+        },
+        lambda g, s, p=None: (g, jax.tree.map(lambda n: n + 1, s)),
+    )
+    params = {"count": jnp.ones(()), "mu": {"count": jnp.ones(())}}
+    with jax.numpy_dtype_promotion("standard"):
+        tx = guarded(optax.chain(optax.scale_by_adam(), by_name), "skip")
+        bad = {"count": jnp.asarray(np.nan), "mu": {"count": jnp.ones(())}}
+        _, state = jax.jit(tx.update)(bad, tx.init(params))
+    adam, named = state.inner
+    assert int(adam.count) == 1
+    assert float(adam.mu["count"]) == 0 and float(adam.mu["mu"]["count"]) == pytest.approx(0.1)
+    assert list(map(float, named["seen"].values())) == [0, 1]
+    # a bare array has no path at all
+    tx = guarded(clipping.clip_by_norm(1.0), "skip")
+    _, state = jax.jit(tx.update)(jnp.asarray(np.nan), tx.init(jnp.asarray(0.0)))
+    assert int(state.inner.calls) == 1
+
+
+def test_an_init_that_needs_all_leaves_is_refused_where_leaves_are_skipped():
+    needs_all = optax.GradientTransformation(lambda params: params["a"].sum(), lambda g, s, p=None: (g, s))
+    params = {"a": jnp.ones(2), "b": jnp.ones(2)}
+    tx = guarded(needs_all, "skip")
+    with pytest.raises(ValueError, match='policy "skip" needs per="tree": init fails for a part of the leaves'):
+        tx.update(params, tx.init(params))
+    tx = guarded(needs_all, "skip", per="tree")
+    assert float(tx.update(params, tx.init(params))[0]["a"][0]) == 1
+
+
+@pytest.mark.parametrize("per", ["leaf", "tree"])
+def test_parameters_in_half_precision(per):
+    params = jax.tree.map(lambda p: p.astype(jnp.bfloat16), GOOD)
+    good, bad = (jax.tree.map(lambda g: g.astype(jnp.float32), tree) for tree in (GOOD, BAD))
+    with jax.numpy_dtype_promotion("standard"):
+        tx = guarded(optax.chain(clipping.auto_clip(per="leaf"), MOMENTUM), "skip", per)
+        _, state = jax.jit(tx.update)(good, tx.init(params), params)
+        updates, state = jax.jit(tx.update)(bad, state, params)
+        updates, state = jax.jit(tx.update)(good, state, params)
+    assert updates["a"].dtype == state.inner[1].trace["a"].dtype == jnp.float32
+    np.testing.assert_allclose(updates["a"], [1.5, 3.0], rtol=1e-6)
+    np.testing.assert_allclose(updates["b"], [4.5] if per == "tree" else [5.25], rtol=1e-6)
+
+
 def test_raising_names_the_leaves():
     tx = guarded(MOMENTUM, "raise")
     updates, state = tx.update(GOOD, tx.init(GOOD))
@@ -138,7 +209,7 @@ def test_rounding_is_not_firing(dtype):
 
 def test_extreme_norms_have_finite_logarithms():
     g = {"blocks": {"w": jnp.asarray([[3e38, 3e38], [1e-30, 0.0], [0.0, 0.0]], jnp.float32)}}
-    tx = monitored(clipping.clip_by_norm(1.0), per="layer")
+    tx = monitored(clipping.clip_by_norm(1.0), per="layer", stacked="blocks")
     _, state = jax.jit(tx.update)(g, tx.init(g))
     np.testing.assert_allclose(
         state.log_norms["blocks"], [np.log(3e38) + np.log(2) / 2, np.log(1e-30), -np.inf], rtol=1e-6

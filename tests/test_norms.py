@@ -3,11 +3,13 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from flax import linen, nnx
 from hypothesis import given, strategies
 
 from jaxstab.networks import Params
-from jaxstab.norms import Product, group_norms, layered_leaves, log_norm, map_groups, norm, quick_norm
+from jaxstab.norms import Grouping, Product, group_norms, log_norm, map_groups, norm, quick_norm, stacked_leaves
 
 MAGNITUDES = [0.0, 1e-45, 1e-38, 3e-23, 1.0, -2.0, 1e10, 1e25, -3e38, float("nan"), float("inf"), -float("inf")]
 
@@ -87,7 +89,7 @@ def test_groups(scale):
     for label, value in expected.items():
         np.testing.assert_allclose(measured[label].value, value, rtol=1e-6)
     # Flax's variables have the same layers
-    variables = by_layer({"params": params._asdict()})
+    variables = group_norms({"params": params._asdict()}, "layer", "params/blocks")
     assert {f"params/{label}" for label in expected} == set(variables)
     np.testing.assert_array_equal(variables["params/blocks/dense"].value, measured["blocks/dense"].value)
     leaves = group_norms(params, "leaf")
@@ -95,6 +97,39 @@ def test_groups(scale):
     kinds = group_norms(params, lambda path: path[-1])
     assert kinds["bias"].value == pytest.approx(_length(e["bias"], dense["bias"]), rel=1e-6)
     assert norm(params).value == pytest.approx(_length(*jax.tree.leaves(params)), rel=1e-6)
+
+
+def test_what_is_stacked_is_told_and_never_guessed():
+    ones = {"blocks": {"a": {"w": jnp.ones((4, 4))}}, "encoder": {"w": jnp.ones((3, 4))}, "b": jnp.ones((2, 4))}
+    values = lambda *stacked: {k: n.value.tolist() for k, n in group_norms(ones, "layer", *stacked).items()}
+    plain = {"blocks/a": 4.0, "encoder": pytest.approx(12**0.5), "root": pytest.approx(8**0.5)}
+    assert values() == values([]) == plain
+    assert values("encoder") == plain | {"encoder": [2.0, 2.0, 2.0]}
+    # a prefix of a path, not of a name
+    assert values(("encoder/w", "blocks")) == {"encoder/w": [2.0] * 3, "blocks/a": [2.0] * 4, "root": plain["root"]}
+    assert values(lambda path: path[0] == "encoder") == plain | {"encoder": [2.0, 2.0, 2.0]}
+    assert values("b") == {"blocks/a": 4.0, "encoder": plain["encoder"], "b": [2.0, 2.0]}
+    # a chain's parameters say it themselves, wherever they stand
+    inside = {"net": Params({"w": jnp.ones(4)}, {"w": jnp.ones((2, 4))}, {"blocks": {"w": jnp.ones((2, 2))}})}
+    found = {k: n.value.tolist() for k, n in group_norms(inside, "layer").items()}
+    assert found == {"net/embed": 2.0, "net/blocks": [2.0, 2.0], "net/readout/blocks": 2.0}
+    # a part of the tree may be masked
+    group_norms({"encoder": optax.MaskedNode(), "b": jnp.ones(2)}, "layer", "encoder/w")
+    for wrong in ("enc", "encoder/v", ["blocks", "blocks/b"]):
+        with pytest.raises(ValueError, match="stacked must name paths of the tree"):
+            values(wrong)
+    with pytest.raises(ValueError, match="s must have a layer axis to be stacked, got a scalar"):
+        group_norms({"s": jnp.ones(())}, "layer", "s")
+    with pytest.raises(ValueError, match='stacked needs per="layer"'):
+        group_norms(ones, "leaf", "encoder")
+
+
+def test_boxes_add_nothing_to_paths():
+    tree = {"l": [{"bias": jnp.ones(4)}], "value": {"value": jnp.ones(4)}}
+    variables = nnx.State(jax.tree.map(nnx.Param, {"l": {0: {"bias": jnp.ones(4)}}, "value": {"value": jnp.ones(4)}}))
+    boxed = jax.tree.map(lambda x: linen.Partitioned(x, ("a",)), tree)
+    for per, labels in (("leaf", {"l/0/bias", "value/value"}), ("layer", {"l/0", "value"})):
+        assert set(group_norms(tree, per)) == set(group_norms(variables, per)) == set(group_norms(boxed, per)) == labels
 
 
 def test_one_bad_layer_leaves_the_others():
@@ -119,10 +154,10 @@ def test_map_groups_and_layers():
         k: jnp.arange(n.value.size, dtype=jnp.float32).reshape(n.value.shape)
         for k, n in group_norms(params, "layer").items()
     }
-    mapped = map_groups(lambda x, s: x * s, params, "layer", scales)
+    mapped = map_groups(lambda x, s: x * s, params, Grouping("layer"), scales)
     np.testing.assert_allclose(mapped.blocks["dense"]["kernel"][3], 3 * params.blocks["dense"]["kernel"][3])
     assert jax.tree.structure(mapped) == jax.tree.structure(params)
-    assert jax.tree.leaves(layered_leaves(params)) == [False, False, True, True, False]
+    assert jax.tree.leaves(stacked_leaves(params)) == [False, False, True, True, False]
 
 
 def test_a_bare_array_is_a_tree():
@@ -135,7 +170,7 @@ def test_mistakes():
     with pytest.raises(ValueError, match="must be floating, got dtype int"):
         norm([jnp.arange(3)])
     with pytest.raises(ValueError, match=r"group 'blocks/a' disagree on the number of layers: \[\(2,\), \(3,\)\]"):
-        group_norms({"blocks": {"a": {"w": jnp.ones((2, 1)), "b": jnp.ones((3, 1))}}}, "layer")
+        group_norms({"blocks": {"a": {"w": jnp.ones((2, 1)), "b": jnp.ones((3, 1))}}}, "layer", "blocks")
 
 
 @pytest.mark.parametrize("shape", [(), (5,), (2, 3)], ids=str)

@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
-from jaxstab.checks import check_choice, check_count
+from jaxstab.checks import check_choice
 from jaxstab.clipping.by_norm import clip_to
-from jaxstab.clipping.settings import Setting, check_setting, setting_at
-from jaxstab.norms import Per, check_per, group_norms
+from jaxstab.clipping.settings import Setting, check_integer, check_setting, setting_at, static_integer
+from jaxstab.norms import Per, Stacked, check_grouping, group_norms, zero_norms
 
 # the upper end of the range of multiples that Pascanu et al. recommend
 LARGEST_MULTIPLE = 10.0
@@ -78,14 +78,13 @@ def _enter(enters: Bool[Array, "*depth"], new: Any, old: Any) -> Any:
     return jax.tree.map(lambda n, o: jnp.where(jnp.broadcast_to(enters, o.shape), n, o), new, old)
 
 
-def _adaptive(per: Per, first: Callable, rule: Callable) -> optax.GradientTransformationExtraArgs:
+def _adaptive(per: Per, stacked: Stacked, first: Callable, rule: Callable) -> optax.GradientTransformationExtraArgs:
     # first: zeros of the norm's shape and dtype -> statistics before any norm
     # rule: (statistics, norm, whether it enters, calls) -> (threshold, statistics)
-    check_per(per)
+    grouping = check_grouping(per, stacked)
 
     def init(params: PyTree) -> AdaptiveState:
-        norms = jax.eval_shape(lambda tree: {k: n.root for k, n in group_norms(tree, per).items()}, params)
-        zeros = {k: jnp.zeros(n.shape, n.dtype) for k, n in norms.items()}
+        zeros = zero_norms(params, *grouping)
         return AdaptiveState(
             calls=jnp.zeros((), jnp.int32),
             thresholds={k: jnp.full_like(z, jnp.inf) for k, z in zeros.items()},
@@ -96,21 +95,22 @@ def _adaptive(per: Per, first: Callable, rule: Callable) -> optax.GradientTransf
         updates: PyTree, state: AdaptiveState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, AdaptiveState]:
         del params, extra
-        norms = group_norms(updates, per)
+        norms = group_norms(updates, *grouping)
         thresholds, statistics = {}, {}
-        for label, norm in norms.items():
+        for label in state.thresholds:
+            norm = norms[label]
             value = norm.value.astype(state.thresholds[label].dtype)
             enters = (norm.nonfinite == 0) & jnp.isfinite(value)
             thresholds[label], statistics[label] = rule(state.statistics[label], value, enters, state.calls)
-        limits = {label: thresholds[label].astype(norm.root.dtype) for label, norm in norms.items()}
-        clipped = clip_to(updates, per, norms, limits)
+        limits = {label: thresholds[label].astype(norms[label].root.dtype) for label in thresholds}
+        clipped = clip_to(updates, grouping, {label: norms[label] for label in thresholds}, limits)
         return clipped, AdaptiveState(optax.safe_increment(state.calls), thresholds, statistics)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
 def clip_by_running_mean(
-    multiple: Setting = 2.0, decay: Setting = 0.99, per: Per = "tree"
+    multiple: Setting = 2.0, decay: Setting = 0.99, per: Per = "tree", stacked: Stacked = ()
 ) -> optax.GradientTransformationExtraArgs:
     """Clip at a multiple of the mean norm seen so far.
 
@@ -123,6 +123,7 @@ def clip_by_running_mean(
         multiple: threshold in units of the mean, >= 0; a number, a traced array or a schedule.
         decay: of the exponential mean, in [0, 1); a number, a traced array or a schedule.
         per: groups; "tree", "leaf", "layer" or a callable, see `jaxstab.norms.group_norms`.
+        stacked: leaves with a leading layer axis, for per="layer"; see `jaxstab.norms.group_norms`.
 
     Returns:
         The transformation; its state is an `AdaptiveState` with `RunningMean` statistics.
@@ -146,11 +147,11 @@ def clip_by_running_mean(
         weight = jnp.maximum(1 - setting_at(decay, calls, norm.dtype), 1 / entered.astype(norm.dtype))
         return limit, _enter(enters, RunningMean(seen.mean + weight * (capped - seen.mean), entered), seen)
 
-    return _adaptive(per, lambda zero: RunningMean(zero, jnp.zeros(zero.shape, jnp.int32)), rule)
+    return _adaptive(per, stacked, lambda zero: RunningMean(zero, jnp.zeros_like(zero, jnp.int32)), rule)
 
 
 def auto_clip(
-    percentile: Setting = 10.0, history: int = 1000, per: Per = "tree"
+    percentile: Setting = 10.0, history: int | None = None, per: Per = "tree", stacked: Stacked = ()
 ) -> optax.GradientTransformationExtraArgs:
     """Clip at a percentile of the norms seen, the current one included.
 
@@ -160,8 +161,9 @@ def auto_clip(
 
     Args:
         percentile: in [0, 100]; a number, a traced array or a schedule.
-        history: norms kept, >= 1.
+        history: norms kept, >= 1; 1000 unless given.
         per: groups; "tree", "leaf", "layer" or a callable, see `jaxstab.norms.group_norms`.
+        stacked: leaves with a leading layer axis, for per="layer"; see `jaxstab.norms.group_norms`.
 
     Returns:
         The transformation; its state is an `AdaptiveState` with `History` statistics.
@@ -175,9 +177,10 @@ def auto_clip(
         [2.0]
     """
     check_setting("percentile", percentile, high=100.0)
-    check_count("history", history, 1)
+    check_integer("history", 1000 if history is None else history, 1)
 
     def rule(seen: History, norm: Array, enters: Array, calls: Array) -> tuple[Array, History]:
+        history = seen.norms.shape[0]
         slots = jnp.arange(history, dtype=jnp.int32).reshape((history,) + (1,) * norm.ndim)
         here = slots == (seen.entered % history)[None]
         # what follows the ring's first turn is a permutation of the last norms: order does not matter here
@@ -193,9 +196,10 @@ def auto_clip(
         return jnp.where(known == 0, jnp.inf, between), seen
 
     def first(zero: Array) -> History:
-        return History(jnp.full((history, *zero.shape), jnp.inf, zero.dtype), jnp.zeros(zero.shape, jnp.int32))
+        rows = 1000 if history is None else static_integer("history", history)
+        return History(jnp.repeat(jnp.full_like(zero, jnp.inf)[None], rows, axis=0), jnp.zeros_like(zero, jnp.int32))
 
-    return _adaptive(per, first, rule)
+    return _adaptive(per, stacked, first, rule)
 
 
 def _warmed(seen: Moments, norm: Array) -> Moments:
@@ -215,9 +219,10 @@ def z_clip(
     mode: str = "zscore",
     option: str = "adaptive_scaling",
     factor: Setting = 1.0,
-    warmup: int = 25,
+    warmup: ArrayLike = 25,
     max_norm: Setting | None = None,
     per: Per = "tree",
+    stacked: Stacked = (),
 ) -> optax.GradientTransformationExtraArgs:
     """Clip norms that are outliers of their exponential mean and variance.
 
@@ -238,9 +243,10 @@ def z_clip(
         mode: "zscore" or "percentile".
         option: "adaptive_scaling" or "mean"; for mode "zscore".
         factor: multiplies the adaptive_scaling threshold, >= 0; the authors use 0.3 to 1.
-        warmup: norms that only start the statistics, >= 1.
+        warmup: norms that only start the statistics, >= 1; an integer, which may be traced.
         max_norm: further limit, >= 0, in warm-up too; None for none. It does not touch the statistics.
         per: groups; "tree", "leaf", "layer" or a callable, see `jaxstab.norms.group_norms`.
+        stacked: leaves with a leading layer axis, for per="layer"; see `jaxstab.norms.group_norms`.
 
     Returns:
         The transformation; its state is an `AdaptiveState` with `Moments` statistics.
@@ -258,7 +264,7 @@ def z_clip(
     check_setting("decay", decay, high=1.0, below=True)
     check_choice("mode", mode, ("zscore", "percentile"))
     check_choice("option", option, ("adaptive_scaling", "mean"))
-    check_count("warmup", warmup, 1)
+    check_integer("warmup", warmup, 1)
 
     def target(seen: Moments, norm: Array, calls: Array) -> Array:
         """What an outlier is clipped to."""
@@ -283,4 +289,7 @@ def z_clip(
             limit = jnp.minimum(limit, setting_at(max_norm, calls, norm.dtype))
         return limit, _enter(enters, new, seen)
 
-    return _adaptive(per, lambda zero: Moments(zero, jnp.zeros_like(zero), jnp.zeros(zero.shape, jnp.int32)), rule)
+    def first(zero: Array) -> Moments:
+        return Moments(mean=zero, deviation=jnp.zeros_like(zero), entered=jnp.zeros_like(zero, jnp.int32))
+
+    return _adaptive(per, stacked, first, rule)

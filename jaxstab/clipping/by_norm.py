@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, PyTree
 
-from jaxstab.clipping.settings import Setting, check_setting, setting_at
-from jaxstab.norms import Norm, Per, check_per, group_norms, map_groups
+from jaxstab.clipping.settings import Setting, check_setting, setting_like
+from jaxstab.norms import Grouping, Norm, Per, Stacked, check_grouping, group_norms, map_groups
 
 
 class CallState(NamedTuple):
@@ -21,7 +21,7 @@ class CallState(NamedTuple):
 
 
 def with_lengths(
-    updates: PyTree, per: Per, norms: dict[str, Norm], lengths: dict[str, Array], keep: dict[str, Array]
+    updates: PyTree, grouping: Grouping, norms: dict[str, Norm], lengths: dict[str, Array], keep: dict[str, Array]
 ) -> PyTree:
     """Give every group a new length, its direction unchanged.
 
@@ -30,7 +30,7 @@ def with_lengths(
 
     Args:
         updates: the updates.
-        per: the grouping of `jaxstab.norms.group_norms`.
+        grouping: that of the norms.
         norms: of the groups.
         lengths: wanted, of the groups.
         keep: groups that stay exactly as they are.
@@ -47,22 +47,22 @@ def with_lengths(
         scaled = (x.astype(scale.dtype) / scale * factor).astype(x.dtype)
         return jnp.where(keep | ~jnp.isfinite(x), x, scaled)
 
-    return map_groups(rescale, updates, per, dead, scales, factors)
+    return map_groups(rescale, updates, grouping, dead, scales, factors)
 
 
-def clip_to(updates: PyTree, per: Per, norms: dict[str, Norm], limits: dict[str, Array]) -> PyTree:
+def clip_to(updates: PyTree, grouping: Grouping, norms: dict[str, Norm], limits: dict[str, Array]) -> PyTree:
     """Shorten every group that is longer than its limit to the limit.
 
     Args:
         updates: the updates.
-        per: the grouping of `jaxstab.norms.group_norms`.
+        grouping: that of the norms.
         norms: of the groups.
         limits: of the groups; a NaN limit gives NaN updates.
 
     Returns:
         Updates of the same dtypes; a group within its limit is the same bit for bit.
     """
-    return with_lengths(updates, per, norms, limits, {k: norms[k].value <= limits[k] for k in norms})
+    return with_lengths(updates, grouping, norms, limits, {k: norms[k].value <= limits[k] for k in norms})
 
 
 def _stateless(update: Any) -> optax.GradientTransformationExtraArgs:
@@ -81,7 +81,7 @@ def _stateless(update: Any) -> optax.GradientTransformationExtraArgs:
     return optax.GradientTransformationExtraArgs(init, whole)
 
 
-def clip_by_norm(max_norm: Setting, per: Per = "tree") -> optax.GradientTransformationExtraArgs:
+def clip_by_norm(max_norm: Setting, per: Per = "tree", stacked: Stacked = ()) -> optax.GradientTransformationExtraArgs:
     """Clip the norm of every group of leaves.
 
     g_k -> g_k min(1, max_norm / |g_k|) for each group k (Pascanu et al. 2013, arXiv:1211.5063, algorithm 1).
@@ -91,6 +91,7 @@ def clip_by_norm(max_norm: Setting, per: Per = "tree") -> optax.GradientTransfor
     Args:
         max_norm: threshold, >= 0; a number, a traced array or a schedule.
         per: groups; "tree", "leaf", "layer" or a callable, see `jaxstab.norms.group_norms`.
+        stacked: leaves with a leading layer axis, for per="layer"; see `jaxstab.norms.group_norms`.
 
     Returns:
         The transformation; its state is a `CallState`.
@@ -103,19 +104,17 @@ def clip_by_norm(max_norm: Setting, per: Per = "tree") -> optax.GradientTransfor
         ([0.6..., 0.8...], [0.1...])
     """
     check_setting("max_norm", max_norm)
-    check_per(per)
+    grouping = check_grouping(per, stacked)
 
     def update(updates: PyTree, calls: Array) -> PyTree:
-        norms = group_norms(updates, per)
-        limits = {
-            k: jnp.broadcast_to(setting_at(max_norm, calls, n.root.dtype), n.root.shape) for k, n in norms.items()
-        }
-        return clip_to(updates, per, norms, limits)
+        norms = group_norms(updates, *grouping)
+        limits = {k: setting_like(max_norm, calls, n.root) for k, n in norms.items()}
+        return clip_to(updates, grouping, norms, limits)
 
     return _stateless(update)
 
 
-def normalize(norm: Setting = 1.0, per: Per = "tree") -> optax.GradientTransformationExtraArgs:
+def normalize(norm: Setting = 1.0, per: Per = "tree", stacked: Stacked = ()) -> optax.GradientTransformationExtraArgs:
     """Give every group of leaves the same norm, whatever it was.
 
     g_k -> norm * g_k / |g_k|; a zero gradient stays zero. per="tree" is the normalised update, per="layer" the
@@ -124,6 +123,7 @@ def normalize(norm: Setting = 1.0, per: Per = "tree") -> optax.GradientTransform
     Args:
         norm: wanted, >= 0; a number, a traced array or a schedule.
         per: groups; "tree", "leaf", "layer" or a callable, see `jaxstab.norms.group_norms`.
+        stacked: leaves with a leading layer axis, for per="layer"; see `jaxstab.norms.group_norms`.
 
     Returns:
         The transformation; its state is a `CallState`.
@@ -135,11 +135,12 @@ def normalize(norm: Setting = 1.0, per: Per = "tree") -> optax.GradientTransform
         [[6.0..., 8.0...], [0.0, 0.0]]
     """
     check_setting("norm", norm)
-    check_per(per)
+    grouping = check_grouping(per, stacked)
 
     def update(updates: PyTree, calls: Array) -> PyTree:
-        norms = group_norms(updates, per)
-        lengths = {k: jnp.broadcast_to(setting_at(norm, calls, n.root.dtype), n.root.shape) for k, n in norms.items()}
-        return with_lengths(updates, per, norms, lengths, {k: jnp.zeros(n.root.shape, bool) for k, n in norms.items()})
+        norms = group_norms(updates, *grouping)
+        lengths = {k: setting_like(norm, calls, n.root) for k, n in norms.items()}
+        keep = {k: jnp.zeros_like(n.root, bool) for k, n in norms.items()}
+        return with_lengths(updates, grouping, norms, lengths, keep)
 
     return _stateless(update)

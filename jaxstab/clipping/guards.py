@@ -1,16 +1,22 @@
 """What to do when a gradient is not finite: an explicit policy around any transformation."""
 
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import Array, Bool, Int, PyTree
 
 from jaxstab.checks import check_choice
-from jaxstab.norms import group_norms
+from jaxstab.clipping.adaptive import AdaptiveState
+from jaxstab.clipping.spikes import SpikeState
+from jaxstab.norms import group_norms, named_leaves, zero_norms
 
 POLICIES = ("skip", "zero", "raise", "propagate")
+# states that learn from gradients seen: a zero in the place of a gradient that was not finite teaches them nothing
+STATISTICS = (AdaptiveState, SpikeState)
 
 
 class GuardState(NamedTuple):
@@ -45,38 +51,88 @@ def saturating_sum(total: Int[Array, ""], more: Int[Array, ""]) -> Int[Array, ""
     return jnp.where(more > largest - total, largest, total + more)
 
 
-def _counts(updates: PyTree) -> dict[tuple, Int[Array, ""]]:
-    """Number of entries that are not finite, by path of the leaf."""
-    leaves = jax.tree_util.tree_leaves_with_path(updates)
-    norms = group_norms([leaf for _, leaf in leaves], "leaf")
-    return {tuple(path): norms[str(index)].nonfinite for index, (path, _) in enumerate(leaves)}
+def _counts(leaves: list[Array]) -> list[Int[Array, ""]]:
+    """Number of entries that are not finite, by leaf."""
+    norms = group_norms(leaves, "leaf")
+    return [norms[str(index)].nonfinite for index in range(len(leaves))]
 
 
-def _keep_slices(bad: dict[tuple, Array], updates: PyTree, new: PyTree, old: PyTree) -> PyTree:
-    """Of a new state, all but what belongs to bad leaves: those parts as they were."""
-    # a part of the state belongs to the leaf whose path its own path ends with, if the shapes agree: state.mu["w"] to
-    # params["w"]; of several, the longest path wins
-    shapes = {tuple(path): jnp.shape(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(updates)}
-
-    def choose(path: tuple, new: Array, old: Array) -> Array:
-        ends = [tuple(path[start:]) for start in range(len(path) + 1)]
-        owner = next((end for end in ends if shapes.get(end) == jnp.shape(new)), None)
-        return new if owner is None else jnp.where(bad[owner], old, new)
-
-    return jax.tree_util.tree_map_with_path(choose, new, old)
+def _paths(state: PyTree) -> list[tuple[str, ...]]:
+    return [path for path, _ in named_leaves(state)]
 
 
-def _where_bad(bad: dict[tuple, Array], then: PyTree, otherwise: PyTree) -> PyTree:
-    pick = lambda path, t, o: jnp.where(bad[tuple(path)], t, o)
-    return jax.tree_util.tree_map_with_path(pick, then, otherwise)
+def _owners(init: Callable, updates: PyTree) -> dict[tuple[str, ...], list[int]]:
+    """Which leaves each part of a state belongs to, by path of the part."""
+    # a part belongs to a leaf if init makes it for that leaf alone and not for no leaf at all: its moments, and the
+    # statistics of the groups that it is in; a step count belongs to none
+    leaves, structure = jax.tree.flatten(updates)
+    shapes = [jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves]
+
+    def parts(kept: int | None) -> set[tuple[str, ...]]:
+        # what optax.masked puts in the place of a leaf
+        some = [shape if index == kept else optax.MaskedNode() for index, shape in enumerate(shapes)]
+        try:
+            return set(_paths(jax.eval_shape(init, jax.tree.unflatten(structure, some))))
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            message = f'guarded with policy "skip" needs per="tree": init fails for a part of the leaves ({reason})'
+            raise ValueError(message) from error
+
+    always = parts(None)
+    owners: dict[tuple[str, ...], list[int]] = {}
+    for index in range(len(leaves)):
+        for path in parts(index) - always:
+            owners.setdefault(path, []).append(index)
+    return owners
 
 
-def _raise_if_concrete(counts: dict[tuple, Array]) -> None:
-    if any(isinstance(count, jax.core.Tracer) for count in counts.values()):
+def _keep_parts(
+    owners: dict[tuple[str, ...], list[int]], bad: list[Array], new: PyTree, old: PyTree, kinds: tuple[type, ...]
+) -> PyTree:
+    """Of a new state, all but the parts of bad leaves, which stay as they were; within nodes of these kinds only."""
+    nodes = lambda state: jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, kinds))
+    within = [isinstance(node, kinds) for node in nodes(new) for _ in jax.tree.leaves(node)]
+    leaves, structure = jax.tree.flatten(new)
+    kept = []
+    for path, counts, now, before in zip(_paths(new), within, leaves, jax.tree.leaves(old), strict=True):
+        owning = [bad[index] for index in owners.get(path, [])] if counts else []
+        hit = functools.reduce(jnp.logical_or, owning) if owning else None
+        kept.append(now if hit is None else jnp.where(hit, jnp.asarray(before, now.dtype), now))
+    return jax.tree.unflatten(structure, kept)
+
+
+def _depending(tree: PyTree, on: Bool[Array, ""]) -> PyTree:
+    """The same values, which depend on a scalar: within shard_map they differ between devices where it does."""
+    return jax.tree.map(lambda x: jnp.where(on, x, x) if isinstance(x, jax.Array) else x, tree)
+
+
+def _unless(hit: Array, run: Callable, updates: PyTree, inner: PyTree, others: PyTree) -> tuple[PyTree, PyTree]:
+    """The result of `run`, or zero updates and the state as it was; nothing is computed for the way not taken."""
+    shapes, states = jax.eval_shape(run, updates)
+    # within shard_map both ways must differ between devices alike: each depends on all that the other depends on
+    arrays = [x for x in jax.tree.leaves((updates, inner, others)) if isinstance(x, jax.Array)]
+    either = functools.reduce(jnp.logical_or, [jnp.zeros_like(x, bool, shape=()) for x in arrays], hit)
+
+    def nothing() -> tuple[PyTree, PyTree]:
+        zeros = jax.tree.map(lambda g, s: jnp.zeros_like(g, s.dtype), updates, shapes)
+        return zeros, jax.tree.map(lambda old, s: jnp.asarray(old, s.dtype), inner, states)
+
+    return jax.lax.cond(hit, lambda: _depending(nothing(), either), lambda: _depending(run(updates), either))
+
+
+def _where_bad(bad: list[Array], then: PyTree, otherwise: PyTree) -> PyTree:
+    leaves, structure = jax.tree.flatten(otherwise)
+    pairs = zip(bad, jax.tree.leaves(then), leaves, strict=True)
+    return jax.tree.unflatten(structure, [jnp.where(hit, one, other) for hit, one, other in pairs])
+
+
+def _raise_if_concrete(updates: PyTree, counts: list[Array]) -> None:
+    if any(isinstance(count, jax.core.Tracer) for count in counts):
         return
-    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, count in counts.items() if count > 0]
+    paths = ["/".join(path) or "the array" for path, _ in named_leaves(updates)]
+    names = [name for name, count in zip(paths, counts, strict=True) if count > 0]
     if names:
-        raise FloatingPointError(f"updates are not finite in {', '.join(name or 'the array' for name in names)}")
+        raise FloatingPointError(f"updates are not finite in {', '.join(names)}")
 
 
 def guarded(tx: optax.GradientTransformation, policy: str, per: str = "leaf") -> optax.GradientTransformationExtraArgs:
@@ -86,13 +142,14 @@ def guarded(tx: optax.GradientTransformation, policy: str, per: str = "leaf") ->
 
     - "skip": bad leaves get a zero update and their parts of the state stay as they were; the others go on as if the
       bad ones were zero. With per="tree" the whole update is zero and the whole state stays.
-    - "zero": bad leaves enter tx as zeros; momentum goes on.
+    - "zero": bad leaves enter tx as zeros; momentum goes on. What this package's clippers have learnt stays as it was.
     - "propagate": bad leaves come out as they came in; the others go on as if the bad ones were zero. With per="tree"
       tx sees everything as it is.
     - "raise": a FloatingPointError that names the bad leaves, where values are concrete. Under `jax.jit` nothing can
       be raised, and it propagates.
 
-    Parts of the state that belong to no leaf, such as step counts, go on unless all is skipped.
+    A part of the state belongs to a leaf if `tx.init` makes it for that leaf: its moments, and the statistics of every
+    group that it is in. Parts that belong to no leaf, such as step counts, go on unless all is skipped.
 
     Args:
         tx: any transformation, optax's included.
@@ -104,6 +161,7 @@ def guarded(tx: optax.GradientTransformation, policy: str, per: str = "leaf") ->
 
     Raises:
         FloatingPointError: from its update, with policy "raise".
+        ValueError: from its update, with policy "skip" and per="leaf", if `tx.init` fails for a part of the leaves.
 
     Example:
         >>> tx = guarded(optax.trace(0.9), "skip")
@@ -117,39 +175,57 @@ def guarded(tx: optax.GradientTransformation, policy: str, per: str = "leaf") ->
     tx = optax.with_extra_args_support(tx)
 
     def init(params: PyTree) -> GuardState:
-        zero = lambda: jnp.zeros((), jnp.int32)
-        return GuardState(tx.init(params), zero(), zero(), zero(), jnp.full((), -1, jnp.int32))
+        zero = zero_norms(params).get("tree", jnp.zeros((), jnp.float32))
+        inner = tx.init(params)
+        if policy == "skip" and per == "tree":
+            # within shard_map a device whose update is skipped keeps all of its state, step counts too
+            inner = _depending(inner, zero > 0)
+        return GuardState(
+            inner=inner,
+            calls=jnp.zeros((), jnp.int32),
+            bad_entries=jnp.zeros_like(zero, jnp.int32),
+            bad_steps=jnp.zeros_like(zero, jnp.int32),
+            first_bad=jnp.full_like(zero, -1, jnp.int32),
+        )
 
-    def act(updates: PyTree, bad: dict[tuple, Array], inner: PyTree, params: PyTree | None, extra: dict) -> tuple:
+    known: dict[Any, dict[tuple[str, ...], list[int]]] = {}
+
+    def kept_parts(updates: PyTree, bad: list[Array], new: PyTree, old: PyTree) -> PyTree:
+        kinds = (object,) if policy == "skip" else STATISTICS
+        if not any(isinstance(node, kinds) for node in jax.tree.leaves(new, is_leaf=lambda n: isinstance(n, kinds))):
+            return new
+        shapes = tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in jax.tree.leaves(updates))
+        key = (jax.tree.structure(updates), shapes)
+        if key not in known:
+            known[key] = _owners(tx.init, updates)
+        return _keep_parts(known[key], bad, new, old, kinds)
+
+    def act(updates: PyTree, bad: list[Array], inner: PyTree, params: PyTree | None, extra: dict) -> tuple:
         """(updates, inner state) by the policy."""
         run = lambda given: tx.update(given, inner, params, **extra)
         zeros = jax.tree.map(jnp.zeros_like, updates)
         if per == "tree" and policy in {"propagate", "raise"}:
             return run(updates)
         if per == "tree" and policy == "skip":
-            # under cond nothing is computed, or copied, for the way not taken
-            shapes = jax.eval_shape(run, updates)[0]
-            nothing = lambda: (jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes), inner)
-            return jax.lax.cond(next(iter(bad.values()), jnp.zeros((), bool)), nothing, lambda: run(updates))
+            return _unless(bad[0], run, updates, inner, (params, extra)) if bad else run(updates)
         out, new = run(_where_bad(bad, zeros, updates))
+        new = kept_parts(updates, bad, new, inner)
         if policy == "zero":
             return out, new
         if policy == "skip":
-            return _where_bad(bad, jax.tree.map(jnp.zeros_like, out), out), _keep_slices(bad, updates, new, inner)
+            return _where_bad(bad, jax.tree.map(jnp.zeros_like, out), out), new
         as_they_came = jax.tree.map(lambda g, u: g.astype(u.dtype), updates, out)
         return _where_bad(bad, as_they_came, out), new
 
     def update(
         updates: PyTree, state: GuardState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, GuardState]:
-        counts = _counts(updates)
+        counts = _counts(jax.tree.leaves(updates))
         if policy == "raise":
-            _raise_if_concrete(counts)
-        total = jnp.zeros((), jnp.int32)
-        for count in counts.values():
-            total = saturating_sum(total, count)
+            _raise_if_concrete(updates, counts)
+        total = functools.reduce(saturating_sum, counts, jnp.zeros((), jnp.int32))
         hit = total > 0
-        bad = {path: hit if per == "tree" else count > 0 for path, count in counts.items()}
+        bad = [hit if per == "tree" else count > 0 for count in counts]
         out, inner = act(updates, bad, state.inner, params, extra)
         return out, GuardState(
             inner=inner,

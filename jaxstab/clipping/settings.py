@@ -9,6 +9,8 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float
 
+from jaxstab.checks import check_count
+
 # a number, an array of shape [] (which may be traced), or a schedule: number of earlier updates -> number
 Setting = ArrayLike | Callable[[Array], ArrayLike]
 
@@ -38,6 +40,42 @@ def check_setting(name: str, value: Setting, low: float = 0.0, high: float = mat
         raise ValueError(f"{name} must be {interval}, got {value}")
 
 
+def check_integer(name: str, value: ArrayLike, least: int) -> None:
+    """Check that a setting is an integer count; a traced one has no value yet and passes.
+
+    Args:
+        name: of the argument.
+        value: the setting.
+        least: value allowed.
+
+    Raises:
+        ValueError: if the value is not an integer >= least.
+    """
+    if not isinstance(value, jax.core.Tracer):
+        check_count(name, np.asarray(value).item(), least)
+
+
+def static_integer(name: str, value: ArrayLike) -> int:
+    """The value of a setting that decides the shape of a program.
+
+    Args:
+        name: of the argument.
+        value: the setting.
+
+    Returns:
+        A Python integer.
+
+    Raises:
+        ValueError: if the value is traced.
+    """
+    if isinstance(value, jax.core.Tracer):
+        raise ValueError(
+            f"{name} must be known before tracing, got a traced value; "
+            f"optax.inject_hyperparams takes static_args={name!r} beside it"
+        )
+    return int(np.asarray(value).item())
+
+
 def setting_at(value: Setting, calls: Array, dtype: DTypeLike) -> Float[Array, ""]:
     """The value of a setting at one update.
 
@@ -54,3 +92,17 @@ def setting_at(value: Setting, calls: Array, dtype: DTypeLike) -> Float[Array, "
         2.0
     """
     return jnp.asarray(value(calls) if callable(value) else value).astype(dtype)
+
+
+def setting_like(value: Setting, calls: Array, like: Float[Array, "..."]) -> Float[Array, "..."]:
+    """The value of a setting at one update, repeated in the shape of an array.
+
+    Args:
+        value: number, array or schedule.
+        calls: number of earlier updates, for schedules.
+        like: array whose shape, dtype and place on the devices are wanted.
+
+    Returns:
+        An array like it.
+    """
+    return jnp.zeros_like(like) + setting_at(value, calls, like.dtype)

@@ -7,16 +7,18 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, PyTree
 
-from jaxstab.checks import check_choice, check_count
+from jaxstab.checks import check_choice
 from jaxstab.clipping.by_norm import CallState
-from jaxstab.clipping.settings import Setting, check_setting, setting_at
-from jaxstab.norms import accumulator, layered_leaves, safe_scale
+from jaxstab.clipping.settings import Setting, check_integer, check_setting, setting_at, static_integer
+from jaxstab.norms import Stacked, accumulator, safe_scale, stacked_leaves
+from jaxstab.norms.meshes import resplit, split
 
 # odd quintics x (a + b x^2 + c x^4). The first lifts small singular values fastest and leaves them in [0.68, 1.14]
 # (Muon's coefficients, K. Jordan 2024); the second has slope 0 and curvature 0 at its fixed point 1
 LIFT = (3.4445, -4.7750, 2.0315)
 POLISH = (1.875, -1.25, 0.375)
 POLISHES = 4
+ITERATIONS = 14
 
 
 def _matrix_sign(x: Float[Array, "*batch m n"], iterations: int) -> Float[Array, "*batch m n"]:
@@ -61,14 +63,14 @@ def _capped_by_signs(m: Float[Array, "*batch m n"], limit: Float[Array, "*batch"
 
 
 def clip_by_spectral_norm(
-    max_norm: Setting, method: str = "svd", iterations: int = 14
+    max_norm: Setting, method: str = "svd", iterations: int | None = None, stacked: Stacked = ()
 ) -> optax.GradientTransformationExtraArgs:
     """Cap the singular values of every matrix-shaped leaf.
 
     M = U S V^T -> U min(S, max_norm) V^T, the nearest matrix within the spectral ball. The last two axes of a leaf
-    are the matrix, leading axes are batches; vectors pass, and so do the stacked biases [depth, n] below a top-level
-    "blocks". Convolution kernels are taken by their last two axes, tap by tap. Entries that are not finite stay as
-    they are and count as zeros.
+    are the matrix, leading axes are batches; vectors pass, and so do biases [depth, n] that are stacked over layers.
+    Convolution kernels are taken by their last two axes, tap by tap. Entries that are not finite stay as they are and
+    count as zeros.
 
     method "svd" is right to rounding, in float32 to 1e-6 of the Frobenius norm before, and a matrix within the cap is
     the same bit for bit. method "newton_schulz" needs matrix products only, which accelerators like:
@@ -79,7 +81,8 @@ def clip_by_spectral_norm(
     Args:
         max_norm: cap, >= 0; a number, a traced array or a schedule.
         method: "svd" or "newton_schulz".
-        iterations: of each matrix sign, >= 5; the last 4 polish.
+        iterations: of each matrix sign, >= 5; the last 4 polish; 14 unless given.
+        stacked: leaves with a leading layer axis; see `jaxstab.norms.group_norms`.
 
     Returns:
         The transformation; its state is a `CallState`.
@@ -92,16 +95,24 @@ def clip_by_spectral_norm(
     """
     check_setting("max_norm", max_norm)
     check_choice("method", method, ("svd", "newton_schulz"))
-    check_count("iterations", iterations, POLISHES + 1)
+    check_integer("iterations", ITERATIONS if iterations is None else iterations, POLISHES + 1)
+    steps = ITERATIONS if iterations is None else static_integer("iterations", iterations)
 
     def cap(g: Array, limit: Array) -> Array:
+        over = split(g)
+        if over is None:
+            return cap_whole(g, limit)
+        # decompositions need whole matrices on a device
+        return resplit(cap_whole(resplit(g, g, (*over[:-2], None, None)), limit), g, over)
+
+    def cap_whole(g: Array, limit: Array) -> Array:
         finite = jnp.isfinite(g)
         m = jnp.where(finite, g, 0).astype(limit.dtype)
         largest = jnp.max(jnp.abs(m), axis=(-2, -1), initial=0)
         scale = safe_scale(largest)
         scaled, share = m / scale[..., None, None], limit / scale
         by_signs = method == "newton_schulz"
-        capped, within = _capped_by_signs(scaled, share, iterations) if by_signs else _capped_by_svd(scaled, share)
+        capped, within = _capped_by_signs(scaled, share, steps) if by_signs else _capped_by_svd(scaled, share)
         stays = ~finite | within[..., None, None]
         return jnp.where(stays, g, (capped * scale[..., None, None]).astype(g.dtype))
 
@@ -114,12 +125,12 @@ def clip_by_spectral_norm(
     ) -> tuple[PyTree, CallState]:
         del params, extra
 
-        def leaf(g: Array, layered: bool) -> Array:
-            if g.ndim - layered < 2 or g.size == 0:
+        def leaf(g: Array, in_stack: bool) -> Array:
+            if g.ndim - in_stack < 2 or g.size == 0:
                 return g
             return cap(g, setting_at(max_norm, state.calls, accumulator(g.dtype)))
 
-        clipped = jax.tree.map(leaf, updates, layered_leaves(updates))
+        clipped = jax.tree.map(leaf, updates, stacked_leaves(updates, stacked))
         return clipped, CallState(optax.safe_increment(state.calls))
 
     return optax.GradientTransformationExtraArgs(init, update)

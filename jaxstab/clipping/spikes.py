@@ -6,11 +6,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import Array, ArrayLike, Int, PyTree
 
-from jaxstab.checks import check_count
-from jaxstab.clipping.settings import Setting, check_setting, setting_at
-from jaxstab.norms import accumulator, norm
+from jaxstab.clipping.settings import Setting, check_integer, check_setting, setting_at
+from jaxstab.norms import accumulator
 
 # where the warm-up after a reset starts, as in the authors' code
 FIRST_SHARE = 0.01
@@ -21,12 +20,12 @@ class SpikeState(NamedTuple):
 
     Attributes:
         calls: updates made so far, the argument of schedules.
-        entered: updates that entered the statistics.
+        entered: updates that entered the statistics, for each leaf.
         rms: root of the exponential mean of the squared entries, not bias-corrected, at least float32.
     """
 
     calls: Int[Array, ""]
-    entered: Int[Array, ""]
+    entered: PyTree
     rms: PyTree
 
 
@@ -51,7 +50,7 @@ def clip_spikes(threshold: Setting = 5000.0, decay: Setting = 0.999) -> optax.Gr
     for good. The square root of v is kept, so that squares neither overflow nor vanish. The authors use Adam's own
     uncorrected v and clip nothing for 20 steps after a reset; the correction makes that wait needless.
 
-    An update with an entry that is not finite is clipped but does not enter v.
+    A leaf with an entry that is not finite is clipped but does not enter its v.
 
     Args:
         threshold: of g^2 / v, >= 0; a number, a traced array or a schedule.
@@ -71,38 +70,41 @@ def clip_spikes(threshold: Setting = 5000.0, decay: Setting = 0.999) -> optax.Gr
     check_setting("decay", decay, high=1.0, below=True)
 
     def init(params: PyTree) -> SpikeState:
-        rms = jax.tree.map(lambda p: jnp.zeros(jnp.shape(p), accumulator(jnp.result_type(p))), params)
-        return SpikeState(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32), rms)
+        return SpikeState(
+            calls=jnp.zeros((), jnp.int32),
+            entered=jax.tree.map(lambda p: jnp.zeros_like(p, jnp.int32, shape=()), params),
+            rms=jax.tree.map(lambda p: jnp.zeros_like(p, accumulator(jnp.result_type(p))), params),
+        )
 
     def update(
         updates: PyTree, state: SpikeState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, SpikeState]:
         del params, extra
-        enters = norm(updates).nonfinite == 0
 
-        def clip(g: Array, rms: Array) -> Array:
+        def clip(g: Array, entered: Array, rms: Array) -> Array:
             kept = setting_at(decay, state.calls, rms.dtype)
             # 1 - kept^n by expm1, exact for decays near 1; 1 where nothing has entered
-            share = jnp.where(state.entered == 0, 1, -jnp.expm1(state.entered.astype(rms.dtype) * jnp.log(kept)))
+            share = jnp.where(entered == 0, 1, -jnp.expm1(entered.astype(rms.dtype) * jnp.log(kept)))
             limit = jnp.sqrt(setting_at(threshold, state.calls, rms.dtype)) * (rms / jnp.sqrt(share))
             spike = jnp.isfinite(g) & (rms > 0) & (jnp.abs(g).astype(rms.dtype) > limit)
             return jnp.where(spike, (jnp.sign(g).astype(rms.dtype) * limit).astype(g.dtype), g)
 
-        def remember(g: Array, rms: Array) -> Array:
+        def remember(g: Array, enters: Array, rms: Array) -> Array:
             kept = setting_at(decay, state.calls, rms.dtype)
             new = jnp.hypot(jnp.sqrt(kept) * rms, jnp.sqrt(1 - kept) * g.astype(rms.dtype))
             return jnp.where(enters, new, rms)
 
-        clipped = jax.tree.map(clip, updates, state.rms)
-        rms = jax.tree.map(remember, clipped, state.rms)
-        entered = jnp.where(enters, optax.safe_increment(state.entered), state.entered)
+        clipped = jax.tree.map(clip, updates, state.entered, state.rms)
+        enters = jax.tree.map(lambda g: jnp.all(jnp.isfinite(g)), updates)
+        rms = jax.tree.map(remember, clipped, enters, state.rms)
+        entered = jax.tree.map(lambda e, n: jnp.where(e, optax.safe_increment(n), n), enters, state.entered)
         return clipped, SpikeState(optax.safe_increment(state.calls), entered, rms)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
 def with_momentum_reset(
-    inner: optax.GradientTransformation, every: int = 500, warmup: int = 150
+    inner: optax.GradientTransformation, every: ArrayLike = 500, warmup: ArrayLike = 150
 ) -> optax.GradientTransformationExtraArgs:
     """Set a transformation's state back to its initial one at intervals, and warm its updates up after.
 
@@ -113,8 +115,8 @@ def with_momentum_reset(
 
     Args:
         inner: the transformation, with its momentum.
-        every: updates between resets, >= 1.
-        warmup: updates of reduced size after each reset, >= 0.
+        every: updates between resets, >= 1; an integer, which may be traced.
+        warmup: updates of reduced size after each reset, >= 0; an integer, which may be traced.
 
     Returns:
         The transformation; its state is a `ResetState`.
@@ -133,8 +135,8 @@ def with_momentum_reset(
         [1.75]
         [1.0]
     """
-    check_count("every", every, 1)
-    check_count("warmup", warmup, 0)
+    check_integer("every", every, 1)
+    check_integer("warmup", warmup, 0)
     inner = optax.with_extra_args_support(inner)
 
     def init(params: PyTree) -> ResetState:
@@ -143,13 +145,14 @@ def with_momentum_reset(
     def update(
         updates: PyTree, state: ResetState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, ResetState]:
-        since = state.calls % every
+        period, wait = jnp.asarray(every).astype(jnp.int32), jnp.asarray(warmup).astype(jnp.int32)
+        since = state.calls % period
         reset = (state.calls > 0) & (since == 0)
         fresh = inner.init(updates if params is None else params)
         start = jax.tree.map(lambda new, old: jnp.where(reset, jnp.asarray(new, old.dtype), old), fresh, state.inner)
         updates, after = inner.update(updates, start, params, **extra)
-        cosine = jnp.cos(math.pi / (warmup + 1) * since.astype(jnp.float32))
-        warming = (state.calls >= every) & (since < warmup)
+        cosine = jnp.cos(math.pi * since.astype(jnp.float32) / (wait + 1).astype(jnp.float32))
+        warming = (state.calls >= period) & (since < wait)
         share = jnp.where(warming, 1 - (1 - FIRST_SHARE) * (1 + cosine) / 2, 1)
         updates = jax.tree.map(lambda u: u * share.astype(u.dtype), updates)
         return updates, ResetState(after, optax.safe_increment(state.calls))

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxstab.clipping.guards import saturating_sum
 from jaxstab.clipping.settings import Setting, check_setting, setting_at
-from jaxstab.norms import Norm, Per, check_per, group_norms, norm, quick_norm
+from jaxstab.norms import Norm, Per, Stacked, check_grouping, group_norms, norm, quick_norm, zero_norms
 
 # a norm that changes by less, in units of the coarsest dtype's rounding, has not been touched
 ROUNDINGS = 4
@@ -55,7 +55,7 @@ def _ratio(above: Norm, below: Norm, dtype: jnp.dtype, empty: float) -> Float[Ar
 
 
 def monitored(
-    tx: optax.GradientTransformation, per: Per | None = None, decay: Setting = 0.99
+    tx: optax.GradientTransformation, per: Per | None = None, decay: Setting = 0.99, stacked: Stacked = ()
 ) -> optax.GradientTransformationExtraArgs:
     """Keep in the state what a transformation did to the last update, and how often it did.
 
@@ -70,6 +70,7 @@ def monitored(
         tx: any transformation, optax's included.
         per: also keep ln norms of groups; "tree", "leaf", "layer" or a callable, see `jaxstab.norms.group_norms`.
         decay: of the firing rate, in [0, 1); a number, a traced array or a schedule.
+        stacked: leaves with a leading layer axis, for per="layer"; see `jaxstab.norms.group_norms`.
 
     Returns:
         The transformation; its state is a `TelemetryState`.
@@ -81,26 +82,25 @@ def monitored(
         >>> float(optax.tree.get(state, "norm_before")), round(float(optax.tree.get(state, "coefficient")), 4)
         (5.0, 0.2)
     """
-    if per is not None:
-        check_per(per)
+    grouping = check_grouping("tree" if per is None else per, stacked)
     check_setting("decay", decay, high=1.0, below=True)
     tx = optax.with_extra_args_support(tx)
 
     def init(params: PyTree) -> TelemetryState:
-        zero = jnp.zeros((), jax.eval_shape(norm, params).root.dtype)
-        groups = {} if per is None else jax.eval_shape(lambda tree: group_norms(tree, per), params)
+        zero = zero_norms(params).get("tree", jnp.zeros((), jnp.float32))
+        groups = {} if per is None else zero_norms(params, *grouping)
         return TelemetryState(
             inner=tx.init(params),
             step=jnp.zeros((), jnp.int32),
             norm_before=zero,
             norm_after=jnp.zeros_like(zero),
             coefficient=jnp.ones_like(zero),
-            fired=jnp.zeros((), bool),
+            fired=jnp.zeros_like(zero, bool),
             firing_rate=jnp.zeros_like(zero),
             update_ratio=jnp.full_like(zero, jnp.nan),
-            nonfinite_count=jnp.zeros((), jnp.int32),
-            first_nonfinite=jnp.full((), -1, jnp.int32),
-            log_norms={k: jnp.full(n.root.shape, -jnp.inf, n.root.dtype) for k, n in groups.items()},
+            nonfinite_count=jnp.zeros_like(zero, jnp.int32),
+            first_nonfinite=jnp.full_like(zero, -1, jnp.int32),
+            log_norms={k: jnp.full_like(n, -jnp.inf) for k, n in groups.items()},
         )
 
     def update(
@@ -113,7 +113,7 @@ def monitored(
         after = quick_norm(out, jnp.sqrt(before.scale))
         # first the norm, then the use of the updates: so they can be overwritten in place, 15 % of an update on CPU
         out, after = jax.lax.optimization_barrier((out, after))
-        groups = {} if per is None else group_norms(updates, per)
+        groups = {} if per is None else group_norms(updates, *grouping)
         coefficient = _ratio(after, before, dtype, 1.0)
         rounding = max((float(jnp.finfo(jnp.result_type(u)).eps) for u in jax.tree.leaves(out)), default=0.0)
         fired = jnp.abs(coefficient - 1) > ROUNDINGS * rounding

@@ -32,6 +32,11 @@ class Params(NamedTuple):
         """Number of blocks L."""
         return jax.tree.leaves(self.blocks)[0].shape[0]
 
+    @property
+    def stacked_fields(self) -> tuple[str, ...]:
+        """Fields whose leaves carry a leading layer axis, for `jaxstab.norms.group_norms`."""
+        return ("blocks",)
+
 
 class Dropout(NamedTuple):
     """Which features dropout drops.

@@ -1,4 +1,4 @@
-"""Euclidean norms: right for any magnitude a float can hold, with a gradient at zero that is not NaN."""
+"""Euclidean norms of groups of leaves, in two factors that hold any magnitude."""
 
 import functools
 from collections.abc import Callable
@@ -10,97 +10,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PyTree
 
 from jaxstab.checks import check_floating
-
-# how leaves are grouped: by name, or by a function from the path of a leaf to the name of its group
-Per = str | Callable[[tuple[str, ...]], str]
-GROUPINGS = ("tree", "leaf", "layer")
-
-
-def unit(v: Float[Array, "..."]) -> tuple[Float[Array, "..."], Float[Array, ""]]:
-    """The direction and the logarithm of the length of an array taken as one vector.
-
-    Args:
-        v: any shape.
-
-    Returns:
-        v / |v| and ln |v|; (0, -inf) where v is zero.
-
-    Example:
-        >>> direction, length = unit(jnp.asarray([3e-30, 4e-30], jnp.float32))
-        >>> direction.round(3).tolist(), round(float(length / jnp.log(10.0)), 2)
-        ([0.6000000238418579, 0.800000011920929], -29.3)
-    """
-    # the scale cancels: a derivative through it is rounding at best, and NaN where XLA compares recomputed values
-    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(v)))
-    zero = largest == 0
-    scale = jnp.where(zero, 1.0, largest)
-    scaled = v / scale
-    # the root is taken of 1 where there is nothing, so that its gradient stays finite
-    length = jnp.sqrt(jnp.where(zero, 1.0, jnp.sum(scaled**2)))
-    return scaled / length, jnp.where(zero, -jnp.inf, jnp.log(scale) + jnp.log(length))
-
-
-class Product(NamedTuple):
-    """A matrix left^T right, not multiplied out: the gradient of a dense layer's kernel.
-
-    Attributes:
-        left: what the layer read, one vector per example.
-        right: the gradient of what it gave, likewise.
-    """
-
-    left: Float[Array, "*batch n_in"]
-    right: Float[Array, "*batch n_out"]
-
-    @property
-    def full(self) -> Float[Array, "n_in n_out"]:
-        """The matrix itself."""
-        if self.left.ndim == 1:
-            return jnp.outer(self.left, self.right)
-        left, right = (side.reshape(-1, side.shape[-1]) for side in self)
-        return left.T @ right
-
-    @property
-    def log_norm(self) -> Float[Array, ""]:
-        """The logarithm of its norm; of a single example |left| |right|, and no matrix is formed."""
-        if self.left.ndim == 1:
-            return unit(self.left)[1] + unit(self.right)[1]
-        (left, in_left), (right, in_right) = (jax.vmap(unit)(side.reshape(-1, side.shape[-1])) for side in self)
-        logs = in_left + in_right
-        # the largest term has norm 1: what is lost below the float range is below its rounding
-        largest = jax.lax.stop_gradient(jnp.max(logs))
-        largest = jnp.where(largest == -jnp.inf, 0, largest)
-        square = jnp.sum((_transposed(left) @ (right * jnp.exp(logs - largest)[:, None])) ** 2)
-        # the logarithm is taken of 1 where there is nothing, so that its gradient stays finite
-        return jnp.where(square == 0, -jnp.inf, jnp.log(jnp.where(square == 0, 1, square)) / 2 + largest)
-
-
-def _transposed(left: Float[Array, "batch n"]) -> Float[Array, "n batch"]:
-    # a product that transposes its left factor by itself is half as fast where XLA's pool has threads to spare, as
-    # decompositions need
-    return jax.lax.optimization_barrier(left.T)
-
-
-def log_norm(tree: PyTree) -> Float[Array, ""]:
-    """The logarithm of the norm of all leaves together.
-
-    Args:
-        tree: arrays and `Product`s; leaves that are no numbers, as PRNG keys have in the place of a gradient, do not
-            count.
-
-    Returns:
-        ln of the norm; -inf where all is zero.
-
-    Example:
-        >>> round(float(jnp.exp(log_norm({"w": jnp.asarray([3.0]), "b": jnp.asarray([4.0])}))), 4)
-        5.0
-    """
-    leaves = jax.tree.leaves(tree, is_leaf=lambda leaf: isinstance(leaf, Product))
-    logs = [
-        leaf.log_norm if isinstance(leaf, Product) else unit(leaf)[1]
-        for leaf in leaves
-        if isinstance(leaf, Product) or leaf.dtype != jax.dtypes.float0
-    ]
-    return jax.nn.logsumexp(2 * jnp.stack(logs)) / 2
+from jaxstab.norms.meshes import resplit, split
+from jaxstab.norms.paths import Grouping, Per, Stacked, check_grouping, group_of, named_leaves, stack_of
 
 
 class Norm(NamedTuple):
@@ -127,41 +38,6 @@ class Norm(NamedTuple):
         return jnp.log(self.scale) + jnp.log(self.root)
 
 
-def check_per(per: Per) -> None:
-    """Refuse a grouping that is none.
-
-    Args:
-        per: "tree", "leaf", "layer" or a callable.
-
-    Raises:
-        ValueError: if it is something else.
-    """
-    if not callable(per) and per not in GROUPINGS:
-        raise ValueError(f"per must be one of {', '.join(GROUPINGS)} or a callable path -> label, got {per!r}")
-
-
-def _layered(path: tuple[str, ...], ndim: int) -> bool:
-    """Whether the leading axis of a leaf is a layer axis: below a top-level "blocks", of Flax variables too."""
-    top = path[1:] if path[:1] == ("params",) else path
-    return top[:1] == ("blocks",) and ndim > 0
-
-
-def _keys(path: tuple) -> tuple[str, ...]:
-    return tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
-
-
-def _group(path: tuple[str, ...], ndim: int, per: Per) -> tuple[str, bool]:
-    """The label of a leaf, and whether its leading axis is a layer axis with one norm per layer."""
-    if callable(per):
-        return per(path), False
-    if per == "tree":
-        return "tree", False
-    if per == "leaf":
-        return "/".join(path) or "leaf", False
-    module = path if path[-1:] == ("blocks",) else path[:-1]
-    return "/".join(module) or "root", _layered(path, ndim)
-
-
 class _Member(NamedTuple):
     label: str
     stacked: bool
@@ -172,17 +48,34 @@ class _Member(NamedTuple):
 
     def spread(self, value: Array) -> Array:
         """A value of the group, shaped to broadcast over the leaf."""
-        return value.reshape(value.shape + (1,) * (self.leaf.ndim - 1)) if value.ndim else value
+        if not value.ndim:
+            return value
+        over = split(self.leaf)
+        if over is not None:
+            # as the layer axis of the leaf is
+            value = resplit(value, self.leaf, over[:1])
+        return jnp.expand_dims(value, tuple(range(1, self.leaf.ndim)))
 
 
-def _members(tree: PyTree, per: Per) -> list[_Member]:
-    check_per(per)
+def _members(tree: PyTree, grouping: Grouping) -> list[_Member]:
+    check_grouping(*grouping)
+    is_stacked = stack_of(tree, grouping.stacked)
     members = []
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        keys, array = _keys(path), jnp.asarray(leaf)
-        check_floating("/".join(keys) or "the array", array.dtype)
-        members.append(_Member(*_group(keys, array.ndim, per), array))
+    for path, leaf in named_leaves(tree):
+        array = jnp.asarray(leaf)
+        check_floating("/".join(path) or "the array", array.dtype)
+        label, stacked = group_of(path, grouping, is_stacked)
+        if stacked and array.ndim == 0:
+            raise ValueError(f"{'/'.join(path)} must have a layer axis to be stacked, got a scalar")
+        members.append(_Member(label, stacked, array))
     return members
+
+
+def _grouped(tree: PyTree, grouping: Grouping) -> dict[str, list[_Member]]:
+    groups: dict[str, list[_Member]] = {}
+    for member in _members(tree, grouping):
+        groups.setdefault(member.label, []).append(member)
+    return groups
 
 
 def accumulator(*dtypes: DTypeLike) -> jnp.dtype:
@@ -247,45 +140,72 @@ def _scaled(members: list[_Member], dtype: jnp.dtype) -> Norm:
     return Norm(scale, root, functools.reduce(jnp.add, bad))
 
 
-def group_norms(tree: PyTree, per: Per = "tree") -> dict[str, Norm]:
+def group_norms(tree: PyTree, per: Per = "tree", stacked: Stacked = ()) -> dict[str, Norm]:
     """Norms of groups of leaves, right for every magnitude, at the cost of one pass over the data.
 
     The usual case is sqrt(sum x^2), squares summed in at least float32. Where a sum overflows, nears underflow or
     meets NaN, all is computed again from entries divided by the largest of them. (Under `jax.vmap` both are.)
+    Within `jax.shard_map` a norm is that of the shard which each device sees.
 
     Args:
         tree: floating arrays; empty subtrees are skipped.
         per: "tree" for one norm of all leaves; "leaf" for one of each array; "layer" for one of each module, which is
-            the leaves that differ only in the last key of their path. Leaves below a top-level "blocks" (of `Params`
-            or of Flax variables) carry a leading layer axis, and "layer" gives one norm per layer there. Or a
-            callable that maps a path of keys, ("blocks", "dense", "kernel"), to the name of its group.
+            the leaves that differ only in the last key of their path. Or a callable that maps a path of keys,
+            ("dense", "kernel"), to the name of its group.
+        stacked: leaves with a leading layer axis, for which "layer" gives one norm per layer: those at or below a
+            path, as "blocks" or ["params/encoder", "params/decoder"], or those whose path a callable accepts. The
+            blocks of a chain's `Params` are stacked without being named.
 
     Returns:
-        Norms by name of group, each of shape [] or [depth].
+        Norms by name of group, each of shape [] or [depth]. Names are paths as the tree's owner writes them,
+        "l/0/bias"; Flax's boxes around arrays add nothing to them.
 
     Raises:
-        ValueError: if per is unknown, a leaf is not floating, or leaves of one module disagree on the depth.
+        ValueError: if per is unknown, a leaf is not floating, a path of stacked is not in the tree, or leaves of one
+            module disagree on the depth.
 
     Example:
         >>> grads = {"dense": {"kernel": jnp.full(4, 1e25, jnp.float32), "bias": jnp.zeros(2)}}
         >>> {label: float(norm.value) for label, norm in group_norms(grads, "layer").items()}
         {'dense': 1.9...e+25}
+        >>> group_norms({"encoder": {"kernel": jnp.ones((3, 4))}}, "layer", "encoder")["encoder"].value.tolist()
+        [2.0, 2.0, 2.0]
     """
-    groups: dict[str, list[_Member]] = {}
-    for member in _members(tree, per):
-        groups.setdefault(member.label, []).append(member)
+    groups = _grouped(tree, Grouping(per, stacked))
     if not groups:
         nothing = jnp.zeros((), jnp.float32)
         return {"tree": Norm(nothing + 1, nothing, jnp.zeros((), jnp.int32))} if per == "tree" else {}
     dtypes = {k: accumulator(*(m.leaf.dtype for m in group)) for k, group in groups.items()}
     sums = {label: _plain_sum(group, dtypes[label]) for label, group in groups.items()}
     fits = {label: _usual(sums[label], sum(m.leaf.size for m in group)) for label, group in groups.items()}
-    plain = lambda: {
-        k: Norm(jnp.ones_like(s), jnp.sqrt(jnp.where(fits[k], s, 1)), jnp.zeros(s.shape, jnp.int32))
-        for k, s in sums.items()
-    }
-    scaled = lambda: {label: _scaled(group, dtypes[label]) for label, group in groups.items()}
+
+    def plain() -> dict[str, Norm]:
+        roots = {k: jnp.sqrt(jnp.where(fits[k], s, 1)) for k, s in sums.items()}
+        # `zeros_like` keeps the axes along which devices differ within `shard_map`, where both branches must agree
+        return {k: Norm(jnp.ones_like(s), roots[k], jnp.zeros_like(s, jnp.int32)) for k, s in sums.items()}
+
+    def scaled() -> dict[str, Norm]:
+        return {label: _scaled(group, dtypes[label]) for label, group in groups.items()}
+
     return jax.lax.cond(functools.reduce(jnp.logical_and, [jnp.all(f) for f in fits.values()]), plain, scaled)
+
+
+def zero_norms(tree: PyTree, per: Per = "tree", stacked: Stacked = ()) -> dict[str, Float[Array, "*depth"]]:
+    """Zeros of the shapes, dtypes and places of the norms of groups: where running statistics start.
+
+    Args:
+        tree: floating arrays.
+        per: see `group_norms`.
+        stacked: see `group_norms`.
+
+    Returns:
+        By name of group; none for an empty tree.
+    """
+    groups = _grouped(tree, Grouping(per, stacked))
+    return {
+        label: jnp.zeros_like(_plain_sum(group, accumulator(*(m.leaf.dtype for m in group))))
+        for label, group in groups.items()
+    }
 
 
 def norm(tree: PyTree) -> Norm:
@@ -322,7 +242,7 @@ def quick_norm(tree: PyTree, scale: Float[Array, ""]) -> Norm:
         >>> float(quick_norm([jnp.full(4, 1e30, jnp.float32)], jnp.asarray(1e30, jnp.float32)).root)
         2.0
     """
-    members = _members(tree, "tree")
+    members = _members(tree, Grouping())
     if not members:
         return norm(tree)
     dtype = accumulator(*(m.leaf.dtype for m in members))
@@ -333,29 +253,13 @@ def quick_norm(tree: PyTree, scale: Float[Array, ""]) -> Norm:
     return Norm(scale, root, jnp.zeros((), jnp.int32))
 
 
-def layered_leaves(tree: PyTree) -> PyTree:
-    """Which leaves carry a leading layer axis.
-
-    Args:
-        tree: arrays.
-
-    Returns:
-        The same tree of bools: True below a top-level "blocks".
-
-    Example:
-        >>> layered_leaves({"blocks": {"bias": jnp.zeros((4, 2))}, "readout": {"bias": jnp.zeros(2)}})
-        {'blocks': {'bias': True}, 'readout': {'bias': False}}
-    """
-    return jax.tree_util.tree_map_with_path(lambda path, leaf: _layered(_keys(path), jnp.ndim(leaf)), tree)
-
-
-def map_groups(f: Callable, tree: PyTree, per: Per, *values: dict[str, Array]) -> PyTree:
+def map_groups(f: Callable, tree: PyTree, grouping: Grouping, *values: dict[str, Array]) -> PyTree:
     """Apply a function to every leaf with the values of its group.
 
     Args:
         f: (leaf, value of its group from each of values) -> leaf; a value per layer comes shaped [depth, 1, ..., 1].
         tree: floating arrays.
-        per: the grouping of `group_norms`.
+        grouping: that of `group_norms`.
         values: by name of group, each of shape [] or [depth].
 
     Returns:
@@ -364,8 +268,8 @@ def map_groups(f: Callable, tree: PyTree, per: Per, *values: dict[str, Array]) -
     Example:
         >>> grads = {"a": jnp.asarray([3.0, 4.0]), "b": jnp.asarray([6.0, 8.0])}
         >>> scales = {"a": jnp.asarray(1.0), "b": jnp.asarray(0.5)}
-        >>> map_groups(lambda x, s: s * x, grads, "leaf", scales)["b"].tolist()
+        >>> map_groups(lambda x, s: s * x, grads, Grouping("leaf"), scales)["b"].tolist()
         [3.0, 4.0]
     """
-    leaves = [f(m.leaf, *(m.spread(v[m.label]) for v in values)) for m in _members(tree, per)]
+    leaves = [f(m.leaf, *(m.spread(v[m.label]) for v in values)) for m in _members(tree, grouping)]
     return jax.tree.unflatten(jax.tree.structure(tree), leaves)

@@ -1,0 +1,181 @@
+"""Paths of leaves as their owner writes them, and which leaves are stacked over layers."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+from jaxtyping import PyTree
+
+Path = tuple[str, ...]
+# how leaves are grouped: by name, or by a function from the path of a leaf to the name of its group
+Per = str | Callable[[Path], str]
+# which leaves carry a leading layer axis: those at or below these paths, or those whose path the function accepts
+Stacked = str | Sequence[str] | Callable[[Path], bool]
+GROUPINGS = ("tree", "leaf", "layer")
+
+
+class Grouping(NamedTuple):
+    """How leaves are grouped.
+
+    Attributes:
+        per: "tree", "leaf", "layer" or a callable, see `jaxstab.norms.group_norms`.
+        stacked: leaves with a leading layer axis, see `jaxstab.norms.group_norms`.
+    """
+
+    per: Per = "tree"
+    stacked: Stacked = ()
+
+
+def check_grouping(per: Per, stacked: Stacked = ()) -> Grouping:
+    """Check that a grouping is one.
+
+    Args:
+        per: "tree", "leaf", "layer" or a callable.
+        stacked: paths, or a callable; for per="layer" only.
+
+    Returns:
+        The two together.
+
+    Raises:
+        ValueError: if per is something else, or stacked is given where nothing reads it.
+    """
+    if not callable(per) and per not in GROUPINGS:
+        raise ValueError(f"per must be one of {', '.join(GROUPINGS)} or a callable path -> label, got {per!r}")
+    if per != "layer" and (callable(stacked) or len(stacked) > 0):
+        raise ValueError(f'stacked needs per="layer", which gives a norm to each layer of a stack, got per={per!r}')
+    return Grouping(per, stacked)
+
+
+def _is_box(node: Any) -> bool:
+    """Whether a node is Flax's box around one array: a linen `AxisMetadata` or an nnx `Variable`."""
+    kind = type(node)
+    return hasattr(kind, "replace_boxed") or (hasattr(kind, "get_metadata") and hasattr(kind, "set_metadata"))
+
+
+def _has_stacks(node: Any) -> bool:
+    """Whether a node says by itself which of its fields are stacked, as `jaxstab.networks.Params` does."""
+    return hasattr(type(node), "stacked_fields")
+
+
+def _is_empty(node: Any) -> bool:
+    return not jax.tree.leaves(node)
+
+
+def _names(path: tuple) -> Path:
+    return tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
+
+
+def named_leaves(tree: PyTree, is_leaf: Callable[[Any], bool] | None = None) -> list[tuple[Path, Any]]:
+    """The leaves of a tree with their paths, in the order of `jax.tree.leaves`.
+
+    Flax's boxes (`nn.Partitioned`, `nnx.Param`) add nothing to a path: it is the same with them and without.
+
+    Args:
+        tree: any tree.
+        is_leaf: nodes to take as leaves.
+
+    Returns:
+        Pairs of path and leaf.
+
+    Example:
+        >>> [("/".join(path), leaf) for path, leaf in named_leaves({"l": [{"bias": 1.0}, {"bias": 2.0}]})]
+        [('l/0/bias', 1.0), ('l/1/bias', 2.0)]
+    """
+    stops = _is_box if is_leaf is None else lambda node: _is_box(node) or is_leaf(node)
+    found = []
+    for path, node in jax.tree_util.tree_leaves_with_path(tree, is_leaf=stops):
+        names = _names(path)
+        if not _is_box(node):
+            found.append((names, node))
+            continue
+        for inside, leaf in jax.tree_util.tree_leaves_with_path(node, is_leaf=is_leaf):
+            # the box's own key is no name that its owner gave
+            found.append((names + _names(inside[1:]), leaf))
+    return found
+
+
+def _stacks(tree: PyTree, stacked: Stacked) -> list[str]:
+    """Paths at or below which every leaf is stacked: those named, and those that nodes of the tree name."""
+    if callable(stacked):
+        return []
+    named = [stacked] if isinstance(stacked, str) else list(stacked)
+    # a part that is masked or empty is still a part of the tree
+    parts = ["/".join(path) for path, _ in named_leaves(tree, is_leaf=_is_empty)] if named else []
+    for name in named:
+        if parts and not any(_within(part, name) or _within(name, part) for part in parts):
+            raise ValueError(f"stacked must name paths of the tree, {', '.join(parts[:6])}, ..., got {name!r}")
+    for path, node in jax.tree_util.tree_leaves_with_path(tree, is_leaf=_has_stacks):
+        if _has_stacks(node):
+            named += ["/".join([*_names(path), field]) for field in node.stacked_fields]
+    return named
+
+
+def _within(path: str, stack: str) -> bool:
+    return path == stack or path.startswith(stack + "/") or stack == ""
+
+
+def stack_of(tree: PyTree, stacked: Stacked) -> Callable[[Path], bool]:
+    """The test of paths for being stacked over layers.
+
+    Args:
+        tree: the tree that the paths are of.
+        stacked: paths at or below which leaves are stacked, or the test itself.
+
+    Returns:
+        The function from a path to whether it is at or below a stack.
+
+    Raises:
+        ValueError: if a path is not in the tree.
+    """
+    if callable(stacked):
+        return stacked
+    stacks = _stacks(tree, stacked)
+    return lambda path: any(_within("/".join(path), stack) for stack in stacks)
+
+
+def group_of(path: Path, grouping: Grouping, is_stacked: Callable[[Path], bool]) -> tuple[str, bool]:
+    """The group of a leaf.
+
+    Args:
+        path: of the leaf.
+        grouping: how leaves are grouped.
+        is_stacked: from `stack_of`.
+
+    Returns:
+        The name of its group, and whether it has one norm for each entry of its leading axis.
+    """
+    per = grouping.per
+    if callable(per):
+        return per(path), False
+    if per == "tree":
+        return "tree", False
+    if per == "leaf":
+        return "/".join(path) or "leaf", False
+    if not is_stacked(path):
+        return "/".join(path[:-1]) or "root", False
+    # a stack that is a single array is a module of its own
+    alone = not callable(grouping.stacked) and not is_stacked(path[:-1])
+    return "/".join(path if alone else path[:-1]) or "root", True
+
+
+def stacked_leaves(tree: PyTree, stacked: Stacked = ()) -> PyTree:
+    """Which leaves carry a leading layer axis.
+
+    Args:
+        tree: arrays.
+        stacked: see `jaxstab.norms.group_norms`.
+
+    Returns:
+        The same tree of bools.
+
+    Raises:
+        ValueError: if a path is not in the tree.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> stacked_leaves({"blocks": {"bias": jnp.zeros((4, 2))}, "readout": {"bias": jnp.zeros(2)}}, "blocks")
+        {'blocks': {'bias': True}, 'readout': {'bias': False}}
+    """
+    is_stacked = stack_of(tree, stacked)
+    flags = [bool(is_stacked(path)) for path, _ in named_leaves(tree)]
+    return jax.tree.unflatten(jax.tree.structure(tree), flags)
