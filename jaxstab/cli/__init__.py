@@ -106,7 +106,12 @@ def _answered(words: Sequence[str]) -> int:
             return 0
         with extra("run"):
             settings, run = _parsed(words)
-        run(settings)
+        if getattr(settings, "print_config", False):
+            from jaxstab.cli.arguments import as_toml
+
+            print(as_toml(settings))
+        else:
+            run(settings)
     except (UserError, MissingExtraError) as error:
         return _complained(str(error))
     except MemoryError as error:

@@ -4,22 +4,76 @@ import contextlib
 import dataclasses
 import difflib
 import io
+import json
 import os
 import re
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import GenericAlias
-from typing import Any
+from typing import Annotated, Any, get_args, get_origin
 
 import tyro
 
 from jaxstab.cli.faults import UserError
 
+# what is told on the command line only
+_NO_SETTINGS = ("config", "dry_run", "print_config")
+# the value of a setting that is not set, where the default is another
+_NOTHING = "none"
+# keys of a config file that are spelt in another English
+_ALIASES = {"optimizer": "optimiser"}
 # bytes of a config file
 _LONGEST_CONFIG = 2**20
 # sizes and counts beyond these do not fit into an int32, of which arrays are made
 _LARGEST_INTEGER = 2**31 - 1
+
+
+def choice(kind: Any, names: Iterable[str], *aliases: str) -> Any:
+    """A setting of a few values, which the help lists; the grid refuses all others.
+
+    Args:
+        kind: its type, str or str | None.
+        names: the values.
+        aliases: other flags for it.
+
+    Returns:
+        The type with what the help shows.
+    """
+    none = ["None"] if kind == str | None else []
+    return Annotated[kind, tyro.conf.arg(metavar=f"{{{','.join([*none, *names])}}}", aliases=aliases or None)]
+
+
+def as_toml(settings: Any) -> str:
+    """Settings as a config file that gives them back.
+
+    Args:
+        settings: of a command.
+
+    Returns:
+        TOML text, a line per setting; those that are not set are comments.
+    """
+    lines = []
+    for field in dataclasses.fields(settings):
+        if field.name in _NO_SETTINGS:
+            continue
+        value = getattr(settings, field.name)
+        if value is None and field.default is None:
+            lines.append(f"# {field.name} is not set")
+        else:
+            lines.append(f"{field.name} = {_toml_value(value)}")
+    return "\n".join(lines)
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_toml_value, value))}]"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float):
+        return repr(value)
+    # a string of JSON is one of TOML, which has no null
+    return json.dumps(_NOTHING if value is None else str(value))
 
 
 def _read_config(path: Path) -> str:
@@ -48,10 +102,10 @@ def _from_toml(path: Path, kind: Any) -> dict[str, Any]:
     except ValueError as error:
         end = f"line {len(text.splitlines())}, end of document"
         raise UserError(f"{path}: {str(error).replace('end of document', end)}") from error
-    fields = {field.name: field for field in dataclasses.fields(kind) if field.name != "config"}
+    fields = {field.name: field for field in dataclasses.fields(kind) if field.name not in _NO_SETTINGS}
     read: dict[str, Any] = {}
     for key, value in settings.items():
-        name = key.replace("-", "_")
+        name = _ALIASES.get(key, key.replace("-", "_"))
         if name not in fields:
             near = difflib.get_close_matches(name, fields, n=1)
             raise UserError(f"{path}: unknown key {key!r}{f'; did you mean {near[0]!r}?' if near else ''}")
@@ -68,6 +122,10 @@ def _converted(path: Path, key: str, value: Any, wanted: Any) -> Any:
         bool: lambda v: isinstance(v, bool),
         Path: lambda v: isinstance(v, str),
     }
+    if get_origin(wanted) is Annotated:
+        wanted = get_args(wanted)[0]
+    if value == _NOTHING and type(None) in get_args(wanted):
+        return None
     for kind, fits in checks.items():
         # an integer may be larger than any float
         with contextlib.suppress(OverflowError):
@@ -144,7 +202,8 @@ def _expanded(flag: str, value: Any) -> Any:
 def _one_line(boxed: str) -> str:
     """A parser's message out of its frame, in one line, without the frame's title and the hint at --help."""
     lines = [
-        re.sub(r"[\u2500-\u257f]+", " ", re.sub(r"\x1b\[[0-9;]*m", "", line)).strip() for line in boxed.splitlines()
+        re.sub(r"[\u2500-\u257f]+|-{5,}", " ", re.sub(r"\x1b\[[0-9;]*m", "", line)).strip()
+        for line in boxed.splitlines()
     ]
     text = " ".join(line for line in lines[1:] if line)
     return " ".join(re.sub(r"(Argument helptext: .*)?For full helptext, .*", "", text).split())

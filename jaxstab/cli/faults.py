@@ -1,8 +1,12 @@
 """What a user got wrong, and what every command needs of the machine."""
 
 import contextlib
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+
+# a plan of more takes seconds and gigabytes
+MOST_NETWORKS = 10_000_000
 
 
 class UserError(Exception):
@@ -32,6 +36,40 @@ def divide_cpu(parts: int | None, decomposing: bool = True) -> None:
         jax.config.update("jax_num_cpu_devices", parts)
 
 
+def check_networks(axes: Mapping[str, int]) -> int:
+    """Refuse a grid of more networks than can be listed, before anything is made of it.
+
+    Args:
+        axes: number of values by name of the axis.
+
+    Returns:
+        The number of networks.
+
+    Raises:
+        UserError: if there are too many.
+    """
+    count = math.prod(axes.values())
+    if count > MOST_NETWORKS:
+        told = " x ".join(f"{size} {name}" for name, size in axes.items() if size != 1)
+        raise UserError(f"{told} are {count} networks, at most {MOST_NETWORKS} make a grid")
+    return count
+
+
+def check_memory(what: str, needed: float) -> None:
+    """Refuse what this machine cannot hold, before it is asked to.
+
+    Args:
+        what: needs the memory, in words.
+        needed: bytes.
+
+    Raises:
+        UserError: if that is more than half of what the machine has.
+    """
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    if needed > there:
+        raise UserError(f"{needed / 2**30:.3g} GiB needed for {what}, {there / 2**30:.3g} GiB may be used")
+
+
 @contextlib.contextmanager
 def users_fault() -> Iterator[None]:
     """What the floors below refuse while they look at the user's input is the user's to mend.
@@ -44,5 +82,27 @@ def users_fault() -> Iterator[None]:
     """
     try:
         yield
-    except (ValueError, TypeError, OSError, MemoryError) as error:
-        raise UserError(" ".join(str(error).split())) from error
+    except (ValueError, TypeError, OverflowError, OSError, MemoryError) as error:
+        raise UserError(str(error) or type(error).__name__) from error
+
+
+def told_time(seconds: float) -> str:
+    """A duration in words, to the precision of an estimate.
+
+    Args:
+        seconds: how long.
+
+    Returns:
+        In seconds, minutes, hours or days.
+
+    Example:
+        >>> told_time(7.0), told_time(400.0), told_time(4e5)
+        ('7 s', '7 min', '4.6 days')
+    """
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if seconds < 6000:
+        return f"{seconds / 60:.0f} min"
+    if seconds < 2 * 86400:
+        return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 86400:.3g} days"

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,11 +13,16 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from jaxstab import datasets, records, store, sweeps, trainability
+from jaxstab import datasets, networks, records, store, sweeps, trainability
 from jaxstab.cli import cluster, interrupts
-from jaxstab.cli.faults import divide_cpu, users_fault
+from jaxstab.cli.arguments import choice
+from jaxstab.cli.faults import UserError, check_memory, check_networks, divide_cpu, told_time, users_fault
 
 _DEFAULTS = trainability.Grid()
+# GiB of a device: more than any has
+_MOST_MEMORY = 65_536
+# of a core, at width 128 and batch 128: 166 GFLOP/s on two were measured
+CORE_FLOPS = 83e9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,26 +56,26 @@ class Train:
     """Independent runs of each."""
     activations: tuple[str, ...] = ("tanh",)
     """Activations by name: a kind of network each."""
-    weights: str = "gaussian"
-    """gaussian, orthogonal, or {lecun,glorot,he}_{normal,uniform}."""
-    norm: str | None = None
-    """batch, layer or rms: norm in every block."""
+    weights: choice(str, networks.WEIGHTS) = "gaussian"  # type: ignore[valid-type]
+    """Law of the weights."""
+    norm: choice(str | None, networks.NORMS) = None  # type: ignore[valid-type]
+    """Norm in every block."""
     norm_after: bool = False
     """Norm after the activation instead of before it."""
-    skip: str | None = None
-    """sum, scaled, rezero, highway or dense: skip connection around every block."""
+    skip: choice(str | None, networks.SKIPS) = None  # type: ignore[valid-type]
+    """Skip connection around every block."""
     width: int = _DEFAULTS.width
     """Units per layer."""
     steps: int = _DEFAULTS.steps
     """Updates."""
     batch: int | None = _DEFAULTS.batch
     """Examples per update; None for all."""
-    optimiser: str = _DEFAULTS.optimiser
-    """sgd, momentum, nesterov, rmsprop, adagrad, adam, adamw or lion."""
+    optimiser: choice(str, trainability.OPTIMISERS, "--optimizer") = _DEFAULTS.optimiser  # type: ignore[valid-type]
+    """Optimiser."""
     evaluate: tuple[int, ...] = _DEFAULTS.evaluate
     """Numbers of updates after which to look at all data, besides the end."""
-    dtype: str = _DEFAULTS.dtype
-    """float32 or float64."""
+    dtype: choice(str, ("float32", "float64")) = _DEFAULTS.dtype  # type: ignore[valid-type]
+    """Precision."""
     memory: float | None = None
     """GiB of a device that may be used; from the device unless given."""
     lanes: int | None = None
@@ -98,11 +104,15 @@ class Train:
     """Also write TensorBoard's event files, a run per network, to this folder at the end."""
     config: Path | None = None
     """TOML file with any of these settings; flags override it."""
+    dry_run: bool = False
+    """Check the settings, say what would be computed, and stop."""
+    print_config: bool = False
+    """Print these settings as a TOML file for --config, and stop."""
 
     def grid(self) -> trainability.Grid:
         """The grid of these settings."""
         kinds = {"weights": self.weights, "norm": self.norm, "norm_after": self.norm_after, "skip": self.skip}
-        variants = tuple(trainability.Variant(name, name, **kinds) for name in self.activations)  # type: ignore[arg-type]
+        variants = tuple(trainability.Variant(name, name, **kinds) for name in self.activations)
         fields = {field.name for field in dataclasses.fields(trainability.Grid)}
         same = {k: v for k, v in dataclasses.asdict(self).items() if k in fields}
         return trainability.Grid(variants, **same)
@@ -130,28 +140,19 @@ def train(settings: Train) -> None:
     """
     divide_cpu(settings.cpu_devices, decomposing=False)
     with users_fault():
-        grid = settings.grid()
-        cluster.check(settings.sharing())
-        _check_outputs(settings)
-        data = split(settings.data, settings.data_path)
+        grid, data = _checked(settings)
         # before JAX first looks for its devices
-        part = cluster.part(settings.sharing())
-        budget = None if settings.memory is None else int(settings.memory * 2**30)
-        plan = trainability.plan(grid, data, budget, settings.lanes, settings.group)
+        part = (1, 1) if settings.dry_run else cluster.part(settings.sharing())
+        plan = _planned(settings, grid, data)
+        print(_header(grid, plan, data), flush=True)
+        if settings.dry_run:
+            return
         fields = {
             name: store.Field(one.shape, one.dtype.name, records.dimensions(records.Training, name, len(one.shape)))
             for name, one in trainability.fields(grid).items()
         }
         groups = store.open_groups(settings.out, _settings(grid, plan, data), fields, len(plan.groups), plan.size)
     devices = sweeps.usable_devices(decomposing=False)
-    each = [trainability.flops(grid, v, depth, data) for v in range(len(grid.variants)) for depth in grid.depths]
-    work = grid.count // len(each) * sum(each)
-    print(
-        f"{grid.count} networks in {len(plan.groups)} groups of {plan.size}, {plan.programs} programs, "
-        f"{work / 1e12:.3g} TFLOP; {plan.lanes} at once in about {plan.memory / 2**20:.0f} MiB on each of "
-        f"{len(devices)} {devices[0].platform} device{'s' * (len(devices) > 1)}",
-        flush=True,
-    )
     with users_fault(), _until_told_to_stop(settings.out, groups), store.claim(groups, part, settings.join) as claim:
         tally = _work(grid, plan, data, claim, devices)
     print(tally.line())
@@ -164,6 +165,39 @@ def train(settings: Train) -> None:
             if settings.tensorboard:
                 print(f"events: {store.write_events(dataset, settings.tensorboard)}")
     print(f"store: {settings.out}" + (f" ({left} groups are left to others)" if left else ""))
+
+
+def _checked(settings: Train) -> tuple[trainability.Grid, trainability.Split]:
+    """The grid and its data; all that can be refused is refused, and nothing is written."""
+    _check_size(settings)
+    grid = settings.grid()
+    cluster.check(settings.sharing())
+    _check_outputs(settings)
+    return grid, split(settings.data, settings.data_path)
+
+
+def _planned(settings: Train, grid: trainability.Grid, data: trainability.Split) -> trainability.Plan:
+    """How the grid is cut into groups that fit into memory."""
+    budget = trainability.available() if settings.memory is None else int(settings.memory * 2**30)
+    plan = trainability.plan(grid, data, budget, settings.lanes, settings.group)
+    if plan.memory > budget:
+        raise ValueError(f"{plan.lanes} lanes take {plan.memory} bytes, {budget} may be used; fewer would do")
+    return plan
+
+
+def _header(grid: trainability.Grid, plan: trainability.Plan, data: trainability.Split) -> str:
+    """What is going to be trained, in a line."""
+    devices = sweeps.usable_devices(decomposing=False)
+    each = [trainability.flops(grid, v, depth, data) for v in range(len(grid.variants)) for depth in grid.depths]
+    work = grid.count // len(each) * sum(each)
+    rough = ""
+    if devices[0].platform == "cpu":
+        rough = f", on this CPU {told_time(work / (CORE_FLOPS * (os.cpu_count() or 1)))} or more"
+    return (
+        f"{grid.count} networks in {len(plan.groups)} groups of {plan.size}, {plan.programs} programs, "
+        f"{work / 1e12:.3g} TFLOP{rough}; {plan.lanes} at once in about {plan.memory / 2**20:.0f} MiB on each of "
+        f"{len(devices)} {devices[0].platform} device{'s' * (len(devices) > 1)}"
+    )
 
 
 def split(name: str, path: Path | None) -> trainability.Split:
@@ -272,6 +306,19 @@ def _until_told_to_stop(out: str, groups: store.Groups) -> Iterator[None]:
     except KeyboardInterrupt as error:
         done = f"{len(groups.marks())} of {groups.count} groups are in {out}"
         raise KeyboardInterrupt(f"{done}; the same command goes on from there") from error
+
+
+def _check_size(settings: Train) -> None:
+    """Refuse grids that no machine could hold, before anything is made of them."""
+    kinds = ("activations", "depths", "sigma_w", "sigma_b", "learning_rates", "clips", "dropouts")
+    axes = {name: len(getattr(settings, name)) for name in kinds}
+    networks = check_networks(axes | {"seeds": settings.seeds})
+    check_memory("one network", 4.0 * max((0, *settings.depths)) * settings.width**2)
+    if settings.memory is not None and not 0 < settings.memory <= _MOST_MEMORY:
+        raise UserError(f"--memory must be in (0, {_MOST_MEMORY}] GiB, got {settings.memory:g}")
+    for flag, value in (("--lanes", settings.lanes), ("--group", settings.group)):
+        if value is not None and value > networks:
+            raise UserError(f"{flag} must be at most {networks}, the number of networks, got {value}")
 
 
 def _check_outputs(settings: Train) -> None:

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxstab import networks
 from jaxstab.activations import Activation, get
-from jaxstab.checks import check_ascending
+from jaxstab.checks import check_ascending, check_labels
 from jaxstab.records import Data
 
 
@@ -49,6 +49,7 @@ class Grid:
         dropout: share of features dropped, in [0, 1); masks differ from input to input.
         batch: examples that make up one input; BatchNorm needs two or more.
         dtype: "float32" or "float64" of the measurement.
+        outputs: of the networks; labels are below it.
     """
 
     depths: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
@@ -65,6 +66,7 @@ class Grid:
     dropout: float = 0.0
     batch: int | None = None
     dtype: str = "float32"
+    outputs: int = 10
 
     def __post_init__(self) -> None:
         """Check what Python can know.
@@ -81,7 +83,7 @@ class Grid:
                 raise ValueError(f"{name} must be finite and >= 0, got {getattr(self, name)}")
         for name, values in (
             ("depths", self.depths),
-            *((n, (getattr(self, n),)) for n in ("seeds", "width", "inputs")),
+            *((n, (getattr(self, n),)) for n in ("seeds", "width", "inputs", "outputs")),
         ):
             if not all(isinstance(v, int) and v >= 1 for v in values):
                 raise ValueError(f"{name} must be integers >= 1, got {getattr(self, name)}")
@@ -104,6 +106,7 @@ class Grid:
             max(self.depths),
             self.width,
             get(activation),
+            features_out=self.outputs,
             weights=self.weights,
             norm=self.norm,
             norm_after=self.norm_after,
@@ -132,8 +135,9 @@ def samples(grid: Grid, data: Data) -> Sample:
         A sample with leading axes [seeds, inputs], and [batch] where the grid has one.
 
     Raises:
-        ValueError: if there are fewer examples than one seed needs.
+        ValueError: if there are fewer examples than one seed needs, or a label has no output.
     """
+    check_labels(data.y, grid.outputs)
     shape = (2, grid.inputs) if grid.batch is None else (2, grid.inputs, grid.batch)
     needed = math.prod(shape)
     if len(data.x) < needed:

@@ -14,7 +14,7 @@ with extra("run"):
         tuned,
     )
     from jaxstab.trainability.grid import AXES, OPTIMISERS, Cells, Grid, Split, Variant
-    from jaxstab.trainability.plan import Group, Plan, cut, flops, memory, plan
+    from jaxstab.trainability.plan import Group, Plan, available, cut, flops, memory, plan
     from jaxstab.trainability.run import Result, fields, labelled, restored, run
     from jaxstab.trainability.summary import OUTCOMES, SCALES, SIDES, summarise
 
@@ -33,6 +33,7 @@ __all__ = [
     "Result",
     "Split",
     "Variant",
+    "available",
     "cut",
     "deepest_trainable",
     "fields",

@@ -1,0 +1,208 @@
+"""What a user gets wrong, generated: exit code 2, one line on stderr, at once, nothing written."""
+
+import contextlib
+import io
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from jaxstab import cli
+from jaxstab.cli.arguments import as_toml, parse
+from jaxstab.cli.sweep import Sweep
+from jaxstab.cli.train import Train
+
+ROOT = Path(__file__).parent.parent
+GENERATED = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The current folder, with files to refer to."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    return tmp_path
+
+
+def files(folder):
+    # matplotlib keeps a list of fonts in the home folder
+    return sorted(path.relative_to(folder) for path in folder.rglob("*") if "home" not in path.parts)
+
+
+def refused(folder, words, said=""):
+    """The one line that a command answers with; nothing else is printed, nothing written."""
+    before, out, err = files(folder), io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = cli.main(list(words))
+    line = err.getvalue()
+    assert code == 2, (words, code, line)
+    assert line.startswith("jaxstab: ") and line.count("\n") == 1 and line.strip() != "jaxstab:", line
+    assert out.getvalue() == "" and files(folder) == before
+    assert said in line, (words, line)
+    return line
+
+
+LINES = {
+    "train --memory inf": "--memory must be in (0, 65536] GiB, got inf",
+    "train --memory 1e300": "--memory must be",
+    "train --memory nan": "--memory must be",
+    "train --memory 0": "--memory must be",
+    "train --seeds 99999999999999999999": "--seeds must be within 2147483647 of 0",
+    "train --seeds 1000000000": "60000000000 networks, at most 10000000 make a grid",
+    "train --group 1000000000": "--group must be at most 60, the number of networks",
+    "train --lanes 1000000000": "--lanes must be at most 60",
+    "train --cpu-devices 100000": "--cpu-devices must be in 1..",
+    "train --cpu-devices 99999999999": "--cpu-devices must be within",
+    "train --depths 2000000000": "GiB needed for one network",
+    "train --width 10000000": "GiB needed for one network",
+    "train --steps 2000000000": "bytes to train",
+    "train --evaluate 201": "evaluate must be integers in [0, 200]",
+    "train --coordinator nonsense": "add --distributed",
+    "train --processes 3 --process 1": "add --distributed",
+    "train --csv nowhere/table.csv": "there is no folder nowhere",
+    "train --csv .": "it is a folder",
+    "train --tensorboard /dev/null/events": "cannot write /dev/null/events",
+    "train --out ~nobody-here/x.zarr": "--out: no home folder is known for '~nobody-here'",
+    "sweep --depths 3000000000": "--depths must be within",
+    "sweep --width 10000000": "GiB needed for one network",
+    "sweep --seeds 1000000000": "networks, at most 10000000 make a grid",
+    "sweep --seeds 90000": "GiB needed for the results",
+    "sweep --inputs 1000000000": "1000000000 inputs need 2000000000 examples",
+    "sweep --weights wide": "weights must be one of gaussian, orthogonal",
+    "sweep --config .": ".: not a file",
+    "sweep --config /dev/zero": "/dev/zero: not a file",
+    "sweep --config ~nobody-here/x.toml": "no home folder is known",
+    "status .": "not a",
+    "report nothing.zarr": "no such store",
+}
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_command_lines(folder, line):
+    data = ["--data", "digits"] if line.startswith(("train", "sweep")) else []
+    refused(folder, [*line.split(), *data], LINES[line])
+
+
+def test_a_home_folder_is_read_as_one_wherever_it_stands(folder):
+    (folder / "home").mkdir()
+    (folder / "home" / "s.toml").write_text("out = '~/sw'\ndata = '~/x.npz'")
+    read = parse({"sweep": Sweep}, "", ["sweep", "--config", "~/s.toml"])
+    assert read.out == folder / "home" / "sw" and read.data == str(folder / "home" / "x.npz")
+    read = parse({"train": Train}, "", ["train", "--out", "~/t.zarr", "--csv", "~/c.csv", "--tensorboard", "~"])
+    assert read.out == str(folder / "home" / "t.zarr") and read.csv == folder / "home" / "c.csv"
+    assert read.tensorboard == folder / "home"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["sweep"],
+        ["sweep", "--norm", "batch", "--batch", "8", "--out", 'a "b"\\c', "--overwrite"],
+        ["train", "--batch", "None", "--clips", "1", "inf", "--optimizer", "adam", "--csv", "x.csv"],
+    ],
+)
+def test_a_printed_config_gives_the_same_settings(folder, words, capsys):
+    kinds = {"sweep": Sweep, "train": Train}
+    wanted = parse(kinds, "", words)
+    assert cli.main([*words, "--print-config"]) == 0
+    (folder / "s.toml").write_text(capsys.readouterr().out)
+    found = parse(kinds, "", [words[0], "--config", "s.toml"])
+    assert as_toml(found) == as_toml(wanted)
+
+
+def test_a_dry_run_says_what_would_be_computed_and_writes_nothing(folder, capsys):
+    assert cli.main(["sweep", "--data", "digits", "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("384 networks (4 activations x 24 gains x 4 seeds)") and "about" in said
+    assert cli.main(["train", "--data", "digits", "--dry-run", "--csv", "table.csv"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("60 networks in ") and "programs" in said and "MiB" in said
+    assert files(folder) == []
+
+
+COUNTS = ("seeds", "width", "depths", "inputs", "batch", "chunk-size", "cpu-devices", "steps", "lanes", "group")
+REALS = ("sigma-w", "sigma-b", "dropout", "learning-rates", "clips", "dropouts", "memory", "coordinator-timeout")
+NAMES = ("weights", "norm", "skip", "dtype", "optimiser", "activations", "data", "shard")
+junk = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=12)
+no_count = st.sampled_from(["0", "-1", "1.5", "x", "", "99999999999999999999", "1e3", "-99999999999", "nan", "0x8"])
+no_real = st.sampled_from(["nan", "-1", "x", "", "-inf", "1,5", "-1e-300"])
+wrong_flags = st.one_of(
+    st.tuples(st.sampled_from(COUNTS), no_count),
+    st.tuples(st.sampled_from(REALS), no_real),
+    st.tuples(st.sampled_from(NAMES), junk.map(lambda text: f"?{text}")),
+    st.tuples(junk.map(lambda text: f"no-flag-{text}"), junk),
+)
+
+
+@GENERATED
+@given(st.sampled_from(["sweep", "train"]), wrong_flags)
+def test_generated_flags(folder, command, flag):
+    name, value = flag
+    # the equals sign keeps a value that begins with a dash one
+    refused(folder, [command, f"--{name}={value}", *([] if name == "data" else ["--data", "digits"])])
+
+
+values = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(-(10**30), 10**30), st.floats(), junk),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.sampled_from("ab"), inner, max_size=2)),
+    max_leaves=4,
+)
+
+
+def toml(value):
+    """A value as TOML writes it; None as what TOML cannot read."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key} = {toml(inner)}" for key, inner in value.items()) + "}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(toml, value))}]"
+    return {True: "true", False: "false"}[value] if isinstance(value, bool) else json.dumps(value)
+
+
+@GENERATED
+@given(st.sampled_from(["width", "sigma_w", "weights", "no_key", "norm_after", "out"]), values)
+def test_generated_configs(folder, key, value):
+    # a flag that no grid takes, so that a config that happens to be right is refused too
+    (folder / "s.toml").write_text(f"{key} = {toml(value)}\n", encoding="utf-8")
+    refused(folder, ["sweep", "--config", "s.toml", "--data", "digits", "--seeds", "0"])
+
+
+@settings(GENERATED, max_examples=30)
+@given(st.binary(max_size=200), st.sampled_from(["plain", "archive", "behind a mark"]))
+def test_generated_files(folder, content, kind):
+    if kind == "plain":
+        (folder / "x.npz").write_bytes(content)
+    else:
+        whole = io.BytesIO()
+        np.savez(whole, x=np.ones((4, 3)), y=np.arange(4) % 2)
+        torn = bytearray(whole.getvalue())
+        # the header of x, or the directory at the end
+        at = 60 if kind == "archive" else len(torn) - 60
+        torn[at : at + len(content) + 1] = bytes([255, *content])
+        (folder / "x.npz").write_bytes(torn)
+    (folder / "s.toml").write_bytes(b"\xef\xbb\xbf" + content)
+    refused(folder, ["sweep", "--data", "x.npz", "--depths", "1", "--width", "2", "--inputs", "999"])
+    refused(folder, ["train", "--config", "s.toml", "--data", "digits", "--steps", "0"])
+
+
+def test_one_line_comes_soon_and_takes_little(folder):
+    """In processes of their own: under 2 s of processor time and 1 GiB, imports of JAX and all else included."""
+    (folder / "s.toml").write_text("depths = " + "[" * 5000 + "]" * 5000)
+    lines = ("sweep --config s.toml", "train --seeds 1000000000", "sweep --dephts 3")
+    limits = "import resource; resource.setrlimit(resource.RLIMIT_DATA, (2**30, 2**30))\n"
+    code = f"{limits}import sys; from jaxstab.cli import main; sys.exit(main())"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    for line in lines:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        command = [sys.executable, "-c", code, *line.split()]
+        run = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert run.returncode == 2 and run.stderr.count("\n") == 1 and run.stdout == "", run.stderr
+        # 1.6 s on quiet cores; what shares them with others takes up to twice as long
+        assert after.ru_utime - before.ru_utime < 4
