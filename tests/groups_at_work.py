@@ -1,12 +1,14 @@
 """A small sweep as the command line runs one, for the tests of stores: in this process or another, and its files."""
 
 import functools
+import json
 import multiprocessing
 import os
 import time
 from multiprocessing import forkserver
 from pathlib import Path
 
+import google_crc32c
 import numpy as np
 import pytest
 
@@ -110,6 +112,14 @@ def assert_holds(dataset, groups, size=3):
             empty = {"f": np.nan, "i": -1, "b": False}[values.dtype.kind]
             assert part[name].dtype == values.dtype
             np.testing.assert_array_equal(part[name], values if group in groups else np.full_like(values, empty))
+
+
+def forge(path, edit):
+    """Change the root's attributes as one who means it: in both copies, with the right checksum."""
+    root = json.loads((path / "zarr.json").read_text())
+    text = json.dumps(root | {"attributes": edit(root["attributes"])}).encode()
+    (path / "zarr.json").write_bytes(text)
+    (path / "mark/root").write_bytes(text + google_crc32c.value(text).to_bytes(4, "little"))
 
 
 def flip(file, at=1):

@@ -161,7 +161,7 @@ def test_torn_metadata_are_mended_by_one_at_a_time(tmp_path):
 
 def _race(url, barrier, results, seed):
     try:
-        sweep = Groups(Place(url), fingerprint.plain(SETTINGS | {"seed": seed}), FIELDS, 8, 3)
+        sweep = Groups(Place(url), fingerprint.plain(SETTINGS | {"seed": seed}), FIELDS, {"row": store.Axis(24, 3)})
         barrier.wait()
         made = sweep.create()
         opened(url, seed=seed)

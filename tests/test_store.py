@@ -1,12 +1,19 @@
 """Stores: what goes in comes out, with its provenance; nothing that exists is lost."""
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import xarray as xr
+from groups_at_work import append, flip, truncate
 
 from jaxstab import store
+from jaxstab.store.places import Place
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture
@@ -54,7 +61,7 @@ def test_a_failing_write_leaves_the_old_store(dataset, tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(xr.Dataset, "to_zarr", full)
+    monkeypatch.setattr(Place, "put", full)
     with pytest.raises(OSError, match="No space left"):
         store.save(dataset, path, overwrite=True)
     monkeypatch.undo()
@@ -78,6 +85,87 @@ def test_missing_foreign_and_damaged_stores(dataset, tmp_path):
     with pytest.raises(ValueError, match="not a jaxstab store"):
         store.load(tmp_path / "folder")
     path = store.save(dataset, tmp_path / "run.zarr")
-    (path / ".zmetadata").write_text("{torn")
+    for name in ("zarr.json", "mark/root"):
+        (path / name).write_text("{torn")
     with pytest.raises(ValueError, match="damaged store"):
         store.load(path)
+    (tmp_path / "old.zarr").mkdir()
+    (tmp_path / "old.zarr/.zmetadata").write_text("{}")
+    with pytest.raises(ValueError, match="a store of an earlier version; measure again with --overwrite"):
+        store.load(tmp_path / "old.zarr")
+
+
+@pytest.mark.parametrize("key", ["log_s/c.0.0", "verdict/c.0", "activation/c.0", "mark/c.0.0"])
+@pytest.mark.parametrize("tear", [flip, truncate, append, Path.unlink])
+def test_a_torn_store_is_never_read_as_whole(dataset, tmp_path, key, tear):
+    path = store.save(dataset, tmp_path / "run.zarr")
+    tear(path / key)
+    with pytest.raises(ValueError, match=r"run\.zarr: damaged store"):
+        store.load(path)
+
+
+@pytest.mark.parametrize("how", [OSError, KeyboardInterrupt])
+@pytest.mark.parametrize("fatal", [0, 1])
+def test_an_exception_while_a_store_is_replaced_loses_neither(dataset, tmp_path, monkeypatch, fatal, how):
+    path = store.save(dataset, tmp_path / "run.zarr")
+    rename, count = Path.rename, iter(range(10))
+
+    def failing(source, target):
+        if next(count) == fatal:
+            raise how("stopped")
+        return rename(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", failing)
+        with pytest.raises(how, match="stopped"):
+            store.save(dataset.drop_vars("log_s"), path, overwrite=True)
+    xr.testing.assert_equal(store.load(path), dataset)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["run.zarr"]
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+import xarray as xr
+from jaxstab import store
+rename, count = Path.rename, iter(range(10))
+def killing(source, target):
+    if next(count) == int(sys.argv[2]):
+        os._exit(9)
+    return rename(source, target)
+Path.rename = killing
+store.save(xr.Dataset({"x": ("row", [2.0])}), sys.argv[1], overwrite=True)
+"""
+
+
+@pytest.mark.parametrize("fatal", [0, 1])
+def test_a_kill_while_a_store_is_replaced_loses_neither(tmp_path, fatal):
+    old, new = xr.Dataset({"x": ("row", [1.0])}), xr.Dataset({"x": ("row", [3.0])})
+    path = store.save(old, tmp_path / "run.zarr")
+    # processes cost a start of some seconds
+    killed = subprocess.run([sys.executable, "-c", KILLED, path, str(fatal)], cwd=ROOT, timeout=100, check=False)
+    assert killed.returncode == 9
+    xr.testing.assert_equal(store.load(path), old)
+    with pytest.raises(FileExistsError, match="pass --overwrite"):
+        store.save(new, path)
+    store.save(new, path, overwrite=True)
+    xr.testing.assert_equal(store.load(path), new)
+
+
+def test_any_reader_gets_labels_and_coordinates_without_a_warning(dataset, tmp_path):
+    dataset = dataset.assign_coords(critical=("activation", [True, False]))
+    path = store.save(dataset.rename(log_s="log_mean_square"), tmp_path / "run.zarr")
+    # a warning would be an error here
+    found = xr.open_zarr(path).load()
+    assert set(found.coords) == {"activation", "depth", "critical"} and found.verdict.values[0] == "vanish"
+    assert found.depth.attrs == {"long_name": "depth L, blocks", "units": "layers"}
+    assert found.log_mean_square.sel(activation="selu", depth=2) == np.inf
+    assert found.log_mean_square.attrs["units"] == "nats"
+    xr.testing.assert_equal(found, store.load(path))
+
+
+@pytest.mark.parametrize("values", [np.array([1 + 2j]), np.array([np.datetime64("2026-01-01")]), np.array([None])])
+def test_what_a_store_cannot_hold_is_named_and_nothing_is_written(tmp_path, values):
+    with pytest.raises(ValueError, match="x must be text or of dtype bool, int8"):
+        store.save(xr.Dataset({"x": ("row", values)}), tmp_path / "run.zarr")
+    assert list(tmp_path.iterdir()) == []

@@ -87,16 +87,125 @@ def test_a_crash_at_every_single_write(tmp_path, monkeypatch, moment):
         shutil.rmtree(tmp_path / "a.zarr")
 
 
-@pytest.mark.parametrize("key", ["loss/c.3.0", "steps/c.3", "log_grad/c.3.0.0", "done/c.3"])
+# a mark of the wrong length is none
+UNMARKED = [(tear, "mark/c.3.0") for tear in (truncate, append, Path.unlink)]
+
+
+@pytest.mark.parametrize("key", ["loss/c.3.0", "steps/c.3", "log_grad/c.3.0.0", "done/c.3", "mark/c.3.0"])
 @pytest.mark.parametrize("tear", [flip, truncate, append, Path.unlink, lambda f: flip(f, -1)])
 def test_a_torn_group_is_seen_and_computed_again(tmp_path, whole, key, tear):
     path = tmp_path / "whole.zarr"
     tear(path / key)
+    told = store.progress(path)
+    assert (told.done, told.torn) == (7, 0 if (tear, key) in UNMARKED else 1)
     assert opened(path).finished() == set(range(8)) - {3}
     assert_holds(store.load_groups(path), set(range(8)) - {3})
     run(path, tmp_path / "log")
     assert [line[:2] for line in notes(tmp_path / "log")] == [["begin", "3"], ["end", "3"]]
     assert_finished(path, whole)
+
+
+def _swap(path, *keys):
+    first, second = (path / key for key in keys)
+    moved = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    second.write_bytes(moved)
+
+
+@pytest.mark.parametrize(
+    "keys", [("loss/c.3.0", "loss/c.5.0"), ("steps/c.3", "steps/c.5"), ("mark/c.3.0", "mark/c.5.0")]
+)
+def test_a_valid_chunk_in_the_place_of_another_is_torn(tmp_path, whole, keys):
+    path = tmp_path / "whole.zarr"
+    _swap(path, *keys)
+    assert store.progress(path)[:2] == (8, 6) and store.progress(path).torn == 2
+    assert_holds(store.load_groups(path), set(range(8)) - {3, 5})
+    assert len(store.column(path, "steps")) == 3 * (8 if keys[0].startswith("loss") else 6)
+    run(path)
+    assert_finished(path, whole)
+
+
+def test_groups_of_another_place_or_sweep_do_not_count(tmp_path, whole):
+    path = tmp_path / "whole.zarr"
+    every = [name for name in whole if name.endswith(("/c.3", "/c.3.0", "/c.3.0.0"))]
+    for name in every:
+        (path / name.replace("c.3", "c.5")).write_bytes(whole[name])
+    assert opened(path).finished() == set(range(8)) - {5} and store.progress(path).torn == 1
+    other = opened(tmp_path / "other.zarr", seed=1)
+    other.write(2, compute(4))
+    for name, data in files(tmp_path / "other.zarr").items():
+        if "/c." in name:
+            (path / name).write_bytes(data)
+    assert store.progress(path).done == 6
+    run(path)
+    assert_finished(path, whole)
+
+
+def test_a_store_too_large_to_read_is_judged_by_lengths_and_marks(tmp_path, whole, monkeypatch):
+    path = tmp_path / "whole.zarr"
+    monkeypatch.setattr("jaxstab.store.reading._READ", 100)
+    assert store.progress(path)[:2] == (8, 8) and not store.progress(path).read
+    truncate(path / "loss/c.3.0")
+    flip(path / "mark/c.5.0")
+    (path / "steps/c.6").unlink()
+    assert store.progress(path)[:2] == (8, 5) and store.progress(path).torn == 3
+
+
+ROOTS = ("zarr.json", "mark/root")
+
+
+@pytest.mark.parametrize(
+    "tear", [flip, truncate, append, Path.unlink, lambda f: f.write_bytes(b""), lambda f: flip(f, -9)]
+)
+@pytest.mark.parametrize("names", [ROOTS[:1], ROOTS[1:], ROOTS])
+def test_a_lost_root_is_mended(tmp_path, whole, names, tear):
+    path = tmp_path / "whole.zarr"
+    for name in names:
+        tear(path / name)
+    if names != ROOTS:
+        assert store.progress(path)[:2] == (8, 8)
+        assert_holds(store.load_groups(path), set(range(8)))
+        with pytest.raises(ValueError, match="holds another sweep"):
+            opened(path, width=9)
+    run(path, tmp_path / "log")
+    assert not (tmp_path / "log").exists(), "nothing was computed again"
+    assert_finished(path, whole)
+
+
+def test_a_root_torn_at_any_byte_is_mended(tmp_path, whole):
+    path, data = tmp_path / "whole.zarr", whole["zarr.json"]
+    for length in range(0, len(data), 173):
+        (path / "zarr.json").write_bytes(data[:length])
+        assert opened(path).count == 8 and (path / "zarr.json").read_bytes() == data
+
+
+@pytest.mark.parametrize("groups", [0, 3])
+def test_roots_that_are_both_lost_are_not_mended_for_another_sweep(tmp_path, groups):
+    path = tmp_path / "a.zarr"
+    sweep = opened(path)
+    for group in range(groups):
+        sweep.write(group, compute(group))
+    before = files(path)
+    for name in ROOTS:
+        (path / name).unlink()
+    left = files(path)
+    if groups:
+        with pytest.raises(FileExistsError, match="is not a sweep"):
+            opened(path, width=9)
+        assert files(path) == left
+    assert opened(path).finished() == set(range(groups)) and files(path) == before
+
+
+def test_a_new_store_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    flushed, fsync, rename = [], os.fsync, Path.rename
+    monkeypatch.setattr(os, "fsync", lambda f: flushed.append(os.readlink(f"/proc/self/fd/{f}")) or fsync(f))
+    monkeypatch.setattr(Path, "rename", lambda *names: flushed.append("renamed") or rename(*names))
+    opened(tmp_path / "a.zarr")
+    before = flushed[: flushed.index("renamed")]
+    assert {Path(name).name for name in before} >= {"zarr.json", "root"} and flushed[-1] == str(tmp_path)
+    flushed.clear()
+    opened(tmp_path / "a.zarr").write(0, compute(0))
+    assert flushed == [], "a commit waits for no disk"
 
 
 def test_a_torn_group_is_not_marked_while_it_is_computed_again(tmp_path, whole):
@@ -116,7 +225,7 @@ def test_torn_metadata_of_an_array_is_mended(tmp_path, whole):
 
 
 def test_a_full_disk_stops_a_run_and_space_lets_it_go_on(tmp_path, whole, monkeypatch):
-    replace, left = Path.replace, 17
+    replace, left = Path.replace, 21
 
     def filling(partial, target):
         nonlocal left
@@ -128,7 +237,7 @@ def test_a_full_disk_stops_a_run_and_space_lets_it_go_on(tmp_path, whole, monkey
     monkeypatch.setattr(Path, "replace", filling)
     with pytest.raises(OSError, match=r"cannot write to .*a\.zarr: No space left on device$"):
         run(tmp_path / "a.zarr")
-    # metadata of four fields, done and the root; then two groups of five files, and one more file
+    # metadata of four fields, done and mark, the root and its copy; then two groups of six files, and one more file
     assert opened(tmp_path / "a.zarr").finished() == {0, 1}
     assert not list(tmp_path.rglob("*.partial")), "what was written in vain gives its space back"
     monkeypatch.undo()

@@ -3,23 +3,23 @@
 from jaxstab.extras import extra
 
 with extra("run"):
-    from jaxstab.store.chunks import Field
+    from jaxstab.store.chunks import Axis, Field
     from jaxstab.store.claims import Claim, claim, runs
     from jaxstab.store.dataset import check_writable, load, provenance, save
-    from jaxstab.store.export import check_events, write_events, write_table
-    from jaxstab.store.files import check_file, whole_file
+    from jaxstab.store.export import write_events, write_table
     from jaxstab.store.fingerprint import code_version, differences
-    from jaxstab.store.groups import Groups, Progress, column, load_groups, open_groups, progress
+    from jaxstab.store.groups import Groups
     from jaxstab.store.locks import Run
+    from jaxstab.store.opening import open_grid, open_groups
+    from jaxstab.store.reading import Progress, column, load_groups, progress
 
 __all__ = [
+    "Axis",
     "Claim",
     "Field",
     "Groups",
     "Progress",
     "Run",
-    "check_events",
-    "check_file",
     "check_writable",
     "claim",
     "code_version",
@@ -27,12 +27,12 @@ __all__ = [
     "differences",
     "load",
     "load_groups",
+    "open_grid",
     "open_groups",
     "progress",
     "provenance",
     "runs",
     "save",
-    "whole_file",
     "write_events",
     "write_table",
 ]

@@ -1,4 +1,4 @@
-"""The bytes of a store of groups: zarr's format 3, one chunk per field and group, each with its crc32c.
+"""The bytes of a store: zarr's format 3, arrays in chunks that each carry their crc32c.
 
 Any zarr reader opens such a store. Its bytes are made and read here, and not by zarr, to which a missing chunk is a
 chunk of fill values, and which runs the codecs a store names. Here bytes become numbers by `numpy.frombuffer` of a
@@ -7,28 +7,32 @@ listed dtype, if their length and checksum are right, or they are None.
 
 import json
 import math
-from collections.abc import Mapping
+import struct
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import google_crc32c
 import numpy as np
 
-from jaxstab.checks import check_choice
+from jaxstab.checks import check_choice, check_count
 
 # the file name of zarr's metadata
 DOCUMENT = "zarr.json"
-DTYPES = ("bool", "int8", "int16", "int32", "int64", "float16", "float32", "float64")
-_RESERVED = ("done", "row", "group")
+# "str" is text of any length
+DTYPES = ("bool", "int8", "int16", "int32", "int64", "float16", "float32", "float64", "str")
+# bytes of the checksum at the end of a chunk
+_CRC = 4
 # what zarr reads where there is no chunk, by kind of dtype
-_FILL: dict[str, Any] = {"b": False, "i": -1, "f": "NaN"}
+_FILL: dict[str, Any] = {"b": False, "i": -1, "f": "NaN", "U": ""}
+_LENGTH = struct.Struct("<I")
 
 
 class Field(NamedTuple):
     """One array of a store.
 
     Attributes:
-        shape: of one row's value; () for a scalar.
-        dtype: bool, int8 to int64 or float16 to float64, by name.
+        shape: of one cell's value; () for a scalar.
+        dtype: one of DTYPES.
         dims: names of the axes of `shape`, as `records.dimensions` gives them.
     """
 
@@ -37,15 +41,66 @@ class Field(NamedTuple):
     dims: tuple[str, ...]
 
 
-# the commit mark of each group is an array as well
-MARK = Field((), "bool", ())
+class Axis(NamedTuple):
+    """An axis that all fields of a store share, cut into groups.
+
+    Attributes:
+        length: cells along it.
+        chunk: cells of a group along it; the last group may reach beyond the end.
+    """
+
+    length: int
+    chunk: int
+
+    @property
+    def groups(self) -> int:
+        """Groups along the axis."""
+        return -(-self.length // self.chunk)
 
 
-def check_fields(fields: Mapping[str, Field]) -> None:
-    """Refuse what a store cannot hold.
+class Array(NamedTuple):
+    """An array as zarr describes it.
+
+    Attributes:
+        shape: of the whole.
+        chunk: shape of a chunk.
+        dtype: one of DTYPES.
+        dims: names of its axes.
+        attributes: such as long_name and units.
+    """
+
+    shape: tuple[int, ...]
+    chunk: tuple[int, ...]
+    dtype: str
+    dims: tuple[str, ...]
+    attributes: Mapping[str, Any]
+
+
+def check_axes(axes: Mapping[str, Axis]) -> None:
+    """Check the axes that all fields share.
+
+    Args:
+        axes: by name.
+
+    Raises:
+        ValueError: if a name is no identifier, a length no integer >= 1, or there are too many cells to count.
+    """
+    for name, axis in axes.items():
+        if not name.isidentifier():
+            raise ValueError(f"an axis's name must be an identifier, got {name!r}")
+        check_count(f"{name}: length", axis.length, 1)
+        check_count(f"{name}: chunk", axis.chunk, 1)
+    if math.prod(axis.length + axis.chunk for axis in axes.values()) >= 2**62:
+        raise ValueError(f"axes must be of fewer than 2^62 cells, got {[axis.length for axis in axes.values()]}")
+
+
+def check_fields(fields: Mapping[str, Field], axes: Sequence[str] = (), reserved: Sequence[str] = ()) -> None:
+    """Check that a store can hold these fields.
 
     Args:
         fields: arrays by name.
+        axes: names of the axes that all of them share.
+        reserved: names that are taken.
 
     Raises:
         ValueError: if there is none, or a name, dtype, shape or dimension will not do.
@@ -54,138 +109,244 @@ def check_fields(fields: Mapping[str, Field]) -> None:
         raise ValueError("a store needs at least one field")
     for name, field in fields.items():
         # names become folders: nothing may lead out of the store
-        if not name.isidentifier() or name in _RESERVED:
-            raise ValueError(f"a field's name must be an identifier other than {', '.join(_RESERVED)}, got {name!r}")
+        if not name.isidentifier() or name in reserved:
+            raise ValueError(f"a field's name must be an identifier other than {', '.join(reserved)}, got {name!r}")
         check_choice(f"{name}: dtype", field.dtype, DTYPES)
         if not all(isinstance(n, int) and n >= 1 for n in field.shape):
             raise ValueError(f"{name}: shape must be integers >= 1, got {field.shape}")
         if len(field.dims) != len(field.shape) or not all(dim.isidentifier() for dim in field.dims):
             raise ValueError(f"{name}: shape {field.shape} needs a name for each axis, got {field.dims}")
-    _check_dimensions(fields)
+    _check_dimensions(fields, axes)
 
 
-def _check_dimensions(fields: Mapping[str, Field]) -> None:
+def _check_dimensions(fields: Mapping[str, Field], axes: Sequence[str]) -> None:
     sizes: dict[str, int] = {}
     for name, field in fields.items():
-        if len({"row", *field.dims}) <= len(field.dims):
-            raise ValueError(f"{name}: dims must differ from one another and from row, got {field.dims}")
+        if len({*axes, *field.dims}) < len(axes) + len(field.dims):
+            raise ValueError(
+                f"{name}: dims must differ from one another and from {', '.join(axes) or 'none'}, got {field.dims}"
+            )
         for dim, size in zip(field.dims, field.shape, strict=True):
-            if dim in fields or sizes.setdefault(dim, size) != size:
-                other = "a field too" if dim in fields else f"{sizes[dim]} long in another field"
+            # a field that labels its own only axis is a coordinate
+            labels = dim in fields and not axes and fields[dim].dims == (dim,)
+            if (dim in fields and not labels) or sizes.setdefault(dim, size) != size:
+                wrong = dim in fields and not labels
+                other = "a field too" if wrong else f"{sizes[dim]} long in another field"
                 raise ValueError(f"{name}: dimension {dim} of length {size} is {other}")
 
 
-def key(name: str, field: Field, group: int) -> str:
-    """Where zarr looks for the chunk of a group.
+def key(name: str, at: Sequence[int]) -> str:
+    """Where zarr looks for a chunk.
 
     Args:
         name: of the array.
-        field: its field.
-        group: number of the group.
+        at: number of the chunk along every axis.
 
     Returns:
         The file, relative to the store.
 
     Example:
-        >>> key("loss", Field((100,), "float32", ("step",)), 7)
-        'loss/c.7.0'
+        >>> key("loss", (7, 0)), key("threshold", ())
+        ('loss/c.7.0', 'threshold/c')
     """
-    return f"{name}/c.{group}" + ".0" * len(field.shape)
+    return ".".join([f"{name}/c", *map(str, at)])
 
 
-def empty(field: Field, rows: int) -> np.ndarray:
-    """Rows that nobody has computed: NaN, -1 or False.
+def empty(field: Field, leading: Sequence[int]) -> np.ndarray:
+    """Cells that nobody has computed: NaN, -1, False or no text.
 
     Args:
-        field: what a row holds.
-        rows: how many.
+        field: what a cell holds.
+        leading: cells along every axis that the fields share.
 
     Returns:
-        The array [rows, *shape].
+        The array [*leading, *shape].
     """
-    return np.full((rows, *field.shape), float(_FILL[np.dtype(field.dtype).kind]), field.dtype)
+    shape = (*leading, *field.shape)
+    if field.dtype == "str":
+        return np.full(shape, "", dtype=object)
+    return np.full(shape, float(_FILL[np.dtype(field.dtype).kind]), field.dtype)
 
 
 def encode(values: np.ndarray) -> bytes:
     """A chunk: the values' bytes in order, little-endian, and their crc32c.
 
     Args:
-        values: of any shape and a listed dtype.
+        values: of any shape and a listed dtype; text as an array of strings.
 
     Returns:
-        The bytes, as zarr's codecs `bytes` and `crc32c` write them.
+        The bytes, as zarr's codecs `bytes` or `vlen-utf8`, and `crc32c`, write them.
     """
-    return _checked(np.ascontiguousarray(values, values.dtype.newbyteorder("<")).tobytes())
+    if values.dtype.kind in "UOT":
+        return sealed(_from_texts(values))
+    return sealed(np.ascontiguousarray(values, values.dtype.newbyteorder("<")).tobytes())
 
 
-def decode(chunk: bytes | None, field: Field, rows: int) -> np.ndarray | None:
+def checksum(chunk: bytes) -> int:
+    """The checksum that a chunk carries.
+
+    Args:
+        chunk: its bytes.
+
+    Returns:
+        The crc32c at its end, which may be wrong.
+
+    Example:
+        >>> checksum(encode(np.zeros(2, np.int8)))
+        4049696722
+    """
+    return int.from_bytes(chunk[-_CRC:], "little")
+
+
+def decode(chunk: bytes | None, field: Field, leading: Sequence[int]) -> np.ndarray | None:
     """The values in a chunk.
 
     Args:
         chunk: bytes; None for a missing file.
-        field: what a row holds.
-        rows: how many there should be.
+        field: what a cell holds.
+        leading: cells along every axis that the fields share.
 
     Returns:
-        The array [rows, *shape]; None if the chunk is missing, of the wrong length, or not what its checksum says.
+        The array [*leading, *shape]; None if the chunk is missing, of the wrong length, or not what its checksum says.
     """
-    dtype = np.dtype(field.dtype).newbyteorder("<")
-    if chunk is None or len(chunk) != rows * row_bytes(field) + 4 or chunk != _checked(chunk[:-4]):
+    shape = (*leading, *field.shape)
+    wanted = chunk_bytes(field, leading)
+    data = unsealed(chunk)
+    if chunk is None or data is None or wanted not in (None, len(chunk)):
         return None
-    return np.frombuffer(chunk[:-4], dtype).reshape(rows, *field.shape)
+    if field.dtype == "str":
+        return _to_texts(data, shape)
+    return np.frombuffer(data, np.dtype(field.dtype).newbyteorder("<")).reshape(shape)
 
 
-def row_bytes(field: Field) -> int:
-    """Bytes of one row.
+def sealed(data: bytes) -> bytes:
+    """Data with their checksum.
+
+    Args:
+        data: any bytes.
+
+    Returns:
+        The bytes and their crc32c.
+    """
+    return data + google_crc32c.value(data).to_bytes(_CRC, "little")
+
+
+def unsealed(chunk: bytes | None) -> bytes | None:
+    """The data that `sealed` was given.
+
+    Args:
+        chunk: bytes; None for a missing file.
+
+    Returns:
+        The bytes; None if the checksum does not fit.
+    """
+    if chunk is None or len(chunk) < _CRC or chunk != sealed(chunk[:-_CRC]):
+        return None
+    return chunk[:-_CRC]
+
+
+def dtype_name(values: np.ndarray) -> str:
+    """What a field that holds such values has as its dtype.
+
+    Args:
+        values: any array.
+
+    Returns:
+        The name of its dtype; "str" for text of any length.
+    """
+    return "str" if values.dtype.kind in "UOT" else values.dtype.name
+
+
+def cell_bytes(field: Field) -> int:
+    """Bytes of one cell's value.
 
     Args:
         field: what it holds.
 
     Returns:
-        The bytes, without checksum.
+        The bytes, without checksum; of text what a pointer takes.
     """
-    return math.prod(field.shape) * np.dtype(field.dtype).itemsize
+    return math.prod(field.shape) * (8 if field.dtype == "str" else np.dtype(field.dtype).itemsize)
 
 
-def documents(attributes: Mapping[str, Any], fields: Mapping[str, Field], groups: int, size: int) -> dict[str, bytes]:
+def chunk_bytes(field: Field, leading: Sequence[int]) -> int | None:
+    """Bytes of a whole chunk.
+
+    Args:
+        field: what a cell holds.
+        leading: cells along every axis that the fields share.
+
+    Returns:
+        The bytes, checksum included; None for text, of which only its checksum tells.
+    """
+    return None if field.dtype == "str" else math.prod(leading) * cell_bytes(field) + _CRC
+
+
+def documents(attributes: Mapping[str, Any], arrays: Mapping[str, Array], unlisted: Sequence[str]) -> dict[str, bytes]:
     """The metadata of a store: zarr's JSON for each array and, last, for the group that holds them.
+
+    The group's lists all arrays ("consolidated metadata"), so that a reader opens one document.
 
     Args:
         attributes: of the group; plain values.
-        fields: arrays by name.
-        groups: number of groups.
-        size: rows of a group.
+        arrays: by name.
+        unlisted: names of arrays that a reader need not see.
 
     Returns:
         Bytes by file name.
     """
-    arrays = {
-        f"{name}/{DOCUMENT}": _array((groups * size, *field.shape), (size, *field.shape), field, ("row", *field.dims))
-        for name, field in fields.items()
+    described = {name: _described(array) for name, array in arrays.items()}
+    listed = {name: document for name, document in described.items() if name not in unlisted}
+    root = {
+        "zarr_format": 3,
+        "node_type": "group",
+        "attributes": attributes,
+        "consolidated_metadata": {"kind": "inline", "must_understand": False, "metadata": listed},
     }
-    done = {f"done/{DOCUMENT}": _array((groups,), (1,), MARK, ("group",))}
-    root = {DOCUMENT: {"zarr_format": 3, "node_type": "group", "attributes": attributes}}
+    named = {f"{name}/{DOCUMENT}": document for name, document in described.items()}
     return {
-        name: json.dumps(document, indent=2, sort_keys=True, allow_nan=False).encode()
-        for name, document in (arrays | done | root).items()
+        name: json.dumps(document, indent=1, sort_keys=True, allow_nan=False).encode()
+        for name, document in (named | {DOCUMENT: root}).items()
     }
 
 
-def _array(shape: tuple[int, ...], chunk: tuple[int, ...], field: Field, dims: tuple[str, ...]) -> dict[str, Any]:
+def _described(array: Array) -> dict[str, Any]:
+    text = array.dtype == "str"
+    order = {"name": "vlen-utf8"} if text else {"name": "bytes", "configuration": {"endian": "little"}}
     return {
         "zarr_format": 3,
         "node_type": "array",
-        "shape": shape,
-        "data_type": field.dtype,
-        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": chunk}},
+        "shape": array.shape,
+        "data_type": "string" if text else array.dtype,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": array.chunk}},
         # all chunks of an array in one folder
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
-        "fill_value": _FILL[np.dtype(field.dtype).kind],
-        "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}],
-        "dimension_names": dims,
-        "attributes": {},
+        "fill_value": _FILL["U" if text else np.dtype(array.dtype).kind],
+        "codecs": [order, {"name": "crc32c"}],
+        "dimension_names": array.dims,
+        "attributes": dict(array.attributes),
     }
 
 
-def _checked(data: bytes) -> bytes:
-    return data + google_crc32c.value(data).to_bytes(4, "little")
+def _from_texts(values: np.ndarray) -> bytes:
+    """Text as zarr's `vlen-utf8` has it: how many, then each with its length before it."""
+    texts = [str(text).encode() for text in values.ravel()]
+    return _LENGTH.pack(len(texts)) + b"".join(_LENGTH.pack(len(text)) + text for text in texts)
+
+
+def _to_texts(data: bytes, shape: tuple[int, ...]) -> np.ndarray | None:
+    """The inverse of `_from_texts`; None if the bytes are not those of as many texts as the shape has."""
+    texts = []
+    try:
+        (count,) = _LENGTH.unpack_from(data)
+        if count != math.prod(shape):
+            return None
+        start = _LENGTH.size
+        for _ in range(count):
+            (length,) = _LENGTH.unpack_from(data, start)
+            start += _LENGTH.size
+            texts.append(data[start : start + length].decode())
+            start += length
+    except (struct.error, UnicodeDecodeError):
+        return None
+    return np.array(texts).reshape(shape) if start == len(data) else None

@@ -1,5 +1,6 @@
 """A finished dataset in a zarr store, written whole."""
 
+import contextlib
 import datetime
 import importlib.metadata
 import os
@@ -10,7 +11,16 @@ import tempfile
 from pathlib import Path
 
 import jax
+import numpy as np
 import xarray as xr
+
+from jaxstab.store import chunks
+from jaxstab.store.chunks import DTYPES, Field
+from jaxstab.store.fingerprint import plain
+from jaxstab.store.groups import Groups
+from jaxstab.store.places import Place, flush
+from jaxstab.store.reading import load_groups
+from jaxstab.store.roots import find_root
 
 _PACKAGES = ("jaxstab", "jax", "jaxlib", "flax", "numpy", "scipy", "xarray", "zarr")
 
@@ -30,6 +40,8 @@ def check_writable(path: str | Path, overwrite: bool = False) -> Path:
         OSError: if the folder cannot be written to.
     """
     path = Path(path)
+    with contextlib.suppress(OSError):
+        _settle(path)
     if path.exists():
         if not _is_store(path):
             raise FileExistsError(f"{path} exists and is not a jaxstab store; choose another place")
@@ -66,8 +78,11 @@ def provenance() -> dict[str, str]:
 def save(dataset: xr.Dataset, path: str | Path, overwrite: bool = False) -> Path:
     """Write a dataset with its provenance; the store appears whole or not at all.
 
+    It is on the disk before an existing store is moved aside, and that one comes back if the new one cannot take its
+    place.
+
     Args:
-        dataset: what to keep.
+        dataset: what to keep: numbers, bools and text; attributes that JSON can hold.
         path: the store, a folder.
         overwrite: whether an existing store may be replaced.
 
@@ -77,17 +92,72 @@ def save(dataset: xr.Dataset, path: str | Path, overwrite: bool = False) -> Path
     Raises:
         FileExistsError: if the store exists and overwrite is False, or something that is no store stands there.
         OSError: if the folder cannot be written to.
+        ValueError: if the dataset holds what a store cannot.
     """
     path = check_writable(path, overwrite)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as staging:
         whole = Path(staging) / "store"
-        # format 2: its strings and consolidated metadata are settled, format 3's are not yet
-        dataset.assign_attrs(provenance()).to_zarr(whole, mode="w", zarr_format=2, consolidated=True)
-        if path.exists():
-            # the old store leaves only when the new one is complete
-            path.rename(Path(staging) / "old")
-        shutil.move(whole, path)
+        _write(dataset.assign_attrs(provenance()), whole)
+        _swap(whole, path)
     return path
+
+
+def _write(dataset: xr.Dataset, path: Path) -> None:
+    """A dataset as a store of one group."""
+    values = {str(name): _stored(str(name), variable.values) for name, variable in dataset.variables.items()}
+    fields = {
+        str(name): Field(variable.shape, chunks.dtype_name(values[str(name)]), tuple(map(str, variable.dims)))
+        for name, variable in dataset.variables.items()
+    }
+    beside = tuple(str(name) for name in dataset.coords if name not in dataset.dims)
+    texts = {str(name): plain(variable.attrs) for name, variable in dataset.variables.items() if variable.attrs}
+    settings = plain(dataset.attrs, "attributes")
+    store = Groups(Place(path), settings, fields, {}, beside=beside, attributes=texts)
+    documents = store.documents()
+    store.place.fill(documents)
+    store.write(0, values)
+    store.place.flush(list(store.place.listing()))
+    flush(path.parent)
+
+
+def _stored(name: str, values: np.ndarray) -> np.ndarray:
+    """Values as a store has them: text as strings, numbers of a dtype that it holds."""
+    if values.dtype.kind in "UT" or all(isinstance(value, str) for value in values.ravel()):
+        return values.astype(str)
+    if values.dtype.name not in DTYPES:
+        raise ValueError(f"{name} must be text or of dtype {', '.join(DTYPES[:-1])}, got {values.dtype}")
+    return values
+
+
+def _swap(new: Path, path: Path) -> None:
+    """Put a finished store into its place; the one that was there leaves when the new one is in."""
+    aside = _aside(path)
+    if not path.exists():
+        new.rename(path)
+        return
+    path.rename(aside)
+    try:
+        new.rename(path)
+    except BaseException:
+        aside.rename(path)
+        raise
+    flush(path.parent)
+    shutil.rmtree(aside)
+
+
+def _aside(path: Path) -> Path:
+    """Where a store waits while another takes its place."""
+    return path.with_name(f".{path.name}.replaced")
+
+
+def _settle(path: Path) -> None:
+    """Finish what a run that was killed while it replaced a store has begun."""
+    aside = _aside(path)
+    if aside.exists():
+        if path.exists():
+            shutil.rmtree(aside)
+        else:
+            aside.rename(path)
 
 
 def load(path: str | Path) -> xr.Dataset:
@@ -103,13 +173,17 @@ def load(path: str | Path) -> xr.Dataset:
         ValueError: if there is no store, or it cannot be read.
     """
     path = Path(path)
-    if not _is_store(path):
-        raise ValueError(f"{path}: no such store" if not path.exists() else f"{path}: not a jaxstab store")
-    try:
-        return xr.load_dataset(path, engine="zarr", consolidated=True)
-    except Exception as error:
-        raise ValueError(f"{path}: damaged store ({type(error).__name__}: {error})") from error
+    place = path if path.exists() or not _aside(path).exists() else _aside(path)
+    if not place.exists():
+        raise ValueError(f"{path}: no such store")
+    if (place / ".zmetadata").is_file():
+        raise ValueError(f"{path}: a store of an earlier version; measure again with --overwrite")
+    if not _is_store(place):
+        raise ValueError(f"{path}: not a jaxstab store")
+    return load_groups(place)
 
 
 def _is_store(path: Path) -> bool:
-    return (path / ".zmetadata").is_file()
+    """Whether this is a store, of whatever version, damaged or not."""
+    ours = (path / chunks.DOCUMENT).is_file() and (path / "mark").is_dir()
+    return ours or (path / ".zmetadata").is_file() or find_root(Place(path)) is not None

@@ -1,69 +1,65 @@
-"""A sweep's results as they come: equal groups of rows in a zarr store, each committed whole or not at all.
+"""Labelled arrays in a zarr store, committed group by group: each group is there whole or not at all.
 
-An array per field has one chunk per group (`chunks`); `done` has one chunk per group as well, written last: the commit
-mark. The root's attributes hold the settings. Nothing in a store depends on time, host, process or order, so two
-finished stores of one sweep are equal file by file. Nothing read from a store can run code.
+All fields share some axes (the cells of a sweep), which are cut into groups; an array per field has one chunk per group
+(`chunks`). Written last is a group's mark: its number, a digest of the store's settings, and the checksum of each of
+its chunks. A store without shared axes is one group: a finished dataset. Nothing in a store of groups depends on time,
+host, process or order, so two finished stores of one sweep are equal file by file. Nothing read from a store can run
+code. The root's document is there twice; whichever is whole mends the other.
 """
 
 import contextlib
 import dataclasses
+import functools
+import hashlib
+import itertools
 import json
+import math
+import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
-import xarray as xr
 
-from jaxstab.checks import check_count
-from jaxstab.store import chunks
-from jaxstab.store.chunks import Field
-from jaxstab.store.fingerprint import differences, plain
+from jaxstab.store import chunks, labels
+from jaxstab.store.chunks import Array, Axis, Field
+from jaxstab.store.fingerprint import plain
 from jaxstab.store.locks import LockFolder
-from jaxstab.store.places import Place
+from jaxstab.store.places import Place, flush
 
-_FORMAT = "jaxstab groups 1"
-_MARK = chunks.encode(np.array([True]))
+FORMAT = "jaxstab store 2"
+# the root's attribute that says what the arrays are
+OWN = "jaxstab"
+# the root's document once more, with its checksum
+COPY = "mark/root"
+_MARK = re.compile(r"mark/c\.(\d{1,18})\.0")
+_DONE = Field((), "bool", ())
+_RESERVED = ("done", "mark", "row", "group")
 # bytes of chunks held at once while checking
 _BATCH = 64 * 2**20
 
 
-class Progress(NamedTuple):
-    """How far a sweep is.
-
-    Attributes:
-        groups: how many there are.
-        done: how many are committed.
-        rows: rows of all groups.
-        rows_done: rows of committed groups.
-        settings: as the store holds them.
-    """
-
-    groups: int
-    done: int
-    rows: int
-    rows_done: int
-    settings: dict[str, Any]
-
-
 @dataclasses.dataclass(frozen=True)
 class Groups:
-    """A store of groups; `open_groups` makes or opens one, `claim` says who computes which group.
+    """A store of groups; `open_groups` or `open_grid` makes or opens one, `claim` says who computes which group.
 
     Attributes:
         place: where it is.
-        settings: plain values: all that decides a number, or how rows are cut into groups.
+        settings: plain values: all that decides a number, or how cells are cut into groups.
         fields: the arrays by name.
-        count: number of groups.
-        size: rows of a group.
+        axes: that all fields share, by name; none for one group.
+        coordinates: (dims, values) by name, known before anything is computed.
+        beside: names of fields that are coordinates.
+        attributes: of arrays by name, in place of those in `labels`.
     """
 
     place: Place
     settings: dict[str, Any]
     fields: dict[str, Field]
-    count: int
-    size: int
+    axes: dict[str, Axis]
+    coordinates: dict[str, tuple[tuple[str, ...], np.ndarray]] = dataclasses.field(default_factory=dict)
+    beside: tuple[str, ...] = ()
+    attributes: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Check what Python can know.
@@ -71,16 +67,42 @@ class Groups:
         Raises:
             ValueError: if a number, name, dtype or shape is not what a store can hold.
         """
-        for name, value in (("groups", self.count), ("size", self.size)):
-            check_count(name, value, 1)
-        chunks.check_fields(self.fields)
+        chunks.check_axes(self.axes)
+        chunks.check_fields(self.fields, tuple(self.axes), _RESERVED if self.axes else ("mark",))
+        if self.coordinates:
+            given = {name: Field(values.shape, "str", dims) for name, (dims, values) in self.coordinates.items()}
+            chunks.check_fields(given, (), (*_RESERVED, *self.fields))
+        taken = {OWN, "coordinates"} & set(self.settings)
+        if taken:
+            raise ValueError(f"settings must have other names than {', '.join(sorted(taken))}")
 
     @property
-    def attributes(self) -> dict[str, Any]:
-        """The root's attributes: all that two runs must have in common."""
+    def count(self) -> int:
+        """Number of groups."""
+        return math.prod(axis.groups for axis in self.axes.values())
+
+    @property
+    def chunk(self) -> tuple[int, ...]:
+        """Cells of a group along every axis."""
+        return tuple(axis.chunk for axis in self.axes.values())
+
+    @property
+    def size(self) -> int:
+        """Cells of a group."""
+        return math.prod(self.chunk)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """All that two runs must have in common."""
         fields = {name: plain(field._asdict()) for name, field in self.fields.items()}
-        own = {"format": _FORMAT, "settings": plain(self.settings), "fields": fields}
-        return own | {"groups": self.count, "size": self.size}
+        axes = {name: plain(axis._asdict()) for name, axis in self.axes.items()}
+        return plain(self.settings) | {OWN: {"format": FORMAT, "fields": fields, "axes": axes}}
+
+    @functools.cached_property
+    def digest(self) -> int:
+        """Of the identity, for the marks."""
+        text = json.dumps(self.identity, sort_keys=True)
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "little")
 
     @property
     def locks(self) -> LockFolder | None:
@@ -88,7 +110,7 @@ class Groups:
         return None if self.place.local is None else LockFolder(self.place.local)
 
     def finished(self, groups: Iterable[int] | None = None) -> set[int]:
-        """Which groups are whole: marked, and every field's chunk there with the right checksum.
+        """Which groups are whole: marked, and every field's chunk there with the checksum that the mark has.
 
         Reads every byte of those groups; `marks` only lists marks.
 
@@ -98,7 +120,7 @@ class Groups:
         Returns:
             Those that are whole. All others are to be computed, torn ones too.
         """
-        wanted = range(self.count) if groups is None else groups
+        wanted = self.marks() if groups is None else groups
         return {group for group, values in self.read(wanted) if values is not None}
 
     def read(self, groups: Iterable[int]) -> Iterator[tuple[int, dict[str, np.ndarray] | None]]:
@@ -108,25 +130,24 @@ class Groups:
             groups: which.
 
         Yields:
-            A group and its fields' arrays [size, *shape], or None in their place if it is not whole.
+            A group and its fields' arrays [*chunk, *shape], or None in their place if it is not whole.
         """
         todo = list(groups)
-        step = max(1, _BATCH // (self.size * sum(map(chunks.row_bytes, self.fields.values()))))
+        step = max(1, _BATCH // (self.size * sum(map(chunks.cell_bytes, self._arrays.values()))))
         for start in range(0, len(todo), step):
             batch = todo[start : start + step]
-            marks = self.place.get([self._mark(group) for group in batch])
-            marked = {group: None for group, mark in zip(batch, marks, strict=True) if mark == _MARK}
-            keys = [chunks.key(name, field, group) for group in marked for name, field in self.fields.items()]
+            sums = self.checksums(batch)
+            keys = [self._key(name, group) for group in sums for name in self._arrays]
             found = iter(self.place.get(keys))
             for group in batch:
-                yield group, self._values(found) if group in marked else None
+                yield group, self._values(found, sums[group]) if group in sums else None
 
     def write(self, group: int, values: Mapping[str, Any]) -> None:
         """Commit a group: every field's chunk, then the mark. For whoever holds the group, see `claim`.
 
         Args:
             group: its number from 0.
-            values: arrays [size, *shape] of exactly the fields' dtypes, by name.
+            values: arrays [*chunk, *shape] of exactly the fields' dtypes, by name.
 
         Raises:
             ValueError: if there is no such group, or the arrays are not those of the fields.
@@ -138,12 +159,16 @@ class Groups:
             raise ValueError(f"values must be those of {', '.join(self.fields)}, got {', '.join(values)}")
         arrays = {name: np.asarray(values[name]) for name in self.fields}
         for name, field in self.fields.items():
-            wanted, got = (self.size, *field.shape), arrays[name]
-            if got.shape != wanted or got.dtype != np.dtype(field.dtype):
-                raise ValueError(f"{name} must be {field.dtype}{list(wanted)}, got {got.dtype}{list(got.shape)}")
-        for name, field in self.fields.items():
-            self.place.put(chunks.key(name, field, group), chunks.encode(arrays[name]))
-        self.place.put(self._mark(group), _MARK)
+            _check_array(name, field, self.chunk, arrays[name])
+        if self.axes:
+            arrays["done"] = np.ones(self.chunk, bool)
+        sums = []
+        for name in self._arrays:
+            chunk = chunks.encode(arrays[name])
+            sums.append(chunks.checksum(chunk))
+            self.place.put(self._key(name, group), chunk)
+        mark = np.array([group, self.digest, *sums], np.int64)
+        self.place.put(self._mark(group), chunks.encode(mark))
 
     def marked(self, group: int) -> bool:
         """Whether a group has a mark, right or torn.
@@ -163,6 +188,8 @@ class Groups:
             group: its number.
         """
         self.place.remove(self._mark(group))
+        if self.axes:
+            self.place.remove(self._key("done", group))
 
     def marks(self) -> list[int]:
         """Which groups are marked as done: one listing, no chunk is looked at.
@@ -170,8 +197,24 @@ class Groups:
         Returns:
             Those with a mark of the right length, ascending.
         """
-        marks = (name.removeprefix("c.") for name, size in self.place.sizes("done").items() if size == len(_MARK))
-        return sorted({int(mark) for mark in marks if mark.isdecimal() and int(mark) < self.count})
+        return self.marks_in({f"mark/{name}": size for name, size in self.place.sizes("mark").items()})
+
+    def present(self, listing: Mapping[str, int]) -> list[int]:
+        """Which groups are there, by the lengths of their files and by their marks; no other chunk is opened.
+
+        Args:
+            listing: bytes of files by key.
+
+        Returns:
+            Those whose mark is of this store and whose chunks have the right length, ascending.
+        """
+        lengths = {name: chunks.chunk_bytes(field, self.chunk) for name, field in self._arrays.items()}
+
+        def complete(group: int) -> bool:
+            sizes = {name: listing.get(self._key(name, group)) for name in lengths}
+            return all(size is not None and lengths[name] in (None, size) for name, size in sizes.items())
+
+        return sorted(self.checksums([group for group in self.marks_in(listing) if complete(group)]))
 
     def create(self) -> bool:
         """Make the store, whole or not at all. Of several processes exactly one makes it.
@@ -184,26 +227,30 @@ class Groups:
         Raises:
             OSError: if it cannot be written.
         """
-        documents, locks = self._documents(), self.locks
+        documents, locks = self.documents(), self.locks
         if locks is None:
             return self.place.fill(documents)
         with locks.gate():
             if self.place.exists():
                 return False
-            staging = locks.path / "new"
+            staging = Place(locks.path / "new")
+            assert staging.local is not None
+            assert self.place.local is not None
             try:
-                shutil.rmtree(staging, ignore_errors=True)
-                Place(staging).fill(documents)
-                staging.rename(str(self.place.local))
+                shutil.rmtree(staging.local, ignore_errors=True)
+                staging.fill(documents)
+                # the rest the same command can write anew
+                staging.flush([COPY, chunks.DOCUMENT])
+                staging.local.rename(self.place.local)
+                flush(self.place.local.parent)
             except OSError as error:
                 shutil.rmtree(locks.path, ignore_errors=True)
                 raise self.place.unwritable(error) from error
         return True
 
     def mend(self) -> None:
-        """Write metadata of arrays anew where it is not this store's: a power cut may tear it."""
-        # the root's was read and compared
-        wanted = {key: document for key, document in self._documents().items() if key != chunks.DOCUMENT}
+        """Write metadata and coordinates anew where they are not this store's: a power cut may tear them."""
+        wanted = self.documents()
 
         def torn() -> list[str]:
             found = zip(wanted, self.place.get(list(wanted)), strict=True)
@@ -212,173 +259,116 @@ class Groups:
         if not torn():
             return
         with contextlib.nullcontext() if self.locks is None else self.locks.gate():
-            for key in torn():
-                self.place.put(key, wanted[key])
+            broken = torn()
+            self.place.restore({key: wanted[key] for key in broken})
+            self.place.flush(broken)
 
-    def _documents(self) -> dict[str, bytes]:
-        return chunks.documents(self.attributes, self.fields, self.count, self.size)
+    def documents(self) -> dict[str, bytes]:
+        """All files that are there before the first group.
+
+        Returns:
+            Bytes by key: the root's document comes last, its copy before it.
+        """
+        arrays = {name: self._array(name, field) for name, field in self._arrays.items()}
+        files = {}
+        for name, (dims, values) in self.coordinates.items():
+            arrays[name] = Array(values.shape, values.shape, chunks.dtype_name(values), dims, self._described(name))
+            files[chunks.key(name, [0] * values.ndim)] = chunks.encode(values)
+        width = 2 + len(self._arrays)
+        # what a reader of numbers need not see
+        columns = {"columns": ["group", "digest of the settings", *self._arrays]}
+        arrays["mark"] = Array((self.count, width), (1, width), "int64", ("mark_group", "mark_column"), columns)
+        beside = [name for name, (dims, _) in self.coordinates.items() if dims != (name,)]
+        # where the CF conventions, and xarray, look for them
+        named = {"coordinates": " ".join([*beside, *self.beside])} if beside or self.beside else {}
+        attributes = self.identity | named
+        documents = chunks.documents(attributes, arrays, ["mark"])
+        root = documents.pop(chunks.DOCUMENT)
+        return files | documents | {COPY: chunks.sealed(root), chunks.DOCUMENT: root}
+
+    def column(self, name: str) -> Iterator[np.ndarray]:
+        """One field of the groups that are committed, no other field being read.
+
+        Args:
+            name: of the field.
+
+        Yields:
+            Its values in each group whose chunk is the one that was committed.
+        """
+        sums = self.checksums(self.marks())
+        at = list(self._arrays).index(name)
+        found = self.place.get([self._key(name, group) for group in sums])
+        for chunk, wanted in zip(found, sums.values(), strict=True):
+            values = chunks.decode(chunk, self.fields[name], self.chunk)
+            if chunk is not None and values is not None and chunks.checksum(chunk) == wanted[at]:
+                yield values
+
+    @property
+    def _arrays(self) -> dict[str, Field]:
+        """All that a group consists of, in the order of its mark; readers see in `done` which cells are computed."""
+        whole = self.fields | ({"done": _DONE} if self.axes else {})
+        return dict(sorted(whole.items()))
+
+    def _array(self, name: str, field: Field) -> Array:
+        whole = tuple(axis.length for axis in self.axes.values())
+        dims = (*self.axes, *field.dims)
+        return Array((*whole, *field.shape), (*self.chunk, *field.shape), field.dtype, dims, self._described(name))
+
+    def _described(self, name: str) -> Mapping[str, Any]:
+        return self.attributes.get(name) or labels.attributes(name)
+
+    def _key(self, name: str, group: int) -> str:
+        """The file of a field's chunk."""
+        counts = tuple(axis.groups for axis in self.axes.values())
+        at = [int(i) for i in np.unravel_index(group, counts)] if counts else []
+        return chunks.key(name, [*at, *[0] * len(self._arrays[name].shape)])
 
     def _mark(self, group: int) -> str:
-        return chunks.key("done", chunks.MARK, group)
+        return chunks.key("mark", [group, 0])
 
-    def _values(self, found: Iterator[bytes | None]) -> dict[str, np.ndarray] | None:
-        """The next chunk of every field; None if any is missing or torn."""
-        values = {name: chunks.decode(next(found), field, self.size) for name, field in self.fields.items()}
-        whole = {name: value for name, value in values.items() if value is not None}
-        return whole if len(whole) == len(values) else None
+    def marks_in(self, listing: Mapping[str, int]) -> list[int]:
+        """Which groups are marked as done.
 
+        Args:
+            listing: bytes of files by key.
 
-def open_groups(
-    url: str | Path, settings: Mapping[str, Any], fields: Mapping[str, Field], groups: int, size: int
-) -> Groups:
-    """Make a store of groups, or open the one that is there if it is of the same sweep.
+        Returns:
+            Groups whose mark has the right length, ascending.
+        """
+        length = 8 * (2 + len(self._arrays)) + 4
+        names = (_MARK.fullmatch(key) for key, size in listing.items() if size == length)
+        return sorted(int(name[1]) for name in names if name and int(name[1]) < self.count)
 
-    Args:
-        url: a folder to be, or an fsspec URL such as s3://bucket/sweep.zarr.
-        settings: plain values, nested as they like: grid, plan, checksum of the data, `code_version()`.
-        fields: the arrays by name.
-        groups: number of groups.
-        size: rows of a group; the last one is filled up by its writer.
+    def checksums(self, groups: Sequence[int]) -> dict[int, list[int]]:
+        """What the marks of groups say of their chunks.
 
-    Returns:
-        The store.
+        Args:
+            groups: their numbers.
 
-    Raises:
-        ValueError: if an argument will not do, or the store is of another sweep (says what changed) or damaged.
-        FileExistsError: if something that is no such store stands there; it is left alone.
-        OSError: if the place cannot be written to.
+        Returns:
+            A checksum per array by group; groups without a mark of this store are left out.
+        """
+        shape = Field((2 + len(self._arrays),), "int64", ("mark_column",))
+        found = zip(groups, self.place.get([self._mark(group) for group in groups]), strict=True)
+        marks = {group: chunks.decode(mark, shape, ()) for group, mark in found}
+        own = {group: mark.tolist() for group, mark in marks.items() if mark is not None}
+        return {group: mark[2:] for group, mark in own.items() if mark[:2] == [group, self.digest]}
 
-    Example:
-        >>> fields = {"loss": Field((), "float32", ())}
-        >>> sweep = open_groups("memory://doctest/a.zarr", {"width": 8}, fields, groups=2, size=3)
-        >>> sweep.write(0, {"loss": np.array([0.5, 0.25, 0.125], np.float32)})
-        >>> sweep.finished()
-        {0}
-        >>> open_groups("memory://doctest/a.zarr", {"width": 9}, fields, groups=2, size=3)
-        Traceback (most recent call last):
-        ValueError: memory://doctest/a.zarr holds another sweep (width: 8 -> 9); choose another place
-    """
-    wanted = Groups(Place(url), plain(settings), dict(fields), groups, size)
-    place = wanted.place
-    if not place.exists():
-        wanted.create()
-    if not place.exists(chunks.DOCUMENT):
-        # behind a URL a killed run may have left a store without its root
-        if place.local is not None or not set(place.sizes("")) <= {"done", *fields}:
-            raise FileExistsError(f"{url} exists and is not a sweep; choose another place")
-        wanted.create()
-    found = _read(place)
-    changed = differences(found.attributes, wanted.attributes)
-    if changed:
-        raise ValueError(f"{url} holds another sweep ({changed}); choose another place")
-    wanted.mend()
-    return wanted
+    def _values(self, found: Iterator[bytes | None], sums: list[int]) -> dict[str, np.ndarray] | None:
+        """The next chunk of every field; None if any is missing, torn, or not the one that was committed."""
+        values = {}
+        taken = list(itertools.islice(found, len(sums)))
+        for (name, field), chunk, wanted in zip(self._arrays.items(), taken, sums, strict=True):
+            value = chunks.decode(chunk, field, self.chunk)
+            if chunk is None or value is None or chunks.checksum(chunk) != wanted:
+                return None
+            values[name] = value
+        return {name: values[name] for name in self.fields}
 
 
-def load_groups(url: str | Path) -> xr.Dataset:
-    """Read a store of groups, finished or not, into memory.
-
-    Args:
-        url: a folder or an fsspec URL.
-
-    Returns:
-        The fields over (row, ...), NaN, -1 or False in rows of groups that are not whole, and `done` over row, which
-        says which are; the settings as attributes.
-
-    Raises:
-        ValueError: if there is no store, or it is damaged or another kind.
-
-    Example:
-        >>> sweep = open_groups("memory://doctest/c.zarr", {}, {"loss": Field((), "float32", ())}, groups=2, size=2)
-        >>> sweep.write(1, {"loss": np.float32([0.5, 0.25])})
-        >>> found = load_groups("memory://doctest/c.zarr")
-        >>> found.loss.values.tolist(), found.done.values.tolist()
-        ([nan, nan, 0.5, 0.25], [False, False, True, True])
-    """
-    store = _read(Place(url))
-    rows = store.count * store.size
-    try:
-        arrays = {name: chunks.empty(field, rows) for name, field in store.fields.items()}
-    except (MemoryError, ValueError) as error:
-        needed = rows * sum(map(chunks.row_bytes, store.fields.values()))
-        raise ValueError(f"{url}: its {needed} bytes do not fit into memory") from error
-    done = np.zeros(rows, bool)
-    for group, values in store.read(range(store.count)):
-        part = slice(group * store.size, (group + 1) * store.size)
-        done[part] = values is not None
-        for name, value in (values or {}).items():
-            arrays[name][part] = value
-    variables = {name: (("row", *field.dims), arrays[name]) for name, field in store.fields.items()}
-    return xr.Dataset(variables | {"done": ("row", done)}, attrs=store.settings)
-
-
-def column(url: str | Path, name: str) -> np.ndarray:
-    """One field of the groups that are marked as done, nothing else being read.
-
-    Args:
-        url: a folder or an fsspec URL.
-        name: of the field.
-
-    Returns:
-        Its rows, group by group; those whose chunk is torn are left out.
-
-    Raises:
-        ValueError: if there is no store, it is damaged or another kind, or has no such field.
-
-    Example:
-        >>> sweep = open_groups("memory://doctest/d.zarr", {}, {"loss": Field((), "float32", ())}, groups=9, size=2)
-        >>> sweep.write(5, {"loss": np.float32([0.5, 0.25])})
-        >>> column("memory://doctest/d.zarr", "loss").tolist()
-        [0.5, 0.25]
-    """
-    store = _read(Place(url))
-    if name not in store.fields:
-        raise ValueError(f"{url}: no field {name!r}; there are {', '.join(store.fields)}")
-    field, place = store.fields[name], store.place
-    keys = [chunks.key(name, field, group) for group in store.marks()]
-    found = (chunks.decode(chunk, field, store.size) for chunk in place.get(keys))
-    whole = [values for values in found if values is not None]
-    return np.concatenate(whole) if whole else chunks.empty(field, 0)
-
-
-def progress(url: str | Path) -> Progress:
-    """How far a sweep is, by its marks alone; takes no lock.
-
-    Args:
-        url: a folder or an fsspec URL.
-
-    Returns:
-        Groups and rows, all and done, with the settings.
-
-    Raises:
-        ValueError: if there is no store, or it is damaged or another kind.
-
-    Example:
-        >>> sweep = open_groups("memory://doctest/e.zarr", {}, {"loss": Field((), "float32", ())}, groups=9, size=2)
-        >>> sweep.write(5, {"loss": np.float32([0.5, 0.25])})
-        >>> progress("memory://doctest/e.zarr")[:4]
-        (9, 1, 18, 2)
-    """
-    store = _read(Place(url))
-    done = len(store.marks())
-    return Progress(store.count, done, store.count * store.size, done * store.size, store.settings)
-
-
-def _read(place: Place) -> Groups:
-    """The store that is there, from its root's document alone."""
-    (document,) = place.get([chunks.DOCUMENT])
-    if document is None:
-        raise ValueError(f"{place.url}: {'not a sweep' if place.exists() else 'no such store'}")
-    try:
-        attributes = json.loads(document).get("attributes", {})
-        if attributes.get("format") != _FORMAT:
-            raise ValueError(f"{place.url}: not a sweep, or one of another version")
-        fields = {
-            str(name): Field(tuple(field["shape"]), str(field["dtype"]), tuple(map(str, field["dims"])))
-            for name, field in attributes["fields"].items()
-        }
-        return Groups(place, dict(attributes["settings"]), fields, attributes["groups"], attributes["size"])
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        if str(error).startswith(f"{place.url}: "):
-            raise
-        raise ValueError(f"{place.url}: damaged store ({type(error).__name__}: {error})") from error
+def _check_array(name: str, field: Field, chunk: tuple[int, ...], array: np.ndarray) -> None:
+    """Refuse values that are not those of a field."""
+    shape, dtype = (*chunk, *field.shape), array.dtype
+    fits = dtype.kind in "UOT" if field.dtype == "str" else dtype == np.dtype(field.dtype)
+    if array.shape != shape or not fits:
+        raise ValueError(f"{name} must be {field.dtype}{list(shape)}, got {dtype}{list(array.shape)}")

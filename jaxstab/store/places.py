@@ -121,6 +121,20 @@ class Place:
             return {}
         return {entry["name"].rsplit("/", 1)[-1]: int(entry["size"] or 0) for entry in listed}
 
+    def listing(self) -> dict[str, int]:
+        """Bytes of all files of the place and its folders; one walk, nothing opened.
+
+        Returns:
+            Bytes by key.
+
+        Raises:
+            OSError: if a folder cannot be listed.
+        """
+        self._files.invalidate_cache()
+        found = self._files.find(self._root, maxdepth=2, detail=True)
+        start = len(self._path("x")) - 1
+        return {name[start:]: int(entry["size"] or 0) for name, entry in found.items()}
+
     def fill(self, documents: Mapping[str, bytes]) -> bool:
         """Write files into a new place; the last one is written only if there is none, where the backend can tell.
 
@@ -149,6 +163,37 @@ class Place:
             raise self.unwritable(error) from error
         return True
 
+    def restore(self, documents: Mapping[str, bytes]) -> None:
+        """Write files of a place again, their folders too where these are gone.
+
+        Args:
+            documents: bytes by key.
+
+        Raises:
+            OSError: if they cannot be written.
+        """
+        try:
+            for key, data in documents.items():
+                self._files.makedirs(self._path(key).rsplit("/", 1)[0], exist_ok=True)
+                self.put(key, data)
+        except OSError as error:
+            raise self.unwritable(error) from error
+
+    def flush(self, keys: Sequence[str]) -> None:
+        """Wait until files of a local place, and their names, are on the disk.
+
+        Args:
+            keys: relative to the place.
+
+        Raises:
+            OSError: if the disk reports a failure.
+        """
+        if self.local is None:
+            return
+        files = [self.local / key for key in keys]
+        for path in (*files, *sorted({file.parent for file in files}), self.local):
+            flush(path)
+
     def unwritable(self, error: OSError) -> OSError:
         """What a user reads of a failed write.
 
@@ -163,6 +208,27 @@ class Place:
 
     def _path(self, key: str) -> str:
         return f"{self._root}/{key}" if key else str(self._root)
+
+
+def flush(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk.
+
+    Args:
+        path: the file or folder.
+
+    Raises:
+        OSError: if the disk reports a failure.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError:
+        # some systems open no folders, and some file systems cannot flush them
+        if not path.is_dir():
+            raise
 
 
 def _replace(path: Path, data: bytes) -> None:

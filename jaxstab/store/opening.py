@@ -1,0 +1,127 @@
+"""Stores made, or opened to go on."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxstab.checks import check_count
+from jaxstab.store import chunks
+from jaxstab.store.chunks import Axis, Field
+from jaxstab.store.fingerprint import differences, plain
+from jaxstab.store.groups import Groups
+from jaxstab.store.places import Place
+from jaxstab.store.roots import described, find_root, is_foreign
+
+Coordinates = Mapping[str, tuple[tuple[str, ...], Any]]
+
+
+def open_groups(
+    url: str | Path,
+    settings: Mapping[str, Any],
+    fields: Mapping[str, Field],
+    groups: int,
+    size: int,
+    coordinates: Coordinates | None = None,
+) -> Groups:
+    """Make a store of equal groups of rows, or open the one that is there if it is of the same sweep.
+
+    Args:
+        url: a folder to be, or an fsspec URL such as s3://bucket/sweep.zarr.
+        settings: plain values, nested as they like: grid, plan, checksum of the data, `code_version()`.
+        fields: the arrays by name.
+        groups: number of groups.
+        size: rows of a group; the last one is filled up by its writer.
+        coordinates: (dims, values) by name, of "row" or of the fields' own dims.
+
+    Returns:
+        The store.
+
+    Raises:
+        ValueError: if an argument will not do, or the store is of another sweep (says what changed) or damaged.
+        FileExistsError: if something that is no such store stands there; it is left alone.
+        OSError: if the place cannot be written to.
+
+    Example:
+        >>> fields = {"loss": Field((), "float32", ())}
+        >>> sweep = open_groups("memory://doctest/a.zarr", {"width": 8}, fields, groups=2, size=3)
+        >>> sweep.write(0, {"loss": np.array([0.5, 0.25, 0.125], np.float32)})
+        >>> sweep.finished()
+        {0}
+        >>> open_groups("memory://doctest/a.zarr", {"width": 9}, fields, groups=2, size=3)
+        Traceback (most recent call last):
+        ValueError: memory://doctest/a.zarr holds another sweep (width: 8 -> 9); choose another place
+    """
+    for name, value in (("groups", groups), ("size", size)):
+        check_count(name, value, 1)
+    return open_grid(url, settings, fields, {"row": Axis(groups * size, size)}, coordinates)
+
+
+def open_grid(
+    url: str | Path,
+    settings: Mapping[str, Any],
+    fields: Mapping[str, Field],
+    axes: Mapping[str, Axis],
+    coordinates: Coordinates | None = None,
+) -> Groups:
+    """Make a store over the axes of a grid, or open the one that is there if it is of the same sweep.
+
+    Args:
+        url: a folder to be, or an fsspec URL.
+        settings: plain values, as in `open_groups`.
+        fields: the arrays by name, over what each cell holds.
+        axes: that all fields share, by name.
+        coordinates: (dims, values) by name.
+
+    Returns:
+        The store.
+
+    Raises:
+        ValueError: if an argument will not do, or the store is of another sweep (says what changed) or damaged.
+        FileExistsError: if something that is no such store stands there; it is left alone.
+        OSError: if the place cannot be written to.
+
+    Example:
+        >>> axes = {"seed": Axis(3, 2), "sigma_w": Axis(2, 2)}
+        >>> known = {"sigma_w": (("sigma_w",), [0.5, 1.5])}
+        >>> sweep = open_grid("memory://doctest/g.zarr", {}, {"c": Field((), "float32", ())}, axes, known)
+        >>> sweep.write(1, {"c": np.ones((2, 2), np.float32)})
+        >>> from jaxstab.store import load_groups
+        >>> load_groups("memory://doctest/g.zarr").c.sel(sigma_w=1.5).values.tolist()
+        [nan, nan, 1.0]
+    """
+    known = {name: (tuple(dims), np.asarray(values)) for name, (dims, values) in (coordinates or {}).items()}
+    wanted = Groups(Place(url), plain(settings), dict(fields), dict(axes), known)
+    if not wanted.place.exists():
+        wanted.create()
+    root = find_root(wanted.place)
+    if root is not None:
+        found = described(wanted.place, root)
+        if wanted.axes and not found.axes:
+            raise FileExistsError(f"{url} exists and is a finished dataset, not a sweep; choose another place")
+        changed = differences(found.identity, wanted.identity)
+        if changed:
+            raise ValueError(f"{url} holds another sweep ({changed}); choose another place")
+        # 4 and 4.0 are equal, and have not the same digest
+        wanted = dataclasses.replace(wanted, settings=found.settings)
+    elif not _lost_its_root(wanted):
+        raise FileExistsError(f"{url} exists and is not a sweep; choose another place")
+    wanted.mend()
+    return wanted
+
+
+def _lost_its_root(wanted: Groups) -> bool:
+    """Whether a place that has no whole root is this very store: by the names in it, and the digest in its marks."""
+    place = wanted.place
+    if is_foreign(place.get([chunks.DOCUMENT])[0]):
+        return False
+    entries = set(place.sizes("")) - {chunks.DOCUMENT, f".{chunks.DOCUMENT}.partial"}
+    if not entries or not entries <= {*wanted.fields, *wanted.coordinates, "done", "mark"}:
+        return False
+    # behind a URL a store begins with its fields, and a killed run may have left no more
+    if place.local is not None and "mark" not in entries:
+        return False
+    marks = wanted.marks()
+    return set(wanted.checksums(marks)) == set(marks)

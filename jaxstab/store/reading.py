@@ -1,0 +1,189 @@
+"""Stores into memory: all of one, one field, or how far it is."""
+
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import xarray as xr
+
+from jaxstab.store import chunks
+from jaxstab.store.chunks import Field
+from jaxstab.store.groups import Groups
+from jaxstab.store.places import Place
+from jaxstab.store.roots import Root, check_memory, described, read_root
+
+# bytes of a local store up to which `progress` reads every chunk
+_READ = 2**30
+
+
+class Progress(NamedTuple):
+    """How far a sweep is.
+
+    Attributes:
+        groups: how many there are.
+        done: how many are committed and whole.
+        rows: cells of all groups.
+        rows_done: cells of committed groups.
+        settings: as the store holds them.
+        torn: groups that were committed and are damaged now; they will be computed again.
+        read: whether every byte was read; if not, a flipped bit is not seen.
+    """
+
+    groups: int
+    done: int
+    rows: int
+    rows_done: int
+    settings: dict[str, Any]
+    torn: int
+    read: bool
+
+
+def load_groups(url: str | Path) -> xr.Dataset:
+    """Read a store, finished or not, into memory.
+
+    Args:
+        url: a folder or an fsspec URL.
+
+    Returns:
+        The fields over the shared axes and their own, NaN, -1 or False in groups that are not whole, and `done` over
+        the shared axes, which says which cells are computed; coordinates; the settings as attributes. Of a store
+        without shared axes the dataset that was saved.
+
+    Raises:
+        ValueError: if there is no store, or it is damaged or another kind.
+
+    Example:
+        >>> from jaxstab.store import open_groups
+        >>> sweep = open_groups("memory://doctest/c.zarr", {}, {"loss": Field((), "float32", ())}, groups=2, size=2)
+        >>> sweep.write(1, {"loss": np.float32([0.5, 0.25])})
+        >>> found = load_groups("memory://doctest/c.zarr")
+        >>> found.loss.values.tolist(), found.done.values.tolist()
+        ([nan, nan, 0.5, 0.25], [False, False, True, True])
+    """
+    place = Place(url)
+    root = read_root(place)
+    store = described(place, root)
+    lengths = tuple(axis.length for axis in store.axes.values())
+    check_memory(url, math.prod(lengths) * sum(map(chunks.cell_bytes, store.fields.values())))
+    arrays = {name: chunks.empty(field, lengths) for name, field in store.fields.items()}
+    done = np.zeros(lengths, bool)
+    for group, values in store.read(store.marks()):
+        if values is None:
+            continue
+        at = _cells(store, group)
+        done[at] = True
+        for name, value in values.items():
+            # the last group along an axis may reach beyond its end
+            inside = tuple(slice(part.stop - part.start) for part in at)
+            arrays[name][at] = value[inside]
+    if not store.axes and not done:
+        raise ValueError(f"{url}: damaged store (its data are missing or torn)")
+    variables: dict[str, Any] = {name: ((*store.axes, *f.dims), arrays[name]) for name, f in store.fields.items()}
+    if store.axes:
+        variables["done"] = (tuple(store.axes), done)
+    dataset = xr.Dataset(variables, _coordinates(place, root, store), store.settings)
+    for labelled, variable in dataset.variables.items():
+        variable.attrs = dict(store.attributes.get(str(labelled), {}))
+    return dataset.set_coords([name for name in store.beside if name in dataset])
+
+
+def column(url: str | Path, name: str) -> np.ndarray:
+    """One field of the groups that are committed, no other field being read.
+
+    Args:
+        url: a folder or an fsspec URL.
+        name: of the field.
+
+    Returns:
+        Its cells, group by group; those whose chunk is torn are left out.
+
+    Raises:
+        ValueError: if there is no store, it is damaged or another kind, or has no such field.
+
+    Example:
+        >>> from jaxstab.store import open_groups
+        >>> sweep = open_groups("memory://doctest/d.zarr", {}, {"loss": Field((), "float32", ())}, groups=9, size=2)
+        >>> sweep.write(5, {"loss": np.float32([0.5, 0.25])})
+        >>> column("memory://doctest/d.zarr", "loss").tolist()
+        [0.5, 0.25]
+    """
+    place = Place(url)
+    store = described(place, read_root(place))
+    if name not in store.fields:
+        raise ValueError(f"{url}: no field {name!r}; there are {', '.join(store.fields)}")
+    field = store.fields[name]
+    whole = [values.reshape(-1, *field.shape) for values in store.column(name)]
+    return np.concatenate(whole) if whole else chunks.empty(field, (0,))
+
+
+def progress(url: str | Path) -> Progress:
+    """How far a sweep is; takes no lock.
+
+    Marks and lengths of all files are looked at, and of a local store of up to a GiB every byte.
+
+    Args:
+        url: a folder or an fsspec URL.
+
+    Returns:
+        Groups and cells, all and done, with the settings.
+
+    Raises:
+        ValueError: if there is no store, or it is damaged or another kind.
+
+    Example:
+        >>> from jaxstab.store import open_groups
+        >>> sweep = open_groups("memory://doctest/e.zarr", {}, {"loss": Field((), "float32", ())}, groups=9, size=2)
+        >>> sweep.write(5, {"loss": np.float32([0.5, 0.25])})
+        >>> progress("memory://doctest/e.zarr")[:4]
+        (9, 1, 18, 2)
+    """
+    place = Place(url)
+    store = described(place, read_root(place))
+    if not store.axes:
+        raise ValueError(f"{url}: not a sweep but a finished dataset")
+    listing = place.listing()
+    read = place.local is not None and sum(listing.values()) <= _READ
+    there = store.present(listing)
+    whole = store.finished(there) if read else there
+    # a group that another run commits meanwhile is not torn
+    torn = len(set(store.marks_in(listing)) - set(whole))
+    done = len(whole)
+    return Progress(
+        groups=store.count,
+        done=done,
+        rows=store.count * store.size,
+        rows_done=done * store.size,
+        settings=store.settings,
+        torn=torn,
+        read=read,
+    )
+
+
+def _coordinates(place: Place, root: Root, store: Groups) -> dict[str, Any]:
+    """Those that a root describes and that are whole; opening the store for another run mends the others."""
+    found = {}
+    for name, array in root["consolidated_metadata"]["metadata"].items():
+        if name in store.fields or name == "done":
+            continue
+        try:
+            kind = "str" if array["data_type"] == "string" else str(array["data_type"])
+            field = Field(tuple(array["shape"]), kind, tuple(map(str, array["dimension_names"])))
+            chunks.check_fields({str(name): field})
+            check_memory(place.url, chunks.cell_bytes(field))
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{place.url}: damaged store (coordinate {name}: {error})") from error
+        (chunk,) = place.get([chunks.key(name, [0] * len(field.shape))])
+        values = chunks.decode(chunk, field, ())
+        if values is not None:
+            found[str(name)] = (field.dims, values)
+    return found
+
+
+def _cells(store: Groups, group: int) -> tuple[slice, ...]:
+    """Where a group's cells stand along the shared axes."""
+    counts = tuple(axis.groups for axis in store.axes.values())
+    at = np.unravel_index(group, counts) if counts else ()
+    starts = [int(i) * axis.chunk for i, axis in zip(at, store.axes.values(), strict=True)]
+    ends = [min(s + axis.chunk, axis.length) for s, axis in zip(starts, store.axes.values(), strict=True)]
+    return tuple(map(slice, starts, ends))

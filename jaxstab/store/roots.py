@@ -1,0 +1,116 @@
+"""What the root of a store says: which of its two copies is whole, and which store that is."""
+
+import contextlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxstab.store import chunks
+from jaxstab.store.chunks import Axis, Field
+from jaxstab.store.groups import COPY, FORMAT, OWN, Groups
+from jaxstab.store.places import Place
+
+Root = Mapping[str, Any]
+
+
+def find_root(place: Place) -> Root | None:
+    """The root's document, from whichever of its copies is whole.
+
+    Args:
+        place: where a store may be.
+
+    Returns:
+        The document; None if neither copy is whole, or it is none of ours.
+    """
+    copy, document = place.get([COPY, chunks.DOCUMENT])
+    for text in (chunks.unsealed(copy), document):
+        with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
+            root: Root = json.loads(text or b"")
+            if root["attributes"][OWN]["format"] == FORMAT:
+                return root
+    return None
+
+
+def read_root(place: Place) -> Root:
+    """The root's document of a store that must be there.
+
+    Args:
+        place: where it is.
+
+    Returns:
+        The document.
+
+    Raises:
+        ValueError: if there is no store, another kind, or both copies are torn.
+    """
+    root = find_root(place)
+    if root is not None:
+        return root
+    if not place.exists():
+        raise ValueError(f"{place.url}: no such store")
+    (document,) = place.get([chunks.DOCUMENT])
+    if document is None or is_foreign(document):
+        raise ValueError(f"{place.url}: not a sweep, or one of another version")
+    raise ValueError(f"{place.url}: damaged store (its root is torn, and so is its copy)")
+
+
+def is_foreign(document: bytes | None) -> bool:
+    """Whether a document is the root of a zarr group that is none of ours.
+
+    Args:
+        document: its bytes; None for none.
+
+    Returns:
+        Whether it is one; a torn document is not.
+    """
+    with contextlib.suppress(ValueError, RecursionError):
+        root = json.loads(document or b"")
+        return isinstance(root, dict) and "zarr_format" in root
+    return False
+
+
+def described(place: Place, root: Root) -> Groups:
+    """The store that a root describes.
+
+    Args:
+        place: where it is.
+        root: its document.
+
+    Returns:
+        The store, without the values of its coordinates.
+
+    Raises:
+        ValueError: if the document is damaged or forged.
+    """
+    try:
+        attributes = dict(root["attributes"])
+        own = attributes.pop(OWN)
+        fields = {
+            str(name): Field(tuple(field["shape"]), str(field["dtype"]), tuple(map(str, field["dims"])))
+            for name, field in own["fields"].items()
+        }
+        axes = {str(name): Axis(axis["length"], axis["chunk"]) for name, axis in own["axes"].items()}
+        beside = str(attributes.pop("coordinates", "")).split()
+        arrays = root["consolidated_metadata"]["metadata"]
+        texts = {str(name): dict(array["attributes"]) for name, array in arrays.items()}
+        store = Groups(place, attributes, fields, axes, beside=tuple(beside), attributes=texts)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{place.url}: damaged store ({type(error).__name__}: {error})") from error
+    check_memory(place.url, store.size * sum(map(chunks.cell_bytes, fields.values())))
+    return store
+
+
+def check_memory(url: str | Path, needed: int) -> None:
+    """Refuse what the memory of this machine cannot hold, before any of it is allocated.
+
+    Args:
+        url: the store, for the message.
+        needed: bytes.
+
+    Raises:
+        ValueError: if there are fewer.
+    """
+    if needed > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):
+        raise ValueError(f"{url}: its {needed} bytes do not fit into memory")
