@@ -32,14 +32,16 @@ def write_report(settings: Report) -> None:
     """
     place, remote = Path(settings.store), "://" in settings.store
     with users_fault():
-        # a store of groups is zarr's format 3, a survey's is 2
-        if remote or (place / "zarr.json").is_file():
-            found = trainability.restored(store.load_groups(settings.store))
-            data = json.loads(found.attrs["data"])
-            summary = trainability.summarise(found, data["chance"] if "chance" in data else 1 / data["classes"])
-            beside = Path() if remote else place.parent
-            page = report.write_trained(summary, settings.out or beside / "report.html")
+        if not remote and (place / "store.zarr").exists():
+            place = place / "store.zarr"
+        found = store.load_groups(settings.store) if remote else store.load(place)
+        beside = Path() if remote else place.parent
+        target = settings.out or beside / "report.html"
+        if "verdict" in found:
+            page = report.write(found, target)
         else:
-            place = place / "store.zarr" if (place / "store.zarr").exists() else place
-            page = report.write(store.load(place), settings.out or place.parent / "report.html")
+            runs = trainability.restored(found)
+            data = json.loads(runs.attrs["data"])
+            summary = trainability.summarise(runs, data["chance"] if "chance" in data else 1 / data["classes"])
+            page = report.write_trained(summary, target)
     print(f"report: {page}")

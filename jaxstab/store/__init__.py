@@ -6,7 +6,8 @@ with extra("run"):
     from jaxstab.store.chunks import Axis, Field
     from jaxstab.store.claims import Claim, claim, runs
     from jaxstab.store.dataset import check_writable, load, provenance, save
-    from jaxstab.store.export import write_events, write_table
+    from jaxstab.store.export import check_events, write_events, write_table
+    from jaxstab.store.files import check_file, whole_file
     from jaxstab.store.fingerprint import code_version, differences
     from jaxstab.store.groups import Groups
     from jaxstab.store.locks import Run
@@ -20,6 +21,8 @@ __all__ = [
     "Groups",
     "Progress",
     "Run",
+    "check_events",
+    "check_file",
     "check_writable",
     "claim",
     "code_version",
@@ -33,6 +36,7 @@ __all__ = [
     "provenance",
     "runs",
     "save",
+    "whole_file",
     "write_events",
     "write_table",
 ]
