@@ -51,23 +51,61 @@ CLOSED = {
     "leaky_relu": lambda q: (q * (1 + 1e-4) / 2, (1 + 1e-4) / 2),
     "erf": lambda q: (2 / np.pi * np.arcsin(2 * q / (1 + 2 * q)), 4 / np.pi / np.sqrt(1 + 4 * q)),
     "sin": lambda q: (-np.expm1(-2 * q) / 2, (1 + np.exp(-2 * q)) / 2),
+    "cos": lambda q: ((1 + np.exp(-2 * q)) / 2, -np.expm1(-2 * q) / 2),
+    "abs": lambda q: (q, 1.0),
+    "relu_squared": lambda q: (1.5 * q**2, 2 * q),
     "hard_tanh": hard_tanh,
     "elu": _elu,
+    "celu": _elu,
     "selu": _selu,
     "gelu": _gelu,
 }
+
+
+def _gelu_tanh_gate(z):
+    return np.sqrt(8 / np.pi) * (z + 0.044715 * z**3), np.sqrt(8 / np.pi) * (1 + 3 * 0.044715 * z**2)
+
+
+def _gelu_tanh_slope(z):
+    gate, steepness = _gelu_tanh_gate(z)
+    return expit(gate) * (1 + z * steepness * expit(-gate))
+
+
+def _mish_slope(z):
+    soft = np.logaddexp(z, 0)
+    return np.tanh(soft) + z * expit(z) / np.cosh(np.minimum(soft, 300)) ** 2
+
+
+def _silu_slope(z, beta=1.0):
+    return expit(beta * z) * (1 + beta * z * expit(-beta * z))
+
+
 SMOOTH = {
     "tanh": (np.tanh, lambda z: 1 / np.cosh(np.clip(z, -300, 300)) ** 2),
     "sigmoid": (expit, lambda z: expit(z) * expit(-z)),
-    "silu": (lambda z: z * expit(z), lambda z: expit(z) * (1 + z * expit(-z))),
+    "silu": (lambda z: z * expit(z), _silu_slope),
     "softplus": (lambda z: np.logaddexp(z, 0), expit),
+    "gelu_tanh": (lambda z: z * expit(_gelu_tanh_gate(z)[0]), _gelu_tanh_slope),
+    "log_sigmoid": (lambda z: -np.logaddexp(-z, 0), lambda z: expit(-z)),
+    "mish": (lambda z: z * np.tanh(np.logaddexp(z, 0)), _mish_slope),
+    "quick_gelu": (lambda z: z * expit(1.702 * z), lambda z: _silu_slope(z, 1.702)),
+    "softsign": (lambda z: z / (1 + np.abs(z)), lambda z: (1 + np.abs(z)) ** -2.0),
+    "squareplus": (lambda z: (z + np.sqrt(z**2 + 4)) / 2, lambda z: (1 + z / np.sqrt(z**2 + 4)) / 2),
+    "relu6": (lambda z: np.clip(z, 0, 6), lambda z: 1.0 * ((z > 0) & (z < 6))),
+    "hard_sigmoid": (lambda z: np.clip(z / 6 + 0.5, 0, 1), lambda z: (np.abs(z) < 3) / 6),
+    "hard_silu": (
+        lambda z: z * np.clip(z / 6 + 0.5, 0, 1),
+        lambda z: np.where(np.abs(z) < 3, z / 3 + 0.5, 1.0 * (z > 0)),
+    ),
 }
+KINKS = {"relu6": (0.0, 6.0), "hard_sigmoid": (-3.0, 3.0), "hard_silu": (-3.0, 3.0)}
 
 
-def _adaptive(f, q):
+def _adaptive(f, q, kinks=()):
     """E f(sqrt(q) u) by adaptive quadrature, told where the activation bends."""
     density = lambda u: f(np.sqrt(q) * u) * np.exp(-(u**2) / 2) / np.sqrt(2 * np.pi)
     bends = sorted({0.0, *(s * w for s in (-1, 1) for w in (0.5, 3.0, min(12.0, 8 / np.sqrt(q)), 12.0))})
+    bends = sorted({*bends, *(k / np.sqrt(q) for k in kinks if abs(k) < 12 * np.sqrt(q))})
     pieces = zip(bends[:-1], bends[1:], strict=True)
     return sum(integrate.quad(density, a, b, epsabs=1e-15, epsrel=1e-13, limit=200)[0] for a, b in pieces)
 
@@ -76,7 +114,8 @@ def reference(name, q):
     if name in CLOSED:
         return CLOSED[name](q)
     phi, slope = SMOOTH[name]
-    return _adaptive(lambda z: phi(z) ** 2, q), _adaptive(lambda z: slope(z) ** 2, q)
+    kinks = KINKS.get(name, ())
+    return _adaptive(lambda z: phi(z) ** 2, q, kinks), _adaptive(lambda z: slope(z) ** 2, q, kinks)
 
 
 @functools.cache

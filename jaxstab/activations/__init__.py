@@ -1,0 +1,10 @@
+"""Activations: by name, with parameters of their own, or any elementwise callable.
+
+Everything that jaxstab predicts about an activation phi is a Gaussian expectation of phi and phi'. The kinks tell
+the quadrature where to split its panels. A closed-form kernel, where one exists, replaces the quadrature.
+"""
+
+from jaxstab.activations.activation import Activation, probe
+from jaxstab.activations.named import celu, elu, get, leaky_relu, names, swish
+
+__all__ = ["Activation", "celu", "elu", "get", "leaky_relu", "names", "probe", "swish"]

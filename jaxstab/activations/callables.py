@@ -1,0 +1,131 @@
+"""Callables of the user's own: checked once, and freed of the traced values that they close over."""
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from jaxstab.activations.activation import Activation
+
+# functions that passed the check with concrete values; weak, so that nothing lives longer for it
+_elementwise: weakref.WeakSet = weakref.WeakSet()
+# off the integers, so that no probe sits on a usual kink
+_PROBES = np.array([-2.3, -0.7, 0.4, 1.6])
+
+
+def checked(phi: Activation) -> Activation:
+    """The activation, if its function is elementwise.
+
+    A function that closes over traced values keeps them alive wherever it serves as a key of a cache. Those become
+    parameters of the activation here, so that its function is static and its leaves are all that is traced.
+
+    Args:
+        phi: the activation.
+
+    Returns:
+        The activation, or an equal one with the traced values as parameters.
+
+    Raises:
+        ValueError: if the function fails on a vector, or is not elementwise.
+    """
+    if _passed(phi.static_fn):
+        return phi
+    try:
+        # at once, also where a network is built while something around it is traced
+        with jax.ensure_compile_time_eval():
+            outputs = [jnp.asarray(phi.fn(jnp.asarray(z))) for z in (_PROBES, _PROBES[::-1], _PROBES[1:2])]
+    except Exception as error:
+        raise ValueError(f"activation {phi.name!r} fails on a vector of four floats: {error}") from error
+    traced = any(isinstance(output, jax.core.Tracer) for output in outputs)
+    if not _same_entries(outputs, traced):
+        raise ValueError(
+            f"activation {phi.name!r} is not elementwise: each output must depend on its own input alone "
+            f"and keep its shape (softmax, for one, is not an activation here)"
+        )
+    if not traced:
+        _remember(phi.static_fn)
+        return phi
+    of_parameters = any(isinstance(value, jax.core.Tracer) for value in phi.parameters.values())
+    return phi if of_parameters else _hoisted(phi)
+
+
+def _same_entries(outputs: list[Array], traced: bool) -> bool:
+    """Whether each input has one output, whatever stands beside it; of traced outputs, the shapes alone."""
+    if [output.shape for output in outputs] != [(4,), (4,), (1,)]:
+        return False
+    if traced:
+        return True
+    whole, reordered, part = map(np.asarray, outputs)
+    turned = np.allclose(whole[::-1], reordered, 1e-5, equal_nan=True)
+    return turned and np.allclose(whole[1:2], part, 1e-5, equal_nan=True)
+
+
+def _passed(fn: Callable) -> bool:
+    try:
+        return fn in _elementwise
+    except TypeError:
+        return False
+
+
+def _remember(fn: Callable) -> None:
+    try:
+        _elementwise.add(fn)
+    except TypeError:
+        # NumPy's functions take no weak references: they are checked every time
+        return
+
+
+def _hoisted(phi: Activation) -> Activation:
+    fn = _Program("fn", phi.fn, 1)
+    values = fn.values
+    kernel = None
+    if phi.kernel is not None:
+        kernel = _Program("kernel", phi.kernel, 2)
+        values = values | kernel.values
+    return Activation(phi.name, fn, phi.kinks, kernel, values)
+
+
+class _Program:
+    """A function of arrays, elementwise in all of them, whose traced values have become keyword arguments.
+
+    It is traced at one number in each floating dtype and mapped over arrays of any shape.
+    """
+
+    def __init__(self, name: str, f: Callable, arity: int) -> None:
+        self.arity = arity
+        self.values: dict[str, Any] = {}
+        self.programs: dict[Any, tuple[Any, list[Any]]] = {}
+        failed: Exception | None = None
+        for dtype in dict.fromkeys((jnp.dtype("float32"), jnp.result_type(float))):
+            try:
+                closed = jax.make_jaxpr(f)(*[jnp.zeros(1, dtype)] * arity)
+            except (TypeError, ValueError) as error:
+                # under strict promotion a function may take one dtype alone
+                failed = error
+                continue
+            consts = list(closed.consts)
+            for i, const in enumerate(consts):
+                if isinstance(const, jax.core.Tracer):
+                    consts[i] = key = f"{name}_{dtype}_{i}"
+                    self.values[key] = const
+            self.programs[dtype] = (closed.jaxpr, consts)
+        if not self.programs and failed is not None:
+            raise failed
+
+    def __call__(self, *args: Array, **values: Array) -> Any:
+        given = args[0].dtype
+        dtype = given if given in self.programs else max(self.programs, key=lambda dtype: dtype.itemsize)
+        jaxpr, consts = self.programs[dtype]
+        filled = [
+            jnp.asarray(values[const], var.aval.dtype) if isinstance(const, str) else const
+            for const, var in zip(consts, jaxpr.constvars, strict=True)
+        ]
+        shape = jnp.broadcast_shapes(*map(jnp.shape, args))
+        rows = [jnp.broadcast_to(arg, shape).astype(dtype).reshape(-1, 1) for arg in args]
+        outputs = jax.vmap(lambda *row: tuple(jax.core.eval_jaxpr(jaxpr, filled, *row)))(*rows)
+        whole = tuple(output.reshape(shape).astype(given) for output in outputs)
+        return whole[0] if self.arity == 1 else whole
