@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike
+from jaxtyping import Array
 
 Function = Callable[[Array], Array]
 
@@ -50,7 +50,7 @@ _expm1 = _with_derivative(jnp.expm1, jnp.exp)
 _softsign = _with_derivative(jax.nn.soft_sign, _slope_of_softsign)
 
 
-def _swish(z: Array, beta: ArrayLike = 1.0) -> Array:
+def _swish(z: Array, beta: float | Array = 1.0) -> Array:
     """z sigmoid(beta z), Ramachandran et al. 2017."""
     return z * _sigmoid(beta * z)
 
@@ -80,17 +80,17 @@ def _log_sigmoid(z: Array) -> Array:
     return -_softplus(-z)
 
 
-def _leaky_relu(z: Array, slope: ArrayLike) -> Array:
+def _leaky_relu(z: Array, slope: float | Array) -> Array:
     """z for z > 0, slope z below."""
     return jnp.where(z > 0, z, slope * z)
 
 
-def _elu(z: Array, alpha: ArrayLike = 1.0) -> Array:
+def _elu(z: Array, alpha: float | Array = 1.0) -> Array:
     """z for z > 0, alpha (e^z - 1) below, Clevert et al. 2016."""
     return jnp.where(z > 0, z, alpha * _expm1(jnp.where(z > 0, 0.0, z)))
 
 
-def _celu(z: Array, alpha: ArrayLike = 1.0) -> Array:
+def _celu(z: Array, alpha: float | Array = 1.0) -> Array:
     """z for z > 0, alpha (e^(z / alpha) - 1) below, Barron 2017."""
     return jnp.where(z > 0, z, alpha * _expm1(jnp.where(z > 0, 0.0, z) / alpha))
 
