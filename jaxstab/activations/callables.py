@@ -80,41 +80,49 @@ def _remember(fn: Callable) -> None:
 
 
 def _hoisted(phi: Activation) -> Activation:
-    fn = _Program("fn", phi.fn, 1)
-    values = fn.values
+    fn, values = _freed("fn", phi.fn, 1)
     kernel = None
     if phi.kernel is not None:
-        kernel = _Program("kernel", phi.kernel, 2)
-        values = values | kernel.values
+        kernel, values_of_kernel = _freed("kernel", phi.kernel, 2)
+        values = values | values_of_kernel
     return Activation(phi.name, fn, phi.kinks, kernel, values)
+
+
+def _freed(name: str, f: Callable, arity: int) -> tuple["_Program", dict[str, Any]]:
+    """f with its traced values as keyword arguments, and these values."""
+    programs: dict[Any, tuple[Any, list[Any]]] = {}
+    values: dict[str, Any] = {}
+    failed: Exception | None = None
+    for dtype in (jnp.dtype("float32"), jnp.dtype("float64")):
+        try:
+            # theory computes in float64 whatever JAX's default is
+            with jax.enable_x64(True):
+                closed = jax.make_jaxpr(f)(*[jnp.zeros(1, dtype)] * arity)
+        except (TypeError, ValueError) as error:
+            # under strict promotion a function may take one dtype alone
+            failed = error
+            continue
+        consts = list(closed.consts)
+        for i, const in enumerate(consts):
+            if isinstance(const, jax.core.Tracer):
+                consts[i] = key = f"{name}_{dtype}_{i}"
+                values[key] = const
+        programs[dtype] = (closed.jaxpr, consts)
+    if not programs and failed is not None:
+        raise failed
+    return _Program(programs, arity), values
 
 
 class _Program:
     """A function of arrays, elementwise in all of them, whose traced values have become keyword arguments.
 
-    It is traced at one number in each floating dtype and mapped over arrays of any shape.
+    It was traced at one number in each floating dtype and is mapped over arrays of any shape. It keeps no traced
+    value itself, so that caches may hold it.
     """
 
-    def __init__(self, name: str, f: Callable, arity: int) -> None:
+    def __init__(self, programs: dict[Any, tuple[Any, list[Any]]], arity: int) -> None:
+        self.programs = programs
         self.arity = arity
-        self.values: dict[str, Any] = {}
-        self.programs: dict[Any, tuple[Any, list[Any]]] = {}
-        failed: Exception | None = None
-        for dtype in dict.fromkeys((jnp.dtype("float32"), jnp.result_type(float))):
-            try:
-                closed = jax.make_jaxpr(f)(*[jnp.zeros(1, dtype)] * arity)
-            except (TypeError, ValueError) as error:
-                # under strict promotion a function may take one dtype alone
-                failed = error
-                continue
-            consts = list(closed.consts)
-            for i, const in enumerate(consts):
-                if isinstance(const, jax.core.Tracer):
-                    consts[i] = key = f"{name}_{dtype}_{i}"
-                    self.values[key] = const
-            self.programs[dtype] = (closed.jaxpr, consts)
-        if not self.programs and failed is not None:
-            raise failed
 
     def __call__(self, *args: Array, **values: Array) -> Any:
         given = args[0].dtype

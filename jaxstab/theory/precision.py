@@ -26,14 +26,15 @@ def compiled(*static: str) -> Callable[[Callable], Callable]:
     """
 
     def decorate(function: Callable) -> Callable:
-        program = jax.jit(function, static_argnames=("phi", "about", *static))
+        program = jax.jit(function, static_argnames=("about", *static))
 
         @functools.wraps(function)
         def call(phi: Activation, *numbers: Any, **settings: Any) -> Any:
             about = features(phi)
             dtype = _dtype(*numbers)
             with jax.enable_x64(True):
-                wide = (jnp.asarray(number).astype(jnp.float64) for number in numbers)
+                # the activation's own parameters are traced like the numbers
+                phi, *wide = jax.tree.map(_widened, (phi, *numbers))
                 results = program(phi, about, *wide, **settings)
                 return jax.tree.map(functools.partial(_narrowed, dtype=dtype), results)
 
@@ -47,6 +48,10 @@ def _dtype(*numbers: Any) -> DTypeLike:
     dtypes = (jnp.result_type(number) for number in numbers if hasattr(number, "dtype"))
     floating = [dtype for dtype in dtypes if jnp.issubdtype(dtype, jnp.floating)]
     return max(floating, key=lambda dtype: dtype.itemsize, default=jnp.result_type(float))
+
+
+def _widened(number: Any) -> jax.Array:
+    return jnp.asarray(number).astype(jnp.float64)
 
 
 def _narrowed(result: jax.Array, dtype: DTypeLike) -> jax.Array:
