@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, PyTree
 
+from jaxstab import decompositions
 from jaxstab.checks import check_choice
 from jaxstab.clipping.by_norm import CallState
 from jaxstab.clipping.settings import Setting, check_integer, check_setting, setting_at, static_integer
@@ -38,7 +39,7 @@ Capped = tuple[Float[Array, "*batch m n"], Bool[Array, "*batch"]]
 
 
 def _capped_by_svd(m: Float[Array, "*batch m n"], limit: Float[Array, "*batch"]) -> Capped:
-    u, s, v = jnp.linalg.svd(m, full_matrices=False)
+    u, s, v = decompositions.svd(m)
     capped = jnp.matmul(u * jnp.minimum(s, limit[..., None])[..., None, :], v, precision="highest")
     return capped, s[..., 0] <= limit
 

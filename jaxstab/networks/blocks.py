@@ -10,6 +10,7 @@ from jax.nn import initializers
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
+from jaxstab import decompositions
 from jaxstab.activations import Activation
 
 
@@ -20,10 +21,27 @@ def _gaussian(key: Array, shape: tuple[int, ...], dtype: DTypeLike = float) -> A
     return drawn * jnp.sqrt(jnp.asarray(1 / math.prod(shape[:-1]), drawn.dtype))
 
 
+def _orthogonal(key: Array, shape: tuple[int, ...], dtype: DTypeLike = float) -> Array:
+    """Haar-distributed W with E h^2 = E a^2 for every output h of W^T a, also where there are more outputs than inputs.
+
+    Orthonormal columns have it where fan_in >= fan_out. Where it is less the rows are orthonormal, so that W^T a is as
+    long as a over more units, and W is sqrt(fan_out / fan_in) times that.
+    """
+    if len(shape) < 2 or 0 in shape:
+        raise ValueError(f"orthogonal weights are of two axes or more, none of them empty, got shape {shape}")
+    fan_in, fan_out = math.prod(shape[:-1]), shape[-1]
+    gaussian = jax.random.normal(key, (max(fan_in, fan_out), min(fan_in, fan_out)), dtype)
+    q, r = decompositions.qr(gaussian)
+    # the signs that QR leaves to chance
+    haar = q * jnp.sign(jnp.diagonal(r))[None]
+    if fan_in < fan_out:
+        haar = haar.T * jnp.sqrt(jnp.asarray(fan_out / fan_in, haar.dtype))
+    return haar.reshape(shape)
+
+
 WEIGHTS = {
     "gaussian": _gaussian,
-    # Haar: jax.nn fixes the signs that QR leaves to chance
-    "orthogonal": initializers.orthogonal(),
+    "orthogonal": _orthogonal,
     "lecun_normal": initializers.lecun_normal(),
     "lecun_uniform": initializers.lecun_uniform(),
     "glorot_normal": initializers.glorot_normal(),

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PyTree
 
+from jaxstab import decompositions
 from jaxstab.checks import check_count, check_depths, check_floating
 from jaxstab.networks import Chain, Params
 from jaxstab.propagation import states
@@ -163,7 +164,7 @@ def _log_spectrum(
         rank = graded.rank(jacobian)
         # an orthonormal factor on the right of a wide one changes no singular value
         if jacobian.shape[0] < jacobian.shape[1]:
-            jacobian = jnp.linalg.qr(jacobian.T, mode="r").T
+            jacobian = decompositions.qr(jacobian.T)[1].T
         return graded.identity(jacobian.shape[1], h.dtype, errors).then(jacobian, rank)
 
     def layer(product: graded.Product, push: Callable, h: Array) -> graded.Product:
@@ -229,7 +230,7 @@ def singular_values(
 
     with jax.default_matmul_precision(precision):
         layer = lambda rows, push, h: jax.vmap(push)(rows)
-        return jnp.linalg.svd(_fold(chain, params, x, depths, from_layer, start, layer, end), compute_uv=False)
+        return decompositions.singular_values(_fold(chain, params, x, depths, from_layer, start, layer, end))
 
 
 def spectrum(chain: Chain, params: Params, x: Float[Array, " d_in"], depths: Sequence[int]) -> Spectrum:

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxstab import decompositions
+
 # error in ln s that sweeps and SVDs may leave, by bytes of the dtype
 ACCURACY = {4: 3e-4, 8: 1e-10}
 # QR sweeps before each attempt at settling the rest, and attempts
@@ -142,7 +144,7 @@ def _independent(factor: Float[Array, "n m"], within: Bool[Array, " m"]) -> Floa
 @jax.custom_jvp
 def _qr(factor: Float[Array, "n m"], within: Bool[Array, " m"]) -> tuple[Float[Array, "n p"], Float[Array, "p m"]]:
     """QR, whose derivative takes columns beyond the rank to be any."""
-    q, r = jnp.linalg.qr(factor)
+    q, r = decompositions.qr(factor)
     return q, r
 
 
@@ -151,7 +153,7 @@ def _qr_jvp(primals: tuple, tangents: tuple) -> tuple[tuple, tuple]:
     factor, within = primals
 
     def independent(factor: Array) -> tuple[Array, Array]:
-        q, r = jnp.linalg.qr(_independent(factor, within))
+        q, r = decompositions.qr(_independent(factor, within))
         return q, jnp.where(within[None], r, q.T @ factor)
 
     return jax.jvp(independent, (factor,), tangents[:1])
@@ -197,7 +199,7 @@ def _rounded(
     r = jnp.where(alive[:, None] & alive[None], r[:, : len(r)] / jnp.where(longest == 0, 1.0, longest), eye)
     pivot = jnp.abs(jnp.diagonal(r))
     known = jnp.where(pivot == 0, jnp.nan, pivot)
-    fresh = rounding**2 * jnp.sum(jax.scipy.linalg.solve_triangular(r, eye) ** 2, axis=0)
+    fresh = rounding**2 * jnp.sum(decompositions.solve_triangular(r, eye) ** 2, axis=0)
     square = fresh + jnp.sum(tilt.T * jnp.triu(r / known[:, None], 1) ** 2, axis=1)
     error = jnp.sqrt(jnp.where(square < 1, square, 0.0))
     # a pivot within rounding may be nothing at all
@@ -326,7 +328,7 @@ def _settle(graded: Graded) -> tuple[Float[Array, " m"], Float[Array, " m"], Flo
         part = jax.lax.dynamic_slice(rows, (begin, begin), (width, width))
         near, near_low = (jax.lax.dynamic_slice(leaf, (begin,), (width,)) for leaf in (logs, low))
         scale = jnp.exp(jnp.clip(_difference((near, near_low), (logs[top], low[top])) - MARGIN, -window, 0))
-        s = jnp.linalg.svd(scale[:, None] * part, compute_uv=False)
+        s = decompositions.singular_values(scale[:, None] * part)
         values = jax.lax.dynamic_update_slice(found, jnp.log(s) + (MARGIN + low[top]) + logs[top], (begin,))
         stands = (index >= row) & (last < begin + width) & deep(top) & (left > 0)
         return jnp.where(stands, values, found), jnp.where(stands, 0.0, left)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from jaxstab import decompositions
 from jaxstab.checks import check_depths, check_floating
 from jaxstab.networks import Chain, Params
 from jaxstab.norms import unit
@@ -93,7 +94,7 @@ def local_log_singular_values(
         True
     """
     jacobians = _jacobians(chain, params, x, precision)
-    s = jnp.linalg.svd(jacobians, compute_uv=False)
+    s = decompositions.singular_values(jacobians)
     dead = jnp.arange(s.shape[-1])[None] >= jax.vmap(rank)(jacobians)[:, None]
     # beside a zero the logarithm is taken of 1, so that its gradient is zero and not NaN
     dead = dead | (s == 0)
@@ -238,7 +239,7 @@ def alignment(chain: Chain, params: Params, x: Float[Array, " d_in"], precision:
         raise ValueError(f"alignment is between layers and needs a chain of depth >= 2, got {params.depth}")
     jacobians = _jacobians(chain, params, x, precision)
     with jax.default_matmul_precision(precision):
-        u, s, vt = jnp.linalg.svd(jacobians)
+        u, s, vt = decompositions.svd(jacobians)
         overlap = vt[1:] @ u[:-1]
         # at unit length: |F_l|_F cancels
         (above, _), (below, _) = jax.vmap(unit)(s[1:]), jax.vmap(unit)(s[:-1])

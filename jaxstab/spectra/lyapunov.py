@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from jaxstab import decompositions
 from jaxstab.checks import check_depths, check_floating
 from jaxstab.networks import Chain, Params
 from jaxstab.records import standard_error
@@ -108,14 +109,14 @@ def lyapunov_limit(
     check_floating("x", jnp.result_type(x))
     with jax.default_matmul_precision(precision):
         h_0 = chain.embed(params, x)
-        q_0 = jnp.linalg.qr(jax.random.normal(key, (h_0.size, h_0.size), h_0.dtype))[0]
+        q_0 = decompositions.qr(jax.random.normal(key, (h_0.size, h_0.size), h_0.dtype))[0]
 
         def layer(carry: tuple[Array, Array, Array], block: object) -> tuple[tuple[Array, Array, Array], Array]:
             h, q, rank = carry
             new, push = jax.linearize(lambda h: chain.block(block, h), h)
             columns, most = pushed(push, h, q)
             # columns up to the rank do not depend on those beyond it
-            q, r = jnp.linalg.qr(columns)
+            q, r = decompositions.qr(columns)
             rank = jnp.minimum(rank, most)
             dead = (jnp.arange(h.size) >= rank) | (jnp.diagonal(r) == 0)
             steps = jnp.where(dead, -jnp.inf, jnp.log(jnp.abs(jnp.where(dead, 1.0, jnp.diagonal(r)))))

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from jaxstab import decompositions
 from jaxstab.checks import check_count
 from jaxstab.norms import unit
 from jaxstab.records import Estimate, standard_error
@@ -176,7 +177,7 @@ def extremes(
     tall = _tall(operator)
     start = jax.random.normal(key, (block, tall.columns), tall.dtype)
     found = _bidiagonalise(tall, start, steps)
-    p, s, qt = jnp.linalg.svd(found.matrix)
+    p, s, qt = decompositions.svd(found.matrix)
     residual = jnp.linalg.norm(p[-block:, :top].T @ found.residual, axis=1)
     # each product rounds relative to the largest value, more so over more terms
     rounding = jnp.finfo(s.dtype).eps * math.sqrt(tall.rows + tall.columns) * s[0]
@@ -222,7 +223,7 @@ def density(operator: Operator, key: Key[Array, ""], probes: int = 8, steps: int
 
     def quadrature(v: Array) -> tuple[Array, Array, Array]:
         found = _bidiagonalise(tall, v[None], steps)
-        _, s, qt = jnp.linalg.svd(found.matrix)
+        _, s, qt = decompositions.svd(found.matrix)
         return s[::-1], qt[::-1, 0] ** 2, LN2 * found.exponent.astype(s.dtype)
 
     s, weights, offset = jax.vmap(quadrature)(_sphere(tall, key, probes))
@@ -360,7 +361,7 @@ def _bidiagonalise(operator: Operator, start: Float[Array, "b columns"], steps: 
 
     zeros = lambda *shape: jnp.zeros(shape, dtype)
     nothing = (zeros(total, operator.rows), zeros(total, total), zeros(total, operator.columns))
-    first = (*nothing, jnp.linalg.qr(start.T)[0].T, zeros(size, size), jnp.zeros((), jnp.int32))
+    first = (*nothing, decompositions.qr(start.T)[0].T, zeros(size, size), jnp.zeros((), jnp.int32))
     (left, matrix, right, _, residual, exponent), _ = jax.lax.scan(step, first, size * jnp.arange(steps))
     return _Bidiagonal(left, matrix, right, residual, exponent)
 
@@ -373,7 +374,7 @@ def _orthonormal(
     def project(state: tuple, _: None) -> tuple[tuple, None]:
         q, inside, own = state
         along = q @ basis.T
-        r, step = jnp.linalg.qr((q - along @ basis).T)
+        r, step = decompositions.qr((q - along @ basis).T)
         return (r.T, inside + own @ along, own @ step.T), None
 
     # the second time for rounding, the third where what was left of w was nothing but rounding

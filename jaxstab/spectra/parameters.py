@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+from jaxstab import decompositions
 from jaxstab.checks import check_count, check_floating
 from jaxstab.networks import Chain, Layer, Params
 from jaxstab.propagation import states
@@ -167,7 +168,7 @@ def kernel_eigenvalues(kernel: Float[Array, "*layer rows rows"]) -> Float[Array,
     Returns:
         The eigenvalues, descending.
     """
-    return jnp.linalg.eigvalsh(kernel)[..., ::-1]
+    return decompositions.eigenvalues(kernel)[..., ::-1]
 
 
 def gauss_newton_gram(

@@ -1,0 +1,302 @@
+"""Singular values, QR, eigenvalues and triangular solves, on a CPU one matrix at a time and on one BLAS thread.
+
+jaxlib 0.10 and 0.11 share a stack of matrices out among the threads of XLA's pool, and the thread that shares them out
+waits. Two such calls at once, from two devices or side by side in one program, fill a small pool with threads that
+wait for work queued behind them: for ever. A call with a single matrix does its work where it stands. So on a CPU a
+stack is a loop over its matrices, also under `jax.vmap`; other platforms decompose the stack as it is.
+
+Real matrices only. Derivatives are those of `jax.numpy.linalg`: vectors of equal values have none.
+"""
+
+import functools
+import string
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from jax.custom_batching import custom_vmap
+from jax.experimental.custom_partitioning import custom_partitioning
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array, Float
+
+Arrays = tuple[Array, ...]
+Decomposition = Callable[..., Arrays]
+
+# width from which BLAS's own threads shorten a single decomposition
+WIDE = 768
+
+
+@functools.cache
+def one_blas_thread() -> None:
+    """Leave one thread to the BLAS that jaxlib decomposes with, SciPy's; NumPy's own is left alone.
+
+    Threads of its own make decompositions of width 128 twice as long on idle cores, at four times the processor time,
+    and ten times as long on busy ones; they help from width 768 on. Called once per process, by the first
+    decomposition of a narrower matrix on a CPU; `threadpoolctl` can give the threads back afterwards.
+    """
+    # jaxlib loads its BLAS at the first decomposition; only a loaded one can be limited
+    import scipy.linalg  # noqa: F401
+    from threadpoolctl import ThreadpoolController
+
+    libraries = ThreadpoolController()
+    paths = [library["filepath"] for library in libraries.info() if library["user_api"] == "blas"]
+    others = [path for path in paths if not any(part.startswith("numpy") for part in Path(path).parts[-3:])]
+    libraries.select(filepath=others).limit(limits=1)
+
+
+def singular_values(a: Float[Array, "*batch m n"]) -> Float[Array, "*batch k"]:
+    """Singular values, descending.
+
+    Args:
+        a: matrices.
+
+    Returns:
+        The k = min(m, n) values of each.
+
+    Example:
+        >>> jax.vmap(singular_values)(jnp.ones((3, 2, 2))).round(3).tolist()
+        [[2.0, 0.0], [2.0, 0.0], [2.0, 0.0]]
+    """
+    return _values(a)
+
+
+def svd(a: Float[Array, "*batch m n"]) -> tuple[Array, Array, Array]:
+    """The thin singular value decomposition a = u diag(s) vt.
+
+    Args:
+        a: matrices.
+
+    Returns:
+        u [*batch, m, k], s [*batch, k] and vt [*batch, k, n], k = min(m, n).
+
+    Example:
+        >>> u, s, vt = svd(jnp.diag(jnp.asarray([3.0, 4.0])))
+        >>> s.tolist()
+        [4.0, 3.0]
+    """
+    return _svd(a)
+
+
+def qr(a: Float[Array, "*batch m n"]) -> tuple[Array, Array]:
+    """The thin decomposition a = q r, columns of q orthonormal and r upper triangular.
+
+    Args:
+        a: matrices.
+
+    Returns:
+        q [*batch, m, k] and r [*batch, k, n], k = min(m, n).
+
+    Example:
+        >>> q, r = qr(jnp.diag(jnp.asarray([3.0, 4.0])))
+        >>> jnp.abs(r).tolist()
+        [[3.0, 0.0], [0.0, 4.0]]
+    """
+    return _qr(a)
+
+
+def eigenvalues(a: Float[Array, "*batch n n"]) -> Float[Array, "*batch n"]:
+    """Eigenvalues of symmetric matrices, ascending.
+
+    Args:
+        a: matrices; the symmetric part (a + a^T) / 2 is what counts.
+
+    Returns:
+        The values.
+
+    Example:
+        >>> eigenvalues(jnp.ones((2, 2))).round(3).tolist()
+        [0.0, 2.0]
+    """
+    return _eigenvalues(a)
+
+
+def solve_triangular(
+    r: Float[Array, "*batch n n"], b: Float[Array, "*batch n k"], transpose: bool = False
+) -> Float[Array, "*batch n k"]:
+    """The solution x of r x = b, or of r^T x = b, for upper triangular r.
+
+    Args:
+        r: matrices; what is below the diagonal is taken for zero.
+        b: right-hand sides.
+        transpose: whether r is transposed.
+
+    Returns:
+        x.
+
+    Example:
+        >>> solve_triangular(2 * jnp.eye(2), jnp.ones((2, 1))).ravel().tolist()
+        [0.5, 0.5]
+    """
+    upper = jnp.triu(r)
+
+    def product(x: Array) -> Array:
+        return (upper.mT if transpose else upper) @ x
+
+    def solve(_: Callable, b: Array) -> Array:
+        return _solve(transpose)(r, b)[0]
+
+    def solve_transposed(_: Callable, b: Array) -> Array:
+        return _solve(not transpose)(r, b)[0]
+
+    # tells how to transpose and differentiate a solution, which a batching rule of its own would forbid
+    return jax.lax.custom_linear_solve(product, b, solve, solve_transposed)
+
+
+@jax.custom_jvp
+def _values(a: Array) -> Array:
+    return _one_by_one(_lapack_values, ranks=(1,))(a)[0]
+
+
+@_values.defjvp
+def _values_jvp(primals: Arrays, tangents: Arrays) -> tuple[Array, Array]:
+    u, s, vt = svd(*primals)
+    return s, jnp.einsum("...mk,...mn,...kn->...k", u, tangents[0], vt)
+
+
+@jax.custom_jvp
+def _svd(a: Array) -> Arrays:
+    return _one_by_one(_lapack_svd, ranks=(2, 1, 2))(a)
+
+
+@_svd.defjvp
+def _svd_jvp(primals: Arrays, tangents: Arrays) -> tuple[Arrays, Arrays]:
+    # Townsend 2016, "Differentiating the singular value decomposition"; what of da leaves the span of u or v turns them
+    u, s, vt = svd(*primals)
+    inside = u.mT @ tangents[0] @ vt.mT
+    eye = jnp.eye(s.shape[-1], dtype=s.dtype)
+    gap = (s[..., None, :] - s[..., :, None]) * (s[..., None, :] + s[..., :, None])
+    turn = (1 - eye) / (gap + eye)
+    du = u @ (turn * (inside * s[..., None, :] + s[..., :, None] * inside.mT))
+    dv = vt.mT @ (turn * (s[..., :, None] * inside + inside.mT * s[..., None, :]))
+    if u.shape[-2] > s.shape[-1]:
+        beyond = tangents[0] @ vt.mT
+        du = du + (beyond - u @ (u.mT @ beyond)) / s[..., None, :]
+    if vt.shape[-1] > s.shape[-1]:
+        beyond = tangents[0].mT @ u
+        dv = dv + (beyond - vt.mT @ (vt @ beyond)) / s[..., None, :]
+    return (u, s, vt), (du, jnp.diagonal(inside, axis1=-2, axis2=-1), dv.mT)
+
+
+@jax.custom_jvp
+def _qr(a: Array) -> Arrays:
+    return _one_by_one(_lapack_qr, ranks=(2, 2))(a)
+
+
+@_qr.defjvp
+def _qr_jvp(primals: Arrays, tangents: Arrays) -> tuple[Arrays, Arrays]:
+    # da R^-1 = dQ + Q dR R^-1; Q^T dQ is antisymmetric and dR R^-1 upper triangular
+    q, r = qr(*primals)
+    k = r.shape[-2]
+    da = tangents[0]
+    square = r[..., :k]
+    scaled = solve_triangular(square, da[..., :k].mT, transpose=True).mT
+    along = q.mT @ scaled
+    below = jnp.tril(along, -1)
+    turned = below - below.mT
+    dq = scaled - q @ (along - turned)
+    # columns of a wide matrix beyond the square: r = q^T a
+    beyond = q.mT @ da[..., k:] + dq.mT @ (q @ r[..., k:])
+    dr = jnp.concatenate([jnp.triu((along - turned) @ square), beyond], axis=-1)
+    return (q, r), (dq, dr)
+
+
+@jax.custom_jvp
+def _eigenvalues(a: Array) -> Array:
+    return _one_by_one(_lapack_eigh, ranks=(1, 2))(a)[0]
+
+
+@_eigenvalues.defjvp
+def _eigenvalues_jvp(primals: Arrays, tangents: Arrays) -> tuple[Array, Array]:
+    values, vectors = _one_by_one(_lapack_eigh, ranks=(1, 2))(*primals)
+    return values, jnp.einsum("...mk,...mn,...nk->...k", vectors, tangents[0], vectors)
+
+
+def _lapack_values(a: Array) -> Arrays:
+    return (jax.lax.linalg.svd(a, compute_uv=False),)
+
+
+def _lapack_svd(a: Array) -> Arrays:
+    u, s, vt = jax.lax.linalg.svd(a, full_matrices=False)
+    return u, s, vt
+
+
+def _lapack_qr(a: Array) -> Arrays:
+    q, r = jax.lax.linalg.qr(a, full_matrices=False)
+    return q, r
+
+
+def _lapack_eigh(a: Array) -> Arrays:
+    vectors, values = jax.lax.linalg.eigh(a)
+    return values, vectors
+
+
+def _solve(transpose: bool) -> Decomposition:
+    def lapack(r: Array, b: Array) -> Arrays:
+        return (jax.lax.linalg.triangular_solve(r, b, left_side=True, lower=False, transpose_a=transpose),)
+
+    return _one_by_one(lapack, ranks=(2,))
+
+
+def _one_by_one(decompose: Decomposition, ranks: tuple[int, ...]) -> Decomposition:
+    """A decomposition of stacks [*batch, m, n] that leaves no thread of a CPU waiting; ranks are its results'."""
+
+    @custom_vmap
+    def stacked(*stacks: Array) -> Arrays:
+        if min(stacks[0].shape[-2:]) < WIDE and jax.default_backend() == "cpu":
+            one_blas_thread()
+        if stacks[0].ndim == 2:
+            return decompose(*stacks)
+        shared_out = functools.partial(_shared_out, decompose, ranks)
+        results: Arrays = jax.lax.platform_dependent(*stacks, cpu=shared_out, default=decompose)
+        return results
+
+    @stacked.def_vmap
+    def batched(size: int, in_batched: list[bool], *stacks: Array) -> tuple[Arrays, tuple[bool, ...]]:
+        whole = (
+            stack if has_axis else jnp.broadcast_to(stack, (size, *stack.shape))
+            for stack, has_axis in zip(stacks, in_batched, strict=True)
+        )
+        return stacked(*whole), (True,) * len(ranks)
+
+    return stacked
+
+
+def _in_turn(decompose: Decomposition, *stacks: Array) -> Arrays:
+    """Decompose matrix by matrix."""
+    batch = stacks[0].shape[:-2]
+    flat = [stack.reshape(-1, *stack.shape[-2:]) for stack in stacks]
+    results = jax.lax.map(lambda matrices: decompose(*matrices), flat)
+    return tuple(result.reshape(*batch, *result.shape[1:]) for result in results)
+
+
+def _shared_out(decompose: Decomposition, ranks: tuple[int, ...], *stacks: Array) -> Arrays:
+    """`_in_turn`, on each device of the stacks that it holds."""
+    in_turn = functools.partial(_in_turn, decompose)
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.manual_axes:
+        # within a shard_map: what is here is this device's own already
+        return in_turn(*stacks)
+    if mesh.explicit_axes:
+        own = PartitionSpec(*jax.typeof(stacks[0]).sharding.spec[:-2])
+        results: Arrays = jax.shard_map(in_turn, in_specs=own, out_specs=own)(*stacks)
+        return results
+    # how stacks are sharded is known when the compiler partitions the program, and no sooner
+    partitioned = custom_partitioning(in_turn)
+    batch_rank = stacks[0].ndim - 2
+    letters = iter(string.ascii_lowercase)
+    sides = [[next(letters) for _ in range(rank)] for rank in (*(2 for _ in stacks), *ranks)]
+    terms = [" ".join(["...", *side]) for side in sides]
+
+    def partition(mesh: jax.sharding.Mesh, arguments: tuple, results: tuple) -> tuple:
+        batch = arguments[0].sharding.spec[:batch_rank]
+        own = NamedSharding(mesh, PartitionSpec(*batch))
+        return mesh, in_turn, (own,) * len(results), (own,) * len(arguments)
+
+    partitioned.def_partition(
+        partition,
+        sharding_rule=f"{', '.join(terms[: len(stacks)])} -> {', '.join(terms[len(stacks) :])}",
+        need_replication_factors=tuple(letter for side in sides for letter in side),
+    )
+    shared: Arrays = partitioned(*stacks)
+    return shared
