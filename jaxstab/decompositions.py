@@ -18,7 +18,9 @@ import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
+
+from jaxstab.checks import check_floating
 
 Arrays = tuple[Array, ...]
 Decomposition = Callable[..., Arrays]
@@ -45,7 +47,7 @@ def one_blas_thread() -> None:
     libraries.select(filepath=others).limit(limits=1)
 
 
-def singular_values(a: Float[Array, "*batch m n"]) -> Float[Array, "*batch k"]:
+def singular_values(a: Float[ArrayLike, "*batch m n"]) -> Float[Array, "*batch k"]:
     """Singular values, descending.
 
     Args:
@@ -54,14 +56,17 @@ def singular_values(a: Float[Array, "*batch m n"]) -> Float[Array, "*batch k"]:
     Returns:
         The k = min(m, n) values of each.
 
+    Raises:
+        ValueError: if a matrix is complex or of integers.
+
     Example:
         >>> jax.vmap(singular_values)(jnp.ones((3, 2, 2))).round(3).tolist()
         [[2.0, 0.0], [2.0, 0.0], [2.0, 0.0]]
     """
-    return _values(a)
+    return _values(_floating(a))
 
 
-def svd(a: Float[Array, "*batch m n"]) -> tuple[Array, Array, Array]:
+def svd(a: Float[ArrayLike, "*batch m n"]) -> tuple[Array, Array, Array]:
     """The thin singular value decomposition a = u diag(s) vt.
 
     Args:
@@ -70,15 +75,19 @@ def svd(a: Float[Array, "*batch m n"]) -> tuple[Array, Array, Array]:
     Returns:
         u [*batch, m, k], s [*batch, k] and vt [*batch, k, n], k = min(m, n).
 
+    Raises:
+        ValueError: if a matrix is complex or of integers.
+
     Example:
         >>> u, s, vt = svd(jnp.diag(jnp.asarray([3.0, 4.0])))
         >>> s.tolist()
         [4.0, 3.0]
     """
-    return _svd(a)
+    u, s, vt = _svd(_floating(a))
+    return u, s, vt
 
 
-def qr(a: Float[Array, "*batch m n"]) -> tuple[Array, Array]:
+def qr(a: Float[ArrayLike, "*batch m n"]) -> tuple[Array, Array]:
     """The thin decomposition a = q r, columns of q orthonormal and r upper triangular.
 
     Args:
@@ -87,15 +96,19 @@ def qr(a: Float[Array, "*batch m n"]) -> tuple[Array, Array]:
     Returns:
         q [*batch, m, k] and r [*batch, k, n], k = min(m, n).
 
+    Raises:
+        ValueError: if a matrix is complex or of integers.
+
     Example:
         >>> q, r = qr(jnp.diag(jnp.asarray([3.0, 4.0])))
         >>> jnp.abs(r).tolist()
         [[3.0, 0.0], [0.0, 4.0]]
     """
-    return _qr(a)
+    q, r = _qr(_floating(a))
+    return q, r
 
 
-def eigenvalues(a: Float[Array, "*batch n n"]) -> Float[Array, "*batch n"]:
+def eigenvalues(a: Float[ArrayLike, "*batch n n"]) -> Float[Array, "*batch n"]:
     """Eigenvalues of symmetric matrices, ascending.
 
     Args:
@@ -104,15 +117,18 @@ def eigenvalues(a: Float[Array, "*batch n n"]) -> Float[Array, "*batch n"]:
     Returns:
         The values.
 
+    Raises:
+        ValueError: if a matrix is complex or of integers.
+
     Example:
         >>> eigenvalues(jnp.ones((2, 2))).round(3).tolist()
         [0.0, 2.0]
     """
-    return _eigenvalues(a)
+    return _eigenvalues(_floating(a))
 
 
 def solve_triangular(
-    r: Float[Array, "*batch n n"], b: Float[Array, "*batch n k"], transpose: bool = False
+    r: Float[ArrayLike, "*batch n n"], b: Float[ArrayLike, "*batch n k"], transpose: bool = False
 ) -> Float[Array, "*batch n k"]:
     """The solution x of r x = b, or of r^T x = b, for upper triangular r.
 
@@ -124,10 +140,14 @@ def solve_triangular(
     Returns:
         x.
 
+    Raises:
+        ValueError: if a matrix is complex or of integers.
+
     Example:
         >>> solve_triangular(2 * jnp.eye(2), jnp.ones((2, 1))).ravel().tolist()
         [0.5, 0.5]
     """
+    r, b = _floating(r), _floating(b)
     upper = jnp.triu(r)
 
     def product(x: Array) -> Array:
@@ -143,13 +163,18 @@ def solve_triangular(
     return jax.lax.custom_linear_solve(product, b, solve, solve_transposed)
 
 
+def _floating(a: ArrayLike) -> Array:
+    check_floating("a matrix", jnp.result_type(a))
+    return jnp.asarray(a)
+
+
 @jax.custom_jvp
 def _values(a: Array) -> Array:
     return _one_by_one(_lapack_values, ranks=(1,))(a)[0]
 
 
 @_values.defjvp
-def _values_jvp(primals: Arrays, tangents: Arrays) -> tuple[Array, Array]:
+def _values_jvp(primals: Arrays, tangents: tuple) -> tuple[Array, Array]:
     u, s, vt = svd(*primals)
     return s, jnp.einsum("...mk,...mn,...kn->...k", u, tangents[0], vt)
 
@@ -160,7 +185,7 @@ def _svd(a: Array) -> Arrays:
 
 
 @_svd.defjvp
-def _svd_jvp(primals: Arrays, tangents: Arrays) -> tuple[Arrays, Arrays]:
+def _svd_jvp(primals: Arrays, tangents: tuple) -> tuple[Arrays, Arrays]:
     # Townsend 2016, "Differentiating the singular value decomposition"; what of da leaves the span of u or v turns them
     u, s, vt = svd(*primals)
     inside = u.mT @ tangents[0] @ vt.mT
@@ -173,7 +198,7 @@ def _svd_jvp(primals: Arrays, tangents: Arrays) -> tuple[Arrays, Arrays]:
         beyond = tangents[0] @ vt.mT
         du = du + (beyond - u @ (u.mT @ beyond)) / s[..., None, :]
     if vt.shape[-1] > s.shape[-1]:
-        beyond = tangents[0].mT @ u
+        beyond = jnp.asarray(tangents[0]).mT @ u
         dv = dv + (beyond - vt.mT @ (vt @ beyond)) / s[..., None, :]
     return (u, s, vt), (du, jnp.diagonal(inside, axis1=-2, axis2=-1), dv.mT)
 
@@ -184,11 +209,11 @@ def _qr(a: Array) -> Arrays:
 
 
 @_qr.defjvp
-def _qr_jvp(primals: Arrays, tangents: Arrays) -> tuple[Arrays, Arrays]:
+def _qr_jvp(primals: Arrays, tangents: tuple) -> tuple[Arrays, Arrays]:
     # da R^-1 = dQ + Q dR R^-1; Q^T dQ is antisymmetric and dR R^-1 upper triangular
     q, r = qr(*primals)
     k = r.shape[-2]
-    da = tangents[0]
+    da = jnp.asarray(tangents[0])
     square = r[..., :k]
     scaled = solve_triangular(square, da[..., :k].mT, transpose=True).mT
     along = q.mT @ scaled
@@ -207,7 +232,7 @@ def _eigenvalues(a: Array) -> Array:
 
 
 @_eigenvalues.defjvp
-def _eigenvalues_jvp(primals: Arrays, tangents: Arrays) -> tuple[Array, Array]:
+def _eigenvalues_jvp(primals: Arrays, tangents: tuple) -> tuple[Array, Array]:
     values, vectors = _one_by_one(_lapack_eigh, ranks=(1, 2))(*primals)
     return values, jnp.einsum("...mk,...mn,...nk->...k", vectors, tangents[0], vectors)
 

@@ -66,6 +66,35 @@ def test_orthogonal_weights_are_haar():
     assert abs(np.mean(traces**2) - 1) < 4 * np.sqrt(2 / 400)
 
 
+def test_orthogonal_weights_have_the_gain_s_mean_square_in_every_shape():
+    # E h^2 = sigma_w^2 E a^2 over outputs h for any input a, exactly where fan_in <= fan_out; else on average over a
+    for shape in ((8, 8), (5, 12), (3, 3, 4, 50), (1, 7), (64, 128)):
+        kernel = np.asarray(networks.WEIGHTS["orthogonal"](KEY, shape)).reshape(-1, shape[-1])
+        a = np.linspace(-1, 2, len(kernel))
+        np.testing.assert_allclose(np.mean((a @ kernel) ** 2), np.mean(a**2), rtol=1e-12, err_msg=str(shape))
+    for shape in ((12, 5), (3, 3, 4, 10), (7, 1)):
+        kernel = np.asarray(networks.WEIGHTS["orthogonal"](KEY, shape)).reshape(-1, shape[-1])
+        np.testing.assert_allclose(kernel.T @ kernel, np.eye(shape[-1]), atol=1e-12, err_msg=str(shape))
+    for shape in ((3,), (0, 4)):
+        with pytest.raises(ValueError, match="two axes or more, none of them empty, got shape"):
+            networks.WEIGHTS["orthogonal"](KEY, shape)
+
+
+@pytest.mark.parametrize("skip", [None, "dense"])
+def test_orthogonal_networks_have_the_lengths_of_theory_from_a_narrow_input_to_a_wide_output(skip):
+    mlp = MLP(depth=2, width=16, activation="identity", features_out=40, weights="orthogonal", skip=skip)
+    x = jnp.linspace(-1, 1, 6)
+    params = networks.init(mlp, KEY, x, 1.5)
+    chain = networks.chain(mlp)
+    h = chain.embed(params, x)[:16]
+    q = 1.5**2 * float(jnp.mean(x**2))
+    assert float(jnp.mean(h**2)) == pytest.approx(q, rel=1e-12)
+    if skip is None:
+        # no outputs are lost on the way: the mean square of each layer is exact
+        y = mlp.apply(networks.variables(params), x)
+        assert float(jnp.mean(y**2)) == pytest.approx(1.5**6 * q, rel=1e-12)
+
+
 def test_gains_share_one_draw_and_are_traced():
     mlp, x = MLP(depth=2, width=8), jnp.ones(3)
     traced = chex.assert_max_traces(lambda w, b: networks.init(mlp, KEY, x, w, b), n=1)

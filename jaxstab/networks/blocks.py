@@ -14,6 +14,19 @@ from jaxstab import decompositions
 from jaxstab.activations import Activation
 
 
+def check_matrix_shape(shape: tuple[int, ...]) -> None:
+    """Check that weights of this shape have inputs and outputs.
+
+    Args:
+        shape: the last axis is that of outputs.
+
+    Raises:
+        ValueError: if there are fewer than two axes, or one is empty.
+    """
+    if len(shape) < 2 or 0 in shape:
+        raise ValueError(f"orthogonal weights are of two axes or more, none of them empty, got shape {shape}")
+
+
 def _gaussian(key: Array, shape: tuple[int, ...], dtype: DTypeLike = float) -> Array:
     # not truncated: theory is about Gaussian weights. jax.nn's `*_normal` are truncated at two sigma
     # drawn in a row, the same numbers: XLA unrolls short last axes, a readout's takes half a second to compile
@@ -22,13 +35,9 @@ def _gaussian(key: Array, shape: tuple[int, ...], dtype: DTypeLike = float) -> A
 
 
 def _orthogonal(key: Array, shape: tuple[int, ...], dtype: DTypeLike = float) -> Array:
-    """Haar-distributed W with E h^2 = E a^2 for every output h of W^T a, also where there are more outputs than inputs.
-
-    Orthonormal columns have it where fan_in >= fan_out. Where it is less the rows are orthonormal, so that W^T a is as
-    long as a over more units, and W is sqrt(fan_out / fan_in) times that.
-    """
-    if len(shape) < 2 or 0 in shape:
-        raise ValueError(f"orthogonal weights are of two axes or more, none of them empty, got shape {shape}")
+    # Haar-distributed, with E h^2 = E a^2 for the outputs h of W^T a in every shape. Orthonormal columns have it where
+    # fan_in >= fan_out. Where there are fewer, W^T a is as long as a over more units with rows that are orthonormal
+    check_matrix_shape(shape)
     fan_in, fan_out = math.prod(shape[:-1]), shape[-1]
     gaussian = jax.random.normal(key, (max(fan_in, fan_out), min(fan_in, fan_out)), dtype)
     q, r = decompositions.qr(gaussian)
