@@ -35,8 +35,8 @@ def _gaussian(key: Array, shape: tuple[int, ...], dtype: DTypeLike = float) -> A
 
 
 def _orthogonal(key: Array, shape: tuple[int, ...], dtype: DTypeLike = float) -> Array:
-    # Haar-distributed, with E h^2 = E a^2 for the outputs h of W^T a in every shape. Orthonormal columns have it where
-    # fan_in >= fan_out. Where there are fewer, W^T a is as long as a over more units with rows that are orthonormal
+    # Haar-distributed. Orthonormal columns give E h^2 = E a^2 for h = W^T a; where fan_in < fan_out the rows are
+    # orthonormal, W^T a is as long as a over more units, and the scale makes up for it
     check_matrix_shape(shape)
     fan_in, fan_out = math.prod(shape[:-1]), shape[-1]
     gaussian = jax.random.normal(key, (max(fan_in, fan_out), min(fan_in, fan_out)), dtype)
