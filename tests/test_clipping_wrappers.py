@@ -108,6 +108,18 @@ def test_parts_of_a_state_belong_to_the_leaves_that_init_makes_them_for():
     assert int(state.inner.calls) == 1
 
 
+def test_optax_finds_the_parameters_in_the_states():
+    # as for placing a state on a mesh
+    for tx in (
+        monitored(clipping.auto_clip()),
+        guarded(optax.chain(clipping.z_clip(), clipping.clip_spikes()), "skip"),
+    ):
+        state = tx.init(GOOD)
+        marked = optax.tree.map_params(tx, lambda leaf: True, state, transform_non_params=lambda leaf: False)
+        params = 4 if isinstance(state, GuardState) else 0
+        assert sum(jax.tree.leaves(marked)) == params and jax.tree.structure(marked) == jax.tree.structure(state)
+
+
 def test_an_init_that_needs_all_leaves_is_refused_where_leaves_are_skipped():
     needs_all = optax.GradientTransformation(lambda params: params["a"].sum(), lambda g, s, p=None: (g, s))
     params = {"a": jnp.ones(2), "b": jnp.ones(2)}

@@ -97,13 +97,12 @@ def _adaptive(per: Per, stacked: Stacked, first: Callable, rule: Callable) -> op
         del params, extra
         norms = group_norms(updates, *grouping)
         thresholds, statistics = {}, {}
-        for label in state.thresholds:
-            norm = norms[label]
+        for label, norm in norms.items():
             value = norm.value.astype(state.thresholds[label].dtype)
             enters = (norm.nonfinite == 0) & jnp.isfinite(value)
             thresholds[label], statistics[label] = rule(state.statistics[label], value, enters, state.calls)
-        limits = {label: thresholds[label].astype(norms[label].root.dtype) for label in thresholds}
-        clipped = clip_to(updates, grouping, {label: norms[label] for label in thresholds}, limits)
+        limits = {label: thresholds[label].astype(norm.root.dtype) for label, norm in norms.items()}
+        clipped = clip_to(updates, grouping, norms, limits)
         return clipped, AdaptiveState(optax.safe_increment(state.calls), thresholds, statistics)
 
     return optax.GradientTransformationExtraArgs(init, update)

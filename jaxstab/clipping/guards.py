@@ -86,16 +86,23 @@ def _owners(init: Callable, updates: PyTree) -> dict[tuple[str, ...], list[int]]
     return owners
 
 
+def _leaves_within(state: PyTree, kinds: tuple[type, ...]) -> list[bool]:
+    """Whether each leaf of a state is in a node of one of these kinds."""
+    nodes = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, kinds))
+    return [isinstance(node, kinds) for node in nodes for _ in jax.tree.leaves(node)]
+
+
 def _keep_parts(
     owners: dict[tuple[str, ...], list[int]], bad: list[Array], new: PyTree, old: PyTree, kinds: tuple[type, ...]
 ) -> PyTree:
     """Of a new state, all but the parts of bad leaves, which stay as they were; within nodes of these kinds only."""
-    nodes = lambda state: jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, kinds))
-    within = [isinstance(node, kinds) for node in nodes(new) for _ in jax.tree.leaves(node)]
+    within, learnt = _leaves_within(new, kinds), _leaves_within(new, (AdaptiveState,))
     leaves, structure = jax.tree.flatten(new)
     kept = []
-    for path, counts, now, before in zip(_paths(new), within, leaves, jax.tree.leaves(old), strict=True):
-        owning = [bad[index] for index in owners.get(path, [])] if counts else []
+    for index, (path, now, before) in enumerate(zip(_paths(new), leaves, jax.tree.leaves(old), strict=True)):
+        # what has been learnt from the norm of all leaves belongs to each of them
+        everyone = range(len(bad)) if learnt[index] and path[-1] != "calls" else []
+        owning = [bad[owner] for owner in owners.get(path, everyone)] if within[index] else []
         hit = functools.reduce(jnp.logical_or, owning) if owning else None
         kept.append(now if hit is None else jnp.where(hit, jnp.asarray(before, now.dtype), now))
     return jax.tree.unflatten(structure, kept)
@@ -114,7 +121,8 @@ def _unless(hit: Array, run: Callable, updates: PyTree, inner: PyTree, others: P
     either = functools.reduce(jnp.logical_or, [jnp.zeros_like(x, bool, shape=()) for x in arrays], hit)
 
     def nothing() -> tuple[PyTree, PyTree]:
-        zeros = jax.tree.map(lambda g, s: jnp.zeros_like(g, s.dtype), updates, shapes)
+        # this way is taken where hit is true; the other argument gives its place on a mesh
+        zeros = jax.tree.map(lambda g, s: jnp.where(hit, jnp.zeros((), s.dtype), g.astype(s.dtype)), updates, shapes)
         return zeros, jax.tree.map(lambda old, s: jnp.asarray(old, s.dtype), inner, states)
 
     return jax.lax.cond(hit, lambda: _depending(nothing(), either), lambda: _depending(run(updates), either))
@@ -175,7 +183,7 @@ def guarded(tx: optax.GradientTransformation, policy: str, per: str = "leaf") ->
     tx = optax.with_extra_args_support(tx)
 
     def init(params: PyTree) -> GuardState:
-        zero = zero_norms(params).get("tree", jnp.zeros((), jnp.float32))
+        zero = zero_norms(params)["tree"]
         inner = tx.init(params)
         if policy == "skip" and per == "tree":
             # within shard_map a device whose update is skipped keeps all of its state, step counts too

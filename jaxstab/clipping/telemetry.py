@@ -87,7 +87,7 @@ def monitored(
     tx = optax.with_extra_args_support(tx)
 
     def init(params: PyTree) -> TelemetryState:
-        zero = zero_norms(params).get("tree", jnp.zeros((), jnp.float32))
+        zero = zero_norms(params)["tree"]
         groups = {} if per is None else zero_norms(params, *grouping)
         return TelemetryState(
             inner=tx.init(params),

@@ -199,9 +199,11 @@ def zero_norms(tree: PyTree, per: Per = "tree", stacked: Stacked = ()) -> dict[s
         stacked: see `group_norms`.
 
     Returns:
-        By name of group; none for an empty tree.
+        By name of group; of an empty tree none but "tree".
     """
     groups = _grouped(tree, Grouping(per, stacked))
+    if not groups and per == "tree":
+        return {"tree": jnp.zeros((), jnp.float32)}
     return {
         label: jnp.zeros_like(_plain_sum(group, accumulator(*(m.leaf.dtype for m in group))))
         for label, group in groups.items()
