@@ -1,12 +1,35 @@
 """What Python can know before anything is traced: gains, depths, counts, names that make sense, or a ValueError."""
 
+import operator
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import ArrayLike
+
+# NumPy's integers and arrays of them are as good as Python's
+Count = int | np.integer
+Depths = Sequence[Count] | np.ndarray | jax.Array
+
+
+def integer(value: Any) -> int | None:
+    """The integer that a value is.
+
+    Args:
+        value: anything.
+
+    Returns:
+        It as a Python int; None for what is no integer, booleans and traced values among them.
+    """
+    if isinstance(value, bool | np.bool_):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
 
 
 def check_gains(sigma_w: ArrayLike, sigma_b: ArrayLike) -> None:
@@ -24,19 +47,24 @@ def check_gains(sigma_w: ArrayLike, sigma_b: ArrayLike) -> None:
             raise ValueError(f"{name} must be finite and >= 0, got {gain}")
 
 
-def check_depths(depths: Sequence[int], deepest: int) -> None:
-    """Refuse depths that a chain does not have.
+def check_depths(depths: Depths, deepest: int) -> tuple[int, ...]:
+    """Check that a chain has all of these depths.
 
     Args:
         depths: depths wanted.
         deepest: the chain's depth.
 
+    Returns:
+        The depths as Python integers.
+
     Raises:
         ValueError: if depths is empty, not ascending, or one is not an integer in [0, deepest].
     """
-    fits = len(depths) > 0 and all(isinstance(d, int) and 0 <= d <= deepest for d in depths)
-    if not fits or list(depths) != sorted(set(depths)):
+    known = [integer(depth) for depth in depths]
+    whole = [depth for depth in known if depth is not None and 0 <= depth <= deepest]
+    if not known or len(whole) < len(known) or whole != sorted(set(whole)):
         raise ValueError(f"depths must be ascending integers in [0, {deepest}], at least one, got {list(depths)}")
+    return tuple(whole)
 
 
 def check_floating(name: str, dtype: DTypeLike) -> None:
@@ -53,19 +81,24 @@ def check_floating(name: str, dtype: DTypeLike) -> None:
         raise ValueError(f"{name} must be floating, got dtype {dtype}; convert it first (digits: divide by 255.0)")
 
 
-def check_count(name: str, value: int, least: int) -> None:
-    """Refuse what is no count.
+def check_count(name: str, value: Any, least: int) -> int:
+    """Check that a value is an integer count.
 
     Args:
         name: of the argument.
         value: the count; it is static.
         least: value allowed.
 
+    Returns:
+        The count as a Python integer.
+
     Raises:
         ValueError: if it is not an integer >= least.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    count = integer(value)
+    if count is None or count < least:
         raise ValueError(f"{name} must be an integer >= {least}, got {value!r}")
+    return count
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
@@ -143,7 +176,8 @@ def check_looks(evaluate: Sequence[int], steps: int) -> None:
     Raises:
         ValueError: if one is not an integer in [0, steps].
     """
-    if not all(isinstance(look, int) and 0 <= look <= steps for look in evaluate):
+    known = [integer(look) for look in evaluate]
+    if not all(look is not None and 0 <= look <= steps for look in known):
         raise ValueError(f"evaluate must be integers in [0, {steps}], got {list(evaluate)}")
 
 

@@ -59,7 +59,7 @@ def gain(activation: AnyActivation, sigma_b: float = 0.0) -> Gain:
     The critical one, chi_1 = sigma_w^2 E phi'(sqrt(q*) u)^2 = 1 at the length fixed point q* (Schoenholz et al. 2017,
     eq. 5), if a network stays there. Where none is (gelu, silu at sigma_b = 0), the one that keeps lengths,
     sigma_w^2 = (1 - sigma_b^2) / E phi(u)^2 at q = 1 (the argument of He et al. 2015 for any phi). Not for tracing:
-    it answers in Python numbers; the first call for an activation compiles for some seconds.
+    it answers in Python numbers.
 
     Args:
         activation: name, `Activation` or elementwise callable.
@@ -80,12 +80,11 @@ def gain(activation: AnyActivation, sigma_b: float = 0.0) -> Gain:
     if sigma_b == 0 and phi.name in _KNOWN and phi == get(phi.name):
         sigma_w, q, reason = _KNOWN[phi.name]
         return Gain(sigma_w, q, True, reason)
-    # a map compiles its body as one program, also where nothing is jitted
-    points = jax.lax.map(lambda b: theory.critical_points(phi, b), jnp.asarray([sigma_b], float))
-    usable = np.flatnonzero(points.usable[0])
+    points = theory.critical_points(phi, sigma_b)
+    usable = np.flatnonzero(points.usable)
     if len(usable):
-        first = usable[np.argmin(np.asarray(points.sigma_w[0])[usable])]
-        sigma_w, q = float(points.sigma_w[0, first]), float(points.q[0, first])
+        first = usable[np.argmin(np.asarray(points.sigma_w)[usable])]
+        sigma_w, q = float(points.sigma_w[first]), float(points.q[first])
         return Gain(sigma_w, q, True, f"solved chi_1 = 1 at sigma_b = {sigma_b:g}: length fixed point q = {q:.6g}")
     length = float(theory.second_moment(phi, 1.0))
     if not (sigma_b < 1 and length > 0):
@@ -139,7 +138,10 @@ def looks_linear(
     """Parameters with which a relu-like network computes what a linear one of half its width does.
 
     Weights mirrored in sign, W = [[A, -A], [-A, A]]/c with phi(z) - phi(-z) = c z (Balduzzi et al. 2017, section 4),
-    A drawn as `mlp.weights` says: with orthogonal A, all singular values of the Jacobian are sigma_w^depth or 0.
+    A drawn as `mlp.weights` says. The output is that of the linear network, singular values of dy/dx included. The
+    state h = (g, -g) holds that network's state g twice, so that its derivatives carry sqrt 2. With orthogonal A, relu
+    and no skip, half of the singular values of dh_L/dh_l are sqrt(2) sigma_w^(L - l), half are 0, and those of dh_L/dx
+    are sqrt(2) sigma_w^(L + 1) for d_in = width / 2.
 
     Args:
         mlp: the network: relu, leaky_relu, gelu, silu, softplus or another such phi; even width; no norm; skips none,

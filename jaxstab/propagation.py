@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from jaxstab import networks
-from jaxstab.checks import check_count, check_depths, check_floating
+from jaxstab.checks import Depths, check_count, check_depths, check_floating
 from jaxstab.networks import Chain, Params
 from jaxstab.norms import log_norm, unit
 from jaxstab.records import SATURATED, BackwardProfile, CorrelationProfile, ForwardProfile
@@ -115,7 +115,7 @@ def backward(
     params: Params,
     x: Float[Array, "*batch d_in"],
     loss: Callable[[Float[Array, "*batch d_out"]], Float[Array, ""]],
-    depths: Sequence[int] | None = None,
+    depths: Depths | None = None,
 ) -> BackwardProfile:
     """Gradient norms of a loss at every layer 0..L, for networks of every wanted depth at once.
 
@@ -138,7 +138,7 @@ def backward(
     if depths is None:
         whole = backward(chain, params, x, loss, [params.depth])
         return BackwardProfile(*(field[0] for field in whole))
-    check_depths(depths, params.depth)
+    depths = check_depths(depths, params.depth)
     check_floating("x", jnp.result_type(x))
     blocks = jax.tree.map(lambda leaf: leaf[: depths[-1]], params.blocks)
     last, below = jax.lax.scan(lambda h, theta: (chain.block(theta, h), h), chain.embed(params, x), blocks)
@@ -170,9 +170,7 @@ def backward(
     return BackwardProfile(*(jnp.where(inside, jnp.pad(field, beyond), jnp.nan).T for field in rows))
 
 
-def backward_memory(
-    params: Params, size: int, depths: Sequence[int], inputs: int = 1, examples: int | None = None
-) -> int:
+def backward_memory(params: Params, size: int, depths: Depths, inputs: int = 1, examples: int | None = None) -> int:
     """Bytes that one network of many under `vmap` takes of `backward`, besides its parameters, on a CPU.
 
     With units n of the state, depth L, D depths and i inputs per network, i (L + 1) n for the states. Of inputs that

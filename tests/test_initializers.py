@@ -72,6 +72,24 @@ def test_looks_linear_is_linear(activation, skip):
     np.testing.assert_allclose(mlp.apply(networks.variables(params), x), expected, rtol=1e-9, atol=1e-12)
 
 
+def test_looks_linear_has_the_singular_values_that_it_states():
+    depth, half, sigma_w = 4, 6, 1.1
+    mlp = MLP(depth, 2 * half, "relu", weights="orthogonal")
+    x = jax.random.normal(KEY, (half,))
+    params = initializers.looks_linear(mlp, KEY, x, sigma_w)
+    network = networks.chain(mlp)
+
+    def through(h, shift):
+        h = h + network.embed(params, x + shift)
+        return jax.lax.scan(lambda h, layer: (network.block(layer, h), None), h, params.blocks)[0]
+
+    of_state, of_input = jax.jit(jax.jacfwd(through, (0, 1)))(jnp.zeros(2 * half), jnp.zeros(half))
+    s = np.linalg.svd(of_state, compute_uv=False)
+    np.testing.assert_allclose(s, np.repeat([2**0.5 * sigma_w**depth, 0], half), atol=1e-12)
+    s = np.linalg.svd(of_input, compute_uv=False)
+    np.testing.assert_allclose(s, 2**0.5 * sigma_w ** (depth + 1), rtol=1e-12)
+
+
 @pytest.mark.parametrize("settings", [{}, {"skip": "sum"}, {"skip": "dense"}, {"norm": "batch"}], ids=str)
 def test_lsuv_gives_every_layer_unit_variance(settings):
     mlp = MLP(depth=6, width=20, activation="tanh", weights="orthogonal", **settings)

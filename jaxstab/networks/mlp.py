@@ -67,7 +67,7 @@ class MLP(nn.Module):
             ValueError: if a size is not a positive integer, a setting is out of range, or a name is unknown.
         """
         for field in ("depth", "width", "features_out"):
-            check_count(field, getattr(self, field), 1)
+            setattr(self, field, check_count(field, getattr(self, field), 1))
         for field, known in (("weights", WEIGHTS), ("norm", (None, *NORMS)), ("skip", (None, *SKIPS))):
             name = getattr(self, field)
             if name not in known and not (field == "weights" and callable(name)):

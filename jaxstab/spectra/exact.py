@@ -5,7 +5,7 @@ singular values drown in rounding. `singular_values` does that, at the price of 
 the product in logarithms, see `graded`, and has them all.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PyTree
 
 from jaxstab import decompositions
-from jaxstab.checks import check_count, check_depths, check_floating
+from jaxstab.checks import Count, Depths, check_count, check_depths, check_floating, integer
 from jaxstab.networks import Chain, Params
 from jaxstab.propagation import states
 from jaxstab.records import Spectrum
@@ -81,8 +81,8 @@ def log_spectrum(
     chain: Chain,
     params: Params,
     x: Float[Array, " d_in"],
-    depths: Sequence[int],
-    from_layer: int | None = None,
+    depths: Depths,
+    from_layer: Count | None = None,
     readout: bool = False,
     precision: Precision = "highest",
 ) -> LogSpectrum:
@@ -121,8 +121,8 @@ def log_singular_values(
     chain: Chain,
     params: Params,
     x: Float[Array, " d_in"],
-    depths: Sequence[int],
-    from_layer: int | None = None,
+    depths: Depths,
+    from_layer: Count | None = None,
     readout: bool = False,
     precision: Precision = "highest",
 ) -> Float[Array, "depth m"]:
@@ -150,13 +150,13 @@ def _log_spectrum(
     chain: Chain,
     params: Params,
     x: Float[Array, " d_in"],
-    depths: Sequence[int],
-    from_layer: int | None,
+    depths: Depths,
+    from_layer: Count | None,
     readout: bool,
     precision: Precision,
     errors: bool,
 ) -> tuple:
-    _check(params, x, depths, from_layer)
+    depths = _check(params, x, depths, from_layer)
 
     def start(jacobian: Array | None, h: Array) -> graded.Product:
         if jacobian is None:
@@ -186,8 +186,8 @@ def singular_values(
     chain: Chain,
     params: Params,
     x: Float[Array, " d_in"],
-    depths: Sequence[int],
-    from_layer: int | None = None,
+    depths: Depths,
+    from_layer: Count | None = None,
     readout: bool = False,
     precision: Precision = "highest",
 ) -> Float[Array, "depth m"]:
@@ -219,7 +219,7 @@ def singular_values(
         >>> s.shape, s.max(axis=1).round(2).tolist()
         ((2, 16), [2.0, 8.0])
     """
-    _check(params, x, depths, from_layer)
+    depths = _check(params, x, depths, from_layer)
 
     # the transpose, a row of it for each input: products with W are then as W lies in memory
     def start(jacobian: Array | None, h: Array) -> Array:
@@ -233,7 +233,7 @@ def singular_values(
         return decompositions.singular_values(_fold(chain, params, x, depths, from_layer, start, layer, end))
 
 
-def spectrum(chain: Chain, params: Params, x: Float[Array, " d_in"], depths: Sequence[int]) -> Spectrum:
+def spectrum(chain: Chain, params: Params, x: Float[Array, " d_in"], depths: Depths) -> Spectrum:
     """`log_singular_values` with their mean square, as the record that theory predicts too.
 
     Args:
@@ -254,7 +254,7 @@ def spectrum(chain: Chain, params: Params, x: Float[Array, " d_in"], depths: Seq
 
 def log_spectrum_memory(
     size: int,
-    depths: Sequence[int],
+    depths: Depths,
     inputs: int = 1,
     d_in: int | None = None,
     dtype: DTypeLike = "float32",
@@ -297,8 +297,8 @@ def _fold(
     chain: Chain,
     params: Params,
     x: Float[Array, " d_in"],
-    depths: Sequence[int],
-    from_layer: int | None,
+    depths: Depths,
+    from_layer: Count | None,
     start: Callable,
     layer: Callable,
     end: Callable,
@@ -333,9 +333,11 @@ def _fold(
     return jax.lax.scan(step, carry, (between, slots[first + 1 :]))[0][2]
 
 
-def _check(params: Params, x: Float[Array, " d_in"], depths: Sequence[int], from_layer: int | None) -> None:
-    check_depths(depths, params.depth)
+def _check(params: Params, x: Float[Array, " d_in"], depths: Depths, from_layer: Count | None) -> tuple[int, ...]:
+    """The depths as Python integers, if all fits."""
+    known = check_depths(depths, params.depth)
     check_floating("x", jnp.result_type(x))
-    whole = isinstance(from_layer, int) and not isinstance(from_layer, bool)
-    if from_layer is not None and not (whole and 0 <= from_layer <= depths[0]):
-        raise ValueError(f"from_layer must be an integer in [0, {depths[0]}], the first depth, got {from_layer!r}")
+    layer = known[0] if from_layer is None else integer(from_layer)
+    if layer is None or not 0 <= layer <= known[0]:
+        raise ValueError(f"from_layer must be an integer in [0, {known[0]}], the first depth, got {from_layer!r}")
+    return known

@@ -4,7 +4,6 @@ At finite depth they are ln s_i / L; in the limit of many layers that are alike 
 error bar. One network, one input; the caller vmaps.
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -12,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from jaxstab import decompositions
-from jaxstab.checks import check_depths, check_floating
+from jaxstab.checks import Depths, check_depths, check_floating
 from jaxstab.networks import Chain, Params
 from jaxstab.records import standard_error
 from jaxstab.spectra.exact import Precision, log_singular_values
@@ -37,7 +36,7 @@ def lyapunov_exponents(
     chain: Chain,
     params: Params,
     x: Float[Array, " d_in"],
-    depths: Sequence[int],
+    depths: Depths,
     precision: Precision = "highest",
 ) -> Float[Array, "depth n"]:
     """Finite-time Lyapunov exponents lambda_i = ln s_i / L of the L blocks, s_i the singular values of dh_L/dh_0.
@@ -64,7 +63,7 @@ def lyapunov_exponents(
         >>> bool(jnp.allclose(exponents, jnp.log(3.0), atol=1e-5))
         True
     """
-    check_depths(depths, params.depth)
+    depths = check_depths(depths, params.depth)
     if depths[0] < 1:
         raise ValueError(f"an exponent is per layer: depths must be >= 1, got {list(depths)}")
     log_s = log_singular_values(chain, params, x, depths, from_layer=0, precision=precision)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.extend import core
 from jaxtyping import Array, Float, Int, PyTree
 
-from jaxstab.checks import check_depths, check_floating
+from jaxstab.checks import Depths, check_depths, check_floating
 from jaxstab.networks import Chain, Params
 from jaxstab.spectra.exact import log_singular_values
 
@@ -56,7 +56,7 @@ class PrecisionReport(NamedTuple):
     reference: Float[Array, "depth index"]
     modes: dict[str, PrecisionError]
 
-    def table(self, depths: Sequence[int]) -> str:
+    def table(self, depths: Depths) -> str:
         """The report as text, of one input, not under jit.
 
         Args:
@@ -77,7 +77,7 @@ class PrecisionReport(NamedTuple):
         return "\n".join(lines)
 
 
-def precision_report(chain: Chain, params: Params, x: Float[Array, " d_in"], depths: Sequence[int]) -> PrecisionReport:
+def precision_report(chain: Chain, params: Params, x: Float[Array, " d_in"], depths: Depths) -> PrecisionReport:
     """`log_singular_values` of one network in several precisions of its matrix products: can I trust this on my GPU?
 
     The network is the one whose parameters and input are rounded to float32, in every precision, so that errors are
@@ -106,7 +106,7 @@ def precision_report(chain: Chain, params: Params, x: Float[Array, " d_in"], dep
         >>> bool(report.modes["bfloat16"].median[0] > report.modes["tf32"].median[0])
         True
     """
-    check_depths(depths, params.depth)
+    depths = check_depths(depths, params.depth)
     check_floating("x", jnp.result_type(x))
     given = _cast((params, x), jnp.float32)
 

@@ -1,13 +1,11 @@
 """The mean-field counterpart of everything that is measured: the same fold over layers, the same records."""
 
-from collections.abc import Sequence
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike
 
 from jaxstab.activations import Activation, get
-from jaxstab.checks import check_depths, check_gains
+from jaxstab.checks import Depths, check_depths, check_gains
 from jaxstab.records import SATURATED, BackwardProfile, CorrelationProfile, ForwardProfile, Spectrum
 from jaxstab.theory.features import Features
 from jaxstab.theory.maps import AnyActivation, distance_map, flat_share, log_length_map, log_square, log_sum
@@ -68,7 +66,7 @@ def predict(
     activation: AnyActivation,
     sigma_w: ArrayLike,
     sigma_b: ArrayLike,
-    depths: Sequence[int],
+    depths: Depths,
     *,
     width: int,
     d_in: int,
@@ -104,7 +102,7 @@ def predict(
         >>> forward.q.round(3).tolist(), (backward.log_grad_h / jnp.log(2.0)).round(3).tolist()
         ([4.0, 8.0, 16.0], [[1.0, 0.5, 0.0]])
     """
-    check_depths(depths, max(depths, default=0))
+    depths = check_depths(depths, max(depths, default=0))
     check_gains(sigma_w, sigma_b)
     wanted = tuple(depths)
     return _predict(get(activation), sigma_w, sigma_b, q0, c0, depths=wanted, width=width, d_in=d_in)
