@@ -2,7 +2,7 @@
 
 import operator
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,16 @@ def integer(value: Any) -> int | None:
         return operator.index(value)
     except TypeError:
         return None
+
+
+# what a frozen dataclass holds once `plain_axis` and `plain_number` have seen it; numpy's arrays and numbers may come
+if TYPE_CHECKING:
+    Integer = int
+    Integers = tuple[int, ...]
+    Real = float
+    Reals = tuple[float, ...]
+else:
+    Integer = Integers = Real = Reals = Any
 
 
 def check_gains(sigma_w: ArrayLike, sigma_b: ArrayLike) -> None:
@@ -192,3 +202,53 @@ def check_dtype(dtype: str) -> None:
     """
     if dtype == "float64" and not jax.config.read("jax_enable_x64"):
         raise ValueError('dtype "float64" needs JAX\'s x64 mode: switch jax_enable_x64 on first')
+
+
+def plain_number(name: str, value: Any, integer: bool = False) -> Any:
+    """A Python number, whatever kind of number came.
+
+    Args:
+        name: of the argument.
+        value: a Python or numpy number, or an array of one.
+        integer: whether to keep integers as they are; all else becomes a float.
+
+    Returns:
+        The same value as an int or a float.
+
+    Raises:
+        ValueError: if it is no single real number.
+
+    Example:
+        >>> plain_number("width", np.int64(4), integer=True), plain_number("sigma_b", np.float32(0.5))
+        (4, 0.5)
+    """
+    if integer and type(value) is int:
+        return value
+    array = np.asarray(value)
+    if array.ndim or array.dtype.kind not in "buif":
+        raise ValueError(f"{name} must be one real number, got {value!r}")
+    number = array.item()
+    return number if integer and array.dtype.kind != "f" else float(number)
+
+
+def plain_axis(name: str, values: Any, integer: bool = False) -> tuple[Any, ...]:
+    """Values along an axis as a tuple of Python numbers.
+
+    Args:
+        name: of the axis.
+        values: a sequence or an array of numbers.
+        integer: whether to keep integers as they are; all else becomes floats.
+
+    Returns:
+        The values.
+
+    Raises:
+        ValueError: if these are no real numbers along one axis.
+
+    Example:
+        >>> plain_axis("depths", np.arange(1, 4), integer=True), plain_axis("sigma_w", [1, np.float64(1.5)])
+        ((1, 2, 3), (1.0, 1.5))
+    """
+    if isinstance(values, str) or np.ndim(values) != 1:
+        raise ValueError(f"{name} must be numbers along one axis, got {values!r}")
+    return tuple(plain_number(name, value, integer) for value in values)

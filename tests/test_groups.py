@@ -15,6 +15,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from jaxstab import store
+from jaxstab.store import fingerprint
 from jaxstab.store.places import Place
 
 
@@ -284,3 +285,15 @@ def test_code_version_names_what_decides_numbers():
     changed = versions | {"sources": versions["sources"] | {"initializers.py": "0" * 12}}
     assert store.differences(versions, changed).startswith("initializers.py: ")
     assert store.differences(versions, versions) == ""
+
+
+@pytest.mark.parametrize(("flags", "cpu"), [("--xla_cpu_enable_fast_math=true", None), ("", "flags : sse avx")])
+def test_a_store_is_not_continued_on_a_machine_of_other_bits(tmp_path, monkeypatch, flags, cpu):
+    opened(tmp_path / "a.zarr", machine=store.machine())
+    opened(tmp_path / "a.zarr", machine=store.machine())
+    monkeypatch.setenv("XLA_FLAGS", f"--xla_dump_to=x {flags}")
+    if cpu:
+        monkeypatch.setattr(fingerprint, "_cpu", lambda: cpu)
+    with pytest.raises(ValueError, match=r"holds another sweep \((instructions|flags): .* -> ") as refused:
+        opened(tmp_path / "a.zarr", machine=store.machine())
+    assert "\n" not in str(refused.value)

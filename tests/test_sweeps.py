@@ -288,3 +288,13 @@ def test_the_plan_in_numbers_is_the_one_that_runs():
     plan = sweeps.estimate(GRID, 7, chunk_size=4)
     sweeps.run(GRID, _lengths, DATA, chunk_size=4, progress=lambda chunks: (shapes.append(c) or c for c in chunks))
     assert {(len(seeds), len(gains)) for _, seeds, gains in shapes} == {plan.chunk}
+
+
+def test_grids_take_numpy_and_are_the_same_as_of_plain_numbers():
+    mixed = sweeps.Grid(
+        depths=np.arange(1, 4), sigma_w=np.linspace(1, 2, 3), sigma_b=np.float32(0.5), width=np.int64(8)
+    )
+    plain = sweeps.Grid(depths=(1, 2, 3), sigma_w=(1.0, 1.5, 2.0), sigma_b=0.5, width=8)
+    assert mixed == plain and mixed.to_json() == plain.to_json()
+    with pytest.raises(ValueError, match=r"sigma_b must be one real number, got \(0.0, 0.1\)"):
+        sweeps.Grid(sigma_b=(0.0, 0.1))

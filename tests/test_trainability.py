@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import xarray as xr
 
-from jaxstab import datasets, networks, records, trainability, training
+from jaxstab import datasets, networks, records, store, trainability, training
 from jaxstab.trainability import Grid, Split, Variant
 
 RUN = sys.modules["jaxstab.trainability.run"]
@@ -244,3 +245,58 @@ def test_a_precision_switched_on_for_a_while_reaches_the_compiler():
 def test_chance_is_the_commonest_class():
     some = records.Data(DIGITS.x[:10], np.repeat([1, 2], (7, 3)), "uneven")
     assert Split(some, some).chance == 0.7
+
+
+def test_grids_take_numpy_and_are_the_same_as_of_plain_numbers():
+    mixed = Grid(
+        depths=np.arange(1, 3), sigma_w=np.linspace(1, 2, 3), clips=[1], seeds=np.int64(2), width=np.int32(8),
+        evaluate=np.array([0, 3]), learning_rates=jnp.array([0.5]), steps=np.array(6),
+    )  # fmt: skip
+    plain = Grid(
+        depths=(1, 2), sigma_w=(1.0, 1.5, 2.0), clips=(1.0,), seeds=2, width=8, evaluate=(0, 3), learning_rates=(0.5,),
+        steps=6,
+    )  # fmt: skip
+    assert mixed == plain and mixed.to_json() == plain.to_json() and hash(mixed) == hash(plain)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"sigma_w": 1.0}, "sigma_w must be numbers along one axis, got 1.0"),
+        ({"sigma_w": np.ones((2, 2))}, "sigma_w must be numbers along one axis"),
+        ({"sigma_w": ("1",)}, "sigma_w must be one real number, got '1'"),
+        ({"width": (8, 9)}, r"width must be one real number, got \(8, 9\)"),
+        ({"steps": 2.5}, "steps must be an integer >= 1, got 2.5"),
+    ],
+)
+def test_values_that_are_no_numbers_are_named(change, said):
+    with pytest.raises(ValueError, match=said):
+        dataclasses.replace(GRID, **change)
+
+
+@pytest.mark.parametrize(("seeds", "size"), [(10**9, 8), (1, 10**9), (10**30, 1)])
+def test_more_rows_than_a_store_can_list_are_refused_before_they_are_made(seeds, size):
+    with pytest.raises(ValueError, match=f"networks in groups of {size} fill .* rows, at most 10000000"):
+        trainability.cut(Grid(seeds=seeds), size)
+
+
+def test_rows_of_a_store_say_where_they_stand_to_any_reader(tmp_path):
+    grid = dataclasses.replace(GRID, steps=3, evaluate=(0,))
+    plan = trainability.cut(grid, 5)
+    fields = {
+        name: store.Field(one.shape, one.dtype.name, records.dimensions(records.Training, name, len(one.shape)))
+        for name, one in trainability.fields(grid).items()
+    }
+    known = trainability.coordinates(grid, plan)
+    groups = store.open_groups(tmp_path / "a.zarr", {}, fields, len(plan.groups), plan.size, known)
+    groups.write(1, {n: np.ones((5, *one.shape), one.dtype) for n, one in trainability.fields(grid).items()})
+    # without a warning, which would be an error here
+    found = xr.open_zarr(tmp_path / "a.zarr").load()
+    assert set(found.coords) == {*trainability.AXES, "cell", "step", "evaluation", "layer"}
+    there = found.isel(row=np.flatnonzero(found.cell >= 0))
+    assert there.sizes["row"] == grid.count and there.depth.attrs["units"] == "layers"
+    for name, values in grid.axes.items():
+        assert set(there[name].values.tolist()) == set(np.array(values, there[name].dtype).tolist())
+    mean = there.loss.isel(step=-1).where(there.done).groupby(["variant", "depth"]).mean()
+    assert mean.dims == ("variant", "depth") and float(mean.sel(variant="plain", depth=6)) == 1.0
+    xr.testing.assert_identical(store.load_groups(tmp_path / "a.zarr").drop_attrs(), found.drop_attrs())

@@ -284,3 +284,12 @@ def test_a_gradient_needs_bound_parameters_and_running_statistics():
         training.value_and_grad(mlp, params, X, jnp.sum)
     with pytest.raises(ValueError, match=r"needs running statistics: networks\.bind\(mlp, params, stats=\.\.\.\)"):
         training.value_and_grad(mlp, networks.bind(mlp, params), X, jnp.sum)
+
+
+def test_a_label_without_a_logit_is_refused_or_has_no_gradient():
+    y = jnp.zeros((2, 4))
+    with pytest.raises(ValueError, match=r"labels must be in \[0, 4\), got 0..7"):
+        training.cross_entropy(y, jnp.array([0, 7]))
+    value, gradient = jax.jit(jax.value_and_grad(training.cross_entropy))(y, jnp.array([0, 7]))
+    assert np.isnan(value) and np.isnan(gradient).all()
+    assert np.isfinite(jax.jit(jax.grad(training.cross_entropy))(y, jnp.array([0, 3]))).all()

@@ -151,7 +151,9 @@ def train(settings: Train) -> None:
             name: store.Field(one.shape, one.dtype.name, records.dimensions(records.Training, name, len(one.shape)))
             for name, one in trainability.fields(grid).items()
         }
-        groups = store.open_groups(settings.out, _settings(grid, plan, data), fields, len(plan.groups), plan.size)
+        known = trainability.coordinates(grid, plan)
+        decided = _settings(grid, plan, data)
+        groups = store.open_groups(settings.out, decided, fields, len(plan.groups), plan.size, known)
     devices = sweeps.usable_devices(decomposing=False)
     with users_fault(), _until_told_to_stop(settings.out, groups), store.claim(groups, part, settings.join) as claim:
         tally = _work(grid, plan, data, claim, devices)
@@ -241,6 +243,7 @@ def _settings(grid: trainability.Grid, plan: trainability.Plan, data: trainabili
             "generator": str(jax.random.key_impl(jax.random.key(0))),
             "partitionable": jax.config.jax_threefry_partitionable,  # type: ignore[attr-defined]
         },
+        "machine": store.machine(),
         "code": store.code_version(),
     }
 

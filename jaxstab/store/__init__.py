@@ -8,7 +8,7 @@ with extra("run"):
     from jaxstab.store.dataset import check_writable, load, provenance, save
     from jaxstab.store.export import check_events, write_events, write_table
     from jaxstab.store.files import check_file, whole_file
-    from jaxstab.store.fingerprint import code_version, differences
+    from jaxstab.store.fingerprint import code_version, differences, machine
     from jaxstab.store.groups import Groups
     from jaxstab.store.locks import Run
     from jaxstab.store.opening import open_grid, open_groups
@@ -30,6 +30,7 @@ __all__ = [
     "differences",
     "load",
     "load_groups",
+    "machine",
     "open_grid",
     "open_groups",
     "progress",

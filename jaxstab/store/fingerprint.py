@@ -3,11 +3,16 @@
 import hashlib
 import importlib.metadata
 import math
+import os
+import platform
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
+import scipy.linalg  # noqa: F401  a BLAS is asked for its kernels once it is loaded
+from threadpoolctl import threadpool_info
 
 # what may change between two runs without changing a number
 _NUMBERLESS = (
@@ -15,6 +20,10 @@ _NUMBERLESS = (
     "trainability/boundary.py", "trainability/censored.py", "trainability/summary.py",
 )  # fmt: skip
 _PACKAGES = ("jaxstab", "jax", "jaxlib", "flax", "optax", "numpy")
+# beginnings of the names of vector instructions, on x86 and Arm
+_VECTOR = ("sse", "ssse", "avx", "fma", "amx", "asimd", "sve")
+# flags of XLA that change no number
+_BITLESS = ("--xla_force_host_platform_device_count", "--xla_dump")
 # differences named in one line
 _SHOWN = 6
 _ABSENT = object()
@@ -40,6 +49,46 @@ def code_version() -> dict[str, Any]:
         if not {path.parts[0], path.as_posix()} & {*_NUMBERLESS}
     }
     return {name: importlib.metadata.version(name) for name in _PACKAGES} | {"sources": sources}
+
+
+def machine() -> dict[str, Any]:
+    """What of a machine decides the last bits of a number: two that agree here give the same bits.
+
+    Vector instructions decide in which order sums are taken, and the BLAS picks its kernels by the processor; flags of
+    XLA can allow it to reorder (fast-math) or to use fewer instructions.
+
+    Returns:
+        The device; of a CPU its vector instructions and the BLAS's kernels; flags of XLA and of JAX that change
+        programs.
+
+    Example:
+        >>> sorted(machine())
+        ['blas', 'device', 'flags', 'instructions']
+    """
+    device = jax.devices()[0]
+    kernels = {str(lib.get("architecture")) for lib in threadpool_info() if lib["internal_api"] == "openblas"}
+    words = [word for word in os.environ.get("XLA_FLAGS", "").split() if not word.startswith(_BITLESS)]
+    if jax.config.read("jax_disable_most_optimizations"):
+        words.append("jax_disable_most_optimizations")
+    return {
+        "device": device.device_kind,
+        "instructions": " ".join(_instructions()) if device.platform == "cpu" else "",
+        "blas": " ".join(sorted(kernels)) if device.platform == "cpu" else "",
+        "flags": " ".join(sorted(words)),
+    }
+
+
+def _instructions() -> list[str]:
+    """Vector instructions of this CPU, as Linux names them; elsewhere the name of the processor."""
+    lines = [line.split(":", 1)[1].split() for line in _cpu().splitlines() if line.startswith(("flags", "Features"))]
+    known = sorted({word for word in (lines[0] if lines else []) if word.startswith(_VECTOR)})
+    return known or [platform.machine(), platform.processor()]
+
+
+def _cpu() -> str:
+    """What Linux tells of its CPUs."""
+    told = Path("/proc/cpuinfo")
+    return told.read_text() if told.exists() else ""
 
 
 def plain(value: Any, name: str = "settings") -> Any:

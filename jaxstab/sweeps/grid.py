@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxstab import networks
 from jaxstab.activations import Activation, get
-from jaxstab.checks import check_ascending, check_labels
+from jaxstab.checks import Integer, Integers, Real, Reals, check_ascending, check_labels, plain_axis, plain_number
 from jaxstab.records import Data
 
 
@@ -52,21 +52,21 @@ class Grid:
         outputs: of the networks; labels are below it.
     """
 
-    depths: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
-    sigma_w: tuple[float, ...] = tuple(float(g) for g in np.linspace(0.5, 4.0, 24).round(4))
+    depths: Integers = (1, 2, 4, 8, 16, 32, 64)
+    sigma_w: Reals = tuple(float(g) for g in np.linspace(0.5, 4.0, 24).round(4))
     activations: tuple[str | Activation, ...] = ("tanh", "relu", "gelu", "sigmoid")
-    seeds: int = 4
-    sigma_b: float = 0.05**0.5
-    width: int = 128
-    inputs: int = 4
+    seeds: Integer = 4
+    sigma_b: Real = 0.05**0.5
+    width: Integer = 128
+    inputs: Integer = 4
     weights: str = "gaussian"
     norm: str | None = None
     norm_after: bool = False
     skip: str | None = None
-    dropout: float = 0.0
-    batch: int | None = None
+    dropout: Real = 0.0
+    batch: Integer | None = None
     dtype: str = "float32"
-    outputs: int = 10
+    outputs: Integer = 10
 
     def __post_init__(self) -> None:
         """Check what Python can know.
@@ -74,6 +74,20 @@ class Grid:
         Raises:
             ValueError: if an axis is empty or out of order, or a value is out of range or unknown.
         """
+        plain = {
+            "depths": plain_axis("depths", self.depths, integer=True),
+            "sigma_w": plain_axis("sigma_w", self.sigma_w),
+            "sigma_b": plain_number("sigma_b", self.sigma_b),
+            "dropout": plain_number("dropout", self.dropout),
+            "activations": tuple(self.activations),
+        } | {
+            name: plain_number(name, getattr(self, name), integer=True)
+            for name in ("seeds", "width", "inputs", "outputs", "batch")
+            if getattr(self, name) is not None
+        }
+        for name, value in plain.items():
+            # frozen: set as dataclasses do it
+            object.__setattr__(self, name, value)
         for axis in ("depths", "sigma_w"):
             check_ascending(axis, getattr(self, axis))
         if len(self.activations) == 0 or len({get(a).name for a in self.activations}) < len(self.activations):

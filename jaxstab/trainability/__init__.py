@@ -15,7 +15,7 @@ with extra("run"):
     )
     from jaxstab.trainability.grid import AXES, OPTIMISERS, Cells, Grid, Split, Variant
     from jaxstab.trainability.plan import Group, Plan, available, cut, flops, memory, plan
-    from jaxstab.trainability.run import Result, fields, labelled, restored, run
+    from jaxstab.trainability.run import Result, coordinates, fields, labelled, restored, run
     from jaxstab.trainability.summary import OUTCOMES, SCALES, SIDES, summarise
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "Split",
     "Variant",
     "available",
+    "coordinates",
     "cut",
     "deepest_trainable",
     "fields",

@@ -12,7 +12,17 @@ from jaxtyping import ArrayLike, Float, Int
 
 from jaxstab import clipping, networks
 from jaxstab.activations import Activation, get
-from jaxstab.checks import check_ascending, check_choice, check_count, check_looks
+from jaxstab.checks import (
+    Integer,
+    Integers,
+    Reals,
+    check_ascending,
+    check_choice,
+    check_count,
+    check_looks,
+    plain_axis,
+    plain_number,
+)
 from jaxstab.records import Data
 
 OPTIMISERS: dict[str, Callable[..., optax.GradientTransformation]] = {
@@ -124,18 +134,18 @@ class Grid:
     """
 
     variants: tuple[Variant, ...] = (Variant("tanh"),)
-    depths: tuple[int, ...] = (4, 8, 16, 32, 64)
-    sigma_w: tuple[float, ...] = tuple(float(g) for g in np.linspace(0.5, 2.5, 12).round(4))
-    sigma_b: tuple[float, ...] = (0.05**0.5,)
-    learning_rates: tuple[float, ...] = (0.01,)
-    clips: tuple[float, ...] = (math.inf,)
-    dropouts: tuple[float, ...] = (0.0,)
-    seeds: int = 1
-    width: int = 128
-    steps: int = 200
-    batch: int | None = 128
+    depths: Integers = (4, 8, 16, 32, 64)
+    sigma_w: Reals = tuple(float(g) for g in np.linspace(0.5, 2.5, 12).round(4))
+    sigma_b: Reals = (0.05**0.5,)
+    learning_rates: Reals = (0.01,)
+    clips: Reals = (math.inf,)
+    dropouts: Reals = (0.0,)
+    seeds: Integer = 1
+    width: Integer = 128
+    steps: Integer = 200
+    batch: Integer | None = 128
     optimiser: str = "sgd"
-    evaluate: tuple[int, ...] = (0,)
+    evaluate: Integers = (0,)
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
@@ -144,6 +154,17 @@ class Grid:
         Raises:
             ValueError: if an axis is empty or out of order, or a value is out of range or unknown.
         """
+        whole = ("depths", "evaluate")
+        axes = ("sigma_w", "sigma_b", "learning_rates", "clips", "dropouts")
+        plain = {name: plain_axis(name, getattr(self, name), name in whole) for name in (*whole, *axes)}
+        plain |= {
+            name: plain_number(name, getattr(self, name), integer=True)
+            for name in ("seeds", "width", "steps", "batch")
+            if getattr(self, name) is not None
+        }
+        for name, value in (plain | {"variants": tuple(self.variants)}).items():
+            # frozen: set as dataclasses do it
+            object.__setattr__(self, name, value)
         for name, low, fits, wanted in (
             ("depths", 1, lambda v: isinstance(v, int), "integers >= 1"),
             ("sigma_w", 0, math.isfinite, "finite and >= 0"),
@@ -212,7 +233,9 @@ class Grid:
     @property
     def count(self) -> int:
         """Number of cells."""
-        return math.prod(map(len, self.axes.values()))
+        along = (self.depths, self.sigma_w, self.sigma_b, self.learning_rates, self.clips, self.dropouts)
+        # the seeds are not listed: there may be more than memory holds
+        return len(self.variants) * math.prod(map(len, along)) * self.seeds
 
     @property
     def looks(self) -> tuple[int, ...]:

@@ -27,6 +27,8 @@ COMPILE = 5e11
 BUCKET = 1.25
 # FLOPs of a group: long enough that committing it costs nothing, short enough that losing one does not hurt
 WORK = 5e11
+# rows of a store, each of which has some 50 bytes of coordinates and groups
+MOST_ROWS = 10**7
 # groups of a kind and depth at least, if it has the cells: devices side by side then have the same to do
 SHARES = 8
 
@@ -207,7 +209,7 @@ def cut(grid: Grid, size: int, lanes: int = 1, memory: int = 0) -> Plan:
         The plan.
 
     Raises:
-        ValueError: if size or lanes is no integer >= 1.
+        ValueError: if size or lanes is no integer >= 1, or there would be more rows than can be listed.
 
     Example:
         >>> [group.cells.tolist() for group in cut(Grid(depths=(2, 4), sigma_w=(1.0, 1.5)), size=2).groups]
@@ -215,6 +217,13 @@ def cut(grid: Grid, size: int, lanes: int = 1, memory: int = 0) -> Plan:
     """
     for name, value in (("size", size), ("lanes", lanes)):
         check_count(name, value, 1)
+    kinds = len(grid.variants) * len(grid.depths)
+    rows = kinds * size * math.ceil(_alike(grid) / size)
+    if rows > MOST_ROWS:
+        raise ValueError(
+            f"{grid.count} networks in groups of {size} fill {rows} rows, at most {MOST_ROWS} are kept in a store; "
+            "smaller groups or a smaller grid would do"
+        )
     cells, groups, programs = grid.cells, [], 0
     for variant, bounds in enumerate(_bounds(grid)):
         for bound, depths in reversed(bounds):

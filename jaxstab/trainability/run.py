@@ -260,6 +260,38 @@ def fields(grid: Grid) -> dict[str, jax.ShapeDtypeStruct]:
     return {name: jax.ShapeDtypeStruct(shape, dtype(name)) for name, shape in shapes.items()}
 
 
+def coordinates(grid: Grid, plan: Plan) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
+    """Where the rows of a plan stand on the axes of their grid, and what their own axes count.
+
+    Args:
+        grid: the grid.
+        plan: how it is cut.
+
+    Returns:
+        (dims, values) by name: over "row" the number of the cell, -1 where a row only fills up, and its place on every
+        axis of `AXES`, NaN, -1 or "" there; over axes of their own "step", "evaluation" and "layer".
+
+    Example:
+        >>> grid = Grid(depths=(1, 2), sigma_w=(0.5, 1.5, 2.5), steps=5)
+        >>> known = coordinates(grid, cut(grid, size=2))
+        >>> known["depth"][1].tolist(), known["sigma_w"][1][:4].tolist()
+        ([2, 2, 2, -1, 1, 1, 1, -1], [0.5, 1.5, 2.5, nan])
+    """
+    at = np.concatenate([group.cells for group in plan.groups])
+    filled = at >= 0
+    found: dict[str, tuple[tuple[str, ...], np.ndarray]] = {"cell": (("row",), at.astype(np.int64))}
+    for name, column in grid.cells._asdict().items():
+        values = column[at]
+        blank = np.nan if values.dtype.kind == "f" else -1
+        found[name] = (("row",), np.where(filled, values, np.array(blank, values.dtype)))
+    names = np.array([*(variant.name for variant in grid.variants), ""])
+    found["variant"] = (("row",), names[found["variant"][1]])
+    found["step"] = (("step",), np.arange(grid.steps))
+    found["evaluation"] = (("evaluation",), np.array(grid.looks))
+    found["layer"] = (("layer",), np.arange(max(grid.depths) + 1))
+    return found
+
+
 def labelled(grid: Grid, plan: Plan, rows: Mapping[str, np.ndarray], done: np.ndarray) -> xr.Dataset:
     """What is known of a grid, over its axes.
 

@@ -52,13 +52,20 @@ def cross_entropy(y: Float[Array, "*batch d_out"], labels: Int[Array, "*batch"])
         labels: classes.
 
     Returns:
-        The mean.
+        The mean; NaN, as is its gradient, where a label has no logit.
+
+    Raises:
+        ValueError: if labels whose values Python knows are not integers in [0, d_out).
 
     Example:
         >>> round(float(cross_entropy(jnp.zeros((3, 10)), jnp.arange(3))), 4)  # ln 10
         2.3026
     """
-    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(y, labels))
+    check_labels(labels, y.shape[-1])
+    told_apart = jnp.all((labels >= 0) & (labels < y.shape[-1]))
+    # a factor, so that the gradient is NaN too
+    known = jnp.where(told_apart, jnp.ones((), y.dtype), jnp.full((), jnp.nan, y.dtype))
+    return known * jnp.mean(optax.softmax_cross_entropy_with_integer_labels(y, labels))
 
 
 def start(mlp: MLP, params: Params, tx: optax.GradientTransformation, x: Float[Array, "*batch d_in"]) -> State:
