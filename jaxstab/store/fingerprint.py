@@ -16,7 +16,7 @@ from threadpoolctl import threadpool_info
 
 # what may change between two runs without changing a number
 _NUMBERLESS = (
-    "cli", "datasets.py", "survey.py", "verdicts.py", "report", "store",
+    "__main__.py", "cli", "datasets.py", "extras.py", "survey.py", "verdicts.py", "report", "store",
     "trainability/boundary.py", "trainability/censored.py", "trainability/summary.py",
 )  # fmt: skip
 _PACKAGES = ("jaxstab", "jax", "jaxlib", "flax", "optax", "numpy")
