@@ -170,7 +170,7 @@ def _floating(a: ArrayLike) -> Array:
 
 @jax.custom_jvp
 def _values(a: Array) -> Array:
-    return _one_by_one(_lapack_values, ranks=(1,))(a)[0]
+    return _one_by_one(_lapack_values, ranks=(1,), cuda=_dilated_values)(a)[0]
 
 
 @_values.defjvp
@@ -241,6 +241,16 @@ def _lapack_values(a: Array) -> Arrays:
     return (jax.lax.linalg.svd(a, compute_uv=False),)
 
 
+def _dilated_values(a: Array) -> Arrays:
+    """Singular values as the largest eigenvalues of [[0, a], [a^T, 0]], to rounding of the largest."""
+    # CUDA decomposes a stack of symmetric matrices in one call, and for an SVD one matrix after the other
+    m, n = a.shape[-2:]
+    above = jnp.pad(a, [(0, 0)] * (a.ndim - 2) + [(0, n), (m, 0)])
+    eigenvalues = jnp.linalg.eigvalsh(above + above.mT, symmetrize_input=False)
+    largest = eigenvalues[..., ::-1][..., : min(m, n)]
+    return (jnp.maximum(largest, 0),)
+
+
 def _lapack_svd(a: Array) -> Arrays:
     u, s, vt = jax.lax.linalg.svd(a, full_matrices=False)
     return u, s, vt
@@ -263,7 +273,7 @@ def _solve(transpose: bool) -> Decomposition:
     return _one_by_one(lapack, ranks=(2,))
 
 
-def _one_by_one(decompose: Decomposition, ranks: tuple[int, ...]) -> Decomposition:
+def _one_by_one(decompose: Decomposition, ranks: tuple[int, ...], cuda: Decomposition | None = None) -> Decomposition:
     """A decomposition of stacks [*batch, m, n] that leaves no thread of a CPU waiting; ranks are its results'."""
 
     @custom_vmap
@@ -273,7 +283,7 @@ def _one_by_one(decompose: Decomposition, ranks: tuple[int, ...]) -> Decompositi
         if stacks[0].ndim == 2:
             return decompose(*stacks)
         shared_out = functools.partial(_shared_out, decompose, ranks)
-        results: Arrays = jax.lax.platform_dependent(*stacks, cpu=shared_out, default=decompose)
+        results: Arrays = jax.lax.platform_dependent(*stacks, cpu=shared_out, cuda=cuda or decompose, default=decompose)
         return results
 
     @stacked.def_vmap

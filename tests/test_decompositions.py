@@ -180,3 +180,12 @@ def test_the_blas_that_decomposes_has_one_thread_and_numpys_keeps_its_own():
     assert threads
     for path, count in threads.items():
         assert count == (2 if "numpy.libs" in path else 1), path
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 4), (2, 3, 5), (2, 2, 5, 3)])
+def test_values_by_the_route_of_cuda(shape):
+    a = jax.random.normal(jax.random.key(0), shape)
+    expected = np.linalg.svd(np.asarray(a), compute_uv=False)
+    (found,) = decompositions._dilated_values(a)
+    # eigenvalues of matrices of norm 5 and size 8
+    np.testing.assert_allclose(found, expected, atol=1e-14)
