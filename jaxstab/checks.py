@@ -87,8 +87,14 @@ def check_floating(name: str, dtype: DTypeLike) -> None:
     Raises:
         ValueError: if the dtype is not floating.
     """
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise ValueError(f"{name} must be floating, got dtype {dtype}; convert it first (digits: divide by 255.0)")
+    if jnp.issubdtype(dtype, jnp.floating):
+        return
+    hint = ""
+    if jnp.issubdtype(dtype, jnp.integer):
+        hint = "; convert it first (digits: divide by 255.0)"
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+        hint = "; real and imaginary parts can be two inputs"
+    raise ValueError(f"{name} must be floating, got dtype {dtype}{hint}")
 
 
 def check_count(name: str, value: Any, least: int) -> int:

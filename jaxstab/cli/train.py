@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxstab import datasets, networks, records, store, sweeps, trainability
-from jaxstab.cli import cluster, interrupts
+from jaxstab.cli import cluster, history, interrupts
 from jaxstab.cli.arguments import choice
 from jaxstab.cli.faults import UserError, check_memory, check_networks, divide_cpu, told_time, users_fault
 
@@ -155,8 +155,16 @@ def train(settings: Train) -> None:
         decided = _settings(grid, plan, data)
         groups = store.open_groups(settings.out, decided, fields, len(plan.groups), plan.size, known)
     devices = sweeps.usable_devices(decomposing=False)
-    with users_fault(), _until_told_to_stop(settings.out, groups), store.claim(groups, part, settings.join) as claim:
-        tally = _work(grid, plan, data, claim, devices)
+    tally = _Tally()
+    try:
+        with (
+            users_fault(),
+            _until_told_to_stop(settings.out, groups),
+            store.claim(groups, part, settings.join) as claim,
+        ):
+            _work(grid, plan, data, claim, devices, tally)
+    finally:
+        history.note(settings.out, tally.cells)
     print(tally.line())
     left = len(plan.groups) - len(groups.marks())
     if settings.csv or settings.tensorboard:
@@ -278,9 +286,9 @@ def _work(
     data: trainability.Split,
     claim: store.Claim,
     devices: list[jax.Device],
-) -> _Tally:
-    """Compute and commit the groups of a claim."""
-    tally = _Tally()
+    tally: _Tally,
+) -> None:
+    """Compute and commit the groups of a claim, counted in the tally."""
     total = sum(int(np.sum(plan.groups[group].cells >= 0)) for group in claim.pending)
     with tqdm(total=total, unit="net", dynamic_ncols=True, mininterval=0.5, disable=not total) as bar:
         batches = claim.batches(len(devices), plan.program)
@@ -297,7 +305,6 @@ def _work(
             tally.flops += len(first) * trainability.flops(grid, group.variant, group.depth, data)
             bar.set_postfix_str(f"depth {group.depth}, {tally.compiling:.0f} s compiling", refresh=False)
             bar.update(len(first))
-    return tally
 
 
 @contextlib.contextmanager
