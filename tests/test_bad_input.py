@@ -7,17 +7,21 @@ import os
 import resource
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from jaxstab import cli
+from jaxstab import cli, report, store, trainability
 from jaxstab.cli.arguments import as_toml, parse
 from jaxstab.cli.sweep import Sweep
 from jaxstab.cli.train import Train
+from jaxstab.records import Training, dimensions
+from jaxstab.store.groups import COPY
 
 ROOT = Path(__file__).parent.parent
 GENERATED = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -206,3 +210,74 @@ def test_one_line_comes_soon_and_takes_little(folder):
         assert run.returncode == 2 and run.stderr.count("\n") == 1 and run.stdout == "", run.stderr
         # 1.6 s on quiet cores; what shares them with others takes up to twice as long
         assert after.ru_utime - before.ru_utime < 4
+
+
+GRID = trainability.Grid(depths=(1,), sigma_w=(1.0,), steps=2, width=2, evaluate=())
+
+
+def settings_of_trainings():
+    """As a store of trainings has them."""
+    return {
+        "grid": json.loads(GRID.to_json()),
+        "plan": {"size": 1, "lanes": 1},
+        "data": {"name": "none", "classes": 10, "chance": 0.1},
+    }
+
+
+def answers(words):
+    """The exit code of a command on a store; where it is 2, the reason is one line."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = cli.main(words)
+    assert code in (0, 2), err.getvalue()
+    if code:
+        line = err.getvalue()
+        assert line.startswith("jaxstab: ") and line.count("\n") == 1 and words[1] in line and out.getvalue() == ""
+    return code
+
+
+def stored(place, told):
+    """A store of one training with these settings."""
+    fields = {
+        name: store.Field(one.shape, one.dtype.name, dimensions(Training, name, len(one.shape)))
+        for name, one in trainability.fields(GRID).items()
+    }
+    opened = store.open_groups(place, told, fields, 1, 1)
+    opened.write(0, {name: np.zeros((1, *field.shape), field.dtype) for name, field in fields.items()})
+
+
+PATHS = (
+    "grid", "plan", "data", "plan.size", "plan.lanes", "data.classes", "data.chance",
+    *(f"grid.{name}" for name in json.loads(GRID.to_json())), "grid.variants.0", "grid.variants.0.activation",
+)  # fmt: skip
+
+
+@settings(GENERATED, max_examples=50)
+@given(st.sampled_from(PATHS), st.one_of(values, st.sampled_from([0, [], {}, None, "gone", 10**9, [10**9]])))
+def test_generated_stores(path, value):
+    told = settings_of_trainings()
+    *above, last = path.split(".")
+    at = told
+    for key in above:
+        at = at[int(key) if isinstance(at, list) else key]
+    at[int(last) if isinstance(at, list) else last] = value
+    if value == "gone":
+        del at[int(last) if isinstance(at, list) else last]
+    with tempfile.TemporaryDirectory() as folder:
+        place = str(Path(folder) / "t.zarr")
+        stored(place, told)
+        answers(["status", place])
+        # drawing is another test's matter, and takes seconds
+        with mock.patch.object(report, "write_trained", lambda summary, path: path):
+            answers(["report", place])
+
+
+def test_stores_whose_root_is_junk(tmp_path):
+    for number, junk in enumerate((b"", b"{}", b"[" * 10**5, b"\xff", b'{"attributes": null}')):
+        place = tmp_path / f"{number}.zarr"
+        stored(str(place), settings_of_trainings())
+        (place / "zarr.json").write_bytes(junk)
+        # the copy of the root is whole
+        assert answers(["status", str(place)]) == 0
+        (place / COPY).write_bytes(junk)
+        assert answers(["status", str(place)]) == answers(["report", str(place)]) == 2

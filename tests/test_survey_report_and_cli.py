@@ -132,6 +132,13 @@ def test_report_of_a_stored_run_is_drawn_again(ran, tmp_path, capsys):
     assert (tmp_path / "again.html").stat().st_size > 100_000
 
 
+def test_status_of_a_sweep(ran, capsys):
+    for place in (ran[1], ran[1] / "store.zarr"):
+        assert cli.main(["status", str(place)]) == 0
+        said = capsys.readouterr().out
+        assert said.startswith("a sweep over 2 activations, 3 gains, 2 seeds") and said.endswith("finished\n")
+
+
 def test_sweep_refuses_an_existing_store_at_once(ran, capsys):
     before = sorted(p.stat().st_mtime_ns for p in ran[1].rglob("*"))
     assert "exists; pass --overwrite" in _fails(capsys, *FLAGS.split(), "--out", ran[1])

@@ -190,8 +190,9 @@ def test_report_of_a_store_half_way_says_how_much_is_missing(rows, tmp_path, cap
     half = range(0, len(plan.groups), 2)
     _write(tmp_path / "trained.zarr", GRID, plan, values, half)
     assert cli.main(["report", str(tmp_path / "trained.zarr")]) == 0
-    assert capsys.readouterr().out == f"report: {tmp_path / 'report.html'}\n"
-    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    # named after the store: others may lie in the same folder
+    assert capsys.readouterr().out == f"report: {tmp_path / 'trained.html'}\n"
+    page = (tmp_path / "trained.html").read_text(encoding="utf-8")
     known = sum(int((plan.groups[group].cells >= 0).sum()) for group in half)
     assert f"{len(GRID.cells.depth) - known} of {len(GRID.cells.depth)} runs are missing" in page
     assert len(_pictures(page)) == 8
@@ -213,7 +214,7 @@ def test_a_store_of_something_else_is_one_line_and_exit_code_2(tmp_path, capsys)
     store.open_groups(tmp_path / "a.zarr", {"width": 3}, {"x": store.Field((), "float32", ())}, 1, 1)
     assert cli.main(["report", str(tmp_path / "a.zarr")]) == 2
     err = capsys.readouterr().err
-    assert err.startswith("jaxstab: no store of trainings") and err.count("\n") == 1
+    assert err.startswith(f"jaxstab: {tmp_path / 'a.zarr'}: no store of trainings") and err.count("\n") == 1
     with pytest.raises(ValueError, match="needs their summary"):
         report.write_trained(xr.Dataset(), tmp_path / "report.html")
     assert not (tmp_path / "report.html").exists()

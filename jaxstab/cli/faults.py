@@ -86,6 +86,29 @@ def users_fault() -> Iterator[None]:
         raise UserError(str(error) or type(error).__name__) from error
 
 
+@contextlib.contextmanager
+def reading(place: str) -> Iterator[None]:
+    """Take what a store from elsewhere does to the code that reads it for the store's fault.
+
+    Args:
+        place: the store.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        UserError: in place of whatever is raised.
+    """
+    try:
+        with users_fault():
+            yield
+    except UserError as error:
+        raise UserError(str(error) if place in str(error) else f"{place}: {error}") from error
+    # settings of any kind may stand where a grid is expected
+    except Exception as error:
+        raise UserError(f"{place}: damaged store ({type(error).__name__}: {error})") from error
+
+
 def told_time(seconds: float) -> str:
     """A duration in words, to the precision of an estimate.
 

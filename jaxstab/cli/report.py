@@ -2,13 +2,18 @@
 
 import dataclasses
 import json
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated
 
 import tyro
+import xarray as xr
 
 from jaxstab import report, store, trainability
-from jaxstab.cli.faults import users_fault
+from jaxstab.cli import history
+from jaxstab.cli.faults import reading, users_fault
+
+# the name that `jaxstab sweep` gives its store in a folder of its own
+_SWEEP = "store.zarr"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,7 +23,7 @@ class Report:
     store: Annotated[str, tyro.conf.Positional]
     """The store, such as runs/main/store.zarr or the folder that holds it, runs/trained.zarr, or an fsspec URL."""
     out: Path | None = None
-    """The HTML file; report.html beside the store unless given."""
+    """The HTML file; beside the store unless given: report.html of a sweep's, X.html of X.zarr."""
 
 
 def write_report(settings: Report) -> None:
@@ -30,18 +35,32 @@ def write_report(settings: Report) -> None:
     Raises:
         UserError: if the store is missing or damaged, or the page cannot be written.
     """
-    place, remote = Path(settings.store), "://" in settings.store
+    url = settings.store
+    if "://" not in url and (Path(url) / _SWEEP).exists():
+        url = str(Path(url) / _SWEEP)
+    target = settings.out or _page(url)
     with users_fault():
-        if not remote and (place / "store.zarr").exists():
-            place = place / "store.zarr"
-        found = store.load_groups(settings.store) if remote else store.load(place)
-        beside = Path() if remote else place.parent
-        target = settings.out or beside / "report.html"
-        if "verdict" in found:
-            page = report.write(found, target)
-        else:
-            runs = trainability.restored(found)
-            data = json.loads(runs.attrs["data"])
-            summary = trainability.summarise(runs, data["chance"] if "chance" in data else 1 / data["classes"])
-            page = report.write_trained(summary, target)
+        store.check_file(target)
+        found = store.load_groups(url)
+    with reading(url):
+        # what a sweep holds, and no store of trainings does
+        of_sweep = "verdict" in found
+        page = report.write(found, target) if of_sweep else report.write_trained(_summary(found, url), target)
     print(f"report: {page}")
+
+
+def _page(url: str) -> Path:
+    """Where a store's page goes unless told: beside it, and named after it where others may lie there too."""
+    name = PurePosixPath(url).name
+    folder = Path() if "://" in url else Path(url).parent
+    if name == _SWEEP:
+        return folder / "report.html"
+    return folder / f"{name.removesuffix('.zarr') or 'report'}.html"
+
+
+def _summary(rows: xr.Dataset, url: str) -> xr.Dataset:
+    """The summary of trainings, with who ran them."""
+    runs = trainability.restored(rows)
+    data = json.loads(runs.attrs["data"])
+    chance = data["chance"] if "chance" in data else 1 / data["classes"]
+    return trainability.summarise(runs, chance).assign_attrs(history.told(url))

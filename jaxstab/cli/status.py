@@ -1,13 +1,15 @@
-"""`jaxstab status`: how far a store of trainings is."""
+"""`jaxstab status`: what a store holds, and how far it is."""
 
 import dataclasses
-from typing import Annotated
+import json
+from pathlib import Path
+from typing import Annotated, Any
 
 import numpy as np
 import tyro
 
 from jaxstab import store
-from jaxstab.cli.faults import users_fault
+from jaxstab.cli.faults import reading, users_fault
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,7 +17,7 @@ class Status:
     """Say how far a store of trainings is, who works on it, and what failed."""
 
     store: Annotated[str, tyro.conf.Positional]
-    """The store, such as runs/trained.zarr."""
+    """The store, such as runs/trained.zarr, runs/main/store.zarr or the folder that holds it."""
 
 
 def print_status(settings: Status) -> None:
@@ -25,17 +27,39 @@ def print_status(settings: Status) -> None:
         settings: the flags.
 
     Raises:
-        UserError: if there is no such store.
+        UserError: if there is no such store, or it is damaged.
     """
+    url = settings.store
+    if "://" not in url and (Path(url) / "store.zarr").exists():
+        url = str(Path(url) / "store.zarr")
     with users_fault():
-        progress = store.progress(settings.store)
-        first = store.column(settings.store, "first_nonfinite")
-    grid = progress.settings["grid"]
-    print(f"{progress.done} of {progress.groups} groups done, {100 * progress.done // progress.groups} %")
-    print(f"depths {grid['depths']}, {len(grid['sigma_w'])} gains, {grid['seeds']} seeds, {grid['steps']} steps")
-    print(f"{np.sum(first == 0)} networks were not finite from the start, {np.sum(first > 0)} later")
-    done = progress.done == progress.groups
-    print("finished" if done else _at_work(settings.store))
+        progress = store.progress(url)
+    with reading(url):
+        grid = progress.settings["grid"]
+        # a sweep keeps its grid as text, a store of trainings as values
+        lines = _of_sweep(progress, json.loads(grid)) if isinstance(grid, str) else _of_trainings(url, progress, grid)
+    print("\n".join(lines))
+
+
+def _of_sweep(progress: store.Progress, grid: dict[str, Any]) -> list[str]:
+    """What a sweep's store holds; it is there whole or not at all."""
+    kept = progress.settings
+    return [
+        f"a sweep over {len(grid['activations'])} activations, {len(grid['sigma_w'])} gains, {grid['seeds']} seeds",
+        f"depths {grid['depths']}, width {grid['width']}, data {kept.get('data')}, of {kept.get('created')}",
+        "finished" if progress.done == progress.groups else "damaged: not all of it is there",
+    ]
+
+
+def _of_trainings(url: str, progress: store.Progress, grid: dict[str, Any]) -> list[str]:
+    """How far a store of trainings is."""
+    first = store.column(url, "first_nonfinite")
+    return [
+        f"{progress.done} of {progress.groups} groups done, {100 * progress.done // progress.groups} %",
+        f"depths {grid['depths']}, {len(grid['sigma_w'])} gains, {grid['seeds']} seeds, {grid['steps']} steps",
+        f"{np.sum(first == 0)} networks were not finite from the start, {np.sum(first > 0)} later",
+        "finished" if progress.done == progress.groups else _at_work(url),
+    ]
 
 
 def _at_work(url: str) -> str:
