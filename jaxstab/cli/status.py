@@ -3,13 +3,13 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import tyro
 
 from jaxstab import store
-from jaxstab.cli.faults import reading, users_fault
+from jaxstab.cli.faults import reading
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,27 +32,30 @@ def print_status(settings: Status) -> None:
     url = settings.store
     if "://" not in url and (Path(url) / "store.zarr").exists():
         url = str(Path(url) / "store.zarr")
-    with users_fault():
-        progress = store.progress(url)
     with reading(url):
-        grid = progress.settings["grid"]
-        # a sweep keeps its grid as text, a store of trainings as values
-        lines = _of_sweep(progress, json.loads(grid)) if isinstance(grid, str) else _of_trainings(url, progress, grid)
+        # a sweep is there whole or not at all, and has no progress
+        lines = _of_sweep(url) or _of_trainings(url, store.progress(url))
     print("\n".join(lines))
 
 
-def _of_sweep(progress: store.Progress, grid: dict[str, Any]) -> list[str]:
-    """What a sweep's store holds; it is there whole or not at all."""
-    kept = progress.settings
+def _of_sweep(url: str) -> list[str]:
+    """What a sweep's store holds; nothing if it is none."""
+    # its variables are folders; what a store of trainings holds is not read
+    if "://" in url or not (Path(url) / "verdict").is_dir():
+        return []
+    kept = store.load(url)
+    of = kept.attrs
+    grid = json.loads(of["grid"])
     return [
-        f"a sweep over {len(grid['activations'])} activations, {len(grid['sigma_w'])} gains, {grid['seeds']} seeds",
-        f"depths {grid['depths']}, width {grid['width']}, data {kept.get('data')}, of {kept.get('created')}",
-        "finished" if progress.done == progress.groups else "damaged: not all of it is there",
+        f"a sweep over {kept.sizes['activation']} activations, {kept.sizes['sigma_w']} gains, {grid['seeds']} seeds",
+        f"depths {grid['depths']}, width {grid['width']}, data {of.get('data')}, of {of.get('created')}",
+        "finished",
     ]
 
 
-def _of_trainings(url: str, progress: store.Progress, grid: dict[str, Any]) -> list[str]:
+def _of_trainings(url: str, progress: store.Progress) -> list[str]:
     """How far a store of trainings is."""
+    grid = progress.settings["grid"]
     first = store.column(url, "first_nonfinite")
     return [
         f"{progress.done} of {progress.groups} groups done, {100 * progress.done // progress.groups} %",
