@@ -12,10 +12,12 @@ from jaxstab.theory.free_products import (
     squared_slopes,
 )
 from jaxstab.theory.maps import (
+    MomentError,
     correlation_map,
     correlation_slope,
     derivative_moment,
     length_map,
+    moment_error,
     saturation,
     second_moment,
     second_moment_slope,
@@ -25,6 +27,7 @@ from jaxstab.theory.prediction import predict
 __all__ = [
     "JacobianLaw",
     "JacobianMoments",
+    "MomentError",
     "correlation_map",
     "correlation_slope",
     "critical_points",
@@ -36,6 +39,7 @@ __all__ = [
     "jacobian_law",
     "jacobian_moments",
     "length_map",
+    "moment_error",
     "predict",
     "product_law",
     "saturation",

@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.lax import stop_gradient
 from jaxtyping import Array, ArrayLike, Float
 
 from jaxstab.activations import Activation, get
@@ -14,18 +13,18 @@ from jaxstab.theory.fixed_points import on_grid, vanishes
 from jaxstab.theory.maps import AnyActivation, log_square, log_sum
 from jaxstab.theory.moments import LOG_LONGEST, LogMoments, inside, log_moments
 from jaxstab.theory.precision import compiled
-from jaxstab.theory.roots import LOG_LENGTHS, Samples, all_roots, implicit, tolerance
+from jaxstab.theory.roots import LOG_LENGTHS, Known, Samples, all_roots, tolerance
 
 # ln of the longest critical length searched
 _LONGEST = 28.0
 
 
-def _excess(moments: LogMoments, log_b: Array, log_q: Array) -> tuple[Array, Array]:
+def _excess(moments: LogMoments, log_b: Array, log_q: Array) -> Known:
     """ln (V/(M q) + sigma_b^2/q), zero on the critical line, and its slope in ln q."""
     line = moments.log_growth - moments.log_slope
     value = log_sum(line, log_b - log_q)
     share = jnp.exp(line - jnp.where(jnp.isfinite(value), value, 0.0))
-    return value, share * (moments.length_power - moments.slope_power) - 1.0
+    return Known(value, share * (moments.length_power - moments.slope_power) - 1.0, moments)
 
 
 @compiled()
@@ -33,17 +32,14 @@ def _critical_points(phi: Activation, about: Features, sigma_b: Array) -> Critic
     log_b = log_square(sigma_b)
     table = on_grid(phi, about)
     grid = jnp.asarray(LOG_LENGTHS)
-    samples = Samples(grid, *jax.vmap(_excess, (0, None, 0))(table, log_b, grid))
+    known = jax.vmap(_excess, (0, None, 0))(table, log_b, grid)
     # beyond, phi that grows linearly is critical to rounding, and signs mean nothing
-    samples = jax.tree.map(lambda along: along[: np.searchsorted(LOG_LENGTHS, _LONGEST)], samples)
-
-    def f(log_q: Array, log_b: Array) -> tuple[Array, Array]:
-        return _excess(log_moments(phi, about, log_q), log_b, log_q)
-
-    fixed = stop_gradient(log_b)
-    roots, marginal = all_roots(lambda log_q: f(log_q, fixed), stop_gradient(samples))
-    roots = stop_gradient(roots)
-    roots = jax.vmap(lambda root: implicit(root, *f(jnp.where(jnp.isnan(root), 0.0, root), log_b)))(roots)
+    searched = slice(int(np.searchsorted(LOG_LENGTHS, _LONGEST)))
+    samples = Samples(grid[searched], known.value[searched], known.slope[searched])
+    known_roots, found, marginal = all_roots(
+        lambda log_q: _excess(log_moments(phi, about, log_q), log_b, log_q), samples
+    )
+    roots = jnp.where(found, known_roots.log_q, jnp.nan)
     at_zero = (sigma_b == 0) & vanishes(phi)
     roots = jnp.where(at_zero, jnp.roll(roots, 1).at[0].set(-jnp.inf), roots)
     roots = jnp.where(marginal, jnp.full_like(roots, jnp.nan).at[0].set(0.0), roots)

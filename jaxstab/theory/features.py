@@ -1,8 +1,17 @@
 """What quadrature must know of an activation: where it bends, on which scale it varies, what it cannot integrate."""
 
+import functools
+import math
+from collections.abc import Callable
 from typing import NamedTuple
 
-from jaxstab.activations import Activation
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from jaxstab.activations import Activation, get, names
+from jaxstab.theory.probing import Panels, Probe, Singularity, panels, singularity
 
 
 class Nodes(NamedTuple):
@@ -30,6 +39,7 @@ class Features(NamedTuple):
         growth: rate g where phi grows as e^(g |z|), else 0.
         nodes: of the rule whose result counts.
         check: of the rule that it is held against; None where tests have held it.
+        start: of the rule that starts Newton's iteration.
         no_length: why E phi^2 is infinite; empty where it is not known to be.
         no_slope: why E phi'^2 is infinite, likewise.
     """
@@ -41,12 +51,30 @@ class Features(NamedTuple):
     growth: float = 0.0
     nodes: Nodes = Nodes(96, 32, 40)
     check: Nodes | None = None
+    start: Nodes = Nodes(48, 16, 16)
     no_length: str = ""
     no_slope: str = ""
 
 
+# a narrow feature of a smooth phi gets a break of its own; more of them, and every panel gets one
+_CENTRES = 6
+# breaks of an activation that oscillates, those nearest to 0, in a multiple of four
+_PANELS = 224
+# a panel is explained by a break when it is at least this share of its distance from it
+_EXPLAINED = 0.15
+# panels narrower than this around a kink are of its making
+_CROWDED = 0.05
+# points that one call of the activation on the host takes
+_BATCH = 512 * 48
+# from this rate on growth counts as exponential
+_EXPONENTIAL = 0.2
+
+
 def features(phi: Activation) -> Features:
-    """The features of an activation: those that it declares, at scale 1.
+    """The features of an activation: of a built-in one as declared, of any other as found by probing it.
+
+    What has traced parameters cannot be probed: it counts as smooth between its declared kinks, and its moments are
+    NaN where that is not so.
 
     Args:
         phi: the activation.
@@ -54,6 +82,114 @@ def features(phi: Activation) -> Features:
     Returns:
         Its features.
     """
+    declared = _declared(phi)
+    if phi.name in names() and get(phi.name).static_fn == phi.static_fn:
+        return declared
+    try:
+        return _probed(phi)
+    except (TypeError, jax.errors.JAXTypeError, jax.errors.UnexpectedTracerError):
+        return declared._replace(check=_check(declared.nodes))
+
+
+def _declared(phi: Activation) -> Features:
     if not phi.kinks:
         return Features()
     return Features(phi.kinks, (1.0,) * len(phi.kinks), sharp=True, nodes=Nodes(96, 40, 28))
+
+
+def _check(nodes: Nodes) -> Nodes:
+    return Nodes(nodes.single * 3 // 4, nodes.outer * 4 // 5, nodes.inner * 4 // 5)
+
+
+@functools.lru_cache(maxsize=256)
+def _probed(phi: Activation) -> Features:
+    probe = _on_host(phi)
+    found = panels(probe, phi.kinks)
+    kinks = tuple(float(kink) for kink in found.kinks)
+    singular = {kink: singularity(probe, kink) for kink in sorted(kinks, key=abs)[:_PANELS]}
+    scales = tuple(1e-12 if kink in singular and singular[kink].slope_order < 0 else 1.0 for kink in kinks)
+    growth = _growth(probe)
+    breaks = _with_centres(found, dict(zip(kinks, scales, strict=True)), growth)
+    common = Features(
+        jumps=any(kind.jump for kind in singular.values()),
+        growth=growth,
+        no_length=_reason(singular, "E phi^2", lambda kind: kind.order <= -0.49, "phi grows too fast towards"),
+        no_slope=_reason(singular, "E phi'^2", lambda kind: kind.jump, "phi jumps at")
+        or _reason(singular, "E phi'^2", lambda kind: kind.slope_order <= -0.49, "phi' grows too fast towards"),
+    )
+    if breaks is not None:
+        places = tuple(sorted(breaks))
+        sharp = bool(kinks) or len(places) > 1
+        nodes = Nodes(128, 64, 48)
+        shaped = common._replace(
+            breaks=places, scales=tuple(breaks[place] for place in places), sharp=sharp, nodes=nodes
+        )
+        return shaped._replace(check=_check(nodes)._replace(outer=48))
+    # edges that crowd around a kink give way to it
+    crowded = [np.any(np.abs(edge - found.kinks) < _CROWDED) for edge in found.edges]
+    nearest = sorted([*found.edges[~np.asarray(crowded, bool)].tolist(), *kinks], key=abs)[:_PANELS]
+    places = tuple(sorted(nearest[: len(nearest) // 4 * 4]))
+    return common._replace(
+        breaks=places,
+        scales=(math.inf,) * len(places),
+        sharp=True,
+        nodes=Nodes(16, 8, 8),
+        check=Nodes(12, 6, 6),
+        start=Nodes(12, 4, 4),
+    )
+
+
+def _with_centres(found: Panels, breaks: dict[float, float], growth: float) -> dict[float, float] | None:
+    """Breaks around which grading resolves every panel: kinks, and where phi varies fast; None where too many."""
+    middle, width = (found.edges[1:] + found.edges[:-1]) / 2, np.diff(found.edges)
+    breaks = dict(breaks) or {0.0: 1.0}
+    for _ in range(_CENTRES):
+        explained = ~found.halved | (width * growth >= 1)
+        for kink in found.kinks:
+            explained |= np.abs(middle - kink) < 1e-9 * max(1.0, abs(kink))
+        for place, scale in breaks.items():
+            explained |= width >= _EXPLAINED * (np.abs(middle - place) + scale * (scale < 1.0))
+        if np.all(explained):
+            return breaks
+        narrowest = np.min(width[~explained])
+        alike = np.flatnonzero(~explained & (width <= narrowest * 1.01))
+        place = float(middle[alike[len(alike) // 2]])
+        if place in breaks:
+            return None
+        breaks[place] = float(narrowest)
+    return None
+
+
+def _growth(probe: Probe) -> float:
+    """Rate g where |phi| grows as e^(g |z|), 0 where it grows as a power."""
+    with np.errstate(all="ignore"):
+        size = np.log(np.abs(probe(np.array([-40.0, -20.0, 20.0, 40.0]))[0]))
+        rates = np.array([size[0] - size[1], size[3] - size[2]]) / 20
+    rate = float(np.max(np.where(np.isfinite(rates), rates, 0.0)))
+    return rate if rate > _EXPONENTIAL else 0.0
+
+
+def _reason(singular: dict[float, Singularity], moment: str, infinite: Callable[[Singularity], bool], what: str) -> str:
+    guilty = sorted((kink for kink, kind in singular.items() if infinite(kind)), key=abs)
+    return f"{moment} is infinite: {what} z = {guilty[0]:.6g}" if guilty else ""
+
+
+def _on_host(phi: Activation) -> Probe:
+    """phi and phi' of NumPy arrays, in float64, also where something around is being traced."""
+
+    @jax.jit
+    def both(z: Array) -> tuple[Array, Array]:
+        return jax.jvp(phi.fn, (z,), (jnp.ones_like(z),))
+
+    def probe(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        flat = z.ravel()
+        parts = []
+        for start in range(0, len(flat), _BATCH):
+            some = flat[start : start + _BATCH]
+            padded = np.concatenate([some, np.zeros(_BATCH - len(some))])
+            with jax.enable_x64(True), jax.ensure_compile_time_eval():
+                parts.append([np.asarray(values)[: len(some)] for values in both(padded)])
+        value, slope = (np.concatenate(side).reshape(z.shape) for side in zip(*parts, strict=True))
+        return value, slope
+
+    return probe

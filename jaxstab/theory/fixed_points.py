@@ -16,14 +16,13 @@ from jaxstab.checks import check_gains
 from jaxstab.records import FixedPoint
 from jaxstab.theory.features import Features, Nodes
 from jaxstab.theory.maps import AnyActivation, log_length_map, log_square, log_sum
-from jaxstab.theory.moments import LogMoments, inside, log_moments, log_pair
+from jaxstab.theory.moments import LOG_LONGEST, LOG_SHORTEST, LogMoments, inside, log_moments, log_pair
 from jaxstab.theory.precision import compiled
 from jaxstab.theory.quadrature import ACCURACY
-from jaxstab.theory.roots import LOG_LENGTHS, Function, Samples, all_roots, implicit, next_root, tolerance
+from jaxstab.theory.roots import LOG_LENGTHS, Function, Known, Root, Samples, all_roots, next_root, tolerance
 
 # a rule of few nodes brings 1 - c* to about 1e-5 of itself, from where two steps of the fine one suffice
-_START = Nodes(48, 16, 16)
-_START_STEPS, _STEPS = 7, 2
+_START_STEPS, _STEPS = 6, 3
 
 
 def on_grid(phi: Activation, about: Features) -> LogMoments:
@@ -39,10 +38,11 @@ def on_grid(phi: Activation, about: Features) -> LogMoments:
     return jax.vmap(functools.partial(log_moments, phi, about))(jnp.asarray(LOG_LENGTHS))
 
 
-def _excess(moments: LogMoments, log_w: Array, log_b: Array, log_q: Array) -> tuple[Array, Array]:
+def _excess(moments: LogMoments, log_w: Array, log_b: Array, log_q: Array) -> Known:
     """ln (q'/q), zero at a fixed point, and its slope in ln q."""
     length = log_length_map(moments, log_w, log_b, log_q)
-    return length.log_ratio, jnp.exp(length.log_share + moments.log_growth) * moments.length_power - 1.0
+    slope = jnp.exp(length.log_share + moments.log_growth) * moments.length_power - 1.0
+    return Known(length.log_ratio, slope, moments)
 
 
 def _length_function(phi: Activation, about: Features, log_w: Array, log_b: Array) -> Function:
@@ -51,7 +51,8 @@ def _length_function(phi: Activation, about: Features, log_w: Array, log_b: Arra
 
 def _length_samples(moments: LogMoments, log_w: Array, log_b: Array) -> Samples:
     grid = jnp.asarray(LOG_LENGTHS)
-    return Samples(grid, *jax.vmap(_excess, (0, None, None, 0))(moments, log_w, log_b, grid))
+    known = jax.vmap(_excess, (0, None, None, 0))(moments, log_w, log_b, grid)
+    return Samples(grid, known.value, known.slope)
 
 
 def depth_scale(chi: Array) -> Array:
@@ -103,30 +104,30 @@ def _stable_distance(
     end = share * (jnp.exp(moments.near_growth) - moments.mean**2 * jnp.exp(-inside(log_q))) - 1.0
     chord = jnp.where(jnp.isfinite(start) & ~ordered, start / jnp.where(ordered, 1.0, start - end), 1.0)
     highest = stop_gradient(jnp.sqrt(jnp.clip(chord, 1e-18, 1.0)))
-    root = jax.lax.fori_loop(0, _START_STEPS, functools.partial(step, _START), (highest, highest))[1]
-    one = jnp.ones_like(root)
-    root = jax.lax.fori_loop(0, _STEPS, lambda i, at: step(about.nodes, i, (one, at))[1], stop_gradient(root))
-    root = stop_gradient(root)
-    value, derivative, _ = excess(about.nodes, root)
-    derivative = stop_gradient(jnp.where(derivative == 0, 1.0, derivative))
-    root = jnp.clip(root - value / derivative, 1e-9, 1.0)
-    value, _, chi = excess(about.nodes, root)
+    root = jax.lax.fori_loop(0, _START_STEPS, functools.partial(step, about.start), (highest, highest))[1]
+
+    def last_step(root: Array, _: None) -> tuple[Array, tuple[Array, Array, Array]]:
+        """A step that carries derivatives: those of a Newton step from a root are the implicit function's."""
+        value, derivative, chi = excess(about.nodes, root)
+        derivative = stop_gradient(jnp.where(derivative == 0, 1.0, derivative))
+        return jnp.clip(root - value / derivative, root / 4, 1.0), (root, derivative, chi)
+
+    root, along = jax.lax.scan(last_step, stop_gradient(root), None, length=_STEPS)
+    before, derivative, chi = (values[-1] for values in along)
     distance = root**2
     if about.check is not None:
-        other, _, other_chi = excess(about.check, root)
-        unsure = jnp.abs((other - value) / derivative) * 2 * root + jnp.abs(other_chi - chi) > ACCURACY
+        other, _, other_chi = excess(about.check, before)
+        unsure = jnp.abs(other / derivative + root - before) * 2 * root + jnp.abs(other_chi - chi) > ACCURACY
         distance = jnp.where(unsure, jnp.nan, distance)
         chi = jnp.where(unsure, jnp.nan, chi)
     return jnp.where(ordered, 0.0, distance), jnp.where(ordered, slope, chi)
 
 
-def _around(phi: Activation, about: Features, sigma_w: Array, sigma_b: Array, log_q: Array) -> FixedPoint:
-    """The record of the fixed point at length q (0 and inf allowed, NaN gives NaN)."""
+def _around(phi: Activation, about: Features, sigma_w: Array, sigma_b: Array, root: Root, log_q: Array) -> FixedPoint:
+    """The record of the fixed point at length q: the root's, or 0 or inf with the limits on the way; NaN gives NaN."""
     nowhere = jnp.isnan(log_q)
     log_w = log_square(sigma_w)
-    # at 0 and inf the limits on the way there
-    at = jnp.where(jnp.isfinite(log_q), log_q, inside(jnp.where(nowhere, 0.0, log_q)))
-    moments = log_moments(phi, about, at)
+    at, moments = root.log_q, root.known.moments
     length = log_length_map(moments, log_w, log_square(sigma_b), at)
     slope = jnp.exp(log_w + moments.log_growth) * moments.length_power
     chi_1 = jnp.exp(log_w + moments.log_slope)
@@ -162,15 +163,19 @@ def vanishes(phi: Activation) -> Array:
 def _fixed_points(phi: Activation, about: Features, sigma_w: Array, sigma_b: Array, q0: Array) -> FixedPoint:
     log_w, log_b = log_square(sigma_w), log_square(sigma_b)
     f = _length_function(phi, about, log_w, log_b)
-    fixed = _length_function(phi, about, *stop_gradient((log_w, log_b)))
-    roots, marginal = all_roots(fixed, stop_gradient(_length_samples(on_grid(phi, about), log_w, log_b)))
-    roots = stop_gradient(roots)
-    roots = jax.vmap(lambda root: implicit(root, *f(jnp.where(jnp.isnan(root), 0.0, root))))(roots)
-    at_zero = (sigma_b == 0) & vanishes(phi)
-    roots = jnp.where(at_zero, jnp.roll(roots, 1).at[0].set(-jnp.inf), roots)
+    roots, found, marginal = all_roots(f, _length_samples(on_grid(phi, about), log_w, log_b))
+    log_q = jnp.where(found, roots.log_q, jnp.nan)
     first = log_sum(log_w + jnp.log(q0), log_b)
-    roots = jnp.where(marginal, jnp.full_like(roots, jnp.nan).at[0].set(first), roots)
-    return jax.vmap(lambda root: _around(phi, about, sigma_w, sigma_b, root))(roots)
+    # a signal without length keeps it; where every length is a fixed point it is the input's
+    at_zero = (sigma_b == 0) & vanishes(phi)
+    rolled = jax.tree.map(lambda values: jnp.roll(values, 1), roots)
+    roots = jax.tree.map(lambda some, other: jnp.where(at_zero | marginal, some, other), rolled, roots)
+    log_q = jnp.where(at_zero, jnp.roll(log_q, 1).at[0].set(-jnp.inf), log_q)
+    log_q = jnp.where(marginal, jnp.full_like(log_q, jnp.nan).at[0].set(first), log_q)
+    special = jnp.where(marginal, first, LOG_SHORTEST)
+    there = Root(special, f(special))
+    roots = jax.tree.map(lambda one, many: jnp.where(at_zero | marginal, many.at[0].set(one), many), there, roots)
+    return jax.vmap(lambda root, log_q: _around(phi, about, sigma_w, sigma_b, root, log_q))(roots, log_q)
 
 
 def fixed_points(activation: AnyActivation, sigma_w: ArrayLike, sigma_b: ArrayLike, q0: ArrayLike = 1.0) -> FixedPoint:
@@ -207,15 +212,10 @@ def fixed_points(activation: AnyActivation, sigma_w: ArrayLike, sigma_b: ArrayLi
 def _fixed_point(phi: Activation, about: Features, sigma_w: Array, sigma_b: Array, q0: Array) -> FixedPoint:
     log_w, log_b = log_square(sigma_w), log_square(sigma_b)
     f = _length_function(phi, about, log_w, log_b)
-    fixed = _length_function(phi, about, *stop_gradient((log_w, log_b)))
-    samples = stop_gradient(_length_samples(on_grid(phi, about), log_w, log_b))
+    samples = _length_samples(on_grid(phi, about), log_w, log_b)
     first = log_sum(log_w + jnp.log(q0), log_b)
-    root = stop_gradient(next_root(fixed, samples, stop_gradient(first)))
-    value, slope = f(jnp.where(jnp.isfinite(root), root, 0.0))
-    # where every length is a fixed point it is the input's
-    marginal = (jnp.abs(slope) <= tolerance(slope.dtype)) & (root == stop_gradient(first))
-    root = jnp.where(marginal, first, implicit(root, value, slope))
-    return _around(phi, about, sigma_w, sigma_b, root)
+    root, log_q = next_root(f, samples, first, (LOG_SHORTEST, LOG_LONGEST))
+    return _around(phi, about, sigma_w, sigma_b, root, log_q)
 
 
 def fixed_point(activation: AnyActivation, sigma_w: ArrayLike, sigma_b: ArrayLike, q0: ArrayLike = 1.0) -> FixedPoint:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
 from jaxstab.activations import Activation, get, probe
-from jaxstab.theory.features import Features
+from jaxstab.theory.features import Features, features
 from jaxstab.theory.moments import LogMoments, inside, log_moments, log_pair
 from jaxstab.theory.precision import compiled
 from jaxstab.theory.quadrature import ACCURACY, CLOSEST, LONGEST, SHORTEST
@@ -345,3 +345,41 @@ def saturation(activation: AnyActivation, q: ArrayLike, threshold: float) -> Flo
         0.317
     """
     return _saturation(get(activation), q, threshold=threshold)
+
+
+class MomentError(NamedTuple):
+    """How well the moments of an activation are known at a length.
+
+    Attributes:
+        second_moment: whether V(q) is known to 1e-8 of itself; where not, it is NaN or inf.
+        derivative_moment: the same of M(q).
+        reason: why one is not, in words; empty where both are.
+    """
+
+    second_moment: bool
+    derivative_moment: bool
+    reason: str
+
+
+def moment_error(activation: AnyActivation, q: float) -> MomentError:
+    """Say whether quadrature knows an activation's moments, and if not, why.
+
+    Args:
+        activation: name, `Activation` or elementwise callable.
+        q: length, > 0; not for tracing.
+
+    Returns:
+        The answer.
+
+    Example:
+        >>> moment_error(lambda z: jnp.sign(z) * jnp.sqrt(jnp.abs(z)), 1.0).reason
+        "E phi'^2 is infinite: phi' grows too fast towards z = 0"
+    """
+    phi = get(activation)
+    about = features(phi)
+    length = bool(jnp.isfinite(second_moment(phi, q)))
+    slope = bool(jnp.isfinite(derivative_moment(phi, q)))
+    reasons = [reason for reason in (about.no_length, about.no_slope) if reason]
+    if not (length and slope) and not reasons:
+        reasons = [f"two rules of quadrature differ by more than {ACCURACY:g} at q = {q:g}"]
+    return MomentError(length, slope, "; ".join(reasons))

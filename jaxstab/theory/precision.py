@@ -11,6 +11,13 @@ from jax.typing import DTypeLike
 from jaxstab.activations import Activation
 from jaxstab.theory.features import features
 
+_QUICK = {
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+    "xla_cpu_use_fusion_emitters": False,
+    "xla_cpu_parallel_codegen_split_count": 1,
+}
+
 
 def compiled(*static: str) -> Callable[[Callable], Callable]:
     """Decorate a function of (phi, about, *numbers): one float64 program for each activation.
@@ -26,7 +33,13 @@ def compiled(*static: str) -> Callable[[Callable], Callable]:
     """
 
     def decorate(function: Callable) -> Callable:
-        program = jax.jit(function, static_argnames=("about", *static))
+        names = ("about", *static)
+        program = jax.jit(function, static_argnames=names)
+
+        @functools.cache
+        def at_once() -> Callable:
+            """The program of calls that are not jitted, for which compiling is most of the time."""
+            return jax.jit(function, static_argnames=names, compiler_options=_quick_options())
 
         @functools.wraps(function)
         def call(phi: Activation, *numbers: Any, **settings: Any) -> Any:
@@ -34,13 +47,30 @@ def compiled(*static: str) -> Callable[[Callable], Callable]:
             dtype = _dtype(*numbers)
             with jax.enable_x64(True):
                 # the activation's own parameters are traced like the numbers
+                traced = _traced(phi, numbers)
                 phi, *wide = jax.tree.map(_widened, (phi, *numbers))
-                results = program(phi, about, *wide, **settings)
+                results = (program if traced else at_once())(phi, about, *wide, **settings)
                 return jax.tree.map(functools.partial(_narrowed, dtype=dtype), results)
 
         return call
 
     return decorate
+
+
+@functools.cache
+def _quick_options() -> dict[str, bool | int] | None:
+    """Options that make compiling four times cheaper, if this XLA knows them."""
+    try:
+        jax.jit(jnp.negative, compiler_options=_QUICK)(0.0)
+    except RuntimeError:
+        return None
+    return _QUICK
+
+
+def _traced(*arguments: Any) -> bool:
+    """Whether something around is being traced, whose program has compiler options of its own."""
+    leaves = (*jax.tree.leaves(arguments), jnp.zeros(()))
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
 
 
 def _dtype(*numbers: Any) -> DTypeLike:

@@ -12,6 +12,7 @@ Two dimensions are two times one. With z_i = sqrt(q c) x + sqrt(q (1 - c)) y_i a
 of which the last keeps its digits as c tends to 1.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -29,7 +30,7 @@ _CENTRAL = 3.5
 # the Gaussian itself varies on this scale
 _WIDEST = 4.0
 # no grading finer than this in u: what is narrower has weight below rounding
-_FINEST = 1e-10
+_FINEST = 1e-13
 # nodes of the outer integral that are held in memory at once
 _AT_ONCE = 16
 # 1 - |c| below which the nodes of pairs stand still
@@ -184,6 +185,10 @@ def _single(phi: Activation, about: Features, q: Array, nodes: int) -> Single:
     # d/dq of the Gaussian density itself: (u^2 - 1) / (2 q); E[phi phi' z] / q keeps more digits where phi has no jump
     stretch = (u**2 - 1) / 2
     growth = jnp.sum(squares * stretch) if about.jumps else jnp.sum(weights * value * slope * u)
+    if about.check is not None:
+        # a tail that the reach cuts off
+        tail = jnp.abs(u) > 0.9 * jnp.max(jnp.abs(u))
+        length = jnp.where(jnp.sum(jnp.where(tail, squares, 0.0)) > ACCURACY * length, jnp.nan, length)
     return Single(
         jnp.sum(weights * value) * root,
         length,
@@ -251,7 +256,7 @@ def pair(
         tilt = weights * off * y / spread if about.jumps else weights * slope
         return mean, jnp.sum(weights * off**2, -1), jnp.sum(tilt, -1)
 
-    parts = jax.lax.map(given, (shared * x).reshape(-1, _AT_ONCE))
+    parts = jax.lax.map(given, (shared * x).reshape(-1, math.gcd(x.size, _AT_ONCE)))
     mean, variance, slope = (part.reshape(-1) for part in parts)
     if opposite is None:
         return Pair(jnp.sum(weights * variance) / q, jnp.sum(weights * slope**2))

@@ -1,0 +1,159 @@
+"""Where a callable bends, jumps or is singular: found on the host, by halving panels until a polynomial fits."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+# z -> phi(z), phi'(z), NumPy arrays of any shape
+Probe = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+# Chebyshev points of a panel, coefficients that may be large, and what the others may be of the largest value
+_POINTS, _KEPT, _RESOLVED = 48, 14, 1e-11
+# panels that are looked at further in one round, and rounds
+_MOST, _ROUNDS = 512, 60
+# panels double in width from 0 on
+_FIRST, _FARTHEST = 0.25, 2.0**20
+# edges off the round numbers, at which kinks like to be, and not symmetric
+_OFF_LEFT, _OFF_RIGHT = 0.9173, 1.0371
+_HUGE = 1e100
+# panels narrower than this around |z| = 1 hold a kink
+_NARROW = 2.0**-46
+
+
+class Panels(NamedTuple):
+    """A partition of the line.
+
+    Attributes:
+        edges: ascending; between neighbours phi and phi' are polynomials to rounding.
+        halved: whether the panel after each edge had to be halved to become one.
+        kinks: points at which they are not, on any scale.
+        complete: whether all of the line that was looked at is resolved.
+    """
+
+    edges: Float[np.ndarray, " n"]
+    halved: Bool[np.ndarray, " panel"]
+    kinks: Float[np.ndarray, " k"]
+    complete: bool
+
+
+def _chebyshev() -> tuple[np.ndarray, np.ndarray]:
+    """Chebyshev points on [-1, 1], and the map from values there to coefficients."""
+    angle = (np.arange(_POINTS) + 0.5) * np.pi / _POINTS
+    order = np.arange(_POINTS)
+    to_coefficients = np.cos(order[:, None] * angle[None]) * 2 / _POINTS
+    to_coefficients[0] /= 2
+    return np.cos(angle), to_coefficients
+
+
+def _resolved(probe: Probe, low: np.ndarray, high: np.ndarray, floor: float) -> Bool[np.ndarray, " n"]:
+    """Whether phi and phi' are polynomials on each panel."""
+    points, to_coefficients = _chebyshev()
+    z = (low + high)[:, None] / 2 + (high - low)[:, None] / 2 * points
+    fits = np.ones(len(low), bool)
+    with np.errstate(all="ignore"):
+        for values in probe(z):
+            coefficients = np.abs(values @ to_coefficients.T)
+            size = np.max(np.abs(values), axis=1)
+            # what overflows is no matter of panels
+            fits &= (coefficients[:, _KEPT:].max(axis=1) <= _RESOLVED * (size + floor)) | ~(size <= _HUGE)
+    return fits
+
+
+def panels(probe: Probe, known: tuple[float, ...] = ()) -> Panels:
+    """Partition the line into panels on which an activation is smooth.
+
+    Args:
+        probe: phi and phi'.
+        known: kinks that were declared.
+
+    Returns:
+        The panels.
+    """
+    out = 2.0 ** np.arange(np.log2(_FIRST), np.log2(_FARTHEST) + 1)
+    # declared kinks are edges from the start
+    edges = np.unique(np.concatenate([-_OFF_LEFT * out, _OFF_RIGHT * out, np.asarray(known, float)]))
+    low, high = edges[:-1], edges[1:]
+    done: list[np.ndarray] = [edges]
+    kinks: list[float] = list(known)
+    complete = True
+    with np.errstate(all="ignore"):
+        usual = np.abs(np.stack(probe(np.linspace(-4.0, 4.0, 200) + 1e-3)))
+    floor = 0.1 * float(np.median(usual[usual < _HUGE])) + 1e-300
+    for _ in range(_ROUNDS):
+        open_ = ~_resolved(probe, low, high, floor)
+        low, high = low[open_], high[open_]
+        narrow = high - low <= _NARROW * np.maximum(1.0, np.abs(low))
+        kinks += list((low[narrow] + high[narrow]) / 2)
+        low, high = low[~narrow], high[~narrow]
+        # what lies closest to 0 weighs most
+        nearest = np.argsort(np.minimum(np.abs(low), np.abs(high)), kind="stable")
+        complete &= len(nearest) <= _MOST
+        keep = np.sort(nearest[:_MOST])
+        low, high = low[keep], high[keep]
+        middle = (low + high) / 2
+        done.append(middle)
+        if not len(low):
+            break
+        low, high = np.concatenate([low, middle]), np.concatenate([middle, high])
+    whole = np.unique(np.concatenate(done))
+    parents = np.searchsorted(edges, whole[:-1], side="right") - 1
+    halved = np.diff(whole) < 0.99 * np.diff(edges)[parents]
+    return Panels(whole, halved, _merged(kinks), complete)
+
+
+def _merged(kinks: list[float]) -> np.ndarray:
+    """Kinks without those that lie within rounding of another, simple numbers where one is near."""
+    merged: list[float] = []
+    for kink in sorted(kinks):
+        simple = round(kink, 9)
+        near = simple if abs(kink - simple) <= 1e-12 * max(1.0, abs(kink)) else kink
+        if not merged or near - merged[-1] > 1e-10 * max(1.0, abs(near)):
+            merged.append(near + 0.0)
+    return np.asarray(merged)
+
+
+class Singularity(NamedTuple):
+    """What phi does at a kink.
+
+    Attributes:
+        jump: whether phi jumps.
+        order: of |phi| ~ |z - kink|^order where it grows without bound, else 0.
+        slope_order: the same of phi'.
+    """
+
+    jump: bool
+    order: float
+    slope_order: float
+
+
+def singularity(probe: Probe, kink: float) -> Singularity:
+    """What phi does at a kink.
+
+    Args:
+        probe: phi and phi'.
+        kink: where.
+
+    Returns:
+        The jump, and how fast phi and phi' grow towards it.
+    """
+    steps = np.geomspace(1e-4, 1e-9, 6) * max(1.0, abs(kink))
+    with np.errstate(all="ignore"):
+        sides = [probe(kink + side * steps) for side in (-1.0, 1.0)]
+    orders = [[_order(values, steps) for values in side] for side in sides]
+    left, right = sides[0][0], sides[1][0]
+    size = max(1.0, *np.abs([left[0], right[0]]))
+    # a jump stays as the points come closer, a kink's or a root's difference vanishes
+    gap = np.abs(right - left)
+    jump = bool(gap[-1] > 1e-3 * size * 1e-3 and gap[-1] > 0.5 * gap[-2])
+    return Singularity(jump, min(o[0] for o in orders), min(o[1] for o in orders))
+
+
+def _order(values: np.ndarray, steps: np.ndarray) -> float:
+    """Exponent of growth towards a point, 0 for what stays bounded; a logarithm counts as growth of order -1e-6."""
+    size = np.abs(values)
+    if not np.all(np.isfinite(size)) or np.any(size == 0):
+        return 0.0
+    power = float(np.log(size[-1] / size[-2]) / np.log(steps[-1] / steps[-2]))
+    return power if power < -1e-3 else 0.0
