@@ -155,6 +155,23 @@ def test_orthogonal_and_linear_is_an_isometry():
         np.testing.assert_allclose(law.cdf[-2:], [0, 1], atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("name", "weights", "depth", "bound"),
+    [
+        ("identity", "gaussian", 128, (4 / 64) ** 2),
+        ("tanh", "gaussian", 8, (4 / 64) ** 2),
+        ("relu", "orthogonal", 32, (4 / 64) ** 2),
+        # beside the lower edge, where the density diverges
+        ("leaky_relu", "orthogonal", 2, 0.025),
+    ],
+)
+def test_the_distribution_function_is_as_good_as_it_says(name, weights, depth, bound):
+    fine, coarse = (theory.jacobian_law(name, 1.4, 1.0, depth, weights, points) for points in (1024, 64))
+    at = jnp.linspace(fine.log_s[0], fine.log_s[-1] - 1e-9, 20_001)
+    error = jnp.abs(theory.jacobian_cdf(fine, at) - theory.jacobian_cdf(coarse, at))
+    assert float(jnp.max(error)) < bound
+
+
 def test_mistakes_are_named():
     with pytest.raises(ValueError, match="weights must be gaussian or orthogonal, got 'normal'"):
         theory.jacobian_law("tanh", 1.0, 1.0, 4, "normal")

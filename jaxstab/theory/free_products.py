@@ -16,6 +16,7 @@ the positive axis, so that every modulus |w| has exactly one angle with a real l
 Huang & Zhong 2014), found by bisection, and lambda grows with |w|.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -23,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from jaxstab.activations import get
+from jaxstab.activations import Activation, get
 from jaxstab.checks import check_count
 from jaxstab.theory.maps import AnyActivation, _float, _inside
 from jaxstab.theory.quadrature import _centres, _density, _graded_panels
@@ -174,7 +175,11 @@ def squared_slopes(
     Returns:
         Values, and their shares, which sum to 1.
     """
-    phi, w, q = get(activation), _float(sigma_w), _inside(_float(q))
+    return _squared_slopes(get(activation), _float(sigma_w), _inside(_float(q)))
+
+
+@jax.jit
+def _squared_slopes(phi: Activation, w: Array, q: Array) -> tuple[Array, Array]:
     root, reach = jnp.sqrt(q), jnp.asarray(_REACH, q.dtype)
     breaks = jnp.clip(jnp.asarray(_centres(phi), q.dtype) / root, -reach, reach)
     u, share = _graded_panels(breaks, -reach, reach, jnp.clip(1 / root, 1e-4, 1.0), _NODES)
@@ -204,8 +209,9 @@ def jacobian_law(
         depth: L, >= 1; >= 2 with orthogonal weights, where a single layer's law is that of phi'^2 itself.
             May be traced.
         weights: "gaussian" or "orthogonal".
-        points: points on the distribution function, >= 16; a continuous law's `cdf` between them is good to about
-            (2 / points)^2.
+        points: points on the distribution function, >= 16. `jacobian_cdf` between them is good to (4 / points)^2 where
+            the law is continuous with a bounded density. Beside an edge where the density diverges, as with two
+            orthogonal layers of leaky relu, it is good to 0.025 with 64 points and to 0.01 with 512.
 
     Returns:
         The law.
@@ -252,7 +258,11 @@ def product_law(
         '0.40 of all values are the largest, 1.398'
     """
     check_count("points", points, 16)
-    factor = _factor(d, share, depth, weights)
+    return _product_law(_factor(d, share, depth, weights), points)
+
+
+@functools.partial(jax.jit, static_argnames="points")
+def _product_law(factor: _Factor, points: int) -> JacobianLaw:
     r = _moduli(factor, points - 2)
     log_lambda, above, density = _law_at(factor, r, _real_angle(factor, r))
     # free to the power L, an atom of mass a leaves one of mass 1 - L (1 - a), on top (Bercovici & Voiculescu 1998)
@@ -312,7 +322,11 @@ def jacobian_moments(
         >>> f"mean e^{abs(moments.log_mean):.3f}, variance {moments.relative_variance:.2f}"
         'mean e^0.000, variance 64.00'
     """
-    factor = _factor(*squared_slopes(activation, sigma_w, q), depth, weights)
+    return _moments(_factor(*squared_slopes(activation, sigma_w, q), depth, weights))
+
+
+@jax.jit
+def _moments(factor: _Factor) -> JacobianMoments:
     mean = jnp.sum(factor.share * factor.d)
     spread = jnp.sum(factor.share * (factor.d - mean) ** 2) / mean**2
     return JacobianMoments(factor.depth * jnp.log(mean), factor.depth * (spread + factor.gaussian))
