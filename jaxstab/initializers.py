@@ -18,7 +18,7 @@ from jaxtyping import Array, ArrayLike, Float
 from jaxstab import theory
 from jaxstab.activations import Activation, get
 from jaxstab.checks import check_gains
-from jaxstab.networks import MLP, UNIT_WEIGHTS, WEIGHTS, Params, branch, chain, init
+from jaxstab.networks import MLP, UNIT_WEIGHTS, WEIGHTS, Params, branch, chain, init, with_network
 
 AnyActivation = str | Activation | Callable[[Array], Array]
 Initializer = Callable[..., Array]
@@ -132,6 +132,7 @@ def critical(activation: AnyActivation, sigma_b: float = 0.0, weights: str = "ga
     return draw
 
 
+@with_network
 def looks_linear(
     mlp: MLP, key: Array, x: Float[Array, "*batch d_in"], sigma_w: ArrayLike = 1.0, sigma_b: ArrayLike = 0.0
 ) -> Params:
@@ -183,6 +184,7 @@ def looks_linear(
     return Params(columns(half.embed), columns(rows(half.blocks)), rows(half.readout))
 
 
+@with_network
 def lsuv(mlp: MLP, params: Params, x: Float[Array, "batch d_in"], target: ArrayLike = 1.0, steps: int = 10) -> Params:
     """Layer-sequential unit-variance initialisation (Mishkin & Matas 2016, algorithm 1), from data.
 
@@ -229,6 +231,7 @@ def lsuv(mlp: MLP, params: Params, x: Float[Array, "batch d_in"], target: ArrayL
     return Params(embed, blocks, readout)
 
 
+@with_network
 def fixup(mlp: MLP, params: Params) -> Params:
     """Fixup (Zhang et al. 2019, section 3) for branches of one layer: residual branches and readout start at zero.
 
@@ -257,6 +260,7 @@ def fixup(mlp: MLP, params: Params) -> Params:
     return Params(params.embed | {"dense": embed}, blocks, zero(params.readout))
 
 
+@with_network
 def skip_init(params: Params, alpha: ArrayLike = 0.0) -> Params:
     """The multipliers alpha of residual branches h + alpha F set: 0 is ReZero and SkipInit.
 

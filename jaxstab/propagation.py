@@ -24,6 +24,7 @@ from jaxstab.records import SATURATED, BackwardProfile, CorrelationProfile, Forw
 EARLY = 1 / 12
 
 
+@networks.with_network
 def states(chain: Chain, params: Params, x: Float[Array, "*batch d_in"]) -> Float[Array, "layer *batch width"]:
     """The signal itself, h_0 .. h_L, as one scan.
 
@@ -44,6 +45,7 @@ def _fold(block: Callable, h_0: PyTree, blocks: PyTree, read: Callable) -> PyTre
     return jax.tree.map(lambda rest, end: jnp.concatenate([rest, end[None]]), below, read(last))
 
 
+@networks.with_network
 def forward(chain: Chain, params: Params, x: Float[Array, "*batch d_in"]) -> ForwardProfile:
     """Length, saturation and dead units at every layer 0..L, of the units that are there ("dense" skips add them).
 
@@ -77,6 +79,7 @@ def forward(chain: Chain, params: Params, x: Float[Array, "*batch d_in"]) -> For
     return _fold(chain.block, chain.embed(params, x), params.blocks, statistics)
 
 
+@networks.with_network
 def correlation(
     chain: Chain,
     params: Params,
@@ -110,6 +113,7 @@ def correlation(
     return _fold(both, (chain.embed(params, x1), chain.embed(twin, x2)), (params.blocks, twin.blocks), cosine)
 
 
+@networks.with_network
 def backward(
     chain: Chain,
     params: Params,

@@ -18,12 +18,13 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from jaxstab.checks import check_count, check_floating
-from jaxstab.networks import Chain, Params
+from jaxstab.networks import Chain, Params, with_network
 from jaxstab.norms import unit
 from jaxstab.propagation import states
 from jaxstab.records import Estimate, standard_error
 
 
+@with_network
 def omega(
     chain: Chain,
     params: Params,
@@ -77,6 +78,7 @@ def omega(
     return jnp.sum(jax.lax.scan(layer, arriving, (params.blocks, hidden[:-1]), reverse=True)[1])
 
 
+@with_network
 def jacobian_norm(
     fn: Callable[[Float[Array, " d_in"]], Float[Array, " d_out"]],
     x: Float[Array, " d_in"],

@@ -11,6 +11,7 @@ from jaxstab.networks.chains import (
     Dropout,
     Layer,
     Params,
+    at_one_input,
     bind,
     branch,
     chain,
@@ -21,6 +22,7 @@ from jaxstab.networks.chains import (
     statistics,
     unbind,
     variables,
+    with_network,
 )
 from jaxstab.networks.mlp import MLP
 from jaxstab.networks.pullbacks import pullback
@@ -35,6 +37,7 @@ __all__ = [
     "Dropout",
     "Layer",
     "Params",
+    "at_one_input",
     "bind",
     "branch",
     "chain",
@@ -46,4 +49,5 @@ __all__ = [
     "statistics",
     "unbind",
     "variables",
+    "with_network",
 ]

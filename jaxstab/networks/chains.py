@@ -10,6 +10,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Key, PyTree
 
 from jaxstab.activations import Activation
 from jaxstab.checks import check_floating, check_gains
+from jaxstab.networks.arguments import takes_network
 from jaxstab.networks.blocks import Block, present
 from jaxstab.networks.mlp import MLP
 
@@ -93,6 +94,11 @@ class Chain(NamedTuple):
     present: Callable[[Array], Bool[Array, "*batch width"]] | None = None
 
 
+# decorators of functions that take a chain or an MLP, at a batch or at one input only
+with_network = takes_network(Chain, Params, MLP, one_input=False)
+at_one_input = takes_network(Chain, Params, MLP, one_input=True)
+
+
 def _apply(module: Block, layer: PyTree, h: Array) -> Array:
     bound = layer if isinstance(layer, Layer) else Layer(layer)
     if module.norm == "batch" and not module.train:
@@ -107,6 +113,7 @@ def _known(layer: Layer) -> Layer:
     return layer
 
 
+@with_network
 def chain(mlp: MLP, train: bool = True) -> Chain:
     """The fold's view of a network: its embed, block and readout as pure functions.
 
@@ -136,6 +143,7 @@ def chain(mlp: MLP, train: bool = True) -> Chain:
     )
 
 
+@with_network
 def branch(mlp: MLP, train: bool = True) -> Callable[[PyTree, Array], Array]:
     """The block without its skip: (params.blocks at one layer, h) -> W a + b.
 
@@ -175,6 +183,7 @@ def flatten(whole: Chain, batch: int) -> Chain:
     )
 
 
+@with_network
 def bind(
     mlp: MLP,
     params: Params,
@@ -244,6 +253,7 @@ def bind(
     return Params(embed, blocks, readout)
 
 
+@with_network
 def unbind(params: Params) -> Params:
     """What is trained, of parameters that `bind` gave more: a common gain multiplied in, the rest left off.
 
@@ -272,6 +282,7 @@ def unbind(params: Params) -> Params:
     return Params(*map(plain, params))
 
 
+@with_network
 def init(
     mlp: MLP, key: Array, x: Float[Array, "*batch d_in"], sigma_w: ArrayLike = 1.0, sigma_b: ArrayLike = 0.0
 ) -> Params:
@@ -296,6 +307,7 @@ def init(
     return rescale(Params(**drawn), sigma_w, sigma_b)
 
 
+@with_network
 def rescale(params: Params, sigma_w: ArrayLike, sigma_b: ArrayLike) -> Params:
     """Multiply the weights of all layers by sigma_w and their biases by sigma_b; norms, gates and alphas stay.
 
@@ -316,6 +328,7 @@ def rescale(params: Params, sigma_w: ArrayLike, sigma_b: ArrayLike) -> Params:
     return jax.tree.map_with_path(scaled, params)
 
 
+@with_network
 def initial_stats(mlp: MLP, x: Float[Array, "*batch d_in"]) -> PyTree:
     """BatchNorm's running statistics before training: mean 0, variance 1.
 
@@ -330,6 +343,7 @@ def initial_stats(mlp: MLP, x: Float[Array, "*batch d_in"]) -> PyTree:
     return jax.tree.map_with_path(lambda path, leaf: jnp.full(leaf.shape, path[-1].key == "var", leaf.dtype), shapes)
 
 
+@with_network
 def statistics(mlp: MLP) -> tuple[Callable[[Layer, Array], PyTree], Callable[[Layer, Array], PyTree]]:
     """What BatchNorm's running statistics become in training, of one block and of the readout.
 
@@ -349,6 +363,7 @@ def statistics(mlp: MLP) -> tuple[Callable[[Layer, Array], PyTree], Callable[[La
     return after(block), after(readout)
 
 
+@with_network
 def variables(params: Params) -> dict[str, Any]:
     """Parameters as `mlp.apply` takes them.
 

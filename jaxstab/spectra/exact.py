@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, PyTree
 
 from jaxstab import decompositions
 from jaxstab.checks import Count, Depths, check_count, check_depths, check_floating, integer
-from jaxstab.networks import Chain, Params
+from jaxstab.networks import Chain, Params, at_one_input
 from jaxstab.propagation import states
 from jaxstab.records import Spectrum
 from jaxstab.spectra import graded
@@ -77,6 +77,7 @@ def product_log_singular_values(
         return graded.log_values(product.graded)[0]
 
 
+@at_one_input
 def log_spectrum(
     chain: Chain,
     params: Params,
@@ -117,6 +118,7 @@ def log_spectrum(
     return LogSpectrum(*_log_spectrum(chain, params, x, depths, from_layer, readout, precision, errors=True))
 
 
+@at_one_input
 def log_singular_values(
     chain: Chain,
     params: Params,
@@ -182,6 +184,7 @@ def _log_spectrum(
         return jax.lax.map(graded.log_values, wanted)
 
 
+@at_one_input
 def singular_values(
     chain: Chain,
     params: Params,
@@ -233,6 +236,7 @@ def singular_values(
         return decompositions.singular_values(_fold(chain, params, x, depths, from_layer, start, layer, end))
 
 
+@at_one_input
 def spectrum(chain: Chain, params: Params, x: Float[Array, " d_in"], depths: Depths) -> Spectrum:
     """`log_singular_values` with their mean square, as the record that theory predicts too.
 

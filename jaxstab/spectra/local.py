@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Key
 
 from jaxstab import decompositions
 from jaxstab.checks import check_depths, check_floating
-from jaxstab.networks import Chain, Params
+from jaxstab.networks import Chain, Params, at_one_input
 from jaxstab.norms import unit
 from jaxstab.propagation import states
 from jaxstab.records import standard_error
@@ -65,6 +65,7 @@ class Alignment(NamedTuple):
     excess: Float[Array, " pair"]
 
 
+@at_one_input
 def local_log_singular_values(
     chain: Chain, params: Params, x: Float[Array, " d_in"], precision: Precision = "highest"
 ) -> Float[Array, "layer n"]:
@@ -101,6 +102,7 @@ def local_log_singular_values(
     return jnp.where(dead, -jnp.inf, jnp.log(jnp.where(dead, 1.0, s)))
 
 
+@at_one_input
 def partial_jacobian(
     chain: Chain, params: Params, x: Float[Array, " d_in"], first: int, last: int, precision: Precision = "highest"
 ) -> PartialJacobian:
@@ -130,6 +132,7 @@ def partial_jacobian(
         return PartialJacobian(rows[0].T, logs[-1, 0])
 
 
+@at_one_input
 def log_apjn(
     chain: Chain, params: Params, x: Float[Array, " d_in"], first: int = 0, precision: Precision = "highest"
 ) -> Float[Array, " layer"]:
@@ -171,6 +174,7 @@ def log_apjn(
         return _after(first, log_j)
 
 
+@at_one_input
 def log_apjn_estimate(
     chain: Chain,
     params: Params,
@@ -216,6 +220,7 @@ def log_apjn_estimate(
         return LogEstimate(_after(first, log_mean), _after(first, standard_error(ratios)))
 
 
+@at_one_input
 def alignment(chain: Chain, params: Params, x: Float[Array, " d_in"], precision: Precision = "highest") -> Alignment:
     """Overlaps |V_{l+1}^T U_l| of singular vectors between consecutive layers, and what they do to the product.
 

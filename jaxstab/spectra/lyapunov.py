@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Key
 
 from jaxstab import decompositions
 from jaxstab.checks import Depths, check_depths, check_floating
-from jaxstab.networks import Chain, Params
+from jaxstab.networks import Chain, Params, at_one_input
 from jaxstab.records import standard_error
 from jaxstab.spectra.exact import Precision, log_singular_values
 from jaxstab.spectra.graded import pushed
@@ -32,6 +32,7 @@ class LyapunovLimit(NamedTuple):
     running: Float[Array, "layer n"]
 
 
+@at_one_input
 def lyapunov_exponents(
     chain: Chain,
     params: Params,
@@ -70,6 +71,7 @@ def lyapunov_exponents(
     return log_s / jnp.asarray(depths, log_s.dtype)[:, None]
 
 
+@at_one_input
 def lyapunov_limit(
     chain: Chain,
     params: Params,

@@ -19,7 +19,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PyTree
 
 from jaxstab.checks import check_floating
-from jaxstab.networks import Chain, Params
+from jaxstab.networks import Chain, Params, at_one_input
 from jaxstab.propagation import states
 
 Precision = str | jax.lax.Precision
@@ -94,6 +94,7 @@ def _both_ways(function: Callable[[PyTree], Array], at: PyTree) -> tuple[Callabl
     return push, lambda u: jax.vmap(jax.vjp(function, at)[1])(u)[0]
 
 
+@at_one_input
 def jacobian(
     chain: Chain,
     params: Params,
@@ -130,8 +131,6 @@ def jacobian(
         -998
     """
     check_floating("x", jnp.result_type(x))
-    if jnp.ndim(x) != 1:
-        raise ValueError(f"x must be one input [d_in], got shape {jnp.shape(x)}; a batch goes through networks.flatten")
     first, last = from_layer or 0, params.depth if to_layer is None else to_layer
     whole = all(isinstance(layer, int) and not isinstance(layer, bool) for layer in (first, last))
     if not (whole and 0 <= first <= last <= params.depth):

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int
 
-from jaxstab.networks import Chain, Params, flatten
+from jaxstab.networks import Chain, Params, flatten, with_network
 from jaxstab.propagation import states
 from jaxstab.spectra.operators import Operator, Precision, _both_ways, _scaled
 from jaxstab.spectra.parameters import BYTES, _check, _check_loss, _given, _trained
@@ -31,6 +31,7 @@ Scaled = tuple[Array, Array]
 NOTHING = -(2**30)
 
 
+@with_network
 def parameter_jacobian(
     chain: Chain,
     params: Params,

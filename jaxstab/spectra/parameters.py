@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, PyTree
 
 from jaxstab import decompositions
 from jaxstab.checks import check_count, check_floating
-from jaxstab.networks import Chain, Layer, Params
+from jaxstab.networks import Chain, Layer, Params, with_network
 from jaxstab.propagation import states
 from jaxstab.spectra.exact import Precision
 
@@ -48,6 +48,7 @@ class TangentKernel(NamedTuple):
         return self.embed + jnp.sum(self.blocks, axis=0) + self.readout
 
 
+@with_network
 def tangent_kernel(
     chain: Chain,
     params: Params,
@@ -86,6 +87,7 @@ def tangent_kernel(
     return last + blocks + first
 
 
+@with_network
 def tangent_kernel_by_layer(
     chain: Chain,
     params: Params,
@@ -112,6 +114,7 @@ def tangent_kernel_by_layer(
     return TangentKernel(first, blocks, last)
 
 
+@with_network
 def tangent_kernel_memory(
     chain: Chain, params: Params, x: Array | jax.ShapeDtypeStruct, chunk_size: int | None = None
 ) -> int:
@@ -204,6 +207,7 @@ def gauss_newton_gram(
     return jnp.einsum("bik,...bicl->...bkcl", root, half, precision="highest").reshape(kernel.shape) / batch
 
 
+@with_network
 def gauss_newton_eigenvalues(
     chain: Chain,
     params: Params,

@@ -14,7 +14,7 @@ from jax.extend import core
 from jaxtyping import Array, Float, Int, PyTree
 
 from jaxstab.checks import Depths, check_depths, check_floating
-from jaxstab.networks import Chain, Params
+from jaxstab.networks import Chain, Params, at_one_input
 from jaxstab.spectra.exact import log_singular_values
 
 # float32 as the device at hand multiplies under these settings of `jax.default_matmul_precision`
@@ -77,6 +77,7 @@ class PrecisionReport(NamedTuple):
         return "\n".join(lines)
 
 
+@at_one_input
 def precision_report(chain: Chain, params: Params, x: Float[Array, " d_in"], depths: Depths) -> PrecisionReport:
     """`log_singular_values` of one network in several precisions of its matrix products: can I trust this on my GPU?
 

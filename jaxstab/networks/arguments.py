@@ -1,0 +1,73 @@
+"""What a function that takes a network is given in its place, told in one line before anything is computed."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+import jax.numpy as jnp
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_OWN = "a model of your own is networks.Chain(embed, block, readout, activation) with networks.Params"
+
+
+def takes_network(chain: type, params: type, mlp: type, one_input: bool) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Make the decorator that checks arguments called chain, params, mlp and x.
+
+    Args:
+        chain: the class of chains.
+        params: the class of their parameters.
+        mlp: the class of this house's networks.
+        one_input: whether x is one input, not a batch.
+
+    Returns:
+        The decorator.
+    """
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        signature = inspect.signature(function)
+
+        @functools.wraps(function)
+        def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+            try:
+                given = signature.bind(*args, **kwargs).arguments
+            except TypeError:
+                # a missing or an unknown argument: Python's own message names it
+                return function(*args, **kwargs)
+            _check_model(given, "mlp", mlp, chain, f"networks.MLP; {_OWN}")
+            _check_model(given, "chain", chain, mlp, f"networks.Chain, as networks.chain(mlp) makes it; {_OWN}")
+            _check_params(given, params)
+            if one_input and jnp.ndim(given["x"]) != 1:
+                raise ValueError(
+                    f"x must be one input [d_in], got shape {jnp.shape(given['x'])}: jax.vmap over a batch, or "
+                    "networks.flatten where a block mixes examples"
+                )
+            return function(*args, **kwargs)
+
+        return checked
+
+    return decorate
+
+
+def _check_model(given: dict[str, Any], name: str, wanted: type, other: type, words: str) -> None:
+    if name not in given or isinstance(given[name], wanted):
+        return
+    model = given[name]
+    if isinstance(model, other):
+        hint = "networks.chain(mlp) makes a chain of it" if name == "chain" else "the chain is made from it"
+        raise ValueError(f"{name} must be a networks.{wanted.__name__}, got a networks.{other.__name__}: {hint}")
+    raise ValueError(f"{name} must be a {words}, got {_kind(model)}")
+
+
+def _check_params(given: dict[str, Any], wanted: type) -> None:
+    if "params" in given and not isinstance(given["params"], wanted):
+        raise ValueError(
+            f"params must be networks.Params(embed, blocks, readout), as networks.init(mlp, key, x) draws them, "
+            f"got {_kind(given['params'])}"
+        )
+
+
+def _kind(thing: Any) -> str:
+    return f"the class {thing.__name__}" if isinstance(thing, type) else f"a {type(thing).__name__}"
