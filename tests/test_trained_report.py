@@ -223,3 +223,22 @@ def test_a_store_of_something_else_is_one_line_and_exit_code_2(tmp_path, capsys)
 def test_chance_is_a_share(rows):
     with pytest.raises(ValueError, match="chance must be in"):
         summarise(labelled(GRID, *rows, np.ones(len(rows[0].groups), bool)), 1.0)
+
+
+@pytest.mark.parametrize("bad", [None, 0, [], "x", {"classes": 0}, {"classes": None, "chance": 2.0}])
+@pytest.mark.parametrize("name", ["grid", "data", "plan", None])
+def test_settings_that_are_missing_or_null_are_one_line(tmp_path, capsys, name, bad):
+    grid = trainability.Grid(depths=(1,), sigma_w=(1.0,), steps=1)
+    fields = {
+        name: store.Field(one.shape, one.dtype.name, dimensions(Training, name, len(one.shape)))
+        for name, one in trainability.fields(grid).items()
+    }
+    whole = {"grid": json.loads(grid.to_json()), "plan": {"size": 1, "lanes": 1}, "data": {"classes": 2}}
+    settings = {"nothing": 1} if name is None else whole | {name: bad}
+    store.open_groups(tmp_path / "a.zarr", settings, fields, 1, 1)
+    for command in ("report", "status"):
+        code = cli.main([command, str(tmp_path / "a.zarr")])
+        said, complained = capsys.readouterr()
+        # status needs no more than the grid
+        assert code == (0 if command == "status" and name in ("data", "plan") else 2), said
+        assert complained.count("\n") == (code == 2), complained

@@ -57,8 +57,12 @@ def _of_trainings(url: str, progress: store.Progress) -> list[str]:
     """How far a store of trainings is."""
     grid = progress.settings["grid"]
     first = store.column(url, "first_nonfinite")
+    torn = [f"{progress.torn} groups are torn; the command that made the store computes them again"]
+    unread = ["judged by the lengths of files, not by every byte"]
     return [
         f"{progress.done} of {progress.groups} groups done, {100 * progress.done // progress.groups} %",
+        *(torn if progress.torn else []),
+        *([] if progress.read else unread),
         f"depths {grid['depths']}, {len(grid['sigma_w'])} gains, {grid['seeds']} seeds, {grid['steps']} steps",
         f"{np.sum(first == 0)} networks were not finite from the start, {np.sum(first > 0)} later",
         "finished" if progress.done == progress.groups else _at_work(url),
