@@ -36,6 +36,7 @@ class Features(NamedTuple):
         scales: around each, nodes are graded towards it from this distance on.
         sharp: whether phi or a derivative of it jumps at some break.
         jumps: whether phi itself jumps at some break.
+        even_slope: whether phi'(-z) = phi'(z), so that half of an outer integral is the other.
         growth: rate g where phi grows as e^(g |z|), else 0.
         nodes: of the rule whose result counts.
         check: of the rule that it is held against; None where tests have held it.
@@ -48,6 +49,7 @@ class Features(NamedTuple):
     scales: tuple[float, ...] = (1.0,)
     sharp: bool = False
     jumps: bool = False
+    even_slope: bool = False
     growth: float = 0.0
     nodes: Nodes = Nodes(96, 32, 40)
     check: Nodes | None = None
@@ -56,6 +58,8 @@ class Features(NamedTuple):
     no_slope: str = ""
 
 
+# smooth built-in activations with even derivative: half as many nodes
+_EVEN_SLOPE = ("tanh", "sigmoid")
 # a narrow feature of a smooth phi gets a break of its own; more of them, and every panel gets one
 _CENTRES = 6
 # breaks of an activation that oscillates, those nearest to 0, in a multiple of four
@@ -88,12 +92,12 @@ def features(phi: Activation) -> Features:
     try:
         return _probed(phi)
     except (TypeError, jax.errors.JAXTypeError, jax.errors.UnexpectedTracerError):
-        return declared._replace(check=_check(declared.nodes))
+        return declared._replace(even_slope=False, check=_check(declared.nodes))
 
 
 def _declared(phi: Activation) -> Features:
     if not phi.kinks:
-        return Features()
+        return Features(even_slope=phi.name in _EVEN_SLOPE)
     return Features(phi.kinks, (1.0,) * len(phi.kinks), sharp=True, nodes=Nodes(96, 40, 28))
 
 

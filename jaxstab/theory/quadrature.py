@@ -247,6 +247,10 @@ def pair(
     outer = about if opposite is None else _mirrored(about)
     x, weights = _gaussian_rule(outer, jnp.zeros_like(q), shared, spread, nodes.outer)
 
+    if opposite is None and about.even_slope:
+        # one break at 0: panels lie (side, node)
+        x, weights = x[nodes.outer :], 2 * weights[nodes.outer :]
+
     def given(a: Float[Array, " m"]) -> tuple[Array, Array, Array]:
         """Mean and variance of phi, and mean of phi', given the shared part."""
         y, weights = _gaussian_rule(about, a, spread, None, nodes.inner)
