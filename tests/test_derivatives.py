@@ -1,0 +1,128 @@
+"""Derivatives are right: `jax.grad` of every kind of public function against central differences.
+
+One row for each function and its hard points: at generic ones, at small and large lengths, at equal singular
+values, at depth 200. The differences are taken in float64, whatever the derivative is computed in.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxstab import activations, initializers, networks, norms, propagation, regularizers, theory
+
+KEY = jax.random.key(5)
+
+
+class Row(NamedTuple):
+    """A function of one number, where to differentiate it, and how far it may be off, in float64 and in float32.
+
+    Tolerances are relative to the largest of the derivative and of the value over the point: of a function that is
+    flat at a point, no more can be asked.
+    """
+
+    function: Callable
+    points: tuple[float, ...]
+    step: float = 1e-3
+    tolerances: tuple[float, float] = (1e-7, 1e-4)
+
+
+def _drawn(t, depth, width=6, weights="gaussian", activation="tanh", skip=None):
+    """A network with gain t, and one input, in t's dtype."""
+    mlp = networks.MLP(depth, width, activation, weights=weights, skip=skip, features_out=2)
+    x = jnp.linspace(-1.0, 1.3, width).astype(t.dtype)
+    return mlp, networks.init(mlp, KEY, x, t, 0.1), x
+
+
+def _length_at_depth_200(t):
+    mlp, params, x = _drawn(t, 200)
+    return propagation.forward(networks.chain(mlp), params, x).log_q[-1]
+
+
+def _gradient_at_depth_200(t):
+    mlp, params, x = _drawn(t, 200)
+    return propagation.backward(networks.chain(mlp), params, x, lambda y: y[0]).log_grad_h[0]
+
+
+def _correlation_of_inputs(t):
+    """Of two inputs t apart; at 0 they are one."""
+    mlp, params, x = _drawn(jnp.ones_like(t), 3)
+    other = x.at[0].add(t)
+    return propagation.correlation(networks.chain(mlp), params, x, other).c[-1]
+
+
+def _jacobian_norm(t):
+    return regularizers.jacobian_norm(
+        lambda x: jnp.tanh(t * x), jnp.linspace(0.1, 1.0, 5).astype(t.dtype), KEY, 3
+    ).value
+
+
+def _weights(t):
+    """A matrix whose singular values are t, 1 and 1."""
+    rotation = jnp.asarray(np.linalg.qr(np.arange(9.0).reshape(3, 3) + np.eye(3))[0], t.dtype)
+    return rotation * jnp.stack([t, jnp.ones_like(t), jnp.ones_like(t)])[None]
+
+
+def _lsuv(t):
+    mlp, params, x = _drawn(jnp.ones_like(t), 2)
+    batch = jnp.stack([x, -x, x**2])
+    return initializers.lsuv(mlp, params, batch, t).blocks["dense"]["kernel"][1, 0, 0]
+
+
+ROWS = {
+    "second_moment": Row(lambda q: theory.second_moment("tanh", q), (1e-4, 1e-3, 1.0, 1e6)),
+    "second_moment_slope": Row(lambda q: theory.second_moment_slope("gelu", q), (1e-3, 1.0, 50.0)),
+    "derivative_moment": Row(lambda q: theory.derivative_moment("erf", q), (1e-4, 1.0, 1e7)),
+    "derivative_moment of sin": Row(lambda q: theory.derivative_moment("sin", q), (1e-4, 1.0, 5.0)),
+    "length_map": Row(lambda w: theory.length_map("tanh", w, 0.1, 0.5), (1e-6, 1.0, 30.0)),
+    "correlation_map": Row(lambda c: theory.correlation_map("tanh", 1.5, 0.3, 0.7, c), (-0.99, 0.1, 0.6, 0.99)),
+    "correlation_map of relu": Row(
+        lambda c: theory.correlation_map("relu", 2**0.5, 0.1, 1.0, c), (-0.999, 0.0, 0.6, 0.999), 1e-5, (1e-6, 1e-3)
+    ),
+    "correlation_slope": Row(lambda c: theory.correlation_slope("erf", 1.5, 0.3, 0.7, c), (-0.99, 0.0, 0.6, 0.99)),
+    "chi_1": Row(lambda w: theory.fixed_point("tanh", w, 0.3).chi_1, (0.5, 1.5, 4.0)),
+    "xi_c": Row(lambda w: theory.fixed_point("tanh", w, 0.3).xi_c, (0.9, 1.5, 3.0), tolerances=(1e-6, 1e-3)),
+    "critical_sigma_w": Row(lambda b: theory.critical_sigma_w("tanh", b), (0.05, 0.3, 1.0), tolerances=(1e-6, 1e-3)),
+    "jacobian_moments": Row(
+        lambda q: theory.jacobian_moments("tanh", 1.5, q, 20.0).relative_variance, (1e-2, 0.5, 30.0)
+    ),
+    "chi_1 by beta": Row(lambda a: theory.fixed_point(activations.swish(a), 1.2, 0.3).chi_1, (0.5, 1.702)),
+    "xi_c by slope": Row(
+        lambda a: theory.fixed_point(activations.leaky_relu(a), 1.2, 0.3).xi_c, (-0.5, 0.0, 0.2), 1e-4, (1e-6, 1e-3)
+    ),
+    "critical_sigma_w by slope": Row(
+        lambda a: theory.critical_sigma_w(activations.leaky_relu(a), 0.0), (0.0, 0.2, 0.9), tolerances=(1e-6, 1e-3)
+    ),
+    "forward": Row(_length_at_depth_200, (0.7, 1.0), 1e-4, (1e-6, 5e-3)),
+    "backward": Row(_gradient_at_depth_200, (0.7, 1.0), 1e-4, (1e-6, 5e-3)),
+    "correlation": Row(_correlation_of_inputs, (0.0, 1e-3, 0.5), 1e-4),
+    "jacobian_norm": Row(_jacobian_norm, (0.0, 1.0, 10.0)),
+    "orthogonality": Row(lambda t: t + regularizers.orthogonality(_weights(t)), (1e-3, 1.0, 2.0), 1e-4),
+    "lsuv": Row(_lsuv, (0.5, 1.7), tolerances=(1e-6, 1e-3)),
+    "log_norm": Row(lambda t: norms.log_norm({"a": jnp.stack([t, jnp.ones_like(t)])}), (0.0, 1.0, 1e10)),
+}
+
+
+def _difference(f, t, step):
+    """Central difference of the fourth order."""
+    h = step * jnp.maximum(jnp.abs(t), jnp.where(t == 0, 1.0, 0.0))
+    near, far = (f(t + h) - f(t - h)) / h, (f(t + 2 * h) - f(t - 2 * h)) / h
+    return (8 * near - far) / 12
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_gradients_are_central_differences(name):
+    function, points, step, tolerances = ROWS[name]
+    x64 = jax.config.jax_enable_x64
+    differ = lambda t: (jax.vmap(function)(t), jax.vmap(lambda t: _difference(function, t, step))(t))
+    with jax.enable_x64(True):
+        value, difference = map(np.asarray, jax.jit(differ)(jnp.asarray(points, jnp.float64)))
+    dtype = jnp.float64 if x64 else jnp.float32
+    gradient = np.asarray(jax.jit(jax.vmap(jax.grad(function)))(jnp.asarray(points, dtype)))
+    assert gradient.dtype == dtype and np.all(np.isfinite(gradient))
+    size = np.maximum(np.abs(difference), np.abs(value) / np.maximum(np.abs(points), 1e-3))
+    error = np.abs(gradient - difference) / np.where(size == 0, 1, size)
+    assert np.max(error) < tolerances[0 if x64 else 1], (gradient, difference)
