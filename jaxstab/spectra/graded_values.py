@@ -1,0 +1,393 @@
+r"""Singular values and vectors of what a product leaves: the small graded matrix G = diag(e^d) X of `graded`.
+
+QR sweeps on its transpose, the step of `graded` again, turn d into the logarithms of the singular values (Stewart 1997,
+ETNA 5:29-47) as far as values are apart: each shrinks the entry between values g nats apart by e^(-2g). Values that are
+close are settled by small SVDs of their neighbourhood.
+
+The derivative is that of an SVD. With G = U diag(s) V^T and W = diag(e^d) U diag(1/s), whose entries are of order 1,
+
+    d ln s_i = [W^T (diag(dd) X + dX) V]_ii,
+
+so no scale leaves the float range. Vectors come from the same sweeps and SVDs: V is a product of orthonormal factors,
+and W = X^-T V.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxstab import decompositions
+from jaxstab.spectra.graded import Graded, coupled, difference, log_lengths, qr, sorted_rows
+
+# QR sweeps in a round, and rounds at most until all that is left can be settled by SVDs
+SWEEPS, ROUNDS = 2, 10
+# sizes of the blocks whose SVDs settle neighbours, besides the whole; each for rows with partners within this share
+BLOCKS, REACH = (24, 64, 160, 400), 0.6
+# nats between the edge of a window of scales and the rows that count
+MARGIN = 0.5
+# stated error over the root mean square of what the perturbations do
+EXCESS = 5.0
+# from this error on, a value is not told from zero
+UNKNOWN = 0.5
+
+
+class Care(NamedTuple):
+    """When two values count as settled, and which scales an SVD sees together.
+
+    Attributes:
+        angles: whether what is compared with the tolerance is the angle by which two vectors are off, not the error of
+            their values, which is its square.
+        tolerance: below it, two values are partners no more; by bytes of the dtype.
+        window: nats of scales in one SVD, which rounds to eps times the largest; by bytes of the dtype.
+    """
+
+    angles: bool
+    tolerance: dict[int, float]
+    window: dict[int, float]
+
+
+# for values alone: errors in ln s
+OF_VALUES = Care(False, {4: 7.5e-5, 8: 2.5e-11}, {4: 7.8, 8: 13.0})
+# for vectors: angles
+OF_VECTORS = Care(True, {4: 1e-4, 8: 1e-9}, {4: 6.0, 8: 10.0})
+
+
+class Directions(NamedTuple):
+    """Singular values of diag(e^d) X and their vectors.
+
+    Attributes:
+        logs: ln s, descending; -inf where a direction is killed.
+        left: W = diag(e^d) U diag(1/s), a column for each value; zero where it is killed.
+        right: V, orthonormal columns.
+        error: how far off ln s may be for what sweeps and SVDs leave.
+    """
+
+    logs: Float[Array, " m"]
+    left: Float[Array, "m m"]
+    right: Float[Array, "k m"]
+    error: Float[Array, " m"]
+
+
+class Swept(NamedTuple):
+    """What QR sweeps make of a graded matrix.
+
+    Attributes:
+        graded: the rest, square.
+        turn: product of the orthonormal factors that the sweeps took off on the right of the first one's. None where
+            nobody asks for vectors.
+        rounds: how many so far.
+    """
+
+    graded: Graded
+    turn: Float[Array, "m m"] | None
+    rounds: Int[Array, ""]
+
+
+class Neighbours(NamedTuple):
+    """Rows in the order of their scales, and which of them are not yet settled.
+
+    Attributes:
+        order: indices into the graded matrix.
+        logs, low: d in that order.
+        rows: X in that order, rows and columns.
+        first, last: for each row the first and last index of those that it must share a block with.
+        left: how far off ln s may be for want of a block.
+        ignored: how far off it may be for all other rows.
+    """
+
+    order: Int[Array, " m"]
+    logs: Float[Array, " m"]
+    low: Float[Array, " m"]
+    rows: Float[Array, "m m"]
+    first: Int[Array, " m"]
+    last: Int[Array, " m"]
+    left: Float[Array, " m"]
+    ignored: Float[Array, " m"]
+
+    def within(self, window: float, top: Int[Array, "..."]) -> Bool[Array, " m"]:
+        """Whether all that a row must share a block with lies within a window of scales from row `top` on."""
+        return self.logs[self.last] > self.logs[top] - window + 2 * MARGIN
+
+
+class Settled(NamedTuple):
+    """Values found so far, in the order of `Neighbours`.
+
+    Attributes:
+        logs: ln s.
+        error: how far off they may be.
+        left: as in `Neighbours`, 0 where a block has been.
+        vectors: left singular vectors of diag(e^d) X in that order. None where nobody asks for them.
+    """
+
+    logs: Float[Array, " m"]
+    error: Float[Array, " m"]
+    left: Float[Array, " m"]
+    vectors: Float[Array, "m m"] | None
+
+
+@jax.custom_jvp
+def log_values(graded: Graded) -> Float[Array, " m"]:
+    """ln of the singular values of diag(e^d) X, descending.
+
+    Args:
+        graded: as many rows as columns, or fewer.
+
+    Returns:
+        The logarithms; -inf where a direction is killed, whose derivative is 0. Derivatives are those of an SVD: where
+        values coincide they are those of whatever vectors it finds, and only their sum means something.
+    """
+    return _decompose(graded, OF_VALUES).logs
+
+
+@log_values.defjvp
+def _log_values_jvp(primals: tuple[Graded], tangents: tuple[Graded]) -> tuple[Array, Array]:
+    (graded,), (moved,) = primals, tangents
+    found = directions(graded)
+    return found.logs, jnp.sum(found.left * (_moved_rows(graded, moved) @ found.right), axis=0)
+
+
+@jax.custom_jvp
+def directions(graded: Graded) -> Directions:
+    """Singular values and vectors of diag(e^d) X.
+
+    Args:
+        graded: as many rows as columns, or fewer.
+
+    Returns:
+        The record; its derivative sets that of vectors of coinciding values to 0.
+    """
+    return _decompose(graded, OF_VECTORS)
+
+
+@directions.defjvp
+def _directions_jvp(primals: tuple[Graded], tangents: tuple[Graded]) -> tuple[Directions, Directions]:
+    # with P = W^T dM V, dV = V B and dU = U A: s_i P_ij = A_ij s_j - s_i B_ij, and the same with i and j exchanged
+    (graded,), (moved,) = primals, tangents
+    found = directions(graded)
+    alive = found.logs != -jnp.inf
+    change = _moved_rows(graded, moved)
+    relative = found.left.T @ change @ found.right
+    logs = jnp.where(alive, found.logs, 0.0)
+    # (s_j / s_i)^2 for j below i, 0 beside a killed value; each pair once, from the side of the larger
+    below = jnp.tril(jnp.ones_like(relative, bool), -1).T
+    ratio = jnp.where(below & alive[None], jnp.exp(jnp.where(below, 2 * (logs[None] - logs[:, None]), 0.0)), 0.0)
+    apart = jnp.where(ratio < 1, 1 - ratio, jnp.inf)
+    pair = below & alive[:, None]
+    right_turn = jnp.where(pair, -(ratio * relative.T + relative) / apart, 0.0)
+    right_turn = right_turn - right_turn.T
+    right = found.right @ right_turn
+    # beyond the columns of V
+    outside = change.T @ found.left
+    right = right + outside - found.right @ (found.right.T @ outside)
+    # S A S^-1: above the diagonal by the smaller value, below it by the larger
+    upper = jnp.where(pair & alive[None], -(relative + relative.T) / apart, 0.0)
+    lower = jnp.where(pair & alive[None], ratio * (relative.T + right_turn.T), 0.0).T
+    shift = jnp.where(alive, jnp.diagonal(relative), 0.0)
+    left = found.left @ (upper + lower) - found.left * shift[None]
+    left = left + (moved.logs + moved.low)[:, None] * found.left
+    return found, Directions(shift, left, right, jnp.zeros_like(shift))
+
+
+def _moved_rows(graded: Graded, moved: Graded) -> Float[Array, "m k"]:
+    """diag(dd) X + dX, of rows that are not killed."""
+    alive = graded.logs != -jnp.inf
+    change = (moved.logs + moved.low)[:, None] * graded.rows + moved.rows
+    return jnp.where(alive[:, None], change, 0.0)
+
+
+def log_values_with_errors(
+    graded: Graded, disturbed: Graded, rank: Float[Array, ""]
+) -> tuple[Float[Array, " m"], Float[Array, " m"]]:
+    """`log_values` and how far off they may be.
+
+    Args:
+        graded: as many rows as columns, or fewer.
+        disturbed: its tangents along random perturbations of about what rounding does.
+        rank: directions that no exact zeros have killed.
+
+    Returns:
+        The logarithms and their errors, which have no derivative: 0 for directions that exact zeros have killed, inf
+        where a value is not told from zero, NaN beside NaN.
+    """
+    found = directions(graded)
+    return found.logs, _error(*jax.lax.stop_gradient((graded, disturbed, found)), rank)
+
+
+def _error(graded: Graded, disturbed: Graded, found: Directions, rank: Float[Array, ""]) -> Float[Array, " m"]:
+    eps = jnp.finfo(graded.logs.dtype).eps
+    alive = found.logs != -jnp.inf
+    logs = jnp.where(alive, found.logs, 0.0)
+    # the QRs of the sweeps round relative to the length of a row
+    lengths = jnp.sqrt(jnp.mean(graded.rows**2, axis=1, keepdims=True))
+    draws = jax.random.normal(jax.random.key(1), disturbed.rows.shape, lengths.dtype)
+    disturbed = disturbed._replace(rows=disturbed.rows + SWEEPS * eps * lengths[None] * draws)
+    changes = jax.vmap(_moved_rows, (None, 0))(graded, disturbed)
+    relative = jnp.einsum("ji,pjk,kl->pil", found.left, changes, found.right)
+    own = jnp.diagonal(relative, axis1=1, axis2=2) ** 2
+    # close values move each other too
+    others = jax.vmap(disturbances, (0, None, None))(relative, found.logs, jnp.zeros_like(logs))
+    square = jnp.mean(own + jnp.sum(others**2, axis=2), axis=0)
+    rounding = EXCESS * jnp.sqrt(square) + found.error + eps * jnp.abs(logs)
+    # a value not told from zero may belong below any that follows
+    told = alive & (rounding < UNKNOWN)
+    lost = jax.lax.cummax(jnp.where(told, 0, 1)) == 1
+    error = jnp.where(lost, jnp.inf, rounding)
+    error = jnp.where(jnp.arange(len(alive)) < rank.astype(int), error, 0.0)
+    return jnp.where(jnp.isnan(found.logs), jnp.nan, error)
+
+
+def _decompose(graded: Graded, care: Care) -> Directions:
+    """Singular values of diag(e^d) X, and their vectors if care is for these; else no columns of them."""
+    order, graded = sorted_rows(log_lengths(graded.rows, axis=1), graded)
+    # the first sweep makes rows square
+    q, r, rest = _sweep(graded)
+    size = len(rest.logs)
+    start = Swept(rest, jnp.eye(size, dtype=q.dtype) if care.angles else None, jnp.asarray(0))
+    window = care.window[q.dtype.itemsize]
+
+    def unsettled(swept: Swept) -> Array:
+        near = _neighbours(swept.graded, care)
+        return jnp.any((near.left > 0) & ~near.within(window, near.first)) & (swept.rounds < ROUNDS)
+
+    swept = jax.lax.while_loop(unsettled, _round, _round(start))
+    near = _neighbours(swept.graded, care)
+    settled = _settled(near, care)
+    best = jnp.argsort(-settled.logs)
+    logs, error = settled.logs[best], (settled.error + settled.left + near.ignored)[best]
+    alive = logs != -jnp.inf
+    error = jnp.where(alive, error, 0.0)
+    if swept.turn is None or settled.vectors is None:
+        none = jnp.zeros((size, 0), logs.dtype)
+        return Directions(logs, none, none, error)
+    turn = swept.turn[:, near.order] @ settled.vectors[:, best]
+    living = graded.logs[:size] != -jnp.inf
+    triangle = jnp.where(living[:, None] & living[None], r, jnp.eye(size, dtype=r.dtype))
+    left = decompositions.solve_triangular(triangle, turn)
+    left = jnp.where(living[:, None] & alive[None], left, 0.0)
+    return Directions(logs, left[jnp.argsort(order)], q @ turn, error)
+
+
+def _sweep(graded: Graded) -> tuple[Array, Array, Graded]:
+    """Q, R and diag(e^d) X' of the transpose of diag(e^d) X = R^T Q^T, rows of most weight first, without Q."""
+    within = jnp.arange(len(graded.logs)) < jnp.sum(graded.logs != -jnp.inf)
+    q, r = qr(graded.rows.T, within)
+    lengths = log_lengths(graded.rows, axis=1)
+    return q, r, Graded(*coupled(jnp.where(within[None], r, 0.0), graded, lengths, within))
+
+
+def _round(swept: Swept) -> Swept:
+    """Two sweeps, after which rows are rows again."""
+    graded, turn = swept.graded, swept.turn
+    for other_side in (True, False):
+        order, graded = sorted_rows(log_lengths(graded.rows, axis=1), graded)
+        q, _, graded = _sweep(graded)
+        if turn is not None:
+            turn = turn[:, order] if other_side else turn @ q
+    return Swept(graded, turn, swept.rounds + 1)
+
+
+def disturbances(
+    rows: Float[Array, "m m"], logs: Float[Array, " m"], low: Float[Array, " m"], angles: bool = False
+) -> Float[Array, "m m"]:
+    """How far two rows of diag(e^d) rows may move each other's ln s at most, or turn each other's vectors.
+
+    Args:
+        rows: X, whose diagonal is left out.
+        logs: d, descending.
+        low: what rounding lost of d.
+        angles: whether to say by which angle they turn, in [0, 1].
+
+    Returns:
+        The estimate for each pair, symmetric.
+    """
+    # [[a, a e], [0, b]] has ln s off by less than e, and by e^2 / (1 - (b/a)^2) where a is larger
+    finite = jnp.where(jnp.isfinite(logs), logs, jnp.min(jnp.where(jnp.isfinite(logs), logs, jnp.inf)))
+    gap = difference((finite[:, None], low[:, None]), (finite[None], low[None]))
+    smaller = jnp.exp(-jnp.abs(gap))
+    entry = jnp.abs(rows) * jnp.where(gap < 0, smaller, 1.0) * (1 - jnp.eye(len(logs), dtype=rows.dtype))
+    entry = jnp.maximum(entry, entry.T)
+    apart = 1 - smaller**2
+    angle = jnp.where(entry < apart, entry / jnp.where(apart == 0, 1.0, apart), 1.0)
+    angle = jnp.where(entry == 0, 0.0, angle)
+    return angle if angles else entry * angle
+
+
+def _neighbours(graded: Graded, care: Care) -> Neighbours:
+    """Rows sorted by their scales, and which of them disturb each other by more than is tolerated."""
+    size, tolerance = len(graded.logs), care.tolerance[graded.logs.dtype.itemsize]
+    order, index = jnp.argsort(-graded.logs), jnp.arange(size)
+    logs, low, rows = graded.logs[order], graded.low[order], graded.rows[order][:, order]
+    by_value = disturbances(rows, logs, low)
+    disturbing = disturbances(rows, logs, low, angles=True) if care.angles else by_value
+    partners = (disturbing > tolerance) & jnp.isfinite(logs)[:, None] & jnp.isfinite(logs)[None]
+    itself = index[:, None] == index[None]
+    first = jax.lax.cummin(jnp.min(jnp.where(partners | itself, index[None], size), axis=1), reverse=True)
+    # partners are mutual
+    last = jnp.searchsorted(first, index, side="right").astype(index.dtype) - 1
+    left = jnp.sum(by_value, axis=1, where=partners)
+    # a pair that disturbs no value may still turn vectors
+    left = jnp.where(jnp.any(partners, axis=1), jnp.maximum(left, jnp.finfo(left.dtype).tiny), 0.0)
+    ignored = jnp.sum(by_value, axis=1, where=~partners)
+    return Neighbours(order, logs, low, rows, first, last, left, ignored)
+
+
+def _settled(near: Neighbours, care: Care) -> Settled:
+    """Values of rows that no other disturbs as they are, the others from SVDs of blocks."""
+    # A block begins where a row's first partner is, its scales cut to a window in which an SVD is accurate: small
+    # blocks for rows with near partners, as many as it takes, then larger ones. It holds whatever disturbs a row.
+    size, dtype = len(near.logs), near.logs.dtype
+    window = care.window[dtype.itemsize]
+    vectors = jnp.eye(size, dtype=dtype) if care.angles else None
+    found = Settled(near.logs + near.low, jnp.zeros_like(near.logs), near.left, vectors)
+    deep, reach = near.within(window, near.first), near.last - near.first
+    for width in (*(block for block in BLOCKS if block < size), size):
+        within = deep & (reach < (int(REACH * width) if width < size else size))
+
+        def some(found: Settled, within: Array = within) -> Array:
+            return jnp.any(within & (found.left > 0))
+
+        def step(found: Settled, within: Array = within, width: int = width) -> Settled:
+            row = jnp.argmax(within & (found.left > 0))
+            return _block(near, found, row, width, window)
+
+        found = jax.lax.while_loop(some, step, found)
+    return found
+
+
+def _block(near: Neighbours, found: Settled, row: Int[Array, ""], width: int, window: float) -> Settled:
+    """Whatever the block from the first partner of a row on settles of rows from that one on."""
+    size, dtype = len(near.logs), near.logs.dtype
+    top = near.first[row]
+    begin = jnp.clip(top, 0, size - width)
+
+    def part(vector: Array) -> Array:
+        return jax.lax.dynamic_slice(vector, (begin,), (width,))
+
+    def whole(vector: Array, like: Array) -> Array:
+        return jax.lax.dynamic_update_slice(like, vector, (begin,))
+
+    below = difference((part(near.logs), part(near.low)), (near.logs[top], near.low[top]))
+    scale = jnp.exp(jnp.clip(below - MARGIN, -window, 0))
+    matrix = scale[:, None] * jax.lax.dynamic_slice(near.rows, (begin, begin), (width, width))
+    index = jnp.arange(size)
+    stands = (index >= row) & (near.last < begin + width) & near.within(window, top) & (found.left > 0)
+    vectors = found.vectors
+    if vectors is None:
+        s = decompositions.singular_values(matrix)
+    else:
+        u, s, _ = decompositions.svd(matrix)
+        columns = jax.lax.dynamic_slice(vectors, (0, begin), (size, width))
+        turned = jax.lax.dynamic_update_slice(jnp.zeros_like(columns), u, (begin, 0))
+        columns = jnp.where(part(stands)[None], turned, columns)
+        vectors = jax.lax.dynamic_update_slice(vectors, columns, (0, begin))
+    logs = whole(jnp.log(s) + (MARGIN + near.low[top]) + near.logs[top], found.logs)
+    # an SVD rounds to eps times the largest
+    error = whole(jnp.finfo(dtype).eps * s[0] / s, found.error)
+    return Settled(
+        jnp.where(stands, logs, found.logs),
+        jnp.where(stands, error, found.error),
+        jnp.where(stands, 0.0, found.left),
+        vectors,
+    )
