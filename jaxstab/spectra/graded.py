@@ -277,7 +277,15 @@ def _over(matrix: Float[Array, "n p"], triangle: Float[Array, "p p"]) -> Float[A
 
 
 def difference(one: tuple[Array, Array], other: tuple[Array, Array]) -> Array:
-    """One logarithm minus another, both in two parts."""
+    """One logarithm minus another, both in two parts.
+
+    Args:
+        one: the first, and what rounding lost of it.
+        other: the second, likewise.
+
+    Returns:
+        The difference.
+    """
     return (one[0] - other[0]) + (one[1] - other[1])
 
 
