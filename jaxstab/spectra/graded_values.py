@@ -90,9 +90,11 @@ class Neighbours(NamedTuple):
 
     Attributes:
         order: indices into the graded matrix.
-        logs, low: d in that order.
+        logs: d in that order.
+        low: what rounding lost of it.
         rows: X in that order, rows and columns.
-        first, last: for each row the first and last index of those that it must share a block with.
+        first: for each row the first index of those that it must share a block with.
+        last: the last one.
         left: how far off ln s may be for want of a block.
         ignored: how far off it may be for all other rows.
     """
