@@ -149,6 +149,17 @@ for name, way in ways.items():
     np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9, err_msg=name)
 text = program.lower(jax.device_put(stack, sharded)).compile().as_text()
 assert "all-gather" not in text and "lapack" in text
+from jaxstab import networks, spectra
+mlp = networks.MLP(depth=2, width=40)
+chain = networks.chain(mlp)
+
+def measured(key):
+    params = networks.init(mlp, key, jnp.ones(40))
+    return spectra.singular_values(chain, params, jnp.ones(40), [1, 2])
+
+keys = jax.random.split(jax.random.key(1), 4)
+spread = jax.jit(jax.shard_map(jax.vmap(measured), mesh=mesh, in_specs=P("part"), out_specs=P("part")))
+np.testing.assert_allclose(spread(keys), jax.jit(jax.vmap(measured))(keys), rtol=1e-9)
 with jax.set_mesh(explicit):
     placed = jax.device_put(stack, NamedSharding(explicit, P("part")))
     singular = jax.jit(jax.vmap(jax.vmap(decompositions.singular_values)))(placed)

@@ -348,7 +348,8 @@ def _fold(
         return (new, product, keep(kept, new, product, slot)), None
 
     product = start(jacobian, h)
-    kept = jax.tree.map(lambda leaf: jnp.zeros((len(depths), *leaf.shape), leaf.dtype), jax.eval_shape(end, h, product))
+    # zeros like what is to be kept: within a shard_map they then vary over the same mesh axes
+    kept = jax.tree.map(lambda leaf: jnp.stack([jnp.zeros_like(leaf)] * len(depths)), end(h, product))
     between = jax.tree.map(lambda leaf: leaf[first:], params.blocks) if first else params.blocks
     carry = h, product, keep(kept, h, product, slots[first])
     return jax.lax.scan(step, carry, (between, slots[first + 1 :]))[0][2]
