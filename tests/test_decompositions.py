@@ -154,8 +154,9 @@ mlp = networks.MLP(depth=2, width=40)
 chain = networks.chain(mlp)
 
 def measured(key):
-    params = networks.init(mlp, key, jnp.ones(40))
-    return spectra.singular_values(chain, params, jnp.ones(40), [1, 2])
+    # an input that all devices share has its derivative summed over them, by the rules of shard_map
+    x = jax.random.normal(key, 40)
+    return spectra.singular_values(chain, networks.init(mlp, key, x), x, [1, 2])
 
 keys = jax.random.split(jax.random.key(1), 4)
 spread = jax.jit(jax.shard_map(jax.vmap(measured), mesh=mesh, in_specs=P("part"), out_specs=P("part")))
