@@ -78,7 +78,7 @@ ROWS = {
     "derivative_moment": Row(lambda q: theory.derivative_moment("erf", q), (1e-4, 1.0, 1e7)),
     "derivative_moment of sin": Row(lambda q: theory.derivative_moment("sin", q), (1e-4, 1.0, 5.0)),
     "length_map": Row(lambda w: theory.length_map("tanh", w, 0.1, 0.5), (1e-6, 1.0, 30.0)),
-    "correlation_map": Row(lambda c: theory.correlation_map("tanh", 1.5, 0.3, 0.7, c), (-0.99, 0.1, 0.6, 0.99)),
+    "correlation_map": Row(lambda c: theory.correlation_map("tanh", 1.5, 0.3, 0.7, c), (-0.99, 0.0, 0.6, 0.99)),
     "correlation_map of relu": Row(
         lambda c: theory.correlation_map("relu", 2**0.5, 0.1, 1.0, c), (-0.999, 0.0, 0.6, 0.999), 1e-5, (1e-6, 1e-3)
     ),

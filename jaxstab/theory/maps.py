@@ -98,6 +98,10 @@ def log_length_map(
     return Length(log_sum(log_w + moments.log_length, log_b), ratio, share, pair_share)
 
 
+# of c: its root keeps half of its digits, and its square is below rounding
+_BESIDE_ZERO = 1e-12
+
+
 class Distance(NamedTuple):
     """One layer's map of 1 - c.
 
@@ -133,8 +137,14 @@ def distance_map(
     """
     opposite = distance > 1.0
     apart = jnp.where(opposite, 2.0 - distance, distance)
+    if phi.kernel is None:
+        # at c = 0 the root of c has no derivative: a point beside it, and its slope from there
+        shift = jax.lax.stop_gradient(jnp.maximum(apart - (1.0 - _BESIDE_ZERO), 0.0))
+        apart = apart - shift
     found = log_pair(phi, about, log_q, apart, about.nodes, opposite)
     if phi.kernel is None:
+        shift = jnp.where(opposite, -shift, shift)
+        found = found._replace(gap=found.gap + found.slope * shift)
         # at c = +-1 the nodes stand still, and the derivative is the slope
         ends = jnp.where(apart <= CLOSEST, distance - jax.lax.stop_gradient(distance), 0.0)
         found = found._replace(gap=found.gap + found.slope * ends)
