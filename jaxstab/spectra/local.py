@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from jaxstab import decompositions
-from jaxstab.checks import check_depths, check_floating
+from jaxstab.checks import check_depths, check_floating, integer
 from jaxstab.networks import Chain, Params, at_one_input
 from jaxstab.norms import unit
 from jaxstab.propagation import states
@@ -289,5 +289,6 @@ def _after(first: int, values: Float[Array, " later"]) -> Float[Array, " layer"]
 
 
 def _check_first(first: int, last: int) -> None:
-    if not isinstance(first, int) or not 0 <= first <= last:
+    whole = integer(first)
+    if whole is None or not 0 <= whole <= last:
         raise ValueError(f"first must be an integer in [0, {last}], got {first}")

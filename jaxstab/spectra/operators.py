@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PyTree
 
-from jaxstab.checks import check_floating
+from jaxstab.checks import check_floating, integer
 from jaxstab.networks import Chain, Params, at_one_input
 from jaxstab.propagation import states
 
@@ -131,9 +131,9 @@ def jacobian(
         -998
     """
     check_floating("x", jnp.result_type(x))
-    first, last = from_layer or 0, params.depth if to_layer is None else to_layer
-    whole = all(isinstance(layer, int) and not isinstance(layer, bool) for layer in (first, last))
-    if not (whole and 0 <= first <= last <= params.depth):
+    first = integer(0 if from_layer is None else from_layer)
+    last = integer(params.depth if to_layer is None else to_layer)
+    if first is None or last is None or not 0 <= first <= last <= params.depth:
         raise ValueError(
             f"layers must be integers 0 <= from_layer <= to_layer <= {params.depth}, got {from_layer} and {to_layer}"
         )

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int
 
+from jaxstab.checks import integer
 from jaxstab.networks import Chain, Params, flatten, with_network
 from jaxstab.propagation import states
 from jaxstab.spectra.operators import Operator, Precision, _both_ways, _scaled
@@ -80,8 +81,11 @@ def parameter_jacobian(
     if loss is not None:
         _check_loss(loss)
     last = params.depth + 1
-    if layer is not None and (isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer <= last):
-        raise ValueError(f"layer must be None or an integer in [0, {last}], got {layer!r}")
+    if layer is not None:
+        whole = integer(layer)
+        if whole is None or not 0 <= whole <= last:
+            raise ValueError(f"layer must be None or an integer in [0, {last}], got {layer!r}")
+        layer = whole
     h = jax.eval_shape(chain.embed, params, x[0])
     y = jax.eval_shape(chain.readout, params, h)
     return _Batch(chain, params, x, loss, layer, chunk_size, precision, h.size, y.size).operator()
