@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from hypothesis import given, strategies
+from hypothesis import example, given, strategies
 
 from jaxstab import clipping
 from jaxstab.clipping import clip_by_norm, clip_by_spectral_norm, clip_spikes, normalize, with_momentum_reset
@@ -32,6 +32,7 @@ VECTORS = strategies.lists(
 
 
 @given(VECTORS, strategies.sampled_from([0.0, 1e-3, 1.0, 1e20]))
+@example([0.0, 0.0, -3e38, 0.125], 1e20)
 @pytest.mark.kernels
 def test_clip_by_norm_for_any_float32(entries, limit):
     g = {"a": jnp.asarray(entries[:1], jnp.float32), "b": jnp.asarray(entries[1:], jnp.float32)}

@@ -129,6 +129,19 @@ def test_two_at_once_are_seen():
     assert _side_by_side(after.jaxpr) == []
 
 
+# it binds equations one by one, and JAX gives constants their mesh axes before that
+NOT_SHARDED = {"precision_report"}
+BYTES = {name for name in _calls()[0] if name.endswith("_memory")}
+
+
+@pytest.mark.parametrize("name", sorted(set(_calls()[0]) - NOT_SHARDED - BYTES))
+def test_every_function_traces_within_shard_map(name):
+    calls, of = _calls()
+    mesh = jax.make_mesh((1,), ("device",), axis_types=(jax.sharding.AxisType.Auto,))
+    sharded = jax.shard_map(jax.vmap(calls[name]), mesh=mesh, in_specs=jax.P("device"), out_specs=jax.P("device"))
+    assert {leaf.shape[0] for leaf in jax.tree.leaves(jax.eval_shape(sharded, *of))} == {NETWORKS}
+
+
 @pytest.mark.timeout(2 * LIMIT)
 def test_no_hang():
     # two threads of XLA's pool for everything, and one of BLAS, as sweeps have it; compiled in a hurry

@@ -25,7 +25,7 @@ def with_lengths(
 ) -> PyTree:
     """Give every group a new length, its direction unchanged.
 
-    x -> x length / |x|, computed as (x / scale) (length / root), which is right where |x| exceeds the float range.
+    x -> x length / |x|, computed as (x / scale) (length / root) where length / |x| leaves the float range.
     NaN and infinite entries stay as they are; zero stays zero.
 
     Args:
@@ -44,7 +44,11 @@ def with_lengths(
     factors = {k: jnp.where(dead[k], one(k), lengths[k] / jnp.where(dead[k], one(k), norms[k].root)) for k in norms}
 
     def rescale(x: Array, keep: Array, scale: Array, factor: Array) -> Array:
-        scaled = (x.astype(scale.dtype) / scale * factor).astype(x.dtype)
+        wide = x.astype(scale.dtype)
+        ratio = factor / scale
+        # in two steps small entries beside large ones are lost on the way
+        at_once = jnp.isfinite(ratio) & (jnp.abs(ratio) >= jnp.finfo(ratio.dtype).tiny)
+        scaled = jnp.where(at_once, wide * ratio, wide / scale * factor).astype(x.dtype)
         return jnp.where(keep | ~jnp.isfinite(x), x, scaled)
 
     return map_groups(rescale, updates, grouping, dead, scales, factors)

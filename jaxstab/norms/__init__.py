@@ -11,6 +11,7 @@ from jaxstab.norms.groups import (
     zero_norms,
 )
 from jaxstab.norms.logarithms import Product, log_norm, unit
+from jaxstab.norms.meshes import varying_like
 from jaxstab.norms.paths import Grouping, Per, Stacked, check_grouping, named_leaves, stacked_leaves
 
 __all__ = [
@@ -30,5 +31,6 @@ __all__ = [
     "safe_scale",
     "stacked_leaves",
     "unit",
+    "varying_like",
     "zero_norms",
 ]

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import jax
 from jax.sharding import AxisType, NamedSharding
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 
 def split(x: Array) -> tuple[str | tuple[str, ...] | None, ...] | None:
@@ -32,3 +32,37 @@ def resplit(x: Array, like: Array, axes: Sequence[str | tuple[str, ...] | None])
         The same values.
     """
     return jax.sharding.reshard(x, NamedSharding(jax.typeof(like).sharding.mesh, jax.P(*axes)))
+
+
+def varying_like(constants: PyTree, like: PyTree) -> PyTree:
+    """Constants that may differ between the devices of a `jax.shard_map` wherever other arrays do.
+
+    Loops and linear functions want arguments of the types that their results have, and such axes are part of a type.
+
+    Args:
+        constants: arrays.
+        like: arrays, or their shapes as `jax.eval_shape` gives them.
+
+    Returns:
+        The same values; outside of `jax.shard_map` the same arrays.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> varying_like(jnp.zeros(2), jnp.ones(3)).tolist()
+        [0.0, 0.0]
+    """
+    axes = frozenset().union(*(_varying(leaf) for leaf in jax.tree.leaves(like)))
+
+    def widened(leaf: Array) -> Array:
+        missing = axes - _varying(leaf)
+        return jax.lax.pcast(leaf, tuple(sorted(missing)), to="varying") if missing else leaf
+
+    return jax.tree.map(widened, constants)
+
+
+def _varying(array: Array | jax.ShapeDtypeStruct) -> frozenset[str]:
+    """Names of the mesh axes along which devices hold different values."""
+    kind = array if isinstance(array, jax.ShapeDtypeStruct) else jax.typeof(array)
+    # shapes from outside of a shard_map have none
+    found = kind.manual_axis_type
+    return frozenset() if found is None else frozenset(found.varying)

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, PyTree
 from jaxstab import decompositions
 from jaxstab.checks import Count, Depths, check_count, check_depths, check_floating, integer
 from jaxstab.networks import Chain, Params, at_one_input
+from jaxstab.norms import varying_like
 from jaxstab.propagation import states
 from jaxstab.records import Spectrum
 from jaxstab.spectra import graded
@@ -79,6 +80,7 @@ def product_log_singular_values(
 
     with jax.default_matmul_precision(precision):
         start = graded.identity(factors.shape[1], factors.dtype, errors=False)
+        start = varying_like(start, factors)
         product, _ = jax.lax.scan(layer, start, factors)
         return log_values(product.graded)
 
@@ -171,18 +173,21 @@ def _log_spectrum(
 
     def start(jacobian: Array | None, h: Array) -> graded.Product:
         if jacobian is None:
-            return graded.identity(h.shape[0], h.dtype, errors)
+            return varying_like(graded.identity(h.shape[0], h.dtype, errors), h)
         rank = graded.rank(jacobian)
         # an orthonormal factor on the right of a wide one changes no singular value
         if jacobian.shape[0] < jacobian.shape[1]:
             jacobian = decompositions.qr(jacobian.T)[1].T
         empty = graded.identity(jacobian.shape[1], h.dtype, errors, most=jacobian.shape[0])
+        empty = varying_like(empty, h)
         return empty.then(jacobian, rank, jacobian)
 
     def layer(product: graded.Product, push: Callable, h: Array) -> graded.Product:
         pushed, rank = graded.pushed(push, h, product.basis, product.alive)
-        factor = jax.vmap(push, 1, 1)(jnp.eye(h.shape[0], dtype=h.dtype)) if errors else None
-        return product.then(pushed, rank, factor)
+        if not errors:
+            return product.then(pushed, rank, None)
+        eye = varying_like(jnp.eye(h.shape[0], dtype=h.dtype), h)
+        return product.then(pushed, rank, jax.vmap(push, 1, 1)(eye))
 
     def end(h: Array, product: graded.Product) -> tuple:
         if readout:

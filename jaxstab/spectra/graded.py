@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxstab import decompositions
+from jaxstab.norms import varying_like
 
 # random perturbations that are followed
 PROBES = 4
@@ -176,7 +177,7 @@ def pushed(
     columns = jax.vmap(push, 1, 1)(basis)
     # a unit that nothing goes through: seen by a row vector in general position
     probe = jnp.cos(jnp.arange(1, len(columns) + 1, dtype=columns.dtype))
-    through = jax.linear_transpose(push, h)(probe)[0]
+    through = jax.linear_transpose(push, h)(varying_like(probe, columns))[0]
     live = columns != 0
     if alive is not None:
         live = live & alive[None]

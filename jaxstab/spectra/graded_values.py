@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxstab import decompositions
+from jaxstab.norms import varying_like
 from jaxstab.spectra.graded import Graded, coupled, difference, log_lengths, qr, sorted_rows
 
 # QR sweeps in a round, and rounds at most until all that is left can be settled by SVDs
@@ -343,6 +344,7 @@ def _settled(near: Neighbours, care: Care) -> Settled:
     window = care.window[dtype.itemsize]
     vectors = jnp.eye(size, dtype=dtype) if care.angles else None
     found = Settled(near.logs + near.low, jnp.zeros_like(near.logs), near.left, vectors)
+    found = varying_like(found, near.logs)
     deep, reach = near.within(window, near.first), near.last - near.first
     for width in (*(block for block in BLOCKS if block < size), size):
         within = deep & (reach < (int(REACH * width) if width < size else size))

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Key
 from jaxstab import decompositions
 from jaxstab.checks import check_depths, check_floating, integer
 from jaxstab.networks import Chain, Params, at_one_input
-from jaxstab.norms import unit
+from jaxstab.norms import unit, varying_like
 from jaxstab.propagation import states
 from jaxstab.records import standard_error
 from jaxstab.spectra.exact import Precision
@@ -279,6 +279,7 @@ def _push(
         return (new, pushed), pushed[1]
 
     start = scaled(tangents, jnp.zeros(tangents.shape[0], tangents.dtype))
+    start = varying_like(start, h)
     between = jax.tree.map(lambda leaf: leaf[first:last], params.blocks)
     (_, end), logs = jax.lax.scan(layer, (h, start), between)
     return end, jnp.concatenate([start[1][None], logs])

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Key
 from jaxstab import decompositions
 from jaxstab.checks import Depths, check_depths, check_floating
 from jaxstab.networks import Chain, Params, at_one_input
+from jaxstab.norms import varying_like
 from jaxstab.records import standard_error
 from jaxstab.spectra.exact import Precision, log_singular_values
 from jaxstab.spectra.graded import pushed
@@ -123,7 +124,8 @@ def lyapunov_limit(
             steps = jnp.where(dead, -jnp.inf, jnp.log(jnp.abs(jnp.where(dead, 1.0, jnp.diagonal(r)))))
             return (new, q, rank), steps
 
-        _, steps = jax.lax.scan(layer, (h_0, q_0, jnp.asarray(h_0.size)), params.blocks)
+        start = varying_like((h_0, q_0, jnp.asarray(h_0.size)), h_0)
+        _, steps = jax.lax.scan(layer, start, params.blocks)
     return _mean_of_steps(steps, (params.depth - skip) // groups * groups, groups)
 
 

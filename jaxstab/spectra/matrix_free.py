@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from jaxstab import decompositions
 from jaxstab.checks import check_count
-from jaxstab.norms import unit
+from jaxstab.norms import unit, varying_like
 from jaxstab.records import Estimate, standard_error
 from jaxstab.spectra.operators import Operator
 
@@ -362,6 +362,7 @@ def _bidiagonalise(operator: Operator, start: Float[Array, "b columns"], steps: 
     zeros = lambda *shape: jnp.zeros(shape, dtype)
     nothing = (zeros(total, operator.rows), zeros(total, total), zeros(total, operator.columns))
     first = (*nothing, decompositions.qr(start.T)[0].T, zeros(size, size), jnp.zeros((), jnp.int32))
+    first = varying_like(first, jax.eval_shape(operator.apply, start))
     (left, matrix, right, _, residual, exponent), _ = jax.lax.scan(step, first, size * jnp.arange(steps))
     return _Bidiagonal(left, matrix, right, residual, exponent)
 
@@ -380,6 +381,7 @@ def _orthonormal(
     # the second time for rounding, the third where what was left of w was nothing but rounding
     b, p = w.shape[0], basis.shape[0]
     nothing = (w, jnp.zeros((b, p), w.dtype), jnp.eye(b, dtype=w.dtype))
+    nothing = varying_like(nothing, (w, basis))
     return jax.lax.scan(project, nothing, None, length=3)[0]
 
 

@@ -22,6 +22,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxstab.checks import integer
 from jaxstab.networks import Chain, Params, flatten, with_network
+from jaxstab.norms import varying_like
 from jaxstab.propagation import states
 from jaxstab.spectra.operators import Operator, Precision, _both_ways, _scaled
 from jaxstab.spectra.parameters import BYTES, _check, _check_loss, _given, _trained
@@ -186,6 +187,7 @@ class _Batch(NamedTuple):
             u = jnp.pad(u, ((0, 0), (0, len(xs) * size * self.out - rows)))
             us = jnp.moveaxis(u.reshape(len(u), len(xs), -1), 1, 0)
             nothing = jnp.zeros((len(u), total), u.dtype), jnp.full((len(u), self.params.depth + 2), NOTHING, jnp.int32)
+            nothing = varying_like(nothing, (self.params, self.x, u))
             with jax.default_matmul_precision(self.precision):
                 step = lambda found, at: (self.backwards(columns, at[0], at[1], found), None)
                 return self.levelled(columns, *jax.lax.scan(step, nothing, (xs, us))[0])

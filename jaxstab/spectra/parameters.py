@@ -21,6 +21,7 @@ from jaxtyping import Array, Float, PyTree
 from jaxstab import decompositions
 from jaxstab.checks import check_count, check_floating
 from jaxstab.networks import Chain, Layer, Params, with_network
+from jaxstab.norms import varying_like
 from jaxstab.propagation import states
 from jaxstab.spectra.exact import Precision
 
@@ -306,6 +307,7 @@ def _kernel(
 
         y = jax.eval_shape(chain.readout, params, hidden[-1, 0])
         cotangents = jnp.broadcast_to(jnp.eye(y.size, dtype=y.dtype)[None], (x.shape[0], y.size, y.size))
+        cotangents = varying_like(cotangents, hidden)
         last = _gram(readout, _trained(params.readout), hidden[-1], cotangents, chunk_size)
         cotangents = _pulled(lambda h: chain.readout(params, h), hidden[-1], cotangents)
         start = (cotangents, jnp.zeros_like(last))
