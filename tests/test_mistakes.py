@@ -47,7 +47,7 @@ CASES = {
     "sweeps.Grid(activations=())": r"activations must be one or more",
     "sweeps.Grid(activations=('tanh', 'tanh'))": r"activations must be one or more different",
     "sweeps.Grid(depths=(0, 1))": r"depths must be integers >= 1, got \(0, 1\)",
-    "sweeps.Grid(sigma_b=(0.0, 0.1))": r"sigma_b must be one number for all cells, got \(0.0, 0.1\)",
+    "sweeps.Grid(sigma_b=(0.0, 0.1))": r"sigma_b must be one real number, got \(0.0, 0.1\)",
     "sweeps.run(sweeps.Grid(outputs=3), sweeps.signal, data._replace(y=data.y + 3))": r"labels must be in \[0, 3\)",
     "propagation.backward(chain, params, jnp.ones(4) + 1j, jnp.sum)": r"got dtype complex.*; real and imaginary parts",
     "sweeps.Grid(width=0)": r"width must be integers >= 1, got 0",

@@ -262,8 +262,9 @@ def test_orthogonality_counts_singular_values(gain):
 
 
 def test_orthogonality_of_parameters_and_of_their_slope():
-    mlp = MLP(3, 6, "tanh", weights="orthogonal")
-    params = networks.init(mlp, KEY, jnp.ones(4), 1.2, 0.5)
+    # no layer has more outputs than inputs, where rows of weights cannot be orthonormal
+    mlp = MLP(3, 6, "tanh", features_out=4, weights="orthogonal")
+    params = networks.init(mlp, KEY, jnp.ones(8), 1.2, 0.5)
     assert float(orthogonality(params, 1.2)) < 1e-25
     assert float(orthogonality(params.blocks["dense"]["kernel"])) == pytest.approx(3 * 6 * 0.44**2, rel=1e-10)
     direction = _toward(params)

@@ -149,6 +149,8 @@ def test_orthogonal_networks_sweep_too():
         dataclasses.replace(GRID, weights="orthogonal", activations=("identity",), inputs=1), sweeps.jacobian, DATA
     )
     expected = np.log(GRID.sigma_w)[:, None] * (1 + np.asarray(GRID.depths))[None]
+    # seven inputs are spread over ten units, each of which has variance sigma_w^2
+    expected = expected + np.log(10 / 7) / 2
     found = result.log_s.isel(activation=0, input=0).transpose("seed", "index", "sigma_w", "depth")
     np.testing.assert_allclose(found, np.broadcast_to(expected, found.shape), atol=1e-10)
 

@@ -28,6 +28,7 @@ def leaky_relu(slope: ArrayLike = 0.01) -> Activation:
         The activation.
 
     Example:
+        >>> import jax
         >>> from jaxstab import theory
         >>> chi = lambda slope: theory.derivative_moment(leaky_relu(slope), 1.0)
         >>> float(jax.grad(chi)(0.25))
@@ -140,6 +141,8 @@ def get(activation: AnyActivation) -> Activation:
     """
     if isinstance(activation, str):
         return _named(activation)
+    if any(activation is known for known in _BUILT_IN.values()):
+        return activation
     if isinstance(activation, Activation):
         found = activation
     elif callable(activation):

@@ -120,7 +120,7 @@ def told_time(seconds: float) -> str:
 
     Example:
         >>> told_time(7.0), told_time(400.0), told_time(4e5)
-        ('7 s', '7 min', '4.6 days')
+        ('7 s', '7 min', '4.63 days')
     """
     if seconds < 100:
         return f"{seconds:.0f} s"
