@@ -89,7 +89,7 @@ def test_every_function_is_called():
 
 
 def _of_stacks(function, *arguments):
-    """Calls of LAPACK with several matrices in a program for a CPU: they wait for XLA's pool, and two for each other."""
+    """Calls of LAPACK with several matrices in a program for a CPU: each waits for the pool, and two for ever."""
     program = jax.jit(function).lower(*arguments).as_text()
     calls = [line for line in program.splitlines() if re.search("custom_call @(lapack|blas)", line)]
     return [line for line in calls if 'num_batch_dims = "0"' not in line]
