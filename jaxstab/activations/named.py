@@ -141,10 +141,10 @@ def get(activation: AnyActivation) -> Activation:
     """
     if isinstance(activation, str):
         return _named(activation)
-    if any(activation is known for known in _BUILT_IN.values()):
-        return activation
     if isinstance(activation, Activation):
         found = activation
+        if any(found is known for known in _BUILT_IN.values()):
+            return found
     elif callable(activation):
         name = getattr(activation, "__name__", type(activation).__name__)
         found = Activation(name, activation)
