@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import numbers
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -93,9 +92,6 @@ class Grid:
             check_ascending(axis, getattr(self, axis))
         if len(self.activations) == 0 or len({get(a).name for a in self.activations}) < len(self.activations):
             raise ValueError(f"activations must be one or more different ones, got {self.activations}")
-        for name in ("sigma_b", "dropout"):
-            if not isinstance(getattr(self, name), numbers.Real):
-                raise ValueError(f"{name} must be one number for all cells, got {getattr(self, name)!r}")
         for name, values in (("sigma_w", self.sigma_w), ("sigma_b", (self.sigma_b,))):
             if not all(math.isfinite(v) and v >= 0 for v in values):
                 raise ValueError(f"{name} must be finite and >= 0, got {getattr(self, name)}")
