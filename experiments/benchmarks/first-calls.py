@@ -17,6 +17,9 @@ CALLS = {
     "import jaxstab": (None, (*PYTHON, "import jaxstab")),
     "import jax": (None, (*PYTHON, "import jax; jax.numpy.ones(1)")),
     "jaxstab --help": (0.7, (*COMMAND, "--help")),
+    # bad input: one line, exit 2
+    "jaxstab sweep --dephts 3": (2.0, (*COMMAND, "sweep", "--dephts", "3")),
+    "jaxstab train --seeds 1000000000": (2.0, (*COMMAND, "train", "--seeds", "1000000000")),
     "jaxstab theory": (
         3.0,
         (*COMMAND, "theory", "--activation", "tanh", "--sigma-w", "1.5", "--sigma-b", "0.3"),
@@ -48,8 +51,10 @@ def timed(command: tuple[str, ...], environment: dict[str, str]) -> tuple[float,
     """Seconds from start to exit, by the clock and of processors."""
     before = os.times()
     start = time.perf_counter()
-    subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, check=True)
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     wall = time.perf_counter() - start
+    if run.returncode not in (0, 2):
+        raise SystemExit(f"{' '.join(command)} failed: {run.stderr}")
     after = os.times()
     processor = after.children_user - before.children_user + after.children_system - before.children_system
     return wall, processor
