@@ -21,6 +21,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, ArrayLike, Float
 
 from jaxstab.checks import check_floating
+from jaxstab.derivatives import custom_jvp
 
 Arrays = tuple[Array, ...]
 Decomposition = Callable[..., Arrays]
@@ -168,7 +169,7 @@ def _floating(a: ArrayLike) -> Array:
     return jnp.asarray(a)
 
 
-@jax.custom_jvp
+@custom_jvp
 def _values(a: Array) -> Array:
     return _one_by_one(_lapack_values, ranks=(1,), cuda=_dilated_values)(a)[0]
 
@@ -179,7 +180,7 @@ def _values_jvp(primals: Arrays, tangents: tuple) -> tuple[Array, Array]:
     return s, jnp.einsum("...mk,...mn,...kn->...k", u, tangents[0], vt)
 
 
-@jax.custom_jvp
+@custom_jvp
 def _svd(a: Array) -> Arrays:
     return _one_by_one(_lapack_svd, ranks=(2, 1, 2))(a)
 
@@ -203,7 +204,7 @@ def _svd_jvp(primals: Arrays, tangents: tuple) -> tuple[Arrays, Arrays]:
     return (u, s, vt), (du, jnp.diagonal(inside, axis1=-2, axis2=-1), dv.mT)
 
 
-@jax.custom_jvp
+@custom_jvp
 def _qr(a: Array) -> Arrays:
     return _one_by_one(_lapack_qr, ranks=(2, 2))(a)
 
@@ -226,15 +227,31 @@ def _qr_jvp(primals: Arrays, tangents: tuple) -> tuple[Arrays, Arrays]:
     return (q, r), (dq, dr)
 
 
-@jax.custom_jvp
+@custom_jvp
 def _eigenvalues(a: Array) -> Array:
     return _one_by_one(_lapack_eigh, ranks=(1, 2))(a)[0]
 
 
 @_eigenvalues.defjvp
 def _eigenvalues_jvp(primals: Arrays, tangents: tuple) -> tuple[Array, Array]:
-    values, vectors = _one_by_one(_lapack_eigh, ranks=(1, 2))(*primals)
+    values, vectors = _eigh(*primals)
     return values, jnp.einsum("...mk,...mn,...nk->...k", vectors, tangents[0], vectors)
+
+
+@custom_jvp
+def _eigh(a: Array) -> Arrays:
+    return _one_by_one(_lapack_eigh, ranks=(1, 2))(a)
+
+
+@_eigh.defjvp
+def _eigh_jvp(primals: Arrays, tangents: tuple) -> tuple[Arrays, Arrays]:
+    values, vectors = _eigh(*primals)
+    da = jnp.asarray(tangents[0])
+    inside = vectors.mT @ ((da + da.mT) / 2) @ vectors
+    eye = jnp.eye(values.shape[-1], dtype=values.dtype)
+    gap = values[..., None, :] - values[..., :, None]
+    turn = (1 - eye) / (gap + eye)
+    return (values, vectors), (jnp.diagonal(inside, axis1=-2, axis2=-1), vectors @ (turn * inside))
 
 
 def _lapack_values(a: Array) -> Arrays:

@@ -93,6 +93,7 @@ def test_a_wide_qr_has_derivatives_too():
 def test_second_derivatives():
     check_grads(decompositions.singular_values, (TALL[0, 0],), order=2, atol=1e-4, rtol=1e-4)
     check_grads(lambda a: decompositions.qr(a)[1], (TALL[0, 0],), order=2, atol=1e-4, rtol=1e-4)
+    check_grads(decompositions.eigenvalues, (SQUARE[0, 0],), order=2, atol=1e-4, rtol=1e-4)
 
 
 def test_equal_singular_values_have_finite_derivatives_of_their_sum():

@@ -7,13 +7,19 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from jaxstab.derivatives import custom_jvp
+
 Function = Callable[[Array], Array]
 
 
 def _with_derivative(phi: Function, derivative: Function) -> Function:
     """phi, with a derivative that keeps its digits in the tails."""
-    known = jax.custom_jvp(phi)
-    known.defjvps(lambda dz, _, z: derivative(z) * dz)
+    known = custom_jvp(phi)
+
+    @known.defjvp
+    def rule(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+        return known(*primals), derivative(*primals) * tangents[0]
+
     return known
 
 

@@ -7,10 +7,11 @@ differentiation would divide by sqrt(1 - c^2), that theorem is the derivative ru
 
 from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
+
+from jaxstab.derivatives import custom_jvp
 
 
 def _identity(q: Array, c: Array) -> tuple[Array, Array]:
@@ -50,7 +51,7 @@ _CUBIC = [(-1.0) ** (k + 1) * 2 * k / _factorial(2 * k + 1) for k in range(1, 10
 _QUINTIC = [(-1.0) ** k * (k - 1) * 2.0 ** (2 * k + 1) / _factorial(2 * k + 1) for k in range(2, 14)]
 
 
-@jax.custom_jvp
+@custom_jvp
 def _both_positive(c: Array) -> Array:
     """P(z1 > 0, z2 > 0)."""
     return _opening(c) / (2 * np.pi)
@@ -64,7 +65,7 @@ def _both_positive_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[A
     return _both_positive(c), dc / sine
 
 
-@jax.custom_jvp
+@custom_jvp
 def _product_of_hinges(c: Array) -> Array:
     """E relu(z1) relu(z2) at q = 1."""
     delta = _opening(c)
@@ -80,7 +81,7 @@ def _product_of_hinges_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tup
     return _product_of_hinges(c), _both_positive(c) * dc
 
 
-@jax.custom_jvp
+@custom_jvp
 def _product_of_squares(c: Array) -> Array:
     """E relu(z1)^2 relu(z2)^2 at q = 1."""
     delta, cosine = _opening(c), jnp.clip(c, -1.0, 1.0)
@@ -132,7 +133,7 @@ def _erf(q: Array, c: Array) -> tuple[Array, Array]:
     return covariance, 4 / np.pi / jnp.sqrt(below) / jnp.sqrt(above)
 
 
-@jax.custom_jvp
+@custom_jvp
 def _even_and_odd(q: Array, c: Array) -> tuple[Array, Array]:
     """e^-q cosh(q c) and e^-q sinh(q c)."""
     size = jnp.abs(c)

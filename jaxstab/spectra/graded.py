@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxstab import decompositions
+from jaxstab.derivatives import custom_jvp
 from jaxstab.norms import varying_like
 
 # random perturbations that are followed
@@ -235,7 +236,7 @@ def sorted_rows(lengths: Float[Array, " m"], graded: Graded) -> tuple[Int[Array,
     return order, jax.tree.map(lambda leaf: leaf[order], graded)
 
 
-@jax.custom_jvp
+@custom_jvp
 def qr(factor: Float[Array, "n m"], within: Bool[Array, " m"]) -> tuple[Float[Array, "n p"], Float[Array, "p m"]]:
     """QR, whose derivative keeps the rank as it is.
 

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxstab import decompositions
+from jaxstab.derivatives import custom_jvp
 from jaxstab.norms import varying_like
 from jaxstab.spectra.graded import Graded, coupled, difference, log_lengths, qr, sorted_rows
 
@@ -130,7 +131,7 @@ class Settled(NamedTuple):
     vectors: Float[Array, "m m"] | None
 
 
-@jax.custom_jvp
+@custom_jvp
 def log_values(graded: Graded) -> Float[Array, " m"]:
     """ln of the singular values of diag(e^d) X, descending.
 
@@ -151,7 +152,7 @@ def _log_values_jvp(primals: tuple[Graded], tangents: tuple[Graded]) -> tuple[Ar
     return found.logs, jnp.sum(found.left * (_moved_rows(graded, moved) @ found.right), axis=0)
 
 
-@jax.custom_jvp
+@custom_jvp
 def directions(graded: Graded) -> Directions:
     """Singular values and vectors of diag(e^d) X.
 

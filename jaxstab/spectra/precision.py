@@ -14,6 +14,7 @@ from jax.extend import core
 from jaxtyping import Array, Float, Int, PyTree
 
 from jaxstab.checks import Depths, check_depths, check_floating
+from jaxstab.derivatives import NAME
 from jaxstab.networks import Chain, Params, at_one_input
 from jaxstab.spectra.exact import log_singular_values
 
@@ -22,7 +23,7 @@ SETTINGS = ("highest", "high", "default")
 # emulated: bits behind the point that inputs of products keep; all have float32's exponent
 EMULATED = {"tf32": 10, "bfloat16": 7}
 # primitives that only call a program, which nothing differentiates any more
-CALLS = ("jit", "pjit", "closed_call", "checkpoint", "remat", "remat2", "custom_jvp_call", "custom_vjp_call")
+CALLS = ("jit", "pjit", "closed_call", "checkpoint", "remat", "remat2", "custom_jvp_call", "custom_vjp_call", NAME)
 # a value right to 1 % is off by as much in its logarithm
 RIGHT = 0.01
 
