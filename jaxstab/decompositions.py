@@ -11,7 +11,6 @@ Real matrices only. Derivatives are those of `jax.numpy.linalg`: vectors of equa
 import functools
 import string
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -22,30 +21,13 @@ from jaxtyping import Array, ArrayLike, Float
 
 from jaxstab.checks import check_floating
 from jaxstab.derivatives import custom_jvp
+from jaxstab.devices import one_lapack_thread
 
 Arrays = tuple[Array, ...]
 Decomposition = Callable[..., Arrays]
 
 # width from which BLAS's own threads shorten a single decomposition
 WIDE = 768
-
-
-@functools.cache
-def one_blas_thread() -> None:
-    """Leave one thread to the BLAS that jaxlib decomposes with, SciPy's; NumPy's own is left alone.
-
-    Threads of its own make decompositions of width 128 twice as long on idle cores, at four times the processor time,
-    and ten times as long on busy ones; they help from width 768 on. Called once per process, by the first
-    decomposition of a narrower matrix on a CPU; `threadpoolctl` can give the threads back afterwards.
-    """
-    # jaxlib loads its BLAS at the first decomposition; only a loaded one can be limited
-    import scipy.linalg  # noqa: F401
-    from threadpoolctl import ThreadpoolController
-
-    libraries = ThreadpoolController()
-    paths = [library["filepath"] for library in libraries.info() if library["user_api"] == "blas"]
-    others = [path for path in paths if not any(part.startswith("numpy") for part in Path(path).parts[-3:])]
-    libraries.select(filepath=others).limit(limits=1)
 
 
 def singular_values(a: Float[ArrayLike, "*batch m n"]) -> Float[Array, "*batch k"]:
@@ -296,7 +278,7 @@ def _one_by_one(decompose: Decomposition, ranks: tuple[int, ...], cuda: Decompos
     @custom_vmap
     def stacked(*stacks: Array) -> Arrays:
         if min(stacks[0].shape[-2:]) < WIDE and jax.default_backend() == "cpu":
-            one_blas_thread()
+            one_lapack_thread()
         if stacks[0].ndim == 2:
             return decompose(*stacks)
         shared_out = functools.partial(_shared_out, decompose, ranks)

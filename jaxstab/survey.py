@@ -6,6 +6,7 @@ points, the phase diagram and the verdicts.
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,7 +18,20 @@ from jaxstab import theory
 from jaxstab.activations import Activation
 from jaxstab.extras import extra
 from jaxstab.records import Data
-from jaxstab.sweeps import Grid, ProgressBar, Record, jacobian, labelled, run, samples, signal, with_coordinates
+from jaxstab.sweeps import (
+    Grid,
+    ProgressBar,
+    Record,
+    as_attributes,
+    jacobian,
+    labelled,
+    run,
+    run_into,
+    samples,
+    settings,
+    signal,
+    with_coordinates,
+)
 from jaxstab.verdicts import judge
 
 with extra("run"):
@@ -27,30 +41,68 @@ with extra("run"):
 FINE = 65
 
 
-def survey(grid: Grid, data: Data, *, chunk_size: int | None = None, progress: ProgressBar = iter) -> xr.Dataset:
+def survey(
+    grid: Grid,
+    data: Data,
+    *,
+    into: str | Path | None = None,
+    chunk_size: int | None = None,
+    progress: ProgressBar = iter,
+) -> xr.Dataset:
     """Measure, predict and judge every cell of a grid.
 
     Args:
         grid: the grid.
         data: examples to measure at.
+        into: a folder that keeps what is measured, in the stores `parts`: the same call goes on where a stopped one
+            stood. None to keep nothing.
         chunk_size: cells computed at once; None to fit them into memory.
-        progress: wraps each sequence of steps: the chunks of two measures, then the activations twice.
+        progress: wraps each sequence of steps: the groups of two measures, then the activations twice.
 
     Returns:
         Measured profiles over (activation, seed, sigma_w, input, ...) and spectra at each seed's first input, with
         `predicted_*`, `fixed_point_*`, the phase diagram and the verdicts beside them.
+
+    Raises:
+        ValueError: if data or grid do not fit, or a store is of another sweep; says what differs.
     """
-    signals = run(grid, signal, data, chunk_size=chunk_size, progress=progress)
-    one_input = dataclasses.replace(grid, inputs=1)
-    spectra = run(one_input, jacobian, data, chunk_size=chunk_size, progress=progress).isel(input=0, drop=True)
+    measured = _measured(grid, data, into, chunk_size, progress)
     x, other, _ = samples(grid, data)
     predicted = predict(grid, data.x.shape[1], float(np.mean(x * other)), progress)
-    measured = xr.merge([signals, spectra], combine_attrs="drop_conflicts").assign_attrs(signals.attrs)
     beside = predicted.rename({name: f"predicted_{name}" for name in predicted if name in measured})
-    parts = [measured, beside, phase_diagram(grid, progress=progress), depth_scales(grid)]
+    pieces = [measured, beside, phase_diagram(grid, progress=progress), depth_scales(grid)]
     # a network of a batch, or one with dense skips, has more singular values than the plain one that theory sees
-    dataset = xr.merge(parts, join="outer", compat="no_conflicts", combine_attrs="override")
-    return dataset.merge(judge(dataset)).assign_attrs(signals.attrs)
+    dataset = xr.merge(pieces, join="outer", compat="no_conflicts", combine_attrs="override")
+    return dataset.merge(judge(dataset)).assign_attrs(as_attributes(settings(grid, data)))
+
+
+def parts(into: str | Path) -> tuple[Path, Path]:
+    """Where a survey keeps what it has measured.
+
+    Args:
+        into: the folder.
+
+    Returns:
+        The stores of the profiles and of the spectra.
+    """
+    return Path(into) / "profiles.zarr", Path(into) / "spectra.zarr"
+
+
+def _measured(
+    grid: Grid, data: Data, into: str | Path | None, chunk_size: int | None, progress: ProgressBar
+) -> xr.Dataset:
+    """Profiles at all inputs, and spectra at each seed's first."""
+    one_input = dataclasses.replace(grid, inputs=1)
+    if into is None:
+        signals = run(grid, signal, data, chunk_size=chunk_size, progress=progress)
+        spectra = run(one_input, jacobian, data, chunk_size=chunk_size, progress=progress)
+    else:
+        profiles, values = parts(into)
+        signals = run_into(profiles, grid, signal, data, chunk_size=chunk_size, progress=progress)
+        spectra = run_into(values, one_input, jacobian, data, chunk_size=chunk_size, progress=progress)
+    measured = [signals, spectra.isel(input=0, drop=True)]
+    # all cells are computed: what says so, and attributes that a store adds, are left out
+    return xr.merge([part.drop_vars("done", errors="ignore").drop_attrs() for part in measured])
 
 
 def predict(grid: Grid, d_in: int, c0: float, progress: ProgressBar = iter) -> xr.Dataset:

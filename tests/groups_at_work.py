@@ -84,10 +84,10 @@ def started(target, *args, **kwargs):
     return process
 
 
-def wait_for(condition):
-    deadline = time.monotonic() + 30
+def wait_for(condition, seconds=30):
+    deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "waited 30 s"
+        assert time.monotonic() < deadline, f"waited {seconds} s"
         time.sleep(0.002)
 
 

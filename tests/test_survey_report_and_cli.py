@@ -4,18 +4,25 @@ import base64
 import io
 import json
 import re
+import signal
+import subprocess
+import sys
 from html.parser import HTMLParser
+from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 import pandas as pd
 import pytest
+from groups_at_work import files, wait_for
 
 from jaxstab import cli, datasets, report, store, survey, sweeps
+from jaxstab.cli import interrupts
 from jaxstab.cli.arguments import parse
 from jaxstab.cli.sweep import Sweep
 from jaxstab.cli.theory import _strict
 
+ROOT = Path(__file__).parent.parent
 FLAGS = (
     "sweep --data digits --depths 1 2 5 --sigma-w 0.7 1.4 2.8 --activations erf relu --seeds 2 --width 24 --inputs 1"
 )
@@ -139,10 +146,67 @@ def test_status_of_a_sweep(ran, capsys):
         assert said.startswith("a sweep over 2 activations, 3 gains, 2 seeds") and said.endswith("finished\n")
 
 
-def test_sweep_refuses_an_existing_store_at_once(ran, capsys):
+def test_sweep_refuses_the_store_of_another_at_once(ran, capsys):
     before = sorted(p.stat().st_mtime_ns for p in ran[1].rglob("*"))
-    assert "exists; pass --overwrite" in _fails(capsys, *FLAGS.split(), "--out", ran[1])
+    said = _fails(capsys, *FLAGS.split(), "--width", 25, "--out", ran[1])
+    assert "exists; pass --overwrite" in said and "width: 24 -> 25" in said
     assert before == sorted(p.stat().st_mtime_ns for p in ran[1].rglob("*"))
+
+
+def test_sweep_once_finished_has_nothing_left_to_do(ran, capsys):
+    before = files(ran[1] / "store.zarr")
+    (ran[1] / "report.html").unlink()
+    assert cli.main([*FLAGS.split(), "--out", str(ran[1])]) == 0
+    assert "nothing was left to do" in capsys.readouterr().out
+    assert files(ran[1] / "store.zarr") == before and (ran[1] / "report.html").exists()
+    kept = {path.name for path in ran[1].iterdir()}
+    assert kept == {"store.zarr", "store.zarr.runs", "report.html"}, "no litter"
+
+
+def _interrupted(monkeypatch, steps):
+    """Have the command be told to stop after so many steps."""
+    left = iter(range(steps))
+
+    def check():
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(interrupts, "check", check)
+
+
+def test_a_sweep_that_is_stopped_goes_on_to_the_same_bytes(ran, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "stopped"
+    command = [*FLAGS.split(), "--out", str(out)]
+    # killed without a word as soon as something is kept
+    script = "import sys; from jaxstab.cli import main; sys.exit(main())"
+    killed = subprocess.Popen([sys.executable, "-c", script, *command], cwd=ROOT, stdout=subprocess.DEVNULL)
+    profiles, spectra = survey.parts(out)
+    wait_for(lambda: killed.poll() is not None or (profiles.exists() and store.progress(profiles).done), 200)
+    # stopped in its tracks, it has the groups still
+    killed.send_signal(signal.SIGSTOP)
+    assert cli.main(command) == 2
+    assert f"is being made by pid {killed.pid} on" in capsys.readouterr().err
+    assert cli.main(["status", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert "profiles: " in said and f"at work: pid {killed.pid} on" in said
+    killed.kill()
+    assert killed.wait() == -signal.SIGKILL
+    done = store.progress(profiles).done
+    groups = store.progress(profiles).groups
+    assert done >= 1
+    # the rest of the profiles, and one group of spectra
+    with monkeypatch.context() as patch:
+        _interrupted(patch, groups - done + 1)
+        assert cli.main(command) == interrupts.STOPPED
+    assert "the same command goes on from there" in capsys.readouterr().err
+    assert store.progress(spectra).done == 1 and not (out / "store.zarr").exists()
+    other = _fails(capsys, *command, "--seeds", 3)
+    assert "holds another sweep (seeds: 2 -> 3" in other and "pass --overwrite" in other
+    # drawing the page is tested elsewhere
+    monkeypatch.setattr(report, "write", lambda *_: None)
+    assert cli.main(command) == 0
+    assert files(out / "store.zarr") == files(ran[1] / "store.zarr")
+    assert not profiles.exists() and not spectra.exists()
 
 
 @pytest.mark.parametrize(

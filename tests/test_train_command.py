@@ -32,7 +32,7 @@ def start(tmp_path_factory):
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     kept = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled"))}
     kept |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}
-    environment = os.environ | {"NPROC": "1"} | kept
+    environment = os.environ | kept
     return lambda out, *more: subprocess.Popen([*command, "--out", str(out), *more], cwd=ROOT, env=environment, **pipes)
 
 

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import optimize, stats
 
-from jaxstab import activations, networks, propagation, spectra, sweeps, theory
+from jaxstab import activations, networks, propagation, spectra, theory
+from jaxstab.devices import one_blas_thread
 
 WEIGHTS = ("gaussian", "orthogonal")
 GAIN = 1.05  # sigma_w^2 phi'(0)^2 of the saturating activations; Pennington et al. train tanh at 1.05
@@ -275,7 +276,7 @@ def main(argv=None):
     parser.add_argument("--small", action="store_true", help="narrow, shallow, three activations")
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[2] / "runs" / Path(__file__).parent.name)
     arguments = parser.parse_args(argv)
-    with jax.enable_x64(True), sweeps.one_blas_thread():
+    with jax.enable_x64(True), one_blas_thread():
         arrays, measured = measure(SMALL if arguments.small else Setting())
     arguments.out.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(arguments.out / "result.npz", **arrays)

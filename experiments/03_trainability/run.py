@@ -6,13 +6,13 @@ Networks are trained into a store, DIR/trained.zarr: a run that is stopped goes 
 import argparse
 import dataclasses
 import json
-import sys
 from pathlib import Path
 
 import jax
 import numpy as np
+from tqdm import tqdm
 
-from jaxstab import cli, store, trainability
+from jaxstab import datasets, devices, trainability
 
 SIGMA_B = 0.05**0.5
 CHANCE = 0.1
@@ -31,14 +31,19 @@ class Setting:
     lengths: tuple[int, int] = (100, 300)  # numbers of steps after which accuracy is judged
     seeds: int = 1
 
-    def flags(self, out):
-        """The words of `jaxstab train`."""
-        settings = {
-            "out": [out], "data": [self.data], "depths": self.depths, "sigma-w": np.sqrt(self.variances).tolist(),
-            "sigma-b": [SIGMA_B], "learning-rates": [self.learning_rate], "width": [self.width],
-            "batch": [self.batch], "steps": [self.lengths[1]], "evaluate": [self.lengths[0]], "seeds": [self.seeds],
-        }  # fmt: skip
-        return ["train", *(word for name, values in settings.items() for word in (f"--{name}", *map(str, values)))]
+    def grid(self):
+        """What is trained."""
+        return trainability.Grid(
+            depths=self.depths,
+            sigma_w=np.sqrt(self.variances).tolist(),
+            sigma_b=(SIGMA_B,),
+            learning_rates=(self.learning_rate,),
+            width=self.width,
+            batch=self.batch,
+            steps=self.lengths[1],
+            evaluate=(self.lengths[0],),
+            seeds=self.seeds,
+        )
 
 
 SMALL = Setting(
@@ -102,11 +107,11 @@ def main(argv=None):
     arguments = parser.parse_args(argv)
     setting = SMALL if arguments.small else FULL if arguments.full else Setting()
     place = arguments.out / "trained.zarr"
-    code = cli.main(setting.flags(place))
-    if code:
-        sys.exit(code)
+    trained = trainability.run_into(
+        place, setting.grid(), trainability.divided(datasets.load(setting.data)), progress=tqdm
+    )
     with jax.enable_x64(True):
-        arrays, measured = measure(trainability.summarise(trainability.restored(store.load_groups(place)), CHANCE))
+        arrays, measured = measure(trainability.summarise(trained, CHANCE))
     np.savez_compressed(arguments.out / "result.npz", **arrays)
     whole = measured | {"setting": dataclasses.asdict(setting)}
     (arguments.out / "measured.json").write_text(json.dumps(whole, indent=1) + "\n")
@@ -116,4 +121,5 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
+    devices.divide_cpu()
     main()

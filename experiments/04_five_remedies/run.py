@@ -18,8 +18,8 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, PartitionSpec
 
-from jaxstab import clipping, datasets, initializers, networks, store, sweeps
-from jaxstab.cli.faults import divide_cpu
+from jaxstab import clipping, datasets, initializers, networks, store
+from jaxstab.devices import divide_cpu, one_blas_thread, spread
 from jaxstab.trainability import steps_to
 from jaxstab.training import Examples, train
 
@@ -170,15 +170,15 @@ def program(mlp, setting, clip, updates):
     def share(which, rates, *rest):
         return jax.lax.map(lambda one: run(*one, *rest), (which, rates))
 
-    mesh = Mesh(np.array(sweeps.usable_devices(decomposing=False)), ("run",))
+    mesh = Mesh(np.array(jax.local_devices()), ("run",))
     here, everywhere = PartitionSpec("run"), PartitionSpec()
-    return sweeps.spread(share, mesh, (here, here, *[everywhere] * 4), here)
+    return spread(share, mesh, (here, here, *[everywhere] * 4), here)
 
 
 def runs(setting, cure, depth, params, data, seeds, rates, updates):
     """The runs of every seed at every rate, seed within rate."""
     which, at = np.tile(seeds, len(rates)), np.repeat(rates, len(seeds))
-    size = 2 * len(sweeps.usable_devices(decomposing=False))  # of a group, so that however many runs share one program
+    size = 2 * jax.local_device_count()  # of a group, so that however many runs share one program
     groups = [np.resize(np.arange(i, min(i + size, len(at))), size) for i in range(0, len(at), size)]
     mlp = network(setting, cure, params.depth).clone(weights="gaussian")  # drawn already: draws share one program
     trained = program(mlp, setting, cure.clip, updates)
@@ -389,11 +389,11 @@ def main(argv=None):
         parser.error("--full needs --data-path, the folder of MNIST's IDX files; scripts/fetch_mnist makes one")
     setting = SMALL if arguments.small else FULL if arguments.full else Setting()
     # orthogonal weights are decompositions
-    with sweeps.one_blas_thread():
+    with one_blas_thread():
         measured = measure(setting, arguments.out / "runs.zarr", arguments.data_path)
     (arguments.out / "measured.json").write_text(json.dumps(measured, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    divide_cpu(None, decomposing=False)
+    divide_cpu()
     main()

@@ -27,7 +27,7 @@ def main() -> None:
             subprocess.run([sys.executable, __file__, part, *flags], check=True)
         return
     start = time.perf_counter()
-    PARTS[parts[0]].report(*session.begin(args, decomposing=PARTS[parts[0]] is not gradients))
+    PARTS[parts[0]].report(*session.begin(args))
     print(f"[{parts[0]}: {time.perf_counter() - start:.0f} s]", flush=True)
 
 

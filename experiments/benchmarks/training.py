@@ -14,7 +14,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--cells", type=int, nargs="+", default=[], help="numbers of trainings to scale ours to")
     args = parser.parse_args()
-    settings, rate = session.begin(args, decomposing=False)
+    settings, rate = session.begin(args)
     start = time.perf_counter()
     report(settings, rate, args.steps or (20 if args.small else 100), args.width, args.cells)
     print(f"[training: {time.perf_counter() - start:.0f} s]", flush=True)

@@ -49,7 +49,7 @@ _COMMANDS = {
         "train",
     ),
     "status": _Command(
-        "Say how far a store of trainings is, who works on it, and what failed.",
+        "Say how far a sweep or a store of trainings is, who works on it, and what failed.",
         "Status",
         "print_status",
     ),

@@ -8,7 +8,7 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 STOPPED = 130
@@ -76,6 +76,26 @@ def orderly() -> Iterator[None]:
     check()
     # after an interruption what is kept is still to be reported, so only a normal end comes here
     _state.orderly = before
+
+
+@contextlib.contextmanager
+def resumable(told: Callable[[], str]) -> Iterator[None]:
+    """Keep what is finished when a signal comes, and say in the last line how to go on.
+
+    Args:
+        told: how far the command is, in words.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        KeyboardInterrupt: with that line, if a signal came.
+    """
+    try:
+        with orderly():
+            yield
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(f"{told()}; the same command goes on from there") from error
 
 
 def check() -> None:

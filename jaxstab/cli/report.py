@@ -45,7 +45,10 @@ def write_report(settings: Report) -> None:
     with reading(url):
         # what a sweep holds, and no store of trainings does
         of_sweep = "verdict" in found
-        page = report.write(found, target) if of_sweep else report.write_trained(_summary(found, url), target)
+        if of_sweep:
+            page = report.write(found.assign_attrs(history.told(url)), target)
+        else:
+            page = report.write_trained(_summary(found, url), target)
     print(f"report: {page}")
 
 

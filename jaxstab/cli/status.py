@@ -2,19 +2,20 @@
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import tyro
 
-from jaxstab import store
+from jaxstab import store, survey
 from jaxstab.cli.faults import reading
 
 
 @dataclasses.dataclass(frozen=True)
 class Status:
-    """Say how far a store of trainings is, who works on it, and what failed."""
+    """Say how far a sweep or a store of trainings is, who works on it, and what failed."""
 
     store: Annotated[str, tyro.conf.Positional]
     """The store, such as runs/trained.zarr, runs/main/store.zarr or the folder that holds it."""
@@ -30,43 +31,64 @@ def print_status(settings: Status) -> None:
         UserError: if there is no such store, or it is damaged.
     """
     url = settings.store
-    if "://" not in url and (Path(url) / "store.zarr").exists():
-        url = str(Path(url) / "store.zarr")
+    whole = Path(url) / "store.zarr"
+    unfinished = [part for part in survey.parts(url) if "://" not in url and part.exists()]
+    if "://" not in url and whole.exists():
+        url = str(whole)
     with reading(url):
-        # a sweep is there whole or not at all, and has no progress
-        lines = _of_sweep(url) or _of_trainings(url, store.progress(url))
+        if _is_sweep(url):
+            lines = _of_sweep(url)
+        elif unfinished:
+            lines = _of_parts(whole, unfinished)
+        else:
+            lines = _of_groups(url, store.progress(url))
     print("\n".join(lines))
 
 
+def _is_sweep(url: str) -> bool:
+    """Whether this is the store of a finished sweep, whose variables are folders."""
+    return "://" not in url and (Path(url) / "verdict").is_dir()
+
+
 def _of_sweep(url: str) -> list[str]:
-    """What a sweep's store holds; nothing if it is none."""
-    # its variables are folders; what a store of trainings holds is not read
-    if "://" in url or not (Path(url) / "verdict").is_dir():
-        return []
-    kept = store.load(url)
-    of = kept.attrs
+    """What a finished sweep's store holds."""
+    of = store.attributes(url)
     grid = json.loads(of["grid"])
     return [
-        f"a sweep over {kept.sizes['activation']} activations, {kept.sizes['sigma_w']} gains, {grid['seeds']} seeds",
-        f"depths {grid['depths']}, width {grid['width']}, data {of.get('data')}, of {of.get('created')}",
+        f"a sweep over {len(grid['activations'])} activations, {len(grid['sigma_w'])} gains, {grid['seeds']} seeds",
+        f"depths {grid['depths']}, width {grid['width']}, data {of.get('data')}",
         "finished",
     ]
 
 
-def _of_trainings(url: str, progress: store.Progress) -> list[str]:
-    """How far a store of trainings is."""
+def _of_parts(whole: Path, parts: Sequence[Path]) -> list[str]:
+    """How far a sweep is that is not finished."""
+    lines = [f"{part.stem}: {line}" for part in parts for line in _groups_done(store.progress(part))]
+    return [*lines, _at_work(str(whole))]
+
+
+def _of_groups(url: str, progress: store.Progress) -> list[str]:
+    """How far a store of groups is."""
     grid = progress.settings["grid"]
-    first = store.column(url, "first_nonfinite")
-    torn = [f"{progress.torn} groups are torn; the command that made the store computes them again"]
-    unread = ["judged by the lengths of files, not by every byte"]
-    return [
-        f"{progress.done} of {progress.groups} groups done, {100 * progress.done // progress.groups} %",
-        *(torn if progress.torn else []),
-        *([] if progress.read else unread),
-        f"depths {grid['depths']}, {len(grid['sigma_w'])} gains, {grid['seeds']} seeds, {grid['steps']} steps",
-        f"{np.sum(first == 0)} networks were not finite from the start, {np.sum(first > 0)} later",
-        "finished" if progress.done == progress.groups else _at_work(url),
-    ]
+    lines = _groups_done(progress)
+    about = f"depths {grid['depths']}, {len(grid['sigma_w'])} gains, {grid['seeds']} seeds"
+    if "measure" in progress.settings:
+        lines.append(f"{about}, measured {progress.settings['measure']['name']}")
+    else:
+        first = store.column(url, "first_nonfinite")
+        lines.append(f"{about}, {grid['steps']} steps")
+        lines.append(f"{np.sum(first == 0)} networks were not finite from the start, {np.sum(first > 0)} later")
+    return [*lines, "finished" if progress.done == progress.groups else _at_work(url)]
+
+
+def _groups_done(progress: store.Progress) -> list[str]:
+    """How many groups of a store are there, in words."""
+    lines = [f"{progress.done} of {progress.groups} groups done, {100 * progress.done // progress.groups} %"]
+    if progress.torn:
+        lines.append(f"{progress.torn} groups are torn; the command that made the store computes them again")
+    if not progress.read:
+        lines.append("judged by the lengths of files, not by every byte")
+    return lines
 
 
 def _at_work(url: str) -> str:

@@ -1,19 +1,22 @@
 """`jaxstab sweep`: measure a grid of networks, predict the same, and write a store and a report."""
 
+import contextlib
 import dataclasses
+import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+import xarray as xr
 from tqdm import tqdm
 
-from jaxstab import datasets, networks, store, survey, sweeps
-from jaxstab.cli import interrupts
+from jaxstab import datasets, networks, records, store, survey, sweeps
+from jaxstab.cli import history, interrupts
 from jaxstab.cli.arguments import choice
-from jaxstab.cli.faults import check_memory, check_networks, divide_cpu, told_time, users_fault
+from jaxstab.cli.faults import UserError, check_memory, check_networks, divide_cpu, told_time, users_fault
 
 _DEFAULTS = sweeps.Grid()
 # seconds that the defaults take on two cores: to measure, and to compile and predict an activation
@@ -28,11 +31,12 @@ class Sweep:
     For every depth, gain, activation and seed: the forward profile (length, correlation, saturation, dead units),
     the gradient of the loss at every layer, and the singular values of the input-output Jacobian; beside each its
     mean-field prediction (of plain networks: no norm, skip or dropout). The defaults take about two minutes on two
-    cores.
+    cores. A run that stops for any reason goes on where it was when the same command is given again.
     """
 
     out: Path = Path("runs/main")
-    """Folder for the results: OUT/store.zarr (labelled arrays) and OUT/report.html."""
+    """Folder for the results: OUT/store.zarr (labelled arrays) and OUT/report.html; until they are finished, what is
+    measured is in OUT/profiles.zarr and OUT/spectra.zarr."""
     data: str = "mnist-5k"
     """mnist-5k, digits, mnist (with --data-path), or an .npz file holding x and y."""
     data_path: Path | None = None
@@ -70,7 +74,7 @@ class Sweep:
     cpu_devices: int | None = None
     """Parts into which JAX divides the CPU; one per core unless given."""
     overwrite: bool = False
-    """Replace an existing store."""
+    """Replace a store of other settings, finished or not, or measure a finished one anew."""
     config: Path | None = None
     """TOML file with any of these settings; flags override it."""
     dry_run: bool = False
@@ -92,6 +96,7 @@ def sweep(settings: Sweep) -> None:
 
     Raises:
         UserError: if settings, data or place do not fit.
+        KeyboardInterrupt: when told to stop; what is finished is kept.
     """
     place = settings.out / "store.zarr"
     page = settings.out / "report.html"
@@ -106,21 +111,108 @@ def sweep(settings: Sweep) -> None:
         check_memory("the results", _results(grid))
         plans = _plans(grid, data.x.shape[1], settings.chunk_size)
         for measure, plan in plans.items():
-            check_memory(f"a chunk of {measure}", plan.memory)
-        if not settings.dry_run:
-            store.check_writable(place, settings.overwrite)
+            check_memory(f"groups of {measure}", plan.memory * len(jax.local_devices()))
+        finished = not settings.dry_run and _is_finished(settings, place, grid, data)
     print(_header(grid, plans), flush=True)
     if settings.dry_run:
         return
-    steps = sum(plan.chunks + plan.compiles for plan in plans.values())
-    with tqdm(total=steps, unit="step", dynamic_ncols=True, mininterval=0.5) as bar:
-        dataset = survey.survey(grid, data, chunk_size=settings.chunk_size, progress=_progress(bar))
+    total = sum(plan.groups for plan in plans.values())
+    if finished and page.exists() and not any(part.exists() for part in survey.parts(settings.out)):
+        print(f"nothing was left to do\nstore:  {place}\nreport: {page}")
+        return
     from jaxstab import report  # matplotlib takes a second to import, and bad settings are to be told sooner
 
-    with users_fault(), interrupts.orderly():
-        store.save(dataset, place, settings.overwrite)
-        report.write(store.load(place), page)
+    def told() -> str:
+        return f"{_kept(settings.out)} of {total} groups are in {settings.out}"
+
+    with users_fault(), interrupts.resumable(told), store.owned(place):
+        if finished:
+            print("nothing was left to do")
+        else:
+            _make(settings, place, grid, data, total)
+        for part in survey.parts(settings.out):
+            store.remove(part)
+        if not (finished and page.exists()):
+            report.write(store.load(place).assign_attrs(history.told(str(place))), page)
     print(f"store:  {place}\nreport: {page}")
+
+
+def _is_finished(settings: Sweep, place: Path, grid: sweeps.Grid, data: records.Data) -> bool:
+    """Whether the store of this very sweep is there; a place that cannot be used is refused."""
+    for part, of in zip(survey.parts(settings.out), (grid, dataclasses.replace(grid, inputs=1)), strict=True):
+        changed = "" if settings.overwrite else _changed(part, sweeps.settings(of, data))
+        if changed:
+            raise UserError(f"{part} holds another sweep ({changed}); choose another place, or pass --overwrite")
+    try:
+        store.check_writable(place, settings.overwrite)
+    except FileExistsError as error:
+        if not _is_ours(place):
+            raise
+        changed = _changed(place, sweeps.as_attributes(sweeps.settings(grid, data)))
+        if changed:
+            raise UserError(f"{error}: it holds another sweep ({changed})") from error
+        return True
+    return False
+
+
+def _is_ours(place: Path) -> bool:
+    """Whether there is a store whose root is whole."""
+    with contextlib.suppress(ValueError):
+        return bool(store.attributes(place))
+    return False
+
+
+def _changed(place: Path, wanted: Mapping[str, Any]) -> str:
+    """What differs between the settings of a store and those that are wanted; nothing if there is no store."""
+    if not _is_ours(place):
+        return ""
+    kept = store.attributes(place)
+    both = ({name: _decoded(of.get(name)) for name in wanted} for of in (kept, wanted))
+    return store.differences(*both)
+
+
+def _decoded(value: Any) -> Any:
+    """A setting out of an attribute, which may be JSON."""
+    with contextlib.suppress(ValueError):
+        return json.loads(value) if isinstance(value, str) else value
+    return value
+
+
+def _make(settings: Sweep, place: Path, grid: sweeps.Grid, data: records.Data, total: int) -> None:
+    """Measure what is not measured yet, predict, judge, and write the whole."""
+    begun = _kept(settings.out)
+    # the groups of two measures, then every activation twice
+    steps = total + 2 * len(grid.activations)
+    try:
+        with tqdm(total=steps, initial=begun, unit="step", dynamic_ncols=True, mininterval=0.5) as bar:
+            dataset = _surveyed(settings, grid, data, _progress(bar))
+    finally:
+        cells = len(grid.activations) * len(grid.sigma_w) * grid.seeds
+        history.note(str(place), round(cells * max(0, _kept(settings.out) - begun) / total))
+    store.save(dataset, place, settings.overwrite, made=store.versions())
+
+
+def _surveyed(settings: Sweep, grid: sweeps.Grid, data: records.Data, progress: sweeps.ProgressBar) -> xr.Dataset:
+    """The survey; with --overwrite it begins anew where an unfinished one of other settings is."""
+    kept: dict[str, Any] = {"into": settings.out, "chunk_size": settings.chunk_size, "progress": progress}
+    try:
+        return survey.survey(grid, data, **kept)
+    except store.OtherSweepError as error:
+        if not settings.overwrite:
+            raise UserError(f"{error}, or pass --overwrite to replace it") from error
+    for part in survey.parts(settings.out):
+        store.remove(part)
+    return survey.survey(grid, data, **kept)
+
+
+def _kept(out: Path) -> int:
+    """How many groups of an unfinished sweep are measured."""
+    done = 0
+    for part in survey.parts(out):
+        # what is not there, or is damaged, is measured anew
+        with contextlib.suppress(ValueError, OSError):
+            done += store.progress(part).done
+    return done
 
 
 def _check_size(settings: Sweep) -> None:
@@ -139,23 +231,21 @@ def _results(grid: sweeps.Grid) -> float:
     return 2.0 * np.dtype(grid.dtype).itemsize * networks * (profiles + spectra)
 
 
-def _plans(grid: sweeps.Grid, d_in: int, chunk_size: int | None) -> dict[str, sweeps.Estimate]:
-    """How the two measures of a survey are computed, by what they measure."""
+def _plans(grid: sweeps.Grid, d_in: int, chunk_size: int | None) -> dict[str, sweeps.Plan]:
+    """How the two measures of a survey are cut into groups, by what they measure."""
     one_input = dataclasses.replace(grid, inputs=1)
-    every = len(sweeps.usable_devices(decomposing=False))
-    decomposing = len(sweeps.usable_devices())
     return {
-        "profiles": sweeps.estimate(grid, d_in, chunk_size, every, sweeps.signal),
-        "spectra": sweeps.estimate(one_input, d_in, chunk_size, decomposing, sweeps.jacobian),
+        "profiles": sweeps.plan(grid, d_in, sweeps.signal, chunk_size),
+        "spectra": sweeps.plan(one_input, d_in, sweeps.jacobian, chunk_size),
     }
 
 
-def _header(grid: sweeps.Grid, plans: dict[str, sweeps.Estimate]) -> str:
+def _header(grid: sweeps.Grid, plans: dict[str, sweeps.Plan]) -> str:
     """What is going to be computed, in a line."""
-    devices = sweeps.usable_devices()
+    devices = jax.local_devices()
     each = "; ".join(
-        f"{name}: {plan.chunk[0] * plan.chunk[1]} networks at once in about {plan.memory / 2**20:.0f} MiB, "
-        f"{plan.chunks} chunks, {plan.compiles} compiles"
+        f"{name}: {plan.groups} groups of {plan.group[0] * plan.group[1]} networks in about "
+        f"{plan.memory / 2**20:.0f} MiB each, {plan.programs} programs"
         for name, plan in plans.items()
     )
     return (
@@ -181,8 +271,10 @@ def _rough_time(grid: sweeps.Grid, device: jax.Device) -> str:
 def _progress(bar: tqdm) -> sweeps.ProgressBar:
     """One bar over the steps of measuring and predicting."""
 
-    def wrap(steps: Sequence[Any]) -> Any:
+    def wrap(steps: Iterable[Any]) -> Any:
         for step in steps:
+            # a signal's exception may have been lost in a callback
+            interrupts.check()
             yield step
             bar.update()
 

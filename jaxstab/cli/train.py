@@ -1,19 +1,16 @@
 """`jaxstab train`: train a grid of networks, group by group, into a store that survives."""
 
-import contextlib
 import dataclasses
-import json
 import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 from tqdm import tqdm
 
-from jaxstab import datasets, networks, records, store, sweeps, trainability
+from jaxstab import datasets, networks, store, sweeps, trainability
 from jaxstab.cli import cluster, history, interrupts
 from jaxstab.cli.arguments import choice
 from jaxstab.cli.faults import UserError, check_memory, check_networks, divide_cpu, told_time, users_fault
@@ -138,7 +135,7 @@ def train(settings: Train) -> None:
     Raises:
         KeyboardInterrupt: when told to stop; what is finished is kept.
     """
-    divide_cpu(settings.cpu_devices, decomposing=False)
+    divide_cpu(settings.cpu_devices)
     with users_fault():
         grid, data = _checked(settings)
         # before JAX first looks for its devices
@@ -147,22 +144,16 @@ def train(settings: Train) -> None:
         print(_header(grid, plan, data), flush=True)
         if settings.dry_run:
             return
-        fields = {
-            name: store.Field(one.shape, one.dtype.name, records.dimensions(records.Training, name, len(one.shape)))
-            for name, one in trainability.fields(grid).items()
-        }
-        known = trainability.coordinates(grid, plan)
-        decided = _settings(grid, plan, data)
-        groups = store.open_groups(settings.out, decided, fields, len(plan.groups), plan.size, known)
-    devices = sweeps.usable_devices(decomposing=False)
+        job = trainability.Trainings(grid, plan, data)
+        groups = sweeps.open_store(settings.out, job)
     tally = _Tally()
+
+    def told() -> str:
+        return f"{len(groups.marks())} of {groups.count} groups are in {settings.out}"
+
     try:
-        with (
-            users_fault(),
-            _until_told_to_stop(settings.out, groups),
-            store.claim(groups, part, settings.join) as claim,
-        ):
-            _work(grid, plan, data, claim, devices, tally)
+        with users_fault(), interrupts.resumable(told):
+            sweeps.complete(groups, job, part, settings.join, tally.watching(job))
     finally:
         history.note(settings.out, tally.cells)
     print(tally.line())
@@ -197,7 +188,7 @@ def _planned(settings: Train, grid: trainability.Grid, data: trainability.Split)
 
 def _header(grid: trainability.Grid, plan: trainability.Plan, data: trainability.Split) -> str:
     """What is going to be trained, in a line."""
-    devices = sweeps.usable_devices(decomposing=False)
+    devices = jax.local_devices()
     each = [trainability.flops(grid, v, depth, data) for v in range(len(grid.variants)) for depth in grid.depths]
     work = grid.count // len(each) * sum(each)
     rough = ""
@@ -226,34 +217,7 @@ def split(name: str, path: Path | None) -> trainability.Split:
     whole = datasets.load(name, path)
     if name == "mnist":
         return trainability.Split(whole, datasets.load(name, path, train=False))
-    if len(whole.x) < 2:
-        raise ValueError(f"{name}: one example to train on and one to test on are the least, got {len(whole.x)}")
-    order = np.random.default_rng(0).permutation(len(whole.x))
-    cut = max(1, len(order) // 5)
-    part = lambda at, kind: records.Data(whole.x[at], whole.y[at], f"{whole.name}, {kind}")
-    return trainability.Split(part(order[cut:], "training"), part(order[:cut], "test"))
-
-
-def _settings(grid: trainability.Grid, plan: trainability.Plan, data: trainability.Split) -> dict[str, Any]:
-    """All that decides a number."""
-    return {
-        "grid": json.loads(grid.to_json()),
-        "plan": {"size": plan.size, "lanes": plan.lanes, "programs": plan.programs},
-        "data": {
-            "train": data.train.sha256,
-            "test": data.test.sha256,
-            "name": data.train.name,
-            "classes": data.classes,
-            "chance": data.chance,
-        },
-        "platform": jax.default_backend(),
-        "random": {
-            "generator": str(jax.random.key_impl(jax.random.key(0))),
-            "partitionable": jax.config.jax_threefry_partitionable,  # type: ignore[attr-defined]
-        },
-        "machine": store.machine(),
-        "code": store.code_version(),
-    }
+    return trainability.divided(whole)
 
 
 @dataclasses.dataclass
@@ -279,43 +243,30 @@ class _Tally:
             f"{100 * self.compiling / whole:.0f} % of the time compiling"
         )
 
+    def watching(self, job: trainability.Trainings) -> sweeps.ProgressBar:
+        """Count the groups of a job as they are kept, and show how far it is."""
 
-def _work(
-    grid: trainability.Grid,
-    plan: trainability.Plan,
-    data: trainability.Split,
-    claim: store.Claim,
-    devices: list[jax.Device],
-    tally: _Tally,
-) -> None:
-    """Compute and commit the groups of a claim, counted in the tally."""
-    total = sum(int(np.sum(plan.groups[group].cells >= 0)) for group in claim.pending)
-    with tqdm(total=total, unit="net", dynamic_ncols=True, mininterval=0.5, disable=not total) as bar:
-        batches = claim.batches(len(devices), plan.program)
-        for result in trainability.run(grid, plan, data, batches, pending=claim.pending, devices=devices):
-            interrupts.check()
-            claim.commit(result.group, {name: getattr(result.seen, name) for name in claim.groups.fields})
-            group = plan.groups[result.group]
-            first = np.asarray(result.seen.first_nonfinite)[group.cells >= 0]
-            tally.cells += len(first)
-            tally.at_once += int(np.sum(first == 0))
-            tally.later += int(np.sum(first > 0))
-            tally.working += result.seconds
-            tally.compiling += result.compiling
-            tally.flops += len(first) * trainability.flops(grid, group.variant, group.depth, data)
-            bar.set_postfix_str(f"depth {group.depth}, {tally.compiling:.0f} s compiling", refresh=False)
-            bar.update(len(first))
+        def wrap(results: sweeps.Sized[trainability.Result]) -> Iterator[trainability.Result]:
+            with tqdm(total=len(results), unit="group", dynamic_ncols=True, mininterval=0.5) as bar:
+                for result in results:
+                    # a signal's exception may have been lost in a callback
+                    interrupts.check()
+                    yield result
+                    group = job.plan.groups[result.group]
+                    self._count(result, np.asarray(result.seen.first_nonfinite)[group.cells >= 0])
+                    each = trainability.flops(job.grid, group.variant, group.depth, job.data)
+                    self.flops += each * np.sum(group.cells >= 0)
+                    bar.set_postfix_str(f"depth {group.depth}, {self.compiling:.0f} s compiling", refresh=False)
+                    bar.update()
 
+        return wrap
 
-@contextlib.contextmanager
-def _until_told_to_stop(out: str, groups: store.Groups) -> Iterator[None]:
-    """Keep what is finished when a signal comes, and say in the last line how to go on."""
-    try:
-        with interrupts.orderly():
-            yield
-    except KeyboardInterrupt as error:
-        done = f"{len(groups.marks())} of {groups.count} groups are in {out}"
-        raise KeyboardInterrupt(f"{done}; the same command goes on from there") from error
+    def _count(self, result: trainability.Result, first_nonfinite: np.ndarray) -> None:
+        self.cells += len(first_nonfinite)
+        self.at_once += int(np.sum(first_nonfinite == 0))
+        self.later += int(np.sum(first_nonfinite > 0))
+        self.working += result.seconds
+        self.compiling += result.compiling
 
 
 def _check_size(settings: Train) -> None:

@@ -3,15 +3,15 @@
 from jaxstab.extras import extra
 
 with extra("run"):
-    from jaxstab.store.chunks import Axis, Field
+    from jaxstab.store.chunks import Axis, Field, part
     from jaxstab.store.claims import Claim, claim, runs
-    from jaxstab.store.dataset import check_writable, load, provenance, save
+    from jaxstab.store.dataset import attributes, check_writable, load, provenance, remove, save, versions
     from jaxstab.store.export import check_events, write_events, write_table
     from jaxstab.store.files import check_file, whole_file
     from jaxstab.store.fingerprint import code_version, differences, machine
     from jaxstab.store.groups import Groups
-    from jaxstab.store.locks import Run
-    from jaxstab.store.opening import open_grid, open_groups
+    from jaxstab.store.locks import Run, owned
+    from jaxstab.store.opening import OtherSweepError, open_grid, open_groups
     from jaxstab.store.reading import Progress, column, load_groups, progress
 
 __all__ = [
@@ -19,8 +19,10 @@ __all__ = [
     "Claim",
     "Field",
     "Groups",
+    "OtherSweepError",
     "Progress",
     "Run",
+    "attributes",
     "check_events",
     "check_file",
     "check_writable",
@@ -33,10 +35,14 @@ __all__ = [
     "machine",
     "open_grid",
     "open_groups",
+    "owned",
+    "part",
     "progress",
     "provenance",
+    "remove",
     "runs",
     "save",
+    "versions",
     "whole_file",
     "write_events",
     "write_table",

@@ -58,6 +58,27 @@ class Axis(NamedTuple):
         return -(-self.length // self.chunk)
 
 
+def part(axes: Mapping[str, Axis], group: int) -> tuple[slice, ...]:
+    """Where a group's cells stand along the shared axes.
+
+    Args:
+        axes: by name.
+        group: number of the group.
+
+    Returns:
+        A slice per axis; that of the last group along an axis ends with the axis.
+
+    Example:
+        >>> part({"seed": Axis(3, 2), "sigma_w": Axis(2, 2)}, 1)
+        (slice(2, 3, None), slice(0, 2, None))
+    """
+    counts = tuple(axis.groups for axis in axes.values())
+    at = [int(i) for i in np.unravel_index(group, counts)] if counts else []
+    starts = [i * axis.chunk for i, axis in zip(at, axes.values(), strict=True)]
+    ends = [min(s + axis.chunk, axis.length) for s, axis in zip(starts, axes.values(), strict=True)]
+    return tuple(map(slice, starts, ends))
+
+
 class Array(NamedTuple):
     """An array as zarr describes it.
 

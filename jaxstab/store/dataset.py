@@ -8,7 +8,9 @@ import platform
 import shutil
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,10 +19,10 @@ import xarray as xr
 from jaxstab.store import chunks
 from jaxstab.store.chunks import DTYPES, Field
 from jaxstab.store.fingerprint import plain
-from jaxstab.store.groups import Groups
+from jaxstab.store.groups import OWN, Groups
 from jaxstab.store.places import Place, flush
 from jaxstab.store.reading import load_groups
-from jaxstab.store.roots import find_root
+from jaxstab.store.roots import find_root, read_root
 
 _PACKAGES = ("jaxstab", "jax", "jaxlib", "flax", "numpy", "scipy", "xarray", "zarr")
 
@@ -56,15 +58,23 @@ def check_writable(path: str | Path, overwrite: bool = False) -> Path:
     return path
 
 
+def versions() -> dict[str, str]:
+    """Versions of the packages that make a result.
+
+    Returns:
+        Attributes for a dataset.
+    """
+    return {f"version_{name}": importlib.metadata.version(name) for name in _PACKAGES}
+
+
 def provenance() -> dict[str, str]:
     """Versions, platform, device, time and command: what another needs to repeat a result.
 
     Returns:
         Attributes for a dataset.
     """
-    versions = {f"version_{name}": importlib.metadata.version(name) for name in _PACKAGES}
     device = jax.devices()[0]
-    return versions | {
+    return versions() | {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor": f"{platform.machine()}, {os.cpu_count()} cores",
@@ -75,7 +85,7 @@ def provenance() -> dict[str, str]:
     }
 
 
-def save(dataset: xr.Dataset, path: str | Path, overwrite: bool = False) -> Path:
+def save(dataset: xr.Dataset, path: str | Path, overwrite: bool = False, made: Mapping[str, str] | None = None) -> Path:
     """Write a dataset with its provenance; the store appears whole or not at all.
 
     It is on the disk before an existing store is moved aside, and that one comes back if the new one cannot take its
@@ -85,6 +95,7 @@ def save(dataset: xr.Dataset, path: str | Path, overwrite: bool = False) -> Path
         dataset: what to keep: numbers, bools and text; attributes that JSON can hold.
         path: the store, a folder.
         overwrite: whether an existing store may be replaced.
+        made: attributes that say how it was made; None for `provenance()`.
 
     Returns:
         The path.
@@ -97,7 +108,7 @@ def save(dataset: xr.Dataset, path: str | Path, overwrite: bool = False) -> Path
     path = check_writable(path, overwrite)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as staging:
         whole = Path(staging) / "store"
-        _write(dataset.assign_attrs(provenance()), whole)
+        _write(dataset.assign_attrs(provenance() if made is None else made), whole)
         _swap(whole, path)
     return path
 
@@ -181,6 +192,39 @@ def load(path: str | Path) -> xr.Dataset:
     if not _is_store(place):
         raise ValueError(f"{path}: not a jaxstab store")
     return load_groups(place)
+
+
+def attributes(path: str | Path) -> dict[str, Any]:
+    """Attributes of a stored dataset, none of its arrays being read.
+
+    Args:
+        path: the store, or an fsspec URL.
+
+    Returns:
+        The attributes.
+
+    Raises:
+        ValueError: if there is no store, or its root is damaged.
+    """
+    found = dict(read_root(Place(path))["attributes"])
+    return {name: value for name, value in found.items() if name not in (OWN, "coordinates")}
+
+
+def remove(path: str | Path) -> None:
+    """Remove a local store, if it is there; a kill leaves it whole or a hidden folder, which the next call removes.
+
+    Args:
+        path: the store.
+
+    Raises:
+        OSError: if it cannot be removed.
+    """
+    aside = Path(path).with_name(f".{Path(path).name}.removed")
+    if aside.exists():
+        shutil.rmtree(aside)
+    if Path(path).exists():
+        Path(path).rename(aside)
+        shutil.rmtree(aside)
 
 
 def _is_store(path: Path) -> bool:

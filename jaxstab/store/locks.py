@@ -180,6 +180,34 @@ class LockFolder:
         return alive
 
 
+@contextlib.contextmanager
+def owned(store: str | Path) -> Iterator[None]:
+    """Own a local store that is written as a whole, while it is made.
+
+    Args:
+        store: its folder, which need not be there yet.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        BlockingIOError: if another run has it; says who.
+        OSError: if the folder of locks cannot be written to.
+    """
+    folder = LockFolder(Path(os.path.realpath(store)))
+    try:
+        lock = folder.enter((1, 1), join=False)
+    except BlockingIOError as error:
+        runs = ", ".join(map(str, folder.runs()))
+        raise BlockingIOError(f"{store} is being made by {runs or 'another run'}; wait for it") from error
+    try:
+        yield
+    finally:
+        # a folder of locks that cannot be cleaned up harms nobody
+        with contextlib.suppress(OSError):
+            folder.leave(lock, lambda: True)
+
+
 def _lock(path: Path) -> BaseFileLock:
     # never a lock that is a mere file: one would outlive a killed process
     return FileLock(path, thread_local=False, fallback_to_soft=False)

@@ -15,6 +15,11 @@ from jaxstab.store.groups import Groups
 from jaxstab.store.places import Place
 from jaxstab.store.roots import described, find_root, is_foreign
 
+
+class OtherSweepError(ValueError):
+    """The store at a place is of another sweep; the message says what differs."""
+
+
 Coordinates = Mapping[str, tuple[tuple[str, ...], Any]]
 
 
@@ -40,7 +45,8 @@ def open_groups(
         The store.
 
     Raises:
-        ValueError: if an argument will not do, or the store is of another sweep (says what changed) or damaged.
+        OtherSweepError: if the store is of another sweep; a ValueError that says what changed.
+        ValueError: if an argument will not do, or the store is damaged.
         FileExistsError: if something that is no such store stands there; it is left alone.
         OSError: if the place cannot be written to.
 
@@ -52,7 +58,8 @@ def open_groups(
         {0}
         >>> open_groups("memory://doctest/a.zarr", {"width": 9}, fields, groups=2, size=3)
         Traceback (most recent call last):
-        ValueError: memory://doctest/a.zarr holds another sweep (width: 8 -> 9); choose another place
+            ...
+        jaxstab.store.opening.OtherSweepError: ... holds another sweep (width: 8 -> 9); choose another place
     """
     for name, value in (("groups", groups), ("size", size)):
         check_count(name, value, 1)
@@ -79,7 +86,8 @@ def open_grid(
         The store.
 
     Raises:
-        ValueError: if an argument will not do, or the store is of another sweep (says what changed) or damaged.
+        OtherSweepError: if the store is of another sweep; a ValueError that says what changed.
+        ValueError: if an argument will not do, or the store is damaged.
         FileExistsError: if something that is no such store stands there; it is left alone.
         OSError: if the place cannot be written to.
 
@@ -103,7 +111,7 @@ def open_grid(
             raise FileExistsError(f"{url} exists and is a finished dataset, not a sweep; choose another place")
         changed = differences(found.identity, wanted.identity)
         if changed:
-            raise ValueError(f"{url} holds another sweep ({changed}); choose another place")
+            raise OtherSweepError(f"{url} holds another sweep ({changed}); choose another place")
         # 4 and 4.0 are equal, and have not the same digest
         wanted = dataclasses.replace(wanted, settings=found.settings)
     elif not _lost_its_root(wanted):

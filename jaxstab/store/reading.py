@@ -71,7 +71,7 @@ def load_groups(url: str | Path) -> xr.Dataset:
     for group, values in store.read(store.marks()):
         if values is None:
             continue
-        at = _cells(store, group)
+        at = chunks.part(store.axes, group)
         done[at] = True
         for name, value in values.items():
             # the last group along an axis may reach beyond its end
@@ -178,12 +178,3 @@ def _coordinates(place: Place, root: Root, store: Groups) -> dict[str, Any]:
         if values is not None:
             found[str(name)] = (field.dims, values)
     return found
-
-
-def _cells(store: Groups, group: int) -> tuple[slice, ...]:
-    """Where a group's cells stand along the shared axes."""
-    counts = tuple(axis.groups for axis in store.axes.values())
-    at = np.unravel_index(group, counts) if counts else ()
-    starts = [int(i) * axis.chunk for i, axis in zip(at, store.axes.values(), strict=True)]
-    ends = [min(s + axis.chunk, axis.length) for s, axis in zip(starts, store.axes.values(), strict=True)]
-    return tuple(map(slice, starts, ends))

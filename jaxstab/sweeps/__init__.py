@@ -3,31 +3,40 @@
 from jaxstab.extras import extra
 
 with extra("run"):
-    from jaxstab.sweeps.devices import one_blas_thread, one_by_one, spread, usable_devices
+    from jaxstab.sweeps.durable import Job, ProgressBar, Sized, complete, open_store, settings_of_run
     from jaxstab.sweeps.grid import Grid, Sample, samples, with_coordinates
     from jaxstab.sweeps.measures import Measure, Memory, Record, jacobian, memory, signal
-    from jaxstab.sweeps.plan import MEMORY, Estimate, estimate
-    from jaxstab.sweeps.run import ProgressBar, labelled, run
+    from jaxstab.sweeps.plan import MEMORY, Plan, plan
+    from jaxstab.sweeps.programs import AHEAD, Programs
+    from jaxstab.sweeps.run import Measuring, Result, as_attributes, labelled, run, run_into, settings
 
 __all__ = [
+    "AHEAD",
     "MEMORY",
-    "Estimate",
     "Grid",
+    "Job",
     "Measure",
+    "Measuring",
     "Memory",
+    "Plan",
+    "Programs",
     "ProgressBar",
     "Record",
+    "Result",
     "Sample",
-    "estimate",
+    "Sized",
+    "as_attributes",
+    "complete",
     "jacobian",
     "labelled",
     "memory",
-    "one_blas_thread",
-    "one_by_one",
+    "open_store",
+    "plan",
     "run",
+    "run_into",
     "samples",
+    "settings",
+    "settings_of_run",
     "signal",
-    "spread",
-    "usable_devices",
     "with_coordinates",
 ]

@@ -13,7 +13,8 @@ with extra("run"):
         steps_to,
         tuned,
     )
-    from jaxstab.trainability.grid import AXES, OPTIMISERS, Cells, Grid, Split, Variant
+    from jaxstab.trainability.durable import Trainings, run_into
+    from jaxstab.trainability.grid import AXES, OPTIMISERS, Cells, Grid, Split, Variant, divided
     from jaxstab.trainability.plan import Group, Plan, available, cut, flops, memory, plan
     from jaxstab.trainability.run import Result, coordinates, fields, labelled, restored, run
     from jaxstab.trainability.summary import OUTCOMES, SCALES, SIDES, summarise
@@ -32,11 +33,13 @@ __all__ = [
     "Plan",
     "Result",
     "Split",
+    "Trainings",
     "Variant",
     "available",
     "coordinates",
     "cut",
     "deepest_trainable",
+    "divided",
     "fields",
     "fit_depth_scale",
     "flops",
@@ -46,6 +49,7 @@ __all__ = [
     "plan",
     "restored",
     "run",
+    "run_into",
     "sides",
     "steps_to",
     "summarise",

@@ -85,6 +85,29 @@ class Split(NamedTuple):
         return float(np.bincount(self.train.y).max() / len(self.train.y))
 
 
+def divided(data: Data) -> Split:
+    """Divide data at random, the same way each time: a fifth to test on, the rest to train on.
+
+    Args:
+        data: two examples at least.
+
+    Returns:
+        The two parts.
+
+    Raises:
+        ValueError: if there are fewer.
+    """
+    if len(data.x) < 2:
+        raise ValueError(f"{data.name}: one example to train on and one to test on are the least, got {len(data.x)}")
+    order = np.random.default_rng(0).permutation(len(data.x))
+    cut = max(1, len(order) // 5)
+    train, test = order[cut:], order[:cut]
+    return Split(
+        Data(data.x[train], data.y[train], f"{data.name}, training"),
+        Data(data.x[test], data.y[test], f"{data.name}, test"),
+    )
+
+
 class Cells(NamedTuple):
     """Cells of a grid, arrays of one length: where each stands on every axis.
 

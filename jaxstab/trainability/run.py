@@ -8,7 +8,6 @@ import json
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -20,14 +19,12 @@ from jaxtyping import Array
 
 from jaxstab import networks, training
 from jaxstab.checks import check_dtype
+from jaxstab.devices import one_blas_thread, spread
 from jaxstab.records import Training, dimensions
-from jaxstab.sweeps import one_blas_thread, one_by_one, spread, usable_devices
+from jaxstab.sweeps import AHEAD, Programs
 from jaxstab.trainability.grid import AXES, Cells, Grid, Split
 from jaxstab.trainability.plan import Group, Plan, cut
 from jaxstab.training import Examples
-
-# programs compiled at the same time, each in a thread
-AHEAD = 2
 
 
 class Result(NamedTuple):
@@ -46,6 +43,11 @@ class Result(NamedTuple):
     lanes: int
     seconds: float
     compiling: float
+
+    @property
+    def values(self) -> dict[str, np.ndarray]:
+        """The arrays of `seen` by name."""
+        return self.seen._asdict()
 
 
 def run(
@@ -94,7 +96,7 @@ def run(
         (('depth', 'sigma_w', 'evaluation'), True)
     """
     check_dtype(grid.dtype)
-    devices = usable_devices(decomposing=False) if devices is None else devices
+    devices = jax.local_devices() if devices is None else devices
     coming = range(len(plan.groups)) if pending is None else pending
     programs = _Programs(grid, plan, data, devices, precision, coming)
     lanes = plan.lanes
@@ -124,22 +126,16 @@ class _Programs:
             Examples(jnp.asarray(part.normalised().x.astype(grid.dtype)), jnp.asarray(part.y)) for part in data
         )
         self.columns = Cells(*(np.append(column, column[:1]) for column in grid.cells))
-        self.compiled: dict[tuple[int, int, int], Future] = {}
-        self.compilers = ThreadPoolExecutor(AHEAD)
+        self.programs: Programs[tuple[int, int, int]] = Programs(self._lowered)
 
     def train(self, groups: Sequence[Group], lanes: int) -> tuple[list[Training], int, float, float]:
         """What the groups' cells gave, the lanes they took, and the seconds of working and of compiling."""
-        many, compiling = self.mesh.size, 0.0
-        idle = many - len(groups)
-        # devices without a group loop over no cell
-        depths = np.array([g.depth for g in groups] + [0] * idle, np.int32)
-        counts = np.array([np.sum(g.cells >= 0) for g in groups] + [0] * idle, np.int32)
-        at = np.concatenate([g.cells for g in groups] + [np.full(self.size, -1)] * idle)
-        arguments = (depths, counts, Cells(*(column[at] for column in self.columns)), self.examples)
+        compiling = 0.0
+        arguments = self._arguments(groups)
         while True:
             try:
                 begun = time.perf_counter()
-                program = self._ready(groups[0].variant, groups[0].bound, lanes, arguments)
+                program = self._ready(groups[0].variant, groups[0].bound, lanes)
                 compiling += time.perf_counter() - begun
                 begun = time.perf_counter()
                 # fetched, hence finished, before the next is sent
@@ -157,16 +153,25 @@ class _Programs:
             ]
             return [_padded(part, max(self.grid.depths)) for part in parts], lanes, seconds, compiling
 
-    def _ready(self, variant: int, bound: int, lanes: int, arguments: tuple) -> Any:
+    def _arguments(self, groups: Sequence[Group]) -> tuple[np.ndarray, np.ndarray, Cells, tuple[Examples, ...]]:
+        """Depths [device], numbers of cells [device], cells [device * size] and examples, for a group per device."""
+        idle = self.mesh.size - len(groups)
+        # devices without a group loop over no cell
+        depths = np.array([group.depth for group in groups] + [0] * idle, np.int32)
+        counts = np.array([np.sum(group.cells >= 0) for group in groups] + [0] * idle, np.int32)
+        at = np.concatenate([group.cells for group in groups] + [np.full(self.size, -1)] * idle)
+        return depths, counts, Cells(*(column[at] for column in self.columns)), self.examples
+
+    def _ready(self, variant: int, bound: int, lanes: int) -> Any:
         """The compiled program; those that come next are compiled beside it, and beside what runs."""
         wanted = variant, bound
         at = self.order.index(wanted) if wanted in self.order else len(self.order)
-        for ahead in (wanted, *self.order[at + 1 : at + AHEAD]):
-            if (*ahead, lanes) not in self.compiled:
-                # in the caller's thread: a context such as jax.enable_x64 is seen in no other
-                lowered = self._program(*ahead, lanes).lower(*arguments)
-                self.compiled[*ahead, lanes] = self.compilers.submit(lowered.compile)
-        return self.compiled[variant, bound, lanes].result()
+        coming = [(*key, lanes) for key in self.order[at + 1 : at + AHEAD]]
+        return self.programs.ready((variant, bound, lanes), coming)
+
+    def _lowered(self, key: tuple[int, int, int]) -> jax.stages.Lowered:
+        """The traced program of a kind, bound and number of lanes."""
+        return self._program(*key).lower(*self._arguments([]))
 
     def _program(self, variant: int, bound: int, lanes: int) -> Any:
         """(depths [device], counts [device], cells [device * size], examples) -> what is seen [device * size, ...]."""
@@ -198,7 +203,7 @@ class _Programs:
             if lanes == 1:
                 cell = Cells(*(column[0] for column in cells))
                 return jax.tree.map(lambda leaf: leaf[None], one(cell, draw(cell, x), depth, examples))
-            params = one_by_one(lambda cell: draw(cell, x))(cells)
+            params = jax.vmap(lambda cell: draw(cell, x))(cells)
             return jax.vmap(lambda cell, params: one(cell, params, depth, examples))(cells, params)
 
         def device(depths: Array, counts: Array, cells: Cells, examples: tuple[Examples, Examples]) -> Training:

@@ -1,7 +1,6 @@
 """What the timings are held against: the devices, and the rates of a large product and of reading memory."""
 
 import itertools
-import os
 import platform
 import time
 from collections.abc import Callable, Sequence
@@ -11,10 +10,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.linalg  # noqa: F401  jaxlib loads its BLAS at the first decomposition; only a loaded one can be limited
-from threadpoolctl import threadpool_limits
 
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+from jaxstab.devices import cores
+
+CORES = cores()
 
 
 class Rates(NamedTuple):
@@ -22,13 +21,6 @@ class Rates(NamedTuple):
 
     flops: float
     bytes: float
-
-
-def divide_cpu(decomposing: bool) -> None:
-    """One host device per core, one BLAS thread, and of XLA's no more than `sweeps.usable_devices` asks for."""
-    os.environ["NPROC"] = str((1 + decomposing) * CORES)
-    jax.config.update("jax_num_cpu_devices", CORES)
-    threadpool_limits(1, user_api="blas")
 
 
 def on_every_core(function: Callable[[slice], Any], items: int) -> list[Any]:

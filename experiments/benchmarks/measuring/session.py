@@ -5,6 +5,7 @@ import importlib.util
 
 import jax
 
+from jaxstab.devices import divide_cpu, one_blas_thread
 from measuring import machine
 from measuring.timing import Settings
 
@@ -16,9 +17,10 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-rivals", action="store_true", help="ours and the floors alone")
 
 
-def begin(args: argparse.Namespace, decomposing: bool) -> tuple[Settings, machine.Rates]:
-    """Divide the CPU, for decompositions or not, measure its rates, and print both with the versions."""
-    machine.divide_cpu(decomposing)
+def begin(args: argparse.Namespace) -> tuple[Settings, machine.Rates]:
+    """Divide the CPU, measure its rates, and print both with the versions."""
+    divide_cpu()
+    one_blas_thread()
     devices = jax.local_devices()
     rate = machine.rates(devices)
     settings = Settings(args.small, args.repeats, not args.no_rivals, _torch_device(devices[0].platform))

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxstab import networks, sweeps
+from jaxstab import networks
+from jaxstab.devices import spread
 from jaxstab.networks import Params
 
 ACTIVATIONS = ("tanh", "relu", "gelu", "erf")
@@ -152,7 +153,7 @@ def _mesh(items: int, axis: str) -> Mesh:
 
 
 def _compiled(program: Callable, mesh: Mesh, specs: tuple, out: PartitionSpec, parts: Sequence[tuple]) -> Callable:
-    compiled = sweeps.spread(program, mesh, specs, out).lower(*parts[0]).compile()
+    compiled = spread(program, mesh, specs, out).lower(*parts[0]).compile()
     # one in flight
     return lambda: [jax.block_until_ready(compiled(*part)) for part in parts]
 

@@ -1,0 +1,134 @@
+"""Devices and threads: how a CPU is divided, how a program is spread over devices, and the threads of the BLAS.
+
+Small matrix products fill no more than one core, so a CPU counts as one device per core, each busy with networks of
+its own. XLA's thread pool has as many threads as there are cores, or devices if these are more: a larger pool slows
+products down by up to a half, as every one of them is handed to threads that first wake up.
+
+Matrices are decomposed one at a time on a CPU (`jaxstab.decompositions`), which needs no thread to spare. What a user
+decomposes as a stack does: two devices that do so wait for each other for ever on such a pool.
+"""
+
+import contextlib
+import functools
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+from jax.sharding import Mesh
+from jaxtyping import PyTree
+
+# a decomposition of a stack of matrices, in the text of a program
+_STACKED = re.compile(r"@lapack_\w+\([^\n]*tensor<(\d+x){3}")
+
+
+def cores() -> int:
+    """Count the cores that this process may use.
+
+    Returns:
+        The number.
+    """
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def divide_cpu(parts: int | None = None) -> None:
+    """Make the CPU several JAX devices; call it before JAX first computes.
+
+    Where JAX has computed before, as in a notebook, the devices stay what they are.
+
+    Args:
+        parts: how many; None for one per core.
+
+    Raises:
+        ValueError: if there are none, or more than the cores can serve.
+    """
+    most = max(8, 2 * cores())
+    parts = cores() if parts is None else parts
+    if not 1 <= parts <= most:
+        raise ValueError(f"parts must be in 1..{most} on {cores()} cores, got {parts}")
+    with contextlib.suppress(RuntimeError):
+        jax.config.update("jax_num_cpu_devices", parts)
+
+
+def one_blas_thread() -> contextlib.AbstractContextManager:
+    """Leave one thread to every BLAS of the process, from the call on and until the context ends.
+
+    Under XLA's pool a BLAS's own threads make decompositions slower by factors, and can stall.
+
+    Returns:
+        A context manager.
+
+    Example:
+        >>> with one_blas_thread():
+        ...     s = jax.numpy.linalg.svd(jax.numpy.eye(3), compute_uv=False)
+    """
+    # jaxlib loads its BLAS at the first decomposition; only a loaded one can be limited
+    import scipy.linalg  # noqa: F401
+    from threadpoolctl import threadpool_limits
+
+    return threadpool_limits(1, user_api="blas")
+
+
+@functools.cache
+def one_lapack_thread() -> None:
+    """Leave one thread to the BLAS that jaxlib decomposes with, SciPy's; NumPy's own is left alone.
+
+    Threads of its own make decompositions of width 128 twice as long on idle cores, at four times the processor time,
+    and ten times as long on busy ones; they help from width 768 on. Called once per process, by the first
+    decomposition of a narrower matrix on a CPU; `threadpoolctl` can give the threads back afterwards.
+    """
+    # jaxlib loads its BLAS at the first decomposition; only a loaded one can be limited
+    import scipy.linalg  # noqa: F401
+    from threadpoolctl import ThreadpoolController
+
+    libraries = ThreadpoolController()
+    paths = [library["filepath"] for library in libraries.info() if library["user_api"] == "blas"]
+    others = [path for path in paths if not any(part.startswith("numpy") for part in Path(path).parts[-3:])]
+    libraries.select(filepath=others).limit(limits=1)
+
+
+def spread(function: Callable, mesh: Mesh, in_specs: PyTree, out_specs: PyTree) -> jax.stages.Wrapped:
+    """Make a function a program of several devices, each of which computes on its own part.
+
+    On a CPU in program order: two decompositions of stacks side by side can deadlock a small thread pool.
+
+    Args:
+        function: what each device computes, of the part of the arguments that is its own.
+        mesh: the devices.
+        in_specs: along which axes each argument is shared out, as `jax.shard_map` has it.
+        out_specs: along which the results are put together.
+
+    Returns:
+        The program, jitted: to be called, or lowered.
+
+    Example:
+        >>> import jax.numpy as jnp, numpy as np
+        >>> from jax.sharding import PartitionSpec
+        >>> mesh, cells = Mesh(np.array(jax.devices()), ("cell",)), PartitionSpec("cell")
+        >>> int(spread(lambda x: x**2, mesh, (cells,), cells)(jnp.arange(16))[11])
+        121
+    """
+    shared = jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+    ordered = {"xla_cpu_enable_concurrency_optimized_scheduler": False}
+    return jax.jit(shared, compiler_options=ordered if mesh.devices.flat[0].platform == "cpu" else None)
+
+
+def can_hang(lowered: jax.stages.Lowered, mesh: Mesh) -> bool:
+    """Say whether a program decomposes stacks of matrices on several devices of a CPU, which may never end.
+
+    Args:
+        lowered: the program.
+        mesh: its devices.
+
+    Returns:
+        Whether it does.
+
+    Example:
+        >>> import jax.numpy as jnp, numpy as np
+        >>> stack, mesh = jnp.ones((2, 3, 3)), Mesh(np.array(jax.devices()[:1] * 2), ("cell",))
+        >>> can_hang(jax.jit(jnp.linalg.eigvalsh).lower(stack), mesh)
+        True
+    """
+    several = mesh.size > 1 and mesh.devices.flat[0].platform == "cpu"
+    return several and _STACKED.search(lowered.as_text()) is not None
