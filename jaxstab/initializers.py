@@ -18,7 +18,7 @@ from jaxtyping import Array, ArrayLike, Float
 from jaxstab import theory
 from jaxstab.activations import Activation, get
 from jaxstab.checks import check_gains
-from jaxstab.networks import MLP, UNIT_WEIGHTS, WEIGHTS, Params, branch, chain, init, with_network
+from jaxstab.networks import MLP, UNIT_WEIGHTS, WEIGHTS, Here, Params, branch, chain, init, upwards, with_network
 
 AnyActivation = str | Activation | Callable[[Array], Array]
 Initializer = Callable[..., Array]
@@ -221,12 +221,13 @@ def lsuv(mlp: MLP, params: Params, x: Float[Array, "batch d_in"], target: ArrayL
 
         return jax.lax.fori_loop(0, steps, step, layer)
 
-    def block(h: Array, layer: dict) -> tuple[Array, dict]:
-        new = scaled(layer, lambda layer: without_skip(layer, h))
-        return network.block(new, h), new
+    def block(h: Array, here: Here) -> tuple[Array, dict]:
+        new = scaled(here.theta, lambda layer: without_skip(layer, h))
+        return here.f(new, h), new
 
     embed = scaled(params.embed, lambda layer: network.embed(params._replace(embed=layer), x)[..., : mlp.width])
-    h, blocks = jax.lax.scan(block, network.embed(params._replace(embed=embed), x), params.blocks)
+    h_0 = network.embed(params._replace(embed=embed), x)
+    h, blocks = upwards(network, params, None, block, h_0, first=1)
     readout = scaled(params.readout, lambda layer: network.readout(params._replace(readout=layer), h))
     return Params(embed, blocks, readout)
 

@@ -10,17 +10,16 @@ stack: [depth, n, n] is depth matrices.
 """
 
 from collections.abc import Callable
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
+from jaxstab import networks
 from jaxstab.checks import check_count, check_floating
-from jaxstab.networks import Chain, Params, with_network
+from jaxstab.networks import Chain, Here, Params, with_network
 from jaxstab.norms import unit
-from jaxstab.propagation import states
 from jaxstab.records import Estimate, standard_error
 
 
@@ -66,16 +65,15 @@ def omega(
     """
     check_floating("x", jnp.result_type(x))
     hold = jax.lax.stop_gradient if immediate else lambda held: held
-    hidden = hold(states(chain, params, x))
-    arriving = hold(unit(jax.grad(lambda h: loss(chain.readout(params, h)))(hidden[-1]))[0])
+    states = hold(networks.states(chain, params, x))
+    arriving = hold(unit(jax.grad(lambda h: loss(chain.readout(params, h)))(states.last))[0])
 
-    def layer(arriving: Array, at: tuple) -> tuple[Array, Array]:
-        block, h = at
-        passed, log_ratio = unit(jax.vjp(partial(chain.block, block), h)[1](arriving)[0])
+    def layer(arriving: Array, here: Here) -> tuple[Array, Array]:
+        passed, log_ratio = unit(here.pull(arriving))
         term = jnp.where(jnp.any(arriving != 0), (jnp.exp(log_ratio) - 1) ** 2, 0.0)
         return hold(passed), term
 
-    return jnp.sum(jax.lax.scan(layer, arriving, (params.blocks, hidden[:-1]), reverse=True)[1])
+    return jnp.sum(networks.downwards(chain, params, states, layer, arriving, first=1)[1])
 
 
 @with_network

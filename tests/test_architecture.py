@@ -79,6 +79,16 @@ def test_nothing_private_of_others(path):
         assert not (outside and any(p.startswith("_") and p != "__future__" for p in parts)), f"{path.name}: {parts}"
 
 
+@pytest.mark.parametrize("module", MODULES)
+def test_loops_over_layers_are_the_folds(module):
+    """Nobody else calls a chain's block: every quantity is a step of `networks.upwards` or `networks.downwards`."""
+    calls = [node for node in ast.walk(ast.parse(SOURCES[module].read_text())) if isinstance(node, ast.Call)]
+    loops = [node for node in calls if ast.unparse(node.func) in ("jax.lax.scan", "jax.lax.fori_loop", "jax.lax.map")]
+    blocks = [ast.unparse(node) for node in loops if "params.blocks" in ast.unparse(node)]
+    blocks += [ast.unparse(node) for node in calls if ast.unparse(node.func) in ("chain.block", "network.block")]
+    assert not blocks, f"{module} folds over layers by itself: {blocks}"
+
+
 def _public(module):
     loaded = importlib.import_module(module)
     for name, thing in vars(loaded).items():

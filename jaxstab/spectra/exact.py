@@ -13,11 +13,10 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PyTree
 
-from jaxstab import decompositions
+from jaxstab import decompositions, networks
 from jaxstab.checks import Count, Depths, check_count, check_depths, check_floating, integer
-from jaxstab.networks import Chain, Params, at_one_input
+from jaxstab.networks import Chain, Here, Params, at_one_input
 from jaxstab.norms import varying_like
-from jaxstab.propagation import states
 from jaxstab.records import Spectrum
 from jaxstab.spectra import graded
 from jaxstab.spectra.graded_values import log_values, log_values_with_errors
@@ -182,12 +181,12 @@ def _log_spectrum(
         empty = varying_like(empty, h)
         return empty.then(jacobian, rank, jacobian)
 
-    def layer(product: graded.Product, push: Callable, h: Array) -> graded.Product:
-        pushed, rank = graded.pushed(push, h, product.basis, product.alive)
+    def layer(product: graded.Product, here: Here) -> graded.Product:
+        pushed, rank = graded.pushed(here.push, here.h, product.basis, product.alive)
         if not errors:
             return product.then(pushed, rank, None)
-        eye = varying_like(jnp.eye(h.shape[0], dtype=h.dtype), h)
-        return product.then(pushed, rank, jax.vmap(push, 1, 1)(eye))
+        eye = varying_like(jnp.eye(here.h.shape[0], dtype=here.h.dtype), here.h)
+        return product.then(pushed, rank, jax.vmap(here.push, 1, 1)(eye))
 
     def end(h: Array, product: graded.Product) -> tuple:
         if readout:
@@ -253,8 +252,10 @@ def singular_values(
     def end(h: Array, rows: Array) -> Array:
         return rows @ jax.jacrev(lambda h: chain.readout(params, h))(h).T if readout else rows
 
+    def layer(rows: Array, here: Here) -> Array:
+        return jax.vmap(here.push)(rows)
+
     with jax.default_matmul_precision(precision):
-        layer = lambda rows, push, h: jax.vmap(push)(rows)
         return decompositions.singular_values(_fold(chain, params, x, depths, from_layer, start, layer, end))
 
 
@@ -329,35 +330,52 @@ def _fold(
     layer: Callable,
     end: Callable,
 ) -> PyTree[Float[Array, "depth ..."]]:
-    # start: (Jacobian of the embedding, or None, h) -> product; layer: (product, push of the layer, h) -> product;
-    # end: (h, product) -> what to keep of it at every wanted depth
-    first = from_layer or 0
+    """Fold a product of Jacobians over the layers and keep it at every wanted depth.
+
+    Args:
+        chain: the network.
+        params: its parameters.
+        x: one input.
+        depths: depths wanted.
+        from_layer: layer to differentiate by; None for the input.
+        start: (Jacobian of the embedding or None, h) -> product.
+        layer: (product, Here) -> product.
+        end: (h, product) -> what is kept of it.
+
+    Returns:
+        What is kept, with a leading depth axis.
+    """
+    first = int(from_layer or 0)
+    jacobian = None
     if from_layer is None:
+        h = chain.embed(params, x)
         # rows by reverse mode where they are fewer
-        h, jacobian = chain.embed(params, x), jax.jacrev(lambda x: chain.embed(params, x))(x)
+        jacobian = jax.jacrev(lambda x: chain.embed(params, x))(x)
     else:
-        h, jacobian = states(chain, params, x)[first], None
+        h = networks.state(chain, params, x, first)
     # one slot per wanted depth; any other layer writes nothing
     slots = jnp.full(params.depth + 1, len(depths)).at[jnp.asarray(depths)].set(jnp.arange(len(depths)))
 
     def keep(kept: PyTree, h: Array, product: PyTree, slot: Array) -> PyTree:
-        put = lambda kept, one: jax.lax.dynamic_update_index_in_dim(kept, one, slot, 0)
-        wanted = lambda kept: jax.tree.map(put, kept, end(h, product))
+        def put(kept: Array, one: Array) -> Array:
+            return jax.lax.dynamic_update_index_in_dim(kept, one, slot, 0)
+
+        def wanted(kept: PyTree) -> PyTree:
+            return jax.tree.map(put, kept, end(h, product))
+
         return jax.lax.cond(slot < len(depths), wanted, lambda kept: kept, kept)
 
-    def step(carry: tuple, at: tuple) -> tuple[tuple, None]:
-        h, product, kept = carry
-        block, slot = at
-        new, push = jax.linearize(lambda h: chain.block(block, h), h)
-        product = layer(product, push, h)
-        return (new, product, keep(kept, new, product, slot)), None
+    def step(carry: tuple, here: Here) -> tuple[tuple, None]:
+        product, kept = carry
+        product = layer(product, here)
+        return (product, keep(kept, here.out, product, slots[here.layer])), None
 
     product = start(jacobian, h)
     # zeros like what is to be kept: within a shard_map they then vary over the same mesh axes
     kept = jax.tree.map(lambda leaf: jnp.stack([jnp.zeros_like(leaf)] * len(depths)), end(h, product))
-    between = jax.tree.map(lambda leaf: leaf[first:], params.blocks) if first else params.blocks
-    carry = h, product, keep(kept, h, product, slots[first])
-    return jax.lax.scan(step, carry, (between, slots[first + 1 :]))[0][2]
+    carry = product, keep(kept, h, product, slots[first])
+    (_, kept), _ = networks.upwards(chain, params, h, step, carry, first=first + 1, last=int(depths[-1]))
+    return kept
 
 
 def _check(params: Params, x: Float[Array, " d_in"], depths: Depths, from_layer: Count | None) -> tuple[int, ...]:

@@ -12,11 +12,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from jaxstab import decompositions
+from jaxstab import decompositions, networks
 from jaxstab.checks import check_depths, check_floating, integer
-from jaxstab.networks import Chain, Params, at_one_input
+from jaxstab.networks import Chain, Here, Params, at_one_input
 from jaxstab.norms import unit, varying_like
-from jaxstab.propagation import states
 from jaxstab.records import standard_error
 from jaxstab.spectra.exact import Precision
 from jaxstab.spectra.graded import rank
@@ -126,7 +125,7 @@ def partial_jacobian(
     _check_first(first, last)
     check_floating("x", jnp.result_type(x))
     with jax.default_matmul_precision(precision):
-        h = states(chain, params, x)[first]
+        h = networks.state(chain, params, x, first)
         eye = jnp.eye(h.shape[0], dtype=h.dtype)
         (rows, _), logs = _push(chain, params, h, eye[None], first, last)
         return PartialJacobian(rows[0].T, logs[-1, 0])
@@ -167,7 +166,7 @@ def log_apjn(
     _check_first(first, params.depth)
     check_floating("x", jnp.result_type(x))
     with jax.default_matmul_precision(precision):
-        h = states(chain, params, x)[first]
+        h = networks.state(chain, params, x, first)
         eye = jnp.eye(h.shape[0], dtype=h.dtype)
         _, logs = _push(chain, params, h, eye[None], first, params.depth)
         log_j = 2 * logs[:, 0] - jnp.log(jnp.asarray(h.shape[0], h.dtype))
@@ -211,7 +210,7 @@ def log_apjn_estimate(
     if probes < 1:
         raise ValueError(f"probes must be >= 1, got {probes}")
     with jax.default_matmul_precision(precision):
-        h = states(chain, params, x)[first]
+        h = networks.state(chain, params, x, first)
         n = jnp.asarray(h.shape[0], h.dtype)
         signs = jax.random.rademacher(key, (probes, 1, h.shape[0]), h.dtype) / jnp.sqrt(n)
         _, logs = _push(chain, params, h, signs, first, params.depth)
@@ -258,9 +257,13 @@ def _jacobians(
     chain: Chain, params: Params, x: Float[Array, " d_in"], precision: Precision
 ) -> Float[Array, "layer n n"]:
     check_floating("x", jnp.result_type(x))
+
+    def jacobian(carry: None, here: Here) -> tuple[None, Array]:
+        eye = varying_like(jnp.eye(here.h.shape[0], dtype=here.h.dtype), here.h)
+        return carry, jax.vmap(here.push, 1, 1)(eye)
+
     with jax.default_matmul_precision(precision):
-        hidden = states(chain, params, x)
-        return jax.vmap(jax.jacfwd(chain.block, argnums=1))(params.blocks, hidden[:-1])
+        return networks.upwards(chain, params, chain.embed(params, x), jacobian, None, first=1)[1]
 
 
 def _push(
@@ -272,16 +275,16 @@ def _push(
         directions, grown = jax.vmap(unit)(tangents)
         return directions, logs + grown
 
-    def layer(carry: tuple[Array, tuple[Array, Array]], block: object) -> tuple[tuple, Array]:
-        h, (directions, logs) = carry
-        new, push = jax.linearize(lambda h: chain.block(block, h), h)
-        pushed = scaled(jax.vmap(jax.vmap(push))(directions), logs)
-        return (new, pushed), pushed[1]
+    def layer(carry: tuple[Array, Array], here: Here) -> tuple[tuple, Array]:
+        directions, logs = carry
+        pushed = scaled(jax.vmap(jax.vmap(here.push))(directions), logs)
+        return pushed, pushed[1]
 
     start = scaled(tangents, jnp.zeros(tangents.shape[0], tangents.dtype))
     start = varying_like(start, h)
-    between = jax.tree.map(lambda leaf: leaf[first:last], params.blocks)
-    (_, end), logs = jax.lax.scan(layer, (h, start), between)
+    end, logs = networks.upwards(chain, params, h, layer, start, first=first + 1, last=last)
+    if logs is None:
+        return start, start[1][None]
     return end, jnp.concatenate([start[1][None], logs])
 
 

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from jaxstab import decompositions
+from jaxstab import decompositions, networks
 from jaxstab.checks import Depths, check_depths, check_floating
-from jaxstab.networks import Chain, Params, at_one_input
+from jaxstab.networks import Chain, Here, Params, at_one_input
 from jaxstab.norms import varying_like
 from jaxstab.records import standard_error
 from jaxstab.spectra.exact import Precision, log_singular_values
@@ -113,19 +113,18 @@ def lyapunov_limit(
         h_0 = chain.embed(params, x)
         q_0 = decompositions.qr(jax.random.normal(key, (h_0.size, h_0.size), h_0.dtype))[0]
 
-        def layer(carry: tuple[Array, Array, Array], block: object) -> tuple[tuple[Array, Array, Array], Array]:
-            h, q, rank = carry
-            new, push = jax.linearize(lambda h: chain.block(block, h), h)
-            columns, most = pushed(push, h, q)
+        def layer(carry: tuple[Array, Array], here: Here) -> tuple[tuple[Array, Array], Array]:
+            q, rank = carry
+            columns, most = pushed(here.push, here.h, q)
             # columns up to the rank do not depend on those beyond it
             q, r = decompositions.qr(columns)
             rank = jnp.minimum(rank, most)
-            dead = (jnp.arange(h.size) >= rank) | (jnp.diagonal(r) == 0)
+            dead = (jnp.arange(h_0.size) >= rank) | (jnp.diagonal(r) == 0)
             steps = jnp.where(dead, -jnp.inf, jnp.log(jnp.abs(jnp.where(dead, 1.0, jnp.diagonal(r)))))
-            return (new, q, rank), steps
+            return (q, rank), steps
 
-        start = varying_like((h_0, q_0, jnp.asarray(h_0.size)), h_0)
-        _, steps = jax.lax.scan(layer, start, params.blocks)
+        start = varying_like((q_0, jnp.asarray(h_0.size)), h_0)
+        _, steps = networks.upwards(chain, params, h_0, layer, start, first=1)
     return _mean_of_steps(steps, (params.depth - skip) // groups * groups, groups)
 
 

@@ -16,13 +16,15 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, Int
 
+from jaxstab import networks
 from jaxstab.checks import check_floating, integer
-from jaxstab.networks import Chain, Params, at_one_input
-from jaxstab.propagation import states
+from jaxstab.networks import Chain, Here, Params, at_one_input
 
 Precision = str | jax.lax.Precision
+# vectors y_i 2^(e_i): y [k, n] and e [k]
+Scaled = tuple[Array, Array]
 Product = Callable[[Float[Array, "k n"]], tuple[Float[Array, "k m"], Int[Array, " k"]]]
 
 
@@ -87,13 +89,6 @@ def _scaled(v: Float[Array, "k n"], exponent: Int[Array, " k"]) -> tuple[Float[A
     return jnp.ldexp(v, -shift[:, None]), exponent + shift
 
 
-def _both_ways(function: Callable[[PyTree], Array], at: PyTree) -> tuple[Callable, Callable]:
-    """A function's derivative and its transpose, on blocks of vectors."""
-    push = jax.vmap(lambda v: jax.jvp(function, (at,), (v,))[1])
-    # the pullback is built within, so that a pass forwards does not trace it
-    return push, lambda u: jax.vmap(jax.vjp(function, at)[1])(u)[0]
-
-
 @at_one_input
 def jacobian(
     chain: Chain,
@@ -137,37 +132,33 @@ def jacobian(
         raise ValueError(
             f"layers must be integers 0 <= from_layer <= to_layer <= {params.depth}, got {from_layer} and {to_layer}"
         )
-    hidden = states(chain, params, x)
-    layers = jnp.arange(first, last)
+    states = networks.states(chain, params, x, last)
+    h = states.last
+    bounds = {"first": 0 if from_layer is None else first + 1, "last": last, "readout": readout}
 
-    def block(layer: Array) -> tuple[Callable, Callable]:
-        # a slice of one layer at a time: slicing the range beforehand would copy its weights
-        here = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, layer, keepdims=False), params.blocks)
-        return _both_ways(lambda h: chain.block(here, h), hidden[layer])
+    def push(carry: Scaled, here: Here) -> tuple[Scaled, None]:
+        v, exponent = carry
+        return _scaled(jax.vmap(here.push)(v), exponent), None
 
-    outside = (
-        _both_ways(lambda x: chain.embed(params, x), x),
-        _both_ways(lambda h: chain.readout(params, h), hidden[last]),
-    )
-    start = outside[0] if from_layer is None else None
-    end = outside[1] if readout else None
+    def pull(carry: Scaled, here: Here) -> tuple[Scaled, None]:
+        u, exponent = carry
+        return _scaled(jax.vmap(here.pull)(u), exponent), None
 
-    def product(way: int, before: tuple | None, after: tuple | None) -> Product:
-        def run(v: Array) -> tuple[Array, Array]:
+    def product(fold: Callable, step: Callable) -> Product:
+        def run(v: Array) -> Scaled:
             with jax.default_matmul_precision(precision):
-                carry = _scaled(v, jnp.zeros(len(v), jnp.int32))
-                if before:
-                    carry = _scaled(before[way](carry[0]), carry[1])
-                step = lambda carry, layer: (_scaled(block(layer)[way](carry[0]), carry[1]), None)
-                carry, _ = jax.lax.scan(step, carry, layers, reverse=way == 1)
-                return _scaled(after[way](carry[0]), carry[1]) if after else carry
+                start = _scaled(v, jnp.zeros(len(v), jnp.int32))
+                return fold(chain, params, states, step, start, **bounds)[0]
 
         return run
 
-    rows = jax.eval_shape(lambda h: chain.readout(params, h), hidden[0]).size if readout else hidden.shape[1]
-    columns = x.shape[0] if from_layer is None else hidden.shape[1]
-    weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params.blocks)) // params.depth
-    size = hidden.dtype.itemsize
-    # states are stacked, then joined with the first: twice there, before any product
-    workspace = lambda k: hidden.size * size + max(hidden.size * size, weights + k * hidden.shape[1] * size)
-    return Operator(product(0, start, end), product(1, end, start), rows, columns, hidden.dtype, workspace)
+    def workspace(k: int) -> int:
+        """The states, one layer's weights and the vectors."""
+        weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params.blocks)) // params.depth
+        return ((last + 1) * h.size + k * h.size) * h.dtype.itemsize + weights
+
+    rows = jax.eval_shape(lambda h: chain.readout(params, h), h).size if readout else h.size
+    columns = x.shape[0] if from_layer is None else states.at(first).size
+    apply = product(networks.upwards, push)
+    adjoint = product(networks.downwards, pull)
+    return Operator(apply, adjoint, rows, columns, h.dtype, workspace)

@@ -20,15 +20,13 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int
 
+from jaxstab import networks
 from jaxstab.checks import integer
-from jaxstab.networks import Chain, Params, flatten, with_network
+from jaxstab.networks import Chain, Here, Params, States, flatten, with_network
 from jaxstab.norms import varying_like
-from jaxstab.propagation import states
-from jaxstab.spectra.operators import Operator, Precision, _both_ways, _scaled
-from jaxstab.spectra.parameters import BYTES, _check, _check_loss, _given, _trained
+from jaxstab.spectra.operators import Operator, Precision, Scaled, _scaled
+from jaxstab.spectra.parameters import BYTES, _check, _check_loss, _trained
 
-# vectors y_i 2^(e_i): y [k, n] and e [k]
-Scaled = tuple[Array, Array]
 # the exponent of what is zero
 NOTHING = -(2**30)
 
@@ -92,43 +90,28 @@ def parameter_jacobian(
     return _Batch(chain, params, x, loss, layer, chunk_size, precision, h.size, y.size).operator()
 
 
-class _Layer(NamedTuple):
-    """The derivatives of one layer at a chunk of examples, by its parameters and by its input, both ways."""
-
-    push_theta: Callable
-    pull_theta: Callable
-    push: Callable
-    pull: Callable
-
-
 class _Chunk(NamedTuple):
     """A chunk of examples as one long input to one network, and its states."""
 
     chain: Chain
     params: Params
-    x: Float[Array, " inputs"]
-    hidden: Float[Array, "layer n"]
+    states: States
 
-    def layer(self, at: Array | int) -> _Layer:
-        """The one that makes h_at: 0 the embedding, L + 1 the readout; those between may be traced."""
-        chain, params = self.chain, self.params
-        function: Callable
-        if _is(at, 0):
-            here, h, function = params.embed, self.x, lambda embed, x: chain.embed(params._replace(embed=embed), x)
-        elif _is(at, params.depth + 1):
-            here, h = params.readout, self.hidden[-1]
-            function = lambda readout, h: chain.readout(params._replace(readout=readout), h)
-        else:
-            of = lambda leaf: jax.lax.dynamic_index_in_dim(leaf, at - 1, keepdims=False)
-            here, h, function = jax.tree.map(of, params.blocks), of(self.hidden), chain.block
-        theta = _trained(here)
-        unravel, ravel = ravel_pytree(theta)[1], lambda tree: ravel_pytree(tree)[0]
-        push, pull = _both_ways(lambda theta: function(_given(here, theta), h), theta)
-        return _Layer(
-            lambda v: push(jax.vmap(unravel)(v)),
-            lambda u: jax.vmap(ravel)(pull(u)),
-            *_both_ways(lambda h: function(here, h), h),
-        )
+    def layer(self, at: int) -> Here:
+        """The layer that makes h_at."""
+        h = self.states.x if at == 0 else self.states.at(at - 1)
+        return networks.layer_at(self.chain, self.params, at, h)
+
+
+def _push_theta(here: Here, v: Float[Array, "k p"]) -> Float[Array, "k n"]:
+    """A layer's Jacobian by its parameters times flat vectors of them."""
+    unravel = ravel_pytree(here.theta)[1]
+    return jax.vmap(here.push_theta)(jax.vmap(unravel)(v))
+
+
+def _pull_theta(here: Here, u: Float[Array, "k n"]) -> Float[Array, "k p"]:
+    """Its transpose times vectors, to flat vectors of parameters."""
+    return jax.vmap(lambda tree: ravel_pytree(tree)[0])(jax.vmap(here.pull_theta)(u))
 
 
 class _Columns(NamedTuple):
@@ -198,9 +181,9 @@ class _Batch(NamedTuple):
         """Either copies of the vectors of parameters, or a chunk's states and vectors and one layer's parameters."""
         depth, (_, size) = self.params.depth, self.chunks(block)
         layer = sum(leaf.size for leaf in jax.tree.leaves(_trained(self.params.blocks))) // depth
-        # states are stacked, then joined with the first: twice there, before any product
-        hidden, vectors = (depth + 1) * size * self.width, 4 * block * size * self.width + (1 + 2 * block) * layer
-        return max(2 * block * columns, hidden + max(hidden, vectors)) * self.x.dtype.itemsize
+        hidden = (depth + 1) * size * self.width
+        vectors = 4 * block * size * self.width + (1 + 2 * block) * layer
+        return max(2 * block * columns, hidden + vectors) * self.x.dtype.itemsize
 
     def chunks(self, block: int) -> tuple[Float[Array, "count inputs"], int]:
         """The examples in chunks of one size, those at the start once more to fill up the last; and the size."""
@@ -211,57 +194,51 @@ class _Batch(NamedTuple):
         return self.x[jnp.arange(count * size) % batch].reshape(count, -1), size
 
     def chunk(self, x: Float[Array, " inputs"]) -> _Chunk:
-        whole = self.chain._replace(
-            embed=jax.vmap(self.chain.embed, (None, 0)),
-            block=jax.vmap(self.chain.block, (None, 0)),
-            readout=jax.vmap(self.chain.readout, (None, 0)),
-        )
-        many = flatten(whole, x.size // self.x.shape[1])
-        return _Chunk(many, self.params, x, states(many, self.params, x))
+        many = flatten(networks.over_batch(self.chain), x.size // self.x.shape[1])
+        return _Chunk(many, self.params, networks.states(many, self.params, x))
 
     def forwards(self, columns: _Columns, x: Float[Array, " inputs"], v: Float[Array, "k columns"]) -> Scaled:
         """The rows of one chunk of J v, or R v."""
-        chunk, first, last = self.chunk(x), self.layer or 0, self.params.depth + 1
+        chunk = self.chunk(x)
+        first = self.layer or 0
+        last = self.params.depth + 1
         zero = jnp.zeros(len(v), jnp.int32)
 
-        def onward(carry: Scaled, at: Array | int) -> Scaled:
-            layer = chunk.layer(at)
-            through = _scaled(layer.push(carry[0]), carry[1])
+        def onward(carry: Scaled, here: Here) -> tuple[Scaled, None]:
+            through = _scaled(jax.vmap(here.push)(carry[0]), carry[1])
             if self.layer is not None:
-                return through
-            return _add(through, _scaled(layer.push_theta(columns.read(v, at)), zero))
+                return through, None
+            return _add(through, _scaled(_push_theta(here, columns.read(v, here.layer)), zero)), None
 
-        carry = _scaled(chunk.layer(first).push_theta(columns.read(v, first)), zero)
+        carry = _scaled(_push_theta(chunk.layer(first), columns.read(v, first)), zero)
         if first < last:
-            carry, _ = jax.lax.scan(lambda carry, at: (onward(carry, at), None), carry, jnp.arange(first + 1, last))
-            carry = onward(carry, last)
+            carry, _ = networks.upwards(*chunk, onward, carry, first=first + 1, readout=True)
         return (self.root(chunk)[0](carry[0]), carry[1]) if self.loss else carry
 
     def backwards(
         self, columns: _Columns, x: Float[Array, " inputs"], u: Float[Array, "k rows"], found: tuple[Array, Array]
     ) -> tuple[Array, Array]:
         """What was found so far plus one chunk's part of J^T u, or R^T u; every layer with an exponent of its own."""
-        chunk, first, last = self.chunk(x), self.layer or 0, self.params.depth + 1
+        chunk = self.chunk(x)
+        first = self.layer or 0
+        last = self.params.depth + 1
 
-        def collect(c: Scaled, found: tuple[Array, Array], at: Array | int) -> tuple[Array, Array]:
+        def collect(c: Scaled, found: tuple[Array, Array], here: Here) -> tuple[Array, Array]:
             values, exponents = found
-            new = _scaled(chunk.layer(at).pull_theta(c[0]), c[1])
-            part, exponent = _add((columns.read(values, at), exponents[:, at]), new)
-            return columns.write(values, at, part), exponents.at[:, at].set(exponent)
+            new = _scaled(_pull_theta(here, c[0]), c[1])
+            part, exponent = _add((columns.read(values, here.layer), exponents[:, here.layer]), new)
+            return columns.write(values, here.layer, part), exponents.at[:, here.layer].set(exponent)
 
-        def back(carry: tuple, at: Array | int) -> tuple:
+        def back(carry: tuple, here: Here) -> tuple[tuple, None]:
             c, found = carry
             if self.layer is None:
-                found = collect(c, found, at)
-            return _scaled(chunk.layer(at).pull(c[0]), c[1]), found
+                found = collect(c, found, here)
+            return (_scaled(jax.vmap(here.pull)(c[0]), c[1]), found), None
 
         c = _scaled(self.root(chunk)[1](u) if self.loss else u, jnp.zeros(len(u), jnp.int32))
-        carry = (c, found)
         if first < last:
-            layers = jnp.arange(first + 1, last)
-            step = lambda carry, at: (back(carry, at), None)
-            carry, _ = jax.lax.scan(step, back(carry, last), layers, reverse=True)
-        return collect(carry[0], carry[1], first)
+            (c, found), _ = networks.downwards(*chunk, back, (c, found), first=first + 1, readout=True)
+        return collect(c, found, chunk.layer(first))
 
     def levelled(
         self, columns: _Columns, values: Float[Array, "k columns"], exponents: Int[Array, "k layer"]
@@ -284,14 +261,15 @@ class _Batch(NamedTuple):
         scale = 1 / math.sqrt(len(self.x))
         if self.loss == "squared":
             return (lambda t: scale * t,) * 2
-        logits = chunk.chain.readout(self.params, chunk.hidden[-1]).reshape(-1, self.out)
+        logits = chunk.chain.readout(self.params, chunk.states.last).reshape(-1, self.out)
         p = jax.nn.softmax(logits)
 
         def half(t: Float[Array, " rows"]) -> Float[Array, " rows"]:
             t = t.reshape(p.shape)
             return (scale * jnp.sqrt(p) * (t - jnp.sum(p * t, axis=1, keepdims=True))).ravel()
 
-        return _both_ways(half, jnp.zeros(p.size, p.dtype))
+        transposed = jax.linear_transpose(half, jnp.zeros(p.size, p.dtype))
+        return jax.vmap(half), jax.vmap(lambda u: transposed(u)[0])
 
 
 def _columns(params: Params, layer: int | None) -> tuple[_Columns, int]:

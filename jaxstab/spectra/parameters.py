@@ -11,18 +11,16 @@ the same masks; a network that mixes examples (BatchNorm) goes through `networks
 x.ravel()[None].
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from jaxstab import decompositions
+from jaxstab import decompositions, networks
 from jaxstab.checks import check_count, check_floating
-from jaxstab.networks import Chain, Layer, Params, with_network
+from jaxstab.networks import Chain, Here, Layer, Params, with_network
 from jaxstab.norms import varying_like
-from jaxstab.propagation import states
 from jaxstab.spectra.exact import Precision
 
 LOSSES = ("cross_entropy", "squared")
@@ -156,8 +154,7 @@ def tangent_kernel_memory(
     weights = sum(leaf.size for leaf in jax.tree.leaves(block))
     hidden = (params.depth + 1) * batch * h.size * x.dtype.itemsize
     fold = (2 * rows * h.size + 3 * rows**2 + weights) * x.dtype.itemsize + chunk
-    # states are stacked, then joined with the first: twice there, before the fold begins
-    return hidden + max(hidden, fold)
+    return hidden + fold
 
 
 def kernel_eigenvalues(kernel: Float[Array, "*layer rows rows"]) -> Float[Array, "*layer rows"]:
@@ -247,7 +244,7 @@ def gauss_newton_eigenvalues(
     """
     kernel = tangent_kernel(chain, params, x, chunk_size, precision)
     with jax.default_matmul_precision(precision):
-        y = jax.vmap(lambda x: chain.readout(params, states(chain, params, x)[-1]))(x)
+        y = jax.vmap(lambda x: chain.readout(params, networks.state(chain, params, x)))(x)
     return kernel_eigenvalues(gauss_newton_gram(kernel, y, loss))
 
 
@@ -274,10 +271,6 @@ def _trained(layer: PyTree) -> PyTree:
     return layer.params if isinstance(layer, Layer) else layer
 
 
-def _given(layer: PyTree, theta: PyTree) -> PyTree:
-    return layer._replace(params=theta) if isinstance(layer, Layer) else theta
-
-
 def _kernel(
     chain: Chain,
     params: Params,
@@ -289,61 +282,50 @@ def _kernel(
     """Kernels of readout, blocks (each, or their sum) and embedding, in the order of the backward fold."""
     _check(x, chunk_size)
     with jax.default_matmul_precision(precision):
-        hidden = jax.vmap(lambda x: states(chain, params, x), out_axes=1)(x)
+        states = networks.states(networks.over_batch(chain), params, x)
+        hidden = states.last
 
-        def readout(theta: PyTree, h: Array) -> Array:
-            return chain.readout(params._replace(readout=_given(params.readout, theta)), h)
-
-        def embed(theta: PyTree, x: Array) -> Array:
-            return chain.embed(params._replace(embed=_given(params.embed, theta)), x)
-
-        def layer(carry: tuple[Array, Array], at: tuple) -> tuple[tuple[Array, Array], Array | None]:
+        def layer(carry: tuple[Array, Array], here: Here) -> tuple[tuple[Array, Array], Array | None]:
             cotangents, total = carry
-            block, h = at
-            apply = lambda theta, h: chain.block(_given(block, theta), h)
-            gram = _gram(apply, _trained(block), h, cotangents, chunk_size)
-            cotangents = _pulled(lambda h: chain.block(block, h), h, cotangents)
-            return (cotangents, total if by_layer else total + gram), gram if by_layer else None
+            gram = _gram(here, cotangents, chunk_size)
+            below = _pulled(here, cotangents)
+            return (below, total if by_layer else total + gram), gram if by_layer else None
 
-        y = jax.eval_shape(chain.readout, params, hidden[-1, 0])
+        y = jax.eval_shape(chain.readout, params, hidden[0])
         cotangents = jnp.broadcast_to(jnp.eye(y.size, dtype=y.dtype)[None], (x.shape[0], y.size, y.size))
         cotangents = varying_like(cotangents, hidden)
-        last = _gram(readout, _trained(params.readout), hidden[-1], cotangents, chunk_size)
-        cotangents = _pulled(lambda h: chain.readout(params, h), hidden[-1], cotangents)
-        start = (cotangents, jnp.zeros_like(last))
-        (cotangents, total), each = jax.lax.scan(layer, start, (params.blocks, hidden[:-1]), reverse=True)
-        first = _gram(embed, _trained(params.embed), x, cotangents, chunk_size)
+        top = networks.layer_at(chain, params, params.depth + 1, hidden)
+        last = _gram(top, cotangents, chunk_size)
+        start = (_pulled(top, cotangents), jnp.zeros_like(last))
+        (cotangents, total), each = networks.downwards(chain, params, states, layer, start, first=1)
+        first = _gram(networks.layer_at(chain, params, 0, x), cotangents, chunk_size)
     return last, total if each is None else each, first
 
 
-def _pulled(
-    apply: Callable[[Array], Array], h: Float[Array, "batch n"], cotangents: Float[Array, "batch out m"]
-) -> Float[Array, "batch out n"]:
+def _pulled(here: Here, cotangents: Float[Array, "batch out m"]) -> Float[Array, "batch out n"]:
+    """Cotangents of a batch's states above a layer to those below it, example by example."""
+
     def one(h: Array, cotangents: Array) -> Array:
-        pull = jax.vjp(apply, h)[1]
-        return jax.vmap(lambda cotangent: pull(cotangent)[0])(cotangents)
+        return jax.vmap(here.meeting(h).pull)(cotangents)
 
-    return jax.vmap(one)(h, cotangents)
+    return jax.vmap(one)(here.h, cotangents)
 
 
-def _gram(
-    apply: Callable[[PyTree, Array], Array],
-    theta: PyTree,
-    h: Float[Array, "batch n"],
-    cotangents: Float[Array, "batch out m"],
-    chunk_size: int | None,
-) -> Float[Array, "rows rows"]:
-    """J J^T of one layer, J = cotangents d apply(theta, h) / d theta."""
+def _gram(here: Here, cotangents: Float[Array, "batch out m"], chunk_size: int | None) -> Float[Array, "rows rows"]:
+    """J J^T of one layer at a batch of states, J = cotangents d f(theta, h) / d theta."""
     batch, out, size = cotangents.shape
 
     def row(at: tuple[Array, Array]) -> Array:
         example, cotangent = at
-        gradient = jax.vjp(lambda theta: apply(theta, h[example]), theta)[1](cotangent)[0]
-        push = lambda h: jax.jvp(lambda theta: apply(theta, h), (theta,), (gradient,))[1]
-        return jnp.sum(cotangents * jax.vmap(push)(h)[:, None], axis=-1).ravel()
+        gradient = here.meeting(here.h[example]).pull_theta(cotangent)
+
+        def push(h: Array) -> Array:
+            return jax.jvp(lambda theta: here.f(theta, h), (here.theta,), (gradient,))[1]
+
+        return jnp.sum(cotangents * jax.vmap(push)(here.h)[:, None], axis=-1).ravel()
 
     rows = (jnp.arange(batch * out) // out, cotangents.reshape(batch * out, size))
-    chunk, _ = _chunk(theta, batch, out, size, chunk_size, h.dtype.itemsize)
+    chunk, _ = _chunk(here.theta, batch, out, size, chunk_size, here.h.dtype.itemsize)
     gram = jax.lax.map(row, rows, batch_size=chunk)
     # rows are computed one by one: their rounding is not symmetric
     return (gram + gram.T) / 2

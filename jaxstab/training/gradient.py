@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxstab import networks
-from jaxstab.networks import MLP, Chain, Layer, Params
+from jaxstab.networks import MLP, Chain, Here, Layer, Params
 from jaxstab.norms import Product, norm
 
 
@@ -83,68 +83,56 @@ def value_and_grad(
     if not isinstance(params.blocks, Layer):
         raise ValueError("params must be as networks.bind(mlp, params) gives them")
     deepest = _deepest(depth, mlp.depth)
-    chain, (block_stats, readout_stats) = networks.chain(mlp), networks.statistics(mlp)
+    chain = networks.chain(mlp)
+    block_stats, readout_stats = networks.statistics(mlp)
     blocks: Layer = params.blocks
-    readout: Layer = params.readout
 
-    h = chain.embed(params, x)
-    kept = jnp.zeros((mlp.depth + 1, *h.shape), h.dtype) if over is None else over.states
-    kept, stats = _up(chain, block_stats, blocks, _put(kept, h, 0), deepest)
-    h = _at(kept, deepest)
+    bottom = networks.layer_at(chain, params, 0, x)
+    h_0 = bottom.out
+    kept = jnp.zeros((mlp.depth + 1, *h_0.shape), h_0.dtype) if over is None else over.states
 
-    end = lambda theta, h: chain.readout(params._replace(readout=readout._replace(params=theta)), h)
-    y = end(readout.params, h)
-    value, d_y = jax.value_and_grad(loss)(y)
-    d_readout, d_h = networks.pullback(end, readout.params, h)(d_y)
+    def up(carry: tuple[Array, PyTree], here: Here) -> tuple[tuple[Array, PyTree], None]:
+        kept, stats = carry
+        kept = _put(kept, here.out, here.layer)
+        return (kept, _put(stats, block_stats(here.bound, here.h), here.layer - 1)), None
+
+    start = _put(kept, h_0, 0), blocks.batch_stats or {}
+    (kept, stats), _ = networks.upwards(chain, params, h_0, up, start, first=1, last=deepest)
+
+    h = jax.lax.dynamic_index_in_dim(kept, deepest, keepdims=False)
+    top = networks.layer_at(chain, params, mlp.depth + 1, h)
+    value, d_y = jax.value_and_grad(loss)(top.out)
+    d_readout, d_h = top.pull_both(d_y)
+
+    def down(carry: tuple, here: Here) -> tuple[tuple, None]:
+        d_h, gradient, norms, finite = carry
+        d_theta, d_h = here.pull_both(d_h)
+        d_theta = _full(d_theta)
+        length, all_finite = _length(d_theta)
+        gradient = _put(gradient, d_theta, here.layer - 1)
+        return (d_h, gradient, _put(norms, length, here.layer), finite & all_finite), None
 
     cleared = jax.tree.map(jnp.zeros_like, blocks.params) if over is None else over.params.blocks
-    d_h, d_blocks, norms, finite = _down(chain, blocks, kept, d_h, cleared, deepest)
+    norms = jnp.full(len(kept), jnp.nan, kept.dtype)
+    states = networks.States(x, (kept,), h)
+    carry = d_h, cleared, norms, jnp.bool_(True)
+    carry, _ = networks.downwards(chain, params, states, down, carry, first=1, last=deepest)
+    d_h, d_blocks, norms, finite = carry
 
-    begin = lambda theta, x: chain.embed(params._replace(embed=theta), x)
-    d_embed, d_readout = _full(networks.pullback(begin, params.embed, x)(d_h)[0]), _full(d_readout)
-    (first, first_finite), (last, last_finite) = map(_length, (d_embed, d_readout))
+    d_embed = _full(bottom.pull_both(d_h)[0])
+    d_readout = _full(d_readout)
+    first, first_finite = _length(d_embed)
+    last, last_finite = _length(d_readout)
     return Gradient(
         value,
-        y,
+        top.out,
         Params(d_embed, d_blocks, d_readout),
-        {"blocks": stats, "readout": readout_stats(readout, h)} if stats else {},
+        {"blocks": stats, "readout": readout_stats(params.readout, h)} if stats else {},
         norms.at[0].set(first),
         last,
         jnp.isfinite(value) & finite & first_finite & last_finite,
         kept,
     )
-
-
-def _up(
-    chain: Chain, statistics: Callable[[Layer, Array], PyTree], blocks: Layer, kept: Array, deepest: Array | int
-) -> tuple[Array, PyTree]:
-    """h_l written where it is kept, from h_0 on, and BatchNorm's statistics after it."""
-
-    def step(index: Array, carry: tuple[Array, PyTree]) -> tuple[Array, PyTree]:
-        kept, stats = carry
-        layer, h = _at(blocks, index), _at(kept, index)
-        return _put(kept, chain.block(layer, h), index + 1), _put(stats, statistics(layer, h), index)
-
-    return jax.lax.fori_loop(0, deepest, step, (kept, blocks.batch_stats or {}))
-
-
-def _down(
-    chain: Chain, blocks: Layer, kept: Array, d_h: Array, gradient: PyTree, deepest: Array | int
-) -> tuple[Array, PyTree, Array, Array]:
-    """dL/dh_0, the blocks' gradients written over `gradient`, the logarithms of their norms, whether all is finite."""
-
-    def step(steps: Array, carry: tuple[Array, PyTree, Array, Array]) -> tuple[Array, PyTree, Array, Array]:
-        d_h, gradient, norms, finite = carry
-        index = deepest - 1 - steps
-        layer = _at(blocks, index)
-        one = lambda theta, h: chain.block(layer._replace(params=theta), h)
-        d_theta, d_h = networks.pullback(one, layer.params, _at(kept, index))(d_h)
-        d_theta = _full(d_theta)
-        length, all_finite = _length(d_theta)
-        return d_h, _put(gradient, d_theta, index), _put(norms, length, index + 1), finite & all_finite
-
-    norms = jnp.full(len(kept), jnp.nan, kept.dtype)
-    return jax.lax.fori_loop(0, deepest, step, (d_h, gradient, norms, jnp.bool_(True)))
 
 
 def output(
@@ -171,9 +159,7 @@ def output(
         >>> bool(jnp.allclose(three, output(networks.chain(short), draw(short), jnp.ones(5)), atol=1e-6))
         True
     """
-    step = lambda index, h: chain.block(jax.tree.map(lambda leaf: leaf[index], params.blocks), h)
-    deepest = _deepest(depth, params.depth)
-    return chain.readout(params, jax.lax.fori_loop(0, deepest, step, chain.embed(params, x)))
+    return chain.readout(params, networks.state(chain, params, x, _deepest(depth, params.depth)))
 
 
 def _deepest(depth: Array | int | None, most: int) -> Array | int:
@@ -182,10 +168,6 @@ def _deepest(depth: Array | int | None, most: int) -> Array | int:
     if not isinstance(depth, jax.core.Tracer) and not 0 <= int(depth) <= most:
         raise ValueError(f"depth must be in [0, {most}], the blocks that the network has, got {depth}")
     return depth
-
-
-def _at(tree: PyTree, index: Array | int) -> PyTree:
-    return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, 0, False), tree)
 
 
 def _put(tree: PyTree, one: PyTree, index: Array | int) -> PyTree:

@@ -1,0 +1,270 @@
+"""Our own networks as chains: drawn, scaled, and bound to what their layers read besides parameters."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float, Key, PyTree
+
+from jaxstab.checks import check_floating, check_gains
+from jaxstab.networks.blocks import Block, present
+from jaxstab.networks.chains import Chain, Dropout, Layer, Params, with_network
+from jaxstab.networks.mlp import MLP
+
+
+def _apply(module: Block, layer: PyTree, h: Array) -> Array:
+    bound = layer if isinstance(layer, Layer) else Layer(layer)
+    if module.norm == "batch" and not module.train:
+        bound = _known(bound)
+    return jnp.asarray(module.apply(bound.variables(), h))
+
+
+def _known(layer: Layer) -> Layer:
+    """The layer, if it has running statistics."""
+    if not layer.batch_stats:
+        raise ValueError("BatchNorm needs running statistics: networks.bind(mlp, params, stats=...)")
+    return layer
+
+
+@with_network
+def chain(mlp: MLP, train: bool = True) -> Chain:
+    """The fold's view of a network: its embed, block and readout as pure functions.
+
+    Every block is one: norms, dropout and skips need nothing of whoever folds. BatchNorm in training mixes examples, so
+    x and h are then a whole batch, [batch, d_in] and [batch, width]; see `flatten` for its Jacobian.
+
+    Args:
+        mlp: the network.
+        train: what training sees: BatchNorm with the statistics of the batch at hand, dropout with the masks that
+            `bind` gave. False for inference: running statistics from `bind`, nothing dropped.
+
+    Returns:
+        A chain that computes what `mlp.apply` does, layer by layer.
+    """
+    embed, block, readout = mlp.layers(train)
+
+    def start(params: Params, x: Array) -> Array:
+        h = _apply(embed, params.embed, x)
+        return jnp.concatenate([h, *[jnp.zeros_like(h)] * (mlp.sources - 1)], axis=-1)
+
+    return Chain(
+        embed=start,
+        block=lambda layer, h: _apply(block, layer, h),
+        readout=lambda params, h: _apply(readout, params.readout, h),
+        activation=block.activation,
+        present=(lambda h: present(h, mlp.sources)) if mlp.sources > 1 else None,
+    )
+
+
+@with_network
+def branch(mlp: MLP, train: bool = True) -> Callable[[PyTree, Array], Array]:
+    """The block without its skip: (params.blocks at one layer, h) -> W a + b.
+
+    Args:
+        mlp: the network.
+        train: as in `chain`.
+
+    Returns:
+        The function.
+    """
+    bare = mlp.layers(train)[1].clone(skip=None)
+    return lambda layer, h: _apply(bare, layer, h)
+
+
+@with_network
+def bind(
+    mlp: MLP,
+    params: Params,
+    *,
+    stats: PyTree = None,
+    key: Key[Array, ""] | None = None,
+    rate: ArrayLike = 0.0,
+    sigma_w: ArrayLike | None = None,
+) -> Params:
+    """Give the layers what they read besides what is trained: running statistics, masks of dropout, a common gain.
+
+    One key, one set of masks, whatever the rate: rates share their draws as gains do. A batch gets a mask per
+    example; under a vmap over examples it is up to the caller to vmap keys too.
+
+    With sigma_w a layer computes sigma_w W a + b without ever forming sigma_w W. A vmap over gains then has one copy of
+    W for all, and one wide product in place of many. What comes out, first derivatives included, is what
+    `rescale(params, sigma_w, 1)` gives. There is no gradient with respect to sigma_w, and none with respect to weights
+    where it is 0; for derivatives of gradients, `unbind` the parameters first.
+
+    Args:
+        mlp: the network.
+        params: what is trained.
+        stats: BatchNorm's running statistics, from `initial_stats` or from
+            `mlp.apply(..., mutable=["batch_stats"])[1]["batch_stats"]`.
+        key: PRNG key of the masks.
+        rate: share of features dropped, in [0, 1]: one, or one per block and one for the readout; may be traced.
+        sigma_w: factor of the weights, >= 0: one, or one for the embedding, one per block and one for the readout; may
+            be traced.
+
+    Returns:
+        Parameters for a chain, or for `mlp.apply` by way of `variables`.
+
+    Raises:
+        ValueError: if a key is given to a network without dropout, a concrete rate is outside [0, 1], a concrete
+            sigma_w is negative or not finite, or sigma_w has another shape.
+
+    Example:
+        >>> mlp = MLP(depth=4, width=8, dropout=True)
+        >>> params = init(mlp, jax.random.key(0), jnp.ones(5))
+        >>> wet = bind(mlp, params, key=jax.random.key(1), rate=0.1)
+        >>> mlp.apply(variables(wet), jnp.ones(5)).shape
+        (10,)
+    """
+    blocks, readout = Layer(params.blocks), Layer(params.readout)
+    if stats:
+        blocks, readout = blocks._replace(batch_stats=stats["blocks"]), readout._replace(batch_stats=stats["readout"])
+    if key is not None:
+        if not mlp.dropout:
+            raise ValueError("a key is for the masks of dropout, and this network has none: MLP(..., dropout=True)")
+        if not isinstance(rate, jax.core.Tracer) and not np.all((np.asarray(rate) >= 0) & (np.asarray(rate) <= 1)):
+            raise ValueError(f"rate must be in [0, 1], got {rate}")
+        keys = jax.random.split(key, mlp.depth + 1)
+        rates = jnp.broadcast_to(jnp.asarray(rate, float), mlp.depth + 1)
+        # the first is the readout's, so that networks of all depths share their masks
+        blocks = blocks._replace(dropout=Dropout(keys[1:], rates[:-1]))
+        readout = readout._replace(dropout=Dropout(keys[0], rates[-1]))
+    embed = params.embed
+    if sigma_w is not None:
+        check_gains(sigma_w, 0.0)
+        if jnp.shape(sigma_w) not in ((), (mlp.depth + 2,)):
+            raise ValueError(
+                f"sigma_w must be one, or one per layer, [{mlp.depth + 2}], got shape {jnp.shape(sigma_w)}"
+            )
+        factors = jnp.broadcast_to(jnp.asarray(sigma_w, params.embed["dense"]["kernel"].dtype), mlp.depth + 2)
+        embed = Layer(embed, sigma_w=factors[0])
+        blocks, readout = blocks._replace(sigma_w=factors[1:-1]), readout._replace(sigma_w=factors[-1])
+    return Params(embed, blocks, readout)
+
+
+@with_network
+def unbind(params: Params) -> Params:
+    """What is trained, of parameters that `bind` gave more: a common gain multiplied in, the rest left off.
+
+    Args:
+        params: parameters, bound or not.
+
+    Returns:
+        Parameters.
+
+    Example:
+        >>> mlp = MLP(depth=2, width=8)
+        >>> params = init(mlp, jax.random.key(0), jnp.ones(5))
+        >>> bound = bind(mlp, params, sigma_w=3.0)
+        >>> bool(jnp.all(unbind(bound).embed["dense"]["kernel"] == rescale(params, 3.0, 1.0).embed["dense"]["kernel"]))
+        True
+    """
+
+    def plain(tree: PyTree) -> PyTree:
+        if not isinstance(tree, Layer):
+            return tree
+        if tree.sigma_w is None:
+            return tree.params
+        kernel = tree.params["dense"]["kernel"] * tree.sigma_w[..., None, None]
+        return tree.params | {"dense": tree.params["dense"] | {"kernel": kernel}}
+
+    return Params(*map(plain, params))
+
+
+@with_network
+def init(
+    mlp: MLP, key: Array, x: Float[Array, "*batch d_in"], sigma_w: ArrayLike = 1.0, sigma_b: ArrayLike = 0.0
+) -> Params:
+    """Draw parameters: weights of gain sigma_w, biases of standard deviation sigma_b, every layer alike.
+
+    Args:
+        mlp: the network.
+        key: PRNG key; the same key gives the same draw at every gain.
+        x: an input, for its size and its dtype (float32 or float64), which the parameters take.
+        sigma_w: weight gain, >= 0; may be traced.
+        sigma_b: bias standard deviation, >= 0; may be traced.
+
+    Returns:
+        Parameters.
+
+    Raises:
+        ValueError: if x is not floating, or a concrete gain is negative or not finite.
+    """
+    check_floating("x", jnp.result_type(x))
+    check_gains(sigma_w, sigma_b)
+    drawn: dict[str, Any] = mlp.init(key, x)["params"]
+    return rescale(Params(**drawn), sigma_w, sigma_b)
+
+
+@with_network
+def rescale(params: Params, sigma_w: ArrayLike, sigma_b: ArrayLike) -> Params:
+    """Multiply the weights of all layers by sigma_w and their biases by sigma_b; norms, gates and alphas stay.
+
+    Args:
+        params: parameters, usually of unit gains, init(..., sigma_w=1, sigma_b=1), before `bind`.
+        sigma_w: factor of the weights.
+        sigma_b: factor of the biases.
+
+    Returns:
+        Parameters of the same dtypes.
+    """
+    factors = {"kernel": sigma_w, "bias": sigma_b}
+
+    def scaled(path: tuple, leaf: Array) -> Array:
+        module, name = path[-2:]
+        return leaf * jnp.asarray(factors[name.key], leaf.dtype) if getattr(module, "key", None) == "dense" else leaf
+
+    return jax.tree.map_with_path(scaled, params)
+
+
+@with_network
+def initial_stats(mlp: MLP, x: Float[Array, "*batch d_in"]) -> PyTree:
+    """BatchNorm's running statistics before training: mean 0, variance 1.
+
+    Args:
+        mlp: the network.
+        x: an input, for its size and dtype.
+
+    Returns:
+        The Flax collection "batch_stats"; empty without BatchNorm.
+    """
+    shapes = jax.eval_shape(mlp.init, jax.random.key(0), x).get("batch_stats", {})
+    return jax.tree.map_with_path(lambda path, leaf: jnp.full(leaf.shape, path[-1].key == "var", leaf.dtype), shapes)
+
+
+@with_network
+def statistics(mlp: MLP) -> tuple[Callable[[Layer, Array], PyTree], Callable[[Layer, Array], PyTree]]:
+    """What BatchNorm's running statistics become in training, of one block and of the readout.
+
+    Args:
+        mlp: the network.
+
+    Returns:
+        Two functions (layer as `bind` gives it, h [batch, width]) -> its new batch_stats; empty without BatchNorm.
+    """
+
+    def after(module: Block) -> Callable[[Layer, Array], PyTree]:
+        if mlp.norm != "batch":
+            return lambda layer, h: {}
+        return lambda layer, h: module.apply(_known(layer).variables(), h, mutable=["batch_stats"])[1]["batch_stats"]
+
+    _, block, readout = mlp.layers(True)
+    return after(block), after(readout)
+
+
+@with_network
+def variables(params: Params) -> dict[str, Any]:
+    """Parameters as `mlp.apply` takes them.
+
+    Args:
+        params: parameters, bound or not.
+
+    Returns:
+        {"params": ...}, with "batch_stats", "dropout" and "gains" where `bind` put them.
+    """
+    collections: dict[str, Any] = {}
+    for name, layer in params._asdict().items():
+        for collection, tree in (layer if isinstance(layer, Layer) else Layer(layer)).variables().items():
+            collections.setdefault(collection, {})[name] = tree
+    return collections

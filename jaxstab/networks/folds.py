@@ -1,0 +1,404 @@
+r"""The folds over the layers of a chain, upwards and downwards: the only loops over layers in jaxstab.
+
+Layer 0 is the embedding, layers 1..L are the blocks, layer L + 1 is the readout. With h_{-1} = x,
+
+    h_l = f_l(theta_l, h_{l-1}),    l = 0..L + 1,
+
+and a step of a fold sees one layer at the state that it meets, as a `Here`. Equal blocks are scanned, so that compile
+time does not grow with depth. Where the last layer is traced, the scan is a loop that runs no further than it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int, PyTree
+
+from jaxstab.networks.chains import Chain, Layer, Params, layers_of, segments
+from jaxstab.networks.pullbacks import pullback
+
+Index = Int[Array, ""] | int
+# (carry, one layer) -> (carry, what is read off)
+Step = Callable[[Any, "Here"], tuple[Any, PyTree]]
+
+
+@dataclass(frozen=True, eq=False)
+class Here:
+    """One layer at the state that it meets.
+
+    Derivatives are computed when they are first asked for. Ask for them in the step itself: what is first asked for
+    within a `vmap` or a `switch` of the step cannot leave it.
+
+    Attributes:
+        layer: l; a Python integer for the embedding and the readout, traced where blocks are scanned.
+        function: (bound, h) -> state above.
+        bound: parameters of the layer, with what `networks.bind` gave it.
+        h: the state h_{l-1} that the layer meets, x for the embedding.
+    """
+
+    layer: Index
+    function: Callable[[PyTree, PyTree], PyTree]
+    bound: PyTree
+    h: PyTree
+
+    def meeting(self, h: PyTree) -> "Here":
+        """The same layer at another state.
+
+        Args:
+            h: the state that it meets.
+
+        Returns:
+            The layer.
+        """
+        return Here(self.layer, self.function, self.bound, h)
+
+    @property
+    def theta(self) -> PyTree:
+        """The parameters that are trained."""
+        return self.bound.params if isinstance(self.bound, Layer) else self.bound
+
+    def f(self, theta: PyTree, h: PyTree) -> PyTree:
+        """The layer at other parameters or another state.
+
+        Args:
+            theta: parameters that are trained.
+            h: state below.
+
+        Returns:
+            State above.
+        """
+        return self.function(self.bound._replace(params=theta) if isinstance(self.bound, Layer) else theta, h)
+
+    @cached_property
+    def out(self) -> PyTree:
+        """The state above, h_l = f(theta, h)."""
+        return self._linear[0] if "_linear" in self.__dict__ else self.function(self.bound, self.h)
+
+    @property
+    def push(self) -> Callable[[PyTree], PyTree]:
+        """The product with the Jacobian: v -> (dh_l/dh_{l-1}) v."""
+        return self._linear[1]
+
+    @cached_property
+    def pull(self) -> Callable[[PyTree], PyTree]:
+        """The product with the transposed Jacobian: u -> (dh_l/dh_{l-1})^T u."""
+        return _transposed(partial(self.function, self.bound), self.h)
+
+    @cached_property
+    def push_theta(self) -> Callable[[PyTree], PyTree]:
+        """The product with the Jacobian by the parameters: t -> (dh_l/dtheta_l) t."""
+        return jax.linearize(partial(self._at_state, self.h), self.theta)[1]
+
+    @cached_property
+    def pull_theta(self) -> Callable[[PyTree], PyTree]:
+        """Its transpose: u -> (dh_l/dtheta_l)^T u."""
+        return _transposed(partial(self._at_state, self.h), self.theta)
+
+    @cached_property
+    def pull_both(self) -> Callable[[PyTree], tuple[PyTree, PyTree]]:
+        """Both transposes at once: u -> (for theta, for h), gradients of dense kernels as `norms.Product`."""
+        return pullback(self.f, self.theta, self.h)
+
+    @cached_property
+    def _linear(self) -> tuple[PyTree, Callable[[PyTree], PyTree]]:
+        return jax.linearize(partial(self.function, self.bound), self.h)
+
+    def _at_state(self, h: PyTree, theta: PyTree) -> PyTree:
+        return self.f(theta, h)
+
+
+class States(NamedTuple):
+    """The states of a forward pass, as the layers above met them.
+
+    Attributes:
+        x: what the embedding met.
+        below: for each segment of equal blocks, the states that its blocks met, stacked.
+        last: the state of the last block.
+    """
+
+    x: PyTree
+    below: tuple[PyTree, ...]
+    last: PyTree
+
+    @property
+    def stacked(self) -> PyTree:
+        """The states h_0 .. h_L with a leading layer axis; a tuple of states where shapes change."""
+        parts = [*self.below, _with_layer_axis(self.last)]
+        shapes = [[leaf.shape[1:] for leaf in jax.tree.leaves(part)] for part in parts]
+        if all(shape == shapes[0] for shape in shapes):
+            return _joined(parts)
+        return tuple(_at(part, i) for part in parts for i in range(layers_of(part)))
+
+    def at(self, layer: int) -> PyTree:
+        """The state of one layer.
+
+        Args:
+            layer: l in [0, L].
+
+        Returns:
+            h_l.
+        """
+        for part in self.below:
+            if layer < layers_of(part):
+                return _at(part, layer)
+            layer -= layers_of(part)
+        return self.last
+
+
+_UNKNOWN = States(None, (), None)
+
+
+def upwards(
+    chain: Chain,
+    params: Params,
+    start: PyTree | States,
+    step: Step,
+    carry: Any,
+    *,
+    first: int = 0,
+    last: Index | None = None,
+    readout: bool = False,
+) -> tuple[Any, PyTree]:
+    """Fold over layers from the input to the output.
+
+    Args:
+        chain: the network.
+        params: its parameters, depth L.
+        start: the state that layer `first` meets, x for the embedding; or the `States` of a pass to layer `last`, and
+            no state is computed again; or None where the carry holds the state, and `Here.h` is None.
+        step: (carry, Here) -> (carry, what is read off).
+        carry: what the fold starts with. Its shapes may change at the embedding, at the readout and between segments.
+        first: lowest layer, in [0, L + 1].
+        last: highest layer but for the readout; None for L. It may be traced: then nothing is read off.
+        readout: whether to go on to the readout.
+
+    Returns:
+        The carry, and what was read off with a leading layer axis.
+    """
+    if start is not None and not isinstance(start, States):
+
+        def onward(pair: tuple[PyTree, Any], here: Here) -> tuple[tuple[PyTree, Any], PyTree]:
+            h, carry = pair
+            here = here.meeting(h)
+            carry, read = step(carry, here)
+            return (here.out, carry), read
+
+        pair = (start, carry)
+        (_, carry), reads = upwards(chain, params, None, onward, pair, first=first, last=last, readout=readout)
+        return carry, reads
+    states = _UNKNOWN if start is None else start
+    reads = []
+    if first == 0:
+        carry, read = step(carry, layer_at(chain, params, 0, states.x))
+        reads.append(_with_layer_axis(read))
+    for span in _spans(chain, params, first, last, states):
+        carry, read = span.fold(step, carry)
+        reads.append(read)
+    if readout:
+        carry, read = step(carry, layer_at(chain, params, params.depth + 1, states.last))
+        reads.append(_with_layer_axis(read))
+    return carry, _joined(reads)
+
+
+def downwards(
+    chain: Chain,
+    params: Params,
+    states: States,
+    step: Step,
+    carry: Any,
+    *,
+    first: int = 0,
+    last: Index | None = None,
+    readout: bool = False,
+) -> tuple[Any, PyTree]:
+    """Fold over layers from the output to the input, at the states of a forward pass.
+
+    Args:
+        chain: the network.
+        params: its parameters, depth L.
+        states: the states of a pass to layer `last`.
+        step: (carry, Here) -> (carry, what is read off).
+        carry: what the fold starts with, such as a cotangent.
+        first: lowest layer, in [0, L + 1].
+        last: highest layer but for the readout; None for L. It may be traced: then nothing is read off.
+        readout: whether to begin with the readout.
+
+    Returns:
+        The carry, and what was read off with a leading layer axis, the lowest layer first.
+    """
+    reads = []
+    if readout:
+        carry, read = step(carry, layer_at(chain, params, params.depth + 1, states.last))
+        reads.append(_with_layer_axis(read))
+    for span in reversed(_spans(chain, params, first, last, states)):
+        carry, read = span.fold(step, carry, reverse=True)
+        reads.append(read)
+    if first == 0:
+        carry, read = step(carry, layer_at(chain, params, 0, states.x))
+        reads.append(_with_layer_axis(read))
+    return carry, _joined(reads[::-1])
+
+
+def layer_at(chain: Chain, params: Params, layer: int, h: PyTree) -> Here:
+    """One layer by itself.
+
+    Args:
+        chain: the network.
+        params: its parameters, depth L.
+        layer: l in [0, L + 1].
+        h: the state that it meets.
+
+    Returns:
+        The layer.
+    """
+    if layer == 0:
+        return Here(0, lambda embed, x: chain.embed(params._replace(embed=embed), x), params.embed, h)
+    if layer == params.depth + 1:
+        return Here(layer, lambda end, h: chain.readout(params._replace(readout=end), h), params.readout, h)
+    span = _spans(chain, params, layer, layer, _UNKNOWN)[0]
+    return span.here(span.start).meeting(h)
+
+
+def states(chain: Chain, params: Params, x: PyTree, depth: int | None = None) -> States:
+    """The forward pass, its states kept.
+
+    Args:
+        chain: the network.
+        params: its parameters, depth L.
+        x: one input, or a batch where blocks mix examples.
+        depth: blocks that take part, in [0, L]; None for all.
+
+    Returns:
+        The states h_0 .. h_depth.
+    """
+
+    def block(h: PyTree, here: Here) -> tuple[PyTree, PyTree]:
+        return here.meeting(h).out, h
+
+    h = chain.embed(params, x)
+    below = []
+    for span in _spans(chain, params, 1, depth, _UNKNOWN):
+        h, met = span.fold(block, h)
+        below.append(met)
+    return States(x, tuple(below), h)
+
+
+def state(chain: Chain, params: Params, x: PyTree, depth: Index | None = None) -> PyTree:
+    """The state h_depth of a forward pass.
+
+    Args:
+        chain: the network.
+        params: its parameters, depth L.
+        x: one input, or a batch where blocks mix examples.
+        depth: blocks that take part, in [0, L]; may be traced; None for all.
+
+    Returns:
+        The state.
+    """
+
+    def block(h: PyTree, here: Here) -> tuple[PyTree, None]:
+        return here.meeting(h).out, None
+
+    return upwards(chain, params, None, block, chain.embed(params, x), first=1, last=depth)[0]
+
+
+class _Span(NamedTuple):
+    """Consecutive blocks of one segment, and the states that they met where these are known."""
+
+    block: Callable[[PyTree, PyTree], PyTree]
+    params: PyTree
+    below: PyTree
+    # number of the layer before the segment
+    offset: int
+    # within the segment
+    start: Index
+    stop: Index
+
+    def here(self, index: Index) -> Here:
+        """One block."""
+        met = None if self.below is None else _at(self.below, index)
+        return Here(self.offset + index + 1, self.block, _at(self.params, index), met)
+
+    def fold(self, step: Step, carry: Any, reverse: bool = False) -> tuple[Any, PyTree]:
+        """Fold over the blocks: a loop where bounds are traced, a call for one block, else a scan."""
+        if isinstance(self.start, jax.core.Tracer) or isinstance(self.stop, jax.core.Tracer):
+
+            def one(count: Array, carry: Any) -> Any:
+                index = self.stop - 1 - count if reverse else self.start + count
+                return step(carry, self.here(index))[0]
+
+            return jax.lax.fori_loop(0, self.stop - self.start, one, carry), None
+        if self.stop - self.start == 1:
+            carry, read = step(carry, self.here(self.start))
+            return carry, _with_layer_axis(read)
+
+        def scanned(carry: Any, at: tuple) -> tuple[Any, PyTree]:
+            index, bound, met = at
+            return step(carry, Here(self.offset + index + 1, self.block, bound, met))
+
+        def indexed(carry: Any, index: Array) -> tuple[Any, PyTree]:
+            return step(carry, self.here(index))
+
+        indices = jnp.arange(self.start, self.stop)
+        if self._whole:
+            # a derivative of the fold adds up gradients of the parameters layer by layer only so
+            return jax.lax.scan(scanned, carry, (indices, self.params, self.below), reverse=reverse)
+        # a slice of the stack would copy its weights
+        return jax.lax.scan(indexed, carry, indices, reverse=reverse)
+
+    @property
+    def _whole(self) -> bool:
+        size = layers_of(self.params)
+        known = size if self.below is None else layers_of(self.below)
+        return bool(self.start == 0 and self.stop == size == known)
+
+
+def _spans(chain: Chain, params: Params, first: int, last: Index | None, states: States) -> list[_Span]:
+    """The blocks of layers first..last, segment by segment."""
+    last = params.depth if last is None else last
+    spans = []
+    offset = 0
+    for i, (block, stack) in enumerate(segments(chain, params)):
+        size = layers_of(stack)
+        start = max(first - 1 - offset, 0)
+        traced = isinstance(last, jax.core.Tracer)
+        stop = jnp.clip(last - offset, start, size) if traced else min(int(last) - offset, size)
+        if start < size and (traced or start < stop):
+            below = states.below[i] if states.below else None
+            spans.append(_Span(block, stack, below, offset, start, stop))
+        offset += size
+    return spans
+
+
+def _transposed(function: Callable[[PyTree], PyTree], at: PyTree) -> Callable[[PyTree], PyTree]:
+    pull = jax.vjp(function, at)[1]
+
+    def transposed(cotangent: PyTree) -> PyTree:
+        return pull(cotangent)[0]
+
+    return transposed
+
+
+def _at(tree: PyTree, index: Index) -> PyTree:
+    def one(leaf: Array) -> Array:
+        if isinstance(index, int):
+            return jax.lax.index_in_dim(leaf, index, keepdims=False)
+        return jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False)
+
+    return jax.tree.map(one, tree)
+
+
+def _with_layer_axis(tree: PyTree) -> PyTree:
+    return jax.tree.map(lambda leaf: leaf[None], tree)
+
+
+def _joined(parts: list[PyTree]) -> PyTree:
+    """Stacks one after the other; None where some part has read nothing."""
+    if len(parts) == 1:
+        return parts[0]
+    if not parts or any(part is None for part in parts):
+        return None
+    return jax.tree.map(lambda *stacks: jnp.concatenate(stacks), *parts)

@@ -1,0 +1,10 @@
+"""Measure: signal forwards and gradient backwards, at every layer, as folds over the chain.
+
+One network and one input (or one batch, where a block mixes examples); the caller vmaps over inputs, seeds and
+gains. Norms travel as natural logarithms next to vectors of unit length, so that no float range is left.
+"""
+
+from jaxstab.propagation.gradients import backward, backward_memory
+from jaxstab.propagation.profiles import correlation, forward, states
+
+__all__ = ["backward", "backward_memory", "correlation", "forward", "states"]

@@ -1,0 +1,106 @@
+"""Gradient norms of a loss at every layer, for networks of every wanted depth at once."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxstab import networks
+from jaxstab.checks import Depths, check_count, check_depths, check_floating
+from jaxstab.networks import Chain, Params
+from jaxstab.norms import log_norm, unit
+from jaxstab.propagation.spans import by_span
+from jaxstab.records import BackwardProfile
+
+
+@networks.with_network
+def backward(
+    chain: Chain,
+    params: Params,
+    x: Float[Array, "*batch d_in"],
+    loss: Callable[[Float[Array, "*batch d_out"]], Float[Array, ""]],
+    depths: Depths | None = None,
+) -> BackwardProfile:
+    """Gradient norms of a loss at every layer 0..L, for networks of every wanted depth at once.
+
+    The network of depth D is the first D blocks with the same readout. One reverse sweep carries the unit cotangents
+    of all depths, each joining at its own layer: cot_{l-1} = (d block_l / dh)^T cot_l.
+
+    Args:
+        chain: the network.
+        params: its parameters, depth L.
+        x: one input [d_in], or a batch where blocks mix examples.
+        loss: scalar function of the output.
+        depths: depths wanted, each in [0, L]; None for depth L alone, without a depth axis.
+
+    Returns:
+        The profile, [depth, layer] (or [layer]); NaN beyond each depth.
+
+    Raises:
+        ValueError: if depths are not ascending integers in [0, L], or x is not floating.
+    """
+    if depths is None:
+        whole = backward(chain, params, x, loss, [params.depth])
+        return BackwardProfile(*(field[0] for field in whole))
+    depths = check_depths(depths, params.depth)
+    check_floating("x", jnp.result_type(x))
+    states = networks.states(chain, params, x, depths[-1])
+
+    def start(h: Array) -> _Cotangent:
+        return _Cotangent(*unit(jax.grad(lambda h: loss(chain.readout(params, h)))(h)))
+
+    ends = jax.tree.map(lambda *rows: jnp.stack(rows), *[states.at(depth) for depth in depths])
+    step = by_span(depths, _through)
+    _, rows = networks.downwards(chain, params, states, step, jax.vmap(start)(ends), last=depths[-1])
+    inside = jnp.arange(params.depth + 1)[:, None] <= jnp.asarray(depths)[None]
+    beyond = ((0, params.depth - depths[-1]), (0, 0))
+    return BackwardProfile(*(jnp.where(inside, jnp.pad(field, beyond), jnp.nan).T for field in rows))
+
+
+def backward_memory(params: Params, size: int, depths: Depths, inputs: int = 1, examples: int | None = None) -> int:
+    """Bytes that one network of many under `vmap` takes of `backward`, besides its parameters, on a CPU.
+
+    With units n of the state, depth L, D depths and i inputs per network, i (L + 1) n for the states. Of inputs that
+    are batches of b, i (L + 1) b n, and i D gradients of a block's weights. Parameters of each network by itself are
+    there twice: a scan wants the layers first. Within 25 % of what XLA says.
+
+    Args:
+        params: parameters of one network, or their shapes.
+        size: units n of the state.
+        depths: depths wanted.
+        inputs: inputs at which each network is measured.
+        examples: b, where an input is a batch.
+
+    Returns:
+        The bytes.
+
+    Raises:
+        ValueError: if size, inputs or examples < 1.
+    """
+    for name, count in (("size", size), ("inputs", inputs), ("examples", 1 if examples is None else examples)):
+        check_count(name, count, 1)
+    leaves = jax.tree.leaves(params)
+    states = (depths[-1] + 1) * size * (examples or 1) * leaves[0].dtype.itemsize
+    block = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params.blocks)) // params.depth
+    return inputs * (states + (len(depths) * block if examples else 0))
+
+
+class _Cotangent(NamedTuple):
+    """A gradient with respect to a state, in two parts."""
+
+    direction: Array
+    log_norm: Array
+
+
+def _through(pull: Callable, above: _Cotangent) -> tuple[_Cotangent, BackwardProfile]:
+    """Cotangents above a layer to those below it, and the norms of the gradients of its output and parameters."""
+
+    def one(above: _Cotangent) -> tuple[_Cotangent, BackwardProfile]:
+        d_theta, d_h = pull(above.direction)
+        direction, grown = unit(d_h)
+        norms = BackwardProfile(above.log_norm, above.log_norm + log_norm(d_theta))
+        return _Cotangent(direction, above.log_norm + grown), norms
+
+    return jax.vmap(one)(above)

@@ -1,0 +1,94 @@
+"""The signal and its correlation at every layer."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxstab import networks
+from jaxstab.networks import Chain, Here, Params
+from jaxstab.norms import unit
+from jaxstab.records import SATURATED, CorrelationProfile, ForwardProfile
+
+
+@networks.with_network
+def states(chain: Chain, params: Params, x: Float[Array, "*batch d_in"]) -> Float[Array, "layer *batch width"]:
+    """The states h_0 .. h_L.
+
+    Args:
+        chain: the network.
+        params: its parameters, depth L.
+        x: one input [d_in], or a batch [batch, d_in] where blocks mix examples.
+
+    Returns:
+        The pre-activations of layers 0..L, stacked; `forward` gives their statistics, free of overflow.
+    """
+    return networks.states(chain, params, x).stacked
+
+
+@networks.with_network
+def forward(chain: Chain, params: Params, x: Float[Array, "*batch d_in"]) -> ForwardProfile:
+    """Length, saturation and dead units at every layer 0..L, of the units that are there ("dense" skips add them).
+
+    Args:
+        chain: the network.
+        params: its parameters, depth L.
+        x: one input [d_in], or a batch [batch, d_in] over which all is averaged.
+
+    Returns:
+        The profile.
+
+    Example:
+        >>> import jax
+        >>> from jaxstab import networks
+        >>> mlp = networks.MLP(depth=2, width=64, activation="identity", weights="orthogonal")
+        >>> params = networks.init(mlp, jax.random.key(0), jnp.ones(64))
+        >>> forward(networks.chain(mlp), params, jnp.ones(64)).q.round(4).tolist()
+        [1.0, 1.0, 1.0]
+    """
+    steepest = chain.activation.steepest(x.dtype)
+
+    def statistics(h: Array) -> ForwardProfile:
+        slope = jnp.abs(chain.activation.derivative(h)).reshape(-1, h.shape[-1])
+        there = chain.present(h).reshape(slope.shape) if chain.present else jnp.ones(slope.shape, bool)
+        return ForwardProfile(
+            log_q=2 * unit(h)[1] - jnp.log(jnp.sum(there, dtype=h.dtype)),
+            saturation=jnp.mean(slope <= SATURATED * steepest, dtype=h.dtype, where=there),
+            dead=jnp.mean(jnp.all(slope == 0, axis=0), dtype=h.dtype, where=jnp.any(there, axis=0)),
+        )
+
+    def step(carry: None, here: Here) -> tuple[None, ForwardProfile]:
+        return carry, statistics(here.out)
+
+    return networks.upwards(chain, params, x, step, None)[1]
+
+
+@networks.with_network
+def correlation(
+    chain: Chain,
+    params: Params,
+    x1: Float[Array, "*batch d_in"],
+    x2: Float[Array, "*batch d_in"],
+    other: Params | None = None,
+) -> CorrelationProfile:
+    """Correlation c_l of the signals of two inputs at every layer 0..L.
+
+    c_l = h_l . h'_l / (|h_l| |h'_l|), computed as 1 - |u - u'|^2 / 2 from the unit vectors u, u', which keeps
+    1 - c to relative precision where c approaches 1.
+
+    Args:
+        chain: the network.
+        params: its parameters, depth L.
+        x1: one input, or a batch taken as one long input.
+        x2: another.
+        other: what x2 goes through, if not params: the same weights under other masks of dropout.
+
+    Returns:
+        The profile; NaN from the first layer where a signal is zero or not finite.
+    """
+
+    def cosine(carry: None, here: Here) -> tuple[None, CorrelationProfile]:
+        (u1, log_1), (u2, log_2) = map(unit, here.out)
+        defined = jnp.isfinite(log_1) & jnp.isfinite(log_2)
+        return carry, CorrelationProfile(jnp.where(defined, 1 - jnp.sum((u1 - u2) ** 2) / 2, jnp.nan))
+
+    both, weights = networks.pair(chain, params, other or params)
+    return networks.upwards(both, weights, (x1, x2), cosine, None)[1]
