@@ -16,6 +16,7 @@ from jaxstab.networks.chains import (
     flatten,
     over_batch,
     pair,
+    vector_states,
     with_network,
 )
 from jaxstab.networks.family import (
@@ -31,6 +32,7 @@ from jaxstab.networks.family import (
 )
 from jaxstab.networks.folds import Here, States, downwards, layer_at, state, states, upwards
 from jaxstab.networks.mlp import MLP
+from jaxstab.networks.own import from_functions, from_linen, from_nnx, from_params
 from jaxstab.networks.pullbacks import pullback
 
 __all__ = [
@@ -52,6 +54,10 @@ __all__ = [
     "chain",
     "downwards",
     "flatten",
+    "from_functions",
+    "from_linen",
+    "from_nnx",
+    "from_params",
     "init",
     "initial_stats",
     "layer_at",
@@ -65,5 +71,6 @@ __all__ = [
     "unbind",
     "upwards",
     "variables",
+    "vector_states",
     "with_network",
 ]

@@ -10,10 +10,12 @@ import jax.numpy as jnp
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_OWN = "a model of your own is networks.Chain(embed, block, readout, activation) with networks.Params"
+_OWN = "a model of your own is networks.from_linen([...]), from_nnx, from_functions or from_params"
 
 
-def takes_network(chain: type, params: type, mlp: type, one_input: bool) -> Callable[[Callable[P, R]], Callable[P, R]]:
+def takes_network(
+    chain: type, params: type, mlp: type, one_input: bool, as_vectors: Callable | None = None
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Make the decorator that checks arguments called chain, params, mlp and x.
 
     Args:
@@ -21,6 +23,7 @@ def takes_network(chain: type, params: type, mlp: type, one_input: bool) -> Call
         params: the class of their parameters.
         mlp: the class of this house's networks.
         one_input: whether x is one input, not a batch.
+        as_vectors: (chain, params, x) -> the chain of vectors and x, for layers of the user's own at one input.
 
     Returns:
         The decorator.
@@ -32,13 +35,17 @@ def takes_network(chain: type, params: type, mlp: type, one_input: bool) -> Call
         @functools.wraps(function)
         def checked(*args: P.args, **kwargs: P.kwargs) -> R:
             try:
-                given = signature.bind(*args, **kwargs).arguments
+                call = signature.bind(*args, **kwargs)
+                given = call.arguments
             except TypeError:
                 # a missing or an unknown argument: Python's own message names it
                 return function(*args, **kwargs)
             _check_model(given, "mlp", mlp, chain, f"networks.MLP; {_OWN}")
             _check_model(given, "chain", chain, mlp, f"networks.Chain, as networks.chain(mlp) makes it; {_OWN}")
             _check_params(given, params)
+            if as_vectors and isinstance(given["chain"].block, tuple):
+                given["chain"], given["x"] = as_vectors(given["chain"], given["params"], given["x"])
+                return function(*call.args, **call.kwargs)
             if one_input and jnp.ndim(given["x"]) != 1:
                 raise ValueError(
                     f"x must be one input [d_in], got shape {jnp.shape(given['x'])}: jax.vmap over a batch, or "

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Key, PyTree
 
 from jaxstab.activations import Activation
@@ -91,15 +93,18 @@ class Chain(NamedTuple):
         block: (params.blocks at one layer, h [width]) -> h [width], pre-activation to pre-activation; a tuple of such,
             one for each block, where parameters are `Segments`.
         readout: (params, h [width]) -> y [d_out].
-        activation: phi, the nonlinearity at the head of each block, for saturation and dead units.
+        activation: phi, the nonlinearity at the head of each block, for saturation and dead units; None where a block
+            has no such thing.
         present: h [width] -> which of its units exist, or None where all do; "dense" skips fill the state by and by.
+        init: (key, x) -> Params, of a chain of the user's own layers.
     """
 
     embed: Callable[[Params, Array], Array]
     block: Callable[[PyTree, Array], Array] | tuple[Callable[[PyTree, Array], Array], ...]
     readout: Callable[[Params, Array], Array]
-    activation: Activation
+    activation: Activation | None
     present: Callable[[Array], Bool[Array, "*batch width"]] | None = None
+    init: Callable[[Array, PyTree], Params] | None = None
 
 
 def layers_of(stack: PyTree) -> int:
@@ -142,7 +147,7 @@ def segments(chain: Chain, params: Params) -> list[tuple[Callable[[PyTree, Array
 
 # decorators of functions that take a chain or an MLP, at a batch or at one input only
 with_network = takes_network(Chain, Params, MLP, one_input=False)
-at_one_input = takes_network(Chain, Params, MLP, one_input=True)
+at_one_input = takes_network(Chain, Params, MLP, one_input=True, as_vectors=lambda *given: as_vectors(*given))
 
 
 def flatten(whole: Chain, batch: int) -> Chain:
@@ -178,6 +183,65 @@ def flatten(whole: Chain, batch: int) -> Chain:
     )
 
 
+def vector_states(chain: Chain, params: Params, x: PyTree) -> Chain:
+    """A network of the user's own layers, its states as vectors.
+
+    Args:
+        chain: the network.
+        params: its parameters.
+        x: one input, for its shape.
+
+    Returns:
+        The chain from x over h [n] to y.
+    """
+    shapes = [jax.eval_shape(chain.embed, params, x)]
+    for block, part in segments(chain, params):
+        layer = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), part)
+        shapes += [jax.eval_shape(block, layer, shapes[-1])] * layers_of(part)
+    states = [ravel_pytree(jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), h))[1] for h in shapes]
+
+    def flat(block: Callable, state: Callable) -> Callable:
+        return lambda layer, h: ravel_pytree(block(layer, state(h)))[0]
+
+    blocks = chain.block if isinstance(chain.block, tuple) else (chain.block,) * params.depth
+    return chain._replace(
+        embed=lambda params, x: ravel_pytree(chain.embed(params, x))[0],
+        block=tuple(flat(block, state) for block, state in zip(blocks, states[:-1], strict=True)),
+        readout=lambda params, h: chain.readout(params, states[-1](h)),
+        activation=None,
+    )
+
+
+def as_vectors(chain: Chain, params: Params, x: PyTree) -> tuple[Chain, Array]:
+    """A network of the user's own layers, input, states and output as vectors, so that its Jacobian is a matrix.
+
+    Args:
+        chain: the network.
+        params: its parameters.
+        x: one input. What is not floating, such as tokens, cannot be differentiated by: it stays where it is, and the
+            vector has no entries.
+
+    Returns:
+        The chain from x [d_in] over h [n] to y [d_out], and x as a vector.
+    """
+    inner = vector_states(chain, params, x)
+    leaves = jax.tree.leaves(x)
+    if all(jnp.issubdtype(jnp.result_type(leaf), jnp.floating) for leaf in leaves):
+        vector, given = ravel_pytree(x)
+    else:
+        vector = jnp.zeros(0)
+
+        def given(nothing: Array) -> PyTree:
+            return x
+
+    vectors = inner._replace(
+        embed=lambda params, x: inner.embed(params, given(x)),
+        readout=lambda params, h: ravel_pytree(inner.readout(params, h))[0],
+    )
+    return vectors, vector
+
+
+@with_network
 def with_blocks(chain: Chain, change: Callable[[Callable], Callable]) -> Callable | tuple[Callable, ...]:
     """Change the block of a chain, in each of its segments.
 
@@ -191,6 +255,7 @@ def with_blocks(chain: Chain, change: Callable[[Callable], Callable]) -> Callabl
     return tuple(map(change, chain.block)) if isinstance(chain.block, tuple) else change(chain.block)
 
 
+@with_network
 def over_batch(chain: Chain) -> Chain:
     """A chain of one input as a chain of a batch that it does not mix.
 
@@ -207,6 +272,7 @@ def over_batch(chain: Chain) -> Chain:
     )
 
 
+@with_network
 def pair(chain: Chain, params: Params, other: Params) -> tuple[Chain, Params]:
     """Two networks of one chain side by side, as one whose state is a pair of states.
 
@@ -222,8 +288,10 @@ def pair(chain: Chain, params: Params, other: Params) -> tuple[Chain, Params]:
     def both(layer: Callable, separate: Callable) -> Callable:
         return lambda params, states: tuple(map(layer, separate(params), states))
 
-    def networks(params: Params) -> list[Params]:
-        return [Params(*fields) for fields in zip(*params, strict=True)]
+    def networks(both: Params) -> tuple[Params, Params]:
+        first = params._replace(embed=both.embed[0], readout=both.readout[0])
+        second = other._replace(embed=both.embed[1], readout=both.readout[1])
+        return first, second
 
     if isinstance(params.blocks, Segments) and isinstance(other.blocks, Segments):
         blocks: PyTree = Segments(tuple(zip(params.blocks.parts, other.blocks.parts, strict=True)))

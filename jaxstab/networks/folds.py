@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, PyTree
 
-from jaxstab.networks.chains import Chain, Layer, Params, layers_of, segments
+from jaxstab.networks.chains import Chain, Layer, Params, layers_of, segments, with_network
 from jaxstab.networks.pullbacks import pullback
 
 Index = Int[Array, ""] | int
@@ -127,8 +127,7 @@ class States(NamedTuple):
     def stacked(self) -> PyTree:
         """The states h_0 .. h_L with a leading layer axis; a tuple of states where shapes change."""
         parts = [*self.below, _with_layer_axis(self.last)]
-        shapes = [[leaf.shape[1:] for leaf in jax.tree.leaves(part)] for part in parts]
-        if all(shape == shapes[0] for shape in shapes):
+        if all(_shapes(part) == _shapes(parts[0]) for part in parts):
             return _joined(parts)
         return tuple(_at(part, i) for part in parts for i in range(layers_of(part)))
 
@@ -151,6 +150,7 @@ class States(NamedTuple):
 _UNKNOWN = States(None, (), None)
 
 
+@with_network
 def upwards(
     chain: Chain,
     params: Params,
@@ -203,6 +203,7 @@ def upwards(
     return carry, _joined(reads)
 
 
+@with_network
 def downwards(
     chain: Chain,
     params: Params,
@@ -242,6 +243,7 @@ def downwards(
     return carry, _joined(reads[::-1])
 
 
+@with_network
 def layer_at(chain: Chain, params: Params, layer: int, h: PyTree) -> Here:
     """One layer by itself.
 
@@ -262,6 +264,7 @@ def layer_at(chain: Chain, params: Params, layer: int, h: PyTree) -> Here:
     return span.here(span.start).meeting(h)
 
 
+@with_network
 def states(chain: Chain, params: Params, x: PyTree, depth: int | None = None) -> States:
     """The forward pass, its states kept.
 
@@ -286,6 +289,7 @@ def states(chain: Chain, params: Params, x: PyTree, depth: int | None = None) ->
     return States(x, tuple(below), h)
 
 
+@with_network
 def state(chain: Chain, params: Params, x: PyTree, depth: Index | None = None) -> PyTree:
     """The state h_depth of a forward pass.
 
@@ -401,4 +405,12 @@ def _joined(parts: list[PyTree]) -> PyTree:
         return parts[0]
     if not parts or any(part is None for part in parts):
         return None
+    shapes = sorted({str(_shapes(part)) for part in parts})
+    if len(shapes) > 1:
+        raise ValueError(f"what is read off layers must have one shape, got {' and '.join(shapes)}")
     return jax.tree.map(lambda *stacks: jnp.concatenate(stacks), *parts)
+
+
+def _shapes(stack: PyTree) -> list[tuple[int, ...]]:
+    """Shapes of the leaves of one layer."""
+    return [leaf.shape[1:] for leaf in jax.tree.leaves(stack)]

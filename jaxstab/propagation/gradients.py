@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from jaxstab import networks
 from jaxstab.checks import Depths, check_count, check_depths, check_floating
@@ -19,8 +19,8 @@ from jaxstab.records import BackwardProfile
 def backward(
     chain: Chain,
     params: Params,
-    x: Float[Array, "*batch d_in"],
-    loss: Callable[[Float[Array, "*batch d_out"]], Float[Array, ""]],
+    x: PyTree,
+    loss: Callable[[PyTree], Float[Array, ""]],
     depths: Depths | None = None,
 ) -> BackwardProfile:
     """Gradient norms of a loss at every layer 0..L, for networks of every wanted depth at once.
@@ -39,21 +39,27 @@ def backward(
         The profile, [depth, layer] (or [layer]); NaN beyond each depth.
 
     Raises:
-        ValueError: if depths are not ascending integers in [0, L], or x is not floating.
+        ValueError: if depths are not ascending integers in [0, L], or x is not floating where blocks are ours.
     """
     if depths is None:
         whole = backward(chain, params, x, loss, [params.depth])
         return BackwardProfile(*(field[0] for field in whole))
     depths = check_depths(depths, params.depth)
-    check_floating("x", jnp.result_type(x))
+    if isinstance(chain.block, tuple):
+        chain = networks.vector_states(chain, params, x)
+    else:
+        check_floating("x", jnp.result_type(x))
     states = networks.states(chain, params, x, depths[-1])
 
     def start(h: Array) -> _Cotangent:
         return _Cotangent(*unit(jax.grad(lambda h: loss(chain.readout(params, h)))(h)))
 
-    ends = jax.tree.map(lambda *rows: jnp.stack(rows), *[states.at(depth) for depth in depths])
-    step = by_span(depths, _through)
-    _, rows = networks.downwards(chain, params, states, step, jax.vmap(start)(ends), last=depths[-1])
+    ends = [states.at(depth) for depth in depths]
+    sizes = sorted({h.shape for h in ends})
+    if len(sizes) > 1:
+        raise ValueError(f"networks of several depths share a readout, and need states of one shape, got {sizes}")
+    starts = jax.vmap(start)(jnp.stack(ends))
+    _, rows = networks.downwards(chain, params, states, by_span(depths, _through), starts, last=depths[-1])
     inside = jnp.arange(params.depth + 1)[:, None] <= jnp.asarray(depths)[None]
     beyond = ((0, params.depth - depths[-1]), (0, 0))
     return BackwardProfile(*(jnp.where(inside, jnp.pad(field, beyond), jnp.nan).T for field in rows))
@@ -99,8 +105,11 @@ def _through(pull: Callable, above: _Cotangent) -> tuple[_Cotangent, BackwardPro
 
     def one(above: _Cotangent) -> tuple[_Cotangent, BackwardProfile]:
         d_theta, d_h = pull(above.direction)
-        direction, grown = unit(d_h)
         norms = BackwardProfile(above.log_norm, above.log_norm + log_norm(d_theta))
+        if getattr(d_h, "dtype", None) == jax.dtypes.float0:
+            # below an embedding of tokens there is no gradient
+            return above, norms
+        direction, grown = unit(d_h)
         return _Cotangent(direction, above.log_norm + grown), norms
 
     return jax.vmap(one)(above)

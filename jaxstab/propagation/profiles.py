@@ -1,7 +1,8 @@
 """The signal and its correlation at every layer."""
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jax.flatten_util import ravel_pytree
+from jaxtyping import PyTree
 
 from jaxstab import networks
 from jaxstab.networks import Chain, Here, Params
@@ -10,7 +11,7 @@ from jaxstab.records import SATURATED, CorrelationProfile, ForwardProfile
 
 
 @networks.with_network
-def states(chain: Chain, params: Params, x: Float[Array, "*batch d_in"]) -> Float[Array, "layer *batch width"]:
+def states(chain: Chain, params: Params, x: PyTree) -> PyTree:
     """The states h_0 .. h_L.
 
     Args:
@@ -19,13 +20,14 @@ def states(chain: Chain, params: Params, x: Float[Array, "*batch d_in"]) -> Floa
         x: one input [d_in], or a batch [batch, d_in] where blocks mix examples.
 
     Returns:
-        The pre-activations of layers 0..L, stacked; `forward` gives their statistics, free of overflow.
+        The states of layers 0..L, [layer, *batch, width], or a tuple of them where shapes change. `forward` gives
+        their statistics, free of overflow.
     """
     return networks.states(chain, params, x).stacked
 
 
 @networks.with_network
-def forward(chain: Chain, params: Params, x: Float[Array, "*batch d_in"]) -> ForwardProfile:
+def forward(chain: Chain, params: Params, x: PyTree) -> ForwardProfile:
     """Length, saturation and dead units at every layer 0..L, of the units that are there ("dense" skips add them).
 
     Args:
@@ -34,7 +36,7 @@ def forward(chain: Chain, params: Params, x: Float[Array, "*batch d_in"]) -> For
         x: one input [d_in], or a batch [batch, d_in] over which all is averaged.
 
     Returns:
-        The profile.
+        The profile; saturation and dead units are NaN where the chain names no activation.
 
     Example:
         >>> import jax
@@ -44,15 +46,22 @@ def forward(chain: Chain, params: Params, x: Float[Array, "*batch d_in"]) -> For
         >>> forward(networks.chain(mlp), params, jnp.ones(64)).q.round(4).tolist()
         [1.0, 1.0, 1.0]
     """
-    steepest = chain.activation.steepest(x.dtype)
 
-    def statistics(h: Array) -> ForwardProfile:
+    def statistics(h: PyTree) -> ForwardProfile:
+        flat = ravel_pytree(h)[0]
+        exists = chain.present(h).ravel() if chain.present else jnp.ones(flat.shape, bool)
+        log_q = 2 * unit(flat)[1] - jnp.log(jnp.sum(exists, dtype=flat.dtype))
+        if chain.activation is None:
+            unknown = jnp.full((), jnp.nan, flat.dtype)
+            return ForwardProfile(log_q, unknown, unknown)
         slope = jnp.abs(chain.activation.derivative(h)).reshape(-1, h.shape[-1])
-        there = chain.present(h).reshape(slope.shape) if chain.present else jnp.ones(slope.shape, bool)
+        exists = exists.reshape(slope.shape)
+        saturated = slope <= SATURATED * chain.activation.steepest(h.dtype)
+        dead = jnp.all(slope == 0, axis=0)
         return ForwardProfile(
-            log_q=2 * unit(h)[1] - jnp.log(jnp.sum(there, dtype=h.dtype)),
-            saturation=jnp.mean(slope <= SATURATED * steepest, dtype=h.dtype, where=there),
-            dead=jnp.mean(jnp.all(slope == 0, axis=0), dtype=h.dtype, where=jnp.any(there, axis=0)),
+            log_q=log_q,
+            saturation=jnp.mean(saturated, dtype=h.dtype, where=exists),
+            dead=jnp.mean(dead, dtype=h.dtype, where=jnp.any(exists, axis=0)),
         )
 
     def step(carry: None, here: Here) -> tuple[None, ForwardProfile]:
@@ -65,8 +74,8 @@ def forward(chain: Chain, params: Params, x: Float[Array, "*batch d_in"]) -> For
 def correlation(
     chain: Chain,
     params: Params,
-    x1: Float[Array, "*batch d_in"],
-    x2: Float[Array, "*batch d_in"],
+    x1: PyTree,
+    x2: PyTree,
     other: Params | None = None,
 ) -> CorrelationProfile:
     """Correlation c_l of the signals of two inputs at every layer 0..L.
@@ -86,7 +95,7 @@ def correlation(
     """
 
     def cosine(carry: None, here: Here) -> tuple[None, CorrelationProfile]:
-        (u1, log_1), (u2, log_2) = map(unit, here.out)
+        (u1, log_1), (u2, log_2) = (unit(ravel_pytree(h)[0]) for h in here.out)
         defined = jnp.isfinite(log_1) & jnp.isfinite(log_2)
         return carry, CorrelationProfile(jnp.where(defined, 1 - jnp.sum((u1 - u2) ** 2) / 2, jnp.nan))
 

@@ -89,7 +89,7 @@ def by_span(depths: Sequence[int], through: Callable[[Callable, PyTree], tuple[P
 
             return carried
 
-        if isinstance(here.layer, int) and here.layer == 0:
+        if len(depths) == 1 or (isinstance(here.layer, int) and here.layer == 0):
             return through(pull, carry)
         return jax.lax.switch(span_of_layer[here.layer - 1], [from_depth(first) for first in firsts], carry)
 

@@ -5,7 +5,8 @@ singular values drown in rounding. `singular_values` does that, at the price of 
 the product in logarithms, see `graded`, and has them all.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -15,7 +16,7 @@ from jaxtyping import Array, Float, PyTree
 
 from jaxstab import decompositions, networks
 from jaxstab.checks import Count, Depths, check_count, check_depths, check_floating, integer
-from jaxstab.networks import Chain, Here, Params, at_one_input
+from jaxstab.networks import Chain, Here, Params, Segments, at_one_input
 from jaxstab.norms import varying_like
 from jaxstab.records import Spectrum
 from jaxstab.spectra import graded
@@ -169,6 +170,10 @@ def _log_spectrum(
     errors: bool,
 ) -> tuple:
     depths = _check(params, x, depths, from_layer)
+    if len(depths) > 1 and _unequal(params):
+        apart = [_log_spectrum(chain, params, x, [d], from_layer, readout, precision, errors) for d in depths]
+        log_s, error = zip(*apart, strict=True)
+        return _together(log_s, depths), _together(error, depths) if errors else None
 
     def start(jacobian: Array | None, h: Array) -> graded.Product:
         if jacobian is None:
@@ -244,6 +249,9 @@ def singular_values(
         ((2, 16), [2.0, 8.0])
     """
     depths = _check(params, x, depths, from_layer)
+    if len(depths) > 1 and _unequal(params):
+        one = partial(singular_values, chain, params, x, from_layer=from_layer, readout=readout, precision=precision)
+        return _together([one([depth]) for depth in depths], depths)
 
     # the transpose, a row of it for each input: products with W are then as W lies in memory
     def start(jacobian: Array | None, h: Array) -> Array:
@@ -353,6 +361,16 @@ def _fold(
         jacobian = jax.jacrev(lambda x: chain.embed(params, x))(x)
     else:
         h = networks.state(chain, params, x, first)
+    product = start(jacobian, h)
+    if len(depths) == 1:
+
+        def onward(carry: tuple, here: Here) -> tuple[tuple, None]:
+            product = layer(carry[1], here)
+            return (here.out, product), None
+
+        carry = h, product
+        (h, product), _ = networks.upwards(chain, params, h, onward, carry, first=first + 1, last=int(depths[0]))
+        return jax.tree.map(lambda leaf: leaf[None], end(h, product))
     # one slot per wanted depth; any other layer writes nothing
     slots = jnp.full(params.depth + 1, len(depths)).at[jnp.asarray(depths)].set(jnp.arange(len(depths)))
 
@@ -370,7 +388,6 @@ def _fold(
         product = layer(product, here)
         return (product, keep(kept, here.out, product, slots[here.layer])), None
 
-    product = start(jacobian, h)
     # zeros like what is to be kept: within a shard_map they then vary over the same mesh axes
     kept = jax.tree.map(lambda leaf: jnp.stack([jnp.zeros_like(leaf)] * len(depths)), end(h, product))
     carry = product, keep(kept, h, product, slots[first])
@@ -378,10 +395,24 @@ def _fold(
     return kept
 
 
+def _unequal(params: Params) -> bool:
+    """Whether blocks, and with them the sizes of states, may differ from layer to layer."""
+    return isinstance(params.blocks, Segments) and len(params.blocks.parts) > 1
+
+
+def _together(rows: Sequence[Array], depths: Sequence[Count]) -> Array:
+    sizes = [row.shape[-1] for row in rows]
+    if len(set(sizes)) > 1:
+        raise ValueError(f"Jacobians to depths {list(depths)} have {sizes} singular values: ask for one at a time")
+    return jnp.concatenate(rows)
+
+
 def _check(params: Params, x: Float[Array, " d_in"], depths: Depths, from_layer: Count | None) -> tuple[int, ...]:
     """The depths as Python integers, if all fits."""
     known = check_depths(depths, params.depth)
     check_floating("x", jnp.result_type(x))
+    if from_layer is None and jnp.size(x) == 0:
+        raise ValueError("x is not floating, as tokens are not: from_layer=0 differentiates by what they embed as")
     layer = known[0] if from_layer is None else integer(from_layer)
     if layer is None or not 0 <= layer <= known[0]:
         raise ValueError(f"from_layer must be an integer in [0, {known[0]}], the first depth, got {from_layer!r}")

@@ -126,6 +126,8 @@ def jacobian(
         -998
     """
     check_floating("x", jnp.result_type(x))
+    if from_layer is None and jnp.size(x) == 0:
+        raise ValueError("x is not floating, as tokens are not: from_layer=0 differentiates by what they embed as")
     first = integer(0 if from_layer is None else from_layer)
     last = integer(params.depth if to_layer is None else to_layer)
     if first is None or last is None or not 0 <= first <= last <= params.depth:
