@@ -57,6 +57,8 @@ def test_every_function_of_a_chain_says_what_it_wants(function):
     for model in (LinenModel(), NnxModel(), LinenModel):
         with pytest.raises(ValueError, match=r"chain must be a networks\.Chain, as .* got (a|the class) \w+Model$"):
             _call(function, chain=model, **given)
+    if "params" not in inspect.signature(function).parameters:
+        return
     with pytest.raises(ValueError, match=r"params must be networks\.Params\(.*, got a dict$"):
         _call(function, chain=networks.chain(MINE), params={"params": {}}, x=jnp.ones(3))
 

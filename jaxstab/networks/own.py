@@ -23,7 +23,7 @@ Apply = Callable[[PyTree, PyTree], PyTree]
 AnyActivation = str | Activation | Callable[[Array], Array] | None
 
 
-def from_functions(layers: Sequence[tuple[Init, Apply]], activation: AnyActivation = None) -> Chain:
+def from_functions(layers: Sequence[Any], activation: AnyActivation = None) -> Chain:
     """Make a chain of layers that are pairs of pure functions.
 
     Args:
@@ -56,7 +56,7 @@ def from_functions(layers: Sequence[tuple[Init, Apply]], activation: AnyActivati
     return _chain(inits, applies, list(layers), activation)
 
 
-def from_linen(modules: Sequence[nn.Module], activation: AnyActivation = None) -> Chain:
+def from_linen(modules: Sequence[Any], activation: AnyActivation = None) -> Chain:
     """Make a chain of linen modules, each a layer.
 
     Collections besides "params", such as running statistics, go along with the parameters and are not differentiated
@@ -89,9 +89,7 @@ def from_linen(modules: Sequence[nn.Module], activation: AnyActivation = None) -
     )
 
 
-def from_nnx(
-    modules: nnx.Sequential | Sequence[Any], x: PyTree = None, activation: AnyActivation = None
-) -> tuple[Chain, Params]:
+def from_nnx(modules: Any, x: PyTree = None, activation: AnyActivation = None) -> tuple[Chain, Params]:
     """Make a chain of nnx modules, each a layer, with the parameters that they hold.
 
     Variables that are not `nnx.Param`, such as running statistics, go along and are not differentiated by; what a
@@ -127,7 +125,7 @@ def from_nnx(
             theta, rest = states
             graphs.append(graph)
             bounds.append(Layer(theta, rest) if jax.tree.leaves(rest) else theta)
-        elif callable(module) and not isinstance(module, type):
+        elif callable(module) and not isinstance(module, (type, nn.Module)):
             graphs.append(module)
             bounds.append({})
         else:
@@ -138,7 +136,7 @@ def from_nnx(
 
 
 def from_params(
-    applies: Sequence[Apply], params: Sequence[PyTree], x: PyTree = None, activation: AnyActivation = None
+    applies: Sequence[Any], params: Sequence[PyTree], x: PyTree = None, activation: AnyActivation = None
 ) -> tuple[Chain, Params]:
     """Make a chain of functions and parameters of a model that is already there.
 

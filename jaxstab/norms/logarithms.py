@@ -91,4 +91,6 @@ def log_norm(tree: PyTree) -> Float[Array, ""]:
         for leaf in leaves
         if isinstance(leaf, Product) or leaf.dtype != jax.dtypes.float0
     ]
+    if not logs:
+        return jnp.full((), -jnp.inf)
     return jax.nn.logsumexp(2 * jnp.stack(logs)) / 2

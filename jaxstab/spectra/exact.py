@@ -207,7 +207,11 @@ def _log_spectrum(
     with jax.default_matmul_precision(precision):
         wanted = _fold(chain, params, x, depths, from_layer, start, layer, end)
         # one depth after the other: each has its own number of SVDs
-        return jax.lax.map(values, wanted)
+        log_s, error = jax.lax.map(values, wanted)
+    # a bottleneck on the way has killed as many as it is narrower than both ends
+    killed = _size(chain, params, x, depths[0], from_layer, readout) - log_s.shape[1]
+    log_s = jnp.pad(log_s, ((0, 0), (0, killed)), constant_values=-jnp.inf)
+    return log_s, jnp.pad(error, ((0, 0), (0, killed))) if errors else None
 
 
 @at_one_input
@@ -393,6 +397,17 @@ def _fold(
     carry = product, keep(kept, h, product, slots[first])
     (_, kept), _ = networks.upwards(chain, params, h, step, carry, first=first + 1, last=int(depths[-1]))
     return kept
+
+
+def _size(chain: Chain, params: Params, x: Array, depth: Count, from_layer: Count | None, readout: bool) -> int:
+    """Number of singular values of the Jacobian to one depth."""
+
+    def ends(params: Params, x: Array) -> tuple[Array, Array]:
+        start = x if from_layer is None else networks.state(chain, params, x, int(from_layer))
+        h = networks.state(chain, params, x, int(depth))
+        return start, chain.readout(params, h) if readout else h
+
+    return min(end.size for end in jax.eval_shape(ends, params, x))
 
 
 def _unequal(params: Params) -> bool:
