@@ -5,21 +5,21 @@ singular values drown in rounding. `singular_values` does that, at the price of 
 the product in logarithms, see `graded`, and has them all.
 """
 
-from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
-from jaxstab import decompositions, networks
-from jaxstab.checks import Count, Depths, check_count, check_depths, check_floating, integer
-from jaxstab.networks import Chain, Here, Params, Segments, at_one_input
+from jaxstab import decompositions
+from jaxstab.checks import Count, Depths, check_count, check_floating
+from jaxstab.networks import Chain, Here, Params, at_one_input
 from jaxstab.norms import varying_like
 from jaxstab.records import Spectrum
 from jaxstab.spectra import graded
+from jaxstab.spectra.depths import at_depths, check_layers, count_values, together, unequal
 from jaxstab.spectra.graded_values import log_values, log_values_with_errors
 
 Precision = str | jax.lax.Precision
@@ -169,11 +169,11 @@ def _log_spectrum(
     precision: Precision,
     errors: bool,
 ) -> tuple:
-    depths = _check(params, x, depths, from_layer)
-    if len(depths) > 1 and _unequal(params):
+    depths = check_layers(params, x, depths, from_layer)
+    if len(depths) > 1 and unequal(params):
         apart = [_log_spectrum(chain, params, x, [d], from_layer, readout, precision, errors) for d in depths]
-        log_s, error = zip(*apart, strict=True)
-        return _together(log_s, depths), _together(error, depths) if errors else None
+        values_apart, errors_apart = zip(*apart, strict=True)
+        return together(values_apart, depths), together(errors_apart, depths) if errors else None
 
     def start(jacobian: Array | None, h: Array) -> graded.Product:
         if jacobian is None:
@@ -201,15 +201,15 @@ def _log_spectrum(
             return (product.graded,)
         return product.graded, product.disturbed.graded, product.rank.astype(h.dtype)
 
-    def values(wanted: tuple) -> tuple:
-        return log_values_with_errors(*wanted) if errors else (log_values(*wanted), None)
+    def values(kept: tuple) -> tuple:
+        return log_values_with_errors(*kept) if errors else (log_values(*kept), None)
 
     with jax.default_matmul_precision(precision):
-        wanted = _fold(chain, params, x, depths, from_layer, start, layer, end)
+        kept = at_depths(chain, params, x, depths, from_layer, start, layer, end)
         # one depth after the other: each has its own number of SVDs
-        log_s, error = jax.lax.map(values, wanted)
+        log_s, error = jax.lax.map(values, kept)
     # a bottleneck on the way has killed as many as it is narrower than both ends
-    killed = _size(chain, params, x, depths[0], from_layer, readout) - log_s.shape[1]
+    killed = count_values(chain, params, x, depths[0], from_layer, readout) - log_s.shape[1]
     log_s = jnp.pad(log_s, ((0, 0), (0, killed)), constant_values=-jnp.inf)
     return log_s, jnp.pad(error, ((0, 0), (0, killed))) if errors else None
 
@@ -252,10 +252,10 @@ def singular_values(
         >>> s.shape, s.max(axis=1).round(2).tolist()
         ((2, 16), [2.0, 8.0])
     """
-    depths = _check(params, x, depths, from_layer)
-    if len(depths) > 1 and _unequal(params):
+    depths = check_layers(params, x, depths, from_layer)
+    if len(depths) > 1 and unequal(params):
         one = partial(singular_values, chain, params, x, from_layer=from_layer, readout=readout, precision=precision)
-        return _together([one([depth]) for depth in depths], depths)
+        return together([one([depth]) for depth in depths], depths)
 
     # the transpose, a row of it for each input: products with W are then as W lies in memory
     def start(jacobian: Array | None, h: Array) -> Array:
@@ -268,7 +268,7 @@ def singular_values(
         return jax.vmap(here.push)(rows)
 
     with jax.default_matmul_precision(precision):
-        return decompositions.singular_values(_fold(chain, params, x, depths, from_layer, start, layer, end))
+        return decompositions.singular_values(at_depths(chain, params, x, depths, from_layer, start, layer, end))
 
 
 @at_one_input
@@ -330,105 +330,3 @@ def log_spectrum_memory(
     kept = len(depths) * values**2 * column
     fold = (6 * size + (10 if errors else 5) * values) * values * column // 2
     return max(kept + fold, 2 * kept, kept + 9 * values**2 * column)
-
-
-def _fold(
-    chain: Chain,
-    params: Params,
-    x: Float[Array, " d_in"],
-    depths: Depths,
-    from_layer: Count | None,
-    start: Callable,
-    layer: Callable,
-    end: Callable,
-) -> PyTree[Float[Array, "depth ..."]]:
-    """Fold a product of Jacobians over the layers and keep it at every wanted depth.
-
-    Args:
-        chain: the network.
-        params: its parameters.
-        x: one input.
-        depths: depths wanted.
-        from_layer: layer to differentiate by; None for the input.
-        start: (Jacobian of the embedding or None, h) -> product.
-        layer: (product, Here) -> product.
-        end: (h, product) -> what is kept of it.
-
-    Returns:
-        What is kept, with a leading depth axis.
-    """
-    first = int(from_layer or 0)
-    jacobian = None
-    if from_layer is None:
-        h = chain.embed(params, x)
-        # rows by reverse mode where they are fewer
-        jacobian = jax.jacrev(lambda x: chain.embed(params, x))(x)
-    else:
-        h = networks.state(chain, params, x, first)
-    product = start(jacobian, h)
-    if len(depths) == 1:
-
-        def onward(carry: tuple, here: Here) -> tuple[tuple, None]:
-            product = layer(carry[1], here)
-            return (here.out, product), None
-
-        carry = h, product
-        (h, product), _ = networks.upwards(chain, params, h, onward, carry, first=first + 1, last=int(depths[0]))
-        return jax.tree.map(lambda leaf: leaf[None], end(h, product))
-    # one slot per wanted depth; any other layer writes nothing
-    slots = jnp.full(params.depth + 1, len(depths)).at[jnp.asarray(depths)].set(jnp.arange(len(depths)))
-
-    def keep(kept: PyTree, h: Array, product: PyTree, slot: Array) -> PyTree:
-        def put(kept: Array, one: Array) -> Array:
-            return jax.lax.dynamic_update_index_in_dim(kept, one, slot, 0)
-
-        def wanted(kept: PyTree) -> PyTree:
-            return jax.tree.map(put, kept, end(h, product))
-
-        return jax.lax.cond(slot < len(depths), wanted, lambda kept: kept, kept)
-
-    def step(carry: tuple, here: Here) -> tuple[tuple, None]:
-        product, kept = carry
-        product = layer(product, here)
-        return (product, keep(kept, here.out, product, slots[here.layer])), None
-
-    # zeros like what is to be kept: within a shard_map they then vary over the same mesh axes
-    kept = jax.tree.map(lambda leaf: jnp.stack([jnp.zeros_like(leaf)] * len(depths)), end(h, product))
-    carry = product, keep(kept, h, product, slots[first])
-    (_, kept), _ = networks.upwards(chain, params, h, step, carry, first=first + 1, last=int(depths[-1]))
-    return kept
-
-
-def _size(chain: Chain, params: Params, x: Array, depth: Count, from_layer: Count | None, readout: bool) -> int:
-    """Number of singular values of the Jacobian to one depth."""
-
-    def ends(params: Params, x: Array) -> tuple[Array, Array]:
-        start = x if from_layer is None else networks.state(chain, params, x, int(from_layer))
-        h = networks.state(chain, params, x, int(depth))
-        return start, chain.readout(params, h) if readout else h
-
-    return min(end.size for end in jax.eval_shape(ends, params, x))
-
-
-def _unequal(params: Params) -> bool:
-    """Whether blocks, and with them the sizes of states, may differ from layer to layer."""
-    return isinstance(params.blocks, Segments) and len(params.blocks.parts) > 1
-
-
-def _together(rows: Sequence[Array], depths: Sequence[Count]) -> Array:
-    sizes = [row.shape[-1] for row in rows]
-    if len(set(sizes)) > 1:
-        raise ValueError(f"Jacobians to depths {list(depths)} have {sizes} singular values: ask for one at a time")
-    return jnp.concatenate(rows)
-
-
-def _check(params: Params, x: Float[Array, " d_in"], depths: Depths, from_layer: Count | None) -> tuple[int, ...]:
-    """The depths as Python integers, if all fits."""
-    known = check_depths(depths, params.depth)
-    check_floating("x", jnp.result_type(x))
-    if from_layer is None and jnp.size(x) == 0:
-        raise ValueError("x is not floating, as tokens are not: from_layer=0 differentiates by what they embed as")
-    layer = known[0] if from_layer is None else integer(from_layer)
-    if layer is None or not 0 <= layer <= known[0]:
-        raise ValueError(f"from_layer must be an integer in [0, {known[0]}], the first depth, got {from_layer!r}")
-    return known
