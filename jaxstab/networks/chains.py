@@ -183,6 +183,7 @@ def flatten(whole: Chain, batch: int) -> Chain:
     )
 
 
+@with_network
 def vector_states(chain: Chain, params: Params, x: PyTree) -> Chain:
     """A network of the user's own layers, its states as vectors.
 
@@ -212,6 +213,7 @@ def vector_states(chain: Chain, params: Params, x: PyTree) -> Chain:
     )
 
 
+@with_network
 def as_vectors(chain: Chain, params: Params, x: PyTree) -> tuple[Chain, Array]:
     """A network of the user's own layers, input, states and output as vectors, so that its Jacobian is a matrix.
 
