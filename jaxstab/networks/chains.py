@@ -213,7 +213,6 @@ def vector_states(chain: Chain, params: Params, x: PyTree) -> Chain:
     )
 
 
-@with_network
 def as_vectors(chain: Chain, params: Params, x: PyTree) -> tuple[Chain, Array]:
     """A network of the user's own layers, input, states and output as vectors, so that its Jacobian is a matrix.
 
