@@ -65,10 +65,10 @@ class WithRule:
         rule = self.rule
         assert rule is not None, f"{self.__name__} has no derivative rule"
 
-        def flat(*leaves: Array) -> PyTree:
+        def flat(*leaves: Any) -> PyTree:
             return self.fun(*jax.tree.unflatten(inputs, leaves))
 
-        def flat_rule(primals: Sequence[Array], tangents: Sequence[Array | None]) -> tuple[list[Array], list[Array]]:
+        def flat_rule(primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[list[Array], list[Array]]:
             moved = [_float0(p) if t is None else t for p, t in zip(primals, tangents, strict=True)]
             results, changes = rule(jax.tree.unflatten(inputs, primals), jax.tree.unflatten(inputs, moved))
             return jax.tree.leaves(results), jax.tree.leaves(changes)
@@ -82,7 +82,7 @@ def _float0(primal: Array) -> np.ndarray:
     return np.zeros(jnp.shape(primal), jax.dtypes.float0)
 
 
-def _evaluated(*leaves: Array, call_jaxpr: ClosedJaxpr, rule: FlatRule) -> list[Array]:
+def _evaluated(*leaves: Any, call_jaxpr: ClosedJaxpr, rule: FlatRule) -> list[Array]:
     return jax.core.eval_jaxpr(call_jaxpr.jaxpr, call_jaxpr.consts, *leaves)
 
 
@@ -91,7 +91,7 @@ def _abstract(*leaves: Any, call_jaxpr: ClosedJaxpr, rule: FlatRule) -> list[Any
 
 
 def _differentiated(
-    primals: Sequence[Array], tangents: Sequence[Any], *, call_jaxpr: ClosedJaxpr, rule: FlatRule
+    primals: Sequence[Any], tangents: Sequence[Any], *, call_jaxpr: ClosedJaxpr, rule: FlatRule
 ) -> tuple[list[Array], list[Array]]:
     floating = [jnp.issubdtype(jnp.result_type(primal), jnp.floating) for primal in primals]
     moved = [ad.instantiate_zeros(t) if is_float else None for t, is_float in zip(tangents, floating, strict=True)]
@@ -99,14 +99,14 @@ def _differentiated(
 
 
 def _batched(
-    leaves: Sequence[Array], axes: Sequence[int | None], *, call_jaxpr: ClosedJaxpr, rule: FlatRule
+    leaves: Sequence[Any], axes: Sequence[int | None], *, call_jaxpr: ClosedJaxpr, rule: FlatRule
 ) -> tuple[list[Array], list[int]]:
     axes = tuple(axes)
 
-    def each(*leaves: Array) -> list[Array]:
+    def each(*leaves: Any) -> list[Array]:
         return jax.vmap(lambda *leaves: _evaluated(*leaves, call_jaxpr=call_jaxpr, rule=rule), axes)(*leaves)
 
-    def rule_of_each(primals: Sequence[Array], tangents: Sequence[Array | None]) -> tuple[list[Array], list[Array]]:
+    def rule_of_each(primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[list[Array], list[Array]]:
         return jax.vmap(rule, (list(axes), list(axes)))(list(primals), list(tangents))
 
     program = jax.make_jaxpr(each)(*leaves)

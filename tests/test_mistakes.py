@@ -59,7 +59,7 @@ CASES = {
     "sweeps.Grid(skip='residual')": r"skip must be one of None, sum",
     "sweeps.run(sweeps.Grid(dtype='float64'), sweeps.signal, data)": r"switch jax_enable_x64 on",
     "sweeps.run(sweeps.Grid(inputs=5), sweeps.signal, data)": r"5 inputs need 10 examples, ones has 9",
-    "sweeps.estimate(sweeps.Grid(), 4, 0)": r"chunk_size must be >= 1, got 0",
+    "sweeps.plan(sweeps.Grid(), 4, None, 0)": r"chunk_size must be >= 1, got 0",
 }
 
 
