@@ -1,6 +1,7 @@
 """Sweeps: cells are what single networks give, in few compiles, with the linear algebra kept sound."""
 
 import dataclasses
+import json
 import os
 import subprocess
 import sys
@@ -10,9 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from groups_at_work import files
 from threadpoolctl import threadpool_info
 
-from jaxstab import networks, propagation, records, sweeps
+from jaxstab import networks, propagation, records, store, sweeps
 from jaxstab.activations import Activation
 from jaxstab.records import Data
 
@@ -298,3 +300,57 @@ def test_grids_take_numpy_and_are_the_same_as_of_plain_numbers():
     assert mixed == plain and mixed.to_json() == plain.to_json()
     with pytest.raises(ValueError, match=r"sigma_b must be one real number, got \(0.0, 0.1\)"):
         sweeps.Grid(sigma_b=(0.0, 0.1))
+
+
+def _stop_after(count):
+    """A progress bar that is told to stop before the result after so many is kept."""
+
+    def progress(results):
+        for number, result in enumerate(results):
+            if number == count:
+                raise KeyboardInterrupt
+            yield result
+
+    return progress
+
+
+def test_a_durable_run_goes_on_to_what_a_plain_run_gives(tmp_path, signals):
+    whole, place = tmp_path / "whole.zarr", tmp_path / "measured.zarr"
+    one = dataclasses.replace(GRID, activations=("tanh",))
+    settings = {"chunk_size": 1}
+    kept = sweeps.run_into(whole, one, _lengths, DATA, **settings)
+    for name in ("log_q", "dead"):
+        np.testing.assert_allclose(kept[name], signals[name].sel(activation=["tanh"]), rtol=1e-10, atol=1e-12)
+    assert kept.done.all() and json.loads(kept.attrs["grid"])["sigma_w"] == list(one.sigma_w)
+    with pytest.raises(KeyboardInterrupt):
+        sweeps.run_into(place, one, _lengths, DATA, **settings, progress=_stop_after(2))
+    assert store.progress(place).done == 2
+    # the other part alone, while somebody else has this one
+    with store.claim(store.open_grid(place, **_of(one)), shard=(1, 2)):
+        with pytest.raises(BlockingIOError, match="is being computed by pid"):
+            sweeps.run_into(place, one, _lengths, DATA, **settings)
+        sweeps.run_into(place, one, _lengths, DATA, **settings, shard=(2, 2))
+    assert store.progress(place).done == 4
+    found = sweeps.run_into(place, one, _lengths, DATA, **settings)
+    assert found.identical(kept) and files(place) == files(whole)
+
+
+def _of(grid):
+    job = sweeps.Measuring(grid, _lengths, DATA, chunk_size=1)
+    return {name: getattr(job, name) for name in ("settings", "fields", "axes", "coordinates")}
+
+
+def test_a_store_of_another_measure_is_refused(tmp_path):
+    def times(factor):
+        def measure(chain, params, sample, depths):
+            found = propagation.correlation(chain, params, sample.x, sample.other)
+            return records.CorrelationProfile(found.c * factor)
+
+        return measure
+
+    small = dataclasses.replace(GRID, activations=("tanh",), seeds=1)
+    sweeps.run_into(tmp_path / "own.zarr", small, times(2.0), DATA)
+    sweeps.run_into(tmp_path / "own.zarr", small, times(2.0), DATA)
+    # the same source, and another value that it closes over
+    with pytest.raises(store.OtherSweepError, match="program"):
+        sweeps.run_into(tmp_path / "own.zarr", small, times(3.0), DATA)

@@ -107,10 +107,9 @@ def main(argv=None):
     arguments = parser.parse_args(argv)
     setting = SMALL if arguments.small else FULL if arguments.full else Setting()
     place = arguments.out / "trained.zarr"
-    trained = trainability.run_into(
-        place, setting.grid(), trainability.divided(datasets.load(setting.data)), progress=tqdm
-    )
+    data = trainability.divided(datasets.load(setting.data))
     with jax.enable_x64(True):
+        trained = trainability.run_into(place, setting.grid(), data, progress=tqdm)
         arrays, measured = measure(trainability.summarise(trained, CHANCE))
     np.savez_compressed(arguments.out / "result.npz", **arrays)
     whole = measured | {"setting": dataclasses.asdict(setting)}

@@ -18,8 +18,8 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, PartitionSpec
 
-from jaxstab import clipping, datasets, initializers, networks, store
-from jaxstab.devices import divide_cpu, one_blas_thread, spread
+from jaxstab import clipping, datasets, initializers, networks, store, sweeps
+from jaxstab.devices import divide_cpu, spread
 from jaxstab.trainability import steps_to
 from jaxstab.training import Examples, train
 
@@ -175,12 +175,12 @@ def program(mlp, setting, clip, updates):
     return spread(share, mesh, (here, here, *[everywhere] * 4), here)
 
 
-def runs(setting, cure, depth, params, data, seeds, rates, updates):
+def runs(setting, cure, deepest, depth, params, data, seeds, rates, updates):
     """The runs of every seed at every rate, seed within rate."""
     which, at = np.tile(seeds, len(rates)), np.repeat(rates, len(seeds))
     size = 2 * jax.local_device_count()  # of a group, so that however many runs share one program
     groups = [np.resize(np.arange(i, min(i + size, len(at))), size) for i in range(0, len(at), size)]
-    mlp = network(setting, cure, params.depth).clone(weights="gaussian")  # drawn already: draws share one program
+    mlp = network(setting, cure, deepest).clone(weights="gaussian")  # drawn already: draws share one program
     trained = program(mlp, setting, cure.clip, updates)
     seen = [
         jax.device_get(trained(which[g].astype("int32"), at[g].astype("float32"), params, *data, np.int32(depth)))
@@ -208,7 +208,7 @@ def depth_runs(setting, cure, depth, data):
     keys, everyone = jax.random.split(jax.random.key(0), setting.seeds), np.arange(setting.seeds)
     own_depth = depth if cure.draw == "lsuv" else None
     params = drawn(network(setting, cure, deepest), cure.draw, own_depth, keys, data[0].x[:256])
-    go = partial(runs, setting, cure, depth, params, data)
+    go = partial(runs, setting, cure, deepest, depth, params, data)
     first = go(everyone, [setting.rate], setting.updates)
     found = {"fixed": go(everyone, [setting.rate], setting.long_updates) if depth == 0 else first}
     if depth not in setting.tuned:
@@ -324,29 +324,58 @@ def claimed(setting, rows):
     }
 
 
-def whole(setting, data, place):
-    """{(cure, depth): ({mode: Runs}, best rate)}: what the store at `place` has not yet is trained first."""
-    # at depth 0 there is no block to skip
-    pairs = [
-        (name, depth) for name in setting.cures for depth in setting.depths if depth or "skip" not in CURES[name].mlp
-    ]
-    source = hashlib.sha256(Path(__file__).read_bytes() + b"".join(np.asarray(part.x).tobytes() for part in data))
-    settings = {"setting": dataclasses.asdict(setting), "experiment": source.hexdigest(), "code": store.code_version()}
-    groups, start = store.open_groups(place, settings, FIELDS, len(pairs), setting.seeds), time.time()
-    with store.claim(groups) as work:
-        for group in work:
-            name, depth = pairs[group]
-            found, best = depth_runs(setting, CURES[name], depth, data)
-            values = {f"{mode}_{field}": value for mode, one in found.items() for field, value in one._asdict().items()}
-            blank = np.full(setting.seeds, np.nan)
-            work.commit(
-                group,
-                dict.fromkeys(FIELDS, blank)
-                | values
-                | {"rate": np.full(setting.seeds, np.nan if best is None else best)},
-            )
+class Finished(NamedTuple):
+    """A cure at a depth, as the durable run takes it."""
+
+    group: int
+    values: dict
+
+
+class Remedies:
+    """All cures at all depths as a job of the durable run: a group is a cure at a depth, a row a seed."""
+
+    def __init__(self, setting, data):
+        self.setting = setting
+        self.data = data
+        # at depth 0 there is no block to skip
+        self.pairs = [
+            (name, depth)
+            for name in setting.cures
+            for depth in setting.depths
+            if depth or "skip" not in CURES[name].mlp
+        ]
+        # a group is spread over all devices, so one is computed at a time
+        self.devices = jax.local_devices()[:1]
+        self.fields = FIELDS
+        self.axes = {"row": store.Axis(len(self.pairs) * setting.seeds, setting.seeds)}
+        self.coordinates = {}
+        source = hashlib.sha256(Path(__file__).read_bytes() + b"".join(np.asarray(part.x).tobytes() for part in data))
+        own = {"setting": dataclasses.asdict(setting), "experiment": source.hexdigest()}
+        self.settings = own | sweeps.settings_of_run()
+
+    def program(self, group):
+        return group
+
+    def compute(self, batches, pending):
+        start = time.time()
+        for (group,) in batches:
+            name, depth = self.pairs[group]
+            found, best = depth_runs(self.setting, CURES[name], depth, self.data)
+            blank = np.full(self.setting.seeds, np.nan)
+            values = dict.fromkeys(FIELDS, blank)
+            values["rate"] = blank if best is None else np.full_like(blank, best)
+            for mode, one in found.items():
+                values |= {f"{mode}_{field}": value for field, value in one._asdict().items()}
             told = {mode: f"{one.train.mean():.3f} {one.test.mean():.3f}" for mode, one in found.items()}
             print(f"{time.time() - start:5.0f} s  {name}, depth {depth}: {told} at {best}", flush=True)
+            yield Finished(group, values)
+
+
+def whole(setting, data, place):
+    """{(cure, depth): ({mode: Runs}, best rate)}: what the store at `place` has not yet is trained first."""
+    job = Remedies(setting, data)
+    pairs = job.pairs
+    sweeps.complete(sweeps.open_store(place, job), job)
     rows = store.load_groups(place)
     everything = {}
     for group, (name, depth) in enumerate(pairs):
@@ -388,9 +417,7 @@ def main(argv=None):
     if arguments.full and not arguments.data_path:
         parser.error("--full needs --data-path, the folder of MNIST's IDX files; scripts/fetch_mnist makes one")
     setting = SMALL if arguments.small else FULL if arguments.full else Setting()
-    # orthogonal weights are decompositions
-    with one_blas_thread():
-        measured = measure(setting, arguments.out / "runs.zarr", arguments.data_path)
+    measured = measure(setting, arguments.out / "runs.zarr", arguments.data_path)
     (arguments.out / "measured.json").write_text(json.dumps(measured, indent=1) + "\n")
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxstab import store
@@ -97,6 +98,8 @@ def settings_of_run() -> dict[str, Any]:
         "random": {
             "generator": str(jax.random.key_impl(jax.random.key(0))),
             "partitionable": jax.config.jax_threefry_partitionable,  # type: ignore[attr-defined]
+            # the default float; integers are as wide, and other integers draw other minibatches
+            "default": jnp.result_type(float).name,
         },
         "machine": store.machine(),
         "code": store.code_version(),
