@@ -48,21 +48,22 @@ def _gradients():
     """Gradients of three steps: a usual one, one with a NaN, a spike. A module is called "blocks" and is no stack."""
     draw = lambda *shape: np.random.default_rng(shape).normal(size=(STEPS, *shape)).astype(np.float32)
     tree = {
-        "l": [{"kernel": draw(4, 2), "bias": draw(2)}, {"kernel": draw(2, 4), "bias": draw(4)}],
+        "l": [{"kernel": draw(4, 2)}, {"bias": draw(4)}],
         "blocks": {"kernel": draw(4, 6), "bias": draw(6)},
         "stack": {"kernel": draw(DEPTH, 2, 2), "bias": draw(DEPTH, 2)},
     }
     tree = jax.tree.map(lambda g: g * np.asarray([1, 0.5, 3], np.float32).reshape(-1, *[1] * (g.ndim - 1)), tree)
-    tree["l"][0]["bias"][1, 0] = np.nan
+    tree["l"][0]["kernel"][1, 0, 0] = np.nan
     return tree
 
 
 GRADIENTS = _gradients()
+KINDS = ("kernel", "bias")
 LABELS = {
     "monitored": {"l/0", "l/1", "blocks", "stack"},
     "guarded": {"l/0", "l/1", "blocks", "stack"},
     "clip_by_running_mean": {"l/0", "l/1", "blocks", "stack"},
-    "auto_clip": {f"{name}/{kind}" for name in ("l/0", "l/1", "blocks", "stack") for kind in ("kernel", "bias")},
+    "auto_clip": {"l/0/kernel", "l/1/bias", *(f"{name}/{kind}" for name in ("blocks", "stack") for kind in KINDS)},
     "z_clip": {"tree"},
 }
 
