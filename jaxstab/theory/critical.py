@@ -8,56 +8,85 @@ from jaxtyping import Array, ArrayLike, Float
 from jaxstab.activations import Activation, get
 from jaxstab.checks import check_gains
 from jaxstab.records import CriticalPoint
+from jaxstab.theory import host
 from jaxstab.theory.features import Features
 from jaxstab.theory.fixed_points import on_grid, vanishes
+from jaxstab.theory.host import AnyArray
+from jaxstab.theory.implicit import derivatives, differentiable
 from jaxstab.theory.maps import AnyActivation, log_square, log_sum
 from jaxstab.theory.moments import LOG_LONGEST, LogMoments, inside, log_moments
-from jaxstab.theory.precision import compiled
-from jaxstab.theory.roots import LOG_LENGTHS, Known, Samples, all_roots, tolerance
+from jaxstab.theory.roots import LOG_LENGTHS, ROUNDING, Known, Samples, all_roots
 
 # ln of the longest critical length searched
 _LONGEST = 28.0
 
 
-def _excess(moments: LogMoments, log_b: Array, log_q: Array) -> Known:
+def _excess(moments: LogMoments, log_b: AnyArray, log_q: AnyArray) -> Known:
     """ln (V/(M q) + sigma_b^2/q), zero on the critical line, and its slope in ln q."""
+    xp = host.namespace(log_b, log_q)
     line = moments.log_growth - moments.log_slope
     value = log_sum(line, log_b - log_q)
-    share = jnp.exp(line - jnp.where(jnp.isfinite(value), value, 0.0))
+    share = xp.exp(line - xp.where(xp.isfinite(value), value, 0.0))
     return Known(value, share * (moments.length_power - moments.slope_power) - 1.0, moments)
 
 
-@compiled()
-def _critical_points(phi: Activation, about: Features, sigma_b: Array) -> CriticalPoint:
+def _solve(phi: Activation, about: Features, sigma_b: AnyArray) -> CriticalPoint:
+    xp = host.namespace(sigma_b)
     log_b = log_square(sigma_b)
     table = on_grid(phi, about)
-    grid = jnp.asarray(LOG_LENGTHS)
-    known = jax.vmap(_excess, (0, None, 0))(table, log_b, grid)
+    known = _excess(table, log_b, LOG_LENGTHS)
     # beyond, phi that grows linearly is critical to rounding, and signs mean nothing
     searched = slice(int(np.searchsorted(LOG_LENGTHS, _LONGEST)))
-    samples = Samples(grid[searched], known.value[searched], known.slope[searched])
+    samples = Samples(LOG_LENGTHS[searched], known.value[searched], known.slope[searched])
     known_roots, found, marginal = all_roots(
         lambda log_q: _excess(log_moments(phi, about, log_q), log_b, log_q), samples
     )
-    roots = jnp.where(found, known_roots.log_q, jnp.nan)
+    roots = xp.where(found, known_roots.log_q, np.nan)
     at_zero = (sigma_b == 0) & vanishes(phi)
-    roots = jnp.where(at_zero, jnp.roll(roots, 1).at[0].set(-jnp.inf), roots)
-    roots = jnp.where(marginal, jnp.full_like(roots, jnp.nan).at[0].set(0.0), roots)
+    leading = np.arange(len(roots)) == 0
+    roots = xp.where(at_zero, xp.where(leading, -np.inf, xp.roll(roots, 1)), roots)
+    roots = xp.where(marginal, np.where(leading, 0.0, np.nan), roots)
 
-    rounding = tolerance(grid.dtype)
-    grows_linearly = log_moments(phi, about, jnp.asarray(LOG_LONGEST)).log_growth > jnp.log(rounding)
-    log_q = jnp.append(roots, jnp.where(grows_linearly & ~marginal, jnp.inf, jnp.nan))
-    missing = jnp.isnan(log_q)
-    finite = jnp.where(jnp.isfinite(log_q), log_q, inside(jnp.where(missing, 0.0, log_q)))
-    moments = jax.vmap(lambda log_q: log_moments(phi, about, log_q))(finite)
-    sigma_w = jnp.where(missing, jnp.nan, jnp.exp(-moments.log_slope / 2))
-    repels = jnp.exp(moments.log_growth - moments.log_slope) * moments.length_power > 1.0 + rounding
+    far = log_moments(phi, about, xp.full_like(sigma_b, LOG_LONGEST)).log_growth
+    grows_linearly = far > np.log(ROUNDING)
+    log_q = xp.append(roots, xp.where(grows_linearly & ~marginal, np.inf, np.nan))
+    missing = xp.isnan(log_q)
+    finite = xp.where(xp.isfinite(log_q), log_q, inside(xp.where(missing, 0.0, log_q)))
+    moments = log_moments(phi, about, finite)
+    sigma_w = xp.where(missing, np.nan, xp.exp(-moments.log_slope / 2))
+    repels = xp.exp(moments.log_growth - moments.log_slope) * moments.length_power > 1.0 + ROUNDING
     # at 0 the slope is 1 whatever the drift beside it: gelu's lengths leave, tanh's come back
-    beside = log_moments(phi, about, jnp.log(1e-4)).log_growth
-    repels |= (log_q == -jnp.inf) & (beside - moments.log_slope > rounding)
-    scale_free = jnp.ptp(table.log_slope) <= rounding
-    usable = ~missing & ~repels & ((log_q < jnp.inf) | scale_free)
-    return CriticalPoint(sigma_w, jnp.exp(log_q), usable & (sigma_w > 0) & jnp.isfinite(sigma_w), log_q)
+    beside = log_moments(phi, about, xp.full_like(sigma_b, np.log(1e-4))).log_growth
+    repels |= (log_q == -np.inf) & (beside - moments.log_slope > ROUNDING)
+    scale_free = xp.max(table.log_slope) - xp.min(table.log_slope) <= ROUNDING
+    usable = ~missing & ~repels & ((log_q < np.inf) | scale_free)
+    return CriticalPoint(sigma_w, xp.exp(log_q), usable & (sigma_w > 0) & xp.isfinite(sigma_w), log_q)
+
+
+def _local(phi: Activation, about: Features, sigma_b: AnyArray, log_q: AnyArray) -> dict[str, AnyArray]:
+    """What vanishes on the critical line, and ln sigma_w there."""
+    moments = log_moments(phi, about, log_q)
+    excess = _excess(moments, log_square(sigma_b), log_q)
+    return {"length": excess.value, "log_w": -moments.log_slope / 2}
+
+
+def _jacobian(phi: Activation, about: Features, record: tuple[AnyArray, ...], sigma_b: AnyArray) -> CriticalPoint:
+    def one(found: CriticalPoint) -> CriticalPoint:
+        known = jnp.isfinite(found.log_q)
+        log_q = jnp.where(known, found.log_q, inside(jnp.where(jnp.isnan(found.log_q), 0.0, found.log_q)))
+        by = derivatives(lambda phi, *scalars: _local(phi, about, *scalars), phi, (sigma_b,), (log_q,))
+        along = by["length"][-1]
+        fixed = ~known | (jnp.abs(along) <= ROUNDING)
+        d_log_q = jnp.where(fixed, 0.0, -by["length"][:-1] / jnp.where(fixed, 1.0, along))
+        d_sigma_w = found.sigma_w * (by["log_w"][:-1] + by["log_w"][-1] * d_log_q)
+        d_q = jnp.where(known, found.q, 0.0) * d_log_q
+        slopes = CriticalPoint(d_sigma_w, d_q, jnp.zeros_like(d_log_q), d_log_q)
+        return CriticalPoint(*(jnp.where(jnp.isnan(found.log_q), 0.0, slope) for slope in slopes))
+
+    return jax.vmap(one)(CriticalPoint(*record))
+
+
+_critical_points = differentiable(_solve, _jacobian)
 
 
 def critical_points(activation: AnyActivation, sigma_b: ArrayLike) -> CriticalPoint:

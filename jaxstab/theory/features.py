@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
 from jaxstab.activations import Activation, get, names
+from jaxstab.theory import host
 from jaxstab.theory.probing import Panels, Probe, Singularity, panels, singularity
 
 
@@ -38,11 +38,12 @@ class Features(NamedTuple):
         jumps: whether phi itself jumps at some break.
         even_slope: whether phi'(-z) = phi'(z), so that half of an outer integral is the other.
         growth: rate g where phi grows as e^(g |z|), else 0.
+        power: nodes crowd towards breaks as x^power of those of Gauss and Legendre.
         nodes: of the rule whose result counts.
         check: of the rule that it is held against; None where tests have held it.
-        start: of the rule that starts Newton's iteration.
         no_length: why E phi^2 is infinite; empty where it is not known to be.
         no_slope: why E phi'^2 is infinite, likewise.
+        table: of the moments, a function of ln q; None where quadrature is to have them.
     """
 
     breaks: tuple[float, ...] = (0.0,)
@@ -51,11 +52,12 @@ class Features(NamedTuple):
     jumps: bool = False
     even_slope: bool = False
     growth: float = 0.0
+    power: int = 1
     nodes: Nodes = Nodes(96, 32, 40)
     check: Nodes | None = None
-    start: Nodes = Nodes(48, 16, 16)
     no_length: str = ""
     no_slope: str = ""
+    table: Callable[[Array], list[Array]] | None = None
 
 
 # smooth built-in activations with even derivative: half as many nodes
@@ -68,8 +70,8 @@ _PANELS = 224
 _EXPLAINED = 0.15
 # panels narrower than this around a kink are of its making
 _CROWDED = 0.05
-# points that one call of the activation on the host takes
-_BATCH = 512 * 48
+# nodes crowd this much more beside a point where phi or phi' is singular
+_SINGULAR = 4
 # from this rate on growth counts as exponential
 _EXPONENTIAL = 0.2
 
@@ -107,16 +109,16 @@ def _check(nodes: Nodes) -> Nodes:
 
 @functools.lru_cache(maxsize=256)
 def _probed(phi: Activation) -> Features:
-    probe = _on_host(phi)
+    probe = host.value_and_slope(phi)
     found = panels(probe, phi.kinks)
     kinks = tuple(float(kink) for kink in found.kinks)
     singular = {kink: singularity(probe, kink) for kink in sorted(kinks, key=abs)[:_PANELS]}
-    scales = tuple(1e-12 if kink in singular and singular[kink].slope_order < 0 else 1.0 for kink in kinks)
     growth = _growth(probe)
-    breaks = _with_centres(found, dict(zip(kinks, scales, strict=True)), growth)
+    breaks = _with_centres(found, dict.fromkeys(kinks, 1.0), growth)
     common = Features(
         jumps=any(kind.jump for kind in singular.values()),
         growth=growth,
+        power=_SINGULAR if any(kind.slope_order < 0 for kind in singular.values()) else 1,
         no_length=_reason(singular, "E phi^2", lambda kind: kind.order <= -0.49, "phi grows too fast towards"),
         no_slope=_reason(singular, "E phi'^2", lambda kind: kind.jump, "phi jumps at")
         or _reason(singular, "E phi'^2", lambda kind: kind.slope_order <= -0.49, "phi' grows too fast towards"),
@@ -139,7 +141,6 @@ def _probed(phi: Activation) -> Features:
         sharp=True,
         nodes=Nodes(16, 8, 8),
         check=Nodes(12, 6, 6),
-        start=Nodes(12, 4, 4),
     )
 
 
@@ -176,24 +177,3 @@ def _growth(probe: Probe) -> float:
 def _reason(singular: dict[float, Singularity], moment: str, infinite: Callable[[Singularity], bool], what: str) -> str:
     guilty = sorted((kink for kink, kind in singular.items() if infinite(kind)), key=abs)
     return f"{moment} is infinite: {what} z = {guilty[0]:.6g}" if guilty else ""
-
-
-def _on_host(phi: Activation) -> Probe:
-    """phi and phi' of NumPy arrays, in float64, also where something around is being traced."""
-
-    @jax.jit
-    def both(z: Array) -> tuple[Array, Array]:
-        return jax.jvp(phi.fn, (z,), (jnp.ones_like(z),))
-
-    def probe(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        flat = z.ravel()
-        parts = []
-        for start in range(0, len(flat), _BATCH):
-            some = flat[start : start + _BATCH]
-            padded = np.concatenate([some, np.zeros(_BATCH - len(some))])
-            with jax.enable_x64(True), jax.ensure_compile_time_eval():
-                parts.append([np.asarray(values)[: len(some)] for values in both(padded)])
-        value, slope = (np.concatenate(side).reshape(z.shape) for side in zip(*parts, strict=True))
-        return value, slope
-
-    return probe

@@ -27,7 +27,7 @@ from jaxtyping import Array, ArrayLike, Float
 from jaxstab.activations import Activation, get
 from jaxstab.checks import check_count
 from jaxstab.theory.maps import AnyActivation, _float, _inside
-from jaxstab.theory.quadrature import _centres, _density, _graded_panels
+from jaxstab.theory.quadrature import centres, density, graded_panels
 
 # half-panels of 256 nodes: w comes close to the values d where their law is thin
 _NODES = 256
@@ -181,9 +181,9 @@ def squared_slopes(
 @jax.jit
 def _squared_slopes(phi: Activation, w: Array, q: Array) -> tuple[Array, Array]:
     root, reach = jnp.sqrt(q), jnp.asarray(_REACH, q.dtype)
-    breaks = jnp.clip(jnp.asarray(_centres(phi), q.dtype) / root, -reach, reach)
-    u, share = _graded_panels(breaks, -reach, reach, jnp.clip(1 / root, 1e-4, 1.0), _NODES)
-    share = share * _density(u)
+    breaks = jnp.clip(jnp.asarray(centres(phi), q.dtype) / root, -reach, reach)
+    u, share = graded_panels(breaks, -reach, reach, jnp.clip(1 / root, 1e-4, 1.0), _NODES)
+    share = share * density(u)
     return w**2 * phi.derivative(root * u) ** 2, share / jnp.sum(share)
 
 

@@ -13,13 +13,16 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from jaxstab.activations import Activation, get, probe
+from jaxstab.theory import host
 from jaxstab.theory.features import Features, features
+from jaxstab.theory.host import AnyArray
 from jaxstab.theory.moments import LogMoments, inside, log_moments, log_pair
 from jaxstab.theory.precision import compiled
-from jaxstab.theory.quadrature import ACCURACY, CLOSEST, LONGEST, SHORTEST
+from jaxstab.theory.quadrature import ACCURACY, CLOSEST, LONGEST, SHORTEST, rule
 
 AnyActivation = str | Activation | Callable[[Array], Array]
 
@@ -32,7 +35,7 @@ def _inside(q: Array) -> Array:
     return jnp.clip(q, SHORTEST, LONGEST)
 
 
-def log_square(x: Float[Array, ""]) -> Float[Array, ""]:
+def log_square(x: Float[AnyArray, "..."]) -> Float[AnyArray, "..."]:
     """ln x^2, -inf at 0 with derivative 0 there.
 
     Args:
@@ -41,11 +44,12 @@ def log_square(x: Float[Array, ""]) -> Float[Array, ""]:
     Returns:
         The logarithm.
     """
+    xp = host.namespace(x)
     positive = x > 0
-    return jnp.where(positive, 2 * jnp.log(jnp.where(positive, x, 1.0)), -jnp.inf)
+    return xp.where(positive, 2 * xp.log(xp.where(positive, x, 1.0)), -np.inf)
 
 
-def log_sum(a: Float[Array, ""], b: Float[Array, ""]) -> Float[Array, ""]:
+def log_sum(a: Float[AnyArray, "..."], b: Float[AnyArray, "..."]) -> Float[AnyArray, "..."]:
     """ln (e^a + e^b), with finite derivatives where one or both are -inf.
 
     Args:
@@ -55,10 +59,11 @@ def log_sum(a: Float[Array, ""], b: Float[Array, ""]) -> Float[Array, ""]:
     Returns:
         The logarithm of the sum.
     """
-    top = jnp.maximum(a, b)
-    finite = jnp.isfinite(top)
-    safe = jnp.where(finite, top, 0.0)
-    return jnp.where(finite, safe + jnp.log(jnp.exp(a - safe) + jnp.exp(b - safe)), jax.lax.stop_gradient(top))
+    xp = host.namespace(a, b)
+    top = xp.maximum(a, b)
+    finite = xp.isfinite(top)
+    safe = xp.where(finite, top, 0.0)
+    return xp.where(finite, safe + xp.log(xp.exp(a - safe) + xp.exp(b - safe)), host.held(top))
 
 
 class Length(NamedTuple):
@@ -71,14 +76,14 @@ class Length(NamedTuple):
         pair_share: the same factor of `log_pair`, whose lengths are those inside the range of quadrature.
     """
 
-    log_q: Float[Array, ""]
-    log_ratio: Float[Array, ""]
-    log_share: Float[Array, ""]
-    pair_share: Float[Array, ""]
+    log_q: Float[AnyArray, "..."]
+    log_ratio: Float[AnyArray, "..."]
+    log_share: Float[AnyArray, "..."]
+    pair_share: Float[AnyArray, "..."]
 
 
 def log_length_map(
-    moments: LogMoments, log_w: Float[Array, ""], log_b: Float[Array, ""], log_q: Float[Array, ""]
+    moments: LogMoments, log_w: Float[AnyArray, "..."], log_b: Float[AnyArray, "..."], log_q: Float[AnyArray, "..."]
 ) -> Length:
     """One layer's map of ln q, q' = sigma_w^2 V(q) + sigma_b^2.
 
@@ -91,10 +96,11 @@ def log_length_map(
     Returns:
         The next layer's length.
     """
-    finite = jnp.where(jnp.isfinite(log_q), log_q, inside(log_q))
+    xp = host.namespace(log_w, log_b, log_q)
+    finite = xp.where(xp.isfinite(log_q), log_q, inside(log_q))
     ratio = log_sum(log_w + moments.log_growth, log_b - finite)
-    share = jnp.where(jnp.isfinite(log_w), log_w - jnp.where(jnp.isfinite(ratio), ratio, 0.0), -jnp.inf)
-    pair_share = jnp.exp(share + moments.log_growth - moments.near_growth)
+    share = xp.where(xp.isfinite(log_w), log_w - xp.where(xp.isfinite(ratio), ratio, 0.0), -np.inf)
+    pair_share = xp.exp(share + moments.log_growth - moments.near_growth)
     return Length(log_sum(log_w + moments.log_length, log_b), ratio, share, pair_share)
 
 
@@ -110,16 +116,16 @@ class Distance(NamedTuple):
         slope: dc'/dc.
     """
 
-    distance: Float[Array, ""]
-    slope: Float[Array, ""]
+    distance: Float[AnyArray, "..."]
+    slope: Float[AnyArray, "..."]
 
 
 def distance_map(
     phi: Activation,
     about: Features,
-    log_q: Float[Array, ""],
-    share: Float[Array, ""],
-    distance: Float[Array, ""],
+    log_q: Float[AnyArray, "..."],
+    share: Float[AnyArray, "..."],
+    distance: Float[AnyArray, "..."],
 ) -> Distance:
     """One layer's map of 1 - c, which keeps its digits as c tends to 1.
 
@@ -135,32 +141,34 @@ def distance_map(
     Returns:
         The next layer's, and the slope.
     """
+    xp = host.namespace(log_q, share, distance)
     opposite = distance > 1.0
-    apart = jnp.where(opposite, 2.0 - distance, distance)
+    apart = xp.where(opposite, 2.0 - distance, distance)
     if phi.kernel is None:
         # at c = 0 the root of c has no derivative: a point beside it, and its slope from there
-        shift = jax.lax.stop_gradient(jnp.maximum(apart - (1.0 - _BESIDE_ZERO), 0.0))
+        shift = host.held(xp.maximum(apart - (1.0 - _BESIDE_ZERO), 0.0))
         apart = apart - shift
-    found = log_pair(phi, about, log_q, apart, about.nodes, opposite)
+    found = log_pair(phi, about, log_q, apart, rule(about), opposite)
     if phi.kernel is None:
-        shift = jnp.where(opposite, -shift, shift)
+        shift = xp.where(opposite, -shift, shift)
         found = found._replace(gap=found.gap + found.slope * shift)
         # at c = +-1 the nodes stand still, and the derivative is the slope
-        ends = jnp.where(apart <= CLOSEST, distance - jax.lax.stop_gradient(distance), 0.0)
+        ends = xp.where(apart <= CLOSEST, distance - host.held(distance), 0.0)
         found = found._replace(gap=found.gap + found.slope * ends)
     if about.check is not None:
-        other = log_pair(phi, about, log_q, apart, about.check, opposite)
-        size = jnp.exp(log_moments(phi, about, log_q).log_growth)
-        unsure = jnp.abs(found.gap - other.gap) > ACCURACY * size
-        found = found._replace(gap=jnp.where(unsure, jnp.nan, found.gap))
-        unsure = jnp.abs(found.slope - other.slope) > ACCURACY * jnp.abs(found.slope) + ACCURACY / 100
-        found = found._replace(slope=jnp.where(unsure, jnp.nan, found.slope))
+        other = log_pair(phi, about, log_q, apart, rule(about, check=True), opposite)
+        size = xp.exp(log_moments(phi, about, log_q).log_growth)
+        unsure = xp.abs(found.gap - other.gap) > ACCURACY * size
+        found = found._replace(gap=xp.where(unsure, np.nan, found.gap))
+        unsure = xp.abs(found.slope - other.slope) > ACCURACY * xp.abs(found.slope) + ACCURACY / 100
+        found = found._replace(slope=xp.where(unsure, np.nan, found.slope))
     return Distance(share * found.gap, share * found.slope)
 
 
-@compiled()
-def _second_moment(phi: Activation, about: Features, q: Array) -> Array:
-    return jnp.exp(log_moments(phi, about, jnp.log(q)).log_length)
+@compiled(at_once=True)
+def _second_moment(phi: Activation, about: Features, q: AnyArray) -> AnyArray:
+    xp = host.namespace(q)
+    return xp.exp(log_moments(phi, about, xp.log(q)).log_length)
 
 
 def second_moment(activation: AnyActivation, q: ArrayLike) -> Float[Array, ""]:
@@ -180,10 +188,11 @@ def second_moment(activation: AnyActivation, q: ArrayLike) -> Float[Array, ""]:
     return _second_moment(get(activation), q)
 
 
-@compiled()
-def _second_moment_slope(phi: Activation, about: Features, q: Array) -> Array:
-    moments = log_moments(phi, about, jnp.log(q))
-    return jnp.exp(moments.log_growth) * moments.length_power
+@compiled(at_once=True)
+def _second_moment_slope(phi: Activation, about: Features, q: AnyArray) -> AnyArray:
+    xp = host.namespace(q)
+    moments = log_moments(phi, about, xp.log(q))
+    return xp.exp(moments.log_growth) * moments.length_power
 
 
 def second_moment_slope(activation: AnyActivation, q: ArrayLike) -> Float[Array, ""]:
@@ -205,9 +214,10 @@ def second_moment_slope(activation: AnyActivation, q: ArrayLike) -> Float[Array,
     return _second_moment_slope(get(activation), q)
 
 
-@compiled()
-def _derivative_moment(phi: Activation, about: Features, q: Array) -> Array:
-    return jnp.exp(log_moments(phi, about, jnp.log(q)).log_slope)
+@compiled(at_once=True)
+def _derivative_moment(phi: Activation, about: Features, q: AnyArray) -> AnyArray:
+    xp = host.namespace(q)
+    return xp.exp(log_moments(phi, about, xp.log(q)).log_slope)
 
 
 def derivative_moment(activation: AnyActivation, q: ArrayLike) -> Float[Array, ""]:
@@ -227,9 +237,10 @@ def derivative_moment(activation: AnyActivation, q: ArrayLike) -> Float[Array, "
     return _derivative_moment(get(activation), q)
 
 
-@compiled()
-def _length_map(phi: Activation, about: Features, sigma_w: Array, sigma_b: Array, q: Array) -> Array:
-    return sigma_w**2 * jnp.exp(log_moments(phi, about, jnp.log(q)).log_length) + sigma_b**2
+@compiled(at_once=True)
+def _length_map(phi: Activation, about: Features, sigma_w: AnyArray, sigma_b: AnyArray, q: AnyArray) -> AnyArray:
+    xp = host.namespace(sigma_w, sigma_b, q)
+    return sigma_w**2 * xp.exp(log_moments(phi, about, xp.log(q)).log_length) + sigma_b**2
 
 
 def length_map(activation: AnyActivation, sigma_w: ArrayLike, sigma_b: ArrayLike, q: ArrayLike) -> Float[Array, ""]:
@@ -251,15 +262,16 @@ def length_map(activation: AnyActivation, sigma_w: ArrayLike, sigma_b: ArrayLike
     return _length_map(get(activation), sigma_w, sigma_b, q)
 
 
-@compiled()
+@compiled(at_once=True)
 def _correlation(
-    phi: Activation, about: Features, sigma_w: Array, sigma_b: Array, q: Array, c: Array
-) -> tuple[Array, Array]:
-    log_q = jnp.log(q)
+    phi: Activation, about: Features, sigma_w: AnyArray, sigma_b: AnyArray, q: AnyArray, c: AnyArray
+) -> tuple[AnyArray, AnyArray]:
+    xp = host.namespace(sigma_w, sigma_b, q, c)
+    log_q = xp.log(q)
     moments = log_moments(phi, about, log_q)
     length = log_length_map(moments, log_square(sigma_w), log_square(sigma_b), log_q)
     found = distance_map(phi, about, log_q, length.pair_share, 1.0 - c)
-    slope = jnp.where(c >= 1.0, jnp.exp(length.log_share + moments.log_slope), found.slope)
+    slope = xp.where(c >= 1.0, xp.exp(length.log_share + moments.log_slope), found.slope)
     return 1.0 - found.distance, slope
 
 

@@ -1,15 +1,18 @@
-"""Moments of an activation as functions of ln q, from a closed form, by quadrature, or by power laws beyond both."""
+"""Moments of an activation as functions of ln q, from a closed form, a table, quadrature, or power laws beyond them."""
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from jaxstab.activations import Activation
+from jaxstab.theory import host
 from jaxstab.theory.features import Features, Nodes
-from jaxstab.theory.quadrature import LONGEST, SHORTEST, Pair, pair, single
+from jaxstab.theory.host import AnyArray
+from jaxstab.theory.quadrature import LONGEST, SHORTEST, Pair, Rule, pair, single
+from jaxstab.theory.tables import logarithms
 
 LOG_SHORTEST, LOG_LONGEST = float(np.log(SHORTEST)), float(np.log(LONGEST))
 
@@ -18,27 +21,31 @@ class LogMoments(NamedTuple):
     """V(q) = E phi(sqrt(q) u)^2 and M(q) = E phi'(sqrt(q) u)^2 in logarithms.
 
     Attributes:
-        mean: E phi, at the length inside the range of quadrature.
+        mean: E phi / sqrt(q), at the length inside the range of quadrature.
+        mean_slope: E phi' there.
         log_length: ln V.
         log_growth: ln (V/q), which keeps the digits that ln V - ln q loses.
         near_growth: ln (V/q) at the length inside the range of quadrature, where moments of pairs are taken.
         near_slope: ln M there.
         length_power: d ln V / d ln q.
+        power_size: of the terms of which it is the sum.
         log_slope: ln M.
         slope_power: d ln M / d ln q.
     """
 
-    mean: Float[Array, ""]
-    log_length: Float[Array, ""]
-    log_growth: Float[Array, ""]
-    near_growth: Float[Array, ""]
-    near_slope: Float[Array, ""]
-    length_power: Float[Array, ""]
-    log_slope: Float[Array, ""]
-    slope_power: Float[Array, ""]
+    mean: Float[AnyArray, "*n"]
+    mean_slope: Float[AnyArray, "*n"]
+    log_length: Float[AnyArray, "*n"]
+    log_growth: Float[AnyArray, "*n"]
+    near_growth: Float[AnyArray, "*n"]
+    near_slope: Float[AnyArray, "*n"]
+    length_power: Float[AnyArray, "*n"]
+    power_size: Float[AnyArray, "*n"]
+    log_slope: Float[AnyArray, "*n"]
+    slope_power: Float[AnyArray, "*n"]
 
 
-def inside(log_q: Float[Array, " *n"]) -> Float[Array, " *n"]:
+def inside(log_q: Float[AnyArray, " *n"]) -> Float[AnyArray, " *n"]:
     """ln q within the range of quadrature.
 
     Args:
@@ -47,10 +54,10 @@ def inside(log_q: Float[Array, " *n"]) -> Float[Array, " *n"]:
     Returns:
         It, or the nearer end of the range.
     """
-    return jnp.clip(log_q, LOG_SHORTEST, LOG_LONGEST)
+    return host.namespace(log_q).clip(log_q, LOG_SHORTEST, LOG_LONGEST)
 
 
-def log_moments(phi: Activation, about: Features, log_q: Float[Array, ""]) -> LogMoments:
+def log_moments(phi: Activation, about: Features, log_q: Float[AnyArray, "*n"]) -> LogMoments:
     """Moments at length q; outside [SHORTEST, LONGEST] they continue as powers of q.
 
     Args:
@@ -63,56 +70,82 @@ def log_moments(phi: Activation, about: Features, log_q: Float[Array, ""]) -> Lo
     """
     near = inside(log_q)
     if phi.kernel is not None:
-        mean, log_growth, length_power, log_slope, slope_power = _closed(phi, near)
+        columns = _closed(phi, near)
+    elif about.table is not None:
+        columns = about.table(near)
     else:
-        found = single(phi, about, jnp.exp(near))
-        mean, log_growth, log_slope = found.mean, jnp.log(found.length), jnp.log(found.slope)
-        length_power, slope_power = found.length_power, found.slope_power
+        q = host.namespace(near).exp(near)
+        columns = logarithms(single(phi, about, q), q)
+    mean, mean_slope, log_growth, length_power, power_size, log_slope, slope_power = columns
     beyond = log_q - near
     return LogMoments(
         mean,
+        mean_slope,
         near + log_growth + _continued(length_power, beyond),
         log_growth + _continued(length_power - 1.0, beyond),
         log_growth,
         log_slope,
         length_power,
+        power_size,
         log_slope + _continued(slope_power, beyond),
         slope_power,
     )
 
 
-def _continued(power: Array, beyond: Array) -> Array:
+def _continued(power: AnyArray, beyond: AnyArray) -> AnyArray:
     """power * beyond, beyond finite or not; a power within rounding of a multiple of 1/2 is one."""
-    exact = jnp.round(2 * power) / 2
-    power = jnp.where(jnp.abs(power - exact) < 1e-9, exact, power)
+    xp = host.namespace(power, beyond)
+    exact = xp.round(2 * power) / 2
+    power = xp.where(xp.abs(power - exact) < 1e-9, exact, power)
     still = (power == 0) | (beyond == 0)
-    return jnp.where(still, 0.0, jnp.where(still, 1.0, power) * jnp.where(still, 0.0, beyond))
+    return xp.where(still, 0.0, xp.where(still, 1.0, power) * xp.where(still, 0.0, beyond))
 
 
-def _closed(phi: Activation, log_q: Array) -> tuple[Array, ...]:
-    """The moments of a closed-form kernel."""
-    kernel = phi.kernel
-    assert kernel is not None
+def _kernel(phi: Activation, q: AnyArray, c: AnyArray) -> tuple[AnyArray, AnyArray]:
+    """The closed form."""
+    if host.namespace(q, c) is np:
+        covariance, slope, _, _ = host.kernel(phi)(q, c)
+        return covariance, slope
+    assert phi.kernel is not None
+    return phi.kernel(q, c)
 
-    def logs(log_q: Array) -> tuple[Array, Array]:
-        q = jnp.exp(log_q)
-        length, slope = kernel(q, jnp.ones_like(q))
-        return jnp.log(length / q), jnp.log(slope)
 
-    (log_growth, log_slope), (power, slope_power) = jax.jvp(logs, (log_q,), (jnp.ones_like(log_q),))
-    q = jnp.exp(log_q)
-    square = kernel(q, jnp.zeros_like(q))[0]
-    mean = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
-    return mean, log_growth, power + 1.0, log_slope, slope_power
+def _closed(phi: Activation, log_q: AnyArray) -> list[AnyArray]:
+    """The columns of a table, from a closed-form kernel."""
+    xp = host.namespace(log_q)
+    q = xp.exp(log_q)
+    one = xp.ones_like(q)
+    if xp is np:
+        length, slope, length_rate, slope_rate = host.kernel(phi)(q, one)
+    else:
+        assert phi.kernel is not None
+        (length, slope), (length_rate, slope_rate) = jax.jvp(phi.kernel, (q, one), (q, jnp.zeros_like(q)))
+    square, square_slope = _kernel(phi, q, xp.zeros_like(q))
+    return [
+        _root(square) / xp.sqrt(q),
+        _root(square_slope),
+        xp.log(length / q),
+        length_rate / length,
+        xp.abs(length_rate / length),
+        xp.log(slope),
+        slope_rate / slope,
+    ]
+
+
+def _root(square: AnyArray) -> AnyArray:
+    """The square root, 0 with derivative 0 where there is none."""
+    xp = host.namespace(square)
+    positive = square > 0
+    return xp.where(positive, xp.sqrt(xp.where(positive, square, 1.0)), 0.0)
 
 
 def log_pair(
     phi: Activation,
     about: Features,
-    log_q: Float[Array, ""],
-    distance: Float[Array, ""],
-    nodes: Nodes,
-    opposite: Array | None = None,
+    log_q: Float[AnyArray, ""],
+    distance: Float[AnyArray, ""],
+    nodes: Nodes | Rule,
+    opposite: AnyArray | None = None,
 ) -> Pair:
     """Moments of two Gaussians of length q, correlation c = +-(1 - distance), inside the range of quadrature.
 
@@ -127,11 +160,12 @@ def log_pair(
     Returns:
         The moments; multiples of V/q and M at the same length.
     """
-    q = jnp.exp(inside(log_q))
+    xp = host.namespace(log_q, distance)
+    q = xp.exp(inside(log_q))
     if phi.kernel is None:
         return pair(phi, about, q, distance, nodes, opposite)
     c = 1.0 - distance
     if opposite is not None:
-        c = jnp.where(opposite, -c, c)
-    covariance, slope = phi.kernel(q, c)
-    return Pair((phi.kernel(q, jnp.ones_like(q))[0] - covariance) / q, slope)
+        c = xp.where(opposite, -c, c)
+    covariance, slope = _kernel(phi, q, c)
+    return Pair((_kernel(phi, q, xp.ones_like(c))[0] - covariance) / q, slope)

@@ -1,4 +1,4 @@
-"""Theory is computed in float64, compiled once per activation, whatever precision its caller has."""
+"""Theory is computed in float64, whatever its caller has: in NumPy at once, or compiled where it is traced."""
 
 import functools
 from collections.abc import Callable
@@ -6,20 +6,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 
 from jaxstab.activations import Activation
-from jaxstab.theory.features import features
-
-_QUICK = {
-    "xla_backend_optimization_level": 0,
-    "xla_llvm_disable_expensive_passes": True,
-    "xla_cpu_use_fusion_emitters": False,
-    "xla_cpu_parallel_codegen_split_count": 1,
-}
+from jaxstab.theory import host
+from jaxstab.theory.features import Features, features
+from jaxstab.theory.tables import tabulated
 
 
-def compiled(*static: str) -> Callable[[Callable], Callable]:
+def compiled(
+    *static: str, at_once: bool = False, table: bool = False, by_parameters: bool = False
+) -> Callable[[Callable], Callable]:
     """Decorate a function of (phi, about, *numbers): one float64 program for each activation.
 
     JAX's default is float32, in which fixed points near criticality lose all digits. The program runs in float64, and
@@ -27,62 +25,147 @@ def compiled(*static: str) -> Callable[[Callable], Callable]:
 
     Args:
         static: names of the keyword arguments that are static.
+        at_once: whether the function takes NumPy arrays too; concrete numbers are then not compiled.
+        table: whether the function looks moments up in a table.
+        by_parameters: whether the function takes derivatives in the activation's parameters, concrete or not.
 
     Returns:
         The decorator. What it makes takes (phi, *numbers, **static).
     """
 
     def decorate(function: Callable) -> Callable:
-        names = ("about", *static)
-        program = jax.jit(function, static_argnames=names)
-
-        @functools.cache
-        def at_once() -> Callable:
-            """The program of calls that are not jitted, for which compiling is most of the time."""
-            return jax.jit(function, static_argnames=names, compiler_options=_quick_options())
+        program = _program(function, *static)
 
         @functools.wraps(function)
         def call(phi: Activation, *numbers: Any, **settings: Any) -> Any:
-            about = features(phi)
-            dtype = _dtype(*numbers)
+            dtype = common_dtype(*numbers)
+            plain = concrete(phi)
+            constant = not (by_parameters and jax.tree.leaves(phi))
+            about = known(plain) if table and constant else features(plain)
+            phi = plain if constant else phi
+            if at_once and not host.is_traced((phi, numbers)):
+                return narrowed(in_numpy(function, phi, about, *numbers, **settings), dtype)
             with jax.enable_x64(True):
-                # the activation's own parameters are traced like the numbers
-                traced = _traced(phi, numbers)
-                phi, *wide = jax.tree.map(_widened, (phi, *numbers))
-                results = (program if traced else at_once())(phi, about, *wide, **settings)
-                return jax.tree.map(functools.partial(_narrowed, dtype=dtype), results)
+                return narrowed(program(phi, *numbers, about=about, **settings), dtype)
 
         return call
 
     return decorate
 
 
-@functools.cache
-def _quick_options() -> dict[str, bool | int] | None:
-    """Options that make compiling four times cheaper, if this XLA knows them."""
-    try:
-        jax.jit(jnp.negative, compiler_options=_QUICK)(0.0)
-    except RuntimeError:
-        return None
-    return _QUICK
+def _program(function: Callable, *static: str) -> Callable:
+    """The function as a program, cheap to compile where its numbers are concrete."""
+
+    def ordered(
+        phi: Activation | None, *numbers: Any, about: Features, same: Activation | None, **settings: Any
+    ) -> Any:
+        return function(same if phi is None else phi, about, *numbers, **settings)
+
+    names = ("about", "same", *static)
+    inner = jax.jit(ordered, static_argnames=names)
+
+    @functools.cache
+    def outermost() -> Callable:
+        return jax.jit(ordered, static_argnames=names, compiler_options=host.quick_options())
+
+    def call(phi: Activation, *numbers: Any, **settings: Any) -> Any:
+        # an activation without traced parameters is part of the program
+        arrays = any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(phi))
+        traced, same = (phi, None) if arrays else (None, phi)
+        if host.is_traced((phi, numbers)):
+            return inner(*jax.tree.map(widened, (traced, *numbers)), same=same, **settings)
+        # numbers at once, also where something around is being traced
+        with jax.ensure_compile_time_eval():
+            return outermost()(*jax.tree.map(widened, (traced, *numbers)), same=same, **settings)
+
+    return call
 
 
-def _traced(*arguments: Any) -> bool:
-    """Whether something around is being traced, whose program has compiler options of its own."""
-    leaves = (*jax.tree.leaves(arguments), jnp.zeros(()))
-    return any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
+def concrete(phi: Activation) -> Activation:
+    """The activation with numbers in place of arrays, if none of them is traced.
+
+    Args:
+        phi: the activation.
+
+    Returns:
+        One that can be hashed, or the same.
+    """
+    return phi if host.is_traced(phi) else jax.tree.map(float, phi)
 
 
-def _dtype(*numbers: Any) -> DTypeLike:
-    """The widest floating dtype among arrays, JAX's default where there is none."""
+def known(phi: Activation) -> Features:
+    """All that can be known of an activation.
+
+    Args:
+        phi: the activation.
+
+    Returns:
+        Its features, with a table unless its parameters are traced.
+    """
+    return features(phi) if host.is_traced(phi) else tabulated(phi)
+
+
+def in_numpy(function: Callable, phi: Activation, about: Features, *numbers: Any, **settings: Any) -> Any:
+    """Call a function with NumPy arrays in float64.
+
+    Args:
+        function: of (phi, about, *numbers).
+        phi: the activation.
+        about: its features.
+        numbers: concrete.
+        settings: further arguments.
+
+    Returns:
+        What the function returns.
+    """
+    wide = [np.asarray(number, np.float64) for number in numbers]
+    with np.errstate(all="ignore"):
+        return function(phi, about, *wide, **settings)
+
+
+def common_dtype(*numbers: Any) -> DTypeLike:
+    """The widest floating dtype among arrays, JAX's default where there is none.
+
+    Args:
+        numbers: arrays and Python numbers.
+
+    Returns:
+        The dtype.
+    """
     dtypes = (jnp.result_type(number) for number in numbers if hasattr(number, "dtype"))
     floating = [dtype for dtype in dtypes if jnp.issubdtype(dtype, jnp.floating)]
     return max(floating, key=lambda dtype: dtype.itemsize, default=jnp.result_type(float))
 
 
-def _widened(number: Any) -> jax.Array:
-    return jnp.asarray(number).astype(jnp.float64)
+def widened(number: Any) -> jax.Array:
+    """The number in float64.
+
+    Args:
+        number: traced or not.
+
+    Returns:
+        It.
+    """
+    if isinstance(number, jax.Array):
+        return number.astype(jnp.float64)
+    return jnp.asarray(np.asarray(number, np.float64))
 
 
-def _narrowed(result: jax.Array, dtype: DTypeLike) -> jax.Array:
-    return result.astype(dtype) if jnp.issubdtype(result.dtype, jnp.floating) else result
+def narrowed(results: Any, dtype: DTypeLike) -> Any:
+    """Results in the precision of the caller.
+
+    Args:
+        results: arrays of either kind.
+        dtype: of those that are floating.
+
+    Returns:
+        JAX arrays.
+    """
+
+    def narrow(result: Any) -> jax.Array:
+        floating = jnp.issubdtype(result.dtype, jnp.floating)
+        if isinstance(result, jax.Array):
+            return result.astype(dtype) if floating else result
+        return jnp.asarray(np.asarray(result, dtype if floating else result.dtype))
+
+    return jax.tree.map(narrow, results)

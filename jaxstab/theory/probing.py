@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 # z -> phi(z), phi'(z), NumPy arrays of any shape
-Probe = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+Probe = Callable[[np.ndarray], tuple[np.ndarray, ...]]
 
 # Chebyshev points of a panel, coefficients that may be large, and what the others may be of the largest value
 _POINTS, _KEPT, _RESOLVED = 48, 14, 1e-11
@@ -19,7 +19,9 @@ _FIRST, _FARTHEST = 0.25, 2.0**20
 _OFF_LEFT, _OFF_RIGHT = 0.9173, 1.0371
 _HUGE = 1e100
 # panels narrower than this around |z| = 1 hold a kink
-_NARROW = 2.0**-46
+_NARROW = 2.0**-44
+# rounding of z moves values by this much of their range over a panel as wide as |z|
+_ROUNDED = 2 * 2.0**-52
 
 
 class Panels(NamedTuple):
@@ -56,8 +58,10 @@ def _resolved(probe: Probe, low: np.ndarray, high: np.ndarray, floor: float) -> 
         for values in probe(z):
             coefficients = np.abs(values @ to_coefficients.T)
             size = np.max(np.abs(values), axis=1)
+            noise = np.ptp(values, axis=1) * _ROUNDED * np.maximum(np.abs(low), np.abs(high)) / (high - low)
+            allowed = _RESOLVED * (size + floor) + noise
             # what overflows is no matter of panels
-            fits &= (coefficients[:, _KEPT:].max(axis=1) <= _RESOLVED * (size + floor)) | ~(size <= _HUGE)
+            fits &= (coefficients[:, _KEPT:].max(axis=1) <= allowed) | ~(size <= _HUGE)
     return fits
 
 

@@ -12,16 +12,18 @@ Two dimensions are two times one. With z_i = sqrt(q c) x + sqrt(q (1 - c)) y_i a
 of which the last keeps its digits as c tends to 1.
 """
 
-import math
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from jaxstab.activations import Activation
+from jaxstab.theory import host
 from jaxstab.theory.features import Features, Nodes
+from jaxstab.theory.host import AnyArray
 
 # exp(-9^2 / 2) = 3e-18: what lies beyond is below the rounding of what lies within
 _REACH = 9.0
@@ -31,8 +33,12 @@ _CENTRAL = 3.5
 _WIDEST = 4.0
 # no grading finer than this in u: what is narrower has weight below rounding
 _FINEST = 1e-13
-# nodes of the outer integral that are held in memory at once
+# so many panels are summed one after another, in the processor's cache; more of them side by side
+_FEW_PANELS = 8
+# outer nodes that are held in memory at once beside many panels
 _AT_ONCE = 16
+# values that NumPy holds at once
+_IN_MEMORY = 2**19
 # 1 - |c| below which the nodes of pairs stand still
 CLOSEST = 1e-20
 # lengths outside are continued by power laws
@@ -41,93 +47,190 @@ SHORTEST, LONGEST = 1e-24, 1e24
 ACCURACY = 1e-8
 
 
-def _density(u: Array) -> Array:
-    return jnp.exp(-(u**2) / 2) / np.sqrt(2 * np.pi)
+def density(u: AnyArray) -> AnyArray:
+    """The standard normal density.
+
+    Args:
+        u: where.
+
+    Returns:
+        The density.
+    """
+    return host.namespace(u).exp(-(u**2) / 2) / np.sqrt(2 * np.pi)
 
 
-def _legendre(nodes: int, dtype: jnp.dtype) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
-    x, w = np.polynomial.legendre.leggauss(nodes)
-    return jnp.asarray(x, dtype), jnp.asarray(w, dtype)
+class Legendre(NamedTuple):
+    """Nodes and weights on [0, 1].
+
+    Attributes:
+        node: ascending.
+        weight: they sum to 1.
+    """
+
+    node: Float[AnyArray, " n"]
+    weight: Float[AnyArray, " n"]
 
 
-def _graded_panels(
-    breaks: Float[Array, "*b k"], low: Array, high: Array, scale: Array, nodes: int
-) -> tuple[Float[Array, "*b n"], Float[Array, "*b n"]]:
+@functools.cache
+def legendre(count: int, power: int = 1, length: int | None = None) -> Legendre:
+    """Gauss-Legendre nodes in the root of x.
+
+    Args:
+        count: of nodes.
+        power: nodes are x = y^power with y those of Gauss and Legendre: they crowd at 0.
+        length: of the arrays; what exceeds the count has weight 0.
+
+    Returns:
+        The rule.
+    """
+    x, w = np.polynomial.legendre.leggauss(count)
+    root = (x + 1) / 2
+    node, weight = root**power, w / 2 * power * root ** (power - 1)
+    missing = (length or count) - count
+    return Legendre(np.pad(node, (0, missing), constant_values=0.5), np.pad(weight, (0, missing)))
+
+
+class Panels(NamedTuple):
+    """Half-panels that start at a break, graded towards it: u = place + side scale (e^(span x) - 1), x in [0, 1].
+
+    Attributes:
+        place: the break.
+        scale: of the grading.
+        span: of the grading.
+        side: -1 left of the break, 1 right of it.
+    """
+
+    place: Float[AnyArray, "*b k 2"]
+    scale: Float[AnyArray, "*b k 2"]
+    span: Float[AnyArray, "*b k 2"]
+    side: Float[AnyArray, "*b k 2"]
+
+
+def _panels(breaks: Float[AnyArray, "*b k"], low: AnyArray, high: AnyArray, scale: Float[AnyArray, "*b k"]) -> Panels:
+    """The half-panels of [low, high]."""
+    xp = host.namespace(breaks, scale)
+    middle = (breaks[..., 1:] + breaks[..., :-1]) / 2
+    first = xp.broadcast_to(low, (*breaks.shape[:-1], 1))
+    last = xp.broadcast_to(high, (*breaks.shape[:-1], 1))
+    left = breaks - xp.concatenate([first, middle], -1)
+    right = xp.concatenate([middle, last], -1) - breaks
+    both = (*breaks.shape, 2)
+    scales = xp.broadcast_to(scale[..., None], both)
+    span = xp.log1p(xp.stack([left, right], -1) / scales)
+    side = np.broadcast_to(np.array([-1.0, 1.0]), both)
+    return Panels(xp.broadcast_to(breaks[..., None], both), scales, span, side)
+
+
+def _at(panels: Panels, node: AnyArray, weight: AnyArray) -> tuple[AnyArray, AnyArray]:
+    """Points of the panels at a node of [0, 1], and weights of the integral over u there."""
+    xp = host.namespace(panels.span, node)
+    step = panels.scale * xp.exp(panels.span * node)
+    return panels.place + panels.side * (step - panels.scale), panels.span * step * weight
+
+
+def graded_panels(
+    breaks: Float[AnyArray, "*b k"], low: AnyArray, high: AnyArray, scale: AnyArray, nodes: int
+) -> tuple[Float[AnyArray, "*b n"], Float[AnyArray, "*b n"]]:
     """Nodes and weights on [low, high], two half-panels per break, graded towards the break.
 
-    The scale is one for all breaks, or one for each.
+    Args:
+        breaks: ascending.
+        low: end of the interval.
+        high: end of the interval.
+        scale: one for all breaks, or one for each.
+        nodes: of a half-panel.
 
     Returns:
         Points and weights; they lie (break, side, node).
     """
-    x, w = _legendre(nodes, breaks.dtype)
-    x, w = (jnp.expand_dims(each, tuple(range(breaks.ndim + 1))) for each in (x, w))
-    middle = (breaks[..., 1:] + breaks[..., :-1]) / 2
-    first = jnp.broadcast_to(low, (*breaks.shape[:-1], 1))
-    last = jnp.broadcast_to(high, (*breaks.shape[:-1], 1))
-    left = breaks - jnp.concatenate([first, middle], -1)
-    right = jnp.concatenate([middle, last], -1) - breaks
-    scales = jnp.broadcast_to(scale, breaks.shape)[..., None, None]
-    span = jnp.log1p(jnp.stack([left, right], -1)[..., None] / scales)
-    steps = scales * jnp.exp(span * ((x + 1) / 2))
-    side = jnp.stack([-jnp.ones_like(breaks), jnp.ones_like(breaks)], -1)[..., None]
-    points = breaks[..., None, None] + side * (steps - scales)
-    weights = span * steps * (w / 2)
-    shape = (*breaks.shape[:-1], -1)
+    xp = host.namespace(breaks, scale)
+    panels = _panels(breaks, low, high, xp.broadcast_to(scale, breaks.shape))
+    return _flat(panels, legendre(nodes))
+
+
+def _flat(panels: Panels, rule: Legendre) -> tuple[AnyArray, AnyArray]:
+    """All points of the panels, and their weights."""
+    panels = Panels(*(part[..., None] for part in panels))
+    along = [each.reshape((1,) * (panels.span.ndim - 1) + (-1,)) for each in rule]
+    points, weights = _at(panels, *along)
+    shape = (*points.shape[:-3], -1)
     return points.reshape(shape), weights.reshape(shape)
 
 
-def _centres(activation: Activation) -> tuple[float, ...]:
+def centres(activation: Activation) -> tuple[float, ...]:
+    """Points around which nodes are graded.
+
+    Args:
+        activation: the activation.
+
+    Returns:
+        Its kinks, 0 where it has none.
+    """
     return activation.kinks or (0.0,)
 
 
-def _gaussian_rule(
-    about: Features, centre: Array, spread: Array, blur: Array | None, nodes: int
-) -> tuple[Float[Array, "*b n"], Float[Array, "*b n"]]:
-    """Nodes u and weights of E f(centre + spread u), u standard normal; the weights sum to 1.
+def _gaussian_panels(about: Features, centre: AnyArray, spread: AnyArray, blur: AnyArray | None) -> Panels:
+    """Panels of E f(centre + spread u), u standard normal.
 
-    f varies as the activation does, smoothed over the distance `blur` where one is given.
+    f varies as the activation does, smoothed over the distance `blur` where one is given. Centre, spread and blur have
+    one shape.
 
     Returns:
-        Nodes and weights.
+        The panels.
     """
-    dtype, edges = spread.dtype, (*centre.shape, len(about.breaks))
+    xp = host.namespace(centre, spread)
+    edges = (*centre.shape, len(about.breaks))
 
-    def along(values: Array | np.ndarray) -> Array:
-        """Values of the breaks, or one for all, with an axis for each of the centre's."""
-        return jnp.broadcast_to(jnp.expand_dims(jnp.asarray(values, dtype), tuple(range(centre.ndim))), edges)
+    def along(values: tuple[float, ...]) -> AnyArray:
+        """Values of the breaks with an axis for each of the centre's."""
+        return np.broadcast_to(np.asarray(values, float), edges)
 
-    reach = _REACH + 2 * about.growth * spread
-    exact = (along(np.asarray(about.breaks)) - centre[..., None]) / spread
-    limit = reach if about.sharp else jnp.asarray(_CENTRAL, dtype)
-    places = jnp.clip(exact, -limit, limit)
-    width = along(np.asarray(about.scales))
+    reach = (_REACH + 2 * about.growth * spread)[..., None]
+    wide = xp.broadcast_to(spread[..., None], edges)
+    exact = (along(about.breaks) - centre[..., None]) / wide
+    limit = xp.broadcast_to(reach, edges) if about.sharp else np.full(edges, _CENTRAL)
+    places = xp.clip(exact, -limit, limit)
+    width = along(about.scales)
     if blur is not None:
         # what a kink does is as wide as the smoothing, what a smooth feature does no narrower than itself
-        own = jnp.zeros_like(width) if about.sharp else width
-        width = jnp.hypot(own, along(blur[None]))
-    sizes = jnp.clip(width / spread + jnp.abs(exact - places), _FINEST, _WIDEST)
+        own = np.zeros(edges) if about.sharp else width
+        width = xp.hypot(own, xp.broadcast_to(blur[..., None], edges))
+    sizes = xp.clip(width / wide + xp.abs(exact - places), _FINEST, _WIDEST)
     breaks = _with_zero(places) if about.sharp else places
     if about.growth:
-        peak = jnp.broadcast_to(2 * about.growth * spread, (*centre.shape, 1))
-        breaks = jnp.sort(jnp.concatenate([breaks, -peak, peak], -1))
-    distance = jnp.abs(breaks[..., :, None] - places[..., None, :])
-    field = jnp.minimum(jnp.min(sizes[..., None, :] + distance, -1), _WIDEST)
-    u, weights = _graded_panels(breaks, -reach, reach, field, nodes)
-    weights = weights * _density(u)
-    return u, weights / jnp.sum(weights, -1, keepdims=True)
+        peak = 2 * about.growth * spread[..., None]
+        breaks = xp.sort(xp.concatenate([breaks, -peak, peak], -1), -1)
+    if np.all(np.isinf(about.scales)):
+        return _panels(breaks, -reach, reach, np.full(breaks.shape, _WIDEST))
+    if breaks is places and len(about.breaks) == 1:
+        return _panels(breaks, -reach, reach, sizes)
+    distance = xp.abs(breaks[..., :, None] - places[..., None, :])
+    field = xp.minimum(xp.min(sizes[..., None, :] + distance, -1), _WIDEST)
+    return _panels(breaks, -reach, reach, field)
 
 
-def _with_zero(ascending: Float[Array, "*b k"]) -> Float[Array, "*b one_more"]:
+def _with_zero(ascending: Float[AnyArray, "*b k"]) -> Float[AnyArray, "*b one_more"]:
     """The values with 0 among them, ascending."""
-    first = jnp.minimum(ascending[..., :1], 0.0)
-    between = jnp.clip(0.0, ascending[..., :-1], ascending[..., 1:])
-    last = jnp.maximum(ascending[..., -1:], 0.0)
-    return jnp.concatenate([first, between, last], -1)
+    xp = host.namespace(ascending)
+    first = xp.minimum(ascending[..., :1], 0.0)
+    between = xp.clip(0.0, ascending[..., :-1], ascending[..., 1:])
+    last = xp.maximum(ascending[..., -1:], 0.0)
+    return xp.concatenate([first, between, last], -1)
 
 
-def _value_and_slope(phi: Activation, z: Array) -> tuple[Array, Array]:
-    return jax.jvp(phi.fn, (z,), (jnp.ones_like(z),))
+def _value_and_slope(phi: Activation, about: Features, z: AnyArray) -> tuple[AnyArray, AnyArray]:
+    """phi and phi'; at a singular point itself 0, where rounding put a node that has no weight."""
+    xp = host.namespace(z)
+    if about.power > 1:
+        at_break = functools.reduce(xp.logical_or, (z == place for place in about.breaks))
+        z = xp.where(at_break, np.nextafter(about.breaks[-1], np.inf) + 1.0, z)
+    if xp is np:
+        value, slope = host.value_and_slope(phi)(z)
+    else:
+        value, slope = jax.jvp(phi.fn, (z,), (jnp.ones_like(z),))
+    if about.power > 1:
+        value, slope = xp.where(at_break, 0.0, value), xp.where(at_break, 0.0, slope)
+    return value, slope
 
 
 class Single(NamedTuple):
@@ -135,20 +238,24 @@ class Single(NamedTuple):
 
     Attributes:
         mean: E phi.
+        mean_slope: E phi'.
         length: E phi^2 / q.
         length_power: d ln E phi^2 / d ln q.
+        power_size: the sum of the absolute terms of which `length_power` is the sum.
         slope: E phi'^2.
         slope_power: d ln E phi'^2 / d ln q.
     """
 
-    mean: Float[Array, ""]
-    length: Float[Array, ""]
-    length_power: Float[Array, ""]
-    slope: Float[Array, ""]
-    slope_power: Float[Array, ""]
+    mean: Float[AnyArray, "*b"]
+    mean_slope: Float[AnyArray, "*b"]
+    length: Float[AnyArray, "*b"]
+    length_power: Float[AnyArray, "*b"]
+    power_size: Float[AnyArray, "*b"]
+    slope: Float[AnyArray, "*b"]
+    slope_power: Float[AnyArray, "*b"]
 
 
-def single(phi: Activation, about: Features, q: Float[Array, ""]) -> Single:
+def single(phi: Activation, about: Features, q: Float[AnyArray, "*b"]) -> Single:
     """Moments of phi(z) and phi'(z), z ~ N(0, q).
 
     Args:
@@ -159,42 +266,55 @@ def single(phi: Activation, about: Features, q: Float[Array, ""]) -> Single:
     Returns:
         The moments, NaN where two rules differ by more than ACCURACY.
     """
+    xp = host.namespace(q)
     found = _single(phi, about, q, about.nodes.single)
     if about.check is not None:
         other = _single(phi, about, q, about.check.single)
         found = found._replace(length=_agreed(found.length, other.length), slope=_agreed(found.slope, other.slope))
     if about.no_length:
-        found = found._replace(length=jnp.full_like(q, jnp.nan))
+        found = found._replace(length=xp.full_like(q, np.nan))
     if about.no_slope:
-        found = found._replace(slope=jnp.full_like(q, jnp.inf))
+        found = found._replace(slope=xp.full_like(q, np.inf), slope_power=xp.zeros_like(q))
     return found
 
 
-def _agreed(found: Array, other: Array) -> Array:
-    return jnp.where(jnp.abs(found - other) <= ACCURACY * jnp.abs(found), found, jnp.nan)
+def _agreed(found: AnyArray, other: AnyArray) -> AnyArray:
+    xp = host.namespace(found)
+    close = xp.abs(found - other) <= ACCURACY * xp.abs(found)
+    return xp.where(close | (found == other), found, np.nan)
 
 
-def _single(phi: Activation, about: Features, q: Array, nodes: int) -> Single:
-    root = jnp.sqrt(q)
-    u, weights = _gaussian_rule(about, jnp.zeros_like(q), root, None, nodes)
-    value, slope = _value_and_slope(phi, root * u)
-    value = value / root
+def _single(phi: Activation, about: Features, q: AnyArray, nodes: int) -> Single:
+    xp = host.namespace(q)
+    root = xp.sqrt(q)
+    panels = _gaussian_panels(about, xp.zeros_like(q), root, None)
+    u, weights = _flat(panels, legendre(nodes, about.power))
+    weights = weights * density(u)
+    weights = weights / xp.sum(weights, -1, keepdims=True)
+    wide = xp.broadcast_to(root[..., None], u.shape)
+    value, slope = _value_and_slope(phi, about, wide * u)
+    value = value / wide
     squares = weights * value**2
     steep = weights * slope**2
-    length = jnp.sum(squares)
+    length = xp.sum(squares, -1)
     # d/dq of the Gaussian density itself: (u^2 - 1) / (2 q); E[phi phi' z] / q keeps more digits where phi has no jump
     stretch = (u**2 - 1) / 2
-    growth = jnp.sum(squares * stretch) if about.jumps else jnp.sum(weights * value * slope * u)
+    rough = about.jumps or about.no_slope
+    growth = squares * stretch if rough else weights * value * slope * u
+    mean_slope = xp.sum(weights * value * u if rough else weights * slope, -1)
     if about.check is not None:
         # a tail that the reach cuts off
-        tail = jnp.abs(u) > 0.9 * jnp.max(jnp.abs(u))
-        length = jnp.where(jnp.sum(jnp.where(tail, squares, 0.0)) > ACCURACY * length, jnp.nan, length)
+        tail = xp.abs(u) > 0.9 * xp.max(xp.abs(u), -1, keepdims=True)
+        lost = xp.sum(xp.where(tail, squares, 0.0), -1) > ACCURACY * length
+        length = xp.where(lost, np.nan, length)
     return Single(
-        jnp.sum(weights * value) * root,
+        xp.sum(weights * value, -1) * root,
+        mean_slope,
         length,
-        growth / length,
-        jnp.sum(steep),
-        jnp.sum(steep * stretch) / jnp.sum(steep),
+        xp.sum(growth, -1) / length,
+        xp.sum(xp.abs(growth), -1) / length,
+        xp.sum(steep, -1),
+        xp.sum(steep * stretch, -1) / xp.sum(steep, -1),
     )
 
 
@@ -206,8 +326,36 @@ class Pair(NamedTuple):
         slope: E phi'(z1) phi'(z2).
     """
 
-    gap: Float[Array, ""]
-    slope: Float[Array, ""]
+    gap: Float[AnyArray, ""]
+    slope: Float[AnyArray, ""]
+
+
+class Rule(NamedTuple):
+    """The nodes of the two nested integrals.
+
+    Attributes:
+        outer: of the outer one.
+        inner: of the inner one.
+    """
+
+    outer: Legendre
+    inner: Legendre
+
+
+def rule(about: Features, check: bool = False) -> Rule:
+    """The nodes of pairs.
+
+    Args:
+        about: features of the activation.
+        check: whether they are those that the result is held against; the arrays are equally long.
+
+    Returns:
+        The nodes.
+    """
+    nodes = about.check if check and about.check is not None else about.nodes
+    return Rule(
+        legendre(nodes.outer, about.power, about.nodes.outer), legendre(nodes.inner, about.power, about.nodes.inner)
+    )
 
 
 def _mirrored(about: Features) -> Features:
@@ -223,10 +371,10 @@ def _mirrored(about: Features) -> Features:
 def pair(
     phi: Activation,
     about: Features,
-    q: Float[Array, ""],
-    distance: Float[Array, ""],
-    nodes: Nodes,
-    opposite: Array | None = None,
+    q: Float[AnyArray, ""],
+    distance: Float[AnyArray, ""],
+    nodes: Nodes | Rule,
+    opposite: AnyArray | None = None,
 ) -> Pair:
     """Moments of phi(z1), phi(z2) and of their derivatives.
 
@@ -241,31 +389,101 @@ def pair(
     Returns:
         The moments.
     """
+    if isinstance(nodes, Nodes):
+        nodes = Rule(legendre(nodes.outer, about.power), legendre(nodes.inner, about.power))
+    xp = host.namespace(q, distance)
     # both spreads stay positive: at c = 0 and c = 1 the integrals are limits
-    spread = jnp.sqrt(q * jnp.maximum(distance, CLOSEST))
-    shared = jnp.sqrt(q * jnp.maximum(1 - distance, 1e-30))
-    outer = about if opposite is None else _mirrored(about)
-    x, weights = _gaussian_rule(outer, jnp.zeros_like(q), shared, spread, nodes.outer)
-
-    if opposite is None and about.even_slope:
-        # one break at 0: panels lie (side, node)
-        x, weights = x[nodes.outer :], 2 * weights[nodes.outer :]
-
-    def given(a: Float[Array, " m"]) -> tuple[Array, Array, Array]:
-        """Mean and variance of phi, and mean of phi', given the shared part."""
-        y, weights = _gaussian_rule(about, a, spread, None, nodes.inner)
-        value, slope = _value_and_slope(phi, a[:, None] + spread * y)
-        mean = jnp.sum(weights * value, -1)
-        off = value - mean[:, None]
-        tilt = weights * off * y / spread if about.jumps else weights * slope
-        return mean, jnp.sum(weights * off**2, -1), jnp.sum(tilt, -1)
-
-    parts = jax.lax.map(given, (shared * x).reshape(-1, math.gcd(x.size, _AT_ONCE)))
-    mean, variance, slope = (part.reshape(-1) for part in parts)
+    spread = xp.sqrt(q * xp.maximum(distance, CLOSEST))
+    shared = xp.sqrt(q * xp.maximum(1 - distance, 1e-30))
+    panels = _gaussian_panels(about if opposite is None else _mirrored(about), xp.zeros_like(q), shared, spread)
+    mirror = opposite is None and about.even_slope
+    if mirror:
+        # the left half of the line is the right one
+        panels = Panels(*(part[..., 1:] for part in panels))
+    x, weights = _flat(panels, nodes.outer)
+    weights = weights * density(x)
+    weights = weights / xp.sum(weights)
+    mean, variance, slope = _given(phi, about, shared * x, spread, nodes.inner)
     if opposite is None:
-        return Pair(jnp.sum(weights * variance) / q, jnp.sum(weights * slope**2))
+        return Pair(xp.sum(weights * variance) / q, xp.sum(weights * slope**2))
     # panels lie (break, side, node): those of -x are the same nodes of the mirrored break and the other side
-    panels = (-1, 2, nodes.outer)
-    other_mean = jnp.where(opposite, mean.reshape(panels)[::-1, ::-1].reshape(-1), mean)
-    other_slope = jnp.where(opposite, slope.reshape(panels)[::-1, ::-1].reshape(-1), slope)
-    return Pair(jnp.sum(weights * (variance + mean * (mean - other_mean))) / q, jnp.sum(weights * slope * other_slope))
+    shape = (*panels.span.shape, -1)
+    other_mean = xp.where(opposite, mean.reshape(shape)[::-1, ::-1].reshape(-1), mean)
+    other_slope = xp.where(opposite, slope.reshape(shape)[::-1, ::-1].reshape(-1), slope)
+    return Pair(xp.sum(weights * (variance + mean * (mean - other_mean))) / q, xp.sum(weights * slope * other_slope))
+
+
+def _given(
+    phi: Activation, about: Features, shared: Float[AnyArray, " m"], spread: AnyArray, nodes: Legendre
+) -> tuple[AnyArray, AnyArray, AnyArray]:
+    """Mean and variance of phi, and mean of phi', given the shared parts."""
+    xp = host.namespace(shared, spread)
+    few = 2 * (len(about.breaks) + about.sharp + 2 * bool(about.growth)) <= _FEW_PANELS
+
+    def sums(part: Float[AnyArray, " m"]) -> tuple[AnyArray, ...]:
+        wide = xp.broadcast_to(spread, part.shape)
+        panels = _gaussian_panels(about, part, wide, None)
+        flat = Panels(*(each.reshape(len(part), -1) for each in panels))
+        # differences from the value in the middle keep the digits of a small variance
+        middle = _value_and_slope(phi, about, part)[0]
+        middle = xp.where(xp.isfinite(middle), middle, 0.0)
+        if xp is np:
+            return _summed_at_once(phi, about, flat, (part, wide, middle), nodes)
+        return _summed_in_turn(phi, about, flat, (part, wide, middle), nodes, few)
+
+    if xp is np:
+        size = max(1, _IN_MEMORY // (len(nodes.node) * 2 * (len(about.breaks) + 3)))
+        chunks = [sums(shared[start : start + size]) for start in range(0, len(shared), size)]
+        parts = [np.concatenate(each) for each in zip(*chunks, strict=True)]
+    else:
+        at_once = 1 if few else np.gcd(len(shared), _AT_ONCE)
+        parts = [part.reshape(-1) for part in jax.lax.map(sums, shared.reshape(-1, int(at_once)))]
+    middle, weight, off, square, slope = parts
+    off = off / weight
+    return middle + off, square / weight - off**2, slope / weight
+
+
+def _integrands(
+    phi: Activation, about: Features, panels: Panels, given: tuple[AnyArray, ...], node: AnyArray, weight: AnyArray
+) -> tuple[AnyArray, ...]:
+    """Weights at a node of every panel, and their products with phi - middle, its square, and phi'."""
+    shared, spread, middle = given
+    y, weights = _at(panels, node, weight)
+    weights = weights * density(y)
+    value, slope = _value_and_slope(phi, about, shared + spread * y)
+    off = weights * (value - middle)
+    tilt = off * y / spread if about.jumps or about.no_slope else weights * slope
+    return weights, off, off * (value - middle), tilt
+
+
+def _summed_at_once(
+    phi: Activation, about: Features, panels: Panels, given: tuple[np.ndarray, ...], nodes: Legendre
+) -> tuple[np.ndarray, ...]:
+    wide = Panels(*(part[..., None] for part in panels))
+    beside = tuple(part[:, None, None] for part in given)
+    parts = _integrands(phi, about, wide, beside, nodes.node, nodes.weight)
+    return given[2], *(np.sum(part, (-1, -2)) for part in parts)
+
+
+def _summed_in_turn(
+    phi: Activation, about: Features, panels: Panels, given: tuple[AnyArray, ...], nodes: Legendre, few: bool
+) -> tuple[AnyArray, ...]:
+    """The sums as loops, whose body is small to compile and stays in cache."""
+    along = Legendre(jnp.asarray(nodes.node), jnp.asarray(nodes.weight))
+    shape = given[0].shape if few else panels.span.shape
+    beside = given if few else tuple(jnp.broadcast_to(part[:, None], shape) for part in given)
+
+    def over_nodes(sums: tuple[AnyArray, ...], panels: Panels) -> tuple[tuple[AnyArray, ...], None]:
+        def add(sums: tuple[AnyArray, ...], at: Legendre) -> tuple[tuple[AnyArray, ...], None]:
+            parts = _integrands(phi, about, panels, beside, at.node, at.weight)
+            return tuple(total + part for total, part in zip(sums, parts, strict=True)), None
+
+        return jax.lax.scan(add, sums, along)
+
+    zeros = (jnp.zeros(shape, given[0].dtype),) * 4
+    if few:
+        in_turn = Panels(*(jnp.moveaxis(jnp.asarray(part), 1, 0) for part in panels))
+        sums = jax.lax.scan(over_nodes, zeros, in_turn)[0]
+        return given[2], *sums
+    side_by_side = Panels(*(jnp.asarray(part) for part in panels))
+    return given[2], *(jnp.sum(part, -1) for part in over_nodes(zeros, side_by_side)[0])

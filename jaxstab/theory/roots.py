@@ -3,12 +3,11 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.lax import stop_gradient
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Bool, Float
 
+from jaxstab.theory import host
+from jaxstab.theory.host import AnyArray
 from jaxstab.theory.moments import LogMoments
 
 # E phi(sqrt(q) u)^2 is analytic in ln q within pi/2 of the real axis: it has no finer features. Beyond the range of
@@ -19,7 +18,7 @@ LOG_LENGTHS = np.concatenate([-_FAR[::-1], _CORE, _FAR])
 # room for the roots of one function
 CAPACITY = 8
 # Newton steps of a root, more than a bracket of the grid's spacing needs
-_STEPS = 9
+_STEPS = 12
 
 
 class Known(NamedTuple):
@@ -31,8 +30,8 @@ class Known(NamedTuple):
         moments: of the activation.
     """
 
-    value: Float[Array, "*n"]
-    slope: Float[Array, "*n"]
+    value: Float[AnyArray, "*n"]
+    slope: Float[AnyArray, "*n"]
     moments: LogMoments
 
 
@@ -44,11 +43,11 @@ class Root(NamedTuple):
         known: there.
     """
 
-    log_q: Float[Array, "*n"]
+    log_q: Float[AnyArray, "*n"]
     known: Known
 
 
-Function = Callable[[Array], Known]
+Function = Callable[[AnyArray], Known]
 
 
 class Samples(NamedTuple):
@@ -60,24 +59,16 @@ class Samples(NamedTuple):
         slope: of the function.
     """
 
-    log_q: Float[Array, " n"]
-    value: Float[Array, " n"]
-    slope: Float[Array, " n"]
+    log_q: Float[AnyArray, " n"]
+    value: Float[AnyArray, " n"]
+    slope: Float[AnyArray, " n"]
 
 
-def tolerance(dtype: jnp.dtype) -> float:
-    """What counts as rounding.
-
-    Args:
-        dtype: of the numbers.
-
-    Returns:
-        The largest relative rounding.
-    """
-    return 64 * float(jnp.finfo(dtype).eps)
+# the largest relative rounding
+ROUNDING = 64 * float(np.finfo(np.float64).eps)
 
 
-def signs(value: Float[Array, "*n"]) -> Float[Array, "*n"]:
+def signs(value: Float[AnyArray, "*n"]) -> Float[AnyArray, "*n"]:
     """-1, 0 or 1; within rounding 0.
 
     Args:
@@ -86,10 +77,13 @@ def signs(value: Float[Array, "*n"]) -> Float[Array, "*n"]:
     Returns:
         Its sign.
     """
-    return jnp.where(jnp.abs(value) <= tolerance(value.dtype), 0.0, jnp.sign(value))
+    xp = host.namespace(value)
+    return xp.where(xp.abs(value) <= ROUNDING, 0.0, xp.sign(value))
 
 
-def turning_points(samples: Samples) -> tuple[Bool[Array, " cell"], Float[Array, " cell"], Float[Array, " cell"]]:
+def turning_points(
+    samples: Samples,
+) -> tuple[Bool[AnyArray, " cell"], Float[AnyArray, " cell"], Float[AnyArray, " cell"]]:
     """Cells of the grid in which the function has an extremum, by the cubic through values and slopes.
 
     Args:
@@ -98,6 +92,7 @@ def turning_points(samples: Samples) -> tuple[Bool[Array, " cell"], Float[Array,
     Returns:
         Whether a cell has one, where, and its value.
     """
+    xp = host.namespace(*samples)
     left, right = samples.log_q[:-1], samples.log_q[1:]
     width = right - left
     low, high = samples.value[:-1], samples.value[1:]
@@ -107,21 +102,23 @@ def turning_points(samples: Samples) -> tuple[Bool[Array, " cell"], Float[Array,
     # cubic: low + start t + second t^2 + third t^3
     second = 3 * rise - 2 * start - end
     third = start + end - 2 * rise
-    root = jnp.sqrt(jnp.maximum(second**2 - 3 * third * start, 0.0))
-    denominator = second + jnp.where(second >= 0, root, -root)
-    safe = jnp.where(denominator == 0, 1.0, denominator)
-    near, far = -start / safe, -safe / jnp.where(third == 0, 1.0, 3 * third)
-    t = jnp.where((near > 0) & (near < 1), near, jnp.clip(far, 0.0, 1.0))
+    root = xp.sqrt(xp.maximum(second**2 - 3 * third * start, 0.0))
+    denominator = second + xp.where(second >= 0, root, -root)
+    safe = xp.where(denominator == 0, 1.0, denominator)
+    near, far = -start / safe, -safe / xp.where(third == 0, 1.0, 3 * third)
+    t = xp.where((near > 0) & (near < 1), near, xp.clip(far, 0.0, 1.0))
     value = low + t * (start + t * (second + t * third))
     return inside, left + t * width, value
 
 
 def polished(
-    f: Function, start: Float[Array, ""], low: Float[Array, ""], high: Float[Array, ""], sign: Float[Array, ""]
+    f: Function,
+    start: Float[AnyArray, "*n"],
+    low: Float[AnyArray, "*n"],
+    high: Float[AnyArray, "*n"],
+    sign: Float[AnyArray, "*n"],
 ) -> Root:
-    """The root between low, where f has this sign, and high, where it has not.
-
-    Every step carries derivatives: those of a Newton step from a root are those of the implicit function.
+    """The roots between low, where f has this sign, and high, where it has not.
 
     Args:
         f: the function.
@@ -131,37 +128,36 @@ def polished(
         sign: of f at low; 0 to stay at the start.
 
     Returns:
-        The root, and what f knows there.
+        The roots, and what f knows there.
     """
+    xp = host.namespace(start, low, high, sign)
 
-    def step(state: tuple[Array, Array, Array], _: None) -> tuple[tuple[Array, Array, Array], Root]:
+    def step(state: tuple[AnyArray, AnyArray, AnyArray]) -> tuple[tuple[AnyArray, AnyArray, AnyArray], Root]:
         low, high, at = state
         found = f(at)
-        slope = stop_gradient(found.slope)
-        before = jnp.sign(found.value) == sign
-        low, high = jnp.where(before, stop_gradient(at), low), jnp.where(before, high, stop_gradient(at))
-        usable = (jnp.abs(slope) > tolerance(slope.dtype)) & jnp.isfinite(found.value)
-        new = at - jnp.where(usable, found.value, 0.0) / jnp.where(usable, slope, 1.0)
-        inside = (new - low) * (new - high) <= tolerance(slope.dtype)
-        new = jnp.where(usable & inside, new, jnp.where(usable, (low + high) / 2, at))
-        return (low, high, jnp.where(sign == 0, start, new)), Root(at, found)
+        before = xp.sign(found.value) == sign
+        low, high = xp.where(before, at, low), xp.where(before, high, at)
+        usable = (xp.abs(found.slope) > ROUNDING) & xp.isfinite(found.value)
+        new = at - xp.where(usable, found.value, 0.0) / xp.where(usable, found.slope, 1.0)
+        inside = (new - low) * (new - high) <= ROUNDING
+        new = xp.where(usable & inside, new, xp.where(usable, (low + high) / 2, at))
+        return (low, high, xp.where(sign == 0, start, new)), Root(at, found)
 
-    low, high = stop_gradient((low, high))
     # from short lengths, where a map's excess is steep, one step comes near
-    first = jnp.where(sign == 0, start, jnp.minimum(low, high))
-    (_, _, last), along = jax.lax.scan(step, (low, high, first), None, length=_STEPS)
-    return jax.tree.map(lambda values: values[-1], along)._replace(log_q=last)
+    first = xp.where(sign == 0, start, xp.minimum(low, high))
+    return host.repeat(_STEPS, step, (low, high, first))
 
 
-def _first(mask: Bool[Array, " n"], count: int) -> tuple[Array, Bool[Array, " count"]]:
+def _first(mask: Bool[AnyArray, " n"], count: int) -> tuple[AnyArray, Bool[AnyArray, " count"]]:
     """Places of the first `count` that hold, and whether there are so many."""
-    total = jnp.cumsum(mask.astype(jnp.int32))
-    wanted = jnp.arange(1, count + 1, dtype=jnp.int32)
+    xp = host.namespace(mask)
+    total = xp.cumsum(mask.astype(np.int32), dtype=np.int32)
+    wanted = np.arange(1, count + 1, dtype=np.int32)
     hits = (total[None] == wanted[:, None]) & mask[None]
-    return jax.lax.argmax(hits.astype(jnp.int32), 1, jnp.int32), jnp.any(hits, 1)
+    return xp.argmax(hits, 1), xp.any(hits, 1)
 
 
-def all_roots(f: Function, samples: Samples) -> tuple[Root, Bool[Array, " capacity"], Bool[Array, ""]]:
+def all_roots(f: Function, samples: Samples) -> tuple[Root, Bool[AnyArray, " capacity"], Bool[AnyArray, ""]]:
     """All roots on the grid.
 
     Two roots in one cell show as an extremum there, which joins the grid.
@@ -173,32 +169,27 @@ def all_roots(f: Function, samples: Samples) -> tuple[Root, Bool[Array, " capaci
     Returns:
         CAPACITY roots ascending; which of them there are; and whether the function is zero all along.
     """
-    samples = stop_gradient(samples)
+    xp = host.namespace(*samples)
     inside, where, _ = turning_points(samples)
     cells, found = _first(inside, CAPACITY)
-    extrema = jnp.where(found, where[cells], samples.log_q[-1])
-    at_extrema = jnp.where(found, stop_gradient(jax.vmap(f)(extrema).value), samples.value[-1])
-    log_q = jnp.concatenate([samples.log_q, extrema])
-    sign = signs(jnp.concatenate([samples.value, at_extrema]))
-    log_q, sign = jax.lax.sort((log_q, sign), num_keys=1)
+    extrema = xp.where(found, where[cells], samples.log_q[-1])
+    at_extrema = xp.where(found, f(extrema).value, samples.value[-1])
+    log_q = xp.concatenate([samples.log_q, extrema])
+    sign = signs(xp.concatenate([samples.value, at_extrema]))
+    order = xp.argsort(log_q)
+    log_q, sign = log_q[order], xp.where(xp.isnan(sign), 0.0, sign)[order]
     # a stretch of zeros takes the sign before it, so that rounding makes no roots
-    held = jax.lax.associative_scan(_last_nonzero, jnp.where(jnp.isnan(sign), 0.0, sign))
+    latest = host.running_maximum(xp.where(sign == 0, 0, xp.arange(len(sign))))
+    held = sign[latest]
     cells, found = _first(held[1:] * held[:-1] < 0, CAPACITY)
-
-    def root(cell: Array, found: Array) -> Root:
-        low, high = log_q[cell], log_q[cell + 1]
-        return polished(f, jnp.zeros_like(low), low, high, jnp.where(found, held[cell], 0.0))
-
-    return jax.vmap(root)(cells, found), found, jnp.all(signs(samples.value) == 0)
-
-
-def _last_nonzero(before: Array, after: Array) -> Array:
-    return jnp.where(after == 0, before, after)
+    low, high = log_q[cells], log_q[cells + 1]
+    roots = polished(f, xp.zeros_like(low), low, high, xp.where(found, held[cells], 0.0))
+    return roots, found, xp.all(signs(samples.value) == 0)
 
 
 def next_root(
-    f: Function, samples: Samples, start: Float[Array, ""], ends: tuple[float, float]
-) -> tuple[Root, Float[Array, ""]]:
+    f: Function, samples: Samples, start: Float[AnyArray, ""], ends: tuple[float, float]
+) -> tuple[Root, Float[AnyArray, ""]]:
     """The root that a map q -> q e^f moves towards from a length: up where f > 0 there, down where f < 0.
 
     Args:
@@ -211,28 +202,28 @@ def next_root(
         The root, which is the start where that is one, and an end where there is none; and ln q: the root's, inf or
         -inf where there is none, NaN where f is not known on the way.
     """
-    samples, fixed = stop_gradient(samples), stop_gradient(start)
+    xp = host.namespace(start, *samples)
     grid, sign = samples.log_q, signs(samples.value)
     # two roots in one cell: an extremum of the other sign, or one too close to zero for a cubic to tell
     inside, where, extreme = turning_points(samples)
-    above = jnp.min(jnp.where(inside & (where > fixed) & (extreme < 1e-4), where, jnp.inf))
-    below = jnp.max(jnp.where(inside & (where < fixed) & (extreme > -1e-4), where, -jnp.inf))
-    turns = jnp.stack([fixed, above, below])
-    values = stop_gradient(jax.vmap(f)(jnp.where(jnp.isfinite(turns), turns, 0.0)).value)
+    above = xp.min(xp.where(inside & (where > start) & (extreme < 1e-4), where, np.inf))
+    below = xp.max(xp.where(inside & (where < start) & (extreme > -1e-4), where, -np.inf))
+    turns = xp.stack([start, above, below])
+    values = f(xp.where(xp.isfinite(turns), turns, 0.0)).value
     direction = signs(values[0])
-    turn = jnp.where(direction > 0, above, below)
-    touched = jnp.isfinite(turn) & (signs(jnp.where(direction > 0, values[1], values[2])) * direction < 0)
+    turn = xp.where(direction > 0, above, below)
+    touched = xp.isfinite(turn) & (signs(xp.where(direction > 0, values[1], values[2])) * direction < 0)
 
-    ahead = (grid - fixed) * direction > 0
-    distance = jnp.abs(grid - fixed)
-    nearest = jnp.min(jnp.where(ahead & (sign * direction < 0), distance, jnp.inf))
-    nearest = jnp.minimum(nearest, jnp.where(touched, jnp.abs(turn - fixed), jnp.inf))
+    ahead = (grid - start) * direction > 0
+    distance = xp.abs(grid - start)
+    nearest = xp.min(xp.where(ahead & (sign * direction < 0), distance, np.inf))
+    nearest = xp.minimum(nearest, xp.where(touched, xp.abs(turn - start), np.inf))
     passed = ahead & (distance < nearest)
-    blind = jnp.any(passed & jnp.isnan(sign)) | jnp.isnan(values[0])
-    none = ~jnp.isfinite(nearest)
-    low = fixed + direction * jnp.max(jnp.where(passed & ~none, distance, 0.0))
-    high = fixed + direction * jnp.where(none, 0.0, nearest)
-    end = jnp.where(direction > 0, ends[1], ends[0])
-    root = polished(f, jnp.where(none & (direction != 0), end, start), low, high, jnp.where(none, 0.0, direction))
-    log_q = jnp.where(none & (direction != 0), direction * jnp.inf, root.log_q)
-    return root, jnp.where(blind, jnp.nan, log_q)
+    blind = xp.any(passed & xp.isnan(sign)) | xp.isnan(values[0])
+    none = ~xp.isfinite(nearest)
+    low = start + direction * xp.max(xp.where(passed & ~none, distance, 0.0))
+    high = start + direction * xp.where(none, 0.0, nearest)
+    end = xp.where(direction > 0, ends[1], ends[0])
+    root = polished(f, xp.where(none & (direction != 0), end, start), low, high, xp.where(none, 0.0, direction))
+    log_q = xp.where(none & (direction != 0), direction * np.inf, root.log_q)
+    return root, xp.where(blind, np.nan, log_q)

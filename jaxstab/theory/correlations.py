@@ -1,0 +1,177 @@
+"""The stable fixed point of the correlation map, sought in the root of 1 - c."""
+
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from jaxstab.activations import Activation
+from jaxstab.theory import host
+from jaxstab.theory.features import Features
+from jaxstab.theory.host import AnyArray
+from jaxstab.theory.moments import LogMoments, log_pair
+from jaxstab.theory.quadrature import ACCURACY, Legendre, Rule, rule
+from jaxstab.theory.roots import ROUNDING
+
+# what is left to do: seek the root, evaluate there, evaluate with other nodes, nothing
+_SEEK, _EVALUATE, _CHECK, _DONE = range(4)
+# a step this small, of the root, makes an error of its square
+_SMALL = 1e-6
+# evaluations on the way to a root
+_MOST = 24
+
+
+class Stable(NamedTuple):
+    """The stable fixed point c* of the correlation map.
+
+    Attributes:
+        distance: 1 - c*.
+        chi: the map's slope there.
+    """
+
+    distance: Float[AnyArray, ""]
+    chi: Float[AnyArray, ""]
+
+
+class _Point(NamedTuple):
+    """An excess r - 1, and its derivative, at a root of 1 - c."""
+
+    root: Float[AnyArray, ""]
+    value: Float[AnyArray, ""]
+    derivative: Float[AnyArray, ""]
+
+
+class _Search(NamedTuple):
+    """Where a search stands."""
+
+    stage: Int[AnyArray, ""]
+    evaluations: Int[AnyArray, ""]
+    low: Float[AnyArray, ""]
+    high: Float[AnyArray, ""]
+    root: Float[AnyArray, ""]
+    before: _Point
+    chi: Float[AnyArray, ""]
+    derivative: Float[AnyArray, ""]
+    unsure: Bool[AnyArray, ""]
+
+
+def stable_distance(
+    phi: Activation, about: Features, log_q: Float[AnyArray, ""], share: Float[AnyArray, ""], moments: LogMoments
+) -> Stable:
+    """1 - c* of the stable correlation in [0, 1], and the correlation map's slope there.
+
+    With d = 1 - c the map is d' = share gap(d), and r(d) = share gap(d)/d falls from share E phi'^2 at d = 0: it is
+    convex, as its coefficients in c are squared Hermite coefficients of phi. The one root of r = 1 is stable; where
+    r <= 1 everywhere, d = 0 is.
+
+    Steps are taken in the root of d, in which r falls linearly from d = 0 for kinked phi: to the zero of the inverse
+    cubic through two points and slopes, or Newton's, or a bisection.
+
+    Args:
+        phi: the activation.
+        about: its features.
+        log_q: ln q.
+        share: the length map's `pair_share`.
+        moments: at this length.
+
+    Returns:
+        1 - c*, and the slope; NaN where two rules of quadrature differ.
+    """
+    xp = host.namespace(log_q, share)
+    slope = share * xp.exp(moments.near_slope)
+    ordered = slope <= 1.0 + ROUNDING
+    fine, other = rule(about), rule(about, check=True)
+
+    def step(search: _Search) -> _Search:
+        nodes = fine if about.check is None else _either(search.stage == _CHECK, other, fine)
+        found = log_pair(phi, about, log_q, search.root**2, nodes)
+        ratio = share * found.gap / search.root**2
+        chi = share * found.slope
+        here = _Point(search.root, ratio - 1.0, 2 * (chi - ratio) / search.root)
+        return _next(search, here, chi, about.check is not None)
+
+    search = _start(share, slope, ordered, moments)
+    if xp is np:
+        while search.stage < _DONE:
+            search = step(search)
+    else:
+        search = jax.lax.while_loop(lambda search: search.stage < _DONE, step, search)
+    distance = xp.where(search.unsure, np.nan, search.root**2)
+    chi = xp.where(search.unsure, np.nan, search.chi)
+    return Stable(xp.where(ordered, 0.0, distance), xp.where(ordered, slope, chi))
+
+
+def _either(check: AnyArray, other: Rule, fine: Rule) -> Rule:
+    """One of two rules of equally many nodes."""
+    xp = host.namespace(check)
+    pairs = zip(other, fine, strict=True)
+    return Rule(*(Legendre(*(xp.where(check, *each) for each in zip(*both, strict=True))) for both in pairs))
+
+
+def _start(share: AnyArray, slope: AnyArray, ordered: AnyArray, moments: LogMoments) -> _Search:
+    """The first guess, from the map at c = 1 and c = 0, where single moments have it."""
+    xp = host.namespace(share)
+    growth = xp.exp(moments.near_growth)
+    end = xp.minimum(share * (growth - moments.mean**2) - 1.0, 0.0)
+    end_slope = share * moments.mean_slope**2 - (end + 1.0)
+    # r - 1 = top + first d + second d^2 has these values and this slope
+    top = slope - 1.0
+    second = end_slope - (end - top)
+    first = (end - top) - second
+    discriminant = xp.sqrt(xp.maximum(first**2 - 4 * second * top, 0.0))
+    guess = 2 * top / (discriminant - first)
+    chord = top / (top - end)
+    guess = xp.where((guess > 0) & (guess <= 1), guess, xp.where(xp.isfinite(top), chord, 0.5))
+    guess = xp.where(ordered, 1.0, xp.clip(guess, 1e-18, 1.0))
+    zero, one = xp.zeros_like(guess), xp.ones_like(guess)
+    begun = xp.where(ordered, _DONE, _SEEK).astype(np.int32)
+    at_end = _Point(one, end, 2 * end_slope)
+    return _Search(begun, xp.zeros_like(begun), zero, one, xp.sqrt(guess), at_end, zero, one, ordered & ~ordered)
+
+
+def _next(search: _Search, here: _Point, chi: AnyArray, checked: bool) -> _Search:
+    """The search after an evaluation."""
+    xp = host.namespace(here.value)
+    seeking, evaluating = search.stage == _SEEK, search.stage == _EVALUATE
+    low = xp.where(seeking & (here.value > 0), here.root, search.low)
+    high = xp.where(seeking & (here.value <= 0), here.root, search.high)
+    new = (low + high) / 2
+    for candidate in (_newton(here), _cubic(search.before, here)):
+        new = xp.where((candidate > low) & (candidate <= high), candidate, new)
+    near = xp.abs(new - here.root) <= _SMALL * here.root
+    last = near | (xp.abs(here.value) <= ROUNDING) | xp.isnan(here.value) | (search.evaluations >= _MOST)
+    stage = search.stage + xp.where(seeking & ~last, 0, 1)
+    if not checked:
+        stage = xp.where(evaluating, _DONE, stage)
+    off = xp.abs(here.value / search.derivative) * 2 * here.root + xp.abs(chi - search.chi)
+    return _Search(
+        xp.minimum(stage, _DONE).astype(np.int32),
+        search.evaluations + np.int32(1),
+        low,
+        high,
+        xp.where(seeking, new, search.root),
+        here,
+        xp.where(evaluating, chi, search.chi),
+        xp.where(evaluating, xp.where(here.derivative == 0, 1.0, here.derivative), search.derivative),
+        search.unsure | ((search.stage == _CHECK) & ~(off <= ACCURACY)),
+    )
+
+
+def _newton(here: _Point) -> AnyArray:
+    xp = host.namespace(here.value)
+    return here.root - here.value / xp.where(here.derivative == 0, 1.0, here.derivative)
+
+
+def _cubic(before: _Point, here: _Point) -> AnyArray:
+    """The zero by the cubic, as a function of the value, through two points and slopes; NaN where it is none."""
+    xp = host.namespace(here.value)
+    height = here.value - before.value
+    usable = (xp.abs(height) > ROUNDING) & (before.derivative < 0) & (here.derivative < 0)
+    height = xp.where(usable, height, 1.0)
+    t = -before.value / height
+    start = height / xp.where(usable, before.derivative, 1.0)
+    end = height / xp.where(usable, here.derivative, 1.0)
+    rise = here.root - before.root
+    root = before.root + t * (start + t * (3 * rise - 2 * start - end + t * (start + end - 2 * rise)))
+    return xp.where(usable, root, np.nan)

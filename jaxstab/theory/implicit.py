@@ -1,0 +1,104 @@
+"""Derivatives of what root finding has found, by the implicit function theorem: one evaluation at the root."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxstab.activations import Activation
+from jaxstab.theory import host
+from jaxstab.theory.precision import common_dtype, compiled, concrete, narrowed, widened
+
+# record of a root, and its derivatives in the arguments
+Solve = Callable[..., Any]
+Jacobian = Callable[..., Any]
+
+
+def differentiable(solve: Solve, jacobian: Jacobian) -> Callable[..., Any]:
+    """Make a root finder differentiable in its numbers and in the parameters of the activation.
+
+    Args:
+        solve: (phi, about, *numbers) -> a record, a tuple of arrays; NumPy arrays or traced ones.
+        jacobian: (phi, about, record, *numbers) -> the record with the derivatives of every field in the leaves of
+            (phi, numbers), along a new last axis.
+
+    Returns:
+        A function of (phi, *numbers).
+    """
+    at_once = compiled(at_once=True, table=True)(solve)
+    slopes = compiled(table=True, by_parameters=True)(jacobian)
+
+    @functools.cache
+    def with_rule(static: Activation | None, structure: Any) -> Callable[..., Any]:
+        def activation(leaves: tuple[Array, ...]) -> Activation:
+            return static if static is not None else jax.tree.unflatten(structure, leaves)
+
+        @jax.custom_jvp
+        def solved(leaves: tuple[Array, ...], numbers: tuple[Array, ...]) -> Any:
+            return at_once(activation(leaves), *numbers)
+
+        @solved.defjvp
+        def rule(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:
+            leaves, numbers = primals
+            with jax.enable_x64(True):
+                record = solved(leaves, numbers)
+                by_leaf = slopes(activation(leaves), tuple(record), *numbers)
+                along = jax.tree.leaves(tangents)
+                tangent = (_tangent(*pair, along) for pair in zip(record, by_leaf, strict=True))
+                return record, type(record)(*tangent)
+
+        return solved
+
+    def call(phi: Activation, *numbers: Any) -> Any:
+        phi = concrete(phi)
+        if not host.is_traced((phi, numbers)):
+            return at_once(phi, *numbers)
+        with jax.enable_x64(True):
+            leaves, structure = jax.tree.flatten(jax.tree.map(widened, phi))
+            wide = tuple(map(widened, numbers))
+            if host.is_traced(phi):
+                record = with_rule(None, structure)(tuple(leaves), wide)
+            else:
+                record = with_rule(phi, None)((), wide)
+            return narrowed(record, common_dtype(*numbers))
+
+    return call
+
+
+def derivatives(
+    function: Callable[..., Any], phi: Activation, numbers: tuple[Array, ...], unknowns: tuple[Array, ...]
+) -> Any:
+    """Derivatives of a function of (phi, *numbers, *unknowns).
+
+    Args:
+        function: returns a pytree of scalars.
+        phi: the activation.
+        numbers: scalars.
+        unknowns: scalars.
+
+    Returns:
+        The pytree, a vector for each scalar: derivatives in the traced parameters of phi, in the numbers, and in the
+        unknowns.
+    """
+    leaves, structure = jax.tree.flatten(phi if host.is_traced(phi) else None)
+    given = jnp.stack([*leaves, *numbers, *unknowns])
+
+    def of_vector(vector: Array) -> Any:
+        scalars = [vector[place] for place in range(len(given))]
+        traced = jax.tree.unflatten(structure, scalars[: len(leaves)])
+        return function(phi if traced is None else traced, *scalars[len(leaves) :])
+
+    return jax.jacfwd(of_vector)(given)
+
+
+def _tangent(value: Array, by_leaf: Float[Array, "*n leaf"], along: list[Array]) -> Any:
+    if not jnp.issubdtype(value.dtype, jnp.floating):
+        return np.zeros(value.shape, jax.dtypes.float0)
+    total = jnp.zeros_like(value)
+    for place, tangent in enumerate(along):
+        total = total + by_leaf[..., place] * tangent
+    return total

@@ -1,0 +1,142 @@
+"""Moments of an activation at every length, tabulated once: what programs and root finding look up.
+
+E phi(sqrt(q) u)^2 is analytic in ln q within pi/2 of the real axis: a polynomial through 16 lengths, a sixteenth of a
+nat apart, has its value between them to 1e-14.
+"""
+
+import functools
+from fractions import Fraction
+import numpy as np
+from jaxtyping import Float
+
+from jaxstab.activations import Activation
+from jaxstab.theory import host
+from jaxstab.theory.features import Features, features
+from jaxstab.theory.host import AnyArray
+from jaxstab.theory.quadrature import LONGEST, SHORTEST, Single, single
+
+_STEP, _POINTS = 0.0625, 16
+# every so many cells the table is held against quadrature, and may be so far off
+_CHECKED, _ALLOWED = 8, 1e-10
+# with more breaks a table takes longer than what it saves
+_FEW_BREAKS = 24
+# lengths of one call of quadrature
+_AT_ONCE = 64
+_LOW = float(np.log(SHORTEST))
+_CELLS = int(np.ceil((np.log(LONGEST) - _LOW) / _STEP)) + 1
+
+
+@functools.cache
+def _coefficients() -> Float[np.ndarray, "power point"]:
+    """The map from values at the points, in cells from the middle one, to coefficients of powers."""
+    # in half cells the points are odd integers, and Lagrange's polynomials have rational coefficients
+    points = [2 * place - _POINTS + 1 for place in range(_POINTS)]
+    columns = []
+    for point in points:
+        product, scale = [1], 1
+        for other in points:
+            if other != point:
+                shifted, scaled = [0, *product], [-other * value for value in [*product, 0]]
+                product = [up + down for up, down in zip(shifted, scaled, strict=True)]
+                scale *= point - other
+        columns.append([float(Fraction(value * 2**power, scale)) for power, value in enumerate(product)])
+    return np.array(columns).T
+
+
+class Table:
+    """Moments on a grid of ln q, equal to itself alone, so that it can be a static argument.
+
+    Attributes:
+        values: at the points, logarithms and powers; 0 where one is not finite.
+        beyond: of each cell: 0, or what takes the place of its values, infinite or NaN.
+    """
+
+    def __init__(self, values: Float[np.ndarray, "point column"]) -> None:
+        """Make a table of values at the points."""
+        finite = np.isfinite(values)
+        self.values = np.where(finite, values, 0.0)
+        with np.errstate(invalid="ignore"):
+            wrong = np.lib.stride_tricks.sliding_window_view(np.where(finite, 0.0, values), _POINTS, 0)
+            self.beyond = wrong.sum(-1)
+
+    def __call__(self, log_q: Float[AnyArray, "*b"]) -> list[Float[AnyArray, "*b"]]:
+        """The columns at a length.
+
+        Args:
+            log_q: ln q, inside the range of quadrature.
+
+        Returns:
+            The columns.
+        """
+        xp = host.namespace(log_q)
+        place = (log_q - _LOW) / _STEP
+        cell = xp.clip(xp.floor(place), 0, _CELLS - 1)
+        cell = xp.where(xp.isnan(cell), 0.0, cell)
+        t = place - cell - 0.5
+        first = cell.astype(np.int32)
+        steps = np.arange(_POINTS, dtype=np.int32).reshape((1,) * t.ndim + (-1,))
+        window = xp.asarray(self.values)[first[..., None] + steps]
+        coefficients = xp.matmul(xp.broadcast_to(_coefficients(), (*t.shape, _POINTS, _POINTS)), window)
+        t = xp.broadcast_to(t[..., None], (*t.shape, window.shape[-1]))
+        columns = coefficients[..., -1, :]
+        for power in range(_POINTS - 2, -1, -1):
+            columns = columns * t + coefficients[..., power, :]
+        columns = columns + xp.asarray(self.beyond)[first]
+        return [columns[..., column] for column in range(columns.shape[-1])]
+
+
+def _points() -> Float[np.ndarray, " point"]:
+    return _LOW + _STEP * (np.arange(_CELLS + _POINTS - 1) - _POINTS / 2 + 1)
+
+
+def logarithms(found: Single, q: AnyArray) -> list[AnyArray]:
+    """Moments of one Gaussian as the columns of a table.
+
+    Args:
+        found: the moments.
+        q: its variance.
+
+    Returns:
+        E phi / sqrt(q), E phi', ln (E phi^2 / q), its power of q and the size of that one's
+        terms, ln E phi'^2 and its power.
+    """
+    xp = host.namespace(found.length)
+    return [
+        found.mean / xp.sqrt(q),
+        found.mean_slope,
+        xp.log(found.length),
+        found.length_power,
+        found.power_size,
+        xp.log(found.slope),
+        found.slope_power,
+    ]
+
+
+@functools.lru_cache(maxsize=256)
+def tabulated(phi: Activation) -> Features:
+    """The features of an activation with a table of its moments.
+
+    Args:
+        phi: an activation without traced parameters.
+
+    Returns:
+        The features; without a table where there is a closed form, where phi oscillates, or where table and
+        quadrature differ.
+    """
+    about = features(phi)
+    if phi.kernel is not None or len(about.breaks) > _FEW_BREAKS:
+        return about
+    points = _points()
+    table = Table(_columns(phi, about, points))
+    at = (points + _STEP / 2)[_POINTS // 2 - 1 : -_POINTS // 2 : _CHECKED]
+    direct, looked_up = _columns(phi, about, at), np.stack(table(at), -1)
+    with np.errstate(invalid="ignore"):
+        off = np.abs(direct - looked_up) / np.maximum(1.0, np.abs(direct))
+    return about if np.any(off > _ALLOWED) else about._replace(table=table)
+
+
+def _columns(phi: Activation, about: Features, log_q: Float[np.ndarray, " n"]) -> Float[np.ndarray, "n column"]:
+    cuts = np.arange(_AT_ONCE, len(log_q), _AT_ONCE)
+    with np.errstate(all="ignore"):
+        columns = [np.stack(logarithms(single(phi, about, q), q), -1) for q in np.split(np.exp(log_q), cuts)]
+    return np.concatenate(columns)
