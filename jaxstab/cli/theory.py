@@ -5,9 +5,7 @@ import json
 import math
 from typing import Any
 
-import jax
 import numpy as np
-from jaxtyping import Array
 
 from jaxstab import activations, theory
 from jaxstab.checks import check_gains
@@ -44,20 +42,22 @@ def print_theory(settings: Theory) -> None:
     with users_fault():
         check_gains(settings.sigma_w, settings.sigma_b)
         phi = activations.get(settings.activation)
-    # one program, which leaves out what is not printed
-    point, lengths, critical, usable = jax.device_get(
-        jax.jit(lambda w, b, q0: _theory(phi, w, b, q0))(settings.sigma_w, settings.sigma_b, settings.q0)
-    )
+    # numbers are computed at once: nothing is compiled but the activation
+    gains = (settings.sigma_w, settings.sigma_b)
+    point = theory.fixed_point(phi, *gains, settings.q0)
+    lengths = theory.fixed_points(phi, *gains, settings.q0)
+    critical = theory.critical_points(phi, settings.sigma_b)
+    usable = np.asarray(critical.sigma_w)[np.asarray(critical.usable)]
     answer: dict[str, Any] = {
         "activation": settings.activation,
         "sigma_w": settings.sigma_w,
         "sigma_b": settings.sigma_b,
         **{field: float(value) for field, value in point._asdict().items() if field != "stable"},
         "stability": _stability(float(point.xi_q), bool(point.stable)),
-        "critical_sigma_w": float(usable),
+        "critical_sigma_w": min(map(float, usable), default=math.nan),
         "fixed_points": [
             {"q": float(q), "stability": _stability(float(xi), bool(stable))}
-            for q, xi, stable in zip(*lengths, strict=True)
+            for q, xi, stable in zip(lengths.q, lengths.xi_q, lengths.stable, strict=True)
             if not np.isnan(q)
         ],
         "critical_points": [
@@ -79,16 +79,6 @@ def print_theory(settings: Theory) -> None:
             for row in answer[key]
         )
         print(f"{key:17} {'; '.join(rows) or 'none'}")
-
-
-def _theory(phi: activations.Activation, sigma_w: Array, sigma_b: Array, q0: Array) -> tuple[Any, ...]:
-    everywhere = theory.fixed_points(phi, sigma_w, sigma_b, q0)
-    return (
-        theory.fixed_point(phi, sigma_w, sigma_b, q0),
-        (everywhere.q, everywhere.xi_q, everywhere.stable),
-        theory.critical_points(phi, sigma_b),
-        theory.critical_sigma_w(phi, sigma_b),
-    )
 
 
 def _stability(xi_q: float, stable: bool) -> str:

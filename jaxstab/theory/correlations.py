@@ -11,13 +11,16 @@ from jaxstab.theory import host
 from jaxstab.theory.features import Features
 from jaxstab.theory.host import AnyArray
 from jaxstab.theory.moments import LogMoments, log_pair
-from jaxstab.theory.quadrature import ACCURACY, Legendre, Rule, rule
+from jaxstab.theory.panels import Legendre
+from jaxstab.theory.quadrature import ACCURACY, Rule, rule
 from jaxstab.theory.roots import ROUNDING
 
 # what is left to do: seek the root, evaluate there, evaluate with other nodes, nothing
 _SEEK, _EVALUATE, _CHECK, _DONE = range(4)
 # a step this small, of the root, makes an error of its square
 _SMALL = 1e-6
+# below this root of 1 - c, c is 1 to rounding
+_TOGETHER = 1e-8
 # evaluations on the way to a root
 _MOST = 24
 
@@ -140,6 +143,7 @@ def _next(search: _Search, here: _Point, chi: AnyArray, checked: bool) -> _Searc
     for candidate in (_newton(here), _cubic(search.before, here)):
         new = xp.where((candidate > low) & (candidate <= high), candidate, new)
     near = xp.abs(new - here.root) <= _SMALL * here.root
+    near |= here.root <= _TOGETHER
     last = near | (xp.abs(here.value) <= ROUNDING) | xp.isnan(here.value) | (search.evaluations >= _MOST)
     stage = search.stage + xp.where(seeking & ~last, 0, 1)
     if not checked:

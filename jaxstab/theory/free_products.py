@@ -27,7 +27,7 @@ from jaxtyping import Array, ArrayLike, Float
 from jaxstab.activations import Activation, get
 from jaxstab.checks import check_count
 from jaxstab.theory.maps import AnyActivation, _float, _inside
-from jaxstab.theory.quadrature import centres, density, graded_panels
+from jaxstab.theory.panels import centres, density, graded_panels
 
 # half-panels of 256 nodes: w comes close to the values d where their law is thin
 _NODES = 256

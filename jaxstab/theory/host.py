@@ -18,10 +18,10 @@ from jaxstab.activations import Activation
 # a NumPy or a JAX array
 AnyArray = Any
 
-# points that one call of a program takes
-_BATCH = 24_576
-# for so many points a program is worth optimising
-_MANY = 2**17
+# points that one call of a program takes: few are padded, and for many it is worth optimising
+_FEW, _MANY = 4096, 2**15
+# points from which on they are many
+_ENOUGH = 2**17
 
 
 def namespace(*arrays: Any) -> ModuleType:
@@ -135,12 +135,12 @@ def _on_host(function: Callable[..., tuple[jax.Array, ...]]) -> Callable[..., tu
     def call(*arrays: AnyArray) -> tuple[np.ndarray, ...]:
         shape = np.broadcast_shapes(*map(np.shape, arrays))
         flat = [np.broadcast_to(array, shape).ravel() for array in arrays]
-        program = fast if flat[0].size > _MANY else quick
+        program, size = (fast, _MANY) if flat[0].size > _ENOUGH else (quick, _FEW)
         parts = []
-        for start in range(0, max(flat[0].size, 1), _BATCH):
-            some = [array[start : start + _BATCH] for array in flat]
+        for start in range(0, max(flat[0].size, 1), size):
+            some = [array[start : start + size] for array in flat]
             count = len(some[0])
-            padded = [np.concatenate([array, np.ones(_BATCH - count)]) for array in some]
+            padded = [np.concatenate([array, np.ones(size - count)]) for array in some]
             with jax.enable_x64(True), jax.ensure_compile_time_eval():
                 parts.append([np.asarray(values)[:count] for values in program(*padded)])
         return tuple(np.concatenate(values).reshape(shape) for values in zip(*parts, strict=True))

@@ -6,6 +6,7 @@ nat apart, has its value between them to 1e-14.
 
 import functools
 from fractions import Fraction
+
 import numpy as np
 from jaxtyping import Float
 
