@@ -175,7 +175,7 @@ def test_any_way_over_two_devices_finishes_with_nothing_in_the_environment():
     settings = {name: value for name, value in os.environ.items() if not name.endswith("NUM_THREADS")}
     settings.pop("NPROC", None)
     run = subprocess.run(
-        [sys.executable, "-W", "error", "-c", ON_DEVICES], env=settings, capture_output=True, text=True, timeout=120
+        [sys.executable, "-W", "error", "-c", ON_DEVICES], env=settings, capture_output=True, text=True, timeout=240
     )
     assert run.returncode == 0, run.stderr
 
@@ -187,7 +187,7 @@ def test_the_blas_that_decomposes_has_one_thread_and_numpys_keeps_its_own():
         "print(json.dumps([[lib['filepath'], lib['num_threads']] for lib in threadpoolctl.threadpool_info()]))"
     )
     settings = os.environ | {"OPENBLAS_NUM_THREADS": "2", "OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2"}
-    run = subprocess.run([sys.executable, "-c", code], env=settings, capture_output=True, text=True, timeout=100)
+    run = subprocess.run([sys.executable, "-c", code], env=settings, capture_output=True, text=True, timeout=240)
     assert run.returncode == 0, run.stderr
     threads = {path: count for path, count in json.loads(run.stdout) if "blas" in path}
     assert threads

@@ -111,6 +111,7 @@ def test_unfinished_cells_are_holes(swept):
 
 SCRIPT = """
 import sys
+from pathlib import Path
 import jax; jax.config.update("jax_num_cpu_devices", int(sys.argv[1]))
 import numpy as np
 from jaxstab import datasets, records, trainability
@@ -120,19 +121,21 @@ digits = datasets.load("digits")
 data = Split(*(records.Data(digits.x[part], digits.y[part], "") for part in (slice(0, 120), slice(120, 150))))
 haar = (trainability.Variant("tanh", weights="orthogonal"),)
 grid = Grid(haar, depths=(2, 3), sigma_w=(1.0, 1.2, 1.4, 1.6, 1.8), width=8, steps=4, batch=16)
-plan = trainability.plan(grid, data, lanes=int(sys.argv[2]))
-losses = np.zeros((10, 4), np.float32)
-for result in trainability.run(grid, plan, data, devices=jax.local_devices()):
-    cells = plan.groups[result.group].cells
-    losses[cells[cells >= 0]] = result.seen.loss[cells >= 0]
-np.save(sys.argv[3], losses)
+for place in sys.argv[2:]:
+    used, lanes = map(int, Path(place).stem.split("-"))
+    plan = trainability.plan(grid, data, lanes=lanes)
+    losses = np.zeros((10, 4), np.float32)
+    for result in trainability.run(grid, plan, data, devices=jax.local_devices()[:used]):
+        cells = plan.groups[result.group].cells
+        losses[cells[cells >= 0]] = result.seen.loss[cells >= 0]
+    np.save(place, losses)
 """
 
 
 def test_numbers_do_not_depend_on_the_number_of_devices(tmp_path):
-    ways = ("1", "1"), ("8", "1"), ("2", "2")
-    files = [tmp_path / f"{devices}-{lanes}.npy" for devices, lanes in ways]
-    commands = [[sys.executable, "-c", SCRIPT, *way, file] for way, file in zip(ways, files, strict=True)]
+    # devices used, and lanes; the first in a process of one device, the others in one of eight
+    files = [tmp_path / f"{used}-{lanes}.npy" for used, lanes in ((1, 1), (8, 1), (2, 2))]
+    commands = [[sys.executable, "-c", SCRIPT, *of] for of in (("1", *files[:1]), ("8", *files[1:]))]
     # orthogonal weights are decompositions; nothing is set in the environment
     environment = {name: value for name, value in os.environ.items() if name != "NPROC"}
     runs = [subprocess.Popen(line, env=environment, cwd=Path(__file__).parent.parent) for line in commands]
