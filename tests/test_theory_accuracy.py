@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import integrate
 
 from jaxstab import theory
 
@@ -36,30 +37,83 @@ def test_near_criticality_float32_has_its_digits():
     assert float(theory.fixed_point("silu", 1.97**0.5, 1.0).xi_c) == pytest.approx(663.5071, rel=1e-5)
 
 
-def _relu6(z):
-    return jnp.clip(z, 0.0, 6.0)
-
-
-def _step(z):
-    return jnp.tanh(200 * (z - 1))
-
-
 @pytest.mark.parametrize(
     ("phi", "squares", "expected"),
     [
-        # held table of the fault; the relu6 chi_1 is 2.5 P(0 < z < 6)
-        (_relu6, (2.5, 0.1), {"q": 15.1472179, "xi_c": 20.2823913, "chi_1": 1.09605061}),
         # arcsine law: c = 2/pi arcsin c, scaled
         (jnp.sign, (1.0, 0.01), {"q": 1.01, "c": 0.0267878144, "chi_c": 0.630542882, "xi_c": 2.16837843}),
-        # by this code, whose two rules, 0.75 of the nodes and all, agree to 1e-8: no reference of another make
-        (_step, (1.0, 0.01), {"q": 1.00758033, "c": 0.709465695}),
     ],
-    ids=["relu6", "sign", "steep step"],
+    ids=["sign"],
 )
 def test_kinks_and_jumps_that_nobody_declared(phi, squares, expected):
     point = theory.fixed_point(phi, *np.sqrt(squares))
     for field, value in expected.items():
         assert float(getattr(point, field)) == pytest.approx(value, rel=1e-8), field
+
+
+def _mean(f, centre, spread, bends):
+    """E f(centre + spread u) by SciPy, told where f bends."""
+    density = lambda z: f(z) * np.exp(-(((z - centre) / spread) ** 2) / 2) / spread / np.sqrt(2 * np.pi)
+    ends = centre - 8 * spread, centre + 8 * spread
+    edges = [ends[0], *sorted(bend for bend in (*bends, centre) if ends[0] < bend < ends[1]), ends[1]]
+    pieces = zip(edges[:-1], edges[1:], strict=True)
+    return sum(integrate.quad_vec(density, *piece, epsabs=1e-11, epsrel=1e-11)[0] for piece in pieces)
+
+
+BARE = {
+    "relu6": (
+        lambda z: jnp.clip(z, 0.0, 6.0),
+        lambda z: np.clip(z, 0.0, 6.0),
+        lambda z: 1.0 * ((z > 0) & (z < 6)),
+        (0.0, 6.0),
+        (2.5, 0.1),
+    ),
+    "steep step": (
+        lambda z: jnp.tanh(20 * (z - 1)),
+        lambda z: np.tanh(20 * (z - 1)),
+        lambda z: 20 / np.cosh(np.clip(20 * (z - 1), -300, 300)) ** 2,
+        (0.8, 0.95, 1.0, 1.05, 1.2),
+        (1.0, 0.01),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BARE)
+def test_undeclared_kinks_agree_with_scipy(name):
+    # the record satisfies its equations as nested adaptive quadrature has them, z2 conditioned on z1
+    traced, phi, slope, bends, (w2, b2) = BARE[name]
+    point = theory.fixed_point(traced, w2**0.5, b2**0.5)
+    q, c, root = float(point.q), float(point.c), float(point.q) ** 0.5
+    length, steep = _mean(lambda z: np.array([phi(z) ** 2, slope(z) ** 2]), 0.0, root, bends)
+    assert w2 * length + b2 == pytest.approx(q, rel=1e-9)
+    assert float(point.chi_1) == pytest.approx(w2 * steep, rel=1e-9)
+
+    def given(z):
+        inner = _mean(lambda y: np.array([phi(y), slope(y)]), c * z, root * (1 - c**2) ** 0.5, bends)
+        return np.array([phi(z), slope(z)]) * inner
+
+    product, chi = _mean(given, 0.0, root, bends)
+    # an error of c is 1/(1 - chi_c) times that of its equation
+    assert (w2 * product + b2) / q == pytest.approx(c, abs=1e-9 * abs(1 - float(point.chi_c)))
+    assert float(point.chi_c) == pytest.approx(w2 * chi, rel=1e-8)
+    assert float(point.xi_c) == pytest.approx(-1 / np.log(w2 * chi), rel=1e-8)
+
+
+def test_a_finite_length_beside_a_singular_slope():
+    # ln |z| of z = sqrt(q) u: variance pi^2/8, mean (ln q - gamma - ln 2)/2
+    logarithm = lambda z: jnp.log(jnp.abs(z))
+    for q in (0.3, 4.0):
+        expected = np.pi**2 / 8 + ((np.log(q) - np.euler_gamma - np.log(2)) / 2) ** 2
+        assert float(theory.second_moment(logarithm, q)) == pytest.approx(expected, rel=1e-9)
+    assert "E phi'^2 is infinite" in theory.moment_error(logarithm, 1.0).reason
+
+
+def test_what_cancels_has_no_depth_scale():
+    # dV/dq of sin 40 z is 1600 exp(-3200 q), far below rounding
+    point = theory.fixed_point(lambda z: jnp.sin(40 * z), 1.0, 0.1**0.5)
+    assert float(point.q) == pytest.approx(0.6, rel=1e-12)
+    assert float(point.chi_1) == pytest.approx(800.0, rel=1e-10)
+    assert np.isnan(point.xi_q) and np.isnan(point.xi_c)
 
 
 def test_a_jump_has_an_infinite_gradient():
