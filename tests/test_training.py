@@ -284,6 +284,10 @@ def test_a_gradient_needs_bound_parameters_and_running_statistics():
         training.value_and_grad(mlp, params, X, jnp.sum)
     with pytest.raises(ValueError, match=r"needs running statistics: networks\.bind\(mlp, params, stats=\.\.\.\)"):
         training.value_and_grad(mlp, networks.bind(mlp, params), X, jnp.sum)
+    # as parameters of many seeds have them, stacked
+    stacked = jax.tree.map(lambda leaf: jnp.stack([leaf] * 7), networks.init(mlp, KEY, X))
+    with pytest.raises(ValueError, match=r"params must be of the network's \d+ blocks, got 7"):
+        training.value_and_grad(mlp, networks.Params(*map(networks.Layer, stacked)), X, jnp.sum)
 
 
 def test_a_label_without_a_logit_is_refused_or_has_no_gradient():

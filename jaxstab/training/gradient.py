@@ -66,7 +66,7 @@ def value_and_grad(
         The gradient.
 
     Raises:
-        ValueError: if params are not bound, or without the running statistics of a network with BatchNorm, if a depth
+        ValueError: if params are not bound or of another depth, or without the running statistics of a network with BatchNorm, if a depth
             is given to a network whose blocks depend on it, or a concrete one is not in [0, mlp.depth].
 
     Example:
@@ -82,6 +82,8 @@ def value_and_grad(
         )
     if not isinstance(params.blocks, Layer):
         raise ValueError("params must be as networks.bind(mlp, params) gives them")
+    if params.depth != mlp.depth:
+        raise ValueError(f"params must be of the network's {mlp.depth} blocks, got {params.depth}")
     deepest = _deepest(depth, mlp.depth)
     chain = networks.chain(mlp)
     block_stats, readout_stats = networks.statistics(mlp)
@@ -91,32 +93,19 @@ def value_and_grad(
     h_0 = bottom.out
     kept = jnp.zeros((mlp.depth + 1, *h_0.shape), h_0.dtype) if over is None else over.states
 
-    def up(carry: tuple[Array, PyTree], here: Here) -> tuple[tuple[Array, PyTree], None]:
-        kept, stats = carry
-        kept = _put(kept, here.out, here.layer)
-        return (kept, _put(stats, block_stats(here.bound, here.h), here.layer - 1)), None
-
     start = _put(kept, h_0, 0), blocks.batch_stats or {}
-    (kept, stats), _ = networks.upwards(chain, params, h_0, up, start, first=1, last=deepest)
+    (kept, stats), _ = networks.upwards(chain, params, h_0, _keep(block_stats), start, first=1, last=deepest)
 
     h = jax.lax.dynamic_index_in_dim(kept, deepest, keepdims=False)
     top = networks.layer_at(chain, params, mlp.depth + 1, h)
     value, d_y = jax.value_and_grad(loss)(top.out)
     d_readout, d_h = top.pull_both(d_y)
 
-    def down(carry: tuple, here: Here) -> tuple[tuple, None]:
-        d_h, gradient, norms, finite = carry
-        d_theta, d_h = here.pull_both(d_h)
-        d_theta = _full(d_theta)
-        length, all_finite = _length(d_theta)
-        gradient = _put(gradient, d_theta, here.layer - 1)
-        return (d_h, gradient, _put(norms, length, here.layer), finite & all_finite), None
-
     cleared = jax.tree.map(jnp.zeros_like, blocks.params) if over is None else over.params.blocks
     norms = jnp.full(len(kept), jnp.nan, kept.dtype)
     states = networks.States(x, (kept,), h)
     carry = d_h, cleared, norms, jnp.bool_(True)
-    carry, _ = networks.downwards(chain, params, states, down, carry, first=1, last=deepest)
+    carry, _ = networks.downwards(chain, params, states, _collect, carry, first=1, last=deepest)
     d_h, d_blocks, norms, finite = carry
 
     d_embed = _full(bottom.pull_both(d_h)[0])
@@ -133,6 +122,27 @@ def value_and_grad(
         jnp.isfinite(value) & finite & first_finite & last_finite,
         kept,
     )
+
+
+def _keep(statistics: Callable[[Layer, Array], PyTree]) -> Callable:
+    """The step upwards: states, and BatchNorm's statistics, are written where they are kept."""
+
+    def step(carry: tuple[Array, PyTree], here: Here) -> tuple[tuple[Array, PyTree], None]:
+        kept, stats = carry
+        kept = _put(kept, here.out, here.layer)
+        return (kept, _put(stats, statistics(here.bound, here.h), here.layer - 1)), None
+
+    return step
+
+
+def _collect(carry: tuple, here: Here) -> tuple[tuple, None]:
+    """The step downwards: a block's gradient, its norm, and whether all is finite."""
+    d_h, gradient, norms, finite = carry
+    d_theta, d_h = here.pull_both(d_h)
+    d_theta = _full(d_theta)
+    length, all_finite = _length(d_theta)
+    gradient = _put(gradient, d_theta, here.layer - 1)
+    return (d_h, gradient, _put(norms, length, here.layer), finite & all_finite), None
 
 
 def output(
