@@ -66,8 +66,8 @@ def value_and_grad(
         The gradient.
 
     Raises:
-        ValueError: if params are not bound or of another depth, or without the running statistics of a network with BatchNorm, if a depth
-            is given to a network whose blocks depend on it, or a concrete one is not in [0, mlp.depth].
+        ValueError: if params are not bound, are of another depth, or lack the running statistics of a network with
+            BatchNorm; if a depth is given to a network whose blocks depend on it, or is not in [0, mlp.depth].
 
     Example:
         >>> mlp = MLP(depth=64, width=8)
