@@ -1,0 +1,298 @@
+r"""BatchNorm before phi: at a finite batch, and in the limit of many examples.
+
+The B pre-activations of a unit are Gaussians of variance q and correlation c. Their variance about the batch's mean is
+v = q (1 - c), and h - mean has length sqrt(v) r in a direction that is uniform in the complement of (1, .., 1):
+r^2 ~ chi^2 of B - 1 degrees. So y = (h - mean) / s is uniform on a sphere of radius t sqrt(B), with
+
+    s^2 = v r^2 / B + epsilon,    t^2 = v r^2 / (v r^2 + B epsilon).
+
+With (a, b, e, g) = E[phi'_1^2, phi'_1 phi'_2, phi'_1^2 y_1^2, phi'_1 y_1 phi'_2 y_2] on that sphere the squared gradient
+grows per layer by sigma_w^2 E[((B - 1) a + b - (2 - t^2)(e - g)) / s^2] / B; at epsilon = 0 this is
+
+    sigma_w^2 ((B - 1) a + b - e + g) / ((B - 3) v)        (Yang et al. 2019, arXiv:1902.08129; relu: their theorem 8).
+
+Gradients behind a BatchNorm have no mean over the batch. The expectation over r is a trapezoid rule in ln r^2, whose
+nodes are shifted so that ln (v r^2 / (B epsilon)) falls on a fixed grid: what a sphere of any radius gives is computed
+once, whatever the gains and layers.
+"""
+
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.lax import stop_gradient
+from jaxtyping import Array, Float
+
+from jaxstab.activations import Activation
+from jaxstab.theory.features import Features
+from jaxstab.theory.laws import Law
+from jaxstab.theory.maps import log_sum
+from jaxstab.theory.moments import log_moments, log_pair
+from jaxstab.theory.signals import Head, Signal, log
+
+# ln t^2/(1 - t^2) on the grid of radii: beyond, t is 1, or the signal is below epsilon's rounding
+_FARTHEST = 38.0
+# what a density has fallen to where an integral over it ends, in nats
+_END = 40.0
+# nodes between two breaks, of the outer and the inner integral
+_OUTER, _INNER = 48, 32
+# batches up to this size show where a break grazes the edge of the sphere
+_GRAZING = 12
+
+
+class Sphere(NamedTuple):
+    """Moments on spheres of every radius.
+
+    Attributes:
+        power: E phi_1^2.
+        within: E phi_1^2 - E phi_1 phi_2, of two examples of a batch.
+        variance: E phi_1^2 - (E phi_1)^2, of examples of two batches.
+        slope: E phi'_1^2.
+        cross: E phi'_1 phi'_2.
+        stretch: E (phi'_1 y_1)^2.
+        cross_stretch: E phi'_1 y_1 phi'_2 y_2.
+        square: t^2.
+    """
+
+    power: Float[Array, "*r"]
+    within: Float[Array, "*r"]
+    variance: Float[Array, "*r"]
+    slope: Float[Array, "*r"]
+    cross: Float[Array, "*r"]
+    stretch: Float[Array, "*r"]
+    cross_stretch: Float[Array, "*r"]
+    square: Float[Array, "*r"]
+
+
+def _spacing(batch: int) -> float:
+    """Distance of nodes in ln r^2, whose standard deviation is about sqrt(2 / (batch - 1))."""
+    return min(0.2, 0.7 * math.sqrt(2 / (batch - 1)))
+
+
+def _panels(edges: Float[Array, "*b k"], nodes: int) -> tuple[Float[Array, "*b n"], Float[Array, "*b n"]]:
+    """Gauss-Legendre nodes between ascending edges, dense towards each: roots at an edge become smooth."""
+    x, w = np.polynomial.legendre.leggauss(nodes)
+    x, w = (x + 1) / 2, w / 2
+    place = x**3 * (10 - 15 * x + 6 * x**2)
+    weight = w * 30 * x**2 * (1 - x) ** 2
+    shape = (1,) * edges.ndim + (nodes,)
+    low, high = edges[..., :-1, None], edges[..., 1:, None]
+    points = low + (high - low) * place.reshape(shape)
+    weights = (high - low) * weight.reshape(shape)
+    flat = (*edges.shape[:-1], -1)
+    return points.reshape(flat), weights.reshape(flat)
+
+
+def _angles(sines: Float[Array, "*b k"], power: int, nodes: int) -> tuple[Float[Array, "*b n"], Float[Array, "*b n"]]:
+    """Nodes and weights of the density cos^power on an angle, broken where its sine has these values."""
+    breaks = jnp.sort(jnp.arcsin(jnp.clip(sines, -1.0, 1.0)), -1)
+    return _weighted(breaks, power, nodes)
+
+
+def _weighted(
+    breaks: Float[Array, "*b k"], power: int, nodes: int
+) -> tuple[Float[Array, "*b n"], Float[Array, "*b n"]]:
+    end = math.acos(math.exp(-_END / power)) if power else math.pi / 2
+    ends = jnp.full((*breaks.shape[:-1], 1), end, breaks.dtype)
+    edges = jnp.concatenate([-ends, jnp.clip(breaks, -end, end), ends], -1)
+    points, weights = _panels(edges, nodes)
+    weights = weights * jnp.cos(points) ** power
+    return points, weights / jnp.sum(weights, -1, keepdims=True)
+
+
+def _grazing(kinks: Float[Array, " k"], cosine: float) -> Float[Array, " m"]:
+    """Angles of the first coordinate at which the second's range just reaches a kink, kinks per radius."""
+    reached = jnp.arcsin(jnp.clip(kinks, -1.0, 1.0))
+    turned = math.acos(cosine)
+    angles = []
+    for offset in (turned, -turned):
+        for solution in (reached, math.pi - reached):
+            # the second coordinate's extremes are sin(angle + offset)
+            angles.append((solution - offset + math.pi) % (2 * math.pi) - math.pi)
+    return jnp.concatenate(angles)
+
+
+def sphere(phi: Activation, about: Features, batch: int, square: Float[Array, ""]) -> Sphere:
+    """Moments of phi on the sphere of radius t sqrt(B) in the complement of (1, .., 1).
+
+    Args:
+        phi: the activation.
+        about: its features.
+        batch: B, at least 4.
+        square: t^2.
+
+    Returns:
+        The moments, scalars.
+    """
+    freedom = batch - 1
+    radius = jnp.sqrt(square * freedom)
+    kinks = jnp.asarray(about.breaks, square.dtype)
+    cosine = -1.0 / freedom
+    sine = math.sqrt(1 - cosine**2)
+    breaks = jnp.arcsin(jnp.clip(kinks / radius, -1.0, 1.0))
+    if about.sharp and batch <= _GRAZING:
+        breaks = jnp.concatenate([breaks, _grazing(kinks / radius, cosine)])
+    angle, weight = _weighted(jnp.sort(breaks), freedom - 2, _OUTER)
+    y = radius * jnp.sin(angle)
+    reach = radius * sine * jnp.cos(angle)
+    other_angle, other_weight = _angles((kinks[None] - cosine * y[:, None]) / reach[:, None], freedom - 3, _INNER)
+    other = cosine * y[:, None] + reach[:, None] * jnp.sin(other_angle)
+    value, slope = _value_and_slope(phi, y)
+    other_value, other_slope = _value_and_slope(phi, other)
+
+    def given(values: Array) -> Array:
+        return jnp.sum(other_weight * values, -1)
+
+    mean = jnp.sum(weight * value)
+    return Sphere(
+        power=jnp.sum(weight * value**2),
+        within=jnp.sum(weight * given((value[:, None] - other_value) ** 2)) / 2,
+        variance=jnp.sum(weight * (value - mean) ** 2),
+        slope=jnp.sum(weight * slope**2),
+        cross=jnp.sum(weight * slope * given(other_slope)),
+        stretch=jnp.sum(weight * (slope * y) ** 2),
+        cross_stretch=jnp.sum(weight * slope * y * given(other_slope * other)),
+        square=square,
+    )
+
+
+def _value_and_slope(phi: Activation, z: Array) -> tuple[Array, Array]:
+    return jax.jvp(phi.fn, (z,), (jnp.ones_like(z),))
+
+
+def spheres(phi: Activation, about: Features, batch: int, dtype: jnp.dtype) -> Sphere:
+    """Moments on spheres of every radius, ln t^2/(1 - t^2) on a grid.
+
+    Args:
+        phi: the activation.
+        about: its features.
+        batch: B, at least 4.
+        dtype: of the moments.
+
+    Returns:
+        The moments, along the grid.
+    """
+    count = math.ceil(_FARTHEST / _spacing(batch))
+    grid = jnp.arange(-count, count + 1).astype(dtype) * _spacing(batch)
+    squares = jax.nn.sigmoid(grid)
+    return jax.lax.map(functools.partial(sphere, phi, about, batch), squares, batch_size=8)
+
+
+class _Radii(NamedTuple):
+    """Nodes of the expectation over r.
+
+    Attributes:
+        weight: their weights.
+        log_square: ln r^2.
+        moments: of the sphere at each.
+    """
+
+    weight: Float[Array, " k"]
+    log_square: Float[Array, " k"]
+    moments: Sphere
+
+
+def _radii(table: Sphere, batch: int, log_ratio: Array) -> _Radii:
+    """Nodes in r for v / (B epsilon) of this logarithm."""
+    freedom, step = batch - 1, _spacing(batch)
+    low, high = _range(freedom)
+    shift = jnp.clip(log_ratio, -1e3, 1e3)
+    whole = stop_gradient(jnp.ceil(shift / step))
+    offset = jnp.arange(math.floor(low / step), math.ceil(high / step) + 1)
+    x = offset.astype(shift.dtype) * step + (whole * step - shift)
+    log_density = freedom / 2 * (x - math.log(2)) - jnp.exp(x) / 2 - math.lgamma(freedom / 2)
+    middle = (len(table.square) - 1) // 2
+    place = jnp.clip(offset + whole.astype(offset.dtype) + middle, 0, 2 * middle)
+    return _Radii(step * jnp.exp(log_density), x, jax.tree.map(lambda moment: moment[place], table))
+
+
+def _range(freedom: int) -> tuple[float, float]:
+    """Ends in ln r^2 of an integral over chi^2 of so many degrees, and of one over it divided by r^2."""
+    x = np.linspace(-200.0, 10.0, 21_001)
+    low, high = ((freedom - 2) / 2, freedom / 2)
+    density = [power * x - np.exp(x) / 2 for power in (low, high)]
+    kept = [x[one > np.max(one) - _END] for one in density]
+    return float(kept[0][0]), float(kept[1][-1])
+
+
+def finite_head(law: Law, table: Sphere, signal: Signal, log_epsilon: Array) -> Head:
+    """The head of a block with BatchNorm before phi, before dropout; its slopes are those behind dropout.
+
+    Args:
+        law: of the block.
+        table: moments on spheres.
+        signal: that the block is given.
+        log_epsilon: ln epsilon.
+
+    Returns:
+        Its moments.
+    """
+    batch = law.batch
+    assert batch is not None
+    log_v = signal.log_q + log(signal.within)
+    nodes = _radii(table, batch, log_v - math.log(batch) - log_epsilon)
+    known = nodes.moments
+
+    def mean(values: Array) -> Array:
+        return jnp.sum(nodes.weight * values)
+
+    # gradients with respect to a of two examples: their masks differ
+    own = (1.0 - 1.0 / batch) / law.keep + 1.0 / batch
+    cross = -1.0 / batch
+    slope = own * known.slope + cross * (known.slope - known.cross)
+    stretch = own * known.stretch + cross * (known.stretch + (batch - 1.0) * known.cross_stretch)
+    centred = slope - (2.0 - known.square) * stretch / (batch - 1.0)
+    isotropic = ((batch - 1.0) * known.slope - (2.0 - known.square) * known.stretch) / (law.keep * batch)
+    # 1/s^2 relative to that of a typical radius
+    log_typical = -log_sum(log_v, log_epsilon)
+    log_inverse = -jax.vmap(log_sum, (0, None))(log_v + nodes.log_square - math.log(batch), log_epsilon)
+    inverse = jnp.exp(log_inverse - log_typical)
+    bias = own * known.slope + cross * (known.slope + (batch - 1.0) * known.cross)
+    log_power = log(mean(known.power))
+    return Head(
+        log_power=log_power,
+        log_gain=log_power - signal.log_q,
+        log_unit=-signal.log_q,
+        gap=mean(known.variance),
+        within=mean(known.within),
+        log_slope=log_typical + log(jnp.maximum(mean(inverse * centred), 0.0)),
+        log_isotropic=log_typical + log(mean(inverse * isotropic)),
+        log_own=log(mean(stretch + bias) * batch / (batch - 1.0)),
+    )
+
+
+def limit_head(law: Law, phi: Activation, about: Features, signal: Signal, log_epsilon: Array) -> Head:
+    """`finite_head` in the limit of many examples, in which they are independent.
+
+    Args:
+        law: of the block.
+        phi: its activation.
+        about: the activation's features.
+        signal: that the block is given.
+        log_epsilon: ln epsilon.
+
+    Returns:
+        Its moments.
+    """
+    log_within = log(signal.within)
+    log_v = signal.log_q + log_within
+    log_factor = -log_sum(log_v, log_epsilon)
+    moments = log_moments(phi, about, log_v + log_factor)
+    variance = log_pair(phi, about, log_v + log_factor, jnp.ones_like(log_v), about.nodes).gap
+    per_length = log_factor + log_within
+    log_slope = moments.log_slope - jnp.log(law.keep)
+    # E u^2 phi'^2 = M (1 + 2 dlnM/dlnq), z = sqrt(q) u
+    log_stretch = log_v + log_factor + log(jnp.maximum(1.0 + 2.0 * moments.slope_power, 0.0))
+    return Head(
+        log_power=moments.log_length,
+        log_gain=moments.log_growth + per_length,
+        log_unit=moments.log_growth - moments.near_growth + per_length,
+        gap=variance,
+        within=variance,
+        log_slope=log_slope + log_factor,
+        log_isotropic=log_slope + log_factor,
+        log_own=log_slope + log_sum(log_stretch, jnp.zeros_like(log_stretch)),
+    )

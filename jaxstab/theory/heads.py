@@ -1,0 +1,123 @@
+"""The head of a block, a = dropout(phi(norm(h))) or dropout(norm(phi(h))): what it does to lengths and gradients.
+
+With V = E phi^2, M = E phi'^2 at length q, z of length q / (q + epsilon), and keep rate rho, at large width:
+
+    norm             E a^2                           E (da/dh)^2
+    None             V(q) / rho                      M(q) / rho
+    layer, rms       V(z) / rho                      M(z) / (q + epsilon) / rho
+    rms, after       V / (V + epsilon) / rho         M / (V + epsilon) / rho
+    layer, after     Var / (Var + epsilon) / rho     M / (Var + epsilon) / rho,   Var = V - (E phi)^2
+
+BatchNorm's are in `batches`. Two inputs under the same masks have E a a' / rho, under different ones E a a'.
+"""
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from jaxstab.activations import Activation
+from jaxstab.theory.batches import Sphere, finite_head, limit_head
+from jaxstab.theory.features import Features
+from jaxstab.theory.laws import Law
+from jaxstab.theory.maps import distance_map, log_sum
+from jaxstab.theory.moments import log_moments, log_pair
+from jaxstab.theory.signals import Head, Signal, log
+
+
+def head(law: Law, phi: Activation, about: Features, table: Sphere | None, signal: Signal) -> Head:
+    """The head of a block.
+
+    Args:
+        law: of the block.
+        phi: its activation.
+        about: the activation's features.
+        table: moments on spheres, where BatchNorm takes its statistics over a finite batch.
+        signal: that the block is given.
+
+    Returns:
+        Its moments.
+    """
+    log_epsilon = log(law.epsilon)
+    if table is not None:
+        dry = finite_head(law, table, signal, log_epsilon)
+    elif law.norm == "batch":
+        dry = limit_head(law, phi, about, signal, log_epsilon)
+    elif law.norm is None:
+        dry = _activated(phi, about, signal.log_q, signal)
+    elif law.norm_after:
+        dry = _normed_after(law, phi, about, signal, log_epsilon)
+    else:
+        dry = _normed_before(law, phi, about, signal, log_epsilon)
+    return _dropped(law, dry)
+
+
+def _activated(phi: Activation, about: Features, log_q: Array, signal: Signal) -> Head:
+    """phi(z) of z of length q."""
+    moments = log_moments(phi, about, log_q)
+    one = jnp.ones_like(log_q)
+    gap = distance_map(phi, about, log_q, one, signal.distance).distance
+    # E u^2 phi'^2 = M (1 + 2 dlnM/dlnq), z = sqrt(q) u
+    log_stretch = log(jnp.maximum(1.0 + 2.0 * moments.slope_power, 0.0))
+    return Head(
+        log_power=moments.log_length,
+        log_gain=moments.log_growth,
+        log_unit=moments.log_growth - moments.near_growth,
+        gap=gap,
+        within=gap,
+        log_slope=moments.log_slope,
+        log_isotropic=moments.log_slope,
+        log_own=moments.log_slope + log_q + log_stretch,
+    )
+
+
+def _scaled(dry: Head, log_factor: Array) -> Head:
+    """A head per length of h, where h enters divided by its length, or a leaves divided by its own."""
+    return dry._replace(
+        log_gain=dry.log_gain + log_factor,
+        log_unit=dry.log_unit + log_factor,
+        log_slope=dry.log_slope + log_factor,
+        log_isotropic=dry.log_isotropic + log_factor,
+    )
+
+
+def _normed_before(law: Law, phi: Activation, about: Features, signal: Signal, log_epsilon: Array) -> Head:
+    log_factor = -log_sum(signal.log_q, log_epsilon)
+    dry = _activated(phi, about, signal.log_q + log_factor, signal)
+    # RMSNorm has no bias
+    bias = dry.log_slope if law.norm == "layer" else jnp.full_like(dry.log_slope, -jnp.inf)
+    return _scaled(dry._replace(log_own=log_sum(dry.log_own, bias)), log_factor)
+
+
+def _normed_after(law: Law, phi: Activation, about: Features, signal: Signal, log_epsilon: Array) -> Head:
+    dry = _activated(phi, about, signal.log_q, signal)
+    bias = jnp.full_like(dry.log_slope, -jnp.inf)
+    if law.norm == "layer":
+        # the variance of phi is its gap at c = 0, which keeps its digits where phi hardly varies
+        variance = log_pair(phi, about, signal.log_q, jnp.ones_like(signal.log_q), about.nodes).gap
+        log_gain = dry.log_unit + log(variance)
+        dry = dry._replace(log_gain=log_gain, log_power=dry.log_power + (log_gain - dry.log_gain))
+        bias = jnp.zeros_like(bias)
+    log_factor = -log_sum(dry.log_power, log_epsilon)
+    normed = _scaled(dry, log_factor)
+    log_power = dry.log_power + log_factor
+    return normed._replace(log_power=log_power, log_own=log_sum(log_power, bias))
+
+
+def _dropped(law: Law, dry: Head) -> Head:
+    """What dropout leaves of a head: features kept grow by 1/rho, masks of a batch's examples are independent."""
+    log_keep = jnp.log(law.keep)
+    lost = (1.0 / law.keep - 1.0) * jnp.exp(dry.log_gain - dry.log_unit)
+    gap = dry.gap / law.keep if law.shared_masks else dry.gap + lost
+    wet = dry._replace(
+        log_power=dry.log_power - log_keep,
+        log_gain=dry.log_gain - log_keep,
+        gap=gap,
+        within=dry.within + lost,
+    )
+    if law.norm == "batch":
+        # BatchNorm mixes the examples, and its slopes know of their masks
+        return wet
+    return wet._replace(
+        log_slope=dry.log_slope - log_keep,
+        log_isotropic=dry.log_isotropic - log_keep,
+        log_own=dry.log_own - log_keep,
+    )

@@ -1,0 +1,232 @@
+"""Laws: what theory knows of one block of a network, and of which quantities it knows nothing.
+
+A block is the one of `networks.MLP`, h -> skip(h, W a + b) with a = dropout(phi(norm(h))) or dropout(norm(phi(h))).
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import ArrayLike
+
+from jaxstab.activations import Activation, get
+from jaxstab.checks import check_choice, check_count
+from jaxstab.theory.maps import AnyActivation
+
+# those of `networks` that have a law; imported from there, theory would wait for Flax
+NORMS = ("batch", "layer", "rms")
+SKIPS = ("sum", "scaled", "rezero", "highway", "dense")
+# variance of the weights times fan_in, at unit gain and as many inputs as outputs
+WEIGHT_VARIANCES = {
+    "gaussian": 1.0,
+    "orthogonal": 1.0,
+    "lecun_normal": 1.0,
+    "lecun_uniform": 1.0,
+    "glorot_normal": 1.0,
+    "glorot_uniform": 1.0,
+    "he_normal": 2.0,
+    "he_uniform": 2.0,
+}
+# BatchNorm's mean squared gradient is infinite for smaller batches
+SMALLEST_BATCH = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Law:
+    """What theory assumes of a block. A pytree: numbers are traced, names and counts are static.
+
+    Attributes:
+        activation: phi.
+        keep: keep rate of dropout, in (0, 1].
+        alpha: factor of a "rezero" branch.
+        epsilon: added to the variance in a norm, >= 0.
+        gate_bias: of a highway's gate.
+        norm: None, "batch", "layer" or "rms".
+        norm_after: whether the norm follows phi.
+        skip: None, "sum", "scaled", "rezero", "highway" or "dense".
+        weights: law of the weights, one of `networks.WEIGHTS`.
+        depth: number of blocks of the network, for the scale of "scaled"; None for the deepest depth asked for.
+        batch: examples that go through the network together; None for one, and for BatchNorm's limit of many.
+        shared_masks: whether the two inputs of a correlation go through the same masks of dropout.
+    """
+
+    activation: Activation
+    keep: Any = 1.0
+    alpha: Any = 0.0
+    epsilon: Any = 1e-5
+    gate_bias: Any = -2.0
+    norm: str | None = None
+    norm_after: bool = False
+    skip: str | None = None
+    weights: str = "gaussian"
+    depth: int | None = None
+    batch: int | None = None
+    shared_masks: bool = True
+
+    @property
+    def plain(self) -> bool:
+        """Whether the block is h -> W phi(h) + b without a norm, and without a skip."""
+        return self.norm is None and self.skip is None
+
+    @property
+    def log_variance(self) -> float:
+        """ln of the weights' variance times fan_in, at unit gain."""
+        return math.log(WEIGHT_VARIANCES[self.weights])
+
+    @property
+    def finite_batch(self) -> bool:
+        """Whether BatchNorm takes its statistics over a batch of a given size."""
+        return self.norm == "batch" and self.batch is not None
+
+
+_NUMBERS = ("activation", "keep", "alpha", "epsilon", "gate_bias")
+_NAMES = tuple(field.name for field in dataclasses.fields(Law) if field.name not in _NUMBERS)
+jax.tree_util.register_dataclass(Law, data_fields=_NUMBERS, meta_fields=_NAMES)
+
+
+def law(
+    activation: AnyActivation,
+    *,
+    norm: str | None = None,
+    norm_after: bool = False,
+    skip: str | None = None,
+    keep: ArrayLike = 1.0,
+    weights: str = "gaussian",
+    depth: int | None = None,
+    batch: int | None = None,
+    alpha: ArrayLike = 0.0,
+    epsilon: ArrayLike = 1e-5,
+    gate_bias: ArrayLike = -2.0,
+    shared_masks: bool = True,
+) -> Law:
+    """The law of a block, to be predicted as an activation is: `predict(law(...), sigma_w, sigma_b, depths, ...)`.
+
+    Args:
+        activation: name, `Activation` or elementwise callable.
+        norm: None, "batch", "layer" or "rms".
+        norm_after: whether the norm follows phi instead of preceding it.
+        skip: None, "sum", "scaled", "rezero", "highway" or "dense", as `networks.MLP` has them.
+        keep: keep rate of dropout, in (0, 1]; those kept grow by 1/keep.
+        weights: one of `networks.WEIGHTS`, by name.
+        depth: number of blocks of the network, for the scale of "scaled"; None for the deepest depth asked for.
+        batch: examples that go through the network together, any two of the same correlation; None for one, and for
+            BatchNorm's limit of many. BatchNorm needs at least 4.
+        alpha: factor of a "rezero" branch.
+        epsilon: added to the variance in a norm, >= 0.
+        gate_bias: of a highway's gate.
+        shared_masks: whether the two inputs of a correlation go through the same masks of dropout, as in
+            `propagation.correlation` without `other`.
+
+    Returns:
+        The law.
+
+    Raises:
+        ValueError: if a name is unknown or a number out of range.
+
+    Example:
+        >>> from jaxstab import theory
+        >>> block = theory.law("relu", norm="layer", skip="sum", keep=0.9)
+        >>> forward, _, backward, _ = theory.predict(block, 1.0, 0.0, [2], width=64, d_in=64)
+        >>> forward.q.round(3).tolist()
+        [1.0, 1.556, 2.111]
+    """
+    if norm is not None:
+        check_choice("norm", norm, NORMS)
+    if skip is not None:
+        check_choice("skip", skip, SKIPS)
+    if not isinstance(weights, str):
+        raise ValueError(f"weights must be named for theory, one of {', '.join(WEIGHT_VARIANCES)}, got {weights!r}")
+    check_choice("weights", weights, tuple(WEIGHT_VARIANCES))
+    if depth is not None:
+        depth = check_count("depth", depth, 1)
+    if batch is not None:
+        batch = check_count("batch", batch, SMALLEST_BATCH if norm == "batch" else 1)
+    _check_number("keep", keep, 0.0, 1.0, open_below=True)
+    _check_number("epsilon", epsilon, 0.0, math.inf)
+    _check_number("alpha", alpha, -math.inf, math.inf)
+    _check_number("gate_bias", gate_bias, -math.inf, math.inf)
+    return Law(
+        get(activation),
+        keep,
+        alpha,
+        epsilon,
+        gate_bias,
+        norm,
+        bool(norm_after) and norm is not None,
+        skip,
+        weights,
+        depth,
+        batch,
+        shared_masks,
+    )
+
+
+def _check_number(name: str, value: ArrayLike, low: float, high: float, open_below: bool = False) -> None:
+    """Check that a number is finite and in a range; traced ones have no value to check and pass."""
+    if isinstance(value, jax.core.Tracer):
+        return
+    number = np.asarray(value, float)
+    above = number > low if open_below else number >= low
+    if np.all(np.isfinite(number) & above & (number <= high)):
+        return
+    if math.isinf(low):
+        allowed = "finite"
+    elif math.isinf(high):
+        allowed = f">= {low:g} and finite"
+    else:
+        allowed = f"in {'(' if open_below else '['}{low:g}, {high:g}]"
+    raise ValueError(f"{name} must be {allowed}, got {value}")
+
+
+def as_law(block: AnyActivation | Law) -> Law:
+    """The law of a block, which for an activation is the plain one.
+
+    Args:
+        block: a law, or the activation of a plain block.
+
+    Returns:
+        The law.
+    """
+    return block if isinstance(block, Law) else Law(get(block))
+
+
+# what `predict` gives, by the name of its field
+FIELDS = ("log_q", "saturation", "dead", "c", "log_grad_h", "log_grad_theta", "log_s", "log_mean_square")
+
+
+def missing(block: AnyActivation | Law) -> dict[str, str]:
+    """What `predict` does not know of a block, and why; those fields are NaN.
+
+    Args:
+        block: a law, or the activation of a plain block.
+
+    Returns:
+        Reasons by the name of a record's field.
+
+    Example:
+        >>> from jaxstab import theory
+        >>> sorted(theory.missing(theory.law("relu", norm="batch", batch=32)))
+        ['dead', 'log_s']
+    """
+    known = as_law(block)
+    reasons = {"log_s": "single singular values are random; their mean square is predicted"}
+    everything = dict.fromkeys(FIELDS)
+    why = _no_law(known)
+    if why:
+        return dict.fromkeys(everything, why)
+    if known.batch is not None and known.batch > 1:
+        reasons["dead"] = "units dead for every example of a batch"
+        if known.norm != "batch":
+            reasons["log_grad_theta"] = "gradients of weights add up over a batch as its labels have it"
+    return reasons
+
+
+def _no_law(known: Law) -> str:
+    """Why nothing is known of a block; empty where something is."""
+    if known.skip == "highway":
+        return "highway: states are no Gaussians, as gates differ from unit to unit"
+    if known.norm == "batch" and known.norm_after:
+        return "BatchNorm after phi: a quotient of moments of the whole batch, without a closed form"
+    return ""

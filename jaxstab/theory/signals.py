@@ -1,0 +1,57 @@
+"""What a fold over blocks carries, and what the head of a block does to it."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+class Signal(NamedTuple):
+    """Pre-activations of two inputs.
+
+    Attributes:
+        log_q: ln q, the length of either.
+        distance: 1 - c of the two.
+        within: 1 - c of two examples of one batch; of no account without BatchNorm.
+    """
+
+    log_q: Float[Array, ""]
+    distance: Float[Array, ""]
+    within: Float[Array, ""]
+
+
+class Head(NamedTuple):
+    """What the weights of a block see, a, and what reaches h of a gradient with respect to a.
+
+    Attributes:
+        log_power: ln E a^2.
+        log_gain: ln (E a^2 / q).
+        log_unit: ln of the unit of `gap` and `within`, which are per q.
+        gap: E a^2 - E a a' of the two inputs.
+        within: the same of two examples of one batch.
+        log_slope: ln of the factor from the mean squared gradient with respect to a to that with respect to h.
+        log_isotropic: the same where gradients of different examples are independent, as a Jacobian's are at its end.
+        log_own: ln of the squared gradient of the norm's own scale and bias, over that with respect to a.
+    """
+
+    log_power: Float[Array, ""]
+    log_gain: Float[Array, ""]
+    log_unit: Float[Array, ""]
+    gap: Float[Array, ""]
+    within: Float[Array, ""]
+    log_slope: Float[Array, ""]
+    log_isotropic: Float[Array, ""]
+    log_own: Float[Array, ""]
+
+
+def log(number: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """ln of a number >= 0, -inf at 0 with derivative 0 there.
+
+    Args:
+        number: the number.
+
+    Returns:
+        The logarithm.
+    """
+    positive = number > 0
+    return jnp.where(positive, jnp.log(jnp.where(positive, number, 1.0)), -jnp.inf)
