@@ -11,6 +11,7 @@ from jaxstab.theory.free_products import (
     product_law,
     squared_slopes,
 )
+from jaxstab.theory.laws import Law, law, missing
 from jaxstab.theory.maps import (
     MomentError,
     correlation_map,
@@ -27,6 +28,7 @@ from jaxstab.theory.prediction import predict
 __all__ = [
     "JacobianLaw",
     "JacobianMoments",
+    "Law",
     "MomentError",
     "correlation_map",
     "correlation_slope",
@@ -38,7 +40,9 @@ __all__ = [
     "jacobian_cdf",
     "jacobian_law",
     "jacobian_moments",
+    "law",
     "length_map",
+    "missing",
     "moment_error",
     "predict",
     "product_law",

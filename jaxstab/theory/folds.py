@@ -165,7 +165,9 @@ def first_signal(gains: Gains, log_input: Array, c0: Array) -> Signal:
     """
     log_q = log_sum(gains.weight + log_input, gains.bias)
     # two inputs without any signal stay as alike as they were
-    weighted = jnp.where(log_q == -jnp.inf, 1.0, jnp.exp(gains.weight + log_input - jnp.where(log_q == -jnp.inf, 0, log_q)))
+    weighted = jnp.where(
+        log_q == -jnp.inf, 1.0, jnp.exp(gains.weight + log_input - jnp.where(log_q == -jnp.inf, 0, log_q))
+    )
     distance = weighted * (1.0 - c0)
     return Signal(log_q, distance, distance)
 
@@ -213,9 +215,7 @@ def _sequential(law: Law, gains: Gains, at: functools.partial, first: Signal, de
             few = log_sum(few, log_sum(gains.weight + known.log_power, gains.bias))
         kept = carried(law) + isotropic if not math.isinf(carried(law)) else log_none
         new = (stepped.signal, climbed + stepped.log_chi, log_sum(kept, climbed + stepped.log_isotropic))
-        read = Layers(
-            signal.log_q, signal.log_q, signal.distance, stepped.log_chi, gains.branch + many, few, isotropic
-        )
+        read = Layers(signal.log_q, signal.log_q, signal.distance, stepped.log_chi, gains.branch + many, few, isotropic)
         return new, read
 
     zero = jnp.zeros_like(first.log_q)
@@ -278,7 +278,11 @@ def _dense(law: Law, gains: Gains, at: functools.partial, first: Signal, depth: 
             log_few=log_sum(new.few, none if law.finite_batch else zero),
             log_jacobian=log_new,
         )
-        return (following, new, gains.weight + new.log_jacobian - log_count, log_slope), (read, known.log_slope, log_slope)
+        return (following, new, gains.weight + new.log_jacobian - log_count, log_slope), (
+            read,
+            known.log_slope,
+            log_slope,
+        )
 
     counts = jnp.arange(1, depth + 2).astype(first.log_q.dtype)
     _, (read, slopes, summed) = jax.lax.scan(layer, (first, nothing, zero, none), counts)

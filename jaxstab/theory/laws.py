@@ -75,6 +75,25 @@ class Law:
         """ln of the weights' variance times fan_in, at unit gain."""
         return math.log(WEIGHT_VARIANCES[self.weights])
 
+    def log_variance_of(self, fan_in: int, fan_out: int) -> float:
+        """ln of the variance times fan_in, of weights that are not square.
+
+        Args:
+            fan_in: inputs.
+            fan_out: outputs.
+
+        Returns:
+            The logarithm.
+        """
+        if self.weights.startswith("glorot"):
+            return math.log(2 * fan_in / (fan_in + fan_out))
+        return self.log_variance
+
+    @property
+    def shape(self) -> tuple:
+        """The fields that are no numbers, in their order."""
+        return tuple(getattr(self, name) for name in _NAMES)
+
     @property
     def finite_batch(self) -> bool:
         """Whether BatchNorm takes its statistics over a batch of a given size."""
@@ -212,10 +231,9 @@ def missing(block: AnyActivation | Law) -> dict[str, str]:
     """
     known = as_law(block)
     reasons = {"log_s": "single singular values are random; their mean square is predicted"}
-    everything = dict.fromkeys(FIELDS)
     why = _no_law(known)
     if why:
-        return dict.fromkeys(everything, why)
+        return dict.fromkeys(FIELDS, why)
     if known.batch is not None and known.batch > 1:
         reasons["dead"] = "units dead for every example of a batch"
         if known.norm != "batch":
