@@ -6,8 +6,8 @@ r^2 ~ chi^2 of B - 1 degrees. So y = (h - mean) / s is uniform on a sphere of ra
 
     s^2 = v r^2 / B + epsilon,    t^2 = v r^2 / (v r^2 + B epsilon).
 
-With (a, b, e, g) = E[phi'_1^2, phi'_1 phi'_2, phi'_1^2 y_1^2, phi'_1 y_1 phi'_2 y_2] on that sphere the squared gradient
-grows per layer by sigma_w^2 E[((B - 1) a + b - (2 - t^2)(e - g)) / s^2] / B; at epsilon = 0 this is
+With (a, b, e, g) = E[phi'_1^2, phi'_1 phi'_2, phi'_1^2 y_1^2, phi'_1 y_1 phi'_2 y_2] on that sphere the squared
+gradient grows per layer by sigma_w^2 E[((B - 1) a + b - (2 - t^2)(e - g)) / s^2] / B; at epsilon = 0 this is
 
     sigma_w^2 ((B - 1) a + b - e + g) / ((B - 3) v)        (Yang et al. 2019, arXiv:1902.08129; relu: their theorem 8).
 
@@ -107,11 +107,11 @@ def _grazing(kinks: Float[Array, " k"], cosine: float) -> Float[Array, " m"]:
     """Angles of the first coordinate at which the second's range just reaches a kink, kinks per radius."""
     reached = jnp.arcsin(jnp.clip(kinks, -1.0, 1.0))
     turned = math.acos(cosine)
-    angles = []
+    angles: list[Array] = []
     for offset in (turned, -turned):
-        for solution in (reached, math.pi - reached):
-            # the second coordinate's extremes are sin(angle + offset)
-            angles.append((solution - offset + math.pi) % (2 * math.pi) - math.pi)
+        # the second coordinate's extremes are sin(angle + offset)
+        solutions = (reached, math.pi - reached)
+        angles.extend((solution - offset + math.pi) % (2 * math.pi) - math.pi for solution in solutions)
     return jnp.concatenate(angles)
 
 

@@ -242,10 +242,10 @@ def _dense(law: Law, gains: Gains, at: functools.partial, first: Signal, depth: 
     none, zero = jnp.full_like(first.log_q, -jnp.inf), jnp.zeros_like(first.log_q)
     nothing = _Sums(none, zero, none, zero, zero, none, none, none, none)
 
-    def layer(carry: tuple[Signal, _Sums, Array, Array], count: Array) -> tuple[tuple, Layers]:
+    def layer(carry: tuple[Signal, _Sums, Array, Array], count: Array) -> tuple[tuple, tuple[Layers, Array, Array]]:
         signal, sums, log_new, _ = carry
         known = at(signal)
-        many, few = _fed(law, gains, signal, known)
+        many, _ = _fed(law, gains, signal, known)
         own = gains.weight + known.log_own if law.norm is not None else none
         # the gap of a source, relative to the length of the sum so far
         log_power = log_sum(sums.log_power, known.log_power)
@@ -278,11 +278,8 @@ def _dense(law: Law, gains: Gains, at: functools.partial, first: Signal, depth: 
             log_few=log_sum(new.few, none if law.finite_batch else zero),
             log_jacobian=log_new,
         )
-        return (following, new, gains.weight + new.log_jacobian - log_count, log_slope), (
-            read,
-            known.log_slope,
-            log_slope,
-        )
+        log_following = gains.weight + new.log_jacobian - log_count
+        return (following, new, log_following, log_slope), (read, known.log_slope, log_slope)
 
     counts = jnp.arange(1, depth + 2).astype(first.log_q.dtype)
     _, (read, slopes, summed) = jax.lax.scan(layer, (first, nothing, zero, none), counts)

@@ -112,7 +112,7 @@ def law(
     norm_after: bool = False,
     skip: str | None = None,
     keep: ArrayLike = 1.0,
-    weights: str = "gaussian",
+    weights: Any = "gaussian",
     depth: int | None = None,
     batch: int | None = None,
     alpha: ArrayLike = 0.0,

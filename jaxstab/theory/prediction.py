@@ -1,16 +1,21 @@
 """The mean-field counterpart of everything that is measured: the same fold over layers, the same records."""
 
+import math
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike
 
-from jaxstab.activations import Activation, get
+from jaxstab.activations import Activation
 from jaxstab.checks import Depths, check_depths, check_gains
 from jaxstab.records import SATURATED, BackwardProfile, CorrelationProfile, ForwardProfile, Spectrum
 from jaxstab.theory.features import Features
-from jaxstab.theory.maps import AnyActivation, distance_map, flat_share, log_length_map, log_square, log_sum
-from jaxstab.theory.moments import log_moments
+from jaxstab.theory.folds import Gains, Layers, first_signal, gains, layers
+from jaxstab.theory.laws import Law, as_law, missing
+from jaxstab.theory.maps import AnyActivation, flat_share
 from jaxstab.theory.precision import compiled
+from jaxstab.theory.signals import log
 
 Prediction = tuple[ForwardProfile, CorrelationProfile, BackwardProfile, Spectrum]
 
@@ -19,6 +24,7 @@ Prediction = tuple[ForwardProfile, CorrelationProfile, BackwardProfile, Spectrum
 def _predict(
     phi: Activation,
     about: Features,
+    law: Law,
     sigma_w: Array,
     sigma_b: Array,
     q0: Array,
@@ -27,43 +33,58 @@ def _predict(
     width: int,
     d_in: int,
 ) -> Prediction:
-    log_w, log_b, log_input = log_square(sigma_w), log_square(sigma_b), jnp.log(q0)
-    first = log_sum(log_w + log_input, log_b)
-    # two inputs without any signal stay as alike as they were
-    weighted = jnp.where(first == -jnp.inf, 1.0, jnp.exp(log_w + log_input - jnp.where(first == -jnp.inf, 0.0, first)))
+    block = gains(law, sigma_w, sigma_b, max(depths))
+    embed = Gains(block.weight + _embedding(law, width, d_in), block.bias, jnp.zeros_like(block.branch))
+    log_input = jnp.log(q0)
+    known = layers(law, phi, about, block, first_signal(embed, log_input, c0), max(depths))
+    forward = _forward(law, phi, known)
 
-    def layer(signal: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], tuple[Array, ...]]:
-        log_q, distance = signal
-        moments = log_moments(phi, about, log_q)
-        length = log_length_map(moments, log_w, log_b, log_q)
-        apart = distance_map(phi, about, log_q, length.pair_share, distance).distance
-        return (length.log_q, apart), (log_q, distance, log_w + moments.log_slope, moments.log_length)
-
-    # the last layer's step is taken for its moments only
-    _, (log_q, distance, log_chi, log_length) = jax.lax.scan(
-        layer, (first, weighted * (1.0 - c0)), None, length=max(depths) + 1
-    )
-    q = jnp.exp(log_q)
-    flat = (jax.vmap(lambda q, share=share: flat_share(phi, q, share))(q) for share in (SATURATED, 0.0))
-    forward = ForwardProfile(log_q, *flat)
-
-    climbed = jnp.concatenate([jnp.zeros(1), jnp.cumsum(log_chi[:-1])])
-    wanted, layers = jnp.asarray(depths)[:, None], jnp.arange(len(q))
-    inside = layers[None] <= wanted
+    climbed = jnp.concatenate([jnp.zeros(1), jnp.cumsum(known.log_chi[:-1])])
+    wanted, places = jnp.asarray(depths)[:, None], jnp.arange(len(climbed))
+    inside = places[None] <= wanted
     log_grad_h = jnp.where(inside, (climbed[wanted] - climbed[None]) / 2, jnp.nan)
     # one gradient entry per weight, its input times its cotangent, and one per bias
-    log_fed = jnp.concatenate([(jnp.log(d_in) + log_input)[None], jnp.log(width) + log_length[:-1]])
-    log_entries = jnp.logaddexp(0.0, log_fed)
+    log_entries = jnp.logaddexp(jnp.log(width) + known.log_entries[:-1], known.log_few[:-1])
+    log_entries = jnp.concatenate([_embedding_entries(law, d_in, log_input, c0)[None], log_entries])
     backward = BackwardProfile(log_grad_h, log_grad_h + log_entries[None] / 2)
 
-    values = min(width, d_in)
-    log_mean_square = log_w + climbed[jnp.asarray(depths)] + jnp.log(width / values)
-    missing = jnp.full((len(depths), values), jnp.nan)
-    return forward, CorrelationProfile(1.0 - distance), backward, Spectrum(missing, log_mean_square)
+    units = width * (max(depths) + 1 if law.skip == "dense" else 1)
+    values = min(units, d_in)
+    log_mean_square = embed.weight + known.log_jacobian[jnp.asarray(depths)] + jnp.log(width / values)
+    log_s = jnp.full((len(depths), values * (law.batch or 1)), jnp.nan)
+    records = (forward, CorrelationProfile(1.0 - known.distance), backward, Spectrum(log_s, log_mean_square))
+    profile, correlation, gradient, spectrum = (_without(record, missing(law)) for record in records)
+    return profile, correlation, gradient, spectrum
+
+
+def _embedding(law: Law, width: int, d_in: int) -> float:
+    """ln of the variance of the embedding's weights times fan_in, relative to a block's."""
+    return math.log(2 * d_in / (d_in + width)) if law.weights.startswith("glorot") else 0.0
+
+
+def _embedding_entries(law: Law, d_in: int, log_input: Array, c0: Array) -> Array:
+    """ln of the squared gradient of the embedding's parameters over that of h_0."""
+    log_fed = jnp.log(d_in) + log_input
+    return log_fed + log(1.0 - c0) if law.finite_batch else jnp.logaddexp(0.0, log_fed)
+
+
+def _forward(law: Law, phi: Activation, known: Layers) -> ForwardProfile:
+    q = jnp.exp(known.own_log_q)
+    flat = [jax.vmap(lambda q, share=share: flat_share(phi, q, share))(q) for share in (SATURATED, 0.0)]
+    if law.skip == "dense":
+        # a state holds the units of all layers so far
+        flat = [jnp.cumsum(share) / jnp.arange(1, len(q) + 1, dtype=q.dtype) for share in flat]
+    return ForwardProfile(known.log_q, *flat)
+
+
+def _without(record: Any, reasons: dict[str, str]) -> Any:
+    """The record, with NaN where theory has a reason not to know."""
+    unknown = {name: jnp.full_like(field, jnp.nan) for name, field in record._asdict().items() if name in reasons}
+    return record._replace(**unknown)
 
 
 def predict(
-    activation: AnyActivation,
+    block: AnyActivation | Law,
     sigma_w: ArrayLike,
     sigma_b: ArrayLike,
     depths: Depths,
@@ -73,7 +94,7 @@ def predict(
     q0: ArrayLike = 1.0,
     c0: ArrayLike = 0.0,
 ) -> Prediction:
-    """What `propagation` and `spectra` would measure on a plain network of infinite width.
+    """What `propagation` and `spectra` would measure on a network of infinite width.
 
     The fold carries (ln q, 1 - c): q_0 = sigma_w^2 q0 + sigma_b^2, then the length and correlation maps
     (Schoenholz et al. 2017, eqs. 3-5), at every length from e^-5000 to e^5000. Backwards
@@ -81,7 +102,8 @@ def predict(
     root-mean-square; the typical one of a network of finite width N lies lower by O(depth/N).
 
     Args:
-        activation: name, `Activation` or elementwise callable.
+        block: `law` of a block with norm, skip or dropout; of a plain one the activation will do, as name, `Activation`
+            or elementwise callable.
         sigma_w: weight gain, >= 0.
         sigma_b: bias standard deviation, >= 0.
         depths: the depths wanted, each >= 0.
@@ -92,7 +114,8 @@ def predict(
 
     Returns:
         The records of the measurement. Gradients are those of a loss with |dL/dh_L| = 1 at each depth L. log_s
-        and the share of units dead on a whole batch are not predicted: NaN, and for one input, respectively.
+        and the share of units dead on a whole batch are not predicted: NaN, and for one input, respectively. What else
+        theory does not know of a block is NaN, for the reasons that `missing` gives.
 
     Raises:
         ValueError: if depths are not ascending integers >= 0, or a gain is negative or not finite.
@@ -104,5 +127,6 @@ def predict(
     """
     depths = check_depths(depths, max(depths, default=0))
     check_gains(sigma_w, sigma_b)
+    known = as_law(block)
     wanted = tuple(depths)
-    return _predict(get(activation), sigma_w, sigma_b, q0, c0, depths=wanted, width=width, d_in=d_in)
+    return _predict(known.activation, known, sigma_w, sigma_b, q0, c0, depths=wanted, width=width, d_in=d_in)

@@ -1,0 +1,177 @@
+"""Laws of blocks: closed forms, and networks that are wide."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxstab import networks, propagation, theory
+
+GAINS = (1.3, 0.2)
+SIZE = {"width": 64, "d_in": 32}
+
+
+def profiles(block, depth=4, c0=0.3, sigma_w=GAINS[0], sigma_b=GAINS[1], **size):
+    return theory.predict(block, sigma_w, sigma_b, [depth], c0=c0, **(SIZE | size))
+
+
+@pytest.mark.parametrize("activation", ["tanh", "relu"])
+def test_the_law_of_a_plain_block_is_its_activation(activation):
+    for found, wanted in zip(profiles(theory.law(activation)), profiles(activation), strict=True):
+        jax.tree.map(np.testing.assert_array_equal, found, wanted)
+
+
+@pytest.mark.parametrize(
+    ("batch", "wanted"),
+    # Yang et al. 2019 (arXiv:1902.08129), theorem 8: squared gradient of relu per layer, to the digits they give
+    [
+        (4, 3.08406),
+        (5, 2.27371),
+        (8, 1.78819),
+        (32, 1.52195),
+        (64, 1.49306),
+        (256, 1.47323),
+        (None, math.pi / (math.pi - 1)),
+    ],
+)
+def test_batchnorm_on_relu_explodes_as_known(batch, wanted):
+    block = theory.law("relu", norm="batch", batch=batch, epsilon=0.0)
+    for sigma_w, sigma_b in ((1.3, 0.2), (0.4, 0.0)):
+        # whatever the gain: without biases exactly, with them in the limit of depth
+        _, _, backward, _ = profiles(block, depth=3, sigma_w=sigma_w, sigma_b=0.0 * sigma_b, c0=0.0)
+        per_layer = jnp.exp(2 * (backward.log_grad_h[0, 1] - backward.log_grad_h[0, 2]))
+        np.testing.assert_allclose(per_layer, wanted, rtol=4e-6)
+
+
+def test_relu_in_closed_form():
+    """E relu^2 = q/2, E relu'^2 = 1/2: residual, scaled, ReZero, dropout, RMSNorm and dense, without biases."""
+    w2 = GAINS[0] ** 2
+    layers = np.arange(5)
+    cases = [
+        (theory.law("relu", skip="sum"), 1 + w2 / 2, 1 + w2 / 2),
+        (theory.law("relu", skip="scaled", depth=4), 1 + w2 / 8, 1 + w2 / 8),
+        (theory.law("relu", skip="rezero", alpha=0.5), 1 + w2 / 8, 1 + w2 / 8),
+        (theory.law("relu", keep=0.8), w2 / 1.6, w2 / 1.6),
+        (theory.law("relu", keep=0.8, skip="sum"), 1 + w2 / 1.6, 1 + w2 / 1.6),
+        (theory.law("relu", skip="rezero"), 1.0, 1.0),
+    ]
+    for block, growth, chi in cases:
+        forward, _, backward, _ = profiles(block, sigma_b=0.0)
+        np.testing.assert_allclose(forward.q, w2 * growth**layers, rtol=1e-12)
+        np.testing.assert_allclose(2 * backward.log_grad_h[0], (4 - layers) * np.log(chi), atol=1e-12)
+    forward, _, _, _ = profiles(theory.law("relu", norm="rms", skip="sum", epsilon=0.0), sigma_b=0.0)
+    np.testing.assert_allclose(forward.q, w2 * (1 + layers / 2), rtol=1e-12)
+    # every layer of a dense network has the same length, sigma_w^2 q_0 / 2 where sigma_w^2 = 2
+    forward, _, _, _ = profiles(theory.law("relu", skip="dense"), sigma_w=2**0.5, sigma_b=0.0)
+    np.testing.assert_allclose(forward.q, 2.0, rtol=1e-12)
+
+
+def test_masks_of_their_own_tell_equal_inputs_apart():
+    """c' = rho q_a a' / E a^2 = rho for equal inputs of relu, without biases (Schoenholz et al. 2017, section 5)."""
+    apart = theory.law("relu", keep=0.8, shared_masks=False)
+    _, correlation, _, _ = profiles(apart, depth=1, c0=1.0, sigma_b=0.0)
+    np.testing.assert_allclose(correlation.c, [1.0, 0.8], rtol=1e-12)
+    _, correlation, _, _ = profiles(theory.law("relu", keep=0.8), depth=1, c0=1.0, sigma_b=0.0)
+    np.testing.assert_allclose(correlation.c, 1.0, rtol=1e-12)
+
+
+WIDTH = 128
+SEEDS = 48
+BLOCKS = {
+    "dropout, LayerNorm, residual": {"norm": "layer", "skip": "sum", "keep": 0.8},
+    "RMSNorm after": {"norm": "rms", "norm_after": True},
+    "dense, LayerNorm": {"norm": "layer", "skip": "dense"},
+    "BatchNorm, residual": {"norm": "batch", "batch": 8, "skip": "sum"},
+}
+
+
+def inputs(batch):
+    """Two inputs, or two batches, of mean square 1, any two examples of which have correlation 0.3."""
+    shape = (2, 32) if batch is None else (2, batch, 32)
+    count = math.prod(shape[:-1])
+    orthonormal = np.linalg.qr(np.random.default_rng(5).normal(size=(32, count)))[0].T
+    root = np.linalg.cholesky(np.full((count, count), 0.3) + 0.7 * np.eye(count))
+    return jnp.asarray((root @ orthonormal).reshape(shape) * 32**0.5)
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_wide_networks_agree(name):
+    settings = dict(BLOCKS[name])
+    batch, keep = settings.pop("batch", None), settings.pop("keep", 1.0)
+    mlp = networks.MLP(4, WIDTH, "tanh", features_out=6, dropout=keep < 1, **settings)
+    chain = networks.chain(mlp)
+    x, other = inputs(batch)
+
+    def measured(key):
+        weights, masks, ends = jax.random.split(key, 3)
+        params = networks.init(mlp, weights, x, *GAINS)
+        if keep < 1:
+            params = networks.bind(mlp, params, key=masks, rate=1 - keep)
+        end = jax.random.normal(ends, (6,) if batch is None else (batch, 6))
+        backward = propagation.backward(chain, params, x, lambda y: jnp.sum(end * y))
+        return (
+            jnp.exp(propagation.forward(chain, params, x).log_q),
+            propagation.correlation(chain, params, x, other).c,
+            jnp.exp(2 * (backward.log_grad_h - backward.log_grad_h[-1])),
+            jnp.exp(2 * (backward.log_grad_theta - backward.log_grad_h[-1])),
+        )
+
+    found = jax.jit(lambda keys: jax.lax.map(measured, keys, batch_size=16))(jax.random.split(jax.random.key(1), SEEDS))
+    forward, correlation, backward, _ = profiles(theory.law("tanh", batch=batch, keep=keep, **settings), width=WIDTH)
+    squares = [jnp.exp(2 * rows[0]) for rows in (backward.log_grad_h, backward.log_grad_theta)]
+    for samples, wanted in zip(found, (jnp.exp(forward.log_q), correlation.c, *squares), strict=True):
+        error = np.std(samples, axis=0, ddof=1) / SEEDS**0.5
+        # four standard errors, and what four layers of finite width shift a mean by
+        band = 4 * error + 4 / WIDTH * np.abs(wanted)
+        assert np.all(np.abs(np.mean(samples, axis=0) - wanted) < band), (np.mean(samples, axis=0), wanted)
+
+
+def test_numbers_of_a_law_are_traced():
+    def slope(keep, alpha):
+        block = theory.law("tanh", skip="rezero", keep=keep, alpha=alpha)
+        return profiles(block)[2].log_grad_h[0, 0]
+
+    keeps = jnp.asarray([0.5, 0.9])
+    together = jax.jit(jax.vmap(lambda keep: slope(keep, 0.7)))(keeps)
+    np.testing.assert_allclose(together, [slope(keep, 0.7) for keep in keeps], rtol=1e-10)
+    derivatives = jax.jit(jax.grad(slope, (0, 1)))(0.8, 0.7)
+    step = 1e-5
+    wanted = (
+        (slope(0.8 + step, 0.7) - slope(0.8 - step, 0.7)) / (2 * step),
+        (slope(0.8, 0.7 + step) - slope(0.8, 0.7 - step)) / (2 * step),
+    )
+    # truncation of the difference is of the order of step^2
+    np.testing.assert_allclose(derivatives, wanted, rtol=1e-7)
+
+
+def test_what_is_not_known_is_nan_for_a_reason():
+    block = theory.law("tanh", skip="highway")
+    assert set(theory.missing(block).values()) == {
+        "highway: states are no Gaussians, as gates differ from unit to unit"
+    }
+    assert all(np.all(np.isnan(leaf)) for leaf in jax.tree.leaves(profiles(block)))
+    block = theory.law("relu", norm="batch", batch=8)
+    forward, _, _, spectrum = profiles(block)
+    assert np.all(np.isnan(forward.dead)) and np.all(np.isnan(spectrum.log_s)) and np.all(np.isfinite(forward.log_q))
+    assert "saturation" not in theory.missing(block) and np.all(np.isfinite(forward.saturation))
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"norm": "group"}, "norm must be .*'group'"),
+        ({"skip": "long"}, "skip must be .*'long'"),
+        ({"keep": 0.0}, r"keep must be in \(0, 1\], got 0.0"),
+        ({"norm": "batch", "batch": 3}, "batch must be .*4"),
+        ({"epsilon": -1.0}, "epsilon must be >= 0 and finite, got -1.0"),
+        ({"alpha": math.inf}, "alpha must be finite, got inf"),
+        ({"weights": "uniform"}, "weights must be .*'uniform'"),
+        ({"weights": jnp.ones}, "weights must be named for theory"),
+    ],
+)
+def test_settings_without_a_law_are_refused_in_one_line(settings, said):
+    with pytest.raises(ValueError, match=said) as caught:
+        theory.law("tanh", **settings)
+    assert "\n" not in str(caught.value)
