@@ -108,7 +108,8 @@ def _measured(
 def predict(grid: Grid, d_in: int, c0: float, progress: ProgressBar = iter) -> xr.Dataset:
     """Mean-field counterpart of `signal` and `jacobian` over a grid, with the fixed point of every cell.
 
-    NaN throughout where the networks are not plain: this theory knows no norm, skip or dropout.
+    NaN in what `theory.missing` says of the networks' law, and throughout where they have none; fixed points are those
+    of plain networks only.
 
     Args:
         grid: the grid.
@@ -119,23 +120,56 @@ def predict(grid: Grid, d_in: int, c0: float, progress: ProgressBar = iter) -> x
     Returns:
         The records' fields over (activation, sigma_w, ...), and `fixed_point_*`.
     """
+    gains = jnp.asarray(grid.sigma_w, float)
 
     def one(activation: str | Activation) -> xr.Dataset:
-        def cell(sigma_w: Array) -> tuple[tuple[Record, ...], Record]:
-            records = theory.predict(activation, sigma_w, grid.sigma_b, grid.depths, width=grid.width, d_in=d_in, c0=c0)
-            return records, theory.fixed_point(activation, sigma_w, grid.sigma_b)
+        block = law(grid, activation)
 
-        records, point = _theory(grid, jax.vmap(cell), jnp.asarray(grid.sigma_w, float))
-        fixed_point = {f"fixed_point_{field}": ("sigma_w", array) for field, array in point._asdict().items()}
+        def profiles(sigma_w: Array) -> tuple[Record, ...]:
+            known = activation if block is None else block
+            return theory.predict(known, sigma_w, grid.sigma_b, grid.depths, width=grid.width, d_in=d_in, c0=c0)
+
+        def point(sigma_w: Array) -> Record:
+            return theory.fixed_point(activation, sigma_w, grid.sigma_b)
+
+        records = _theory(block is not None, jax.vmap(profiles), gains)
+        fixed = _theory(grid.plain, jax.vmap(point), gains)
+        fixed_point = {f"fixed_point_{field}": ("sigma_w", array) for field, array in fixed._asdict().items()}
         return labelled(records, ("sigma_w",)).assign(fixed_point)
 
     parts = [one(activation) for activation in progress(grid.activations)]
     return xr.concat(parts, "activation").pipe(with_coordinates, grid)
 
 
-def _theory(grid: Grid, predict: Callable, *args: Array) -> Any:
+def law(grid: Grid, activation: str | Activation) -> theory.Law | None:
+    """What theory assumes of the blocks of a grid's networks.
+
+    Args:
+        grid: the grid.
+        activation: one of its activations.
+
+    Returns:
+        The law; None where there is none: weights drawn by a function, or BatchNorm over fewer than four examples.
+    """
+    if grid.weights not in theory.WEIGHT_VARIANCES:
+        return None
+    if grid.norm == "batch" and (grid.batch is None or grid.batch < theory.SMALLEST_BATCH):
+        return None
+    return theory.law(
+        activation,
+        norm=grid.norm,
+        norm_after=grid.norm_after,
+        skip=grid.skip,
+        keep=1.0 - grid.dropout,
+        weights=grid.weights,
+        depth=max(grid.depths),
+        batch=grid.batch,
+    )
+
+
+def _theory(known: bool, predict: Callable, *args: Array) -> Any:
     """A prediction, or NaN in its place where theory does not know the networks."""
-    if grid.plain:
+    if known:
         return jax.device_get(jax.jit(predict)(*args))
     unknown = lambda leaf: np.full(leaf.shape, np.nan if jnp.issubdtype(leaf.dtype, jnp.floating) else 0, leaf.dtype)
     return jax.tree.map(unknown, jax.eval_shape(predict, *args))
@@ -155,7 +189,7 @@ def depth_scales(grid: Grid, points: int = FINE) -> xr.Dataset:
     scales: dict[str, list[np.ndarray]] = {"xi_c": [], "xi_grad": []}
     for activation in grid.activations:
         of_line = jax.vmap(lambda w, a=activation: theory.fixed_point(a, w, grid.sigma_b))
-        found = _theory(grid, of_line, jnp.asarray(gains))
+        found = _theory(grid.plain, of_line, jnp.asarray(gains))
         for name, values in scales.items():
             values.append(getattr(found, name))
     return xr.Dataset(
@@ -184,8 +218,8 @@ def phase_diagram(grid: Grid, points: int = 33, progress: ProgressBar = iter) ->
             jax.vmap(lambda b, w, a=activation: theory.fixed_point(a, w, b).chi_1, (None, 0)), (0, None)
         )
         of_line = jax.vmap(lambda b, a=activation: theory.critical_sigma_w(a, b))
-        chi.append(_theory(grid, of_plane, sigma_b, sigma_w))
-        critical = _theory(grid, of_line, jnp.append(sigma_b, grid.sigma_b))
+        chi.append(_theory(grid.plain, of_plane, sigma_b, sigma_w))
+        critical = _theory(grid.plain, of_line, jnp.append(sigma_b, grid.sigma_b))
         line.append(critical[:-1])
         here.append(critical[-1])
     return xr.Dataset(

@@ -175,3 +175,19 @@ def test_settings_without_a_law_are_refused_in_one_line(settings, said):
     with pytest.raises(ValueError, match=said) as caught:
         theory.law("tanh", **settings)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.kernels
+def test_theory_is_traced_in_either_precision():
+    """Within a caller's own jit and vmap, with x64 on and off: integers of one program keep one dtype."""
+    gains = jnp.asarray([1.0, 1.5])
+    blocks = [theory.law("relu", norm="batch", batch=8), theory.law("tanh", skip="dense", norm="layer")]
+
+    def all_of(sigma):
+        predicted = [theory.predict(block, sigma, 0.1, [2], **SIZE)[2].log_grad_h for block in blocks]
+        return theory.critical_points("tanh", sigma).sigma_w, theory.fixed_points("gelu", sigma, 0.1).q, predicted
+
+    found = jax.jit(jax.vmap(all_of))(gains)
+    wanted = [all_of(float(gain)) for gain in gains]
+    for i, one in enumerate(wanted):
+        jax.tree.map(lambda row, value, i=i: np.testing.assert_allclose(row[i], value, rtol=1e-5), found, one)

@@ -167,3 +167,32 @@ def quick_options() -> dict[str, bool | int] | None:
     except RuntimeError:
         return None
     return options
+
+
+def first_true(rows: AnyArray) -> AnyArray:
+    """The place of the first that holds in each row, 0 in a row without any.
+
+    Args:
+        rows: booleans, [row, place].
+
+    Returns:
+        The places, in int32: JAX's own choice of an integer changes with its mode, within which this may be traced.
+    """
+    if isinstance(rows, np.ndarray):
+        return np.argmax(rows, 1).astype(np.int32)
+    return jax.lax.argmax(rows.astype(np.int8), 1, np.int32)
+
+
+def order(numbers: AnyArray) -> AnyArray:
+    """The permutation that sorts numbers, stable.
+
+    Args:
+        numbers: in one axis.
+
+    Returns:
+        The places in ascending order, in int32.
+    """
+    places = np.arange(len(numbers), dtype=np.int32)
+    if isinstance(numbers, np.ndarray):
+        return np.argsort(numbers, kind="stable").astype(np.int32)
+    return jax.lax.sort((numbers, jnp.asarray(places)), num_keys=1)[1]

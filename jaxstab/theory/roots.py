@@ -154,7 +154,7 @@ def _first(mask: Bool[AnyArray, " n"], count: int) -> tuple[AnyArray, Bool[AnyAr
     total = xp.cumsum(mask.astype(np.int32), dtype=np.int32)
     wanted = np.arange(1, count + 1, dtype=np.int32)
     hits = (total[None] == wanted[:, None]) & mask[None]
-    return xp.argmax(hits, 1), xp.any(hits, 1)
+    return host.first_true(hits), xp.any(hits, 1)
 
 
 def all_roots(f: Function, samples: Samples) -> tuple[Root, Bool[AnyArray, " capacity"], Bool[AnyArray, ""]]:
@@ -176,10 +176,10 @@ def all_roots(f: Function, samples: Samples) -> tuple[Root, Bool[AnyArray, " cap
     at_extrema = xp.where(found, f(extrema).value, samples.value[-1])
     log_q = xp.concatenate([samples.log_q, extrema])
     sign = signs(xp.concatenate([samples.value, at_extrema]))
-    order = xp.argsort(log_q)
+    order = host.order(log_q)
     log_q, sign = log_q[order], xp.where(xp.isnan(sign), 0.0, sign)[order]
     # a stretch of zeros takes the sign before it, so that rounding makes no roots
-    latest = host.running_maximum(xp.where(sign == 0, 0, xp.arange(len(sign))))
+    latest = host.running_maximum(xp.where(sign == 0, np.int32(0), np.arange(len(sign), dtype=np.int32)))
     held = sign[latest]
     cells, found = _first(held[1:] * held[:-1] < 0, CAPACITY)
     low, high = log_q[cells], log_q[cells + 1]
