@@ -69,8 +69,10 @@ class WithRule:
             return self.fun(*jax.tree.unflatten(inputs, leaves))
 
         def flat_rule(primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[list[Array], list[Array]]:
-            moved = [_float0(p) if t is None else t for p, t in zip(primals, tangents, strict=True)]
-            results, changes = rule(jax.tree.unflatten(inputs, primals), jax.tree.unflatten(inputs, moved))
+            moved = [_float0(p) if t is None else jnp.asarray(t) for p, t in zip(primals, tangents, strict=True)]
+            # JAX passes literals as they are
+            arrays = [jnp.asarray(primal) for primal in primals]
+            results, changes = rule(jax.tree.unflatten(inputs, arrays), jax.tree.unflatten(inputs, moved))
             return jax.tree.leaves(results), jax.tree.leaves(changes)
 
         program, shapes = jax.make_jaxpr(flat, return_shape=True)(*leaves)

@@ -75,7 +75,7 @@ def from_linen(modules: Sequence[Any], activation: AnyActivation = None) -> Chai
     Example:
         >>> blocks = [nn.Sequential([nn.tanh, nn.Dense(16)]) for _ in range(8)]
         >>> chain = from_linen([nn.Dense(16), *blocks, nn.Dense(10)])
-        >>> chain.init(jax.random.key(0), jnp.ones(5)).depth
+        >>> chain.init(jax.random.key(0), jnp.ones(5, jnp.float32)).depth
         8
     """
     for i, module in enumerate(modules):
@@ -112,7 +112,7 @@ def from_nnx(modules: Any, x: PyTree = None, activation: AnyActivation = None) -
         >>> rngs = nnx.Rngs(0)
         >>> blocks = [nnx.Sequential(jnp.tanh, nnx.Linear(16, 16, rngs=rngs)) for _ in range(8)]
         >>> embed, head = nnx.Linear(5, 16, rngs=rngs), nnx.Linear(16, 10, rngs=rngs)
-        >>> chain, params = from_nnx([embed, *blocks, head], jnp.ones(5))
+        >>> chain, params = from_nnx([embed, *blocks, head], jnp.ones(5, jnp.float32))
         >>> params.depth, len(params.blocks.parts)
         (8, 1)
     """

@@ -148,8 +148,8 @@ def law(
         >>> from jaxstab import theory
         >>> block = theory.law("relu", norm="layer", skip="sum", keep=0.9)
         >>> forward, _, backward, _ = theory.predict(block, 1.0, 0.0, [2], width=64, d_in=64)
-        >>> forward.q.round(3).tolist()
-        [1.0, 1.556, 2.111]
+        >>> [f"{q:.3f}" for q in forward.q.tolist()]
+        ['1.000', '1.556', '2.111']
     """
     if norm is not None:
         check_choice("norm", norm, NORMS)
