@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxstab import networks, propagation, theory
+from jaxstab import networks, propagation, survey, sweeps, theory
 
 GAINS = (1.3, 0.2)
 SIZE = {"width": 64, "d_in": 32}
@@ -191,3 +191,14 @@ def test_theory_is_traced_in_either_precision():
     wanted = [all_of(float(gain)) for gain in gains]
     for i, one in enumerate(wanted):
         jax.tree.map(lambda row, value, i=i: np.testing.assert_allclose(row[i], value, rtol=1e-5), found, one)
+
+
+def test_sweeps_predict_networks_with_cures():
+    cures = {"norm": "layer", "skip": "sum", "dropout": 0.1}
+    size = {"depths": (4,), "sigma_w": (GAINS[0],), "sigma_b": GAINS[1], "activations": ("tanh",), "width": 64}
+    found = survey.predict(sweeps.Grid(**size, **cures), 32, 0.3)
+    block = theory.law("tanh", norm="layer", skip="sum", keep=0.9)
+    np.testing.assert_allclose(found.log_grad_h.squeeze(), profiles(block)[2].log_grad_h[0], rtol=1e-10)
+    # fixed points are those of plain networks; BatchNorm has no law below four examples
+    assert np.all(np.isnan(found.fixed_point_q))
+    assert np.all(np.isnan(survey.predict(sweeps.Grid(**size, norm="batch", batch=3), 32, 0.3).log_grad_h))
