@@ -66,11 +66,6 @@ class Law:
     shared_masks: bool = True
 
     @property
-    def plain(self) -> bool:
-        """Whether the block is h -> W phi(h) + b without a norm, and without a skip."""
-        return self.norm is None and self.skip is None
-
-    @property
     def log_variance(self) -> float:
         """ln of the weights' variance times fan_in, at unit gain."""
         return math.log(WEIGHT_VARIANCES[self.weights])
