@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from jaxstab import (
         activations,
         clipping,
+        curvature,
         initializers,
         networks,
         propagation,
@@ -28,6 +29,7 @@ __all__ = [
     "__version__",
     "activations",
     "clipping",
+    "curvature",
     "initializers",
     "networks",
     "propagation",

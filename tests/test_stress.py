@@ -1,4 +1,4 @@
-"""No hang: every public function of `spectra` fifty times over, batched, on a pool of two threads."""
+"""No hang: every public function of `spectra` and `curvature` fifty times over, batched, on a pool of two threads."""
 
 import functools
 import inspect
@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxstab import networks, spectra
+from jaxstab import curvature, networks, spectra
 from jaxstab.networks import MLP
 
 ROOT = Path(__file__).parent.parent
@@ -37,10 +37,10 @@ def _calls(width=6):
         "cdf": lambda p, x, key: spectra.cdf(shares(x), x),
         "density": lambda p, x, key: spectra.density(operator(p, x), key, 2, 3),
         "extremes": lambda p, x, key: spectra.extremes(operator(p, x), key, 2, 2, 2),
-        "gauss_newton_eigenvalues": lambda p, x, key: spectra.gauss_newton_eigenvalues(chain, p, batch(x)),
-        "gauss_newton_gram": lambda p, x, key: spectra.gauss_newton_gram(square(x[:6]), batch(x[:2])),
+        "curvature.gauss_newton_eigenvalues": lambda p, x, key: curvature.gauss_newton_eigenvalues(chain, p, batch(x)),
+        "curvature.gauss_newton_gram": lambda p, x, key: curvature.gauss_newton_gram(square(x[:6]), batch(x[:2])),
         "jacobian": lambda p, x, key: operator(p, x).matvec(x),
-        "kernel_eigenvalues": lambda p, x, key: spectra.kernel_eigenvalues(square(x)),
+        "curvature.kernel_eigenvalues": lambda p, x, key: curvature.kernel_eigenvalues(square(x)),
         "local_log_singular_values": lambda p, x, key: spectra.local_log_singular_values(chain, p, x),
         "log_apjn": lambda p, x, key: spectra.log_apjn(chain, p, x),
         "log_apjn_estimate": lambda p, x, key: spectra.log_apjn_estimate(chain, p, x, key),
@@ -51,7 +51,9 @@ def _calls(width=6):
         "lyapunov_limit": lambda p, x, key: spectra.lyapunov_limit(chain, p, x, key, groups=2),
         "matrix_free_memory": lambda p, x, key: spectra.matrix_free_memory(operator(p, x), 4),
         "moments": lambda p, x, key: spectra.moments(operator(p, x), key),
-        "parameter_jacobian": lambda p, x, key: spectra.parameter_jacobian(chain, p, batch(x)).rmatvec(x[:6]),
+        "curvature.parameter_jacobian": lambda p, x, key: curvature.parameter_jacobian(chain, p, batch(x)).rmatvec(
+            x[:6]
+        ),
         "partial_jacobian": lambda p, x, key: spectra.partial_jacobian(chain, p, x, 1, 3),
         "precision_report": lambda p, x, key: spectra.precision_report(chain, p, x, depths),
         "product_log_singular_values": lambda p, x, key: spectra.product_log_singular_values(
@@ -60,9 +62,9 @@ def _calls(width=6):
         "quantiles": lambda p, x, key: spectra.quantiles(shares(x), jnp.asarray([0.5])),
         "singular_values": lambda p, x, key: spectra.singular_values(chain, p, x, depths),
         "spectrum": lambda p, x, key: spectra.spectrum(chain, p, x, depths),
-        "tangent_kernel": lambda p, x, key: spectra.tangent_kernel(chain, p, batch(x)),
-        "tangent_kernel_by_layer": lambda p, x, key: spectra.tangent_kernel_by_layer(chain, p, batch(x)),
-        "tangent_kernel_memory": lambda p, x, key: spectra.tangent_kernel_memory(chain, p, batch(x)),
+        "curvature.tangent_kernel": lambda p, x, key: curvature.tangent_kernel(chain, p, batch(x)),
+        "curvature.tangent_kernel_by_layer": lambda p, x, key: curvature.tangent_kernel_by_layer(chain, p, batch(x)),
+        "curvature.tangent_kernel_memory": lambda p, x, key: curvature.tangent_kernel_memory(chain, p, batch(x)),
     }
     keys, x = (
         jax.random.split(jax.random.key(0), NETWORKS),
@@ -102,6 +104,7 @@ def stress():
 
 def test_every_function_is_called():
     functions = {name for name in spectra.__all__ if inspect.isfunction(getattr(spectra, name))}
+    functions |= {f"curvature.{name}" for name in curvature.__all__ if inspect.isfunction(getattr(curvature, name))}
     assert functions == set(_calls()[0])
 
 

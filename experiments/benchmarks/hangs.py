@@ -18,14 +18,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxstab import initializers, networks, propagation, spectra, theory
+from jaxstab import curvature, initializers, networks, propagation, spectra, theory
 
 # stacks of this many matrices of this width are what jaxlib 0.10.2 shares out among threads
 NETWORKS, WIDTH, DEPTH = 8, 32, 4
 DEVICES = (1, 2, 8)
 EAGER = ("plain", "vmap")
 WAYS = (*EAGER, "jit(vmap)", "shard_map", "pmap", "jit of sharded")
-ROOMS = (spectra, networks, propagation, initializers, theory)
+ROOMS = (spectra, curvature, networks, propagation, initializers, theory)
 
 Call = Callable[[networks.Params, jax.Array, jax.Array], Any]
 
@@ -49,10 +49,10 @@ def calls() -> dict[str, Call]:
         "spectra.cdf": lambda p, x, key: spectra.cdf(shares(x), x),
         "spectra.density": lambda p, x, key: spectra.density(jacobian(p, x), key, 2, 3),
         "spectra.extremes": lambda p, x, key: spectra.extremes(jacobian(p, x), key, 2, 2, 8),
-        "spectra.gauss_newton_eigenvalues": lambda p, x, key: spectra.gauss_newton_eigenvalues(chain, p, batch(x)),
-        "spectra.gauss_newton_gram": lambda p, x, key: spectra.gauss_newton_gram(square(x[:6]), batch(x[:3])),
+        "curvature.gauss_newton_eigenvalues": lambda p, x, key: curvature.gauss_newton_eigenvalues(chain, p, batch(x)),
+        "curvature.gauss_newton_gram": lambda p, x, key: curvature.gauss_newton_gram(square(x[:6]), batch(x[:3])),
         "spectra.jacobian": lambda p, x, key: jacobian(p, x).matvec(x),
-        "spectra.kernel_eigenvalues": lambda p, x, key: spectra.kernel_eigenvalues(square(x)),
+        "curvature.kernel_eigenvalues": lambda p, x, key: curvature.kernel_eigenvalues(square(x)),
         "spectra.local_log_singular_values": lambda p, x, key: spectra.local_log_singular_values(chain, p, x),
         "spectra.log_apjn": lambda p, x, key: spectra.log_apjn(chain, p, x),
         "spectra.log_apjn_estimate": lambda p, x, key: spectra.log_apjn_estimate(chain, p, x, key),
@@ -61,7 +61,7 @@ def calls() -> dict[str, Call]:
         "spectra.lyapunov_exponents": lambda p, x, key: spectra.lyapunov_exponents(chain, p, x, depths),
         "spectra.lyapunov_limit": lambda p, x, key: spectra.lyapunov_limit(chain, p, x, key, groups=2),
         "spectra.moments": lambda p, x, key: spectra.moments(jacobian(p, x), key),
-        "spectra.parameter_jacobian": lambda p, x, key: spectra.parameter_jacobian(chain, p, batch(x)).rmatvec(
+        "curvature.parameter_jacobian": lambda p, x, key: curvature.parameter_jacobian(chain, p, batch(x)).rmatvec(
             jnp.tile(x, 2)
         ),
         "spectra.partial_jacobian": lambda p, x, key: spectra.partial_jacobian(chain, p, x, 1, 3),
@@ -72,8 +72,8 @@ def calls() -> dict[str, Call]:
         "spectra.quantiles": lambda p, x, key: spectra.quantiles(shares(x), jnp.asarray([0.5])),
         "spectra.singular_values": lambda p, x, key: spectra.singular_values(chain, p, x, depths),
         "spectra.spectrum": lambda p, x, key: spectra.spectrum(chain, p, x, depths),
-        "spectra.tangent_kernel": lambda p, x, key: spectra.tangent_kernel(chain, p, batch(x)),
-        "spectra.tangent_kernel_by_layer": lambda p, x, key: spectra.tangent_kernel_by_layer(chain, p, batch(x)),
+        "curvature.tangent_kernel": lambda p, x, key: curvature.tangent_kernel(chain, p, batch(x)),
+        "curvature.tangent_kernel_by_layer": lambda p, x, key: curvature.tangent_kernel_by_layer(chain, p, batch(x)),
         "networks.bind": lambda p, x, key: networks.unbind(networks.bind(mlp, p, sigma_w=2.0)),
         "networks.init": lambda p, x, key: networks.init(mlp, key, x[: WIDTH // 2]),
         "networks.rescale": lambda p, x, key: networks.rescale(p, gain(x), 1.0),

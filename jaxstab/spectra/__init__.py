@@ -32,21 +32,9 @@ from jaxstab.spectra.matrix_free import (
     quantiles,
 )
 from jaxstab.spectra.operators import Operator, jacobian
-from jaxstab.spectra.parameter_operator import parameter_jacobian
-from jaxstab.spectra.parameters import (
-    LOSSES,
-    TangentKernel,
-    gauss_newton_eigenvalues,
-    gauss_newton_gram,
-    kernel_eigenvalues,
-    tangent_kernel,
-    tangent_kernel_by_layer,
-    tangent_kernel_memory,
-)
 from jaxstab.spectra.precision import PrecisionError, PrecisionReport, precision_report
 
 __all__ = [
-    "LOSSES",
     "Alignment",
     "Density",
     "Extremes",
@@ -58,15 +46,11 @@ __all__ = [
     "PartialJacobian",
     "PrecisionError",
     "PrecisionReport",
-    "TangentKernel",
     "alignment",
     "cdf",
     "density",
     "extremes",
-    "gauss_newton_eigenvalues",
-    "gauss_newton_gram",
     "jacobian",
-    "kernel_eigenvalues",
     "local_log_singular_values",
     "log_apjn",
     "log_apjn_estimate",
@@ -77,14 +61,10 @@ __all__ = [
     "lyapunov_limit",
     "matrix_free_memory",
     "moments",
-    "parameter_jacobian",
     "partial_jacobian",
     "precision_report",
     "product_log_singular_values",
     "quantiles",
     "singular_values",
     "spectrum",
-    "tangent_kernel",
-    "tangent_kernel_by_layer",
-    "tangent_kernel_memory",
 ]

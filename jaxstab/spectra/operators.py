@@ -82,8 +82,20 @@ class Operator(NamedTuple):
         return self.transpose.matvec(u)
 
 
-def _scaled(v: Float[Array, "k n"], exponent: Int[Array, " k"]) -> tuple[Float[Array, "k n"], Int[Array, " k"]]:
-    """v 2^exponent, the largest entry of each row in [1/2, 1)."""
+def scaled(v: Float[Array, "k n"], exponent: Int[Array, " k"]) -> tuple[Float[Array, "k n"], Int[Array, " k"]]:
+    """The vectors v 2^exponent with the largest entry of each in [1/2, 1).
+
+    Args:
+        v: vectors, one per row.
+        exponent: their powers of two.
+
+    Returns:
+        The same vectors, scaled, and their new exponents.
+
+    Example:
+        >>> scaled(jnp.asarray([[3.0, 4.0]]), jnp.zeros(1, jnp.int32))[1].tolist()
+        [3]
+    """
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(v), axis=-1))
     shift = jnp.where(jnp.isfinite(largest), jnp.frexp(largest)[1], 0)
     return jnp.ldexp(v, -shift[:, None]), exponent + shift
@@ -140,16 +152,16 @@ def jacobian(
 
     def push(carry: Scaled, here: Here) -> tuple[Scaled, None]:
         v, exponent = carry
-        return _scaled(jax.vmap(here.push)(v), exponent), None
+        return scaled(jax.vmap(here.push)(v), exponent), None
 
     def pull(carry: Scaled, here: Here) -> tuple[Scaled, None]:
         u, exponent = carry
-        return _scaled(jax.vmap(here.pull)(u), exponent), None
+        return scaled(jax.vmap(here.pull)(u), exponent), None
 
     def product(fold: Callable, step: Callable) -> Product:
         def run(v: Array) -> Scaled:
             with jax.default_matmul_precision(precision):
-                start = _scaled(v, jnp.zeros(len(v), jnp.int32))
+                start = scaled(v, jnp.zeros(len(v), jnp.int32))
                 return fold(chain, params, states, step, start, **bounds)[0]
 
         return run

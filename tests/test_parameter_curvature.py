@@ -9,7 +9,7 @@ import optax
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from jaxstab import networks, norms, propagation, spectra
+from jaxstab import curvature, networks, norms, propagation, spectra
 from jaxstab.networks import MLP
 
 KEY = jax.random.key(6)
@@ -19,9 +19,9 @@ KINDS = {
 }
 
 # eager, each small operation compiles by itself: minutes over a test session
-kernel = jax.jit(spectra.tangent_kernel, static_argnums=(0, 3))
-by_layer = jax.jit(spectra.tangent_kernel_by_layer, static_argnums=(0, 3))
-gauss_newton = jax.jit(spectra.gauss_newton_eigenvalues, static_argnums=0)
+kernel = jax.jit(curvature.tangent_kernel, static_argnums=(0, 3))
+by_layer = jax.jit(curvature.tangent_kernel_by_layer, static_argnums=(0, 3))
+gauss_newton = jax.jit(curvature.gauss_newton_eigenvalues, static_argnums=0)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
@@ -29,7 +29,7 @@ def matrices(chain, params, x, settings):
     """The operators as matrices, from products forwards and backwards; settings are loss, layer and chunk_size."""
 
     def both(loss, layer, chunk_size):
-        op = spectra.parameter_jacobian(chain, params, x, loss, layer, chunk_size)
+        op = curvature.parameter_jacobian(chain, params, x, loss, layer, chunk_size)
         eye = lambda n: jnp.eye(n, dtype=x.dtype)
         values = lambda product: jnp.ldexp(product[0], product[1][:, None])
         return values(op.apply(eye(op.columns))).T, values(op.adjoint(eye(op.rows)))
@@ -72,7 +72,7 @@ def test_every_kind_of_block_against_the_dense_jacobian(kind):
     np.testing.assert_allclose(found.total, whole @ whole.T, atol=1e-12)
     np.testing.assert_allclose(kernel(chain, params, x, 4), found.total, atol=1e-12)
     s = np.linalg.svd(whole, compute_uv=False)
-    np.testing.assert_allclose(spectra.kernel_eigenvalues(found.total), s**2, atol=1e-12 * s[0] ** 2)
+    np.testing.assert_allclose(curvature.kernel_eigenvalues(found.total), s**2, atol=1e-12 * s[0] ** 2)
 
 
 @pytest.mark.parametrize("chunk_size", [1, 4, 100])
@@ -106,8 +106,8 @@ def _held(run, *like):
 def test_memory_of_the_kernel_is_as_stated(width, depth, batch, chunk_size):
     mlp, x = MLP(depth, width), jax.ShapeDtypeStruct((batch, 784 if width == 16 else 64), jnp.float32)
     chain, params = networks.chain(mlp), jax.eval_shape(functools.partial(networks.init, mlp), KEY, x)
-    held = _held(lambda params, x: spectra.tangent_kernel(chain, params, x, chunk_size), params, x)
-    assert abs(spectra.tangent_kernel_memory(chain, params, x, chunk_size) / held - 1) <= 0.25
+    held = _held(lambda params, x: curvature.tangent_kernel(chain, params, x, chunk_size), params, x)
+    assert abs(curvature.tangent_kernel_memory(chain, params, x, chunk_size) / held - 1) <= 0.25
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_memory_of_parameter_products_is_as_stated(width, depth, batch, chunk_si
     said = []
 
     def run(params, x):
-        op = spectra.parameter_jacobian(chain, params, x, chunk_size=chunk_size)
+        op = curvature.parameter_jacobian(chain, params, x, chunk_size=chunk_size)
         said.append(spectra.matrix_free_memory(op, probes=8))
         return spectra.moments(op, KEY, probes=8)
 
@@ -192,10 +192,10 @@ def test_gauss_newton_against_the_dense_matrix():
     for name, loss in losses.items():
         hessian = np.asarray(jax.jit(jax.hessian(loss))(y)).reshape(9, 9)
         expected = np.linalg.eigvalsh(j.T @ hessian @ j)[::-1][:9]
-        gram = spectra.gauss_newton_gram(layers.total, y, name)
-        np.testing.assert_allclose(spectra.kernel_eigenvalues(gram), expected, atol=1e-12 * expected[0])
+        gram = curvature.gauss_newton_gram(layers.total, y, name)
+        np.testing.assert_allclose(curvature.kernel_eigenvalues(gram), expected, atol=1e-12 * expected[0])
         # a layer's kernel gives the Gauss-Newton matrix's diagonal block
-        blocked = spectra.kernel_eigenvalues(spectra.gauss_newton_gram(layers.blocks, y, name))
+        blocked = curvature.kernel_eigenvalues(curvature.gauss_newton_gram(layers.blocks, y, name))
         top = np.linalg.eigvalsh(blocks[1].T @ hessian @ blocks[1])[-1]
         assert float(blocked[1, 0]) == pytest.approx(top, rel=1e-12)
         if name == "cross_entropy":
@@ -228,7 +228,7 @@ def test_roots_of_the_gauss_newton_matrix():
     settings = (("squared", None, None), ("cross_entropy", 2, 2))
     kernels = (theta.total, theta.blocks[1])
     for (loss, *_), whole, products in zip(settings, kernels, matrices(chain, params, x, settings), strict=True):
-        gram = spectra.gauss_newton_gram(whole, y, loss)
+        gram = curvature.gauss_newton_gram(whole, y, loss)
         for root in products:
             np.testing.assert_allclose(root @ root.T, gram, atol=1e-13)
 
@@ -238,7 +238,7 @@ def test_matrix_free_spectra_of_parameters():
 
     @jax.jit
     def measure(params, key):
-        root = spectra.parameter_jacobian(chain, params, x, loss="cross_entropy", chunk_size=2)
+        root = curvature.parameter_jacobian(chain, params, x, loss="cross_entropy", chunk_size=2)
         return (
             spectra.extremes(root, key, top=3, steps=2, block=4),
             spectra.moments(root, key, 64),
@@ -260,8 +260,8 @@ def test_matrix_free_spectra_of_parameters():
     y = lambda params: jax.vmap(lambda x: chain.readout(params, propagation.states(chain, params, x)[-1]))(x)
     logits, moved = jax.jit(lambda: jax.jvp(y, (params,), (direction,)))()
     p = jax.nn.softmax(logits)
-    curvature = jnp.mean(jnp.sum(p * moved**2, axis=1) - jnp.sum(p * moved, axis=1) ** 2)
-    assert float(curvature) == pytest.approx(eigenvalues[0], rel=2 * bound[0])
+    along = jnp.mean(jnp.sum(p * moved**2, axis=1) - jnp.sum(p * moved, axis=1) ** 2)
+    assert float(along) == pytest.approx(eigenvalues[0], rel=2 * bound[0])
 
 
 @pytest.mark.parametrize("layer", [None, 1])
@@ -274,7 +274,7 @@ def test_parameter_products_beyond_any_float(layer):
 
     @jax.jit
     def product(params, v):
-        op = spectra.parameter_jacobian(chain, params, x, layer=layer)
+        op = curvature.parameter_jacobian(chain, params, x, layer=layer)
         return op.apply(v), op.adjoint(op.apply(v)[0])
 
     if layer is None:
@@ -298,7 +298,7 @@ def test_parameter_products_beyond_any_float(layer):
 def test_vmap_over_draws():
     _, chain, params, x = _network()
     draws = jax.tree.map(lambda leaf: jnp.stack([leaf, 2 * leaf]), params)
-    many = jax.jit(jax.vmap(lambda params: spectra.tangent_kernel(chain, params, x)))(draws)
+    many = jax.jit(jax.vmap(lambda params: curvature.tangent_kernel(chain, params, x)))(draws)
     np.testing.assert_allclose(many[0], kernel(chain, params, x, None), rtol=1e-12)
     np.testing.assert_allclose(many[1], kernel(chain, networks.rescale(params, 2.0, 2.0), x, None), rtol=1e-12)
 
@@ -306,11 +306,11 @@ def test_vmap_over_draws():
 def test_what_makes_no_sense_is_refused():
     _, chain, params, x = _network()
     with pytest.raises(ValueError, match="chunk_size must be an integer >= 1, got 0"):
-        spectra.tangent_kernel(chain, params, x, 0)
+        curvature.tangent_kernel(chain, params, x, 0)
     with pytest.raises(ValueError, match="one of cross_entropy, squared, got 'hinge'"):
-        spectra.gauss_newton_gram(jnp.eye(6), jnp.ones((3, 2)), "hinge")
+        curvature.gauss_newton_gram(jnp.eye(6), jnp.ones((3, 2)), "hinge")
     with pytest.raises(ValueError, match=r"kernel has 5 rows, outputs \(3, 2\) make 6"):
-        spectra.gauss_newton_gram(jnp.eye(5), jnp.ones((3, 2)))
+        curvature.gauss_newton_gram(jnp.eye(5), jnp.ones((3, 2)))
     for settings, match in [
         ({"chunk_size": 0}, "chunk_size must be an integer >= 1, got 0"),
         ({"loss": "hinge"}, "one of cross_entropy, squared, got 'hinge'"),
@@ -319,6 +319,6 @@ def test_what_makes_no_sense_is_refused():
         ({"layer": True}, "got True"),
     ]:
         with pytest.raises(ValueError, match=match):
-            spectra.parameter_jacobian(chain, params, x, **settings)
+            curvature.parameter_jacobian(chain, params, x, **settings)
     with pytest.raises((ValueError, TypeError)):
-        spectra.parameter_jacobian(chain, params, x[0])
+        curvature.parameter_jacobian(chain, params, x[0])

@@ -22,10 +22,10 @@ from jaxtyping import Array, Float, Int
 
 from jaxstab import networks
 from jaxstab.checks import integer
+from jaxstab.curvature.kernels import BYTES, _check, _check_loss, _trained
 from jaxstab.networks import Chain, Here, Params, States, flatten, with_network
 from jaxstab.norms import varying_like
-from jaxstab.spectra.operators import Operator, Precision, Scaled, _scaled
-from jaxstab.spectra.parameters import BYTES, _check, _check_loss, _trained
+from jaxstab.spectra.operators import Operator, Precision, Scaled, scaled
 
 # the exponent of what is zero
 NOTHING = -(2**30)
@@ -66,13 +66,13 @@ def parameter_jacobian(
         ValueError: if the loss is unknown, there is no such layer, chunk_size < 1, or x is not a floating batch.
 
     Example:
-        >>> from jaxstab import networks, spectra
+        >>> from jaxstab import curvature, networks, spectra
         >>> mlp = networks.MLP(depth=2, width=8, features_out=2)
         >>> x = jnp.eye(5)
         >>> chain, params = networks.chain(mlp), networks.init(mlp, jax.random.key(0), x)
         >>> root = parameter_jacobian(chain, params, x, loss="cross_entropy")
         >>> found = jax.jit(lambda key: spectra.extremes(root, key, top=3))(jax.random.key(1))
-        >>> exact = jax.jit(spectra.gauss_newton_eigenvalues, static_argnums=0)(chain, params, x)
+        >>> exact = jax.jit(curvature.gauss_newton_eigenvalues, static_argnums=0)(chain, params, x)
         >>> bool(jnp.allclose(jnp.exp(2 * found.log_s), exact[:3], rtol=1e-4))
         True
     """
@@ -162,7 +162,7 @@ class _Batch(NamedTuple):
                 t, exponents = jax.lax.map(lambda x: self.forwards(columns, x, v), xs)
                 top = jnp.max(_effective(t, exponents), axis=0)
                 t = jnp.moveaxis(jnp.ldexp(t, (exponents - top[None])[..., None]), 0, 1)
-                return _scaled(t.reshape(len(v), -1)[:, :rows], top)
+                return scaled(t.reshape(len(v), -1)[:, :rows], top)
 
         def adjoint(u: Float[Array, "k rows"]) -> Scaled:
             xs, size = self.chunks(len(u))
@@ -205,12 +205,12 @@ class _Batch(NamedTuple):
         zero = jnp.zeros(len(v), jnp.int32)
 
         def onward(carry: Scaled, here: Here) -> tuple[Scaled, None]:
-            through = _scaled(jax.vmap(here.push)(carry[0]), carry[1])
+            through = scaled(jax.vmap(here.push)(carry[0]), carry[1])
             if self.layer is not None:
                 return through, None
-            return _add(through, _scaled(_push_theta(here, columns.read(v, here.layer)), zero)), None
+            return _add(through, scaled(_push_theta(here, columns.read(v, here.layer)), zero)), None
 
-        carry = _scaled(_push_theta(chunk.layer(first), columns.read(v, first)), zero)
+        carry = scaled(_push_theta(chunk.layer(first), columns.read(v, first)), zero)
         if first < last:
             carry, _ = networks.upwards(*chunk, onward, carry, first=first + 1, readout=True)
         return (self.root(chunk)[0](carry[0]), carry[1]) if self.loss else carry
@@ -225,7 +225,7 @@ class _Batch(NamedTuple):
 
         def collect(c: Scaled, found: tuple[Array, Array], here: Here) -> tuple[Array, Array]:
             values, exponents = found
-            new = _scaled(_pull_theta(here, c[0]), c[1])
+            new = scaled(_pull_theta(here, c[0]), c[1])
             part, exponent = _add((columns.read(values, here.layer), exponents[:, here.layer]), new)
             return columns.write(values, here.layer, part), exponents.at[:, here.layer].set(exponent)
 
@@ -233,9 +233,9 @@ class _Batch(NamedTuple):
             c, found = carry
             if self.layer is None:
                 found = collect(c, found, here)
-            return (_scaled(jax.vmap(here.pull)(c[0]), c[1]), found), None
+            return (scaled(jax.vmap(here.pull)(c[0]), c[1]), found), None
 
-        c = _scaled(self.root(chunk)[1](u) if self.loss else u, jnp.zeros(len(u), jnp.int32))
+        c = scaled(self.root(chunk)[1](u) if self.loss else u, jnp.zeros(len(u), jnp.int32))
         if first < last:
             (c, found), _ = networks.downwards(*chunk, back, (c, found), first=first + 1, readout=True)
         return collect(c, found, chunk.layer(first))
@@ -302,7 +302,7 @@ def _effective(values: Float[Array, "*some k n"], exponents: Int[Array, "*some k
 def _add(a: Scaled, b: Scaled) -> Scaled:
     top = jnp.maximum(_effective(*a), _effective(*b))
     at = lambda v, exponent: jnp.ldexp(v, (exponent - top)[:, None])
-    return _scaled(at(*a) + at(*b), top)
+    return scaled(at(*a) + at(*b), top)
 
 
 def _is(at: Array | int, layer: int) -> bool:
