@@ -113,6 +113,20 @@ def test_every_public_name_is_documented(module):
             assert re.search(rf"^ *{field}: ", doc, re.MULTILINE), f"{name} does not document {field}"
 
 
+@pytest.mark.parametrize("module", MODULES)
+def test_names_in_docstrings_exist(module):
+    """A reader of `room.name` in a docstring, and the reference built from it, find that name."""
+    nodes = [n for n in ast.walk(ast.parse(SOURCES[module].read_text())) if isinstance(n, ast.Module | ast.FunctionDef)]
+    text = "\n".join(ast.get_docstring(node) or "" for node in nodes)
+    for name in re.findall(r"`([a-z_]+(?:\.\w+)+)`", text):
+        path = name.removeprefix("jaxstab.").split(".")
+        if path[0] in FLOORS:
+            found = importlib.import_module(f"jaxstab.{path[0]}")
+            for part in path[1:]:
+                assert hasattr(found, part), f"{module} names {name}, which does not exist"
+                found = getattr(found, part)
+
+
 def test_importing_changes_nothing_and_needs_no_extra():
     code = (
         "import jax, json, sys; before = dict(jax.config.values); import jaxstab; "
