@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxstab import activations, initializers, networks, norms, propagation, regularizers, theory
+from jaxstab import activations, initializers, networks, norms, propagation, regularizers, spectra, theory
 
 KEY = jax.random.key(5)
 
@@ -126,3 +126,72 @@ def test_gradients_are_central_differences(name):
     size = np.maximum(np.abs(difference), np.abs(value) / np.maximum(np.abs(points), 1e-3))
     error = np.abs(gradient - difference) / np.where(size == 0, 1, size)
     assert np.max(error) < tolerances[0 if x64 else 1], (gradient, difference)
+
+
+def _bound(gain, step=0.0):
+    """A network with a gain beside its weights, these a step along a direction, and one input."""
+    mlp, params, x = _drawn(jnp.ones_like(gain), 2, 3)
+    kernel = params.blocks["dense"]["kernel"]
+    blocks = params.blocks | {"dense": params.blocks["dense"] | {"kernel": kernel + step * jnp.cos(kernel)}}
+    return networks.chain(mlp), networks.bind(mlp, params._replace(blocks=blocks), sigma_w=gain), x
+
+
+def _loss_by_gain(t):
+    chain, params, x = _bound(t)
+    return jnp.sum(chain.readout(params, networks.state(chain, params, x)) ** 2)
+
+
+def _log_spectrum_by_gain(t):
+    chain, params, x = _bound(t)
+    return spectra.log_singular_values(chain, params, x, [2])[0] @ jnp.arange(3.0)
+
+
+def _fixed_points_in_a_scan(t):
+    def layer(carry, sigma_b):
+        return carry + jnp.sin(theory.fixed_point("relu", t + 0.1 * carry, sigma_b).q), None
+
+    return jax.lax.scan(layer, t, jnp.array([0.2, 0.5]))[0]
+
+
+# rules of derivatives are to outlive a scan that is differentiated twice
+SCANNED = {
+    "loss by a bound gain": (_loss_by_gain, 1.3),
+    "log spectrum by a bound gain": (_log_spectrum_by_gain, 1.3),
+    "fixed points": (_fixed_points_in_a_scan, 0.7),
+}
+
+
+@pytest.mark.parametrize("name", SCANNED)
+def test_second_derivatives_of_scans_are_central_differences_of_the_gradient(name):
+    function, point = SCANNED[name]
+    gradient = jax.grad(function)
+    step = 1e-3 * point
+    around = point + step * jnp.arange(-2.0, 3.0)
+    values, slopes = jax.jit(lambda at: (jax.vmap(function)(at), jax.vmap(gradient)(at)))(around)
+    forward, reverse = jax.jit(lambda t: (jax.jvp(gradient, (t,), (1.0,))[1], jax.grad(gradient)(t)))(point)
+    central = jnp.asarray([1.0, -8.0, 0.0, 8.0, -1.0]) / (12 * step)
+    # the error of the differences, of the fourth order
+    np.testing.assert_allclose(slopes[2], values @ central, rtol=1e-7)
+    np.testing.assert_allclose((forward, reverse), slopes @ central, rtol=1e-7)
+
+
+def test_second_derivatives_by_bound_weights_are_those_by_their_product_with_the_gain():
+    gain = jnp.asarray(1.3)
+
+    def loss(step):
+        chain, params, x = _bound(gain, step)
+        return jnp.sum(chain.readout(params, networks.state(chain, params, x)) ** 2)
+
+    def multiplied(step):
+        chain, params, x = _bound(gain)
+        at_fixed_bias = networks.unbind(params)
+        change = jnp.cos(params.blocks.params["dense"]["kernel"])
+        dense = at_fixed_bias.blocks["dense"]
+        blocks = {"dense": dense | {"kernel": dense["kernel"] + step * change}}
+        params = at_fixed_bias._replace(blocks=blocks)
+        return jnp.sum(chain.readout(params, networks.state(chain, params, x)) ** 2)
+
+    def derivatives(loss):
+        return jax.grad(loss)(0.0), jax.hessian(loss)(0.0), jax.grad(jax.grad(loss))(0.0)
+
+    np.testing.assert_allclose(*jax.jit(lambda: (derivatives(loss), derivatives(multiplied)))(), rtol=1e-10)

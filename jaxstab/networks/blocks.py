@@ -12,6 +12,7 @@ from jaxtyping import Array
 
 from jaxstab import decompositions
 from jaxstab.activations import Activation
+from jaxstab.derivatives import custom_jvp
 
 
 def check_matrix_shape(shape: tuple[int, ...]) -> None:
@@ -210,8 +211,7 @@ class Block(nn.Module):
 
 
 def _times(sigma_w: Array) -> Callable:
-    """The product a (sigma_w W) as (sigma_w a) W, without a gradient to sigma_w; that to W is the one to sigma_w W."""
-    sigma_w = jax.lax.stop_gradient(sigma_w)
+    """The product a (sigma_w W) as (sigma_w a) W, whose derivative by W is the one by sigma_w W."""
 
     def product(a: Array, w: Array, dimensions: tuple, precision: jax.lax.PrecisionLike) -> Array:
         return jax.lax.dot_general(sigma_w * a, _drawn(w, sigma_w), dimensions, precision)
@@ -219,9 +219,9 @@ def _times(sigma_w: Array) -> Callable:
     return product
 
 
-@jax.custom_jvp
+@custom_jvp
 def _drawn(w: Array, sigma_w: Array) -> Array:
-    """W as drawn, for a change of sigma_w W."""
+    """W as drawn, for a change of sigma_w W at a fixed gain, or of the gain at a fixed W."""
     return w
 
 

@@ -61,7 +61,7 @@ class Dropout(NamedTuple):
 
 
 class Layer(NamedTuple):
-    """A block's parameters with what it reads besides them; no gradient goes there.
+    """A block's parameters with what it reads besides them; of that, sigma_w alone has a gradient.
 
     Attributes:
         params: what is trained.

@@ -89,9 +89,10 @@ def bind(
     example; under a vmap over examples it is up to the caller to vmap keys too.
 
     With sigma_w a layer computes sigma_w W a + b without ever forming sigma_w W. A vmap over gains then has one copy of
-    W for all, and one wide product in place of many. What comes out, first derivatives included, is what
-    `rescale(params, sigma_w, 1)` gives. There is no gradient with respect to sigma_w, and none with respect to weights
-    where it is 0; for derivatives of gradients, `unbind` the parameters first.
+    W for all, and one wide product in place of many. Values are those of `rescale(params, sigma_w, 1)`, and so are
+    derivatives of every order: with respect to weights they are those with respect to sigma_w W (0 where sigma_w is
+    0), with respect to sigma_w those at fixed W. Only derivatives that mix the two depend on their order; `unbind` the
+    parameters for these.
 
     Args:
         mlp: the network.

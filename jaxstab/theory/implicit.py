@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxstab.activations import Activation
+from jaxstab.derivatives import custom_jvp
 from jaxstab.theory import host
 from jaxstab.theory.precision import common_dtype, compiled, concrete, narrowed, widened
 
@@ -37,7 +38,7 @@ def differentiable(solve: Solve, jacobian: Jacobian) -> Callable[..., Any]:
         def activation(leaves: tuple[Array, ...]) -> Activation:
             return static if static is not None else jax.tree.unflatten(structure, leaves)
 
-        @jax.custom_jvp
+        @custom_jvp
         def solved(leaves: tuple[Array, ...], numbers: tuple[Array, ...]) -> Any:
             return at_once(activation(leaves), *numbers)
 
