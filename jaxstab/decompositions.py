@@ -110,6 +110,27 @@ def eigenvalues(a: Float[ArrayLike, "*batch n n"]) -> Float[Array, "*batch n"]:
     return _eigenvalues(_floating(a))
 
 
+def eigh(a: Float[ArrayLike, "*batch n n"]) -> tuple[Array, Array]:
+    """Eigenvalues, ascending, and eigenvectors of symmetric matrices: a = vectors diag(values) vectors^T.
+
+    Args:
+        a: matrices; the symmetric part (a + a^T) / 2 is what counts.
+
+    Returns:
+        The values [*batch, n] and the vectors [*batch, n, n], one per column.
+
+    Raises:
+        ValueError: if a matrix is complex or of integers.
+
+    Example:
+        >>> values, vectors = eigh(jnp.ones((2, 2)))
+        >>> [round(float(entry), 3) for entry in jnp.abs(vectors[:, 1])]
+        [0.707, 0.707]
+    """
+    values, vectors = _eigh(_floating(a))
+    return values, vectors
+
+
 def solve_triangular(
     r: Float[ArrayLike, "*batch n n"], b: Float[ArrayLike, "*batch n k"], transpose: bool = False
 ) -> Float[Array, "*batch n k"]:

@@ -10,7 +10,7 @@ import pytest
 SETUP = """
 import json, sys
 import numpy as np, jax, jax.numpy as jnp
-from jaxstab import activations, initializers, networks, propagation, spectra, theory, sweeps, records
+from jaxstab import activations, curvature, initializers, networks, propagation, spectra, theory, sweeps, records
 key, data = jax.random.key(0), records.Data(np.ones((9, 4), np.float32), np.zeros(9, np.int32), "ones")
 mlp = networks.MLP(3, 4); chain = networks.chain(mlp); params = networks.init(mlp, key, jnp.ones(4))
 """
@@ -37,6 +37,10 @@ CASES = {
     "spectra.product_log_singular_values(np.ones((2, 2)))": r"got shape \(2, 2\)",
     "spectra.product_log_singular_values(np.ones((0, 2, 2)))": r"got shape \(0, 2, 2\)",
     "spectra.product_log_singular_values(np.ones((2, 3, 3), int))": r"factors must be floating, got dtype int",
+    "curvature.gauss_newton(lambda p, x: x, params, (jnp.ones((2, 4)),) * 2)": r"objective must be from curvature.obj",
+    "curvature.objective(3)": r"model must be a networks.Chain or a function \(params, x\) -> y, got a int",
+    "curvature.objective(mlp)": r"model must be a chain, got a networks.MLP: networks.chain\(mlp\) makes a chain of it",
+    "curvature.density(jnp.eye(3), key)": r"operator must be products with a matrix, .* got a ",
     "activations.get('siloo')": r"unknown activation 'siloo'; did you mean silu",
     "activations.get(3)": r"a name or a callable, got int",
     "theory.fixed_point('tanh', -1.0, 0.0)": r"sigma_w must be finite and >= 0, got -1.0",

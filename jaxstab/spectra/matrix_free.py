@@ -20,6 +20,7 @@ from jaxstab import decompositions
 from jaxstab.checks import check_count
 from jaxstab.norms import unit, varying_like
 from jaxstab.records import Estimate, standard_error
+from jaxstab.spectra.krylov import orthonormal, sphere
 from jaxstab.spectra.operators import Operator
 
 LN2 = math.log(2)
@@ -115,7 +116,7 @@ def moments(operator: Operator, key: Key[Array, ""], probes: int = 16, orders: i
     check_count("probes", probes, 1)
     check_count("orders", orders, 2)
     operator = _tall(operator)
-    w, scale, logs = _sphere(operator, key, probes), jnp.zeros(probes, operator.dtype), []
+    w, scale, logs = sphere(operator, key, probes), jnp.zeros(probes, operator.dtype), []
     for order in range(orders):
         w, exponent = (operator.adjoint if order % 2 else operator.apply)(w)
         w, length = jax.vmap(unit)(w)
@@ -226,7 +227,7 @@ def density(operator: Operator, key: Key[Array, ""], probes: int = 8, steps: int
         _, s, qt = decompositions.svd(found.matrix)
         return s[::-1], qt[::-1, 0] ** 2, LN2 * found.exponent.astype(s.dtype)
 
-    s, weights, offset = jax.vmap(quadrature)(_sphere(tall, key, probes))
+    s, weights, offset = jax.vmap(quadrature)(sphere(tall, key, probes))
     seen = s > jnp.finfo(s.dtype).eps * math.sqrt(tall.rows + tall.columns) * s[:, -1:]
     log_s = jnp.where(seen, jnp.log(jnp.where(seen, s, 1.0)) + offset[:, None], -jnp.inf)
     return Density(jnp.where(jnp.isnan(s), s, log_s), weights)
@@ -351,12 +352,12 @@ def _bidiagonalise(operator: Operator, start: Float[Array, "b columns"], steps: 
         # random vectors see the largest value up to a factor that no range minds
         largest = jnp.where(jnp.any(y != 0, axis=1), exponents, jnp.iinfo(exponents.dtype).min).max()
         exponent = jnp.where((at == 0) & jnp.any(y != 0), largest, exponent)
-        u, inside, own = _orthonormal(jnp.ldexp(y, (exponents - exponent)[:, None]), left)
+        u, inside, own = orthonormal(jnp.ldexp(y, (exponents - exponent)[:, None]), left)
         left = jax.lax.dynamic_update_slice_in_dim(left, u, at, 0)
         columns = jax.lax.dynamic_update_slice_in_dim(inside, own, at, 1).T
         matrix = jax.lax.dynamic_update_slice_in_dim(matrix, columns, at, 1)
         z, exponents = operator.adjoint(u)
-        v, _, residual = _orthonormal(jnp.ldexp(z, (exponents - exponent)[:, None]), right)
+        v, _, residual = orthonormal(jnp.ldexp(z, (exponents - exponent)[:, None]), right)
         return (left, matrix, right, v, residual, exponent), None
 
     zeros = lambda *shape: jnp.zeros(shape, dtype)
@@ -365,30 +366,6 @@ def _bidiagonalise(operator: Operator, start: Float[Array, "b columns"], steps: 
     first = varying_like(first, jax.eval_shape(operator.apply, start))
     (left, matrix, right, _, residual, exponent), _ = jax.lax.scan(step, first, size * jnp.arange(steps))
     return _Bidiagonal(left, matrix, right, residual, exponent)
-
-
-def _orthonormal(
-    w: Float[Array, "b n"], basis: Float[Array, "p n"]
-) -> tuple[Float[Array, "b n"], Float[Array, "b p"], Float[Array, "b b"]]:
-    """q, inside and own such that w = inside basis + own q, q orthonormal and orthogonal to the basis."""
-
-    def project(state: tuple, _: None) -> tuple[tuple, None]:
-        q, inside, own = state
-        along = q @ basis.T
-        r, step = decompositions.qr((q - along @ basis).T)
-        return (r.T, inside + own @ along, own @ step.T), None
-
-    # the second time for rounding, the third where what was left of w was nothing but rounding
-    b, p = w.shape[0], basis.shape[0]
-    nothing = (w, jnp.zeros((b, p), w.dtype), jnp.eye(b, dtype=w.dtype))
-    nothing = varying_like(nothing, (w, basis))
-    return jax.lax.scan(project, nothing, None, length=3)[0]
-
-
-def _sphere(operator: Operator, key: Key[Array, ""], probes: int) -> Float[Array, "probe columns"]:
-    """Vectors of unit length in any direction alike."""
-    drawn = jax.random.normal(key, (probes, operator.columns), operator.dtype)
-    return drawn / jnp.linalg.norm(drawn, axis=1, keepdims=True)
 
 
 def _tall(operator: Operator) -> Operator:

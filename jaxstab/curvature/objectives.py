@@ -1,0 +1,106 @@
+"""A mean loss over examples in two halves: outputs of a model, and the loss of outputs."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from jaxstab import networks
+from jaxstab.checks import check_choice
+from jaxstab.curvature.kernels import LOSSES
+from jaxstab.networks import MLP, Chain
+from jaxstab.training.run import cross_entropy
+
+Outputs = Callable[[PyTree, PyTree], PyTree]
+MeanLoss = Callable[[PyTree, PyTree], Float[Array, ""]]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A mean loss over examples, L(theta) = (1/n) sum_b loss(y(theta, x_b), t_b), called as (params, (x, targets)).
+
+    Attributes:
+        outputs: (params, x [batch, ...]) -> y [batch, ...].
+        loss: (y, targets) -> mean over the batch.
+    """
+
+    outputs: Outputs
+    loss: MeanLoss
+
+    def __call__(self, params: PyTree, examples: tuple[PyTree, PyTree]) -> Float[Array, ""]:
+        """Compute the mean loss.
+
+        Args:
+            params: the model's parameters.
+            examples: inputs and targets, each with a leading axis of examples.
+
+        Returns:
+            The loss.
+        """
+        x, targets = examples
+        return self.loss(self.outputs(params, x), targets)
+
+
+def objective(model: Chain | Outputs, loss: str | MeanLoss = "cross_entropy", mixes: bool = False) -> Objective:
+    """Make the mean loss of a chain, or of any model that is a function.
+
+    Args:
+        model: a chain; or a function (params, x [batch, ...]) -> y [batch, ...].
+        loss: "cross_entropy" (labels), "squared" (|y - t|^2 / 2), or a function (y, targets) -> mean over the batch.
+        mixes: whether the chain's blocks mix examples, as BatchNorm's do: then they see the batch as a whole.
+
+    Returns:
+        The objective.
+
+    Raises:
+        ValueError: if the model is neither, or the loss is unknown.
+
+    Example:
+        >>> goal = objective(lambda w, x: x * w, "squared")
+        >>> float(goal(jnp.asarray([2.0]), (jnp.ones((3, 1)), jnp.zeros((3, 1)))))
+        2.0
+    """
+    if not callable(loss):
+        check_choice("loss", loss, LOSSES)
+    of_outputs = loss if callable(loss) else {"cross_entropy": cross_entropy, "squared": squared}[loss]
+    return Objective(_outputs(model, mixes), of_outputs)
+
+
+def squared(y: Float[Array, "batch ..."], targets: Array) -> Float[Array, ""]:
+    """Mean of |y - t|^2 / 2 over a batch.
+
+    Args:
+        y: outputs.
+        targets: of the same shape.
+
+    Returns:
+        The mean.
+
+    Raises:
+        ValueError: if the shapes differ.
+
+    Example:
+        >>> float(squared(jnp.ones((3, 2)), jnp.zeros((3, 2))))
+        1.0
+    """
+    if jnp.shape(targets) != jnp.shape(y):
+        raise ValueError(f"targets must have the outputs' shape {jnp.shape(y)}, got {jnp.shape(targets)}")
+    return jnp.sum(jnp.square(y - targets)) / (2 * len(y))
+
+
+def _outputs(model: Any, mixes: bool) -> Outputs:
+    if isinstance(model, Chain):
+        batched = model if mixes else networks.over_batch(model)
+        return lambda params, x: batched.readout(params, networks.state(batched, params, x))
+    if isinstance(model, MLP):
+        raise ValueError("model must be a chain, got a networks.MLP: networks.chain(mlp) makes a chain of it")
+    if hasattr(model, "apply") and hasattr(model, "init"):
+        raise ValueError(
+            f"model must be a function (params, x) -> y, got a {type(model).__name__}: lambda params, x: "
+            "model.apply(params, x) is one"
+        )
+    if not callable(model):
+        raise ValueError(f"model must be a networks.Chain or a function (params, x) -> y, got a {type(model).__name__}")
+    return model

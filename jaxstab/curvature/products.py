@@ -1,0 +1,288 @@
+r"""Curvature matrices of a mean loss as operators: products with blocks of vectors, never the matrix.
+
+With y = y(theta, x) the outputs and L = (1/n) sum_b l_b the mean loss,
+
+    Hessian             H = d^2 L / dtheta^2,                       H v = d/de grad L(theta + e v)
+    Gauss-Newton        G = (1/n) sum_b J_b^T (d^2 l_b / dy^2) J_b, J_b = dy_b / dtheta
+    empirical Fisher    F = (1/n) sum_b g_b g_b^T,                  g_b = grad l_b
+
+The Hessian product is forward mode over the reverse sweep (Pearlmutter 1994): two gradients' time a
+vector. The vectors of a block go through one after the other: on a CPU that takes half the time of a
+batch of products, and memory is that of one vector. The gradient is linearised once per block and chunk.
+
+A block of the Hessian, such as that of one layer, is the Hessian of the loss as a function of that layer alone.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import Partial
+from jaxtyping import Array, Float, PyTree
+
+from jaxstab.checks import check_count, check_floating
+from jaxstab.curvature.chunks import examples_of, mean_over_chunks
+from jaxstab.curvature.objectives import Objective
+from jaxstab.curvature.vectors import ravel
+from jaxstab.spectra.operators import Operator, Precision, Scaled, scaled
+
+# what the residuals of one chunk's gradient may take by default
+BYTES = 2**28
+
+# of a chunk of examples, the product v [n] -> [n] with its matrix: a `Partial` of what it keeps
+_Linear = Callable[[tuple], Callable]
+
+
+def hessian(
+    loss: Callable[..., Float[Array, ""]],
+    params: PyTree,
+    examples: PyTree = None,
+    chunk_size: int | None = None,
+    precision: Precision = "highest",
+) -> Operator:
+    """The Hessian of a loss by the parameters, as products with vectors.
+
+    Args:
+        loss: (params) -> scalar, of any model; or (params, examples) -> mean over the examples, as
+            `objective` makes it of a chain.
+        params: any pytree; its floating leaves count, see `ravel`.
+        examples: pytree whose leaves have a leading axis of examples; None where the loss takes none.
+        chunk_size: examples at a time, >= 1; None for as many as fit into BYTES = 256 MiB, at least one.
+            A loss that mixes examples (BatchNorm) sees each chunk as a batch.
+        precision: of the matrix products, as in `jax.default_matmul_precision`.
+
+    Returns:
+        The operator, symmetric. Vectors are ordered as `ravel` has them.
+
+    Raises:
+        ValueError: if the loss is not a real scalar, there are no examples, chunk_size < 1, or params
+            cannot be differentiated by.
+
+    Example:
+        >>> operator = hessian(lambda w: w[0] ** 2 + 3 * w[0] * w[1], jnp.ones(2))
+        >>> operator.matvec(jnp.asarray([1.0, 0.0])).tolist()
+        [2.0, 3.0]
+    """
+    vector, unravel = ravel(params)
+    given = _given(examples)
+    _check_scalar(jax.eval_shape(lambda: loss(params, *given)))
+
+    def linear(chunk: tuple) -> Callable:
+        def gradient(vector: Float[Array, " n"]) -> Float[Array, " n"]:
+            return jax.grad(lambda vector: loss(unravel(vector), *chunk))(vector)
+
+        return jax.linearize(gradient, vector)[1]
+
+    return _symmetric(linear, vector, given, chunk_size, precision)
+
+
+def hessian_by_gradient(
+    gradient: Callable[..., PyTree],
+    params: PyTree,
+    examples: PyTree = None,
+    chunk_size: int | None = None,
+    precision: Precision = "highest",
+) -> Operator:
+    """The Hessian from a gradient that is computed by other means than `jax.grad`.
+
+    `training.value_and_grad` is such: its depth may be traced, so that one program serves every depth.
+
+    Args:
+        gradient: (params), or (params, examples) -> gradient of a mean loss, a pytree with an entry for
+            each trained parameter.
+        params: as in `hessian`.
+        examples: as in `hessian`.
+        chunk_size: as in `hessian`.
+        precision: of the matrix products, as in `jax.default_matmul_precision`.
+
+    Returns:
+        The operator.
+
+    Raises:
+        ValueError: as `hessian`; or if the gradient has not as many entries as the parameters.
+
+    Example:
+        >>> operator = hessian_by_gradient(lambda w: w**2, jnp.ones(2))
+        >>> operator.matvec(jnp.asarray([1.0, 0.0])).tolist()
+        [2.0, 0.0]
+    """
+    vector, unravel = ravel(params)
+    given = _given(examples)
+    found = jax.eval_shape(lambda: ravel(gradient(params, *given))[0])
+    if found.shape != vector.shape:
+        raise ValueError(f"gradient must have {vector.size} entries, as params, got {found.size}")
+
+    def linear(chunk: tuple) -> Callable:
+        return jax.linearize(lambda v: ravel(gradient(unravel(v), *chunk))[0], vector)[1]
+
+    return _symmetric(linear, vector, given, chunk_size, precision)
+
+
+def gauss_newton(
+    objective: Objective,
+    params: PyTree,
+    examples: tuple[PyTree, PyTree],
+    chunk_size: int | None = None,
+    precision: Precision = "highest",
+) -> Operator:
+    """The generalised Gauss-Newton matrix of a mean loss, as products with vectors (Schraudolph 2002).
+
+    For cross-entropy, and for |y - t|^2 / 2 as the likelihood of unit Gaussian noise, it is the true
+    Fisher matrix of the model (Martens 2020, section 9.2). Positive where the loss is convex in the outputs.
+
+    Args:
+        objective: from `objective`.
+        params: as in `hessian`.
+        examples: inputs and targets.
+        chunk_size: as in `hessian`.
+        precision: of the matrix products, as in `jax.default_matmul_precision`.
+
+    Returns:
+        The operator.
+
+    Raises:
+        ValueError: as `hessian`; or if the objective is not from `objective`.
+
+    Example:
+        >>> from jaxstab import curvature
+        >>> goal = curvature.objective(lambda w, x: jnp.tanh(x @ w), "squared")
+        >>> operator = gauss_newton(goal, jnp.zeros((2, 1)), (jnp.eye(2), jnp.ones((2, 1))))
+        >>> operator.matvec(jnp.asarray([1.0, 0.0])).tolist()
+        [0.5, 0.0]
+    """
+    _check_objective(objective)
+    vector, unravel = ravel(params)
+    given = _given(examples)
+    _check_scalar(jax.eval_shape(lambda: objective(params, examples)))
+
+    def linear(chunk: tuple) -> Callable:
+        x, targets = chunk[0]
+        y, push = jax.linearize(lambda v: objective.outputs(unravel(v), x), vector)
+        curve = jax.linearize(jax.grad(lambda y: objective.loss(y, targets)), y)[1]
+        return Partial(_between, push, curve, vector)
+
+    return _symmetric(linear, vector, given, chunk_size, precision)
+
+
+def empirical_fisher(
+    objective: Objective,
+    params: PyTree,
+    examples: tuple[PyTree, PyTree],
+    chunk_size: int | None = None,
+    precision: Precision = "highest",
+) -> Operator:
+    """The empirical Fisher matrix, the mean of g_b g_b^T with g_b the gradient of one example's loss.
+
+    The second moment of the gradient noise of single examples, at the labels that are given. The true
+    Fisher matrix, at labels that the model draws, is `gauss_newton`.
+
+    Args:
+        objective: from `objective`; its loss is called with one example at a time.
+        params: as in `hessian`.
+        examples: inputs and targets.
+        chunk_size: as in `hessian`.
+        precision: of the matrix products, as in `jax.default_matmul_precision`.
+
+    Returns:
+        The operator.
+
+    Raises:
+        ValueError: as `gauss_newton`.
+
+    Example:
+        >>> from jaxstab import curvature
+        >>> goal = curvature.objective(lambda w, x: x @ w, "squared")
+        >>> operator = empirical_fisher(goal, jnp.zeros((2, 1)), (jnp.eye(2), 3 * jnp.ones((2, 1))))
+        >>> operator.matvec(jnp.asarray([1.0, 0.0])).tolist()
+        [4.5, 0.0]
+    """
+    _check_objective(objective)
+    vector, unravel = ravel(params)
+    given = _given(examples)
+    _check_scalar(jax.eval_shape(lambda: objective(params, examples)))
+
+    def one(y: PyTree, targets: PyTree) -> Float[Array, ""]:
+        alone = jax.tree.map(lambda leaf: leaf[None], (y, targets))
+        return objective.loss(*alone)
+
+    def linear(chunk: tuple) -> Callable:
+        x, targets = chunk[0]
+
+        def losses(vector: Float[Array, " n"]) -> Float[Array, " batch"]:
+            return jax.vmap(one)(objective.outputs(unravel(vector), x), targets)
+
+        push = jax.linearize(losses, vector)[1]
+        return Partial(_between, push, Partial(_shared, examples_of(chunk)), vector)
+
+    return _symmetric(linear, vector, given, chunk_size, precision)
+
+
+def _between(push: Callable, curve: Callable, like: Array, v: Float[Array, " n"]) -> Float[Array, " n"]:
+    """J^T C J v."""
+    return jax.linear_transpose(push, like)(curve(push(v)))[0]
+
+
+def _shared(count: int, t: Float[Array, " batch"]) -> Float[Array, " batch"]:
+    return t / count
+
+
+def _symmetric(
+    linear: _Linear, vector: Float[Array, " n"], given: tuple, chunk_size: int | None, precision: Precision
+) -> Operator:
+    """The operator of a mean over chunks."""
+    size = _chunk_size(linear, given, chunk_size)
+
+    def apply(v: Float[Array, "k n"]) -> Scaled:
+        def product(chunk: tuple) -> Float[Array, "k n"]:
+            return jax.lax.map(linear(chunk), v)
+
+        with jax.default_matmul_precision(precision):
+            values = mean_over_chunks(product, given, size)
+        return scaled(values, jnp.zeros(len(v), jnp.int32))
+
+    def workspace(k: int) -> int:
+        """What the gradient of a chunk keeps, with its tangents, and vectors before and after."""
+        vectors = (2 * k + 2) * vector.size * vector.dtype.itemsize
+        return 2 * _kept(linear, _first(given, size)) + vectors
+
+    return Operator(apply, apply, vector.size, vector.size, vector.dtype, workspace)
+
+
+def _chunk_size(linear: _Linear, given: tuple, chunk_size: int | None) -> int:
+    if not given:
+        return 1
+    count = examples_of(given)
+    if chunk_size is not None:
+        return min(check_count("chunk_size", chunk_size, 1), count)
+    return max(1, min(count, BYTES * count // _kept(linear, given)))
+
+
+def _kept(linear: _Linear, chunk: tuple) -> int:
+    """Bytes that the linearised gradient of a chunk keeps."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(jax.eval_shape(linear, chunk)))
+
+
+def _first(given: tuple, size: int) -> tuple:
+    return jax.tree.map(lambda leaf: leaf[:size], given)
+
+
+def _given(examples: PyTree) -> tuple:
+    """The examples as arguments after the parameters."""
+    if examples is None:
+        return ()
+    examples = jax.tree.map(jnp.asarray, examples)
+    examples_of(examples)
+    return (examples,)
+
+
+def _check_scalar(loss: Any) -> None:
+    shapes = [leaf.shape for leaf in jax.tree.leaves(loss)]
+    if shapes != [()]:
+        raise ValueError(f"loss must be one scalar, a mean over examples, got shapes {shapes}")
+    check_floating("loss", jax.tree.leaves(loss)[0].dtype)
+
+
+def _check_objective(objective: Any) -> None:
+    if not isinstance(objective, Objective):
+        raise ValueError(f"objective must be from curvature.objective(model, loss), got a {type(objective).__name__}")

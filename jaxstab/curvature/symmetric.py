@@ -1,0 +1,304 @@
+r"""Eigenvalues of a symmetric matrix from products alone: both ends, the trace, the density.
+
+The ends come from a block Lanczos process with full reorthogonalisation (Golub & Underwood 1977),
+A V = V T + a residual. It keeps all of the Krylov space, so that one run of products serves both ends and
+bounds every error; LOBPCG keeps three blocks of it, needs more products and finds one end at a time. The
+vectors take block * steps * n entries.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float, Int, Key
+
+from jaxstab import decompositions, spectra
+from jaxstab.checks import check_count
+from jaxstab.norms import varying_like
+from jaxstab.records import Estimate, standard_error
+from jaxstab.spectra.krylov import orthonormal, sphere
+from jaxstab.spectra.operators import Operator, Scaled
+
+
+class Extremes(NamedTuple):
+    """The two ends of a spectrum.
+
+    Attributes:
+        largest: largest eigenvalues, descending; each at most the eigenvalue of its rank.
+        largest_error: bound on the distance to some eigenvalue, from the residual |A v - value v|.
+        largest_vectors: v, of unit length; see `ravel` for the order of their entries.
+        smallest: smallest eigenvalues, ascending, which may be negative; each at least that of its rank.
+        smallest_error: as `largest_error`.
+        smallest_vectors: as `largest_vectors`.
+    """
+
+    largest: Float[Array, " top"]
+    largest_error: Float[Array, " top"]
+    largest_vectors: Float[Array, "top n"]
+    smallest: Float[Array, " bottom"]
+    smallest_error: Float[Array, " bottom"]
+    smallest_vectors: Float[Array, "bottom n"]
+
+
+class EigenvalueDensity(NamedTuple):
+    """The distribution of eigenvalues as point masses, one Gauss quadrature per probe.
+
+    Attributes:
+        eigenvalues: nodes, ascending.
+        weights: share of the eigenvalues at each node; they sum to 1 in each probe.
+    """
+
+    eigenvalues: Float[Array, "probe node"]
+    weights: Float[Array, "probe node"]
+
+
+class _Tridiagonal(NamedTuple):
+    """A V = V T 2^exponent but for the last block: residual, on orthonormal vectors."""
+
+    vectors: Float[Array, "p n"]
+    matrix: Float[Array, "p p"]
+    residual: Float[Array, "b b"]
+    exponent: Int[Array, ""]
+
+
+def extremes(
+    operator: Operator,
+    key: Key[Array, ""],
+    top: int = 1,
+    bottom: int = 0,
+    steps: int = 20,
+    block: int | None = None,
+    start: Float[Array, "b n"] | None = None,
+) -> Extremes:
+    """The largest and smallest eigenvalues with their vectors, by block Lanczos.
+
+    With eigenpairs (theta, s) of T, v = V s has A v - theta v of the length r of the residual times the last block of
+    s, hence an eigenvalue within r of theta (Parlett 1998, section 4.5), plus rounding. A value can be missed only if
+    the start has nothing in its direction, or it is not resolved from others yet. A block finds as many copies of a
+    multiple eigenvalue as it has vectors.
+
+    Args:
+        operator: symmetric, such as `hessian`.
+        key: PRNG key of the start.
+        top: number of largest values, >= 0.
+        bottom: number of smallest values, >= 0; one of the two is >= 1, and their sum at most the size.
+        steps: blocks of the Krylov space, >= 1. Errors fall exponentially in them; products are block * steps.
+        block: vectors at a time, >= 1; None for one. Where block * steps exceeds the size, all are found in one step.
+        start: vectors to begin with in the place of random ones, such as those of an earlier, similar matrix.
+
+    Returns:
+        Values, vectors and bounds.
+
+    Raises:
+        ValueError: if the operator is not square, a setting is out of range, or block * steps < top + bottom.
+
+    Example:
+        >>> from jaxstab import curvature
+        >>> scales = jnp.asarray([-2.0, 0.5, 1.0, 3.0])
+        >>> operator = curvature.hessian(lambda w: jnp.sum(scales * w**2) / 2, jnp.ones(4))
+        >>> found = extremes(operator, jax.random.key(0), top=1, bottom=1)
+        >>> [round(float(value), 4) for value in (found.largest[0], found.smallest[0])]
+        [3.0, -2.0]
+    """
+    check_square(operator)
+    size = operator.columns
+    check_count("top", top, 0)
+    check_count("bottom", bottom, 0)
+    check_count("steps", steps, 1)
+    block = check_count("block", 1 if block is None else block, 1)
+    if not 1 <= top + bottom <= size:
+        raise ValueError(f"top + bottom must be in [1, {size}], the number of eigenvalues, got {top} + {bottom}")
+    if block * steps < top + bottom:
+        raise ValueError(f"block * steps must be at least top + bottom = {top + bottom}, got {block} * {steps}")
+    if block * steps > size:
+        block, steps = size, 1
+    begun = jax.random.normal(key, (block, size), operator.dtype)
+    if start is not None:
+        if start.ndim != 2 or start.shape[1] != size:
+            raise ValueError(f"start must be vectors of {size} entries, one per row, got shape {start.shape}")
+        begun = jnp.concatenate([start.astype(operator.dtype), begun])[:block]
+    found = _tridiagonalise(operator, begun, steps)
+    theta, s = decompositions.eigh(found.matrix)
+    residual = jnp.linalg.norm(found.residual.T @ s[-block:], axis=0)
+    # each product rounds relative to the largest value, more so over more terms
+    rounding = jnp.finfo(theta.dtype).eps * math.sqrt(2 * size) * jnp.max(jnp.abs(theta))
+    values = jnp.ldexp(theta, found.exponent)
+    errors = jnp.ldexp(residual + rounding, found.exponent)
+
+    def some(chosen: slice) -> tuple[Array, Array, Array]:
+        return values[chosen], errors[chosen], s.T[chosen] @ found.vectors
+
+    return Extremes(*some(slice(None, -top - 1, -1)), *some(slice(None, bottom)))
+
+
+def density(operator: Operator, key: Key[Array, ""], probes: int = 8, steps: int = 20) -> EigenvalueDensity:
+    """The distribution of eigenvalues by stochastic Lanczos quadrature (Ubaru, Chen & Saad 2017).
+
+    A random unit vector v weighs each eigenvalue by a share of mean 1/n. The eigenvalues of the tridiagonal matrix
+    that v begins, weighted by the squared first entries of its eigenvectors, are the Gauss quadrature of that measure,
+    exact for polynomials of degree 2 steps - 1.
+
+    Args:
+        operator: symmetric.
+        key: PRNG key of the probes.
+        probes: random vectors, >= 1; 2 or more for standard errors.
+        steps: nodes per probe, >= 1; at most the size of the matrix are used.
+
+    Returns:
+        Nodes and weights; see `cdf`.
+
+    Raises:
+        ValueError: if the operator is not square, or probes or steps < 1.
+
+    Example:
+        >>> from jaxstab import curvature
+        >>> operator = curvature.hessian(lambda w: jnp.sum(w**2), jnp.ones(50))
+        >>> found = density(operator, jax.random.key(0), probes=2, steps=1)
+        >>> found.eigenvalues.round(3).tolist(), found.weights.round(3).tolist()
+        ([[2.0], [2.0]], [[1.0], [1.0]])
+    """
+    check_square(operator)
+    check_count("probes", probes, 1)
+    steps = min(check_count("steps", steps, 1), operator.columns)
+
+    def quadrature(v: Float[Array, " n"]) -> tuple[Array, Array]:
+        found = _tridiagonalise(operator, v[None], steps)
+        theta, s = decompositions.eigh(found.matrix)
+        return jnp.ldexp(theta, found.exponent), s[0] ** 2
+
+    # one after the other: a product holds what its gradient keeps
+    return EigenvalueDensity(*jax.lax.map(quadrature, sphere(operator, key, probes)))
+
+
+def cdf(density: EigenvalueDensity, values: Float[ArrayLike, "..."]) -> Estimate:
+    """Share of the eigenvalues at or below given values.
+
+    At a node lies half of its weight, linear between nodes, as in `spectra.cdf`.
+
+    Args:
+        density: from `density`.
+        values: of any shape.
+
+    Returns:
+        The share in [0, 1] with its standard error over probes, which does not see how coarse the quadrature is.
+
+    Example:
+        >>> even = EigenvalueDensity(jnp.linspace(-1.0, 1.0, 101)[None], jnp.full((1, 101), 1 / 101))
+        >>> round(float(cdf(even, 0.5).value), 2)
+        0.75
+    """
+    nodes = spectra.Density(density.eigenvalues, density.weights)
+    return spectra.cdf(nodes, jnp.asarray(values, density.eigenvalues.dtype))
+
+
+def trace(operator: Operator, key: Key[Array, ""], probes: int = 16) -> Estimate:
+    r"""The trace by leave-one-out estimates, XTrace (Epperly, Tropp & Webber 2024).
+
+    With Y = A Omega and Q_i an orthonormal basis of Y without its column i, each probe gives
+
+        t_i = tr(Q_i^T A Q_i) + (n - m + 1) r_i^T A r_i / |r_i|^2,    r_i = (1 - Q_i Q_i^T) omega_i:
+
+    what the other probes span is exact, and the rest is Hutchinson's estimate, unbiased. For m probes it makes 2 m
+    products. Where few eigenvalues hold most of the trace, as of Hessians, the error is far below Hutchinson's.
+
+    Args:
+        operator: symmetric.
+        key: PRNG key of the probes.
+        probes: m, >= 1, at most the size of the matrix are used; 2 or more for a standard error.
+
+    Returns:
+        The trace. The standard error takes the estimates, which share products, for independent.
+
+    Raises:
+        ValueError: if the operator is not square, or probes < 1.
+
+    Example:
+        >>> from jaxstab import curvature
+        >>> operator = curvature.hessian(lambda w: jnp.sum(w[:3] ** 2), jnp.ones(100))
+        >>> round(float(trace(operator, jax.random.key(0), probes=8).value), 3)
+        6.0
+    """
+    check_square(operator)
+    m = min(check_count("probes", probes, 1), operator.columns)
+    omega = jax.random.normal(key, (m, operator.columns), operator.dtype)
+    y, exponent = _levelled(operator.apply(omega), None)
+    q, r = decompositions.qr(y.T)
+    z, _ = _levelled(operator.apply(q.T), exponent)
+    # s_i is orthogonal to what the other columns of r span: Q_i Q_i^T = Q (1 - s_i s_i^T) Q^T
+    s = _unit_columns(decompositions.solve_triangular(_invertible(r), jnp.eye(m, dtype=r.dtype), transpose=True))
+    h, w = z @ q, q.T @ omega.T
+    x = w - s * jnp.sum(s * w, axis=0, keepdims=True)
+    along = jnp.trace(h) - jnp.sum(s * (h @ s), axis=0)
+    rest = omega - x.T @ q.T
+    beyond = jnp.sum(rest * (y - x.T @ z), axis=1)
+    length = jnp.sum(rest**2, axis=1)
+    each = along + (operator.columns - m + 1) * beyond / length
+    samples = jnp.ldexp(each, exponent)
+    return Estimate(jnp.mean(samples), standard_error(samples))
+
+
+def check_square(operator: Operator) -> None:
+    """Check that an operator has as many rows as columns.
+
+    Args:
+        operator: the operator.
+
+    Raises:
+        ValueError: if it has not, or is none.
+    """
+    if not isinstance(operator, Operator):
+        raise ValueError(
+            f"operator must be products with a matrix, such as curvature.hessian(...), got a {type(operator).__name__}"
+        )
+    if operator.rows != operator.columns:
+        raise ValueError(f"operator must be symmetric, got {operator.rows} rows and {operator.columns} columns")
+
+
+def _levelled(product: Scaled, exponent: Int[Array, ""] | None) -> tuple[Float[Array, "k n"], Int[Array, ""]]:
+    """Vectors at one power of two: the one given, or that of the largest."""
+    y, exponents = product
+    if exponent is None:
+        exponent = jnp.max(jnp.where(jnp.any(y != 0, axis=1), exponents, jnp.min(exponents)))
+    return jnp.ldexp(y, (exponents - exponent)[:, None]), exponent
+
+
+def _tridiagonalise(operator: Operator, start: Float[Array, "b n"], steps: int) -> _Tridiagonal:
+    """Block Lanczos from the span of `start`, every new block orthonormal to all before it."""
+    size, dtype = start.shape[0], operator.dtype
+    total = size * steps
+
+    def step(state: tuple, at: Array) -> tuple[tuple, None]:
+        vectors, matrix, v, _, exponent = state
+        vectors = jax.lax.dynamic_update_slice_in_dim(vectors, v, at, 0)
+        product = operator.apply(v)
+        # random vectors see the largest value up to a factor that no range minds
+        exponent = jnp.where(at == 0, _levelled(product, None)[1], exponent)
+        v, inside, own = orthonormal(_levelled(product, exponent)[0], vectors)
+        matrix = jax.lax.dynamic_update_slice_in_dim(matrix, inside, at, 0)
+        return (vectors, matrix, v, own, exponent), None
+
+    def zeros(*shape: int) -> Array:
+        return jnp.zeros(shape, dtype)
+
+    nothing = (zeros(total, operator.columns), zeros(total, total))
+    first = (*nothing, decompositions.qr(start.T)[0].T, zeros(size, size), jnp.zeros((), jnp.int32))
+    first = varying_like(first, jax.eval_shape(operator.apply, start))
+    (vectors, lower, _, residual, exponent), _ = jax.lax.scan(step, first, size * jnp.arange(steps))
+    # row i holds what A v_i has of v_j, j <= i; the upper half is its mirror image
+    below = jnp.tril(lower, -1)
+    return _Tridiagonal(vectors, below + below.T + jnp.diag(jnp.diag(lower)), residual, exponent)
+
+
+def _invertible(r: Float[Array, "m m"]) -> Float[Array, "m m"]:
+    """A triangle whose zeros on the diagonal are no smaller than rounding."""
+    diagonal = jnp.diag(r)
+    least = jnp.finfo(r.dtype).eps * jnp.max(jnp.abs(diagonal))
+    least = jnp.where(least > 0, least, jnp.ones((), r.dtype))
+    return r + jnp.diag(jnp.where(jnp.abs(diagonal) < least, least - diagonal, jnp.zeros((), r.dtype)))
+
+
+def _unit_columns(a: Float[Array, "m m"]) -> Float[Array, "m m"]:
+    # a column of any magnitude
+    a = a / jnp.max(jnp.abs(a), axis=0, keepdims=True)
+    return a / jnp.linalg.norm(a, axis=0, keepdims=True)

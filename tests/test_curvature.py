@@ -1,0 +1,300 @@
+"""Products with curvature matrices and their eigenvalues, against dense matrices, closed forms and quadratic losses."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxstab import curvature, networks
+from jaxstab.networks import MLP
+
+KEY = jax.random.key(3)
+LABELS = jnp.asarray([0, 1, 2, 0, 1])
+
+
+def _dense(operator):
+    """The matrix, from its products with all unit vectors."""
+    values, exponents = operator.apply(jnp.eye(operator.columns, dtype=operator.dtype))
+    return jnp.ldexp(values, exponents[:, None])
+
+
+def _mlp():
+    mlp = MLP(2, 4, norm="layer", skip="sum", features_out=3)
+    x = jax.random.normal(KEY, (5, 3), jnp.result_type(float))
+    return networks.chain(mlp), networks.init(mlp, KEY, x, 1.3, 0.2), x
+
+
+def _own():
+    """A chain of the user's own layers, of changing width, its input a pytree."""
+
+    def draw(width):
+        def init(key, h):
+            size = sum(leaf.size for leaf in jax.tree.leaves(h))
+            return {"w": jax.random.normal(key, (size, width), jnp.result_type(float)), "b": jnp.full(width, 0.1)}
+
+        return init
+
+    def first(theta, x):
+        return x["a"] @ theta["w"] + theta["b"]
+
+    def layer(theta, h):
+        return jnp.tanh(h) @ theta["w"] + theta["b"]
+
+    chain = networks.from_functions([(draw(4), first), (draw(4), layer), (draw(4), layer), (draw(3), layer)])
+    x = {"a": jax.random.normal(KEY, (5, 2), jnp.result_type(float))}
+    return chain, chain.init(KEY, jax.tree.map(lambda leaf: leaf[0], x)), x
+
+
+def _function():
+    """A model that nobody made a chain of, its parameters a dictionary with a step count."""
+    w = jax.random.normal(KEY, (2, 3), jnp.result_type(float))
+    params = {"w": w, "step": jnp.asarray(7), "scale": jnp.ones((), w.dtype)}
+    x = jax.random.normal(KEY, (5, 2), w.dtype)
+    return lambda params, x: jnp.tanh(params["scale"] * x) @ params["w"], params, x
+
+
+MODELS = {"mlp": _mlp, "own layers": _own, "a function": _function}
+
+
+@functools.cache
+def _matrices(name, loss):
+    """(Hessian, Gauss-Newton, empirical Fisher) by products, in chunks of 2 of 5; and the dense twins."""
+    model, params, x = MODELS[name]()
+    targets = LABELS if loss == "cross_entropy" else jax.nn.one_hot(LABELS, 3, dtype=jnp.result_type(float))
+    goal = curvature.objective(model, loss)
+    vector, unravel = curvature.ravel(params)
+
+    @jax.jit
+    def products(vector):
+        params = unravel(vector)
+        one = curvature.hessian(goal, params, (x, targets), chunk_size=2)
+        two = curvature.gauss_newton(goal, params, (x, targets), chunk_size=2)
+        three = curvature.empirical_fisher(goal, params, (x, targets))
+        return _dense(one), _dense(two), _dense(three)
+
+    @jax.jit
+    def twins(vector):
+        def y(vector):
+            return goal.outputs(unravel(vector), x)
+
+        def losses(y):
+            if loss == "cross_entropy":
+                return optax.softmax_cross_entropy_with_integer_labels(y, targets)
+            return jnp.sum((y - targets) ** 2, 1) / 2
+
+        out, j = y(vector), jax.jacobian(y)(vector)
+        by_output = jax.vmap(jax.hessian(lambda y, t: losses(y)[t], 0), (None, 0))(out, jnp.arange(5))
+        own = jnp.stack([by_output[b, b, :, b] for b in range(5)])
+        g = jax.jacobian(lambda vector: losses(y(vector)))(vector)
+        hessian = jax.hessian(lambda vector: jnp.mean(losses(y(vector))))(vector)
+        return hessian, jnp.einsum("bin,bij,bjm->nm", j, own, j) / 5, g.T @ g / 5
+
+    return products(vector), twins(vector)
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize("name", MODELS)
+def test_products_against_dense_matrices(name):
+    products, twins = _matrices(name, "squared" if name == "own layers" else "cross_entropy")
+    for product, twin in zip(products, twins, strict=True):
+        # a few rounded sums of tens of terms of the size of the largest entry
+        np.testing.assert_allclose(product, twin, atol=300 * jnp.finfo(twin.dtype).eps * np.abs(twin).max())
+
+
+def _quadratic(scale=1.0):
+    """A symmetric matrix with eigenvalues -3, 0, 0, 0, 1, 1, 2, 5 times a scale, and the loss that has it."""
+    values = np.asarray([-3.0, 0, 0, 0, 1, 1, 2, 5])
+    q = np.linalg.qr(np.random.default_rng(0).normal(size=(8, 8)))[0]
+    matrix = jnp.asarray(scale * (q * values) @ q.T, jnp.result_type(float))
+    return matrix, lambda w: w @ matrix @ w / 2
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize("scale", [1.0, 1e-30, 1e30])
+def test_a_quadratic_loss_is_exact(scale):
+    _, loss = _quadratic(scale)
+
+    @jax.jit
+    def measure(w):
+        operator = curvature.hessian(loss, w)
+        few = curvature.extremes(operator, KEY, 2, 1, steps=7)
+        every = curvature.extremes(operator, KEY, 6, 2, block=8)
+        return few, every, curvature.density(operator, KEY, 4, 5), curvature.trace(operator, KEY, 8)
+
+    few, every, density, trace = measure(jnp.ones(8))
+    eps = float(jnp.finfo(few.largest.dtype).eps)
+    close = functools.partial(np.testing.assert_allclose, atol=100 * eps)
+    # one vector finds one copy of each distinct value, five of them
+    close(few.largest / scale, [5, 2])
+    close(few.smallest / scale, [-3])
+    close(every.largest / scale, [5, 2, 1, 1, 0, 0])
+    close(every.smallest / scale, [-3, 0])
+    assert np.all(few.largest_error <= 1000 * eps * scale)
+    # as many probes as there are dimensions leave nothing to chance; what is left of each is small, and rounded
+    close(trace.value / scale, 6.0, atol=1000 * eps)
+    # five distinct eigenvalues are five nodes
+    nodes = np.sort(density.eigenvalues / scale, axis=1)
+    close(nodes, np.broadcast_to([-3, 0, 1, 2, 5], (4, 5)), atol=1e4 * eps)
+
+
+def test_a_deep_linear_network_at_its_minimum():
+    # balanced layers that make A = U diag(s) V^T, whitened inputs, no bias: H = sum_l J_l^T J_l has the eigenvalues
+    # sum_l (s_i^(L - l) s_j^(l - 1))^(2/L), the largest L s_1^(2 - 2/L) (Mulayoff & Michaeli 2020)
+    s = np.asarray([3.0, 1.5, 0.5])
+    depth, n = 4, len(s)
+
+    def init(key, h):
+        return jnp.diag(jnp.asarray(s ** (1 / depth)))
+
+    chain = networks.from_functions([(init, lambda w, h: w @ h)] * depth)
+    x = jnp.sqrt(n) * jnp.eye(n)
+    params = chain.init(KEY, x[0])
+    targets = x * s[None]
+    goal = curvature.objective(chain, "squared")
+    found = jax.jit(lambda: curvature.extremes(curvature.hessian(goal, params, (x, targets)), KEY, 9, 0, 1, 36))()
+    layers = np.arange(1, depth + 1)[:, None, None]
+    expected = np.sum((s[:, None] ** (depth - layers) * s ** (layers - 1)) ** (2 / depth), axis=0)
+    np.testing.assert_allclose(found.largest, np.sort(expected.ravel())[::-1], rtol=1e-10)
+    assert float(found.largest[0]) == pytest.approx(depth * s[0] ** (2 - 2 / depth), rel=1e-10)
+
+
+def test_extremes_bound_their_errors_and_begin_where_told():
+    rng = np.random.default_rng(1)
+    q = np.linalg.qr(rng.normal(size=(60, 60)))[0]
+    values = np.concatenate([[-4.0, 6.0, 10.0], rng.uniform(-1, 1, 57)])
+    matrix = jnp.asarray((q * values) @ q.T)
+    operator = curvature.hessian(lambda w: w @ matrix @ w / 2, jnp.zeros(60))
+    for steps, block in ((6, 1), (12, 2)):
+        found = jax.jit(lambda s=steps, b=block: curvature.extremes(operator, KEY, 2, 1, s, b))()
+        for theta, error, v in zip(found.largest, found.largest_error, found.largest_vectors, strict=True):
+            assert np.min(np.abs(values - theta)) <= error
+            assert np.linalg.norm(matrix @ v - theta * v) <= error * (1 + 1e-9)
+        assert found.largest[0] <= 10 + 1e-12 and found.smallest[0] >= -4 - 1e-12
+    np.testing.assert_allclose(found.largest, [10, 6], rtol=1e-6)
+    # one product from the vector itself, moved a little
+    near = jnp.asarray(q[:, 2] + 1e-4 * q[:, 5])[None]
+    again = jax.jit(lambda: curvature.extremes(operator, KEY, 1, 0, 1, 1, near))()
+    assert float(again.largest[0]) == pytest.approx(10, rel=1e-7)
+
+
+def test_errors_of_trace_and_density_are_honest():
+    # a few large eigenvalues over a bulk, as Hessians have them; 40 keys at once
+    rng = np.random.default_rng(2)
+    q = np.linalg.qr(rng.normal(size=(100, 100)))[0]
+    values = np.concatenate([[100.0, 50.0, -20.0], rng.uniform(0, 0.1, 97)])
+    matrix = jnp.asarray((q * values) @ q.T)
+    operator = curvature.hessian(lambda w: w @ matrix @ w / 2, jnp.zeros(100))
+
+    @jax.jit
+    @jax.vmap
+    def measure(key):
+        density = curvature.density(operator, key, 4, 10)
+        return curvature.trace(operator, key, 10), curvature.cdf(density, 0.05)
+
+    trace, share = measure(jax.random.split(KEY, 40))
+    errors = (trace.value - values.sum()) / trace.standard_error
+    # the mean over keys has no bias, and errors are a few standard errors
+    assert abs(np.mean(trace.value) - values.sum()) < 4 * np.std(trace.value) / np.sqrt(40)
+    assert np.mean(np.abs(errors) < 3) > 0.9
+    # Hutchinson's estimate from 20 products errs by sqrt(2 sum values^2 / 20), 35; leaving one out, by far less
+    assert np.std(trace.value) < 1
+    # within the bulk; the quadrature resolves it to half a node's weight, of ten
+    assert abs(np.mean(share.value) - np.mean(values <= 0.05)) < 0.05
+    assert np.mean(np.abs(share.value - np.mean(values <= 0.05)) < 3 * share.standard_error + 0.05) > 0.9
+
+
+def test_memory_of_products_is_as_stated():
+    mlp, x = MLP(3, 64, features_out=4), jnp.ones((512, 32), jnp.float32)
+    params = networks.init(mlp, KEY, x)
+    goal = curvature.objective(networks.chain(mlp))
+    held = {}
+    for size in (32, 512):
+        operator = curvature.hessian(goal, params, (x, jnp.zeros(512, int)), chunk_size=size)
+        v = jnp.ones((2, operator.columns), jnp.float32)
+        held[size] = jax.jit(operator.apply).lower(v).compile().memory_analysis().temp_size_in_bytes
+        # what XLA keeps depends on what it fuses
+        assert 0.5 <= operator.workspace(2) / held[size] <= 2
+    assert held[32] < held[512] / 4
+
+
+def test_default_chunks_fit_the_budget(monkeypatch):
+    _, params, x = _function()
+    goal = curvature.objective(_function()[0])
+    monkeypatch.setattr("jaxstab.curvature.products.BYTES", 1000)
+    whole = curvature.hessian(goal, params, (x, LABELS), chunk_size=5)
+    default = curvature.hessian(goal, params, (x, LABELS))
+    assert default.workspace(1) < whole.workspace(1)
+
+
+def test_a_traced_depth_by_the_gradient_of_training():
+    from jaxstab import training
+
+    mlp = MLP(3, 4, features_out=3)
+    x = jax.random.normal(KEY, (5, 3))
+    params = networks.bind(mlp, networks.init(mlp, KEY, x))
+
+    @jax.jit
+    def by_gradient(depth):
+        def gradient(params):
+            return training.value_and_grad(mlp, params, x, lambda y: training.cross_entropy(y, LABELS), depth).params
+
+        return _dense(curvature.hessian_by_gradient(gradient, params))
+
+    goal = curvature.objective(networks.chain(mlp))
+    twin = _dense(curvature.hessian(goal, params, (x, LABELS)))
+    np.testing.assert_allclose(by_gradient(3), twin, atol=1e-12)
+    shorter = by_gradient(2)
+    assert by_gradient._cache_size() == 1
+    # a block that does not take part bends nothing
+    assert np.sum(np.abs(shorter).max(axis=0) == 0) == 4 * 4 + 4
+
+
+def test_batches_that_a_network_mixes():
+    mlp = MLP(2, 4, norm="batch", features_out=3)
+    x = jax.random.normal(KEY, (5, 3))
+    params = networks.bind(mlp, networks.init(mlp, KEY, x))
+    goal = curvature.objective(networks.chain(mlp), mixes=True)
+    vector, unravel = curvature.ravel(params)
+
+    def loss(vector):
+        return goal(unravel(vector), (x, LABELS))
+
+    twin = jax.jit(jax.hessian(loss))(vector)
+    found = jax.jit(lambda: _dense(curvature.hessian(goal, params, (x, LABELS))))()
+    np.testing.assert_allclose(found, twin, atol=1e-11)
+
+
+def test_what_makes_no_sense_is_refused():
+    model, params, x = _function()
+    goal = curvature.objective(model)
+    operator = curvature.hessian(lambda w: w @ w, jnp.ones(4))
+    rectangular = curvature.parameter_jacobian(*_mlp())
+    for message, call in {
+        "loss must be one scalar, a mean over examples, got shapes .*4": lambda: curvature.hessian(
+            lambda w: w, jnp.ones(4)
+        ),
+        "loss must be floating": lambda: curvature.hessian(lambda w: jnp.asarray(1), jnp.ones(4)),
+        "params must have a floating leaf": lambda: curvature.hessian(lambda w: 1.0, jnp.arange(3)),
+        "params must be real": lambda: curvature.hessian(lambda w: 1.0, jnp.ones(3, complex)),
+        "chunk_size must be an integer >= 1, got 0": lambda: curvature.hessian(goal, params, (x, LABELS), 0),
+        "examples must share a leading axis": lambda: curvature.hessian(goal, params, (x, LABELS[:3])),
+        "at least one example, got shapes": lambda: curvature.hessian(goal, params, (x[:0], LABELS[:0])),
+        "gradient must have 4 entries, as params, got 2": lambda: curvature.hessian_by_gradient(
+            lambda w: w[:2], jnp.ones(4)
+        ),
+        "loss must be one of cross_entropy, squared, got 'hinge'": lambda: curvature.objective(model, "hinge"),
+        "targets must have the outputs' shape": lambda: curvature.hessian(
+            curvature.objective(model, "squared"), params, (x, x)
+        ),
+        r"top \+ bottom must be in \[1, 4\]": lambda: curvature.extremes(operator, KEY, 4, 1),
+        r"block \* steps must be at least top \+ bottom = 3": lambda: curvature.extremes(operator, KEY, 2, 1, 1),
+        "start must be vectors of 4 entries": lambda: curvature.extremes(operator, KEY, start=jnp.ones((1, 3))),
+        "operator must be symmetric, got 15 rows": lambda: curvature.trace(rectangular, KEY),
+        "probes must be an integer >= 1": lambda: curvature.trace(operator, KEY, 0),
+    }.items():
+        with pytest.raises(ValueError, match=message) as told:
+            call()
+        assert "\n" not in str(told.value)
