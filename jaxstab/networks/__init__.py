@@ -5,6 +5,8 @@ thinned by dropout, and joined with h by a skip connection; readout y = W a + b.
 scaled, so that gains can be traced and all gains of one key share one draw.
 """
 
+from jaxstab.networks.binding import bind as bind_layers
+from jaxstab.networks.binding import unbind as unbind_layers
 from jaxstab.networks.blocks import NORMS, SKIPS, UNIT_WEIGHTS, WEIGHTS
 from jaxstab.networks.chains import (
     Chain,
@@ -12,11 +14,9 @@ from jaxstab.networks.chains import (
     Layer,
     Params,
     Segments,
-    at_one_input,
-    flatten,
-    over_batch,
-    pair,
-    vector_states,
+    Updates,
+    layers_of,
+    updates_of_segments,
     with_network,
 )
 from jaxstab.networks.family import (
@@ -30,10 +30,12 @@ from jaxstab.networks.family import (
     unbind,
     variables,
 )
-from jaxstab.networks.folds import Here, States, downwards, layer_at, state, states, upwards
+from jaxstab.networks.folds import States, downwards, layer_at, state, states, upwards
+from jaxstab.networks.here import Here
 from jaxstab.networks.mlp import MLP
 from jaxstab.networks.own import from_functions, from_linen, from_nnx, from_params
 from jaxstab.networks.pullbacks import pullback
+from jaxstab.networks.views import at_one_input, flatten, output_shape, over_batch, pair, state_shapes, vector_states
 
 __all__ = [
     "MLP",
@@ -48,8 +50,10 @@ __all__ = [
     "Params",
     "Segments",
     "States",
+    "Updates",
     "at_one_input",
     "bind",
+    "bind_layers",
     "branch",
     "chain",
     "downwards",
@@ -61,14 +65,19 @@ __all__ = [
     "init",
     "initial_stats",
     "layer_at",
+    "layers_of",
+    "output_shape",
     "over_batch",
     "pair",
     "pullback",
     "rescale",
     "state",
+    "state_shapes",
     "states",
     "statistics",
     "unbind",
+    "unbind_layers",
+    "updates_of_segments",
     "upwards",
     "variables",
     "vector_states",

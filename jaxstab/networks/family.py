@@ -1,6 +1,7 @@
 """Our own networks as chains: drawn, scaled, and bound to what their layers read besides parameters."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ from jaxtyping import Array, ArrayLike, Float, Key, PyTree
 
 from jaxstab.checks import check_floating, check_gains
 from jaxstab.networks.blocks import Block, present
-from jaxstab.networks.chains import Chain, Dropout, Layer, Params, with_network
+from jaxstab.networks.chains import Chain, Dropout, Layer, Params, Updates, with_network
 from jaxstab.networks.mlp import MLP
 
 
@@ -44,6 +45,7 @@ def chain(mlp: MLP, train: bool = True) -> Chain:
         A chain that computes what `mlp.apply` does, layer by layer.
     """
     embed, block, readout = mlp.layers(train)
+    differs = mlp.dropout or mlp.norm == "batch"
 
     def start(params: Params, x: Array) -> Array:
         h = _apply(embed, params.embed, x)
@@ -55,6 +57,12 @@ def chain(mlp: MLP, train: bool = True) -> Chain:
         readout=lambda params, h: _apply(readout, params.readout, h),
         activation=block.activation,
         present=(lambda h: present(h, mlp.sources)) if mlp.sources > 1 else None,
+        init=partial(init, mlp),
+        bind=partial(_bound, mlp),
+        unbind=lambda params, x: (params, initial_stats(mlp, x)),
+        update=Updates(None, *statistics(mlp)) if mlp.norm == "batch" else None,
+        inference=chain(mlp, train=False) if train and differs else None,
+        prefixes=not mlp.of_one_depth,
     )
 
 
@@ -142,6 +150,11 @@ def bind(
         embed = Layer(embed, sigma_w=factors[0])
         blocks, readout = blocks._replace(sigma_w=factors[1:-1]), readout._replace(sigma_w=factors[-1])
     return Params(embed, blocks, readout)
+
+
+def _bound(mlp: MLP, params: Params, *, key: Key[Array, ""] | None = None, **besides: Any) -> Params:
+    """What `bind` gives; a network without dropout does without a key."""
+    return bind(mlp, params, key=key if mlp.dropout else None, **besides)
 
 
 @with_network

@@ -9,105 +9,17 @@ time does not grow with depth. Where the last layer is traced, the scan is a loo
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import Array, PyTree
 
-from jaxstab.networks.chains import Chain, Layer, Params, layers_of, segments, with_network
-from jaxstab.networks.pullbacks import pullback
+from jaxstab.networks.chains import Chain, Params, layers_of, segments, with_network
+from jaxstab.networks.here import Here, Index
 
-Index = Int[Array, ""] | int
 # (carry, one layer) -> (carry, what is read off)
-Step = Callable[[Any, "Here"], tuple[Any, PyTree]]
-
-
-@dataclass(frozen=True, eq=False)
-class Here:
-    """One layer at the state that it meets.
-
-    Derivatives are computed when they are first asked for. Ask for them in the step itself: what is first asked for
-    within a `vmap` or a `switch` of the step cannot leave it.
-
-    Attributes:
-        layer: l; a Python integer for the embedding and the readout, traced where blocks are scanned.
-        function: (bound, h) -> state above.
-        bound: parameters of the layer, with what `networks.bind` gave it.
-        h: the state h_{l-1} that the layer meets, x for the embedding.
-    """
-
-    layer: Index
-    function: Callable[[PyTree, PyTree], PyTree]
-    bound: PyTree
-    h: PyTree
-
-    def meeting(self, h: PyTree) -> "Here":
-        """The same layer at another state.
-
-        Args:
-            h: the state that it meets.
-
-        Returns:
-            The layer.
-        """
-        return Here(self.layer, self.function, self.bound, h)
-
-    @property
-    def theta(self) -> PyTree:
-        """The parameters that are trained."""
-        return self.bound.params if isinstance(self.bound, Layer) else self.bound
-
-    def f(self, theta: PyTree, h: PyTree) -> PyTree:
-        """The layer at other parameters or another state.
-
-        Args:
-            theta: parameters that are trained.
-            h: state below.
-
-        Returns:
-            State above.
-        """
-        return self.function(self.bound._replace(params=theta) if isinstance(self.bound, Layer) else theta, h)
-
-    @cached_property
-    def out(self) -> PyTree:
-        """The state above, h_l = f(theta, h)."""
-        return self._linear[0] if "_linear" in self.__dict__ else self.function(self.bound, self.h)
-
-    @property
-    def push(self) -> Callable[[PyTree], PyTree]:
-        """The product with the Jacobian: v -> (dh_l/dh_{l-1}) v."""
-        return self._linear[1]
-
-    @cached_property
-    def pull(self) -> Callable[[PyTree], PyTree]:
-        """The product with the transposed Jacobian: u -> (dh_l/dh_{l-1})^T u."""
-        return _transposed(partial(self.function, self.bound), self.h)
-
-    @cached_property
-    def push_theta(self) -> Callable[[PyTree], PyTree]:
-        """The product with the Jacobian by the parameters: t -> (dh_l/dtheta_l) t."""
-        return jax.linearize(partial(self._at_state, self.h), self.theta)[1]
-
-    @cached_property
-    def pull_theta(self) -> Callable[[PyTree], PyTree]:
-        """Its transpose: u -> (dh_l/dtheta_l)^T u."""
-        return _transposed(partial(self._at_state, self.h), self.theta)
-
-    @cached_property
-    def pull_both(self) -> Callable[[PyTree], tuple[PyTree, PyTree]]:
-        """Both transposes at once: u -> (for theta, for h), gradients of dense kernels as `norms.Product`."""
-        return pullback(self.f, self.theta, self.h)
-
-    @cached_property
-    def _linear(self) -> tuple[PyTree, Callable[[PyTree], PyTree]]:
-        return jax.linearize(partial(self.function, self.bound), self.h)
-
-    def _at_state(self, h: PyTree, theta: PyTree) -> PyTree:
-        return self.f(theta, h)
+Step = Callable[[Any, Here], tuple[Any, PyTree]]
 
 
 class States(NamedTuple):
@@ -312,6 +224,7 @@ def state(chain: Chain, params: Params, x: PyTree, depth: Index | None = None) -
 class _Span(NamedTuple):
     """Consecutive blocks of one segment, and the states that they met where these are known."""
 
+    segment: int
     block: Callable[[PyTree, PyTree], PyTree]
     params: PyTree
     below: PyTree
@@ -324,7 +237,10 @@ class _Span(NamedTuple):
     def here(self, index: Index) -> Here:
         """One block."""
         met = None if self.below is None else _at(self.below, index)
-        return Here(self.offset + index + 1, self.block, _at(self.params, index), met)
+        return self._layer(index, _at(self.params, index), met)
+
+    def _layer(self, index: Index, bound: PyTree, met: PyTree) -> Here:
+        return Here(self.offset + index + 1, self.block, bound, met, self.segment, index)
 
     def fold(self, step: Step, carry: Any, reverse: bool = False) -> tuple[Any, PyTree]:
         """Fold over the blocks: a loop where bounds are traced, a call for one block, else a scan."""
@@ -341,7 +257,7 @@ class _Span(NamedTuple):
 
         def scanned(carry: Any, at: tuple) -> tuple[Any, PyTree]:
             index, bound, met = at
-            return step(carry, Here(self.offset + index + 1, self.block, bound, met))
+            return step(carry, self._layer(index, bound, met))
 
         def indexed(carry: Any, index: Array) -> tuple[Any, PyTree]:
             return step(carry, self.here(index))
@@ -372,18 +288,9 @@ def _spans(chain: Chain, params: Params, first: int, last: Index | None, states:
         stop = jnp.clip(last - offset, start, size) if traced else min(int(last) - offset, size)
         if start < size and (traced or start < stop):
             below = states.below[i] if states.below else None
-            spans.append(_Span(block, stack, below, offset, start, stop))
+            spans.append(_Span(i, block, stack, below, offset, start, stop))
         offset += size
     return spans
-
-
-def _transposed(function: Callable[[PyTree], PyTree], at: PyTree) -> Callable[[PyTree], PyTree]:
-    pull = jax.vjp(function, at)[1]
-
-    def transposed(cotangent: PyTree) -> PyTree:
-        return pull(cotangent)[0]
-
-    return transposed
 
 
 def _at(tree: PyTree, index: Index) -> PyTree:

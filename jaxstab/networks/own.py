@@ -16,10 +16,10 @@ from flax.errors import FlaxError
 from jaxtyping import Array, Key, PyTree
 
 from jaxstab.activations import Activation, get
-from jaxstab.networks.chains import Chain, Layer, Params, Segments
+from jaxstab.networks.binding import as_layer, bind, stacked, unbind
+from jaxstab.networks.chains import Chain, Dropout, Params, Segments, Updates
+from jaxstab.networks.modules import Apply, OwnLayer, name_of, of_function, of_linen, of_nnx
 
-Init = Callable[[Key[Array, ""], PyTree], PyTree]
-Apply = Callable[[PyTree, PyTree], PyTree]
 AnyActivation = str | Activation | Callable[[Array], Array] | None
 
 
@@ -51,9 +51,7 @@ def from_functions(layers: Sequence[Any], activation: AnyActivation = None) -> C
     for i, layer in enumerate(layers):
         if not (isinstance(layer, tuple) and len(layer) == 2 and all(map(callable, layer))):
             raise ValueError(f"layer {i} must be a pair of functions (init, apply), got {layer!r}")
-    inits = [init for init, _ in layers]
-    applies = [apply for _, apply in layers]
-    return _chain(inits, applies, list(layers), activation)
+    return _chain([of_function(apply, init) for init, apply in layers], activation)
 
 
 def from_linen(modules: Sequence[Any], activation: AnyActivation = None) -> Chain:
@@ -80,13 +78,8 @@ def from_linen(modules: Sequence[Any], activation: AnyActivation = None) -> Chai
     """
     for i, module in enumerate(modules):
         if not isinstance(module, nn.Module):
-            raise ValueError(f"layer {i} must be a linen module, got {_kind(module)}; networks.from_nnx takes nnx's")
-    return _chain(
-        [_linen_init(module) for module in modules],
-        [_linen_apply(module) for module in modules],
-        list(modules),
-        activation,
-    )
+            raise ValueError(f"layer {i} must be a linen module, got {name_of(module)}; networks.from_nnx takes nnx's")
+    return _chain([of_linen(module) for module in modules], activation)
 
 
 def from_nnx(modules: Any, x: PyTree = None, activation: AnyActivation = None) -> tuple[Chain, Params]:
@@ -117,22 +110,17 @@ def from_nnx(modules: Any, x: PyTree = None, activation: AnyActivation = None) -
         (8, 1)
     """
     layers = list(modules.layers) if isinstance(modules, nnx.Sequential) else list(modules)
-    graphs: list[Any] = []
+    own: list[OwnLayer] = []
     bounds: list[PyTree] = []
     for i, module in enumerate(layers):
-        if isinstance(module, nnx.Module):
-            graph, *states = nnx.split(module, nnx.Param, ...)
-            theta, rest = states
-            graphs.append(graph)
-            bounds.append(Layer(theta, rest) if jax.tree.leaves(rest) else theta)
-        elif callable(module) and not isinstance(module, (type, nn.Module)):
-            graphs.append(module)
-            bounds.append({})
-        else:
-            raise ValueError(f"layer {i} must be an nnx module or a function, got {_kind(module)}")
-    applies = [_nnx_apply(graph) for graph in graphs]
-    params = _params(applies, bounds, graphs, list(map(_kind, layers)), x)
-    return _of(applies, activation), params
+        try:
+            layer, bound = of_nnx(module)
+        except ValueError as error:
+            raise ValueError(f"layer {i} {error}") from error
+        own.append(layer)
+        bounds.append(bound)
+    chain = _of(own, activation)
+    return chain, _params(own, bounds, x)
 
 
 def from_params(
@@ -165,66 +153,79 @@ def from_params(
         raise ValueError(f"needs parameters for each layer, got {len(applies)} functions and {len(params)} parameters")
     for i, apply in enumerate(applies):
         if not callable(apply):
-            raise ValueError(f"layer {i} must be a function (parameters, h) -> h, got {_kind(apply)}")
-    functions = list(applies)
-    return _of(functions, activation), _params(functions, list(params), functions, list(map(_kind, functions)), x)
+            raise ValueError(f"layer {i} must be a function (parameters, h) -> h, got {name_of(apply)}")
+    own = [of_function(apply) for apply in applies]
+    chain = _of(own, activation)
+    return chain, _params(own, list(params), x)
 
 
-def _chain(inits: list[Init], applies: list[Apply], layers: list[Any], activation: AnyActivation) -> Chain:
+def _chain(layers: list[OwnLayer], activation: AnyActivation) -> Chain:
     """The chain of layers that draw parameters at the state that they meet."""
 
     def init(key: Key[Array, ""], x: PyTree) -> Params:
         bounds: list[PyTree] = []
         h = _shape(x)
-        for i, (draw, apply) in enumerate(zip(inits, applies, strict=True)):
+        for i, layer in enumerate(layers):
+            assert layer.init is not None
             met = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), h)
-            with _named(i, names, h):
-                bounds.append(draw(jax.random.fold_in(key, i), met))
-                h = jax.eval_shape(apply, bounds[-1], h)
-        return _params(applies, bounds, layers, names, x)
+            with _named(i, layers, h):
+                bounds.append(layer.init(jax.random.fold_in(key, i), met))
+            h = _above(i, layers, bounds[-1], h)
+        return _params(layers, bounds, x)
 
-    names = [_kind(layer[1] if isinstance(layer, tuple) else layer) for layer in layers]
-    return _of(applies, activation)._replace(init=init)
+    return _of(layers, activation)._replace(init=init)
 
 
-def _of(applies: list[Apply], activation: AnyActivation) -> Chain:
-    if len(applies) < 3:
-        raise ValueError(f"a chain has an embedding, blocks and a readout: three layers at least, got {len(applies)}")
+def _of(layers: list[OwnLayer], activation: AnyActivation) -> Chain:
+    if len(layers) < 3:
+        raise ValueError(f"a chain has an embedding, blocks and a readout: three layers at least, got {len(layers)}")
+    phi = None if activation is None else get(activation)
+    embed, *blocks, readout = layers
+    bottom, top = embed.update, readout.update
+    return _functions([layer.apply for layer in layers], phi)._replace(
+        bind=bind,
+        unbind=unbind,
+        update=Updates(bottom, tuple(block.update for block in blocks), top),
+        inference=_functions([layer.inference for layer in layers], phi)._replace(bind=bind, unbind=unbind),
+    )
+
+
+def _functions(applies: list[Apply], activation: Activation | None) -> Chain:
     return Chain(
         embed=lambda params, x: applies[0](params.embed, x),
         block=tuple(applies[1:-1]),
         readout=lambda params, h: applies[-1](params.readout, h),
-        activation=None if activation is None else get(activation),
+        activation=activation,
     )
 
 
-def _params(applies: list[Apply], bounds: list[PyTree], layers: list[Any], names: list[str], x: PyTree) -> Params:
+def _params(layers: list[OwnLayer], bounds: list[PyTree], x: PyTree) -> Params:
     """The parameters, those of equal neighbours stacked."""
-    if x is None:
-        groups = [[i] for i in range(1, len(applies) - 1)]
-    else:
-        groups = _groups(applies, bounds, layers, names, _shape(x))
-    parts = [jax.tree.map(lambda *leaves: jnp.stack(leaves), *[bounds[i] for i in group]) for group in groups]
+    groups = [[i] for i in range(1, len(layers) - 1)] if x is None else _groups(layers, bounds, _shape(x))
+    parts = [stacked([bounds[i] for i in group]) for group in groups]
     return Params(bounds[0], Segments(tuple(parts)), bounds[-1])
 
 
-def _groups(
-    applies: list[Apply], bounds: list[PyTree], layers: list[Any], names: list[str], x: PyTree
-) -> list[list[int]]:
+def _groups(layers: list[OwnLayer], bounds: list[PyTree], x: PyTree) -> list[list[int]]:
     """Blocks that may be scanned together, by number of layer."""
     states = [x]
-    for i, (apply, bound) in enumerate(zip(applies, bounds, strict=True)):
-        with _named(i, names, states[-1]):
-            states.append(jax.eval_shape(apply, bound, states[-1]))
+    for i, bound in enumerate(bounds):
+        states.append(_above(i, layers, bound, states[-1]))
     groups: list[list[int]] = []
-    for i in range(1, len(applies) - 1):
+    for i in range(1, len(layers) - 1):
         # without parameters there is no layer axis to tell how many they are
-        alike = bool(groups) and bool(jax.tree.leaves(bounds[i])) and _equal(layers[i], layers[i - 1])
+        alike = bool(groups) and bool(jax.tree.leaves(bounds[i])) and _equal(layers[i].kind, layers[i - 1].kind)
         if alike and _shape(bounds[i]) == _shape(bounds[i - 1]) and states[i - 1] == states[i] == states[i + 1]:
             groups[-1].append(i)
         else:
             groups.append([i])
     return groups
+
+
+def _above(i: int, layers: list[OwnLayer], bound: PyTree, h: PyTree) -> PyTree:
+    """The shape of the state above a layer."""
+    with _named(i, layers, h):
+        return jax.eval_shape(layers[i].apply, as_layer(bound)._replace(dropout=Dropout(jax.random.key(0))), h)
 
 
 def _equal(one: Any, other: Any) -> bool:
@@ -240,47 +241,14 @@ def _shape(tree: PyTree) -> PyTree:
 
 
 @contextmanager
-def _named(i: int, names: list[str], h: PyTree) -> Iterator[None]:
+def _named(i: int, layers: list[OwnLayer], h: PyTree) -> Iterator[None]:
     """Say which layer does not take the state that it meets."""
     try:
         yield
     except (TypeError, ValueError, FlaxError) as error:
-        before = f"layer {i - 1} ({names[i - 1]})" if i else "the input"
+        before = f"layer {i - 1} ({layers[i - 1].name})" if i else "the input"
         shapes = ", ".join(f"{leaf.dtype}{list(leaf.shape)}" for leaf in jax.tree.leaves(h))
         reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"layer {i} ({names[i]}) does not take what {before} gives, {shapes}: {reason}") from error
-
-
-def _linen_init(module: nn.Module) -> Init:
-    def init(key: Key[Array, ""], h: PyTree) -> PyTree:
-        drawn = dict(module.init(key, h))
-        theta = drawn.pop("params", {})
-        return Layer(theta, drawn) if drawn else theta
-
-    return init
-
-
-def _linen_apply(module: nn.Module) -> Apply:
-    def apply(bound: PyTree, h: PyTree) -> PyTree:
-        layer = bound if isinstance(bound, Layer) else Layer(bound)
-        rest = jax.lax.stop_gradient(layer.batch_stats or {})
-        variables = {"params": layer.params} | rest
-        if rest:
-            return module.apply(variables, h, mutable=list(rest))[0]
-        return module.apply(variables, h)
-
-    return apply
-
-
-def _nnx_apply(graph: Any) -> Apply:
-    def apply(bound: PyTree, h: PyTree) -> PyTree:
-        if not isinstance(graph, nnx.GraphDef):
-            return graph(h)
-        layer = bound if isinstance(bound, Layer) else Layer(bound, nnx.State({}))
-        return nnx.merge(graph, layer.params, jax.lax.stop_gradient(layer.batch_stats))(h)
-
-    return apply
-
-
-def _kind(layer: Any) -> str:
-    return getattr(layer, "__name__", type(layer).__name__)
+        raise ValueError(
+            f"layer {i} ({layers[i].name}) does not take what {before} gives, {shapes}: {reason}"
+        ) from error

@@ -23,11 +23,12 @@ class Gradient(NamedTuple):
         loss: its value.
         y: the network's output.
         params: gradient, as the parameters before `bind`; zero for blocks beyond the depth.
-        stats: BatchNorm's running statistics after this batch, as `networks.initial_stats` has them.
+        stats: what `Chain.bind` takes as such, after this batch: BatchNorm's running statistics.
         log_norms: ln |dL/dtheta_l| of embed and blocks, 0..depth; NaN beyond.
         log_norm_readout: that of the readout.
         finite: whether the loss and every entry of the gradient are.
-        states: h_0 .. h_depth; zero beyond the depth, or what `over` had there.
+        states: for each segment of equal blocks, the states that its blocks met; zero beyond the depth, or what `over`
+            had there.
     """
 
     loss: Float[Array, ""]
@@ -37,14 +38,14 @@ class Gradient(NamedTuple):
     log_norms: Float[Array, " layer"]
     log_norm_readout: Float[Array, ""]
     finite: Bool[Array, ""]
-    states: Float[Array, "layer *batch width"]
+    states: tuple[PyTree, ...]
 
 
 def value_and_grad(
-    mlp: MLP,
+    network: MLP | Chain,
     params: Params,
-    x: Float[Array, "*batch d_in"],
-    loss: Callable[[Float[Array, "*batch d_out"]], Float[Array, ""]],
+    x: PyTree,
+    loss: Callable[[PyTree], Float[Array, ""]],
     depth: Int[Array, ""] | int | None = None,
     over: Gradient | None = None,
 ) -> Gradient:
@@ -54,11 +55,12 @@ def value_and_grad(
     is that of `depth` blocks, memory that of the deepest. Not to be differentiated again.
 
     Args:
-        mlp: the network, its depth the deepest; with skip "scaled" or "dense", which depend on it, depth must be None.
-        params: its parameters, as `networks.bind` gives them.
+        network: an MLP or a chain, its depth the deepest. Where blocks depend on it, as those of an MLP with skip
+            "scaled" or "dense", depth must be None.
+        params: its parameters, as `networks.bind` or `Chain.bind` gives them.
         x: one input, or a batch.
         loss: scalar function of the output.
-        depth: blocks that take part, in [0, mlp.depth]; may be traced; None for all.
+        depth: blocks that take part, in [0, L]; may be traced where states have one shape; None for all.
         over: an earlier gradient at the same depth, whose memory is written over; None to clear memory for it, which
             costs as much as an update.
 
@@ -67,7 +69,8 @@ def value_and_grad(
 
     Raises:
         ValueError: if params are not bound, are of another depth, or lack the running statistics of a network with
-            BatchNorm; if a depth is given to a network whose blocks depend on it, or is not in [0, mlp.depth].
+            BatchNorm; if a depth is given to a network whose blocks depend on it, is not in [0, L], or is traced where
+            states have several shapes.
 
     Example:
         >>> mlp = MLP(depth=64, width=8)
@@ -76,78 +79,109 @@ def value_and_grad(
         >>> int(jnp.isfinite(found.log_norms).sum())
         4
     """
-    if depth is not None and mlp.of_one_depth:
-        raise ValueError(
-            f"blocks with skip {mlp.skip!r} depend on the depth: it must be that of the network, not given"
-        )
-    if not isinstance(params.blocks, Layer):
-        raise ValueError("params must be as networks.bind(mlp, params) gives them")
-    if params.depth != mlp.depth:
-        raise ValueError(f"params must be of the network's {mlp.depth} blocks, got {params.depth}")
-    deepest = _deepest(depth, mlp.depth)
-    chain = networks.chain(mlp)
-    block_stats, readout_stats = networks.statistics(mlp)
-    blocks: Layer = params.blocks
-
+    chain = _checked(network, params, depth)
+    deepest = _deepest(depth, params.depth)
+    stacks = [_bound(stack) for stack in params.stacks]
+    if over is None:
+        kept = _room_for_states(chain, params, x, deepest)
+        d_blocks = tuple(jax.tree.map(jnp.zeros_like, stack.params) for stack in stacks[1:-1])
+    else:
+        kept = over.states
+        d_blocks = tuple(over.params.stacks[1:-1])
     bottom = networks.layer_at(chain, params, 0, x)
-    h_0 = bottom.out
-    kept = jnp.zeros((mlp.depth + 1, *h_0.shape), h_0.dtype) if over is None else over.states
+    block_stats = tuple(stack.batch_stats for stack in stacks[1:-1])
+    start = bottom.out, kept, block_stats
+    keep = _keep(networks.updates_of_segments(chain, params))
+    (h, kept, block_stats), _ = networks.upwards(chain, params, None, keep, start, first=1, last=deepest)
 
-    start = _put(kept, h_0, 0), blocks.batch_stats or {}
-    (kept, stats), _ = networks.upwards(chain, params, h_0, _keep(block_stats), start, first=1, last=deepest)
-
-    h = jax.lax.dynamic_index_in_dim(kept, deepest, keepdims=False)
-    top = networks.layer_at(chain, params, mlp.depth + 1, h)
+    top = networks.layer_at(chain, params, params.depth + 1, h)
     value, d_y = jax.value_and_grad(loss)(top.out)
     d_readout, d_h = top.pull_both(d_y)
+    d_readout = _full(d_readout)
+    last, last_finite = _length(d_readout)
 
-    cleared = jax.tree.map(jnp.zeros_like, blocks.params) if over is None else over.params.blocks
-    norms = jnp.full(len(kept), jnp.nan, kept.dtype)
-    states = networks.States(x, (kept,), h)
-    carry = d_h, cleared, norms, jnp.bool_(True)
+    norms = jnp.full(params.depth + 1, jnp.nan, last.dtype)
+    states = networks.States(x, kept, h)
+    carry = d_h, d_blocks, norms, jnp.bool_(True)
     carry, _ = networks.downwards(chain, params, states, _collect, carry, first=1, last=deepest)
     d_h, d_blocks, norms, finite = carry
 
     d_embed = _full(bottom.pull_both(d_h)[0])
-    d_readout = _full(d_readout)
     first, first_finite = _length(d_embed)
-    last, last_finite = _length(d_readout)
     return Gradient(
         value,
         top.out,
-        Params(d_embed, d_blocks, d_readout),
-        {"blocks": stats, "readout": readout_stats(params.readout, h)} if stats else {},
-        norms.at[0].set(first),
+        params.restacked([d_embed, *d_blocks, d_readout]),
+        _new_stats(chain, params, x, block_stats, h),
+        norms.at[0].set(first.astype(norms.dtype)),
         last,
         jnp.isfinite(value) & finite & first_finite & last_finite,
         kept,
     )
 
 
-def _keep(statistics: Callable[[Layer, Array], PyTree]) -> Callable:
-    """The step upwards: states, and BatchNorm's statistics, are written where they are kept."""
+def _checked(network: MLP | Chain, params: Params, depth: Array | int | None) -> Chain:
+    """The chain, if parameters and depth are its own."""
+    chain = network if isinstance(network, Chain) else networks.chain(network)
+    if depth is not None and not chain.prefixes:
+        raise ValueError("blocks of this network depend on the depth: it must be that of the network, not given")
+    if not all(isinstance(stack, Layer) for stack in params.stacks[1:-1]):
+        raise ValueError("params must be as networks.bind(mlp, params) gives them, or chain.bind(params)")
+    if isinstance(network, MLP) and params.depth != network.depth:
+        raise ValueError(f"params must be of the network's {network.depth} blocks, got {params.depth}")
+    return chain
 
-    def step(carry: tuple[Array, PyTree], here: Here) -> tuple[tuple[Array, PyTree], None]:
-        kept, stats = carry
-        kept = _put(kept, here.out, here.layer)
-        return (kept, _put(stats, statistics(here.bound, here.h), here.layer - 1)), None
+
+def _room_for_states(chain: Chain, params: Params, x: PyTree, deepest: Array | int) -> tuple[PyTree, ...]:
+    """Zeros for the states that the blocks of each segment meet."""
+    shapes = networks.state_shapes(chain, params, x)
+    if isinstance(deepest, jax.core.Tracer) and any(shape != shapes[0] for shape in shapes):
+        raise ValueError("a traced depth needs states of one shape, and those of this network have several")
+    kept = []
+    first = 0
+    for stack in params.stacks[1:-1]:
+        many = networks.layers_of(stack)
+        kept.append(jax.tree.map(lambda leaf, many=many: jnp.zeros((many, *leaf.shape), leaf.dtype), shapes[first]))
+        first += many
+    return tuple(kept)
+
+
+def _keep(updates: list[Callable[[Layer, PyTree], PyTree] | None]) -> Callable:
+    """The step upwards: states, and running statistics of each segment, are written where they are kept."""
+
+    def step(carry: tuple[PyTree, tuple, tuple], here: Here) -> tuple[tuple[PyTree, tuple, tuple], None]:
+        h, kept, stats = carry
+        here = here.meeting(h)
+        kept = _put(kept, h, here)
+        update = updates[here.segment or 0]
+        if update is not None:
+            stats = _put(stats, update(here.bound, h), here)
+        return (here.out, kept, stats), None
 
     return step
 
 
 def _collect(carry: tuple, here: Here) -> tuple[tuple, None]:
     """The step downwards: a block's gradient, its norm, and whether all is finite."""
-    d_h, gradient, norms, finite = carry
+    d_h, d_blocks, norms, finite = carry
     d_theta, d_h = here.pull_both(d_h)
     d_theta = _full(d_theta)
     length, all_finite = _length(d_theta)
-    gradient = _put(gradient, d_theta, here.layer - 1)
-    return (d_h, gradient, _put(norms, length, here.layer), finite & all_finite), None
+    norms = jax.lax.dynamic_update_index_in_dim(norms, length.astype(norms.dtype), here.layer, 0)
+    return (d_h, _put(d_blocks, d_theta, here), norms, finite & all_finite), None
 
 
-def output(
-    chain: Chain, params: Params, x: Float[Array, "*batch d_in"], depth: Int[Array, ""] | int | None = None
-) -> Float[Array, "*batch d_out"]:
+def _new_stats(chain: Chain, params: Params, x: PyTree, blocks: tuple, h: PyTree) -> dict[str, PyTree]:
+    """The statistics after the batch; empty where there are none."""
+    if chain.update is None or not any(jax.tree.leaves(_bound(stack).batch_stats) for stack in params.stacks):
+        return {}
+    embed = None if chain.update.embed is None else chain.update.embed(_bound(params.embed), x)
+    readout = chain.update.readout(_bound(params.readout), h)
+    found = params.restacked([embed, *blocks, readout])._asdict()
+    return found if chain.update.embed is not None else {name: found[name] for name in ("blocks", "readout")}
+
+
+def output(chain: Chain, params: Params, x: PyTree, depth: Int[Array, ""] | int | None = None) -> PyTree:
     """What the network of the first `depth` blocks with the readout gives.
 
     Args:
@@ -180,8 +214,18 @@ def _deepest(depth: Array | int | None, most: int) -> Array | int:
     return depth
 
 
-def _put(tree: PyTree, one: PyTree, index: Array | int) -> PyTree:
-    return jax.tree.map(lambda leaf, one: jax.lax.dynamic_update_index_in_dim(leaf, one, index, 0), tree, one)
+def _bound(stack: PyTree) -> Layer:
+    return stack if isinstance(stack, Layer) else Layer(stack)
+
+
+def _put(stacks: tuple[PyTree, ...], one: PyTree, here: Here) -> tuple[PyTree, ...]:
+    """Stacks of each segment, with what is of one layer written into its own."""
+    at = here.segment or 0
+
+    def write(stack: Array, one: Array) -> Array:
+        return jax.lax.dynamic_update_index_in_dim(stack, one, here.index, 0)
+
+    return (*stacks[:at], jax.tree.map(write, stacks[at], one), *stacks[at + 1 :])
 
 
 def _full(tree: PyTree) -> PyTree:

@@ -5,37 +5,54 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, ArrayLike, Float, Int, Key, PyTree
 
 from jaxstab import networks
 from jaxstab.checks import check_batch, check_count, check_floating, check_labels, check_looks
-from jaxstab.networks import MLP, Params
+from jaxstab.networks import MLP, Chain, Params
 from jaxstab.records import Training
 from jaxstab.training.gradient import Gradient, output, value_and_grad
 
 _TELEMETRY = ("norm_before", "coefficient")
-Loss = Callable[[Float[Array, "batch d_out"], Int[Array, " batch"]], Float[Array, ""]]
+Loss = Callable[[PyTree, PyTree], Float[Array, ""]]
 
 
 class Examples(NamedTuple):
     """What is learned.
 
     Attributes:
-        x: inputs.
+        x: inputs [n, ...]; of layers of the user's own a pytree of such, tokens too.
         y: class labels from 0, or whatever else the loss compares with.
     """
 
-    x: Float[Array, "n d_in"]
-    y: Array
+    x: PyTree
+    y: PyTree
+
+    @property
+    def size(self) -> int:
+        """Number of examples n."""
+        return len(jax.tree.leaves(self.x)[0])
+
+    def at(self, index: Int[Array, " batch"] | slice) -> "Examples":
+        """Some of the examples.
+
+        Args:
+            index: which.
+
+        Returns:
+            Those.
+        """
+        return jax.tree.map(lambda leaf: leaf[index], self)
 
 
 class State(NamedTuple):
     """What a run carries from update to update.
 
     Attributes:
-        params: parameters.
-        stats: BatchNorm's running statistics; empty without it.
+        params: what is trained; `Chain.bind(params, stats=stats)` makes a network of it.
+        stats: BatchNorm's running statistics, and what else layers of the user's own keep; empty where there is none.
         optimiser: state of the optax transformation.
     """
 
@@ -68,11 +85,11 @@ def cross_entropy(y: Float[Array, "*batch d_out"], labels: Int[Array, "*batch"])
     return known * jnp.mean(optax.softmax_cross_entropy_with_integer_labels(y, labels))
 
 
-def start(mlp: MLP, params: Params, tx: optax.GradientTransformation, x: Float[Array, "*batch d_in"]) -> State:
+def start(network: MLP | Chain, params: Params, tx: optax.GradientTransformation, x: PyTree) -> State:
     """The state before the first update.
 
     Args:
-        mlp: the network.
+        network: an MLP or a chain.
         params: its parameters, before `bind`.
         tx: the optimiser.
         x: inputs, for their size and dtype.
@@ -86,7 +103,8 @@ def start(mlp: MLP, params: Params, tx: optax.GradientTransformation, x: Float[A
         >>> state.stats["blocks"]["norm"]["var"].shape, int(optax.tree.norm(state.optimiser))
         ((2, 4), 0)
     """
-    return State(params, networks.initial_stats(mlp, x), tx.init(params))
+    trained, stats = (_chain(network).unbind or networks.unbind_layers)(params, x)
+    return State(trained, stats, tx.init(trained))
 
 
 class _Run(NamedTuple):
@@ -101,7 +119,7 @@ class _Run(NamedTuple):
 
 
 def train(
-    mlp: MLP,
+    network: MLP | Chain,
     params: Params,
     tx: optax.GradientTransformation,
     data: Examples,
@@ -120,7 +138,8 @@ def train(
     A run whose loss or gradient is not finite stops there: its state stays what it was, the step is told.
 
     Args:
-        mlp: the network.
+        network: an MLP, or a chain of the user's own layers that takes a batch: `networks.over_batch` makes one of a
+            chain that takes one input.
         params: its parameters at the start, before `bind`.
         tx: any optax transformation that asks for no more than gradient, parameters and loss (a line search asks for
             the function); its settings may be traced. A leaf holds a parameter of all blocks, those beyond `depth` too:
@@ -131,7 +150,7 @@ def train(
         batch: examples per update, drawn epoch by epoch in a new order, what is left of an epoch dropped; None for all.
         test: what to test on; None for none, accuracy NaN.
         loss: (outputs, labels) -> scalar.
-        rate: of dropout, as in `networks.bind`.
+        rate: of an MLP's dropout, as in `networks.bind`; layers of the user's own have theirs.
         depth: blocks that take part, may be traced, see `value_and_grad`; None for all.
         evaluate: numbers of updates after which to look at all data, in [0, steps]; the end is always one.
 
@@ -140,7 +159,8 @@ def train(
 
     Raises:
         ValueError: if steps < 1, batch is beyond the data, evaluate is not within [0, steps], there are no
-            data, labels are no classes that the network tells apart, x is not floating, or as `value_and_grad` does.
+            data, labels are no classes that the network tells apart, x is not floating where the network is an MLP, a
+            chain does not take a batch, or as `value_and_grad` does.
 
     Example:
         >>> mlp = MLP(depth=2, width=16, activation="relu", features_out=2)
@@ -152,10 +172,9 @@ def train(
         >>> seen.loss.shape, bool(seen.train_accuracy[-1] > 0.9), int(seen.first_nonfinite)
         ((100,), True, -1)
     """
-    for some in (data, test):
-        if some is not None and loss is cross_entropy:
-            check_labels(some.y, mlp.features_out)
-    _check(data, steps, batch, evaluate)
+    chain = _chain(network)
+    bind = chain.bind or networks.bind_layers
+    _check(data, steps, batch, evaluate, isinstance(chain.block, tuple))
     points = sorted({*evaluate, steps})
     draws, masks = jax.random.split(key)
     # the rows that a step's gradient norms go to, those of the last step to the end's too; the last is for the rest
@@ -163,9 +182,8 @@ def train(
     rows = rows.at[-1, 1].set(len(points) - 1)
 
     def gradient(t: Array, state: State, some: Examples, last: Gradient | None) -> Gradient:
-        wet = jax.random.fold_in(masks, t) if mlp.dropout else None
-        bound = networks.bind(mlp, state.params, stats=state.stats, key=wet, rate=rate)
-        return value_and_grad(mlp, bound, some.x, lambda out: loss(out, some.y), depth, last)
+        bound = bind(state.params, stats=state.stats, key=jax.random.fold_in(masks, t), rate=rate)
+        return value_and_grad(network, bound, some.x, lambda out: loss(out, some.y), depth, last)
 
     def update(t: Array, run: _Run) -> _Run:
         order, some = _minibatch(data, batch, draws, t, run.order)
@@ -175,12 +193,15 @@ def train(
 
     def segment(run: _Run, ends: tuple[Array, Array]) -> tuple[_Run, tuple[Array, Array]]:
         run = jax.lax.fori_loop(*ends, update, run)
-        right = lambda some: _accuracy(mlp, run.state, some, depth) if some else jnp.full((), jnp.nan, data.x.dtype)
-        return run, (right(data), right(test))
+        learned, tested = (_accuracy(chain, run.state, some, depth) for some in (data, test))
+        return run, (learned.astype(first.loss.dtype), tested.astype(first.loss.dtype))
 
-    state = start(mlp, params, tx, data.x)
-    first = jax.eval_shape(gradient, jnp.zeros((), jnp.int32), state, Examples(data.x[:batch], data.y[:batch]), None)
-    run = _begun(state, first, len(data.x), steps, len(points))
+    state = start(chain, params, tx, data.x)
+    some = data.at(slice(batch))
+    bound = bind(state.params, stats=state.stats, key=masks, rate=rate)
+    _check_outputs(networks.output_shape(chain, bound, some.x), loss, some.size, data, test)
+    first = jax.eval_shape(gradient, jnp.zeros((), jnp.int32), state, some, None)
+    run = _begun(state, first, data.size, steps, len(points))
     run, (learned, tested) = jax.lax.scan(
         segment, run, (jnp.asarray([0, *points[:-1]], jnp.int32), jnp.asarray(points, jnp.int32))
     )
@@ -221,8 +242,9 @@ def _recorded(run: _Run, t: Array, rows: Array, found: Gradient, new: State, acc
     """The carry after step t: frozen from the first loss or gradient on that is not finite."""
     going = run.first_nonfinite < 0
     clipped = {name: _telemetry(new.optimiser, name, found.loss.dtype) for name in _TELEMETRY}
-    series = {"loss": found.loss, "accuracy": accuracy} | clipped
-    norms = jnp.where(going, jnp.append(found.log_norms, found.log_norm_readout), jnp.nan)
+    series = {"loss": found.loss, "accuracy": accuracy.astype(found.loss.dtype)} | clipped
+    norms = jnp.append(found.log_norms, found.log_norm_readout).astype(run.norms.dtype)
+    norms = jnp.where(going, norms, jnp.nan)
     return run._replace(
         state=jax.tree.map(lambda new, old: jnp.where(going & found.finite, new, old), new, run.state),
         last=found,
@@ -242,20 +264,29 @@ def _minibatch(data: Examples, size: int | None, key: Array, t: Array, order: Ar
     )
     order = jax.lax.cond(t % per_epoch == 0, shuffled, lambda: order)
     here = jax.lax.dynamic_slice_in_dim(order, t % per_epoch * size, size)
-    return order, Examples(data.x[here], data.y[here])
+    return order, data.at(here)
 
 
-def _accuracy(mlp: MLP, state: State, data: Examples, depth: Array | int | None) -> Array:
-    """Share of the examples classified right, in inference."""
-    params = networks.bind(mlp, state.params, stats=state.stats)
-    return _right(output(networks.chain(mlp, train=False), params, data.x, depth), data.y)
+def _accuracy(chain: Chain, state: State, data: Examples | None, depth: Array | int | None) -> Array:
+    """Share of the examples classified right, in inference; NaN without any."""
+    if data is None:
+        return jnp.full((), jnp.nan)
+    params = (chain.bind or networks.bind_layers)(state.params, stats=state.stats)
+    return _right(output(chain.inference or chain, params, data.x, depth), data.y)
 
 
-def _right(y: Array, labels: Array) -> Array:
+def _right(y: PyTree, labels: PyTree) -> Array:
     """Share of the labels that are the largest output; NaN where they are no classes."""
-    if not jnp.issubdtype(labels.dtype, jnp.integer):
-        return jnp.full((), jnp.nan, y.dtype)
+    if not _are_classes(y, labels):
+        return jnp.full((), jnp.nan)
     return jnp.mean(jnp.argmax(y, -1).astype(labels.dtype) == labels, dtype=y.dtype)
+
+
+def _are_classes(y: PyTree, labels: PyTree) -> bool:
+    """Whether there is an integer for each row of outputs."""
+    if not (isinstance(y, jax.Array) and isinstance(labels, jax.Array | np.ndarray)):
+        return False
+    return bool(jnp.issubdtype(labels.dtype, jnp.integer)) and y.shape[:-1] == labels.shape
 
 
 def _telemetry(optimiser: PyTree, name: str, dtype: jnp.dtype) -> Array:
@@ -264,10 +295,30 @@ def _telemetry(optimiser: PyTree, name: str, dtype: jnp.dtype) -> Array:
     return found[0][1].astype(dtype) if found else jnp.full((), jnp.nan, dtype)
 
 
-def _check(data: Examples, steps: int, batch: int | None, evaluate: Sequence[int]) -> None:
+def _chain(network: MLP | Chain) -> Chain:
+    return network if isinstance(network, Chain) else networks.chain(network)
+
+
+def _check(data: Examples, steps: int, batch: int | None, evaluate: Sequence[int], own: bool) -> None:
     check_count("steps", steps, 1)
-    check_floating("x", data.x.dtype)
-    if len(data.x) == 0 or len(data.x) != len(data.y):
-        raise ValueError(f"needs as many labels as inputs, at least one, got {len(data.y)} and {len(data.x)}")
+    if not own:
+        check_floating("x", data.x.dtype)
+    counts = [len(leaf) for leaf in jax.tree.leaves(data)]
+    if 0 in counts or len(set(counts)) > 1:
+        raise ValueError(f"needs as many labels as inputs, at least one, got {counts[-1]} and {counts[0]}")
     check_looks(evaluate, steps)
-    check_batch(batch, len(data.x))
+    check_batch(batch, data.size)
+
+
+def _check_outputs(y: PyTree, loss: Loss, batch: int, data: Examples, test: Examples | None) -> None:
+    """Refuse a chain that takes one input, and labels that are no classes."""
+    shapes = [leaf.shape for leaf in jax.tree.leaves(y)]
+    if any(shape[:1] != (batch,) for shape in shapes):
+        raise ValueError(
+            f"the network must give an output for each of {batch} examples, got shape {shapes[0]}: "
+            "networks.over_batch(chain) makes a chain of a batch of one that takes one input"
+        )
+    if loss is cross_entropy:
+        for some in (data, test):
+            if some is not None:
+                check_labels(some.y, shapes[0][-1])

@@ -1,0 +1,111 @@
+"""One layer of a chain at the state that it meets: its value, and its derivatives as products."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+
+import jax
+from jaxtyping import Array, Int, PyTree
+
+from jaxstab.networks.chains import Layer
+from jaxstab.networks.pullbacks import pullback
+
+Index = Int[Array, ""] | int
+
+
+@dataclass(frozen=True, eq=False)
+class Here:
+    """One layer at the state that it meets.
+
+    Derivatives are computed when they are first asked for. Ask for them in the step itself: what is first asked for
+    within a `vmap` or a `switch` of the step cannot leave it.
+
+    Attributes:
+        layer: l; a Python integer for the embedding and the readout, traced where blocks are scanned.
+        function: (bound, h) -> state above.
+        bound: parameters of the layer, with what `networks.bind` gave it.
+        h: the state h_{l-1} that the layer meets, x for the embedding.
+        segment: number of the segment of equal blocks, from the input on; None for the embedding and the readout.
+        index: of the block within its segment.
+    """
+
+    layer: Index
+    function: Callable[[PyTree, PyTree], PyTree]
+    bound: PyTree
+    h: PyTree
+    segment: int | None = None
+    index: Index = 0
+
+    def meeting(self, h: PyTree) -> "Here":
+        """The same layer at another state.
+
+        Args:
+            h: the state that it meets.
+
+        Returns:
+            The layer.
+        """
+        return replace(self, h=h)
+
+    @property
+    def theta(self) -> PyTree:
+        """The parameters that are trained."""
+        return self.bound.params if isinstance(self.bound, Layer) else self.bound
+
+    def f(self, theta: PyTree, h: PyTree) -> PyTree:
+        """The layer at other parameters or another state.
+
+        Args:
+            theta: parameters that are trained.
+            h: state below.
+
+        Returns:
+            State above.
+        """
+        return self.function(self.bound._replace(params=theta) if isinstance(self.bound, Layer) else theta, h)
+
+    @cached_property
+    def out(self) -> PyTree:
+        """The state above, h_l = f(theta, h)."""
+        return self._linear[0] if "_linear" in self.__dict__ else self.function(self.bound, self.h)
+
+    @property
+    def push(self) -> Callable[[PyTree], PyTree]:
+        """The product with the Jacobian: v -> (dh_l/dh_{l-1}) v."""
+        return self._linear[1]
+
+    @cached_property
+    def pull(self) -> Callable[[PyTree], PyTree]:
+        """The product with the transposed Jacobian: u -> (dh_l/dh_{l-1})^T u."""
+        return _transposed(partial(self.function, self.bound), self.h)
+
+    @cached_property
+    def push_theta(self) -> Callable[[PyTree], PyTree]:
+        """The product with the Jacobian by the parameters: t -> (dh_l/dtheta_l) t."""
+        return jax.linearize(partial(self._at_state, self.h), self.theta)[1]
+
+    @cached_property
+    def pull_theta(self) -> Callable[[PyTree], PyTree]:
+        """Its transpose: u -> (dh_l/dtheta_l)^T u."""
+        return _transposed(partial(self._at_state, self.h), self.theta)
+
+    @cached_property
+    def pull_both(self) -> Callable[[PyTree], tuple[PyTree, PyTree]]:
+        """Both transposes at once: u -> (for theta, for h), gradients of dense kernels as `norms.Product`."""
+        return pullback(self.f, self.theta, self.h)
+
+    @cached_property
+    def _linear(self) -> tuple[PyTree, Callable[[PyTree], PyTree]]:
+        return jax.linearize(partial(self.function, self.bound), self.h)
+
+    def _at_state(self, h: PyTree, theta: PyTree) -> PyTree:
+        return self.f(theta, h)
+
+
+def _transposed(function: Callable[[PyTree], PyTree], at: PyTree) -> Callable[[PyTree], PyTree]:
+    pull = jax.vjp(function, at)[1]
+
+    def transposed(cotangent: PyTree) -> PyTree:
+        return pull(cotangent)[0]
+
+    return transposed

@@ -1,0 +1,224 @@
+"""Layers of the user's own as pure functions: pairs of functions, linen modules, nnx modules.
+
+A layer's parameters come bound, as a `Layer`, where it reads more than what is trained: collections such as running
+statistics, and a key. A module is taken as it is configured; where its mode is an argument, it is training.
+"""
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import nnx
+from flax.errors import InvalidRngError
+from jaxtyping import Array, Key, PyTree
+
+from jaxstab.networks.binding import as_layer
+from jaxstab.networks.chains import Dropout, Layer
+
+Init = Callable[[Key[Array, ""], PyTree], PyTree]
+Apply = Callable[[PyTree, PyTree], PyTree]
+# names by which Flax modules, and many of their users, say the mode: True in training, or True in inference
+_TRAINING = ("train", "training", "is_training")
+_INFERENCE = ("deterministic", "use_running_average")
+
+
+class OwnLayer(NamedTuple):
+    """A layer of the user's own.
+
+    Attributes:
+        name: for messages.
+        apply: (bound, h) -> state above, in training.
+        inference: the same in inference.
+        update: (bound, h) -> collections after a pass in training.
+        kind: layers of equal kind may be scanned.
+        init: (key, h) -> bound; None where parameters came with the layer.
+    """
+
+    name: str
+    apply: Apply
+    inference: Apply
+    update: Apply
+    kind: Any
+    init: Init | None = None
+
+
+def name_of(layer: Any) -> str:
+    """Name a layer for a message.
+
+    Args:
+        layer: a function or a module.
+
+    Returns:
+        The name of the function or of the module's class.
+    """
+    return getattr(layer, "__name__", type(layer).__name__)
+
+
+def of_function(apply: Apply, init: Init | None = None) -> OwnLayer:
+    """A layer that is a pure function.
+
+    Args:
+        apply: (parameters, h) -> state above.
+        init: (key, h) -> parameters, or None.
+
+    Returns:
+        The layer.
+    """
+
+    def plain(bound: PyTree, h: PyTree) -> PyTree:
+        return apply(as_layer(bound).params, h)
+
+    return OwnLayer(name_of(apply), plain, plain, _unchanged, (init, apply), init)
+
+
+def of_linen(module: nn.Module) -> OwnLayer:
+    """A layer that is a linen module.
+
+    Args:
+        module: the module.
+
+    Returns:
+        The layer.
+    """
+
+    def init(key: Key[Array, ""], h: PyTree) -> PyTree:
+        drawn = dict(module.init(key, h, **_mode(module, train=True)))
+        theta = drawn.pop("params", {})
+        return Layer(theta, drawn) if drawn else theta
+
+    def passed(module: nn.Module, train: bool) -> Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]:
+        keywords = _mode(module, train)
+
+        def both(bound: PyTree, h: PyTree) -> tuple[PyTree, PyTree]:
+            layer = as_layer(bound)
+            rest = jax.lax.stop_gradient(layer.batch_stats or {})
+            key = layer.dropout and layer.dropout.key
+            rngs = {} if key is None else {"dropout": key, "params": key}
+            try:
+                return module.apply({"params": layer.params} | rest, h, rngs=rngs, mutable=list(rest), **keywords)
+            except InvalidRngError as error:
+                raise ValueError(
+                    f"{name_of(module)} draws random numbers: chain.bind(params, key=...) gives it a key, "
+                    "chain.inference draws none"
+                ) from error
+
+        return both
+
+    training, still = passed(module, True), passed(_in_inference(module), False)
+    return OwnLayer(
+        name=name_of(module),
+        apply=lambda bound, h: training(bound, h)[0],
+        inference=lambda bound, h: still(bound, h)[0],
+        update=lambda bound, h: training(bound, h)[1] if as_layer(bound).batch_stats else None,
+        kind=module,
+        init=init,
+    )
+
+
+def of_nnx(module: Any) -> tuple[OwnLayer, PyTree]:
+    """A layer that is an nnx module, or a function without parameters.
+
+    Args:
+        module: the module.
+
+    Returns:
+        The layer, and its parameters.
+
+    Raises:
+        ValueError: if it is something else.
+    """
+    if not isinstance(module, nnx.Module):
+        if not callable(module) or isinstance(module, type | nn.Module):
+            raise ValueError(f"must be an nnx module or a function, got {name_of(module)}")
+        return of_function(lambda theta, h: module(h))._replace(name=name_of(module), kind=module), {}
+    # streams of random numbers are no state of ours: their keys are bound, their counts begin anew
+    graph, theta, streams, rest = _split(module)
+
+    def passed(train: bool) -> Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]:
+        keywords = _mode(module, train)
+
+        def both(bound: PyTree, h: PyTree) -> tuple[PyTree, PyTree]:
+            layer = as_layer(bound)
+            collections = nnx.State({}) if layer.batch_stats is None else jax.lax.stop_gradient(layer.batch_stats)
+            model = nnx.merge(graph, layer.params, _keyed(streams, layer.dropout), collections)
+            if not train:
+                model.eval()
+            out = model(h, **keywords)
+            return out, _split(model)[3]
+
+        return both
+
+    training, still = passed(True), passed(False)
+    layer = OwnLayer(
+        name=name_of(module),
+        apply=lambda bound, h: training(bound, h)[0],
+        inference=lambda bound, h: still(bound, h)[0],
+        update=lambda bound, h: None if as_layer(bound).batch_stats is None else training(bound, h)[1],
+        kind=graph,
+    )
+    keys = [leaf for leaf in jax.tree.leaves(streams) if _is_key(leaf)]
+    if not keys and not jax.tree.leaves(rest):
+        return layer, theta
+    return layer, Layer(theta, rest if jax.tree.leaves(rest) else None, Dropout(keys[0]) if keys else None)
+
+
+def _split(module: nnx.Module) -> tuple[Any, PyTree, PyTree, PyTree]:
+    """Graph, parameters, streams of random numbers, and the rest."""
+    graph, *states = nnx.split(module, nnx.Param, nnx.RngState, ...)
+    theta, streams, rest = states
+    return graph, theta, streams, rest
+
+
+def _unchanged(bound: PyTree, h: PyTree) -> PyTree:
+    return as_layer(bound).batch_stats
+
+
+def _is_key(leaf: Array) -> bool:
+    return bool(jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key))
+
+
+def _keyed(streams: PyTree, dropout: Dropout | None) -> PyTree:
+    """Streams of random numbers at the start of a layer's key, each with its own."""
+    leaves, tree = jax.tree.flatten(streams)
+    if dropout is not None:
+        keys = [jax.random.fold_in(dropout.key, i) for i in range(len(leaves))]
+        leaves = [key if _is_key(leaf) else jnp.zeros_like(leaf) for key, leaf in zip(keys, leaves, strict=True)]
+    return jax.tree.unflatten(tree, leaves)
+
+
+def _mode(module: Any, train: bool) -> dict[str, Any]:
+    """The keywords by which a module is told its mode, unless an attribute of it says so."""
+    takes = inspect.signature(type(module).__call__).parameters
+    told = dict.fromkeys(_TRAINING, train) | dict.fromkeys(_INFERENCE, not train)
+    return {name: value for name, value in told.items() if name in takes and getattr(module, name, None) is None}
+
+
+def _in_inference(module: nn.Module) -> nn.Module:
+    """The module with every attribute that says its mode, its submodules' too, set to inference."""
+    told = dict.fromkeys(_TRAINING, False) | dict.fromkeys(_INFERENCE, True)
+    changes: dict[str, Any] = {}
+    for field in dataclasses.fields(module):
+        value = getattr(module, field.name, None)
+        if field.name in ("parent", "name") or value is None:
+            continue
+        new = told[field.name] if field.name in told else _submodules_in_inference(value)
+        if new is not value:
+            changes[field.name] = new
+    return module.clone(**changes) if changes else module
+
+
+def _submodules_in_inference(value: Any) -> Any:
+    if isinstance(value, nn.Module):
+        return _in_inference(value)
+    if type(value) in (list, tuple):
+        new = [_submodules_in_inference(one) for one in value]
+        changed = any(one is not old for one, old in zip(new, value, strict=True))
+        return type(value)(new) if changed else value
+    if type(value) is dict:
+        named = {name: _submodules_in_inference(one) for name, one in value.items()}
+        return named if any(named[name] is not value[name] for name in value) else value
+    return value

@@ -1,0 +1,273 @@
+"""A chain in other forms: over a batch, of a whole batch as one input, its states as vectors, two side by side."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax.errors import FlaxError
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, PyTree
+
+from jaxstab.networks.arguments import takes_network
+from jaxstab.networks.chains import (
+    Chain,
+    Dropout,
+    Layer,
+    Params,
+    Segments,
+    layers_of,
+    segments,
+    with_blocks,
+    with_network,
+)
+from jaxstab.networks.mlp import MLP
+
+# what a network has no more once its states have been brought into another form
+_MEASURED_ONLY: dict[str, Any] = dict.fromkeys(("init", "bind", "unbind", "update", "inference"))
+
+
+def flatten(whole: Chain, batch: int) -> Chain:
+    """A network of a whole batch as a network of one long input, so that its Jacobian is a matrix.
+
+    Args:
+        whole: chain whose state is a batch, as with BatchNorm.
+        batch: examples in it.
+
+    Returns:
+        The chain from x [batch * d_in] over h [batch * width] to y [batch * d_out], for `spectra`.
+
+    Example:
+        >>> from jaxstab import networks
+        >>> mlp = networks.MLP(depth=4, width=8, norm="batch")
+        >>> params = networks.init(mlp, jax.random.key(1), jnp.ones((6, 5)))
+        >>> flatten(networks.chain(mlp), 6).embed(params, jnp.ones(30)).shape
+        (48,)
+    """
+    there = whole.present
+
+    def rows(h: Array) -> Array:
+        return h.reshape(batch, -1)
+
+    def flat(block: Callable[[PyTree, Array], Array]) -> Callable[[PyTree, Array], Array]:
+        return lambda layer, h: block(layer, rows(h)).ravel()
+
+    return whole._replace(
+        embed=lambda params, x: whole.embed(params, rows(x)).ravel(),
+        block=with_blocks(whole, flat),
+        readout=lambda params, h: whole.readout(params, rows(h)).ravel(),
+        present=there and (lambda h: there(rows(h)).ravel()),
+        **_MEASURED_ONLY,
+    )
+
+
+@with_network
+def state_shapes(chain: Chain, params: Params, x: PyTree) -> list[PyTree]:
+    """Shapes of the states, without computing them.
+
+    Args:
+        chain: the network.
+        params: its parameters, depth L.
+        x: one input, or a batch where blocks mix examples.
+
+    Returns:
+        Those of h_0 .. h_L.
+
+    Raises:
+        ValueError: if a layer of the user's own does not take what it meets.
+    """
+    own = isinstance(chain.block, tuple)
+    with _met(0, x, own):
+        shapes = [jax.eval_shape(chain.embed, params, x)]
+    for block, part in segments(chain, params):
+        layer = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), part)
+        with _met(len(shapes), shapes[-1], own):
+            above = jax.eval_shape(block, layer, shapes[-1])
+        shapes += [above] * layers_of(part)
+    return shapes
+
+
+@with_network
+def output_shape(chain: Chain, params: Params, x: PyTree) -> PyTree:
+    """Shape of the output, without computing it.
+
+    Args:
+        chain: the network.
+        params: its parameters, depth L.
+        x: one input, or a batch where blocks mix examples.
+
+    Returns:
+        That of y.
+
+    Raises:
+        ValueError: if a layer of the user's own does not take what it meets.
+    """
+    h = state_shapes(chain, params, x)[-1]
+    with _met(params.depth + 1, h, isinstance(chain.block, tuple)):
+        return jax.eval_shape(chain.readout, params, h)
+
+
+@contextmanager
+def _met(layer: int, h: PyTree, own: bool) -> Iterator[None]:
+    """Say in one line which layer of the user's own does not take the state that it meets."""
+    try:
+        yield
+    except (TypeError, ValueError, FlaxError) as error:
+        if not own:
+            raise
+        shapes = ", ".join(f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}" for leaf in jax.tree.leaves(h))
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"layer {layer}, with these parameters, does not take {shapes}: {reason}") from error
+
+
+@with_network
+def vector_states(chain: Chain, params: Params, x: PyTree) -> Chain:
+    """A network of the user's own layers, its states as vectors.
+
+    Args:
+        chain: the network.
+        params: its parameters.
+        x: one input, for its shape.
+
+    Returns:
+        The chain from x over h [n] to y.
+    """
+    shapes = state_shapes(chain, params, x)
+    states = [ravel_pytree(jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), h))[1] for h in shapes]
+
+    def flat(block: Callable, state: Callable) -> Callable:
+        return lambda layer, h: ravel_pytree(block(layer, state(h)))[0]
+
+    blocks = chain.block if isinstance(chain.block, tuple) else (chain.block,) * params.depth
+    return chain._replace(
+        embed=lambda params, x: ravel_pytree(chain.embed(params, x))[0],
+        block=tuple(flat(block, state) for block, state in zip(blocks, states[:-1], strict=True)),
+        readout=lambda params, h: chain.readout(params, states[-1](h)),
+        activation=None,
+        **_MEASURED_ONLY,
+    )
+
+
+def as_vectors(chain: Chain, params: Params, x: PyTree) -> tuple[Chain, Array]:
+    """A network of the user's own layers, input, states and output as vectors, so that its Jacobian is a matrix.
+
+    Args:
+        chain: the network.
+        params: its parameters.
+        x: one input. What is not floating, such as tokens, cannot be differentiated by: it stays where it is, and the
+            vector has no entries.
+
+    Returns:
+        The chain from x [d_in] over h [n] to y [d_out], and x as a vector.
+    """
+    inner = vector_states(chain, params, x)
+    leaves = jax.tree.leaves(x)
+    if all(jnp.issubdtype(jnp.result_type(leaf), jnp.floating) for leaf in leaves):
+        vector, given = ravel_pytree(x)
+    else:
+        vector = jnp.zeros(0)
+
+        def given(nothing: Array) -> PyTree:
+            return x
+
+    vectors = inner._replace(
+        embed=lambda params, x: inner.embed(params, given(x)),
+        readout=lambda params, h: ravel_pytree(inner.readout(params, h))[0],
+    )
+    return vectors, vector
+
+
+@with_network
+def over_batch(chain: Chain) -> Chain:
+    """A chain of one input as a chain of a batch that it does not mix.
+
+    Masks of dropout that `Chain.bind` gave differ from example to example; running statistics stay what they are.
+
+    Args:
+        chain: the network.
+
+    Returns:
+        The chain from x [batch, d_in] over h [batch, width] to y [batch, d_out].
+    """
+    own = isinstance(chain.block, tuple)
+    init = chain.init
+
+    def first(key: Array, x: PyTree) -> Params:
+        assert init is not None
+        return init(key, jax.tree.map(lambda leaf: leaf[0], x))
+
+    def block(block: Callable) -> Callable:
+        return _by_example(block) if own else jax.vmap(block, (None, 0))
+
+    return chain._replace(
+        embed=_of_room(chain.embed, "embed") if own else jax.vmap(chain.embed, (None, 0)),
+        block=with_blocks(chain, block),
+        readout=_of_room(chain.readout, "readout") if own else jax.vmap(chain.readout, (None, 0)),
+        init=init and first,
+        update=None,
+        inference=chain.inference and over_batch(chain.inference),
+    )
+
+
+def _by_example(layer: Callable[[PyTree, PyTree], PyTree]) -> Callable[[PyTree, PyTree], PyTree]:
+    """A layer of the user's own over a batch, each example with a key of its own."""
+
+    def batched(bound: PyTree, h: PyTree) -> PyTree:
+        if not isinstance(bound, Layer) or bound.dropout is None:
+            return jax.vmap(layer, (None, 0))(bound, h)
+        keys = jax.random.split(bound.dropout.key, len(jax.tree.leaves(h)[0]))
+
+        def one(key: Array, h: PyTree) -> PyTree:
+            return layer(bound._replace(dropout=Dropout(key)), h)
+
+        return jax.vmap(one)(keys, h)
+
+    return batched
+
+
+def _of_room(layer: Callable[[Params, PyTree], PyTree], room: str) -> Callable[[Params, PyTree], PyTree]:
+    """The embedding or the readout over a batch."""
+
+    def batched(params: Params, h: PyTree) -> PyTree:
+        return _by_example(lambda bound, h: layer(params._replace(**{room: bound}), h))(getattr(params, room), h)
+
+    return batched
+
+
+@with_network
+def pair(chain: Chain, params: Params, other: Params) -> tuple[Chain, Params]:
+    """Two networks of one chain side by side, as one whose state is a pair of states.
+
+    Args:
+        chain: the network.
+        params: its parameters for the first of two inputs.
+        other: its parameters for the second.
+
+    Returns:
+        The chain from (x, x') over (h, h') to (y, y'), and its parameters.
+    """
+
+    def both(layer: Callable, separate: Callable) -> Callable:
+        return lambda params, states: tuple(map(layer, separate(params), states))
+
+    def networks(both: Params) -> tuple[Params, Params]:
+        first = params._replace(embed=both.embed[0], readout=both.readout[0])
+        second = other._replace(embed=both.embed[1], readout=both.readout[1])
+        return first, second
+
+    if isinstance(params.blocks, Segments) and isinstance(other.blocks, Segments):
+        blocks: PyTree = Segments(tuple(zip(params.blocks.parts, other.blocks.parts, strict=True)))
+    else:
+        blocks = (params.blocks, other.blocks)
+    joined = chain._replace(
+        embed=both(chain.embed, networks),
+        block=with_blocks(chain, lambda block: both(block, tuple)),
+        readout=both(chain.readout, networks),
+        **_MEASURED_ONLY,
+    )
+    return joined, Params((params.embed, other.embed), blocks, (params.readout, other.readout))
+
+
+# decorator of functions that take a chain at one input only
+at_one_input = takes_network(Chain, Params, MLP, one_input=True, as_vectors=as_vectors)
