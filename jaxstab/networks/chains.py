@@ -185,6 +185,11 @@ def segments(chain: Chain, params: Params) -> list[tuple[Callable[[PyTree, Array
     return found
 
 
+# decorator of functions that take a chain or an MLP
+with_network = takes_network(Chain, Params, MLP, one_input=False)
+
+
+@with_network
 def updates_of_segments(chain: Chain, params: Params) -> list[Callable[[Layer, PyTree], PyTree] | None]:
     """List how running statistics change in each segment of equal blocks.
 
@@ -199,10 +204,6 @@ def updates_of_segments(chain: Chain, params: Params) -> list[Callable[[Layer, P
     if update is None:
         return [None] * (len(params.stacks) - 2)
     return [block for block, _ in segments(chain._replace(block=update.block), params)]
-
-
-# decorator of functions that take a chain or an MLP
-with_network = takes_network(Chain, Params, MLP, one_input=False)
 
 
 @with_network
