@@ -149,9 +149,10 @@ def law(grid: Grid, activation: str | Activation) -> theory.Law | None:
         activation: one of its activations.
 
     Returns:
-        The law; None where there is none: weights drawn by a function, or BatchNorm over fewer than four examples.
+        The law; None where there is none: weights drawn by a function, a norm without a law, or BatchNorm over fewer
+        than four examples.
     """
-    if grid.weights not in theory.WEIGHT_VARIANCES:
+    if grid.weights not in theory.WEIGHT_VARIANCES or grid.norm not in (None, *theory.NORMS):
         return None
     if grid.norm == "batch" and (grid.batch is None or grid.batch < theory.SMALLEST_BATCH):
         return None

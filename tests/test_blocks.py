@@ -24,6 +24,8 @@ CASES = [
     {"norm": "batch", "skip": "rezero", "dropout": True},
     {"skip": "dense", "activation": "sigmoid"},
     {"dropout": True},
+    {"norm": "dyt", "norm_after": True, "skip": "sum"},
+    {"norm": "derf"},
 ]
 
 
@@ -51,7 +53,10 @@ class Twin:
         self.blocks = [part(blocks, i) for i in range(DEPTH)]
         self.embed, self.readout = bound.embed, layer(bound.readout)
 
-    def norm(self, h, scale, bias):
+    def norm(self, h, scale, bias, alpha=None):
+        if alpha is not None:
+            squash = {"dyt": jnp.tanh, "derf": jax.scipy.special.erf}[self.mlp.norm]
+            return squash(alpha * h) * scale[None] + bias[None]
         axis = 0 if self.mlp.norm == "batch" else -1
         mean = 0 if self.mlp.norm == "rms" else h.mean(axis, keepdims=True)
         var = ((h - mean) ** 2).mean(axis, keepdims=True)
@@ -65,7 +70,7 @@ class Twin:
                 if self.mlp.norm == "batch":
                     scale, bias = (v[i * WIDTH : (i + 1) * WIDTH] for v in (scale, bias))
                 h = self.phi(h) if self.mlp.norm_after else h
-                h = self.norm(h, scale, bias)
+                h = self.norm(h, scale, bias, layer.params["norm"].get("alpha"))
             parts.append(h if self.mlp.norm and self.mlp.norm_after else self.phi(h))
         a = jnp.concatenate(parts, axis=-1)
         if self.mlp.dropout:

@@ -7,7 +7,7 @@ scaled, so that gains can be traced and all gains of one key share one draw.
 
 from jaxstab.networks.binding import bind as bind_layers
 from jaxstab.networks.binding import unbind as unbind_layers
-from jaxstab.networks.blocks import NORMS, SKIPS, UNIT_WEIGHTS, WEIGHTS
+from jaxstab.networks.blocks import UNIT_WEIGHTS, WEIGHTS
 from jaxstab.networks.chains import (
     Chain,
     Dropout,
@@ -33,8 +33,10 @@ from jaxstab.networks.family import (
 from jaxstab.networks.folds import States, downwards, layer_at, state, states, upwards
 from jaxstab.networks.here import Here
 from jaxstab.networks.mlp import MLP
+from jaxstab.networks.normalization import NORMS
 from jaxstab.networks.own import from_functions, from_linen, from_nnx, from_params
 from jaxstab.networks.pullbacks import pullback
+from jaxstab.networks.skips import SKIPS
 from jaxstab.networks.views import at_one_input, flatten, output_shape, over_batch, pair, state_shapes, vector_states
 
 __all__ = [

@@ -13,6 +13,8 @@ from jaxtyping import Array
 from jaxstab import decompositions
 from jaxstab.activations import Activation
 from jaxstab.derivatives import custom_jvp
+from jaxstab.networks.normalization import NORMS, NormSettings
+from jaxstab.networks.skips import SKIPS
 
 
 def check_matrix_shape(shape: tuple[int, ...]) -> None:
@@ -61,38 +63,6 @@ WEIGHTS = {
 }
 # those of variance 1/fan_in: times sigma_w they are what mean-field theory is about
 UNIT_WEIGHTS = ("gaussian", "orthogonal", "lecun_normal", "lecun_uniform")
-NORMS = ("batch", "layer", "rms")
-SKIPS = ("sum", "scaled", "rezero", "highway", "dense")
-
-
-class _BatchNorm(nn.Module):
-    """Ioffe & Szegedy 2015, statistics in the dtype of the input (flax's own are float32 whatever it is)."""
-
-    epsilon: float
-    momentum: float
-    train: bool
-
-    @nn.compact
-    def __call__(self, h: Array) -> Array:
-        axes, features = tuple(range(h.ndim - 1)), h.shape[-1:]
-        if self.train and not axes and not self.is_initializing():
-            raise ValueError(
-                f"BatchNorm in training mode mixes examples: it needs a batch [batch, width], got {h.shape}"
-            )
-        scale = self.param("scale", initializers.ones, features, h.dtype)
-        bias = self.param("bias", initializers.zeros, features, h.dtype)
-        if self.train:
-            mean, var = jnp.mean(h, axes), jnp.var(h, axes)
-        if not self.train or self.is_mutable_collection("batch_stats"):
-            running_mean = self.variable("batch_stats", "mean", jnp.zeros, features, h.dtype)
-            running_var = self.variable("batch_stats", "var", jnp.ones, features, h.dtype)
-            if not self.train:
-                mean, var = running_mean.value, running_var.value
-            elif not self.is_initializing():
-                running_mean.value += (1 - self.momentum) * (mean - running_mean.value)
-                running_var.value += (1 - self.momentum) * (var - running_var.value)
-        lead = (None,) * len(axes)
-        return (h - mean[lead]) * (jax.lax.rsqrt(var + self.epsilon) * scale)[lead] + bias[lead]
 
 
 class Block(nn.Module):
@@ -132,27 +102,35 @@ class Block(nn.Module):
     def __call__(self, h: Array, index: Array | int = 0) -> Array:
         """One layer; index counts the blocks from 0 and matters only while "dense" weights are drawn."""
         a = self._head(h)
-        product = _times(self.get_variable("gains", "sigma_w")) if self.has_variable("gains", "sigma_w") else None
-        dense = self._dense("dense", self._kernel_init(index), initializers.normal(1.0), h.dtype, product)(a)
-        match self.skip:
-            case None:
-                return dense
-            case "sum":
-                return h + dense
-            case "scaled":
-                return h + self.depth**-0.5 * dense
-            case "rezero":
-                return h + self.param("alpha", initializers.zeros, (), h.dtype) * dense
-            case "highway":
-                bias_init = initializers.constant(self.gate_bias)
-                gate = jax.nn.sigmoid(self._dense("gate", WEIGHTS["gaussian"], bias_init, h.dtype)(a))
-                return gate * dense + (1 - gate) * h
-            case _:
-                return jnp.concatenate([dense, h[..., : -self.features]], axis=-1)
+        product = None
+        if self.has_variable("gains", "sigma_w"):
+            product = _times(self.get_variable("gains", "sigma_w"))
+        dense = self.linear("dense", initializers.normal(1.0), h.dtype, self._kernel_init(index), product)
+        branch = dense(a)
+        if self.skip is None:
+            return branch
+        return SKIPS[self.skip].join(self, h, branch, a)
 
-    def _dense(
-        self, name: str, kernel: Callable, bias: Callable, dtype: jnp.dtype, product: Callable | None = None
+    def linear(
+        self,
+        name: str,
+        bias: Callable,
+        dtype: jnp.dtype,
+        kernel: Callable = _gaussian,
+        product: Callable | None = None,
     ) -> nn.Dense:
+        """A dense layer of this block's features, W a + b.
+
+        Args:
+            name: of the layer.
+            bias: initialiser of b.
+            dtype: of features and parameters.
+            kernel: initialiser of W.
+            product: of a and W; None for the plain one.
+
+        Returns:
+            The Flax module.
+        """
         return nn.Dense(
             self.features,
             kernel_init=kernel,
@@ -174,15 +152,11 @@ class Block(nn.Module):
     def _normalise(self, h: Array) -> Array:
         if self.norm is None:
             return h
-        if self.norm == "batch":
-            return _BatchNorm(self.epsilon, self.momentum, self.train, name="norm")(h)
-        norm: nn.Module
-        if self.norm == "layer":
-            norm = nn.LayerNorm(
-                self.epsilon, h.dtype, h.dtype, use_fast_variance=False, force_float32_reductions=False, name="norm"
-            )
-        else:
-            norm = nn.RMSNorm(self.epsilon, h.dtype, h.dtype, force_float32_reductions=False, name="norm")
+        settings = NormSettings(self.epsilon, self.momentum, self.train, h.dtype)
+        chosen = NORMS[self.norm]
+        norm = chosen.module(settings)
+        if chosen.over_batch:
+            return norm(h)
         # each layer's features by themselves, where h holds those of several
         return norm(h.reshape(*h.shape[:-1], self.sources, -1)).reshape(h.shape)
 
@@ -198,7 +172,7 @@ class Block(nn.Module):
 
     def _kernel_init(self, index: Array | int) -> Callable:
         """The law of W; for "dense" per source, W = [W_0 .. W_i]/sqrt(i + 1), and zero for layers still to come."""
-        if self.skip != "dense":
+        if self.sources == 1:
             return self.weights
 
         def init(key: Array, shape: tuple[int, int], dtype: jnp.dtype) -> Array:

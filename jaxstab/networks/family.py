@@ -13,11 +13,12 @@ from jaxstab.checks import check_floating, check_gains
 from jaxstab.networks.blocks import Block, present
 from jaxstab.networks.chains import Chain, Dropout, Layer, Params, Updates, with_network
 from jaxstab.networks.mlp import MLP
+from jaxstab.networks.normalization import NORMS
 
 
 def _apply(module: Block, layer: PyTree, h: Array) -> Array:
     bound = layer if isinstance(layer, Layer) else Layer(layer)
-    if module.norm == "batch" and not module.train:
+    if module.norm and NORMS[module.norm].over_batch and not module.train:
         bound = _known(bound)
     return jnp.asarray(module.apply(bound.variables(), h))
 
@@ -259,7 +260,7 @@ def statistics(mlp: MLP) -> tuple[Callable[[Layer, Array], PyTree], Callable[[La
     """
 
     def after(module: Block) -> Callable[[Layer, Array], PyTree]:
-        if mlp.norm != "batch":
+        if not mlp.mixes_examples:
             return lambda layer, h: {}
         return lambda layer, h: module.apply(_known(layer).variables(), h, mutable=["batch_stats"])[1]["batch_stats"]
 

@@ -8,7 +8,9 @@ from jaxtyping import Array, Float
 
 from jaxstab.activations import Activation, get
 from jaxstab.checks import check_count
-from jaxstab.networks.blocks import NORMS, SKIPS, WEIGHTS, Block
+from jaxstab.networks.blocks import WEIGHTS, Block
+from jaxstab.networks.normalization import NORMS
+from jaxstab.networks.skips import SKIPS
 
 
 class MLP(nn.Module):
@@ -30,7 +32,8 @@ class MLP(nn.Module):
         activation: name, `Activation` or elementwise callable.
         features_out: outputs, >= 1.
         weights: one of WEIGHTS, such as "gaussian" or "orthogonal", or an initialiser as jax.nn.initializers has them.
-        norm: None, "batch", "layer" or "rms". BatchNorm in training mixes examples: x is then a batch.
+        norm: None or one of NORMS: "batch", "layer", "rms", "dyt" or "derf". BatchNorm in training mixes examples: x is
+            then a batch.
         norm_after: whether the norm follows phi instead of preceding it.
         dropout: whether training drops features, at a rate that `bind` gives.
         skip: None, "sum", "scaled", "rezero", "highway" or "dense".
@@ -82,12 +85,17 @@ class MLP(nn.Module):
     @property
     def sources(self) -> int:
         """How many layers' features the state h holds."""
-        return self.depth + 1 if self.skip == "dense" else 1
+        return self.depth + 1 if self.skip and SKIPS[self.skip].every_source else 1
+
+    @property
+    def mixes_examples(self) -> bool:
+        """Whether training normalises over the examples of a batch."""
+        return self.norm is not None and NORMS[self.norm].over_batch
 
     @property
     def of_one_depth(self) -> bool:
         """Whether a block depends on the depth, so that the first of them are no shallower network."""
-        return self.skip in ("scaled", "dense")
+        return self.skip is not None and SKIPS[self.skip].of_one_depth
 
     def layers(self, train: bool) -> tuple[Block, Block, Block]:
         """Embed, block and readout as modules of their own.

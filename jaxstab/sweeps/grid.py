@@ -43,9 +43,9 @@ class Grid:
         width: units per layer.
         inputs: inputs per network, or batches of them.
         weights: one of `networks.WEIGHTS`.
-        norm: None, "batch", "layer" or "rms".
+        norm: None or one of `networks.NORMS`.
         norm_after: whether the norm follows phi instead of preceding it.
-        skip: None, "sum", "scaled", "rezero", "highway" or "dense".
+        skip: None or one of `networks.SKIPS`.
         dropout: share of features dropped, in [0, 1); masks differ from input to input.
         batch: examples that make up one input; BatchNorm needs two or more.
         dtype: "float32" or "float64" of the measurement.
@@ -105,9 +105,10 @@ class Grid:
             raise ValueError(f"dtype must be float32 or float64, got {self.dtype!r}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
-        if (self.norm == "batch" or self.batch is not None) and not (isinstance(self.batch, int) and self.batch >= 2):
+        needs_batch = self.network(self.activations[0]).mixes_examples
+        has_batch = isinstance(self.batch, int) and self.batch >= 2
+        if (needs_batch or self.batch is not None) and not has_batch:
             raise ValueError(f"batch must be an integer >= 2, and BatchNorm needs one, got {self.batch}")
-        self.network(self.activations[0])
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from jaxstab.theory.free_products import (
     product_law,
     squared_slopes,
 )
-from jaxstab.theory.laws import SMALLEST_BATCH, WEIGHT_VARIANCES, Law, law, missing
+from jaxstab.theory.laws import NORMS, SMALLEST_BATCH, WEIGHT_VARIANCES, Law, law, missing
 from jaxstab.theory.maps import (
     MomentError,
     correlation_map,
@@ -26,6 +26,7 @@ from jaxstab.theory.maps import (
 from jaxstab.theory.prediction import predict
 
 __all__ = [
+    "NORMS",
     "SMALLEST_BATCH",
     "WEIGHT_VARIANCES",
     "JacobianLaw",

@@ -45,9 +45,9 @@ class Variant:
         name: its label.
         activation: name, or `Activation`.
         weights: one of `networks.WEIGHTS`.
-        norm: None, "batch", "layer" or "rms".
+        norm: None or one of `networks.NORMS`.
         norm_after: whether the norm follows phi instead of preceding it.
-        skip: None, "sum", "scaled", "rezero", "highway" or "dense".
+        skip: None or one of `networks.SKIPS`.
     """
 
     name: str
@@ -204,14 +204,13 @@ class Grid:
             check_count(name, getattr(self, name), 1)
         for name, known in (("optimiser", tuple(OPTIMISERS)), ("dtype", ("float32", "float64"))):
             check_choice(name, getattr(self, name), known)
-        if self.batch == 1 and any(variant.norm == "batch" for variant in self.variants):
-            raise ValueError("BatchNorm needs a batch of at least 2 examples, got 1")
         check_looks(self.evaluate, self.steps)
         names = [variant.name for variant in self.variants]
         if len(names) == 0 or len(set(names)) < len(names):
             raise ValueError(f"variants must be one or more of different names, got {names}")
-        for index in range(len(names)):
-            self.network(index, 1, 1)
+        built = [self.network(index, 1, 1) for index in range(len(names))]
+        if self.batch == 1 and any(network.mixes_examples for network in built):
+            raise ValueError("BatchNorm needs a batch of at least 2 examples, got 1")
 
     def network(self, variant: int, depth: int, classes: int) -> networks.MLP:
         """The network of one kind.

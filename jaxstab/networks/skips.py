@@ -1,0 +1,64 @@
+"""Skip connections of a block, as a table: a new one is one entry of SKIPS, and grids and commands know it."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.nn import initializers
+from jaxtyping import Array
+
+if TYPE_CHECKING:
+    from jaxstab.networks.blocks import Block
+
+Join = Callable[["Block", Array, Array, Array], Array]
+
+
+class Skip(NamedTuple):
+    """A skip connection that a block can have.
+
+    Attributes:
+        join: (block, h, branch, a) -> the block's output, where branch = W a + b. Parameters are made by
+            `block.param(...)` and `block.linear(...)`.
+        of_one_depth: whether a block depends on the network's depth, so that the first blocks of a network are not a
+            shallower one.
+        every_source: whether h holds the features of every layer so far.
+    """
+
+    join: Join
+    of_one_depth: bool = False
+    every_source: bool = False
+
+
+def _sum(block: "Block", h: Array, branch: Array, a: Array) -> Array:
+    return h + branch
+
+
+def _scaled(block: "Block", h: Array, branch: Array, a: Array) -> Array:
+    return h + block.depth**-0.5 * branch
+
+
+def _rezero(block: "Block", h: Array, branch: Array, a: Array) -> Array:
+    return h + block.param("alpha", initializers.zeros, (), h.dtype) * branch
+
+
+def _highway(block: "Block", h: Array, branch: Array, a: Array) -> Array:
+    gate = jax.nn.sigmoid(block.linear("gate", initializers.constant(block.gate_bias), h.dtype)(a))
+    return gate * branch + (1 - gate) * h
+
+
+def _concatenated(block: "Block", h: Array, branch: Array, a: Array) -> Array:
+    return jnp.concatenate([branch, h[..., : -block.features]], axis=-1)
+
+
+SKIPS = {
+    # He et al. 2016
+    "sum": Skip(_sum),
+    "scaled": Skip(_scaled, of_one_depth=True),
+    # Bachlechner et al. 2021
+    "rezero": Skip(_rezero),
+    # Srivastava et al. 2015
+    "highway": Skip(_highway),
+    # Huang et al. 2017
+    "dense": Skip(_concatenated, of_one_depth=True, every_source=True),
+}

@@ -1,0 +1,104 @@
+"""README's section "To add ...": each row is added here, by the one line that it asks for."""
+
+import contextlib
+import io
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from jaxstab import cli, clipping, networks, propagation, sweeps
+from jaxstab.activations import Activation
+from jaxstab.networks.normalization import NORMS, Norm
+from jaxstab.networks.skips import SKIPS, Skip
+from jaxstab.records import Data
+
+
+class Halved(nn.Module):
+    """A norm that halves."""
+
+    @nn.compact
+    def __call__(self, h):
+        return h * self.param("scale", nn.initializers.constant(0.5), (), h.dtype)
+
+
+@pytest.fixture
+def tables(monkeypatch):
+    monkeypatch.setitem(NORMS, "halved", Norm(lambda settings: Halved(name="norm")))
+    monkeypatch.setitem(SKIPS, "twice", Skip(lambda block, h, branch, a: 2 * h + branch))
+
+
+def test_a_norm_and_a_skip_are_entries_of_their_tables(tables):
+    mlp = networks.MLP(depth=2, width=4, activation="relu", norm="halved", skip="twice", features_out=1)
+    x = jnp.arange(1.0, 4.0)
+    params = networks.init(mlp, jax.random.key(0), x)
+    states = propagation.states(networks.chain(mlp), params, x)
+    h = np.asarray(states[0])
+    for index in range(2):
+        layer = jax.tree.map(lambda leaf, index=index: np.asarray(leaf[index]), params.blocks)["dense"]
+        h = 2 * h + np.maximum(0.5 * h, 0) @ layer["kernel"] + layer["bias"]
+        np.testing.assert_allclose(states[index + 1], h, rtol=1e-12)
+
+
+def test_a_new_entry_is_a_setting_of_grids(tables):
+    grid = sweeps.Grid(norm="halved", skip="twice", depths=(2,), sigma_w=(1.0,), seeds=1, width=4, inputs=1)
+    assert (grid.norm, grid.skip) == ("halved", "twice")
+    with pytest.raises(ValueError, match="norm must be one of .*halved, got 'thirded'"):
+        sweeps.Grid(norm="thirded")
+
+
+class Largest(NamedTuple):
+    """A record: its annotations name the axes."""
+
+    largest: Float[Array, " layer"]
+
+
+def _largest(chain, params, sample, depths):
+    """A measure."""
+    return Largest(jnp.max(jnp.abs(propagation.states(chain, params, sample.x)), axis=-1))
+
+
+def _cubic(h):
+    """An activation."""
+    return h - h**3 / 9
+
+
+def test_an_activation_and_a_measure_are_functions():
+    x = np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4)
+    data = Data(x, np.zeros(3, np.int32), "three inputs")
+    grid = sweeps.Grid(
+        activations=(Activation("cubic", _cubic),),
+        depths=(2,),
+        sigma_w=(0.5, 1.0),
+        sigma_b=0.0,
+        seeds=2,
+        width=4,
+        inputs=1,
+    )
+    found = sweeps.run(grid, _largest, data)
+    assert found.largest.dims == ("activation", "seed", "sigma_w", "input", "layer")
+    assert list(found.activation.values) == ["cubic"]
+    # with sigma_b = 0 layer 0 is linear in the gain
+    np.testing.assert_allclose(found.largest.sel(sigma_w=1.0, layer=0), 2 * found.largest.sel(sigma_w=0.5, layer=0))
+
+
+def test_a_clipper_is_an_optax_transformation():
+    halve = optax.stateless(lambda updates, params: jax.tree.map(lambda leaf: leaf / 2, updates))
+    telling = clipping.monitored(halve)
+    gradient = {"w": jnp.ones(4)}
+    updates, state = telling.update(gradient, telling.init(gradient))
+    assert float(updates["w"][0]) == 0.5
+    assert float(optax.tree.get(state, "firing_rate")) == 1.0
+
+
+def test_the_commands_list_what_is_in_the_tables():
+    shown = io.StringIO()
+    with contextlib.redirect_stdout(shown), pytest.raises(SystemExit):
+        cli.main(["sweep", "--help"])
+    for name in (*NORMS, *SKIPS):
+        assert name in shown.getvalue()
