@@ -36,6 +36,24 @@ class ForwardProfile(NamedTuple):
         return jnp.exp(self.log_q)
 
 
+class SiteProfile(NamedTuple):
+    """The signal of one batch at the sites of an unmodified model, of values as they are given, batch and all.
+
+    Attributes:
+        log_q: ln of the mean of squares; -inf for a zero signal.
+        saturation: as in `ForwardProfile`, of the activation that reads the site; NaN where none is known.
+        dead: likewise.
+        mean: of the values.
+        nonfinite: share of the values that are NaN or infinite.
+    """
+
+    log_q: Float[Array, " row"]
+    saturation: Float[Array, " row"]
+    dead: Float[Array, " row"]
+    mean: Float[Array, " row"]
+    nonfinite: Float[Array, " row"]
+
+
 class CorrelationProfile(NamedTuple):
     """How alike two inputs are at every layer 0..L.
 

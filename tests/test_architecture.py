@@ -64,8 +64,9 @@ def test_rooms_keep_to_what_is_theirs(module):
     if FLOORS[own] < 2:
         assert not {"xarray", "tqdm"} & packages
         assert "threadpoolctl" not in packages or own == "devices"
-        # theory compiles itself: un-jitted, a first call took 14 s
-        assert own in ("theory", "devices") or not {"jax.jit", "jax.pmap"} & used, "jit belongs to the orchestration"
+        # un-jitted, a first call of theory took 14 s; what a user jitted within a probed model stays jitted
+        jits = own in ("theory", "devices") or module == "jaxstab.networks.tagged"
+        assert jits or not {"jax.jit", "jax.pmap"} & used, "jit belongs to the orchestration"
     if own not in ("cli", "devices"):
         assert "jax.config.update" not in used, "no global configuration is changed but where a user asks for it"
     assert len(source.splitlines()) <= 420, "would a newcomer find two rooms in it?"

@@ -35,8 +35,10 @@ from jaxstab.networks.here import Here
 from jaxstab.networks.mlp import MLP
 from jaxstab.networks.normalization import NORMS
 from jaxstab.networks.own import from_functions, from_linen, from_nnx, from_params
+from jaxstab.networks.probes import Missed, Probe, Reading, Row, Site, probe
 from jaxstab.networks.pullbacks import pullback
 from jaxstab.networks.skips import SKIPS
+from jaxstab.networks.tagged import tag
 from jaxstab.networks.views import at_one_input, flatten, output_shape, over_batch, pair, state_shapes, vector_states
 
 __all__ = [
@@ -49,8 +51,13 @@ __all__ = [
     "Dropout",
     "Here",
     "Layer",
+    "Missed",
     "Params",
+    "Probe",
+    "Reading",
+    "Row",
     "Segments",
+    "Site",
     "States",
     "Updates",
     "at_one_input",
@@ -71,12 +78,14 @@ __all__ = [
     "output_shape",
     "over_batch",
     "pair",
+    "probe",
     "pullback",
     "rescale",
     "state",
     "state_shapes",
     "states",
     "statistics",
+    "tag",
     "unbind",
     "unbind_layers",
     "updates_of_segments",

@@ -6,5 +6,16 @@ gains. Norms travel as natural logarithms next to vectors of unit length, so tha
 
 from jaxstab.propagation.gradients import backward, backward_memory
 from jaxstab.propagation.profiles import correlation, forward, states
+from jaxstab.propagation.sites import SiteGradients, backward_at_sites, correlation_at_sites, forward_at_sites
 
-__all__ = ["backward", "backward_memory", "correlation", "forward", "states"]
+__all__ = [
+    "SiteGradients",
+    "backward",
+    "backward_at_sites",
+    "backward_memory",
+    "correlation",
+    "correlation_at_sites",
+    "forward",
+    "forward_at_sites",
+    "states",
+]

@@ -1,0 +1,226 @@
+"""Unmodified models as pure functions whose submodules tag what they give."""
+
+import functools
+import inspect
+import json
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+from flax import linen as nn
+from flax import nnx
+from jaxtyping import PyTree
+
+from jaxstab.networks.tagged import tag
+
+# what begins the names of our own tags
+_OURS = "jaxstab:"
+
+
+class Model(NamedTuple):
+    """A model as a pure function.
+
+    Attributes:
+        call: (theta, rest, inputs, rngs) -> (output, what it changed of rest).
+        split: parameters as the user holds them -> (theta, rest): what is trained, and what else the model reads.
+        join: theta and rest -> parameters as the user holds them.
+        owners: theta -> for each of its leaves, the path of the submodule that owns it.
+    """
+
+    call: Callable[[PyTree, PyTree, tuple, PyTree], tuple[PyTree, PyTree]]
+    split: Callable[[PyTree], tuple[PyTree, PyTree]]
+    join: Callable[[PyTree, PyTree], PyTree]
+    owners: Callable[[PyTree], list[str]]
+
+
+class Label(NamedTuple):
+    """What a tag says of the value that it names.
+
+    Attributes:
+        path: of the submodule, "encoder/Dense_0"; "" for the model itself; the name of an explicit tag.
+        kind: class of the submodule; "tag" for an explicit tag.
+        suffix: the method, unless it is `__call__`, and the place of the value in what it gives.
+    """
+
+    path: str
+    kind: str
+    suffix: str
+
+
+def label_of(name: str) -> Label:
+    """Read a tag's name.
+
+    Args:
+        name: the name.
+
+    Returns:
+        What it says.
+    """
+    if not name.startswith(_OURS):
+        return Label(name, "tag", "")
+    # the place of the value within a tree is appended to the name of the tag
+    (path, kind, method), end = json.JSONDecoder().raw_decode(name, len(_OURS))
+    return Label(path, kind, ("" if method == "__call__" else f".{method}") + name[end:])
+
+
+def model_of(model: Any, keywords: Mapping[str, Any]) -> Model:
+    """See an unmodified model as a pure function.
+
+    Args:
+        model: a linen module, an nnx module, or a function (params, *inputs) -> output.
+        keywords: static arguments of its call.
+
+    Returns:
+        The function and its ways with parameters.
+
+    Raises:
+        ValueError: if the model is none of these.
+    """
+    if isinstance(model, nn.Module):
+        return _linen(model, keywords)
+    if isinstance(model, nnx.Module):
+        return _nnx(model, keywords)
+    if callable(model) and not isinstance(model, type):
+        return _function(model, keywords)
+    raise ValueError(
+        f"a model must be a linen module, an nnx module or a function (params, x) -> y, got {type(model).__name__}"
+    )
+
+
+def _named(path: str, kind: str, method: str, output: PyTree) -> PyTree:
+    return tag(_OURS + json.dumps([path, kind, method]), output)
+
+
+def _is_public(method: str) -> bool:
+    return method == "__call__" or not method.startswith("_")
+
+
+def _linen(module: nn.Module, keywords: Mapping[str, Any]) -> Model:
+    def call(theta: PyTree, rest: PyTree, inputs: tuple, rngs: PyTree) -> tuple[PyTree, PyTree]:
+        variables = {"params": theta} | rest
+        with nn.intercept_methods(_tagging()):
+            return module.apply(variables, *inputs, rngs=rngs or None, mutable=list(rest), **keywords)
+
+    def split(params: PyTree) -> tuple[PyTree, PyTree]:
+        if not (isinstance(params, Mapping) and "params" in params):
+            raise ValueError(f'a linen module takes its variables, a dict with "params", got {_described(params)}')
+        rest = dict(params)
+        theta = rest.pop("params")
+        return theta, rest
+
+    return Model(call, split, lambda theta, rest: {"params": theta} | rest, _owners)
+
+
+def _tagging() -> Callable:
+    """An interceptor of methods that tags what public ones give."""
+    active: list[tuple[tuple[str, ...], str]] = []
+
+    def tagging(call: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
+        module, method = context.module, context.method_name
+        if method == "setup" or not _is_public(method):
+            return call(*args, **kwargs)
+        here = (module.path, method)
+        # a method that calls its parent's gives one value, not two
+        inherited = bool(active) and active[-1] == here
+        active.append(here)
+        try:
+            output = call(*args, **kwargs)
+        finally:
+            active.pop()
+        return output if inherited else _named("/".join(module.path), type(module).__name__, method, output)
+
+    return tagging
+
+
+def _owners(theta: PyTree) -> list[str]:
+    """Paths of leaves without the last key."""
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(theta)]
+    return [jax.tree_util.keystr(path[:-1], simple=True, separator="/") for path in paths]
+
+
+def _nnx(module: nnx.Module, keywords: Mapping[str, Any]) -> Model:
+    graph, *states = nnx.split(module, nnx.Param, ...)
+    own = states[1]
+
+    def call(theta: PyTree, rest: PyTree, inputs: tuple, rngs: PyTree) -> tuple[PyTree, PyTree]:
+        copy = nnx.merge(graph, theta, rest)
+        _tag_methods(copy)
+        output = copy(*inputs, **({"rngs": nnx.Rngs(**rngs)} if rngs else {}), **keywords)
+        return output, nnx.state(copy, _not_param)
+
+    def split(params: PyTree) -> tuple[PyTree, PyTree]:
+        if isinstance(params, nnx.Module):
+            params = nnx.state(params)
+        if params is None:
+            params = nnx.state(module)
+        if not isinstance(params, nnx.State):
+            raise ValueError(f"an nnx module takes its nnx.State, or None for its own, got {_described(params)}")
+        theta, *others = nnx.split_state(params, nnx.Param, ...)
+        return theta, others[0] if jax.tree.leaves(others) else own
+
+    return Model(call, split, nnx.merge_state, _nnx_owners)
+
+
+def _not_param(path: Any, value: Any) -> bool:
+    return not isinstance(value, nnx.Param)
+
+
+def _nnx_owners(theta: PyTree) -> list[str]:
+    """Paths of variables without their own names."""
+    variables = jax.tree_util.tree_leaves_with_path(theta, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+    paths = [path[:-1] for path, variable in variables for _ in jax.tree.leaves(variable)]
+    return [jax.tree_util.keystr(path, simple=True, separator="/") for path in paths]
+
+
+def _tag_methods(module: nnx.Module) -> None:
+    """Let the public methods of a module and its submodules tag what they give.
+
+    The objects get classes of their own, derived from theirs: nobody else's objects change.
+    """
+    for path, submodule in nnx.iter_modules(module):
+        if _public_methods(type(submodule)):
+            derived = _tagged_class(type(submodule), "/".join(map(str, path)))
+            object.__setattr__(submodule, "__class__", derived)
+
+
+@functools.lru_cache(4096)
+def _tagged_class(kind: type, path: str) -> type:
+    """A class that does what another does, and whose public methods tag what they give."""
+
+    def tagged(method: str, function: Callable) -> Callable:
+        @functools.wraps(function)
+        def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+            return _named(path, kind.__name__, method, function(self, *args, **kwargs))
+
+        return call
+
+    body: dict[str, Any] = {method: tagged(method, function) for method, function in _public_methods(kind)}
+    body |= {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}
+    return type(kind)(kind.__name__, (kind,), body)
+
+
+@functools.lru_cache(4096)
+def _public_methods(kind: type) -> list[tuple[str, Callable]]:
+    """The methods that a class of modules adds to those that all modules have."""
+
+    def own() -> Iterator[tuple[str, Callable]]:
+        for name in dict.fromkeys(name for base in kind.__mro__ for name in vars(base)):
+            function = inspect.getattr_static(kind, name)
+            inherited = inspect.getattr_static(nnx.Module, name, None)
+            if _is_public(name) and inspect.isfunction(function) and function is not inherited:
+                yield name, function
+
+    containers = tuple(getattr(nnx, name) for name in ("List", "Dict") if hasattr(nnx, name))
+    return [] if issubclass(kind, containers) else list(own())
+
+
+def _function(function: Callable, keywords: Mapping[str, Any]) -> Model:
+    def call(theta: PyTree, rest: PyTree, inputs: tuple, rngs: PyTree) -> tuple[PyTree, PyTree]:
+        return function(theta, *inputs, **({"rngs": rngs} if rngs else {}), **keywords), rest
+
+    return Model(call, lambda params: (params, {}), lambda theta, rest: theta, _owners)
+
+
+def _described(params: PyTree) -> str:
+    keys = f" of {', '.join(map(str, params))}" if isinstance(params, Mapping) else ""
+    return type(params).__name__ + keys

@@ -1,0 +1,377 @@
+"""Sites of an unmodified model: what its submodules give, read and shifted without changing the model.
+
+The model is traced once; each public method of each submodule leaves a tag in the trace. A probe runs the trace as it
+stands and takes values out, or adds shifts, where the tags are.
+"""
+
+import fnmatch
+import itertools
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from jaxstab.checks import check_count
+from jaxstab.networks.interception import Label, Model, label_of, model_of
+from jaxstab.networks.tagged import Loop, Mark, Program
+
+# why nothing is read out of these constructs
+_REASONS = {
+    "cond": "in a branch, which may not run",
+    "while": "in a loop of unknown length",
+    "custom_jvp_call": "in a function with a derivative rule of its own",
+    "custom_vjp_call": "in a function with a derivative rule of its own",
+    "shard_map": "in a program of each device",
+}
+
+
+class Site(NamedTuple):
+    """A value within a model: what one call of one submodule gives.
+
+    Attributes:
+        name: path and class, "encoder/Dense_0", with ".method" unless it is `__call__`, the place of the value in a
+            tuple, and ":1" at the second call. The model's own output carries the name of its class.
+        path: of the submodule; "" for the model itself; the name of an explicit tag.
+        kind: class of the submodule; "tag" for an explicit tag.
+        call: how often the same submodule was called before.
+        shape: of the value; what is within scans has their axes in front.
+        dtype: of the value.
+        loops: the scans around it, the outermost first.
+        activation: name of the function that reads the value first, "relu", "tanh" or "sigmoid"; None for others.
+    """
+
+    name: str
+    path: str
+    kind: str
+    call: int
+    shape: tuple[int, ...]
+    dtype: Any
+    loops: tuple[Loop, ...]
+    activation: str | None
+
+    @property
+    def floating(self) -> bool:
+        """Whether the site can be shifted."""
+        return bool(jnp.issubdtype(self.dtype, jnp.floating))
+
+    def __str__(self) -> str:
+        """Name, class, dtype and shape."""
+        return f"{self.name} ({self.kind}) {self.dtype}{list(self.shape)}"
+
+
+class Row(NamedTuple):
+    """One value of a site: the site itself, or one step of the scan that it is in.
+
+    Attributes:
+        name: of the site, with the step within a scan: "ScanBlock_0/Dense_0@3".
+        site: name of the site.
+        steps: of the scans around it.
+    """
+
+    name: str
+    site: str
+    steps: tuple[int, ...]
+
+
+class Missed(NamedTuple):
+    """A submodule that a probe cannot reach.
+
+    Attributes:
+        name: of what would be the site.
+        kind: class of the submodule; "" where it is not known.
+        reason: why.
+    """
+
+    name: str
+    kind: str
+    reason: str
+
+    def __str__(self) -> str:
+        """Name, class and reason."""
+        return f"{self.name} ({self.kind}): {self.reason}" if self.kind else f"{self.name}: {self.reason}"
+
+
+class Reading(NamedTuple):
+    """What a run of a probed model gives.
+
+    Attributes:
+        output: of the model.
+        sites: values by name of site.
+        updates: what the model changed besides, such as running statistics.
+    """
+
+    output: PyTree
+    sites: dict[str, Array]
+    updates: PyTree
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """An unmodified model with named sites, for inputs of the shapes that it was made with.
+
+    Attributes:
+        sites: in order of execution.
+        rows: sites, and their steps within scans, in order of execution: the axis of profiles over sites.
+        missed: submodules that cannot be read, and why.
+        model: the model as a pure function.
+    """
+
+    sites: tuple[Site, ...]
+    rows: tuple[Row, ...]
+    missed: tuple[Missed, ...]
+    model: Model
+    _program: Program
+    # number of a site's mark
+    _marks: Mapping[str, int]
+    # shapes and structure of what the program was traced with, and structure of what it gives
+    _given: PyTree
+    _gives: Any
+    _rngs: PyTree
+    # parameters besides those that are given
+    _inputs: int
+    # numbers of the leaves of theta that scans take slices of
+    _sliced: frozenset[int]
+
+    def read(
+        self,
+        params: PyTree,
+        *inputs: PyTree,
+        shifts: Mapping[str, Array] | None = None,
+        sites: Sequence[str] | None = None,
+        rngs: PyTree = None,
+    ) -> Reading:
+        """Run the model, read its sites and shift them.
+
+        Args:
+            params: parameters of the model.
+            inputs: as the model takes them.
+            shifts: added to the values of these sites; zeros change no bit of the output.
+            sites: names of sites that are read, after their shifts; None for all.
+            rngs: keys by name of stream, as linen's `apply` takes them; None for those that the probe was made with.
+
+        Returns:
+            Output and values.
+
+        Raises:
+            ValueError: if a site is unknown or a shift has another shape than its site, or parameters and inputs
+                differ in shape from those that the probe was made with.
+        """
+        names = [site.name for site in self.sites] if sites is None else list(sites)
+        shifts = {} if shifts is None else dict(shifts)
+        for name in [*names, *shifts]:
+            self._site(name)
+        for name, shift in shifts.items():
+            if jnp.shape(shift) != self._site(name).shape:
+                shape = self._site(name).shape
+                raise ValueError(f"the shift of {name} must have its shape {shape}, got {jnp.shape(shift)}")
+        theta, rest = self.model.split(params)
+        given = (theta, rest, inputs, self._rngs if rngs is None else rngs)
+        _check_alike(self._given, given)
+        added = {self._marks[name]: shift for name, shift in shifts.items()}
+        wanted = [self._marks[name] for name in names]
+        flat, read = self._program.run(jax.tree.leaves(given), added, wanted)
+        output, updates = jax.tree.unflatten(self._gives, flat)
+        return Reading(output, {name: read[self._marks[name]] for name in names}, updates)
+
+    def zeros(self) -> dict[str, Array]:
+        """Shifts that change nothing, of all floating sites; the gradient by them is dL/dsite.
+
+        Returns:
+            Zeros by name of site.
+        """
+        return {site.name: jnp.zeros(site.shape, site.dtype) for site in self.sites if site.floating}
+
+    def profile(self, values: Mapping[str, Array]) -> Array:
+        """Numbers at sites along the axis of rows.
+
+        Args:
+            values: by name of site, of the shape of the scans around it, [] where there is none.
+
+        Returns:
+            The numbers, [row].
+        """
+        order = {site.name: i for i, site in enumerate(self.sites)}
+        sizes = [math.prod(loop.length for loop in site.loops) for site in self.sites]
+        starts = np.cumsum([0, *sizes])
+        places = []
+        for row in self.rows:
+            site = self.sites[order[row.site]]
+            lengths = [loop.length for loop in site.loops]
+            within = int(np.ravel_multi_index(row.steps, lengths)) if lengths else 0
+            places.append(starts[order[row.site]] + within)
+        flat = jnp.concatenate([values[site.name].reshape(-1) for site in self.sites])
+        return flat[np.asarray(places)]
+
+    def parameters(self, theta: PyTree, path: str) -> list[tuple[Array, bool]]:
+        """The parameters of a submodule and of those within it.
+
+        Args:
+            theta: what is trained, or its gradient.
+            path: of the submodule.
+
+        Returns:
+            Leaves, each with whether scans take a slice of it in each step.
+        """
+        owners = self.model.owners(theta)
+        leaves = jax.tree.leaves(theta)
+        return [
+            (leaf, i in self._sliced)
+            for i, (owner, leaf) in enumerate(zip(owners, leaves, strict=True))
+            if not path or owner == path or owner.startswith(f"{path}/")
+        ]
+
+    def _site(self, name: str) -> Site:
+        for site in self.sites:
+            if site.name == name:
+                return site
+        some = ", ".join(site.name for site in self.sites[:8])
+        raise ValueError(f"no site is named {name!r}; there are {some}{', ...' if len(self.sites) > 8 else ''}")
+
+
+def probe(
+    model: Any,
+    params: PyTree,
+    *inputs: PyTree,
+    path: str = "*",
+    kind: str | Sequence[str] = "*",
+    every: int = 1,
+    rngs: PyTree = None,
+    **keywords: Any,
+) -> Probe:
+    """Find the sites of an unmodified model.
+
+    Args:
+        model: a linen module, an nnx module, or a function (params, *inputs) -> output with `networks.tag` in it. Names
+            of `jax.ad_checkpoint.checkpoint_name` are sites too.
+        params: its parameters: the variables of a linen module; the `nnx.State` of an nnx module, None for what it
+            holds; any pytree of a function. Collections other than "params", and variables other than `nnx.Param`, go
+            along, may be changed by the model and are not differentiated by.
+        inputs: as the model takes them; arrays or their shapes.
+        path: which sites, a pattern of their path, "encoder/*".
+        kind: which sites, a pattern of their class or several, "Dense".
+        every: stride, in order of execution, over the sites that path and class select.
+        rngs: keys by name of stream, {"dropout": key}.
+        keywords: other arguments of the call, such as train=False; they are static.
+
+    Returns:
+        The probe.
+
+    Raises:
+        ValueError: if the model is none of these, the parameters are not its own, or no site is selected.
+
+    Example:
+        >>> from flax import linen as nn
+        >>> module = nn.Sequential([nn.Dense(8), nn.tanh, nn.Dense(1)])
+        >>> x = jnp.ones((5, 3), jnp.float32)
+        >>> params = jax.jit(module.init)(jax.random.key(0), x)
+        >>> probed = probe(module, params, x)
+        >>> [site.name for site in probed.sites]
+        ['layers_0', 'layers_2', 'Sequential']
+        >>> def loss(shifts):
+        ...     return probed.read(params, x, shifts=shifts).output.sum()
+        >>> jax.jit(jax.grad(loss))(probed.zeros())["layers_2"].tolist()
+        [[1.0], [1.0], [1.0], [1.0], [1.0]]
+    """
+    check_count("every", every, 1)
+    pure = model_of(model, keywords)
+    theta, rest = pure.split(params)
+    given = (theta, rest, inputs, {} if rngs is None else rngs)
+    closed, gives = jax.make_jaxpr(pure.call, return_shape=True)(*given)
+    program = Program.of(closed)
+    found = _named_sites(program.marks)
+    patterns = [kind] if isinstance(kind, str) else list(kind)
+    chosen = [
+        (number, site)
+        for number, site in enumerate(found)
+        if fnmatch.fnmatchcase(site.path, path) and any(fnmatch.fnmatchcase(site.kind, one) for one in patterns)
+    ][::every]
+    if found and not chosen:
+        raise ValueError(f"no site has a path like {path!r} and a class like {kind!r}; there are {_some(found)}")
+    missed = _missed(program, set(pure.owners(theta)), found)
+    return Probe(
+        sites=tuple(site for _, site in chosen),
+        rows=tuple(_rows([site for _, site in chosen])),
+        missed=tuple(missed),
+        model=pure,
+        _program=program,
+        _marks={site.name: number for number, site in chosen},
+        _given=jax.tree.map(_shape, given),
+        _gives=jax.tree.structure(gives),
+        _rngs=given[3],
+        _inputs=len(inputs),
+        _sliced=frozenset(program.sliced),
+    )
+
+
+def _named_sites(marks: Sequence[Mark]) -> list[Site]:
+    """The sites of all tags, calls of the same submodule counted."""
+    labels = [label_of(mark.name) for mark in marks]
+    calls: Counter[Label] = Counter()
+    sites = []
+    for mark, label in zip(marks, labels, strict=True):
+        call = calls[label]
+        calls[label] += 1
+        name = (label.path or label.kind) + label.suffix + (f":{call}" if call else "")
+        sites.append(Site(name, label.path, label.kind, call, mark.shape, mark.dtype, mark.loops, mark.activation))
+    return sites
+
+
+def _rows(sites: Sequence[Site], index: tuple[int, ...] = ()) -> Iterator[Row]:
+    """The sites in order of execution, those of one scan step by step."""
+    level = len(index)
+    for loop, group in itertools.groupby(sites, lambda site: site.loops[level : level + 1]):
+        within = list(group)
+        if not loop:
+            step = "".join(f"@{i}" for i in index)
+            yield from (Row(site.name + step, site.name, index) for site in within)
+            continue
+        steps = range(loop[0].length)
+        for i in reversed(steps) if loop[0].reverse else steps:
+            yield from _rows(within, (*index, i))
+
+
+def _missed(program: Program, owners: set[str], found: Sequence[Site]) -> list[Missed]:
+    """What cannot be read: tags in constructs without a way out, and owners of parameters without a tag."""
+    missed = []
+    for name, construct in program.unreached:
+        label = label_of(name)
+        reason = _REASONS.get(construct, "values cannot leave it")
+        missed.append(Missed((label.path or label.kind) + label.suffix, label.kind, f"within {construct}: {reason}"))
+    known = {site.path for site in found} | {label_of(name).path for name, _ in program.unreached}
+    reason = "it has parameters, but none of its public methods was seen to give an array"
+    return missed + [Missed(path, "", reason) for path in sorted(owners - known)]
+
+
+def _some(sites: Sequence[Site]) -> str:
+    return ", ".join(f"{site.name} ({site.kind})" for site in sites[:8]) + (", ..." if len(sites) > 8 else "")
+
+
+def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf))
+
+
+def _check_alike(made_with: PyTree, given: PyTree) -> None:
+    """Check that parameters and inputs have the structure and shapes that a probe was made with."""
+    parts = ("parameters", "other variables", "inputs", "rngs")
+    for part, made, now in zip(parts, made_with, given, strict=True):
+        structures = [str(jax.tree.structure(tree)) for tree in (made, now)]
+        if structures[0] != structures[1]:
+            raise ValueError(f"the probe was made with other {part}: {structures[0]}, got {structures[1]}")
+        paths = jax.tree_util.tree_leaves_with_path(made)
+        for (where, leaf), value in zip(paths, jax.tree.leaves(now), strict=True):
+            if leaf != _shape(value):
+                place = jax.tree_util.keystr(where)
+                raise ValueError(
+                    f"the probe was made with {part}{place} of {_text(leaf)}, got {_text(_shape(value))}: "
+                    "make another for other shapes"
+                )
+
+
+def _text(leaf: jax.ShapeDtypeStruct) -> str:
+    return f"{leaf.dtype}{list(leaf.shape)}"

@@ -1,0 +1,399 @@
+"""A traced function, divided at the tags that it carries, so that what is tagged can be read and shifted.
+
+A tag is JAX's own `checkpoint_name`: an identity that leaves its name in the traced function, through `jit`, `scan`,
+`vmap` and `checkpoint`, and that costs nothing where nobody looks for it.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.ad_checkpoint import checkpoint_name
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
+from jaxtyping import Array, PyTree
+
+# what the versions of JAX call them
+_JITS = ("jit", "pjit")
+_REMATS = ("checkpoint", "remat", "remat2")
+# primitives -> activations that saturate; relu is a maximum with zero
+_ACTIVATIONS = {"tanh": "tanh", "logistic": "sigmoid"}
+# what makes something else of a value before or beside its activation
+_GATES = ("mul", "div", "integer_pow", "pow", "square")
+Shifts = dict[int, Array]
+
+
+def tag(name: str, tree: PyTree) -> PyTree:
+    """Name values within a function, so that `networks.probe` can read and shift them; elsewhere, the identity.
+
+    Args:
+        name: of the site; where the tree has several arrays, the place of each is appended.
+        tree: arrays; leaves that are none stay as they are.
+
+    Returns:
+        The same values.
+
+    Example:
+        >>> def model(params, x):
+        ...     h = tag("hidden", jnp.tanh(x @ params["w"]))
+        ...     return h @ params["v"]
+        >>> model({"w": jnp.ones((3, 4)), "v": jnp.ones(4)}, jnp.zeros(3)).tolist()
+        0.0
+    """
+    several = sum(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(tree)) > 1
+
+    def named(path: Any, leaf: Any) -> Any:
+        if not isinstance(leaf, jax.Array):
+            return leaf
+        return checkpoint_name(leaf, name + jax.tree_util.keystr(path) if several else name)
+
+    return jax.tree_util.tree_map_with_path(named, tree)
+
+
+@jax.custom_jvp
+def shifted(x: Array, shift: Array) -> Array:
+    """x + shift, every bit of x kept where the shift is zero.
+
+    Args:
+        x: values.
+        shift: added to them.
+
+    Returns:
+        The sum; its derivative by the shift is one, also at zero.
+    """
+    # -0.0 + 0.0 would be 0.0
+    return jnp.where(shift == 0, x, x + shift)
+
+
+@shifted.defjvp
+def _shifted_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    return shifted(*primals), tangents[0] + tangents[1]
+
+
+class Loop(NamedTuple):
+    """A scan.
+
+    Attributes:
+        number: that tells it from others.
+        length: steps.
+        reverse: whether it begins with the last.
+    """
+
+    number: int
+    length: int
+    reverse: bool
+
+
+class Mark(NamedTuple):
+    """A tag met in a traced function.
+
+    Attributes:
+        name: as it was given.
+        shape: of the value that leaves the function, axes of scans before the value's own.
+        dtype: of the value.
+        loops: the scans around it, the outermost first.
+        activation: name of the elementwise function that reads the value; None where there is none, or it is not known.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: Any
+    loops: tuple["Loop", ...]
+    activation: str | None
+
+
+class Unreached(NamedTuple):
+    """A tag within a construct that nothing can be read out of.
+
+    Attributes:
+        name: as it was given.
+        construct: JAX's name of the construct.
+    """
+
+    name: str
+    construct: str
+
+
+@dataclass(frozen=True)
+class _Step:
+    """Part of a function: `run` takes values of the inputs, shifts, and the marks that are read."""
+
+    inputs: Sequence[Any]
+    outputs: Sequence[Any]
+    run: Callable[[list, Shifts, frozenset[int]], tuple[Sequence[Any], dict[int, Array]]]
+
+
+@dataclass
+class Program:
+    """A traced function, divided at its tags.
+
+    Attributes:
+        marks: tags that can be read and shifted, in order of execution; a mark is known by its number.
+        unreached: tags that cannot.
+        sliced: numbers of the arguments that scans take a slice of in each step, such as stacked parameters.
+    """
+
+    marks: list[Mark] = field(default_factory=list)
+    unreached: list[Unreached] = field(default_factory=list)
+    sliced: set[int] = field(default_factory=set)
+    _loops: int = 0
+    _arguments: dict[Any, int] = field(default_factory=dict)
+    _body: Callable = lambda *_: None
+
+    @classmethod
+    def of(cls, closed: Any) -> "Program":
+        """Divide a traced function.
+
+        Args:
+            closed: what `jax.make_jaxpr` gives.
+
+        Returns:
+            The program.
+        """
+        program = cls()
+        jaxpr, consts = _opened(closed)
+        program._arguments = {variable: i for i, variable in enumerate(jaxpr.invars)}
+        body = program._divided(jaxpr, ())
+
+        def run(inputs: list, shifts: Shifts, wanted: frozenset[int]) -> tuple[Sequence[Any], dict[int, Array]]:
+            return body([*consts, *inputs], shifts, wanted)
+
+        program._body = run
+        return program
+
+    def run(self, inputs: Sequence[Array], shifts: Shifts, wanted: Sequence[int]) -> tuple[Sequence[Array], Shifts]:
+        """Run the function.
+
+        Args:
+            inputs: its arguments, flat.
+            shifts: added to the values of these marks.
+            wanted: marks whose values are read, after their shifts.
+
+        Returns:
+            Its results, flat, and the values by mark.
+        """
+        return self._body(list(inputs), shifts, frozenset(wanted))
+
+    def _divided(self, jaxpr: Any, loops: tuple[Loop, ...]) -> Callable:
+        """The function of a jaxpr, its constants first among the inputs."""
+        steps: list[_Step] = []
+        plain: list[Any] = []
+        last_read = _last_read(jaxpr)
+        readers = _readers(jaxpr)
+
+        def flush(before: int) -> None:
+            if plain:
+                steps.append(_plain(jaxpr, list(plain), before, last_read))
+                plain.clear()
+
+        for i, equation in enumerate(jaxpr.eqns):
+            step = self._opened_step(equation, loops, readers)
+            if step is None:
+                plain.append(equation)
+            else:
+                flush(i)
+                steps.append(step)
+        flush(len(jaxpr.eqns))
+
+        def run(inputs: list, shifts: Shifts, wanted: frozenset[int]) -> tuple[list, dict[int, Array]]:
+            values = dict(zip([*jaxpr.constvars, *jaxpr.invars], inputs, strict=True))
+            read: dict[int, Array] = {}
+            for step in steps:
+                outputs, found = step.run([_value(values, atom) for atom in step.inputs], shifts, wanted)
+                values.update(zip(step.outputs, outputs, strict=True))
+                read |= found
+            return [_value(values, atom) for atom in jaxpr.outvars], read
+
+        return run
+
+    def _opened_step(self, equation: Any, loops: tuple[Loop, ...], readers: dict[Any, list]) -> _Step | None:
+        """A tag, or an equation around tags that they can be read out of; None for what runs as it stands."""
+        name = equation.primitive.name
+        if name == "name":
+            return self._marked(equation, loops, readers)
+        inside = [tagged for inner in _inner(equation.params) for tagged in _tags(inner)]
+        if not inside:
+            return None
+        if name in _JITS:
+            return self._called(equation, loops, _jitted)
+        if name in _REMATS:
+            return self._called(equation, loops, _checkpointed(equation.params))
+        if name == "scan":
+            return self._scanned(equation, loops)
+        self.unreached += [Unreached(tagged, name) for tagged in inside]
+        return None
+
+    def _marked(self, equation: Any, loops: tuple[Loop, ...], readers: dict[Any, list]) -> _Step:
+        aval = equation.outvars[0].aval
+        number = len(self.marks)
+        shape = (*(loop.length for loop in loops), *aval.shape)
+        activation = _activation(equation.outvars[0], readers)
+        self.marks.append(Mark(equation.params["name"], shape, aval.dtype, loops, activation))
+
+        def run(inputs: list, shifts: Shifts, wanted: frozenset[int]) -> tuple[list, dict[int, Array]]:
+            value = inputs[0]
+            if number in shifts:
+                value = shifted(value, shifts[number])
+            return [value], {number: value} if number in wanted else {}
+
+        return _Step(equation.invars, equation.outvars, run)
+
+    def _called(self, equation: Any, loops: tuple[Loop, ...], around: Callable[[Callable], Callable]) -> _Step:
+        """A function called, such as a jitted one; `around` puts back what was around it."""
+        jaxpr, consts = _opened(equation.params["jaxpr"])
+        first = len(self.marks)
+        body = self._divided(jaxpr, loops)
+        own = range(first, len(self.marks))
+
+        def run(inputs: list, shifts: Shifts, wanted: frozenset[int]) -> tuple[list, dict[int, Array]]:
+            def called(inputs: list, shifts: Shifts) -> tuple[list, dict[int, Array]]:
+                return body([*consts, *inputs], shifts, wanted)
+
+            return around(called)(inputs, {k: shift for k, shift in shifts.items() if k in own})
+
+        return _Step(equation.invars, equation.outvars, run)
+
+    def _scanned(self, equation: Any, loops: tuple[Loop, ...]) -> _Step:
+        """A scan; what is tagged in its body gets an axis of steps in front."""
+        params = equation.params
+        jaxpr, closed_over = _opened(params["jaxpr"])
+        first = len(self.marks)
+        num_consts, num_carry = _scan_arguments(params)
+        slices = equation.invars[num_consts + num_carry :]
+        self.sliced |= {self._arguments[atom] for atom in slices if atom in self._arguments}
+        self._loops += 1
+        body = self._divided(jaxpr, (*loops, Loop(self._loops, params["length"], params["reverse"])))
+        own = range(first, len(self.marks))
+
+        def run(inputs: list, shifts: Shifts, wanted: frozenset[int]) -> tuple[list, dict[int, Array]]:
+            consts = inputs[:num_consts]
+            start = inputs[num_consts : num_consts + num_carry]
+
+            def one(carry: list, slices: tuple[list, Shifts]) -> tuple[list, tuple[list, dict[int, Array]]]:
+                xs, shifts = slices
+                outputs, read = body([*closed_over, *consts, *carry, *xs], shifts, wanted)
+                return outputs[:num_carry], (outputs[num_carry:], read)
+
+            within = {k: shift for k, shift in shifts.items() if k in own}
+            carry, (ys, read) = jax.lax.scan(
+                one,
+                start,
+                (inputs[num_consts + num_carry :], within),
+                length=params["length"],
+                reverse=params["reverse"],
+                unroll=params["unroll"],
+            )
+            return [*carry, *ys], read
+
+        return _Step(equation.invars, equation.outvars, run)
+
+
+def _jitted(function: Callable) -> Callable:
+    # what the user jitted stays jitted: fused otherwise, it would round otherwise
+    return jax.jit(function)
+
+
+def _checkpointed(params: dict[str, Any]) -> Callable[[Callable], Callable]:
+    def around(function: Callable) -> Callable:
+        return jax.checkpoint(function, prevent_cse=params["prevent_cse"], policy=params["policy"])
+
+    return around
+
+
+def _plain(jaxpr: Any, equations: list[Any], end: int, last_read: dict[Any, int]) -> _Step:
+    """Consecutive equations that run as they stand, those before number `end`."""
+    made: dict[Any, None] = {}
+    needed: dict[Any, None] = {}
+    for equation in equations:
+        needed |= {atom: None for atom in equation.invars if not isinstance(atom, Literal) and atom not in made}
+        made |= dict.fromkeys(equation.outvars)
+    outputs = [variable for variable in made if last_read.get(variable, -1) >= end]
+    part = Jaxpr((), list(needed), outputs, equations, debug_info=jaxpr.debug_info)
+    function = jaxpr_as_fun(ClosedJaxpr(part, ()))
+
+    def run(inputs: list, shifts: Shifts, wanted: frozenset[int]) -> tuple[Sequence[Any], dict[int, Array]]:
+        return function(*inputs), {}
+
+    return _Step(list(needed), outputs, run)
+
+
+def _last_read(jaxpr: Any) -> dict[Any, int]:
+    """For each variable, the number of the last equation that reads it; results are read after all."""
+    last: dict[Any, int] = {}
+    for i, equation in enumerate(jaxpr.eqns):
+        last |= {atom: i for atom in equation.invars if not isinstance(atom, Literal)}
+    return last | {atom: len(jaxpr.eqns) for atom in jaxpr.outvars if not isinstance(atom, Literal)}
+
+
+def _readers(jaxpr: Any) -> dict[Any, list]:
+    """For each variable, the equations that read it."""
+    readers: dict[Any, list] = {}
+    for equation in jaxpr.eqns:
+        for atom in equation.invars:
+            if not isinstance(atom, Literal):
+                readers.setdefault(atom, []).append(equation)
+    return readers
+
+
+def _activation(variable: Any, readers: dict[Any, list]) -> str | None:
+    """The activation that reads a variable, as far as its equation or the function within carries its name."""
+    equations = readers.get(variable, [])
+    if any(equation.primitive.name in _GATES for equation in equations):
+        # silu is z times sigmoid
+        return None
+    for equation in equations:
+        primitive = equation.primitive.name
+        at_zero = any(
+            isinstance(atom, Literal) and np.ndim(atom.val) == 0 and atom.val == 0 for atom in equation.invars
+        )
+        if primitive in _ACTIVATIONS or (primitive == "max" and at_zero):
+            return _ACTIVATIONS.get(primitive, "relu")
+        if primitive == "name":
+            known = _activation(equation.outvars[0], readers)
+            if known is not None:
+                return known
+        for inner in _inner(equation.params):
+            if len(inner.invars) == len(equation.invars) and primitive in (*_JITS, "custom_jvp_call"):
+                known = _activation(inner.invars[equation.invars.index(variable)], _readers(inner))
+                if known is not None:
+                    return known
+    return None
+
+
+def _value(values: dict, atom: Any) -> Any:
+    return atom.val if isinstance(atom, Literal) else values[atom]
+
+
+def _opened(function: Any) -> tuple[Any, Sequence[Any]]:
+    """A jaxpr and its constants, of a closed or an open one."""
+    return getattr(function, "jaxpr", function), getattr(function, "consts", ())
+
+
+def _scan_arguments(params: dict[str, Any]) -> tuple[int, int]:
+    """Numbers of constants and of carried values of a scan."""
+    if "num_carry" in params:
+        return params["num_consts"], params["num_carry"]
+    consts, carry, _ = params["ft_in"].unpack()
+    return len(consts), len(carry)
+
+
+def _inner(value: Any) -> Iterator[Any]:
+    """The functions in the parameters of an equation."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for item in value:
+            yield from _inner(item)
+    elif hasattr(_opened(value)[0], "eqns"):
+        yield _opened(value)[0]
+
+
+def _tags(jaxpr: Any) -> Iterator[str]:
+    """Names of all tags in a jaxpr."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "name":
+            yield equation.params["name"]
+        for inner in _inner(equation.params):
+            yield from _tags(inner)

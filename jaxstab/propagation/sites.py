@@ -1,0 +1,197 @@
+"""Signal, correlation and gradient at the sites of an unmodified model, along its axis of rows.
+
+What a probe measures runs in the floats of the model itself: a gradient that they lose is lost here as well, unless
+the loss is scaled up.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float, PyTree
+
+from jaxstab.activations import get
+from jaxstab.networks import Probe, Site
+from jaxstab.norms import log_norm, unit
+from jaxstab.records import SATURATED, BackwardProfile, CorrelationProfile, ForwardProfile, SiteProfile
+
+Loss = Callable[[PyTree], Float[Array, ""]]
+
+
+def forward_at_sites(probe: Probe, params: PyTree, *inputs: PyTree) -> SiteProfile:
+    """The signal of one batch at every site.
+
+    Args:
+        probe: the model.
+        params: its parameters.
+        inputs: as the model takes them.
+
+    Returns:
+        The profile over `probe.rows`. Saturation and dead units are NaN at sites that no known activation reads.
+
+    Example:
+        >>> from jaxstab import networks
+        >>> def model(w, x):
+        ...     return jnp.tanh(networks.tag("h", x @ w))
+        >>> w, x = jnp.eye(3), jnp.ones((2, 3))
+        >>> forward_at_sites(networks.probe(model, w, x), w, x).mean.tolist()
+        [1.0]
+    """
+    values = probe.read(params, *inputs).sites
+    profiles = {site.name: _over_loops(_statistics(site), site, values[site.name]) for site in probe.sites}
+    return _joined(probe, profiles)
+
+
+def correlation_at_sites(probe: Probe, params: PyTree, first: tuple, second: tuple) -> CorrelationProfile:
+    """Correlation of the signals of two inputs, or of two batches taken as one long input, at every site.
+
+    c = h . h' / (|h| |h'|), computed as 1 - |u - u'|^2 / 2 from the unit vectors u, u'.
+
+    Args:
+        probe: the model.
+        params: its parameters.
+        first: inputs as the model takes them.
+        second: others.
+
+    Returns:
+        The profile over `probe.rows`; NaN where a signal is zero or not finite.
+    """
+
+    def cosine(h1: Array, h2: Array) -> CorrelationProfile:
+        u1, log_1 = unit(_floating(h1))
+        u2, log_2 = unit(_floating(h2))
+        defined = jnp.isfinite(log_1) & jnp.isfinite(log_2)
+        return CorrelationProfile(jnp.where(defined, 1 - jnp.sum((u1 - u2) ** 2) / 2, jnp.nan))
+
+    one = probe.read(params, *first).sites
+    other = probe.read(params, *second).sites
+    profiles = {site.name: _over_loops(cosine, site, one[site.name], other[site.name]) for site in probe.sites}
+    return _joined(probe, profiles)
+
+
+class SiteGradients(NamedTuple):
+    """The gradient of a loss at every site and by the parameters.
+
+    Attributes:
+        profile: norms over the probe's rows; NaN where a site is not floating, or has no parameters.
+        nonfinite: share of the gradient at each row that is not finite.
+        theta: the gradient by what is trained, times the scale of the loss.
+        sites: the gradient by floating sites, times the scale of the loss.
+        output: of the model.
+    """
+
+    profile: BackwardProfile
+    nonfinite: Float[Array, " row"]
+    theta: PyTree
+    sites: Mapping[str, Array]
+    output: PyTree
+
+
+def backward_at_sites(
+    probe: Probe, params: PyTree, *inputs: PyTree, loss: Loss, scale: ArrayLike = 1.0
+) -> SiteGradients:
+    """Gradient norms of a loss at every site, and of the parameters of every site's submodule.
+
+    Args:
+        probe: the model.
+        params: its parameters.
+        inputs: as the model takes them.
+        loss: scalar function of the output.
+        scale: factor of the gradient on its way, which norms are freed of: with a large one, what would be lost below
+            the range of floats is not.
+
+    Returns:
+        The gradients. Those of a submodule called twice count both calls.
+
+    Example:
+        >>> from jaxstab import networks
+        >>> def model(w, x):
+        ...     return networks.tag("h", x @ w)
+        >>> w, x = jnp.eye(3), jnp.ones((2, 3))
+        >>> probe = networks.probe(model, w, x)
+        >>> jax.jit(lambda w: backward_at_sites(probe, w, x, loss=jnp.sum).sites["h"])(w).tolist()
+        [[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]
+    """
+    theta, rest = probe.model.split(params)
+
+    def objective(theta: PyTree, shifts: dict[str, Array]) -> tuple[Float[Array, ""], PyTree]:
+        output = probe.read(probe.model.join(theta, rest), *inputs, shifts=shifts, sites=()).output
+        return loss(output), output
+
+    value, pull, output = jax.vjp(objective, theta, probe.zeros(), has_aux=True)
+    d_theta, d_sites = pull(jnp.asarray(scale, value.dtype))
+    log_scale = jnp.log(jnp.asarray(scale, value.dtype))
+
+    def of_site(gradient: Array) -> tuple[Array, Array]:
+        numbers = _floating(gradient)
+        finite = jnp.isfinite(numbers)
+        return unit(numbers)[1] - log_scale.astype(numbers.dtype), jnp.mean(~finite, dtype=numbers.dtype)
+
+    at_sites = {}
+    for site in probe.sites:
+        unknown = jnp.full([loop.length for loop in site.loops], jnp.nan)
+        measured = (unknown, unknown)
+        if site.floating:
+            measured = _over_loops(of_site, site, d_sites[site.name])
+        at_sites[site.name] = (*measured, _of_parameters(probe, d_theta, site) - log_scale)
+    log_h, nonfinite, log_theta = _joined(probe, at_sites)
+    return SiteGradients(BackwardProfile(log_h, log_theta), nonfinite, d_theta, d_sites, output)
+
+
+def _statistics(site: Site) -> Callable[[Array], SiteProfile]:
+    """Statistics of a site, of one step where it is in a scan."""
+    activation = None if site.activation is None else get(site.activation)
+
+    def statistics(value: Array) -> SiteProfile:
+        h = _floating(value)
+        unknown = jnp.full((), jnp.nan, h.dtype)
+        saturation = unknown
+        dead = unknown
+        if activation is not None and h.ndim:
+            slope = jnp.abs(activation.derivative(h)).reshape(-1, h.shape[-1])
+            saturation = jnp.mean(slope <= SATURATED * activation.steepest(h.dtype), dtype=h.dtype)
+            dead = jnp.mean(jnp.all(slope == 0, axis=0), dtype=h.dtype)
+        forward = ForwardProfile(2 * unit(h)[1] - jnp.log(h.size), saturation, dead)
+        return SiteProfile(*forward, jnp.mean(h), jnp.mean(~jnp.isfinite(h), dtype=h.dtype))
+
+    return statistics
+
+
+def _of_parameters(probe: Probe, d_theta: PyTree, site: Site) -> Array:
+    """ln of the gradient's norm by the parameters of a submodule, of one step where scans take slices of them."""
+    leaves = probe.parameters(d_theta, site.path)
+    lengths = [loop.length for loop in site.loops]
+    if not leaves:
+        return jnp.full(lengths, jnp.nan)
+    shared = [leaf for leaf, sliced in leaves if not (sliced and lengths)]
+    stacked = [leaf for leaf, sliced in leaves if sliced and lengths]
+    log_shared = log_norm([_floating(leaf) for leaf in shared])
+    if not stacked:
+        return jnp.broadcast_to(log_shared, lengths)
+    log_stacked = jax.vmap(log_norm)([_floating(leaf) for leaf in stacked])
+    both = jnp.logaddexp(2 * log_stacked, 2 * log_shared.astype(log_stacked.dtype)) / 2
+    return jnp.broadcast_to(both.reshape(-1, *(1 for _ in lengths[1:])), lengths)
+
+
+def _floating(value: Array) -> Array:
+    """Numbers in at least float32."""
+    if jnp.issubdtype(value.dtype, jnp.complexfloating):
+        value = jnp.stack([value.real, value.imag], -1)
+    return value.astype(jnp.float64 if value.dtype == jnp.float64 else jnp.float32)
+
+
+def _over_loops(function: Callable, site: Site, *values: Array) -> PyTree:
+    """A function of one step, at all steps of the scans around a site."""
+    for _ in site.loops:
+        function = jax.vmap(function)
+    return function(*values)
+
+
+def _joined(probe: Probe, at_sites: Mapping[str, PyTree]) -> PyTree:
+    """Numbers by site as profiles over rows."""
+
+    def one(*numbers: Array) -> Array:
+        return probe.profile(dict(zip(at_sites, numbers, strict=True)))
+
+    return jax.tree.map(one, *at_sites.values())

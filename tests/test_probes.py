@@ -1,0 +1,307 @@
+"""Probes of unmodified models: the output keeps every bit, sites are what submodules give, gradients are jax.grad's."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+
+from jaxstab import networks, propagation
+
+X = jax.random.normal(jax.random.key(0), (5, 4), "float32")
+KEY = jax.random.key(1)
+
+
+class Block(nn.Module):
+    @nn.compact
+    def __call__(self, h, _=None):
+        return h + nn.Dense(4)(nn.relu(nn.LayerNorm()(h))), None
+
+
+class Everything(nn.Module):
+    """Scan, remat, vmap, jit, a module called twice, running statistics, dropout, attention, half precision."""
+
+    @nn.compact
+    def __call__(self, x, tokens, train=True):
+        h = nn.Dense(4)(x) + nn.Embed(7, 4)(tokens)
+        over_layers = {"variable_axes": {"params": 0}, "split_rngs": {"params": True}}
+        h, _ = nn.scan(Block, length=3, **over_layers)()(h, None)
+        h, _ = nn.remat(Block)()(h)
+        h = nn.BatchNorm(use_running_average=not train)(h)
+        twice = nn.Dense(4, name="twice")
+        h = twice(nn.tanh(twice(h)))
+        h = nn.jit(nn.Dense)(4)(h)
+        h = nn.vmap(nn.Dense, in_axes=1, out_axes=1, **over_layers)(4)(h[..., None]).sum(-1)
+        h = nn.Dropout(0.1, deterministic=not train)(h)
+        h = nn.MultiHeadDotProductAttention(2)(h[None])[0]
+        return {"logits": nn.Dense(2, dtype=jnp.bfloat16)(h), "tokens": tokens}
+
+
+class NnxBlock(nnx.Module):
+    def __init__(self, rngs):
+        self.dense = nnx.Linear(4, 4, rngs=rngs)
+        self.norm = nnx.BatchNorm(4, rngs=rngs)
+        self.dropout = nnx.Dropout(0.1, rngs=rngs)
+
+    def __call__(self, h):
+        return h + self.dropout(nnx.relu(self.norm(self.dense(h))))
+
+
+class NnxModel(nnx.Module):
+    """Blocks with statistics and dropout, a scan over stacked layers, a module called twice, one never called."""
+
+    def __init__(self, rngs):
+        @nnx.split_rngs(splits=3)
+        @nnx.vmap
+        def stacked(rngs):
+            return nnx.Linear(4, 4, rngs=rngs)
+
+        self.embed = nnx.Linear(4, 4, rngs=rngs)
+        self.blocks = nnx.List([NnxBlock(rngs) for _ in range(2)])
+        self.stack = stacked(rngs)
+        self.unused = nnx.Linear(4, 2, rngs=rngs)
+
+    def __call__(self, x):
+        h = self.embed(x)
+        for block in self.blocks:
+            h = block(h)
+
+        @nnx.scan(in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)
+        def layers(h, layer):
+            return jnp.tanh(layer(h))
+
+        return self.embed(layers(h, self.stack))
+
+
+@pytest.fixture(scope="module")
+def everything():
+    module, tokens = Everything(), jnp.arange(5)
+    rngs = {"dropout": jax.random.key(2)}
+    params = jax.jit(module.init)({"params": KEY} | rngs, X, tokens)
+    return module, params, tokens, rngs, networks.probe(module, params, X, tokens, rngs=rngs)
+
+
+def _same_bits(one, other):
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+            a, b = jax.random.key_data(a), jax.random.key_data(b)
+        assert a.dtype == b.dtype and np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
+def test_reading_and_pushing_by_zero_keep_every_bit_of_a_linen_model(everything):
+    module, params, tokens, rngs, probe = everything
+    output, updates = jax.jit(lambda v: module.apply(v, X, tokens, rngs=rngs, mutable=["batch_stats"]))(params)
+    read = jax.jit(lambda v: probe.read(v, X, tokens))(params)
+    pushed = jax.jit(lambda v, shifts: probe.read(v, X, tokens, shifts=shifts, sites=()))(params, probe.zeros())
+    _same_bits((read.output, read.updates), (output, updates))
+    _same_bits((pushed.output, pushed.updates), (output, updates))
+
+
+def test_sites_are_the_submodules_in_order_of_execution(everything):
+    probe = everything[-1]
+    names = [site.name for site in probe.sites]
+    assert names[:8] == [
+        "Dense_0", "Embed_0", "ScanBlock_0/LayerNorm_0", "ScanBlock_0/Dense_0", "ScanBlock_0",
+        "CheckpointBlock_0/LayerNorm_0", "CheckpointBlock_0/Dense_0", "CheckpointBlock_0",
+    ]  # fmt: skip
+    assert names[-2:] == ["Everything['logits']", "Everything['tokens']"]
+    assert names.index("twice") + 1 == names.index("twice:1")
+    assert probe.missed == ()
+    sites = {site.name: site for site in probe.sites}
+    assert sites["ScanBlock_0/Dense_0"].shape == (3, 5, 4)
+    assert sites["Dense_1"].dtype == jnp.bfloat16
+    assert not sites["Everything['tokens']"].floating
+    assert (sites["twice"].activation, sites["twice:1"].activation) == ("tanh", None)
+    assert sites["ScanBlock_0/LayerNorm_0"].activation == "relu"
+    rows = [row.name for row in probe.rows]
+    assert rows[2:6] == [
+        "ScanBlock_0/LayerNorm_0@0",
+        "ScanBlock_0/Dense_0@0",
+        "ScanBlock_0@0",
+        "ScanBlock_0/LayerNorm_0@1",
+    ]
+
+
+def test_a_nnx_model_keeps_its_bits_its_class_and_its_state():
+    model = NnxModel(nnx.Rngs(0, dropout=1))
+    before = nnx.state(model)
+    graph = nnx.graphdef(model)
+    probe = networks.probe(model, None, X)
+    read = jax.jit(lambda state: probe.read(state, X))(before)
+    pushed = jax.jit(lambda state, shifts: probe.read(state, X, shifts=shifts))(before, probe.zeros())
+
+    @jax.jit
+    def direct(state):
+        copy = nnx.merge(graph, state)
+        return copy(X), nnx.state(copy, lambda path, value: not isinstance(value, nnx.Param))
+
+    output, updates = direct(before)
+    _same_bits((read.output, read.updates), (output, updates))
+    _same_bits(pushed.output, output)
+    _same_bits(nnx.state(model), before)
+    assert type(model) is NnxModel and type(model.embed) is nnx.Linear and nnx.graphdef(model) == graph
+    assert [site.name for site in probe.sites if site.kind in ("Linear", "NnxBlock")] == [
+        "embed", "blocks/0/dense", "blocks/0", "blocks/1/dense", "blocks/1", "stack", "embed:1",
+    ]  # fmt: skip
+    assert {site.name: site.shape for site in probe.sites}["stack"] == (3, 5, 4)
+    assert [missed.name for missed in probe.missed] == ["unused"]
+
+
+def _loss(y):
+    return jnp.sum(jnp.sin(y))
+
+
+@pytest.fixture(scope="module")
+def mlp():
+    """A network of our own, the same in linen and as a function, and what `propagation` says of it."""
+    own = networks.MLP(depth=4, width=6, features_out=3, activation="tanh")
+    params = networks.init(own, KEY, X[0], sigma_w=1.4, sigma_b=0.2)
+    chain = networks.chain(own)
+    dense = [params.embed, *(jax.tree.map(lambda leaf, i=i: leaf[i], params.blocks) for i in range(4)), params.readout]
+    weights = [layer.get("dense", layer) for layer in dense]
+    measured = jax.jit(lambda p: (propagation.backward(chain, p, X[0], _loss), propagation.forward(chain, p, X[0])))(
+        params
+    )
+    return weights, measured
+
+
+class Tanh(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        for i in range(6):
+            x = nn.Dense(3 if i == 5 else 6)(x if i == 0 else nn.tanh(x))
+        return x
+
+
+def _function(weights, x):
+    for i, layer in enumerate(weights):
+        x = (x if i == 0 else jnp.tanh(x)) @ layer["kernel"] + layer["bias"]
+        x = networks.tag(str(i), x)
+    return x
+
+
+def _nnx_mlp(weights):
+    layers = [nnx.Linear(*layer["kernel"].shape, rngs=nnx.Rngs(0)) for layer in weights]
+    for layer, weight in zip(layers, weights, strict=True):
+        layer.kernel[...], layer.bias[...] = weight["kernel"], weight["bias"]
+    return nnx.Sequential(*[part for layer in layers for part in (layer, jnp.tanh)][:-1])
+
+
+@pytest.mark.parametrize("door", ["linen", "nnx", "function"])
+def test_a_probe_measures_what_a_chain_measures(mlp, door):
+    weights, (backward, forward) = mlp
+    weights = [{name: jnp.asarray(leaf, "float32") for name, leaf in layer.items()} for layer in weights]
+    model, params = {
+        "linen": lambda: (Tanh(), {"params": {f"Dense_{i}": layer for i, layer in enumerate(weights)}}),
+        "nnx": lambda: (_nnx_mlp(weights), None),
+        "function": lambda: (_function, weights),
+    }[door]()
+    probe = networks.probe(model, params, X[0], kind=("Dense", "Linear", "tag"))
+    assert len(probe.rows) == 6
+
+    @jax.jit
+    def measure(params):
+        signal = propagation.forward_at_sites(probe, params, X[0])
+        return propagation.backward_at_sites(probe, params, X[0], loss=_loss).profile, signal
+
+    gradient, signal = measure(params)
+    # both in float32
+    np.testing.assert_allclose(gradient.log_grad_h[:5], backward.log_grad_h, atol=2e-6)
+    np.testing.assert_allclose(gradient.log_grad_theta[:5], backward.log_grad_theta, atol=2e-6)
+    np.testing.assert_allclose(signal.log_q[:5], forward.log_q, atol=2e-6)
+    np.testing.assert_allclose(signal.saturation[:5], forward.saturation)
+
+
+class Unrolled(nn.Module):
+    scan: bool
+
+    @nn.compact
+    def __call__(self, x):
+        if self.scan:
+            axes = {"variable_axes": {"params": 0}, "split_rngs": {"params": True}}
+            return nn.scan(Block, length=3, **axes)(name="block")(x, None)[0]
+        for i in range(3):
+            x, _ = Block(name=f"block{i}")(x)
+        return x
+
+
+def test_rows_of_a_scan_are_those_of_the_unrolled_model():
+    stacked = Unrolled(True).init(KEY, X)
+    layers = [jax.tree.map(lambda leaf, i=i: leaf[i], stacked["params"]["block"]) for i in range(3)]
+    unrolled = {"params": {f"block{i}": layer for i, layer in enumerate(layers)}}
+
+    def measure(model, params):
+        probe = networks.probe(model, params, X)
+        forward = propagation.forward_at_sites(probe, params, X)
+        alike = propagation.correlation_at_sites(probe, params, (X,), (X + 0.1,))
+        return forward, alike, propagation.backward_at_sites(probe, params, X, loss=_loss).profile
+
+    scanned = jax.jit(lambda params: measure(Unrolled(True), params))(stacked)
+    plain = jax.jit(lambda params: measure(Unrolled(False), params))(unrolled)
+    for one, other in zip(jax.tree.leaves(scanned), jax.tree.leaves(plain), strict=True):
+        # float32
+        np.testing.assert_allclose(one, other, atol=3e-6, err_msg=str(jax.tree.structure(plain)))
+
+
+def test_gradients_are_those_of_jax_grad_under_vmap():
+    def model(w, x):
+        h, gate = networks.tag("pair", (jnp.tanh(w @ x), x * 2))
+        return checkpoint_name(w @ (h + gate), "named before")
+
+    w = jax.random.normal(KEY, (4, 4), "float32")
+    probe = networks.probe(model, w, X[0])
+    assert [site.name for site in probe.sites] == ["pair[0]", "pair[1]", "named before"]
+
+    def gradients(x):
+        return propagation.backward_at_sites(probe, w, x, loss=_loss, scale=2.0)
+
+    found = jax.jit(jax.vmap(gradients))(X)
+    cotangents = jax.vmap(lambda x: jnp.cos(w @ (jnp.tanh(w @ x) + x * 2)))(X)
+    np.testing.assert_allclose(found.sites["named before"], 2 * cotangents, atol=1e-5)
+    np.testing.assert_allclose(found.sites["pair[0]"], 2 * cotangents @ w, atol=1e-5)
+    np.testing.assert_allclose(
+        found.profile.log_grad_h[:, 1], np.log(np.linalg.norm(cotangents @ w, axis=1)), atol=1e-5
+    )
+
+
+def test_what_cannot_be_read_is_listed():
+    def model(w, x):
+        y = jax.lax.cond(w[0] > 0, lambda: networks.tag("in a branch", w), lambda: -w)
+        return networks.tag("after", y * x)
+
+    probe = networks.probe(model, X[0], X[1])
+    assert [site.name for site in probe.sites] == ["after"]
+    assert str(probe.missed[0]) == "in a branch (tag): within cond: in a branch, which may not run"
+
+
+def test_sites_are_chosen_by_path_class_and_stride(everything):
+    module, params, tokens, rngs, whole = everything
+
+    def names(**choice):
+        return [site.name for site in networks.probe(module, params, X, tokens, rngs=rngs, **choice).sites]
+
+    assert names(path="ScanBlock_0/*") == ["ScanBlock_0/LayerNorm_0", "ScanBlock_0/Dense_0"]
+    assert names(kind=("LayerNorm", "Embed")) == ["Embed_0", "ScanBlock_0/LayerNorm_0", "CheckpointBlock_0/LayerNorm_0"]
+    assert names(every=5) == [site.name for site in whole.sites][::5]
+    with pytest.raises(ValueError, match="no site has a path like 'none'.*Dense_0"):
+        names(path="none")
+    with pytest.raises(ValueError, match="every must be an integer >= 1, got 0"):
+        names(every=0)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda p, v, t: p.read(v, X[:3], t[:3]), r"made with inputs\[0\] of float32\[5, 4\], got float32\[3, 4\]"),
+        (lambda p, v, t: p.read(v["params"], X, t), 'takes its variables, a dict with "params", got dict of'),
+        (lambda p, v, t: p.read(v, X, t, sites=["nowhere"]), "no site is named 'nowhere'; there are Dense_0, Embed_0"),
+        (lambda p, v, t: p.read(v, X, t, shifts={"Dense_0": X[0]}), r"must have its shape \(5, 4\), got \(4,\)"),
+        (lambda p, v, t: networks.probe(Everything, v, X, t), "a linen module, an nnx module or a function"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(everything, call, message):
+    _, params, tokens, _, probe = everything
+    with pytest.raises(ValueError, match=message):
+        call(probe, params, tokens)
