@@ -12,13 +12,31 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.flatten_util import ravel_pytree
 from jax.typing import DTypeLike
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from jaxstab import theory
 from jaxstab.activations import Activation, get
-from jaxstab.checks import check_gains
-from jaxstab.networks import MLP, UNIT_WEIGHTS, WEIGHTS, Here, Params, branch, chain, init, upwards, with_network
+from jaxstab.checks import check_count, check_gains
+from jaxstab.networks import (
+    MLP,
+    UNIT_WEIGHTS,
+    WEIGHTS,
+    Chain,
+    Here,
+    Kernels,
+    Layer,
+    Params,
+    branch,
+    chain,
+    count_kernels,
+    init,
+    scale_kernels,
+    scale_layer,
+    upwards,
+    with_network,
+)
 
 AnyActivation = str | Activation | Callable[[Array], Array]
 Initializer = Callable[..., Array]
@@ -185,51 +203,144 @@ def looks_linear(
 
 
 @with_network
-def lsuv(mlp: MLP, params: Params, x: Float[Array, "batch d_in"], target: ArrayLike = 1.0, steps: int = 10) -> Params:
+def lsuv(
+    network: MLP | Chain,
+    params: Params,
+    x: PyTree,
+    target: ArrayLike = 1.0,
+    steps: int = 10,
+    kernels: Kernels | None = None,
+    part: Callable[[PyTree, PyTree], PyTree] | None = None,
+) -> Params:
     """Layer-sequential unit-variance initialisation (Mishkin & Matas 2016, algorithm 1), from data.
 
     From the input on, each layer's weights are divided by sqrt(Var(W a + b) / target), the variance over units and
     examples, before the next layer is looked at; a skip is left out of the variance. Start from orthogonal weights
     to follow the paper. Without biases one step is exact.
 
+    A layer of the user's own may have n weights: each is then divided by the n-th root, and steps repeat until the
+    variance is there. Its variance is that of the whole state above, unless `part` says otherwise.
+
     Args:
-        mlp: the network, any norm and skip; dropout is off here.
-        params: its parameters, before `bind`.
+        network: an MLP, any norm and skip, dropout off; or a chain that takes a batch, with the masks that it is given.
+        params: its parameters, before `bind`; of layers of the user's own, bound or not.
         x: a batch of data.
         target: variance wanted, > 0; may be traced.
         steps: rescalings per layer, >= 1.
+        kernels: which parameters of the user's own layers are weights, as in `networks.scale_kernels`.
+        part: of blocks of the user's own, (state below, state above) -> what has the variance, such as their difference
+            where a skip is a sum; None for the state above.
 
     Returns:
-        Parameters; layers without variance are left alone.
+        Parameters; layers without variance, or without weights, are left alone.
 
     Raises:
-        ValueError: if x is not a batch, or steps < 1.
+        ValueError: if x is not a batch, steps < 1, kernels or part is given for an MLP, or no layer has weights.
+
+    Example:
+        >>> from flax import linen as nn
+        >>> from jaxstab import networks
+        >>> chain = networks.from_linen([nn.Dense(8), *[nn.Sequential([nn.relu, nn.Dense(8)])] * 9, nn.Dense(2)])
+        >>> x = jax.random.normal(jax.random.key(0), (16, 4), jnp.float32)
+        >>> params = lsuv(chain, chain.init(jax.random.key(1), x), x)
+        >>> round(float(jnp.var(networks.state(chain, params, x))), 3)
+        1.0
     """
+    check_count("steps", steps, 1)
+    if isinstance(network, Chain):
+        return _lsuv_of_own(network, params, x, target, steps, kernels, part)
+    if kernels is not None or part is not None:
+        raise ValueError("kernels and part are for chains of your own layers; those of an MLP are known")
     if jnp.ndim(x) != 2:
         raise ValueError(f"lsuv looks at a batch [batch, d_in], got shape {jnp.shape(x)}")
-    if steps < 1:
-        raise ValueError(f"steps must be >= 1, got {steps}")
-    dry = mlp.clone(dropout=False)
-    network, without_skip = chain(dry), branch(dry)
+    mlp = network.clone(dropout=False)
+    dry, without_skip = chain(mlp), branch(mlp)
 
     def scaled(layer: dict, output: Callable[[dict], Array]) -> dict:
-        def step(_: Array | int, layer: dict) -> dict:
-            var = jnp.var(output(layer))
-            factor = jnp.sqrt(jnp.asarray(target, var.dtype) / jnp.where(var > 0, var, 1))
-            kernel = layer["dense"]["kernel"] * jnp.where(var > 0, factor, 1)
-            return layer | {"dense": layer["dense"] | {"kernel": kernel}}
+        def times(layer: dict, factor: Array) -> dict:
+            return layer | {"dense": layer["dense"] | {"kernel": layer["dense"]["kernel"] * factor}}
 
-        return jax.lax.fori_loop(0, steps, step, layer)
+        return _to_variance(layer, output, times, target, steps)
 
     def block(h: Array, here: Here) -> tuple[Array, dict]:
         new = scaled(here.theta, lambda layer: without_skip(layer, h))
         return here.f(new, h), new
 
-    embed = scaled(params.embed, lambda layer: network.embed(params._replace(embed=layer), x)[..., : mlp.width])
-    h_0 = network.embed(params._replace(embed=embed), x)
-    h, blocks = upwards(network, params, None, block, h_0, first=1)
-    readout = scaled(params.readout, lambda layer: network.readout(params._replace(readout=layer), h))
+    embed = scaled(params.embed, lambda layer: dry.embed(params._replace(embed=layer), x)[..., : mlp.width])
+    h_0 = dry.embed(params._replace(embed=embed), x)
+    h, blocks = upwards(dry, params, None, block, h_0, first=1)
+    readout = scaled(params.readout, lambda layer: dry.readout(params._replace(readout=layer), h))
     return Params(embed, blocks, readout)
+
+
+def _lsuv_of_own(
+    chain: Chain,
+    params: Params,
+    x: PyTree,
+    target: ArrayLike,
+    steps: int,
+    kernels: Kernels | None,
+    part: Callable[[PyTree, PyTree], PyTree] | None,
+) -> Params:
+    # refuses a chain without weights
+    scale_kernels(params, 1.0, kernels)
+
+    def new_theta(here: Here, h: PyTree, part: Callable[[PyTree, PyTree], PyTree] | None) -> PyTree:
+        many = count_kernels(here.theta, kernels)
+        if not many:
+            return here.theta
+
+        def output(theta: PyTree) -> Array:
+            above = here.f(theta, h)
+            return ravel_pytree(above if part is None else part(h, above))[0]
+
+        def times(theta: PyTree, factor: Array) -> PyTree:
+            return scale_layer(theta, factor ** (1 / many), kernels)
+
+        return _to_variance(here.theta, output, times, target, steps)
+
+    def layer(carry: tuple[PyTree, tuple], here: Here) -> tuple[tuple[PyTree, tuple], None]:
+        h, stacks = carry
+        theta = new_theta(here, h, part if here.segment is not None else None)
+        at = _number(here, stacks)
+        stacks = (*stacks[:at], _written(stacks[at], theta, here), *stacks[at + 1 :])
+        return (here.f(theta, h), stacks), None
+
+    layers = [stack if isinstance(stack, Layer) else Layer(stack) for stack in params.stacks]
+    start = (x, tuple(one.params for one in layers))
+    (_, stacks), _ = upwards(chain, params, None, layer, start, readout=True)
+    bound = zip(params.stacks, stacks, strict=True)
+    return params.restacked([old._replace(params=new) if isinstance(old, Layer) else new for old, new in bound])
+
+
+def _number(here: Here, stacks: tuple) -> int:
+    """Place of a layer's segment among the embedding, the segments and the readout."""
+    if here.segment is not None:
+        return here.segment + 1
+    return 0 if here.layer == 0 else len(stacks) - 1
+
+
+def _written(stack: PyTree, theta: PyTree, here: Here) -> PyTree:
+    if here.segment is None:
+        return theta
+    return jax.tree.map(lambda all_, one: jax.lax.dynamic_update_index_in_dim(all_, one, here.index, 0), stack, theta)
+
+
+def _to_variance(
+    theta: PyTree,
+    output: Callable[[PyTree], Array],
+    times: Callable[[PyTree, Array], PyTree],
+    target: ArrayLike,
+    steps: int,
+) -> PyTree:
+    """Parameters of a layer, its weights rescaled until its output has the variance."""
+
+    def step(_: Array | int, theta: PyTree) -> PyTree:
+        var = jnp.var(output(theta))
+        factor = jnp.sqrt(jnp.asarray(target, var.dtype) / jnp.where(var > 0, var, 1))
+        return times(theta, jnp.where(var > 0, factor, 1))
+
+    return jax.lax.fori_loop(0, steps, step, theta)
 
 
 @with_network

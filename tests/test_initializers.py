@@ -131,7 +131,7 @@ def test_what_does_not_fit_is_refused():
         initializers.looks_linear(MLP(2, 4, "tanh"), KEY, x)
     with pytest.raises(ValueError, match="looks_linear needs an even width, .* got width 5, norm None, skip None"):
         initializers.looks_linear(mlp, KEY, x)
-    with pytest.raises(ValueError, match="steps must be >= 1, got 0"):
+    with pytest.raises(ValueError, match="steps must be an integer >= 1, got 0"):
         initializers.lsuv(mlp, params, x[None], steps=0)
     with pytest.raises(ValueError, match="fixup is for networks with skip sum, scaled or rezero and no norm, got"):
         initializers.fixup(mlp, params)

@@ -31,6 +31,7 @@ from jaxstab.networks.family import (
     variables,
 )
 from jaxstab.networks.folds import States, downwards, layer_at, state, states, upwards
+from jaxstab.networks.gains import Kernels, count_kernels, scale_kernels, scale_layer
 from jaxstab.networks.here import Here
 from jaxstab.networks.mlp import MLP
 from jaxstab.networks.normalization import NORMS
@@ -50,6 +51,7 @@ __all__ = [
     "Chain",
     "Dropout",
     "Here",
+    "Kernels",
     "Layer",
     "Missed",
     "Params",
@@ -65,6 +67,7 @@ __all__ = [
     "bind_layers",
     "branch",
     "chain",
+    "count_kernels",
     "downwards",
     "flatten",
     "from_functions",
@@ -81,6 +84,8 @@ __all__ = [
     "probe",
     "pullback",
     "rescale",
+    "scale_kernels",
+    "scale_layer",
     "state",
     "state_shapes",
     "states",

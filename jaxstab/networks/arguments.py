@@ -16,7 +16,7 @@ _OWN = "a model of your own is networks.from_linen([...]), from_nnx, from_functi
 def takes_network(
     chain: type, params: type, mlp: type, one_input: bool, as_vectors: Callable | None = None
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Make the decorator that checks arguments called chain, params, mlp and x.
+    """Make the decorator that checks arguments called network, chain, params, mlp and x.
 
     Args:
         chain: the class of chains.
@@ -42,6 +42,10 @@ def takes_network(
                 return function(*args, **kwargs)
             _check_model(given, "mlp", mlp, chain, f"networks.MLP; {_OWN}")
             _check_model(given, "chain", chain, mlp, f"networks.Chain, as networks.chain(mlp) makes it; {_OWN}")
+            if not isinstance(given.get("network", None), mlp | chain | None):
+                raise ValueError(
+                    f"network must be a networks.MLP or a networks.Chain, got {_kind(given['network'])}: {_OWN}"
+                )
             _check_params(given, params)
             if as_vectors and isinstance(given["chain"].block, tuple):
                 given["chain"], given["x"] = as_vectors(given["chain"], given["params"], given["x"])

@@ -41,6 +41,7 @@ class Gradient(NamedTuple):
     states: tuple[PyTree, ...]
 
 
+@networks.with_network
 def value_and_grad(
     network: MLP | Chain,
     params: Params,

@@ -85,6 +85,7 @@ def cross_entropy(y: Float[Array, "*batch d_out"], labels: Int[Array, "*batch"])
     return known * jnp.mean(optax.softmax_cross_entropy_with_integer_labels(y, labels))
 
 
+@networks.with_network
 def start(network: MLP | Chain, params: Params, tx: optax.GradientTransformation, x: PyTree) -> State:
     """The state before the first update.
 
@@ -118,6 +119,7 @@ class _Run(NamedTuple):
     first_nonfinite: Int[Array, ""]
 
 
+@networks.with_network
 def train(
     network: MLP | Chain,
     params: Params,
