@@ -128,12 +128,10 @@ def test_stacks_are_seen():
     assert stacks(jnp.linalg.eigvalsh, stack[0]) == []
 
 
-# it binds equations one by one, and JAX gives constants their mesh axes before that
-NOT_SHARDED = {"precision_report"}
 BYTES = {name for name in _calls()[0] if name.endswith("_memory")}
 
 
-@pytest.mark.parametrize("name", sorted(set(_calls()[0]) - NOT_SHARDED - BYTES))
+@pytest.mark.parametrize("name", sorted(set(_calls()[0]) - BYTES))
 def test_every_function_traces_within_shard_map(name):
     calls, of = _calls()
     mesh = jax.make_mesh((1,), ("device",), axis_types=(jax.sharding.AxisType.Auto,))

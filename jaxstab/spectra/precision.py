@@ -175,5 +175,5 @@ def _inner(given: Any, bits: int) -> Any:
         return tuple(_inner(one, bits) for one in given)
     if not isinstance(given, core.ClosedJaxpr):
         return given
-    like = [jax.ShapeDtypeStruct(a.shape, a.dtype, weak_type=getattr(a, "weak_type", False)) for a in given.in_avals]
-    return jax.make_jaxpr(lambda *args: _evaluate(given, args, bits))(*like)
+    # they say too over which axes of a mesh they vary, within a shard_map
+    return jax.make_jaxpr(lambda *args: _evaluate(given, args, bits))(*given.in_avals)
