@@ -5,6 +5,7 @@ the quadrature where to split its panels. A closed-form kernel, where one exists
 """
 
 from jaxstab.activations.activation import Activation, probe
+from jaxstab.activations.mixtures import Mixture, mixture
 from jaxstab.activations.named import celu, elu, get, leaky_relu, names, swish
 
-__all__ = ["Activation", "celu", "elu", "get", "leaky_relu", "names", "probe", "swish"]
+__all__ = ["Activation", "Mixture", "celu", "elu", "get", "leaky_relu", "mixture", "names", "probe", "swish"]

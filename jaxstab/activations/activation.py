@@ -48,6 +48,7 @@ class Activation:
     argument.
 
     Attributes:
+        elementwise: whether all units have one function; a class attribute.
         name: how tables, stores and error messages call it.
         kinks: ascending points z where phi or one of its derivatives jumps. A kink left out costs the theory
             accuracy (algebraic instead of exponential convergence), not the measurements.
@@ -64,6 +65,8 @@ class Activation:
         >>> f"{by_parameter.parameters['steepness']:.3f}"
         '0.100'
     """
+
+    elementwise = True
 
     def __init__(
         self,

@@ -143,7 +143,8 @@ def get(activation: AnyActivation) -> Activation:
         return _named(activation)
     if isinstance(activation, Activation):
         found = activation
-        if any(found is known for known in _BUILT_IN.values()):
+        # the parts of a mixture were checked when it was made
+        if any(found is known for known in _BUILT_IN.values()) or not found.elementwise:
             return found
     elif callable(activation):
         name = getattr(activation, "__name__", type(activation).__name__)

@@ -79,7 +79,12 @@ class MLP(nn.Module):
             raise ValueError(f"epsilon must be >= 0, got {self.epsilon}")
         if not 0 <= self.momentum <= 1:
             raise ValueError(f"momentum must be in [0, 1], got {self.momentum}")
-        get(self.activation)
+        phi = get(self.activation)
+        if not phi.elementwise and self.sources > 1:
+            raise ValueError(
+                f"skip={self.skip!r} keeps the features of all layers, and a mixture is one of one layer's units: "
+                f"take one activation, or another skip"
+            )
         super().__post_init__()
 
     @property

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
-from jaxstab.activations import Activation, get, names
+from jaxstab.activations import Activation, Mixture, get, names
 from jaxstab.theory import host
 from jaxstab.theory.probing import Panels, Probe, Singularity, panels, singularity
 
@@ -44,6 +44,7 @@ class Features(NamedTuple):
         no_length: why E phi^2 is infinite; empty where it is not known to be.
         no_slope: why E phi'^2 is infinite, likewise.
         table: of the moments, a function of ln q; None where quadrature is to have them.
+        parts: features of both activations of a mixture, with its nodes.
     """
 
     breaks: tuple[float, ...] = (0.0,)
@@ -58,6 +59,7 @@ class Features(NamedTuple):
     no_length: str = ""
     no_slope: str = ""
     table: Callable[[Array], list[Array]] | None = None
+    parts: tuple["Features", ...] = ()
 
 
 # smooth built-in activations with even derivative: half as many nodes
@@ -88,6 +90,8 @@ def features(phi: Activation) -> Features:
     Returns:
         Its features.
     """
+    if isinstance(phi, Mixture):
+        return _of_both(features(phi.first), features(phi.second))
     declared = _declared(phi)
     if phi.name in names() and get(phi.name).static_fn == phi.static_fn:
         return declared
@@ -95,6 +99,30 @@ def features(phi: Activation) -> Features:
         return _probed(phi)
     except (TypeError, jax.errors.JAXTypeError, jax.errors.UnexpectedTracerError):
         return declared._replace(even_slope=False, check=_check(declared.nodes))
+
+
+def _of_both(first: Features, second: Features) -> Features:
+    """The features of a mixture: each activation has its own breaks, and both have the nodes that either needs."""
+    nodes = Nodes(*map(max, first.nodes, second.nodes))
+    unchecked = first.check is None and second.check is None
+    check = None if unchecked else _check(nodes)
+    power = max(first.power, second.power)
+    parts = (
+        first._replace(nodes=nodes, check=check, power=power),
+        second._replace(nodes=nodes, check=check, power=power),
+    )
+    return Features(
+        breaks=tuple(sorted({*first.breaks, *second.breaks})),
+        sharp=first.sharp or second.sharp,
+        jumps=first.jumps or second.jumps,
+        growth=max(first.growth, second.growth),
+        power=power,
+        nodes=nodes,
+        check=check,
+        no_length=first.no_length or second.no_length,
+        no_slope=first.no_slope or second.no_slope,
+        parts=parts,
+    )
 
 
 def _declared(phi: Activation) -> Features:

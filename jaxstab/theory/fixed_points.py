@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import ArrayLike
 
-from jaxstab.activations import Activation, get
+from jaxstab.activations import Activation, Mixture, get
 from jaxstab.checks import check_gains
 from jaxstab.records import FixedPoint
 from jaxstab.theory import host
@@ -129,6 +129,8 @@ def vanishes(phi: Activation) -> AnyArray:
     Returns:
         Whether.
     """
+    if isinstance(phi, Mixture):
+        return vanishes(phi.first) & vanishes(phi.second)
     if host.is_traced(phi):
         return phi(jnp.zeros(1))[0] == 0
     return host.value_and_slope(phi)(np.zeros(1))[0][0] == 0

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from jaxstab.activations import Activation, get
+from jaxstab.activations import Activation, Mixture, get
 from jaxstab.checks import check_count
 from jaxstab.theory.maps import AnyActivation, _float, _inside
 from jaxstab.theory.panels import centres, density, graded_panels
@@ -180,6 +180,15 @@ def squared_slopes(
 
 @jax.jit
 def _squared_slopes(phi: Activation, w: Array, q: Array) -> tuple[Array, Array]:
+    if not isinstance(phi, Mixture):
+        return _atoms(phi, w, q)
+    first, other = _atoms(phi.first, w, q), _atoms(phi.second, w, q)
+    share = jnp.asarray(phi.share, q.dtype)
+    shares = jnp.concatenate([(1 - share) * first[1], share * other[1]])
+    return jnp.concatenate([first[0], other[0]]), shares
+
+
+def _atoms(phi: Activation, w: Array, q: Array) -> tuple[Array, Array]:
     root, reach = jnp.sqrt(q), jnp.asarray(_REACH, q.dtype)
     breaks = jnp.clip(jnp.asarray(centres(phi), q.dtype) / root, -reach, reach)
     u, share = graded_panels(breaks, -reach, reach, jnp.clip(1 / root, 1e-4, 1.0), _NODES)

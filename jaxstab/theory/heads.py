@@ -19,7 +19,7 @@ from jaxstab.theory.batches import Sphere, finite_head, limit_head
 from jaxstab.theory.features import Features
 from jaxstab.theory.laws import Law
 from jaxstab.theory.maps import distance_map, log_sum
-from jaxstab.theory.moments import log_moments, log_pair
+from jaxstab.theory.moments import log_moments, variance
 from jaxstab.theory.signals import Head, Signal, log
 
 
@@ -91,9 +91,7 @@ def _normed_after(law: Law, phi: Activation, about: Features, signal: Signal, lo
     dry = _activated(phi, about, signal.log_q, signal)
     bias = jnp.full_like(dry.log_slope, -jnp.inf)
     if law.norm == "layer":
-        # the variance of phi is its gap at c = 0, which keeps its digits where phi hardly varies
-        variance = log_pair(phi, about, signal.log_q, jnp.ones_like(signal.log_q), about.nodes).gap
-        log_gain = dry.log_unit + log(variance)
+        log_gain = dry.log_unit + log(variance(phi, about, signal.log_q, about.nodes))
         dry = dry._replace(log_gain=log_gain, log_power=dry.log_power + (log_gain - dry.log_gain))
         bias = jnp.zeros_like(bias)
     log_factor = -log_sum(dry.log_power, log_epsilon)

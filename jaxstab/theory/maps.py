@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from jaxstab.activations import Activation, get, probe
+from jaxstab.activations import Activation, Mixture, get, probe
 from jaxstab.theory import host
 from jaxstab.theory.features import Features, features
 from jaxstab.theory.host import AnyArray
@@ -340,9 +340,16 @@ def flat_share(phi: Activation, q: Float[Array, ""], threshold: float) -> Float[
     Returns:
         The share.
     """
+    limit = threshold * phi.steepest(q.dtype)
+    if isinstance(phi, Mixture):
+        return phi.average(lambda part: _share_below(part, q, limit))
+    return _share_below(phi, q, limit)
+
+
+def _share_below(phi: Activation, q: Float[Array, ""], limit: Float[Array, ""]) -> Float[Array, ""]:
+    """The share of units with |phi'| <= limit."""
     z = probe(q.dtype)
-    steepness = jnp.abs(phi.derivative(z))
-    flat = (steepness <= threshold * jnp.max(steepness)).astype(q.dtype)
+    flat = (jnp.abs(phi.derivative(z)) <= limit).astype(q.dtype)
     # each edge switches the indicator from there to the right; room for 64: sin has 50 within +-20
     change = flat[1:] - flat[:-1]
     _, edges = jax.lax.top_k(jnp.abs(change), 64)

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from jaxstab.activations import Activation
+from jaxstab.activations import Activation, Mixture
 from jaxstab.theory import host
 from jaxstab.theory.features import Features, Nodes
 from jaxstab.theory.host import AnyArray
+from jaxstab.theory.mixing import mixed_columns, mixed_pair
 from jaxstab.theory.quadrature import LONGEST, SHORTEST, Pair, Rule, pair, single
 from jaxstab.theory.tables import logarithms
 
@@ -69,13 +70,7 @@ def log_moments(phi: Activation, about: Features, log_q: Float[AnyArray, "*n"]) 
         The moments.
     """
     near = inside(log_q)
-    if phi.kernel is not None:
-        columns = _closed(phi, near)
-    elif about.table is not None:
-        columns = about.table(near)
-    else:
-        q = host.namespace(near).exp(near)
-        columns = logarithms(single(phi, about, q), q)
+    columns = _columns(phi, about, near)
     mean, mean_slope, log_growth, length_power, power_size, log_slope, slope_power = columns
     beyond = log_q - near
     return LogMoments(
@@ -90,6 +85,19 @@ def log_moments(phi: Activation, about: Features, log_q: Float[AnyArray, "*n"]) 
         log_slope + _continued(slope_power, beyond),
         slope_power,
     )
+
+
+def _columns(phi: Activation, about: Features, log_q: AnyArray) -> list[AnyArray]:
+    """The columns of a table, inside the range of quadrature."""
+    if phi.kernel is not None:
+        return _closed(phi, log_q)
+    if about.table is not None:
+        return about.table(log_q)
+    if isinstance(phi, Mixture):
+        first, second = about.parts
+        return mixed_columns(phi, _columns(phi.first, first, log_q), _columns(phi.second, second, log_q))
+    q = host.namespace(log_q).exp(log_q)
+    return logarithms(single(phi, about, q), q)
 
 
 def _continued(power: AnyArray, beyond: AnyArray) -> AnyArray:
@@ -162,6 +170,10 @@ def log_pair(
     """
     xp = host.namespace(log_q, distance)
     q = xp.exp(inside(log_q))
+    if phi.kernel is None and isinstance(phi, Mixture):
+        given = (log_q, distance, nodes, opposite)
+        first, second = about.parts
+        return mixed_pair(phi, log_pair(phi.first, first, *given), log_pair(phi.second, second, *given))
     if phi.kernel is None:
         return pair(phi, about, q, distance, nodes, opposite)
     c = 1.0 - distance
@@ -169,3 +181,25 @@ def log_pair(
         c = xp.where(opposite, -c, c)
     covariance, slope = _kernel(phi, q, c)
     return Pair((_kernel(phi, q, xp.ones_like(c))[0] - covariance) / q, slope)
+
+
+def variance(phi: Activation, about: Features, log_q: Float[AnyArray, ""], nodes: Nodes) -> AnyArray:
+    """The variance of phi over the units of a layer, (E phi^2 - (E phi)^2) / q, inside the range of quadrature.
+
+    Args:
+        phi: the activation.
+        about: its features.
+        log_q: ln q.
+        nodes: of the rule.
+
+    Returns:
+        The variance. It is the gap at c = 0, which keeps its digits where phi hardly varies; means of a mixture's
+        activations differ besides.
+    """
+    xp = host.namespace(log_q)
+    within = log_pair(phi, about, log_q, xp.ones_like(log_q), nodes).gap
+    if not isinstance(phi, Mixture):
+        return within
+    parts = zip((phi.first, phi.second), about.parts, strict=True)
+    first, second = (log_moments(part, own, inside(log_q)).mean for part, own in parts)
+    return within + phi.share * (1.0 - phi.share) * (first - second) ** 2

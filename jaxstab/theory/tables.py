@@ -10,7 +10,7 @@ from fractions import Fraction
 import numpy as np
 from jaxtyping import Float
 
-from jaxstab.activations import Activation
+from jaxstab.activations import Activation, Mixture
 from jaxstab.theory import host
 from jaxstab.theory.features import Features, features
 from jaxstab.theory.host import AnyArray
@@ -125,6 +125,11 @@ def tabulated(phi: Activation) -> Features:
         quadrature differ.
     """
     about = features(phi)
+    if isinstance(phi, Mixture):
+        # each part has a table of its own, whatever the share
+        own = (tabulated(phi.first), tabulated(phi.second))
+        parts = tuple(part._replace(table=each.table) for part, each in zip(about.parts, own, strict=True))
+        return about._replace(parts=parts)
     if phi.kernel is not None or len(about.breaks) > _FEW_BREAKS:
         return about
     points = _points()

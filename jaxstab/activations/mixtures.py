@@ -1,0 +1,169 @@
+"""Layers whose units differ in their activation."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, ArrayLike, Float, PyTree
+
+from jaxstab.activations.activation import Activation
+from jaxstab.activations.named import AnyActivation, get
+
+
+@jax.tree_util.register_pytree_node_class
+class Mixture(Activation):
+    r"""A share p of a layer's units has phi_2, the rest phi_1 (Lesser & Chowdhury 2026).
+
+    Second moments add unit by unit: E phi^2 = (1 - p) E phi_1^2 + p E phi_2^2. It is not the activation
+    (1 - p) phi_1 + p phi_2. A pytree: its leaves are p and the parameters of both activations.
+
+    Attributes:
+        share: p.
+        first: phi_1.
+        second: phi_2.
+
+    Example:
+        >>> half = mixture("relu", "identity", 0.5)
+        >>> half(-jnp.ones(4)).tolist()
+        [-1.0, -1.0, 0.0, 0.0]
+        >>> float(half.average(lambda phi: phi(jnp.asarray(-2.0))))
+        -1.0
+    """
+
+    elementwise = False
+
+    def __init__(self, first: Activation, second: Activation, share: ArrayLike) -> None:
+        """Describe a mixture; `mixture` takes names and checks the share.
+
+        Args:
+            first: phi_1.
+            second: phi_2.
+            share: p.
+        """
+        self.first = first
+        self.second = second
+        self.share: Any = share
+        self.name = f"{first.name}+{second.name}"
+        self.kinks = tuple(sorted({*first.kinks, *second.kinks}))
+        self.parameters = {"share": share}
+
+    def tree_flatten(self) -> tuple[tuple[Any, ...], tuple]:
+        """Split into the parameters and what is static."""
+        leaves, structure = jax.tree.flatten((self.first, self.second, self.share))
+        return tuple(leaves), (structure,)
+
+    @classmethod
+    def tree_unflatten(cls, static: tuple, leaves: Iterable[Any]) -> "Mixture":
+        """Put together what `tree_flatten` split."""
+        return cls(*jax.tree.unflatten(static[0], leaves))
+
+    @property
+    def fn(self) -> Callable[[Array], Array]:
+        """Refused: one function for all units does not exist."""
+        raise ValueError(
+            f"the mixture {self.name!r} has a function for each unit, not one for all: take its `average` of a moment"
+        )
+
+    @property
+    def static_fn(self) -> Callable[..., Array]:
+        """Refused, as `fn`."""
+        return self.fn
+
+    @property
+    def kernel(self) -> Callable[[Array, Array], tuple[Array, Array]] | None:
+        """The mean of the two kernels, None where one of them is unknown."""
+        if self.first.kernel is None or self.second.kernel is None:
+            return None
+        return self._kernel_of_both
+
+    def _kernel_of_both(self, q: Array, c: Array) -> tuple[Array, Array]:
+        def kernel(phi: Activation) -> tuple[Array, Array]:
+            assert phi.kernel is not None
+            return phi.kernel(q, c)
+
+        covariance, slope = self.average(kernel)
+        return covariance, slope
+
+    def average(self, moment: Callable[[Activation], PyTree[ArrayLike]]) -> Any:
+        """The mean over the units of what a function says of each unit's activation.
+
+        Args:
+            moment: phi -> an array, or a pytree of arrays.
+
+        Returns:
+            (1 - p) moment(phi_1) + p moment(phi_2).
+        """
+
+        def mean(first: ArrayLike, second: ArrayLike) -> Array:
+            one = jnp.asarray(first)
+            other = jnp.asarray(second)
+            share = jnp.asarray(self.share, jnp.result_type(one))
+            return (1 - share) * one + share * other
+
+        return jax.tree.map(mean, moment(self.first), moment(self.second))
+
+    def __call__(self, z: Float[Array, "..."]) -> Float[Array, "..."]:
+        """Apply phi_2 to the first p n of the n units in the last axis, phi_1 to the rest.
+
+        Where p n is not whole, one unit has a blend of both, so that networks are continuous and differentiable in p:
+        averaged over a unit's worth of p, the derivative is what changing that unit's activation changes.
+
+        Args:
+            z: pre-activations of a layer.
+
+        Returns:
+            Activations.
+        """
+        return self._by_unit(self.first(z), self.second(z))
+
+    def derivative(self, z: Float[Array, "..."]) -> Float[Array, "..."]:
+        """phi'(z) of each unit."""
+        return self._by_unit(self.first.derivative(z), self.second.derivative(z))
+
+    def steepest(self, dtype: DTypeLike) -> Float[Array, ""]:
+        """The largest |phi'(z)| of both activations."""
+        return jnp.maximum(self.first.steepest(dtype), self.second.steepest(dtype))
+
+    def _by_unit(self, first: Array, second: Array) -> Array:
+        if first.ndim == 0:
+            raise ValueError(f"the mixture {self.name!r} needs an axis of units, got a scalar")
+        units = first.shape[-1]
+        index = jnp.arange(units, dtype=first.dtype)
+        part = jnp.asarray(self.share, first.dtype) * units - index
+        part = jnp.broadcast_to(jnp.minimum(jnp.maximum(part, 0.0), 1.0), first.shape)
+        return (1.0 - part) * first + part * second
+
+    def __repr__(self) -> str:
+        """Parts and share."""
+        return f"Mixture({self.first!r}, {self.second!r}, share={self.share!r})"
+
+
+def mixture(first: AnyActivation, second: AnyActivation, share: ArrayLike) -> Mixture:
+    """Layers in which a share of the units has a second activation.
+
+    Args:
+        first: phi_1: a name, an `Activation` or an elementwise callable.
+        second: phi_2, likewise.
+        share: p in [0, 1], the share of units with phi_2; may be traced.
+
+    Returns:
+        The mixture.
+
+    Raises:
+        ValueError: if share is not one number in [0, 1], or an activation is a mixture itself.
+
+    Example:
+        >>> mixture("tanh", "swish", 0.9).name
+        'tanh+silu'
+    """
+    if not isinstance(share, jax.core.Tracer):
+        known = np.asarray(share)
+        if known.ndim != 0 or not 0 <= known <= 1:
+            raise ValueError(f"share must be one number in [0, 1], got {share}")
+    parts = get(first), get(second)
+    if any(isinstance(part, Mixture) for part in parts):
+        raise ValueError("a mixture is made of two activations, got a mixture as one of them")
+    return Mixture(*parts, share)
