@@ -293,8 +293,137 @@ def test_what_makes_no_sense_is_refused():
         r"block \* steps must be at least top \+ bottom = 3": lambda: curvature.extremes(operator, KEY, 2, 1, 1),
         "start must be vectors of 4 entries": lambda: curvature.extremes(operator, KEY, start=jnp.ones((1, 3))),
         "operator must be symmetric, got 15 rows": lambda: curvature.trace(rectangular, KEY),
+        "optimiser must be one of sgd, momentum, nesterov, adam, got 'adagrad'": lambda: curvature.largest_stable_rate(
+            1.0, "adagrad"
+        ),
+        r"beta must be in \[0, 1\), got 1.0": lambda: curvature.largest_stable_rate(1.0, "momentum", 1.0),
+        "preconditioner must have 4 entries": lambda: curvature.preconditioned(operator, jnp.ones(3)),
+        "direction must have 4 entries": lambda: curvature.directional_sharpness(operator, jnp.ones(3)),
+        "update must have 4 entries": lambda: curvature.critical_sharpness(jnp.sum, jnp.ones(4), jnp.ones(3)),
+        "guess must be > 0, got 0.0": lambda: curvature.critical_sharpness(
+            jnp.sum, jnp.ones(4), jnp.ones(4), None, 0.0
+        ),
+        "passes must be an integer >= 2": lambda: curvature.critical_sharpness(
+            jnp.sum, jnp.ones(4), jnp.ones(4), passes=1
+        ),
         "probes must be an integer >= 1": lambda: curvature.trace(operator, KEY, 0),
     }.items():
         with pytest.raises(ValueError, match=message) as told:
             call()
         assert "\n" not in str(told.value)
+
+
+@pytest.mark.kernels
+def test_rates_just_below_converge_and_just_above_diverge():
+    scales = jnp.asarray([10.0, 1.0, 0.1])
+
+    def loss(w):
+        return jnp.sum(scales * w**2) / 2
+
+    def length(tx):
+        """What is left along the largest eigenvector after 1,000 updates."""
+
+        def update(_, carry):
+            w, state = carry
+            updates, state = tx.update(jax.grad(loss)(w), state, w)
+            return optax.apply_updates(w, updates), state
+
+        w = jnp.full(3, 1e-3)
+        return jax.lax.fori_loop(0, 1000, update, (w, tx.init(w)))[0][0]
+
+    makers = {
+        "sgd": optax.sgd,
+        "momentum": lambda rate: optax.sgd(rate, momentum=0.8),
+        "nesterov": lambda rate: optax.sgd(rate, momentum=0.8, nesterov=True),
+        # Adam whose second moments no longer change
+        "adam": lambda rate: optax.chain(optax.ema(0.8, debias=False), optax.scale(-rate)),
+    }
+
+    @jax.jit
+    @jax.vmap
+    def run(relative):
+        top = curvature.extremes(curvature.hessian(loss, jnp.ones(3)), KEY, steps=3).largest[0]
+        rates = {name: curvature.largest_stable_rate(top, name, 0.8) for name in makers}
+        return {name: length(make(relative * rates[name])) for name, make in makers.items()}
+
+    for name, left in run(jnp.asarray([0.97, 1.03])).items():
+        below, above = np.abs(left)
+        # 0.97^1000 is e^-30; what diverges may leave the range of float32
+        assert below < 1e-6 and not above <= 1, name
+
+
+def test_the_preconditioner_of_adam():
+    # a gradient that stays as it is: nu / (1 - b2^t) is its square
+    tx = optax.chain(optax.clip(100.0), optax.adam(optax.constant_schedule(0.1), 0.9, 0.99, 1e-3))
+    params = {"a": jnp.asarray([3.0, 4.0]), "b": jnp.asarray([[5.0]])}
+    state = tx.init(params)
+    with jax.numpy_dtype_promotion("standard"):
+        for _ in range(3):
+            _, state = tx.update(params, state, params)
+    preconditioner = curvature.adam_preconditioner(state, 0.9, 0.99, 1e-3)
+    np.testing.assert_allclose(preconditioner, (1 - 0.9**3) * (np.asarray([3, 4, 5]) + 1e-3), rtol=1e-12)
+    matrix = jnp.asarray(np.random.default_rng(3).normal(size=(3, 3)))
+    operator = curvature.hessian(lambda w: w @ matrix @ w / 2, jnp.zeros(3))
+    found = curvature.extremes(curvature.preconditioned(operator, preconditioner), KEY, 3)
+    expected = np.linalg.eigvals((matrix + matrix.T) / 2 / preconditioner[:, None])
+    np.testing.assert_allclose(found.largest, np.sort(expected.real)[::-1], rtol=1e-10)
+    with pytest.raises(ValueError, match="state must hold the moments of one optax.adam, got 0"):
+        curvature.adam_preconditioner(optax.sgd(0.1).init(params))
+
+
+@pytest.mark.kernels
+def test_critical_sharpness_of_a_quadratic_is_the_directional_one():
+    matrix, _ = _quadratic()
+    matrix = matrix @ matrix
+
+    def loss(w):
+        return w @ matrix @ w / 2
+
+    w = jnp.arange(1.0, 9.0)
+
+    @jax.jit
+    @jax.vmap
+    def measure(guess):
+        gradient = jax.grad(loss)(w)
+        along = curvature.directional_sharpness(curvature.hessian(loss, w), gradient)
+        return curvature.critical_sharpness(loss, w, -gradient, guess=guess, passes=8), along
+
+    # from a rate far too small and far too large to one next to it
+    found, along = measure(jnp.asarray([1e-4, 1.0, 1e3, 2 / 20.0]))
+    # rounding of the loss next to its slope
+    np.testing.assert_allclose(found.sharpness, along, rtol=1e4 * float(jnp.finfo(w.dtype).eps))
+    assert np.all((found.rate_low <= found.rate) & (found.rate <= found.rate_high))
+    twin = np.asarray(jax.grad(loss)(w) @ matrix @ jax.grad(loss)(w) / jnp.sum(jax.grad(loss)(w) ** 2))
+    np.testing.assert_allclose(along, np.full(4, twin), rtol=1e-5)
+
+
+def test_critical_sharpness_of_a_network_and_where_there_is_none():
+    model, params, x = _own()
+    goal = curvature.objective(model)
+    examples = (x, LABELS)
+    gradient = jax.grad(goal)(params, examples)
+    update = jax.tree.map(jnp.negative, gradient)
+
+    @jax.jit
+    def measure(guess):
+        return curvature.critical_sharpness(goal, params, update, examples, guess, 10, chunk_size=2)
+
+    found = measure(1.0)
+
+    def change(rate):
+        moved = jax.tree.map(lambda w, u: w + rate * u, params, update)
+        return float(goal(moved, examples) - goal(params, examples))
+
+    # after ten passes; the secant of a bracket of a few percent
+    assert change(0.995 * found.rate) < 0 < change(1.005 * found.rate)
+    assert change(float(found.rate_low)) < 0 < change(float(found.rate_high))
+    # four of the ten passes are spent on coming down from 100
+    np.testing.assert_allclose(measure(100.0).rate, found.rate, rtol=0.02)
+    # upwards the loss rises at once, down a straight line it never does
+    upwards = curvature.critical_sharpness(goal, params, gradient, examples)
+    assert np.isnan(upwards.sharpness) and upwards.rate_low == 0
+    straight = curvature.critical_sharpness(jnp.sum, jnp.ones(3), -jnp.ones(3))
+    assert np.isnan(straight.rate) and np.isinf(straight.rate_high)
+    # a loss that is not finite has risen
+    wall = curvature.critical_sharpness(lambda w: jnp.where(w > 2, jnp.nan, -w), jnp.zeros(()), jnp.ones(()), passes=30)
+    assert float(wall.rate) == pytest.approx(2, rel=1e-3)

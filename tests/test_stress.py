@@ -10,6 +10,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import optax
 import pytest
 
 from jaxstab import curvature, networks, spectra
@@ -32,7 +33,34 @@ def _calls(width=6):
     # whatever a kernel or a density may be
     square = lambda x: x[:, None] * x[None]
     shares = lambda x: spectra.Density(jnp.sort(square(x)), jax.nn.softmax(square(x)))
+    goal, labels = curvature.objective(chain), jnp.asarray([0, 1, 1])
+    hessian = lambda p, x: curvature.hessian(goal, p, (batch(x), labels), chunk_size=2)
+    product = lambda operator, p: operator.matvec(curvature.ravel(p)[0])
+    unit = lambda p: jax.tree.map(jnp.ones_like, p)
+    adam = lambda p: optax.ScaleByAdamState(jnp.asarray(3), unit(p), unit(p))
+    eigenvalues = lambda x: curvature.EigenvalueDensity(jnp.sort(square(x)), jax.nn.softmax(square(x)))
     calls = {
+        "curvature.adam_preconditioner": lambda p, x, key: curvature.adam_preconditioner(adam(p)),
+        "curvature.cdf": lambda p, x, key: curvature.cdf(eigenvalues(x), x),
+        "curvature.critical_sharpness": lambda p, x, key: curvature.critical_sharpness(
+            goal, p, unit(p), (batch(x), labels), passes=2, chunk_size=2
+        ),
+        "curvature.density": lambda p, x, key: curvature.density(hessian(p, x), key, 2, 3),
+        "curvature.directional_sharpness": lambda p, x, key: curvature.directional_sharpness(hessian(p, x), unit(p)),
+        "curvature.empirical_fisher": lambda p, x, key: product(
+            curvature.empirical_fisher(goal, p, (batch(x), labels)), p
+        ),
+        "curvature.extremes": lambda p, x, key: curvature.extremes(hessian(p, x), key, 2, 1, 2, 2),
+        "curvature.gauss_newton": lambda p, x, key: product(curvature.gauss_newton(goal, p, (batch(x), labels)), p),
+        "curvature.hessian": lambda p, x, key: product(hessian(p, x), p),
+        "curvature.hessian_by_gradient": lambda p, x, key: product(
+            curvature.hessian_by_gradient(lambda p: jax.tree.map(jnp.tanh, p), p), p
+        ),
+        "curvature.largest_stable_rate": lambda p, x, key: curvature.largest_stable_rate(x),
+        "curvature.objective": lambda p, x, key: goal(p, (batch(x), labels)),
+        "curvature.preconditioned": lambda p, x, key: product(curvature.preconditioned(hessian(p, x), unit(p)), p),
+        "curvature.ravel": lambda p, x, key: curvature.ravel(p)[0],
+        "curvature.trace": lambda p, x, key: curvature.trace(hessian(p, x), key, 3),
         "alignment": lambda p, x, key: spectra.alignment(chain, p, x),
         "cdf": lambda p, x, key: spectra.cdf(shares(x), x),
         "density": lambda p, x, key: spectra.density(operator(p, x), key, 2, 3),

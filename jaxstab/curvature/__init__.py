@@ -1,4 +1,8 @@
-"""Measure: what parameters do to outputs and to the loss, by kernels and by products with vectors."""
+"""Measure: what parameters do to outputs and to the loss, by kernels and by products with vectors.
+
+A loss of parameters becomes an operator (`hessian`, `gauss_newton`, `empirical_fisher`), an operator its eigenvalues
+(`extremes`, `trace`, `density`), and the largest of them the largest stable learning rate.
+"""
 
 from jaxstab.curvature.kernels import (
     LOSSES,
@@ -13,17 +17,31 @@ from jaxstab.curvature.kernels import (
 from jaxstab.curvature.objectives import Objective, objective
 from jaxstab.curvature.parameter_operator import parameter_jacobian
 from jaxstab.curvature.products import empirical_fisher, gauss_newton, hessian, hessian_by_gradient
+from jaxstab.curvature.stability import (
+    OPTIMISERS,
+    CriticalSharpness,
+    adam_preconditioner,
+    critical_sharpness,
+    directional_sharpness,
+    largest_stable_rate,
+    preconditioned,
+)
 from jaxstab.curvature.symmetric import EigenvalueDensity, Extremes, cdf, density, extremes, trace
 from jaxstab.curvature.vectors import ravel
 
 __all__ = [
     "LOSSES",
+    "OPTIMISERS",
+    "CriticalSharpness",
     "EigenvalueDensity",
     "Extremes",
     "Objective",
     "TangentKernel",
+    "adam_preconditioner",
     "cdf",
+    "critical_sharpness",
     "density",
+    "directional_sharpness",
     "empirical_fisher",
     "extremes",
     "gauss_newton",
@@ -32,8 +50,10 @@ __all__ = [
     "hessian",
     "hessian_by_gradient",
     "kernel_eigenvalues",
+    "largest_stable_rate",
     "objective",
     "parameter_jacobian",
+    "preconditioned",
     "ravel",
     "tangent_kernel",
     "tangent_kernel_by_layer",

@@ -226,7 +226,8 @@ def trace(operator: Operator, key: Key[Array, ""], probes: int = 16) -> Estimate
     q, r = decompositions.qr(y.T)
     z, _ = _levelled(operator.apply(q.T), exponent)
     # s_i is orthogonal to what the other columns of r span: Q_i Q_i^T = Q (1 - s_i s_i^T) Q^T
-    s = _unit_columns(decompositions.solve_triangular(_invertible(r), jnp.eye(m, dtype=r.dtype), transpose=True))
+    eye = varying_like(jnp.eye(m, dtype=r.dtype), r)
+    s = _unit_columns(decompositions.solve_triangular(_invertible(r), eye, transpose=True))
     h, w = z @ q, q.T @ omega.T
     x = w - s * jnp.sum(s * w, axis=0, keepdims=True)
     along = jnp.trace(h) - jnp.sum(s * (h @ s), axis=0)

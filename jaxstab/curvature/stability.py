@@ -1,0 +1,304 @@
+r"""Which learning rates are stable on a loss of given curvature.
+
+On the quadratic L = h w^2 / 2 every optimiser below is a linear recursion, and diverges once a root of its
+characteristic polynomial leaves the unit circle. Networks trained on all data at once sharpen until their largest
+eigenvalue reaches that bound and hover there, the edge of stability (Cohen et al. 2021; of adaptive optimisers, 2022).
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, ArrayLike, Float, PyTree
+
+from jaxstab.checks import check_choice, check_count
+from jaxstab.curvature.chunks import examples_of, mean_over_chunks
+from jaxstab.curvature.symmetric import check_square
+from jaxstab.curvature.vectors import ravel
+from jaxstab.norms import varying_like
+from jaxstab.spectra.operators import Operator, Scaled, scaled
+
+OPTIMISERS = ("sgd", "momentum", "nesterov", "adam")
+
+
+class CriticalSharpness(NamedTuple):
+    """The learning rate along an update from which on the loss rises, as a curvature.
+
+    Attributes:
+        sharpness: 2 / rate.
+        rate: eta_c; NaN where the search did not find rates on both sides of it.
+        rate_low: largest rate tried at which the loss did not rise; 0 for none.
+        rate_high: smallest rate tried at which it rose, or was not finite; inf for none.
+    """
+
+    sharpness: Float[Array, ""]
+    rate: Float[Array, ""]
+    rate_low: Float[Array, ""]
+    rate_high: Float[Array, ""]
+
+
+def largest_stable_rate(
+    largest: Float[ArrayLike, "..."], optimiser: str = "sgd", beta: ArrayLike = 0.9
+) -> Float[Array, "..."]:
+    r"""The learning rate at which an optimiser begins to diverge along an eigenvector of the Hessian.
+
+    With h the eigenvalue and updates as optax has them,
+
+        sgd         2 / h                               w <- w - eta g
+        momentum    2 (1 + beta) / h                    v <- g + beta v, w <- w - eta v
+        nesterov    2 (1 + beta) / ((1 + 2 beta) h)     v <- g + beta v, w <- w - eta (g + beta v)
+        adam        2 (1 + beta) / ((1 - beta) h)       m <- beta m + (1 - beta) g, w <- w - eta m / P
+
+    The recursions are second order, z^2 - a z + b = 0, stable for |b| < 1 and |a| < 1 + b. With s = eta h, momentum
+    has a = 1 + beta - s and b = beta; nesterov a = (1 + beta)(1 - s) and b = beta (1 - s); adam is momentum with
+    (1 - beta) eta for eta (Cohen et al. 2021, appendix B; 2022, section 3).
+
+    Args:
+        largest: largest eigenvalue h of the Hessian, as `extremes` finds it; for adam of the preconditioned
+            one, see `preconditioned`.
+        optimiser: "sgd", "momentum", "nesterov" or "adam".
+        beta: of the momentum, in [0, 1); sgd has none.
+
+    Returns:
+        The rate; inf where the eigenvalue is not positive.
+
+    Raises:
+        ValueError: if the optimiser is unknown, or a concrete beta is not in [0, 1).
+
+    Example:
+        >>> [round(float(largest_stable_rate(10.0, name)), 3) for name in OPTIMISERS]
+        [0.2, 0.38, 0.136, 3.8]
+    """
+    check_choice("optimiser", optimiser, OPTIMISERS)
+    if not isinstance(beta, jax.core.Tracer) and not np.all((np.asarray(beta) >= 0) & (np.asarray(beta) < 1)):
+        raise ValueError(f"beta must be in [0, 1), got {beta}")
+    h = jnp.asarray(largest)
+    h = h if jnp.issubdtype(h.dtype, jnp.floating) else h.astype(float)
+    beta = jnp.asarray(beta, h.dtype)
+    factors = {
+        "sgd": jnp.ones_like(beta),
+        "momentum": 1 + beta,
+        "nesterov": (1 + beta) / (1 + 2 * beta),
+        "adam": (1 + beta) / (1 - beta),
+    }
+    positive = h > 0
+    return jnp.where(positive, 2 * factors[optimiser] / jnp.where(positive, h, jnp.ones_like(h)), jnp.inf)
+
+
+def preconditioned(operator: Operator, preconditioner: PyTree) -> Operator:
+    """The matrix P^(-1/2) A P^(-1/2), which shares its eigenvalues with P^-1 A.
+
+    Args:
+        operator: symmetric.
+        preconditioner: the diagonal of P, positive: a vector, or a pytree like the parameters.
+
+    Returns:
+        The operator. An eigenvector v of it is P^(1/2) times one of P^-1 A.
+
+    Raises:
+        ValueError: if the operator is not square, or P has not its size.
+
+    Example:
+        >>> from jaxstab import curvature
+        >>> operator = curvature.hessian(lambda w: jnp.sum(w**2), jnp.ones(2))
+        >>> preconditioned(operator, jnp.asarray([1.0, 4.0])).matvec(jnp.ones(2)).tolist()
+        [2.0, 0.5]
+    """
+    check_square(operator)
+    root = jnp.sqrt(_direction(operator, preconditioner, "preconditioner"))
+
+    def apply(v: Float[Array, "k n"]) -> Scaled:
+        y, exponent = operator.apply(v / root[None])
+        return scaled(y / root[None], exponent)
+
+    return operator._replace(apply=apply, adjoint=apply)
+
+
+def adam_preconditioner(
+    state: PyTree, b1: ArrayLike = 0.9, b2: ArrayLike = 0.999, eps: ArrayLike = 1e-8
+) -> Float[Array, " n"]:
+    """The diagonal that Adam divides its momentum by, P = (1 - b1^t) (sqrt(nu / (1 - b2^t)) + eps).
+
+    Args:
+        state: of `optax.adam` or an optimiser made with it, after t >= 1 updates.
+        b1: decay of the first moment.
+        b2: decay of the second.
+        eps: added to the root.
+
+    Returns:
+        The vector, for `preconditioned`. Adam is stable while the largest eigenvalue of P^-1 H stays below
+        2 (1 + b1) / ((1 - b1) eta), 38 / eta at its defaults.
+
+    Raises:
+        ValueError: if the state holds no `optax.ScaleByAdamState`, or several.
+
+    Example:
+        >>> gradient = jnp.asarray([3.0, 4.0])
+        >>> state = optax.ScaleByAdamState(jnp.asarray(1), 0.1 * gradient, 0.001 * gradient**2)  # after one update
+        >>> [round(float(entry), 3) for entry in adam_preconditioner(state)]
+        [0.3, 0.4]
+    """
+    nodes = jax.tree.leaves(state, is_leaf=_is_adam)
+    found = [node for node in nodes if _is_adam(node)]
+    if len(found) != 1:
+        raise ValueError(f"state must hold the moments of one optax.adam, got {len(found)} optax.ScaleByAdamState")
+    nu = ravel(found[0].nu)[0]
+    t = found[0].count.astype(nu.dtype)
+    b1, b2, eps = (jnp.asarray(value, nu.dtype) for value in (b1, b2, eps))
+    return (1 - b1**t) * (jnp.sqrt(nu / (1 - b2**t)) + eps)
+
+
+def directional_sharpness(operator: Operator, direction: PyTree) -> Float[Array, ""]:
+    """The curvature along a direction, d^T A d / |d|^2 (Pan & Li 2023).
+
+    Args:
+        operator: symmetric, such as `hessian`.
+        direction: d, such as the gradient or an update: a vector, or a pytree like the parameters.
+
+    Returns:
+        The curvature; NaN along zero.
+
+    Raises:
+        ValueError: if the operator is not square, or the direction has not its size.
+
+    Example:
+        >>> from jaxstab import curvature
+        >>> operator = curvature.hessian(lambda w: jnp.sum(w**2 * jnp.asarray([1.0, 3.0])), jnp.ones(2))
+        >>> round(float(directional_sharpness(operator, jnp.asarray([5.0, 5.0]))), 3)
+        4.0
+    """
+    check_square(operator)
+    d = _direction(operator, direction, "direction")
+    # to unit length before the product, whatever the direction's magnitude
+    d = d / jnp.max(jnp.abs(d))
+    d = d / jnp.linalg.norm(d)
+    return jnp.sum(d * operator.matvec(d))
+
+
+def critical_sharpness(
+    loss: Callable[..., Float[Array, ""]],
+    params: PyTree,
+    update: PyTree,
+    examples: PyTree = None,
+    guess: ArrayLike = 1.0,
+    passes: int = 10,
+    chunk_size: int | None = None,
+) -> CriticalSharpness:
+    r"""Critical sharpness 2 / eta_c from forward passes alone (Kalra et al. 2026, arXiv 2601.16979).
+
+    eta_c is the smallest rate at which L(theta + eta u) exceeds L(theta). On a quadratic loss along its gradient it is
+    the directional sharpness g^T H g / |g|^2, at most the largest eigenvalue. The search widens the rate until the
+    loss rises on one side and not on the other, and then follows the secant of (L(theta + eta u) - L(theta)) / eta,
+    which is linear in eta on a quadratic; of a loss that rises and falls several times it finds one crossing.
+
+    Args:
+        loss: as in `hessian`; it is never differentiated.
+        params: any pytree.
+        update: u, the update at rate 1, as optax adds it: the negative gradient for gradient descent. Only its floating
+            leaves count.
+        examples: as in `hessian`.
+        guess: rate that the search begins with, > 0, such as that of training or the last one found.
+        passes: evaluations of the loss besides that at params, >= 2; 5 are enough from a guess within a factor of 4.
+        chunk_size: examples at a time, >= 1; None for all.
+
+    Returns:
+        The sharpness, the rate and its bracket.
+
+    Raises:
+        ValueError: if passes < 2, the update has not the size of the parameters, a concrete guess is not > 0, there
+            are no examples, or chunk_size < 1.
+
+    Example:
+        >>> w, scales = jnp.asarray([1.0, 1.0]), jnp.asarray([1.0, 10.0])
+        >>> loss = lambda w: jnp.sum(scales * w**2) / 2
+        >>> found = critical_sharpness(loss, w, -jax.grad(loss)(w))
+        >>> round(float(found.sharpness), 3), round((1 + 10**3) / (1 + 10**2), 3)
+        (9.911, 9.911)
+    """
+    check_count("passes", passes, 2)
+    if not isinstance(guess, jax.core.Tracer) and not np.all(np.asarray(guess) > 0):
+        raise ValueError(f"guess must be > 0, got {guess}")
+    vector, unravel = ravel(params)
+    direction = ravel(update)[0]
+    if direction.shape != vector.shape:
+        raise ValueError(f"update must have {vector.size} entries, as params, got {direction.size}")
+    given = () if examples is None else (examples,)
+    size = examples_of(given) if given else 1
+    if chunk_size is not None:
+        size = min(size, check_count("chunk_size", chunk_size, 1))
+
+    def value(rate: Float[Array, ""]) -> Float[Array, ""]:
+        moved = unravel(vector + rate * direction.astype(vector.dtype))
+        return mean_over_chunks(lambda chunk: loss(moved, *chunk), given, size)
+
+    here = value(jnp.zeros((), vector.dtype))
+
+    def step(_: Array, bracket: _Bracket) -> _Bracket:
+        return _narrowed(bracket, (value(bracket.rate) - here) / bracket.rate)
+
+    rate = jnp.asarray(guess, vector.dtype)
+    zero, infinite = jnp.zeros_like(rate), jnp.full_like(rate, jnp.inf)
+    begun = _Bracket(rate, zero, zero, infinite, infinite, jnp.full_like(rate, 4.0))
+    found = jax.lax.fori_loop(0, passes, step, varying_like(begun, here))
+    rate = jnp.where(found.closed, found.crossing, jnp.nan)
+    return CriticalSharpness(2 / rate, rate, found.low, found.high)
+
+
+class _Bracket(NamedTuple):
+    """Where the loss did not rise (low) and where it did (high), with (L(theta + eta u) - L(theta)) / eta there."""
+
+    # the next one to try
+    rate: Array
+    low: Array
+    slope_low: Array
+    high: Array
+    slope_high: Array
+    # by which the next rate differs while only one side is known
+    factor: Array
+
+    @property
+    def closed(self) -> Array:
+        return (self.low > 0) & jnp.isfinite(self.high)
+
+    @property
+    def middle(self) -> Array:
+        return jnp.sqrt(self.low) * jnp.sqrt(self.high)
+
+    @property
+    def crossing(self) -> Array:
+        """Where the secant through both ends crosses zero."""
+        share = self.slope_low / (self.slope_low - self.slope_high)
+        secant = self.low + (self.high - self.low) * share
+        return jnp.where(jnp.isfinite(self.slope_high), secant, self.middle)
+
+
+def _narrowed(bracket: _Bracket, slope: Array) -> _Bracket:
+    """The bracket after a pass at its rate; where that did not halve it on a log scale, its middle is next."""
+    rises = ~(slope <= 0)
+    finite = jnp.where(jnp.isfinite(slope), slope, jnp.inf)
+    new = _Bracket(
+        rate=bracket.rate,
+        low=jnp.where(rises, bracket.low, bracket.rate),
+        slope_low=jnp.where(rises, bracket.slope_low, finite),
+        high=jnp.where(rises, bracket.rate, bracket.high),
+        slope_high=jnp.where(rises, finite, bracket.slope_high),
+        factor=2 * bracket.factor,
+    )
+    wider = jnp.where(rises, bracket.rate / bracket.factor, bracket.rate * bracket.factor)
+    halved = new.high / new.low <= jnp.sqrt(bracket.high / bracket.low)
+    within = jnp.where(halved, new.crossing, new.middle)
+    return new._replace(rate=jnp.where(new.closed, within, wider))
+
+
+def _direction(operator: Operator, given: PyTree, name: str) -> Float[Array, " n"]:
+    d = ravel(given)[0]
+    if d.size != operator.columns:
+        raise ValueError(f"{name} must have {operator.columns} entries, as the parameters, got {d.size}")
+    return d.astype(operator.dtype)
+
+
+def _is_adam(node: Any) -> bool:
+    return isinstance(node, optax.ScaleByAdamState)
