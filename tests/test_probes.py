@@ -8,7 +8,7 @@ from flax import linen as nn
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from jaxstab import networks, propagation
+from jaxstab import networks, propagation, spectra
 
 X = jax.random.normal(jax.random.key(0), (5, 4), "float32")
 KEY = jax.random.key(1)
@@ -264,6 +264,31 @@ def test_gradients_are_those_of_jax_grad_under_vmap():
     np.testing.assert_allclose(
         found.profile.log_grad_h[:, 1], np.log(np.linalg.norm(cotangents @ w, axis=1)), atol=1e-5
     )
+
+
+def test_the_jacobian_between_sites_is_that_of_jax():
+    layers = nn.Sequential([nn.Dense(6), nn.tanh, nn.Dense(5), nn.tanh, nn.Dense(3)])
+    params = layers.init(KEY, X[0])
+    probe = networks.probe(layers, params, X[0])
+    dense = [params["params"][f"layers_{i}"] for i in (0, 2, 4)]
+
+    def after(first, h):
+        for i in range(first, 3):
+            h = (jnp.tanh(h) if i else h) @ dense[i]["kernel"] + dense[i]["bias"]
+        return h
+
+    h = X[0] @ dense[0]["kernel"] + dense[0]["bias"]
+    cases = {None: jax.jacobian(lambda x: after(0, x))(X[0]), "layers_0": jax.jacobian(lambda h: after(1, h))(h)}
+    for site, reference in cases.items():
+        operator = spectra.jacobian_at_sites(probe, params, X[0], from_site=site, to_site="layers_4")
+        forwards = jax.vmap(operator.matvec)(jnp.eye(operator.columns, dtype="float32")).T
+        backwards = jax.vmap(operator.rmatvec)(jnp.eye(operator.rows, dtype="float32"))
+        np.testing.assert_allclose(forwards, reference, atol=1e-6)
+        np.testing.assert_allclose(backwards, reference, atol=1e-6)
+    largest = spectra.extremes(operator, KEY, top=1).log_s[0]
+    np.testing.assert_allclose(largest, np.log(np.linalg.norm(reference, 2)), atol=1e-5)
+    with pytest.raises(ValueError, match="to_site must not come before from_site"):
+        spectra.jacobian_at_sites(probe, params, X[0], from_site="layers_4", to_site="layers_0")
 
 
 def test_what_cannot_be_read_is_listed():

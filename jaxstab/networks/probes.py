@@ -5,10 +5,11 @@ stands and takes values out, or adds shifts, where the tags are.
 """
 
 import fnmatch
+import functools
 import itertools
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -187,26 +188,59 @@ class Probe:
         """
         return {site.name: jnp.zeros(site.shape, site.dtype) for site in self.sites if site.floating}
 
-    def profile(self, values: Mapping[str, Array]) -> Array:
-        """Numbers at sites along the axis of rows.
+    def over_rows(self, function: Callable[..., PyTree], *values: Mapping[str, Array]) -> PyTree:
+        """A function of the values at one row, along the axis of rows.
 
         Args:
-            values: by name of site, of the shape of the scans around it, [] where there is none.
+            function: (site, values at one row) -> numbers, of the same shapes at every site.
+            values: by name of site.
 
         Returns:
-            The numbers, [row].
+            The numbers, [row, ...].
         """
-        order = {site.name: i for i, site in enumerate(self.sites)}
-        sizes = [math.prod(loop.length for loop in site.loops) for site in self.sites]
-        starts = np.cumsum([0, *sizes])
-        places = []
+        parts = []
+        for site in self.sites:
+            at_row = functools.partial(function, site)
+            for _ in site.loops:
+                at_row = jax.vmap(at_row)
+            numbers = at_row(*(known[site.name] for known in values))
+            parts.append(jax.tree.map(functools.partial(_rows_first, len(site.loops)), numbers))
+        places = self._places()
+
+        def joined(*stacks: Array) -> Array:
+            # sites of several precisions share an axis in the widest
+            widest = functools.reduce(jnp.promote_types, [stack.dtype for stack in stacks])
+            return jnp.concatenate([stack.astype(widest) for stack in stacks])[places]
+
+        return jax.tree.map(joined, *parts)
+
+    def row(self, name: str) -> Row:
+        """A row by its name, or the first of a site.
+
+        Args:
+            name: of the row or the site.
+
+        Returns:
+            The row.
+
+        Raises:
+            ValueError: if there is none.
+        """
         for row in self.rows:
-            site = self.sites[order[row.site]]
-            lengths = [loop.length for loop in site.loops]
-            within = int(np.ravel_multi_index(row.steps, lengths)) if lengths else 0
-            places.append(starts[order[row.site]] + within)
-        flat = jnp.concatenate([values[site.name].reshape(-1) for site in self.sites])
-        return flat[np.asarray(places)]
+            if name in (row.name, row.site):
+                return row
+        raise ValueError(self._unknown(name))
+
+    def _places(self) -> np.ndarray:
+        """Where the rows are among the sites, all steps of each together."""
+        starts = {}
+        start = 0
+        for site in self.sites:
+            starts[site.name] = start
+            start += math.prod(loop.length for loop in site.loops)
+        lengths = {site.name: [loop.length for loop in site.loops] for site in self.sites}
+        steps = [int(np.ravel_multi_index(row.steps, lengths[row.site])) if row.steps else 0 for row in self.rows]
+        return np.asarray([starts[row.site] + step for row, step in zip(self.rows, steps, strict=True)])
 
     def parameters(self, theta: PyTree, path: str) -> list[tuple[Array, bool]]:
         """The parameters of a submodule and of those within it.
@@ -230,8 +264,11 @@ class Probe:
         for site in self.sites:
             if site.name == name:
                 return site
+        raise ValueError(self._unknown(name))
+
+    def _unknown(self, name: str) -> str:
         some = ", ".join(site.name for site in self.sites[:8])
-        raise ValueError(f"no site is named {name!r}; there are {some}{', ...' if len(self.sites) > 8 else ''}")
+        return f"no site is named {name!r}; there are {some}{', ...' if len(self.sites) > 8 else ''}"
 
 
 def probe(
@@ -346,6 +383,10 @@ def _missed(program: Program, owners: set[str], found: Sequence[Site]) -> list[M
     known = {site.path for site in found} | {label_of(name).path for name, _ in program.unreached}
     reason = "it has parameters, but none of its public methods was seen to give an array"
     return missed + [Missed(path, "", reason) for path in sorted(owners - known)]
+
+
+def _rows_first(loops: int, leaf: Array) -> Array:
+    return leaf.reshape(-1, *leaf.shape[loops:])
 
 
 def _some(sites: Sequence[Site]) -> str:

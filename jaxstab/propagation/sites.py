@@ -4,6 +4,7 @@ What a probe measures runs in the floats of the model itself: a gradient that th
 the loss is scaled up.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ from jaxtyping import Array, ArrayLike, Float, PyTree
 from jaxstab.activations import get
 from jaxstab.networks import Probe, Site
 from jaxstab.norms import log_norm, unit
-from jaxstab.records import SATURATED, BackwardProfile, CorrelationProfile, ForwardProfile, SiteProfile
+from jaxstab.records import SATURATED, BackwardProfile, CorrelationProfile, SiteProfile
 
 Loss = Callable[[PyTree], Float[Array, ""]]
 
@@ -38,9 +39,7 @@ def forward_at_sites(probe: Probe, params: PyTree, *inputs: PyTree) -> SiteProfi
         >>> forward_at_sites(networks.probe(model, w, x), w, x).mean.tolist()
         [1.0]
     """
-    values = probe.read(params, *inputs).sites
-    profiles = {site.name: _over_loops(_statistics(site), site, values[site.name]) for site in probe.sites}
-    return _joined(probe, profiles)
+    return probe.over_rows(site_statistics, probe.read(params, *inputs).sites)
 
 
 def correlation_at_sites(probe: Probe, params: PyTree, first: tuple, second: tuple) -> CorrelationProfile:
@@ -57,17 +56,9 @@ def correlation_at_sites(probe: Probe, params: PyTree, first: tuple, second: tup
     Returns:
         The profile over `probe.rows`; NaN where a signal is zero or not finite.
     """
-
-    def cosine(h1: Array, h2: Array) -> CorrelationProfile:
-        u1, log_1 = unit(_floating(h1))
-        u2, log_2 = unit(_floating(h2))
-        defined = jnp.isfinite(log_1) & jnp.isfinite(log_2)
-        return CorrelationProfile(jnp.where(defined, 1 - jnp.sum((u1 - u2) ** 2) / 2, jnp.nan))
-
     one = probe.read(params, *first).sites
     other = probe.read(params, *second).sites
-    profiles = {site.name: _over_loops(cosine, site, one[site.name], other[site.name]) for site in probe.sites}
-    return _joined(probe, profiles)
+    return CorrelationProfile(probe.over_rows(site_correlation, one, other))
 
 
 class SiteGradients(NamedTuple):
@@ -79,6 +70,7 @@ class SiteGradients(NamedTuple):
         theta: the gradient by what is trained, times the scale of the loss.
         sites: the gradient by floating sites, times the scale of the loss.
         output: of the model.
+        loss: its loss.
     """
 
     profile: BackwardProfile
@@ -86,6 +78,7 @@ class SiteGradients(NamedTuple):
     theta: PyTree
     sites: Mapping[str, Array]
     output: PyTree
+    loss: Float[Array, ""]
 
 
 def backward_at_sites(
@@ -115,47 +108,79 @@ def backward_at_sites(
     """
     theta, rest = probe.model.split(params)
 
-    def objective(theta: PyTree, shifts: dict[str, Array]) -> tuple[Float[Array, ""], PyTree]:
+    def objective(theta: PyTree, shifts: Mapping[str, Array]) -> tuple[Float[Array, ""], PyTree]:
         output = probe.read(probe.model.join(theta, rest), *inputs, shifts=shifts, sites=()).output
         return loss(output), output
 
     value, pull, output = jax.vjp(objective, theta, probe.zeros(), has_aux=True)
     d_theta, d_sites = pull(jnp.asarray(scale, value.dtype))
-    log_scale = jnp.log(jnp.asarray(scale, value.dtype))
-
-    def of_site(gradient: Array) -> tuple[Array, Array]:
-        numbers = _floating(gradient)
-        finite = jnp.isfinite(numbers)
-        return unit(numbers)[1] - log_scale.astype(numbers.dtype), jnp.mean(~finite, dtype=numbers.dtype)
-
-    at_sites = {}
+    log_scale = jnp.log(jnp.asarray(scale, jnp.float32))
+    known = dict(d_sites)
     for site in probe.sites:
-        unknown = jnp.full([loop.length for loop in site.loops], jnp.nan)
-        measured = (unknown, unknown)
-        if site.floating:
-            measured = _over_loops(of_site, site, d_sites[site.name])
-        at_sites[site.name] = (*measured, _of_parameters(probe, d_theta, site) - log_scale)
-    log_h, nonfinite, log_theta = _joined(probe, at_sites)
-    return SiteGradients(BackwardProfile(log_h, log_theta), nonfinite, d_theta, d_sites, output)
+        # a site that is not floating has no gradient
+        known.setdefault(site.name, jnp.full(site.shape, jnp.nan))
+
+    def of_site(site: Site, gradient: Array) -> tuple[Array, Array]:
+        numbers = floating(gradient)
+        return unit(numbers)[1] - log_scale.astype(numbers.dtype), jnp.mean(~jnp.isfinite(numbers), dtype=numbers.dtype)
+
+    log_h, nonfinite = probe.over_rows(of_site, known)
+    of_parameters = {site.name: _of_parameters(probe, d_theta, site) for site in probe.sites}
+    log_theta = probe.over_rows(lambda site, log: log - log_scale.astype(log.dtype), of_parameters)
+    return SiteGradients(BackwardProfile(log_h, log_theta), nonfinite, d_theta, d_sites, output, value)
 
 
-def _statistics(site: Site) -> Callable[[Array], SiteProfile]:
-    """Statistics of a site, of one step where it is in a scan."""
-    activation = None if site.activation is None else get(site.activation)
+def site_statistics(site: Site, value: Array) -> SiteProfile:
+    """Statistics of a site, of one step where it is in a scan.
 
-    def statistics(value: Array) -> SiteProfile:
-        h = _floating(value)
-        unknown = jnp.full((), jnp.nan, h.dtype)
-        saturation = unknown
-        dead = unknown
-        if activation is not None and h.ndim:
-            slope = jnp.abs(activation.derivative(h)).reshape(-1, h.shape[-1])
-            saturation = jnp.mean(slope <= SATURATED * activation.steepest(h.dtype), dtype=h.dtype)
-            dead = jnp.mean(jnp.all(slope == 0, axis=0), dtype=h.dtype)
-        forward = ForwardProfile(2 * unit(h)[1] - jnp.log(h.size), saturation, dead)
-        return SiteProfile(*forward, jnp.mean(h), jnp.mean(~jnp.isfinite(h), dtype=h.dtype))
+    Args:
+        site: the site.
+        value: there.
 
-    return statistics
+    Returns:
+        The numbers.
+    """
+    h = floating(value)
+    saturation = jnp.full((), jnp.nan, h.dtype)
+    dead = saturation
+    if site.activation is not None and h.ndim:
+        activation = get(site.activation)
+        slope = jnp.abs(activation.derivative(h)).reshape(-1, h.shape[-1])
+        saturation = jnp.mean(slope <= SATURATED * activation.steepest(h.dtype), dtype=h.dtype)
+        dead = jnp.mean(jnp.all(slope == 0, axis=0), dtype=h.dtype)
+    log_q = 2 * unit(h)[1] - math.log(h.size)
+    return SiteProfile(log_q, saturation, dead, jnp.mean(h), jnp.mean(~jnp.isfinite(h), dtype=h.dtype))
+
+
+def site_correlation(site: Site, h1: Array, h2: Array) -> Float[Array, ""]:
+    """Correlation of two values of a site.
+
+    Args:
+        site: the site.
+        h1: a value.
+        h2: another.
+
+    Returns:
+        c in [-1, 1]; NaN where one is zero or not finite.
+    """
+    u1, log_1 = unit(floating(h1))
+    u2, log_2 = unit(floating(h2))
+    defined = jnp.isfinite(log_1) & jnp.isfinite(log_2)
+    return jnp.where(defined, 1 - jnp.sum((u1 - u2) ** 2) / 2, jnp.nan)
+
+
+def floating(value: Array) -> Float[Array, "..."]:
+    """Numbers in at least float32, complex ones as pairs.
+
+    Args:
+        value: numbers of any dtype.
+
+    Returns:
+        The numbers.
+    """
+    if jnp.issubdtype(value.dtype, jnp.complexfloating):
+        value = jnp.stack([value.real, value.imag], -1)
+    return value.astype(jnp.float64 if value.dtype == jnp.float64 else jnp.float32)
 
 
 def _of_parameters(probe: Probe, d_theta: PyTree, site: Site) -> Array:
@@ -166,32 +191,9 @@ def _of_parameters(probe: Probe, d_theta: PyTree, site: Site) -> Array:
         return jnp.full(lengths, jnp.nan)
     shared = [leaf for leaf, sliced in leaves if not (sliced and lengths)]
     stacked = [leaf for leaf, sliced in leaves if sliced and lengths]
-    log_shared = log_norm([_floating(leaf) for leaf in shared])
+    log_shared = log_norm([floating(leaf) for leaf in shared])
     if not stacked:
         return jnp.broadcast_to(log_shared, lengths)
-    log_stacked = jax.vmap(log_norm)([_floating(leaf) for leaf in stacked])
+    log_stacked = jax.vmap(log_norm)([floating(leaf) for leaf in stacked])
     both = jnp.logaddexp(2 * log_stacked, 2 * log_shared.astype(log_stacked.dtype)) / 2
     return jnp.broadcast_to(both.reshape(-1, *(1 for _ in lengths[1:])), lengths)
-
-
-def _floating(value: Array) -> Array:
-    """Numbers in at least float32."""
-    if jnp.issubdtype(value.dtype, jnp.complexfloating):
-        value = jnp.stack([value.real, value.imag], -1)
-    return value.astype(jnp.float64 if value.dtype == jnp.float64 else jnp.float32)
-
-
-def _over_loops(function: Callable, site: Site, *values: Array) -> PyTree:
-    """A function of one step, at all steps of the scans around a site."""
-    for _ in site.loops:
-        function = jax.vmap(function)
-    return function(*values)
-
-
-def _joined(probe: Probe, at_sites: Mapping[str, PyTree]) -> PyTree:
-    """Numbers by site as profiles over rows."""
-
-    def one(*numbers: Array) -> Array:
-        return probe.profile(dict(zip(at_sites, numbers, strict=True)))
-
-    return jax.tree.map(one, *at_sites.values())

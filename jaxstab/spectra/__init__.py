@@ -33,6 +33,7 @@ from jaxstab.spectra.matrix_free import (
 )
 from jaxstab.spectra.operators import Operator, jacobian
 from jaxstab.spectra.precision import PrecisionError, PrecisionReport, precision_report
+from jaxstab.spectra.sites import jacobian_at_sites
 
 __all__ = [
     "Alignment",
@@ -51,6 +52,7 @@ __all__ = [
     "density",
     "extremes",
     "jacobian",
+    "jacobian_at_sites",
     "local_log_singular_values",
     "log_apjn",
     "log_apjn_estimate",
