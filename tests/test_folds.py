@@ -1,11 +1,12 @@
 """The two folds, against the layers called one after the other."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxstab import networks
+from jaxstab import initializers, networks
 
 MLP = networks.MLP(depth=4, width=6, features_out=3)
 X = jnp.linspace(-1.0, 1.0, 5)
@@ -98,6 +99,20 @@ def test_a_traced_depth_goes_no_further():
 def test_a_fold_without_layers_gives_its_carry():
     carry, read = networks.upwards(CHAIN, PARAMS, states()[3], number, 7, first=3, last=2)
     assert carry == 7 and read is None
+
+
+def test_a_stack_of_no_layers_reads_off_stacks_of_none():
+    # a program that takes the first blocks of a network takes none of them for depth 0
+    mlp = networks.MLP(depth=2, width=3, features_out=1)
+    x = jnp.arange(1.0, 5.0)
+    params = networks.init(mlp, jax.random.key(0), x)
+    shallow = params._replace(blocks=jax.tree.map(lambda leaf: leaf[:0], params.blocks))
+    step = lambda carry, here: (carry, here.theta)
+    carry, read = networks.upwards(networks.chain(mlp), shallow, None, step, 1.0, first=1)
+    assert carry == 1.0
+    chex.assert_trees_all_equal_shapes(read, shallow.blocks)
+    fitted = initializers.lsuv(mlp, shallow, x[None] * jnp.linspace(-1, 1, 7)[:, None])
+    chex.assert_trees_all_equal_shapes(fitted, shallow)
 
 
 def test_what_differs_in_shape_is_not_stacked():

@@ -286,7 +286,8 @@ def _spans(chain: Chain, params: Params, first: int, last: Index | None, states:
         start = max(first - 1 - offset, 0)
         traced = isinstance(last, jax.core.Tracer)
         stop = jnp.clip(last - offset, start, size) if traced else min(int(last) - offset, size)
-        if start < size and (traced or start < stop):
+        # over a stack of no layers a scan still gives what is read off its shape
+        if (size == 0 and not traced) or (start < size and (traced or start < stop)):
             below = states.below[i] if states.below else None
             spans.append(_Span(i, block, stack, below, offset, start, stop))
         offset += size
