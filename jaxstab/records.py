@@ -128,6 +128,7 @@ class FixedPoint(NamedTuple):
         xi_grad: depth scale of the gradient, 1/|ln chi_1|, layers.
         stable: whether lengths near q* are drawn to it (|dq'/dq| < 1).
         log_q: ln q*, where q* itself may overflow or vanish.
+        distance: 1 - c*, which keeps its digits where c* is nearly 1.
     """
 
     q: Float[Array, "..."]
@@ -139,6 +140,7 @@ class FixedPoint(NamedTuple):
     xi_grad: Float[Array, "..."]
     stable: Bool[Array, "..."]
     log_q: Float[Array, "..."]
+    distance: Float[Array, "..."]
 
 
 class CriticalPoint(NamedTuple):

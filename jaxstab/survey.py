@@ -108,8 +108,8 @@ def _measured(
 def predict(grid: Grid, d_in: int, c0: float, progress: ProgressBar = iter) -> xr.Dataset:
     """Mean-field counterpart of `signal` and `jacobian` over a grid, with the fixed point of every cell.
 
-    NaN in what `theory.missing` says of the networks' law, and throughout where they have none; fixed points are those
-    of plain networks only.
+    NaN in what `theory.missing` and `theory.missing_fixed_point` say of the networks' law, and throughout where they
+    have none.
 
     Args:
         grid: the grid.
@@ -130,10 +130,10 @@ def predict(grid: Grid, d_in: int, c0: float, progress: ProgressBar = iter) -> x
             return theory.predict(known, sigma_w, grid.sigma_b, grid.depths, width=grid.width, d_in=d_in, c0=c0)
 
         def point(sigma_w: Array) -> Record:
-            return theory.fixed_point(activation, sigma_w, grid.sigma_b)
+            return theory.fixed_point(activation if block is None else block, sigma_w, grid.sigma_b)
 
         records = _theory(block is not None, jax.vmap(profiles), gains)
-        fixed = _theory(grid.plain, jax.vmap(point), gains)
+        fixed = _theory(block is not None, jax.vmap(point), gains)
         fixed_point = {f"fixed_point_{field}": ("sigma_w", array) for field, array in fixed._asdict().items()}
         return labelled(records, ("sigma_w",)).assign(fixed_point)
 
@@ -189,8 +189,9 @@ def depth_scales(grid: Grid, points: int = FINE) -> xr.Dataset:
     gains = np.linspace(min(grid.sigma_w), max(grid.sigma_w), points)
     scales: dict[str, list[np.ndarray]] = {"xi_c": [], "xi_grad": []}
     for activation in grid.activations:
-        of_line = jax.vmap(lambda w, a=activation: theory.fixed_point(a, w, grid.sigma_b))
-        found = _theory(grid.plain, of_line, jnp.asarray(gains))
+        block = law(grid, activation)
+        of_line = jax.vmap(lambda w, known=block or activation: theory.fixed_point(known, w, grid.sigma_b))
+        found = _theory(block is not None, of_line, jnp.asarray(gains))
         for name, values in scales.items():
             values.append(getattr(found, name))
     return xr.Dataset(
@@ -215,12 +216,13 @@ def phase_diagram(grid: Grid, points: int = 33, progress: ProgressBar = iter) ->
     sigma_b = jnp.linspace(0.0, max(1.0, 1.5 * grid.sigma_b), points)
     chi, line, here = [], [], []
     for activation in progress(grid.activations):
-        of_plane = jax.vmap(
-            jax.vmap(lambda b, w, a=activation: theory.fixed_point(a, w, b).chi_1, (None, 0)), (0, None)
-        )
-        of_line = jax.vmap(lambda b, a=activation: theory.critical_sigma_w(a, b))
-        chi.append(_theory(grid.plain, of_plane, sigma_b, sigma_w))
-        critical = _theory(grid.plain, of_line, jnp.append(sigma_b, grid.sigma_b))
+        block = law(grid, activation)
+        known = block or activation
+        of_line = jax.vmap(lambda w, b, known=known: theory.fixed_point(known, w, b).chi_1, (0, None))
+        of_plane = jax.vmap(lambda b, of_line=of_line: of_line(sigma_w, b))
+        critical_line = jax.vmap(lambda b, known=known: theory.critical_sigma_w(known, b))
+        chi.append(_theory(block is not None, of_plane, sigma_b))
+        critical = _theory(block is not None, critical_line, jnp.append(sigma_b, grid.sigma_b))
         line.append(critical[:-1])
         here.append(critical[-1])
     return xr.Dataset(

@@ -11,7 +11,16 @@ from jaxstab.theory.free_products import (
     product_law,
     squared_slopes,
 )
-from jaxstab.theory.laws import NORMS, SMALLEST_BATCH, WEIGHT_VARIANCES, Law, law, missing
+from jaxstab.theory.laws import (
+    NORMS,
+    SMALLEST_BATCH,
+    WEIGHT_VARIANCES,
+    Law,
+    law,
+    missing,
+    missing_critical_points,
+    missing_fixed_point,
+)
 from jaxstab.theory.maps import (
     MomentError,
     correlation_map,
@@ -46,6 +55,8 @@ __all__ = [
     "law",
     "length_map",
     "missing",
+    "missing_critical_points",
+    "missing_fixed_point",
     "moment_error",
     "predict",
     "product_law",

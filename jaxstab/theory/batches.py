@@ -30,7 +30,7 @@ from jaxstab.activations import Activation
 from jaxstab.theory.features import Features
 from jaxstab.theory.laws import Law
 from jaxstab.theory.maps import log_sum
-from jaxstab.theory.moments import log_moments, log_pair
+from jaxstab.theory.moments import log_moments, variance
 from jaxstab.theory.signals import Head, Signal, log
 
 # ln t^2/(1 - t^2) on the grid of radii: beyond, t is 1, or the signal is below epsilon's rounding
@@ -281,7 +281,7 @@ def limit_head(law: Law, phi: Activation, about: Features, signal: Signal, log_e
     log_v = signal.log_q + log_within
     log_factor = -log_sum(log_v, log_epsilon)
     moments = log_moments(phi, about, log_v + log_factor)
-    variance = log_pair(phi, about, log_v + log_factor, jnp.ones_like(log_v), about.nodes).gap
+    spread = variance(phi, about, log_v + log_factor, about.nodes)
     per_length = log_factor + log_within
     log_slope = moments.log_slope - jnp.log(law.keep)
     # E u^2 phi'^2 = M (1 + 2 dlnM/dlnq), z = sqrt(q) u
@@ -290,8 +290,8 @@ def limit_head(law: Law, phi: Activation, about: Features, signal: Signal, log_e
         log_power=moments.log_length,
         log_gain=moments.log_growth + per_length,
         log_unit=moments.log_growth - moments.near_growth + per_length,
-        gap=variance,
-        within=variance,
+        gap=spread,
+        within=spread,
         log_slope=log_slope + log_factor,
         log_isotropic=log_slope + log_factor,
         log_own=log_slope + log_sum(log_stretch, jnp.zeros_like(log_stretch)),

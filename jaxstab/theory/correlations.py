@@ -23,6 +23,8 @@ _SMALL = 1e-6
 _TOGETHER = 1e-8
 # evaluations on the way to a root
 _MOST = 24
+# with a field a root may be many orders away from the first guess
+_MOST_IN_FIELD = 64
 
 
 class Stable(NamedTuple):
@@ -60,13 +62,18 @@ class _Search(NamedTuple):
 
 
 def stable_distance(
-    phi: Activation, about: Features, log_q: Float[AnyArray, ""], share: Float[AnyArray, ""], moments: LogMoments
+    phi: Activation,
+    about: Features,
+    log_q: Float[AnyArray, ""],
+    share: Float[AnyArray, ""],
+    moments: LogMoments,
+    field: Float[AnyArray, ""] | None = None,
 ) -> Stable:
     """1 - c* of the stable correlation in [0, 1], and the correlation map's slope there.
 
     With d = 1 - c the map is d' = share gap(d), and r(d) = share gap(d)/d falls from share E phi'^2 at d = 0: it is
     convex, as its coefficients in c are squared Hermite coefficients of phi. The one root of r = 1 is stable; where
-    r <= 1 everywhere, d = 0 is.
+    r <= 1 everywhere, d = 0 is. A field h, as masks of dropout are, adds to d': r = 1 - h/d has one root, >= h.
 
     Steps are taken in the root of d, in which r falls linearly from d = 0 for kinked phi: to the zero of the inverse
     cubic through two points and slopes, or Newton's, or a bisection.
@@ -77,6 +84,7 @@ def stable_distance(
         log_q: ln q.
         share: the length map's `pair_share`.
         moments: at this length.
+        field: h >= 0; None for none.
 
     Returns:
         1 - c*, and the slope; NaN where two rules of quadrature differ.
@@ -84,6 +92,8 @@ def stable_distance(
     xp = host.namespace(log_q, share)
     slope = share * xp.exp(moments.near_slope)
     ordered = slope <= 1.0 + ROUNDING
+    if field is not None:
+        ordered &= field == 0
     fine, other = rule(about), rule(about, check=True)
 
     def step(search: _Search) -> _Search:
@@ -91,10 +101,16 @@ def stable_distance(
         found = log_pair(phi, about, log_q, search.root**2, nodes)
         ratio = share * found.gap / search.root**2
         chi = share * found.slope
-        here = _Point(search.root, ratio - 1.0, 2 * (chi - ratio) / search.root)
-        return _next(search, here, chi, about.check is not None)
+        excess, fall = ratio - 1.0, 2 * (chi - ratio) / search.root
+        if field is not None:
+            excess = excess + field / search.root**2
+            fall = fall - 2 * field / search.root**3
+        most = _MOST if field is None else _MOST_IN_FIELD
+        return _next(search, _Point(search.root, excess, fall), chi, about.check is not None, most)
 
     search = _start(share, slope, ordered, moments)
+    if field is not None:
+        search = _in_field(search, slope - 1.0, xp.where(ordered, 1.0, field))
     if xp is np:
         while search.stage < _DONE:
             search = step(search)
@@ -133,7 +149,24 @@ def _start(share: AnyArray, slope: AnyArray, ordered: AnyArray, moments: LogMome
     return _Search(begun, xp.zeros_like(begun), zero, one, xp.sqrt(guess), at_end, zero, one, ordered & ~ordered)
 
 
-def _next(search: _Search, here: _Point, chi: AnyArray, checked: bool) -> _Search:
+def _in_field(search: _Search, top: AnyArray, field: AnyArray) -> _Search:
+    """The start of a search in a field: the root of a chord's r, which lies above the field itself."""
+    xp = host.namespace(top)
+    end = search.before.value
+    fall = xp.maximum(top - end, 0.0)
+    discriminant = xp.sqrt(top**2 + 4 * fall * field)
+    # of field + top d - fall d^2 = 0, by the form that does not cancel
+    ordered = 2 * field / (discriminant + xp.abs(top))
+    chaotic = (discriminant + xp.abs(top)) / xp.where(fall > 0, 2 * fall, 1.0)
+    guess = xp.where(top <= 0, ordered, chaotic)
+    guess = xp.clip(xp.where(xp.isfinite(guess), guess, 0.5), field, 1.0)
+    at_end = _Point(search.before.root, end + field, search.before.derivative - 2 * field)
+    # rounding may put the root beside an end
+    low = xp.sqrt(field) * (1.0 - ROUNDING)
+    return search._replace(low=low, root=xp.sqrt(guess), before=at_end)
+
+
+def _next(search: _Search, here: _Point, chi: AnyArray, checked: bool, most: int) -> _Search:
     """The search after an evaluation."""
     xp = host.namespace(here.value)
     seeking, evaluating = search.stage == _SEEK, search.stage == _EVALUATE
@@ -144,7 +177,7 @@ def _next(search: _Search, here: _Point, chi: AnyArray, checked: bool) -> _Searc
         new = xp.where((candidate > low) & (candidate <= high), candidate, new)
     near = xp.abs(new - here.root) <= _SMALL * here.root
     near |= here.root <= _TOGETHER
-    last = near | (xp.abs(here.value) <= ROUNDING) | xp.isnan(here.value) | (search.evaluations >= _MOST)
+    last = near | (xp.abs(here.value) <= ROUNDING) | xp.isnan(here.value) | (search.evaluations >= most)
     stage = search.stage + xp.where(seeking & ~last, 0, 1)
     if not checked:
         stage = xp.where(evaluating, _DONE, stage)

@@ -1,80 +1,105 @@
 """The critical line chi_1 = 1 (Schoenholz et al. 2017), all of it in ln q."""
 
+import functools
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from jaxstab.activations import Activation, get
+from jaxstab.activations import Activation
 from jaxstab.checks import check_gains
 from jaxstab.records import CriticalPoint
 from jaxstab.theory import host
+from jaxstab.theory.blocks import (
+    Form,
+    batch_state,
+    block_moments,
+    block_of,
+    gains_of,
+    grid_of,
+    on_grid,
+    parted,
+    vanishes,
+)
 from jaxstab.theory.features import Features
-from jaxstab.theory.fixed_points import on_grid, vanishes
 from jaxstab.theory.host import AnyArray
 from jaxstab.theory.implicit import derivatives, differentiable
-from jaxstab.theory.maps import AnyActivation, log_square, log_sum
-from jaxstab.theory.moments import LOG_LONGEST, LogMoments, inside, log_moments
-from jaxstab.theory.roots import LOG_LENGTHS, ROUNDING, Known, Samples, all_roots
+from jaxstab.theory.laws import Law, as_law, missing_critical_points
+from jaxstab.theory.maps import AnyActivation, log_sum
+from jaxstab.theory.moments import LOG_LONGEST, LogMoments, inside
+from jaxstab.theory.roots import CAPACITY, ROUNDING, Known, Samples, all_roots
 
 # ln of the longest critical length searched
 _LONGEST = 28.0
 
 
-def _excess(moments: LogMoments, log_b: AnyArray, log_q: AnyArray) -> Known:
+def _excess(moments: LogMoments, log_b: AnyArray, log_x: AnyArray) -> Known:
     """ln (V/(M q) + sigma_b^2/q), zero on the critical line, and its slope in ln q."""
-    xp = host.namespace(log_b, log_q)
+    xp = host.namespace(log_b, log_x)
     line = moments.log_growth - moments.log_slope
-    value = log_sum(line, log_b - log_q)
+    value = log_sum(line, log_b - log_x)
     share = xp.exp(line - xp.where(xp.isfinite(value), value, 0.0))
     return Known(value, share * (moments.length_power - moments.slope_power) - 1.0, moments)
 
 
-def _solve(phi: Activation, about: Features, sigma_b: AnyArray) -> CriticalPoint:
-    xp = host.namespace(sigma_b)
-    log_b = log_square(sigma_b)
-    table = on_grid(phi, about)
-    known = _excess(table, log_b, LOG_LENGTHS)
+def _solve(form: Form, phi: Activation, about: Features, sigma_b: AnyArray, *numbers: AnyArray) -> CriticalPoint:
+    xp = host.namespace(sigma_b, *numbers)
+    block = block_of(form, phi, about, numbers)
+    unit = gains_of(block, xp.ones_like(sigma_b), sigma_b)
+    grid, table = grid_of(block), on_grid(block)
+    known = _excess(table, unit.bias, grid)
     # beyond, phi that grows linearly is critical to rounding, and signs mean nothing
-    searched = slice(int(np.searchsorted(LOG_LENGTHS, _LONGEST)))
-    samples = Samples(LOG_LENGTHS[searched], known.value[searched], known.slope[searched])
+    searched = slice(int(np.searchsorted(grid, _LONGEST)))
+    samples = Samples(grid[searched], known.value[searched], known.slope[searched])
     known_roots, found, marginal = all_roots(
-        lambda log_q: _excess(log_moments(phi, about, log_q), log_b, log_q), samples
+        lambda log_x: _excess(block_moments(block, log_x), unit.bias, log_x), samples
     )
     roots = xp.where(found, known_roots.log_q, np.nan)
-    at_zero = (sigma_b == 0) & vanishes(phi)
+    at_zero = (unit.bias == -np.inf) & vanishes(block)
     leading = np.arange(len(roots)) == 0
     roots = xp.where(at_zero, xp.where(leading, -np.inf, xp.roll(roots, 1)), roots)
     roots = xp.where(marginal, np.where(leading, 0.0, np.nan), roots)
 
-    far = log_moments(phi, about, xp.full_like(sigma_b, LOG_LONGEST)).log_growth
+    far = block_moments(block, xp.full_like(sigma_b, LOG_LONGEST)).log_growth
     grows_linearly = far > np.log(ROUNDING)
-    log_q = xp.append(roots, xp.where(grows_linearly & ~marginal, np.inf, np.nan))
-    missing = xp.isnan(log_q)
-    finite = xp.where(xp.isfinite(log_q), log_q, inside(xp.where(missing, 0.0, log_q)))
-    moments = log_moments(phi, about, finite)
-    sigma_w = xp.where(missing, np.nan, xp.exp(-moments.log_slope / 2))
+    log_x = xp.append(roots, xp.where(grows_linearly & ~marginal, np.inf, np.nan))
+    missing = xp.isnan(log_x)
+    finite = xp.where(xp.isfinite(log_x), log_x, inside(xp.where(missing, 0.0, log_x)))
+    moments = block_moments(block, finite)
+    log_w = -moments.log_slope - unit.weight
+    sigma_w = xp.where(missing, np.nan, xp.exp(log_w / 2))
     repels = xp.exp(moments.log_growth - moments.log_slope) * moments.length_power > 1.0 + ROUNDING
     # at 0 the slope is 1 whatever the drift beside it: gelu's lengths leave, tanh's come back
-    beside = log_moments(phi, about, xp.full_like(sigma_b, np.log(1e-4))).log_growth
-    repels |= (log_q == -np.inf) & (beside - moments.log_slope > ROUNDING)
+    beside = block_moments(block, xp.full_like(sigma_b, np.log(1e-4))).log_growth
+    repels |= (log_x == -np.inf) & (beside - moments.log_slope > ROUNDING)
     scale_free = xp.max(table.log_slope) - xp.min(table.log_slope) <= ROUNDING
-    usable = ~missing & ~repels & ((log_q < np.inf) | scale_free)
+    usable = ~missing & ~repels & ((log_x < np.inf) | scale_free)
+    log_q = log_x
+    if block.law.norm == "batch":
+        of_batch = lambda log_w, at, moments: batch_state(block, at, moments, unit._replace(weight=log_w))[0]
+        log_q = xp.where(missing, np.nan, jax.vmap(of_batch)(log_w + unit.weight, finite, moments))
     return CriticalPoint(sigma_w, xp.exp(log_q), usable & (sigma_w > 0) & xp.isfinite(sigma_w), log_q)
 
 
-def _local(phi: Activation, about: Features, sigma_b: AnyArray, log_q: AnyArray) -> dict[str, AnyArray]:
+def _local(form: Form, phi: Activation, about: Features, *scalars: AnyArray) -> dict[str, AnyArray]:
     """What vanishes on the critical line, and ln sigma_w there."""
-    moments = log_moments(phi, about, log_q)
-    excess = _excess(moments, log_square(sigma_b), log_q)
-    return {"length": excess.value, "log_w": -moments.log_slope / 2}
+    sigma_b, *numbers, log_q = scalars
+    block = block_of(form, phi, about, tuple(numbers))
+    unit = gains_of(block, jnp.ones_like(sigma_b), sigma_b)
+    moments = block_moments(block, log_q)
+    excess = _excess(moments, unit.bias, log_q)
+    return {"length": excess.value, "log_w": -(moments.log_slope + unit.weight) / 2}
 
 
-def _jacobian(phi: Activation, about: Features, record: tuple[AnyArray, ...], sigma_b: AnyArray) -> CriticalPoint:
+def _jacobian(
+    form: Form, phi: Activation, about: Features, record: tuple[AnyArray, ...], *numbers: AnyArray
+) -> CriticalPoint:
     def one(found: CriticalPoint) -> CriticalPoint:
         known = jnp.isfinite(found.log_q)
         log_q = jnp.where(known, found.log_q, inside(jnp.where(jnp.isnan(found.log_q), 0.0, found.log_q)))
-        by = derivatives(lambda phi, *scalars: _local(phi, about, *scalars), phi, (sigma_b,), (log_q,))
+        by = derivatives(lambda phi, *scalars: _local(form, phi, about, *scalars), phi, numbers, (log_q,))
         along = by["length"][-1]
         fixed = ~known | (jnp.abs(along) <= ROUNDING)
         d_log_q = jnp.where(fixed, 0.0, -by["length"][:-1] / jnp.where(fixed, 1.0, along))
@@ -86,21 +111,26 @@ def _jacobian(phi: Activation, about: Features, record: tuple[AnyArray, ...], si
     return jax.vmap(one)(CriticalPoint(*record))
 
 
-_critical_points = differentiable(_solve, _jacobian)
+@functools.cache
+def _solver(form: Form) -> Callable[..., CriticalPoint]:
+    at_once = form.law.norm is None
+    return differentiable(functools.partial(_solve, form), functools.partial(_jacobian, form), at_once=at_once)
 
 
-def critical_points(activation: AnyActivation, sigma_b: ArrayLike) -> CriticalPoint:
+def critical_points(block: AnyActivation | Law, sigma_b: ArrayLike) -> CriticalPoint:
     """All gains at which chi_1 = 1 on a length fixed point, ascending in q, and whether a network stays there.
 
     Along the critical line sigma_w^2 = 1/M(q) and sigma_b^2 = q - V(q)/M(q). For gelu and silu at small sigma_b
     the point sits on a length fixed point that repels: it is listed, and not usable.
 
     Args:
-        activation: name, `Activation` or elementwise callable.
+        block: `law` of a block; of a plain one the activation will do, as name, `Activation` or elementwise callable.
         sigma_b: bias standard deviation, >= 0.
 
     Returns:
-        A record with a leading axis of 9; NaN where there is none. The last entry is the one at q = inf.
+        A record with a leading axis of 9; NaN where there is none, for the reason of `missing_critical_points` where
+        the law has no such line. The last entry is the one at q = inf. Where every gain is critical (relu behind
+        LayerNorm at sigma_b = 0), the one of q = 1.
 
     Raises:
         ValueError: if sigma_b is negative or not finite.
@@ -110,16 +140,20 @@ def critical_points(activation: AnyActivation, sigma_b: ArrayLike) -> CriticalPo
         >>> print(f"sigma_w^2 = {point.sigma_w[0] ** 2:.5f} at q = {point.q[0]:.5f}, usable: {point.usable[0]}")
         sigma_w^2 = 1.76095 at q = 0.57005, usable: True
     """
-    phi = get(activation)
     check_gains(0.0, sigma_b)
-    return _critical_points(phi, sigma_b)
+    known = as_law(block)
+    if missing_critical_points(known):
+        unknown = jnp.full(CAPACITY + 1, jnp.nan)
+        return CriticalPoint(unknown, unknown, jnp.zeros(CAPACITY + 1, bool), unknown)
+    form, numbers = parted(known)
+    return _solver(form)(known.activation, sigma_b, *numbers)
 
 
-def critical_sigma_w(activation: AnyActivation, sigma_b: ArrayLike) -> Float[Array, ""]:
+def critical_sigma_w(block: AnyActivation | Law, sigma_b: ArrayLike) -> Float[Array, ""]:
     """The weight gain on the critical line chi_1 = 1 at this sigma_b, where a network stays on it.
 
     Args:
-        activation: name, `Activation` or elementwise callable.
+        block: `law` of a block; of a plain one the activation will do, as name, `Activation` or elementwise callable.
         sigma_b: bias standard deviation, >= 0.
 
     Returns:
@@ -132,6 +166,6 @@ def critical_sigma_w(activation: AnyActivation, sigma_b: ArrayLike) -> Float[Arr
         >>> print(f"{jax.jit(lambda: critical_sigma_w('relu', 0.1))() ** 2:.5f}")
         2.00000
     """
-    points = critical_points(activation, sigma_b)
+    points = critical_points(block, sigma_b)
     gain = jnp.min(jnp.where(points.usable, points.sigma_w, jnp.inf))
     return jnp.where(jnp.isinf(gain), jnp.nan, gain)

@@ -1,235 +1,207 @@
-"""Fixed points of the length and correlation maps, and the depth scales around them.
+"""Fixed points of the length and correlation maps of a block, and their derivatives.
 
 All of it is in ln q and in 1 - c. Moments on the grid of lengths do not depend on the gains: they are tabulated once.
 Roots carry the derivatives of the implicit function.
 """
+
+import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import ArrayLike
 
-from jaxstab.activations import Activation, Mixture, get
+from jaxstab.activations import Activation
 from jaxstab.checks import check_gains
 from jaxstab.records import FixedPoint
 from jaxstab.theory import host
-from jaxstab.theory.correlations import Stable, stable_distance
+from jaxstab.theory.blocks import (
+    Block,
+    Form,
+    Gains,
+    batch_state,
+    block_moments,
+    block_of,
+    far,
+    gains_of,
+    grid_of,
+    on_grid,
+    parted,
+    vanishes,
+)
 from jaxstab.theory.features import Features
 from jaxstab.theory.host import AnyArray
 from jaxstab.theory.implicit import derivatives, differentiable
-from jaxstab.theory.maps import AnyActivation, log_length_map, log_square, log_sum
-from jaxstab.theory.moments import LOG_LONGEST, LOG_SHORTEST, LogMoments, log_moments, log_pair
+from jaxstab.theory.laws import Law, as_law, unsolvable
+from jaxstab.theory.maps import AnyActivation, log_length_map, log_sum
+from jaxstab.theory.moments import LOG_LONGEST, LOG_SHORTEST, LogMoments, log_pair
 from jaxstab.theory.quadrature import rule
-from jaxstab.theory.roots import LOG_LENGTHS, ROUNDING, Function, Known, Samples, all_roots, next_root
-
-# of the terms of a sum that cancel: what is smaller has no digits
-_CANCELLED = 1e-7
-_CANCELLED_SQUARE = 1e-15
+from jaxstab.theory.roots import CAPACITY, ROUNDING, Function, Known, Samples, all_roots, next_root
+from jaxstab.theory.scales import Slopes, around, paired_at, with_skip
 
 
-def on_grid(phi: Activation, about: Features) -> LogMoments:
-    """Moments on the grid of lengths.
-
-    Args:
-        phi: the activation.
-        about: its features.
-
-    Returns:
-        The moments, along the grid; numbers at once unless the activation has traced parameters.
-    """
-    in_program = host.is_traced(phi) and about.table is None
-    return log_moments(phi, about, jnp.asarray(LOG_LENGTHS) if in_program else LOG_LENGTHS)
-
-
-def _excess(moments: LogMoments, log_w: AnyArray, log_b: AnyArray, log_q: AnyArray) -> Known:
-    """ln (q'/q), zero at a fixed point, and its slope in ln q."""
-    xp = host.namespace(log_w, log_b, log_q)
-    length = log_length_map(moments, log_w, log_b, log_q)
+def _excess(moments: LogMoments, gains: Gains, log_x: AnyArray) -> Known:
+    """ln (x'/x), zero at a fixed point, and its slope in ln x."""
+    xp = host.namespace(*gains, log_x)
+    length = log_length_map(moments, gains.weight, gains.bias, log_x)
     slope = xp.exp(length.log_share + moments.log_growth) * moments.length_power - 1.0
     return Known(length.log_ratio, slope, moments)
 
 
-def _length_function(phi: Activation, about: Features, log_w: AnyArray, log_b: AnyArray) -> Function:
-    return lambda log_q: _excess(log_moments(phi, about, log_q), log_w, log_b, log_q)
+def _length_function(block: Block, gains: Gains) -> Function:
+    return lambda log_x: _excess(block_moments(block, log_x), gains, log_x)
 
 
-def _length_samples(moments: LogMoments, log_w: AnyArray, log_b: AnyArray) -> Samples:
-    known = _excess(moments, log_w, log_b, LOG_LENGTHS)
-    return Samples(LOG_LENGTHS, known.value, known.slope)
+def _length_samples(block: Block, gains: Gains) -> Samples:
+    grid = grid_of(block)
+    known = _excess(on_grid(block), gains, grid)
+    return Samples(grid, known.value, known.slope)
 
 
-def depth_scale(chi: AnyArray) -> AnyArray:
-    """-1/ln chi, inf where chi is 1 to working precision.
-
-    Args:
-        chi: factor per layer.
-
-    Returns:
-        Layers.
-    """
-    xp = host.namespace(chi)
-    rate = xp.log(xp.abs(chi))
-    critical = xp.abs(rate) <= ROUNDING
-    return xp.where(critical, np.inf, -1.0 / xp.where(critical, 1.0, rate))
+def _first_length(gains: Gains, q0: AnyArray) -> AnyArray:
+    """ln x of the first layer."""
+    return log_sum(gains.embed + host.namespace(q0).log(q0), gains.bias)
 
 
-def _around(
-    phi: Activation,
-    about: Features,
-    sigma_w: AnyArray,
-    sigma_b: AnyArray,
-    at: AnyArray,
-    moments: LogMoments,
-    log_q: AnyArray,
+def _still(block: Block, gains: Gains) -> AnyArray:
+    """Whether a residual block leaves every signal as it is."""
+    xp = host.namespace(*gains)
+    nothing = (gains.weight == -np.inf) & (gains.own_bias == -np.inf)
+    if block.law.skip == "rezero":
+        nothing = nothing | (xp.asarray(block.law.alpha) == 0)
+    return nothing
+
+
+def _solve_one(
+    form: Form, phi: Activation, about: Features, sigma_w: AnyArray, sigma_b: AnyArray, q0: AnyArray, *numbers: AnyArray
 ) -> FixedPoint:
-    """The record of the fixed point at length q: the root's, or 0 or inf with the limits on the way; NaN gives NaN."""
-    xp = host.namespace(sigma_w, sigma_b, at)
-    nowhere = xp.isnan(log_q)
-    log_w = log_square(sigma_w)
-    length = log_length_map(moments, log_w, log_square(sigma_b), at)
-    growth = xp.exp(log_w + moments.log_growth)
-    slope = growth * moments.length_power
-    chi_1 = xp.exp(log_w + moments.log_slope)
-    stable = _correlations(phi, about, at, length.pair_share, moments, nowhere)
-    # what is left of sums that cancel has no digits, and its logarithm none at all
-    xi_q = xp.where(xp.abs(slope) < _CANCELLED * growth * moments.power_size, np.nan, depth_scale(slope))
-    smoothed = xp.minimum(moments.near_slope, moments.near_growth - xp.log(stable.distance))
-    lost = (stable.distance > 0) & (stable.chi < _CANCELLED_SQUARE * length.pair_share * xp.exp(smoothed))
-    quadrature = phi.kernel is None
-    xi_c = xp.where(lost & quadrature, np.nan, depth_scale(stable.chi))
-    fields = (1.0 - stable.distance, chi_1, stable.chi, xi_q, xi_c, xp.abs(depth_scale(chi_1)))
-    c, chi_1, chi_c, xi_q, xi_c, xi_grad = (xp.where(nowhere, np.nan, field) for field in fields)
-    is_stable = (xp.abs(slope) < 1.0 - ROUNDING) & (log_q < np.inf)
-    return FixedPoint(xp.exp(log_q), c, chi_1, chi_c, xi_q, xi_c, xi_grad, is_stable, log_q)
-
-
-def _correlations(
-    phi: Activation, about: Features, at: AnyArray, share: AnyArray, moments: LogMoments, nowhere: AnyArray
-) -> Stable:
-    """Stable correlations at one length, or at each of several."""
-    if host.namespace(share) is not np:
-        one = lambda at, share, moments: stable_distance(phi, about, at, share, moments)
-        return one(at, share, moments) if at.ndim == 0 else jax.vmap(one)(at, share, moments)
-    if at.ndim == 0:
-        return stable_distance(phi, about, at, share, moments)
-    missing = Stable(np.float64(np.nan), np.float64(np.nan))
-    found = [
-        missing if nowhere[i] else stable_distance(phi, about, at[i], share[i], LogMoments(*(m[i] for m in moments)))
-        for i in range(len(at))
-    ]
-    return Stable(*map(np.stack, zip(*found, strict=True)))
-
-
-def vanishes(phi: Activation) -> AnyArray:
-    """Whether phi(0) = 0, so that a signal of length 0 stays one.
-
-    Args:
-        phi: the activation.
-
-    Returns:
-        Whether.
-    """
-    if isinstance(phi, Mixture):
-        return vanishes(phi.first) & vanishes(phi.second)
-    if host.is_traced(phi):
-        return phi(jnp.zeros(1))[0] == 0
-    return host.value_and_slope(phi)(np.zeros(1))[0][0] == 0
-
-
-def _first_length(sigma_w: AnyArray, sigma_b: AnyArray, q0: AnyArray) -> AnyArray:
-    """ln q of the first layer."""
-    xp = host.namespace(sigma_w, sigma_b, q0)
-    return log_sum(log_square(sigma_w) + xp.log(q0), log_square(sigma_b))
-
-
-def _solve_one(phi: Activation, about: Features, sigma_w: AnyArray, sigma_b: AnyArray, q0: AnyArray) -> FixedPoint:
-    xp = host.namespace(sigma_w, sigma_b, q0)
-    log_w, log_b = log_square(sigma_w), log_square(sigma_b)
-    f = _length_function(phi, about, log_w, log_b)
-    samples = _length_samples(on_grid(phi, about), log_w, log_b)
-    first = xp.maximum(_first_length(sigma_w, sigma_b, q0), LOG_LENGTHS[0])
-    root, log_q = next_root(f, samples, first, (LOG_SHORTEST, LOG_LONGEST))
+    xp = host.namespace(sigma_w, sigma_b, q0, *numbers)
+    block = block_of(form, phi, about, numbers)
+    gains = gains_of(block, sigma_w, sigma_b)
+    first = _first_length(gains, q0)
+    # a signal without length keeps it
+    empty = (sigma_b == 0) & ((sigma_w == 0) | (q0 == 0)) & vanishes(block)
+    if block.law.residual:
+        still = _still(block, gains)
+        log_x = xp.where(still, first, xp.where(empty, -np.inf, np.inf))
+        at = xp.where(still, xp.maximum(first, LOG_SHORTEST), xp.where(empty, LOG_SHORTEST, far(block)))
+        return around(block, gains, at, block_moments(block, at), log_x)
+    f = _length_function(block, gains)
+    samples = _length_samples(block, gains)
+    first = xp.maximum(first, samples.log_q[0])
+    root, log_x = next_root(f, samples, first, (LOG_SHORTEST, LOG_LONGEST))
     at, moments = root.log_q, root.known.moments
     if xp is np and about.table is not None:
-        at, moments = _by_quadrature(phi, about, log_w, log_b, at)
-    log_q = xp.where(xp.isfinite(log_q), at, log_q)
-    # a signal without length keeps it
-    empty = (sigma_b == 0) & ((sigma_w == 0) | (q0 == 0)) & vanishes(phi)
-    return _around(phi, about, sigma_w, sigma_b, at, moments, xp.where(empty, -np.inf, log_q))
+        at, moments = _by_quadrature(block, gains, at)
+    log_x = xp.where(xp.isfinite(log_x), at, log_x)
+    return around(block, gains, at, moments, xp.where(empty, -np.inf, log_x))
 
 
-def _solve_all(phi: Activation, about: Features, sigma_w: AnyArray, sigma_b: AnyArray, q0: AnyArray) -> FixedPoint:
-    xp = host.namespace(sigma_w, sigma_b, q0)
-    log_w, log_b = log_square(sigma_w), log_square(sigma_b)
-    f = _length_function(phi, about, log_w, log_b)
-    roots, found, marginal = all_roots(f, _length_samples(on_grid(phi, about), log_w, log_b))
-    log_q = xp.where(found, roots.log_q, np.nan)
-    # a signal without length keeps it; where every length is a fixed point it is the input's
-    first = _first_length(sigma_w, sigma_b, q0)
-    at_zero = (sigma_b == 0) & vanishes(phi)
-    special = at_zero | marginal
-    leading = np.arange(len(log_q)) == 0
-    named = xp.where(marginal, first, -np.inf)
-    log_q = xp.where(special, xp.where(leading, named, xp.where(marginal, np.nan, xp.roll(log_q, 1))), log_q)
-    at = xp.where(xp.isfinite(log_q), log_q, xp.where(special & leading, LOG_SHORTEST, roots.log_q))
-    if xp is np and about.table is not None:
-        at, moments = _by_quadrature(phi, about, log_w, log_b, at)
-        log_q = xp.where(xp.isfinite(log_q), at, log_q)
+def _solve_all(
+    form: Form, phi: Activation, about: Features, sigma_w: AnyArray, sigma_b: AnyArray, q0: AnyArray, *numbers: AnyArray
+) -> FixedPoint:
+    xp = host.namespace(sigma_w, sigma_b, q0, *numbers)
+    block = block_of(form, phi, about, numbers)
+    gains = gains_of(block, sigma_w, sigma_b)
+    at_zero = (sigma_b == 0) & vanishes(block)
+    leading = np.arange(CAPACITY) == 0
+    if block.law.residual:
+        # lengths grow from every other
+        marginal = _still(block, gains)
+        log_x, inner = xp.full(CAPACITY, np.nan), xp.full(CAPACITY, far(block))
     else:
-        moments = log_moments(phi, about, at)
-    return _around(phi, about, sigma_w, sigma_b, at, moments, log_q)
+        roots, found, marginal = all_roots(_length_function(block, gains), _length_samples(block, gains))
+        log_x, inner = xp.where(found, roots.log_q, np.nan), roots.log_q
+    # a signal without length keeps it; where every length is a fixed point it is the input's
+    first = _first_length(gains, q0)
+    special = at_zero | marginal
+    named = xp.where(marginal, first, -np.inf)
+    log_x = xp.where(special, xp.where(leading, named, xp.where(marginal, np.nan, xp.roll(log_x, 1))), log_x)
+    at = xp.where(xp.isfinite(log_x), log_x, xp.where(special & leading, LOG_SHORTEST, inner))
+    if xp is np and about.table is not None and not block.law.residual:
+        at, moments = _by_quadrature(block, gains, at)
+        log_x = xp.where(xp.isfinite(log_x), at, log_x)
+    else:
+        moments = block_moments(block, at)
+    return around(block, gains, at, moments, log_x)
 
 
-def _by_quadrature(
-    phi: Activation, about: Features, log_w: AnyArray, log_b: AnyArray, log_q: AnyArray
-) -> tuple[AnyArray, LogMoments]:
+def _by_quadrature(block: Block, gains: Gains, log_x: AnyArray) -> tuple[AnyArray, LogMoments]:
     """Roots that a table has, to the digits of quadrature, and moments there."""
-    about = about._replace(table=None)
-    known = _excess(log_moments(phi, about, log_q), log_w, log_b, log_q)
+    block = block._replace(about=block.about._replace(table=None))
+    known = _excess(block_moments(block, log_x), gains, log_x)
     step = known.value / known.slope
     # where every length is nearly a fixed point, a step is noise
-    log_q = np.where(np.abs(step) < 1e-8, log_q - step, log_q)
-    return log_q, log_moments(phi, about, log_q)
+    log_x = np.where(np.abs(step) < 1e-8, log_x - step, log_x)
+    return log_x, block_moments(block, log_x)
 
 
-def _local(phi: Activation, about: Features, *scalars: AnyArray) -> dict[str, AnyArray]:
-    """What vanishes at a fixed point, and the fields of its record, as functions of the gains and of (ln q, 1 - c)."""
-    sigma_w, sigma_b, q0, log_q, distance = scalars
-    log_w, log_b = log_square(sigma_w), log_square(sigma_b)
-    moments = log_moments(phi, about, log_q)
-    length = log_length_map(moments, log_w, log_b, log_q)
-    ordered = distance == 0
-    apart = jnp.where(ordered, 1.0, distance)
-    found = log_pair(phi, about, log_q, apart, rule(about))
-    slope = length.pair_share * jnp.exp(moments.near_slope)
+def _local(form: Form, phi: Activation, about: Features, *scalars: AnyArray) -> dict[str, AnyArray]:
+    """What vanishes at a fixed point, and the fields of its record, as functions of the gains and of (ln x, 1 - c)."""
+    sigma_w, sigma_b, q0, *numbers, log_x, distance = scalars
+    block = block_of(form, phi, about, tuple(numbers))
+    gains = gains_of(block, sigma_w, sigma_b)
+    moments = block_moments(block, log_x)
+    length = log_length_map(moments, gains.weight, gains.bias, log_x)
+    growth = jnp.exp(gains.weight + moments.log_growth)
+    slope = growth * moments.length_power
+    log_q = log_x
+    if block.law.norm == "batch":
+        log_q, apart = batch_state(block, log_x, moments, gains)
+        correlation, chi_c = distance - apart, slope
+    else:
+        paired = paired_at(block, gains, log_x, moments, length)
+        ordered = distance == 0
+        apart = jnp.where(ordered, 1.0, distance)
+        found = log_pair(phi, about, paired.log_z, apart, rule(about))
+        field = 0.0 if paired.field is None else paired.field / apart
+        correlation = paired.share * found.gap / apart + field - 1.0
+        at_one = paired.share * jnp.exp(paired.moments.near_slope)
+        chi_c = jnp.where(ordered, at_one, paired.share * found.slope)
+    branch = Slopes(slope, jnp.exp(gains.weight + moments.log_slope), chi_c)
+    slopes = with_skip(block, length.log_ratio, branch)
     return {
         "length": length.log_ratio,
-        "correlation": length.pair_share * found.gap / apart - 1.0,
-        "first": _first_length(sigma_w, sigma_b, q0),
-        "slope": jnp.exp(log_w + moments.log_growth) * moments.length_power,
-        "chi_1": jnp.exp(log_w + moments.log_slope),
-        "chi_c": jnp.where(ordered, slope, length.pair_share * found.slope),
+        "correlation": correlation,
+        "first": _first_length(gains, q0),
+        "log_q": log_q,
+        "slope": slopes.length,
+        "chi_1": slopes.chi_1,
+        "chi_c": slopes.chi_c,
     }
 
 
-def _derivatives_at(phi: Activation, about: Features, numbers: tuple[AnyArray, ...], found: FixedPoint) -> FixedPoint:
+def _derivatives_at(
+    form: Form, phi: Activation, about: Features, numbers: tuple[AnyArray, ...], found: FixedPoint
+) -> FixedPoint:
     """Derivatives of one record in the numbers, by the implicit function theorem."""
+    law = form.law
     known = jnp.isfinite(found.log_q)
-    log_q = jnp.where(known, found.log_q, jnp.where(found.log_q > 0, LOG_LONGEST, LOG_SHORTEST))
-    distance = 1.0 - found.c
-    by = derivatives(lambda phi, *scalars: _local(phi, about, *scalars), phi, numbers, (log_q, distance))
+    distance = found.distance
+    longest = LOG_LONGEST
+    log_x = jnp.where(known, found.log_q, 0.0)
+    if law.norm == "batch":
+        log_x = log_x + jnp.log(distance)
+    if law.residual:
+        longest = far(block_of(form, phi, about, numbers[3:]))
+    log_x = jnp.where(known, log_x, jnp.where(found.log_q > 0, longest, LOG_SHORTEST))
+    of_scalars = lambda phi, *scalars: _local(form, phi, about, *scalars)
+    by = derivatives(of_scalars, phi, numbers, (log_x, distance))
     outer = {name: slopes[:-2] for name, slopes in by.items()}
     excess = by["length"][-2]
     # where every length is a fixed point it is the first layer's
     marginal = jnp.abs(excess) <= ROUNDING
+    if law.residual:
+        marginal = jnp.ones_like(marginal)
     moved = jnp.where(marginal, outer["first"], -outer["length"] / jnp.where(marginal, 1.0, excess))
-    d_log_q = jnp.where(known, moved, 0.0)
+    d_log_x = jnp.where(known, moved, 0.0)
     along = by["correlation"][-1]
-    apart = -(outer["correlation"] + by["correlation"][-2] * d_log_q) / jnp.where(distance == 0, 1.0, along)
+    apart = -(outer["correlation"] + by["correlation"][-2] * d_log_x) / jnp.where(distance == 0, 1.0, along)
     d_distance = jnp.where(distance == 0, 0.0, apart)
 
     def total(name: str) -> AnyArray:
-        return outer[name] + by[name][-2] * d_log_q + by[name][-1] * d_distance
+        return outer[name] + by[name][-2] * d_log_x + by[name][-1] * d_distance
 
     def of_scale(scale: AnyArray, chi: AnyArray, name: str) -> AnyArray:
         # xi = -1/ln chi
@@ -238,6 +210,7 @@ def _derivatives_at(phi: Activation, about: Features, numbers: tuple[AnyArray, .
     slope = jnp.where(found.xi_q == 0, 1.0, jnp.exp(-1.0 / found.xi_q))
     sign = jnp.sign(jnp.log(found.chi_1))
     missing = jnp.isnan(found.log_q)
+    d_log_q = jnp.where(known, total("log_q"), 0.0)
     slopes = FixedPoint(
         q=jnp.where(known, found.q, 0.0) * d_log_q,
         c=-d_distance,
@@ -248,28 +221,42 @@ def _derivatives_at(phi: Activation, about: Features, numbers: tuple[AnyArray, .
         xi_grad=-sign * of_scale(found.xi_grad, found.chi_1, "chi_1"),
         stable=jnp.zeros_like(d_log_q),
         log_q=d_log_q,
+        distance=d_distance,
     )
     return FixedPoint(*(jnp.where(missing, 0.0, slope) for slope in slopes))
 
 
-def _jacobian(phi: Activation, about: Features, record: tuple[AnyArray, ...], *numbers: AnyArray) -> FixedPoint:
+def _jacobian(
+    form: Form, phi: Activation, about: Features, record: tuple[AnyArray, ...], *numbers: AnyArray
+) -> FixedPoint:
     found = FixedPoint(*record)
-    one = lambda found: _derivatives_at(phi, about, numbers, found)
+    one = lambda found: _derivatives_at(form, phi, about, numbers, found)
     return one(found) if found.q.ndim == 0 else jax.vmap(one)(found)
 
 
-_fixed_point = differentiable(_solve_one, _jacobian)
-_fixed_points = differentiable(_solve_all, _jacobian)
+@functools.cache
+def _solver(solve: Callable[..., FixedPoint], form: Form) -> Callable[..., FixedPoint]:
+    at_once = form.law.norm is None
+    return differentiable(functools.partial(solve, form), functools.partial(_jacobian, form), at_once=at_once)
 
 
-def fixed_points(activation: AnyActivation, sigma_w: ArrayLike, sigma_b: ArrayLike, q0: ArrayLike = 1.0) -> FixedPoint:
+def _solved(solve: Callable[..., FixedPoint], law: Law, shape: tuple[int, ...], *gains: ArrayLike) -> FixedPoint:
+    """The record of a law, NaN where it has none."""
+    if unsolvable(law):
+        unknown = jnp.full(shape, jnp.nan)
+        return FixedPoint(*[unknown] * len(FixedPoint._fields))._replace(stable=jnp.zeros(shape, bool))
+    form, numbers = parted(law)
+    return _solver(solve, form)(law.activation, *gains, *numbers)
+
+
+def fixed_points(block: AnyActivation | Law, sigma_w: ArrayLike, sigma_b: ArrayLike, q0: ArrayLike = 1.0) -> FixedPoint:
     """All fixed points of the length map, ascending in q, stable or not.
 
     q* = sigma_w^2 V(q*) + sigma_b^2 (Poole et al. 2016, eq. 3). gelu and silu have three just below
     sigma_w^2 = 2: the outer two are stable, and which one a network reaches depends on its input's length.
 
     Args:
-        activation: name, `Activation` or elementwise callable.
+        block: `law` of a block; of a plain one the activation will do, as name, `Activation` or elementwise callable.
         sigma_w: weight gain, >= 0.
         sigma_b: bias standard deviation, >= 0.
         q0: mean square of the input; matters only where every length is a fixed point (relu at sigma_w^2 = 2,
@@ -287,12 +274,11 @@ def fixed_points(activation: AnyActivation, sigma_w: ArrayLike, sigma_b: ArrayLi
         >>> [f"{q:.3f}" for q in point.q if q == q], point.stable[:3].tolist()
         (['1.566', '2.173', '41.458'], [True, False, True])
     """
-    phi = get(activation)
     check_gains(sigma_w, sigma_b)
-    return _fixed_points(phi, sigma_w, sigma_b, q0)
+    return _solved(_solve_all, as_law(block), (CAPACITY,), sigma_w, sigma_b, q0)
 
 
-def fixed_point(activation: AnyActivation, sigma_w: ArrayLike, sigma_b: ArrayLike, q0: ArrayLike = 1.0) -> FixedPoint:
+def fixed_point(block: AnyActivation | Law, sigma_w: ArrayLike, sigma_b: ArrayLike, q0: ArrayLike = 1.0) -> FixedPoint:
     """The fixed point that a network reaches from inputs of mean square q0.
 
     The next one above or below the first layer's length q_1 = sigma_w^2 q0 + sigma_b^2, whichever way the length
@@ -300,7 +286,7 @@ def fixed_point(activation: AnyActivation, sigma_w: ArrayLike, sigma_b: ArrayLik
     c*, and depth scales xi = -1/ln(slope) (Schoenholz et al. 2017, eqs. 7-9); xi_grad = 1/|ln chi_1|.
 
     Args:
-        activation: name, `Activation` or elementwise callable.
+        block: `law` of a block; of a plain one the activation will do, as name, `Activation` or elementwise callable.
         sigma_w: weight gain, >= 0.
         sigma_b: bias standard deviation, >= 0.
         q0: mean square of the input, >= 0.
@@ -317,6 +303,5 @@ def fixed_point(activation: AnyActivation, sigma_w: ArrayLike, sigma_b: ArrayLik
         >>> f"q* = {point.q:.4f}, c* = {point.c:.3f}, chi_1 = {point.chi_1:.4f}"
         'q* = 0.6070, c* = 1.000, chi_1 = 0.9398'
     """
-    phi = get(activation)
     check_gains(sigma_w, sigma_b)
-    return _fixed_point(phi, sigma_w, sigma_b, q0)
+    return _solved(_solve_one, as_law(block), (), sigma_w, sigma_b, q0)

@@ -19,18 +19,19 @@ Solve = Callable[..., Any]
 Jacobian = Callable[..., Any]
 
 
-def differentiable(solve: Solve, jacobian: Jacobian) -> Callable[..., Any]:
+def differentiable(solve: Solve, jacobian: Jacobian, at_once: bool = True) -> Callable[..., Any]:
     """Make a root finder differentiable in its numbers and in the parameters of the activation.
 
     Args:
         solve: (phi, about, *numbers) -> a record, a tuple of arrays; NumPy arrays or traced ones.
         jacobian: (phi, about, record, *numbers) -> the record with the derivatives of every field in the leaves of
             (phi, numbers), along a new last axis.
+        at_once: whether `solve` takes NumPy arrays; if not, concrete numbers are compiled too.
 
     Returns:
         A function of (phi, *numbers).
     """
-    at_once = compiled(at_once=True, table=True)(solve)
+    solution = compiled(at_once=at_once, table=True)(solve)
     slopes = compiled(table=True, by_parameters=True)(jacobian)
 
     @functools.cache
@@ -40,7 +41,7 @@ def differentiable(solve: Solve, jacobian: Jacobian) -> Callable[..., Any]:
 
         @custom_jvp
         def solved(leaves: tuple[Array, ...], numbers: tuple[Array, ...]) -> Any:
-            return at_once(activation(leaves), *numbers)
+            return solution(activation(leaves), *numbers)
 
         @solved.defjvp
         def rule(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:
@@ -57,7 +58,7 @@ def differentiable(solve: Solve, jacobian: Jacobian) -> Callable[..., Any]:
     def call(phi: Activation, *numbers: Any) -> Any:
         phi = concrete(phi)
         if not host.is_traced((phi, numbers)):
-            return at_once(phi, *numbers)
+            return solution(phi, *numbers)
         with jax.enable_x64(True):
             leaves, structure = jax.tree.flatten(jax.tree.map(widened, phi))
             wide = tuple(map(widened, numbers))

@@ -85,9 +85,14 @@ class Law:
         return self.log_variance
 
     @property
-    def shape(self) -> tuple:
-        """The fields that are no numbers, in their order."""
-        return tuple(getattr(self, name) for name in _NAMES)
+    def form(self) -> "Law":
+        """The law with its numbers at their defaults: what is static of it."""
+        return Law(get("identity"), **{name: getattr(self, name) for name in _NAMES})
+
+    @property
+    def residual(self) -> bool:
+        """Whether a skip adds the branch to h."""
+        return self.skip in ("sum", "scaled", "rezero")
 
     @property
     def finite_batch(self) -> bool:
@@ -242,4 +247,67 @@ def _no_law(known: Law) -> str:
         return "highway: states are no Gaussians, as gates differ from unit to unit"
     if known.norm == "batch" and known.norm_after:
         return "BatchNorm after phi: a quotient of moments of the whole batch, without a closed form"
+    return ""
+
+
+def missing_fixed_point(block: AnyActivation | Law) -> str:
+    """Why a law has no fixed point, or which of its fields are limits of infinite depth; empty where all is known.
+
+    Args:
+        block: a law, or the activation of a plain block.
+
+    Returns:
+        The reason. `fixed_point` is NaN throughout for a highway, for BatchNorm after phi, and for "scaled" skips
+        without a depth.
+
+    Example:
+        >>> from jaxstab import theory
+        >>> theory.missing_fixed_point(theory.law("tanh", skip="sum"))
+        'residual: q grows with every block, c* and the rates are those it tends to'
+    """
+    known = as_law(block)
+    if unsolvable(known):
+        return unsolvable(known)
+    if known.residual:
+        return "residual: q grows with every block, c* and the rates are those it tends to"
+    if known.skip == "dense":
+        return "dense: q* and c* are neared as a power of depth, and rates per layer tend to 0"
+    return ""
+
+
+def unsolvable(known: Law) -> str:
+    """Why a law has no fixed point at all; empty where it has.
+
+    Args:
+        known: the law.
+
+    Returns:
+        The reason.
+    """
+    if known.skip == "scaled" and known.depth is None:
+        return "scaled: branches get weaker with the depth of the network, which the law must say"
+    return _no_law(known)
+
+
+def missing_critical_points(block: AnyActivation | Law) -> str:
+    """Why no gain of a law has chi_1 = 1; empty where one may.
+
+    Args:
+        block: a law, or the activation of a plain block.
+
+    Returns:
+        The reason.
+
+    Example:
+        >>> from jaxstab import theory
+        >>> theory.missing_critical_points(theory.law("tanh", skip="sum"))
+        'residual: chi_1 = 1 + s^2 sigma_w^2 D exceeds 1 at every gain, and may tend to 1 with depth'
+    """
+    known = as_law(block)
+    if unsolvable(known):
+        return unsolvable(known)
+    if known.residual:
+        return "residual: chi_1 = 1 + s^2 sigma_w^2 D exceeds 1 at every gain, and may tend to 1 with depth"
+    if known.skip == "dense":
+        return "dense: chi_1 tends to 1 with depth at every gain"
     return ""

@@ -194,9 +194,12 @@ def variance(phi: Activation, about: Features, log_q: Float[AnyArray, ""], nodes
 
     Returns:
         The variance. It is the gap at c = 0, which keeps its digits where phi hardly varies; means of a mixture's
-        activations differ besides.
+        activations differ besides. Where a table shows phi to vary at every length, the difference is taken as it is.
     """
     xp = host.namespace(log_q)
+    if getattr(about.table, "varies", False):
+        moments = log_moments(phi, about, log_q)
+        return xp.exp(moments.near_growth) - moments.mean**2
     within = log_pair(phi, about, log_q, xp.ones_like(log_q), nodes).gap
     if not isinstance(phi, Mixture):
         return within

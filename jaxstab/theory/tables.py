@@ -21,6 +21,8 @@ _STEP, _POINTS = 0.0625, 16
 _CHECKED, _ALLOWED = 8, 1e-10
 # with more breaks a table takes longer than what it saves
 _FEW_BREAKS = 24
+# share of the mean in E phi^2 up to which their difference loses two digits
+_VARIES = 0.99
 # lengths of one call of quadrature
 _AT_ONCE = 64
 _LOW = float(np.log(SHORTEST))
@@ -50,6 +52,7 @@ class Table:
     Attributes:
         values: at the points, logarithms and powers; 0 where one is not finite.
         beyond: of each cell: 0, or what takes the place of its values, infinite or NaN.
+        varies: whether (E phi)^2 is nowhere near E phi^2, so that their difference has its digits.
     """
 
     def __init__(self, values: Float[np.ndarray, "point column"]) -> None:
@@ -59,6 +62,8 @@ class Table:
         with np.errstate(invalid="ignore"):
             wrong = np.lib.stride_tricks.sliding_window_view(np.where(finite, 0.0, values), _POINTS, 0)
             self.beyond = wrong.sum(-1)
+            mean, log_growth = values[:, 0], values[:, 2]
+            self.varies = bool(np.all(mean**2 < _VARIES * np.exp(log_growth)))
 
     def __call__(self, log_q: Float[AnyArray, "*b"]) -> list[Float[AnyArray, "*b"]]:
         """The columns at a length.

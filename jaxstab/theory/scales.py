@@ -1,0 +1,180 @@
+"""What signal and gradient do around a fixed point: correlations, slopes and depth scales.
+
+Without a skip the slopes are those of the block. Beside a residual branch of factor s, with R = q'/q at the limit,
+
+    chi_1 = 1 + s^2 sigma_w^2 D,    c* is the branch's,    chi_c = (1 + (R - 1) chi_branch) / R.
+
+With dense skips q* and c* are the plain block's, and every rate per layer tends to 0.
+"""
+
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from jaxstab.records import FixedPoint
+from jaxstab.theory import host
+from jaxstab.theory.blocks import Block, Gains, Pairing, batch_state, block_moments, branch_of, pairing
+from jaxstab.theory.correlations import Stable, stable_distance
+from jaxstab.theory.host import AnyArray
+from jaxstab.theory.maps import Length, log_length_map
+from jaxstab.theory.moments import LogMoments
+from jaxstab.theory.roots import ROUNDING
+
+# of the terms of a sum that cancel: what is smaller has no digits
+_CANCELLED = 1e-7
+_CANCELLED_SQUARE = 1e-15
+# ln q at which tanh is a sign to 1e-6, and beyond which quadrature of pairs across the step is worse than that
+_LONGEST_PAIR = 27.6
+
+
+def depth_scale(chi: AnyArray) -> AnyArray:
+    """-1/ln chi, inf where chi is 1 to working precision.
+
+    Args:
+        chi: factor per layer.
+
+    Returns:
+        Layers.
+    """
+    xp = host.namespace(chi)
+    rate = xp.log(xp.abs(chi))
+    critical = xp.abs(rate) <= ROUNDING
+    return xp.where(critical, np.inf, -1.0 / xp.where(critical, 1.0, rate))
+
+
+class Slopes(NamedTuple):
+    """Factors per layer.
+
+    Attributes:
+        length: dq'/dq.
+        chi_1: of the mean squared gradient.
+        chi_c: of 1 - c beside its fixed point.
+    """
+
+    length: AnyArray
+    chi_1: AnyArray
+    chi_c: AnyArray
+
+
+def with_skip(block: Block, log_ratio: AnyArray, of_branch: Slopes) -> Slopes:
+    """Factors of a block with its skip.
+
+    Args:
+        block: the block.
+        log_ratio: ln of the branch's length over q.
+        of_branch: the factors without the skip.
+
+    Returns:
+        The factors.
+    """
+    if block.law.skip == "dense":
+        return of_branch._replace(chi_1=of_branch.chi_1 * 0.0 + 1.0, chi_c=of_branch.chi_c * 0.0 + 1.0)
+    if not block.law.residual:
+        return of_branch
+    xp = host.namespace(log_ratio)
+    square = xp.exp(branch_of(block))
+    kept = 1.0 / (1.0 + square * xp.exp(log_ratio))
+    return Slopes(
+        1.0 + square * of_branch.length,
+        1.0 + square * of_branch.chi_1,
+        kept + (1.0 - kept) * of_branch.chi_c,
+    )
+
+
+def around(block: Block, gains: Gains, at: AnyArray, moments: LogMoments, log_x: AnyArray) -> FixedPoint:
+    """The record of the fixed point at a length: the root's, or 0 or inf with the limits on the way; NaN gives NaN.
+
+    Args:
+        block: the block.
+        gains: of it.
+        at: ln x, finite.
+        moments: of the block there.
+        log_x: ln x of the fixed point.
+
+    Returns:
+        The record.
+    """
+    xp = host.namespace(gains.weight, at)
+    nowhere = xp.isnan(log_x)
+    length = log_length_map(moments, gains.weight, gains.bias, at)
+    growth = xp.exp(gains.weight + moments.log_growth)
+    if block.law.norm == "batch":
+        log_q, stable, lost = _batch(block, gains, at, moments, growth)
+        log_q = xp.where(xp.isfinite(log_q) & (log_x < np.inf), log_q, log_x)
+    else:
+        log_q = log_x
+        stable, lost = _correlations(block, paired_at(block, gains, at, moments, length), nowhere)
+    branch = Slopes(growth * moments.length_power, xp.exp(gains.weight + moments.log_slope), stable.chi)
+    slopes = with_skip(block, length.log_ratio, branch)
+    # what is left of sums that cancel has no digits, and its logarithm none at all
+    cancelled = xp.abs(slopes.length) < _CANCELLED * growth * moments.power_size
+    xi_q = xp.where(cancelled, np.nan, depth_scale(slopes.length))
+    if block.law.skip == "dense":
+        xi_q = xp.full_like(xi_q, np.inf)
+    xi_c = xp.where(lost, np.nan, depth_scale(slopes.chi_c))
+    is_stable = (xp.abs(slopes.length) < 1.0 - ROUNDING) & (log_x < np.inf)
+    record = FixedPoint(
+        q=xp.exp(log_q),
+        c=1.0 - stable.distance,
+        chi_1=slopes.chi_1,
+        chi_c=slopes.chi_c,
+        xi_q=xi_q,
+        xi_c=xi_c,
+        xi_grad=xp.abs(depth_scale(slopes.chi_1)),
+        stable=is_stable,
+        log_q=log_q,
+        distance=stable.distance,
+    )
+    return FixedPoint(*(field if field is is_stable else xp.where(nowhere, np.nan, field) for field in record))
+
+
+def paired_at(block: Block, gains: Gains, at: AnyArray, moments: LogMoments, length: Length) -> Pairing:
+    """The correlation map at a length, or at a shorter one that stands for the infinite one of residual blocks.
+
+    Args:
+        block: the block.
+        gains: of it.
+        at: ln q.
+        moments: of the block there.
+        length: its map of the length there.
+
+    Returns:
+        The map.
+    """
+    if block.law.residual:
+        at = host.namespace(at).minimum(at, _LONGEST_PAIR)
+        moments = block_moments(block, at)
+        length = log_length_map(moments, gains.weight, gains.bias, at)
+    return pairing(block, at, moments, length, gains)
+
+
+def _batch(
+    block: Block, gains: Gains, at: AnyArray, moments: LogMoments, growth: AnyArray
+) -> tuple[AnyArray, Stable, bool]:
+    """Length and correlation within a batch, whose map has the slope of the map of v."""
+    state = lambda at, moments: batch_state(block, at, moments, gains)
+    log_q, distance = state(at, moments) if at.ndim == 0 else jax.vmap(state)(at, moments)
+    return log_q, Stable(distance, growth * moments.length_power), False
+
+
+def _correlations(block: Block, paired: Pairing, nowhere: AnyArray) -> tuple[Stable, AnyArray]:
+    """Stable correlations at one length, or at each of several, and whether their slopes have no digits."""
+    xp = host.namespace(paired.share)
+
+    def one(paired: Pairing) -> Stable:
+        return stable_distance(block.phi, block.about, paired.log_z, paired.share, paired.moments, paired.field)
+
+    if paired.log_z.ndim == 0:
+        stable = one(paired)
+    elif xp is not np:
+        stable = jax.vmap(one)(paired)
+    else:
+        missing = Stable(np.float64(np.nan), np.float64(np.nan))
+        rows = (jax.tree.map(lambda column, i=i: column[i], paired) for i in range(len(nowhere)))
+        found = [missing if skip else one(row) for skip, row in zip(nowhere, rows, strict=True)]
+        stable = Stable(*map(np.stack, zip(*found, strict=True)))
+    known = paired.moments
+    smoothed = xp.minimum(known.near_slope, known.near_growth - xp.log(stable.distance))
+    lost = (stable.distance > 0) & (stable.chi < _CANCELLED_SQUARE * paired.share * xp.exp(smoothed))
+    return stable, lost & (block.phi.kernel is None)
