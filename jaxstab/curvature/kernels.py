@@ -11,11 +11,12 @@ the same masks; a network that mixes examples (BatchNorm) goes through `networks
 x.ravel()[None].
 """
 
-from typing import NamedTuple
+import math
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, PyTree, Shaped
 
 from jaxstab import decompositions, networks
 from jaxstab.checks import check_count, check_floating
@@ -51,7 +52,7 @@ class TangentKernel(NamedTuple):
 def tangent_kernel(
     chain: Chain,
     params: Params,
-    x: Float[Array, "batch d_in"],
+    x: Shaped[Array, "batch ..."],
     chunk_size: int | None = None,
     precision: Precision = "highest",
 ) -> Float[Array, "rows rows"]:
@@ -63,7 +64,7 @@ def tangent_kernel(
     Args:
         chain: the network.
         params: its parameters; what `networks.bind` adds to them is not differentiated by.
-        x: a batch of inputs.
+        x: a batch of inputs [batch, d_in]; of layers of the user's own [batch, ...], each of which the chain takes.
         chunk_size: rows of J at a time, >= 1; None for as many as fit into BYTES = 256 MiB, at least one.
         precision: of the matrix products, as in `jax.default_matmul_precision`.
 
@@ -90,7 +91,7 @@ def tangent_kernel(
 def tangent_kernel_by_layer(
     chain: Chain,
     params: Params,
-    x: Float[Array, "batch d_in"],
+    x: Shaped[Array, "batch ..."],
     chunk_size: int | None = None,
     precision: Precision = "highest",
 ) -> TangentKernel:
@@ -99,7 +100,7 @@ def tangent_kernel_by_layer(
     Args:
         chain: the network.
         params: its parameters, depth L.
-        x: a batch of inputs.
+        x: a batch of inputs [batch, d_in]; of layers of the user's own [batch, ...], each of which the chain takes.
         chunk_size: rows of J at a time, >= 1; None for as many as fit into BYTES = 256 MiB, at least one.
         precision: of the matrix products, as in `jax.default_matmul_precision`.
 
@@ -143,17 +144,18 @@ def tangent_kernel_memory(
         >>> [round(size / 2**20) for size in sizes]
         [90, 153, 343]
     """
-    _check(x, chunk_size)
-    one = jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
-    h = jax.eval_shape(chain.embed, params, one)
-    out = jax.eval_shape(chain.readout, params, h).size
-    batch, rows = x.shape[0], x.shape[0] * out
-    block = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), _trained(params.blocks))
-    layers = ((_trained(params.embed), h.size), (block, h.size), (_trained(params.readout), out))
-    chunk = max(_chunk(theta, batch, out, size, chunk_size, x.dtype.itemsize)[1] for theta, size in layers)
-    weights = sum(leaf.size for leaf in jax.tree.leaves(block))
-    hidden = (params.depth + 1) * batch * h.size * x.dtype.itemsize
-    fold = (2 * rows * h.size + 3 * rows**2 + weights) * x.dtype.itemsize + chunk
+    chain, x = _rows(chain, params, x, chunk_size)
+    row = jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
+    sizes = [h.size for h in networks.state_shapes(chain, params, row)]
+    y = networks.output_shape(chain, params, row)
+    batch, rows, width, itemsize = x.shape[0], x.shape[0] * y.size, max(sizes), y.dtype.itemsize
+    embed, *parts, readout = map(_trained, params.stacks)
+    blocks = [jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), part) for part in parts]
+    layers = [(embed, width), *[(block, width) for block in blocks], (readout, y.size)]
+    chunk = max(_chunk(theta, batch, y.size, size, chunk_size, itemsize)[1] for theta, size in layers)
+    weights = max(sum(leaf.size for leaf in jax.tree.leaves(block)) for block in blocks)
+    hidden = sum(sizes) * batch * itemsize
+    fold = (2 * rows * width + 3 * rows**2 + weights) * itemsize + chunk
     return hidden + fold
 
 
@@ -209,7 +211,7 @@ def gauss_newton_gram(
 def gauss_newton_eigenvalues(
     chain: Chain,
     params: Params,
-    x: Float[Array, "batch d_in"],
+    x: Shaped[Array, "batch ..."],
     loss: str = "cross_entropy",
     chunk_size: int | None = None,
     precision: Precision = "highest",
@@ -243,17 +245,24 @@ def gauss_newton_eigenvalues(
         ((6,), 3)
     """
     kernel = tangent_kernel(chain, params, x, chunk_size, precision)
+    chain, x = _rows(chain, params, x, chunk_size)
     with jax.default_matmul_precision(precision):
         y = jax.vmap(lambda x: chain.readout(params, networks.state(chain, params, x)))(x)
     return kernel_eigenvalues(gauss_newton_gram(kernel, y, loss))
 
 
-def _check(x: Array | jax.ShapeDtypeStruct, chunk_size: int | None) -> None:
+def _rows(chain: Chain, params: Params, x: Any, chunk_size: int | None) -> tuple[Chain, Any]:
+    """The chain of vectors, and examples as rows."""
+    if chunk_size is not None:
+        check_count("chunk_size", chunk_size, 1)
+    if isinstance(chain.block, tuple):
+        vectors = networks.of_rows(chain, params, x)
+        rows = (x.shape[0], math.prod(x.shape[1:]))
+        return vectors, jax.ShapeDtypeStruct(rows, x.dtype) if isinstance(x, jax.ShapeDtypeStruct) else x.reshape(rows)
     check_floating("x", x.dtype)
     if len(x.shape) != 2:
         raise ValueError(f"x must be a batch [batch, d_in], got shape {x.shape}")
-    if chunk_size is not None:
-        check_count("chunk_size", chunk_size, 1)
+    return chain, x
 
 
 def _check_loss(loss: str) -> None:
@@ -274,13 +283,13 @@ def _trained(layer: PyTree) -> PyTree:
 def _kernel(
     chain: Chain,
     params: Params,
-    x: Float[Array, "batch d_in"],
+    x: Shaped[Array, "batch ..."],
     chunk_size: int | None,
     precision: Precision,
     by_layer: bool,
 ) -> tuple[Array, Array, Array]:
     """Kernels of readout, blocks (each, or their sum) and embedding, in the order of the backward fold."""
-    _check(x, chunk_size)
+    chain, x = _rows(chain, params, x, chunk_size)
     with jax.default_matmul_precision(precision):
         states = networks.states(networks.over_batch(chain), params, x)
         hidden = states.last

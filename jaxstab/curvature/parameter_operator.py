@@ -11,6 +11,7 @@ for a chunk of examples at a time. Vectors are read and written where they lie, 
 carries powers of two of its own until the end.
 """
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -18,11 +19,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from jaxstab import networks
 from jaxstab.checks import integer
-from jaxstab.curvature.kernels import BYTES, _check, _check_loss, _trained
+from jaxstab.curvature.kernels import BYTES, _check_loss, _rows, _trained
 from jaxstab.networks import Chain, Here, Params, States, flatten, with_network
 from jaxstab.norms import varying_like
 from jaxstab.spectra.operators import Operator, Precision, Scaled, scaled
@@ -35,7 +36,7 @@ NOTHING = -(2**30)
 def parameter_jacobian(
     chain: Chain,
     params: Params,
-    x: Float[Array, "batch d_in"],
+    x: Shaped[Array, "batch ..."],
     loss: str | None = None,
     layer: int | None = None,
     chunk_size: int | None = None,
@@ -52,7 +53,7 @@ def parameter_jacobian(
     Args:
         chain: the network.
         params: its parameters, depth L; what `networks.bind` adds to them is not differentiated by.
-        x: a batch of inputs.
+        x: a batch of inputs [batch, d_in]; of layers of the user's own [batch, ...], each of which the chain takes.
         loss: None for J; "cross_entropy" or "squared" (|y - t|^2 / 2), averaged over the rows of x, for R.
         layer: None for all parameters; l in [0, L] for those that make h_l (0: the embedding's), L + 1 for the
             readout's. Of R, it gives G's diagonal block.
@@ -76,7 +77,7 @@ def parameter_jacobian(
         >>> bool(jnp.allclose(jnp.exp(2 * found.log_s), exact[:3], rtol=1e-4))
         True
     """
-    _check(x, chunk_size)
+    chain, x = _rows(chain, params, x, chunk_size)
     if loss is not None:
         _check_loss(loss)
     last = params.depth + 1
@@ -85,9 +86,10 @@ def parameter_jacobian(
         if whole is None or not 0 <= whole <= last:
             raise ValueError(f"layer must be None or an integer in [0, {last}], got {layer!r}")
         layer = whole
-    h = jax.eval_shape(chain.embed, params, x[0])
-    y = jax.eval_shape(chain.readout, params, h)
-    return _Batch(chain, params, x, loss, layer, chunk_size, precision, h.size, y.size).operator()
+    row = jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
+    width = max(h.size for h in networks.state_shapes(chain, params, row))
+    y = networks.output_shape(chain, params, row)
+    return _Batch(chain, params, x, loss, layer, chunk_size, precision, width, y.size, y.dtype).operator()
 
 
 class _Chunk(NamedTuple):
@@ -105,52 +107,74 @@ class _Chunk(NamedTuple):
 
 def _push_theta(here: Here, v: Float[Array, "k p"]) -> Float[Array, "k n"]:
     """A layer's Jacobian by its parameters times flat vectors of them."""
+    if not jax.tree.leaves(here.theta):
+        return jnp.zeros((len(v), here.out.size), v.dtype)
     unravel = ravel_pytree(here.theta)[1]
     return jax.vmap(here.push_theta)(jax.vmap(unravel)(v))
 
 
 def _pull_theta(here: Here, u: Float[Array, "k n"]) -> Float[Array, "k p"]:
     """Its transpose times vectors, to flat vectors of parameters."""
+    if not jax.tree.leaves(here.theta):
+        return u[:, :0]
     return jax.vmap(lambda tree: ravel_pytree(tree)[0])(jax.vmap(here.pull_theta)(u))
 
 
 class _Columns(NamedTuple):
-    """Where the parameters of layers lie in flat vectors: start, step from layer to layer and size of each leaf."""
+    """Where the parameters of layers lie in flat vectors.
+
+    Attributes:
+        rooms: of the embedding, each segment and the readout, or of one layer alone: start, step from layer to layer
+            and size of each leaf.
+        firsts: number of the first layer of each room, and the number of all layers.
+    """
 
     rooms: list[list[tuple[int, int, int]]]
-    depth: int
+    firsts: list[int]
 
-    def spans(self, at: Array | int) -> list[tuple[Array | int, int]]:
+    def of(self, here: Here) -> "_Place":
+        """Where the parameters of a layer lie."""
         if len(self.rooms) == 1:
-            return [(start, size) for start, _, size in self.rooms[0]]
-        if _is(at, 0) or _is(at, self.depth + 1):
-            return [(start, size) for start, _, size in self.rooms[0 if _is(at, 0) else 2]]
-        return [(start + (at - 1) * step, size) for start, step, size in self.rooms[1]]
+            return self.place(0, 0)
+        if here.segment is None:
+            return self.place(0 if here.layer == 0 else len(self.rooms) - 1, 0)
+        return self.place(here.segment + 1, here.index)
 
-    def read(self, v: Float[Array, "k columns"], at: Array | int) -> Float[Array, "k p"]:
-        parts = [jax.lax.dynamic_slice_in_dim(v, start, size, axis=1) for start, size in self.spans(at)]
-        return jnp.concatenate(parts, axis=1)
+    def place(self, room: int, index: Array | int) -> "_Place":
+        """Where those of a layer within a room lie."""
+        return _Place([(start + index * step, size) for start, step, size in self.rooms[room]])
 
-    def write(self, v: Float[Array, "k columns"], at: Array | int, part: Float[Array, "k p"]) -> Array:
+
+class _Place(NamedTuple):
+    """Where the parameters of one layer lie: start and size of each leaf."""
+
+    spans: list[tuple[Array | int, int]]
+
+    def read(self, v: Float[Array, "k columns"]) -> Float[Array, "k p"]:
+        parts = [jax.lax.dynamic_slice_in_dim(v, start, size, axis=1) for start, size in self.spans]
+        return jnp.concatenate([v[:, :0], *parts], axis=1)
+
+    def write(self, v: Float[Array, "k columns"], part: Float[Array, "k p"]) -> Array:
         done = 0
-        for start, size in self.spans(at):
+        for start, size in self.spans:
             v = jax.lax.dynamic_update_slice_in_dim(v, part[:, done : done + size], start, axis=1)
             done += size
         return v
 
 
 class _Batch(NamedTuple):
-    """What `parameter_jacobian` was given, with the sizes of state and output."""
+    """What `parameter_jacobian` was given, with the sizes of state and output, and the output's dtype."""
 
     chain: Chain
     params: Params
-    x: Float[Array, "batch d_in"]
+    x: Shaped[Array, "batch d_in"]
     loss: str | None
     layer: int | None
     chunk_size: int | None
     precision: Precision
     width: int
     out: int
+    dtype: jnp.dtype
 
     def operator(self) -> Operator:
         columns, total = _columns(self.params, self.layer)
@@ -175,29 +199,29 @@ class _Batch(NamedTuple):
                 step = lambda found, at: (self.backwards(columns, at[0], at[1], found), None)
                 return self.levelled(columns, *jax.lax.scan(step, nothing, (xs, us))[0])
 
-        return Operator(apply, adjoint, rows, total, self.x.dtype, lambda k: self.workspace(k, total))
+        return Operator(apply, adjoint, rows, total, self.dtype, lambda k: self.workspace(k, total))
 
     def workspace(self, block: int, columns: int) -> int:
         """Either copies of the vectors of parameters, or a chunk's states and vectors and one layer's parameters."""
         depth, (_, size) = self.params.depth, self.chunks(block)
-        layer = sum(leaf.size for leaf in jax.tree.leaves(_trained(self.params.blocks))) // depth
+        layer = max(_sizes(self.params)[1:-1])
         hidden = (depth + 1) * size * self.width
         vectors = 4 * block * size * self.width + (1 + 2 * block) * layer
-        return max(2 * block * columns, hidden + vectors) * self.x.dtype.itemsize
+        return max(2 * block * columns, hidden + vectors) * self.dtype.itemsize
 
-    def chunks(self, block: int) -> tuple[Float[Array, "count inputs"], int]:
+    def chunks(self, block: int) -> tuple[Shaped[Array, "count inputs"], int]:
         """The examples in chunks of one size, those at the start once more to fill up the last; and the size."""
         batch = len(self.x)
-        most = self.chunk_size or _default_chunk(self.params.depth, self.width, block, self.x.dtype.itemsize)
+        most = self.chunk_size or _default_chunk(self.params.depth, self.width, block, self.dtype.itemsize)
         count = -(-batch // most)
         size = -(-batch // count)
         return self.x[jnp.arange(count * size) % batch].reshape(count, -1), size
 
-    def chunk(self, x: Float[Array, " inputs"]) -> _Chunk:
+    def chunk(self, x: Shaped[Array, " inputs"]) -> _Chunk:
         many = flatten(networks.over_batch(self.chain), x.size // self.x.shape[1])
         return _Chunk(many, self.params, networks.states(many, self.params, x))
 
-    def forwards(self, columns: _Columns, x: Float[Array, " inputs"], v: Float[Array, "k columns"]) -> Scaled:
+    def forwards(self, columns: _Columns, x: Shaped[Array, " inputs"], v: Float[Array, "k columns"]) -> Scaled:
         """The rows of one chunk of J v, or R v."""
         chunk = self.chunk(x)
         first = self.layer or 0
@@ -208,15 +232,16 @@ class _Batch(NamedTuple):
             through = scaled(jax.vmap(here.push)(carry[0]), carry[1])
             if self.layer is not None:
                 return through, None
-            return _add(through, scaled(_push_theta(here, columns.read(v, here.layer)), zero)), None
+            return _add(through, scaled(_push_theta(here, columns.of(here).read(v)), zero)), None
 
-        carry = scaled(_push_theta(chunk.layer(first), columns.read(v, first)), zero)
+        lowest = chunk.layer(first)
+        carry = scaled(_push_theta(lowest, columns.of(lowest).read(v)), zero)
         if first < last:
             carry, _ = networks.upwards(*chunk, onward, carry, first=first + 1, readout=True)
         return (self.root(chunk)[0](carry[0]), carry[1]) if self.loss else carry
 
     def backwards(
-        self, columns: _Columns, x: Float[Array, " inputs"], u: Float[Array, "k rows"], found: tuple[Array, Array]
+        self, columns: _Columns, x: Shaped[Array, " inputs"], u: Float[Array, "k rows"], found: tuple[Array, Array]
     ) -> tuple[Array, Array]:
         """What was found so far plus one chunk's part of J^T u, or R^T u; every layer with an exponent of its own."""
         chunk = self.chunk(x)
@@ -225,9 +250,10 @@ class _Batch(NamedTuple):
 
         def collect(c: Scaled, found: tuple[Array, Array], here: Here) -> tuple[Array, Array]:
             values, exponents = found
+            place = columns.of(here)
             new = scaled(_pull_theta(here, c[0]), c[1])
-            part, exponent = _add((columns.read(values, here.layer), exponents[:, here.layer]), new)
-            return columns.write(values, here.layer, part), exponents.at[:, here.layer].set(exponent)
+            part, exponent = _add((place.read(values), exponents[:, here.layer]), new)
+            return place.write(values, part), exponents.at[:, here.layer].set(exponent)
 
         def back(carry: tuple, here: Here) -> tuple[tuple, None]:
             c, found = carry
@@ -246,14 +272,22 @@ class _Batch(NamedTuple):
         """The layers at one exponent for each vector: that of the largest."""
         top = jnp.max(exponents, axis=1)
 
-        def level(values: Array, at: Array | int) -> Array:
-            part = columns.read(values, at)
-            return columns.write(values, at, jnp.ldexp(part, (exponents[:, at] - top)[:, None]))
+        def level(values: Array, room: int, index: Array | int) -> Array:
+            place = columns.place(room, index)
+            exponent = exponents[:, columns.firsts[room] + index]
+            return place.write(values, jnp.ldexp(place.read(values), (exponent - top)[:, None]))
 
-        if self.layer is None:
-            values = level(level(values, 0), self.params.depth + 1)
-            layers = jnp.arange(1, self.params.depth + 1)
-            values, _ = jax.lax.scan(lambda values, at: (level(values, at), None), values, layers)
+        if self.layer is not None:
+            return values, top
+        for room, (first, above) in enumerate(itertools.pairwise(columns.firsts)):
+
+            def one(values: Array, index: Array, room: int = room) -> tuple[Array, None]:
+                return level(values, room, index), None
+
+            if above - first == 1:
+                values = level(values, room, 0)
+            else:
+                values, _ = jax.lax.scan(one, values, jnp.arange(above - first))
         return values, top
 
     def root(self, chunk: _Chunk) -> tuple[Callable, Callable]:
@@ -274,20 +308,32 @@ class _Batch(NamedTuple):
 
 def _columns(params: Params, layer: int | None) -> tuple[_Columns, int]:
     """Where layers lie, and how many columns there are."""
-    depth = params.depth
-    rooms, stacks = [_trained(room) for room in params], [1, depth, 1]
+    stacks = [_trained(stack) for stack in params.stacks]
+    counts = _counts(params)
+    firsts = [0, *itertools.accumulate(counts)]
     if layer is not None:
-        room = 0 if layer == 0 else 2 if layer > depth else 1
-        size = sum(leaf.size for leaf in jax.tree.leaves(rooms[room])) // stacks[room]
-        return _Columns([[(0, 0, size)]], depth), size
-    places: list[list[tuple[int, int, int]]] = []
+        room = next(room for room, above in enumerate(firsts[1:]) if layer < above)
+        size = _sizes(params)[room]
+        return _Columns([[(0, 0, size)]], firsts), size
+    rooms: list[list[tuple[int, int, int]]] = []
     start = 0
-    for room, stack in zip(rooms, stacks, strict=True):
-        places.append([])
-        for leaf in jax.tree.leaves(room):
-            places[-1].append((start, leaf.size // stack, leaf.size // stack))
+    for stack, count in zip(stacks, counts, strict=True):
+        rooms.append([])
+        for leaf in jax.tree.leaves(stack):
+            rooms[-1].append((start, leaf.size // count, leaf.size // count))
             start += leaf.size
-    return _Columns(places, depth), start
+    return _Columns(rooms, firsts), start
+
+
+def _counts(params: Params) -> list[int]:
+    """Layers of the embedding, of each segment and of the readout."""
+    return [1, *map(networks.layers_of, params.stacks[1:-1]), 1]
+
+
+def _sizes(params: Params) -> list[int]:
+    """Parameters of one layer of each."""
+    stacks = zip(params.stacks, _counts(params), strict=True)
+    return [sum(leaf.size for leaf in jax.tree.leaves(_trained(stack))) // count for stack, count in stacks]
 
 
 def _default_chunk(depth: int, width: int, block: int, itemsize: int) -> int:
@@ -303,7 +349,3 @@ def _add(a: Scaled, b: Scaled) -> Scaled:
     top = jnp.maximum(_effective(*a), _effective(*b))
     at = lambda v, exponent: jnp.ldexp(v, (exponent - top)[:, None])
     return scaled(at(*a) + at(*b), top)
-
-
-def _is(at: Array | int, layer: int) -> bool:
-    return isinstance(at, int) and at == layer

@@ -40,7 +40,16 @@ from jaxstab.networks.probes import Missed, Probe, Reading, Row, Site, probe
 from jaxstab.networks.pullbacks import pullback
 from jaxstab.networks.skips import SKIPS
 from jaxstab.networks.tagged import tag
-from jaxstab.networks.views import at_one_input, flatten, output_shape, over_batch, pair, state_shapes, vector_states
+from jaxstab.networks.views import (
+    at_one_input,
+    flatten,
+    of_rows,
+    output_shape,
+    over_batch,
+    pair,
+    state_shapes,
+    vector_states,
+)
 
 __all__ = [
     "MLP",
@@ -78,6 +87,7 @@ __all__ = [
     "initial_stats",
     "layer_at",
     "layers_of",
+    "of_rows",
     "output_shape",
     "over_batch",
     "pair",

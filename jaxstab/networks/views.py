@@ -179,6 +179,33 @@ def as_vectors(chain: Chain, params: Params, x: PyTree) -> tuple[Chain, Array]:
 
 
 @with_network
+def of_rows(chain: Chain, params: Params, x: Array) -> Chain:
+    """A network of the user's own layers, an example, its states and its output as vectors.
+
+    Args:
+        chain: the network, of one input.
+        params: its parameters.
+        x: a batch of inputs [batch, ...], for their shape; tokens too.
+
+    Returns:
+        The chain from a row of x.reshape(batch, -1) over h [n] to y [d_out]; ours are such chains already.
+
+    Raises:
+        ValueError: if x is not one array with an axis of examples, or a layer does not take what it meets.
+    """
+    if not isinstance(chain.block, tuple):
+        return chain
+    if not hasattr(x, "shape") or len(x.shape) < 1 or x.shape[0] == 0:
+        raise ValueError(f"x must be one array with an axis of examples, got {type(x).__name__}")
+    one = jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
+    inner = vector_states(chain, params, one)
+    return inner._replace(
+        embed=lambda params, row: inner.embed(params, row.reshape(one.shape)),
+        readout=lambda params, h: ravel_pytree(inner.readout(params, h))[0],
+    )
+
+
+@with_network
 def over_batch(chain: Chain) -> Chain:
     """A chain of one input as a chain of a batch that it does not mix.
 
