@@ -115,8 +115,6 @@ def _push_theta(here: Here, v: Float[Array, "k p"]) -> Float[Array, "k n"]:
 
 def _pull_theta(here: Here, u: Float[Array, "k n"]) -> Float[Array, "k p"]:
     """Its transpose times vectors, to flat vectors of parameters."""
-    if not jax.tree.leaves(here.theta):
-        return u[:, :0]
     return jax.vmap(lambda tree: ravel_pytree(tree)[0])(jax.vmap(here.pull_theta)(u))
 
 
@@ -249,6 +247,8 @@ class _Batch(NamedTuple):
         last = self.params.depth + 1
 
         def collect(c: Scaled, found: tuple[Array, Array], here: Here) -> tuple[Array, Array]:
+            if not jax.tree.leaves(here.theta):
+                return found
             values, exponents = found
             place = columns.of(here)
             new = scaled(_pull_theta(here, c[0]), c[1])
