@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from jaxstab import store
+from jaxstab.store import claims, opening
 
 FIELDS = {
     "loss": store.Field((5,), "float32", ("step",)),
@@ -54,13 +55,13 @@ def compute(group, size=3):
 
 
 def opened(url, groups=8, size=3, **changed):
-    return store.open_groups(url, SETTINGS | changed, FIELDS, groups, size)
+    return opening.open_groups(url, SETTINGS | changed, FIELDS, groups, size)
 
 
 def run(url, log=None, groups=8, pause=0.0, **claim):
     """A run as the command line makes one: open, claim, commit; the log says when each group began and ended."""
     sweep = opened(url, groups)
-    with store.claim(sweep, **claim) as work:
+    with claims.claim(sweep, **claim) as work:
         for group in work:
             _note(log, f"begin {group}")
             time.sleep(pause)

@@ -20,6 +20,7 @@ from jaxstab.cli.arguments import as_toml, parse
 from jaxstab.cli.sweep import Sweep
 from jaxstab.cli.train import Train
 from jaxstab.records import Training, dimensions
+from jaxstab.store import opening
 from jaxstab.store.groups import COPY
 
 ROOT = Path(__file__).parent.parent
@@ -237,7 +238,7 @@ def stored(place, told):
         name: store.Field(one.shape, one.dtype.name, dimensions(Training, name, len(one.shape)))
         for name, one in trainability.fields(GRID).items()
     }
-    opened = store.open_groups(place, told, fields, 1, 1)
+    opened = opening.open_groups(place, told, fields, 1, 1)
     opened.write(0, {name: np.zeros((1, *field.shape), field.dtype) for name, field in fields.items()})
 
 

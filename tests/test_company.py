@@ -18,7 +18,7 @@ from groups_at_work import (
 )
 
 from jaxstab import store
-from jaxstab.store import fingerprint
+from jaxstab.store import claims, fingerprint
 from jaxstab.store.groups import Groups
 from jaxstab.store.places import Place
 
@@ -29,13 +29,13 @@ def test_a_second_run_is_refused_and_told_by_whom(tmp_path, whole):
     wait_for(log.exists)
     with pytest.raises(BlockingIOError, match=rf"a\.zarr is being computed by pid {first.pid} on .*all groups"):
         run(path)
-    assert [(r.pid, r.part) for r in store.runs(path)] == [(first.pid, (1, 1))]
+    assert [(r.pid, r.part) for r in claims.runs(path)] == [(first.pid, (1, 1))]
     first.kill()
     first.join()
-    assert store.runs(path) == [], "the kernel lets go of a killed run's locks"
+    assert claims.runs(path) == [], "the kernel lets go of a killed run's locks"
     run(path)
     assert_finished(path, whole)
-    assert store.runs(path) == []
+    assert claims.runs(path) == []
 
 
 def test_a_joining_run_shares_the_rest(tmp_path, whole):
@@ -92,21 +92,21 @@ def test_which_shards_meet(tmp_path, held, asked, meets):
     sweep = opened(tmp_path / "a.zarr", 24)
     own = lambda part: set(range(part[0] - 1, 24, part[1]))
     assert bool(own(held) & own(asked)) == meets
-    with store.claim(sweep, held):
+    with claims.claim(sweep, held):
         if meets:
-            with pytest.raises(BlockingIOError, match=rf"pid {os.getpid()} on"), store.claim(sweep, asked):
+            with pytest.raises(BlockingIOError, match=rf"pid {os.getpid()} on"), claims.claim(sweep, asked):
                 pass
         else:
-            with store.claim(sweep, asked) as work:
+            with claims.claim(sweep, asked) as work:
                 assert set(work.pending) == own(asked)
-        with store.claim(sweep, asked, join=True) as work:
+        with claims.claim(sweep, asked, join=True) as work:
             assert set(work.pending) == own(asked)
 
 
 def test_a_link_leads_to_the_same_locks(tmp_path):
     sweep = opened(tmp_path / "a.zarr")
     (tmp_path / "link.zarr").symlink_to("a.zarr")
-    with store.claim(sweep), pytest.raises(BlockingIOError), store.claim(opened(tmp_path / "link.zarr")):
+    with claims.claim(sweep), pytest.raises(BlockingIOError), claims.claim(opened(tmp_path / "link.zarr")):
         pass
 
 
@@ -121,7 +121,7 @@ def test_a_mark_that_another_run_makes_meanwhile_stays(monkeypatch, tmp_path):
             sweep.write(0, compute(0))
         return found
 
-    with store.claim(sweep) as work, monkeypatch.context() as patch:
+    with claims.claim(sweep) as work, monkeypatch.context() as patch:
         patch.setattr(type(sweep), "finished", slow)
         assert next(iter(work)) == 0
     assert sweep.finished() == {0}
@@ -134,7 +134,7 @@ def test_a_shard_that_is_none(tmp_path, shard):
 
 
 def test_only_who_holds_a_group_commits_it_and_once(tmp_path):
-    with store.claim(opened(tmp_path / "a.zarr")) as work:
+    with claims.claim(opened(tmp_path / "a.zarr")) as work:
         group = next(iter(work))
         with pytest.raises(ValueError, match="group 5 is not held here"):
             work.commit(5, compute(5))

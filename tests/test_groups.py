@@ -15,7 +15,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from jaxstab import store
-from jaxstab.store import fingerprint
+from jaxstab.store import claims, fingerprint, opening, reading
 from jaxstab.store.places import Place
 
 
@@ -58,7 +58,7 @@ def test_any_subset_of_groups_reads_back_exactly(tmp_path_factory, groups, size,
     assert store.progress(url).done == len(groups)
     assert_holds(store.load_groups(url), groups, size)
     wanted = [compute(group, size)["steps"] for group in sorted(groups)]
-    np.testing.assert_array_equal(store.column(url, "steps"), np.concatenate([np.zeros(0, np.int32), *wanted]))
+    np.testing.assert_array_equal(reading.column(url, "steps"), np.concatenate([np.zeros(0, np.int32), *wanted]))
 
 
 @pytest.mark.parametrize(
@@ -90,11 +90,11 @@ def test_other_fields_or_groups_are_another_sweep(tmp_path):
         opened(tmp_path / "a.zarr", groups=5, size=6)
     fields = FIELDS | {"steps": store.Field((), "int64", ())}
     with pytest.raises(ValueError, match=r"steps.dtype: int32 -> int64"):
-        store.open_groups(tmp_path / "a.zarr", SETTINGS, fields, 8, 3)
+        opening.open_groups(tmp_path / "a.zarr", SETTINGS, fields, 8, 3)
 
 
 def test_the_code_that_decides_a_number_is_named_and_no_other():
-    named = store.code_version()["sources"]
+    named = fingerprint.code_version()["sources"]
     deciding = {f"{name}.py" for name in (
         "training/run", "training/gradient", "trainability/run", "trainability/plan", "trainability/grid",
         "networks/blocks", "networks/mlp", "networks/chains", "networks/pullbacks", "clipping/by_norm",
@@ -223,7 +223,7 @@ def test_reading_imports_and_runs_nothing(tmp_path, whole):
 )
 def test_fields_a_store_cannot_hold(tmp_path, fields, said):
     with pytest.raises(ValueError, match=said):
-        store.open_groups(tmp_path / "a.zarr", {}, fields, 1, 1)
+        opening.open_groups(tmp_path / "a.zarr", {}, fields, 1, 1)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -260,7 +260,7 @@ def test_behind_a_url(tmp_path):
     place.put("done/c.4", b"\x01")
     assert opened(url).finished() == {0, 6}
     run(url)
-    assert store.runs(url) == []
+    assert claims.runs(url) == []
     assert_holds(store.load_groups(url), set(range(8)))
     np.testing.assert_array_equal(zarr.open_group(url, mode="r")["steps"][:], store.load_groups(url).steps)
     # a run that was killed while it made the store
@@ -280,21 +280,21 @@ def test_a_url_of_this_machine_is_a_local_store(tmp_path, whole):
 
 
 def test_code_version_names_what_decides_numbers():
-    versions = store.code_version()
+    versions = fingerprint.code_version()
     assert {"clipping/by_norm.py", "networks/chains.py", "initializers.py"} <= versions["sources"].keys()
     assert not {"cli.py", "store/groups.py", "report/page.py"} & versions["sources"].keys()
     changed = versions | {"sources": versions["sources"] | {"initializers.py": "0" * 12}}
-    assert store.differences(versions, changed).startswith("initializers.py: ")
-    assert store.differences(versions, versions) == ""
+    assert fingerprint.differences(versions, changed).startswith("initializers.py: ")
+    assert fingerprint.differences(versions, versions) == ""
 
 
 @pytest.mark.parametrize(("flags", "cpu"), [("--xla_cpu_enable_fast_math=true", None), ("", "flags : sse avx")])
 def test_a_store_is_not_continued_on_a_machine_of_other_bits(tmp_path, monkeypatch, flags, cpu):
-    opened(tmp_path / "a.zarr", machine=store.machine())
-    opened(tmp_path / "a.zarr", machine=store.machine())
+    opened(tmp_path / "a.zarr", machine=fingerprint.machine())
+    opened(tmp_path / "a.zarr", machine=fingerprint.machine())
     monkeypatch.setenv("XLA_FLAGS", f"--xla_dump_to=x {flags}")
     if cpu:
         monkeypatch.setattr(fingerprint, "_cpu", lambda: cpu)
     with pytest.raises(ValueError, match=r"holds another sweep \((instructions|flags): .* -> ") as refused:
-        opened(tmp_path / "a.zarr", machine=store.machine())
+        opened(tmp_path / "a.zarr", machine=fingerprint.machine())
     assert "\n" not in str(refused.value)

@@ -11,6 +11,7 @@ import xarray as xr
 from groups_at_work import append, flip, truncate
 
 from jaxstab import store
+from jaxstab.store.dataset import check_writable
 from jaxstab.store.places import Place
 
 ROOT = Path(__file__).parent.parent
@@ -75,7 +76,7 @@ def test_an_unwritable_folder_is_named(dataset, tmp_path):
         store.save(dataset, tmp_path / "file" / "run.zarr")
     if os.path.isdir("/proc"):
         with pytest.raises(OSError, match="cannot write to /proc"):
-            store.check_writable("/proc/run.zarr")
+            check_writable("/proc/run.zarr")
 
 
 def test_missing_foreign_and_damaged_stores(dataset, tmp_path):

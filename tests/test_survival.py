@@ -25,7 +25,7 @@ from groups_at_work import (
 )
 
 from jaxstab import store
-from jaxstab.store import places
+from jaxstab.store import claims, places, reading
 
 
 def test_twenty_kills_lose_nothing_and_count_nothing_twice(tmp_path):
@@ -120,7 +120,7 @@ def test_a_valid_chunk_in_the_place_of_another_is_torn(tmp_path, whole, keys):
     _swap(path, *keys)
     assert store.progress(path)[:2] == (8, 6) and store.progress(path).torn == 2
     assert_holds(store.load_groups(path), set(range(8)) - {3, 5})
-    assert len(store.column(path, "steps")) == 3 * (8 if keys[0].startswith("loss") else 6)
+    assert len(reading.column(path, "steps")) == 3 * (8 if keys[0].startswith("loss") else 6)
     run(path)
     assert_finished(path, whole)
 
@@ -211,7 +211,7 @@ def test_a_new_store_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch
 def test_a_torn_group_is_not_marked_while_it_is_computed_again(tmp_path, whole):
     path = tmp_path / "whole.zarr"
     flip(path / "loss/c.3.0")
-    with store.claim(opened(path)) as work:
+    with claims.claim(opened(path)) as work:
         assert next(iter(work)) == 3
         assert store.progress(path).done == 7
     assert opened(path).finished() == set(range(8)) - {3}

@@ -17,6 +17,7 @@ from threadpoolctl import threadpool_info
 from jaxstab import networks, propagation, records, store, sweeps
 from jaxstab.activations import Activation
 from jaxstab.records import Data
+from jaxstab.store import claims, opening
 
 GRID = sweeps.Grid(
     depths=(1, 3), sigma_w=(0.8, 1.5, 3.0), activations=("tanh", "relu"), seeds=2, sigma_b=0.1, width=10, inputs=2,
@@ -326,7 +327,7 @@ def test_a_durable_run_goes_on_to_what_a_plain_run_gives(tmp_path, signals):
         sweeps.run_into(place, one, _lengths, DATA, **settings, progress=_stop_after(2))
     assert store.progress(place).done == 2
     # the other part alone, while somebody else has this one
-    with store.claim(store.open_grid(place, **_of(one)), shard=(1, 2)):
+    with claims.claim(opening.open_grid(place, **_of(one)), shard=(1, 2)):
         with pytest.raises(BlockingIOError, match="is being computed by pid"):
             sweeps.run_into(place, one, _lengths, DATA, **settings)
         sweeps.run_into(place, one, _lengths, DATA, **settings, shard=(2, 2))

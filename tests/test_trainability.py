@@ -15,6 +15,7 @@ import pytest
 import xarray as xr
 
 from jaxstab import datasets, networks, records, store, trainability, training
+from jaxstab.store import opening
 from jaxstab.trainability import Grid, Split, Variant
 
 RUN = sys.modules["jaxstab.trainability.run"]
@@ -291,7 +292,7 @@ def test_rows_of_a_store_say_where_they_stand_to_any_reader(tmp_path):
         for name, one in trainability.fields(grid).items()
     }
     known = trainability.coordinates(grid, plan)
-    groups = store.open_groups(tmp_path / "a.zarr", {}, fields, len(plan.groups), plan.size, known)
+    groups = opening.open_groups(tmp_path / "a.zarr", {}, fields, len(plan.groups), plan.size, known)
     groups.write(1, {n: np.ones((5, *one.shape), one.dtype) for n, one in trainability.fields(grid).items()})
     # without a warning, which would be an error here
     found = xr.open_zarr(tmp_path / "a.zarr").load()

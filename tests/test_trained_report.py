@@ -13,6 +13,7 @@ import xarray as xr
 
 from jaxstab import cli, report, store, theory, trainability
 from jaxstab.records import Training, dimensions
+from jaxstab.store import opening
 from jaxstab.trainability import Grid, Variant, cut, labelled, summarise
 
 N = 4.0
@@ -180,7 +181,7 @@ def _write(url, grid, plan, values, groups):
         "grid": json.loads(grid.to_json()), "plan": {"size": plan.size, "lanes": plan.lanes},
         "data": {"name": "none", "classes": 10},
     }  # fmt: skip
-    opened = store.open_groups(url, settings, fields, len(plan.groups), plan.size)
+    opened = opening.open_groups(url, settings, fields, len(plan.groups), plan.size)
     for group in groups:
         opened.write(group, {k: v[group * plan.size : (group + 1) * plan.size] for k, v in values.items()})
 
@@ -211,7 +212,7 @@ def test_report_of_next_to_nothing(groups, tmp_path):
 
 
 def test_a_store_of_something_else_is_one_line_and_exit_code_2(tmp_path, capsys):
-    store.open_groups(tmp_path / "a.zarr", {"width": 3}, {"x": store.Field((), "float32", ())}, 1, 1)
+    opening.open_groups(tmp_path / "a.zarr", {"width": 3}, {"x": store.Field((), "float32", ())}, 1, 1)
     assert cli.main(["report", str(tmp_path / "a.zarr")]) == 2
     err = capsys.readouterr().err
     assert err.startswith(f"jaxstab: {tmp_path / 'a.zarr'}: no store of trainings") and err.count("\n") == 1
@@ -235,7 +236,7 @@ def test_settings_that_are_missing_or_null_are_one_line(tmp_path, capsys, name, 
     }
     whole = {"grid": json.loads(grid.to_json()), "plan": {"size": 1, "lanes": 1}, "data": {"classes": 2}}
     settings = {"nothing": 1} if name is None else whole | {name: bad}
-    store.open_groups(tmp_path / "a.zarr", settings, fields, 1, 1)
+    opening.open_groups(tmp_path / "a.zarr", settings, fields, 1, 1)
     for command in ("report", "status"):
         code = cli.main([command, str(tmp_path / "a.zarr")])
         said, complained = capsys.readouterr()

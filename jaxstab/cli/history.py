@@ -7,7 +7,7 @@ import contextlib
 import json
 from pathlib import Path
 
-from jaxstab import store
+from jaxstab.store.dataset import provenance
 
 # bytes that are read of it, from its end, and runs that are told
 _READ = 2**16
@@ -24,7 +24,7 @@ def note(out: str, networks: int) -> None:
     """
     if "://" in out or not networks:
         return
-    known = store.provenance()
+    known = provenance()
     line = json.dumps({"networks": networks} | {name: known[name] for name in _KEPT})
     # one write at the end of the file: lines of several processes do not mix
     with contextlib.suppress(OSError), _file(out).open("a", encoding="utf-8") as file:

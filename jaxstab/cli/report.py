@@ -11,6 +11,7 @@ import xarray as xr
 from jaxstab import report, store, trainability
 from jaxstab.cli import history
 from jaxstab.cli.faults import reading, users_fault
+from jaxstab.store import files
 
 # the name that `jaxstab sweep` gives its store in a folder of its own
 _SWEEP = "store.zarr"
@@ -40,7 +41,7 @@ def write_report(settings: Report) -> None:
         url = str(Path(url) / _SWEEP)
     target = settings.out or _page(url)
     with users_fault():
-        store.check_file(target)
+        files.check_file(target)
         found = store.load_groups(url)
     with reading(url):
         # what a sweep holds, and no store of trainings does

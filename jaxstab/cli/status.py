@@ -11,6 +11,9 @@ import tyro
 
 from jaxstab import store, survey
 from jaxstab.cli.faults import reading
+from jaxstab.store import claims
+from jaxstab.store.dataset import attributes
+from jaxstab.store.reading import column
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +55,7 @@ def _is_sweep(url: str) -> bool:
 
 def _of_sweep(url: str) -> list[str]:
     """What a finished sweep's store holds."""
-    of = store.attributes(url)
+    of = attributes(url)
     grid = json.loads(of["grid"])
     return [
         f"a sweep over {len(grid['activations'])} activations, {len(grid['sigma_w'])} gains, {grid['seeds']} seeds",
@@ -75,7 +78,7 @@ def _of_groups(url: str, progress: store.Progress) -> list[str]:
     if "measure" in progress.settings:
         lines.append(f"{about}, measured {progress.settings['measure']['name']}")
     else:
-        first = store.column(url, "first_nonfinite")
+        first = column(url, "first_nonfinite")
         lines.append(f"{about}, {grid['steps']} steps")
         lines.append(f"{np.sum(first == 0)} networks were not finite from the start, {np.sum(first > 0)} later")
     return [*lines, "finished" if progress.done == progress.groups else _at_work(url)]
@@ -96,7 +99,7 @@ def _at_work(url: str) -> str:
     if "://" in url:
         return "who is at work cannot be told behind a URL"
     try:
-        runs = store.runs(url)
+        runs = claims.runs(url)
     except OSError as error:
         # whoever may read a store need not be allowed to lock it
         return f"who is at work cannot be told: {error}"

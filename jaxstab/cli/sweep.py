@@ -17,6 +17,8 @@ from jaxstab import datasets, networks, records, store, survey, sweeps
 from jaxstab.cli import history, interrupts
 from jaxstab.cli.arguments import choice
 from jaxstab.cli.faults import UserError, check_memory, check_networks, divide_cpu, told_time, users_fault
+from jaxstab.store import fingerprint, locks
+from jaxstab.store.dataset import attributes, check_writable, remove, versions
 
 _DEFAULTS = sweeps.Grid()
 # seconds that the defaults take on two cores: to measure, and to compile and predict an activation
@@ -125,13 +127,13 @@ def sweep(settings: Sweep) -> None:
     def told() -> str:
         return f"{_kept(settings.out)} of {total} groups are in {settings.out}"
 
-    with users_fault(), interrupts.resumable(told), store.owned(place):
+    with users_fault(), interrupts.resumable(told), locks.owned(place):
         if finished:
             print("nothing was left to do")
         else:
             _make(settings, place, grid, data, total)
         for part in survey.parts(settings.out):
-            store.remove(part)
+            remove(part)
         if not (finished and page.exists()):
             report.write(store.load(place).assign_attrs(history.told(str(place))), page)
     print(f"store:  {place}\nreport: {page}")
@@ -144,7 +146,7 @@ def _is_finished(settings: Sweep, place: Path, grid: sweeps.Grid, data: records.
         if changed:
             raise UserError(f"{part} holds another sweep ({changed}); choose another place, or pass --overwrite")
     try:
-        store.check_writable(place, settings.overwrite)
+        check_writable(place, settings.overwrite)
     except FileExistsError as error:
         if not _is_ours(place):
             raise
@@ -158,7 +160,7 @@ def _is_finished(settings: Sweep, place: Path, grid: sweeps.Grid, data: records.
 def _is_ours(place: Path) -> bool:
     """Whether there is a store whose root is whole."""
     with contextlib.suppress(ValueError):
-        return bool(store.attributes(place))
+        return bool(attributes(place))
     return False
 
 
@@ -166,9 +168,9 @@ def _changed(place: Path, wanted: Mapping[str, Any]) -> str:
     """What differs between the settings of a store and those that are wanted; nothing if there is no store."""
     if not _is_ours(place):
         return ""
-    kept = store.attributes(place)
+    kept = attributes(place)
     both = ({name: _decoded(of.get(name)) for name in wanted} for of in (kept, wanted))
-    return store.differences(*both)
+    return fingerprint.differences(*both)
 
 
 def _decoded(value: Any) -> Any:
@@ -189,7 +191,7 @@ def _make(settings: Sweep, place: Path, grid: sweeps.Grid, data: records.Data, t
     finally:
         cells = len(grid.activations) * len(grid.sigma_w) * grid.seeds
         history.note(str(place), round(cells * max(0, _kept(settings.out) - begun) / total))
-    store.save(dataset, place, settings.overwrite, made=store.versions())
+    store.save(dataset, place, settings.overwrite, made=versions())
 
 
 def _surveyed(settings: Sweep, grid: sweeps.Grid, data: records.Data, progress: sweeps.ProgressBar) -> xr.Dataset:
@@ -201,7 +203,7 @@ def _surveyed(settings: Sweep, grid: sweeps.Grid, data: records.Data, progress: 
         if not settings.overwrite:
             raise UserError(f"{error}, or pass --overwrite to replace it") from error
     for part in survey.parts(settings.out):
-        store.remove(part)
+        remove(part)
     return survey.survey(grid, data, **kept)
 
 

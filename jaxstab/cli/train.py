@@ -14,6 +14,7 @@ from jaxstab import datasets, networks, store, sweeps, trainability
 from jaxstab.cli import cluster, history, interrupts
 from jaxstab.cli.arguments import choice
 from jaxstab.cli.faults import UserError, check_memory, check_networks, divide_cpu, told_time, users_fault
+from jaxstab.store import export, files
 
 _DEFAULTS = trainability.Grid()
 # GiB of a device: more than any has
@@ -162,9 +163,9 @@ def train(settings: Train) -> None:
         with users_fault():
             dataset = trainability.restored(store.load_groups(settings.out))
             if settings.csv:
-                print(f"table: {store.write_table(dataset, settings.csv)}")
+                print(f"table: {export.write_table(dataset, settings.csv)}")
             if settings.tensorboard:
-                print(f"events: {store.write_events(dataset, settings.tensorboard)}")
+                print(f"events: {export.write_events(dataset, settings.tensorboard)}")
     print(f"store: {settings.out}" + (f" ({left} groups are left to others)" if left else ""))
 
 
@@ -285,6 +286,6 @@ def _check_size(settings: Train) -> None:
 def _check_outputs(settings: Train) -> None:
     """Refuse places and packages that are missing, before anything is trained for them."""
     if settings.csv:
-        store.check_file(settings.csv)
+        files.check_file(settings.csv)
     if settings.tensorboard:
-        store.check_events(settings.tensorboard)
+        export.check_events(settings.tensorboard)

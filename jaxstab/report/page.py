@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from jaxstab.report import figures
 from jaxstab.report.document import Picture, page, picture
 from jaxstab.report.figures import COLOURS, N_XI
-from jaxstab.store import whole_file
+from jaxstab.store.files import whole_file
 from jaxstab.verdicts import regions
 
 _NEEDED = ("verdict", "gradient_profile", "phase_chi_1", "log_s_quantile", "fine_xi_c")

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from jaxstab.report import trained_figures
 from jaxstab.report.document import Picture, page, picture
-from jaxstab.store import whole_file
+from jaxstab.store.files import whole_file
 
 _OUTCOME_COLOURS = ("#2f6db3", "#6f7782", "#b4561d", "#8a2f10", "#565d66")
 _DEPTHS = 6

@@ -14,6 +14,8 @@ import numpy as np
 
 from jaxstab import store
 from jaxstab.devices import one_blas_thread
+from jaxstab.store import claims, fingerprint, opening
+from jaxstab.store.groups import Groups
 
 
 @runtime_checkable
@@ -101,12 +103,12 @@ def settings_of_run() -> dict[str, Any]:
             # the default float; integers are as wide, and other integers draw other minibatches
             "default": jnp.result_type(float).name,
         },
-        "machine": store.machine(),
-        "code": store.code_version(),
+        "machine": fingerprint.machine(),
+        "code": fingerprint.code_version(),
     }
 
 
-def open_store(place: str | Path, job: Job[Result]) -> store.Groups:
+def open_store(place: str | Path, job: Job[Result]) -> Groups:
     """Make the store of a job, or open the one that is there if it is of the same job.
 
     Args:
@@ -122,11 +124,11 @@ def open_store(place: str | Path, job: Job[Result]) -> store.Groups:
         FileExistsError: if something that is no such store stands there; it is left alone.
         OSError: if the place cannot be written to.
     """
-    return store.open_grid(place, job.settings, job.fields, job.axes, job.coordinates)
+    return opening.open_grid(place, job.settings, job.fields, job.axes, job.coordinates)
 
 
 def complete(
-    groups: store.Groups,
+    groups: Groups,
     job: Job[Result],
     shard: tuple[int, int] | None = None,
     join: bool = False,
@@ -148,7 +150,7 @@ def complete(
         BlockingIOError: if another run has some of these groups and join is False; says who.
         OSError: if the store cannot be written to.
     """
-    with store.claim(groups, shard or (1, 1), join) as claim, one_blas_thread():
+    with claims.claim(groups, shard or (1, 1), join) as claim, one_blas_thread():
         batches = claim.batches(len(job.devices), job.program)
         results = job.compute(batches, claim.pending)
         for result in progress(Sized(results, len(claim.pending))):

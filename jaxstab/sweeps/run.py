@@ -22,6 +22,7 @@ from jaxstab.activations import Activation, get
 from jaxstab.checks import check_dtype
 from jaxstab.devices import can_hang, one_blas_thread, spread
 from jaxstab.records import Data, dimensions
+from jaxstab.store import chunks
 from jaxstab.sweeps.durable import ProgressBar, Sized, complete, open_store, settings_of_run
 from jaxstab.sweeps.grid import Grid, Sample, samples, with_coordinates
 from jaxstab.sweeps.measures import Measure, Record, jacobian, signal
@@ -79,7 +80,7 @@ def run(
     arrays = {name: np.empty((*lengths, *field.shape), field.dtype) for name, field in job.fields.items()}
     with one_blas_thread():
         for result in progress(Sized(job.compute(job.batches(), every), job.plan.groups)):
-            at = store.part(job.axes, result.group)
+            at = chunks.part(job.axes, result.group)
             inside = tuple(slice(cells.stop - cells.start) for cells in at)
             for name, values in result.values.items():
                 arrays[name][at] = values[inside]
@@ -254,7 +255,7 @@ class Measuring:
     def _arguments(self, numbers: Sequence[int]) -> tuple[np.ndarray, np.ndarray, Sample]:
         """Seeds [device, s], gains [device, g] and samples [device, s, ...]; devices without a group repeat one."""
         many, (s, g) = len(self.devices), self.plan.group
-        at = [store.part(self.axes, number) for number in numbers]
+        at = [chunks.part(self.axes, number) for number in numbers]
         # a last group repeats cells to keep its shape, so that nothing compiles anew
         seeds = np.array([np.arange(cells[1].start, cells[1].start + s) for cells in at]) % self.grid.seeds
         gains = np.array([np.arange(cells[2].start, cells[2].start + g) for cells in at]) % len(self.grid.sigma_w)
