@@ -16,11 +16,11 @@ import pandas as pd
 import pytest
 from groups_at_work import files, wait_for
 
-from jaxstab import cli, datasets, report, store, survey, sweeps
+from jaxstab import cli, datasets, report, store, survey, sweeps, theory
 from jaxstab.cli import interrupts
 from jaxstab.cli.arguments import parse
+from jaxstab.cli.blocks import strict
 from jaxstab.cli.sweep import Sweep
-from jaxstab.cli.theory import _strict
 
 ROOT = Path(__file__).parent.parent
 FLAGS = (
@@ -227,6 +227,15 @@ def test_a_sweep_that_is_stopped_goes_on_to_the_same_bytes(ran, tmp_path, monkey
         ("theory --activation thanh", "did you mean tanh"),
         ("theory --sigma-w -1", "sigma_w must be finite and >= 0, got -1.0"),
         ("theory --q0 0", "q0 must be finite and > 0"),
+        ("theory --norm layr", "norm must be"),
+        ("theory --dropout 1", "--dropout must be in [0, 1), got 1"),
+        ("theory --norm batch --batch 3", "batch must be an integer >= 4"),
+        ("theory --activation nothing:here", "--activation nothing:here: ModuleNotFoundError"),
+        ("theory --plot x.gif", "--plot must end in .pdf, .png, .svg, got x.gif"),
+        ("theory --plot none/x.png", "there is no folder none"),
+        ("phase --sigma-w 2 1", "--sigma-w must be two numbers, the lower one first, got 2 1"),
+        ("phase --points 1", "--points must be in [2, 1024], got 1"),
+        ("phase --skip highway", "no phase diagram: highway"),
         ("report none.zarr", "none.zarr: no such store"),
         ("swep", "swep"),
     ],
@@ -295,9 +304,34 @@ def test_theory_writes_infinity_as_a_string_and_the_undefined_as_null(capsys):
     assert cli.main("theory --activation relu --sigma-w 2 --sigma-b 0.1 --json".split()) == 0
     growing = json.loads(capsys.readouterr().out)
     assert growing["q"] == "inf" and growing["fixed_points"] == [] and growing["xi_q"] < 0
-    assert _strict({"critical_sigma_w": [float("nan"), -float("inf")]}) == {"critical_sigma_w": [None, "-inf"]}
+    assert strict({"critical_sigma_w": [float("nan"), -float("inf")]}) == {"critical_sigma_w": [None, "-inf"]}
     assert cli.main("theory --activation relu --sigma-w 1".split()) == 0
     assert "chi_1             0.5" in capsys.readouterr().out
+
+
+def test_theory_takes_cures_and_draws(capsys, tmp_path):
+    words = "theory --activation tanh --sigma-w 1.5 --sigma-b 0.3 --dropout 0.1 --json --plot".split()
+    assert cli.main([*words, str(tmp_path / "profile.svg")]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    known = theory.fixed_point(theory.law("tanh", keep=0.9, shared_masks=False), 1.5, 0.3)
+    assert answer["distance"] == pytest.approx(float(known.distance), rel=1e-12) and answer["dropout"] == 0.1
+    assert (tmp_path / "profile.svg").read_text().startswith("<?xml")
+    assert cli.main("theory --skip sum".split()) == 0
+    assert "no_fixed_point    residual: q grows" in capsys.readouterr().out
+
+
+def test_phase_diagram_of_ones_own_activation(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine_of_this_test.py").write_text(
+        "import jax.numpy as jnp\n\ndef half(z):\n    return jnp.tanh(z / 2)\n"
+    )
+    words = "phase --activation mine_of_this_test:half --points 3 --sigma-b 0.1 0.3 --json --out mine.png".split()
+    assert cli.main(words) == 0
+    found = json.loads(capsys.readouterr().out)
+    # tanh(z/2): the gain doubles, in pre-activations half as long
+    wanted = [2 * float(theory.critical_sigma_w("tanh", b / 2)) for b in found["sigma_b"]]
+    assert found["critical_sigma_w"] == pytest.approx(wanted, rel=1e-8)
+    assert np.shape(found["chi_1"]) == (3, 3) and (tmp_path / "mine.png").stat().st_size > 1000
 
 
 def test_survey_of_a_single_cell_still_reports(tmp_path):

@@ -1,4 +1,4 @@
-"""Arguments in, exit codes out: `jaxstab sweep`, `train`, `status`, `theory`, `report`.
+"""Arguments in, exit codes out: `jaxstab sweep`, `train`, `status`, `theory`, `phase`, `report`.
 
 What a user got wrong is one line on stderr and exit code 2; nothing they have is lost.
 """
@@ -54,9 +54,14 @@ _COMMANDS = {
         "print_status",
     ),
     "theory": _Command(
-        "Print what mean-field theory says of one activation at one point (sigma_w, sigma_b).",
+        "Print what mean-field theory says of one block, plain or with cures, at one point (sigma_w, sigma_b).",
         "Theory",
         "print_theory",
+    ),
+    "phase": _Command(
+        "Draw the phase diagram of one block, plain or with cures: ln chi_1 over (sigma_w, sigma_b).",
+        "Phase",
+        "draw_phase",
     ),
     "report": _Command(
         "Draw the report of a stored sweep, or of trainings finished or not.",

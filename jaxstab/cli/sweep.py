@@ -32,8 +32,8 @@ class Sweep:
 
     For every depth, gain, activation and seed: the forward profile (length, correlation, saturation, dead units),
     the gradient of the loss at every layer, and the singular values of the input-output Jacobian; beside each its
-    mean-field prediction (of plain networks: no norm, skip or dropout). The defaults take about two minutes on two
-    cores. A run that stops for any reason goes on where it was when the same command is given again.
+    mean-field prediction, where theory has one. The defaults take about two minutes on two cores. A run that stops for
+    any reason goes on where it was when the same command is given again.
     """
 
     out: Path = Path("runs/main")

@@ -30,11 +30,20 @@ from jaxstab.report.panels import (
 VANISH, CRITICAL, EXPLODE, UNDEFINED = "#2f6db3", "#6f7782", "#cf5a2c", "#c9ced6"
 COLOURS = {"vanish": VANISH, "critical": CRITICAL, "explode": EXPLODE, "undefined": UNDEFINED}
 _VERDICT_MARKERS = {"vanish": "v", "critical": "o", "explode": "^", "undefined": "s"}
-_DIVERGING = LinearSegmentedColormap.from_list("gradient", ["#174a84", VANISH, "#f4f3f0", EXPLODE, "#8c2f0f"])
+DIVERGING = LinearSegmentedColormap.from_list("gradient", ["#174a84", VANISH, "#f4f3f0", EXPLODE, "#8c2f0f"])
 N_XI = 6
 
 
-def _symmetric(values: np.ndarray, least: float) -> TwoSlopeNorm:
+def symmetric(values: np.ndarray, least: float) -> TwoSlopeNorm:
+    """Colours for values either side of 0, of which the largest fiftieth saturates.
+
+    Args:
+        values: to be coloured.
+        least: the smallest end of the colours.
+
+    Returns:
+        The norm.
+    """
     finite = np.abs(values[np.isfinite(values)])
     reach = max(least, float(np.quantile(finite, 0.98)) if len(finite) else least)
     return TwoSlopeNorm(0.0, -reach, reach)
@@ -57,12 +66,12 @@ def phase_diagram(dataset: xr.Dataset, columns: int = COLUMNS) -> Figure:
     """
     figure, axes = panels(dataset.activation.values.tolist(), 2.7, share="all", columns=columns)
     log_chi = np.log(dataset.phase_chi_1)
-    norm = _symmetric(log_chi.values, 1.0)
+    norm = symmetric(log_chi.values, 1.0)
     sigma_b = json.loads(dataset.attrs["grid"])["sigma_b"]
     for name, axis in axes:
         chi = log_chi.sel(activation=name)
         mesh = axis.pcolormesh(
-            chi.phase_sigma_w, chi.phase_sigma_b, chi, cmap=_DIVERGING, norm=norm, shading="nearest", rasterized=True
+            chi.phase_sigma_w, chi.phase_sigma_b, chi, cmap=DIVERGING, norm=norm, shading="nearest", rasterized=True
         )
         line = dataset.critical_sigma_w.sel(activation=name)
         axis.plot(line, line.phase_sigma_b, color=ON_MAP, lw=1.8)
@@ -163,12 +172,12 @@ def gradient_heat_map(dataset: xr.Dataset, columns: int = COLUMNS) -> Figure:
         The figure.
     """
     figure, axes = panels(dataset.activation.values.tolist(), 2.9, share="all", columns=columns)
-    norm = _symmetric(dataset.gradient_ratio.values, 3.0)
+    norm = symmetric(dataset.gradient_ratio.values, 3.0)
     depths, gains = np.log2(dataset.depth.values), dataset.sigma_w.values
     for name, axis in axes:
         of = dataset.sel(activation=name)
         ratio = of.gradient_ratio.transpose("depth", "sigma_w").values
-        mesh = axis.pcolormesh(edges(gains), edges(depths), ratio, cmap=_DIVERGING, norm=norm, rasterized=True)
+        mesh = axis.pcolormesh(edges(gains), edges(depths), ratio, cmap=DIVERGING, norm=norm, rasterized=True)
         for field, style, label in (("xi_c", "--", r"\xi_c"), ("xi_grad", "-", r"\xi_\nabla")):
             scale, fine = of[f"fine_{field}"].values, of.fine_sigma_w.values
             with np.errstate(divide="ignore"):

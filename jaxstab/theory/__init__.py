@@ -13,6 +13,7 @@ from jaxstab.theory.free_products import (
 )
 from jaxstab.theory.laws import (
     NORMS,
+    SKIPS,
     SMALLEST_BATCH,
     WEIGHT_VARIANCES,
     Law,
@@ -20,6 +21,7 @@ from jaxstab.theory.laws import (
     missing,
     missing_critical_points,
     missing_fixed_point,
+    unsolvable,
 )
 from jaxstab.theory.maps import (
     MomentError,
@@ -36,6 +38,7 @@ from jaxstab.theory.prediction import predict
 
 __all__ = [
     "NORMS",
+    "SKIPS",
     "SMALLEST_BATCH",
     "WEIGHT_VARIANCES",
     "JacobianLaw",
@@ -64,4 +67,5 @@ __all__ = [
     "second_moment",
     "second_moment_slope",
     "squared_slopes",
+    "unsolvable",
 ]

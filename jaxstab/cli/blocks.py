@@ -1,0 +1,130 @@
+"""What the commands of theory take of a block, and figures that they write."""
+
+import contextlib
+import dataclasses
+import importlib
+import math
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from jaxstab import activations, theory
+from jaxstab.checks import check_choice
+from jaxstab.cli.arguments import choice
+from jaxstab.cli.faults import UserError, users_fault
+from jaxstab.store.files import check_file
+
+# of a figure's file
+_FORMATS = (".pdf", ".png", ".svg")
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """The block of a network, as theory takes it."""
+
+    activation: str = "tanh"
+    """Name of the activation, or module:function for one of your own."""
+    norm: choice(str | None, theory.NORMS) = None  # type: ignore[valid-type]
+    """Norm in every block; batch without --batch is the limit of many examples."""
+    norm_after: bool = False
+    """Norm after the activation instead of before it."""
+    skip: choice(str | None, theory.SKIPS) = None  # type: ignore[valid-type]
+    """Skip connection around every block."""
+    dropout: float = 0.0
+    """Share of features dropped; two inputs have masks of their own."""
+    batch: int | None = None
+    """Examples that BatchNorm takes its statistics over, at least 4."""
+    weights: choice(str, theory.WEIGHT_VARIANCES) = "gaussian"  # type: ignore[valid-type]
+    """Law of the weights."""
+    depth: int | None = None
+    """Number of blocks, for --skip scaled."""
+
+
+def law_of(settings: Block) -> theory.Law:
+    """The law that the flags describe.
+
+    Args:
+        settings: the flags.
+
+    Returns:
+        The law.
+
+    Raises:
+        UserError: if a name is unknown or a number out of range.
+    """
+    if not (math.isfinite(settings.dropout) and 0 <= settings.dropout < 1):
+        raise UserError(f"--dropout must be in [0, 1), got {settings.dropout:g}")
+    with users_fault():
+        check_choice("--weights", settings.weights, tuple(theory.WEIGHT_VARIANCES))
+        phi = _activation(settings.activation)
+        return theory.law(
+            phi,
+            norm=settings.norm,
+            norm_after=settings.norm_after,
+            skip=settings.skip,
+            keep=1.0 - settings.dropout,
+            weights=settings.weights,
+            depth=settings.depth,
+            batch=settings.batch,
+            shared_masks=False,
+        )
+
+
+def _activation(word: str) -> activations.Activation:
+    """An activation by name, or a function of a module of the user's, found from the current folder too."""
+    module, colon, function = word.partition(":")
+    if not colon:
+        return activations.get(word)
+    if not (module and function):
+        raise UserError(f"--activation must be a name or module:function, got {word!r}")
+    with _current_folder():
+        try:
+            found = getattr(importlib.import_module(module), function)
+        # a module of the user's may raise anything while it is imported
+        except Exception as error:
+            raise UserError(f"--activation {word}: {type(error).__name__}: {error}") from error
+    return activations.get(found)
+
+
+@contextlib.contextmanager
+def _current_folder() -> Any:
+    sys.path.insert(0, os.getcwd())
+    try:
+        yield
+    finally:
+        sys.path.pop(0)
+
+
+def check_figure(flag: str, path: Path) -> None:
+    """Refuse a figure's file that cannot be written, before anything is computed.
+
+    Args:
+        flag: that names it.
+        path: the file.
+
+    Raises:
+        UserError: if its format is unknown or its folder missing.
+    """
+    if path.suffix.lower() not in _FORMATS:
+        raise UserError(f"{flag} must end in {', '.join(_FORMATS)}, got {path}")
+    with users_fault():
+        check_file(path)
+
+
+def strict(value: Any) -> Any:
+    """A value for JSON, which has no infinity and no NaN: the string "inf" and null stand for them.
+
+    Args:
+        value: numbers in lists and dicts.
+
+    Returns:
+        The same.
+    """
+    if isinstance(value, dict):
+        return {key: strict(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [strict(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else "inf" if value > 0 else "-inf"
+    return value

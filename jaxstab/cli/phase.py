@@ -1,0 +1,92 @@
+"""`jaxstab phase`: draw the phase diagram of one block."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from jaxstab import theory
+from jaxstab.checks import check_gains
+from jaxstab.cli.blocks import Block, check_figure, law_of, strict
+from jaxstab.cli.faults import UserError, users_fault
+
+# points along either axis
+_MOST = 1024
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase(Block):
+    """Draw the phase diagram of one block, plain or with cures: ln chi_1 over (sigma_w, sigma_b)."""
+
+    sigma_w: tuple[float, float] = (0.5, 4.0)
+    """Lowest and highest weight gain."""
+    sigma_b: tuple[float, float] = (0.0, 1.0)
+    """Lowest and highest standard deviation of the biases."""
+    points: int = 65
+    """Points along either axis."""
+    out: Path = Path("phase.png")
+    """The figure's file (.png, .svg or .pdf)."""
+    json: bool = False
+    """Print chi_1 and the critical line as JSON (infinity as the string "inf", an undefined number as null)."""
+
+
+def draw_phase(settings: Phase) -> None:
+    """Run `jaxstab phase`.
+
+    Args:
+        settings: the flags.
+
+    Raises:
+        UserError: if the activation is unknown, a gain out of range, or the file cannot be written.
+    """
+    law = law_of(settings)
+    for flag, (low, high) in (("--sigma-w", settings.sigma_w), ("--sigma-b", settings.sigma_b)):
+        with users_fault():
+            check_gains(*((low, high) if flag == "--sigma-w" else (0.0, low)))
+            check_gains(high, high)
+        if not low < high:
+            raise UserError(f"{flag} must be two numbers, the lower one first, got {low:g} {high:g}")
+    if not 2 <= settings.points <= _MOST:
+        raise UserError(f"--points must be in [2, {_MOST}], got {settings.points}")
+    reason = theory.unsolvable(law)
+    if reason:
+        raise UserError(f"no phase diagram: {reason}")
+    check_figure("--out", settings.out)
+    sigma_w = np.linspace(*settings.sigma_w, settings.points)
+    sigma_b = np.linspace(*settings.sigma_b, settings.points)
+    chi_1, line = (np.asarray(found) for found in _plane(law, jnp.asarray(sigma_w), jnp.asarray(sigma_b)))
+
+    from jaxstab.report.theory_figures import phase_plane, save  # matplotlib is slow to import
+
+    with users_fault():
+        save(phase_plane(_name(settings), sigma_w, sigma_b, chi_1, line), settings.out)
+    if settings.json:
+        found = {"sigma_w": sigma_w, "sigma_b": sigma_b, "chi_1": chi_1, "critical_sigma_w": line}
+        print(json.dumps(strict({name: values.tolist() for name, values in found.items()})))
+        return
+    print(f"phase diagram: {settings.out}")
+    if reason := theory.missing_critical_points(law):
+        print(f"no critical line: {reason}")
+        return
+    shown = np.linspace(0, settings.points - 1, min(settings.points, 5)).astype(int)
+    points = (f"sigma_w {line[at]:.6g} at sigma_b {sigma_b[at]:.4g}" for at in shown if np.isfinite(line[at]))
+    print(f"critical line: {'; '.join(points) or 'none at these sigma_b'}")
+
+
+def _plane(law: theory.Law, sigma_w: Array, sigma_b: Array) -> tuple[Array, Array]:
+    """chi_1 over (sigma_b, sigma_w), and the critical gain at each sigma_b."""
+
+    def row(b: Array) -> Array:
+        return jax.vmap(lambda w: theory.fixed_point(law, w, b).chi_1)(sigma_w)
+
+    return jax.jit(jax.vmap(row))(sigma_b), jax.jit(jax.vmap(lambda b: theory.critical_sigma_w(law, b)))(sigma_b)
+
+
+def _name(settings: Phase) -> str:
+    cures = [settings.norm and f"{settings.norm} norm", settings.skip and f"{settings.skip} skip"]
+    dropout = f"dropout {settings.dropout:g}" if settings.dropout else ""
+    return ", ".join(filter(None, [settings.activation, *cures, dropout]))
