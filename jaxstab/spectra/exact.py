@@ -312,7 +312,7 @@ def log_spectrum_memory(
         inputs: inputs at which each network is measured.
         d_in: features of an input, likewise; None for from_layer, or for no fewer than n.
         dtype: of the parameters.
-        errors: whether of `log_spectrum`: 5/2 i m^2 more in the fold.
+        errors: whether of `log_spectrum`: i (12 + 6 k) m^2 more, for the k perturbations that it follows.
 
     Returns:
         The bytes.
@@ -328,5 +328,6 @@ def log_spectrum_memory(
     check_count("inputs", inputs, 1)
     values, column = min(size, d_in or size), inputs * jnp.dtype(dtype).itemsize
     kept = len(depths) * values**2 * column
-    fold = (6 * size + (10 if errors else 5) * values) * values * column // 2
-    return max(kept + fold, 2 * kept, kept + 9 * values**2 * column)
+    fold = (6 * size + 5 * values) * values * column // 2
+    followed = (12 + 6 * graded.PROBES) * values**2 * column if errors else 0
+    return max(kept + fold, 2 * kept, kept + 9 * values**2 * column) + followed
