@@ -115,27 +115,37 @@ def gain(activation: AnyActivation, sigma_b: float = 0.0) -> Gain:
     return Gain(math.sqrt((1 - sigma_b**2) / length), 1.0, False, reason)
 
 
-def critical(activation: AnyActivation, sigma_b: float = 0.0, weights: str = "gaussian") -> Initializer:
+def critical(
+    activation: AnyActivation, sigma_b: float = 0.0, weights: str = "gaussian", width: int | None = None
+) -> Initializer:
     """The initialiser on the critical line: sigma_w of `gain` times Gaussian or orthogonal weights.
+
+    At a finite width n typical gradients of that gain shrink by exp(-O(1/n)) per layer. With `width` the gain is the
+    one at which ln |J u| has mean 0, which is known exactly for phi linear either side of 0.
 
     Args:
         activation: name, `Activation` or elementwise callable: that of the layers.
         sigma_b: bias standard deviation that the network will have, >= 0.
         weights: one of `networks.UNIT_WEIGHTS`, such as "gaussian" or "orthogonal".
+        width: units per layer, for relu, leaky_relu and their like; None for the gain of infinite width.
 
     Returns:
         (key, shape, dtype) -> weights, for `MLP(weights=...)` or a Flax layer's kernel_init.
 
     Raises:
-        ValueError: if the activation has no critical gain at this sigma_b, or weights are not of unit gain.
+        ValueError: if the activation has no critical gain at this sigma_b or width, or weights are not of unit gain.
 
     Example:
         >>> import flax.linen as nn
         >>> layer = nn.Dense(64, kernel_init=critical("tanh", weights="orthogonal"))
+        >>> typical = nn.Dense(64, kernel_init=critical("relu", width=64))
     """
     if weights not in UNIT_WEIGHTS:
         *most, last = UNIT_WEIGHTS
         raise ValueError(f"weights must be {', '.join(most)} or {last}, got {weights!r}")
+    if width is not None:
+        check_gains(0.0, sigma_b)
+        return _scaled(weights, theory.critical_width_gain(activation, width, weights))
     found = gain(activation, sigma_b)
     if not found.critical:
         name = get(activation).name
@@ -143,9 +153,15 @@ def critical(activation: AnyActivation, sigma_b: float = 0.0, weights: str = "ga
             f"{name} has no critical gain at sigma_b = {sigma_b}; gain({name!r}, {sigma_b}) keeps its length"
         )
 
+    return _scaled(weights, found.sigma_w)
+
+
+def _scaled(weights: str, sigma_w: float) -> Initializer:
+    """Weights of unit gain times a gain."""
+
     def draw(key: Array, shape: tuple[int, ...], dtype: DTypeLike = float) -> Array:
         drawn = WEIGHTS[weights](key, shape, dtype)
-        return drawn * jnp.asarray(found.sigma_w, drawn.dtype)
+        return drawn * jnp.asarray(sigma_w, drawn.dtype)
 
     return draw
 

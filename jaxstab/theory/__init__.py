@@ -1,6 +1,16 @@
 """Predict: mean-field theory of infinitely wide networks."""
 
 from jaxstab.theory.critical import critical_points, critical_sigma_w
+from jaxstab.theory.finite_width import (
+    Comparison,
+    LogGrowth,
+    compare,
+    critical_width_gain,
+    fourth_moment,
+    linear_exponents,
+    log_growth,
+    typical_shift,
+)
 from jaxstab.theory.fixed_points import fixed_point, fixed_points
 from jaxstab.theory.free_products import (
     JacobianLaw,
@@ -41,22 +51,29 @@ __all__ = [
     "SKIPS",
     "SMALLEST_BATCH",
     "WEIGHT_VARIANCES",
+    "Comparison",
     "JacobianLaw",
     "JacobianMoments",
     "Law",
+    "LogGrowth",
     "MomentError",
+    "compare",
     "correlation_map",
     "correlation_slope",
     "critical_points",
     "critical_sigma_w",
+    "critical_width_gain",
     "derivative_moment",
     "fixed_point",
     "fixed_points",
+    "fourth_moment",
     "jacobian_cdf",
     "jacobian_law",
     "jacobian_moments",
     "law",
     "length_map",
+    "linear_exponents",
+    "log_growth",
     "missing",
     "missing_critical_points",
     "missing_fixed_point",
@@ -67,5 +84,6 @@ __all__ = [
     "second_moment",
     "second_moment_slope",
     "squared_slopes",
+    "typical_shift",
     "unsolvable",
 ]

@@ -1,0 +1,113 @@
+"""Finite width: held tables, multi-precision integrals, and networks."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import mpmath
+import numpy as np
+import pytest
+
+from jaxstab import initializers, networks, propagation, theory
+from jaxstab.activations import leaky_relu
+
+
+@pytest.mark.parametrize(
+    ("slope", "width", "mean", "gaussian", "at_he", "haar"),
+    # held table A3
+    [
+        (0.01, 10, 0.64745942, 1.655053, -0.157310, 1.571724),
+        (0.1, 5, 0.13903952, 1.945812, -0.324081, 1.749119),
+        (0.1, 100, 1.94859211, 1.424745, -0.012395, 1.417616),
+        (0.2, 20, 1.11057799, 1.472981, -0.060325, 1.436015),
+    ],
+)
+def test_leaky_relu_has_its_exact_laws(slope, width, mean, gaussian, at_he, haar):
+    phi = leaky_relu(slope)
+    unit = theory.log_growth(phi, width, width**0.5)
+    assert float(unit.mean) == pytest.approx(mean, abs=5e-9) and unit.survival == 1.0
+    assert theory.critical_width_gain(phi, width) == pytest.approx(gaussian, abs=5e-7)
+    assert float(theory.log_growth(phi, width, math.sqrt(2 / (1 + slope**2))).mean) == pytest.approx(at_he, abs=5e-7)
+    assert theory.critical_width_gain(phi, width, "orthogonal") == pytest.approx(haar, abs=5e-7)
+
+
+def test_the_mean_is_the_integral_of_multi_precision():
+    """E ln S = int (e^-t - M(t)^n) dt/t, and chi^2 itself for linear units."""
+    for slope, width in ((0.3, 1), (0.05, 7)):
+        transform = lambda t, a=slope: ((1 + 2 * t) ** -0.5 + (1 + 2 * a**2 * t) ** -0.5) / 2
+        excess = lambda x, n=width, m=transform: mpmath.exp(-mpmath.exp(x)) - m(mpmath.exp(x)) ** n
+        wanted = float(mpmath.quad(excess, [-60, -20, -5, 0, 5, 20, 60, 200])) / 2
+        assert float(theory.log_growth(leaky_relu(slope), width, width**0.5).mean) == pytest.approx(wanted, abs=1e-10)
+    linear = theory.log_growth("identity", 6, 1.0)
+    wanted = (mpmath.digamma(3) + mpmath.log(2) - mpmath.log(6)) / 2, mpmath.polygamma(1, 3) / 4
+    np.testing.assert_allclose([linear.mean, linear.variance], [float(value) for value in wanted], rtol=1e-11)
+    haar = theory.log_growth("identity", 6, 1.3, "orthogonal")
+    np.testing.assert_allclose([haar.mean, haar.variance], [math.log(1.3), 0.0], atol=1e-12)
+
+
+@pytest.mark.parametrize(("activation", "weights"), [("relu", "gaussian"), (leaky_relu(0.1), "orthogonal")])
+def test_networks_have_these_laws_at_any_depth(activation, weights):
+    width, depth, count = 6, 8, 600
+    mlp = networks.MLP(depth, width, activation, weights=weights, features_out=width)
+    chain = networks.chain(mlp)
+    x = jnp.ones(4)
+
+    def lost(key):
+        weights_key, end_key = jax.random.split(key)
+        params = networks.init(mlp, weights_key, x, 1.5, 0.1)
+        end = jax.random.normal(end_key, (width,))
+        log_grad = propagation.backward(chain, params, x, lambda y: end @ y).log_grad_h
+        return log_grad[0] - log_grad[-1]
+
+    samples = np.asarray(jax.jit(lambda keys: jax.lax.map(lost, keys, batch_size=100))(
+        jax.random.split(jax.random.key(3), count)
+    ))  # fmt: skip
+    layer = theory.log_growth(activation, width, 1.5, weights)
+    alive = samples[np.isfinite(samples)]
+    # a network survives where every one of its layers does
+    share = layer.survival**depth
+    assert abs(len(alive) / count - share) <= 4 * math.sqrt(share * (1 - share) / count)
+    mean, variance = depth * float(layer.mean), depth * float(layer.variance)
+    assert abs(np.mean(alive) - mean) <= 4 * math.sqrt(variance / len(alive))
+    # the variance of a sample variance is 2/n of its square for a normal law, at most twice that here
+    assert abs(np.var(alive) / variance - 1) <= 4 * math.sqrt(4 / len(alive))
+
+
+def test_moments_and_linear_exponents():
+    # Hanin 2018: prod (1 + 5/n); Monte Carlo over one layer
+    assert theory.fourth_moment("relu", [10, 20]) == pytest.approx(1.5 * 1.25, rel=1e-12)
+    generator = np.random.default_rng(0)
+    slopes = np.where(generator.random((200_000, 4)) < 0.5, 1.0, 0.3)
+    squares = np.sum((slopes * generator.normal(size=slopes.shape)) ** 2, 1)
+    ratio = np.mean(squares**2) / np.mean(squares) ** 2
+    # the ratio's standard error is some 6e-3
+    assert abs(theory.fourth_moment(leaky_relu(0.3), [4]) - ratio) < 0.025
+    # the sum of the exponents is the mean of ln |det W|
+    logs = [np.linalg.slogdet(generator.normal(size=(5, 5)) * 1.4 / 5**0.5)[1] for _ in range(4000)]
+    error = np.std(logs) / len(logs) ** 0.5
+    assert abs(np.sum(theory.linear_exponents(5, 1.4)) - np.mean(logs)) < 4 * error
+
+
+def test_the_leading_order_is_that_of_the_exact_law():
+    for weights in ("gaussian", "orthogonal"):
+        exact = theory.log_growth(leaky_relu(0.2), 400, math.sqrt(2 / 1.04), weights).mean
+        shift = theory.typical_shift(leaky_relu(0.2), 1.0, 400, weights)
+        # the next order is 1/width of it, times a few
+        assert float(shift) == pytest.approx(float(exact), rel=0.03)
+
+
+def test_the_initialiser_takes_the_width_into_account():
+    drawn = initializers.critical(leaky_relu(0.1), width=100)(jax.random.key(0), (100, 100))
+    plain = initializers.critical(leaky_relu(0.1))(jax.random.key(0), (100, 100))
+    np.testing.assert_allclose(drawn / plain, 1.424745 / math.sqrt(2 / 1.01), rtol=1e-6)
+    with pytest.raises(ValueError, match="linear either side of 0, such as relu and leaky_relu, got tanh"):
+        initializers.critical("tanh", width=100)
+
+
+def test_comparisons_tell_finite_width_from_disagreement():
+    found = theory.compare(
+        jnp.asarray([0.05, 1.0, -3.0]), 0.0, jnp.asarray([0.1, 0.1, 0.1]), depth=100, width=100, size=1.25
+    )
+    np.testing.assert_allclose(found.z, [0.5, 10.0, -30.0])
+    np.testing.assert_allclose(found.beyond, [0.0, 0.0, -17.5])
+    np.testing.assert_allclose(found.band, 1.25)
