@@ -18,20 +18,10 @@ from jaxstab import theory
 from jaxstab.activations import Activation
 from jaxstab.extras import extra
 from jaxstab.records import Data
-from jaxstab.sweeps import (
-    Grid,
-    ProgressBar,
-    Record,
-    as_attributes,
-    jacobian,
-    labelled,
-    run,
-    run_into,
-    samples,
-    settings,
-    signal,
-    with_coordinates,
-)
+from jaxstab.sweeps import Grid, ProgressBar, jacobian, run, run_into, samples, signal
+from jaxstab.sweeps.grid import with_coordinates
+from jaxstab.sweeps.measures import Record
+from jaxstab.sweeps.run import as_attributes, labelled, settings
 from jaxstab.verdicts import judge
 
 with extra("run"):

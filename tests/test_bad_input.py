@@ -22,6 +22,7 @@ from jaxstab.cli.train import Train
 from jaxstab.records import Training, dimensions
 from jaxstab.store import opening
 from jaxstab.store.groups import COPY
+from jaxstab.trainability.run import fields as fields_of
 
 ROOT = Path(__file__).parent.parent
 GENERATED = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -236,7 +237,7 @@ def stored(place, told):
     """A store of one training with these settings."""
     fields = {
         name: store.Field(one.shape, one.dtype.name, dimensions(Training, name, len(one.shape)))
-        for name, one in trainability.fields(GRID).items()
+        for name, one in fields_of(GRID).items()
     }
     opened = opening.open_groups(place, told, fields, 1, 1)
     opened.write(0, {name: np.zeros((1, *field.shape), field.dtype) for name, field in fields.items()})

@@ -11,7 +11,9 @@ import xarray as xr
 from scipy import special
 
 from jaxstab import trainability
-from jaxstab.trainability import Grid, Variant, cut, deepest_trainable, fit_depth_scale, steps_to
+from jaxstab.trainability import Grid, Variant, deepest_trainable, fit_depth_scale, steps_to
+from jaxstab.trainability.plan import cut
+from jaxstab.trainability.run import fields, restored
 
 DEPTHS = np.unique(np.geomspace(4, 100, 12).round().astype(int))
 N = 5.0
@@ -202,7 +204,7 @@ def _rows(grid, plan, done=None):
     cells = np.concatenate([group.cells for group in plan.groups])
     known = np.repeat(np.ones(len(plan.groups), bool) if done is None else done, plan.size)
     arrays = {}
-    for name, field in trainability.fields(grid).items():
+    for name, field in fields(grid).items():
         value = np.broadcast_to(cells.reshape(-1, *[1] * len(field.shape)), (len(cells), *field.shape))
         arrays[name] = (("row", *(f"{name}_{i}" for i in range(len(field.shape)))), value.astype(field.dtype))
     settings = {
@@ -215,7 +217,7 @@ def _rows(grid, plan, done=None):
 def test_a_store_is_read_back_by_the_plan_it_was_written_with(size):
     plan = cut(EVERYTHING, size, 1)
     done = np.arange(len(plan.groups)) % 3 > 0
-    found = trainability.restored(_rows(EVERYTHING, plan, done))
+    found = restored(_rows(EVERYTHING, plan, done))
     numbers = np.arange(len(EVERYTHING.cells.depth)).reshape(found.done.shape)
     right = np.where(found.done, found.loss[..., 0] == numbers, np.isnan(found.loss[..., 0]))
     assert right.all() and 0 < found.done.mean() < 1
@@ -238,7 +240,7 @@ def test_where_a_cell_stands_does_not_depend_on_how_programs_are_shared_out(monk
 def test_rows_that_are_of_no_grid_are_refused(edit):
     rows = _rows(EVERYTHING, cut(EVERYTHING, 5))
     with pytest.raises(ValueError, match="no (store|grid) of trainings"):
-        trainability.restored(rows.assign_attrs(edit))
+        restored(rows.assign_attrs(edit))
 
 
 def test_a_plan_of_no_size_is_refused():

@@ -18,6 +18,8 @@ from jaxstab import networks, propagation, records, store, sweeps
 from jaxstab.activations import Activation
 from jaxstab.records import Data
 from jaxstab.store import claims, opening
+from jaxstab.sweeps.plan import MEMORY
+from jaxstab.sweeps.run import Measuring
 
 GRID = sweeps.Grid(
     depths=(1, 3), sigma_w=(0.8, 1.5, 3.0), activations=("tanh", "relu"), seeds=2, sigma_b=0.1, width=10, inputs=2,
@@ -174,7 +176,7 @@ def test_a_plan_grows_with_the_grid():
     small, large = sweeps.plan(GRID, 784), sweeps.plan(dataclasses.replace(GRID, width=2000), 784)
     assert small.memory < large.memory
     default = sweeps.plan(sweeps.Grid(), 784)
-    assert default.cells == 384 and default.programs == 4 and default.memory <= sweeps.MEMORY
+    assert default.cells == 384 and default.programs == 4 and default.memory <= MEMORY
 
 
 @pytest.mark.parametrize(
@@ -337,7 +339,7 @@ def test_a_durable_run_goes_on_to_what_a_plain_run_gives(tmp_path, signals):
 
 
 def _of(grid):
-    job = sweeps.Measuring(grid, _lengths, DATA, chunk_size=1)
+    job = Measuring(grid, _lengths, DATA, chunk_size=1)
     return {name: getattr(job, name) for name in ("settings", "fields", "axes", "coordinates")}
 
 

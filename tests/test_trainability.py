@@ -17,6 +17,10 @@ import xarray as xr
 from jaxstab import datasets, networks, records, store, trainability, training
 from jaxstab.store import opening
 from jaxstab.trainability import Grid, Split, Variant
+from jaxstab.trainability.grid import AXES
+from jaxstab.trainability.plan import cut
+from jaxstab.trainability.run import coordinates, labelled
+from jaxstab.trainability.run import fields as fields_of
 
 RUN = sys.modules["jaxstab.trainability.run"]
 DIGITS = datasets.load("digits")
@@ -34,7 +38,7 @@ GRID = Grid(
 def together(grid, results, plan):
     results = list(results)
     assert [r.group for r in results] == list(range(len(plan.groups)))
-    rows = {name: np.concatenate([getattr(r.seen, name) for r in results]) for name in trainability.fields(grid)}
+    rows = {name: np.concatenate([getattr(r.seen, name) for r in results]) for name in fields_of(grid)}
     return rows, results
 
 
@@ -84,8 +88,8 @@ def test_a_cell_is_its_network_trained(swept):
 
 def test_cells_that_diverge_are_told_and_disturb_nobody(swept):
     plan, rows, _ = swept
-    dataset = trainability.labelled(GRID, plan, rows, np.ones(len(plan.groups), bool))
-    assert bool(dataset.done.all()) and dataset.loss.dims == (*trainability.AXES, "step")
+    dataset = labelled(GRID, plan, rows, np.ones(len(plan.groups), bool))
+    assert bool(dataset.done.all()) and dataset.loss.dims == (*AXES, "step")
     wild = dataset.sel(learning_rate=1e30, clip=math.inf, variant="plain")
     tame = dataset.sel(learning_rate=0.05)
     assert (wild.first_nonfinite >= 0).all() and (tame.first_nonfinite == -1).all()
@@ -93,7 +97,7 @@ def test_cells_that_diverge_are_told_and_disturb_nobody(swept):
     # the same without the learning rate that diverges: the same neighbours or others
     calm = dataclasses.replace(GRID, learning_rates=(0.05,))
     plan = trainability.plan(calm, DATA)
-    again = trainability.labelled(
+    again = labelled(
         calm, plan, together(calm, trainability.run(calm, plan, DATA), plan)[0], np.ones(len(plan.groups), bool)
     )
     np.testing.assert_array_equal(again.loss.sel(learning_rate=0.05), tame.loss)
@@ -105,7 +109,7 @@ def test_cells_that_diverge_are_told_and_disturb_nobody(swept):
 def test_unfinished_cells_are_holes(swept):
     plan, rows, _ = swept
     done = np.arange(len(plan.groups)) < 1
-    dataset = trainability.labelled(GRID, plan, rows, done)
+    dataset = labelled(GRID, plan, rows, done)
     assert int(dataset.done.sum()) == np.sum(plan.groups[0].cells >= 0)
     assert np.isnan(dataset.loss.where(~dataset.done)).all()
 
@@ -281,22 +285,22 @@ def test_values_that_are_no_numbers_are_named(change, said):
 @pytest.mark.parametrize(("seeds", "size"), [(10**9, 8), (1, 10**9), (10**30, 1)])
 def test_more_rows_than_a_store_can_list_are_refused_before_they_are_made(seeds, size):
     with pytest.raises(ValueError, match=f"networks in groups of {size} fill .* rows, at most 10000000"):
-        trainability.cut(Grid(seeds=seeds), size)
+        cut(Grid(seeds=seeds), size)
 
 
 def test_rows_of_a_store_say_where_they_stand_to_any_reader(tmp_path):
     grid = dataclasses.replace(GRID, steps=3, evaluate=(0,))
-    plan = trainability.cut(grid, 5)
+    plan = cut(grid, 5)
     fields = {
         name: store.Field(one.shape, one.dtype.name, records.dimensions(records.Training, name, len(one.shape)))
-        for name, one in trainability.fields(grid).items()
+        for name, one in fields_of(grid).items()
     }
-    known = trainability.coordinates(grid, plan)
+    known = coordinates(grid, plan)
     groups = opening.open_groups(tmp_path / "a.zarr", {}, fields, len(plan.groups), plan.size, known)
-    groups.write(1, {n: np.ones((5, *one.shape), one.dtype) for n, one in trainability.fields(grid).items()})
+    groups.write(1, {n: np.ones((5, *one.shape), one.dtype) for n, one in fields_of(grid).items()})
     # without a warning, which would be an error here
     found = xr.open_zarr(tmp_path / "a.zarr").load()
-    assert set(found.coords) == {*trainability.AXES, "cell", "step", "evaluation", "layer"}
+    assert set(found.coords) == {*AXES, "cell", "step", "evaluation", "layer"}
     there = found.isel(row=np.flatnonzero(found.cell >= 0))
     assert there.sizes["row"] == grid.count and there.depth.attrs["units"] == "layers"
     for name, values in grid.axes.items():

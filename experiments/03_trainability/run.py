@@ -13,6 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxstab import datasets, devices, trainability
+from jaxstab.trainability.summary import SCALES, SIDES
 
 SIGMA_B = 0.05**0.5
 CHANCE = 0.1
@@ -61,8 +62,8 @@ def numbers(summary, look):
     """What the fits say at one training length."""
     at = summary.isel(kind=0, evaluation=look)
     table = {"steps": int(at.evaluation), "threshold": float(at.threshold), "best": float(at.train_accuracy.max())}
-    for scale in trainability.SCALES:
-        for side in trainability.SIDES:
+    for scale in SCALES:
+        for side in SIDES:
             fit = at.sel(scale=scale, side=side)
             values = {name: float(fit[f"fit_{name}"]) for name in trainability.DepthFit._fields}
             table[f"{scale}, {side}"] = {name: x if np.isfinite(x) else None for name, x in values.items()}

@@ -20,6 +20,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from jaxstab import clipping, datasets, initializers, networks, store, sweeps
 from jaxstab.devices import divide_cpu, spread
+from jaxstab.sweeps.durable import settings_of_run
 from jaxstab.trainability import steps_to
 from jaxstab.training import Examples, train
 
@@ -351,7 +352,7 @@ class Remedies:
         self.coordinates = {}
         source = hashlib.sha256(Path(__file__).read_bytes() + b"".join(np.asarray(part.x).tobytes() for part in data))
         own = {"setting": dataclasses.asdict(setting), "experiment": source.hexdigest()}
-        self.settings = own | sweeps.settings_of_run()
+        self.settings = own | settings_of_run()
 
     def program(self, group):
         return group

@@ -12,6 +12,7 @@ from jaxstab import report, store, trainability
 from jaxstab.cli import history
 from jaxstab.cli.faults import reading, users_fault
 from jaxstab.store import files
+from jaxstab.trainability.run import restored
 
 # the name that `jaxstab sweep` gives its store in a folder of its own
 _SWEEP = "store.zarr"
@@ -64,7 +65,7 @@ def _page(url: str) -> Path:
 
 def _summary(rows: xr.Dataset, url: str) -> xr.Dataset:
     """The summary of trainings, with who ran them."""
-    runs = trainability.restored(rows)
+    runs = restored(rows)
     data = json.loads(runs.attrs["data"])
     chance = data["chance"] if "chance" in data else 1 / data["classes"]
     return trainability.summarise(runs, chance).assign_attrs(history.told(url))

@@ -19,6 +19,8 @@ from jaxstab.cli.arguments import choice
 from jaxstab.cli.faults import UserError, check_memory, check_networks, divide_cpu, told_time, users_fault
 from jaxstab.store import fingerprint, locks
 from jaxstab.store.dataset import attributes, check_writable, remove, versions
+from jaxstab.sweeps.run import as_attributes
+from jaxstab.sweeps.run import settings as settings_of_sweep
 
 _DEFAULTS = sweeps.Grid()
 # seconds that the defaults take on two cores: to measure, and to compile and predict an activation
@@ -142,7 +144,7 @@ def sweep(settings: Sweep) -> None:
 def _is_finished(settings: Sweep, place: Path, grid: sweeps.Grid, data: records.Data) -> bool:
     """Whether the store of this very sweep is there; a place that cannot be used is refused."""
     for part, of in zip(survey.parts(settings.out), (grid, dataclasses.replace(grid, inputs=1)), strict=True):
-        changed = "" if settings.overwrite else _changed(part, sweeps.settings(of, data))
+        changed = "" if settings.overwrite else _changed(part, settings_of_sweep(of, data))
         if changed:
             raise UserError(f"{part} holds another sweep ({changed}); choose another place, or pass --overwrite")
     try:
@@ -150,7 +152,7 @@ def _is_finished(settings: Sweep, place: Path, grid: sweeps.Grid, data: records.
     except FileExistsError as error:
         if not _is_ours(place):
             raise
-        changed = _changed(place, sweeps.as_attributes(sweeps.settings(grid, data)))
+        changed = _changed(place, as_attributes(settings_of_sweep(grid, data)))
         if changed:
             raise UserError(f"{error}: it holds another sweep ({changed})") from error
         return True

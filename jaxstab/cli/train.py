@@ -15,6 +15,10 @@ from jaxstab.cli import cluster, history, interrupts
 from jaxstab.cli.arguments import choice
 from jaxstab.cli.faults import UserError, check_memory, check_networks, divide_cpu, told_time, users_fault
 from jaxstab.store import export, files
+from jaxstab.sweeps.durable import Sized
+from jaxstab.trainability.durable import Trainings
+from jaxstab.trainability.plan import available
+from jaxstab.trainability.run import Result, restored
 
 _DEFAULTS = trainability.Grid()
 # GiB of a device: more than any has
@@ -145,7 +149,7 @@ def train(settings: Train) -> None:
         print(_header(grid, plan, data), flush=True)
         if settings.dry_run:
             return
-        job = trainability.Trainings(grid, plan, data)
+        job = Trainings(grid, plan, data)
         groups = sweeps.open_store(settings.out, job)
     tally = _Tally()
 
@@ -161,7 +165,7 @@ def train(settings: Train) -> None:
     left = len(plan.groups) - len(groups.marks())
     if settings.csv or settings.tensorboard:
         with users_fault():
-            dataset = trainability.restored(store.load_groups(settings.out))
+            dataset = restored(store.load_groups(settings.out))
             if settings.csv:
                 print(f"table: {export.write_table(dataset, settings.csv)}")
             if settings.tensorboard:
@@ -180,7 +184,7 @@ def _checked(settings: Train) -> tuple[trainability.Grid, trainability.Split]:
 
 def _planned(settings: Train, grid: trainability.Grid, data: trainability.Split) -> trainability.Plan:
     """How the grid is cut into groups that fit into memory."""
-    budget = trainability.available() if settings.memory is None else int(settings.memory * 2**30)
+    budget = available() if settings.memory is None else int(settings.memory * 2**30)
     plan = trainability.plan(grid, data, budget, settings.lanes, settings.group)
     if plan.memory > budget:
         raise ValueError(f"{plan.lanes} lanes take {plan.memory} bytes, {budget} may be used; fewer would do")
@@ -244,10 +248,10 @@ class _Tally:
             f"{100 * self.compiling / whole:.0f} % of the time compiling"
         )
 
-    def watching(self, job: trainability.Trainings) -> sweeps.ProgressBar:
+    def watching(self, job: Trainings) -> sweeps.ProgressBar:
         """Count the groups of a job as they are kept, and show how far it is."""
 
-        def wrap(results: sweeps.Sized[trainability.Result]) -> Iterator[trainability.Result]:
+        def wrap(results: Sized[Result]) -> Iterator[Result]:
             with tqdm(total=len(results), unit="group", dynamic_ncols=True, mininterval=0.5) as bar:
                 for result in results:
                     # a signal's exception may have been lost in a callback
@@ -262,7 +266,7 @@ class _Tally:
 
         return wrap
 
-    def _count(self, result: trainability.Result, first_nonfinite: np.ndarray) -> None:
+    def _count(self, result: Result, first_nonfinite: np.ndarray) -> None:
         self.cells += len(first_nonfinite)
         self.at_once += int(np.sum(first_nonfinite == 0))
         self.later += int(np.sum(first_nonfinite > 0))

@@ -16,7 +16,7 @@ def write_table(dataset: xr.Dataset, path: str | Path) -> Path:
     """Write a line per finished cell, comma-separated: where it stands on every axis, and what came of it.
 
     Args:
-        dataset: trainings over their axes, as `trainability.labelled` gives them.
+        dataset: trainings over their axes, as a finished `trainability.run` is labelled.
         path: the file.
 
     Returns:
@@ -76,7 +76,7 @@ def write_events(dataset: xr.Dataset, folder: str | Path) -> Path:
     """Write TensorBoard's event files, a run per finished cell: loss and accuracy of every step, accuracies at the end.
 
     Args:
-        dataset: trainings over their axes, as `trainability.labelled` gives them.
+        dataset: trainings over their axes, as a finished `trainability.run` is labelled.
         folder: where the runs go, each into a folder named after the axes along which cells differ.
 
     Returns:

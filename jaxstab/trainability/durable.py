@@ -10,7 +10,8 @@ import xarray as xr
 
 from jaxstab import store
 from jaxstab.records import Training, dimensions
-from jaxstab.sweeps import ProgressBar, complete, open_store, settings_of_run
+from jaxstab.sweeps import ProgressBar, complete, open_store
+from jaxstab.sweeps.durable import settings_of_run
 from jaxstab.trainability.grid import Grid, Split
 from jaxstab.trainability.plan import Plan
 from jaxstab.trainability.plan import plan as plan_of

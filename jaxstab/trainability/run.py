@@ -21,7 +21,7 @@ from jaxstab import networks, training
 from jaxstab.checks import check_dtype
 from jaxstab.devices import one_blas_thread, spread
 from jaxstab.records import Training, dimensions
-from jaxstab.sweeps import AHEAD, Programs
+from jaxstab.sweeps.programs import AHEAD, Programs
 from jaxstab.trainability.grid import AXES, Cells, Grid, Split
 from jaxstab.trainability.plan import Group, Plan, cut
 from jaxstab.training import Examples
