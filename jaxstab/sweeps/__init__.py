@@ -6,6 +6,7 @@ with extra("run"):
     from jaxstab.sweeps.durable import Job, ProgressBar, complete, open_store
     from jaxstab.sweeps.grid import Grid, Sample, samples
     from jaxstab.sweeps.measures import Measure, jacobian, memory, signal
+    from jaxstab.sweeps.own import OwnGrid
     from jaxstab.sweeps.plan import Plan, plan
     from jaxstab.sweeps.run import run, run_into
 
@@ -13,6 +14,7 @@ __all__ = [
     "Grid",
     "Job",
     "Measure",
+    "OwnGrid",
     "Plan",
     "ProgressBar",
     "Sample",

@@ -49,6 +49,8 @@ def jacobian(chain: networks.Chain, params: networks.Params, sample: Sample, dep
     Returns:
         Spectrum.
     """
+    if isinstance(chain.block, tuple):
+        return spectra.spectrum(chain, params, sample.x, depths)
     if sample.x.ndim == 2:
         chain = networks.flatten(chain, len(sample.x))
     return spectra.spectrum(chain, params, sample.x.ravel(), depths)

@@ -26,6 +26,7 @@ from jaxstab.store import chunks
 from jaxstab.sweeps.durable import ProgressBar, Sized, complete, open_store, settings_of_run
 from jaxstab.sweeps.grid import Grid, Sample, samples, with_coordinates
 from jaxstab.sweeps.measures import Measure, Record, jacobian, signal
+from jaxstab.sweeps.own import MeasuringOwn, OwnGrid
 from jaxstab.sweeps.plan import axes, plan
 from jaxstab.sweeps.programs import Programs
 
@@ -45,7 +46,7 @@ class Result(NamedTuple):
 
 
 def run(
-    grid: Grid,
+    grid: Grid | OwnGrid,
     measure: Measure,
     data: Data,
     *,
@@ -59,7 +60,7 @@ def run(
     A cell that diverges holds inf or NaN; it disturbs no other.
 
     Args:
-        grid: what to sweep over.
+        grid: what to sweep over; an `OwnGrid` for layers of the user's own.
         measure: (chain, params, sample, depths) -> record or tuple of records, such as `signal` or `jacobian`; pure.
             All gains share the weights in params, where they stand as drawn; `networks.unbind` has them scaled.
         data: examples to measure at.
@@ -69,30 +70,30 @@ def run(
         devices: to compute a group each; None for all, or for one CPU device if the measure decomposes stacks itself.
 
     Returns:
-        The records' fields as variables over (activation, seed, sigma_w, input, ...), the rest named by the records.
+        The records' fields as variables over (activation, seed, sigma_w, input, ...), the rest named by the records; of
+        an `OwnGrid` over (depth, seed, sigma_w, input, ...).
 
     Raises:
         ValueError: if data or grid do not fit, or float64 is asked for while JAX has it switched off.
     """
-    job = Measuring(grid, measure, data, chunk_size=chunk_size, precision=precision, devices=devices)
-    every = range(job.plan.groups)
+    job = _job(grid, measure, data, chunk_size=chunk_size, precision=precision, devices=devices)
+    every = range(job.groups)
     lengths = tuple(axis.length for axis in job.axes.values())
     arrays = {name: np.empty((*lengths, *field.shape), field.dtype) for name, field in job.fields.items()}
     with one_blas_thread():
-        for result in progress(Sized(job.compute(job.batches(), every), job.plan.groups)):
+        for result in progress(Sized(job.compute(job.batches(), every), job.groups)):
             at = chunks.part(job.axes, result.group)
             inside = tuple(slice(cells.stop - cells.start) for cells in at)
             for name, values in result.values.items():
                 arrays[name][at] = values[inside]
     variables = {name: ((*job.axes, *field.dims), arrays[name]) for name, field in job.fields.items()}
-    return (
-        xr.Dataset(variables).pipe(with_coordinates, grid).assign_attrs(as_attributes(settings(grid, data, precision)))
-    )
+    coordinates = {name: values for name, (_, values) in job.coordinates.items()}
+    return xr.Dataset(variables, coordinates).assign_attrs(as_attributes(job.decided))
 
 
 def run_into(
     place: str | Path,
-    grid: Grid,
+    grid: Grid | OwnGrid,
     measure: Measure,
     data: Data,
     *,
@@ -110,7 +111,7 @@ def run_into(
 
     Args:
         place: the store: a folder to be, or an fsspec URL such as s3://bucket/sweep.zarr.
-        grid: what to sweep over.
+        grid: as in `run`.
         measure: as in `run`.
         data: examples to measure at.
         shard: (I, N), the I-th of N equal parts of the groups; None for all.
@@ -136,10 +137,16 @@ def run_into(
         >>> found.log_q.dims, bool(found.done.all())
         (('activation', 'seed', 'sigma_w', 'input', 'layer'), True)
     """
-    job = Measuring(grid, measure, data, chunk_size=chunk_size, precision=precision, devices=devices)
+    job = _job(grid, measure, data, chunk_size=chunk_size, precision=precision, devices=devices)
     complete(open_store(place, job), job, shard, join, progress)
     found = store.load_groups(place)
     return found.assign_attrs(as_attributes(found.attrs))
+
+
+def _job(grid: Grid | OwnGrid, *arguments: Any, **options: Any) -> "Measuring | MeasuringOwn":
+    if isinstance(grid, OwnGrid):
+        return MeasuringOwn(grid, *arguments, **options)
+    return Measuring(grid, *arguments, **options)
 
 
 class Measuring:
@@ -153,6 +160,7 @@ class Measuring:
         fields: what is kept of each cell.
         axes: those that are cut into groups.
         coordinates: of the dataset, (dims, values) by name.
+        decided: all that decides a number, but for the measure.
     """
 
     def __init__(
@@ -198,12 +206,17 @@ class Measuring:
             sizes |= dict(zip(field.dims, field.shape, strict=True))
         labels = with_coordinates(xr.Dataset(coords={name: np.arange(size) for name, size in sizes.items()}), grid)
         self.coordinates = {name: ((name,), labels[name].values) for name in sizes}
-        self._decided = settings(grid, data, precision)
+        self.decided = settings(grid, data, precision)
 
     @functools.cached_property
     def settings(self) -> dict[str, Any]:
         """All that decides a number."""
-        return self._decided | {"measure": self._identity()}
+        return self.decided | {"measure": self._identity()}
+
+    @property
+    def groups(self) -> int:
+        """How many groups there are."""
+        return self.plan.groups
 
     def program(self, group: int) -> int:
         """Say which activation a group is of.

@@ -1,0 +1,110 @@
+"""Sweeps over factories of a user's own layers, against cells measured one by one."""
+
+import jax
+import numpy as np
+import pytest
+import xarray as xr
+from flax import linen as nn
+
+from jaxstab import networks, propagation, sweeps, training
+from jaxstab.records import Data
+
+RNG = np.random.default_rng(0)
+DATA = Data(RNG.normal(size=(12, 5)).astype("float32"), RNG.integers(0, 3, 12).astype("int32"), "noise")
+
+
+def factory(depth):
+    """Widths that depend on the depth: no prefix of a deeper network."""
+    width = 4 + depth
+    blocks = [nn.Sequential([nn.tanh, nn.Dense(width)]) for _ in range(depth)]
+    return networks.from_linen([nn.Dense(width), *blocks, nn.Dense(3)])
+
+
+GRID = sweeps.OwnGrid(factory, depths=(1, 3), sigma_w=(0.5, 1.0, 2.0), seeds=2, inputs=2)
+
+
+@pytest.fixture(scope="module")
+def found():
+    return sweeps.run(GRID, sweeps.signal, DATA, chunk_size=2)
+
+
+def test_a_cell_is_what_it_is_by_itself(found):
+    assert found.log_grad_h.dims == ("depth", "seed", "sigma_w", "input", "layer")
+    assert found.sizes["layer"] == 4 and found.depth.values.tolist() == [1, 3]
+    assert "no law" in found.attrs["theory"]
+    sample = jax.tree.map(lambda field: field[1, 1], sweeps.samples_of_own(GRID, DATA))
+
+    def measured(depth):
+        chain = factory(depth)
+        unit = chain.init(jax.random.key(1), sample.x)
+        params = networks.scale_kernels(unit, 2.0)
+        forward = propagation.forward(chain, params, sample.x)
+        backward = propagation.backward(
+            chain, params, sample.x, lambda y: training.cross_entropy(y, sample.label), [depth]
+        )
+        return forward.log_q, backward.log_grad_h[0]
+
+    wanted = jax.jit(lambda: [measured(depth) for depth in GRID.depths])()
+    for depth, (log_q, log_grad_h) in zip(GRID.depths, wanted, strict=True):
+        cell = found.sel(depth=depth, seed=1, sigma_w=2.0, input=1)
+        np.testing.assert_allclose(cell.log_q[: depth + 1], log_q, atol=1e-5)
+        np.testing.assert_allclose(cell.log_grad_h[: depth + 1], log_grad_h, atol=1e-5)
+        # layers that this depth does not have
+        assert np.all(np.isnan(cell.log_q[depth + 1 :]))
+
+
+def test_a_store_of_them_is_the_same_and_resumes(found, tmp_path):
+    place = tmp_path / "own.zarr"
+
+    def interrupted(results):
+        for count, result in enumerate(results):
+            if count == 3:
+                raise KeyboardInterrupt
+            yield result
+
+    with pytest.raises(KeyboardInterrupt):
+        sweeps.run_into(place, GRID, sweeps.signal, DATA, chunk_size=2, progress=interrupted)
+    whole = sweeps.run_into(place, GRID, sweeps.signal, DATA, chunk_size=2)
+    assert bool(whole.done.all())
+    xr.testing.assert_equal(whole[list(found.data_vars)].load(), found)
+    other = sweeps.OwnGrid(lambda depth: factory(depth + 1), depths=(1,))
+    with pytest.raises(ValueError, match=r"network\(1\) must be of 1 blocks, got 2"):
+        sweeps.run_into(place, other, sweeps.signal, DATA)
+
+
+def test_spectra_of_tokens_by_a_measure_of_the_users():
+    """One gain leaves the weights alone; the widths of states decide how many singular values there are."""
+    data = Data(RNG.integers(0, 5, (6, 2)), RNG.integers(0, 3, 6), "tokens")
+
+    def network(depth):
+        block = nn.Sequential([nn.tanh, nn.Dense(3)])
+        return networks.from_linen([nn.Embed(5, 3), *[block] * depth, nn.Dense(2)])
+
+    def measure(chain, params, sample, depths):
+        return propagation.forward(chain, params, sample.x)
+
+    grid = sweeps.OwnGrid(network, depths=[2])
+    found = sweeps.run(grid, measure, data)
+    sample = jax.tree.map(lambda field: field[0, 0], sweeps.samples_of_own(grid, data))
+    chain = network(2)
+    params = chain.init(jax.random.key(0), sample.x)
+    np.testing.assert_allclose(found.log_q.squeeze(), propagation.forward(chain, params, sample.x).log_q, atol=1e-5)
+    spectra = sweeps.run(sweeps.OwnGrid(factory, depths=(1, 2)), sweeps.jacobian, DATA)
+    assert spectra.log_s.squeeze().shape == (2, 5) and np.all(np.isfinite(spectra.log_s))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"network": nn.Dense(3)}, "network must be a function depth -> networks.Chain, got a Dense"),
+        ({"depths": (3, 1)}, "depths must be ascending"),
+        ({"depths": (0,)}, "depths must be an integer >= 1, got 0"),
+        ({"sigma_w": (-1.0,)}, "sigma_w must be finite and >= 0"),
+        ({"seeds": 0}, "seeds must be an integer >= 1, got 0"),
+        ({"network": lambda depth: nn.Dense(3)}, r"network\(1\) must be a networks.Chain, got a Dense"),
+        ({"inputs": 7}, "7 inputs need 14 examples, noise has 12"),
+    ],
+)
+def test_what_makes_no_sweep_is_said(change, said):
+    with pytest.raises(ValueError, match=said):
+        sweeps.run(sweeps.OwnGrid(**{"network": factory, "depths": (1,)} | change), sweeps.signal, DATA)
