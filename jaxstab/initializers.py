@@ -30,13 +30,12 @@ from jaxstab.networks import (
     Params,
     branch,
     chain,
-    count_kernels,
     init,
     scale_kernels,
-    scale_layer,
     upwards,
     with_network,
 )
+from jaxstab.networks.gains import count_kernels, scale_layer
 
 AnyActivation = str | Activation | Callable[[Array], Array]
 Initializer = Callable[..., Array]

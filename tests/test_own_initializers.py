@@ -9,6 +9,7 @@ from flax import linen as nn
 from flax import nnx
 
 from jaxstab import initializers, networks
+from jaxstab.networks import chains
 
 KEY = jax.random.key(0)
 X = jax.random.normal(jax.random.key(1), (20, 5), jnp.float32)
@@ -24,7 +25,7 @@ def states(chain, params, x):
     """h_0, h_1, ... and y."""
     h = [chain.embed(params, x)]
     parts = params.blocks.parts
-    layers = [jax.tree.map(lambda leaf, i=i: leaf[i], p) for p in parts for i in range(networks.layers_of(p))]
+    layers = [jax.tree.map(lambda leaf, i=i: leaf[i], p) for p in parts for i in range(chains.layers_of(p))]
     for block, theta in zip(chain.block, layers, strict=True):
         h.append(block(theta, h[-1]))
     return [*h, chain.readout(params, h[-1])]

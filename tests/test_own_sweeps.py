@@ -8,6 +8,7 @@ from flax import linen as nn
 
 from jaxstab import networks, propagation, sweeps, training
 from jaxstab.records import Data
+from jaxstab.sweeps.own import samples_of_own
 
 RNG = np.random.default_rng(0)
 DATA = Data(RNG.normal(size=(12, 5)).astype("float32"), RNG.integers(0, 3, 12).astype("int32"), "noise")
@@ -32,7 +33,7 @@ def test_a_cell_is_what_it_is_by_itself(found):
     assert found.log_grad_h.dims == ("depth", "seed", "sigma_w", "input", "layer")
     assert found.sizes["layer"] == 4 and found.depth.values.tolist() == [1, 3]
     assert "no law" in found.attrs["theory"]
-    sample = jax.tree.map(lambda field: field[1, 1], sweeps.samples_of_own(GRID, DATA))
+    sample = jax.tree.map(lambda field: field[1, 1], samples_of_own(GRID, DATA))
 
     def measured(depth):
         chain = factory(depth)
@@ -85,7 +86,7 @@ def test_spectra_of_tokens_by_a_measure_of_the_users():
 
     grid = sweeps.OwnGrid(network, depths=[2])
     found = sweeps.run(grid, measure, data)
-    sample = jax.tree.map(lambda field: field[0, 0], sweeps.samples_of_own(grid, data))
+    sample = jax.tree.map(lambda field: field[0, 0], samples_of_own(grid, data))
     chain = network(2)
     params = chain.init(jax.random.key(0), sample.x)
     np.testing.assert_allclose(found.log_q.squeeze(), propagation.forward(chain, params, sample.x).log_q, atol=1e-5)

@@ -10,6 +10,7 @@ from flax import linen as nn
 from flax import nnx
 
 from jaxstab import clipping, networks, training
+from jaxstab.networks import chains
 from jaxstab.training import Examples, train
 
 KEY = jax.random.key(0)
@@ -45,7 +46,7 @@ def unstacked(params):
     """The parameters of each layer."""
     layers = []
     for part in params.blocks.parts:
-        size = networks.layers_of(part)
+        size = chains.layers_of(part)
         layers += [jax.tree.map(lambda leaf, i=i: leaf[i], part) for i in range(size)]
     return [params.embed, *layers, params.readout]
 

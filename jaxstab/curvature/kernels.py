@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, PyTree, Shaped
 
 from jaxstab import decompositions, networks
 from jaxstab.checks import check_count, check_floating
-from jaxstab.networks import Chain, Here, Layer, Params, with_network
+from jaxstab.networks import Chain, Here, Layer, Params, views, with_network
 from jaxstab.norms import varying_like
 from jaxstab.spectra.exact import Precision
 
@@ -146,8 +146,8 @@ def tangent_kernel_memory(
     """
     chain, x = _rows(chain, params, x, chunk_size)
     row = jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
-    sizes = [h.size for h in networks.state_shapes(chain, params, row)]
-    y = networks.output_shape(chain, params, row)
+    sizes = [h.size for h in views.state_shapes(chain, params, row)]
+    y = views.output_shape(chain, params, row)
     batch, rows, width, itemsize = x.shape[0], x.shape[0] * y.size, max(sizes), y.dtype.itemsize
     embed, *parts, readout = map(_trained, params.stacks)
     blocks = [jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), part) for part in parts]
@@ -256,7 +256,7 @@ def _rows(chain: Chain, params: Params, x: Any, chunk_size: int | None) -> tuple
     if chunk_size is not None:
         check_count("chunk_size", chunk_size, 1)
     if isinstance(chain.block, tuple):
-        vectors = networks.of_rows(chain, params, x)
+        vectors = views.of_rows(chain, params, x)
         rows = (x.shape[0], math.prod(x.shape[1:]))
         return vectors, jax.ShapeDtypeStruct(rows, x.dtype) if isinstance(x, jax.ShapeDtypeStruct) else x.reshape(rows)
     check_floating("x", x.dtype)

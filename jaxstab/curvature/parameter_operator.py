@@ -24,7 +24,7 @@ from jaxtyping import Array, Float, Int, Shaped
 from jaxstab import networks
 from jaxstab.checks import integer
 from jaxstab.curvature.kernels import BYTES, _check_loss, _rows, _trained
-from jaxstab.networks import Chain, Here, Params, States, flatten, with_network
+from jaxstab.networks import Chain, Here, Params, States, chains, flatten, views, with_network
 from jaxstab.norms import varying_like
 from jaxstab.spectra.operators import Operator, Precision, Scaled, scaled
 
@@ -87,8 +87,8 @@ def parameter_jacobian(
             raise ValueError(f"layer must be None or an integer in [0, {last}], got {layer!r}")
         layer = whole
     row = jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
-    width = max(h.size for h in networks.state_shapes(chain, params, row))
-    y = networks.output_shape(chain, params, row)
+    width = max(h.size for h in views.state_shapes(chain, params, row))
+    y = views.output_shape(chain, params, row)
     return _Batch(chain, params, x, loss, layer, chunk_size, precision, width, y.size, y.dtype).operator()
 
 
@@ -327,7 +327,7 @@ def _columns(params: Params, layer: int | None) -> tuple[_Columns, int]:
 
 def _counts(params: Params) -> list[int]:
     """Layers of the embedding, of each segment and of the readout."""
-    return [1, *map(networks.layers_of, params.stacks[1:-1]), 1]
+    return [1, *map(chains.layers_of, params.stacks[1:-1]), 1]
 
 
 def _sizes(params: Params) -> list[int]:

@@ -5,8 +5,6 @@ thinned by dropout, and joined with h by a skip connection; readout y = W a + b.
 scaled, so that gains can be traced and all gains of one key share one draw.
 """
 
-from jaxstab.networks.binding import bind as bind_layers
-from jaxstab.networks.binding import unbind as unbind_layers
 from jaxstab.networks.blocks import UNIT_WEIGHTS, WEIGHTS
 from jaxstab.networks.chains import (
     Chain,
@@ -15,8 +13,6 @@ from jaxstab.networks.chains import (
     Params,
     Segments,
     Updates,
-    layers_of,
-    updates_of_segments,
     with_network,
 )
 from jaxstab.networks.family import (
@@ -31,7 +27,7 @@ from jaxstab.networks.family import (
     variables,
 )
 from jaxstab.networks.folds import States, downwards, layer_at, state, states, upwards
-from jaxstab.networks.gains import Kernels, count_kernels, scale_kernels, scale_layer
+from jaxstab.networks.gains import Kernels, scale_kernels
 from jaxstab.networks.here import Here
 from jaxstab.networks.mlp import MLP
 from jaxstab.networks.normalization import NORMS
@@ -73,10 +69,8 @@ __all__ = [
     "Updates",
     "at_one_input",
     "bind",
-    "bind_layers",
     "branch",
     "chain",
-    "count_kernels",
     "downwards",
     "flatten",
     "from_functions",
@@ -86,7 +80,6 @@ __all__ = [
     "init",
     "initial_stats",
     "layer_at",
-    "layers_of",
     "of_rows",
     "output_shape",
     "over_batch",
@@ -95,15 +88,12 @@ __all__ = [
     "pullback",
     "rescale",
     "scale_kernels",
-    "scale_layer",
     "state",
     "state_shapes",
     "states",
     "statistics",
     "tag",
     "unbind",
-    "unbind_layers",
-    "updates_of_segments",
     "upwards",
     "variables",
     "vector_states",

@@ -18,7 +18,7 @@ from jaxtyping import Array
 
 from jaxstab import networks, store
 from jaxstab.checks import Integer, Integers, Reals, check_ascending, check_count, plain_axis
-from jaxstab.networks import Chain, Kernels
+from jaxstab.networks import Chain, Kernels, binding
 from jaxstab.records import Data, dimensions
 from jaxstab.store import chunks
 from jaxstab.sweeps.durable import settings_of_run
@@ -281,7 +281,7 @@ class MeasuringOwn:
 def _cell(grid: OwnGrid, depth: int, measure: Measure) -> Callable[[Array, Array, Sample], Record]:
     """(seed, sigma_w [g], samples [i]) -> records [g, i]: networks of one draw of weights."""
     chain = grid.chain(depth)
-    bind = chain.bind or networks.bind_layers
+    bind = chain.bind or binding.bind
 
     def measured(seed: Array, gains: Array, samples: Sample) -> Record:
         key = jax.random.key(seed)

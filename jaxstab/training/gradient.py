@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxstab import networks
-from jaxstab.networks import MLP, Chain, Here, Layer, Params
+from jaxstab.networks import MLP, Chain, Here, Layer, Params, chains, views
 from jaxstab.norms import Product, norm
 
 
@@ -92,7 +92,7 @@ def value_and_grad(
     bottom = networks.layer_at(chain, params, 0, x)
     block_stats = tuple(stack.batch_stats for stack in stacks[1:-1])
     start = bottom.out, kept, block_stats
-    keep = _keep(networks.updates_of_segments(chain, params))
+    keep = _keep(chains.updates_of_segments(chain, params))
     (h, kept, block_stats), _ = networks.upwards(chain, params, None, keep, start, first=1, last=deepest)
 
     top = networks.layer_at(chain, params, params.depth + 1, h)
@@ -135,13 +135,13 @@ def _checked(network: MLP | Chain, params: Params, depth: Array | int | None) ->
 
 def _room_for_states(chain: Chain, params: Params, x: PyTree, deepest: Array | int) -> tuple[PyTree, ...]:
     """Zeros for the states that the blocks of each segment meet."""
-    shapes = networks.state_shapes(chain, params, x)
+    shapes = views.state_shapes(chain, params, x)
     if isinstance(deepest, jax.core.Tracer) and any(shape != shapes[0] for shape in shapes):
         raise ValueError("a traced depth needs states of one shape, and those of this network have several")
     kept = []
     first = 0
     for stack in params.stacks[1:-1]:
-        many = networks.layers_of(stack)
+        many = chains.layers_of(stack)
         kept.append(jax.tree.map(lambda leaf, many=many: jnp.zeros((many, *leaf.shape), leaf.dtype), shapes[first]))
         first += many
     return tuple(kept)

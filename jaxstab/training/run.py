@@ -11,7 +11,7 @@ from jaxtyping import Array, ArrayLike, Float, Int, Key, PyTree
 
 from jaxstab import networks
 from jaxstab.checks import check_batch, check_count, check_floating, check_labels, check_looks
-from jaxstab.networks import MLP, Chain, Params
+from jaxstab.networks import MLP, Chain, Params, binding, views
 from jaxstab.records import Training
 from jaxstab.training.gradient import Gradient, output, value_and_grad
 
@@ -104,7 +104,7 @@ def start(network: MLP | Chain, params: Params, tx: optax.GradientTransformation
         >>> state.stats["blocks"]["norm"]["var"].shape, int(optax.tree.norm(state.optimiser))
         ((2, 4), 0)
     """
-    trained, stats = (_chain(network).unbind or networks.unbind_layers)(params, x)
+    trained, stats = (_chain(network).unbind or binding.unbind)(params, x)
     return State(trained, stats, tx.init(trained))
 
 
@@ -175,7 +175,7 @@ def train(
         ((100,), True, -1)
     """
     chain = _chain(network)
-    bind = chain.bind or networks.bind_layers
+    bind = chain.bind or binding.bind
     _check(data, steps, batch, evaluate, isinstance(chain.block, tuple))
     points = sorted({*evaluate, steps})
     draws, masks = jax.random.split(key)
@@ -201,7 +201,7 @@ def train(
     state = start(chain, params, tx, data.x)
     some = data.at(slice(batch))
     bound = bind(state.params, stats=state.stats, key=masks, rate=rate)
-    _check_outputs(networks.output_shape(chain, bound, some.x), loss, some.size, data, test)
+    _check_outputs(views.output_shape(chain, bound, some.x), loss, some.size, data, test)
     first = jax.eval_shape(gradient, jnp.zeros((), jnp.int32), state, some, None)
     run = _begun(state, first, data.size, steps, len(points))
     run, (learned, tested) = jax.lax.scan(
@@ -273,7 +273,7 @@ def _accuracy(chain: Chain, state: State, data: Examples | None, depth: Array | 
     """Share of the examples classified right, in inference; NaN without any."""
     if data is None:
         return jnp.full((), jnp.nan)
-    params = (chain.bind or networks.bind_layers)(state.params, stats=state.stats)
+    params = (chain.bind or binding.bind)(state.params, stats=state.stats)
     return _right(output(chain.inference or chain, params, data.x, depth), data.y)
 
 
