@@ -427,3 +427,39 @@ def test_critical_sharpness_of_a_network_and_where_there_is_none():
     # a loss that is not finite has risen
     wall = curvature.critical_sharpness(lambda w: jnp.where(w > 2, jnp.nan, -w), jnp.zeros(()), jnp.ones(()), passes=30)
     assert float(wall.rate) == pytest.approx(2, rel=1e-3)
+
+
+def test_sharpness_along_training_is_recorded_and_frozen_where_a_run_diverges():
+    from jaxstab import training
+
+    mlp = MLP(1, 4, features_out=3)
+    x = jax.random.normal(KEY, (20, 3))
+    data = training.Examples(x, jnp.arange(20) % 3)
+    params = networks.init(mlp, KEY, x, 1.3)
+    goal = curvature.objective(networks.chain(mlp))
+
+    def at(params):
+        return curvature.hessian(goal, params, data)
+
+    @jax.jit
+    def run(rate):
+        monitor = curvature.monitor_sharpness(at, steps=60, every=20, products=30)
+        tx = optax.chain(monitor, optax.sgd(rate))
+        seen, state = training.train(mlp, params, tx, data, key=KEY, steps=60)
+        return seen.first_nonfinite, optax.tree.get(state.optimiser, "sharpness"), state.params
+
+    _, series, _ = run(0.1)
+    assert np.all(np.isfinite(series))
+    top = jax.jit(lambda params: curvature.extremes(at(params), KEY, steps=30).largest[0])
+    assert float(series[0]) == pytest.approx(float(top(params)), rel=1e-6)
+    half = jax.jit(lambda: training.train(mlp, params, optax.sgd(0.1), data, key=KEY, steps=40)[1].params)()
+    assert float(series[2]) == pytest.approx(float(top(half)), rel=1e-6)
+    # no compile for another rate, at which float64 overflows within three steps
+    stopped, series, _ = run(1e307)
+    assert run._cache_size() == 1
+    assert 0 <= stopped < 40 and np.isfinite(series[0]) and np.isnan(series[2])
+    monitor = curvature.monitor_sharpness(at, 3)
+    with pytest.raises(ValueError, match="needs the parameters"):
+        monitor.update(params, monitor.init(params))
+    with pytest.raises(ValueError, match="every must be an integer >= 1, got 0"):
+        curvature.monitor_sharpness(at, 3, 0)

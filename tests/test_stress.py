@@ -36,6 +36,8 @@ def _calls(width=6):
     goal, labels = curvature.objective(chain), jnp.asarray([0, 1, 1])
     hessian = lambda p, x: curvature.hessian(goal, p, (batch(x), labels), chunk_size=2)
     product = lambda operator, p: operator.matvec(curvature.ravel(p)[0])
+    monitor = lambda operator: curvature.monitor_sharpness(operator, steps=2, products=2)
+    monitored = lambda operator, p: monitor(operator).update(p, monitor(operator).init(p), p)[1]
     unit = lambda p: jax.tree.map(jnp.ones_like, p)
     adam = lambda p: optax.ScaleByAdamState(jnp.asarray(3), unit(p), unit(p))
     eigenvalues = lambda x: curvature.EigenvalueDensity(jnp.sort(square(x)), jax.nn.softmax(square(x)))
@@ -57,6 +59,7 @@ def _calls(width=6):
             curvature.hessian_by_gradient(lambda p: jax.tree.map(jnp.tanh, p), p), p
         ),
         "curvature.largest_stable_rate": lambda p, x, key: curvature.largest_stable_rate(x),
+        "curvature.monitor_sharpness": lambda p, x, key: monitored(lambda p: hessian(p, x), p),
         "curvature.objective": lambda p, x, key: goal(p, (batch(x), labels)),
         "curvature.preconditioned": lambda p, x, key: product(curvature.preconditioned(hessian(p, x), unit(p)), p),
         "curvature.ravel": lambda p, x, key: curvature.ravel(p)[0],

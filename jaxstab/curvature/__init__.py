@@ -14,6 +14,7 @@ from jaxstab.curvature.kernels import (
     tangent_kernel_by_layer,
     tangent_kernel_memory,
 )
+from jaxstab.curvature.monitors import SharpnessState, monitor_sharpness
 from jaxstab.curvature.objectives import Objective, objective
 from jaxstab.curvature.parameter_operator import parameter_jacobian
 from jaxstab.curvature.products import empirical_fisher, gauss_newton, hessian, hessian_by_gradient
@@ -36,6 +37,7 @@ __all__ = [
     "EigenvalueDensity",
     "Extremes",
     "Objective",
+    "SharpnessState",
     "TangentKernel",
     "adam_preconditioner",
     "cdf",
@@ -51,6 +53,7 @@ __all__ = [
     "hessian_by_gradient",
     "kernel_eigenvalues",
     "largest_stable_rate",
+    "monitor_sharpness",
     "objective",
     "parameter_jacobian",
     "preconditioned",

@@ -1,0 +1,99 @@
+"""Sharpness along a training run, recorded in the state of an optax transformation."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, PyTree
+
+from jaxstab.checks import check_count
+from jaxstab.curvature.symmetric import extremes
+from jaxstab.curvature.vectors import ravel
+from jaxstab.spectra.operators import Operator
+
+
+class SharpnessState(NamedTuple):
+    """What `monitor_sharpness` has seen.
+
+    Attributes:
+        updates: how many there were.
+        sharpness: largest eigenvalue before updates 0, every, 2 every, ...; NaN for those to come.
+        error: bound on its distance to an eigenvalue, likewise.
+        vector: the last eigenvector, from which the next measurement begins.
+    """
+
+    updates: Int[Array, ""]
+    sharpness: Float[Array, " record"]
+    error: Float[Array, " record"]
+    vector: Float[Array, "1 n"]
+
+
+def monitor_sharpness(
+    operator: Callable[[PyTree], Operator], steps: int, every: int = 1, products: int = 10
+) -> optax.GradientTransformation:
+    """Record the sharpness of a loss while any optimiser trains on it; updates pass unchanged.
+
+    To be chained with an optimiser, under any training loop; of `training.train`, which keeps the state of a run that
+    is no longer finite, records after that stay NaN. A measurement goes on from the last eigenvector, so that few
+    products serve. It is skipped between records, but under `jax.vmap` over runs, which computes both branches: use
+    `jax.lax.map`.
+
+    Args:
+        operator: parameters -> symmetric matrix, such as `hessian` of the loss at them.
+        steps: updates of the run, >= 1.
+        every: updates from one record to the next, >= 1.
+        products: with the matrix for each record, >= 1.
+
+    Returns:
+        The transformation. Its `SharpnessState` is read by `optax.tree.get(state, "sharpness")`.
+
+    Raises:
+        ValueError: if a count is not an integer >= 1; in `update`, if it is not given the parameters.
+
+    Example:
+        >>> from jaxstab import curvature
+        >>> loss = lambda w: jnp.sum(jnp.asarray([1.0, 3.0]) * w**2) / 2
+        >>> monitor = monitor_sharpness(lambda w: curvature.hessian(loss, w), steps=10, every=5, products=2)
+        >>> tx, w = optax.chain(monitor, optax.sgd(0.1)), jnp.ones(2)
+        >>> state = tx.init(w)
+        >>> for _ in range(6):
+        ...     updates, state = tx.update(jax.grad(loss)(w), state, w)
+        >>> [round(float(value), 3) for value in optax.tree.get(state, "sharpness")]
+        [3.0, 3.0]
+    """
+    check_count("steps", steps, 1)
+    check_count("every", every, 1)
+    check_count("products", products, 1)
+    records = -(-steps // every)
+    key = jax.random.key(0)
+
+    def init(params: PyTree) -> SharpnessState:
+        vector, _ = ravel(params)
+        unknown = jnp.full(records, jnp.nan, vector.dtype)
+        start = jax.random.normal(key, (1, vector.size), vector.dtype)
+        return SharpnessState(jnp.zeros((), jnp.int32), unknown, unknown, start)
+
+    def update(
+        updates: PyTree, state: SharpnessState, params: PyTree | None = None, **_: Any
+    ) -> tuple[PyTree, SharpnessState]:
+        if params is None:
+            raise ValueError("monitor_sharpness needs the parameters: tx.update(updates, state, params)")
+
+        def measured() -> SharpnessState:
+            found = extremes(operator(params), key, steps=products, start=state.vector)
+            at = state.updates // every
+            # parameters that are not finite have no eigenvector
+            vector = jnp.where(jnp.isnan(found.largest_vectors), state.vector, found.largest_vectors)
+            return state._replace(
+                sharpness=state.sharpness.at[at].set(found.largest[0]),
+                error=state.error.at[at].set(found.largest_error[0]),
+                vector=vector,
+            )
+
+        due = (state.updates % every == 0) & (state.updates < steps)
+        state = jax.lax.cond(due, measured, lambda: state)
+        return updates, state._replace(updates=state.updates + 1)
+
+    return optax.GradientTransformationExtraArgs(init, update)
