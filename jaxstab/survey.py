@@ -27,6 +27,8 @@ from jaxstab.verdicts import judge
 with extra("run"):
     import xarray as xr
 
+# ln of the lengths at which a shift of finite width is taken: beyond, phi' is that at 0 or at infinity
+_LENGTHS = (-25.0, 25.0)
 # gains at which a line of theory is drawn
 FINE = 65
 
@@ -108,7 +110,8 @@ def predict(grid: Grid, d_in: int, c0: float, progress: ProgressBar = iter) -> x
         progress: wraps the sequence of activations, such as tqdm.
 
     Returns:
-        The records' fields over (activation, sigma_w, ...), and `fixed_point_*`.
+        The records' fields over (activation, sigma_w, ...), `fixed_point_*`, and `finite_width_rate`, by which the
+        rate of a typical network exceeds that of infinite width, to the order 1/width.
     """
     gains = jnp.asarray(grid.sigma_w, float)
 
@@ -125,10 +128,18 @@ def predict(grid: Grid, d_in: int, c0: float, progress: ProgressBar = iter) -> x
         records = _theory(block is not None, jax.vmap(profiles), gains)
         fixed = _theory(block is not None, jax.vmap(point), gains)
         fixed_point = {f"fixed_point_{field}": ("sigma_w", array) for field, array in fixed._asdict().items()}
-        return labelled(records, ("sigma_w",)).assign(fixed_point)
+        shifted = -np.asarray(_typical_shift(grid, activation, jnp.asarray(records[0].log_q[:, -1])))
+        return labelled(records, ("sigma_w",)).assign(fixed_point | {"finite_width_rate": ("sigma_w", shifted)})
 
     parts = [one(activation) for activation in progress(grid.activations)]
     return xr.concat(parts, "activation").pipe(with_coordinates, grid)
+
+
+def _typical_shift(grid: Grid, activation: str | Activation, log_q: Array) -> Array:
+    """The shift of finite width at the deepest layer's length, beside which a skip or a norm makes it no larger."""
+    q = jnp.exp(jnp.clip(log_q, *_LENGTHS))
+    weights = "orthogonal" if grid.weights == "orthogonal" else "gaussian"
+    return jax.vmap(lambda q: theory.typical_shift(activation, q, grid.width, weights))(q)
 
 
 def law(grid: Grid, activation: str | Activation) -> theory.Law | None:

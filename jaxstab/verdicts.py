@@ -6,12 +6,16 @@ its way back to the input: it vanishes. Negative, it explodes. Standard errors a
 
 import numpy as np
 
+from jaxstab import theory
 from jaxstab.extras import extra
 
 with extra("run"):
     import xarray as xr
 
 VERDICTS = ("vanish", "critical", "explode", "undefined")
+AGREEMENTS = ("agrees", "finite width", "disagrees", "unknown")
+# standard errors that a measurement may lie from its prediction
+LIMIT = 4.0
 
 
 def rate(log_grad_h: xr.DataArray) -> xr.DataArray:
@@ -118,7 +122,7 @@ def judge(dataset: xr.Dataset) -> xr.Dataset:
         dataset: with `log_grad_h` (activation, seed, sigma_w, input, depth, layer) and its `predicted_` twin.
 
     Returns:
-        `rate`, `rate_se`, `predicted_rate`, `verdict` over (activation, sigma_w); `measured_critical`,
+        `rate`, `rate_se`, `predicted_rate`, `agreement` and `verdict` over (activation, sigma_w); `measured_critical`,
         `measured_critical_se`, `measured_critical_seeds`, `predicted_critical` over (activation). A standard error
         of fewer than two seeds is NaN. For drawing, `gradient_ratio`, `gradient_profile` with its standard error,
         their predictions, and the quantiles of the spectra.
@@ -127,6 +131,7 @@ def judge(dataset: xr.Dataset) -> xr.Dataset:
     profiles = gradient_profile(dataset.log_grad_h).mean("input")
     mean, error = by_seed.mean("seed"), standard_error(by_seed)
     predicted = rate(dataset.predicted_log_grad_h)
+    shift = dataset.finite_width_rate if "finite_width_rate" in dataset else xr.zeros_like(predicted)
     over_depth = np.abs(mean) * int(dataset.depth.max())
     critical = (over_depth <= 1) | (np.abs(mean) <= 2 * error)
     verdict = xr.where(critical, "critical", xr.where(mean > 0, "vanish", "explode"))
@@ -136,6 +141,7 @@ def judge(dataset: xr.Dataset) -> xr.Dataset:
             "rate": mean,
             "rate_se": error,
             "predicted_rate": predicted,
+            "agreement": agreement(mean, predicted, error, shift),
             "verdict": xr.where(np.isfinite(mean), verdict, "undefined"),
             "measured_critical": gains.mean("seed"),
             "measured_critical_se": standard_error(gains),
@@ -148,6 +154,34 @@ def judge(dataset: xr.Dataset) -> xr.Dataset:
             "predicted_gradient_profile": gradient_profile(dataset.predicted_log_grad_h),
         }
     ).merge(spectrum_quantiles(dataset.log_s))
+
+
+def agreement(
+    measured: xr.DataArray, predicted: xr.DataArray, error: xr.DataArray, shift: xr.DataArray
+) -> xr.DataArray:
+    """Whether measured rates are those of theory, and if not, whether finite width explains it.
+
+    A rate agrees within four standard errors of the one at infinite width. Typical gradients of a finite width are
+    smaller: their rate exceeds it by `shift` to the order 1/width, and what lies within as much of that, again to four
+    standard errors, is finite width.
+
+    Args:
+        measured: mean rates.
+        predicted: rates at infinite width.
+        error: standard errors of the measured ones.
+        shift: by which rates of this width exceed those, >= 0.
+
+    Returns:
+        One of AGREEMENTS; "unknown" where a rate or its error is.
+    """
+    plain = theory.compare(measured.values, predicted.values, error.values, depth=1.0, width=1.0, size=0.0)
+    typical = (predicted + shift).transpose(*measured.dims)
+    sizes = shift.transpose(*measured.dims).values
+    banded = theory.compare(measured.values, typical.values, error.values, depth=1.0, width=1.0, size=sizes)
+    known = np.isfinite(np.asarray(plain.z))
+    told = np.where(np.abs(banded.beyond) <= LIMIT, AGREEMENTS[1], AGREEMENTS[2])
+    told = np.where(np.abs(plain.z) <= LIMIT, AGREEMENTS[0], told)
+    return measured.copy(data=np.where(known, told, AGREEMENTS[3]))
 
 
 def standard_error(values: xr.DataArray, dim: str = "seed") -> xr.DataArray:

@@ -84,3 +84,10 @@ def test_quantiles_leave_out_exact_zeros():
     assert float(found.zero_share) == pytest.approx(1 / 3)
     assert float(found.log_s_quantile.sel(quantile=0.5)) == pytest.approx(1.5)
     assert float(found.log_s_quantile.sel(quantile=1.0)) == pytest.approx(3.0)
+
+
+def test_finite_width_is_told_from_disagreement():
+    cells = lambda *values: xr.DataArray(np.array([values]), dims=("activation", "sigma_w"))
+    measured, error = cells(0.01, 0.02, 0.05, -0.05, np.nan), cells(*[0.002] * 5)
+    found = verdicts.agreement(measured, cells(*[0.005] * 5), error, cells(*[0.0125] * 5))
+    assert found.values[0].tolist() == ["agrees", "finite width", "disagrees", "disagrees", "unknown"]

@@ -14,7 +14,7 @@ from jaxstab.report import figures
 from jaxstab.report.document import Picture, page, picture
 from jaxstab.report.figures import COLOURS, N_XI
 from jaxstab.store.files import whole_file
-from jaxstab.verdicts import regions
+from jaxstab.verdicts import AGREEMENTS, regions
 
 _NEEDED = ("verdict", "gradient_profile", "phase_chi_1", "log_s_quantile", "fine_xi_c")
 # variables drawn in each figure, with the dimensions that are averaged over
@@ -106,6 +106,7 @@ def _row(of: xr.Dataset) -> dict[str, Any]:
         "line": _number(float(of.critical_here)),
         "predicted": _number(float(of.predicted_critical), " in range"),
         "measured": measured + (f" \N{PLUS-MINUS SIGN} {error:.3f}" if np.isfinite(error) else ""),
+        "agreement": _agreement(of),
         "verdicts": [
             {
                 "verdict": verdict,
@@ -116,6 +117,14 @@ def _row(of: xr.Dataset) -> dict[str, Any]:
             for verdict, low, high, count in regions(of.verdict)
         ],
     }
+
+
+def _agreement(of: xr.Dataset) -> str:
+    """How many rates are those of theory; of a store of an older version, nothing."""
+    if "agreement" not in of:
+        return ""
+    told = of.agreement.values.astype(str).tolist()
+    return ", ".join(f"{told.count(kind)} {kind}" for kind in AGREEMENTS if kind in told)
 
 
 def _alts(dataset: xr.Dataset) -> dict[str, str]:
