@@ -21,6 +21,7 @@ from jaxstab.theory.free_products import (
     product_law,
     squared_slopes,
 )
+from jaxstab.theory.kernels import Kernels, kernels
 from jaxstab.theory.laws import (
     NORMS,
     SKIPS,
@@ -54,6 +55,7 @@ __all__ = [
     "Comparison",
     "JacobianLaw",
     "JacobianMoments",
+    "Kernels",
     "Law",
     "LogGrowth",
     "MomentError",
@@ -70,6 +72,7 @@ __all__ = [
     "jacobian_cdf",
     "jacobian_law",
     "jacobian_moments",
+    "kernels",
     "law",
     "length_map",
     "linear_exponents",

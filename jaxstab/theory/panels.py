@@ -206,6 +206,35 @@ def gaussian_panels(about: Features, centre: AnyArray, spread: AnyArray, blur: A
     return _panels(breaks, -reach, reach, field)
 
 
+def shared_panels(about: Features, spreads: tuple[AnyArray, AnyArray], blurs: tuple[AnyArray, AnyArray]) -> Panels:
+    """Panels of E f_1(spread_1 u) f_2(spread_2 u), u standard normal, graded towards the breaks of both.
+
+    Args:
+        about: features of the activation, which both vary as.
+        spreads: standard deviations, scalars.
+        blurs: distances over which each is smoothed.
+
+    Returns:
+        The panels.
+    """
+    xp = host.namespace(*spreads, *blurs)
+    breaks, scales = np.asarray(about.breaks), np.asarray(about.scales)
+    reach = _REACH + 2 * about.growth * xp.maximum(*spreads)
+    limit = reach if about.sharp else _CENTRAL
+    places, sizes = [], []
+    for spread, blur in zip(spreads, blurs, strict=True):
+        exact = breaks / spread
+        place = xp.clip(exact, -limit, limit)
+        width = xp.hypot(np.where(about.sharp, 0.0, scales), blur)
+        places.append(place)
+        sizes.append(xp.clip(width / spread + xp.abs(exact - place), _FINEST, _WIDEST))
+    known, size = xp.concatenate(places), xp.concatenate(sizes)
+    ascending = xp.sort(xp.concatenate([known, xp.zeros_like(known[:1])]))
+    distance = xp.abs(ascending[:, None] - known[None])
+    field = xp.minimum(xp.min(size[None] + distance, -1), _WIDEST)
+    return _panels(ascending, -reach[None], reach[None], field)
+
+
 def _with_zero(ascending: Float[AnyArray, "*b k"]) -> Float[AnyArray, "*b one_more"]:
     """The values with 0 among them, ascending."""
     xp = host.namespace(ascending)

@@ -24,7 +24,7 @@ from jaxstab.activations import Activation
 from jaxstab.theory import host
 from jaxstab.theory.features import Features, Nodes
 from jaxstab.theory.host import AnyArray
-from jaxstab.theory.panels import Legendre, Panels, at_node, density, flat, gaussian_panels, legendre
+from jaxstab.theory.panels import Legendre, Panels, at_node, density, flat, gaussian_panels, legendre, shared_panels
 
 # so many panels are summed one after another, in the processor's cache; more of them side by side
 _FEW_PANELS = 8
@@ -233,6 +233,39 @@ def pair(
     other_mean = xp.where(opposite, mean.reshape(shape)[::-1, ::-1].reshape(-1), mean)
     other_slope = xp.where(opposite, slope.reshape(shape)[::-1, ::-1].reshape(-1), slope)
     return Pair(xp.sum(weights * (variance + mean * (mean - other_mean))) / q, xp.sum(weights * slope * other_slope))
+
+
+def joint(
+    phi: Activation, about: Features, q: tuple[AnyArray, AnyArray], c: Float[AnyArray, ""], nodes: Nodes
+) -> tuple[AnyArray, AnyArray]:
+    """E phi(z1) phi(z2) and E phi'(z1) phi'(z2) of Gaussians of two lengths.
+
+    Args:
+        phi: the activation.
+        about: its features.
+        q: both variances, in [SHORTEST, LONGEST].
+        c: correlation, in [-1, 1].
+        nodes: of the rule.
+
+    Returns:
+        The moments.
+    """
+    xp = host.namespace(*q, c)
+    distance = 1.0 - xp.abs(c)
+    apart = [xp.sqrt(length * xp.maximum(distance, CLOSEST)) for length in q]
+    together = [xp.sqrt(length * xp.maximum(1 - distance, 1e-30)) for length in q]
+    panels = shared_panels(_mirrored(about), tuple(together), tuple(apart))
+    x, weights = flat(panels, legendre(nodes.outer, about.power))
+    weights = weights * density(x)
+    weights = weights / xp.sum(weights)
+    inner = legendre(nodes.inner, about.power)
+    signs = (xp.ones_like(c), xp.where(c < 0, -1.0, 1.0))
+    known = [
+        _given(phi, about, sign * wide * x, spread, inner)
+        for sign, wide, spread in zip(signs, together, apart, strict=True)
+    ]
+    means, slopes = ([one[place] for one in known] for place in (0, 2))
+    return xp.sum(weights * means[0] * means[1]), xp.sum(weights * slopes[0] * slopes[1])
 
 
 def _given(

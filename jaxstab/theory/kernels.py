@@ -1,0 +1,150 @@
+r"""Kernels of networks of infinite width, of two inputs of any lengths, by the fold over blocks.
+
+With A = E phi(z1) phi(z2) and D = E phi'(z1) phi'(z2) of the pre-activations' covariance K (Jacot et al. 2018),
+
+    K' = sigma_w^2 A + sigma_b^2,    Theta' = O + sigma_w^2 D Theta,
+
+O = K' where sigma_w / sqrt(n) stands beside parameters of variance 1 (the NTK's own parameters), and O = n A + 1 for
+the parameters of our networks, of fan-in n. A residual branch of factor s adds to K and to Theta, times s^2.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float
+
+from jaxstab.activations import Activation, Mixture
+from jaxstab.checks import check_count, check_gains
+from jaxstab.theory.features import Features
+from jaxstab.theory.laws import Law, as_law
+from jaxstab.theory.maps import AnyActivation, log_square
+from jaxstab.theory.moments import inside, log_moments
+from jaxstab.theory.precision import compiled
+from jaxstab.theory.quadrature import joint
+
+# phi(a z) = a phi(z) for a > 0: kernels of two lengths are those of one
+_HOMOGENEOUS = ("identity", "relu", "leaky_relu")
+
+
+class Kernels(NamedTuple):
+    """Kernels of the pre-activations of layers 0..L, for two inputs.
+
+    Attributes:
+        nngp: covariance K of one unit over networks.
+        ntk: Theta, summed over the parameters up to this layer.
+    """
+
+    nngp: Float[Array, "layer 2 2"]
+    ntk: Float[Array, "layer 2 2"]
+
+
+class _Moments(NamedTuple):
+    """A and D as matrices."""
+
+    values: Float[Array, "2 2"]
+    slopes: Float[Array, "2 2"]
+
+
+def _moments(phi: Activation, about: Features, covariance: Array) -> _Moments:
+    lengths = jnp.diagonal(covariance)
+    own = log_moments(phi, about, jnp.log(lengths))
+    q = jnp.exp(inside(jnp.log(lengths)))
+    root = jnp.sqrt(lengths[0] * lengths[1])
+    c = jnp.clip(covariance[0, 1] / jnp.where(root > 0, root, 1.0), -1.0, 1.0)
+    if phi.kernel is not None and phi.name in _HOMOGENEOUS:
+        values, slopes = phi.kernel(root, c)
+    else:
+        values, slopes = joint(phi, about, (q[0], q[1]), c, about.nodes)
+    return _Moments(_matrix(jnp.exp(own.log_length), values), _matrix(jnp.exp(own.log_slope), slopes))
+
+
+def _matrix(diagonal: Array, beside: Array) -> Float[Array, "2 2"]:
+    return jnp.stack([jnp.stack([diagonal[0], beside]), jnp.stack([beside, diagonal[1]])])
+
+
+@compiled("depth", "width", "d_in")
+def _kernels(
+    phi: Activation,
+    about: Features,
+    law: Law,
+    sigma_w: Array,
+    sigma_b: Array,
+    first: Array,
+    second: Array,
+    c0: Array,
+    depth: int,
+    width: int | None,
+    d_in: int | None,
+) -> Kernels:
+    w2, b2 = sigma_w**2 * jnp.exp(law.log_variance), sigma_b**2
+    square = jnp.ones_like(w2)
+    if law.skip == "scaled":
+        square = square / max(law.depth or depth, 1)
+    if law.skip == "rezero":
+        square = jnp.exp(log_square(jnp.abs(law.alpha)))
+    kept = 1.0 if law.residual else 0.0
+
+    def layer(carry: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], Kernels]:
+        nngp, ntk = carry
+        known = _moments(phi, about, nngp)
+        branch = w2 * known.values + b2
+        own = branch if width is None else width * known.values + 1.0
+        new = kept * nngp + square * branch, kept * ntk + square * (own + w2 * known.slopes * ntk)
+        return new, Kernels(nngp, ntk)
+
+    given = _matrix(jnp.stack([first, second]), c0 * jnp.sqrt(first * second))
+    nngp = w2 * given + b2
+    ntk = nngp if d_in is None else d_in * given + 1.0
+    return jax.lax.scan(layer, (nngp, ntk), None, length=depth + 1)[1]
+
+
+def kernels(
+    block: AnyActivation | Law,
+    sigma_w: ArrayLike,
+    sigma_b: ArrayLike,
+    depth: int,
+    *,
+    q0: tuple[ArrayLike, ArrayLike] = (1.0, 1.0),
+    c0: ArrayLike = 0.0,
+    width: int | None = None,
+    d_in: int | None = None,
+) -> Kernels:
+    """NNGP and NTK of two inputs at every layer, as width goes to infinity.
+
+    Args:
+        block: `law` of a block without norm and dropout, its skip None, "sum", "scaled" or "rezero"; or an activation.
+        sigma_w: weight gain, >= 0.
+        sigma_b: bias standard deviation, >= 0.
+        depth: blocks L. A readout behind phi is one more layer.
+        q0: mean squares of both inputs, > 0.
+        c0: their correlation.
+        width: units per layer, for the NTK of our networks' parameters, which grows with it; None for that of
+            parameters of variance 1.
+        d_in: input features, with `width`.
+
+    Returns:
+        The kernels, of one unit of the pre-activations. A multiplier alpha counts as no parameter.
+
+    Raises:
+        ValueError: if the law has a norm, dropout or another skip, or a number is out of range.
+
+    Example:
+        >>> found = kernels("relu", 2**0.5, 0.0, 400)
+        >>> ntk = found.ntk[-1]
+        >>> print(f"off-diagonal over diagonal: {ntk[0, 1] / ntk[0, 0]:.2f}, which tends to 1/4")
+        off-diagonal over diagonal: 0.26, which tends to 1/4
+    """
+    known = as_law(block)
+    check_gains(sigma_w, sigma_b)
+    depth = check_count("depth", depth, 0)
+    plain = known.norm is None and isinstance(known.keep, float) and known.keep == 1.0
+    if not plain or not (known.skip is None or known.residual) or isinstance(known.activation, Mixture):
+        raise ValueError(
+            "kernels are known of blocks without norm and dropout, with skip None, sum, scaled or rezero, of one "
+            f"activation, got {known.activation.name} with norm {known.norm}, skip {known.skip}, keep {known.keep}"
+        )
+    if (width is None) != (d_in is None):
+        raise ValueError(f"width and d_in are given together, got width {width} and d_in {d_in}")
+    numbers = (sigma_w, sigma_b, *q0, c0)
+    return _kernels(known.activation, known, *numbers, depth=depth, width=width, d_in=d_in)
