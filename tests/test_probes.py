@@ -323,7 +323,7 @@ def test_sites_are_chosen_by_path_class_and_stride(everything):
         (lambda p, v, t: p.read(v["params"], X, t), 'takes its variables, a dict with "params", got dict of'),
         (lambda p, v, t: p.read(v, X, t, sites=["nowhere"]), "no site is named 'nowhere'; there are Dense_0, Embed_0"),
         (lambda p, v, t: p.read(v, X, t, shifts={"Dense_0": X[0]}), r"must have its shape \(5, 4\), got \(4,\)"),
-        (lambda p, v, t: networks.probe(Everything, v, X, t), "a linen module, an nnx module or a function"),
+        (lambda p, v, t: networks.probe(Everything, v, X, t), "a linen module, an nnx module, a chain or"),
     ],
 )
 def test_mistakes_are_told_in_one_line(everything, call, message):

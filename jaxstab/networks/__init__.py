@@ -32,8 +32,9 @@ from jaxstab.networks.here import Here
 from jaxstab.networks.mlp import MLP
 from jaxstab.networks.normalization import NORMS
 from jaxstab.networks.own import from_functions, from_linen, from_nnx, from_params
-from jaxstab.networks.probes import Missed, Probe, Reading, Row, Site, probe
+from jaxstab.networks.probes import Probe, Reading, probe
 from jaxstab.networks.pullbacks import pullback
+from jaxstab.networks.sites import Missed, Row, Site
 from jaxstab.networks.skips import SKIPS
 from jaxstab.networks.tagged import tag
 from jaxstab.networks.views import (

@@ -11,10 +11,18 @@ from flax import linen as nn
 from flax import nnx
 from jaxtyping import PyTree
 
+from jaxstab.activations import Activation
+from jaxstab.networks.chains import Chain, Params, layers_of
+from jaxstab.networks.family import chain
+from jaxstab.networks.folds import state
+from jaxstab.networks.mlp import MLP
 from jaxstab.networks.tagged import tag
 
 # what begins the names of our own tags
 _OURS = "jaxstab:"
+# classes of the sites of a chain whose activation reads them
+EMBED = "embed"
+BLOCK = "block"
 
 
 class Model(NamedTuple):
@@ -25,12 +33,14 @@ class Model(NamedTuple):
         split: parameters as the user holds them -> (theta, rest): what is trained, and what else the model reads.
         join: theta and rest -> parameters as the user holds them.
         owners: theta -> for each of its leaves, the path of the submodule that owns it.
+        activation: what reads the states of a chain; None where it is not known.
     """
 
     call: Callable[[PyTree, PyTree, tuple, PyTree], tuple[PyTree, PyTree]]
     split: Callable[[PyTree], tuple[PyTree, PyTree]]
     join: Callable[[PyTree, PyTree], PyTree]
     owners: Callable[[PyTree], list[str]]
+    activation: Activation | None = None
 
 
 class Label(NamedTuple):
@@ -67,7 +77,7 @@ def model_of(model: Any, keywords: Mapping[str, Any]) -> Model:
     """See an unmodified model as a pure function.
 
     Args:
-        model: a linen module, an nnx module, or a function (params, *inputs) -> output.
+        model: a linen module, an nnx module, a chain, or a function (params, *inputs) -> output.
         keywords: static arguments of its call.
 
     Returns:
@@ -76,15 +86,18 @@ def model_of(model: Any, keywords: Mapping[str, Any]) -> Model:
     Raises:
         ValueError: if the model is none of these.
     """
+    if isinstance(model, Chain):
+        return _chain(model)
+    if isinstance(model, MLP):
+        return _chain(chain(model, **keywords))
     if isinstance(model, nn.Module):
         return _linen(model, keywords)
     if isinstance(model, nnx.Module):
         return _nnx(model, keywords)
     if callable(model) and not isinstance(model, type):
         return _function(model, keywords)
-    raise ValueError(
-        f"a model must be a linen module, an nnx module or a function (params, x) -> y, got {type(model).__name__}"
-    )
+    wanted = "a linen module, an nnx module, a chain or a function (params, x) -> y"
+    raise ValueError(f"a model must be {wanted}, got {type(model).__name__}")
 
 
 def _named(path: str, kind: str, method: str, output: PyTree) -> PyTree:
@@ -219,6 +232,31 @@ def _function(function: Callable, keywords: Mapping[str, Any]) -> Model:
         return function(theta, *inputs, **({"rngs": rngs} if rngs else {}), **keywords), rest
 
     return Model(call, lambda params: (params, {}), lambda theta, rest: theta, _owners)
+
+
+def _chain(network: Chain) -> Model:
+    def call(theta: PyTree, rest: PyTree, inputs: tuple, rngs: PyTree) -> tuple[PyTree, PyTree]:
+        def named(path: str, kind: str, layer: Callable) -> Callable:
+            return lambda *given: _named(path, kind, "__call__", layer(*given))
+
+        if isinstance(network.block, tuple):
+            parts = [f"blocks/parts/{i}" for i, part in enumerate(theta.blocks.parts) for _ in range(layers_of(part))]
+            block: Any = tuple(named(path, BLOCK, one) for path, one in zip(parts, network.block, strict=True))
+        else:
+            block = named("blocks", BLOCK, network.block)
+        tagged = network._replace(
+            embed=named("embed", EMBED, network.embed),
+            block=block,
+            readout=named("readout", "readout", network.readout),
+        )
+        return tagged.readout(theta, state(tagged, theta, *inputs)), rest
+
+    def split(params: PyTree) -> tuple[PyTree, PyTree]:
+        if not isinstance(params, Params):
+            raise ValueError(f"a chain takes networks.Params(embed, blocks, readout), got {_described(params)}")
+        return params, {}
+
+    return Model(call, split, lambda theta, rest: theta, _owners, network.activation)
 
 
 def _described(params: PyTree) -> str:

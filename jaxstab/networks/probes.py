@@ -6,10 +6,8 @@ stands and takes values out, or adds shifts, where the tags are.
 
 import fnmatch
 import functools
-import itertools
 import math
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -19,83 +17,9 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from jaxstab.checks import check_count
-from jaxstab.networks.interception import Label, Model, label_of, model_of
-from jaxstab.networks.tagged import Loop, Mark, Program
-
-# why nothing is read out of these constructs
-_REASONS = {
-    "cond": "in a branch, which may not run",
-    "while": "in a loop of unknown length",
-    "custom_jvp_call": "in a function with a derivative rule of its own",
-    "custom_vjp_call": "in a function with a derivative rule of its own",
-    "shard_map": "in a program of each device",
-}
-
-
-class Site(NamedTuple):
-    """A value within a model: what one call of one submodule gives.
-
-    Attributes:
-        name: path and class, "encoder/Dense_0", with ".method" unless it is `__call__`, the place of the value in a
-            tuple, and ":1" at the second call. The model's own output carries the name of its class.
-        path: of the submodule; "" for the model itself; the name of an explicit tag.
-        kind: class of the submodule; "tag" for an explicit tag.
-        call: how often the same submodule was called before.
-        shape: of the value; what is within scans has their axes in front.
-        dtype: of the value.
-        loops: the scans around it, the outermost first.
-        activation: name of the function that reads the value first, "relu", "tanh" or "sigmoid"; None for others.
-    """
-
-    name: str
-    path: str
-    kind: str
-    call: int
-    shape: tuple[int, ...]
-    dtype: Any
-    loops: tuple[Loop, ...]
-    activation: str | None
-
-    @property
-    def floating(self) -> bool:
-        """Whether the site can be shifted."""
-        return bool(jnp.issubdtype(self.dtype, jnp.floating))
-
-    def __str__(self) -> str:
-        """Name, class, dtype and shape."""
-        return f"{self.name} ({self.kind}) {self.dtype}{list(self.shape)}"
-
-
-class Row(NamedTuple):
-    """One value of a site: the site itself, or one step of the scan that it is in.
-
-    Attributes:
-        name: of the site, with the step within a scan: "ScanBlock_0/Dense_0@3".
-        site: name of the site.
-        steps: of the scans around it.
-    """
-
-    name: str
-    site: str
-    steps: tuple[int, ...]
-
-
-class Missed(NamedTuple):
-    """A submodule that a probe cannot reach.
-
-    Attributes:
-        name: of what would be the site.
-        kind: class of the submodule; "" where it is not known.
-        reason: why.
-    """
-
-    name: str
-    kind: str
-    reason: str
-
-    def __str__(self) -> str:
-        """Name, class and reason."""
-        return f"{self.name} ({self.kind}): {self.reason}" if self.kind else f"{self.name}: {self.reason}"
+from jaxstab.networks.interception import Model, model_of
+from jaxstab.networks.sites import Missed, Row, Site, missed_by, named_sites, rows_of
+from jaxstab.networks.tagged import Program
 
 
 class Reading(NamedTuple):
@@ -205,7 +129,7 @@ class Probe:
                 at_row = jax.vmap(at_row)
             numbers = at_row(*(known[site.name] for known in values))
             parts.append(jax.tree.map(functools.partial(_rows_first, len(site.loops)), numbers))
-        places = self._places()
+        places = self.places()
 
         def joined(*stacks: Array) -> Array:
             # sites of several precisions share an axis in the widest
@@ -231,8 +155,12 @@ class Probe:
                 return row
         raise ValueError(self._unknown(name))
 
-    def _places(self) -> np.ndarray:
-        """Where the rows are among the sites, all steps of each together."""
+    def places(self) -> np.ndarray:
+        """Where the rows are among the sites, all steps of each together.
+
+        Returns:
+            For each row, its number where sites come in order and steps within sites.
+        """
         starts = {}
         start = 0
         for site in self.sites:
@@ -252,13 +180,21 @@ class Probe:
         Returns:
             Leaves, each with whether scans take a slice of it in each step.
         """
-        owners = self.model.owners(theta)
         leaves = jax.tree.leaves(theta)
-        return [
-            (leaf, i in self._sliced)
-            for i, (owner, leaf) in enumerate(zip(owners, leaves, strict=True))
-            if not path or owner == path or owner.startswith(f"{path}/")
-        ]
+        return [(leaves[i], i in self._sliced) for i in self.owned(theta, path)]
+
+    def owned(self, theta: PyTree, path: str) -> list[int]:
+        """Numbers of the parameters of a submodule and of those within it.
+
+        Args:
+            theta: what is trained, or its gradient.
+            path: of the submodule.
+
+        Returns:
+            Numbers of leaves of theta.
+        """
+        owners = enumerate(self.model.owners(theta))
+        return [i for i, owner in owners if not path or owner == path or owner.startswith(f"{path}/")]
 
     def _site(self, name: str) -> Site:
         for site in self.sites:
@@ -284,8 +220,8 @@ def probe(
     """Find the sites of an unmodified model.
 
     Args:
-        model: a linen module, an nnx module, or a function (params, *inputs) -> output with `networks.tag` in it. Names
-            of `jax.ad_checkpoint.checkpoint_name` are sites too.
+        model: a linen module, an nnx module, a chain, or a function (params, *inputs) -> output with `networks.tag` in
+            it. Names of `jax.ad_checkpoint.checkpoint_name` are sites too.
         params: its parameters: the variables of a linen module; the `nnx.State` of an nnx module, None for what it
             holds; any pytree of a function. Collections other than "params", and variables other than `nnx.Param`, go
             along, may be changed by the model and are not differentiated by.
@@ -321,7 +257,7 @@ def probe(
     given = (theta, rest, inputs, {} if rngs is None else rngs)
     closed, gives = jax.make_jaxpr(pure.call, return_shape=True)(*given)
     program = Program.of(closed)
-    found = _named_sites(program.marks)
+    found = named_sites(program.marks, pure.activation)
     patterns = [kind] if isinstance(kind, str) else list(kind)
     chosen = [
         (number, site)
@@ -330,10 +266,10 @@ def probe(
     ][::every]
     if found and not chosen:
         raise ValueError(f"no site has a path like {path!r} and a class like {kind!r}; there are {_some(found)}")
-    missed = _missed(program, set(pure.owners(theta)), found)
+    missed = missed_by(program, set(pure.owners(theta)), found)
     return Probe(
         sites=tuple(site for _, site in chosen),
-        rows=tuple(_rows([site for _, site in chosen])),
+        rows=tuple(rows_of([site for _, site in chosen])),
         missed=tuple(missed),
         model=pure,
         _program=program,
@@ -344,45 +280,6 @@ def probe(
         _inputs=len(inputs),
         _sliced=frozenset(program.sliced),
     )
-
-
-def _named_sites(marks: Sequence[Mark]) -> list[Site]:
-    """The sites of all tags, calls of the same submodule counted."""
-    labels = [label_of(mark.name) for mark in marks]
-    calls: Counter[Label] = Counter()
-    sites = []
-    for mark, label in zip(marks, labels, strict=True):
-        call = calls[label]
-        calls[label] += 1
-        name = (label.path or label.kind) + label.suffix + (f":{call}" if call else "")
-        sites.append(Site(name, label.path, label.kind, call, mark.shape, mark.dtype, mark.loops, mark.activation))
-    return sites
-
-
-def _rows(sites: Sequence[Site], index: tuple[int, ...] = ()) -> Iterator[Row]:
-    """The sites in order of execution, those of one scan step by step."""
-    level = len(index)
-    for loop, group in itertools.groupby(sites, lambda site: site.loops[level : level + 1]):
-        within = list(group)
-        if not loop:
-            step = "".join(f"@{i}" for i in index)
-            yield from (Row(site.name + step, site.name, index) for site in within)
-            continue
-        steps = range(loop[0].length)
-        for i in reversed(steps) if loop[0].reverse else steps:
-            yield from _rows(within, (*index, i))
-
-
-def _missed(program: Program, owners: set[str], found: Sequence[Site]) -> list[Missed]:
-    """What cannot be read: tags in constructs without a way out, and owners of parameters without a tag."""
-    missed = []
-    for name, construct in program.unreached:
-        label = label_of(name)
-        reason = _REASONS.get(construct, "values cannot leave it")
-        missed.append(Missed((label.path or label.kind) + label.suffix, label.kind, f"within {construct}: {reason}"))
-    known = {site.path for site in found} | {label_of(name).path for name, _ in program.unreached}
-    reason = "it has parameters, but none of its public methods was seen to give an array"
-    return missed + [Missed(path, "", reason) for path in sorted(owners - known)]
 
 
 def _rows_first(loops: int, leaf: Array) -> Array:

@@ -182,6 +182,7 @@ class Program:
         plain: list[Any] = []
         last_read = _last_read(jaxpr)
         readers = _readers(jaxpr)
+        used = _used(jaxpr)
 
         def flush(before: int) -> None:
             if plain:
@@ -189,6 +190,10 @@ class Program:
                 plain.clear()
 
         for i, equation in enumerate(jaxpr.eqns):
+            if i not in used:
+                # nn.scan traces its body once more, for what does not change from step to step
+                self.unreached += [Unreached(name, "unused") for name in _names(equation)]
+                continue
             step = self._opened_step(equation, loops, readers)
             if step is None:
                 plain.append(equation)
@@ -213,7 +218,7 @@ class Program:
         name = equation.primitive.name
         if name == "name":
             return self._marked(equation, loops, readers)
-        inside = [tagged for inner in _inner(equation.params) for tagged in _tags(inner)]
+        inside = list(_names(equation))
         if not inside:
             return None
         if name in _JITS:
@@ -390,10 +395,22 @@ def _inner(value: Any) -> Iterator[Any]:
         yield _opened(value)[0]
 
 
-def _tags(jaxpr: Any) -> Iterator[str]:
-    """Names of all tags in a jaxpr."""
-    for equation in jaxpr.eqns:
-        if equation.primitive.name == "name":
-            yield equation.params["name"]
-        for inner in _inner(equation.params):
-            yield from _tags(inner)
+def _names(equation: Any) -> Iterator[str]:
+    """Names of all tags of an equation and within it."""
+    if equation.primitive.name == "name":
+        yield equation.params["name"]
+    for inner in _inner(equation.params):
+        for within in inner.eqns:
+            yield from _names(within)
+
+
+def _used(jaxpr: Any) -> set[int]:
+    """Numbers of the equations that results depend on, or that do something besides."""
+    read = {atom for atom in jaxpr.outvars if not isinstance(atom, Literal)}
+    used = set()
+    for i in reversed(range(len(jaxpr.eqns))):
+        equation = jaxpr.eqns[i]
+        if equation.effects or any(variable in read for variable in equation.outvars):
+            used.add(i)
+            read |= {atom for atom in equation.invars if not isinstance(atom, Literal)}
+    return used

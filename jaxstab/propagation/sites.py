@@ -69,15 +69,13 @@ class SiteGradients(NamedTuple):
         nonfinite: share of the gradient at each row that is not finite.
         theta: the gradient by what is trained, times the scale of the loss.
         sites: the gradient by floating sites, times the scale of the loss.
-        output: of the model.
-        loss: its loss.
+        loss: its value.
     """
 
     profile: BackwardProfile
     nonfinite: Float[Array, " row"]
     theta: PyTree
     sites: Mapping[str, Array]
-    output: PyTree
     loss: Float[Array, ""]
 
 
@@ -106,14 +104,7 @@ def backward_at_sites(
         >>> jax.jit(lambda w: backward_at_sites(probe, w, x, loss=jnp.sum).sites["h"])(w).tolist()
         [[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]
     """
-    theta, rest = probe.model.split(params)
-
-    def objective(theta: PyTree, shifts: Mapping[str, Array]) -> tuple[Float[Array, ""], PyTree]:
-        output = probe.read(probe.model.join(theta, rest), *inputs, shifts=shifts, sites=()).output
-        return loss(output), output
-
-    value, pull, output = jax.vjp(objective, theta, probe.zeros(), has_aux=True)
-    d_theta, d_sites = pull(jnp.asarray(scale, value.dtype))
+    value, d_theta, d_sites = gradients_at_sites(probe, params, *inputs, loss=loss, scale=scale)
     log_scale = jnp.log(jnp.asarray(scale, jnp.float32))
     known = dict(d_sites)
     for site in probe.sites:
@@ -127,7 +118,32 @@ def backward_at_sites(
     log_h, nonfinite = probe.over_rows(of_site, known)
     of_parameters = {site.name: _of_parameters(probe, d_theta, site) for site in probe.sites}
     log_theta = probe.over_rows(lambda site, log: log - log_scale.astype(log.dtype), of_parameters)
-    return SiteGradients(BackwardProfile(log_h, log_theta), nonfinite, d_theta, d_sites, output, value)
+    return SiteGradients(BackwardProfile(log_h, log_theta), nonfinite, d_theta, d_sites, value)
+
+
+def gradients_at_sites(
+    probe: Probe, params: PyTree, *inputs: PyTree, loss: Loss, scale: ArrayLike = 1.0
+) -> tuple[Float[Array, ""], PyTree, Mapping[str, Array]]:
+    """The gradient of a loss by parameters and by floating sites.
+
+    Args:
+        probe: the model.
+        params: its parameters.
+        inputs: as the model takes them.
+        loss: scalar function of the output.
+        scale: factor of the gradient on its way.
+
+    Returns:
+        The loss, and its gradients times the scale.
+    """
+    theta, rest = probe.model.split(params)
+
+    def objective(theta: PyTree, shifts: Mapping[str, Array]) -> Float[Array, ""]:
+        return loss(probe.read(probe.model.join(theta, rest), *inputs, shifts=shifts, sites=()).output)
+
+    value, pull = jax.vjp(objective, theta, probe.zeros())
+    d_theta, d_sites = pull(jnp.asarray(scale, value.dtype))
+    return value, d_theta, d_sites
 
 
 def site_statistics(site: Site, value: Array) -> SiteProfile:
@@ -185,7 +201,9 @@ def floating(value: Array) -> Float[Array, "..."]:
 
 def _of_parameters(probe: Probe, d_theta: PyTree, site: Site) -> Array:
     """ln of the gradient's norm by the parameters of a submodule, of one step where scans take slices of them."""
-    leaves = probe.parameters(d_theta, site.path)
+    leaves = [
+        (leaf, sliced) for leaf, sliced in probe.parameters(d_theta, site.path) if leaf.dtype != jax.dtypes.float0
+    ]
     lengths = [loop.length for loop in site.loops]
     if not leaves:
         return jnp.full(lengths, jnp.nan)

@@ -1,0 +1,181 @@
+"""What a diagnosis says: findings with their place and certainty, prescriptions with what they were seen to do."""
+
+import json
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import PyTree
+
+from jaxstab.diagnosis.measuring import Measured
+from jaxstab.networks import Missed
+
+
+class Interval(NamedTuple):
+    """A number with the range that holds it in about 95 of 100 cases.
+
+    Attributes:
+        value: the number.
+        low: lower end; NaN where nothing tells.
+        high: upper end.
+    """
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        """Three digits, and the range where it is known."""
+        if math.isnan(self.low):
+            return f"{self.value:.3g}"
+        return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]"
+
+
+class Finding(NamedTuple):
+    """One thing that is wrong with a model.
+
+    Attributes:
+        what: name of the fault, such as "vanishing gradient".
+        where: name of the row, or path of the submodule.
+        measured: how much.
+        unit: what the number counts.
+        why: one line of theory with its source.
+        change: what to do.
+    """
+
+    what: str
+    where: str
+    measured: Interval
+    unit: str
+    why: str
+    change: str
+
+    def __str__(self) -> str:
+        """Four lines."""
+        return (
+            f"{self.what.upper()} at {self.where}: {self.measured} {self.unit}\n"
+            f"    why:    {self.why}\n    change: {self.change}"
+        )
+
+
+class Prescription(NamedTuple):
+    """Other parameters that were measured to be better.
+
+    Attributes:
+        name: of the cure.
+        what: what was done to the parameters.
+        against: the finding that it is for.
+        quantity: what it promised to bring towards zero.
+        before: that quantity with the parameters given.
+        after: with the new ones.
+        params: the new parameters, of the same shapes.
+    """
+
+    name: str
+    what: str
+    against: str
+    quantity: str
+    before: float
+    after: float
+    params: PyTree
+
+    def __str__(self) -> str:
+        """One line with what was measured."""
+        return f"{self.name}: {self.what}; {self.quantity}: {self.before:.3g} before, {self.after:.3g} after"
+
+
+class Diagnosis(NamedTuple):
+    """What is wrong with a model at one batch, and what was seen to help.
+
+    Attributes:
+        findings: the worst first; none for a healthy model.
+        prescriptions: cures that were measured to help, for `apply`.
+        rate: d ln |dL/dh| / dl over the blocks, in nats per block; positive where the gradient vanishes.
+        small: share of the blocks below 1 % of the largest gradient of a block.
+        missed: submodules that could not be measured.
+        measured: the numbers.
+    """
+
+    findings: tuple[Finding, ...]
+    prescriptions: tuple[Prescription, ...]
+    rate: Interval
+    small: float
+    missed: tuple[Missed, ...]
+    measured: Measured
+
+    @property
+    def healthy(self) -> bool:
+        """Whether nothing was found."""
+        return not self.findings
+
+    def __str__(self) -> str:
+        """A page."""
+        return "\n".join([*self._head(), "", *self._body()])
+
+    def as_json(self) -> str:
+        """Everything but parameters as JSON.
+
+        Returns:
+            The text; numbers that are not finite are null.
+        """
+        measured = self.measured
+        rows = {
+            row.name: {
+                "class": site.kind,
+                "log_grad_h": measured.log_grad_h[i],
+                "log_grad_theta": measured.log_grad_theta[i],
+                **{field: values[i] for field, values in measured.signal._asdict().items()},
+                "alike": measured.alike[i],
+                "tokens": measured.tokens[i],
+            }
+            for i, (row, site) in enumerate(zip(measured.rows, measured.sites, strict=True))
+        }
+        text = {
+            "findings": [finding._asdict() | {"measured": finding.measured._asdict()} for finding in self.findings],
+            "prescriptions": [_without_params(cure) for cure in self.prescriptions],
+            "rate": self.rate._asdict(),
+            "blocks": [measured.rows[i].name for i in measured.blocks],
+            "share_of_blocks_below_1_percent": self.small,
+            "missed": [missed._asdict() for missed in self.missed],
+            "loss": measured.loss,
+            "rows": rows,
+        }
+        return json.dumps(_plain(text), indent=1, allow_nan=False)
+
+    def _head(self) -> list[str]:
+        measured = self.measured
+        lines = [f"{len(measured.rows)} places measured, loss {measured.loss:.4g}"]
+        if measured.blocks:
+            first, last = (measured.rows[measured.blocks[i]].name for i in (0, -1))
+            lines.append(f"depth: {len(measured.blocks)} blocks, {first} to {last}")
+            lines.append(f"ln of the gradient: {self.rate} nats a block, positive where it vanishes towards the input")
+            lines.append(f"blocks below 1 % of the largest gradient: {self.small:.0%}")
+        else:
+            lines.append("depth: no three modules of one class side by side, so that no rate is fitted")
+        if self.missed:
+            lines.append(f"not measured: {'; '.join(map(str, self.missed[:5]))}{'; ...' if self.missed[5:] else ''}")
+        return lines
+
+    def _body(self) -> list[str]:
+        if self.healthy:
+            return ["nothing found: signal and gradient survive the depth"]
+        lines = [f"{i + 1}. {finding}" for i, finding in enumerate(self.findings)]
+        if self.prescriptions:
+            lines += ["", "measured to help (diagnosis.apply gives the parameters):"]
+            lines += [f"  - {cure}" for cure in self.prescriptions]
+        return lines
+
+
+def _without_params(cure: Prescription) -> dict[str, Any]:
+    return {name: value for name, value in cure._asdict().items() if name != "params"}
+
+
+def _plain(value: Any) -> Any:
+    """Python's own types, numbers that are not finite as None."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float | np.floating):
+        return float(value) if math.isfinite(value) else None
+    return value

@@ -1,0 +1,298 @@
+"""What a diagnosis rests on: signal and gradient at every site of one model at one batch, forwards and backwards."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Key, PyTree
+
+from jaxstab import propagation
+from jaxstab.networks import Probe, Row, Site
+from jaxstab.norms import unit
+from jaxstab.propagation import floating
+from jaxstab.records import SiteProfile
+
+Loss = Callable[[PyTree], Float[Array, ""]]
+
+# size of the disturbance of nearby inputs, relative to the first site
+NEARBY = 1e-2
+# factors of the gradient, largest first: one that changes what is zero tells underflow from a gradient that is none
+SCALES = (2.0**100, 2.0**60, 2.0**24, 2.0**12, 2.0**6)
+
+
+class Measured(NamedTuple):
+    """A model at one batch, along the axis of its rows.
+
+    Attributes:
+        rows: the rows.
+        sites: the site of each row.
+        blocks: numbers of the rows that are the model's depth: calls of modules of one class, or steps of one scan.
+        signal: statistics of the values.
+        log_grad_h: ln |dL/dh| at each row; -inf for a gradient that is zero.
+        log_grad_theta: ln |dL/dtheta| of the parameters of the row's submodule; NaN where it has none.
+        by_example: ln |dL/dh| of each example; NaN where the first axis is not the batch.
+        nonfinite: share of the gradient that is not finite.
+        zero: share of the gradient that is exactly zero.
+        lost: share of the gradient that is zero only because floats end.
+        alike: mean correlation of pairs of examples; NaN where the first axis is not the batch.
+        tokens: mean correlation of pairs of positions, the axis before the last, within an example.
+        nearby: correlation of the signals of two inputs that differ by `NEARBY`.
+        loss: its value.
+    """
+
+    rows: tuple[Row, ...]
+    sites: tuple[Site, ...]
+    blocks: tuple[int, ...]
+    signal: SiteProfile
+    log_grad_h: Float[np.ndarray, " row"]
+    log_grad_theta: Float[np.ndarray, " row"]
+    by_example: Float[np.ndarray, "row example"]
+    nonfinite: Float[np.ndarray, " row"]
+    zero: Float[np.ndarray, " row"]
+    lost: Float[np.ndarray, " row"]
+    alike: Float[np.ndarray, " row"]
+    tokens: Float[np.ndarray, " row"]
+    nearby: Float[np.ndarray, " row"]
+    loss: float
+
+    @property
+    def floating(self) -> Bool[np.ndarray, " row"]:
+        """Which rows have a gradient."""
+        return np.asarray([site.floating for site in self.sites])
+
+
+@functools.lru_cache(16)
+def measurement(probe: Probe, loss: Loss) -> Callable[[PyTree, Sequence[PyTree], Key[Array, ""]], Measured]:
+    """Make the measurement of a model, compiled at its first use: the model forwards and backwards, and little else.
+
+    Measurements of one probe and one loss share their programs.
+
+    Statistics of a site are a program of their own, which sites of one shape share.
+
+    Args:
+        probe: the model.
+        loss: scalar function of the output.
+
+    Returns:
+        (parameters, inputs, key) -> what is measured.
+    """
+    sites = {site.name: site for site in probe.sites}
+    of_rows = tuple(sites[row.site] for row in probe.rows)
+    floats = np.asarray([site.floating for site in of_rows])
+    first = next((site for site in probe.sites if site.floating), None)
+
+    @jax.jit
+    def values(params: PyTree, inputs: Sequence[PyTree], shifts: dict[str, Array]) -> dict[str, Array]:
+        return probe.read(params, *inputs, shifts=shifts).sites
+
+    @jax.jit
+    def gradients(params: PyTree, inputs: Sequence[PyTree], scale: Float[Array, ""]) -> tuple:
+        return propagation.gradients_at_sites(probe, params, *inputs, loss=loss, scale=scale)
+
+    def signal(params: PyTree, inputs: Sequence[PyTree], key: Key[Array, ""]) -> _Signal:
+        examples = _examples(inputs)
+        nothing = {} if first is None else {first.name: jnp.zeros(first.shape, first.dtype)}
+        plain = values(params, inputs, nothing)
+        disturbed = plain if first is None else values(params, inputs, _disturbance(first, plain[first.name], key))
+        return _at_rows(probe, _of_signal, examples, plain, disturbed)
+
+    def gradient(params: PyTree, inputs: Sequence[PyTree], scale: float) -> tuple[_Gradient, np.ndarray, float]:
+        value, d_theta, d_sites = gradients(params, inputs, jnp.float32(scale))
+        known = {name: d_sites.get(name, _no_gradient(site)) for name, site in sites.items()}
+        at_rows = _at_rows(probe, _of_gradient, _examples(inputs), known)
+        return at_rows, _of_parameters(probe, d_theta), float(value)
+
+    def measured(params: PyTree, inputs: Sequence[PyTree], key: Key[Array, ""]) -> Measured:
+        at_rows = signal(params, inputs, key)
+        grad, log_grad_theta, value = gradient(params, inputs, 1.0)
+        lost = np.zeros(len(of_rows))
+        if np.any(grad.zero[floats] > 0) and not np.any(grad.nonfinite[floats] > 0):
+            for scale in SCALES:
+                scaled, _, _ = gradient(params, inputs, scale)
+                if not np.any(scaled.nonfinite[floats] > 0):
+                    lost = grad.zero - scaled.zero
+                    break
+        return Measured(
+            rows=probe.rows,
+            sites=of_rows,
+            blocks=blocks(probe),
+            signal=at_rows.profile,
+            log_grad_h=grad.log_norm,
+            log_grad_theta=log_grad_theta,
+            by_example=grad.by_example,
+            nonfinite=grad.nonfinite,
+            zero=grad.zero,
+            lost=lost,
+            alike=at_rows.alike,
+            tokens=at_rows.tokens,
+            nearby=at_rows.nearby,
+            loss=value,
+        )
+
+    return measured
+
+
+class _Signal(NamedTuple):
+    """At one site while traced, at all rows afterwards."""
+
+    profile: SiteProfile
+    alike: Any
+    tokens: Any
+    nearby: Any
+
+
+class _Gradient(NamedTuple):
+    """Likewise."""
+
+    log_norm: Any
+    by_example: Any
+    zero: Any
+    nonfinite: Any
+
+
+def _of_signal(site: Site, examples: int, h: Array, disturbed: Array) -> _Signal:
+    nearby = propagation.site_correlation(site, h, disturbed)
+    return _Signal(propagation.site_statistics(site, h), _pairs(h, examples), _positions(h, examples), nearby)
+
+
+def _of_gradient(site: Site, examples: int, gradient: Array) -> _Gradient:
+    numbers = floating(gradient)
+    return _Gradient(
+        unit(numbers)[1],
+        _by_example(gradient, examples),
+        jnp.mean(numbers == 0, dtype=numbers.dtype),
+        jnp.mean(~jnp.isfinite(numbers), dtype=numbers.dtype),
+    )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _at_site(function: Callable, site: Site, examples: int, *values: Array) -> PyTree:
+    """Numbers of a site, [step, ...]."""
+    at_step = functools.partial(function, site, examples)
+    for _ in site.loops:
+        at_step = jax.vmap(at_step)
+    loops = len(site.loops)
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[loops:]), at_step(*values))
+
+
+def _at_rows(probe: Probe, function: Callable, examples: int, *values: Mapping[str, Array]) -> Any:
+    """Numbers of all sites along the axis of rows, sites of one shape by one program."""
+    parts = []
+    for site in probe.sites:
+        # what sites of one shape do not share, their program does not read
+        alike = site._replace(name="", path="", kind="", call=0)
+        parts.append(jax.device_get(_at_site(function, alike, examples, *(known[site.name] for known in values))))
+    places = probe.places()
+    return jax.tree.map(lambda *stacks: np.concatenate(stacks)[places].astype(np.float64), *parts)
+
+
+@jax.jit
+def _leaf_norm(leaf: Array) -> Float[Array, ""]:
+    return unit(floating(leaf))[1]
+
+
+@jax.jit
+def _step_norms(leaf: Array) -> Float[Array, " step"]:
+    return jax.vmap(lambda part: unit(part)[1])(floating(leaf))
+
+
+def _of_parameters(probe: Probe, d_theta: PyTree) -> Float[np.ndarray, " row"]:
+    """ln of the gradient's norm by the parameters of each row's submodule; NaN where it has none."""
+    whole = []
+    by_step: dict[int, np.ndarray] = {}
+    for i, (leaf, sliced) in enumerate(probe.parameters(d_theta, "")):
+        known = leaf.dtype != jax.dtypes.float0
+        whole.append(float(_leaf_norm(leaf)) if known else -np.inf)
+        if known and sliced:
+            by_step[i] = np.asarray(_step_norms(leaf))
+    own = {site.path: probe.owned(d_theta, site.path) for site in probe.sites}
+    sites = {site.name: site for site in probe.sites}
+    logs = []
+    for row in probe.rows:
+        numbers = own[sites[row.site].path]
+        found = [float(by_step[i][row.steps[0]]) if row.steps and i in by_step else whole[i] for i in numbers]
+        with np.errstate(invalid="ignore"):
+            # -inf and NaN come back as such
+            logs.append(np.logaddexp.reduce(2 * np.asarray(found)) / 2 if found else np.nan)
+    return np.asarray(logs)
+
+
+def _no_gradient(site: Site) -> Array:
+    return jnp.full(site.shape, jnp.nan, jnp.float32)
+
+
+def blocks(probe: Probe) -> tuple[int, ...]:
+    """The rows that are a model's depth: the largest group of calls of one class side by side, or of steps of one scan.
+
+    Args:
+        probe: the model.
+
+    Returns:
+        Numbers of the rows, in order of execution; none where no group has three.
+    """
+    sites = {site.name: site for site in probe.sites}
+    groups: dict[Any, list[int]] = {}
+    for i, row in enumerate(probe.rows):
+        site = sites[row.site]
+        if not site.floating or not site.path:
+            continue
+        parent = site.path.rpartition("/")[0]
+        # segments of a chain are one depth
+        stepwise = site.name if site.loops and site.kind != "block" else ""
+        groups.setdefault((parent, site.kind, stepwise), []).append(i)
+
+    def size(group: tuple[Any, list[int]]) -> tuple[int, int]:
+        (parent, _, stepwise), rows = group
+        return len(rows), -(parent or stepwise).count("/")
+
+    largest = max(groups.items(), key=size, default=(None, []))[1]
+    return tuple(largest) if len(largest) >= 3 else ()
+
+
+def _examples(inputs: Sequence[PyTree]) -> int:
+    """Size of the first axis of the first input; 0 where there is none."""
+    shape = jnp.shape(jax.tree.leaves(inputs)[0])
+    return shape[0] if shape else 0
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _disturbance(site: Site, value: Array, key: Key[Array, ""]) -> dict[str, Array]:
+    """A small random shift of a site."""
+    noise = jax.random.normal(key, site.shape, jnp.float32)
+    size = NEARBY * jnp.sqrt(jnp.mean(jnp.square(floating(value)))).astype(jnp.float32)
+    return {site.name: (size * noise).astype(site.dtype)}
+
+
+def _is_batch(h: Array, examples: int) -> bool:
+    return h.ndim >= 2 and examples >= 2 and h.shape[0] == examples
+
+
+def _by_example(gradient: Array, examples: int) -> Float[Array, " example"]:
+    if not _is_batch(gradient, examples):
+        return jnp.full(max(examples, 1), jnp.nan)
+    return jax.vmap(lambda row: unit(row)[1])(floating(gradient))
+
+
+def _pairs(h: Array, examples: int) -> Float[Array, ""]:
+    """Mean correlation of pairs of examples."""
+    if not _is_batch(h, examples):
+        return jnp.full((), jnp.nan)
+    return _mean_correlation(floating(h).reshape(examples, -1))
+
+
+def _positions(h: Array, examples: int) -> Float[Array, ""]:
+    """Mean correlation of pairs of positions within an example."""
+    if not _is_batch(h, examples) or h.ndim < 3 or h.shape[-2] < 2:
+        return jnp.full((), jnp.nan)
+    rows = floating(h).reshape(-1, *h.shape[-2:])
+    return jnp.mean(jax.vmap(_mean_correlation)(rows))
+
+
+def _mean_correlation(rows: Float[Array, "n d"]) -> Float[Array, ""]:
+    """(|sum of u_i|^2 - n) / (n (n - 1)) of the unit vectors u_i."""
+    count = len(rows)
+    units = jax.vmap(lambda row: unit(row)[0])(rows)
+    return (jnp.sum(jnp.sum(units, axis=0) ** 2) - count) / (count * (count - 1))

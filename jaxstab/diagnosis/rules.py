@@ -1,0 +1,417 @@
+"""What is wrong, told from what was measured: one rule a fault, in one table.
+
+A rule alarms where a model is in trouble by a wide margin: a factor of 30 in the gradient over the depth, most units
+of a layer dead. What lies within the scatter of a healthy network of a few dozen units is no finding.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+from jaxstab.diagnosis.findings import Finding, Interval
+from jaxstab.diagnosis.measuring import NEARBY, Measured
+from jaxstab.networks import Site
+
+# nats; a factor of 30 over the depth
+FAR = math.log(30.0)
+# share of the largest gradient below which a block learns nothing next to the others
+SMALL = 0.01
+# share of dead units; half of them are at most off for all of a batch whose examples are all alike
+DEAD = 0.75
+SATURATED = 0.5
+# correlation at which examples are one to a linear readout, and below which they were told apart at first
+COLLAPSED = 0.999
+APART = 0.95
+# share of a gradient that floats may lose
+LOST = 0.1
+# nats by which one block may differ from the others
+JUMP = 1.0
+
+
+def gradient_rate(measured: Measured) -> Interval:
+    """The slope of ln |dL/dh_l| against l over the blocks, as `verdicts.rate` fits it.
+
+    The interval is two standard errors wide to either side: of the slopes of single examples, and of the fit.
+
+    Args:
+        measured: the model.
+
+    Returns:
+        Nats per block, positive where the gradient vanishes; NaN without blocks or with a gradient that is zero or
+        not finite.
+    """
+    numbers = list(measured.blocks)
+    return _slope(measured.log_grad_h[numbers], measured.by_example[numbers])
+
+
+def small_share(measured: Measured) -> float:
+    """Share of the blocks whose gradient is below 1 % of the largest.
+
+    Args:
+        measured: the model.
+
+    Returns:
+        The share; NaN without blocks.
+    """
+    logs = measured.log_grad_h[list(measured.blocks)]
+    if not len(logs) or np.isnan(logs).all():
+        return math.nan
+    return float(np.mean(logs < np.nanmax(logs) + math.log(SMALL)))
+
+
+def findings(measured: Measured) -> tuple[Finding, ...]:
+    """All that is wrong.
+
+    Args:
+        measured: the model.
+
+    Returns:
+        The findings, in the order of the rules: what makes others meaningless comes first.
+    """
+    nonfinite = [*_nonfinite_signal(measured), *_nonfinite_gradient(measured)]
+    if nonfinite:
+        return tuple(nonfinite)
+    if np.any(measured.signal.dead == 1):
+        # all layers above it are dead as well, and nothing below it learns
+        return tuple(_dead(measured)[:1])
+    return tuple(finding for rule in RULES for finding in rule(measured))
+
+
+def _nonfinite_signal(measured: Measured) -> list[Finding]:
+    bad = np.flatnonzero(measured.signal.nonfinite > 0)
+    if not len(bad):
+        return []
+    first = int(bad[0])
+    before = f"all is finite up to {measured.rows[first - 1].name}" if first else "it is the first place measured"
+    return [
+        Finding(
+            "non-finite signal, forward",
+            measured.rows[first].name,
+            _certain(float(measured.signal.nonfinite[first])),
+            "of its values are NaN or infinite",
+            f"{before}; what reads a NaN is NaN (IEEE 754)",
+            "look for log, sqrt, a division or an overflow in this module; guard its argument, not its result",
+        )
+    ]
+
+
+def _nonfinite_gradient(measured: Measured) -> list[Finding]:
+    bad = np.flatnonzero((measured.nonfinite > 0) & measured.floating)
+    if not len(bad) or np.any(measured.signal.nonfinite > 0):
+        return []
+    last = int(bad[-1])
+    after = min(last + 1, len(measured.rows) - 1)
+    return [
+        Finding(
+            "non-finite gradient, backward",
+            measured.rows[after].name,
+            _certain(float(measured.nonfinite[last])),
+            f"of the gradient at {measured.rows[last].name}, which it reads, is not finite",
+            "the signal is finite, a derivative is not: 0 times an infinite slope is NaN also behind jnp.where",
+            "give sqrt, log or norm a safe argument where it is zero (the double where), in the forward pass",
+        )
+    ]
+
+
+def _vanishing_or_exploding(measured: Measured) -> list[Finding]:
+    rate = gradient_rate(measured)
+    numbers = list(measured.blocks)
+    far = abs(rate.value) * (len(numbers) - 1)
+    if not (far > FAR and rate.low * rate.high > 0):
+        return []
+    logs = measured.log_grad_h[numbers]
+    vanishes = rate.value > 0
+    order = range(len(numbers) - 1, -1, -1)
+    bad = next((i for i in order if abs(logs[i] - logs[-1]) > FAR), 0)
+    return [
+        Finding(
+            "vanishing gradient" if vanishes else "exploding gradient",
+            measured.rows[numbers[bad]].name,
+            rate,
+            f"nats a block towards the input, over {len(numbers)} blocks; depth scale {1 / abs(rate.value):.2g} blocks",
+            f"each block multiplies the squared gradient by chi = {math.exp(-2 * rate.value):.3g}, which must be 1 "
+            "(Schoenholz et al. 2017)" + _reason(measured, vanishes),
+            _change(measured, vanishes),
+        )
+    ]
+
+
+def _reason(measured: Measured, vanishes: bool) -> str:
+    if not vanishes and _has(measured, "BatchNorm"):
+        return "; BatchNorm explodes in any chain without skips, by pi/(pi - 1) a layer with relu (Yang et al. 2019)"
+    if not vanishes:
+        return ""
+    if "relu" in _activations(measured):
+        return "; relu passes half of it: chi = sigma_w^2 / 2 (He et al. 2015)"
+    if "sigmoid" in _activations(measured):
+        return "; a sigmoid's slope is at most 1/4"
+    return ""
+
+
+def _change(measured: Measured, vanishes: bool) -> str:
+    if not vanishes and _has(measured, "BatchNorm"):
+        return "add skip connections around the blocks, or leave BatchNorm out: no initialisation helps"
+    if _has(measured, "LayerNorm") or _has(measured, "RMSNorm"):
+        return "put the norm within the residual branch (pre-norm; Xiong et al. 2020), or scale the branches"
+    gains = {"relu": "variance_scaling(2.0, 'fan_in')", "tanh": "variance_scaling(1.0, 'fan_in')"}
+    for activation in _activations(measured):
+        if activation in gains:
+            return f"draw kernels with {gains[activation]}, biases zero (initializers.critical); or skip connections"
+    if "sigmoid" in _activations(measured):
+        return "use tanh or relu, or skip connections with a norm"
+    return "scale the kernels of the blocks to the critical gain (initializers.critical), or add skip connections"
+
+
+def _one_block_apart(measured: Measured) -> list[Finding]:
+    numbers = list(measured.blocks)
+    if len(numbers) < 5:
+        return []
+    with np.errstate(invalid="ignore"):
+        growth = np.diff(measured.signal.log_q[numbers]) / 2
+        gradient = -np.diff(measured.log_grad_h[numbers])
+    found: dict[int, float] = {}
+    for steps in (growth, gradient):
+        known = steps[np.isfinite(steps)]
+        if len(known) < 4:
+            continue
+        apart = steps - np.median(known)
+        scatter = 1.4826 * np.median(np.abs(known - np.median(known)))
+        for i in np.flatnonzero(np.isfinite(apart) & (np.abs(apart) > max(JUMP, 6 * scatter))):
+            found.setdefault(int(i), float(apart[i]))
+    return [
+        Finding(
+            "one block unlike the others",
+            measured.rows[numbers[i + 1]].name,
+            _certain(math.exp(apart)),
+            "times what the others do to the signal or the gradient",
+            "equal blocks of one initialisation have one gain up to the scatter of finite width (Hanin 2018)",
+            "compare the scale of its branch, its initialiser and its parameters with those of its neighbours",
+        )
+        for i, apart in sorted(found.items())
+    ]
+
+
+def _signal_scale(measured: Measured) -> list[Finding]:
+    numbers = list(measured.blocks)
+    rate = _slope(np.asarray(measured.signal.log_q)[numbers] / 2, np.full((len(numbers), 1), np.nan))
+    if not (abs(rate.value) * (len(numbers) - 1) > FAR and rate.low * rate.high > 0):
+        return []
+    grows = rate.value > 0
+    return [
+        Finding(
+            "exploding signal" if grows else "vanishing signal",
+            measured.rows[numbers[-1]].name,
+            rate,
+            f"nats of its root mean square a block, over {len(numbers)} blocks",
+            "the length map q' = sigma_w^2 E phi^2 + sigma_b^2 has no fixed point nearby (Poole et al. 2016)",
+            "scale kernels to unit variance (LSUV), scale residual branches by 1/sqrt(L), or normalise",
+        )
+    ]
+
+
+def _dead(measured: Measured) -> list[Finding]:
+    return _units(
+        measured,
+        np.asarray(measured.signal.dead),
+        DEAD,
+        "dead units",
+        "of its units give zero for every example",
+        "a relu that is off for all of the data has no gradient and stays off (Lu et al. 2019)",
+        "draw its biases at zero, lower the learning rate that drove them down, or use leaky_relu",
+    )
+
+
+def _saturated(measured: Measured) -> list[Finding]:
+    return _units(
+        measured,
+        np.asarray(measured.signal.saturation),
+        SATURATED,
+        "saturated units",
+        "of its units have a slope below a tenth of the largest",
+        "a saturated unit passes next to no gradient (Glorot & Bengio 2010)",
+        "lower the gain of its kernel or normalise before it",
+        skip=("relu",),
+    )
+
+
+def _units(
+    measured: Measured,
+    shares: Float[np.ndarray, " row"],
+    limit: float,
+    what: str,
+    unit: str,
+    why: str,
+    change: str,
+    skip: Sequence[str] = (),
+) -> list[Finding]:
+    found = []
+    for i in np.flatnonzero(shares >= limit):
+        site = measured.sites[i]
+        if _name(site) not in skip:
+            share = _share(float(shares[i]), site.shape[-1])
+            found.append(Finding(what, measured.rows[i].name, share, unit, why, change))
+    # a net of many such layers is one finding, at the first of them
+    return found[:1] if len(found) > 3 else found
+
+
+def _no_gradient(measured: Measured) -> list[Finding]:
+    if np.all(~np.isfinite(measured.log_grad_h[measured.floating])):
+        return []
+    by_site: dict[str, bool] = {}
+    for row, none in zip(measured.rows, measured.log_grad_h == -np.inf, strict=True):
+        by_site[row.site] = by_site.get(row.site, True) and bool(none)
+    stopped = [i for i, row in enumerate(measured.rows) if by_site[row.site] and measured.lost[i] == 0]
+    theory = "the chain rule: what lies before a factor of zero does not learn"
+    if stopped:
+        last = stopped[-1]
+        dead = measured.signal.dead[last] == 1
+        where = measured.rows[last if dead or last + 1 == len(measured.rows) else last + 1].name
+        return [
+            Finding(
+                "no gradient",
+                where,
+                _certain(len(stopped) / len(measured.rows)),
+                f"of all places get none; {measured.rows[last].name} is the last of them",
+                theory,
+                "look for stop_gradient, an argmax, rounding, an output that the loss does not use, or dead units",
+            )
+        ]
+    frozen = [
+        i for i, log in enumerate(measured.log_grad_theta) if log == -np.inf and np.isfinite(measured.log_grad_h[i])
+    ]
+    return [
+        Finding(
+            "frozen parameters",
+            measured.rows[i].name,
+            _certain(1.0),
+            "of its parameters get no gradient, though its output gets one",
+            theory,
+            "look for stop_gradient on its parameters, or an input that is zero",
+        )
+        for i in frozen
+        if not any(_within(measured.sites[j].path, measured.sites[i].path) for j in frozen if j != i)
+    ]
+
+
+def _underflow(measured: Measured) -> list[Finding]:
+    bad = np.flatnonzero(measured.lost > LOST)
+    if not len(bad):
+        return []
+    last = int(bad[-1])
+    dtype = measured.sites[last].dtype
+    return [
+        Finding(
+            "gradient underflow",
+            measured.rows[last].name,
+            _certain(float(measured.lost[last])),
+            f"of the gradient is below the range of {dtype}, and {len(bad)} places lose more than a tenth",
+            "scaled up, the same gradient is there (Micikevicius et al. 2018)",
+            "scale the loss (dynamic loss scaling), or keep this part in bfloat16 or float32",
+        )
+    ]
+
+
+def _collapsing(measured: Measured) -> list[Finding]:
+    found = []
+    for correlations, what in ((measured.alike, "examples"), (measured.tokens, "positions")):
+        known = np.flatnonzero(np.isfinite(correlations) & measured.floating)
+        bad = [i for i in measured.blocks if correlations[i] > COLLAPSED]
+        if not len(known) or not bad or correlations[known[0]] > APART:
+            continue
+        source = "(Schoenholz et al. 2017)" if what == "examples" else "(Dong et al. 2021)"
+        first = f"{1 - float(correlations[known[0]]):.2g} at {measured.rows[known[0]].name}"
+        found.append(
+            Finding(
+                "collapsing correlation",
+                measured.rows[bad[0]].name,
+                _certain(1 - float(correlations[bad[0]])),
+                f"is 1 - c of pairs of {what}, {first}",
+                f"in the ordered phase c tends to 1: the depth forgets which {what[:-1]} it saw {source}",
+                "raise the gain to the critical one, centre the activation (tanh for sigmoid), or add skip connections",
+            )
+        )
+    return found
+
+
+def _chaotic(measured: Measured) -> list[Finding]:
+    if not measured.blocks:
+        return []
+    bad = [i for i in measured.blocks if measured.nearby[i] < 0.5]
+    if not bad:
+        return []
+    return [
+        Finding(
+            "chaos",
+            measured.rows[bad[0]].name,
+            _certain(float(measured.nearby[bad[0]])),
+            f"is the correlation of inputs that differ by {NEARBY:.0%}",
+            "in the chaotic phase, chi_1 > 1, nearby inputs part, and their gradients have nothing in common "
+            "(Poole et al. 2016; Balduzzi et al. 2017)",
+            "lower the gain to the critical one, or add skip connections",
+        )
+    ]
+
+
+RULES: tuple[Callable[[Measured], list[Finding]], ...] = (
+    _no_gradient,
+    _underflow,
+    _vanishing_or_exploding,
+    _one_block_apart,
+    _signal_scale,
+    _dead,
+    _saturated,
+    _collapsing,
+    _chaotic,
+)
+
+
+def _slope(logs: Float[np.ndarray, " block"], samples: Float[np.ndarray, "block sample"]) -> Interval:
+    """Least-squares slope; its interval from the residuals and from the slopes of samples."""
+    count = len(logs)
+    if count < 3 or not np.all(np.isfinite(logs)):
+        return Interval(math.nan, math.nan, math.nan)
+    places = np.arange(count) - (count - 1) / 2
+    square = np.sum(places**2)
+    slope = float(np.sum(places * logs) / square)
+    residuals = logs - np.mean(logs) - slope * places
+    variance = float(np.sum(residuals**2)) / (count - 2) / square
+    known = samples[:, np.all(np.isfinite(samples), axis=0)]
+    if known.shape[1] >= 2:
+        slopes = places @ known / square
+        variance += float(np.var(slopes, ddof=1)) / known.shape[1]
+    error = math.sqrt(variance)
+    return Interval(slope, slope - 2 * error, slope + 2 * error)
+
+
+def _share(share: float, count: int) -> Interval:
+    """A share of a count with the interval of Wilson 1927 at two standard errors."""
+    z = 2.0
+    centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z / (1 + z**2 / count) * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
+    return Interval(share, max(0.0, centre - half), min(1.0, centre + half))
+
+
+def _certain(value: float) -> Interval:
+    """A number that is counted, not estimated."""
+    return Interval(value, math.nan, math.nan)
+
+
+def _within(path: str, parent: str) -> bool:
+    return not parent or path == parent or path.startswith(f"{parent}/")
+
+
+def _name(site: Site) -> str:
+    """Name of the activation that reads a site; "" for none."""
+    return site.activation if isinstance(site.activation, str) else getattr(site.activation, "name", "")
+
+
+def _has(measured: Measured, kind: str) -> bool:
+    return any(kind in site.kind for site in measured.sites)
+
+
+def _activations(measured: Measured) -> list[str]:
+    """Names of the activations of the model, the most frequent first."""
+    names = [_name(site) for site in measured.sites if site.activation is not None]
+    return sorted(set(names), key=names.count, reverse=True)

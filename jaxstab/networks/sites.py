@@ -1,0 +1,158 @@
+"""Places in a model that a probe reads: sites, their steps within scans, and what cannot be reached."""
+
+import itertools
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from jaxstab.activations import Activation
+from jaxstab.networks.interception import BLOCK, EMBED, Label, label_of
+from jaxstab.networks.tagged import Loop, Mark, Program
+
+# why nothing is read out of these constructs
+_REASONS = {
+    "cond": "in a branch, which may not run",
+    "while": "in a loop of unknown length",
+    "custom_jvp_call": "in a function with a derivative rule of its own",
+    "custom_vjp_call": "in a function with a derivative rule of its own",
+    "shard_map": "in a program of each device",
+    "unused": "nothing that the model gives depends on it",
+}
+
+
+class Site(NamedTuple):
+    """A value within a model: what one call of one submodule gives.
+
+    Attributes:
+        name: path and class, "encoder/Dense_0", with ".method" unless it is `__call__`, the place of the value in a
+            tuple, and ":1" at the second call. The model's own output carries the name of its class.
+        path: of the submodule; "" for the model itself; the name of an explicit tag.
+        kind: class of the submodule; "tag" for an explicit tag.
+        call: how often the same submodule was called before.
+        shape: of the value; what is within scans has their axes in front.
+        dtype: of the value.
+        loops: the scans around it, the outermost first.
+        activation: what reads the value first: "relu", "tanh", "sigmoid", or a chain's activation; None for others.
+    """
+
+    name: str
+    path: str
+    kind: str
+    call: int
+    shape: tuple[int, ...]
+    dtype: Any
+    loops: tuple[Loop, ...]
+    activation: str | Activation | None
+
+    @property
+    def floating(self) -> bool:
+        """Whether the site can be shifted."""
+        return bool(jnp.issubdtype(self.dtype, jnp.floating))
+
+    def __str__(self) -> str:
+        """Name, class, dtype and shape."""
+        return f"{self.name} ({self.kind}) {self.dtype}{list(self.shape)}"
+
+
+class Row(NamedTuple):
+    """One value of a site: the site itself, or one step of the scan that it is in.
+
+    Attributes:
+        name: of the site, with the step within a scan: "ScanBlock_0/Dense_0@3".
+        site: name of the site.
+        steps: of the scans around it.
+    """
+
+    name: str
+    site: str
+    steps: tuple[int, ...]
+
+
+class Missed(NamedTuple):
+    """A submodule that a probe cannot reach.
+
+    Attributes:
+        name: of what would be the site.
+        kind: class of the submodule; "" where it is not known.
+        reason: why.
+    """
+
+    name: str
+    kind: str
+    reason: str
+
+    def __str__(self) -> str:
+        """Name, class and reason."""
+        return f"{self.name} ({self.kind}): {self.reason}" if self.kind else f"{self.name}: {self.reason}"
+
+
+def named_sites(marks: Sequence[Mark], of_states: Activation | None) -> list[Site]:
+    """The sites of all tags, calls of the same submodule counted.
+
+    Args:
+        marks: the tags.
+        of_states: activation that reads the states of a chain.
+
+    Returns:
+        A site for each.
+    """
+    labels = [label_of(mark.name) for mark in marks]
+    calls: Counter[Label] = Counter()
+    sites = []
+    for mark, label in zip(marks, labels, strict=True):
+        call = calls[label]
+        calls[label] += 1
+        activation = of_states if label.kind in (EMBED, BLOCK) else mark.activation
+        name = (label.path or label.kind) + label.suffix + (f":{call}" if call else "")
+        sites.append(Site(name, label.path, label.kind, call, mark.shape, mark.dtype, mark.loops, activation))
+    return sites
+
+
+def rows_of(sites: Sequence[Site], index: tuple[int, ...] = ()) -> Iterator[Row]:
+    """The sites in order of execution, those of one scan step by step.
+
+    Args:
+        sites: in order of execution within a step.
+        index: steps of the scans around all of them.
+
+    Yields:
+        The rows.
+    """
+    level = len(index)
+    for loop, group in itertools.groupby(sites, lambda site: site.loops[level : level + 1]):
+        within = list(group)
+        if not loop:
+            step = "".join(f"@{i}" for i in index)
+            yield from (Row(site.name + step, site.name, index) for site in within)
+            continue
+        steps = range(loop[0].length)
+        for i in reversed(steps) if loop[0].reverse else steps:
+            yield from rows_of(within, (*index, i))
+
+
+def missed_by(program: Program, owners: set[str], found: Sequence[Site]) -> list[Missed]:
+    """What cannot be read: tags in constructs without a way out, and owners of parameters without a tag.
+
+    Args:
+        program: the traced model.
+        owners: paths of submodules that own parameters.
+        found: sites that can be read.
+
+    Returns:
+        What is missed, with reasons.
+    """
+    missed = []
+    names = {site.name for site in found}
+    for name, construct in program.unreached:
+        label = label_of(name)
+        place = (label.path or label.kind) + label.suffix
+        reason = _REASONS.get(construct, "values cannot leave it")
+        if construct != "unused":
+            reason = f"within {construct}: {reason}"
+        if construct != "unused" or place not in names:
+            missed.append(Missed(place, label.kind, reason))
+    known = {site.path for site in found} | {label_of(name).path for name, _ in program.unreached}
+    reason = "it has parameters, but none of its public methods was seen to give an array"
+    return missed + [Missed(path, "", reason) for path in sorted(owners - known)]

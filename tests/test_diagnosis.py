@@ -1,0 +1,165 @@
+"""Planted faults are found at the right module, healthy models raise no alarm."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from jaxstab import diagnosis, networks
+
+X = jax.random.normal(jax.random.key(0), (16, 12), "float32")
+TOKENS = jax.random.randint(jax.random.key(1), (8, 6), 0, 11)
+HE = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
+
+
+def loss(y):
+    y = y.astype(jnp.float32)
+    return jnp.mean(jax.nn.logsumexp(y, -1) - y[..., 0])
+
+
+def tiny_loss(y):
+    return 1e-7 * loss(y)
+
+
+class Mlp(nn.Module):
+    """Eight layers of relu; the module of number 4 may have a fault."""
+
+    fault: str = ""
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Dense(32, kernel_init=HE, dtype=self.dtype)(x)
+        for i in range(1, 8):
+            h = nn.relu(x)
+            if i == 4:
+                if self.fault == "log of zero":
+                    h = jnp.log(h)
+                if self.fault == "root of zero":
+                    h += jnp.sqrt(0 * h)
+                if self.fault == "stop_gradient":
+                    h = jax.lax.stop_gradient(h)
+            biases = nn.initializers.constant(-50.0 if self.fault == "dead" and i == 4 else 0.0)
+            x = nn.Dense(32, kernel_init=HE, bias_init=biases, dtype=self.dtype)(h)
+        return nn.Dense(4, dtype=self.dtype)(nn.relu(x))
+
+
+class Residual(nn.Module):
+    scale: float = 1.0
+
+    @nn.compact
+    def __call__(self, x):
+        return x + self.scale * nn.Dense(32)(nn.relu(nn.Dense(32, kernel_init=HE)(nn.LayerNorm()(x))))
+
+
+class ResNet(nn.Module):
+    faulty: int = -1
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Dense(32)(x)
+        for i in range(6):
+            x = Residual(10.0 if i == self.faulty else 1.0)(x)
+        return nn.Dense(4)(nn.LayerNorm()(x))
+
+
+class Gpt(nn.Module):
+    """Three blocks of attention, pre-norm; the positions' embedding is a parameter of the model itself."""
+
+    @nn.compact
+    def __call__(self, tokens):
+        x = nn.Embed(11, 32)(tokens) + self.param("positions", nn.initializers.normal(0.5), (1, 6, 32), "float32")
+        for i in range(3):
+            x = GptBlock(name=f"block_{i}")(x)
+        return nn.Dense(11)(nn.LayerNorm()(x))
+
+
+class GptBlock(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = x + nn.MultiHeadDotProductAttention(4)(nn.LayerNorm()(x))
+        return x + nn.Dense(32)(nn.gelu(nn.Dense(64)(nn.LayerNorm()(x))))
+
+
+class Cnn(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = x.reshape(-1, 4, 3, 1)
+        for width in (8, 16, 16, 32):
+            x = nn.relu(nn.Conv(width, (3, 3), kernel_init=HE)(x))
+        return nn.Dense(4)(x.mean((1, 2)))
+
+
+class Rnn(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(4)(nn.RNN(nn.OptimizedLSTMCell(16))(x.reshape(16, 4, 3))[:, -1])
+
+
+def _whats(report):
+    return [finding.what for finding in report.findings]
+
+
+@pytest.mark.parametrize(
+    ("model", "what", "where"),
+    [
+        (Mlp("log of zero"), "non-finite signal, forward", "Dense_4"),
+        (Mlp("root of zero"), "non-finite gradient, backward", "Dense_4"),
+        (Mlp("stop_gradient"), "no gradient", "Dense_4"),
+        (Mlp("dead"), "dead units", "Dense_4"),
+        (ResNet(3), "one block unlike the others", "Residual_3"),
+    ],
+)
+def test_a_planted_fault_is_found_at_its_module(model, what, where):
+    report = diagnosis.diagnose(model, jax.jit(model.init)(jax.random.key(2), X), X, loss)
+    assert [(finding.what, finding.where) for finding in report.findings] == [(what, where)]
+    assert f"{what.upper()} at {where}" in str(report)
+
+
+def test_half_precision_that_underflows_is_told_from_a_gradient_that_is_none():
+    model = Mlp(dtype="float16")
+    report = diagnosis.diagnose(model, jax.jit(model.init)(jax.random.key(2), X), X, tiny_loss)
+    assert _whats(report) == ["gradient underflow"]
+    # the first place, from the output on, whose float16 loses more than a tenth
+    assert report.findings[0].where.startswith(("Dense_", "Mlp"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "gains", "what", "rate"),
+    [
+        # d ln |dL/dh| / dl = -ln(chi) / 2: relu at Glorot's gain, chi = 1/2
+        ({"depth": 50, "activation": "relu"}, {"sigma_w": 1.0}, "vanishing gradient", np.log(2) / 2),
+        ({"depth": 20, "activation": "sigmoid"}, {"sigma_w": 1.0}, "vanishing gradient", np.log(4)),
+        ({"depth": 20, "activation": "relu"}, {"sigma_w": 2.0}, "exploding gradient", -np.log(2) / 2),
+        # batch normalisation of 16 examples, Yang et al. 2019, between that of 8 and 32 examples
+        ({"depth": 60, "activation": "relu", "norm": "batch"}, {"sigma_w": 1.0}, "exploding gradient", -0.24),
+    ],
+)
+def test_the_rate_of_a_deep_chain_is_that_of_theory(settings, gains, what, rate):
+    mlp = networks.MLP(width=64, features_out=4, **settings)
+    report = diagnosis.diagnose(mlp, networks.init(mlp, jax.random.key(3), X, **gains), X, loss)
+    finding = report.findings[0]
+    assert finding.what == what and finding.where.startswith("blocks@")
+    # width 64: the scatter of one network's rate over this depth
+    np.testing.assert_allclose(finding.measured.value, rate, rtol=0.2)
+    assert finding.measured.low < finding.measured.value < finding.measured.high
+
+
+@pytest.mark.parametrize("model", [Mlp(), ResNet(), Gpt(), Cnn(), Rnn(), "chain"])
+def test_healthy_models_raise_no_alarm_over_five_seeds(model):
+    x = TOKENS if isinstance(model, Gpt) else X
+    if model == "chain":
+        model = networks.MLP(depth=20, width=32, activation="tanh", features_out=4)
+        draw = jax.jit(lambda key: networks.init(model, key, x))
+    else:
+        draw = jax.jit(lambda key: model.init(key, x))
+    probe = networks.probe(model, jax.eval_shape(draw, jax.random.key(0)), x)
+    for seed in range(5):
+        report = diagnosis.diagnose(probe, draw(jax.random.key(seed)), x, loss)
+        assert report.healthy, f"seed {seed}: {report}"
+    assert "nothing found" in str(report)
+    rows = json.loads(report.as_json())["rows"]
+    assert list(rows) == [row.name for row in probe.rows]
