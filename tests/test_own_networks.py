@@ -299,6 +299,11 @@ def test_tokens_are_differentiated_by_what_they_embed_as():
 @pytest.mark.parametrize(
     ("make", "said"),
     [
+        (lambda: networks.from_linen(Transformer()), "modules must be a list, .*, got Transformer: .* networks.probe"),
+        (
+            lambda: networks.from_nnx(NnxBlock(nnx.Rngs(0))),
+            "modules must be a list, .*, got NnxBlock: .*probe",
+        ),
         (lambda: networks.from_linen([nn.Dense(3)] * 2), "three layers at least, got 2"),
         (lambda: networks.from_linen([nn.Dense(3), jnp.tanh, nn.Dense(3)]), "layer 1 must be a linen module, got"),
         (lambda: networks.from_functions([jnp.tanh] * 3), "layer 0 must be a pair of functions"),
@@ -324,3 +329,15 @@ def test_parameters_of_another_model_are_refused():
     other = networks.from_linen([nn.Dense(8), dense(8), nn.Dense(3)])
     with pytest.raises(ValueError, match="the chain has 1 blocks, its parameters have 6"):
         propagation.forward(other, params, x)
+    modules, _ = widths()
+    wider = networks.from_linen([*modules[:-2], nn.Dense(11), modules[-1]])
+    said = r"layer 6, with these parameters, does not take float32\[6\]: For parameter .kernel.*shape \(6, 10\)\.$"
+    with pytest.raises(ValueError, match=said):
+        propagation.forward(wider, params, x)
+    with pytest.raises(ValueError, match=r"layer 0, with these parameters, does not take float32\[2\]"):
+        propagation.correlation(linen_model(modules, x)[0], params, x[:2], x[:2])
+    ours = networks.MLP(depth=6, width=8)
+    with pytest.raises(ValueError, match="the chain is of a networks.MLP, they of layers of your own"):
+        propagation.forward(networks.chain(ours), params, x)
+    with pytest.raises(ValueError, match="networks.scale_kernels scales those of your own layers"):
+        networks.rescale(params, 2.0, 1.0)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
 import jax.numpy as jnp
+from flax.errors import FlaxError
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -14,7 +15,12 @@ _OWN = "a model of your own is networks.from_linen([...]), from_nnx, from_functi
 
 
 def takes_network(
-    chain: type, params: type, mlp: type, one_input: bool, as_vectors: Callable | None = None
+    chain: type,
+    params: type,
+    mlp: type,
+    one_input: bool,
+    as_vectors: Callable | None = None,
+    walk: Callable | None = None,
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Make the decorator that checks arguments called network, chain, params, mlp and x.
 
@@ -24,6 +30,7 @@ def takes_network(
         mlp: the class of this house's networks.
         one_input: whether x is one input, not a batch.
         as_vectors: (chain, params, x) -> the chain of vectors and x, for layers of the user's own at one input.
+        walk: (chain, params, x) -> raises in one line where a layer of the user's own does not take what it meets.
 
     Returns:
         The decorator.
@@ -47,6 +54,10 @@ def takes_network(
                     f"network must be a networks.MLP or a networks.Chain, got {_kind(given['network'])}: {_OWN}"
                 )
             _check_params(given, params)
+            own = given.get("chain", given.get("network"))
+            blocks = getattr(own, "block", None)
+            if blocks is not None and "params" in given:
+                _check_kind(isinstance(blocks, tuple), hasattr(given["params"].blocks, "parts"))
             if as_vectors and isinstance(given["chain"].block, tuple):
                 given["chain"], given["x"] = as_vectors(given["chain"], given["params"], given["x"])
                 return function(*call.args, **call.kwargs)
@@ -55,7 +66,13 @@ def takes_network(
                     f"x must be one input [d_in], got shape {jnp.shape(given['x'])}: jax.vmap over a batch, or "
                     "networks.flatten where a block mixes examples"
                 )
-            return function(*args, **kwargs)
+            try:
+                return function(*args, **kwargs)
+            except (TypeError, FlaxError):
+                x = given.get("x", given.get("x1"))
+                if walk and x is not None and "params" in given and isinstance(blocks, tuple):
+                    walk(own, given["params"], x)
+                raise
 
         return checked
 
@@ -67,9 +84,19 @@ def _check_model(given: dict[str, Any], name: str, wanted: type, other: type, wo
         return
     model = given[name]
     if isinstance(model, other):
-        hint = "networks.chain(mlp) makes a chain of it" if name == "chain" else "the chain is made from it"
+        hint = "networks.chain(mlp) makes a chain of it"
+        if name == "mlp":
+            hint = "what it is for, chain.init, chain.bind and chain.unbind are on a chain itself"
         raise ValueError(f"{name} must be a networks.{wanted.__name__}, got a networks.{other.__name__}: {hint}")
     raise ValueError(f"{name} must be a {words}, got {_kind(model)}")
+
+
+def _check_kind(own_chain: bool, own_params: bool) -> None:
+    if own_chain != own_params:
+        names = {True: "layers of your own", False: "a networks.MLP"}
+        raise ValueError(
+            f"params are of another model: the chain is of {names[own_chain]}, they of {names[own_params]}"
+        )
 
 
 def _check_params(given: dict[str, Any], wanted: type) -> None:

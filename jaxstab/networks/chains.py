@@ -1,9 +1,12 @@
 """The fold's view of a network, and its parameters."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+from flax.errors import FlaxError
 from jaxtyping import Array, Bool, Float, Key, PyTree
 
 from jaxstab.activations import Activation
@@ -185,8 +188,12 @@ def segments(chain: Chain, params: Params) -> list[tuple[Callable[[PyTree, Array
     return found
 
 
+def _walk(chain: Chain, params: Params, x: PyTree) -> None:
+    state_shapes(chain, params, x)
+
+
 # decorator of functions that take a chain or an MLP
-with_network = takes_network(Chain, Params, MLP, one_input=False)
+with_network = takes_network(Chain, Params, MLP, one_input=False, walk=_walk)
 
 
 @with_network
@@ -218,3 +225,56 @@ def with_blocks(chain: Chain, change: Callable[[Callable], Callable]) -> Callabl
         The block, or the tuple of blocks, of another chain.
     """
     return tuple(map(change, chain.block)) if isinstance(chain.block, tuple) else change(chain.block)
+
+
+@with_network
+def state_shapes(chain: Chain, params: Params, x: PyTree) -> list[PyTree]:
+    """Shapes of the states, without computing them.
+
+    Args:
+        chain: the network.
+        params: its parameters, depth L.
+        x: one input, or a batch where blocks mix examples.
+
+    Returns:
+        Those of h_0 .. h_L.
+
+    Raises:
+        ValueError: if a layer of the user's own does not take what it meets.
+    """
+    own = isinstance(chain.block, tuple)
+    with met(0, x, own):
+        shapes = [jax.eval_shape(chain.embed, params, x)]
+    for block, part in segments(chain, params):
+        layer = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), part)
+        with met(len(shapes), shapes[-1], own):
+            above = jax.eval_shape(block, layer, shapes[-1])
+        shapes += [above] * layers_of(part)
+    return shapes
+
+
+@contextmanager
+def met(layer: int, h: PyTree, own: bool) -> Iterator[None]:
+    """Say in one line which layer of the user's own does not take the state that it meets.
+
+    Args:
+        layer: its number.
+        h: the state.
+        own: whether the layer is the user's own; errors of ours pass.
+
+    Yields:
+        Once.
+
+    Raises:
+        ValueError: if there is an error within.
+        TypeError: that error, where the layer is ours.
+        FlaxError: likewise.
+    """
+    try:
+        yield
+    except (TypeError, ValueError, FlaxError) as error:
+        if not own:
+            raise
+        shapes = ", ".join(f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}" for leaf in jax.tree.leaves(h))
+        reason = str(error).strip().splitlines()[0].split(" (https:")[0]
+        raise ValueError(f"layer {layer}, with these parameters, does not take {shapes}: {reason}") from error

@@ -11,7 +11,7 @@ from jaxtyping import Array, ArrayLike, Float, Key, PyTree
 
 from jaxstab.checks import check_floating, check_gains
 from jaxstab.networks.blocks import Block, present
-from jaxstab.networks.chains import Chain, Dropout, Layer, Params, Updates, with_network
+from jaxstab.networks.chains import Chain, Dropout, Layer, Params, Segments, Updates, with_network
 from jaxstab.networks.mlp import MLP
 from jaxstab.networks.normalization import NORMS
 
@@ -184,7 +184,7 @@ def unbind(params: Params) -> Params:
         kernel = tree.params["dense"]["kernel"] * tree.sigma_w[..., None, None]
         return tree.params | {"dense": tree.params["dense"] | {"kernel": kernel}}
 
-    return Params(*map(plain, params))
+    return params.restacked([plain(stack) for stack in params.stacks])
 
 
 @with_network
@@ -223,7 +223,12 @@ def rescale(params: Params, sigma_w: ArrayLike, sigma_b: ArrayLike) -> Params:
 
     Returns:
         Parameters of the same dtypes.
+
+    Raises:
+        ValueError: if the parameters are of layers of the user's own.
     """
+    if isinstance(params.blocks, Segments):
+        raise ValueError("rescale is for parameters of an MLP: networks.scale_kernels scales those of your own layers")
     factors = {"kernel": sigma_w, "bias": sigma_b}
 
     def scaled(path: tuple, leaf: Array) -> Array:

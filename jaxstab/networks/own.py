@@ -48,13 +48,13 @@ def from_functions(layers: Sequence[Any], activation: AnyActivation = None) -> C
         >>> params.depth, [part["w"].shape for part in params.blocks.parts]
         (4, [(4, 8, 8)])
     """
-    for i, layer in enumerate(layers):
+    for i, layer in enumerate(_listed("layers", layers)):
         if not (isinstance(layer, tuple) and len(layer) == 2 and all(map(callable, layer))):
             raise ValueError(f"layer {i} must be a pair of functions (init, apply), got {layer!r}")
     return _chain([of_function(apply, init) for init, apply in layers], activation)
 
 
-def from_linen(modules: Sequence[Any], activation: AnyActivation = None) -> Chain:
+def from_linen(modules: Any, activation: AnyActivation = None) -> Chain:
     """Make a chain of linen modules, each a layer.
 
     Collections besides "params", such as running statistics, go along with the parameters and are not differentiated
@@ -76,7 +76,7 @@ def from_linen(modules: Sequence[Any], activation: AnyActivation = None) -> Chai
         >>> chain.init(jax.random.key(0), jnp.ones(5, jnp.float32)).depth
         8
     """
-    for i, module in enumerate(modules):
+    for i, module in enumerate(_listed("modules", modules)):
         if not isinstance(module, nn.Module):
             raise ValueError(f"layer {i} must be a linen module, got {name_of(module)}; networks.from_nnx takes nnx's")
     return _chain([of_linen(module) for module in modules], activation)
@@ -109,7 +109,7 @@ def from_nnx(modules: Any, x: PyTree = None, activation: AnyActivation = None) -
         >>> params.depth, len(params.blocks.parts)
         (8, 1)
     """
-    layers = list(modules.layers) if isinstance(modules, nnx.Sequential) else list(modules)
+    layers = list(modules.layers) if isinstance(modules, nnx.Sequential) else _listed("modules", modules)
     own: list[OwnLayer] = []
     bounds: list[PyTree] = []
     for i, module in enumerate(layers):
@@ -149,6 +149,7 @@ def from_params(
         >>> params.blocks.parts[0].shape
         (2, 4, 4)
     """
+    applies, params = _listed("applies", applies), _listed("params", params)
     if len(applies) != len(params):
         raise ValueError(f"needs parameters for each layer, got {len(applies)} functions and {len(params)} parameters")
     for i, apply in enumerate(applies):
@@ -157,6 +158,15 @@ def from_params(
     own = [of_function(apply) for apply in applies]
     chain = _of(own, activation)
     return chain, _params(own, list(params), x)
+
+
+def _listed(name: str, layers: Any) -> list[Any]:
+    if not isinstance(layers, list | tuple):
+        raise ValueError(
+            f"{name} must be a list, embedding, blocks and readout, got {name_of(layers)}: a model that is not to be "
+            "taken apart is for networks.probe"
+        )
+    return list(layers)
 
 
 def _chain(layers: list[OwnLayer], activation: AnyActivation) -> Chain:
@@ -248,7 +258,7 @@ def _named(i: int, layers: list[OwnLayer], h: PyTree) -> Iterator[None]:
     except (TypeError, ValueError, FlaxError) as error:
         before = f"layer {i - 1} ({layers[i - 1].name})" if i else "the input"
         shapes = ", ".join(f"{leaf.dtype}{list(leaf.shape)}" for leaf in jax.tree.leaves(h))
-        reason = str(error).strip().splitlines()[0]
+        reason = str(error).strip().splitlines()[0].split(" (https:")[0]
         raise ValueError(
             f"layer {i} ({layers[i].name}) does not take what {before} gives, {shapes}: {reason}"
         ) from error

@@ -1,12 +1,10 @@
 """A chain in other forms: over a batch, of a whole batch as one input, its states as vectors, two side by side."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax.errors import FlaxError
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, PyTree
 
@@ -17,8 +15,8 @@ from jaxstab.networks.chains import (
     Layer,
     Params,
     Segments,
-    layers_of,
-    segments,
+    met,
+    state_shapes,
     with_blocks,
     with_network,
 )
@@ -63,32 +61,6 @@ def flatten(whole: Chain, batch: int) -> Chain:
 
 
 @with_network
-def state_shapes(chain: Chain, params: Params, x: PyTree) -> list[PyTree]:
-    """Shapes of the states, without computing them.
-
-    Args:
-        chain: the network.
-        params: its parameters, depth L.
-        x: one input, or a batch where blocks mix examples.
-
-    Returns:
-        Those of h_0 .. h_L.
-
-    Raises:
-        ValueError: if a layer of the user's own does not take what it meets.
-    """
-    own = isinstance(chain.block, tuple)
-    with _met(0, x, own):
-        shapes = [jax.eval_shape(chain.embed, params, x)]
-    for block, part in segments(chain, params):
-        layer = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), part)
-        with _met(len(shapes), shapes[-1], own):
-            above = jax.eval_shape(block, layer, shapes[-1])
-        shapes += [above] * layers_of(part)
-    return shapes
-
-
-@with_network
 def output_shape(chain: Chain, params: Params, x: PyTree) -> PyTree:
     """Shape of the output, without computing it.
 
@@ -104,21 +76,8 @@ def output_shape(chain: Chain, params: Params, x: PyTree) -> PyTree:
         ValueError: if a layer of the user's own does not take what it meets.
     """
     h = state_shapes(chain, params, x)[-1]
-    with _met(params.depth + 1, h, isinstance(chain.block, tuple)):
+    with met(params.depth + 1, h, isinstance(chain.block, tuple)):
         return jax.eval_shape(chain.readout, params, h)
-
-
-@contextmanager
-def _met(layer: int, h: PyTree, own: bool) -> Iterator[None]:
-    """Say in one line which layer of the user's own does not take the state that it meets."""
-    try:
-        yield
-    except (TypeError, ValueError, FlaxError) as error:
-        if not own:
-            raise
-        shapes = ", ".join(f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}" for leaf in jax.tree.leaves(h))
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"layer {layer}, with these parameters, does not take {shapes}: {reason}") from error
 
 
 @with_network
