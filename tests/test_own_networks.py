@@ -330,7 +330,7 @@ def test_parameters_of_another_model_are_refused():
     with pytest.raises(ValueError, match="the chain has 1 blocks, its parameters have 6"):
         propagation.forward(other, params, x)
     modules, _ = widths()
-    wider = networks.from_linen([*modules[:-2], nn.Dense(11), modules[-1]])
+    wider = networks.from_linen([*modules[:-2], dense(11), modules[-1]])
     said = r"layer 6, with these parameters, does not take float32\[6\]: For parameter .kernel.*shape \(6, 10\)\.$"
     with pytest.raises(ValueError, match=said):
         propagation.forward(wider, params, x)
