@@ -86,7 +86,7 @@ def _check_model(given: dict[str, Any], name: str, wanted: type, other: type, wo
     if isinstance(model, other):
         hint = "networks.chain(mlp) makes a chain of it"
         if name == "mlp":
-            hint = "what it is for, chain.init, chain.bind and chain.unbind are on a chain itself"
+            hint = "the chain is made from it, and has init, bind and unbind of its own"
         raise ValueError(f"{name} must be a networks.{wanted.__name__}, got a networks.{other.__name__}: {hint}")
     raise ValueError(f"{name} must be a {words}, got {_kind(model)}")
 
