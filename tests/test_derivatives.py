@@ -12,7 +12,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxstab import activations, initializers, networks, norms, propagation, regularizers, spectra, theory
+from jaxstab import (
+    activations,
+    curvature,
+    initializers,
+    networks,
+    norms,
+    propagation,
+    regularizers,
+    spectra,
+    theory,
+)
 
 KEY = jax.random.key(5)
 
@@ -195,3 +205,55 @@ def test_second_derivatives_by_bound_weights_are_those_by_their_product_with_the
         return jax.grad(loss)(0.0), jax.hessian(loss)(0.0), jax.grad(jax.grad(loss))(0.0)
 
     np.testing.assert_allclose(*jax.jit(lambda: (derivatives(loss), derivatives(multiplied)))(), rtol=1e-10)
+
+
+def _isometric(t):
+    """A deep linear net, all of whose singular values coincide at t = 0, and one input."""
+    mlp, params, x = _drawn(jnp.ones_like(t), 3, 4, weights="orthogonal", activation="identity")
+    kernel = params.blocks["dense"]["kernel"]
+    turned = kernel.at[1].add(t * jnp.sin(7.0 * kernel[1]))
+    blocks = params.blocks | {"dense": params.blocks["dense"] | {"kernel": turned}}
+    return networks.chain(mlp), params._replace(blocks=blocks), x
+
+
+def _sum_over(logs):
+    """A smooth function of values, whatever their order: only such have a derivative where values coincide."""
+    return jnp.sum(jnp.cos(logs))
+
+
+def _of_an_isometry(t):
+    """Every kind of public function of a network's Jacobian, near dynamical isometry."""
+    chain, params, x = _isometric(t)
+    depths = [3]
+    kernel = params.blocks["dense"]["kernel"]
+    batch = jnp.stack([x, x**2])
+    partial = spectra.partial_jacobian(chain, params, x, 1, 3)
+    return {
+        "log_singular_values": _sum_over(spectra.log_singular_values(chain, params, x, depths)),
+        "singular_values": jnp.sum(spectra.singular_values(chain, params, x, depths) ** 3),
+        "local_log_singular_values": _sum_over(spectra.local_log_singular_values(chain, params, x)),
+        "log_apjn": jnp.sum(spectra.log_apjn(chain, params, x)),
+        "lyapunov_exponents": _sum_over(spectra.lyapunov_exponents(chain, params, x, depths)),
+        "partial_jacobian": partial.log_norm + jnp.sum(jnp.sin(partial.direction)),
+        "omega": regularizers.omega(chain, params, x, lambda y: y[0], immediate=False),
+        "orthogonality": regularizers.orthogonality(kernel),
+        "tangent_kernel": jnp.sum(curvature.tangent_kernel(chain, params, batch)),
+    }
+
+
+@pytest.mark.kernels
+def test_gradients_at_dynamical_isometry_are_central_differences():
+    # values that coincide, that nearly do, and that do not
+    points, step = np.array([0.0, 1e-6, 1e-3, 0.3]), 1e-3
+    around = (points[:, None] + step * np.arange(-2, 3)).ravel()
+    x64 = jax.config.jax_enable_x64
+    with jax.enable_x64(True):
+        values = jax.jit(jax.vmap(_of_an_isometry))(jnp.asarray(around, jnp.float64))
+    dtype = jnp.float64 if x64 else jnp.float32
+    slopes = jax.jit(jax.vmap(jax.jacrev(_of_an_isometry)))(jnp.asarray(points, dtype))
+    central = np.array([1.0, -8.0, 0.0, 8.0, -1.0]) / (12 * step)
+    for name, value in values.items():
+        expected = np.asarray(value).reshape(len(points), 5) @ central
+        # differences of the fourth order; float32 carries 7 digits, of which a product of five layers loses two
+        tolerance = 1e-8 if x64 else 1e-4
+        np.testing.assert_allclose(slopes[name], expected, rtol=tolerance, atol=tolerance, err_msg=name)
