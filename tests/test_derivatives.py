@@ -209,11 +209,17 @@ def test_second_derivatives_by_bound_weights_are_those_by_their_product_with_the
 
 def _isometric(t):
     """A deep linear net, all of whose singular values coincide at t = 0, and one input."""
-    mlp, params, x = _drawn(jnp.ones_like(t), 3, 4, weights="orthogonal", activation="identity")
-    kernel = params.blocks["dense"]["kernel"]
-    turned = kernel.at[1].add(t * jnp.sin(7.0 * kernel[1]))
-    blocks = params.blocks | {"dense": params.blocks["dense"] | {"kernel": turned}}
-    return networks.chain(mlp), params._replace(blocks=blocks), x
+    mlp = networks.MLP(3, 4, "identity", features_out=2)
+    x = jnp.linspace(-1.0, 1.3, 4).astype(t.dtype)
+    # the same in either precision, which JAX's draws are not
+    bases = jnp.asarray(np.linalg.qr(np.random.default_rng(0).normal(size=(4, 4, 4)))[0], t.dtype)
+    bias = jnp.full((4,), 0.1, t.dtype)
+    embed = {"dense": {"kernel": bases[0], "bias": bias}}
+    turned = bases[1:].at[1].add(t * jnp.sin(7.0 * bases[2]))
+    blocks = {"dense": {"kernel": turned, "bias": jnp.stack([bias] * 3)}}
+    readout = {"dense": {"kernel": bases[0, :, :2], "bias": bias[:2]}}
+    params = networks.Params(embed, blocks, readout)
+    return networks.chain(mlp), params, x
 
 
 def _sum_over(logs):

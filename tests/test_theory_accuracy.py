@@ -137,3 +137,30 @@ def test_what_is_infinite_is_not_a_number():
     square = lambda z: jnp.exp(z**2)
     assert float(theory.second_moment(square, 0.1)) == pytest.approx(0.6**-0.5, rel=1e-8)
     assert not theory.moment_error(square, 1.0).second_moment
+
+
+def test_depth_scales_without_digits_have_a_reason():
+    # V = (1 - e^(-3200 q))/2 is flat, and E phi' = 40 e^(-800 q) far below what its terms round to
+    fast = theory.moment_error(lambda z: jnp.sin(40 * z), 0.5)
+    assert fast.second_moment and fast.derivative_moment
+    assert "xi_q has no digits" in fast.reason and "xi_c has no digits" in fast.reason
+    assert not theory.moment_error(lambda z: jnp.sin(2 * z), 0.5).reason
+    # V = (e^(2q) - 1)/2 is above q everywhere, so that lengths leave the range of floats at sigma_w = 1
+    assert theory.moment_error(jnp.sinh, 1e6).reason
+
+
+def _wavy(z):
+    return z + jnp.sin(z) ** 2
+
+
+@pytest.mark.kernels
+@pytest.mark.skipif("not config.getoption('--float32')")
+@pytest.mark.parametrize("phi", ["hard_tanh", "gelu", "relu", _wavy])
+def test_theory_traced_by_a_caller_in_float32_is_what_it_is_at_once(phi):
+    gains = (jnp.float32(1.3), jnp.float32(0.4))
+    traced = jax.jit(lambda w, b: theory.fixed_point(phi, w, b))(*gains)
+    at_once = theory.fixed_point(phi, *gains)
+    for field, value, expected in zip(traced._fields, traced, at_once, strict=True):
+        assert value.dtype == expected.dtype, field
+        # float32 keeps seven digits of what both compute in float64
+        np.testing.assert_allclose(value, expected, rtol=2e-6, equal_nan=True, err_msg=field)

@@ -15,6 +15,9 @@ from jaxstab.theory.mixing import mixed_columns, mixed_pair
 from jaxstab.theory.quadrature import LONGEST, SHORTEST, Pair, Rule, pair, single
 from jaxstab.theory.tables import logarithms
 
+# of the terms of a sum that cancel: what is smaller has no digits
+CANCELLED = 1e-7
+CANCELLED_SQUARE = 1e-15
 LOG_SHORTEST, LOG_LONGEST = float(np.log(SHORTEST)), float(np.log(LONGEST))
 
 

@@ -18,12 +18,9 @@ from jaxstab.theory.blocks import Block, Gains, Pairing, batch_state, block_mome
 from jaxstab.theory.correlations import Stable, stable_distance
 from jaxstab.theory.host import AnyArray
 from jaxstab.theory.maps import Length, log_length_map
-from jaxstab.theory.moments import LogMoments
+from jaxstab.theory.moments import CANCELLED, CANCELLED_SQUARE, LogMoments
 from jaxstab.theory.roots import ROUNDING
 
-# of the terms of a sum that cancel: what is smaller has no digits
-_CANCELLED = 1e-7
-_CANCELLED_SQUARE = 1e-15
 # ln q at which tanh is a sign to 1e-6, and beyond which quadrature of pairs across the step is worse than that
 _LONGEST_PAIR = 27.6
 
@@ -108,7 +105,7 @@ def around(block: Block, gains: Gains, at: AnyArray, moments: LogMoments, log_x:
     branch = Slopes(growth * moments.length_power, xp.exp(gains.weight + moments.log_slope), stable.chi)
     slopes = with_skip(block, length.log_ratio, branch)
     # what is left of sums that cancel has no digits, and its logarithm none at all
-    cancelled = xp.abs(slopes.length) < _CANCELLED * growth * moments.power_size
+    cancelled = xp.abs(slopes.length) < CANCELLED * growth * moments.power_size
     xi_q = xp.where(cancelled, np.nan, depth_scale(slopes.length))
     if block.law.skip == "dense":
         xi_q = xp.full_like(xi_q, np.inf)
@@ -176,5 +173,5 @@ def _correlations(block: Block, paired: Pairing, nowhere: AnyArray) -> tuple[Sta
         stable = Stable(*map(np.stack, zip(*found, strict=True)))
     known = paired.moments
     smoothed = xp.minimum(known.near_slope, known.near_growth - xp.log(stable.distance))
-    lost = (stable.distance > 0) & (stable.chi < _CANCELLED_SQUARE * paired.share * xp.exp(smoothed))
+    lost = (stable.distance > 0) & (stable.chi < CANCELLED_SQUARE * paired.share * xp.exp(smoothed))
     return stable, lost & (block.phi.kernel is None)
