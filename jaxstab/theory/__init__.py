@@ -35,16 +35,15 @@ from jaxstab.theory.laws import (
     unsolvable,
 )
 from jaxstab.theory.maps import (
-    MomentError,
     correlation_map,
     correlation_slope,
     derivative_moment,
     length_map,
-    moment_error,
     saturation,
     second_moment,
     second_moment_slope,
 )
+from jaxstab.theory.moment_errors import MomentError, moment_error
 from jaxstab.theory.prediction import predict
 
 __all__ = [
