@@ -5,9 +5,7 @@ Flax layer: `critical` here, and by name in `networks.WEIGHTS` those of Glorot, 
 What must see the network draws or changes its parameters: `looks_linear`, `lsuv`, `fixup`, `skip_init`.
 """
 
-import math
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,82 +34,12 @@ from jaxstab.networks import (
     with_network,
 )
 from jaxstab.networks.gains import count_kernels, scale_layer
+from jaxstab.theory.gains import Gain as Gain
+from jaxstab.theory.gains import gain as gain
+from jaxstab.theory.gains import length_gain as length_gain
 
 AnyActivation = str | Activation | Callable[[Array], Array]
 Initializer = Callable[..., Array]
-
-
-class Gain(NamedTuple):
-    """A weight gain and where it comes from.
-
-    Attributes:
-        sigma_w: the gain, standard deviation of sqrt(fan_in) W_ij.
-        q: length (mean square of the pre-activations) at which it holds; inf where it holds at every length.
-        critical: whether chi_1 = 1 there, so that gradients keep their mean square; else only lengths do.
-        source: the reason, in words.
-    """
-
-    sigma_w: float
-    q: float
-    critical: bool
-    source: str
-
-
-_AT_EVERY_LENGTH = "E phi'(z)^2 is the same at every length"
-_AT_ZERO = "sigma_w = 1/phi'(0): critical at the length fixed point q = 0 (Poole et al. 2016)"
-# sigma_w, q and reason at sigma_b = 0, where a closed form is known
-_KNOWN = {
-    "identity": (1.0, math.inf, f"1: {_AT_EVERY_LENGTH}, 1"),
-    "relu": (math.sqrt(2), math.inf, f"sqrt(2): {_AT_EVERY_LENGTH}, 1/2 (He et al. 2015, eq. 10)"),
-    "tanh": (1.0, 0.0, _AT_ZERO),
-    "erf": (math.sqrt(math.pi) / 2, 0.0, _AT_ZERO),
-    "hard_tanh": (1.0, 0.0, _AT_ZERO),
-    "sin": (1.0, 0.0, _AT_ZERO),
-}
-
-
-def gain(activation: AnyActivation, sigma_b: float = 0.0) -> Gain:
-    """The weight gain that an activation wants, and why.
-
-    The critical one, chi_1 = sigma_w^2 E phi'(sqrt(q*) u)^2 = 1 at the length fixed point q* (Schoenholz et al. 2017,
-    eq. 5), if a network stays there. Where none is (gelu, silu at sigma_b = 0), the one that keeps lengths,
-    sigma_w^2 = (1 - sigma_b^2) / E phi(u)^2 at q = 1 (the argument of He et al. 2015 for any phi). Not for tracing:
-    it answers in Python numbers.
-
-    Args:
-        activation: name, `Activation` or elementwise callable.
-        sigma_b: bias standard deviation, >= 0.
-
-    Returns:
-        The gain.
-
-    Raises:
-        ValueError: if sigma_b is negative or not finite, or no gain keeps signal or gradient.
-
-    Example:
-        >>> gain("relu")
-        Gain(sigma_w=1.4142135623730951, q=inf, critical=True, source="sqrt(2): E phi'(z)^2 is the same at every...")
-    """
-    phi = get(activation)
-    check_gains(0.0, sigma_b)
-    if sigma_b == 0 and phi.name in _KNOWN and phi == get(phi.name):
-        sigma_w, q, reason = _KNOWN[phi.name]
-        return Gain(sigma_w, q, True, reason)
-    points = theory.critical_points(phi, sigma_b)
-    usable = np.flatnonzero(points.usable)
-    if len(usable):
-        first = usable[np.argmin(np.asarray(points.sigma_w)[usable])]
-        sigma_w, q = float(points.sigma_w[first]), float(points.q[first])
-        return Gain(sigma_w, q, True, f"solved chi_1 = 1 at sigma_b = {sigma_b:g}: length fixed point q = {q:.6g}")
-    length = float(theory.second_moment(phi, 1.0))
-    if not (sigma_b < 1 and length > 0):
-        raise ValueError(
-            f"no gain of {phi.name} keeps signal or gradient at sigma_b = {sigma_b}; try a smaller sigma_b"
-        )
-    reason = (
-        "keeps the length q = 1, sigma_w^2 = (1 - sigma_b^2) / E phi(u)^2; no critical gain that a network stays at"
-    )
-    return Gain(math.sqrt((1 - sigma_b**2) / length), 1.0, False, reason)
 
 
 def critical(

@@ -1,6 +1,7 @@
 """Predict: mean-field theory of infinitely wide networks."""
 
 from jaxstab.theory.critical import critical_points, critical_sigma_w
+from jaxstab.theory.doubly_critical import DoublyCritical, doubly_critical
 from jaxstab.theory.finite_width import (
     Comparison,
     LogGrowth,
@@ -21,6 +22,7 @@ from jaxstab.theory.free_products import (
     product_law,
     squared_slopes,
 )
+from jaxstab.theory.hermite import KernelMap, hermite_coefficients, kernel_map
 from jaxstab.theory.kernels import Kernels, kernels
 from jaxstab.theory.laws import (
     NORMS,
@@ -52,8 +54,10 @@ __all__ = [
     "SMALLEST_BATCH",
     "WEIGHT_VARIANCES",
     "Comparison",
+    "DoublyCritical",
     "JacobianLaw",
     "JacobianMoments",
+    "KernelMap",
     "Kernels",
     "Law",
     "LogGrowth",
@@ -65,12 +69,15 @@ __all__ = [
     "critical_sigma_w",
     "critical_width_gain",
     "derivative_moment",
+    "doubly_critical",
     "fixed_point",
     "fixed_points",
     "fourth_moment",
+    "hermite_coefficients",
     "jacobian_cdf",
     "jacobian_law",
     "jacobian_moments",
+    "kernel_map",
     "kernels",
     "law",
     "length_map",

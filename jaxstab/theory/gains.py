@@ -1,0 +1,119 @@
+"""Weight gains that keep gradients or lengths, with their reasons."""
+
+import math
+import warnings
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxstab.activations import get
+from jaxstab.checks import check_gains
+from jaxstab.theory.critical import critical_points
+from jaxstab.theory.maps import AnyActivation, derivative_moment, second_moment, second_moment_slope
+
+
+class Gain(NamedTuple):
+    """A weight gain and where it comes from.
+
+    Attributes:
+        sigma_w: the gain, standard deviation of sqrt(fan_in) W_ij.
+        q: length (mean square of the pre-activations) at which it holds; inf where it holds at every length.
+        critical: whether chi_1 = 1 there, so that gradients keep their mean square; else only lengths do.
+        source: the reason, in words.
+    """
+
+    sigma_w: float
+    q: float
+    critical: bool
+    source: str
+
+
+_AT_EVERY_LENGTH = "E phi'(z)^2 is the same at every length"
+_AT_ZERO = "sigma_w = 1/phi'(0): critical at the length fixed point q = 0 (Poole et al. 2016)"
+# sigma_w, q and reason at sigma_b = 0, where a closed form is known
+_KNOWN = {
+    "identity": (1.0, math.inf, f"1: {_AT_EVERY_LENGTH}, 1"),
+    "relu": (math.sqrt(2), math.inf, f"sqrt(2): {_AT_EVERY_LENGTH}, 1/2 (He et al. 2015, eq. 10)"),
+    "tanh": (1.0, 0.0, _AT_ZERO),
+    "erf": (math.sqrt(math.pi) / 2, 0.0, _AT_ZERO),
+    "hard_tanh": (1.0, 0.0, _AT_ZERO),
+    "sin": (1.0, 0.0, _AT_ZERO),
+}
+
+
+def gain(activation: AnyActivation, sigma_b: float = 0.0) -> Gain:
+    """The weight gain that an activation wants, and why.
+
+    The critical one, chi_1 = sigma_w^2 E phi'(sqrt(q*) u)^2 = 1 at the length fixed point q* (Schoenholz et al. 2017,
+    eq. 5), if a network stays there. Where none is (gelu, silu at sigma_b = 0), the one of
+    `length_gain` (the argument of He et al. 2015 for any phi). Not for tracing: it answers in Python numbers.
+
+    Args:
+        activation: name, `Activation` or elementwise callable.
+        sigma_b: bias standard deviation, >= 0.
+
+    Returns:
+        The gain.
+
+    Raises:
+        ValueError: if sigma_b is negative or not finite, or no gain keeps signal or gradient.
+
+    Example:
+        >>> gain("relu")
+        Gain(sigma_w=1.4142135623730951, q=inf, critical=True, source="sqrt(2): E phi'(z)^2 is the same at every...")
+    """
+    phi = get(activation)
+    check_gains(0.0, sigma_b)
+    if sigma_b == 0 and phi.name in _KNOWN and phi == get(phi.name):
+        sigma_w, q, reason = _KNOWN[phi.name]
+        return Gain(sigma_w, q, True, reason)
+    points = critical_points(phi, sigma_b)
+    usable = np.flatnonzero(points.usable)
+    if len(usable):
+        first = usable[np.argmin(np.asarray(points.sigma_w)[usable])]
+        sigma_w, q = float(points.sigma_w[first]), float(points.q[first])
+        return Gain(sigma_w, q, True, f"solved chi_1 = 1 at sigma_b = {sigma_b:g}: length fixed point q = {q:.6g}")
+    return length_gain(phi, sigma_b)
+
+
+def length_gain(activation: AnyActivation, sigma_b: float = 0.0) -> Gain:
+    """The weight gain that keeps the length q = 1, whatever gradients do: the one that is published for most phi.
+
+    sigma_w^2 = (1 - sigma_b^2) / E phi(u)^2. Where lengths beside q = 1 come back to it and gradients explode all the
+    same, chi_1 > 1, as selu's do, a warning says so. Not for tracing.
+
+    Args:
+        activation: name, `Activation` or elementwise callable.
+        sigma_b: bias standard deviation, in [0, 1).
+
+    Returns:
+        The gain; `source` has chi_1 there.
+
+    Raises:
+        ValueError: if no gain keeps the length.
+
+    Example:
+        >>> found = length_gain("gelu")
+        >>> print(f"{found.sigma_w:.5f}: {found.source[-20:]}")
+        1.53353: chi_1 = 1.0720 there
+    """
+    phi = get(activation)
+    check_gains(0.0, sigma_b)
+    length = float(second_moment(phi, 1.0))
+    if not (sigma_b < 1 and length > 0):
+        raise ValueError(
+            f"no gain of {phi.name} keeps signal or gradient at sigma_b = {sigma_b}; try a smaller sigma_b"
+        )
+    sigma_w = math.sqrt((1 - sigma_b**2) / length)
+    chi_1 = sigma_w**2 * float(derivative_moment(phi, 1.0))
+    slope = sigma_w**2 * float(second_moment_slope(phi, 1.0))
+    if abs(slope) < 1 < chi_1 - 1e-9:
+        warnings.warn(
+            f"gain of {phi.name}: squared gradients grow by chi_1 = {chi_1:.4f} per layer although the length map "
+            f"contracts (slope {slope:.4f})",
+            stacklevel=2,
+        )
+    known = "keeps the length q = 1, sigma_w^2 = (1 - sigma_b^2) / E phi(u)^2"
+    critical_here = abs(chi_1 - 1) < 1e-9
+    reason = "" if critical_here else "; no critical gain"
+    return Gain(sigma_w, 1.0, critical_here, f"{known}{reason}; chi_1 = {chi_1:.4f} there")
