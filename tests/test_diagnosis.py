@@ -140,12 +140,31 @@ def test_half_precision_that_underflows_is_told_from_a_gradient_that_is_none():
 )
 def test_the_rate_of_a_deep_chain_is_that_of_theory(settings, gains, what, rate):
     mlp = networks.MLP(width=64, features_out=4, **settings)
-    report = diagnosis.diagnose(mlp, networks.init(mlp, jax.random.key(3), X, **gains), X, loss)
+    params = networks.init(mlp, jax.random.key(3), X, **gains)
+    probe = networks.probe(mlp, params, X)
+    report = diagnosis.diagnose(probe, params, X, loss)
     finding = report.findings[0]
     assert finding.what == what and finding.where.startswith("blocks@")
     # width 64: the scatter of one network's rate over this depth
     np.testing.assert_allclose(finding.measured.value, rate, rtol=0.2)
     assert finding.measured.low < finding.measured.value < finding.measured.high
+    if settings["activation"] != "relu" or "norm" in settings:
+        return
+    # relu is cured by its kernels alone
+    cured = diagnosis.apply(report, "critical kernels")
+    assert jax.tree.map(jnp.shape, cured) == jax.tree.map(jnp.shape, params)
+    again = diagnosis.diagnose(probe, cured, X, loss)
+    assert "vanishing gradient" not in _whats(again) and "exploding gradient" not in _whats(again)
+    assert report.prescriptions[0].after < 0.5 * report.prescriptions[0].before
+    assert "measured to help" in str(report)
+    with pytest.raises(ValueError, match="no prescription prayer; there are: critical kernels"):
+        diagnosis.apply(report, "prayer")
+
+
+def test_a_readout_is_no_odd_block():
+    model = nn.Sequential([part for width in (32,) * 8 + (1,) for part in (nn.sigmoid, nn.Dense(width))])
+    report = diagnosis.diagnose(model, jax.jit(model.init)(jax.random.key(2), X), X, jnp.mean)
+    assert "one block unlike the others" not in _whats(report)
 
 
 @pytest.mark.parametrize("model", [Mlp(), ResNet(), Gpt(), Cnn(), Rnn(), "chain"])

@@ -6,8 +6,9 @@ import jax
 from jaxtyping import Array, Key, PyTree
 
 from jaxstab import networks
+from jaxstab.diagnosis.cures import prescriptions
 from jaxstab.diagnosis.findings import Diagnosis
-from jaxstab.diagnosis.measuring import Loss, measurement
+from jaxstab.diagnosis.measuring import Loss, Measured, measurement
 from jaxstab.diagnosis.rules import findings, gradient_rate, small_share
 from jaxstab.networks import Probe
 
@@ -25,7 +26,8 @@ def diagnose(
     """Say what is wrong with a model at one batch: of its signal, of its gradient, and where.
 
     Args:
-        model: what `networks.probe` takes, a chain among them, or a probe of such.
+        model: what `networks.probe` takes, a chain among them, or a probe of such. Kernels can be prescribed for
+            functions whose tags are the paths of their parameters.
         params: its parameters, likewise.
         batch: its input, examples along the first axis; a tuple where it takes several inputs.
         loss: scalar function of the output, such as a mean over the batch.
@@ -41,23 +43,32 @@ def diagnose(
 
     Example:
         >>> import jax.numpy as jnp
-        >>> def model(weights, x):
-        ...     for i, w in enumerate(weights):
-        ...         x = networks.tag(f"layer{i}", jnp.tanh(x) @ w)
+        >>> def model(params, x):
+        ...     for name, layer in params.items():
+        ...         x = networks.tag(name, jnp.tanh(x) @ layer["w"])
         ...     return x
-        >>> weights = [jnp.eye(4) / 4] * 6
-        >>> report = diagnose(model, weights, jnp.ones((8, 4)), jnp.sum)
+        >>> params = {f"layer{i}": {"w": jnp.eye(4) / 4} for i in range(6)}
+        >>> report = diagnose(model, params, jnp.ones((8, 4)), jnp.sum)
         >>> [finding.what for finding in report.findings][0]
         'vanishing gradient'
+        >>> cured = apply(report)
+        >>> bool(abs(diagnose(model, cured, jnp.ones((8, 4)), jnp.sum).rate.value) < 0.1)
+        True
     """
     inputs = batch if isinstance(batch, tuple) else (batch,)
     given = isinstance(model, Probe)
     probe = model if given else networks.probe(model, params, *inputs, rngs=rngs, **keywords)
     measure = measurement(probe, loss)
-    measured = measure(params, inputs, jax.random.key(0) if key is None else key)
+    key = jax.random.key(0) if key is None else key
+    measured = measure(params, inputs, key)
+    found = findings(measured)
+
+    def remeasure(changed: PyTree) -> Measured:
+        return measure(changed, inputs, key)
+
     return Diagnosis(
-        findings=findings(measured),
-        prescriptions=(),
+        findings=found,
+        prescriptions=prescriptions(probe, params, measured, found, remeasure),
         rate=gradient_rate(measured),
         small=small_share(measured),
         missed=probe.missed,

@@ -64,7 +64,6 @@ class Prescription(NamedTuple):
     Attributes:
         name: of the cure.
         what: what was done to the parameters.
-        against: the finding that it is for.
         quantity: what it promised to bring towards zero.
         before: that quantity with the parameters given.
         after: with the new ones.
@@ -73,7 +72,6 @@ class Prescription(NamedTuple):
 
     name: str
     what: str
-    against: str
     quantity: str
     before: float
     after: float

@@ -4,6 +4,7 @@ A rule alarms where a model is in trouble by a wide margin: a factor of 30 in th
 of a layer dead. What lies within the scatter of a healthy network of a few dozen units is no finding.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -11,6 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxstab.diagnosis.findings import Finding, Interval
+from jaxstab.diagnosis.intervals import certain, share, slope
 from jaxstab.diagnosis.measuring import NEARBY, Measured
 from jaxstab.networks import Site
 
@@ -43,7 +45,7 @@ def gradient_rate(measured: Measured) -> Interval:
         not finite.
     """
     numbers = list(measured.blocks)
-    return _slope(measured.log_grad_h[numbers], measured.by_example[numbers])
+    return slope(measured.log_grad_h[numbers], measured.by_example[numbers])
 
 
 def small_share(measured: Measured) -> float:
@@ -89,7 +91,7 @@ def _nonfinite_signal(measured: Measured) -> list[Finding]:
         Finding(
             "non-finite signal, forward",
             measured.rows[first].name,
-            _certain(float(measured.signal.nonfinite[first])),
+            certain(float(measured.signal.nonfinite[first])),
             "of its values are NaN or infinite",
             f"{before}; what reads a NaN is NaN (IEEE 754)",
             "look for log, sqrt, a division or an overflow in this module; guard its argument, not its result",
@@ -107,7 +109,7 @@ def _nonfinite_gradient(measured: Measured) -> list[Finding]:
         Finding(
             "non-finite gradient, backward",
             measured.rows[after].name,
-            _certain(float(measured.nonfinite[last])),
+            certain(float(measured.nonfinite[last])),
             f"of the gradient at {measured.rows[last].name}, which it reads, is not finite",
             "the signal is finite, a derivative is not: 0 times an infinite slope is NaN also behind jnp.where",
             "give sqrt, log or norm a safe argument where it is zero (the double where), in the forward pass",
@@ -171,8 +173,11 @@ def _one_block_apart(measured: Measured) -> list[Finding]:
     with np.errstate(invalid="ignore"):
         growth = np.diff(measured.signal.log_q[numbers]) / 2
         gradient = -np.diff(measured.log_grad_h[numbers])
+    shapes = [measured.sites[i].shape for i in numbers]
+    # a readout is of the same class as the layers before it, and not their like
+    equal = np.asarray([below == above for below, above in itertools.pairwise(shapes)])
     found: dict[int, float] = {}
-    for steps in (growth, gradient):
+    for steps in (np.where(equal, growth, np.nan), np.where(equal, gradient, np.nan)):
         known = steps[np.isfinite(steps)]
         if len(known) < 4:
             continue
@@ -184,7 +189,7 @@ def _one_block_apart(measured: Measured) -> list[Finding]:
         Finding(
             "one block unlike the others",
             measured.rows[numbers[i + 1]].name,
-            _certain(math.exp(apart)),
+            certain(math.exp(apart)),
             "times what the others do to the signal or the gradient",
             "equal blocks of one initialisation have one gain up to the scatter of finite width (Hanin 2018)",
             "compare the scale of its branch, its initialiser and its parameters with those of its neighbours",
@@ -195,7 +200,7 @@ def _one_block_apart(measured: Measured) -> list[Finding]:
 
 def _signal_scale(measured: Measured) -> list[Finding]:
     numbers = list(measured.blocks)
-    rate = _slope(np.asarray(measured.signal.log_q)[numbers] / 2, np.full((len(numbers), 1), np.nan))
+    rate = slope(np.asarray(measured.signal.log_q)[numbers] / 2, np.full((len(numbers), 1), np.nan))
     if not (abs(rate.value) * (len(numbers) - 1) > FAR and rate.low * rate.high > 0):
         return []
     grows = rate.value > 0
@@ -250,8 +255,8 @@ def _units(
     for i in np.flatnonzero(shares >= limit):
         site = measured.sites[i]
         if _name(site) not in skip:
-            share = _share(float(shares[i]), site.shape[-1])
-            found.append(Finding(what, measured.rows[i].name, share, unit, why, change))
+            units = share(float(shares[i]), site.shape[-1])
+            found.append(Finding(what, measured.rows[i].name, units, unit, why, change))
     # a net of many such layers is one finding, at the first of them
     return found[:1] if len(found) > 3 else found
 
@@ -272,7 +277,7 @@ def _no_gradient(measured: Measured) -> list[Finding]:
             Finding(
                 "no gradient",
                 where,
-                _certain(len(stopped) / len(measured.rows)),
+                certain(len(stopped) / len(measured.rows)),
                 f"of all places get none; {measured.rows[last].name} is the last of them",
                 theory,
                 "look for stop_gradient, an argmax, rounding, an output that the loss does not use, or dead units",
@@ -285,7 +290,7 @@ def _no_gradient(measured: Measured) -> list[Finding]:
         Finding(
             "frozen parameters",
             measured.rows[i].name,
-            _certain(1.0),
+            certain(1.0),
             "of its parameters get no gradient, though its output gets one",
             theory,
             "look for stop_gradient on its parameters, or an input that is zero",
@@ -305,7 +310,7 @@ def _underflow(measured: Measured) -> list[Finding]:
         Finding(
             "gradient underflow",
             measured.rows[last].name,
-            _certain(float(measured.lost[last])),
+            certain(float(measured.lost[last])),
             f"of the gradient is below the range of {dtype}, and {len(bad)} places lose more than a tenth",
             "scaled up, the same gradient is there (Micikevicius et al. 2018)",
             "scale the loss (dynamic loss scaling), or keep this part in bfloat16 or float32",
@@ -326,7 +331,7 @@ def _collapsing(measured: Measured) -> list[Finding]:
             Finding(
                 "collapsing correlation",
                 measured.rows[bad[0]].name,
-                _certain(1 - float(correlations[bad[0]])),
+                certain(1 - float(correlations[bad[0]])),
                 f"is 1 - c of pairs of {what}, {first}",
                 f"in the ordered phase c tends to 1: the depth forgets which {what[:-1]} it saw {source}",
                 "raise the gain to the critical one, centre the activation (tanh for sigmoid), or add skip connections",
@@ -345,7 +350,7 @@ def _chaotic(measured: Measured) -> list[Finding]:
         Finding(
             "chaos",
             measured.rows[bad[0]].name,
-            _certain(float(measured.nearby[bad[0]])),
+            certain(float(measured.nearby[bad[0]])),
             f"is the correlation of inputs that differ by {NEARBY:.0%}",
             "in the chaotic phase, chi_1 > 1, nearby inputs part, and their gradients have nothing in common "
             "(Poole et al. 2016; Balduzzi et al. 2017)",
@@ -365,37 +370,6 @@ RULES: tuple[Callable[[Measured], list[Finding]], ...] = (
     _collapsing,
     _chaotic,
 )
-
-
-def _slope(logs: Float[np.ndarray, " block"], samples: Float[np.ndarray, "block sample"]) -> Interval:
-    """Least-squares slope; its interval from the residuals and from the slopes of samples."""
-    count = len(logs)
-    if count < 3 or not np.all(np.isfinite(logs)):
-        return Interval(math.nan, math.nan, math.nan)
-    places = np.arange(count) - (count - 1) / 2
-    square = np.sum(places**2)
-    slope = float(np.sum(places * logs) / square)
-    residuals = logs - np.mean(logs) - slope * places
-    variance = float(np.sum(residuals**2)) / (count - 2) / square
-    known = samples[:, np.all(np.isfinite(samples), axis=0)]
-    if known.shape[1] >= 2:
-        slopes = places @ known / square
-        variance += float(np.var(slopes, ddof=1)) / known.shape[1]
-    error = math.sqrt(variance)
-    return Interval(slope, slope - 2 * error, slope + 2 * error)
-
-
-def _share(share: float, count: int) -> Interval:
-    """A share of a count with the interval of Wilson 1927 at two standard errors."""
-    z = 2.0
-    centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
-    half = z / (1 + z**2 / count) * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
-    return Interval(share, max(0.0, centre - half), min(1.0, centre + half))
-
-
-def _certain(value: float) -> Interval:
-    """A number that is counted, not estimated."""
-    return Interval(value, math.nan, math.nan)
 
 
 def _within(path: str, parent: str) -> bool:
