@@ -20,7 +20,8 @@ from jaxstab import decompositions
 from jaxstab.derivatives import custom_jvp
 from jaxstab.norms import varying_like
 
-# random perturbations that are followed: of four, one in a hundred products of equal factors was understated
+# random perturbations that are followed: with four, one value in a hundred of products of equal factors was
+# understated
 PROBES = 8
 # perturbations are cut here: far beyond what is known of a direction, far from where float32 ends
 LOST = 1e9
