@@ -17,22 +17,10 @@ from jaxtyping import Array, ArrayLike, Float, PyTree
 from jaxstab import theory
 from jaxstab.activations import Activation, get
 from jaxstab.checks import check_count, check_gains
-from jaxstab.networks import (
-    MLP,
-    UNIT_WEIGHTS,
-    WEIGHTS,
-    Chain,
-    Here,
-    Kernels,
-    Layer,
-    Params,
-    branch,
-    chain,
-    init,
-    scale_kernels,
-    upwards,
-    with_network,
-)
+from jaxstab.networks import MLP, WEIGHTS, Chain, Here, Kernels, Layer, Params, chain, init, scale_kernels, upwards
+from jaxstab.networks.blocks import UNIT_WEIGHTS
+from jaxstab.networks.chains import with_network
+from jaxstab.networks.family import branch
 from jaxstab.networks.gains import count_kernels, scale_layer
 from jaxstab.theory.gains import Gain as Gain
 from jaxstab.theory.gains import gain as gain
@@ -53,7 +41,7 @@ def critical(
     Args:
         activation: name, `Activation` or elementwise callable: that of the layers.
         sigma_b: bias standard deviation that the network will have, >= 0.
-        weights: one of `networks.UNIT_WEIGHTS`, such as "gaussian" or "orthogonal".
+        weights: one of `networks.blocks.UNIT_WEIGHTS`, such as "gaussian" or "orthogonal".
         width: units per layer, for relu, leaky_relu and their like; None for the gain of infinite width.
 
     Returns:

@@ -18,8 +18,9 @@ from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from jaxstab import networks
 from jaxstab.checks import check_count, check_floating
-from jaxstab.networks import Chain, Here, Params, with_network
-from jaxstab.norms import unit
+from jaxstab.networks import Chain, Here, Params
+from jaxstab.networks.chains import with_network
+from jaxstab.norms.logarithms import unit
 from jaxstab.records import Estimate, standard_error
 
 

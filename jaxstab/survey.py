@@ -22,6 +22,7 @@ from jaxstab.sweeps import Grid, ProgressBar, jacobian, run, run_into, samples, 
 from jaxstab.sweeps.grid import with_coordinates
 from jaxstab.sweeps.measures import Record
 from jaxstab.sweeps.run import as_attributes, labelled, settings
+from jaxstab.theory.laws import SMALLEST_BATCH, WEIGHT_VARIANCES
 from jaxstab.verdicts import judge
 
 with extra("run"):
@@ -153,9 +154,9 @@ def law(grid: Grid, activation: str | Activation) -> theory.Law | None:
         The law; None where there is none: weights drawn by a function, a norm without a law, or BatchNorm over fewer
         than four examples.
     """
-    if grid.weights not in theory.WEIGHT_VARIANCES or grid.norm not in (None, *theory.NORMS):
+    if grid.weights not in WEIGHT_VARIANCES or grid.norm not in (None, *theory.NORMS):
         return None
-    if grid.norm == "batch" and (grid.batch is None or grid.batch < theory.SMALLEST_BATCH):
+    if grid.norm == "batch" and (grid.batch is None or grid.batch < SMALLEST_BATCH):
         return None
     return theory.law(
         activation,

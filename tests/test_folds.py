@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from jaxstab import initializers, networks
+from jaxstab.networks.folds import layer_at
 
 MLP = networks.MLP(depth=4, width=6, features_out=3)
 X = jnp.linspace(-1.0, 1.0, 5)
@@ -61,7 +62,7 @@ def test_derivatives_of_a_layer():
     """Products by state and by parameters, both ways, for the embedding, a block and the readout."""
     met = states()
     for layer in (0, 2, 5):
-        here = networks.layer_at(CHAIN, PARAMS, layer, met[layer])
+        here = layer_at(CHAIN, PARAMS, layer, met[layer])
         by_state = jax.jacobian(lambda h, here=here: here.f(here.theta, h))(here.h)
         by_theta = jax.jacobian(lambda theta, here=here: here.f(theta, here.h))(here.theta)
         v = jnp.cos(jnp.arange(here.h.size, dtype=X.dtype))

@@ -7,7 +7,7 @@ import pytest
 
 from jaxstab import initializers, networks, propagation, theory
 from jaxstab.activations import Activation
-from jaxstab.networks import MLP
+from jaxstab.networks import MLP, family
 
 KEY = jax.random.key(2)
 
@@ -96,7 +96,7 @@ def test_lsuv_gives_every_layer_unit_variance(settings):
     x = 3.0 * jax.random.normal(KEY, (40, 9), jnp.float32) ** 2
     params = networks.init(mlp, KEY, x, 0.3, 0.1)
     new = jax.jit(lambda params, target: initializers.lsuv(mlp, params, x, target))(params, 1.7)
-    branch, chain = networks.branch(mlp), networks.chain(mlp)
+    branch, chain = family.branch(mlp), networks.chain(mlp)
 
     def layer(h, block):
         return chain.block(block, h), jnp.var(branch(block, h))

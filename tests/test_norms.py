@@ -9,7 +9,10 @@ from flax import linen, nnx
 from hypothesis import given, strategies
 
 from jaxstab.networks import Params
-from jaxstab.norms import Grouping, Product, group_norms, log_norm, map_groups, norm, quick_norm, stacked_leaves
+from jaxstab.norms import group_norms, log_norm, norm
+from jaxstab.norms.groups import map_groups, quick_norm
+from jaxstab.norms.logarithms import Product
+from jaxstab.norms.paths import Grouping, stacked_leaves
 
 MAGNITUDES = [0.0, 1e-45, 1e-38, 3e-23, 1.0, -2.0, 1e10, 1e25, -3e38, float("nan"), float("inf"), -float("inf")]
 

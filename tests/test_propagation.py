@@ -9,6 +9,8 @@ import pytest
 
 from jaxstab import networks, norms, propagation
 from jaxstab.networks import MLP, Params
+from jaxstab.networks.pullbacks import pullback
+from jaxstab.norms.logarithms import Product
 
 KEY = jax.random.key(1)
 LOSS = lambda y: optax.softmax_cross_entropy_with_integer_labels(y, 2)
@@ -134,8 +136,8 @@ BLOCKS = [
 def _gradients(f, params, h, v):
     """By jax.vjp, and by networks.pullback with the products multiplied out."""
     multiplied = lambda g: jnp.einsum("bi,bj->ij", *(jnp.atleast_2d(side) for side in g))
-    is_product = lambda leaf: isinstance(leaf, norms.Product)
-    factored = networks.pullback(f, params, h)(v)
+    is_product = lambda leaf: isinstance(leaf, Product)
+    factored = pullback(f, params, h)(v)
     full = jax.tree.map(lambda leaf: multiplied(leaf) if is_product(leaf) else leaf, factored, is_leaf=is_product)
     products = sum(map(is_product, jax.tree.leaves(factored, is_leaf=is_product)))
     log_norms = norms.log_norm(factored[0]), norms.log_norm(jax.vjp(f, params, h)[1](v)[0])

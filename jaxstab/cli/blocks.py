@@ -14,6 +14,7 @@ from jaxstab.checks import check_choice
 from jaxstab.cli.arguments import choice
 from jaxstab.cli.faults import UserError, users_fault
 from jaxstab.store.files import check_file
+from jaxstab.theory.laws import WEIGHT_VARIANCES
 
 # of a figure's file
 _FORMATS = (".pdf", ".png", ".svg")
@@ -35,7 +36,7 @@ class Block:
     """Share of features dropped; two inputs have masks of their own."""
     batch: int | None = None
     """Examples that BatchNorm takes its statistics over, at least 4."""
-    weights: choice(str, theory.WEIGHT_VARIANCES) = "gaussian"  # type: ignore[valid-type]
+    weights: choice(str, WEIGHT_VARIANCES) = "gaussian"  # type: ignore[valid-type]
     """Law of the weights."""
     depth: int | None = None
     """Number of blocks, for --skip scaled."""
@@ -56,7 +57,7 @@ def law_of(settings: Block) -> theory.Law:
     if not (math.isfinite(settings.dropout) and 0 <= settings.dropout < 1):
         raise UserError(f"--dropout must be in [0, 1), got {settings.dropout:g}")
     with users_fault():
-        check_choice("--weights", settings.weights, tuple(theory.WEIGHT_VARIANCES))
+        check_choice("--weights", settings.weights, tuple(WEIGHT_VARIANCES))
         phi = _activation(settings.activation)
         return theory.law(
             phi,

@@ -13,6 +13,7 @@ from jaxstab import theory
 from jaxstab.checks import check_gains
 from jaxstab.cli.blocks import Block, check_figure, law_of, strict
 from jaxstab.cli.faults import UserError, users_fault
+from jaxstab.theory.laws import unsolvable
 
 # points along either axis
 _MOST = 1024
@@ -52,7 +53,7 @@ def draw_phase(settings: Phase) -> None:
             raise UserError(f"{flag} must be two numbers, the lower one first, got {low:g} {high:g}")
     if not 2 <= settings.points <= _MOST:
         raise UserError(f"--points must be in [2, {_MOST}], got {settings.points}")
-    reason = theory.unsolvable(law)
+    reason = unsolvable(law)
     if reason:
         raise UserError(f"no phase diagram: {reason}")
     check_figure("--out", settings.out)

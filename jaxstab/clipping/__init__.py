@@ -6,30 +6,15 @@ traced arrays or schedules, so that `jax.vmap` sweeps over them in one compile. 
 Entries that are not finite pass a bare clipper as they are and count nowhere; `guarded` says what happens to them.
 """
 
-from jaxstab.clipping.adaptive import (
-    AdaptiveState,
-    History,
-    Moments,
-    RunningMean,
-    auto_clip,
-    clip_by_running_mean,
-    z_clip,
-)
-from jaxstab.clipping.by_norm import CallState, clip_by_norm, normalize
+from jaxstab.clipping.adaptive import auto_clip, clip_by_running_mean, z_clip
+from jaxstab.clipping.by_norm import clip_by_norm, normalize
 from jaxstab.clipping.guards import GuardState, guarded
 from jaxstab.clipping.spectral import clip_by_spectral_norm
-from jaxstab.clipping.spikes import ResetState, SpikeState, clip_spikes, with_momentum_reset
+from jaxstab.clipping.spikes import clip_spikes, with_momentum_reset
 from jaxstab.clipping.telemetry import TelemetryState, monitored
 
 __all__ = [
-    "AdaptiveState",
-    "CallState",
     "GuardState",
-    "History",
-    "Moments",
-    "ResetState",
-    "RunningMean",
-    "SpikeState",
     "TelemetryState",
     "auto_clip",
     "clip_by_norm",

@@ -15,7 +15,9 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 from jaxstab.checks import check_choice
 from jaxstab.clipping.by_norm import clip_to
 from jaxstab.clipping.settings import Setting, check_integer, check_setting, setting_at, static_integer
-from jaxstab.norms import Per, Stacked, check_grouping, group_norms, zero_norms
+from jaxstab.norms import group_norms
+from jaxstab.norms.groups import zero_norms
+from jaxstab.norms.paths import Per, Stacked, check_grouping
 
 # the upper end of the range of multiples that Pascanu et al. recommend
 LARGEST_MULTIPLE = 10.0

@@ -7,7 +7,9 @@ import optax
 from jaxtyping import Array, Int, PyTree
 
 from jaxstab.clipping.settings import Setting, check_setting, setting_like
-from jaxstab.norms import Grouping, Norm, Per, Stacked, check_grouping, group_norms, map_groups
+from jaxstab.norms import Norm, group_norms
+from jaxstab.norms.groups import map_groups
+from jaxstab.norms.paths import Grouping, Per, Stacked, check_grouping
 
 
 class CallState(NamedTuple):

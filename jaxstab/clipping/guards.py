@@ -12,7 +12,9 @@ from jaxtyping import Array, Bool, Int, PyTree
 from jaxstab.checks import check_choice
 from jaxstab.clipping.adaptive import AdaptiveState
 from jaxstab.clipping.spikes import SpikeState
-from jaxstab.norms import group_norms, named_leaves, zero_norms
+from jaxstab.norms import group_norms
+from jaxstab.norms.groups import zero_norms
+from jaxstab.norms.paths import named_leaves
 
 POLICIES = ("skip", "zero", "raise", "propagate")
 # states that learn from gradients seen: a zero in the place of a gradient that was not finite teaches them nothing

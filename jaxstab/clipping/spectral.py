@@ -11,8 +11,9 @@ from jaxstab import decompositions
 from jaxstab.checks import check_choice
 from jaxstab.clipping.by_norm import CallState
 from jaxstab.clipping.settings import Setting, check_integer, check_setting, setting_at, static_integer
-from jaxstab.norms import Stacked, accumulator, safe_scale, stacked_leaves
+from jaxstab.norms.groups import accumulator, safe_scale
 from jaxstab.norms.meshes import resplit, split
+from jaxstab.norms.paths import Stacked, stacked_leaves
 
 # odd quintics x (a + b x^2 + c x^4). The first lifts small singular values fastest and leaves them in [0.68, 1.14]
 # (Muon's coefficients, K. Jordan 2024); the second has slope 0 and curvature 0 at its fixed point 1

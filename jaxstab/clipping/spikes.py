@@ -9,7 +9,7 @@ import optax
 from jaxtyping import Array, ArrayLike, Int, PyTree
 
 from jaxstab.clipping.settings import Setting, check_integer, check_setting, setting_at
-from jaxstab.norms import accumulator
+from jaxstab.norms.groups import accumulator
 
 # where the warm-up after a reset starts, as in the authors' code
 FIRST_SHARE = 0.01

@@ -9,7 +9,9 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxstab.clipping.guards import saturating_sum
 from jaxstab.clipping.settings import Setting, check_setting, setting_at
-from jaxstab.norms import Norm, Per, Stacked, check_grouping, group_norms, norm, quick_norm, zero_norms
+from jaxstab.norms import Norm, group_norms, norm
+from jaxstab.norms.groups import quick_norm, zero_norms
+from jaxstab.norms.paths import Per, Stacked, check_grouping
 
 # a norm that changes by less, in units of the coarsest dtype's rounding, has not been touched
 ROUNDINGS = 4

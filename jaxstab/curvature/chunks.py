@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from jaxstab.norms import varying_like
+from jaxstab.norms.meshes import varying_like
 
 
 def mean_over_chunks(function: Callable[[PyTree], Array], examples: PyTree, chunk_size: int) -> Array:

@@ -20,8 +20,10 @@ from jaxtyping import Array, Float, PyTree, Shaped
 
 from jaxstab import decompositions, networks
 from jaxstab.checks import check_count, check_floating
-from jaxstab.networks import Chain, Here, Layer, Params, views, with_network
-from jaxstab.norms import varying_like
+from jaxstab.networks import Chain, Here, Layer, Params, views
+from jaxstab.networks.chains import with_network
+from jaxstab.networks.folds import layer_at
+from jaxstab.norms.meshes import varying_like
 from jaxstab.spectra.exact import Precision
 
 LOSSES = ("cross_entropy", "squared")
@@ -303,11 +305,11 @@ def _kernel(
         y = jax.eval_shape(chain.readout, params, hidden[0])
         cotangents = jnp.broadcast_to(jnp.eye(y.size, dtype=y.dtype)[None], (x.shape[0], y.size, y.size))
         cotangents = varying_like(cotangents, hidden)
-        top = networks.layer_at(chain, params, params.depth + 1, hidden)
+        top = layer_at(chain, params, params.depth + 1, hidden)
         last = _gram(top, cotangents, chunk_size)
         start = (_pulled(top, cotangents), jnp.zeros_like(last))
         (cotangents, total), each = networks.downwards(chain, params, states, layer, start, first=1)
-        first = _gram(networks.layer_at(chain, params, 0, x), cotangents, chunk_size)
+        first = _gram(layer_at(chain, params, 0, x), cotangents, chunk_size)
     return last, total if each is None else each, first
 
 

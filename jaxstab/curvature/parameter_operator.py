@@ -24,8 +24,10 @@ from jaxtyping import Array, Float, Int, Shaped
 from jaxstab import networks
 from jaxstab.checks import integer
 from jaxstab.curvature.kernels import BYTES, _check_loss, _rows, _trained
-from jaxstab.networks import Chain, Here, Params, States, chains, flatten, views, with_network
-from jaxstab.norms import varying_like
+from jaxstab.networks import Chain, Here, Params, States, chains, flatten, views
+from jaxstab.networks.chains import with_network
+from jaxstab.networks.folds import layer_at
+from jaxstab.norms.meshes import varying_like
 from jaxstab.spectra.operators import Operator, Precision, Scaled, scaled
 
 # the exponent of what is zero
@@ -102,7 +104,7 @@ class _Chunk(NamedTuple):
     def layer(self, at: int) -> Here:
         """The layer that makes h_at."""
         h = self.states.x if at == 0 else self.states.at(at - 1)
-        return networks.layer_at(self.chain, self.params, at, h)
+        return layer_at(self.chain, self.params, at, h)
 
 
 def _push_theta(here: Here, v: Float[Array, "k p"]) -> Float[Array, "k n"]:

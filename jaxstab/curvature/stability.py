@@ -18,7 +18,7 @@ from jaxstab.checks import check_choice, check_count
 from jaxstab.curvature.chunks import examples_of, mean_over_chunks
 from jaxstab.curvature.symmetric import check_square
 from jaxstab.curvature.vectors import ravel
-from jaxstab.norms import varying_like
+from jaxstab.norms.meshes import varying_like
 from jaxstab.spectra.operators import Operator, Scaled, scaled
 
 OPTIMISERS = ("sgd", "momentum", "nesterov", "adam")

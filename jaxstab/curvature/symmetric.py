@@ -15,7 +15,7 @@ from jaxtyping import Array, ArrayLike, Float, Int, Key
 
 from jaxstab import decompositions, spectra
 from jaxstab.checks import check_count
-from jaxstab.norms import varying_like
+from jaxstab.norms.meshes import varying_like
 from jaxstab.records import Estimate, standard_error
 from jaxstab.spectra.krylov import orthonormal, sphere
 from jaxstab.spectra.operators import Operator, Scaled

@@ -9,10 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Key, PyTree
 
-from jaxstab import propagation
 from jaxstab.networks import Probe, Row, Site
-from jaxstab.norms import unit
-from jaxstab.propagation import floating
+from jaxstab.norms.logarithms import unit
+from jaxstab.propagation.sites import floating, gradients_at_sites, site_correlation, site_statistics
 from jaxstab.records import SiteProfile
 
 Loss = Callable[[PyTree], Float[Array, ""]]
@@ -90,7 +89,7 @@ def measurement(probe: Probe, loss: Loss) -> Callable[[PyTree, Sequence[PyTree],
 
     @jax.jit
     def gradients(params: PyTree, inputs: Sequence[PyTree], scale: Float[Array, ""]) -> tuple:
-        return propagation.gradients_at_sites(probe, params, *inputs, loss=loss, scale=scale)
+        return gradients_at_sites(probe, params, *inputs, loss=loss, scale=scale)
 
     def signal(params: PyTree, inputs: Sequence[PyTree], key: Key[Array, ""]) -> _Signal:
         examples = _examples(inputs)
@@ -154,8 +153,8 @@ class _Gradient(NamedTuple):
 
 
 def _of_signal(site: Site, examples: int, h: Array, disturbed: Array) -> _Signal:
-    nearby = propagation.site_correlation(site, h, disturbed)
-    return _Signal(propagation.site_statistics(site, h), _pairs(h, examples), _positions(h, examples), nearby)
+    nearby = site_correlation(site, h, disturbed)
+    return _Signal(site_statistics(site, h), _pairs(h, examples), _positions(h, examples), nearby)
 
 
 def _of_gradient(site: Site, examples: int, gradient: Array) -> _Gradient:

@@ -10,7 +10,7 @@ from jaxtyping import Array, ArrayLike, PyTree
 from jaxstab.checks import check_gains
 from jaxstab.networks.binding import as_layer
 from jaxstab.networks.chains import Layer, Params, layers_of, with_network
-from jaxstab.norms import named_leaves
+from jaxstab.norms.paths import named_leaves
 
 # from the path of a parameter within its layer to whether it is a weight
 Kernels = Callable[[tuple[str, ...]], bool]

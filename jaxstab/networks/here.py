@@ -91,7 +91,7 @@ class Here:
 
     @cached_property
     def pull_both(self) -> Callable[[PyTree], tuple[PyTree, PyTree]]:
-        """Both transposes at once: u -> (for theta, for h), gradients of dense kernels as `norms.Product`."""
+        """Both transposes at once: u -> (for theta, for h), dense kernels as `norms.logarithms.Product`."""
         return pullback(self.f, self.theta, self.h)
 
     @cached_property

@@ -10,7 +10,7 @@ from flax import linen as nn
 from flax.core.tracers import current_trace
 from jaxtyping import Array, PyTree
 
-from jaxstab.norms import Product
+from jaxstab.norms.logarithms import Product
 
 
 def pullback(f: Callable[[PyTree, Array], Array], params: PyTree, h: Array) -> Callable[[Array], tuple[PyTree, Array]]:
@@ -26,7 +26,7 @@ def pullback(f: Callable[[PyTree, Array], Array], params: PyTree, h: Array) -> C
         h: the other argument, floating.
 
     Returns:
-        The function from a cotangent of f(params, h) to those of params and h, kernels' as `norms.Product`.
+        The function from a cotangent of f(params, h) to those of params and h, kernels' as `norms.logarithms.Product`.
 
     Example:
         >>> from jaxstab import networks

@@ -6,16 +6,7 @@ gains. Norms travel as natural logarithms next to vectors of unit length, so tha
 
 from jaxstab.propagation.gradients import backward, backward_memory
 from jaxstab.propagation.profiles import correlation, forward, states
-from jaxstab.propagation.sites import (
-    SiteGradients,
-    backward_at_sites,
-    correlation_at_sites,
-    floating,
-    forward_at_sites,
-    gradients_at_sites,
-    site_correlation,
-    site_statistics,
-)
+from jaxstab.propagation.sites import SiteGradients, backward_at_sites, correlation_at_sites, forward_at_sites
 
 __all__ = [
     "SiteGradients",
@@ -24,11 +15,7 @@ __all__ = [
     "backward_memory",
     "correlation",
     "correlation_at_sites",
-    "floating",
     "forward",
     "forward_at_sites",
-    "gradients_at_sites",
-    "site_correlation",
-    "site_statistics",
     "states",
 ]

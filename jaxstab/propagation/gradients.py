@@ -10,12 +10,15 @@ from jaxtyping import Array, Float, PyTree
 from jaxstab import networks
 from jaxstab.checks import Depths, check_count, check_depths, check_floating
 from jaxstab.networks import Chain, Params
-from jaxstab.norms import log_norm, unit
+from jaxstab.networks.chains import with_network
+from jaxstab.networks.views import vector_states
+from jaxstab.norms import log_norm
+from jaxstab.norms.logarithms import unit
 from jaxstab.propagation.spans import by_span
 from jaxstab.records import BackwardProfile
 
 
-@networks.with_network
+@with_network
 def backward(
     chain: Chain,
     params: Params,
@@ -46,7 +49,7 @@ def backward(
         return BackwardProfile(*(field[0] for field in whole))
     depths = check_depths(depths, params.depth)
     if isinstance(chain.block, tuple):
-        chain = networks.vector_states(chain, params, x)
+        chain = vector_states(chain, params, x)
     else:
         check_floating("x", jnp.result_type(x))
     states = networks.states(chain, params, x, depths[-1])

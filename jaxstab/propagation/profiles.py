@@ -6,11 +6,13 @@ from jaxtyping import PyTree
 
 from jaxstab import networks
 from jaxstab.networks import Chain, Here, Params
-from jaxstab.norms import unit
+from jaxstab.networks.chains import with_network
+from jaxstab.networks.views import pair
+from jaxstab.norms.logarithms import unit
 from jaxstab.records import SATURATED, CorrelationProfile, ForwardProfile
 
 
-@networks.with_network
+@with_network
 def states(chain: Chain, params: Params, x: PyTree) -> PyTree:
     """The states h_0 .. h_L.
 
@@ -26,7 +28,7 @@ def states(chain: Chain, params: Params, x: PyTree) -> PyTree:
     return networks.states(chain, params, x).stacked
 
 
-@networks.with_network
+@with_network
 def forward(chain: Chain, params: Params, x: PyTree) -> ForwardProfile:
     """Length, saturation and dead units at every layer 0..L, of the units that are there ("dense" skips add them).
 
@@ -70,7 +72,7 @@ def forward(chain: Chain, params: Params, x: PyTree) -> ForwardProfile:
     return networks.upwards(chain, params, x, step, None)[1]
 
 
-@networks.with_network
+@with_network
 def correlation(
     chain: Chain,
     params: Params,
@@ -99,5 +101,5 @@ def correlation(
         defined = jnp.isfinite(log_1) & jnp.isfinite(log_2)
         return carry, CorrelationProfile(jnp.where(defined, 1 - jnp.sum((u1 - u2) ** 2) / 2, jnp.nan))
 
-    both, weights = networks.pair(chain, params, other or params)
+    both, weights = pair(chain, params, other or params)
     return networks.upwards(both, weights, (x1, x2), cosine, None)[1]

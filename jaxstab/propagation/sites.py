@@ -14,7 +14,8 @@ from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from jaxstab.activations import get
 from jaxstab.networks import Probe, Site
-from jaxstab.norms import log_norm, unit
+from jaxstab.norms import log_norm
+from jaxstab.norms.logarithms import unit
 from jaxstab.records import SATURATED, BackwardProfile, CorrelationProfile, SiteProfile
 
 Loss = Callable[[PyTree], Float[Array, ""]]

@@ -15,8 +15,9 @@ from jaxtyping import Array, Float
 
 from jaxstab import decompositions
 from jaxstab.checks import Count, Depths, check_count, check_floating
-from jaxstab.networks import Chain, Here, Params, at_one_input
-from jaxstab.norms import varying_like
+from jaxstab.networks import Chain, Here, Params
+from jaxstab.networks.views import at_one_input
+from jaxstab.norms.meshes import varying_like
 from jaxstab.records import Spectrum
 from jaxstab.spectra import graded
 from jaxstab.spectra.depths import at_depths, check_layers, count_values, together, unequal

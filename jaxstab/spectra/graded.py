@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxstab import decompositions
 from jaxstab.derivatives import custom_jvp
-from jaxstab.norms import varying_like
+from jaxstab.norms.meshes import varying_like
 
 # random perturbations that are followed: with four, one value in a hundred of products of equal factors was
 # understated

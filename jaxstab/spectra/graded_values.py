@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxstab import decompositions
 from jaxstab.derivatives import custom_jvp
-from jaxstab.norms import varying_like
+from jaxstab.norms.meshes import varying_like
 from jaxstab.spectra.graded import Graded, coupled, difference, log_lengths, qr, sorted_rows
 
 # QR sweeps in a round, and rounds at most until all that is left can be settled by SVDs

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from jaxstab import decompositions
-from jaxstab.norms import varying_like
+from jaxstab.norms.meshes import varying_like
 from jaxstab.spectra.operators import Operator
 
 

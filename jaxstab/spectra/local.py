@@ -14,8 +14,10 @@ from jaxtyping import Array, Float, Key
 
 from jaxstab import decompositions, networks
 from jaxstab.checks import check_depths, check_floating, integer
-from jaxstab.networks import Chain, Here, Params, at_one_input
-from jaxstab.norms import unit, varying_like
+from jaxstab.networks import Chain, Here, Params
+from jaxstab.networks.views import at_one_input
+from jaxstab.norms.logarithms import unit
+from jaxstab.norms.meshes import varying_like
 from jaxstab.records import standard_error
 from jaxstab.spectra.exact import Precision
 from jaxstab.spectra.graded import rank

@@ -12,8 +12,9 @@ from jaxtyping import Array, Float, Key
 
 from jaxstab import decompositions, networks
 from jaxstab.checks import Depths, check_depths, check_floating
-from jaxstab.networks import Chain, Here, Params, at_one_input
-from jaxstab.norms import varying_like
+from jaxstab.networks import Chain, Here, Params
+from jaxstab.networks.views import at_one_input
+from jaxstab.norms.meshes import varying_like
 from jaxstab.records import standard_error
 from jaxstab.spectra.exact import Precision, log_singular_values
 from jaxstab.spectra.graded import pushed

@@ -18,7 +18,8 @@ from jaxtyping import Array, Float, Int, Key
 
 from jaxstab import decompositions
 from jaxstab.checks import check_count
-from jaxstab.norms import unit, varying_like
+from jaxstab.norms.logarithms import unit
+from jaxstab.norms.meshes import varying_like
 from jaxstab.records import Estimate, standard_error
 from jaxstab.spectra.krylov import orthonormal, sphere
 from jaxstab.spectra.operators import Operator

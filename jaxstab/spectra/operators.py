@@ -20,7 +20,8 @@ from jaxtyping import Array, Float, Int
 
 from jaxstab import networks
 from jaxstab.checks import check_floating, integer
-from jaxstab.networks import Chain, Here, Params, at_one_input
+from jaxstab.networks import Chain, Here, Params
+from jaxstab.networks.views import at_one_input
 
 Precision = str | jax.lax.Precision
 # vectors y_i 2^(e_i): y [k, n] and e [k]

@@ -15,7 +15,8 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from jaxstab.checks import Depths, check_depths, check_floating
 from jaxstab.derivatives import NAME
-from jaxstab.networks import Chain, Params, at_one_input
+from jaxstab.networks import Chain, Params
+from jaxstab.networks.views import at_one_input
 from jaxstab.spectra.exact import log_singular_values
 
 # float32 as the device at hand multiplies under these settings of `jax.default_matmul_precision`

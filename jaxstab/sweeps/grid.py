@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 from jaxstab import networks
 from jaxstab.activations import Activation, get
 from jaxstab.checks import Integer, Integers, Real, Reals, check_ascending, check_labels, plain_axis, plain_number
+from jaxstab.networks.blocks import UNIT_WEIGHTS
 from jaxstab.records import Data
 
 
@@ -132,7 +133,7 @@ class Grid:
     @property
     def plain(self) -> bool:
         """Whether the networks are those of mean-field theory: h -> W phi(h) + b, weights of unit gain."""
-        return not (self.norm or self.skip or self.dropout) and self.weights in networks.UNIT_WEIGHTS
+        return not (self.norm or self.skip or self.dropout) and self.weights in UNIT_WEIGHTS
 
     def to_json(self) -> str:
         """All settings, for the provenance of results."""

@@ -24,18 +24,7 @@ from jaxstab.theory.free_products import (
 )
 from jaxstab.theory.hermite import KernelMap, hermite_coefficients, kernel_map
 from jaxstab.theory.kernels import Kernels, kernels
-from jaxstab.theory.laws import (
-    NORMS,
-    SKIPS,
-    SMALLEST_BATCH,
-    WEIGHT_VARIANCES,
-    Law,
-    law,
-    missing,
-    missing_critical_points,
-    missing_fixed_point,
-    unsolvable,
-)
+from jaxstab.theory.laws import NORMS, SKIPS, Law, law, missing, missing_critical_points, missing_fixed_point
 from jaxstab.theory.maps import (
     correlation_map,
     correlation_slope,
@@ -51,8 +40,6 @@ from jaxstab.theory.prediction import predict
 __all__ = [
     "NORMS",
     "SKIPS",
-    "SMALLEST_BATCH",
-    "WEIGHT_VARIANCES",
     "Comparison",
     "DoublyCritical",
     "JacobianLaw",
@@ -94,5 +81,4 @@ __all__ = [
     "second_moment_slope",
     "squared_slopes",
     "typical_shift",
-    "unsolvable",
 ]

@@ -14,8 +14,9 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Array
 
-from jaxstab import networks, theory
+from jaxstab import theory
 from jaxstab.activations import Activation
+from jaxstab.networks.blocks import UNIT_WEIGHTS
 from jaxstab.records import FixedPoint
 from jaxstab.trainability.boundary import (
     DepthFit,
@@ -193,7 +194,7 @@ def _fixed_points(grid: Grid, at: Sequence[float]) -> dict[str, np.ndarray]:
 
     def known(name: str, dropout: float) -> bool:
         kind = variants[name]
-        return not (kind.norm or kind.skip or dropout) and kind.weights in networks.UNIT_WEIGHTS
+        return not (kind.norm or kind.skip or dropout) and kind.weights in UNIT_WEIGHTS
 
     unknown = np.full((len(fields), len(at)), np.nan)
     found = [of(name, sigma_b) if known(name, dropout) else unknown for name, sigma_b, _, dropout in kinds]

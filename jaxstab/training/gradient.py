@@ -13,7 +13,10 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxstab import networks
 from jaxstab.networks import MLP, Chain, Here, Layer, Params, chains, views
-from jaxstab.norms import Product, norm
+from jaxstab.networks.chains import with_network
+from jaxstab.networks.folds import layer_at
+from jaxstab.norms import norm
+from jaxstab.norms.logarithms import Product
 
 
 class Gradient(NamedTuple):
@@ -41,7 +44,7 @@ class Gradient(NamedTuple):
     states: tuple[PyTree, ...]
 
 
-@networks.with_network
+@with_network
 def value_and_grad(
     network: MLP | Chain,
     params: Params,
@@ -89,13 +92,13 @@ def value_and_grad(
     else:
         kept = over.states
         d_blocks = tuple(over.params.stacks[1:-1])
-    bottom = networks.layer_at(chain, params, 0, x)
+    bottom = layer_at(chain, params, 0, x)
     block_stats = tuple(stack.batch_stats for stack in stacks[1:-1])
     start = bottom.out, kept, block_stats
     keep = _keep(chains.updates_of_segments(chain, params))
     (h, kept, block_stats), _ = networks.upwards(chain, params, None, keep, start, first=1, last=deepest)
 
-    top = networks.layer_at(chain, params, params.depth + 1, h)
+    top = layer_at(chain, params, params.depth + 1, h)
     value, d_y = jax.value_and_grad(loss)(top.out)
     d_readout, d_h = top.pull_both(d_y)
     d_readout = _full(d_readout)

@@ -12,6 +12,7 @@ from jaxtyping import Array, ArrayLike, Float, Int, Key, PyTree
 from jaxstab import networks
 from jaxstab.checks import check_batch, check_count, check_floating, check_labels, check_looks
 from jaxstab.networks import MLP, Chain, Params, binding, views
+from jaxstab.networks.chains import with_network
 from jaxstab.records import Training
 from jaxstab.training.gradient import Gradient, output, value_and_grad
 
@@ -85,7 +86,7 @@ def cross_entropy(y: Float[Array, "*batch d_out"], labels: Int[Array, "*batch"])
     return known * jnp.mean(optax.softmax_cross_entropy_with_integer_labels(y, labels))
 
 
-@networks.with_network
+@with_network
 def start(network: MLP | Chain, params: Params, tx: optax.GradientTransformation, x: PyTree) -> State:
     """The state before the first update.
 
@@ -119,7 +120,7 @@ class _Run(NamedTuple):
     first_nonfinite: Int[Array, ""]
 
 
-@networks.with_network
+@with_network
 def train(
     network: MLP | Chain,
     params: Params,
