@@ -151,7 +151,8 @@ def solve_triangular(
         >>> solve_triangular(2 * jnp.eye(2), jnp.ones((2, 1))).ravel().tolist()
         [0.5, 0.5]
     """
-    r, b = _floating(r), _floating(b)
+    r = _floating(r)
+    b = _floating(b)
     upper = jnp.triu(r)
 
     def product(x: Array) -> Array:

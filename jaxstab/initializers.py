@@ -185,7 +185,8 @@ def lsuv(
     if jnp.ndim(x) != 2:
         raise ValueError(f"lsuv looks at a batch [batch, d_in], got shape {jnp.shape(x)}")
     mlp = network.clone(dropout=False)
-    dry, without_skip = chain(mlp), branch(mlp)
+    dry = chain(mlp)
+    without_skip = branch(mlp)
 
     def scaled(layer: dict, output: Callable[[dict], Array]) -> dict:
         def times(layer: dict, factor: Array) -> dict:

@@ -216,7 +216,9 @@ def phase_diagram(grid: Grid, points: int = 33, progress: ProgressBar = iter) ->
     """
     sigma_w = jnp.linspace(min(grid.sigma_w), max(max(grid.sigma_w), min(grid.sigma_w) + 1e-3), points)
     sigma_b = jnp.linspace(0.0, max(1.0, 1.5 * grid.sigma_b), points)
-    chi, line, here = [], [], []
+    chi = []
+    line = []
+    here = []
     for activation in progress(grid.activations):
         block = law(grid, activation)
         known = block or activation

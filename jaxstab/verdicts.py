@@ -129,7 +129,8 @@ def judge(dataset: xr.Dataset) -> xr.Dataset:
     """
     by_seed = rate(dataset.log_grad_h).mean("input")
     profiles = gradient_profile(dataset.log_grad_h).mean("input")
-    mean, error = by_seed.mean("seed"), standard_error(by_seed)
+    mean = by_seed.mean("seed")
+    error = standard_error(by_seed)
     predicted = rate(dataset.predicted_log_grad_h)
     shift = dataset.finite_width_rate if "finite_width_rate" in dataset else xr.zeros_like(predicted)
     over_depth = np.abs(mean) * int(dataset.depth.max())
@@ -214,7 +215,8 @@ def regions(verdicts: xr.DataArray) -> list[tuple[str, float, float, int]]:
     """
     joined: list[tuple[str, float, float, int]] = []
     for gain, verdict in zip(verdicts.sigma_w.values.tolist(), verdicts.values.tolist(), strict=True):
-        start, count = gain, 0
+        start = gain
+        count = 0
         if joined and joined[-1][0] == verdict:
             _, start, _, count = joined.pop()
         joined.append((verdict, start, gain, count + 1))

@@ -84,7 +84,8 @@ def _product_of_hinges_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tup
 @custom_jvp
 def _product_of_squares(c: Array) -> Array:
     """E relu(z1)^2 relu(z2)^2 at q = 1."""
-    delta, cosine = _opening(c), jnp.clip(c, -1.0, 1.0)
+    delta = _opening(c)
+    cosine = jnp.clip(c, -1.0, 1.0)
     small = jnp.minimum(delta, 1.0)
     direct = 3 * _sine(c) * cosine + delta * (1 + 2 * cosine**2)
     return jnp.where(delta < 1.0, small**5 * _series(small, _QUINTIC), direct) / (2 * np.pi)
@@ -126,7 +127,8 @@ def _erf(q: Array, c: Array) -> tuple[Array, Array]:
     """Kernel of the error function, Williams 1997, eq. 11, with unit weights."""
     scale = 1 + 2 * q
     # scale - 2qc and scale + 2qc without the difference, which cancels at large q
-    below, above = 1 + 2 * q * (1 - c), 1 + 2 * q * (1 + c)
+    below = 1 + 2 * q * (1 - c)
+    above = 1 + 2 * q * (1 + c)
     # arcsin(2qc / scale) by its tangent, so that it is steep nowhere
     cosine = jnp.sqrt(below / scale) * jnp.sqrt(above / scale)
     covariance = 2 / np.pi * jnp.arctan2(2 * (q / scale) * c, cosine)

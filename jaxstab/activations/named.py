@@ -14,7 +14,8 @@ AnyActivation = str | Activation | Callable[[Array], Array]
 
 def _parametric(name: str, function: str, **parameters: ArrayLike) -> Activation:
     """An activation whose function takes parameters of its own."""
-    kinks, kernel = functions.KINKS.get(function, ()), kernels.BY_NAME.get(function)
+    kinks = functions.KINKS.get(function, ())
+    kernel = kernels.BY_NAME.get(function)
     return Activation(name, functions.BY_NAME[function], kinks, kernel, parameters)
 
 

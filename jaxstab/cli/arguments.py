@@ -152,7 +152,8 @@ def parse(kinds: Mapping[str, type], description: str, words: Sequence[str]) -> 
         UserError: if the words do not fit.
         SystemExit: with code 0, after printing help.
     """
-    name, rest = (words[0] if words else "--help"), list(words[1:])
+    name = words[0] if words else "--help"
+    rest = list(words[1:])
     options: dict[str, Any] = {"prog": f"jaxstab {name}", "args": rest, "config": (tyro.conf.FlagCreatePairsOff,)}
     said = io.StringIO()
     try:

@@ -98,7 +98,8 @@ def _adaptive(per: Per, stacked: Stacked, first: Callable, rule: Callable) -> op
     ) -> tuple[PyTree, AdaptiveState]:
         del params, extra
         norms = group_norms(updates, *grouping)
-        thresholds, statistics = {}, {}
+        thresholds = {}
+        statistics = {}
         for label, norm in norms.items():
             value = norm.value.astype(state.thresholds[label].dtype)
             enters = (norm.nonfinite == 0) & jnp.isfinite(value)
@@ -192,7 +193,8 @@ def auto_clip(
         lower = jnp.clip(jnp.floor(position).astype(jnp.int32), 0, history - 1)
         ordered = jnp.sort(seen.norms, axis=0)
         take = lambda index: jnp.take_along_axis(ordered, index[None], axis=0)[0]
-        below, above = take(lower), take(jnp.minimum(lower + 1, jnp.maximum(known - 1, 0)))
+        below = take(lower)
+        above = take(jnp.minimum(lower + 1, jnp.maximum(known - 1, 0)))
         between = jnp.where(below == above, below, below + (above - below) * (position - lower.astype(norm.dtype)))
         return jnp.where(known == 0, jnp.inf, between), seen
 

@@ -98,7 +98,8 @@ def _keep_parts(
     owners: dict[tuple[str, ...], list[int]], bad: list[Array], new: PyTree, old: PyTree, kinds: tuple[type, ...]
 ) -> PyTree:
     """Of a new state, all but the parts of bad leaves, which stay as they were; within nodes of these kinds only."""
-    within, learnt = _leaves_within(new, kinds), _leaves_within(new, (AdaptiveState,))
+    within = _leaves_within(new, kinds)
+    learnt = _leaves_within(new, (AdaptiveState,))
     leaves, structure = jax.tree.flatten(new)
     kept = []
     for index, (path, now, before) in enumerate(zip(_paths(new), leaves, jax.tree.leaves(old), strict=True)):

@@ -53,7 +53,8 @@ def _capped_by_signs(m: Float[Array, "*batch m n"], limit: Float[Array, "*batch"
     frobenius = jnp.sqrt(jnp.sum(jnp.square(m), axis=(-2, -1)))
     within = frobenius <= limit
     size = jnp.where(within, 1, frobenius)[..., None, None]
-    m, limit = m / size, jnp.where(within, 1, limit)[..., None, None] / size
+    m = m / size
+    limit = jnp.where(within, 1, limit)[..., None, None] / size
     eye = jnp.eye(m.shape[-1], dtype=m.dtype)
     polar = _matrix_sign(m, iterations)
     stretch = jnp.matmul(polar.mT, m, precision="highest")
@@ -112,7 +113,8 @@ def clip_by_spectral_norm(
         m = jnp.where(finite, g, 0).astype(limit.dtype)
         largest = jnp.max(jnp.abs(m), axis=(-2, -1), initial=0)
         scale = safe_scale(largest)
-        scaled, share = m / scale[..., None, None], limit / scale
+        scaled = m / scale[..., None, None]
+        share = limit / scale
         by_signs = method == "newton_schulz"
         capped, within = _capped_by_signs(scaled, share, steps) if by_signs else _capped_by_svd(scaled, share)
         stays = ~finite | within[..., None, None]

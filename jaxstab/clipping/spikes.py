@@ -145,7 +145,8 @@ def with_momentum_reset(
     def update(
         updates: PyTree, state: ResetState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, ResetState]:
-        period, wait = jnp.asarray(every).astype(jnp.int32), jnp.asarray(warmup).astype(jnp.int32)
+        period = jnp.asarray(every).astype(jnp.int32)
+        wait = jnp.asarray(warmup).astype(jnp.int32)
         since = state.calls % period
         reset = (state.calls > 0) & (since == 0)
         fresh = inner.init(updates if params is None else params)

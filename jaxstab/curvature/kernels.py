@@ -150,7 +150,10 @@ def tangent_kernel_memory(
     row = jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
     sizes = [h.size for h in views.state_shapes(chain, params, row)]
     y = views.output_shape(chain, params, row)
-    batch, rows, width, itemsize = x.shape[0], x.shape[0] * y.size, max(sizes), y.dtype.itemsize
+    batch = x.shape[0]
+    rows = x.shape[0] * y.size
+    width = max(sizes)
+    itemsize = y.dtype.itemsize
     embed, *parts, readout = map(_trained, params.stacks)
     blocks = [jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), part) for part in parts]
     layers = [(embed, width), *[(block, width) for block in blocks], (readout, y.size)]

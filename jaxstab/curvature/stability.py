@@ -240,7 +240,8 @@ def critical_sharpness(
         return _narrowed(bracket, (value(bracket.rate) - here) / bracket.rate)
 
     rate = jnp.asarray(guess, vector.dtype)
-    zero, infinite = jnp.zeros_like(rate), jnp.full_like(rate, jnp.inf)
+    zero = jnp.zeros_like(rate)
+    infinite = jnp.full_like(rate, jnp.inf)
     begun = _Bracket(rate, zero, zero, infinite, infinite, jnp.full_like(rate, 4.0))
     found = jax.lax.fori_loop(0, passes, step, varying_like(begun, here))
     rate = jnp.where(found.closed, found.crossing, jnp.nan)

@@ -112,7 +112,8 @@ def extremes(
     if block * steps < top + bottom:
         raise ValueError(f"block * steps must be at least top + bottom = {top + bottom}, got {block} * {steps}")
     if block * steps > size:
-        block, steps = size, 1
+        block = size
+        steps = 1
     begun = jax.random.normal(key, (block, size), operator.dtype)
     if start is not None:
         if start.ndim != 2 or start.shape[1] != size:
@@ -228,7 +229,8 @@ def trace(operator: Operator, key: Key[Array, ""], probes: int = 16) -> Estimate
     # s_i is orthogonal to what the other columns of r span: Q_i Q_i^T = Q (1 - s_i s_i^T) Q^T
     eye = varying_like(jnp.eye(m, dtype=r.dtype), r)
     s = _unit_columns(decompositions.solve_triangular(_invertible(r), eye, transpose=True))
-    h, w = z @ q, q.T @ omega.T
+    h = z @ q
+    w = q.T @ omega.T
     x = w - s * jnp.sum(s * w, axis=0, keepdims=True)
     along = jnp.trace(h) - jnp.sum(s * (h @ s), axis=0)
     rest = omega - x.T @ q.T
@@ -266,7 +268,8 @@ def _levelled(product: Scaled, exponent: Int[Array, ""] | None) -> tuple[Float[A
 
 def _tridiagonalise(operator: Operator, start: Float[Array, "b n"], steps: int) -> _Tridiagonal:
     """Block Lanczos from the span of `start`, every new block orthonormal to all before it."""
-    size, dtype = start.shape[0], operator.dtype
+    size = start.shape[0]
+    dtype = operator.dtype
     total = size * steps
 
     def step(state: tuple, at: Array) -> tuple[tuple, None]:

@@ -114,7 +114,8 @@ def _rescaled(probe: Probe, params: PyTree, measured: Measured, logs: np.ndarray
     leaves, structure = jax.tree.flatten(theta)
     stacked = {i for i, (_, sliced) in enumerate(probe.parameters(theta, "")) if sliced}
     for number, log in zip(measured.blocks[1:], logs, strict=True):
-        row, site = measured.rows[number], measured.sites[number]
+        row = measured.rows[number]
+        site = measured.sites[number]
         for i in probe.owned(theta, site.path):
             leaf = leaves[i]
             in_scan = i in stacked and bool(row.steps)

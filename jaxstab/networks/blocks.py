@@ -41,7 +41,8 @@ def _orthogonal(key: Array, shape: tuple[int, ...], dtype: DTypeLike = float) ->
     # Haar-distributed. Orthonormal columns give E h^2 = E a^2 for h = W^T a; where fan_in < fan_out the rows are
     # orthonormal, W^T a is as long as a over more units, and the scale makes up for it
     check_matrix_shape(shape)
-    fan_in, fan_out = math.prod(shape[:-1]), shape[-1]
+    fan_in = math.prod(shape[:-1])
+    fan_out = shape[-1]
     gaussian = jax.random.normal(key, (max(fan_in, fan_out), min(fan_in, fan_out)), dtype)
     q, r = decompositions.qr(gaussian)
     # the signs that QR leaves to chance

@@ -127,9 +127,11 @@ def bind(
         >>> mlp.apply(variables(wet), jnp.ones(5)).shape
         (10,)
     """
-    blocks, readout = Layer(params.blocks), Layer(params.readout)
+    blocks = Layer(params.blocks)
+    readout = Layer(params.readout)
     if stats:
-        blocks, readout = blocks._replace(batch_stats=stats["blocks"]), readout._replace(batch_stats=stats["readout"])
+        blocks = blocks._replace(batch_stats=stats["blocks"])
+        readout = readout._replace(batch_stats=stats["readout"])
     if key is not None:
         if not mlp.dropout:
             raise ValueError("a key is for the masks of dropout, and this network has none: MLP(..., dropout=True)")
@@ -149,7 +151,8 @@ def bind(
             )
         factors = jnp.broadcast_to(jnp.asarray(sigma_w, params.embed["dense"]["kernel"].dtype), mlp.depth + 2)
         embed = Layer(embed, sigma_w=factors[0])
-        blocks, readout = blocks._replace(sigma_w=factors[1:-1]), readout._replace(sigma_w=factors[-1])
+        blocks = blocks._replace(sigma_w=factors[1:-1])
+        readout = readout._replace(sigma_w=factors[-1])
     return Params(embed, blocks, readout)
 
 

@@ -129,7 +129,8 @@ def _tagging() -> Callable:
     active: list[tuple[tuple[str, ...], str]] = []
 
     def tagging(call: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
-        module, method = context.module, context.method_name
+        module = context.module
+        method = context.method_name
         if method == "setup" or not _is_public(method):
             return call(*args, **kwargs)
         here = (module.path, method)

@@ -108,7 +108,8 @@ def of_linen(module: nn.Module) -> OwnLayer:
 
         return both
 
-    training, still = passed(module, True), passed(_in_inference(module), False)
+    training = passed(module, True)
+    still = passed(_in_inference(module), False)
     return OwnLayer(
         name=name_of(module),
         apply=lambda bound, h: training(bound, h)[0],
@@ -152,7 +153,8 @@ def of_nnx(module: Any) -> tuple[OwnLayer, PyTree]:
 
         return both
 
-    training, still = passed(True), passed(False)
+    training = passed(True)
+    still = passed(False)
     layer = OwnLayer(
         name=name_of(module),
         apply=lambda bound, h: training(bound, h)[0],

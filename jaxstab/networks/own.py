@@ -149,7 +149,8 @@ def from_params(
         >>> params.blocks.parts[0].shape
         (2, 4, 4)
     """
-    applies, params = _listed("applies", applies), _listed("params", params)
+    applies = _listed("applies", applies)
+    params = _listed("params", params)
     if len(applies) != len(params):
         raise ValueError(f"needs parameters for each layer, got {len(applies)} functions and {len(params)} parameters")
     for i, apply in enumerate(applies):
@@ -191,7 +192,8 @@ def _of(layers: list[OwnLayer], activation: AnyActivation) -> Chain:
         raise ValueError(f"a chain has an embedding, blocks and a readout: three layers at least, got {len(layers)}")
     phi = None if activation is None else get(activation)
     embed, *blocks, readout = layers
-    bottom, top = embed.update, readout.update
+    bottom = embed.update
+    top = readout.update
     return _functions([layer.apply for layer in layers], phi)._replace(
         bind=bind,
         unbind=unbind,

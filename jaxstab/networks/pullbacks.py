@@ -40,7 +40,8 @@ def pullback(f: Callable[[PyTree, Array], Array], params: PyTree, h: Array) -> C
     leaves, tree = jax.tree.flatten(params)
 
     def tapped(leaves: list[Array], h: Array, shifts: dict[int, Array]) -> tuple[Array, dict[int, tuple]]:
-        here, taps = current_trace(), {}
+        here = current_trace()
+        taps = {}
 
         def tap(dense: Callable, args: tuple, kwargs: dict[str, Any], context: nn.module.InterceptorContext) -> Any:
             z = dense(*args, **kwargs)

@@ -173,13 +173,15 @@ def gradient_heat_map(dataset: xr.Dataset, columns: int = COLUMNS) -> Figure:
     """
     figure, axes = panels(dataset.activation.values.tolist(), 2.9, share="all", columns=columns)
     norm = symmetric(dataset.gradient_ratio.values, 3.0)
-    depths, gains = np.log2(dataset.depth.values), dataset.sigma_w.values
+    depths = np.log2(dataset.depth.values)
+    gains = dataset.sigma_w.values
     for name, axis in axes:
         of = dataset.sel(activation=name)
         ratio = of.gradient_ratio.transpose("depth", "sigma_w").values
         mesh = axis.pcolormesh(edges(gains), edges(depths), ratio, cmap=DIVERGING, norm=norm, rasterized=True)
         for field, style, label in (("xi_c", "--", r"\xi_c"), ("xi_grad", "-", r"\xi_\nabla")):
-            scale, fine = of[f"fine_{field}"].values, of.fine_sigma_w.values
+            scale = of[f"fine_{field}"].values
+            fine = of.fine_sigma_w.values
             with np.errstate(divide="ignore"):
                 line = np.log2(N_XI * np.where(np.isfinite(scale) & (scale > 0), scale, np.nan))
             axis.plot(fine, line, style, color=ON_MAP, lw=1.5, label=f"${N_XI}{label}$")

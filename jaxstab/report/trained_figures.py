@@ -72,7 +72,8 @@ def accuracy_heat_map(summary: xr.Dataset, columns: int = COLUMNS) -> Figure:
         for kind, look in shown
     ]
     figure, axes = panels(titles, 3.6, columns=columns)
-    depths, gains = summary.depth.values, summary.sigma_w.values
+    depths = summary.depth.values
+    gains = summary.sigma_w.values
     for (_, axis), (kind, look) in zip(axes, shown, strict=True):
         of = summary.isel(kind=kind, evaluation=look)
         axis.set_facecolor(_NOTHING)
@@ -200,7 +201,8 @@ def learning_curves(summary: xr.Dataset, columns: int = COLUMNS) -> Figure:
     for kind, (_, axis) in enumerate(axes):
         for at, colour, marker, label in curves({int(i): str(depths[i]) for i in spread}):
             cell = summary.isel(kind=kind, depth=at)
-            mean, error = cell.learning_curve.values, cell.learning_curve_se.fillna(0.0).values
+            mean = cell.learning_curve.values
+            error = cell.learning_curve_se.fillna(0.0).values
             axis.fill_between(steps, mean - error, mean + error, color=colour, alpha=0.2, lw=0)
             every = max(1, len(steps) // 8)
             axis.plot(steps, mean, marker=marker, markevery=every, ms=3.6, mfc=PAPER, color=colour, lw=1.1, label=label)

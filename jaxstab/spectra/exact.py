@@ -327,7 +327,8 @@ def log_spectrum_memory(
     """
     check_count("size", size, 1)
     check_count("inputs", inputs, 1)
-    values, column = min(size, d_in or size), inputs * jnp.dtype(dtype).itemsize
+    values = min(size, d_in or size)
+    column = inputs * jnp.dtype(dtype).itemsize
     kept = len(depths) * values**2 * column
     fold = (6 * size + 5 * values) * values * column // 2
     followed = (12 + 6 * graded.PROBES) * values**2 * column if errors else 0

@@ -132,7 +132,8 @@ def identity(n: int, dtype: jnp.dtype, errors: bool = True, most: int | None = N
     Returns:
         The product.
     """
-    eye, zeros = jnp.eye(n, dtype=dtype), jnp.zeros(n, dtype)
+    eye = jnp.eye(n, dtype=dtype)
+    zeros = jnp.zeros(n, dtype)
     graded = Graded(zeros, zeros, eye)
     if not errors:
         return Product(eye, graded, jnp.asarray(n), None)
@@ -197,7 +198,8 @@ def in_range(factor: Float[Array, "n m"]) -> tuple[Float[Array, "n m"], Int[Arra
         it has to be multiplied with.
     """
     info = jnp.finfo(factor.dtype)
-    bits, kept = jax.lax.bitcast_convert_type(factor, f"uint{info.bits}"), info.nmant
+    bits = jax.lax.bitcast_convert_type(factor, f"uint{info.bits}")
+    kept = info.nmant
     mantissa = bits & jnp.asarray(2**kept - 1, bits.dtype)
     # XLA takes subnormal numbers for zero in all arithmetic on floats
     subnormal = ((bits << 1) >> (kept + 1) == 0) & (mantissa != 0)
@@ -311,20 +313,24 @@ def coupled(
     Returns:
         d' in two parts, and C.
     """
-    size, info = len(r), jnp.finfo(r.dtype)
-    d, low = graded.logs[:size], graded.low[:size]
+    size = len(r)
+    info = jnp.finfo(r.dtype)
+    d = graded.logs[:size]
+    low = graded.low[:size]
     diagonal = jnp.diagonal(r)
     alive = within[:size] & (diagonal != 0) & (d != -jnp.inf)
     pivot = jnp.log(jnp.abs(jnp.where(alive, diagonal, 1.0)))
     grown = pivot if power is None else _log_of_multiple(diagonal, pivot, power)
     # the sum with what it rounds off (Kahan 1965)
-    start, step = jnp.where(alive, d, 0.0), grown + low
+    start = jnp.where(alive, d, 0.0)
+    step = grown + low
     logs = start + step
     low = jnp.where(alive, step - (logs - start), 0.0)
     # columns of R made of order 1 first: e^d can leave the float range where what it weighs does not, but columns of
     # less weight come later
     columns = (lengths != -jnp.inf) & (graded.logs != -jnp.inf)
-    lengths, d = jnp.where(columns, lengths, 0.0), jnp.where(columns, graded.logs, 0.0)
+    lengths = jnp.where(columns, lengths, 0.0)
+    d = jnp.where(columns, graded.logs, 0.0)
     exponent = difference((d[None], graded.low[None]), (start[:, None], graded.low[:size, None]))
     exponent = exponent + (lengths[None] - pivot[:, None])
     # far above 0 only where R is zero
@@ -367,7 +373,9 @@ def _absorb(
     # rows from `rank` on are exactly zero
     lengths = log_lengths(factor, axis=0)
     order, graded = sorted_rows(lengths, graded)
-    factor, lengths, within = factor[:, order], lengths[order], jnp.arange(len(order)) < rank
+    factor = factor[:, order]
+    lengths = lengths[order]
+    within = jnp.arange(len(order)) < rank
     # Householder's QR keeps the digits of small rows below large ones, not above them (Cox & Higham 1998)
     by_size = jnp.argsort(-jnp.max(jnp.abs(factor), axis=1))
     q, r = qr(factor[by_size], within)

@@ -24,9 +24,11 @@ from jaxstab.norms.meshes import varying_like
 from jaxstab.spectra.graded import Graded, coupled, difference, log_lengths, qr, sorted_rows
 
 # QR sweeps in a round, and rounds at most until all that is left can be settled by SVDs
-SWEEPS, ROUNDS = 2, 10
+SWEEPS = 2
+ROUNDS = 10
 # sizes of the blocks whose SVDs settle neighbours, besides the whole; each for rows with partners within this share
-BLOCKS, REACH = (24, 64, 160, 400), 0.6
+BLOCKS = (24, 64, 160, 400)
+REACH = 0.6
 # nats between the edge of a window of scales and the rows that count
 MARGIN = 0.5
 # stated error over the root mean square of what the perturbations do
@@ -259,7 +261,8 @@ def _decompose(graded: Graded, care: Care) -> Directions:
     near = _neighbours(swept.graded, care)
     settled = _settled(near, care)
     best = jnp.argsort(-settled.logs)
-    logs, error = settled.logs[best], (settled.error + settled.left + near.ignored)[best]
+    logs = settled.logs[best]
+    error = (settled.error + settled.left + near.ignored)[best]
     alive = logs != -jnp.inf
     error = jnp.where(alive, error, 0.0)
     if swept.turn is None or settled.vectors is None:
@@ -283,7 +286,8 @@ def _sweep(graded: Graded) -> tuple[Array, Array, Graded]:
 
 def _round(swept: Swept) -> Swept:
     """Two sweeps, after which rows are rows again."""
-    graded, turn = swept.graded, swept.turn
+    graded = swept.graded
+    turn = swept.turn
     for other_side in (True, False):
         order, graded = sorted_rows(log_lengths(graded.rows, axis=1), graded)
         q, _, graded = _sweep(graded)
@@ -320,9 +324,13 @@ def disturbances(
 
 def _neighbours(graded: Graded, care: Care) -> Neighbours:
     """Rows sorted by their scales, and which of them disturb each other by more than is tolerated."""
-    size, tolerance = len(graded.logs), care.tolerance[graded.logs.dtype.itemsize]
-    order, index = jnp.argsort(-graded.logs), jnp.arange(size)
-    logs, low, rows = graded.logs[order], graded.low[order], graded.rows[order][:, order]
+    size = len(graded.logs)
+    tolerance = care.tolerance[graded.logs.dtype.itemsize]
+    order = jnp.argsort(-graded.logs)
+    index = jnp.arange(size)
+    logs = graded.logs[order]
+    low = graded.low[order]
+    rows = graded.rows[order][:, order]
     by_value = disturbances(rows, logs, low)
     disturbing = disturbances(rows, logs, low, angles=True) if care.angles else by_value
     partners = (disturbing > tolerance) & jnp.isfinite(logs)[:, None] & jnp.isfinite(logs)[None]
@@ -341,12 +349,14 @@ def _settled(near: Neighbours, care: Care) -> Settled:
     """Values of rows that no other disturbs as they are, the others from SVDs of blocks."""
     # A block begins where a row's first partner is, its scales cut to a window in which an SVD is accurate: small
     # blocks for rows with near partners, as many as it takes, then larger ones. It holds whatever disturbs a row.
-    size, dtype = len(near.logs), near.logs.dtype
+    size = len(near.logs)
+    dtype = near.logs.dtype
     window = care.window[dtype.itemsize]
     vectors = jnp.eye(size, dtype=dtype) if care.angles else None
     found = Settled(near.logs + near.low, jnp.zeros_like(near.logs), near.left, vectors)
     found = varying_like(found, near.logs)
-    deep, reach = near.within(window, near.first), near.last - near.first
+    deep = near.within(window, near.first)
+    reach = near.last - near.first
     for width in (*(block for block in BLOCKS if block < size), size):
         within = deep & (reach < (int(REACH * width) if width < size else size))
 
@@ -363,7 +373,8 @@ def _settled(near: Neighbours, care: Care) -> Settled:
 
 def _block(near: Neighbours, found: Settled, row: Int[Array, ""], width: int, window: float) -> Settled:
     """Whatever the block from the first partner of a row on settles of rows from that one on."""
-    size, dtype = len(near.logs), near.logs.dtype
+    size = len(near.logs)
+    dtype = near.logs.dtype
     top = near.first[row]
     begin = jnp.clip(top, 0, size - width)
 

@@ -34,7 +34,8 @@ def orthonormal(
         return (r.T, inside + own @ along, own @ step.T), None
 
     # the second time for rounding, the third where what was left of w was nothing but rounding
-    b, p = w.shape[0], basis.shape[0]
+    b = w.shape[0]
+    p = basis.shape[0]
     nothing = (w, jnp.zeros((b, p), w.dtype), jnp.eye(b, dtype=w.dtype))
     nothing = varying_like(nothing, (w, basis))
     return jax.lax.scan(project, nothing, None, length=3)[0]

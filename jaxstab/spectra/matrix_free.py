@@ -117,7 +117,9 @@ def moments(operator: Operator, key: Key[Array, ""], probes: int = 16, orders: i
     check_count("probes", probes, 1)
     check_count("orders", orders, 2)
     operator = _tall(operator)
-    w, scale, logs = sphere(operator, key, probes), jnp.zeros(probes, operator.dtype), []
+    w = sphere(operator, key, probes)
+    scale = jnp.zeros(probes, operator.dtype)
+    logs = []
     for order in range(orders):
         w, exponent = (operator.adjoint if order % 2 else operator.apply)(w)
         w, length = jax.vmap(unit)(w)
@@ -175,7 +177,8 @@ def extremes(
     if block * steps < top:
         raise ValueError(f"block * steps must be at least top = {top}, got {block} * {steps}")
     if block * steps > operator.size:
-        block, steps = operator.size, 1
+        block = operator.size
+        steps = 1
     tall = _tall(operator)
     start = jax.random.normal(key, (block, tall.columns), tall.dtype)
     found = _bidiagonalise(tall, start, steps)
@@ -184,7 +187,8 @@ def extremes(
     # each product rounds relative to the largest value, more so over more terms
     rounding = jnp.finfo(s.dtype).eps * math.sqrt(tall.rows + tall.columns) * s[0]
     error = jnp.where(s[:top] > 0, (residual + rounding) / jnp.where(s[:top] > 0, s[:top], 1.0), jnp.inf)
-    left, right = p[:, :top].T @ found.left, qt[:top] @ found.right
+    left = p[:, :top].T @ found.left
+    right = qt[:top] @ found.right
     offset = LN2 * found.exponent.astype(s.dtype)
     smallest = jnp.log(s[-1] + rounding) + offset
     log_s = jnp.log(s[:top]) + offset
@@ -264,7 +268,8 @@ def matrix_free_memory(operator: Operator, probes: int = 1, block: int = 1, step
     for name, size, least in (("probes", probes, 1), ("block", block, 1), ("steps", steps, 0)):
         check_count(name, size, least)
     if block * steps > operator.size:
-        block, steps = operator.size, 1
+        block = operator.size
+        steps = 1
     k = probes * block
     entries = k * (steps + 1) * (operator.rows + operator.columns) + probes * (block * steps) ** 2
     return operator.workspace(k) + entries * jnp.dtype(operator.dtype).itemsize
@@ -343,7 +348,8 @@ def _share(nodes: Float[Array, " node"], weights: Float[Array, " node"], log_s: 
 
 def _bidiagonalise(operator: Operator, start: Float[Array, "b columns"], steps: int) -> _Bidiagonal:
     """Block Golub-Kahan from the span of `start`, every new block orthonormal to all before it."""
-    size, dtype = start.shape[0], operator.dtype
+    size = start.shape[0]
+    dtype = operator.dtype
     total = size * steps
 
     def step(state: tuple, at: Array) -> tuple[tuple, None]:

@@ -156,7 +156,9 @@ def _evaluate(closed: core.ClosedJaxpr, args: Sequence[Any], bits: int) -> list[
     values: dict[core.Var, Any] = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*closed.consts, *args), strict=True))
     read = lambda atom: atom.val if isinstance(atom, core.Literal) else values[atom]
     for equation in jaxpr.eqns:
-        inputs, given, name = [read(atom) for atom in equation.invars], equation.params, equation.primitive.name
+        inputs = [read(atom) for atom in equation.invars]
+        given = equation.params
+        name = equation.primitive.name
         if name in CALLS:
             called = given["jaxpr"] if "jaxpr" in given else given["call_jaxpr"]
             called = called if isinstance(called, core.ClosedJaxpr) else core.ClosedJaxpr(called, ())

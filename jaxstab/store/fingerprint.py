@@ -137,12 +137,14 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
         >>> differences(old, new)
         'sigma_w: 4 values 0.5..4 -> 0.5, 2; jax: 0.10.2 -> 0.11.0'
     """
-    before, after = _leaves(old), _leaves(new)
+    before = _leaves(old)
+    after = _leaves(new)
     paths = [*before, *(path for path in after if path not in before)]
     names = [path[-1] for path in paths]
     changed = []
     for path in paths:
-        a, b = before.get(path, _ABSENT), after.get(path, _ABSENT)
+        a = before.get(path, _ABSENT)
+        b = after.get(path, _ABSENT)
         if a is _ABSENT or b is _ABSENT or a != b:
             name = path[-1] if names.count(path[-1]) == 1 else ".".join(path)
             changed.append(f"{name}: {_change(a, b)}")
@@ -163,7 +165,8 @@ def _leaves(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> dict[tuple[s
 
 def _change(old: Any, new: Any) -> str:
     """One value's change; where both look alike in short, the first entry that differs."""
-    before, after = _short(old), _short(new)
+    before = _short(old)
+    after = _short(new)
     if before == after and isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         at = next(i for i, (a, b) in enumerate(zip(old, new, strict=True)) if a != b)
         return f"{before}, value {at}: {old[at]!r} -> {new[at]!r}"

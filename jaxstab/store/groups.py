@@ -227,7 +227,8 @@ class Groups:
         Raises:
             OSError: if it cannot be written.
         """
-        documents, locks = self.documents(), self.locks
+        documents = self.documents()
+        locks = self.locks
         if locks is None:
             return self.place.fill(documents)
         with locks.gate():
@@ -368,7 +369,8 @@ class Groups:
 
 def _check_array(name: str, field: Field, chunk: tuple[int, ...], array: np.ndarray) -> None:
     """Refuse values that are not those of a field."""
-    shape, dtype = (*chunk, *field.shape), array.dtype
+    shape = (*chunk, *field.shape)
+    dtype = array.dtype
     fits = dtype.kind in "UOT" if field.dtype == "str" else dtype == np.dtype(field.dtype)
     if array.shape != shape or not fits:
         raise ValueError(f"{name} must be {field.dtype}{list(shape)}, got {dtype}{list(array.shape)}")

@@ -3,7 +3,9 @@
 Gains, shares and correlations have the unit 1; logarithms are natural, their unit the nat.
 """
 
-_NATS, _ONE, _LAYERS = "nats", "1", "layers"
+_NATS = "nats"
+_ONE = "1"
+_LAYERS = "layers"
 
 _LABELS = {
     # axes and coordinates

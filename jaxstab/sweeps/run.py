@@ -272,7 +272,8 @@ class Measuring:
         # a last group repeats cells to keep its shape, so that nothing compiles anew
         seeds = np.array([np.arange(cells[1].start, cells[1].start + s) for cells in at]) % self.grid.seeds
         gains = np.array([np.arange(cells[2].start, cells[2].start + g) for cells in at]) % len(self.grid.sigma_w)
-        seeds, gains = np.resize(seeds, (many, s)), np.resize(gains, (many, g))
+        seeds = np.resize(seeds, (many, s))
+        gains = np.resize(gains, (many, g))
         sigma_w = np.asarray(self.grid.sigma_w, self.grid.dtype)[gains]
         return seeds, sigma_w, jax.tree.map(lambda field: field[seeds], self._samples)
 
@@ -297,7 +298,8 @@ class Measuring:
             return {"name": name}
         digest = hashlib.sha256()
         one = jax.tree.map(lambda field: jax.ShapeDtypeStruct(field.shape[1:], field.dtype), self._samples)
-        seed, gain = np.int32(0), jax.ShapeDtypeStruct((1,), self.grid.dtype)
+        seed = np.int32(0)
+        gain = jax.ShapeDtypeStruct((1,), self.grid.dtype)
         for activation in self.grid.activations:
             traced = jax.jit(_cell(self.grid, activation, self.measure)).lower(seed, gain, one)
             digest.update(traced.as_text().encode())

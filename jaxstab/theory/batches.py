@@ -38,7 +38,8 @@ _FARTHEST = 38.0
 # what a density has fallen to where an integral over it ends, in nats
 _END = 40.0
 # nodes between two breaks, of the outer and the inner integral
-_OUTER, _INNER = 48, 32
+_OUTER = 48
+_INNER = 32
 # batches up to this size show where a break grazes the edge of the sphere
 _GRAZING = 12
 
@@ -75,11 +76,13 @@ def _spacing(batch: int) -> float:
 def _panels(edges: Float[Array, "*b k"], nodes: int) -> tuple[Float[Array, "*b n"], Float[Array, "*b n"]]:
     """Gauss-Legendre nodes between ascending edges, dense towards each: roots at an edge become smooth."""
     x, w = np.polynomial.legendre.leggauss(nodes)
-    x, w = (x + 1) / 2, w / 2
+    x = (x + 1) / 2
+    w = w / 2
     place = x**3 * (10 - 15 * x + 6 * x**2)
     weight = w * 30 * x**2 * (1 - x) ** 2
     shape = (1,) * edges.ndim + (nodes,)
-    low, high = edges[..., :-1, None], edges[..., 1:, None]
+    low = edges[..., :-1, None]
+    high = edges[..., 1:, None]
     points = low + (high - low) * place.reshape(shape)
     weights = (high - low) * weight.reshape(shape)
     flat = (*edges.shape[:-1], -1)
@@ -197,7 +200,8 @@ class _Radii(NamedTuple):
 
 def _radii(table: Sphere, batch: int, log_ratio: Array) -> _Radii:
     """Nodes in r for v / (B epsilon) of this logarithm."""
-    freedom, step = batch - 1, _spacing(batch)
+    freedom = batch - 1
+    step = _spacing(batch)
     low, high = _range(freedom)
     shift = jnp.clip(log_ratio, -1e3, 1e3)
     whole = stop_gradient(jnp.ceil(shift / step))
@@ -212,7 +216,8 @@ def _radii(table: Sphere, batch: int, log_ratio: Array) -> _Radii:
 def _range(freedom: int) -> tuple[float, float]:
     """Ends in ln r^2 of an integral over chi^2 of so many degrees, and of one over it divided by r^2."""
     x = np.linspace(-200.0, 10.0, 21_001)
-    low, high = ((freedom - 2) / 2, freedom / 2)
+    low = (freedom - 2) / 2
+    high = freedom / 2
     density = [power * x - np.exp(x) / 2 for power in (low, high)]
     kept = [x[one > np.max(one) - _END] for one in density]
     return float(kept[0][0]), float(kept[1][-1])

@@ -240,7 +240,9 @@ def pairing(block: Block, log_q: AnyArray, moments: LogMoments, length: Length, 
     # the share of q' that comes from the weights; a keep rate that is no argument is 1
     signal = xp.exp(gains.weight + moments.log_growth - length.log_ratio)
     if block.law.norm is None:
-        log_z, known, share = log_q, moments, length.pair_share
+        log_z = log_q
+        known = moments
+        share = length.pair_share
     else:
         log_z, known, log_unit = _before_scaling(block, log_q)
         share = signal * xp.exp(-log_unit)
@@ -251,7 +253,9 @@ def pairing(block: Block, log_q: AnyArray, moments: LogMoments, length: Length, 
 
 def _before_scaling(block: Block, log_q: AnyArray) -> tuple[AnyArray, LogMoments, AnyArray]:
     """The length at which a normed block takes phi, phi's moments there, and ln of the gap of unrelated inputs."""
-    law, phi, about = block.law, block.phi, block.about
+    law = block.law
+    phi = block.phi
+    about = block.about
     log_z = log_q if law.norm_after else log_q - log_sum(log_q, log(jnp.asarray(law.epsilon)))
     known = log_moments(phi, about, log_z)
     if law.norm == "layer" and law.norm_after:

@@ -94,14 +94,16 @@ def stable_distance(
     ordered = slope <= 1.0 + ROUNDING
     if field is not None:
         ordered &= field == 0
-    fine, other = rule(about), rule(about, check=True)
+    fine = rule(about)
+    other = rule(about, check=True)
 
     def step(search: _Search) -> _Search:
         nodes = fine if about.check is None else _either(search.stage == _CHECK, other, fine)
         found = log_pair(phi, about, log_q, search.root**2, nodes)
         ratio = share * found.gap / search.root**2
         chi = share * found.slope
-        excess, fall = ratio - 1.0, 2 * (chi - ratio) / search.root
+        excess = ratio - 1.0
+        fall = 2 * (chi - ratio) / search.root
         if field is not None:
             excess = excess + field / search.root**2
             fall = fall - 2 * field / search.root**3
@@ -143,7 +145,8 @@ def _start(share: AnyArray, slope: AnyArray, ordered: AnyArray, moments: LogMome
     chord = top / (top - end)
     guess = xp.where((guess > 0) & (guess <= 1), guess, xp.where(xp.isfinite(top), chord, 0.5))
     guess = xp.where(ordered, 1.0, xp.clip(guess, 1e-18, 1.0))
-    zero, one = xp.zeros_like(guess), xp.ones_like(guess)
+    zero = xp.zeros_like(guess)
+    one = xp.ones_like(guess)
     begun = xp.where(ordered, _DONE, _SEEK).astype(np.int32)
     at_end = _Point(one, end, 2 * end_slope)
     return _Search(begun, xp.zeros_like(begun), zero, one, xp.sqrt(guess), at_end, zero, one, ordered & ~ordered)
@@ -169,7 +172,8 @@ def _in_field(search: _Search, top: AnyArray, field: AnyArray) -> _Search:
 def _next(search: _Search, here: _Point, chi: AnyArray, checked: bool, most: int) -> _Search:
     """The search after an evaluation."""
     xp = host.namespace(here.value)
-    seeking, evaluating = search.stage == _SEEK, search.stage == _EVALUATE
+    seeking = search.stage == _SEEK
+    evaluating = search.stage == _EVALUATE
     low = xp.where(seeking & (here.value > 0), here.root, search.low)
     high = xp.where(seeking & (here.value <= 0), here.root, search.high)
     new = (low + high) / 2

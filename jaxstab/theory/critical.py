@@ -48,7 +48,8 @@ def _solve(form: Form, phi: Activation, about: Features, sigma_b: AnyArray, *num
     xp = host.namespace(sigma_b, *numbers)
     block = block_of(form, phi, about, numbers)
     unit = gains_of(block, xp.ones_like(sigma_b), sigma_b)
-    grid, table = grid_of(block), on_grid(block)
+    grid = grid_of(block)
+    table = on_grid(block)
     known = _excess(table, unit.bias, grid)
     # beyond, phi that grows linearly is critical to rounding, and signs mean nothing
     searched = slice(int(np.searchsorted(grid, _LONGEST)))

@@ -174,7 +174,8 @@ def _probed(phi: Activation) -> Features:
 
 def _with_centres(found: Panels, breaks: dict[float, float], growth: float) -> dict[float, float] | None:
     """Breaks around which grading resolves every panel: kinks, and where phi varies fast; None where too many."""
-    middle, width = (found.edges[1:] + found.edges[:-1]) / 2, np.diff(found.edges)
+    middle = (found.edges[1:] + found.edges[:-1]) / 2
+    width = np.diff(found.edges)
     breaks = dict(breaks) or {0.0: 1.0}
     for _ in range(_CENTRES):
         explained = ~found.halved | (width * growth >= 1)

@@ -91,7 +91,8 @@ def _solve_one(
     samples = _length_samples(block, gains)
     first = xp.maximum(first, samples.log_q[0])
     root, log_x = next_root(f, samples, first, (LOG_SHORTEST, LOG_LONGEST))
-    at, moments = root.log_q, root.known.moments
+    at = root.log_q
+    moments = root.known.moments
     if xp is np and about.table is not None:
         at, moments = _by_quadrature(block, gains, at)
     log_x = xp.where(xp.isfinite(log_x), at, log_x)
@@ -109,10 +110,12 @@ def _solve_all(
     if block.law.residual:
         # lengths grow from every other
         marginal = _still(block, gains)
-        log_x, inner = xp.full(CAPACITY, np.nan), xp.full(CAPACITY, far(block))
+        log_x = xp.full(CAPACITY, np.nan)
+        inner = xp.full(CAPACITY, far(block))
     else:
         roots, found, marginal = all_roots(_length_function(block, gains), _length_samples(block, gains))
-        log_x, inner = xp.where(found, roots.log_q, np.nan), roots.log_q
+        log_x = xp.where(found, roots.log_q, np.nan)
+        inner = roots.log_q
     # a signal without length keeps it; where every length is a fixed point it is the input's
     first = _first_length(gains, q0)
     special = at_zero | marginal
@@ -149,7 +152,8 @@ def _local(form: Form, phi: Activation, about: Features, *scalars: AnyArray) -> 
     log_q = log_x
     if block.law.norm == "batch":
         log_q, apart = batch_state(block, log_x, moments, gains)
-        correlation, chi_c = distance - apart, slope
+        correlation = distance - apart
+        chi_c = slope
     else:
         paired = paired_at(block, gains, log_x, moments, length)
         ordered = distance == 0

@@ -134,10 +134,13 @@ def step(law: Law, gains: Gains, signal: Signal, known: Head) -> Stepped:
     log_chi = gains.branch + gains.weight + known.log_slope
     isotropic = gains.branch + gains.weight + known.log_isotropic
     if math.isinf(carry):
-        ratio, log_next = branch, added
+        ratio = branch
+        log_next = added
     else:
         zero = jnp.zeros_like(branch)
-        ratio, log_next, log_chi = log_sum(zero, branch), log_sum(log_q, added), log_sum(zero, log_chi)
+        ratio = log_sum(zero, branch)
+        log_next = log_sum(log_q, added)
+        log_chi = log_sum(zero, log_chi)
     divisor = jnp.where(jnp.isfinite(ratio), ratio, 0.0)
     share = jnp.exp(log_gap - divisor)
     kept = jnp.exp(carry - divisor)
@@ -239,7 +242,8 @@ class _Sums(NamedTuple):
 
 
 def _dense(law: Law, gains: Gains, at: functools.partial, first: Signal, depth: int) -> Layers:
-    none, zero = jnp.full_like(first.log_q, -jnp.inf), jnp.zeros_like(first.log_q)
+    none = jnp.full_like(first.log_q, -jnp.inf)
+    zero = jnp.zeros_like(first.log_q)
     nothing = _Sums(none, zero, none, zero, zero, none, none, none, none)
 
     def layer(carry: tuple[Signal, _Sums, Array, Array], count: Array) -> tuple[tuple, tuple[Layers, Array, Array]]:

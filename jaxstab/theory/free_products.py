@@ -34,7 +34,8 @@ _NODES = 256
 _REACH = 9.0
 _HALVINGS = 52
 # moduli of w looked at, relative to the largest d, before the grid of points is laid
-_SCANNED, _LOWEST = 256, 1e-12
+_SCANNED = 256
+_LOWEST = 1e-12
 # share of singular values that may lie below the lowest point
 _TAIL = 1e-6
 
@@ -87,10 +88,14 @@ class _Resolvent(NamedTuple):
 
 
 def _resolvent(factor: _Factor, r: Array, theta: Array) -> _Resolvent:
-    d, share, r, theta = factor.d[None], factor.share[None], r[:, None], theta[:, None]
+    d = factor.d[None]
+    share = factor.share[None]
+    r = r[:, None]
+    theta = theta[:, None]
     # |w - d|^2 without cancellation near the axis
     weight = share / jnp.maximum((r - d) ** 2 + 4 * r * d * jnp.sin(theta / 2) ** 2, jnp.finfo(d.dtype).tiny)
-    cosine, sine = r * jnp.cos(theta), r * jnp.sin(theta)
+    cosine = r * jnp.cos(theta)
+    sine = r * jnp.sin(theta)
     mean = lambda values: jnp.sum(weight * values, axis=1)
     return _Resolvent(mean(d * (cosine - d)), mean(r**2 - d * cosine), mean(d * sine))
 
@@ -116,7 +121,8 @@ def _real_angle(factor: _Factor, r: Array) -> Array:
 
 def _law_at(factor: _Factor, r: Array, theta: Array) -> tuple[Array, Array, Array]:
     """ln lambda, the share above it, and the density of ln lambda, at w = r e^(i theta)."""
-    at, depth = _resolvent(factor, r, theta), factor.depth
+    at = _resolvent(factor, r, theta)
+    depth = factor.depth
     size = jnp.log(jnp.hypot(at.one_plus_m, at.b))
     log_lambda = depth * (jnp.log(r) + factor.gaussian * size) + (depth - 1) * (jnp.log(jnp.hypot(at.m, at.b)) - size)
     outer = -jnp.arctan2(at.b, at.one_plus_m)
@@ -148,7 +154,8 @@ def _moduli(factor: _Factor, points: int) -> Array:
     edge = _upper_edge(factor, scan, theta)
     _, above, _ = _law_at(factor, scan, theta)
     first = jnp.max(jnp.where(above >= above[0] - _TAIL, jnp.arange(_SCANNED), 0))
-    low, high = jnp.log(jnp.minimum(scan[first], edge / 2)), jnp.log(edge)
+    low = jnp.log(jnp.minimum(scan[first], edge / 2))
+    high = jnp.log(edge)
     return jnp.exp(low + (high - low) * (1 - jnp.cos(jnp.linspace(0, np.pi, points, dtype=factor.d.dtype))) / 2)
 
 
@@ -182,14 +189,16 @@ def squared_slopes(
 def _squared_slopes(phi: Activation, w: Array, q: Array) -> tuple[Array, Array]:
     if not isinstance(phi, Mixture):
         return _atoms(phi, w, q)
-    first, other = _atoms(phi.first, w, q), _atoms(phi.second, w, q)
+    first = _atoms(phi.first, w, q)
+    other = _atoms(phi.second, w, q)
     share = jnp.asarray(phi.share, q.dtype)
     shares = jnp.concatenate([(1 - share) * first[1], share * other[1]])
     return jnp.concatenate([first[0], other[0]]), shares
 
 
 def _atoms(phi: Activation, w: Array, q: Array) -> tuple[Array, Array]:
-    root, reach = jnp.sqrt(q), jnp.asarray(_REACH, q.dtype)
+    root = jnp.sqrt(q)
+    reach = jnp.asarray(_REACH, q.dtype)
     breaks = jnp.clip(jnp.asarray(centres(phi), q.dtype) / root, -reach, reach)
     u, share = graded_panels(breaks, -reach, reach, jnp.clip(1 / root, 1e-4, 1.0), _NODES)
     share = share * density(u)

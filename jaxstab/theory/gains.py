@@ -71,7 +71,8 @@ def gain(activation: AnyActivation, sigma_b: float = 0.0) -> Gain:
     usable = np.flatnonzero(points.usable)
     if len(usable):
         first = usable[np.argmin(np.asarray(points.sigma_w)[usable])]
-        sigma_w, q = float(points.sigma_w[first]), float(points.q[first])
+        sigma_w = float(points.sigma_w[first])
+        q = float(points.q[first])
         return Gain(sigma_w, q, True, f"solved chi_1 = 1 at sigma_b = {sigma_b:g}: length fixed point q = {q:.6g}")
     return length_gain(phi, sigma_b)
 

@@ -19,7 +19,8 @@ from jaxstab.activations import Activation
 AnyArray = Any
 
 # points that one call of a program takes: few are padded, and for many it is worth optimising
-_FEW, _MANY = 4096, 2**15
+_FEW = 4096
+_MANY = 2**15
 # points from which on they are many
 _ENOUGH = 2**17
 

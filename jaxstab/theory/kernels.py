@@ -77,7 +77,8 @@ def _kernels(
     width: int | None,
     d_in: int | None,
 ) -> Kernels:
-    w2, b2 = sigma_w**2 * jnp.exp(law.log_variance), sigma_b**2
+    w2 = sigma_w**2 * jnp.exp(law.log_variance)
+    b2 = sigma_b**2
     square = jnp.ones_like(w2)
     if law.skip == "scaled":
         square = square / max(law.depth or depth, 1)

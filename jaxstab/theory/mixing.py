@@ -17,7 +17,8 @@ def mixed_columns(phi: Mixture, first: list[AnyArray], second: list[AnyArray]) -
     Returns:
         The columns of the mixture.
     """
-    one, other = _Shares(phi, first), _Shares(phi, second)
+    one = _Shares(phi, first)
+    other = _Shares(phi, second)
     xp = host.namespace(*first, *second)
     growth = _mean(phi, one.growth, other.growth)
     slope = _mean(phi, one.slope, other.slope)

@@ -18,7 +18,8 @@ from jaxstab.theory.tables import logarithms
 # of the terms of a sum that cancel: what is smaller has no digits
 CANCELLED = 1e-7
 CANCELLED_SQUARE = 1e-15
-LOG_SHORTEST, LOG_LONGEST = float(np.log(SHORTEST)), float(np.log(LONGEST))
+LOG_SHORTEST = float(np.log(SHORTEST))
+LOG_LONGEST = float(np.log(LONGEST))
 
 
 class LogMoments(NamedTuple):

@@ -59,7 +59,8 @@ def legendre(count: int, power: int = 1, length: int | None = None) -> Legendre:
     """
     x, w = np.polynomial.legendre.leggauss(count)
     root = (x + 1) / 2
-    node, weight = root**power, w / 2 * power * root ** (power - 1)
+    node = root**power
+    weight = w / 2 * power * root ** (power - 1)
     missing = (length or count) - count
     return Legendre(np.pad(node, (0, missing), constant_values=0.5), np.pad(weight, (0, missing)))
 
@@ -218,17 +219,20 @@ def shared_panels(about: Features, spreads: tuple[AnyArray, AnyArray], blurs: tu
         The panels.
     """
     xp = host.namespace(*spreads, *blurs)
-    breaks, scales = np.asarray(about.breaks), np.asarray(about.scales)
+    breaks = np.asarray(about.breaks)
+    scales = np.asarray(about.scales)
     reach = _REACH + 2 * about.growth * xp.maximum(*spreads)
     limit = reach if about.sharp else _CENTRAL
-    places, sizes = [], []
+    places = []
+    sizes = []
     for spread, blur in zip(spreads, blurs, strict=True):
         exact = breaks / spread
         place = xp.clip(exact, -limit, limit)
         width = xp.hypot(np.where(about.sharp, 0.0, scales), blur)
         places.append(place)
         sizes.append(xp.clip(width / spread + xp.abs(exact - place), _FINEST, _WIDEST))
-    known, size = xp.concatenate(places), xp.concatenate(sizes)
+    known = xp.concatenate(places)
+    size = xp.concatenate(sizes)
     ascending = xp.sort(xp.concatenate([known, xp.zeros_like(known[:1])]))
     distance = xp.abs(ascending[:, None] - known[None])
     field = xp.minimum(xp.min(size[None] + distance, -1), _WIDEST)

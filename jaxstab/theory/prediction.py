@@ -40,7 +40,8 @@ def _predict(
     forward = _forward(law, phi, known)
 
     climbed = jnp.concatenate([jnp.zeros(1), jnp.cumsum(known.log_chi[:-1])])
-    wanted, places = jnp.asarray(depths)[:, None], jnp.arange(len(climbed))
+    wanted = jnp.asarray(depths)[:, None]
+    places = jnp.arange(len(climbed))
     inside = places[None] <= wanted
     log_grad_h = jnp.where(inside, (climbed[wanted] - climbed[None]) / 2, jnp.nan)
     # one gradient entry per weight, its input times its cotangent, and one per bias

@@ -10,13 +10,18 @@ from jaxtyping import Bool, Float
 Probe = Callable[[np.ndarray], tuple[np.ndarray, ...]]
 
 # Chebyshev points of a panel, coefficients that may be large, and what the others may be of the largest value
-_POINTS, _KEPT, _RESOLVED = 48, 14, 1e-11
+_POINTS = 48
+_KEPT = 14
+_RESOLVED = 1e-11
 # panels that are looked at further in one round, and rounds
-_MOST, _ROUNDS = 512, 60
+_MOST = 512
+_ROUNDS = 60
 # panels double in width from 0 on
-_FIRST, _FARTHEST = 0.25, 2.0**20
+_FIRST = 0.25
+_FARTHEST = 2.0**20
 # edges off the round numbers, at which kinks like to be, and not symmetric
-_OFF_LEFT, _OFF_RIGHT = 0.9173, 1.0371
+_OFF_LEFT = 0.9173
+_OFF_RIGHT = 1.0371
 _HUGE = 1e100
 # panels narrower than this around |z| = 1 hold a kink
 _NARROW = 2.0**-44
@@ -78,7 +83,8 @@ def panels(probe: Probe, known: tuple[float, ...] = ()) -> Panels:
     out = 2.0 ** np.arange(np.log2(_FIRST), np.log2(_FARTHEST) + 1)
     # declared kinks are edges from the start
     edges = np.unique(np.concatenate([-_OFF_LEFT * out, _OFF_RIGHT * out, np.asarray(known, float)]))
-    low, high = edges[:-1], edges[1:]
+    low = edges[:-1]
+    high = edges[1:]
     done: list[np.ndarray] = [edges]
     kinks: list[float] = list(known)
     complete = True
@@ -87,20 +93,24 @@ def panels(probe: Probe, known: tuple[float, ...] = ()) -> Panels:
     floor = 0.1 * float(np.median(usual[usual < _HUGE])) + 1e-300
     for _ in range(_ROUNDS):
         open_ = ~_resolved(probe, low, high, floor)
-        low, high = low[open_], high[open_]
+        low = low[open_]
+        high = high[open_]
         narrow = high - low <= _NARROW * np.maximum(1.0, np.abs(low))
         kinks += list((low[narrow] + high[narrow]) / 2)
-        low, high = low[~narrow], high[~narrow]
+        low = low[~narrow]
+        high = high[~narrow]
         # what lies closest to 0 weighs most
         nearest = np.argsort(np.minimum(np.abs(low), np.abs(high)), kind="stable")
         complete &= len(nearest) <= _MOST
         keep = np.sort(nearest[:_MOST])
-        low, high = low[keep], high[keep]
+        low = low[keep]
+        high = high[keep]
         middle = (low + high) / 2
         done.append(middle)
         if not len(low):
             break
-        low, high = np.concatenate([low, middle]), np.concatenate([middle, high])
+        low = np.concatenate([low, middle])
+        high = np.concatenate([middle, high])
     whole = np.unique(np.concatenate(done))
     parents = np.searchsorted(edges, whole[:-1], side="right") - 1
     halved = np.diff(whole) < 0.99 * np.diff(edges)[parents]
@@ -146,7 +156,8 @@ def singularity(probe: Probe, kink: float) -> Singularity:
     with np.errstate(all="ignore"):
         sides = [probe(kink + side * steps) for side in (-1.0, 1.0)]
     orders = [[_order(values, steps) for values in side] for side in sides]
-    left, right = sides[0][0], sides[1][0]
+    left = sides[0][0]
+    right = sides[1][0]
     size = max(1.0, *np.abs([left[0], right[0]]))
     # a jump stays as the points come closer, a kink's or a root's difference vanishes
     gap = np.abs(right - left)

@@ -35,7 +35,8 @@ _IN_MEMORY = 2**19
 # 1 - |c| below which the nodes of pairs stand still
 CLOSEST = 1e-20
 # lengths outside are continued by power laws
-SHORTEST, LONGEST = 1e-24, 1e24
+SHORTEST = 1e-24
+LONGEST = 1e24
 # a moment whose two rules differ by more is not given
 ACCURACY = 1e-8
 
@@ -51,7 +52,8 @@ def _value_and_slope(phi: Activation, about: Features, z: AnyArray) -> tuple[Any
     else:
         value, slope = jax.jvp(phi.fn, (z,), (jnp.ones_like(z),))
     if about.power > 1:
-        value, slope = xp.where(at_break, 0.0, value), xp.where(at_break, 0.0, slope)
+        value = xp.where(at_break, 0.0, value)
+        slope = xp.where(at_break, 0.0, slope)
     return value, slope
 
 

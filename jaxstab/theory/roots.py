@@ -93,10 +93,13 @@ def turning_points(
         Whether a cell has one, where, and its value.
     """
     xp = host.namespace(*samples)
-    left, right = samples.log_q[:-1], samples.log_q[1:]
+    left = samples.log_q[:-1]
+    right = samples.log_q[1:]
     width = right - left
-    low, high = samples.value[:-1], samples.value[1:]
-    start, end = samples.slope[:-1] * width, samples.slope[1:] * width
+    low = samples.value[:-1]
+    high = samples.value[1:]
+    start = samples.slope[:-1] * width
+    end = samples.slope[1:] * width
     inside = start * end < 0
     rise = high - low
     # cubic: low + start t + second t^2 + third t^3
@@ -105,7 +108,8 @@ def turning_points(
     root = xp.sqrt(xp.maximum(second**2 - 3 * third * start, 0.0))
     denominator = second + xp.where(second >= 0, root, -root)
     safe = xp.where(denominator == 0, 1.0, denominator)
-    near, far = -start / safe, -safe / xp.where(third == 0, 1.0, 3 * third)
+    near = -start / safe
+    far = -safe / xp.where(third == 0, 1.0, 3 * third)
     t = xp.where((near > 0) & (near < 1), near, xp.clip(far, 0.0, 1.0))
     value = low + t * (start + t * (second + t * third))
     return inside, left + t * width, value
@@ -136,7 +140,8 @@ def polished(
         low, high, at = state
         found = f(at)
         before = xp.sign(found.value) == sign
-        low, high = xp.where(before, at, low), xp.where(before, high, at)
+        low = xp.where(before, at, low)
+        high = xp.where(before, high, at)
         usable = (xp.abs(found.slope) > ROUNDING) & xp.isfinite(found.value)
         new = at - xp.where(usable, found.value, 0.0) / xp.where(usable, found.slope, 1.0)
         inside = (new - low) * (new - high) <= ROUNDING
@@ -177,12 +182,14 @@ def all_roots(f: Function, samples: Samples) -> tuple[Root, Bool[AnyArray, " cap
     log_q = xp.concatenate([samples.log_q, extrema])
     sign = signs(xp.concatenate([samples.value, at_extrema]))
     order = host.order(log_q)
-    log_q, sign = log_q[order], xp.where(xp.isnan(sign), 0.0, sign)[order]
+    log_q = log_q[order]
+    sign = xp.where(xp.isnan(sign), 0.0, sign)[order]
     # a stretch of zeros takes the sign before it, so that rounding makes no roots
     latest = host.running_maximum(xp.where(sign == 0, np.int32(0), np.arange(len(sign), dtype=np.int32)))
     held = sign[latest]
     cells, found = _first(held[1:] * held[:-1] < 0, CAPACITY)
-    low, high = log_q[cells], log_q[cells + 1]
+    low = log_q[cells]
+    high = log_q[cells + 1]
     roots = polished(f, xp.zeros_like(low), low, high, xp.where(found, held[cells], 0.0))
     return roots, found, xp.all(signs(samples.value) == 0)
 
@@ -203,7 +210,8 @@ def next_root(
         -inf where there is none, NaN where f is not known on the way.
     """
     xp = host.namespace(start, *samples)
-    grid, sign = samples.log_q, signs(samples.value)
+    grid = samples.log_q
+    sign = signs(samples.value)
     # two roots in one cell: an extremum of the other sign, or one too close to zero for a cubic to tell
     inside, where, extreme = turning_points(samples)
     above = xp.min(xp.where(inside & (where > start) & (extreme < 1e-4), where, np.inf))

@@ -16,9 +16,11 @@ from jaxstab.theory.features import Features, features
 from jaxstab.theory.host import AnyArray
 from jaxstab.theory.quadrature import LONGEST, SHORTEST, Single, single
 
-_STEP, _POINTS = 0.0625, 16
+_STEP = 0.0625
+_POINTS = 16
 # every so many cells the table is held against quadrature, and may be so far off
-_CHECKED, _ALLOWED = 8, 1e-10
+_CHECKED = 8
+_ALLOWED = 1e-10
 # with more breaks a table takes longer than what it saves
 _FEW_BREAKS = 24
 # share of the mean in E phi^2 up to which their difference loses two digits
@@ -36,10 +38,12 @@ def _coefficients() -> Float[np.ndarray, "power point"]:
     points = [2 * place - _POINTS + 1 for place in range(_POINTS)]
     columns = []
     for point in points:
-        product, scale = [1], 1
+        product = [1]
+        scale = 1
         for other in points:
             if other != point:
-                shifted, scaled = [0, *product], [-other * value for value in [*product, 0]]
+                shifted = [0, *product]
+                scaled = [-other * value for value in [*product, 0]]
                 product = [up + down for up, down in zip(shifted, scaled, strict=True)]
                 scale *= point - other
         columns.append([float(Fraction(value * 2**power, scale)) for power, value in enumerate(product)])
@@ -62,7 +66,8 @@ class Table:
         with np.errstate(invalid="ignore"):
             wrong = np.lib.stride_tricks.sliding_window_view(np.where(finite, 0.0, values), _POINTS, 0)
             self.beyond = wrong.sum(-1)
-            mean, log_growth = values[:, 0], values[:, 2]
+            mean = values[:, 0]
+            log_growth = values[:, 2]
             self.varies = bool(np.all(mean**2 < _VARIES * np.exp(log_growth)))
 
     def __call__(self, log_q: Float[AnyArray, "*b"]) -> list[Float[AnyArray, "*b"]]:
@@ -140,7 +145,8 @@ def tabulated(phi: Activation) -> Features:
     points = _points()
     table = Table(_columns(phi, about, points))
     at = (points + _STEP / 2)[_POINTS // 2 - 1 : -_POINTS // 2 : _CHECKED]
-    direct, looked_up = _columns(phi, about, at), np.stack(table(at), -1)
+    direct = _columns(phi, about, at)
+    looked_up = np.stack(table(at), -1)
     with np.errstate(invalid="ignore"):
         off = np.abs(direct - looked_up) / np.maximum(1.0, np.abs(direct))
     return about if np.any(off > _ALLOWED) else about._replace(table=table)

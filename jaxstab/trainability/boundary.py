@@ -113,7 +113,8 @@ def deepest_trainable(
     bounds = np.full((2, accuracy.shape[1]), np.nan)
     for gain, column in enumerate(accuracy.astype(float).T):
         known = np.isfinite(column - threshold)
-        log_depth, value = np.log(depths[known]), column[known] - threshold
+        log_depth = np.log(depths[known])
+        value = column[known] - threshold
         trained = np.flatnonzero(value >= -_TIE)
         if len(value) == 0:
             continue
@@ -163,11 +164,14 @@ def fit_depth_scale(
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must be in (0, 1), got {confidence}")
     usable = np.isfinite(xi) & (xi > 0)
-    accuracy, log_xi = accuracy[:, usable], np.log(xi[usable])
+    accuracy = accuracy[:, usable]
+    log_xi = np.log(xi[usable])
     found = deepest_trainable(_mean(accuracy), depths, threshold)
-    known, bounds = np.isfinite(found.depth), ~np.isnan(found.low) & (found.low != found.high)
+    known = np.isfinite(found.depth)
+    bounds = ~np.isnan(found.low) & (found.low != found.high)
     proportional, power = (_censored(found, log_xi, free) for free in (False, True))
-    centre, error_gains = float(proportional.coefficients[0]), float(proportional.errors[0])
+    centre = float(proportional.coefficients[0])
+    error_gains = float(proportional.errors[0])
     seeds = accuracy.shape[2]
     kept = [deepest_trainable(_mean(np.delete(accuracy, s, 2)), depths, threshold) for s in range(seeds) if seeds > 1]
     error_seeds, power_seeds = (
@@ -176,7 +180,8 @@ def fit_depth_scale(
         else float("nan")
         for free in (False, True)
     )
-    errors, degrees = np.array([error_gains, error_seeds]), np.array([proportional.freedom, seeds - 1.0])
+    errors = np.array([error_gains, error_seeds])
+    degrees = np.array([proportional.freedom, seeds - 1.0])
     told = np.append(True, np.isfinite(error_seeds))
     reach = _student(errors[told], degrees[told], confidence)
     log_depth = np.log(found.depth[known])
@@ -250,7 +255,8 @@ def _mean(accuracy: Float[np.ndarray, "depth gain seed"]) -> Float[np.ndarray, "
 def _censored(found: Boundary, log_xi: Float[np.ndarray, " gain"], free: bool = False) -> censored.Regression:
     """Of ln depth on ln xi, its slope 1 or free."""
     with np.errstate(divide="ignore"):
-        low, high = np.log(found.low), np.log(found.high)
+        low = np.log(found.low)
+        high = np.log(found.high)
     if not free:
         return censored.regression(np.ones((len(log_xi), 1)), low - log_xi, high - log_xi)
     known = np.isfinite(found.depth)

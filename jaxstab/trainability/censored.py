@@ -50,7 +50,9 @@ def regression(
     """
     columns = design.shape[1]
     known = np.isfinite(low) & (low == high)
-    x, y, count = design[known], low[known], int(known.sum())
+    x = design[known]
+    y = low[known]
+    count = int(known.sum())
     line, _, rank, _ = np.linalg.lstsq(x, y, rcond=RESOLUTION)
     residual = y - x @ line
     if rank < columns:
@@ -59,8 +61,10 @@ def regression(
     if count == columns or np.ptp(residual) < RESOLUTION:
         scatter = 0.0 if count > columns else float("nan")
         return Regression(line, np.full(columns, scatter), scatter, float(count - columns))
-    above, below = np.isinf(high) & np.isfinite(low), np.isinf(low) & np.isfinite(high)
-    bound, sign = np.append(low[above], high[below]), np.repeat([1.0, -1.0], [above.sum(), below.sum()])
+    above = np.isinf(high) & np.isfinite(low)
+    below = np.isinf(low) & np.isfinite(high)
+    bound = np.append(low[above], high[below])
+    sign = np.repeat([1.0, -1.0], [above.sum(), below.sum()])
     beyond = np.concatenate([design[above], design[below]])
     start = np.append(line, 1.0) / np.std(residual)
     (*location, precision), hessian = _climb(start, x, y, beyond, bound, sign)
@@ -87,7 +91,8 @@ def _climb(
 ) -> tuple[Float[np.ndarray, " free"], Float[np.ndarray, "free free"]]:
     """Maximum likelihood from `at`, coefficients / sd and 1 / sd, in which it is concave (Olsen 1978); its Hessian."""
     # residuals, and distances to the bounds, in standard deviations: linear in what is sought
-    miss, reach = np.column_stack([-x, y]), sign[:, None] * np.column_stack([beyond, -bound])
+    miss = np.column_stack([-x, y])
+    reach = sign[:, None] * np.column_stack([beyond, -bound])
 
     def likelihood(at: np.ndarray) -> float:
         if at[-1] <= 0:
@@ -101,7 +106,8 @@ def _climb(
         gradient = len(y) / at[-1] * last - miss.T @ (miss @ at) + reach.T @ ratio
         bend = -len(y) / at[-1] ** 2 * np.outer(last, last)
         hessian = bend - miss.T @ miss - reach.T @ ((ratio * (ratio + a))[:, None] * reach)
-        step, here = np.linalg.solve(hessian, -gradient), likelihood(at)
+        step = np.linalg.solve(hessian, -gradient)
+        here = likelihood(at)
         if gradient @ step < 1e-12:
             break
         size = 1.0

@@ -101,7 +101,8 @@ def divided(data: Data) -> Split:
         raise ValueError(f"{data.name}: one example to train on and one to test on are the least, got {len(data.x)}")
     order = np.random.default_rng(0).permutation(len(data.x))
     cut = max(1, len(order) // 5)
-    train, test = order[cut:], order[:cut]
+    train = order[cut:]
+    test = order[:cut]
     return Split(
         Data(data.x[train], data.y[train], f"{data.name}, training"),
         Data(data.x[test], data.y[test], f"{data.name}, test"),

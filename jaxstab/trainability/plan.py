@@ -112,7 +112,8 @@ def flops(grid: Grid, variant: int, depth: int, data: Split) -> float:
         >>> round(flops(Grid(steps=100), 0, 64, Split(digits, digits)) / 1e9)
         81
     """
-    width, batch = grid.width, grid.batch or len(data.train.x)
+    width = grid.width
+    batch = grid.batch or len(data.train.x)
     mlp = grid.network(variant, depth, data.classes)
     gates = depth if mlp.skip == "highway" else 0
     hidden = ((depth + gates) * width + data.classes) * mlp.sources * width
@@ -134,8 +135,10 @@ def memory(grid: Grid, variant: int, bound: int, data: Split) -> int:
     Returns:
         The bytes.
     """
-    mlp, examples = grid.network(variant, bound, data.classes), max(len(part.x) for part in data)
-    item, batch = np.dtype(grid.dtype).itemsize, grid.batch or len(data.train.x)
+    mlp = grid.network(variant, bound, data.classes)
+    examples = max(len(part.x) for part in data)
+    item = np.dtype(grid.dtype).itemsize
+    batch = grid.batch or len(data.train.x)
     x = jax.ShapeDtypeStruct((2, data.features), grid.dtype)
     shapes = jax.eval_shape(lambda x: networks.init(mlp, jax.random.key(0), x), x)
     size = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree)) * item
@@ -186,7 +189,8 @@ def plan(grid: Grid, data: Split, budget: int | None = None, lanes: int | None =
         lanes = 1 if jax.default_backend() == "cpu" else max(1, budget // most)
     if size is None:
         # as even as it goes
-        alike, most_work = _alike(grid), max(flops(grid, v, max(grid.depths), data) for v in range(len(grid.variants)))
+        alike = _alike(grid)
+        most_work = max(flops(grid, v, max(grid.depths), data) for v in range(len(grid.variants)))
         wanted = max(lanes, min(round(WORK / most_work), math.ceil(alike / SHARES)))
         size = math.ceil(alike / math.ceil(alike / wanted))
     lanes = min(lanes, size)
@@ -224,7 +228,9 @@ def cut(grid: Grid, size: int, lanes: int = 1, memory: int = 0) -> Plan:
             f"{grid.count} networks in groups of {size} fill {rows} rows, at most {MOST_ROWS} are kept in a store; "
             "smaller groups or a smaller grid would do"
         )
-    cells, groups, programs = grid.cells, [], 0
+    cells = grid.cells
+    groups = []
+    programs = 0
     for variant, bounds in enumerate(_bounds(grid)):
         for bound, depths in reversed(bounds):
             programs += 1

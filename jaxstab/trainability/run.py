@@ -175,7 +175,8 @@ class _Programs:
 
     def _program(self, variant: int, bound: int, lanes: int) -> Any:
         """(depths [device], counts [device], cells [device * size], examples) -> what is seen [device * size, ...]."""
-        grid, mlp = self.grid, self.grid.network(variant, bound, self.classes)
+        grid = self.grid
+        mlp = self.grid.network(variant, bound, self.classes)
 
         def keys(cell: Cells) -> Array:
             return jax.random.split(jax.random.key(cell.seed))

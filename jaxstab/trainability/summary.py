@@ -183,7 +183,8 @@ def _fixed_point(activation: str | Activation, sigma_w: Array, sigma_b: Array) -
 
 def _fixed_points(grid: Grid, at: Sequence[float]) -> dict[str, np.ndarray]:
     """Depth scales and chi_1 of every kind at some gains, [kind, gain]; NaN for networks that theory does not know."""
-    kinds, variants = _kinds(grid), {variant.name: variant for variant in grid.variants}
+    kinds = _kinds(grid)
+    variants = {variant.name: variant for variant in grid.variants}
     fields = (*SCALES, "chi_1")
 
     @functools.cache
@@ -221,8 +222,10 @@ def _boundaries(learned: xr.DataArray, threshold: xr.DataArray, points: dict[str
     """The deepest trainable depth of every gain, and the fits of n."""
     values = learned.transpose("kind", "evaluation", "depth", "sigma_w", "seed").values.astype(float)
     mean = learned.mean("seed").transpose("kind", "evaluation", "depth", "sigma_w").values.astype(float)
-    depths, limits = learned.depth.values, threshold.values
-    looks, kinds = range(values.shape[1]), range(values.shape[0])
+    depths = learned.depth.values
+    limits = threshold.values
+    looks = range(values.shape[1])
+    kinds = range(values.shape[0])
     bounds = [[deepest_trainable(mean[k, e], depths, limits[e]) for e in looks] for k in kinds]
     fits = [
         [[list(_fits(values[k, e], depths, points, k, scale, limits[e])) for scale in SCALES] for e in looks]
@@ -253,8 +256,10 @@ def _fits(
 
 def _outcomes(kinds: xr.Dataset, threshold: xr.DataArray) -> xr.Dataset:
     """How many runs of each kind ended how, all learning rates counted."""
-    first, last = kinds.first_nonfinite, kinds.train_accuracy.isel(evaluation=-1, drop=True)
-    finite, over = kinds.done & (first < 0), last >= float(threshold[-1])
+    first = kinds.first_nonfinite
+    last = kinds.train_accuracy.isel(evaluation=-1, drop=True)
+    finite = kinds.done & (first < 0)
+    over = last >= float(threshold[-1])
     each = (finite & over, finite & ~over, kinds.done & (first > 0), kinds.done & (first == 0), ~kinds.done)
     counts = [one.sum([dim for dim in one.dims if dim != "kind"]) for one in each]
     return xr.Dataset({"runs": xr.concat(counts, "outcome")}, {"outcome": list(OUTCOMES)})
