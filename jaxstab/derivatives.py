@@ -1,8 +1,8 @@
 """Functions with a derivative rule of their own, which JAX keeps through every transformation.
 
-Before 0.12, JAX forgets the rule of a `jax.custom_jvp` in the body of a scan once the scan is differentiated in
-reverse: a second derivative then goes through the function itself. A primitive keeps its rule, so there the function
-is one.
+Before 0.12, JAX forgets the rule of a `jax.custom_jvp` in the body of a scan once the scan is
+differentiated in reverse: a second derivative then goes through the function itself. A primitive
+keeps its rule, so there the function is one.
 """
 
 from collections.abc import Callable, Sequence
@@ -49,8 +49,8 @@ class WithRule:
         """Set the derivative rule.
 
         Args:
-            rule: (primals, tangents) -> (results, their tangents), linear in the tangents. Tangents of integers and
-                booleans are of dtype float0.
+            rule: (primals, tangents) -> (results, their tangents), linear in the tangents. Tangents
+                of integers and booleans are of dtype float0.
 
         Returns:
             The rule.
@@ -68,11 +68,18 @@ class WithRule:
         def flat(*leaves: Any) -> PyTree:
             return self.fun(*jax.tree.unflatten(inputs, leaves))
 
-        def flat_rule(primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[list[Array], list[Array]]:
-            moved = [_float0(p) if t is None else jnp.asarray(t) for p, t in zip(primals, tangents, strict=True)]
+        def flat_rule(
+            primals: Sequence[Any], tangents: Sequence[Any]
+        ) -> tuple[list[Array], list[Array]]:
+            moved = [
+                _float0(p) if t is None else jnp.asarray(t)
+                for p, t in zip(primals, tangents, strict=True)
+            ]
             # JAX passes literals as they are
             arrays = [jnp.asarray(primal) for primal in primals]
-            results, changes = rule(jax.tree.unflatten(inputs, arrays), jax.tree.unflatten(inputs, moved))
+            results, changes = rule(
+                jax.tree.unflatten(inputs, arrays), jax.tree.unflatten(inputs, moved)
+            )
             return jax.tree.leaves(results), jax.tree.leaves(changes)
 
         program, shapes = jax.make_jaxpr(flat, return_shape=True)(*leaves)
@@ -96,7 +103,10 @@ def _differentiated(
     primals: Sequence[Any], tangents: Sequence[Any], *, call_jaxpr: ClosedJaxpr, rule: FlatRule
 ) -> tuple[list[Array], list[Array]]:
     floating = [jnp.issubdtype(jnp.result_type(primal), jnp.floating) for primal in primals]
-    moved = [ad.instantiate_zeros(t) if is_float else None for t, is_float in zip(tangents, floating, strict=True)]
+    moved = [
+        ad.instantiate_zeros(t) if is_float else None
+        for t, is_float in zip(tangents, floating, strict=True)
+    ]
     return rule(primals, moved)
 
 
@@ -106,9 +116,13 @@ def _batched(
     axes = tuple(axes)
 
     def each(*leaves: Any) -> list[Array]:
-        return jax.vmap(lambda *leaves: _evaluated(*leaves, call_jaxpr=call_jaxpr, rule=rule), axes)(*leaves)
+        return jax.vmap(
+            lambda *leaves: _evaluated(*leaves, call_jaxpr=call_jaxpr, rule=rule), axes
+        )(*leaves)
 
-    def rule_of_each(primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[list[Array], list[Array]]:
+    def rule_of_each(
+        primals: Sequence[Any], tangents: Sequence[Any]
+    ) -> tuple[list[Array], list[Array]]:
         return jax.vmap(rule, (list(axes), list(axes)))(list(primals), list(tangents))
 
     program = jax.make_jaxpr(each)(*leaves)

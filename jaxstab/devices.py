@@ -1,11 +1,13 @@
 """Devices and threads: how a CPU is divided, how a program is spread over devices, and the threads of the BLAS.
 
-Small matrix products fill no more than one core, so a CPU counts as one device per core, each busy with networks of
-its own. XLA's thread pool has as many threads as there are cores, or devices if these are more: a larger pool slows
-products down by up to a half, as every one of them is handed to threads that first wake up.
+Small matrix products fill no more than one core, so a CPU counts as one device per core, each busy
+with networks of its own. XLA's thread pool has as many threads as there are cores, or devices if
+these are more: a larger pool slows products down by up to a half, as every one of them is handed to
+threads that first wake up.
 
-Matrices are decomposed one at a time on a CPU (`jaxstab.decompositions`), which needs no thread to spare. What a user
-decomposes as a stack does: two devices that do so wait for each other for ever on such a pool.
+Matrices are decomposed one at a time on a CPU (`jaxstab.decompositions`), which needs no thread to
+spare. What a user decomposes as a stack does: two devices that do so wait for each other for ever
+on such a pool.
 """
 
 import contextlib
@@ -74,9 +76,10 @@ def one_blas_thread() -> contextlib.AbstractContextManager:
 def one_lapack_thread() -> None:
     """Leave one thread to the BLAS that jaxlib decomposes with, SciPy's; NumPy's own is left alone.
 
-    Threads of its own make decompositions of width 128 twice as long on idle cores, at four times the processor time,
-    and ten times as long on busy ones; they help from width 768 on. Called once per process, by the first
-    decomposition of a narrower matrix on a CPU; `threadpoolctl` can give the threads back afterwards.
+    Threads of its own make decompositions of width 128 twice as long on idle cores, at four times
+    the processor time, and ten times as long on busy ones; they help from width 768 on. Called once
+    per process, by the first decomposition of a narrower matrix on a CPU; `threadpoolctl` can give
+    the threads back afterwards.
     """
     # jaxlib loads its BLAS at the first decomposition; only a loaded one can be limited
     import scipy.linalg  # noqa: F401
@@ -84,14 +87,21 @@ def one_lapack_thread() -> None:
 
     libraries = ThreadpoolController()
     paths = [library["filepath"] for library in libraries.info() if library["user_api"] == "blas"]
-    others = [path for path in paths if not any(part.startswith("numpy") for part in Path(path).parts[-3:])]
+    others = [
+        path
+        for path in paths
+        if not any(part.startswith("numpy") for part in Path(path).parts[-3:])
+    ]
     libraries.select(filepath=others).limit(limits=1)
 
 
-def spread(function: Callable, mesh: Mesh, in_specs: PyTree, out_specs: PyTree) -> jax.stages.Wrapped:
+def spread(
+    function: Callable, mesh: Mesh, in_specs: PyTree, out_specs: PyTree
+) -> jax.stages.Wrapped:
     """Make a function a program of several devices, each of which computes on its own part.
 
-    On a CPU in program order: two decompositions of stacks side by side can deadlock a small thread pool.
+    On a CPU in program order: two decompositions of stacks side by side can deadlock a small thread
+    pool.
 
     Args:
         function: what each device computes, of the part of the arguments that is its own.
@@ -109,9 +119,13 @@ def spread(function: Callable, mesh: Mesh, in_specs: PyTree, out_specs: PyTree) 
         >>> int(spread(lambda x: x**2, mesh, (cells,), cells)(jnp.arange(16))[11])
         121
     """
-    shared = jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+    shared = jax.shard_map(
+        function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
+    )
     ordered = {"xla_cpu_enable_concurrency_optimized_scheduler": False}
-    return jax.jit(shared, compiler_options=ordered if mesh.devices.flat[0].platform == "cpu" else None)
+    return jax.jit(
+        shared, compiler_options=ordered if mesh.devices.flat[0].platform == "cpu" else None
+    )
 
 
 def can_hang(lowered: jax.stages.Lowered, mesh: Mesh) -> bool:

@@ -1,8 +1,9 @@
 """Initialisation as a cure: gains with their reasons, and draws that keep signal and gradient alive at depth.
 
-Two kinds. What acts on one matrix is an initialiser as jax.nn.initializers has them, for `MLP(weights=...)` or any
-Flax layer: `critical` here, and by name in `networks.WEIGHTS` those of Glorot, He and LeCun, and Haar-orthogonal ones.
-What must see the network draws or changes its parameters: `looks_linear`, `lsuv`, `fixup`, `skip_init`.
+Two kinds. What acts on one matrix is an initialiser as jax.nn.initializers has them, for
+`MLP(weights=...)` or any Flax layer: `critical` here, and by name in `networks.WEIGHTS` those of
+Glorot, He and LeCun, and Haar-orthogonal ones. What must see the network draws or changes its
+parameters: `looks_linear`, `lsuv`, `fixup`, `skip_init`.
 """
 
 from collections.abc import Callable
@@ -17,7 +18,19 @@ from jaxtyping import Array, ArrayLike, Float, PyTree
 from jaxstab import theory
 from jaxstab.activations import Activation, get
 from jaxstab.checks import check_count, check_gains
-from jaxstab.networks import MLP, WEIGHTS, Chain, Here, Kernels, Layer, Params, chain, init, scale_kernels, upwards
+from jaxstab.networks import (
+    MLP,
+    WEIGHTS,
+    Chain,
+    Here,
+    Kernels,
+    Layer,
+    Params,
+    chain,
+    init,
+    scale_kernels,
+    upwards,
+)
 from jaxstab.networks.blocks import UNIT_WEIGHTS
 from jaxstab.networks.chains import with_network
 from jaxstab.networks.family import branch
@@ -31,24 +44,30 @@ Initializer = Callable[..., Array]
 
 
 def critical(
-    activation: AnyActivation, sigma_b: float = 0.0, weights: str = "gaussian", width: int | None = None
+    activation: AnyActivation,
+    sigma_b: float = 0.0,
+    weights: str = "gaussian",
+    width: int | None = None,
 ) -> Initializer:
     """The initialiser on the critical line: sigma_w of `gain` times Gaussian or orthogonal weights.
 
-    At a finite width n typical gradients of that gain shrink by exp(-O(1/n)) per layer. With `width` the gain is the
-    one at which ln |J u| has mean 0, which is known exactly for phi linear either side of 0.
+    At a finite width n typical gradients of that gain shrink by exp(-O(1/n)) per layer. With
+    `width` the gain is the one at which ln |J u| has mean 0, which is known exactly for phi linear
+    either side of 0.
 
     Args:
         activation: name, `Activation` or elementwise callable: that of the layers.
         sigma_b: bias standard deviation that the network will have, >= 0.
         weights: one of `networks.blocks.UNIT_WEIGHTS`, such as "gaussian" or "orthogonal".
-        width: units per layer, for relu, leaky_relu and their like; None for the gain of infinite width.
+        width: units per layer, for relu, leaky_relu and their like; None for the gain of infinite
+            width.
 
     Returns:
         (key, shape, dtype) -> weights, for `MLP(weights=...)` or a Flax layer's kernel_init.
 
     Raises:
-        ValueError: if the activation has no critical gain at this sigma_b or width, or weights are not of unit gain.
+        ValueError: if the activation has no critical gain at this sigma_b or width, or weights are
+            not of unit gain.
 
     Example:
         >>> import flax.linen as nn
@@ -83,19 +102,24 @@ def _scaled(weights: str, sigma_w: float) -> Initializer:
 
 @with_network
 def looks_linear(
-    mlp: MLP, key: Array, x: Float[Array, "*batch d_in"], sigma_w: ArrayLike = 1.0, sigma_b: ArrayLike = 0.0
+    mlp: MLP,
+    key: Array,
+    x: Float[Array, "*batch d_in"],
+    sigma_w: ArrayLike = 1.0,
+    sigma_b: ArrayLike = 0.0,
 ) -> Params:
     """Parameters with which a relu-like network computes what a linear one of half its width does.
 
-    Weights mirrored in sign, W = [[A, -A], [-A, A]]/c with phi(z) - phi(-z) = c z (Balduzzi et al. 2017, section 4),
-    A drawn as `mlp.weights` says. The output is that of the linear network, singular values of dy/dx included. The
-    state h = (g, -g) holds that network's state g twice, so that its derivatives carry sqrt 2. With orthogonal A, relu
-    and no skip, half of the singular values of dh_L/dh_l are sqrt(2) sigma_w^(L - l), half are 0, and those of dh_L/dx
-    are sqrt(2) sigma_w^(L + 1) for d_in = width / 2.
+    Weights mirrored in sign, W = [[A, -A], [-A, A]]/c with phi(z) - phi(-z) = c z (Balduzzi et al.
+    2017, section 4), A drawn as `mlp.weights` says. The output is that of the linear network,
+    singular values of dy/dx included. The state h = (g, -g) holds that network's state g twice, so
+    that its derivatives carry sqrt 2. With orthogonal A, relu and no skip, half of the singular
+    values of dh_L/dh_l are sqrt(2) sigma_w^(L - l), half are 0, and those of dh_L/dx are sqrt(2)
+    sigma_w^(L + 1) for d_in = width / 2.
 
     Args:
-        mlp: the network: relu, leaky_relu, gelu, silu, softplus or another such phi; even width; no norm; skips none,
-            "sum", "scaled" or "rezero".
+        mlp: the network: relu, leaky_relu, gelu, silu, softplus or another such phi; even width; no
+            norm; skips none, "sum", "scaled" or "rezero".
         key: PRNG key.
         x: an input, for its size and dtype.
         sigma_w: gain of A.
@@ -120,16 +144,29 @@ def looks_linear(
     with jax.ensure_compile_time_eval():
         odd = np.asarray(phi(jnp.asarray(z)) - phi(jnp.asarray(-z))) / z
     if not (np.allclose(odd, odd[0], rtol=1e-5) and abs(odd[0]) > 1e-5):
-        raise ValueError(f"looks_linear needs phi(z) - phi(-z) = c z, as relu and gelu have it, got {phi.name}")
+        raise ValueError(
+            f"looks_linear needs phi(z) - phi(-z) = c z, as relu and gelu have it, got {phi.name}"
+        )
     if mlp.width % 2 or mlp.norm or mlp.skip not in (None, "sum", "scaled", "rezero"):
         raise ValueError(
             "looks_linear needs an even width, no norm, and skip None, sum, scaled or rezero, got "
             f"width {mlp.width}, norm {mlp.norm}, skip {mlp.skip}"
         )
-    half = init(mlp.clone(width=mlp.width // 2, activation="identity", dropout=False), key, x, sigma_w, sigma_b)
+    half = init(
+        mlp.clone(width=mlp.width // 2, activation="identity", dropout=False),
+        key,
+        x,
+        sigma_w,
+        sigma_b,
+    )
     mirrored = lambda a, axis: jnp.concatenate([a, -a], axis)
-    columns = lambda layer: layer | {"dense": jax.tree.map(lambda a: mirrored(a, -1), layer["dense"])}
-    rows = lambda layer: layer | {"dense": layer["dense"] | {"kernel": mirrored(layer["dense"]["kernel"] / odd[0], -2)}}
+    columns = lambda layer: (
+        layer | {"dense": jax.tree.map(lambda a: mirrored(a, -1), layer["dense"])}
+    )
+    rows = lambda layer: (
+        layer
+        | {"dense": layer["dense"] | {"kernel": mirrored(layer["dense"]["kernel"] / odd[0], -2)}}
+    )
     return Params(columns(half.embed), columns(rows(half.blocks)), rows(half.readout))
 
 
@@ -145,28 +182,32 @@ def lsuv(
 ) -> Params:
     """Layer-sequential unit-variance initialisation (Mishkin & Matas 2016, algorithm 1), from data.
 
-    From the input on, each layer's weights are divided by sqrt(Var(W a + b) / target), the variance over units and
-    examples, before the next layer is looked at; a skip is left out of the variance. Start from orthogonal weights
-    to follow the paper. Without biases one step is exact.
+    From the input on, each layer's weights are divided by sqrt(Var(W a + b) / target), the variance
+    over units and examples, before the next layer is looked at; a skip is left out of the variance.
+    Start from orthogonal weights to follow the paper. Without biases one step is exact.
 
-    A layer of the user's own may have n weights: each is then divided by the n-th root, and steps repeat until the
-    variance is there. Its variance is that of the whole state above, unless `part` says otherwise.
+    A layer of the user's own may have n weights: each is then divided by the n-th root, and steps
+    repeat until the variance is there. Its variance is that of the whole state above, unless `part`
+    says otherwise.
 
     Args:
-        network: an MLP, any norm and skip, dropout off; or a chain that takes a batch, with the masks that it is given.
+        network: an MLP, any norm and skip, dropout off; or a chain that takes a batch, with the
+            masks that it is given.
         params: its parameters, before `bind`; of layers of the user's own, bound or not.
         x: a batch of data.
         target: variance wanted, > 0; may be traced.
         steps: rescalings per layer, >= 1.
-        kernels: which parameters of the user's own layers are weights, as in `networks.scale_kernels`.
-        part: of blocks of the user's own, (state below, state above) -> what has the variance, such as their difference
-            where a skip is a sum; None for the state above.
+        kernels: which parameters of the user's own layers are weights, as in
+            `networks.scale_kernels`.
+        part: of blocks of the user's own, (state below, state above) -> what has the variance, such
+            as their difference where a skip is a sum; None for the state above.
 
     Returns:
         Parameters; layers without variance, or without weights, are left alone.
 
     Raises:
-        ValueError: if x is not a batch, steps < 1, kernels or part is given for an MLP, or no layer has weights.
+        ValueError: if x is not a batch, steps < 1, kernels or part is given for an MLP, or no layer
+            has weights.
 
     Example:
         >>> from flax import linen as nn
@@ -181,7 +222,9 @@ def lsuv(
     if isinstance(network, Chain):
         return _lsuv_of_own(network, params, x, target, steps, kernels, part)
     if kernels is not None or part is not None:
-        raise ValueError("kernels and part are for chains of your own layers; those of an MLP are known")
+        raise ValueError(
+            "kernels and part are for chains of your own layers; those of an MLP are known"
+        )
     if jnp.ndim(x) != 2:
         raise ValueError(f"lsuv looks at a batch [batch, d_in], got shape {jnp.shape(x)}")
     mlp = network.clone(dropout=False)
@@ -198,7 +241,9 @@ def lsuv(
         new = scaled(here.theta, lambda layer: without_skip(layer, h))
         return here.f(new, h), new
 
-    embed = scaled(params.embed, lambda layer: dry.embed(params._replace(embed=layer), x)[..., : mlp.width])
+    embed = scaled(
+        params.embed, lambda layer: dry.embed(params._replace(embed=layer), x)[..., : mlp.width]
+    )
     h_0 = dry.embed(params._replace(embed=embed), x)
     h, blocks = upwards(dry, params, None, block, h_0, first=1)
     readout = scaled(params.readout, lambda layer: dry.readout(params._replace(readout=layer), h))
@@ -242,7 +287,9 @@ def _lsuv_of_own(
     start = (x, tuple(one.params for one in layers))
     (_, stacks), _ = upwards(chain, params, None, layer, start, readout=True)
     bound = zip(params.stacks, stacks, strict=True)
-    return params.restacked([old._replace(params=new) if isinstance(old, Layer) else new for old, new in bound])
+    return params.restacked(
+        [old._replace(params=new) if isinstance(old, Layer) else new for old, new in bound]
+    )
 
 
 def _number(here: Here, stacks: tuple) -> int:
@@ -255,7 +302,11 @@ def _number(here: Here, stacks: tuple) -> int:
 def _written(stack: PyTree, theta: PyTree, here: Here) -> PyTree:
     if here.segment is None:
         return theta
-    return jax.tree.map(lambda all_, one: jax.lax.dynamic_update_index_in_dim(all_, one, here.index, 0), stack, theta)
+    return jax.tree.map(
+        lambda all_, one: jax.lax.dynamic_update_index_in_dim(all_, one, here.index, 0),
+        stack,
+        theta,
+    )
 
 
 def _to_variance(
@@ -279,8 +330,9 @@ def _to_variance(
 def fixup(mlp: MLP, params: Params) -> Params:
     """Fixup (Zhang et al. 2019, section 3) for branches of one layer: residual branches and readout start at zero.
 
-    Its rule 1, the last layer of each branch and the classifier at 0, is all that applies where a branch has m = 1
-    layers: rule 2 scales the others by L^(-1/(2m-2)), and there are none. Multipliers alpha start at 1, biases at 0.
+    Its rule 1, the last layer of each branch and the classifier at 0, is all that applies where a
+    branch has m = 1 layers: rule 2 scales the others by L^(-1/(2m-2)), and there are none.
+    Multipliers alpha start at 1, biases at 0.
 
     Args:
         mlp: a network with skip "sum", "scaled" or "rezero" and no norm.
@@ -321,6 +373,10 @@ def skip_init(params: Params, alpha: ArrayLike = 0.0) -> Params:
         ValueError: if there are no multipliers.
     """
     if "alpha" not in params.blocks:
-        raise ValueError('skip_init sets the multipliers alpha of MLP(..., skip="rezero"); these parameters have none')
+        raise ValueError(
+            'skip_init sets the multipliers alpha of MLP(..., skip="rezero"); these parameters have none'
+        )
     old = params.blocks["alpha"]
-    return params._replace(blocks=params.blocks | {"alpha": jnp.broadcast_to(jnp.asarray(alpha, old.dtype), old.shape)})
+    return params._replace(
+        blocks=params.blocks | {"alpha": jnp.broadcast_to(jnp.asarray(alpha, old.dtype), old.shape)}
+    )

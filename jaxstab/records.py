@@ -1,8 +1,9 @@
 """What goes in and what comes out: examples, and pytrees of what is measured and predicted, one type for both.
 
-A field's annotation is its meaning to the rest of the house: `Float[Array, "*depth layer"]` says that its last axis
-is named `layer` and that a `depth` axis may stand before it; labelled datasets take their dimension names from there.
-A prediction that theory does not make is NaN in the same record, never another type.
+A field's annotation is its meaning to the rest of the house: `Float[Array, "*depth layer"]` says
+that its last axis is named `layer` and that a `depth` axis may stand before it; labelled datasets
+take their dimension names from there. A prediction that theory does not make is NaN in the same
+record, never another type.
 """
 
 import hashlib
@@ -21,9 +22,12 @@ class ForwardProfile(NamedTuple):
     """The signal of one input (or one batch) at every layer 0..L; layer 0 is the embedding's pre-activation h_0.
 
     Attributes:
-        log_q: ln q_l, q_l = mean of h_l^2 over units, the pre-activation variance per unit; -inf for a zero signal.
-        saturation: share of units in [0, 1] whose |phi'(h)| is at most SATURATED = 0.1 times max |phi'|.
-        dead: share of units in [0, 1] with phi'(h) = 0 exactly, for every example where a batch is given.
+        log_q: ln q_l, q_l = mean of h_l^2 over units, the pre-activation variance per unit; -inf
+            for a zero signal.
+        saturation: share of units in [0, 1] whose |phi'(h)| is at most SATURATED = 0.1 times max
+            |phi'|.
+        dead: share of units in [0, 1] with phi'(h) = 0 exactly, for every example where a batch is
+            given.
     """
 
     log_q: Float[Array, " layer"]
@@ -41,7 +45,8 @@ class SiteProfile(NamedTuple):
 
     Attributes:
         log_q: ln of the mean of squares; -inf for a zero signal.
-        saturation: as in `ForwardProfile`, of the activation that reads the site; NaN where none is known.
+        saturation: as in `ForwardProfile`, of the activation that reads the site; NaN where none is
+            known.
         dead: likewise.
         mean: of the values.
         nonfinite: share of the values that are NaN or infinite.
@@ -69,7 +74,8 @@ class BackwardProfile(NamedTuple):
 
     Attributes:
         log_grad_h: ln |dL/dh_l|, Euclidean norm; -inf for a gradient that is exactly zero.
-        log_grad_theta: ln |dL/dtheta_l|, theta_l the weights and biases that produce h_l (layer 0: the embedding's).
+        log_grad_theta: ln |dL/dtheta_l|, theta_l the weights and biases that produce h_l (layer 0:
+            the embedding's).
     """
 
     log_grad_h: Float[Array, "*depth layer"]
@@ -98,10 +104,11 @@ class Training(NamedTuple):
         coefficient: what clipping multiplied it by, from the same source; NaN without.
         train_accuracy: share of all training examples classified right, in inference.
         test_accuracy: of the test examples; NaN without any.
-        log_grad_theta: ln |dL/dtheta_l| of the gradient that the next step saw (at the end: the last step), embed and
-            blocks; NaN beyond the depth.
+        log_grad_theta: ln |dL/dtheta_l| of the gradient that the next step saw (at the end: the
+            last step), embed and blocks; NaN beyond the depth.
         log_grad_readout: that of the readout.
-        first_nonfinite: the step, counted from 0, whose loss or gradient was the first not finite; -1 for none.
+        first_nonfinite: the step, counted from 0, whose loss or gradient was the first not finite;
+            -1 for none.
     """
 
     loss: Float[Array, "*cell step"]
@@ -119,11 +126,13 @@ class FixedPoint(NamedTuple):
     """A length fixed point of the mean-field maps, and what signal and gradient do around it.
 
     Attributes:
-        q: length q* = sigma_w^2 E phi(sqrt(q*) z)^2 + sigma_b^2; inf where the length grows without bound.
+        q: length q* = sigma_w^2 E phi(sqrt(q*) z)^2 + sigma_b^2; inf where the length grows without
+            bound.
         c: stable correlation c* of two inputs of length q*, in [0, 1].
         chi_1: factor of the mean squared gradient per layer, sigma_w^2 E phi'(sqrt(q*) z)^2.
         chi_c: slope of the correlation map at c*.
-        xi_q: depth scale of the length, layers; negative where the fixed point repels, inf where it is marginal.
+        xi_q: depth scale of the length, layers; negative where the fixed point repels, inf where it
+            is marginal.
         xi_c: depth scale of the correlation, layers; inf where it decays slower than exponentially.
         xi_grad: depth scale of the gradient, 1/|ln chi_1|, layers.
         stable: whether lengths near q* are drawn to it (|dq'/dq| < 1).
@@ -148,9 +157,11 @@ class CriticalPoint(NamedTuple):
 
     Attributes:
         sigma_w: the gain.
-        q: the length fixed point there; inf where chi_1 = 1 is reached as the length grows without bound.
-        usable: whether a network stays there: the length map does not repel from q, and for an infinite q the
-            activation has chi_1 = 1 at every length (relu), not only in the limit (gelu).
+        q: the length fixed point there; inf where chi_1 = 1 is reached as the length grows without
+            bound.
+        usable: whether a network stays there: the length map does not repel from q, and for an
+            infinite q the activation has chi_1 = 1 at every length (relu), not only in the limit
+            (gelu).
         log_q: ln q.
     """
 
@@ -179,7 +190,8 @@ def standard_error(samples: Float[Array, "*rows sample"]) -> Float[Array, "*rows
         samples: along the last axis.
 
     Returns:
-        Standard deviation (n - 1) over the square root of n; NaN for a single sample, which does not tell.
+        Standard deviation (n - 1) over the square root of n; NaN for a single sample, which does
+        not tell.
     """
     count = samples.shape[-1]
     if count == 1:
@@ -224,7 +236,8 @@ class Data(NamedTuple):
         """
         if not q0 > 0:
             raise ValueError(f"q0 must be > 0, got {q0}")
-        # a power of two, so that no bit changes, after which no square of an input over- or underflows
+        # a power of two, so that no bit changes, after which no square of an input over- or
+        # underflows
         largest = np.abs(self.x).max(axis=1, keepdims=True)
         if not np.all(largest > 0):
             bad = int(np.argmin(largest))
@@ -254,5 +267,7 @@ def dimensions(record: type, field: str, ndim: int) -> tuple[str, ...]:
     """
     named = tuple(get_type_hints(record)[field].dim_str.replace("*", "").split())
     if ndim > len(named):
-        raise ValueError(f"{record.__name__}.{field} has {ndim} axes, its annotation names only {named}")
+        raise ValueError(
+            f"{record.__name__}.{field} has {ndim} axes, its annotation names only {named}"
+        )
     return named[len(named) - ndim :]

@@ -1,12 +1,13 @@
 """Penalties to add to a loss, for gradients that neither vanish nor explode; no Jacobian is ever formed.
 
-Two look at how signals pass: `omega` keeps the length of the back-propagated gradient from layer to layer,
-`jacobian_norm` shrinks the input-output Jacobian. Two look at the weights alone: `orthogonality` and `spectral_norm`.
-All are plain functions of parameters: multiply by a strength, add to the loss, differentiate.
+Two look at how signals pass: `omega` keeps the length of the back-propagated gradient from layer to
+layer, `jacobian_norm` shrinks the input-output Jacobian. Two look at the weights alone:
+`orthogonality` and `spectral_norm`. All are plain functions of parameters: multiply by a strength,
+add to the loss, differentiate.
 
-Weights are leaves named "kernel", Flax's name, of floating dtype, a highway's gates among them; biases, norms, PRNG
-keys and counters are no weights. A bare array is a weight too. The last two axes are the matrix, all before them a
-stack: [depth, n, n] is depth matrices.
+Weights are leaves named "kernel", Flax's name, of floating dtype, a highway's gates among them;
+biases, norms, PRNG keys and counters are no weights. A bare array is a weight too. The last two
+axes are the matrix, all before them a stack: [depth, n, n] is depth matrices.
 """
 
 from collections.abc import Callable
@@ -34,20 +35,22 @@ def omega(
 ) -> Float[Array, ""]:
     """Pascanu's Omega: how far each block is from passing the gradient on at the length at which it came.
 
-    Omega = sum_l (|(dE/dh_l) dh_l/dh_{l-1}| / |dE/dh_l| - 1)^2, l = 1..L: Pascanu, Mikolov & Bengio 2013, eq. 9, with
-    the layers of a chain, each with weights of its own, in the place of their time steps (that reading is ours). One
-    reverse sweep, one vector-Jacobian product per block. Cotangents travel at unit length, so that no depth under- or
-    overflows them. A block that no gradient reaches (dE/dh_l = 0) has nothing to keep and adds 0; one that kills the
-    gradient which reaches it adds 1.
+    Omega = sum_l (|(dE/dh_l) dh_l/dh_{l-1}| / |dE/dh_l| - 1)^2, l = 1..L: Pascanu, Mikolov & Bengio
+    2013, eq. 9, with the layers of a chain, each with weights of its own, in the place of their
+    time steps (that reading is ours). One reverse sweep, one vector-Jacobian product per block.
+    Cotangents travel at unit length, so that no depth under- or overflows them. A block that no
+    gradient reaches (dE/dh_l = 0) has nothing to keep and adds 0; one that kills the gradient which
+    reaches it adds 1.
 
     Args:
         chain: the network.
         params: its parameters, depth L.
-        x: one input [d_in], or a batch where blocks mix examples, whose gradient then has one length.
+        x: one input [d_in], or a batch where blocks mix examples, whose gradient then has one
+            length.
         loss: E, scalar function of the output.
-        immediate: whether, as in their eq. 10, derivatives of Omega hold h_{l-1} and dE/dh_l constant, which leaves
-            each block's own parameters alone to act on its term; False differentiates through everything. The value
-            is the same.
+        immediate: whether, as in their eq. 10, derivatives of Omega hold h_{l-1} and dE/dh_l
+            constant, which leaves each block's own parameters alone to act on its term; False
+            differentiates through everything. The value is the same.
 
     Returns:
         The penalty, >= 0.
@@ -100,7 +103,8 @@ def jacobian_norm(
         The estimate. Add `strength / 2 * value` to the loss.
 
     Raises:
-        ValueError: if projections is no positive integer, x is not floating or fn does not return a vector.
+        ValueError: if projections is no positive integer, x is not floating or fn does not return a
+            vector.
 
     Example:
         >>> from jaxstab import networks
@@ -116,8 +120,12 @@ def jacobian_norm(
     check_floating("x", jnp.result_type(x))
     y, pullback = jax.vjp(fn, x)
     if jnp.ndim(y) != 1:
-        raise ValueError(f"fn must return a vector [d_out], got shape {jnp.shape(y)}; vmap over examples outside")
-    directions = jax.vmap(lambda v: unit(v)[0])(jax.random.normal(key, (projections, y.size), y.dtype))
+        raise ValueError(
+            f"fn must return a vector [d_out], got shape {jnp.shape(y)}; vmap over examples outside"
+        )
+    directions = jax.vmap(lambda v: unit(v)[0])(
+        jax.random.normal(key, (projections, y.size), y.dtype)
+    )
     samples = y.size * jnp.sum(jax.vmap(pullback)(directions)[0] ** 2, axis=1)
     return Estimate(jnp.mean(samples), standard_error(jax.lax.stop_gradient(samples)))
 
@@ -125,18 +133,21 @@ def jacobian_norm(
 def orthogonality(weights: PyTree, gain: ArrayLike = 1.0) -> Float[Array, ""]:
     """Soft orthogonality: how far weights are from gain times an isometry.
 
-    sum over kernels of |W^T W / g^2 - I|_F^2: Bansal, Chen & Wang 2018, section 3.1, there with g = 1. For a matrix
-    that is not square the smaller of W^T W and W W^T is taken, the one that can be the identity.
+    sum over kernels of |W^T W / g^2 - I|_F^2: Bansal, Chen & Wang 2018, section 3.1, there with g =
+    1. For a matrix that is not square the smaller of W^T W and W W^T is taken, the one that can be
+    the identity.
 
     Args:
         weights: parameters, of which leaves named "kernel" count, or one array [*stack, m, n].
-        gain: the gain g > 0 that weights should have, such as the critical sigma_w of the activation; may be traced.
+        gain: the gain g > 0 that weights should have, such as the critical sigma_w of the
+            activation; may be traced.
 
     Returns:
         The penalty, >= 0, in float32 or wider.
 
     Raises:
-        ValueError: if there is no weight, one is not a matrix, or gain is not a positive finite number.
+        ValueError: if there is no weight, one is not a matrix, or gain is not a positive finite
+            number.
 
     Example:
         >>> round(float(orthogonality({"kernel": jnp.diag(jnp.asarray([1.0, 2.0])), "bias": jnp.ones(2)})), 3)
@@ -158,11 +169,12 @@ def orthogonality(weights: PyTree, gain: ArrayLike = 1.0) -> Float[Array, ""]:
 def spectral_norm(weights: PyTree, key: Array, iterations: int = 20) -> Float[Array, ""]:
     """Half the squared largest singular values of all weights.
 
-    1/2 sum over kernels of sigma_max(W)^2: Yoshida & Miyato 2017, section 3.2. Power iteration from a random vector
-    gives u and v by matrix products only; with them held constant, sigma = u^T W v, and the gradient is sigma u v^T.
-    They carry u from step to step and iterate once; here nothing is carried, so iterate more. sigma is approached
-    from below: E[1 - sigma_k^2 / sigma^2] <= 0.871 ln(n) / k after k iterations, whatever the gap (Kuczynski &
-    Wozniakowski 1992, section 3, n >= 8), and geometrically where there is a gap.
+    1/2 sum over kernels of sigma_max(W)^2: Yoshida & Miyato 2017, section 3.2. Power iteration from
+    a random vector gives u and v by matrix products only; with them held constant, sigma = u^T W v,
+    and the gradient is sigma u v^T. They carry u from step to step and iterate once; here nothing
+    is carried, so iterate more. sigma is approached from below: E[1 - sigma_k^2 / sigma^2] <= 0.871
+    ln(n) / k after k iterations, whatever the gap (Kuczynski & Wozniakowski 1992, section 3, n >=
+    8), and geometrically where there is a gap.
 
     Args:
         weights: parameters, of which leaves named "kernel" count, or one array [*stack, m, n].
@@ -173,7 +185,8 @@ def spectral_norm(weights: PyTree, key: Array, iterations: int = 20) -> Float[Ar
         The penalty, >= 0, in float32 or wider; 0 with gradient 0 at W = 0.
 
     Raises:
-        ValueError: if there is no weight, one is not a matrix, or iterations is no positive integer.
+        ValueError: if there is no weight, one is not a matrix, or iterations is no positive
+            integer.
 
     Example:
         >>> round(float(spectral_norm({"kernel": jnp.diag(jnp.asarray([1.0, 2.0]))}, jax.random.key(0))), 4)
@@ -185,7 +198,9 @@ def spectral_norm(weights: PyTree, key: Array, iterations: int = 20) -> Float[Ar
     def sigma(w: Array, start: Array) -> Array:
         held = jax.lax.stop_gradient(w)
         onward = lambda v: unit(held @ v)[0]
-        v, _ = jax.lax.scan(lambda v, _: (unit(onward(v) @ held)[0], None), unit(start)[0], length=iterations)
+        v, _ = jax.lax.scan(
+            lambda v, _: (unit(onward(v) @ held)[0], None), unit(start)[0], length=iterations
+        )
         return onward(v) @ w @ v
 
     def penalty(stack: Array, key: Array) -> Array:
@@ -193,22 +208,32 @@ def spectral_norm(weights: PyTree, key: Array, iterations: int = 20) -> Float[Ar
         return jnp.sum(jax.vmap(sigma)(stack, starts) ** 2) / 2
 
     keys = jax.random.split(key, len(found))
-    return jnp.sum(jnp.stack([penalty(stack, part) for stack, part in zip(found, keys, strict=True)]))
+    return jnp.sum(
+        jnp.stack([penalty(stack, part) for stack, part in zip(found, keys, strict=True)])
+    )
 
 
 def _stacks(weights: PyTree) -> list[Float[Array, "stack m n"]]:
     """Every weight as a stack of matrices, all of the widest dtype found and of float32 at least."""
     leaves = jax.tree_util.tree_leaves_with_path(weights)
-    names = [jax.tree_util.keystr(path[-1:], simple=True) if path else "kernel" for path, _ in leaves]
+    names = [
+        jax.tree_util.keystr(path[-1:], simple=True) if path else "kernel" for path, _ in leaves
+    ]
     found = [
         leaf
         for name, (_, leaf) in zip(names, leaves, strict=True)
         if name == "kernel" and jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
     ]
     if not found:
-        raise ValueError(f'no weights: a floating leaf named "kernel" is needed, got leaves {sorted(set(names))}')
+        raise ValueError(
+            f'no weights: a floating leaf named "kernel" is needed, got leaves {sorted(set(names))}'
+        )
     for leaf in found:
         if jnp.ndim(leaf) < 2:
-            raise ValueError(f"a weight must be a matrix or a stack of them, got shape {jnp.shape(leaf)}")
-    dtype = max((jnp.result_type(leaf) for leaf in [*found, jnp.float32]), key=lambda dtype: dtype.itemsize)
+            raise ValueError(
+                f"a weight must be a matrix or a stack of them, got shape {jnp.shape(leaf)}"
+            )
+    dtype = max(
+        (jnp.result_type(leaf) for leaf in [*found, jnp.float32]), key=lambda dtype: dtype.itemsize
+    )
     return [jnp.asarray(leaf, dtype).reshape(-1, *leaf.shape[-2:]) for leaf in found]

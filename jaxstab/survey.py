@@ -1,7 +1,7 @@
 """The main job: measure a grid of networks, predict the same, judge both.
 
-One dataset comes out: the measured variables under their own names, the predicted ones as `predicted_*`, the fixed
-points, the phase diagram and the verdicts.
+One dataset comes out: the measured variables under their own names, the predicted ones as
+`predicted_*`, the fixed points, the phase diagram and the verdicts.
 """
 
 import dataclasses
@@ -28,7 +28,8 @@ from jaxstab.verdicts import judge
 with extra("run"):
     import xarray as xr
 
-# ln of the lengths at which a shift of finite width is taken: beyond, phi' is that at 0 or at infinity
+# ln of the lengths at which a shift of finite width is taken: beyond, phi' is that at 0 or at
+# infinity
 _LENGTHS = (-25.0, 25.0)
 # gains at which a line of theory is drawn
 FINE = 65
@@ -47,14 +48,16 @@ def survey(
     Args:
         grid: the grid.
         data: examples to measure at.
-        into: a folder that keeps what is measured, in the stores `parts`: the same call goes on where a stopped one
-            stood. None to keep nothing.
+        into: a folder that keeps what is measured, in the stores `parts`: the same call goes on
+            where a stopped one stood. None to keep nothing.
         chunk_size: cells computed at once; None to fit them into memory.
-        progress: wraps each sequence of steps: the groups of two measures, then the activations twice.
+        progress: wraps each sequence of steps: the groups of two measures, then the activations
+            twice.
 
     Returns:
-        Measured profiles over (activation, seed, sigma_w, input, ...) and spectra at each seed's first input, with
-        `predicted_*`, `fixed_point_*`, the phase diagram and the verdicts beside them.
+        Measured profiles over (activation, seed, sigma_w, input, ...) and spectra at each seed's
+        first input, with `predicted_*`, `fixed_point_*`, the phase diagram and the verdicts beside
+        them.
 
     Raises:
         ValueError: if data or grid do not fit, or a store is of another sweep; says what differs.
@@ -64,7 +67,8 @@ def survey(
     predicted = predict(grid, data.x.shape[1], float(np.mean(x * other)), progress)
     beside = predicted.rename({name: f"predicted_{name}" for name in predicted if name in measured})
     pieces = [measured, beside, phase_diagram(grid, progress=progress), depth_scales(grid)]
-    # a network of a batch, or one with dense skips, has more singular values than the plain one that theory sees
+    # a network of a batch, or one with dense skips, has more singular values than the plain one
+    # that theory sees
     dataset = xr.merge(pieces, join="outer", compat="no_conflicts", combine_attrs="override")
     return dataset.merge(judge(dataset)).assign_attrs(as_attributes(settings(grid, data)))
 
@@ -92,7 +96,9 @@ def _measured(
     else:
         profiles, values = parts(into)
         signals = run_into(profiles, grid, signal, data, chunk_size=chunk_size, progress=progress)
-        spectra = run_into(values, one_input, jacobian, data, chunk_size=chunk_size, progress=progress)
+        spectra = run_into(
+            values, one_input, jacobian, data, chunk_size=chunk_size, progress=progress
+        )
     measured = [signals, spectra.isel(input=0, drop=True)]
     # all cells are computed: what says so, and attributes that a store adds, are left out
     return xr.merge([part.drop_vars("done", errors="ignore").drop_attrs() for part in measured])
@@ -101,8 +107,8 @@ def _measured(
 def predict(grid: Grid, d_in: int, c0: float, progress: ProgressBar = iter) -> xr.Dataset:
     """Mean-field counterpart of `signal` and `jacobian` over a grid, with the fixed point of every cell.
 
-    NaN in what `theory.missing` and `theory.missing_fixed_point` say of the networks' law, and throughout where they
-    have none.
+    NaN in what `theory.missing` and `theory.missing_fixed_point` say of the networks' law, and
+    throughout where they have none.
 
     Args:
         grid: the grid.
@@ -111,8 +117,9 @@ def predict(grid: Grid, d_in: int, c0: float, progress: ProgressBar = iter) -> x
         progress: wraps the sequence of activations, such as tqdm.
 
     Returns:
-        The records' fields over (activation, sigma_w, ...), `fixed_point_*`, and `finite_width_rate`, by which the
-        rate of a typical network exceeds that of infinite width, to the order 1/width.
+        The records' fields over (activation, sigma_w, ...), `fixed_point_*`, and
+        `finite_width_rate`, by which the rate of a typical network exceeds that of infinite width,
+        to the order 1/width.
     """
     gains = jnp.asarray(grid.sigma_w, float)
 
@@ -121,16 +128,24 @@ def predict(grid: Grid, d_in: int, c0: float, progress: ProgressBar = iter) -> x
 
         def profiles(sigma_w: Array) -> tuple[Record, ...]:
             known = activation if block is None else block
-            return theory.predict(known, sigma_w, grid.sigma_b, grid.depths, width=grid.width, d_in=d_in, c0=c0)
+            return theory.predict(
+                known, sigma_w, grid.sigma_b, grid.depths, width=grid.width, d_in=d_in, c0=c0
+            )
 
         def point(sigma_w: Array) -> Record:
             return theory.fixed_point(activation if block is None else block, sigma_w, grid.sigma_b)
 
         records = _theory(block is not None, jax.vmap(profiles), gains)
         fixed = _theory(block is not None, jax.vmap(point), gains)
-        fixed_point = {f"fixed_point_{field}": ("sigma_w", array) for field, array in fixed._asdict().items()}
-        shifted = -np.asarray(_typical_shift(grid, activation, jnp.asarray(records[0].log_q[:, -1])))
-        return labelled(records, ("sigma_w",)).assign(fixed_point | {"finite_width_rate": ("sigma_w", shifted)})
+        fixed_point = {
+            f"fixed_point_{field}": ("sigma_w", array) for field, array in fixed._asdict().items()
+        }
+        shifted = -np.asarray(
+            _typical_shift(grid, activation, jnp.asarray(records[0].log_q[:, -1]))
+        )
+        return labelled(records, ("sigma_w",)).assign(
+            fixed_point | {"finite_width_rate": ("sigma_w", shifted)}
+        )
 
     parts = [one(activation) for activation in progress(grid.activations)]
     return xr.concat(parts, "activation").pipe(with_coordinates, grid)
@@ -151,8 +166,8 @@ def law(grid: Grid, activation: str | Activation) -> theory.Law | None:
         activation: one of its activations.
 
     Returns:
-        The law; None where there is none: weights drawn by a function, a norm without a law, or BatchNorm over fewer
-        than four examples.
+        The law; None where there is none: weights drawn by a function, a norm without a law, or
+        BatchNorm over fewer than four examples.
     """
     if grid.weights not in WEIGHT_VARIANCES or grid.norm not in (None, *theory.NORMS):
         return None
@@ -174,7 +189,9 @@ def _theory(known: bool, predict: Callable, *args: Array) -> Any:
     """A prediction, or NaN in its place where theory does not know the networks."""
     if known:
         return jax.device_get(jax.jit(predict)(*args))
-    unknown = lambda leaf: np.full(leaf.shape, np.nan if jnp.issubdtype(leaf.dtype, jnp.floating) else 0, leaf.dtype)
+    unknown = lambda leaf: np.full(
+        leaf.shape, np.nan if jnp.issubdtype(leaf.dtype, jnp.floating) else 0, leaf.dtype
+    )
     return jax.tree.map(unknown, jax.eval_shape(predict, *args))
 
 
@@ -186,18 +203,24 @@ def depth_scales(grid: Grid, points: int = FINE) -> xr.Dataset:
         points: how many gains.
 
     Returns:
-        `fine_xi_c` and `fine_xi_grad` over (activation, fine_sigma_w); NaN where theory does not know the networks.
+        `fine_xi_c` and `fine_xi_grad` over (activation, fine_sigma_w); NaN where theory does not
+        know the networks.
     """
     gains = np.linspace(min(grid.sigma_w), max(grid.sigma_w), points)
     scales: dict[str, list[np.ndarray]] = {"xi_c": [], "xi_grad": []}
     for activation in grid.activations:
         block = law(grid, activation)
-        of_line = jax.vmap(lambda w, known=block or activation: theory.fixed_point(known, w, grid.sigma_b))
+        of_line = jax.vmap(
+            lambda w, known=block or activation: theory.fixed_point(known, w, grid.sigma_b)
+        )
         found = _theory(block is not None, of_line, jnp.asarray(gains))
         for name, values in scales.items():
             values.append(getattr(found, name))
     return xr.Dataset(
-        {f"fine_{name}": (("activation", "fine_sigma_w"), np.stack(values)) for name, values in scales.items()},
+        {
+            f"fine_{name}": (("activation", "fine_sigma_w"), np.stack(values))
+            for name, values in scales.items()
+        },
         {"activation": list(grid.names), "fine_sigma_w": gains},
     )
 
@@ -211,10 +234,13 @@ def phase_diagram(grid: Grid, points: int = 33, progress: ProgressBar = iter) ->
         progress: wraps the sequence of activations, such as tqdm.
 
     Returns:
-        `phase_chi_1` (activation, phase_sigma_b, phase_sigma_w), `critical_sigma_w` (activation, phase_sigma_b),
-        NaN where no usable critical gain exists, and `critical_here`, the same at the grid's own sigma_b.
+        `phase_chi_1` (activation, phase_sigma_b, phase_sigma_w), `critical_sigma_w` (activation,
+        phase_sigma_b), NaN where no usable critical gain exists, and `critical_here`, the same at
+        the grid's own sigma_b.
     """
-    sigma_w = jnp.linspace(min(grid.sigma_w), max(max(grid.sigma_w), min(grid.sigma_w) + 1e-3), points)
+    sigma_w = jnp.linspace(
+        min(grid.sigma_w), max(max(grid.sigma_w), min(grid.sigma_w) + 1e-3), points
+    )
     sigma_b = jnp.linspace(0.0, max(1.0, 1.5 * grid.sigma_b), points)
     chi = []
     line = []
@@ -222,7 +248,9 @@ def phase_diagram(grid: Grid, points: int = 33, progress: ProgressBar = iter) ->
     for activation in progress(grid.activations):
         block = law(grid, activation)
         known = block or activation
-        of_line = jax.vmap(lambda w, b, known=known: theory.fixed_point(known, w, b).chi_1, (0, None))
+        of_line = jax.vmap(
+            lambda w, b, known=known: theory.fixed_point(known, w, b).chi_1, (0, None)
+        )
         of_plane = jax.vmap(lambda b, of_line=of_line: of_line(sigma_w, b))
         critical_line = jax.vmap(lambda b, known=known: theory.critical_sigma_w(known, b))
         chi.append(_theory(block is not None, of_plane, sigma_b))

@@ -1,7 +1,8 @@
 """What profiles say: rates with standard errors, critical gains, and vanish / critical / explode.
 
-The statistic is the fitted slope of ln |dL/dh_l| against l at the deepest depth. Positive, the gradient shrinks on
-its way back to the input: it vanishes. Negative, it explodes. Standard errors are over seeds, each one network.
+The statistic is the fitted slope of ln |dL/dh_l| against l at the deepest depth. Positive, the
+gradient shrinks on its way back to the input: it vanishes. Negative, it explodes. Standard errors
+are over seeds, each one network.
 """
 
 import numpy as np
@@ -35,7 +36,9 @@ def rate(log_grad_h: xr.DataArray) -> xr.DataArray:
     deepest = int(log_grad_h.depth.max())
     profile = log_grad_h.sel(depth=deepest, layer=slice(0, deepest)).astype(np.float64)
     centred = profile.layer - profile.layer.mean()
-    slope = (profile.where(np.isfinite(profile)) * centred).sum("layer", skipna=False) / (centred**2).sum()
+    slope = (profile.where(np.isfinite(profile)) * centred).sum("layer", skipna=False) / (
+        centred**2
+    ).sum()
     return slope.drop_vars("depth")
 
 
@@ -109,30 +112,37 @@ def spectrum_quantiles(log_s: xr.DataArray) -> xr.Dataset:
     pooled = log_s.stack(value=("seed", "index"))
     finite = pooled.where(np.isfinite(pooled))
     quantiles = finite.quantile(list(QUANTILES), "value").transpose(..., "quantile")
-    return xr.Dataset({"log_s_quantile": quantiles, "zero_share": (pooled == -np.inf).mean("value")})
+    return xr.Dataset(
+        {"log_s_quantile": quantiles, "zero_share": (pooled == -np.inf).mean("value")}
+    )
 
 
 def judge(dataset: xr.Dataset) -> xr.Dataset:
     """Rates, critical gains and verdicts of a survey.
 
-    A cell is critical where its rate is within two standard errors of zero or moves the gradient by less than a
-    factor e over the whole depth; otherwise it vanishes (rate > 0) or explodes (rate < 0).
+    A cell is critical where its rate is within two standard errors of zero or moves the gradient by
+    less than a factor e over the whole depth; otherwise it vanishes (rate > 0) or explodes (rate <
+    0).
 
     Args:
-        dataset: with `log_grad_h` (activation, seed, sigma_w, input, depth, layer) and its `predicted_` twin.
+        dataset: with `log_grad_h` (activation, seed, sigma_w, input, depth, layer) and its
+            `predicted_` twin.
 
     Returns:
-        `rate`, `rate_se`, `predicted_rate`, `agreement` and `verdict` over (activation, sigma_w); `measured_critical`,
-        `measured_critical_se`, `measured_critical_seeds`, `predicted_critical` over (activation). A standard error
-        of fewer than two seeds is NaN. For drawing, `gradient_ratio`, `gradient_profile` with its standard error,
-        their predictions, and the quantiles of the spectra.
+        `rate`, `rate_se`, `predicted_rate`, `agreement` and `verdict` over (activation, sigma_w);
+        `measured_critical`, `measured_critical_se`, `measured_critical_seeds`, `predicted_critical`
+        over (activation). A standard error of fewer than two seeds is NaN. For drawing,
+        `gradient_ratio`, `gradient_profile` with its standard error, their predictions, and the
+        quantiles of the spectra.
     """
     by_seed = rate(dataset.log_grad_h).mean("input")
     profiles = gradient_profile(dataset.log_grad_h).mean("input")
     mean = by_seed.mean("seed")
     error = standard_error(by_seed)
     predicted = rate(dataset.predicted_log_grad_h)
-    shift = dataset.finite_width_rate if "finite_width_rate" in dataset else xr.zeros_like(predicted)
+    shift = (
+        dataset.finite_width_rate if "finite_width_rate" in dataset else xr.zeros_like(predicted)
+    )
     over_depth = np.abs(mean) * int(dataset.depth.max())
     critical = (over_depth <= 1) | (np.abs(mean) <= 2 * error)
     verdict = xr.where(critical, "critical", xr.where(mean > 0, "vanish", "explode"))
@@ -162,9 +172,9 @@ def agreement(
 ) -> xr.DataArray:
     """Whether measured rates are those of theory, and if not, whether finite width explains it.
 
-    A rate agrees within four standard errors of the one at infinite width. Typical gradients of a finite width are
-    smaller: their rate exceeds it by `shift` to the order 1/width, and what lies within as much of that, again to four
-    standard errors, is finite width.
+    A rate agrees within four standard errors of the one at infinite width. Typical gradients of a
+    finite width are smaller: their rate exceeds it by `shift` to the order 1/width, and what lies
+    within as much of that, again to four standard errors, is finite width.
 
     Args:
         measured: mean rates.
@@ -175,10 +185,14 @@ def agreement(
     Returns:
         One of AGREEMENTS; "unknown" where a rate or its error is.
     """
-    plain = theory.compare(measured.values, predicted.values, error.values, depth=1.0, width=1.0, size=0.0)
+    plain = theory.compare(
+        measured.values, predicted.values, error.values, depth=1.0, width=1.0, size=0.0
+    )
     typical = (predicted + shift).transpose(*measured.dims)
     sizes = shift.transpose(*measured.dims).values
-    banded = theory.compare(measured.values, typical.values, error.values, depth=1.0, width=1.0, size=sizes)
+    banded = theory.compare(
+        measured.values, typical.values, error.values, depth=1.0, width=1.0, size=sizes
+    )
     known = np.isfinite(np.asarray(plain.z))
     told = np.where(np.abs(banded.beyond) <= LIMIT, AGREEMENTS[1], AGREEMENTS[2])
     told = np.where(np.abs(plain.z) <= LIMIT, AGREEMENTS[0], told)
@@ -214,7 +228,9 @@ def regions(verdicts: xr.DataArray) -> list[tuple[str, float, float, int]]:
         [('vanish', 1.0, 2.0, 2), ('explode', 3.0, 3.0, 1)]
     """
     joined: list[tuple[str, float, float, int]] = []
-    for gain, verdict in zip(verdicts.sigma_w.values.tolist(), verdicts.values.tolist(), strict=True):
+    for gain, verdict in zip(
+        verdicts.sigma_w.values.tolist(), verdicts.values.tolist(), strict=True
+    ):
         start = gain
         count = 0
         if joined and joined[-1][0] == verdict:

@@ -16,7 +16,9 @@ settings.load_profile("fixed")
 
 
 def pytest_addoption(parser):
-    parser.addoption("--float32", action="store_true", help="leave x64 off, as JAX has it by default")
+    parser.addoption(
+        "--float32", action="store_true", help="leave x64 off, as JAX has it by default"
+    )
 
 
 def pytest_configure(config):

@@ -63,7 +63,9 @@ CLOSED = {
 
 
 def _gelu_tanh_gate(z):
-    return np.sqrt(8 / np.pi) * (z + 0.044715 * z**3), np.sqrt(8 / np.pi) * (1 + 3 * 0.044715 * z**2)
+    return np.sqrt(8 / np.pi) * (z + 0.044715 * z**3), np.sqrt(8 / np.pi) * (
+        1 + 3 * 0.044715 * z**2
+    )
 
 
 def _gelu_tanh_slope(z):
@@ -90,7 +92,10 @@ SMOOTH = {
     "mish": (lambda z: z * np.tanh(np.logaddexp(z, 0)), _mish_slope),
     "quick_gelu": (lambda z: z * expit(1.702 * z), lambda z: _silu_slope(z, 1.702)),
     "softsign": (lambda z: z / (1 + np.abs(z)), lambda z: (1 + np.abs(z)) ** -2.0),
-    "squareplus": (lambda z: (z + np.sqrt(z**2 + 4)) / 2, lambda z: (1 + z / np.sqrt(z**2 + 4)) / 2),
+    "squareplus": (
+        lambda z: (z + np.sqrt(z**2 + 4)) / 2,
+        lambda z: (1 + z / np.sqrt(z**2 + 4)) / 2,
+    ),
     "relu6": (lambda z: np.clip(z, 0, 6), lambda z: 1.0 * ((z > 0) & (z < 6))),
     "hard_sigmoid": (lambda z: np.clip(z / 6 + 0.5, 0, 1), lambda z: (np.abs(z) < 3) / 6),
     "hard_silu": (
@@ -104,10 +109,14 @@ KINKS = {"relu6": (0.0, 6.0), "hard_sigmoid": (-3.0, 3.0), "hard_silu": (-3.0, 3
 def _adaptive(f, q, kinks=()):
     """E f(sqrt(q) u) by adaptive quadrature, told where the activation bends."""
     density = lambda u: f(np.sqrt(q) * u) * np.exp(-(u**2) / 2) / np.sqrt(2 * np.pi)
-    bends = sorted({0.0, *(s * w for s in (-1, 1) for w in (0.5, 3.0, min(12.0, 8 / np.sqrt(q)), 12.0))})
+    bends = sorted(
+        {0.0, *(s * w for s in (-1, 1) for w in (0.5, 3.0, min(12.0, 8 / np.sqrt(q)), 12.0))}
+    )
     bends = sorted({*bends, *(k / np.sqrt(q) for k in kinks if abs(k) < 12 * np.sqrt(q))})
     pieces = zip(bends[:-1], bends[1:], strict=True)
-    return sum(integrate.quad(density, a, b, epsabs=1e-15, epsrel=1e-13, limit=200)[0] for a, b in pieces)
+    return sum(
+        integrate.quad(density, a, b, epsabs=1e-15, epsrel=1e-13, limit=200)[0] for a, b in pieces
+    )
 
 
 def reference(name, q):

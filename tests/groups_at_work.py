@@ -35,7 +35,10 @@ SETTINGS = {
 def server():
     """Processes that start in milliseconds: forked from one that has imported this file and runs nothing else."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join(map(str, (Path(__file__).parent, Path(__file__).parent.parent))))
+        patch.setenv(
+            "PYTHONPATH",
+            os.pathsep.join(map(str, (Path(__file__).parent, Path(__file__).parent.parent))),
+        )
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([__name__])
         forkserver.ensure_running()
@@ -93,14 +96,20 @@ def wait_for(condition, seconds=30):
 
 
 def files(path):
-    return {file.relative_to(path).as_posix(): file.read_bytes() for file in Path(path).rglob("*") if file.is_file()}
+    return {
+        file.relative_to(path).as_posix(): file.read_bytes()
+        for file in Path(path).rglob("*")
+        if file.is_file()
+    }
 
 
 def assert_finished(path, whole):
     found = files(path)
     assert found.keys() == whole.keys()
     assert [name for name in whole if found[name] != whole[name]] == []
-    assert sorted(p.name for p in Path(path).parent.glob(f"*{Path(path).name}*")) == [Path(path).name], "no litter"
+    assert sorted(p.name for p in Path(path).parent.glob(f"*{Path(path).name}*")) == [
+        Path(path).name
+    ], "no litter"
 
 
 def assert_holds(dataset, groups, size=3):
@@ -112,7 +121,9 @@ def assert_holds(dataset, groups, size=3):
         for name, values in compute(group, size).items():
             empty = {"f": np.nan, "i": -1, "b": False}[values.dtype.kind]
             assert part[name].dtype == values.dtype
-            np.testing.assert_array_equal(part[name], values if group in groups else np.full_like(values, empty))
+            np.testing.assert_array_equal(
+                part[name], values if group in groups else np.full_like(values, empty)
+            )
 
 
 def forge(path, edit):

@@ -94,7 +94,12 @@ def test_first_and_second_derivative_keep_their_digits_in_the_tails(name):
                 # an exponential's relative error is its exponent's absolute one, here up to |z|^2 eps / 2
                 tolerance = (20 + at**2) * eps * abs(exact)
                 # below the smallest normal number all is 0 on a CPU; mp.diff errs by 1e-25
-                assert abs(float(found) - exact) <= tolerance + 4e3 * tiny + 1e-25, (order, at, float(found), exact)
+                assert abs(float(found) - exact) <= tolerance + 4e3 * tiny + 1e-25, (
+                    order,
+                    at,
+                    float(found),
+                    exact,
+                )
 
 
 def test_derivatives_of_tanh_at_zero_to_the_third_order():
@@ -103,7 +108,9 @@ def test_derivatives_of_tanh_at_zero_to_the_third_order():
     assert float(third) == pytest.approx(-2.0, rel=1e-12)
 
 
-@pytest.mark.parametrize("make", [activations.swish, activations.elu, activations.celu, activations.leaky_relu])
+@pytest.mark.parametrize(
+    "make", [activations.swish, activations.elu, activations.celu, activations.leaky_relu]
+)
 def test_derivative_by_a_parameter_is_the_central_difference(make):
     z = jnp.linspace(-3.05, 3.13, 9)
     phi = make(0.7)
@@ -165,10 +172,14 @@ def test_kernels_keep_their_digits_at_all_lengths_and_correlations(name):
         exponent = np.minimum(q * (1 - np.abs(c)), 100) if name in ("sin", "cos") else 0
         # beyond e^-80 float32 has no number; the reference's terms cancel to 1e-60 q^2 at c = -1
         floor = 1e-34 if dtype == np.float32 else 1e-40
-        assert np.all(np.abs(got - want) <= (30 + exponent) * np.finfo(dtype).eps * np.abs(want) + floor)
+        assert np.all(
+            np.abs(got - want) <= (30 + exponent) * np.finfo(dtype).eps * np.abs(want) + floor
+        )
 
 
-@pytest.mark.parametrize("name", ["relu", "leaky_relu", "abs", "relu_squared", "erf", "sin", "cos", "identity"])
+@pytest.mark.parametrize(
+    "name", ["relu", "leaky_relu", "abs", "relu_squared", "erf", "sin", "cos", "identity"]
+)
 @pytest.mark.kernels
 def test_slope_of_a_kernel_is_prices_theorem_everywhere(name):
     kernel = get(name).kernel
@@ -176,7 +187,9 @@ def test_slope_of_a_kernel_is_prices_theorem_everywhere(name):
     covariance = lambda q, c: kernel(q, c)[0]
     by_q, by_c = jax.jit(jax.vmap(jax.grad(covariance, (0, 1))))(q, c)
     # at c = 1 and -1 too, where 1/sqrt(1 - c^2) is infinite
-    np.testing.assert_allclose(by_c, q * kernel(q, c)[1], rtol=100 * np.finfo(q.dtype).eps, atol=1e-30)
+    np.testing.assert_allclose(
+        by_c, q * kernel(q, c)[1], rtol=100 * np.finfo(q.dtype).eps, atol=1e-30
+    )
     second = jax.jit(jax.vmap(jax.grad(jax.grad(covariance, 1), 1)))(q, c)
     assert not np.any(np.isnan(second))
     if name in ("relu", "leaky_relu", "abs"):
@@ -240,7 +253,10 @@ LEAKY = {"parameter": activations.leaky_relu, "closure": _closing_over}
 @pytest.mark.parametrize("kind", LEAKY)
 def test_moments_differentiate_map_and_compile_over_a_slope(kind):
     moments = lambda slope: jnp.stack(
-        [theory.second_moment(LEAKY[kind](slope), 2.0), theory.derivative_moment(LEAKY[kind](slope), 2.0)]
+        [
+            theory.second_moment(LEAKY[kind](slope), 2.0),
+            theory.derivative_moment(LEAKY[kind](slope), 2.0),
+        ]
     )
     slopes = jnp.asarray([0.1, 0.5, -1.0])
     # E phi^2 = q (1 + slope^2) / 2 and E phi'^2 = (1 + slope^2) / 2
@@ -274,8 +290,12 @@ def test_an_activation_is_a_pytree_of_its_parameters():
     assert jax.tree.leaves(get("tanh")) == []
     # equal where all is equal, so that caches and Flax modules recognise it
     assert activations.swish(1.5) == activations.swish(1.5) != activations.swish(2.0)
-    assert hash(networks.MLP(2, 3, activations.elu(0.5))) == hash(networks.MLP(2, 3, activations.elu(0.5)))
-    with pytest.raises(TypeError, match="'swish' has arrays as parameters and no hash: pass it as a pytree"):
+    assert hash(networks.MLP(2, 3, activations.elu(0.5))) == hash(
+        networks.MLP(2, 3, activations.elu(0.5))
+    )
+    with pytest.raises(
+        TypeError, match="'swish' has arrays as parameters and no hash: pass it as a pytree"
+    ):
         hash(phi)
 
 
@@ -291,7 +311,11 @@ def test_a_function_of_traced_values_is_freed_of_them():
     def both(slope):
         phi = get(_closing_over(slope))
         hash(jax.tree.structure(phi))
-        return phi(-jnp.ones((2, 1, 3))), phi.derivative(-jnp.ones((), jnp.float32)), len(jax.tree.leaves(phi))
+        return (
+            phi(-jnp.ones((2, 1, 3))),
+            phi.derivative(-jnp.ones((), jnp.float32)),
+            len(jax.tree.leaves(phi)),
+        )
 
     value, derivative, count = both(0.5)
     np.testing.assert_array_equal(value, -0.5 * np.ones((2, 1, 3)))
@@ -332,7 +356,14 @@ def test_unknown_name_suggests_near_ones():
 
 
 @pytest.mark.parametrize(
-    "fn", [jax.nn.softmax, lambda z: z.sum(), lambda z: z - z.mean(), lambda z: jnp.cumsum(z), lambda z: z[:2]]
+    "fn",
+    [
+        jax.nn.softmax,
+        lambda z: z.sum(),
+        lambda z: z - z.mean(),
+        lambda z: jnp.cumsum(z),
+        lambda z: z[:2],
+    ],
 )
 def test_callables_that_are_not_elementwise_are_refused(fn):
     with pytest.raises(ValueError, match="elementwise"):
@@ -358,5 +389,7 @@ def test_users_own_activation_is_taken_as_it_is():
     for kinks in ((1.0, 0.0), (0.0, 0.0), (np.nan,), (0.0, np.inf)):
         with pytest.raises(ValueError, match="ascend and be finite"):
             Activation("mine", jnp.abs, kinks=kinks)
-    with pytest.raises(ValueError, match="kinks of activation 'mine' must be numbers known before tracing"):
+    with pytest.raises(
+        ValueError, match="kinks of activation 'mine' must be numbers known before tracing"
+    ):
         jax.jit(lambda kink: Activation("mine", jnp.abs, kinks=[kink])(kink))(1.0)

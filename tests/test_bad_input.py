@@ -38,7 +38,9 @@ def folder(tmp_path, monkeypatch):
 
 def files(folder):
     # matplotlib keeps a list of fonts in the home folder
-    return sorted(path.relative_to(folder) for path in folder.rglob("*") if "home" not in path.parts)
+    return sorted(
+        path.relative_to(folder) for path in folder.rglob("*") if "home" not in path.parts
+    )
 
 
 def refused(folder, words, said=""):
@@ -48,7 +50,9 @@ def refused(folder, words, said=""):
         code = cli.main(list(words))
     line = err.getvalue()
     assert code == 2, (words, code, line)
-    assert line.startswith("jaxstab: ") and line.count("\n") == 1 and line.strip() != "jaxstab:", line
+    assert line.startswith("jaxstab: ") and line.count("\n") == 1 and line.strip() != "jaxstab:", (
+        line
+    )
     assert out.getvalue() == "" and files(folder) == before
     assert said in line, (words, line)
     return line
@@ -100,7 +104,11 @@ def test_a_home_folder_is_read_as_one_wherever_it_stands(folder):
     (folder / "home" / "s.toml").write_text("out = '~/sw'\ndata = '~/x.npz'")
     read = parse({"sweep": Sweep}, "", ["sweep", "--config", "~/s.toml"])
     assert read.out == folder / "home" / "sw" and read.data == str(folder / "home" / "x.npz")
-    read = parse({"train": Train}, "", ["train", "--out", "~/t.zarr", "--csv", "~/c.csv", "--tensorboard", "~"])
+    read = parse(
+        {"train": Train},
+        "",
+        ["train", "--out", "~/t.zarr", "--csv", "~/c.csv", "--tensorboard", "~"],
+    )
     assert read.out == str(folder / "home" / "t.zarr") and read.csv == folder / "home" / "c.csv"
     assert read.tensorboard == folder / "home"
 
@@ -110,7 +118,18 @@ def test_a_home_folder_is_read_as_one_wherever_it_stands(folder):
     [
         ["sweep"],
         ["sweep", "--norm", "batch", "--batch", "8", "--out", 'a "b"\\c', "--overwrite"],
-        ["train", "--batch", "None", "--clips", "1", "inf", "--optimizer", "adam", "--csv", "x.csv"],
+        [
+            "train",
+            "--batch",
+            "None",
+            "--clips",
+            "1",
+            "inf",
+            "--optimizer",
+            "adam",
+            "--csv",
+            "x.csv",
+        ],
     ],
 )
 def test_a_printed_config_gives_the_same_settings(folder, words, capsys):
@@ -132,11 +151,35 @@ def test_a_dry_run_says_what_would_be_computed_and_writes_nothing(folder, capsys
     assert files(folder) == []
 
 
-COUNTS = ("seeds", "width", "depths", "inputs", "batch", "chunk-size", "cpu-devices", "steps", "lanes", "group")
-REALS = ("sigma-w", "sigma-b", "dropout", "learning-rates", "clips", "dropouts", "memory", "coordinator-timeout")
+COUNTS = (
+    "seeds",
+    "width",
+    "depths",
+    "inputs",
+    "batch",
+    "chunk-size",
+    "cpu-devices",
+    "steps",
+    "lanes",
+    "group",
+)
+REALS = (
+    "sigma-w",
+    "sigma-b",
+    "dropout",
+    "learning-rates",
+    "clips",
+    "dropouts",
+    "memory",
+    "coordinator-timeout",
+)
 NAMES = ("weights", "norm", "skip", "dtype", "optimiser", "activations", "data", "shard")
-junk = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=12)
-no_count = st.sampled_from(["0", "-1", "1.5", "x", "", "99999999999999999999", "1e3", "-99999999999", "nan", "0x8"])
+junk = st.text(
+    st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=12
+)
+no_count = st.sampled_from(
+    ["0", "-1", "1.5", "x", "", "99999999999999999999", "1e3", "-99999999999", "nan", "0x8"]
+)
 no_real = st.sampled_from(["nan", "-1", "x", "", "-inf", "1,5", "-1e-300"])
 wrong_flags = st.one_of(
     st.tuples(st.sampled_from(COUNTS), no_count),
@@ -151,12 +194,16 @@ wrong_flags = st.one_of(
 def test_generated_flags(folder, command, flag):
     name, value = flag
     # the equals sign keeps a value that begins with a dash one
-    refused(folder, [command, f"--{name}={value}", *([] if name == "data" else ["--data", "digits"])])
+    refused(
+        folder, [command, f"--{name}={value}", *([] if name == "data" else ["--data", "digits"])]
+    )
 
 
 values = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(-(10**30), 10**30), st.floats(), junk),
-    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.sampled_from("ab"), inner, max_size=2)),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.dictionaries(st.sampled_from("ab"), inner, max_size=2)
+    ),
     max_leaves=4,
 )
 
@@ -192,7 +239,9 @@ def test_generated_files(folder, content, kind):
         torn[at : at + len(content) + 1] = bytes([255, *content])
         (folder / "x.npz").write_bytes(torn)
     (folder / "s.toml").write_bytes(b"\xef\xbb\xbf" + content)
-    refused(folder, ["sweep", "--data", "x.npz", "--depths", "1", "--width", "2", "--inputs", "999"])
+    refused(
+        folder, ["sweep", "--data", "x.npz", "--depths", "1", "--width", "2", "--inputs", "999"]
+    )
     refused(folder, ["train", "--config", "s.toml", "--data", "digits", "--steps", "0"])
 
 
@@ -205,7 +254,9 @@ def test_one_line_takes_little_memory(folder):
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     for line in lines:
         command = [sys.executable, "-c", code, *line.split()]
-        run = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
+        run = subprocess.run(
+            command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240
+        )
         assert run.returncode == 2 and run.stderr.count("\n") == 1 and run.stdout == "", run.stderr
 
 
@@ -229,7 +280,12 @@ def answers(words):
     assert code in (0, 2), err.getvalue()
     if code:
         line = err.getvalue()
-        assert line.startswith("jaxstab: ") and line.count("\n") == 1 and words[1] in line and out.getvalue() == ""
+        assert (
+            line.startswith("jaxstab: ")
+            and line.count("\n") == 1
+            and words[1] in line
+            and out.getvalue() == ""
+        )
     return code
 
 
@@ -240,7 +296,9 @@ def stored(place, told):
         for name, one in fields_of(GRID).items()
     }
     opened = opening.open_groups(place, told, fields, 1, 1)
-    opened.write(0, {name: np.zeros((1, *field.shape), field.dtype) for name, field in fields.items()})
+    opened.write(
+        0, {name: np.zeros((1, *field.shape), field.dtype) for name, field in fields.items()}
+    )
 
 
 PATHS = (
@@ -250,7 +308,10 @@ PATHS = (
 
 
 @settings(GENERATED, max_examples=50)
-@given(st.sampled_from(PATHS), st.one_of(values, st.sampled_from([0, [], {}, None, "gone", 10**9, [10**9]])))
+@given(
+    st.sampled_from(PATHS),
+    st.one_of(values, st.sampled_from([0, [], {}, None, "gone", 10**9, [10**9]])),
+)
 def test_generated_stores(path, value):
     told = settings_of_trainings()
     *above, last = path.split(".")

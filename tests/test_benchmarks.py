@@ -20,7 +20,12 @@ def spectral():
     try:
         from spectral import dense, gradients, matrix_free, problem
 
-        yield {"dense": dense, "gradients": gradients, "matrix_free": matrix_free, "problem": problem}
+        yield {
+            "dense": dense,
+            "gradients": gradients,
+            "matrix_free": matrix_free,
+            "problem": problem,
+        }
     finally:
         sys.path.remove(FOLDER)
 
@@ -43,7 +48,11 @@ def training_runs():
 def trainings(training_runs):
     """Eight small networks, two minibatches an epoch."""
     rng = np.random.default_rng(0)
-    data = Data(rng.standard_normal((12, 5)).astype(np.float32), (np.arange(12) % 3).astype(np.int32), "random")
+    data = Data(
+        rng.standard_normal((12, 5)).astype(np.float32),
+        (np.arange(12) % 3).astype(np.int32),
+        "random",
+    )
     grid = trainability.Grid(depths=(1, 3), sigma_w=(0.5, 1.0, 1.5, 2.0), width=8, steps=5, batch=4)
     return training_runs["problem"].draw(grid, training_runs["problem"].halves(data))
 
@@ -78,8 +87,13 @@ def test_gradient_floors_do_the_products_they_count(spectral):
     assert gradients.disagreement(found, found) == 0
     # one gain at a time, and networks that hold their own weights
     one = functools.partial(gradients.norms(problem), problem.chains[0])
-    each = lambda *cells: jax.tree.map(lambda a: a[None], jax.vmap(one, (drawing.CELLS, 0, 0))(*cells))
-    for others in (drawing.ours(problem, gradients.norms(problem), at_once=1)(), placed.compile(each)()):
+    each = lambda *cells: jax.tree.map(
+        lambda a: a[None], jax.vmap(one, (drawing.CELLS, 0, 0))(*cells)
+    )
+    for others in (
+        drawing.ours(problem, gradients.norms(problem), at_once=1)(),
+        placed.compile(each)(),
+    ):
         for part in zip(found, others, strict=True):
             np.testing.assert_allclose(*part, rtol=1e-4, atol=1e-4)
 
@@ -134,7 +148,9 @@ def test_all_sides_train_the_networks_that_the_plain_loop_does(training_runs, tr
         "lax.map, unrolled": jax_training.trained(trainings, one_by_one=True, unrolled=True),
         "ours": training_runs["ours"].ours(trainings.grid, trainings.split),
     }
-    expected = agreement.Truth(training_runs["problem"].Result(losses, accuracy), np.full((2, 4), 5))
+    expected = agreement.Truth(
+        training_runs["problem"].Result(losses, accuracy), np.full((2, 4), 5)
+    )
     for name, train in sides.items():
         found = train()
         # float32 against float64
@@ -182,15 +198,27 @@ def test_floors_of_training_do_the_products_they_count(training_runs, trainings,
     ends = [2 * 12 * (5 * 8 + depth * 8 * 8 + 8 * 3) for depth in (1, 3)]
     assert trainings.flops == 4 * (sum(each) + sum(ends))
     # the gradient of |y|^2 / 2 of a linear network
-    for depth, row, (grads, outputs) in zip((1, 3), blas, floors.jax_floor(trainings)(), strict=True):
-        kernels = [trainings.unit.embed[0], *trainings.unit.blocks[0][:depth], trainings.unit.readout[0]]
+    for depth, row, (grads, outputs) in zip(
+        (1, 3), blas, floors.jax_floor(trainings)(), strict=True
+    ):
+        kernels = [
+            trainings.unit.embed[0],
+            *trainings.unit.blocks[0][:depth],
+            trainings.unit.readout[0],
+        ]
         half = lambda kernels, x: (forwards(kernels, x) ** 2).sum() / 2
         wanted = jax.jit(jax.grad(half))(kernels, trainings.x[trainings.batches[-1]])
         for cell in range(4):
             for found in (row[cell][0], [grad[cell] for grad in grads]):
-                jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found, wanted)
+                jax.tree.map(
+                    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+                    found,
+                    wanted,
+                )
             for found in (row[cell][1], outputs[cell]):
-                np.testing.assert_allclose(found, forwards(kernels, trainings.x), rtol=1e-4, atol=1e-5)
+                np.testing.assert_allclose(
+                    found, forwards(kernels, trainings.x), rtol=1e-4, atol=1e-5
+                )
 
 
 def forwards(kernels, x):

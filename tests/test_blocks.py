@@ -36,8 +36,12 @@ def _network(settings, dtype=None):
     if mlp.skip == "rezero":
         params = initializers.skip_init(params, jnp.linspace(0.3, 0.9, DEPTH))
     # norms that do something of their own
-    nudge = lambda path, leaf: leaf + 0.1 * jnp.sin(jnp.arange(leaf.size, dtype=leaf.dtype)).reshape(leaf.shape)
-    params = jax.tree.map_with_path(lambda p, leaf: nudge(p, leaf) if "norm" in str(p) else leaf, params)
+    nudge = lambda path, leaf: (
+        leaf + 0.1 * jnp.sin(jnp.arange(leaf.size, dtype=leaf.dtype)).reshape(leaf.shape)
+    )
+    params = jax.tree.map_with_path(
+        lambda p, leaf: nudge(p, leaf) if "norm" in str(p) else leaf, params
+    )
     bound = networks.bind(mlp, params, key=jax.random.key(9), rate=0.3) if mlp.dropout else params
     return mlp, networks.chain(mlp), params, bound, x
 
@@ -75,7 +79,9 @@ class Twin:
         a = jnp.concatenate(parts, axis=-1)
         if self.mlp.dropout:
             whole = WIDTH * (DEPTH + 1 if self.mlp.skip == "dense" else 1)
-            noise = jax.random.uniform(layer.dropout.key, (BATCH, whole), jnp.float32)[:, : a.shape[1]]
+            noise = jax.random.uniform(layer.dropout.key, (BATCH, whole), jnp.float32)[
+                :, : a.shape[1]
+            ]
             a = jnp.where(noise >= 0.3, a / 0.7, 0)
         return a
 
@@ -102,7 +108,10 @@ class Twin:
 
     def states(self, x, thetas=None, taps=None):
         """All states; with other parameters of the blocks, and something added to every state."""
-        blocks = [layer._replace(params=theta) for layer, theta in zip(self.blocks, thetas or self.thetas, strict=True)]
+        blocks = [
+            layer._replace(params=theta)
+            for layer, theta in zip(self.blocks, thetas or self.thetas, strict=True)
+        ]
         states = [[self.dense(self.embed, x)]]
         for index in range(DEPTH + 1):
             if taps:
@@ -143,18 +152,26 @@ def test_forward_and_backward_agree_with_the_twin(settings):
     states, grads, thetas, y = by_hand(x)
     forward, backward, found = measured(bound, x)
     np.testing.assert_allclose(found, y, rtol=1e-10)
-    np.testing.assert_allclose(forward.q, [np.mean(np.concatenate(s, -1) ** 2) for s in states], rtol=1e-10)
+    np.testing.assert_allclose(
+        forward.q, [np.mean(np.concatenate(s, -1) ** 2) for s in states], rtol=1e-10
+    )
     np.testing.assert_allclose(backward.log_grad_h, [np.log(_norm(g)) for g in grads], atol=1e-9)
-    np.testing.assert_allclose(backward.log_grad_theta[1:], [np.log(_norm(g)) for g in thetas], atol=1e-9)
+    np.testing.assert_allclose(
+        backward.log_grad_theta[1:], [np.log(_norm(g)) for g in thetas], atol=1e-9
+    )
 
 
 @pytest.mark.parametrize("settings", [CASES[1], CASES[2], CASES[4]], ids=str)
 def test_chain_is_the_module_in_any_dtype(settings):
     mlp, chain, params, bound, x = _network(settings, jnp.float32)
-    chex.assert_trees_all_equal_dtypes(params, jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params))
+    chex.assert_trees_all_equal_dtypes(
+        params, jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
+    )
 
     def both(x):
-        h, _ = jax.lax.scan(lambda h, layer: (chain.block(layer, h), None), chain.embed(bound, x), bound.blocks)
+        h, _ = jax.lax.scan(
+            lambda h, layer: (chain.block(layer, h), None), chain.embed(bound, x), bound.blocks
+        )
         return chain.readout(bound, h), mlp.apply(networks.variables(bound), x)
 
     by_chain, by_module = jax.jit(both)(x)
@@ -169,21 +186,30 @@ def test_the_jacobian_of_a_batch(settings):
     flat = networks.flatten(chain, BATCH)
 
     def hidden(x):
-        h, _ = jax.lax.scan(lambda h, layer: (chain.block(layer, h), None), chain.embed(bound, x), bound.blocks)
+        h, _ = jax.lax.scan(
+            lambda h, layer: (chain.block(layer, h), None), chain.embed(bound, x), bound.blocks
+        )
         return h
 
     dense = jax.jit(jax.jacobian(hidden))(x).reshape(-1, x.size)
     log_s = jax.jit(lambda x: spectra.log_singular_values(flat, bound, x, [DEPTH]))(x.ravel())[0]
-    np.testing.assert_allclose(np.exp(log_s), np.linalg.svd(dense, compute_uv=False), rtol=1e-7, atol=1e-9)
     np.testing.assert_allclose(
-        propagation.forward(flat, bound, x.ravel()).log_q, propagation.forward(chain, bound, x).log_q, rtol=1e-10
+        np.exp(log_s), np.linalg.svd(dense, compute_uv=False), rtol=1e-7, atol=1e-9
+    )
+    np.testing.assert_allclose(
+        propagation.forward(flat, bound, x.ravel()).log_q,
+        propagation.forward(chain, bound, x).log_q,
+        rtol=1e-10,
     )
 
 
 def test_running_statistics():
     mlp, _, params, _, x = _network({"norm": "batch", "momentum": 0.8})
     stats = networks.initial_stats(mlp, x)
-    assert all(np.all(leaf == 0) for leaf in (stats["blocks"]["norm"]["mean"], stats["readout"]["norm"]["mean"]))
+    assert all(
+        np.all(leaf == 0)
+        for leaf in (stats["blocks"]["norm"]["mean"], stats["readout"]["norm"]["mean"])
+    )
     assert np.all(stats["blocks"]["norm"]["var"] == 1)
     update = jax.jit(
         lambda stats: mlp.apply(
@@ -198,7 +224,9 @@ def test_running_statistics():
         stats = update(stats)
     # the batch seen over and over: inference is then what training is, and takes one example at a time
     bound = networks.bind(mlp, params, stats=stats)
-    trained, inference = (mlp.apply(networks.variables(bound), x, train=mode) for mode in (True, False))
+    trained, inference = (
+        mlp.apply(networks.variables(bound), x, train=mode) for mode in (True, False)
+    )
     # 0.8^120 of the start is left
     np.testing.assert_allclose(inference, trained, rtol=1e-9, atol=1e-10)
     one = networks.chain(mlp, train=False)
@@ -206,7 +234,9 @@ def test_running_statistics():
     assert profile.log_q.shape == (DEPTH + 1,) and np.isfinite(profile.log_q).all()
     # no gradient goes to the statistics
     backward = propagation.backward(one, bound, x[0], LOSS)
-    trained_only = jax.grad(lambda p: LOSS(mlp.apply(networks.variables(p), x[0], train=False)))(bound)
+    trained_only = jax.grad(lambda p: LOSS(mlp.apply(networks.variables(p), x[0], train=False)))(
+        bound
+    )
     assert _norm(trained_only.blocks.batch_stats) == 0
     assert float(backward.log_grad_theta[1]) == pytest.approx(
         np.log(_norm(jax.tree.map(lambda leaf: leaf[0], trained_only.blocks.params))), rel=1e-9
@@ -215,14 +245,20 @@ def test_running_statistics():
 
 def test_what_a_mode_lacks_is_said():
     mlp, chain, params, _, x = _network({"norm": "batch"})
-    with pytest.raises(ValueError, match="BatchNorm in training mode mixes examples: it needs a batch"):
+    with pytest.raises(
+        ValueError, match="BatchNorm in training mode mixes examples: it needs a batch"
+    ):
         propagation.forward(chain, params, x[0])
-    with pytest.raises(ValueError, match=r"needs running statistics: networks.bind\(mlp, params, stats="):
+    with pytest.raises(
+        ValueError, match=r"needs running statistics: networks.bind\(mlp, params, stats="
+    ):
         propagation.forward(networks.chain(mlp, train=False), params, x[0])
     with pytest.raises(ValueError, match="this network has none: MLP"):
         networks.bind(mlp, params, key=KEY)
     wet, chain, params, _, x = _network({"dropout": True})
-    with pytest.raises(ValueError, match="dropout in training mode needs a key and a rate: networks.bind"):
+    with pytest.raises(
+        ValueError, match="dropout in training mode needs a key and a rate: networks.bind"
+    ):
         propagation.forward(chain, params, x)
     with pytest.raises(ValueError, match=r"rate must be in \[0, 1\], got 1.5"):
         networks.bind(wet, params, key=KEY, rate=1.5)
@@ -238,13 +274,18 @@ def test_dropout_rates_are_traced_share_draws_and_reach_both_ends():
     dry = mlp.apply(networks.variables(params), x, train=False)
     np.testing.assert_allclose(traced(0.0, KEY), dry, rtol=1e-12)
     # all dropped: what is left is the readout's bias, and its gradient is a number
-    np.testing.assert_allclose(traced(1.0, KEY), np.broadcast_to(params.readout["dense"]["bias"], dry.shape))
+    np.testing.assert_allclose(
+        traced(1.0, KEY), np.broadcast_to(params.readout["dense"]["bias"], dry.shape)
+    )
     assert np.isfinite(jax.grad(lambda r: apply(r, KEY).sum())(1.0))
-    many = jax.jit(jax.vmap(jax.vmap(apply, (0, None)), (None, 0)))(jnp.array([0.1, 0.4]), jax.random.split(KEY, 3))
+    many = jax.jit(jax.vmap(jax.vmap(apply, (0, None)), (None, 0)))(
+        jnp.array([0.1, 0.4]), jax.random.split(KEY, 3)
+    )
     np.testing.assert_allclose(many[2, 1], traced(0.4, jax.random.split(KEY, 3)[2]), rtol=1e-10)
     per_layer = networks.bind(mlp, params, key=KEY, rate=jnp.array([0.0, 0.0, 0.0, 1.0]))
     np.testing.assert_allclose(
-        mlp.apply(networks.variables(per_layer), x), np.broadcast_to(params.readout["dense"]["bias"], dry.shape)
+        mlp.apply(networks.variables(per_layer), x),
+        np.broadcast_to(params.readout["dense"]["bias"], dry.shape),
     )
 
 
@@ -257,7 +298,9 @@ def test_a_dense_network_draws_each_layer_for_the_sources_it_has():
         assert not np.any(rest)
         scaled = seen.ravel() * np.sqrt(len(seen)) / 1.5
         assert abs(np.mean(scaled**2) - 1) < 4 * np.sqrt(2 / scaled.size)
-    square = networks.init(MLP(depth=4, width=8, skip="dense", weights="orthogonal"), KEY, jnp.ones(7)).blocks
+    square = networks.init(
+        MLP(depth=4, width=8, skip="dense", weights="orthogonal"), KEY, jnp.ones(7)
+    ).blocks
     for kernel in square["dense"]["kernel"]:
         np.testing.assert_allclose(kernel.T @ kernel, np.eye(8), atol=1e-12)
 
@@ -285,7 +328,12 @@ LIMITS = [
     # norm before phi, no bias: E phi'^2 / E phi^2 at q = 1, whatever sigma_w
     ({"activation": "relu", "norm": "layer", "epsilon": 0.0}, 3.0, 0.0, 1.0),
     # norm after phi: sigma_w^2 E phi'^2 / Var phi at q = sigma_w^2, Var relu = q (1/2 - 1/(2 pi))
-    ({"activation": "relu", "norm": "layer", "norm_after": True, "epsilon": 0.0}, 1.7, 0.0, 1 / (1 - 1 / np.pi)),
+    (
+        {"activation": "relu", "norm": "layer", "norm_after": True, "epsilon": 0.0},
+        1.7,
+        0.0,
+        1 / (1 - 1 / np.pi),
+    ),
     # inverted dropout, keep rate 0.8: sigma_w^2 E phi'^2 / 0.8
     ({"activation": "relu", "dropout": True}, 2**0.5, 0.2, 1 / 0.8),
 ]
@@ -334,14 +382,21 @@ def test_gains_beside_the_weights_are_gains_of_the_weights(settings):
     def measured(params, gains):
         bound = lambda params: networks.bind(mlp, params, key=key, rate=0.3, sigma_w=gains)
         loss = lambda params: LOSS(mlp.apply(networks.variables(bound(params)), x))
-        profiles = propagation.forward(chain, bound(params), x), propagation.backward(chain, bound(params), x, LOSS)
+        profiles = (
+            propagation.forward(chain, bound(params), x),
+            propagation.backward(chain, bound(params), x, LOSS),
+        )
         return jax.jvp(loss, (params,), (along,)), jax.grad(loss)(params), profiles
 
-    times = lambda layer, by: layer | {"dense": layer["dense"] | {"kernel": layer["dense"]["kernel"] * by}}
+    times = lambda layer, by: (
+        layer | {"dense": layer["dense"] | {"kernel": layer["dense"]["kernel"] * by}}
+    )
     by = (gains[0], gains[1:-1, None, None], gains[-1])
     scaled = networks.Params(*map(times, params, by))
     chex.assert_trees_all_close(networks.unbind(networks.bind(mlp, params, sigma_w=gains)), scaled)
-    chex.assert_trees_all_close(measured(params, gains), measured(scaled, one), rtol=1e-9, atol=1e-12)
+    chex.assert_trees_all_close(
+        measured(params, gains), measured(scaled, one), rtol=1e-9, atol=1e-12
+    )
 
 
 def test_many_gains_share_one_copy_of_the_weights():
@@ -353,7 +408,9 @@ def test_many_gains_share_one_copy_of_the_weights():
             profile = propagation.backward(chain, params, x, LOSS, [1, 8])
             return profile, spectra.singular_values(chain, params, x, [1, 8])
 
-        program = jax.jit(lambda params, gains: jax.vmap(lambda gain: measured(network(params, gain)))(gains))
+        program = jax.jit(
+            lambda params, gains: jax.vmap(lambda gain: measured(network(params, gain)))(gains)
+        )
         return program.lower(params, gains).compile()
 
     beside = over(lambda params, gain: networks.bind(mlp, params, sigma_w=gain))
@@ -370,7 +427,9 @@ def test_a_network_with_no_gain_of_its_own_comes_back_as_it_is():
     chex.assert_trees_all_equal(networks.unbind(bound), params)
     chex.assert_trees_all_equal(networks.unbind(params), params)
     # of weight zero: no NaN, and biases alone
-    silent = lambda params: mlp.apply(networks.variables(networks.bind(mlp, params, sigma_w=0.0)), x[0], train=False)
+    silent = lambda params: mlp.apply(
+        networks.variables(networks.bind(mlp, params, sigma_w=0.0)), x[0], train=False
+    )
     y, gradient = jax.jit(lambda p: (silent(p), jax.grad(lambda p: LOSS(silent(p)))(p)))(params)
     np.testing.assert_array_equal(y, params.readout["dense"]["bias"])
     assert np.isfinite(_norm(gradient))
@@ -379,5 +438,7 @@ def test_a_network_with_no_gain_of_its_own_comes_back_as_it_is():
 def test_gains_that_are_none_are_refused():
     mlp, _, params, _, _ = _network({})
     for sigma_w in (-1.0, np.nan, np.inf, np.ones(DEPTH), np.ones((DEPTH + 2, 1))):
-        with pytest.raises(ValueError, match=r"sigma_w must be (finite and >= 0|one, or one per layer, \[5\]), got"):
+        with pytest.raises(
+            ValueError, match=r"sigma_w must be (finite and >= 0|one, or one per layer, \[5\]), got"
+        ):
             networks.bind(mlp, params, sigma_w=sigma_w)

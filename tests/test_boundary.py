@@ -24,7 +24,11 @@ def _synthetic(rng, xi, seeds=1, gains_sd=0.0, seeds_sd=0.0, both_sd=0.0, neighb
     gain = rng.normal(size=len(xi))
     for i in range(1, len(xi)):
         gain[i] = neighbours * gain[i - 1] + (1 - neighbours**2) ** 0.5 * gain[i]
-    noise = gains_sd * gain[:, None] + seeds_sd * rng.normal(size=seeds) + both_sd * rng.normal(size=(len(xi), seeds))
+    noise = (
+        gains_sd * gain[:, None]
+        + seeds_sd * rng.normal(size=seeds)
+        + both_sd * rng.normal(size=(len(xi), seeds))
+    )
     falls = np.log(DEPTHS)[:, None, None] - (np.log(N * xi)[:, None] + noise)[None]
     return 0.1 + 0.8 / (1 + np.exp(6 * falls))
 
@@ -60,12 +64,18 @@ def test_the_interval_holds_the_truth_as_often_as_it_says(xi, noise):
     assert abs(bias) <= 4
 
 
-@pytest.mark.parametrize("xi", [INSIDE, CENSORED, INSIDE[:4]], ids=["all known", "censored", "few gains"])
+@pytest.mark.parametrize(
+    "xi", [INSIDE, CENSORED, INSIDE[:4]], ids=["all known", "censored", "few gains"]
+)
 def test_the_exponent_is_not_flattened_by_what_is_censored_and_its_error_is_right(xi):
     # through the uncensored gains alone, by least squares, it would be 0.8 where a third is censored
     sets, rng = 300, np.random.default_rng(0)
-    fits = [fit_depth_scale(_synthetic(rng, xi, gains_sd=0.4), DEPTHS, xi, 0.5) for _ in range(sets)]
-    found, error, gains = np.array([(fit.exponent, fit.exponent_error, fit.gains) for fit in fits]).T
+    fits = [
+        fit_depth_scale(_synthetic(rng, xi, gains_sd=0.4), DEPTHS, xi, 0.5) for _ in range(sets)
+    ]
+    found, error, gains = np.array(
+        [(fit.exponent, fit.exponent_error, fit.gains) for fit in fits]
+    ).T
     assert abs(found.mean() - 1) <= 4 * found.std() / sets**0.5
     inside = np.mean(np.abs(found - 1) <= special.stdtrit(np.maximum(gains - 2, 1), 0.975) * error)
     # two per cent for the normal theory of a censored slope, which is on the safe side
@@ -91,7 +101,12 @@ def test_without_noise_n_is_exact_and_theory_explains_all():
     fit = fit_depth_scale((0.1 + 0.8 / (1 + np.exp(20 * falls)))[..., None], fine, xi, 0.5)
     # interpolated between depths up to 9 % apart
     assert abs(fit.n - N) < 0.02 * N and fit.low < fit.n < fit.high
-    assert fit.r_squared > 0.999 and abs(fit.exponent - 1) < 0.02 and fit.exponent_error < 0.01 and fit.scatter < 0.02
+    assert (
+        fit.r_squared > 0.999
+        and abs(fit.exponent - 1) < 0.02
+        and fit.exponent_error < 0.01
+        and fit.scatter < 0.02
+    )
     assert fit.gains + fit.censored == len(CENSORED) and fit.censored > 3
     assert math.isnan(fit.error_seeds)
 
@@ -122,7 +137,17 @@ def test_censored_gains_are_bounds_not_data():
         ([np.nan, 0.9, 0.9], 16.0, np.inf),
         ([np.nan] * 3, np.nan, np.nan),
     ],
-    ids=["all", "none", "tie", "tie at the first", "tie at the last", "shallow ones fail", "hole", "start", "nothing"],
+    ids=[
+        "all",
+        "none",
+        "tie",
+        "tie at the first",
+        "tie at the last",
+        "shallow ones fail",
+        "hole",
+        "start",
+        "nothing",
+    ],
 )
 def test_boundary_of_one_gain(column, low, high):
     found = deepest_trainable(np.array(column)[:, None], np.array([4, 8, 16]), 0.5)
@@ -137,7 +162,9 @@ def test_fits_of_little_or_nothing_say_so():
     rng = np.random.default_rng(0)
     one = fit_depth_scale(_synthetic(rng, xi[2:], seeds=2), DEPTHS, xi[2:], 0.5)
     assert abs(one.n - N) < 0.1 * N and math.isnan(one.low) and one.gains == 1
-    alike = fit_depth_scale(np.repeat(_synthetic(rng, xi[2:]), 3, 1), DEPTHS, np.repeat(xi[2:], 3), 0.5)
+    alike = fit_depth_scale(
+        np.repeat(_synthetic(rng, xi[2:]), 3, 1), DEPTHS, np.repeat(xi[2:], 3), 0.5
+    )
     assert alike.scatter == 0 and math.isnan(alike.exponent) and math.isnan(alike.r_squared)
     with pytest.raises(ValueError, match="confidence must be in"):
         fit_depth_scale(np.zeros((12, 3, 1)), DEPTHS, xi, 0.5, confidence=1.0)
@@ -160,7 +187,9 @@ def test_whatever_the_accuracies_a_fit_lies_within_its_interval_or_is_nan():
 
 def test_steps_to_a_threshold():
     rising = np.array([0.0, 0.5, 0.9, 0.9, 0.9, 1.0], np.float32)
-    runs = np.stack([rising, rising[::-1], np.full(6, 0.9, np.float32), np.append(rising[:3], [np.nan] * 3)])
+    runs = np.stack(
+        [rising, rising[::-1], np.full(6, 0.9, np.float32), np.append(rising[:3], [np.nan] * 3)]
+    )
     # 0.9 as float32 lies below 0.9: still a tie
     assert steps_to(runs, 0.9, window=3)[[0, 1, 2]].tolist() == [5, 3, 3]
     assert np.isnan(steps_to(runs, 0.9, window=3)[3])
@@ -170,7 +199,9 @@ def test_steps_to_a_threshold():
 
 
 def test_the_best_learning_rate_of_every_cell():
-    values = np.array([[[0.5, 0.7], [0.2, 0.2]], [[0.9, 0.1], [np.nan, 0.2]], [[np.nan] * 2, [0.1, 0.4]]])
+    values = np.array(
+        [[[0.5, 0.7], [0.2, 0.2]], [[0.9, 0.1], [np.nan, 0.2]], [[np.nan] * 2, [0.1, 0.4]]]
+    )
     accuracy = xr.DataArray(values, dims=("learning_rate", "depth", "seed"))
     assert trainability.tuned(accuracy).values.tolist() == [0, 2]
 
@@ -205,8 +236,13 @@ def _rows(grid, plan, done=None):
     known = np.repeat(np.ones(len(plan.groups), bool) if done is None else done, plan.size)
     arrays = {}
     for name, field in fields(grid).items():
-        value = np.broadcast_to(cells.reshape(-1, *[1] * len(field.shape)), (len(cells), *field.shape))
-        arrays[name] = (("row", *(f"{name}_{i}" for i in range(len(field.shape)))), value.astype(field.dtype))
+        value = np.broadcast_to(
+            cells.reshape(-1, *[1] * len(field.shape)), (len(cells), *field.shape)
+        )
+        arrays[name] = (
+            ("row", *(f"{name}_{i}" for i in range(len(field.shape)))),
+            value.astype(field.dtype),
+        )
     settings = {
         "grid": json.loads(grid.to_json()), "plan": {"size": plan.size, "lanes": plan.lanes}, "data": {"classes": 10},
     }  # fmt: skip
@@ -221,7 +257,10 @@ def test_a_store_is_read_back_by_the_plan_it_was_written_with(size):
     numbers = np.arange(len(EVERYTHING.cells.depth)).reshape(found.done.shape)
     right = np.where(found.done, found.loss[..., 0] == numbers, np.isnan(found.loss[..., 0]))
     assert right.all() and 0 < found.done.mean() < 1
-    assert Grid.from_json(found.attrs["grid"]) == EVERYTHING and json.loads(found.attrs["data"])["classes"] == 10
+    assert (
+        Grid.from_json(found.attrs["grid"]) == EVERYTHING
+        and json.loads(found.attrs["data"])["classes"] == 10
+    )
 
 
 def test_where_a_cell_stands_does_not_depend_on_how_programs_are_shared_out(monkeypatch):
@@ -233,7 +272,11 @@ def test_where_a_cell_stands_does_not_depend_on_how_programs_are_shared_out(monk
     np.testing.assert_array_equal([g.cells for g in before.groups], [g.cells for g in after.groups])
     # and the groups of a program follow one another
     programs = [after.program(i) for i in range(len(after.groups))]
-    assert len(set(programs)) == after.programs == 1 + sum(a != b for a, b in zip(programs, programs[1:], strict=False))
+    assert (
+        len(set(programs))
+        == after.programs
+        == 1 + sum(a != b for a, b in zip(programs, programs[1:], strict=False))
+    )
 
 
 @pytest.mark.parametrize("edit", [{"grid": None}, {"plan": {}}, {"plan": {"size": 2, "lanes": 1}}])

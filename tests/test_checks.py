@@ -23,7 +23,13 @@ def test_gains():
 def test_depths():
     check_depths([0, 3, 7], 7)
     # integers are integers, whoever made them
-    for good in (np.arange(1, 4), list(np.arange(1, 4)), jnp.arange(1, 4), range(1, 4), (np.int32(1), 2, np.uint8(3))):
+    for good in (
+        np.arange(1, 4),
+        list(np.arange(1, 4)),
+        jnp.arange(1, 4),
+        range(1, 4),
+        (np.int32(1), 2, np.uint8(3)),
+    ):
         assert check_depths(good, 7) == (1, 2, 3)
     for bad in ([], [8], [-1], [3, 2], [2, 2], np.asarray([1.0, 2.0]), [True]):
         with pytest.raises(ValueError, match=r"ascending integers in \[0, 7\], at least one, got"):
@@ -49,11 +55,13 @@ def test_integers_of_numpy_are_depths():
     mlp = networks.MLP(4, 8, features_out=2)
     params = networks.init(mlp, jax.random.key(0), x)
     chain, depths = networks.chain(mlp), np.arange(1, 4)
-    profile = jax.jit(lambda params: propagation.backward(chain, params, x, jnp.sum, depths))(params)
-    assert profile.log_grad_h.shape == (3, 5)
-    log_s = jax.jit(lambda params: spectra.log_singular_values(chain, params, x, depths, from_layer=np.int64(0)))(
+    profile = jax.jit(lambda params: propagation.backward(chain, params, x, jnp.sum, depths))(
         params
     )
+    assert profile.log_grad_h.shape == (3, 5)
+    log_s = jax.jit(
+        lambda params: spectra.log_singular_values(chain, params, x, depths, from_layer=np.int64(0))
+    )(params)
     assert log_s.shape == (3, 8)
 
 

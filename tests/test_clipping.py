@@ -8,7 +8,13 @@ import pytest
 from hypothesis import example, given, strategies
 
 from jaxstab import clipping
-from jaxstab.clipping import clip_by_norm, clip_by_spectral_norm, clip_spikes, normalize, with_momentum_reset
+from jaxstab.clipping import (
+    clip_by_norm,
+    clip_by_spectral_norm,
+    clip_spikes,
+    normalize,
+    with_momentum_reset,
+)
 from jaxstab.networks import Params
 
 GROUPED = {"tree": lambda path: "all", "leaf": "/".join, "layer": lambda path: "/".join(path[:-1])}
@@ -27,7 +33,9 @@ clip_tree, clip_leaf = _once(clip_by_norm), _once(lambda t: clip_by_norm(t, per=
 normalise = _once(normalize)
 MAGNITUDES = [0.0, 1e-45, 1e-30, 0.5, -2.0, 1e10, 1e25, -3e38]
 VECTORS = strategies.lists(
-    strategies.sampled_from(MAGNITUDES) | strategies.floats(-(2.0**99), 2.0**99, width=32), min_size=4, max_size=4
+    strategies.sampled_from(MAGNITUDES) | strategies.floats(-(2.0**99), 2.0**99, width=32),
+    min_size=4,
+    max_size=4,
 )
 
 
@@ -68,20 +76,30 @@ def test_where_optax_returns_zeros():
     theirs = optax.clip_by_global_norm(1.0)
     assert np.all(theirs.update(g, theirs.init(g))[0] == 0)
     np.testing.assert_allclose(clip_tree(jnp.float32(1.0), g), 0.5, rtol=1e-6)
-    np.testing.assert_allclose(clip_tree(jnp.float32(1.0), jnp.full(4, 3e38, jnp.float32)), 0.5, rtol=1e-6)
+    np.testing.assert_allclose(
+        clip_tree(jnp.float32(1.0), jnp.full(4, 3e38, jnp.float32)), 0.5, rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize("per", GROUPED)
 def test_groups_are_clipped_each_by_its_own_norm(per):
-    g = {"a": {"w": jnp.asarray([3.0, 4.0]), "b": jnp.asarray([12.0])}, "c": {"w": jnp.asarray([0.6, 0.8])}}
+    g = {
+        "a": {"w": jnp.asarray([3.0, 4.0]), "b": jnp.asarray([12.0])},
+        "c": {"w": jnp.asarray([0.6, 0.8])},
+    }
     label = GROUPED[per]
     by_name = jax.jit(lambda g: clip_by_norm(2.0, per).update(g, clip_by_norm(2.0).init(g))[0])(g)
-    by_label = jax.jit(lambda g: clip_by_norm(2.0, label).update(g, clip_by_norm(2.0).init(g))[0])(g)
+    by_label = jax.jit(lambda g: clip_by_norm(2.0, label).update(g, clip_by_norm(2.0).init(g))[0])(
+        g
+    )
     groups = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(g):
         groups.setdefault(label(tuple(k.key for k in path)), []).append(leaf)
     for (path, leaf), u, v in zip(
-        jax.tree_util.tree_leaves_with_path(g), jax.tree.leaves(by_name), jax.tree.leaves(by_label), strict=True
+        jax.tree_util.tree_leaves_with_path(g),
+        jax.tree.leaves(by_name),
+        jax.tree.leaves(by_label),
+        strict=True,
     ):
         group = groups[label(tuple(k.key for k in path))]
         np.testing.assert_allclose(u, leaf * min(1.0, 2.0 / _length(*group)), rtol=1e-12)
@@ -95,18 +113,28 @@ def test_each_layer_of_a_stack_is_clipped_by_itself():
         "kernel": rng.normal(size=(4, 3, 3)) * sizes[:, None, None],
         "bias": rng.normal(size=(4, 3)) * sizes[:, None],
     }
-    g = Params(embed={"w": jnp.ones(2)}, blocks={"dense": jax.tree.map(jnp.asarray, dense)}, readout=())
+    g = Params(
+        embed={"w": jnp.ones(2)}, blocks={"dense": jax.tree.map(jnp.asarray, dense)}, readout=()
+    )
     u = _once(lambda t: clip_by_norm(t, per="layer"))(1.0, g)
     for i in range(4):
         factor = min(1.0, 1.0 / _length(dense["kernel"][i], dense["bias"][i]))
-        np.testing.assert_allclose(u.blocks["dense"]["kernel"][i], dense["kernel"][i] * factor, rtol=1e-12)
-        np.testing.assert_allclose(u.blocks["dense"]["bias"][i], dense["bias"][i] * factor, rtol=1e-12)
+        np.testing.assert_allclose(
+            u.blocks["dense"]["kernel"][i], dense["kernel"][i] * factor, rtol=1e-12
+        )
+        np.testing.assert_allclose(
+            u.blocks["dense"]["bias"][i], dense["bias"][i] * factor, rtol=1e-12
+        )
 
 
 @pytest.mark.kernels
 def test_what_is_not_finite_passes_and_the_rest_is_clipped_as_if_it_were_absent():
     g = jnp.asarray([3.0, np.nan, 4.0, -np.inf, 0.0], jnp.float32)
-    for t, expected in ((1.0, [0.6, np.nan, 0.8, -np.inf, 0]), (0.0, [0, np.nan, 0, -np.inf, 0]), (9.0, g)):
+    for t, expected in (
+        (1.0, [0.6, np.nan, 0.8, -np.inf, 0]),
+        (0.0, [0, np.nan, 0, -np.inf, 0]),
+        (9.0, g),
+    ):
         np.testing.assert_allclose(clip_tree(jnp.float32(t), g), expected, rtol=1e-6)
     leaves = clip_leaf(jnp.float32(1.0), [g, jnp.asarray([30.0, 40.0], jnp.float32)])
     np.testing.assert_allclose(leaves[1], [0.6, 0.8], rtol=1e-6)
@@ -145,7 +173,9 @@ def test_running_mean():
         updates, state = tx.update(n[None], state)
         return state, (updates[0], state.statistics["tree"].mean)
 
-    _, (clipped, means) = jax.jit(lambda n: jax.lax.scan(step, tx.init(jnp.zeros(1)), n))(jnp.asarray([0, *norms]))
+    _, (clipped, means) = jax.jit(lambda n: jax.lax.scan(step, tx.init(jnp.zeros(1)), n))(
+        jnp.asarray([0, *norms])
+    )
     # zeros have no mean to measure by: the norm after them passes, and enters as the mean of both
     assert clipped[0] == 0 and clipped[1] == norms[0] and means[1] == norms[0] / 2
     mean = 0.0
@@ -179,7 +209,9 @@ def test_spikes():
     gradients[100, 1], gradients[200], gradients[250, 2] = 1e9, -1e12, np.nan
     gradients[:150, 3] = 0
     tx = clip_spikes(threshold=25.0, decay=0.95)
-    scanned = jax.jit(lambda g: jax.lax.scan(lambda s, g: tx.update(g, s)[::-1], tx.init(g[0]), g)[1])
+    scanned = jax.jit(
+        lambda g: jax.lax.scan(lambda s, g: tx.update(g, s)[::-1], tx.init(g[0]), g)[1]
+    )
     clipped = scanned(jnp.asarray(gradients))
     np.testing.assert_allclose(clipped, _spike_reference(gradients, 25.0, 0.95), rtol=1e-9)
     assert np.abs(clipped[100, 1]) < 10 and np.all(np.abs(clipped[200]) < 10)
@@ -187,13 +219,17 @@ def test_spikes():
     assert clipped[150, 3] == gradients[150, 3] != 0
     # squares of float32 that overflow
     huge = scanned(jnp.asarray(gradients * 1e25, jnp.float32))
-    np.testing.assert_allclose(np.asarray(huge, float) / 1e25, _spike_reference(gradients, 25.0, 0.95), rtol=1e-4)
+    np.testing.assert_allclose(
+        np.asarray(huge, float) / 1e25, _spike_reference(gradients, 25.0, 0.95), rtol=1e-4
+    )
 
 
 def test_momentum_reset():
     tx = with_momentum_reset(optax.trace(0.5), every=5, warmup=3)
     g = np.random.default_rng(6).normal(size=(14, 2))
-    _, updates = jax.jit(lambda g: jax.lax.scan(lambda s, g: tx.update(g, s)[::-1], tx.init(g[0]), g))(jnp.asarray(g))
+    _, updates = jax.jit(
+        lambda g: jax.lax.scan(lambda s, g: tx.update(g, s)[::-1], tx.init(g[0]), g)
+    )(jnp.asarray(g))
     momentum = np.zeros(2)
     for t in range(14):
         since = t % 5
@@ -206,7 +242,9 @@ def test_momentum_reset():
 
 def test_momentum_reset_takes_the_initial_state_of_the_parameters():
     # an exponential mean of the parameters starts from them
-    averaging = optax.GradientTransformation(lambda p: p, lambda g, s, p=None: (g, 0.5 * s + 0.5 * p))
+    averaging = optax.GradientTransformation(
+        lambda p: p, lambda g, s, p=None: (g, 0.5 * s + 0.5 * p)
+    )
     tx = with_momentum_reset(averaging, every=2, warmup=0)
     state = tx.init(jnp.asarray(8.0))
     for p, expected in ((4.0, 6.0), (0.0, 3.0), (1.0, 1.0)):
@@ -227,7 +265,11 @@ SPECTRA = {
     "large": np.logspace(25, 22, 12),
 }
 capped = {
-    method: jax.jit(jax.vmap(_once(lambda t, method=method: clip_by_spectral_norm(t, method)), in_axes=(0, None)))
+    method: jax.jit(
+        jax.vmap(
+            _once(lambda t, method=method: clip_by_spectral_norm(t, method)), in_axes=(0, None)
+        )
+    )
     for method in ("svd", "newton_schulz")
 }
 
@@ -249,10 +291,15 @@ def test_spectral_clip_in_float32(method, error, spectrum):
 def test_spectral_clip_takes_matrices_only_and_batches():
     rng = np.random.default_rng(8)
     blocks = {"kernel": rng.normal(size=(3, 4, 4)), "bias": 9 * rng.normal(size=(3, 4))}
-    g = {"blocks": jax.tree.map(jnp.asarray, blocks), "readout": {"kernel": jnp.asarray(rng.normal(size=(4, 2)))}}
+    g = {
+        "blocks": jax.tree.map(jnp.asarray, blocks),
+        "readout": {"kernel": jnp.asarray(rng.normal(size=(4, 2)))},
+    }
     g["blocks"]["kernel"] = g["blocks"]["kernel"].at[1].multiply(1e-3)
     for method in capped:
-        u = _once(lambda t, method=method: clip_by_spectral_norm(t, method, 24, stacked="blocks"))(0.5, g)
+        u = _once(lambda t, method=method: clip_by_spectral_norm(t, method, 24, stacked="blocks"))(
+            0.5, g
+        )
         np.testing.assert_array_equal(u["blocks"]["bias"], blocks["bias"])
         np.testing.assert_array_equal(u["blocks"]["kernel"][1], g["blocks"]["kernel"][1])
         for before, after in zip(
@@ -264,4 +311,6 @@ def test_spectral_clip_takes_matrices_only_and_batches():
             np.testing.assert_allclose(np.linalg.svd(after)[1], np.minimum(s, 0.5), atol=1e-8)
     # what is not finite passes, the rest is clipped as if it were zero
     bad = {"w": jnp.diag(jnp.asarray([5.0, 0.1])).at[0, 1].set(jnp.nan)}
-    np.testing.assert_allclose(_once(clip_by_spectral_norm)(0.5, bad)["w"], [[0.5, np.nan], [0, 0.1]], atol=1e-12)
+    np.testing.assert_allclose(
+        _once(clip_by_spectral_norm)(0.5, bad)["w"], [[0.5, np.nan], [0, 0.1]], atol=1e-12
+    )

@@ -28,10 +28,22 @@ TRANSFORMATIONS = {
         {"inner": clipping.clip_spikes(1.5), "every": 2, "warmup": 1},
     ),
     "svd": (clipping.clip_by_spectral_norm, {"max_norm": 0.7, "stacked": "stack"}),
-    "newton_schulz": (clipping.clip_by_spectral_norm, {"max_norm": 0.7, "method": "newton_schulz", "iterations": 5}),
-    "guarded": (clipping.guarded, {"tx": clipping.auto_clip(50.0, 4, "layer", "stack"), "policy": "skip"}),
-    "guarded tree": (clipping.guarded, {"tx": clipping.clip_spikes(1.5), "policy": "skip", "per": "tree"}),
-    "monitored": (clipping.monitored, {"tx": clipping.clip_by_norm(0.5), "per": "layer", "stacked": "stack"}),
+    "newton_schulz": (
+        clipping.clip_by_spectral_norm,
+        {"max_norm": 0.7, "method": "newton_schulz", "iterations": 5},
+    ),
+    "guarded": (
+        clipping.guarded,
+        {"tx": clipping.auto_clip(50.0, 4, "layer", "stack"), "policy": "skip"},
+    ),
+    "guarded tree": (
+        clipping.guarded,
+        {"tx": clipping.clip_spikes(1.5), "policy": "skip", "per": "tree"},
+    ),
+    "monitored": (
+        clipping.monitored,
+        {"tx": clipping.clip_by_norm(0.5), "per": "layer", "stacked": "stack"},
+    ),
 }
 
 
@@ -46,13 +58,17 @@ def _build(name, inject=False):
 
 def _gradients():
     """Gradients of three steps: a usual one, one with a NaN, a spike. A module is called "blocks" and is no stack."""
-    draw = lambda *shape: np.random.default_rng(shape).normal(size=(STEPS, *shape)).astype(np.float32)
+    draw = lambda *shape: (
+        np.random.default_rng(shape).normal(size=(STEPS, *shape)).astype(np.float32)
+    )
     tree = {
         "l": [{"kernel": draw(4, 2)}, {"bias": draw(4)}],
         "blocks": {"kernel": draw(4, 6), "bias": draw(6)},
         "stack": {"kernel": draw(DEPTH, 2, 2), "bias": draw(DEPTH, 2)},
     }
-    tree = jax.tree.map(lambda g: g * np.asarray([1, 0.5, 3], np.float32).reshape(-1, *[1] * (g.ndim - 1)), tree)
+    tree = jax.tree.map(
+        lambda g: g * np.asarray([1, 0.5, 3], np.float32).reshape(-1, *[1] * (g.ndim - 1)), tree
+    )
     tree["l"][0]["kernel"][1, 0, 0] = np.nan
     return tree
 
@@ -63,7 +79,11 @@ LABELS = {
     "monitored": {"l/0", "l/1", "blocks", "stack"},
     "guarded": {"l/0", "l/1", "blocks", "stack"},
     "clip_by_running_mean": {"l/0", "l/1", "blocks", "stack"},
-    "auto_clip": {"l/0/kernel", "l/1/bias", *(f"{name}/{kind}" for name in ("blocks", "stack") for kind in KINDS)},
+    "auto_clip": {
+        "l/0/kernel",
+        "l/1/bias",
+        *(f"{name}/{kind}" for name in ("blocks", "stack") for kind in KINDS),
+    },
     "z_clip": {"tree"},
 }
 
@@ -71,7 +91,9 @@ LABELS = {
 def _numbers(tree):
     """Arrays by path, whatever the container; its boxes add nothing to paths."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    path = lambda keys: "/".join(str(getattr(k, "key", getattr(k, "idx", getattr(k, "name", None)))) for k in keys)
+    path = lambda keys: "/".join(
+        str(getattr(k, "key", getattr(k, "idx", getattr(k, "name", None)))) for k in keys
+    )
     return {path(keys).removesuffix("/value"): leaf for keys, leaf in leaves}
 
 
@@ -113,8 +135,12 @@ def _in_linen_boxes(tx, gradients):
 
 def _in_train_state(tx, gradients):
     start = jax.tree.map(lambda g: jnp.zeros_like(g[0]), gradients)
-    state = TrainState.create(apply_fn=None, params=start, tx=tx).replace(step=jnp.zeros((), jnp.int32))
-    state, _ = jax.lax.scan(lambda state, g: (state.apply_gradients(grads=g), None), state, gradients)
+    state = TrainState.create(apply_fn=None, params=start, tx=tx).replace(
+        step=jnp.zeros((), jnp.int32)
+    )
+    state, _ = jax.lax.scan(
+        lambda state, g: (state.apply_gradients(grads=g), None), state, gradients
+    )
     return _numbers(state.params), _seen(state.opt_state)
 
 
@@ -149,7 +175,8 @@ def _in_nnx_optimizer(tx, gradients):
 def _in_multi_steps(tx, gradients):
     # the mean of twice the same
     return _in_dicts(
-        optax.MultiSteps(tx, 2).gradient_transformation(), jax.tree.map(lambda g: g.repeat(2, 0), gradients)
+        optax.MultiSteps(tx, 2).gradient_transformation(),
+        jax.tree.map(lambda g: g.repeat(2, 0), gradients),
     )
 
 
@@ -167,7 +194,9 @@ def _mesh(kind):
 
 def _in_shard_map(run, gradients):
     # gradients that are the same on all devices
-    return jax.jit(jax.shard_map(run, mesh=_mesh(AxisType.Auto), in_specs=jax.P(), out_specs=jax.P()))(gradients)
+    return jax.jit(
+        jax.shard_map(run, mesh=_mesh(AxisType.Auto), in_specs=jax.P(), out_specs=jax.P())
+    )(gradients)
 
 
 def _in_shards(run, gradients):
@@ -220,7 +249,9 @@ def _check(found, expected):
             assert set(wanted) == set(got), name
             for path, value in wanted.items():
                 # float32 summed in another order
-                np.testing.assert_allclose(got[path], value, rtol=1e-5, atol=3e-6, err_msg=f"{name}: {path}")
+                np.testing.assert_allclose(
+                    got[path], value, rtol=1e-5, atol=3e-6, err_msg=f"{name}: {path}"
+                )
 
 
 def test_the_numbers_themselves(expected):
@@ -239,7 +270,9 @@ def test_the_numbers_themselves(expected):
 
 @pytest.mark.parametrize("container", CONTAINERS, ids=lambda v: v.replace(" ", "-"))
 def test_containers(container, expected):
-    _check(jax.device_get(jax.jit(functools.partial(_run, CONTAINERS[container]))(GRADIENTS)), expected)
+    _check(
+        jax.device_get(jax.jit(functools.partial(_run, CONTAINERS[container]))(GRADIENTS)), expected
+    )
 
 
 def test_multi_steps():
@@ -252,7 +285,10 @@ def test_multi_steps():
 
 
 def test_injected_hyperparameters(expected):
-    _check(jax.device_get(jax.jit(functools.partial(_run, _in_dicts, inject=True))(GRADIENTS)), expected)
+    _check(
+        jax.device_get(jax.jit(functools.partial(_run, _in_dicts, inject=True))(GRADIENTS)),
+        expected,
+    )
 
 
 @pytest.mark.parametrize("place", PLACES, ids=lambda v: v.replace(" ", "-"))

@@ -21,13 +21,17 @@ TRANSFORMATIONS = {
     "auto_clip": lambda t: clipping.auto_clip(50 * t, history=7),
     "auto_clip per layer": lambda t: clipping.auto_clip(50 * t, history=7, per="layer"),
     "z_clip": lambda t: clipping.z_clip(t, warmup=3, max_norm=9.0),
-    "z_clip percentile": lambda t: clipping.z_clip(t, warmup=3, mode="percentile", per=lambda path: path[-1]),
+    "z_clip percentile": lambda t: clipping.z_clip(
+        t, warmup=3, mode="percentile", per=lambda path: path[-1]
+    ),
     "clip_spikes": lambda t: clipping.clip_spikes(t),
     "spam": lambda t: clipping.with_momentum_reset(
         optax.chain(clipping.clip_spikes(t), optax.trace(0.9)), every=7, warmup=3
     ),
     "spectral svd": lambda t: clipping.clip_by_spectral_norm(t),
-    "spectral newton_schulz": lambda t: clipping.clip_by_spectral_norm(t, "newton_schulz", iterations=6),
+    "spectral newton_schulz": lambda t: clipping.clip_by_spectral_norm(
+        t, "newton_schulz", iterations=6
+    ),
     "optax clip": lambda t: optax.clip(t),
     "optax clip_by_global_norm": lambda t: optax.clip_by_global_norm(t),
     "optax clip_by_block_rms": lambda t: optax.clip_by_block_rms(t),
@@ -49,7 +53,9 @@ GUARDED = [
 
 
 def _draw(seed, *leading):
-    normal = lambda *shape: np.random.default_rng([seed, *shape]).normal(size=(*leading, *shape)).astype(np.float32)
+    normal = lambda *shape: (
+        np.random.default_rng([seed, *shape]).normal(size=(*leading, *shape)).astype(np.float32)
+    )
     return Params(
         embed={"kernel": normal(3, 2), "bias": normal(2)},
         blocks={"dense": {"kernel": normal(2, 2, 2), "bias": normal(2, 2)}},
@@ -101,17 +107,27 @@ def _check_contract(build, grads, atol=1e-5):
     # a scan fails where the types of the state change
     scanned = jax.jit(chex.assert_max_traces(_run(build), n=1))
     batch = jax.tree.map(lambda g: jnp.stack([g, -3 * g]), grads)
-    singles = [scanned(t, jax.tree.map(lambda g, i=i: g[i], batch)) for i, t in enumerate(thresholds)]
+    singles = [
+        scanned(t, jax.tree.map(lambda g, i=i: g[i], batch)) for i, t in enumerate(thresholds)
+    ]
     both = jax.jit(jax.vmap(_run(build)))(thresholds, batch)
-    chex.assert_trees_all_close(both, jax.tree.map(lambda *x: np.stack(x), *singles), rtol=1e-4, atol=atol)
+    chex.assert_trees_all_close(
+        both, jax.tree.map(lambda *x: np.stack(x), *singles), rtol=1e-4, atol=atol
+    )
     state, updates = singles[0]
     start = tx.init(PARAMS)
     chex.assert_trees_all_equal_shapes_and_dtypes(start, state)
     chex.assert_trees_all_equal_shapes_and_dtypes(updates, grads)
-    chex.assert_trees_all_equal(flax.serialization.from_bytes(start, flax.serialization.to_bytes(state)), state)
+    chex.assert_trees_all_equal(
+        flax.serialization.from_bytes(start, flax.serialization.to_bytes(state)), state
+    )
     # nor does a call after a call compile again for weak types
-    again = jax.eval_shape(lambda g, s: tx.update(g, s, PARAMS), jax.tree.map(lambda g: g[0], grads), start)[1]
-    assert [s.weak_type for s in jax.tree.leaves(again)] == [s.weak_type for s in jax.tree.leaves(start)]
+    again = jax.eval_shape(
+        lambda g, s: tx.update(g, s, PARAMS), jax.tree.map(lambda g: g[0], grads), start
+    )[1]
+    assert [s.weak_type for s in jax.tree.leaves(again)] == [
+        s.weak_type for s in jax.tree.leaves(start)
+    ]
     return state, updates
 
 
@@ -127,7 +143,10 @@ def test_bare_and_monitored(name):
     state = seen.inner
     assert int(seen.step) == STEPS and 0 <= float(seen.firing_rate) <= 1
     last = jax.tree.map(lambda g: g[-1], (grads, updates))
-    norms = [np.sqrt(sum(np.sum(np.square(x, dtype=float)) for x in jax.tree.leaves(tree))) for tree in last]
+    norms = [
+        np.sqrt(sum(np.sum(np.square(x, dtype=float)) for x in jax.tree.leaves(tree)))
+        for tree in last
+    ]
     np.testing.assert_allclose([seen.norm_before, seen.norm_after], norms, rtol=1e-5)
     # jit = no jit, with an extra argument that means nothing to it; and without parameters
     tx, first = build(jnp.asarray(0.5, jnp.float32)), jax.tree.map(lambda x: x[0], (grads, updates))
@@ -142,7 +161,9 @@ def test_bare_and_monitored(name):
 @pytest.mark.usefixtures("promotion")
 @pytest.mark.parametrize(("name", "policy"), GUARDED, ids=lambda v: v.replace(" ", "-"))
 def test_guarded(name, policy):
-    _, updates = _check_contract(lambda t: GUARDS[policy](TRANSFORMATIONS[name](t)), _gradients(bad=True))
+    _, updates = _check_contract(
+        lambda t: GUARDS[policy](TRANSFORMATIONS[name](t)), _gradients(bad=True)
+    )
     finite = {k: np.isfinite(u).all(axis=-1) for k, u in updates.embed.items()}
     bad_steps = [] if policy != "propagate" else [50, 51]
     assert np.flatnonzero(~finite["bias"]).tolist() == bad_steps and finite["kernel"].all()
@@ -152,7 +173,11 @@ def test_extra_arguments_reach_what_is_wrapped():
     takes = optax.GradientTransformationExtraArgs(
         lambda params: optax.EmptyState(), lambda g, s, params=None, *, factor: (factor * g, s)
     )
-    for tx in (monitored(takes), guarded(takes, "skip"), clipping.with_momentum_reset(takes, every=2)):
+    for tx in (
+        monitored(takes),
+        guarded(takes, "skip"),
+        clipping.with_momentum_reset(takes, every=2),
+    ):
         updates, _ = tx.update(jnp.ones(2), tx.init(jnp.ones(2)), factor=jnp.asarray(3.0))
         assert updates.tolist() == [3.0, 3.0]
 
@@ -179,8 +204,14 @@ BAD = [
     (lambda: clipping.clip_by_norm(-1.0), r"max_norm must be >= 0, got -1.0"),
     (lambda: clipping.clip_by_norm(float("nan")), r"max_norm must be >= 0, got nan"),
     (lambda: clipping.clip_by_norm(np.ones(3)), r"max_norm must be a scalar, got shape \(3,\)"),
-    (lambda: clipping.clip_by_norm(1.0, per="module"), r"per must be one of tree, leaf, layer or a callable"),
-    (lambda: clipping.clip_by_norm(1.0, stacked="blocks"), r"stacked needs per=\"layer\".*, got per='tree'"),
+    (
+        lambda: clipping.clip_by_norm(1.0, per="module"),
+        r"per must be one of tree, leaf, layer or a callable",
+    ),
+    (
+        lambda: clipping.clip_by_norm(1.0, stacked="blocks"),
+        r"stacked needs per=\"layer\".*, got per='tree'",
+    ),
     (lambda: clipping.normalize(-1.0), r"norm must be >= 0"),
     (lambda: clipping.clip_by_running_mean(-1.0), r"multiple must be >= 0"),
     (lambda: clipping.clip_by_running_mean(decay=1.0), r"decay must be in \[0, 1\), got 1.0"),
@@ -188,17 +219,35 @@ BAD = [
     (lambda: clipping.auto_clip(history=0), r"history must be an integer >= 1, got 0"),
     (lambda: clipping.z_clip(-1.0), r"z must be >= 0"),
     (lambda: clipping.z_clip(decay=-0.1), r"decay must be in"),
-    (lambda: clipping.z_clip(mode="median"), r"mode must be one of zscore, percentile, got 'median'"),
+    (
+        lambda: clipping.z_clip(mode="median"),
+        r"mode must be one of zscore, percentile, got 'median'",
+    ),
     (lambda: clipping.z_clip(option="max"), r"option must be one of adaptive_scaling, mean"),
     (lambda: clipping.z_clip(warmup=0), r"warmup must be an integer >= 1"),
     (lambda: clipping.z_clip(max_norm=-1.0), r"max_norm must be >= 0"),
     (lambda: clipping.clip_spikes(-1.0), r"threshold must be >= 0"),
     (lambda: clipping.clip_spikes(decay=float("nan")), r"decay must be in"),
-    (lambda: clipping.with_momentum_reset(optax.trace(0.9), every=0), r"every must be an integer >= 1, got 0"),
-    (lambda: clipping.with_momentum_reset(optax.trace(0.9), warmup=-1), r"warmup must be an integer >= 0"),
-    (lambda: clipping.clip_by_spectral_norm(1.0, "qr"), r"method must be one of svd, newton_schulz, got 'qr'"),
-    (lambda: clipping.clip_by_spectral_norm(1.0, iterations=2), r"iterations must be an integer >= 5"),
-    (lambda: guarded(optax.identity(), "ignore"), r"policy must be one of skip, zero, raise, propagate"),
+    (
+        lambda: clipping.with_momentum_reset(optax.trace(0.9), every=0),
+        r"every must be an integer >= 1, got 0",
+    ),
+    (
+        lambda: clipping.with_momentum_reset(optax.trace(0.9), warmup=-1),
+        r"warmup must be an integer >= 0",
+    ),
+    (
+        lambda: clipping.clip_by_spectral_norm(1.0, "qr"),
+        r"method must be one of svd, newton_schulz, got 'qr'",
+    ),
+    (
+        lambda: clipping.clip_by_spectral_norm(1.0, iterations=2),
+        r"iterations must be an integer >= 5",
+    ),
+    (
+        lambda: guarded(optax.identity(), "ignore"),
+        r"policy must be one of skip, zero, raise, propagate",
+    ),
     (lambda: guarded(optax.identity(), "skip", per="layer"), r"per must be one of leaf, tree"),
     (lambda: monitored(optax.identity(), per="all"), r"per must be one of"),
     (lambda: monitored(optax.identity(), decay=1.5), r"decay must be in"),

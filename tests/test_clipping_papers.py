@@ -14,7 +14,9 @@ def _gradients():
     """[step, 3]: norms that drift, spikes of all sizes, and steps that are not finite, the first among them."""
     rng = np.random.default_rng(7)
     g = rng.normal(size=(STEPS, 3)) * np.exp(np.cumsum(0.03 * rng.normal(size=STEPS)))[:, None]
-    g[rng.choice(np.arange(30, STEPS), 30, replace=False)] *= 10.0 ** rng.uniform(1, 12, size=(30, 1))
+    g[rng.choice(np.arange(30, STEPS), 30, replace=False)] *= 10.0 ** rng.uniform(
+        1, 12, size=(30, 1)
+    )
     bad = rng.choice(np.arange(1, STEPS), 20, replace=False)
     g[bad[:10], 0], g[bad[10:], 2] = np.nan, -np.inf
     g[0, 1] = np.nan
@@ -53,7 +55,8 @@ def _z_clip(gradients, z_max, alpha, mode, option, factor, warmup, max_norm):
             z = (norm - mean) / deviation
             if z > z_max:
                 threshold = {
-                    ("zscore", "adaptive_scaling"): factor * (mean + z_max * deviation / (z / z_max)),
+                    ("zscore", "adaptive_scaling"): factor
+                    * (mean + z_max * deviation / (z / z_max)),
                     ("zscore", "mean"): mean,
                 }.get((mode, option), mean + z_max * deviation)
         if np.all(np.isfinite(g)):
@@ -83,7 +86,9 @@ def test_auto_clip(history):
     scanned = _scanned(lambda percentile: auto_clip(percentile, history))
     for percentile in (0.0, 10.0, 63.0, 100.0):
         expected = _auto_clip(gradients, percentile, history)
-        np.testing.assert_allclose(scanned(percentile, jnp.asarray(gradients)), expected, rtol=1e-11)
+        np.testing.assert_allclose(
+            scanned(percentile, jnp.asarray(gradients)), expected, rtol=1e-11
+        )
 
 
 @pytest.mark.parametrize(
@@ -97,13 +102,19 @@ def test_auto_clip(history):
 )
 def test_z_clip(mode, option, factor, max_norm):
     gradients = _gradients()
-    scanned = _scanned(lambda z: z_clip(z, 0.97, mode, option, factor, warmup=25, max_norm=max_norm))
+    scanned = _scanned(
+        lambda z: z_clip(z, 0.97, mode, option, factor, warmup=25, max_norm=max_norm)
+    )
     for z in (0.5, 2.5):
-        expected = _z_clip(gradients, z, 0.97, mode, option, factor, 25, np.inf if max_norm is None else max_norm)
+        expected = _z_clip(
+            gradients, z, 0.97, mode, option, factor, 25, np.inf if max_norm is None else max_norm
+        )
         # rounding is carried along by the running statistics
         np.testing.assert_allclose(scanned(z, jnp.asarray(gradients)), expected, rtol=1e-9)
         if z == 2.5:
-            assert np.sum(np.abs(expected) < np.abs(gradients)) > 60, "spikes were planted for something"
+            assert np.sum(np.abs(expected) < np.abs(gradients)) > 60, (
+                "spikes were planted for something"
+            )
 
 
 @pytest.mark.kernels

@@ -49,7 +49,9 @@ def test_policies(policy, per, updates, momenta):
 
 def test_skipping_a_leaf_keeps_its_part_of_a_nested_state_only():
     with jax.numpy_dtype_promotion("standard"):
-        adam = optax.chain(optax.masked(optax.trace(0.5), {"a": True, "b": False}), optax.scale_by_adam())
+        adam = optax.chain(
+            optax.masked(optax.trace(0.5), {"a": True, "b": False}), optax.scale_by_adam()
+        )
         _, first = adam.update(GOOD, adam.init(GOOD))
         _, state = _two_steps(guarded(adam, "skip"))
         zeroed = adam.update({**BAD, "a": jnp.zeros(2)}, first)[1]
@@ -69,7 +71,9 @@ def test_skipping_a_leaf_keeps_its_part_of_a_nested_state_only():
         lambda per: clipping.auto_clip(per=per),
         lambda per: clipping.clip_by_running_mean(1.0, decay=0.5, per=per),
         lambda per: clipping.z_clip(warmup=1, decay=0.5, per=per),
-        lambda per: optax.chain(monitored(clipping.auto_clip(per=per)), optax.masked(clipping.clip_spikes(), True)),
+        lambda per: optax.chain(
+            monitored(clipping.auto_clip(per=per)), optax.masked(clipping.clip_spikes(), True)
+        ),
         lambda per: clipping.clip_spikes(threshold=1.0, decay=0.5),
     ],
     ids=["auto_clip", "running_mean", "z_clip", "chain", "spikes"],
@@ -80,7 +84,9 @@ def test_a_gradient_that_was_not_finite_teaches_a_clipper_nothing(build, per, po
     good = {"a": {"w": jnp.asarray([3.0, 4.0]), "b": jnp.asarray([5.0])}}
     bad = {"a": {"w": jnp.asarray([np.nan, 4.0]), "b": jnp.asarray([5.0])}}
     grads = jax.tree.map(lambda g, b: jnp.stack([g] * 9 + [b] * 3 + [g]), good, bad)
-    _, updates = jax.jit(lambda g: jax.lax.scan(lambda s, g: tx.update(g, s)[::-1], tx.init(good), g))(grads)
+    _, updates = jax.jit(
+        lambda g: jax.lax.scan(lambda s, g: tx.update(g, s)[::-1], tx.init(good), g)
+    )(grads)
     np.testing.assert_allclose(updates["a"]["w"][-1], [3.0, 4.0], rtol=1e-9)
     np.testing.assert_allclose(updates["a"]["b"], 5.0, rtol=1e-9)
 
@@ -89,7 +95,10 @@ def test_parts_of_a_state_belong_to_the_leaves_that_init_makes_them_for():
     # paths that end alike, equal shapes, and a state by name of leaf
     by_name = optax.GradientTransformation(
         lambda params: {
-            "seen": {"/".join(map(str, k)): jnp.zeros(()) for k, _ in jax.tree_util.tree_leaves_with_path(params)}
+            "seen": {
+                "/".join(map(str, k)): jnp.zeros(())
+                for k, _ in jax.tree_util.tree_leaves_with_path(params)
+            }
         },
         lambda g, s, p=None: (g, jax.tree.map(lambda n: n + 1, s)),
     )
@@ -115,16 +124,24 @@ def test_optax_finds_the_parameters_in_the_states():
         guarded(optax.chain(clipping.z_clip(), clipping.clip_spikes()), "skip"),
     ):
         state = tx.init(GOOD)
-        marked = optax.tree.map_params(tx, lambda leaf: True, state, transform_non_params=lambda leaf: False)
+        marked = optax.tree.map_params(
+            tx, lambda leaf: True, state, transform_non_params=lambda leaf: False
+        )
         params = 4 if isinstance(state, GuardState) else 0
-        assert sum(jax.tree.leaves(marked)) == params and jax.tree.structure(marked) == jax.tree.structure(state)
+        assert sum(jax.tree.leaves(marked)) == params and jax.tree.structure(
+            marked
+        ) == jax.tree.structure(state)
 
 
 def test_an_init_that_needs_all_leaves_is_refused_where_leaves_are_skipped():
-    needs_all = optax.GradientTransformation(lambda params: params["a"].sum(), lambda g, s, p=None: (g, s))
+    needs_all = optax.GradientTransformation(
+        lambda params: params["a"].sum(), lambda g, s, p=None: (g, s)
+    )
     params = {"a": jnp.ones(2), "b": jnp.ones(2)}
     tx = guarded(needs_all, "skip")
-    with pytest.raises(ValueError, match='policy "skip" needs per="tree": init fails for a part of the leaves'):
+    with pytest.raises(
+        ValueError, match='policy "skip" needs per="tree": init fails for a part of the leaves'
+    ):
         tx.update(params, tx.init(params))
     tx = guarded(needs_all, "skip", per="tree")
     assert float(tx.update(params, tx.init(params))[0]["a"][0]) == 1
@@ -158,17 +175,26 @@ def test_large_and_finite_is_not_bad():
     huge = jax.tree.map(lambda g: (g * 1e37).astype(jnp.float32), GOOD)
     tx = guarded(clipping.clip_by_norm(1.0), "skip")
     out, state = jax.jit(tx.update)(huge, tx.init(huge))
-    assert int(state.bad_entries) == 0 and float(optax.tree.norm(out)) == pytest.approx(1.0, rel=1e-6)
+    assert int(state.bad_entries) == 0 and float(optax.tree.norm(out)) == pytest.approx(
+        1.0, rel=1e-6
+    )
 
 
 def test_counters_stop_at_the_largest_integer():
     full = jnp.asarray(2**31 - 2, jnp.int32)
     tx = monitored(guarded(optax.identity(), "propagate"))
     state = tx.init(BAD)
-    state = state._replace(nonfinite_count=full, inner=state.inner._replace(bad_entries=full, bad_steps=full))
+    state = state._replace(
+        nonfinite_count=full, inner=state.inner._replace(bad_entries=full, bad_steps=full)
+    )
     for _ in range(2):
         _, state = jax.jit(tx.update)({**BAD, "a": jnp.full(2, np.nan)}, state)
-    assert int(state.nonfinite_count) == int(state.inner.bad_entries) == int(state.inner.bad_steps) == 2**31 - 1
+    assert (
+        int(state.nonfinite_count)
+        == int(state.inner.bad_entries)
+        == int(state.inner.bad_steps)
+        == 2**31 - 1
+    )
 
 
 def _telemetry(norms, tx, params=None, **settings):
@@ -185,7 +211,9 @@ def _telemetry(norms, tx, params=None, **settings):
 
 def test_telemetry_of_a_clipper():
     norms = np.asarray([0.5, 4.0, 0.0, 8.0, 1.0, 1e200, np.nan, 2.0])
-    seen = _telemetry(norms, clipping.clip_by_norm(1.0), decay=0.8, per="tree", params=jnp.asarray([3.0, 4.0]))
+    seen = _telemetry(
+        norms, clipping.clip_by_norm(1.0), decay=0.8, per="tree", params=jnp.asarray([3.0, 4.0])
+    )
     clipped = np.minimum(norms, 1.0)
     fine = ~np.isnan(norms)
     np.testing.assert_allclose(seen.norm_before, np.nan_to_num(norms), rtol=1e-12)
@@ -216,7 +244,9 @@ def test_rounding_is_not_firing(dtype):
     third = optax.stateless(lambda g, p: jax.tree.map(lambda x: (x / 3) * 3, g))
     tx = monitored(third)
     _, state = jax.jit(tx.update)(g, tx.init(g))
-    assert not state.fired and float(state.coefficient) == pytest.approx(1, abs=4 * float(jnp.finfo(dtype).eps))
+    assert not state.fired and float(state.coefficient) == pytest.approx(
+        1, abs=4 * float(jnp.finfo(dtype).eps)
+    )
 
 
 def test_extreme_norms_have_finite_logarithms():
@@ -232,7 +262,9 @@ def test_extreme_norms_have_finite_logarithms():
 
 
 def test_read_anywhere_in_a_chain_and_vmapped():
-    params = Params(embed={"w": jnp.ones(2)}, blocks={"w": jnp.ones((3, 2))}, readout={"w": jnp.ones(1)})
+    params = Params(
+        embed={"w": jnp.ones(2)}, blocks={"w": jnp.ones((3, 2))}, readout={"w": jnp.ones(1)}
+    )
 
     def last(threshold):
         tx = optax.chain(monitored(clipping.clip_by_norm(threshold)), optax.sgd(0.1, momentum=0.9))
@@ -246,7 +278,9 @@ def test_read_anywhere_in_a_chain_and_vmapped():
     assert optax.tree.get(states, "fired").tolist() == [True, True, False]
     # every field can be asked for by its name beside optax's most common states
     with jax.numpy_dtype_promotion("standard"):
-        tx = optax.chain(monitored(clipping.z_clip()), optax.adamw(optax.constant_schedule(0.1)), optax.ema(0.9))
+        tx = optax.chain(
+            monitored(clipping.z_clip()), optax.adamw(optax.constant_schedule(0.1)), optax.ema(0.9)
+        )
         state = tx.init(params)
     for field in TelemetryState._fields:
         optax.tree.get(state, field)

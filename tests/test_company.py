@@ -27,7 +27,9 @@ def test_a_second_run_is_refused_and_told_by_whom(tmp_path, whole):
     path, log = tmp_path / "a.zarr", tmp_path / "log"
     first = started(run, path, log, 8, 0.2)
     wait_for(log.exists)
-    with pytest.raises(BlockingIOError, match=rf"a\.zarr is being computed by pid {first.pid} on .*all groups"):
+    with pytest.raises(
+        BlockingIOError, match=rf"a\.zarr is being computed by pid {first.pid} on .*all groups"
+    ):
         run(path)
     assert [(r.pid, r.part) for r in claims.runs(path)] == [(first.pid, (1, 1))]
     first.kill()
@@ -94,7 +96,10 @@ def test_which_shards_meet(tmp_path, held, asked, meets):
     assert bool(own(held) & own(asked)) == meets
     with claims.claim(sweep, held):
         if meets:
-            with pytest.raises(BlockingIOError, match=rf"pid {os.getpid()} on"), claims.claim(sweep, asked):
+            with (
+                pytest.raises(BlockingIOError, match=rf"pid {os.getpid()} on"),
+                claims.claim(sweep, asked),
+            ):
                 pass
         else:
             with claims.claim(sweep, asked) as work:
@@ -106,7 +111,11 @@ def test_which_shards_meet(tmp_path, held, asked, meets):
 def test_a_link_leads_to_the_same_locks(tmp_path):
     sweep = opened(tmp_path / "a.zarr")
     (tmp_path / "link.zarr").symlink_to("a.zarr")
-    with claims.claim(sweep), pytest.raises(BlockingIOError), claims.claim(opened(tmp_path / "link.zarr")):
+    with (
+        claims.claim(sweep),
+        pytest.raises(BlockingIOError),
+        claims.claim(opened(tmp_path / "link.zarr")),
+    ):
         pass
 
 
@@ -129,7 +138,9 @@ def test_a_mark_that_another_run_makes_meanwhile_stays(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("shard", [(0, 2), (3, 2), (1, 0), (-1, 2)])
 def test_a_shard_that_is_none(tmp_path, shard):
-    with pytest.raises(ValueError, match=f"shard must be I/N with 1 <= I <= N, got {shard[0]}/{shard[1]}"):
+    with pytest.raises(
+        ValueError, match=f"shard must be I/N with 1 <= I <= N, got {shard[0]}/{shard[1]}"
+    ):
         run(tmp_path / "a.zarr", shard=shard)
 
 
@@ -161,7 +172,12 @@ def test_torn_metadata_are_mended_by_one_at_a_time(tmp_path):
 
 def _race(url, barrier, results, seed):
     try:
-        sweep = Groups(Place(url), fingerprint.plain(SETTINGS | {"seed": seed}), FIELDS, {"row": store.Axis(24, 3)})
+        sweep = Groups(
+            Place(url),
+            fingerprint.plain(SETTINGS | {"seed": seed}),
+            FIELDS,
+            {"row": store.Axis(24, 3)},
+        )
         barrier.wait()
         made = sweep.create()
         opened(url, seed=seed)

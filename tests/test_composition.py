@@ -36,7 +36,11 @@ def _train(key, knobs):
     draw, masks = jax.random.split(key)
     params = networks.init(MLP_, draw, X, knobs.sigma_w, 0.0)
     tx = optax.chain(
-        clipping.guarded(clipping.monitored(clipping.clip_by_norm(knobs.threshold), per="layer"), "skip", per="tree"),
+        clipping.guarded(
+            clipping.monitored(clipping.clip_by_norm(knobs.threshold), per="layer"),
+            "skip",
+            per="tree",
+        ),
         optax.sgd(knobs.learning_rate, momentum=0.9),
     )
 
@@ -62,7 +66,9 @@ def _train(key, knobs):
     start = (params, networks.initial_stats(MLP_, X), tx.init(params))
     (params, stats, state), errors = jax.lax.scan(step, start, jax.random.split(masks, STEPS))
     inference = networks.bind(MLP_, params, stats=stats)
-    accuracy = jnp.mean(jnp.argmax(MLP_.apply(networks.variables(inference), X, train=False), -1) == Y)
+    accuracy = jnp.mean(
+        jnp.argmax(MLP_.apply(networks.variables(inference), X, train=False), -1) == Y
+    )
     profile = propagation.forward(networks.chain(MLP_, train=False), inference, X[0])
     return errors, accuracy, state, profile
 
@@ -70,7 +76,11 @@ def _train(key, knobs):
 @pytest.fixture(scope="module")
 def trained():
     count = chex.assert_max_traces(_train, n=1)
-    knobs = Knobs(*jnp.array([[1.0, 1.0, 1.5], [0.0, 0.3, 0.1], [0.5, 0.01, 5.0], [0.3] * 3, [0.0, 1e-3, 1e-2]]))
+    knobs = Knobs(
+        *jnp.array(
+            [[1.0, 1.0, 1.5], [0.0, 0.3, 0.1], [0.5, 0.01, 5.0], [0.3] * 3, [0.0, 1e-3, 1e-2]]
+        )
+    )
     runs = jax.jit(jax.vmap(jax.vmap(count, (0, None)), (None, 0)))
     keys = jax.random.split(KEY, 2)
     # a second grid of knobs compiles nothing: the traces are counted

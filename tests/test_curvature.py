@@ -33,7 +33,10 @@ def _own():
     def draw(width):
         def init(key, h):
             size = sum(leaf.size for leaf in jax.tree.leaves(h))
-            return {"w": jax.random.normal(key, (size, width), jnp.result_type(float)), "b": jnp.full(width, 0.1)}
+            return {
+                "w": jax.random.normal(key, (size, width), jnp.result_type(float)),
+                "b": jnp.full(width, 0.1),
+            }
 
         return init
 
@@ -43,7 +46,9 @@ def _own():
     def layer(theta, h):
         return jnp.tanh(h) @ theta["w"] + theta["b"]
 
-    chain = networks.from_functions([(draw(4), first), (draw(4), layer), (draw(4), layer), (draw(3), layer)])
+    chain = networks.from_functions(
+        [(draw(4), first), (draw(4), layer), (draw(4), layer), (draw(3), layer)]
+    )
     x = {"a": jax.random.normal(KEY, (5, 2), jnp.result_type(float))}
     return chain, chain.init(KEY, jax.tree.map(lambda leaf: leaf[0], x)), x
 
@@ -63,7 +68,11 @@ MODELS = {"mlp": _mlp, "own layers": _own, "a function": _function}
 def _matrices(name, loss):
     """(Hessian, Gauss-Newton, empirical Fisher) by products, in chunks of 2 of 5; and the dense twins."""
     model, params, x = MODELS[name]()
-    targets = LABELS if loss == "cross_entropy" else jax.nn.one_hot(LABELS, 3, dtype=jnp.result_type(float))
+    targets = (
+        LABELS
+        if loss == "cross_entropy"
+        else jax.nn.one_hot(LABELS, 3, dtype=jnp.result_type(float))
+    )
     goal = curvature.objective(model, loss)
     vector, unravel = curvature.ravel(params)
 
@@ -86,7 +95,9 @@ def _matrices(name, loss):
             return jnp.sum((y - targets) ** 2, 1) / 2
 
         out, j = y(vector), jax.jacobian(y)(vector)
-        by_output = jax.vmap(jax.hessian(lambda y, t: losses(y)[t], 0), (None, 0))(out, jnp.arange(5))
+        by_output = jax.vmap(jax.hessian(lambda y, t: losses(y)[t], 0), (None, 0))(
+            out, jnp.arange(5)
+        )
         own = jnp.stack([by_output[b, b, :, b] for b in range(5)])
         g = jax.jacobian(lambda vector: losses(y(vector)))(vector)
         hessian = jax.hessian(lambda vector: jnp.mean(losses(y(vector))))(vector)
@@ -101,7 +112,9 @@ def test_products_against_dense_matrices(name):
     products, twins = _matrices(name, "squared" if name == "own layers" else "cross_entropy")
     for product, twin in zip(products, twins, strict=True):
         # a few rounded sums of tens of terms of the size of the largest entry
-        np.testing.assert_allclose(product, twin, atol=300 * jnp.finfo(twin.dtype).eps * np.abs(twin).max())
+        np.testing.assert_allclose(
+            product, twin, atol=300 * jnp.finfo(twin.dtype).eps * np.abs(twin).max()
+        )
 
 
 def _quadratic(scale=1.0):
@@ -154,7 +167,9 @@ def test_a_deep_linear_network_at_its_minimum():
     params = chain.init(KEY, x[0])
     targets = x * s[None]
     goal = curvature.objective(chain, "squared")
-    found = jax.jit(lambda: curvature.extremes(curvature.hessian(goal, params, (x, targets)), KEY, 9, 0, 1, 36))()
+    found = jax.jit(
+        lambda: curvature.extremes(curvature.hessian(goal, params, (x, targets)), KEY, 9, 0, 1, 36)
+    )()
     layers = np.arange(1, depth + 1)[:, None, None]
     expected = np.sum((s[:, None] ** (depth - layers) * s ** (layers - 1)) ** (2 / depth), axis=0)
     np.testing.assert_allclose(found.largest, np.sort(expected.ravel())[::-1], rtol=1e-10)
@@ -169,7 +184,9 @@ def test_extremes_bound_their_errors_and_begin_where_told():
     operator = curvature.hessian(lambda w: w @ matrix @ w / 2, jnp.zeros(60))
     for steps, block in ((6, 1), (12, 2)):
         found = jax.jit(lambda s=steps, b=block: curvature.extremes(operator, KEY, 2, 1, s, b))()
-        for theta, error, v in zip(found.largest, found.largest_error, found.largest_vectors, strict=True):
+        for theta, error, v in zip(
+            found.largest, found.largest_error, found.largest_vectors, strict=True
+        ):
             assert np.min(np.abs(values - theta)) <= error
             assert np.linalg.norm(matrix @ v - theta * v) <= error * (1 + 1e-9)
         assert found.largest[0] <= 10 + 1e-12 and found.smallest[0] >= -4 - 1e-12
@@ -203,7 +220,10 @@ def test_errors_of_trace_and_density_are_honest():
     assert np.std(trace.value) < 1
     # within the bulk; the quadrature resolves it to half a node's weight, of ten
     assert abs(np.mean(share.value) - np.mean(values <= 0.05)) < 0.05
-    assert np.mean(np.abs(share.value - np.mean(values <= 0.05)) < 3 * share.standard_error + 0.05) > 0.9
+    assert (
+        np.mean(np.abs(share.value - np.mean(values <= 0.05)) < 3 * share.standard_error + 0.05)
+        > 0.9
+    )
 
 
 def test_memory_of_products_is_as_stated():
@@ -239,7 +259,9 @@ def test_a_traced_depth_by_the_gradient_of_training():
     @jax.jit
     def by_gradient(depth):
         def gradient(params):
-            return training.value_and_grad(mlp, params, x, lambda y: training.cross_entropy(y, LABELS), depth).params
+            return training.value_and_grad(
+                mlp, params, x, lambda y: training.cross_entropy(y, LABELS), depth
+            ).params
 
         return _dense(curvature.hessian_by_gradient(gradient, params))
 
@@ -279,27 +301,47 @@ def test_what_makes_no_sense_is_refused():
         "loss must be floating": lambda: curvature.hessian(lambda w: jnp.asarray(1), jnp.ones(4)),
         "params must have a floating leaf": lambda: curvature.hessian(lambda w: 1.0, jnp.arange(3)),
         "params must be real": lambda: curvature.hessian(lambda w: 1.0, jnp.ones(3, complex)),
-        "chunk_size must be an integer >= 1, got 0": lambda: curvature.hessian(goal, params, (x, LABELS), 0),
-        "examples must share a leading axis": lambda: curvature.hessian(goal, params, (x, LABELS[:3])),
-        "at least one example, got shapes": lambda: curvature.hessian(goal, params, (x[:0], LABELS[:0])),
+        "chunk_size must be an integer >= 1, got 0": lambda: curvature.hessian(
+            goal, params, (x, LABELS), 0
+        ),
+        "examples must share a leading axis": lambda: curvature.hessian(
+            goal, params, (x, LABELS[:3])
+        ),
+        "at least one example, got shapes": lambda: curvature.hessian(
+            goal, params, (x[:0], LABELS[:0])
+        ),
         "gradient must have 4 entries, as params, got 2": lambda: curvature.hessian_by_gradient(
             lambda w: w[:2], jnp.ones(4)
         ),
-        "loss must be one of cross_entropy, squared, got 'hinge'": lambda: curvature.objective(model, "hinge"),
+        "loss must be one of cross_entropy, squared, got 'hinge'": lambda: curvature.objective(
+            model, "hinge"
+        ),
         "targets must have the outputs' shape": lambda: curvature.hessian(
             curvature.objective(model, "squared"), params, (x, x)
         ),
         r"top \+ bottom must be in \[1, 4\]": lambda: curvature.extremes(operator, KEY, 4, 1),
-        r"block \* steps must be at least top \+ bottom = 3": lambda: curvature.extremes(operator, KEY, 2, 1, 1),
-        "start must be vectors of 4 entries": lambda: curvature.extremes(operator, KEY, start=jnp.ones((1, 3))),
-        "operator must be symmetric, got 15 rows": lambda: curvature.trace(rectangular, KEY),
-        "optimiser must be one of sgd, momentum, nesterov, adam, got 'adagrad'": lambda: curvature.largest_stable_rate(
-            1.0, "adagrad"
+        r"block \* steps must be at least top \+ bottom = 3": lambda: curvature.extremes(
+            operator, KEY, 2, 1, 1
         ),
-        r"beta must be in \[0, 1\), got 1.0": lambda: curvature.largest_stable_rate(1.0, "momentum", 1.0),
-        "preconditioner must have 4 entries": lambda: curvature.preconditioned(operator, jnp.ones(3)),
-        "direction must have 4 entries": lambda: curvature.directional_sharpness(operator, jnp.ones(3)),
-        "update must have 4 entries": lambda: curvature.critical_sharpness(jnp.sum, jnp.ones(4), jnp.ones(3)),
+        "start must be vectors of 4 entries": lambda: curvature.extremes(
+            operator, KEY, start=jnp.ones((1, 3))
+        ),
+        "operator must be symmetric, got 15 rows": lambda: curvature.trace(rectangular, KEY),
+        "optimiser must be one of sgd, momentum, nesterov, adam, got 'adagrad'": lambda: (
+            curvature.largest_stable_rate(1.0, "adagrad")
+        ),
+        r"beta must be in \[0, 1\), got 1.0": lambda: curvature.largest_stable_rate(
+            1.0, "momentum", 1.0
+        ),
+        "preconditioner must have 4 entries": lambda: curvature.preconditioned(
+            operator, jnp.ones(3)
+        ),
+        "direction must have 4 entries": lambda: curvature.directional_sharpness(
+            operator, jnp.ones(3)
+        ),
+        "update must have 4 entries": lambda: curvature.critical_sharpness(
+            jnp.sum, jnp.ones(4), jnp.ones(3)
+        ),
         "guess must be > 0, got 0.0": lambda: curvature.critical_sharpness(
             jnp.sum, jnp.ones(4), jnp.ones(4), None, 0.0
         ),
@@ -361,7 +403,9 @@ def test_the_preconditioner_of_adam():
         for _ in range(3):
             _, state = tx.update(params, state, params)
     preconditioner = curvature.adam_preconditioner(state, 0.9, 0.99, 1e-3)
-    np.testing.assert_allclose(preconditioner, (1 - 0.9**3) * (np.asarray([3, 4, 5]) + 1e-3), rtol=1e-12)
+    np.testing.assert_allclose(
+        preconditioner, (1 - 0.9**3) * (np.asarray([3, 4, 5]) + 1e-3), rtol=1e-12
+    )
     matrix = jnp.asarray(np.random.default_rng(3).normal(size=(3, 3)))
     operator = curvature.hessian(lambda w: w @ matrix @ w / 2, jnp.zeros(3))
     found = curvature.extremes(curvature.preconditioned(operator, preconditioner), KEY, 3)
@@ -393,7 +437,9 @@ def test_critical_sharpness_of_a_quadratic_is_the_directional_one():
     # rounding of the loss next to its slope
     np.testing.assert_allclose(found.sharpness, along, rtol=1e4 * float(jnp.finfo(w.dtype).eps))
     assert np.all((found.rate_low <= found.rate) & (found.rate <= found.rate_high))
-    twin = np.asarray(jax.grad(loss)(w) @ matrix @ jax.grad(loss)(w) / jnp.sum(jax.grad(loss)(w) ** 2))
+    twin = np.asarray(
+        jax.grad(loss)(w) @ matrix @ jax.grad(loss)(w) / jnp.sum(jax.grad(loss)(w) ** 2)
+    )
     np.testing.assert_allclose(along, np.full(4, twin), rtol=1e-5)
 
 
@@ -425,7 +471,9 @@ def test_critical_sharpness_of_a_network_and_where_there_is_none():
     straight = curvature.critical_sharpness(jnp.sum, jnp.ones(3), -jnp.ones(3))
     assert np.isnan(straight.rate) and np.isinf(straight.rate_high)
     # a loss that is not finite has risen
-    wall = curvature.critical_sharpness(lambda w: jnp.where(w > 2, jnp.nan, -w), jnp.zeros(()), jnp.ones(()), passes=30)
+    wall = curvature.critical_sharpness(
+        lambda w: jnp.where(w > 2, jnp.nan, -w), jnp.zeros(()), jnp.ones(()), passes=30
+    )
     assert float(wall.rate) == pytest.approx(2, rel=1e-3)
 
 
@@ -452,7 +500,9 @@ def test_sharpness_along_training_is_recorded_and_frozen_where_a_run_diverges():
     assert np.all(np.isfinite(series))
     top = jax.jit(lambda params: curvature.extremes(at(params), KEY, steps=30).largest[0])
     assert float(series[0]) == pytest.approx(float(top(params)), rel=1e-6)
-    half = jax.jit(lambda: training.train(mlp, params, optax.sgd(0.1), data, key=KEY, steps=40)[1].params)()
+    half = jax.jit(
+        lambda: training.train(mlp, params, optax.sgd(0.1), data, key=KEY, steps=40)[1].params
+    )()
     assert float(series[2]) == pytest.approx(float(top(half)), rel=1e-6)
     # no compile for another rate, at which float64 overflows within three steps
     stopped, series, _ = run(1e307)

@@ -36,7 +36,9 @@ def test_normalise():
     assert scaled.dtype == np.float32
     # squares of these leave float32 at either end
     for factor in (1e-30, 1e30):
-        np.testing.assert_allclose(data._replace(x=data.x * np.float32(factor)).normalised(2.5).x, scaled, rtol=1e-5)
+        np.testing.assert_allclose(
+            data._replace(x=data.x * np.float32(factor)).normalised(2.5).x, scaled, rtol=1e-5
+        )
     with pytest.raises(ValueError, match="input 3 is zero"):
         data._replace(x=np.concatenate([data.x[:3], np.zeros((1, 64), np.float32)])).normalised()
     with pytest.raises(ValueError, match="q0 must be > 0"):
@@ -44,7 +46,11 @@ def test_normalise():
 
 
 def _idx(array):
-    return bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
+    return (
+        bytes([0, 0, 8, array.ndim])
+        + struct.pack(f">{array.ndim}I", *array.shape)
+        + array.tobytes()
+    )
 
 
 @pytest.fixture
@@ -53,7 +59,9 @@ def folder(tmp_path):
     for part, n in (("train", 12), ("t10k", 5)):
         images = rng.integers(0, 256, (n, 28, 28), np.uint8)
         (tmp_path / f"{part}-images-idx3-ubyte").write_bytes(_idx(images))
-        (tmp_path / f"{part}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(_idx(rng.integers(0, 10, n, np.uint8))))
+        (tmp_path / f"{part}-labels-idx1-ubyte.gz").write_bytes(
+            gzip.compress(_idx(rng.integers(0, 10, n, np.uint8)))
+        )
     return tmp_path
 
 
@@ -116,19 +124,31 @@ ONES = np.ones((2, 2))
         ({"x": np.ones((3, 2))}, "needs arrays x and y, holds x"),
         ({"x": np.ones((3, 2)), "y": np.arange(4)}, r"got \(3, 2\) and \(4,\)"),
         ({"x": np.array([[1.0], [np.nan]]), "y": np.arange(2)}, "input 1 holds NaN or inf"),
-        ({"x": np.array([[1.0], [1e300]]), "y": np.arange(2)}, "input 1 holds numbers beyond float32"),
+        (
+            {"x": np.array([[1.0], [1e300]]), "y": np.arange(2)},
+            "input 1 holds numbers beyond float32",
+        ),
         ({"x": np.array([[1.0, 0.0], [0.0, 0.0]]), "y": np.arange(2)}, "input 1 is zero"),
         ({"x": np.array([[1.0], [1e-40]]), "y": np.arange(2)}, "input 1 is zero in float32"),
         ({"x": ONES + 1j, "y": np.arange(2)}, "x must be real numbers, got dtype complex128"),
-        ({"x": ONES.astype("timedelta64[s]"), "y": np.arange(2)}, "array x must be numbers, got dtype timedelta64"),
+        (
+            {"x": ONES.astype("timedelta64[s]"), "y": np.arange(2)},
+            "array x must be numbers, got dtype timedelta64",
+        ),
         ({"x": np.array([["a"], ["b"]]), "y": np.arange(2)}, "array x must be numbers"),
-        ({"x": np.array([[None], [1]]), "y": np.arange(2)}, "array x must be numbers, got dtype object"),
+        (
+            {"x": np.array([[None], [1]]), "y": np.arange(2)},
+            "array x must be numbers, got dtype object",
+        ),
         ({"x": np.ones((2, 2, 2)), "y": np.arange(2)}, r"got \(2, 2, 2\) and \(2,\)"),
         ({"x": np.float64(1), "y": np.arange(2)}, r"got \(\) and \(2,\)"),
         ({"x": ONES, "y": np.array([0.0, 1.0])}, "labels must be integers >= 0, got dtype float64"),
         ({"x": ONES, "y": np.array([True, False])}, "labels must be integers >= 0, got dtype bool"),
         ({"x": ONES, "y": np.array([-1, 1])}, "labels must be integers >= 0, got -1"),
-        ({"x": ONES, "y": np.array([0, 2**31])}, "labels must be below 1000 for 2 examples, got 2147483648"),
+        (
+            {"x": ONES, "y": np.array([0, 2**31])},
+            "labels must be below 1000 for 2 examples, got 2147483648",
+        ),
         ({"x": ONES, "y": np.array([0, 2**32])}, "got 4294967296"),
         ({"x": ONES, "y": np.array([0, 2**64 - 1], np.uint64)}, "got 18446744073709551615"),
         ({"x": ONES, "y": np.array([0, 10**7])}, "numbers the classes from 0"),
@@ -147,13 +167,17 @@ def test_real_inputs_of_any_dtype_become_float32(tmp_path, dtype):
     x = np.arange(1, 7).reshape(3, 2).astype(dtype)
     np.savez_compressed(tmp_path / "good.npz", x=x, y=np.array([0, 1, 999], np.uint64))
     data = datasets.load(str(tmp_path / "good.npz"))
-    assert data.x.dtype == np.float32 and data.y.dtype == np.int32 and data.y.tolist() == [0, 1, 999]
+    assert (
+        data.x.dtype == np.float32 and data.y.dtype == np.int32 and data.y.tolist() == [0, 1, 999]
+    )
     np.testing.assert_array_equal(data.x, x.astype(np.float32))
 
 
 def _header(shape, dtype="<f4"):
     file = io.BytesIO()
-    np.lib.format.write_array_header_1_0(file, {"descr": dtype, "fortran_order": False, "shape": shape})
+    np.lib.format.write_array_header_1_0(
+        file, {"descr": dtype, "fortran_order": False, "shape": shape}
+    )
     return file.getvalue()
 
 
@@ -183,12 +207,16 @@ def test_files_that_unpack_to_gigabytes_are_refused_unread(tmp_path):
     # 100 MB of zeros in 100 kB; LARGEST is not reached
     zeros = np.zeros((25_000, 1000), np.float32)
     np.savez_compressed(tmp_path / "bomb.npz", x=zeros, y=np.zeros(25_000, int))
-    with pytest.raises(ValueError, match="bomb.npz: .*array x unpacks from .* no data compress like that"):
+    with pytest.raises(
+        ValueError, match="bomb.npz: .*array x unpacks from .* no data compress like that"
+    ):
         datasets.load(tmp_path / "bomb.npz")
     for shape in ((60_000, 28, 28), (2**32 - 1,) * 3):
         bomb = gzip.compress(bytes([0, 0, 8, 3]) + struct.pack(">3I", *shape))
         (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(bomb)
-        with pytest.raises(ValueError, match="holds 0" if shape[0] == 60_000 else "at most 2147483648 are read"):
+        with pytest.raises(
+            ValueError, match="holds 0" if shape[0] == 60_000 else "at most 2147483648 are read"
+        ):
             datasets.load("mnist", tmp_path)
 
 
@@ -205,5 +233,7 @@ def test_files_that_are_no_npz(tmp_path):
     for name, named in (("torn.npz", "not a readable .npz"), ("none.npz", "no such file")):
         with pytest.raises(ValueError, match=named):
             datasets.load(str(tmp_path / name))
-    with pytest.raises(ValueError, match="unknown data set 'cifar'; known are mnist-5k, digits, mnist"):
+    with pytest.raises(
+        ValueError, match="unknown data set 'cifar'; known are mnist-5k, digits, mnist"
+    ):
         datasets.load("cifar")

@@ -75,7 +75,9 @@ def test_values_and_derivatives_are_those_of_jax(name):
     def both(function):
         def of_one(a):
             out, pushed = jax.jvp(function, (a,), (jnp.cos(a),))
-            loss = lambda a: sum(jnp.sum(jnp.sin(leaf + 0.3)) for leaf in jax.tree.leaves(function(a)))
+            loss = lambda a: sum(
+                jnp.sum(jnp.sin(leaf + 0.3)) for leaf in jax.tree.leaves(function(a))
+            )
             return out, pushed, jax.grad(loss)(a)
 
         return jax.jit(jax.vmap(jax.vmap(of_one)))(stack)
@@ -101,7 +103,9 @@ def test_equal_singular_values_have_finite_derivatives_of_their_sum():
     np.testing.assert_allclose(slope, np.eye(4), atol=1e-12)
 
 
-@pytest.mark.skipif(jax.default_backend() != "cpu", reason="other platforms decompose stacks as they are")
+@pytest.mark.skipif(
+    jax.default_backend() != "cpu", reason="other platforms decompose stacks as they are"
+)
 def test_each_call_of_lapack_has_one_matrix():
     def everything(a):
         u, s, vt = decompositions.svd(a)
@@ -172,10 +176,16 @@ with jax.set_mesh(explicit):
 
 def test_any_way_over_two_devices_finishes_with_nothing_in_the_environment():
     # stacks large enough for jaxlib 0.10.2 to share them out among threads: of JAX's own, none of these finishes
-    settings = {name: value for name, value in os.environ.items() if not name.endswith("NUM_THREADS")}
+    settings = {
+        name: value for name, value in os.environ.items() if not name.endswith("NUM_THREADS")
+    }
     settings.pop("NPROC", None)
     run = subprocess.run(
-        [sys.executable, "-W", "error", "-c", ON_DEVICES], env=settings, capture_output=True, text=True, timeout=240
+        [sys.executable, "-W", "error", "-c", ON_DEVICES],
+        env=settings,
+        capture_output=True,
+        text=True,
+        timeout=240,
     )
     assert run.returncode == 0, run.stderr
 
@@ -186,8 +196,14 @@ def test_the_blas_that_decomposes_has_one_thread_and_numpys_keeps_its_own():
         "decompositions.singular_values(jnp.eye(3)); "
         "print(json.dumps([[lib['filepath'], lib['num_threads']] for lib in threadpoolctl.threadpool_info()]))"
     )
-    settings = os.environ | {"OPENBLAS_NUM_THREADS": "2", "OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2"}
-    run = subprocess.run([sys.executable, "-c", code], env=settings, capture_output=True, text=True, timeout=240)
+    settings = os.environ | {
+        "OPENBLAS_NUM_THREADS": "2",
+        "OMP_NUM_THREADS": "2",
+        "MKL_NUM_THREADS": "2",
+    }
+    run = subprocess.run(
+        [sys.executable, "-c", code], env=settings, capture_output=True, text=True, timeout=240
+    )
     assert run.returncode == 0, run.stderr
     threads = {path: count for path, count in json.loads(run.stdout) if "blas" in path}
     assert threads

@@ -88,31 +88,53 @@ ROWS = {
     "derivative_moment": Row(lambda q: theory.derivative_moment("erf", q), (1e-4, 1.0, 1e7)),
     "derivative_moment of sin": Row(lambda q: theory.derivative_moment("sin", q), (1e-4, 1.0, 5.0)),
     "length_map": Row(lambda w: theory.length_map("tanh", w, 0.1, 0.5), (1e-6, 1.0, 30.0)),
-    "correlation_map": Row(lambda c: theory.correlation_map("tanh", 1.5, 0.3, 0.7, c), (-0.99, 0.0, 0.6, 0.99)),
-    "correlation_map of relu": Row(
-        lambda c: theory.correlation_map("relu", 2**0.5, 0.1, 1.0, c), (-0.999, 0.0, 0.6, 0.999), 1e-5, (1e-6, 1e-3)
+    "correlation_map": Row(
+        lambda c: theory.correlation_map("tanh", 1.5, 0.3, 0.7, c), (-0.99, 0.0, 0.6, 0.99)
     ),
-    "correlation_slope": Row(lambda c: theory.correlation_slope("erf", 1.5, 0.3, 0.7, c), (-0.99, 0.0, 0.6, 0.99)),
+    "correlation_map of relu": Row(
+        lambda c: theory.correlation_map("relu", 2**0.5, 0.1, 1.0, c),
+        (-0.999, 0.0, 0.6, 0.999),
+        1e-5,
+        (1e-6, 1e-3),
+    ),
+    "correlation_slope": Row(
+        lambda c: theory.correlation_slope("erf", 1.5, 0.3, 0.7, c), (-0.99, 0.0, 0.6, 0.99)
+    ),
     "chi_1": Row(lambda w: theory.fixed_point("tanh", w, 0.3).chi_1, (0.5, 1.5, 4.0)),
-    "xi_c": Row(lambda w: theory.fixed_point("tanh", w, 0.3).xi_c, (0.9, 1.5, 3.0), tolerances=(1e-6, 1e-3)),
-    "critical_sigma_w": Row(lambda b: theory.critical_sigma_w("tanh", b), (0.05, 0.3, 1.0), tolerances=(1e-6, 1e-3)),
+    "xi_c": Row(
+        lambda w: theory.fixed_point("tanh", w, 0.3).xi_c, (0.9, 1.5, 3.0), tolerances=(1e-6, 1e-3)
+    ),
+    "critical_sigma_w": Row(
+        lambda b: theory.critical_sigma_w("tanh", b), (0.05, 0.3, 1.0), tolerances=(1e-6, 1e-3)
+    ),
     "jacobian_moments": Row(
         lambda q: theory.jacobian_moments("tanh", 1.5, q, 20.0).relative_variance, (1e-2, 0.5, 30.0)
     ),
-    "chi_1 by beta": Row(lambda a: theory.fixed_point(activations.swish(a), 1.2, 0.3).chi_1, (0.5, 1.702)),
+    "chi_1 by beta": Row(
+        lambda a: theory.fixed_point(activations.swish(a), 1.2, 0.3).chi_1, (0.5, 1.702)
+    ),
     "xi_c by slope": Row(
-        lambda a: theory.fixed_point(activations.leaky_relu(a), 1.2, 0.3).xi_c, (-0.5, 0.0, 0.2), 1e-4, (1e-6, 1e-3)
+        lambda a: theory.fixed_point(activations.leaky_relu(a), 1.2, 0.3).xi_c,
+        (-0.5, 0.0, 0.2),
+        1e-4,
+        (1e-6, 1e-3),
     ),
     "critical_sigma_w by slope": Row(
-        lambda a: theory.critical_sigma_w(activations.leaky_relu(a), 0.0), (0.0, 0.2, 0.9), tolerances=(1e-6, 1e-3)
+        lambda a: theory.critical_sigma_w(activations.leaky_relu(a), 0.0),
+        (0.0, 0.2, 0.9),
+        tolerances=(1e-6, 1e-3),
     ),
     "forward": Row(_length_at_depth_200, (0.7, 1.0), 1e-4, (1e-6, 5e-3)),
     "backward": Row(_gradient_at_depth_200, (0.7, 1.0), 1e-4, (1e-6, 5e-3)),
     "correlation": Row(_correlation_of_inputs, (0.0, 1e-3, 0.5), 1e-4),
     "jacobian_norm": Row(_jacobian_norm, (0.0, 1.0, 10.0)),
-    "orthogonality": Row(lambda t: t + regularizers.orthogonality(_weights(t)), (1e-3, 1.0, 2.0), 1e-4),
+    "orthogonality": Row(
+        lambda t: t + regularizers.orthogonality(_weights(t)), (1e-3, 1.0, 2.0), 1e-4
+    ),
     "lsuv": Row(_lsuv, (0.5, 1.7), tolerances=(1e-6, 1e-3)),
-    "log_norm": Row(lambda t: norms.log_norm({"a": jnp.stack([t, jnp.ones_like(t)])}), (0.0, 1.0, 1e10)),
+    "log_norm": Row(
+        lambda t: norms.log_norm({"a": jnp.stack([t, jnp.ones_like(t)])}), (0.0, 1.0, 1e10)
+    ),
 }
 
 
@@ -127,7 +149,10 @@ def _difference(f, t, step):
 def test_gradients_are_central_differences(name):
     function, points, step, tolerances = ROWS[name]
     x64 = jax.config.jax_enable_x64
-    differ = lambda t: (jax.vmap(function)(t), jax.vmap(lambda t: _difference(function, t, step))(t))
+    differ = lambda t: (
+        jax.vmap(function)(t),
+        jax.vmap(lambda t: _difference(function, t, step))(t),
+    )
     with jax.enable_x64(True):
         value, difference = map(np.asarray, jax.jit(differ)(jnp.asarray(points, jnp.float64)))
     dtype = jnp.float64 if x64 else jnp.float32
@@ -142,7 +167,9 @@ def _bound(gain, step=0.0):
     """A network with a gain beside its weights, these a step along a direction, and one input."""
     mlp, params, x = _drawn(jnp.ones_like(gain), 2, 3)
     kernel = params.blocks["dense"]["kernel"]
-    blocks = params.blocks | {"dense": params.blocks["dense"] | {"kernel": kernel + step * jnp.cos(kernel)}}
+    blocks = params.blocks | {
+        "dense": params.blocks["dense"] | {"kernel": kernel + step * jnp.cos(kernel)}
+    }
     return networks.chain(mlp), networks.bind(mlp, params._replace(blocks=blocks), sigma_w=gain), x
 
 
@@ -178,7 +205,9 @@ def test_second_derivatives_of_scans_are_central_differences_of_the_gradient(nam
     step = 1e-3 * point
     around = point + step * jnp.arange(-2.0, 3.0)
     values, slopes = jax.jit(lambda at: (jax.vmap(function)(at), jax.vmap(gradient)(at)))(around)
-    forward, reverse = jax.jit(lambda t: (jax.jvp(gradient, (t,), (1.0,))[1], jax.grad(gradient)(t)))(point)
+    forward, reverse = jax.jit(
+        lambda t: (jax.jvp(gradient, (t,), (1.0,))[1], jax.grad(gradient)(t))
+    )(point)
     central = jnp.asarray([1.0, -8.0, 0.0, 8.0, -1.0]) / (12 * step)
     # the error of the differences, of the fourth order
     np.testing.assert_allclose(slopes[2], values @ central, rtol=1e-7)
@@ -204,7 +233,9 @@ def test_second_derivatives_by_bound_weights_are_those_by_their_product_with_the
     def derivatives(loss):
         return jax.grad(loss)(0.0), jax.hessian(loss)(0.0), jax.grad(jax.grad(loss))(0.0)
 
-    np.testing.assert_allclose(*jax.jit(lambda: (derivatives(loss), derivatives(multiplied)))(), rtol=1e-10)
+    np.testing.assert_allclose(
+        *jax.jit(lambda: (derivatives(loss), derivatives(multiplied)))(), rtol=1e-10
+    )
 
 
 def _isometric(t):
@@ -262,4 +293,6 @@ def test_gradients_at_dynamical_isometry_are_central_differences():
         expected = np.asarray(value).reshape(len(points), 5) @ central
         # differences of the fourth order; float32 carries 7 digits, of which a product of five layers loses two
         tolerance = 1e-8 if x64 else 1e-4
-        np.testing.assert_allclose(slopes[name], expected, rtol=tolerance, atol=tolerance, err_msg=name)
+        np.testing.assert_allclose(
+            slopes[name], expected, rtol=tolerance, atol=tolerance, err_msg=name
+        )

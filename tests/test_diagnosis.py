@@ -52,7 +52,9 @@ class Residual(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        return x + self.scale * nn.Dense(32)(nn.relu(nn.Dense(32, kernel_init=HE)(nn.LayerNorm()(x))))
+        return x + self.scale * nn.Dense(32)(
+            nn.relu(nn.Dense(32, kernel_init=HE)(nn.LayerNorm()(x)))
+        )
 
 
 class ResNet(nn.Module):
@@ -71,7 +73,9 @@ class Gpt(nn.Module):
 
     @nn.compact
     def __call__(self, tokens):
-        x = nn.Embed(11, 32)(tokens) + self.param("positions", nn.initializers.normal(0.5), (1, 6, 32), "float32")
+        x = nn.Embed(11, 32)(tokens) + self.param(
+            "positions", nn.initializers.normal(0.5), (1, 6, 32), "float32"
+        )
         for i in range(3):
             x = GptBlock(name=f"block_{i}")(x)
         return nn.Dense(11)(nn.LayerNorm()(x))
@@ -131,11 +135,26 @@ def test_half_precision_that_underflows_is_told_from_a_gradient_that_is_none():
     ("settings", "gains", "what", "rate"),
     [
         # d ln |dL/dh| / dl = -ln(chi) / 2: relu at Glorot's gain, chi = 1/2
-        ({"depth": 50, "activation": "relu"}, {"sigma_w": 1.0}, "vanishing gradient", np.log(2) / 2),
+        (
+            {"depth": 50, "activation": "relu"},
+            {"sigma_w": 1.0},
+            "vanishing gradient",
+            np.log(2) / 2,
+        ),
         ({"depth": 20, "activation": "sigmoid"}, {"sigma_w": 1.0}, "vanishing gradient", np.log(4)),
-        ({"depth": 20, "activation": "relu"}, {"sigma_w": 2.0}, "exploding gradient", -np.log(2) / 2),
+        (
+            {"depth": 20, "activation": "relu"},
+            {"sigma_w": 2.0},
+            "exploding gradient",
+            -np.log(2) / 2,
+        ),
         # batch normalisation of 16 examples, Yang et al. 2019, between that of 8 and 32 examples
-        ({"depth": 60, "activation": "relu", "norm": "batch"}, {"sigma_w": 1.0}, "exploding gradient", -0.24),
+        (
+            {"depth": 60, "activation": "relu", "norm": "batch"},
+            {"sigma_w": 1.0},
+            "exploding gradient",
+            -0.24,
+        ),
     ],
 )
 def test_the_rate_of_a_deep_chain_is_that_of_theory(settings, gains, what, rate):
@@ -162,7 +181,9 @@ def test_the_rate_of_a_deep_chain_is_that_of_theory(settings, gains, what, rate)
 
 
 def test_a_readout_is_no_odd_block():
-    model = nn.Sequential([part for width in (32,) * 8 + (1,) for part in (nn.sigmoid, nn.Dense(width))])
+    model = nn.Sequential(
+        [part for width in (32,) * 8 + (1,) for part in (nn.sigmoid, nn.Dense(width))]
+    )
     report = diagnosis.diagnose(model, jax.jit(model.init)(jax.random.key(2), X), X, jnp.mean)
     assert "one block unlike the others" not in _whats(report)
 

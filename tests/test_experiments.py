@@ -43,6 +43,8 @@ def test_an_experiment_run_small_measures_what_it_claims(folder, tmp_path):
     for name, claim in _claims(folder).items():
         low, high = claim.get("at_least", -float("inf")), claim.get("at_most", float("inf"))
         holds = low <= measured[name] <= high
-        assert holds or claim.get("full_size_only", False), f"{name} = {measured[name]}: {claim['claim']}"
+        assert holds or claim.get("full_size_only", False), (
+            f"{name} = {measured[name]}: {claim['claim']}"
+        )
     _load(folder / "plot.py").main(tmp_path, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 0

@@ -34,19 +34,25 @@ def tables(monkeypatch):
 
 
 def test_a_norm_and_a_skip_are_entries_of_their_tables(tables):
-    mlp = networks.MLP(depth=2, width=4, activation="relu", norm="halved", skip="twice", features_out=1)
+    mlp = networks.MLP(
+        depth=2, width=4, activation="relu", norm="halved", skip="twice", features_out=1
+    )
     x = jnp.arange(1.0, 4.0)
     params = networks.init(mlp, jax.random.key(0), x)
     states = propagation.states(networks.chain(mlp), params, x)
     h = np.asarray(states[0])
     for index in range(2):
-        layer = jax.tree.map(lambda leaf, index=index: np.asarray(leaf[index]), params.blocks)["dense"]
+        layer = jax.tree.map(lambda leaf, index=index: np.asarray(leaf[index]), params.blocks)[
+            "dense"
+        ]
         h = 2 * h + np.maximum(0.5 * h, 0) @ layer["kernel"] + layer["bias"]
         np.testing.assert_allclose(states[index + 1], h, rtol=1e-12)
 
 
 def test_a_new_entry_is_a_setting_of_grids(tables):
-    grid = sweeps.Grid(norm="halved", skip="twice", depths=(2,), sigma_w=(1.0,), seeds=1, width=4, inputs=1)
+    grid = sweeps.Grid(
+        norm="halved", skip="twice", depths=(2,), sigma_w=(1.0,), seeds=1, width=4, inputs=1
+    )
     assert (grid.norm, grid.skip) == ("halved", "twice")
     with pytest.raises(ValueError, match="norm must be one of .*halved, got 'thirded'"):
         sweeps.Grid(norm="thirded")
@@ -84,7 +90,9 @@ def test_an_activation_and_a_measure_are_functions():
     assert found.largest.dims == ("activation", "seed", "sigma_w", "input", "layer")
     assert list(found.activation.values) == ["cubic"]
     # with sigma_b = 0 layer 0 is linear in the gain
-    np.testing.assert_allclose(found.largest.sel(sigma_w=1.0, layer=0), 2 * found.largest.sel(sigma_w=0.5, layer=0))
+    np.testing.assert_allclose(
+        found.largest.sel(sigma_w=1.0, layer=0), 2 * found.largest.sel(sigma_w=0.5, layer=0)
+    )
 
 
 def test_a_clipper_is_an_optax_transformation():

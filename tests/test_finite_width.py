@@ -27,7 +27,9 @@ def test_leaky_relu_has_its_exact_laws(slope, width, mean, gaussian, at_he, haar
     unit = theory.log_growth(phi, width, width**0.5)
     assert float(unit.mean) == pytest.approx(mean, abs=5e-9) and unit.survival == 1.0
     assert theory.critical_width_gain(phi, width) == pytest.approx(gaussian, abs=5e-7)
-    assert float(theory.log_growth(phi, width, math.sqrt(2 / (1 + slope**2))).mean) == pytest.approx(at_he, abs=5e-7)
+    assert float(
+        theory.log_growth(phi, width, math.sqrt(2 / (1 + slope**2))).mean
+    ) == pytest.approx(at_he, abs=5e-7)
     assert theory.critical_width_gain(phi, width, "orthogonal") == pytest.approx(haar, abs=5e-7)
 
 
@@ -37,15 +39,21 @@ def test_the_mean_is_the_integral_of_multi_precision():
         transform = lambda t, a=slope: ((1 + 2 * t) ** -0.5 + (1 + 2 * a**2 * t) ** -0.5) / 2
         excess = lambda x, n=width, m=transform: mpmath.exp(-mpmath.exp(x)) - m(mpmath.exp(x)) ** n
         wanted = float(mpmath.quad(excess, [-60, -20, -5, 0, 5, 20, 60, 200])) / 2
-        assert float(theory.log_growth(leaky_relu(slope), width, width**0.5).mean) == pytest.approx(wanted, abs=1e-10)
+        assert float(theory.log_growth(leaky_relu(slope), width, width**0.5).mean) == pytest.approx(
+            wanted, abs=1e-10
+        )
     linear = theory.log_growth("identity", 6, 1.0)
     wanted = (mpmath.digamma(3) + mpmath.log(2) - mpmath.log(6)) / 2, mpmath.polygamma(1, 3) / 4
-    np.testing.assert_allclose([linear.mean, linear.variance], [float(value) for value in wanted], rtol=1e-11)
+    np.testing.assert_allclose(
+        [linear.mean, linear.variance], [float(value) for value in wanted], rtol=1e-11
+    )
     haar = theory.log_growth("identity", 6, 1.3, "orthogonal")
     np.testing.assert_allclose([haar.mean, haar.variance], [math.log(1.3), 0.0], atol=1e-12)
 
 
-@pytest.mark.parametrize(("activation", "weights"), [("relu", "gaussian"), (leaky_relu(0.1), "orthogonal")])
+@pytest.mark.parametrize(
+    ("activation", "weights"), [("relu", "gaussian"), (leaky_relu(0.1), "orthogonal")]
+)
 def test_networks_have_these_laws_at_any_depth(activation, weights):
     width, depth, count = 6, 8, 600
     mlp = networks.MLP(depth, width, activation, weights=weights, features_out=width)
@@ -100,13 +108,20 @@ def test_the_initialiser_takes_the_width_into_account():
     drawn = initializers.critical(leaky_relu(0.1), width=100)(jax.random.key(0), (100, 100))
     plain = initializers.critical(leaky_relu(0.1))(jax.random.key(0), (100, 100))
     np.testing.assert_allclose(drawn / plain, 1.424745 / math.sqrt(2 / 1.01), rtol=1e-6)
-    with pytest.raises(ValueError, match="linear either side of 0, such as relu and leaky_relu, got tanh"):
+    with pytest.raises(
+        ValueError, match="linear either side of 0, such as relu and leaky_relu, got tanh"
+    ):
         initializers.critical("tanh", width=100)
 
 
 def test_comparisons_tell_finite_width_from_disagreement():
     found = theory.compare(
-        jnp.asarray([0.05, 1.0, -3.0]), 0.0, jnp.asarray([0.1, 0.1, 0.1]), depth=100, width=100, size=1.25
+        jnp.asarray([0.05, 1.0, -3.0]),
+        0.0,
+        jnp.asarray([0.1, 0.1, 0.1]),
+        depth=100,
+        width=100,
+        size=1.25,
     )
     np.testing.assert_allclose(found.z, [0.5, 10.0, -30.0])
     np.testing.assert_allclose(found.beyond, [0.0, 0.0, -17.5])

@@ -15,7 +15,12 @@ GAINS = (1.5, 0.3)
 DEPTH = 160
 LAWS = {
     "dropout": {"keep": 0.9, "shared_masks": False},
-    "LayerNorm, dropout": {"norm": "layer", "keep": 0.9, "shared_masks": False, "weights": "he_normal"},
+    "LayerNorm, dropout": {
+        "norm": "layer",
+        "keep": 0.9,
+        "shared_masks": False,
+        "weights": "he_normal",
+    },
     "LayerNorm after": {"norm": "layer", "norm_after": True},
     "BatchNorm": {"norm": "batch", "batch": 8},
 }
@@ -48,7 +53,9 @@ def test_relu_with_dropout_in_multi_precision(keep):
     with mpmath.workdps(40):
         rate = mpmath.mpf(keep)
         excess = lambda d: 1 - rate * _arccos_map(1 - d) - d
-        distance = mpmath.findroot(excess, (1 - rate, 1), solver="bisect", maxsteps=120, verify=False)
+        distance = mpmath.findroot(
+            excess, (1 - rate, 1), solver="bisect", maxsteps=120, verify=False
+        )
     # 1 - keep, from which 1 - c* follows, has lost the digits that keep is given in
     rtol = 1e-9 + 1e-16 / (1 - keep)
     np.testing.assert_allclose(point.distance, float(distance), rtol=rtol)
@@ -61,7 +68,9 @@ def test_dropout_near_criticality_is_universal():
     h, sigma_b = 1e-8, 0.3
     critical = float(theory.critical_sigma_w("tanh", sigma_b))
     # how chi_1 moves with the gain
-    beside = [float(theory.fixed_point("tanh", critical + step, sigma_b).chi_1) for step in (1e-4, -1e-4)]
+    beside = [
+        float(theory.fixed_point("tanh", critical + step, sigma_b).chi_1) for step in (1e-4, -1e-4)
+    ]
     slope = (beside[0] - beside[1]) / 2e-4
     for t in (-3.0, 0.0, 3.0):
         plain = theory.fixed_point("tanh", critical, sigma_b)
@@ -72,7 +81,9 @@ def test_dropout_near_criticality_is_universal():
         block = theory.law("tanh", keep=1 - h / share, shared_masks=False)
         distance = float(theory.fixed_point(block, gain, sigma_b).distance)
         # the next order is that of sqrt(h)
-        np.testing.assert_allclose(distance * math.sqrt(curvature / (2 * h)), math.sqrt(1 + t**2) - t, rtol=2e-3)
+        np.testing.assert_allclose(
+            distance * math.sqrt(curvature / (2 * h)), math.sqrt(1 + t**2) - t, rtol=2e-3
+        )
 
 
 def _curvature(q, sigma_w):
@@ -96,11 +107,15 @@ def test_batchnorm_on_relu_has_its_correlation(batch):
 
 def test_layernorm_in_closed_form():
     """chi_1 = M / (V + sigma_b^2/sigma_w^2) at length 1; critical where sigma_w^2 = sigma_b^2 / (M - V)."""
-    length, slope = (float(moment("tanh", 1.0)) for moment in (theory.second_moment, theory.derivative_moment))
+    length, slope = (
+        float(moment("tanh", 1.0)) for moment in (theory.second_moment, theory.derivative_moment)
+    )
     block = theory.law("tanh", norm="rms", epsilon=0.0)
     point = theory.fixed_point(block, *GAINS)
     np.testing.assert_allclose(point.q, GAINS[0] ** 2 * length + GAINS[1] ** 2, rtol=1e-12)
-    np.testing.assert_allclose(point.chi_1, slope / (length + (GAINS[1] / GAINS[0]) ** 2), rtol=1e-12)
+    np.testing.assert_allclose(
+        point.chi_1, slope / (length + (GAINS[1] / GAINS[0]) ** 2), rtol=1e-12
+    )
     critical = float(theory.critical_sigma_w(block, 0.3))
     np.testing.assert_allclose(critical**2, 0.09 / (slope - length), rtol=1e-10)
 
@@ -112,7 +127,9 @@ def test_residual_blocks_keep_the_correlation_of_their_branch():
     # quadrature stands at a length where tanh is a sign to 1e-6
     excess = lambda c: (w2 * 2 / np.pi * np.arcsin(c) + b2) / (w2 + b2) - c
     np.testing.assert_allclose(point.c, optimize.brentq(excess, 0.0, 0.9, xtol=1e-14), rtol=1e-5)
-    assert point.q == np.inf and point.xi_c == np.inf and point.xi_grad == np.inf and not point.stable
+    assert (
+        point.q == np.inf and point.xi_c == np.inf and point.xi_grad == np.inf and not point.stable
+    )
     # relu's branch grows with q: q' = (1 + s^2 sigma_w^2/2) q
     for settings, square in (({"skip": "sum"}, 1.0), ({"skip": "scaled", "depth": 5}, 0.2)):
         point = theory.fixed_point(theory.law("relu", **settings), 1.2, 0.3)
@@ -121,27 +138,42 @@ def test_residual_blocks_keep_the_correlation_of_their_branch():
     block = theory.law("tanh", skip="rezero", alpha=0.0)
     assert float(theory.fixed_point(block, *GAINS).q) == pytest.approx(w2 + b2, rel=1e-12)
     # dense skips near the plain fixed point
-    dense, plain = theory.fixed_point(theory.law("tanh", skip="dense"), *GAINS), theory.fixed_point("tanh", *GAINS)
+    dense, plain = (
+        theory.fixed_point(theory.law("tanh", skip="dense"), *GAINS),
+        theory.fixed_point("tanh", *GAINS),
+    )
     np.testing.assert_allclose([dense.q, dense.c], [plain.q, plain.c], rtol=1e-12)
     assert dense.chi_1 == 1.0 and dense.xi_q == np.inf
 
 
-@pytest.mark.parametrize("settings", [{"skip": "highway"}, {"skip": "scaled"}, {"norm": "batch", "norm_after": True}])
+@pytest.mark.parametrize(
+    "settings", [{"skip": "highway"}, {"skip": "scaled"}, {"norm": "batch", "norm_after": True}]
+)
 def test_laws_without_a_fixed_point_say_why(settings):
     block = theory.law("tanh", **settings)
     assert theory.missing_fixed_point(block) and theory.missing_critical_points(block)
     for found in (theory.fixed_point(block, *GAINS), theory.fixed_points(block, *GAINS)):
-        assert np.all(np.isnan(found.q)) and np.all(np.isnan(found.xi_c)) and not np.any(found.stable)
+        assert (
+            np.all(np.isnan(found.q)) and np.all(np.isnan(found.xi_c)) and not np.any(found.stable)
+        )
     assert np.isnan(theory.critical_sigma_w(block, 0.3))
-    assert theory.missing_fixed_point("tanh") == "" == theory.missing_critical_points(theory.law("tanh", keep=0.5))
+    assert (
+        theory.missing_fixed_point("tanh")
+        == ""
+        == theory.missing_critical_points(theory.law("tanh", keep=0.5))
+    )
 
 
 def test_dropout_moves_the_critical_gain_by_the_root_of_the_keep_rate():
     plain = float(theory.critical_sigma_w("tanh", 0.3))
     block = theory.law("tanh", keep=0.8, weights="he_normal")
     # he_normal's weights have variance 2/fan_in
-    np.testing.assert_allclose(theory.critical_sigma_w(block, 0.3), plain * math.sqrt(0.8 / 2), rtol=1e-12)
-    np.testing.assert_allclose(theory.fixed_point(block, plain * math.sqrt(0.4), 0.3).chi_1, 1.0, atol=1e-12)
+    np.testing.assert_allclose(
+        theory.critical_sigma_w(block, 0.3), plain * math.sqrt(0.8 / 2), rtol=1e-12
+    )
+    np.testing.assert_allclose(
+        theory.fixed_point(block, plain * math.sqrt(0.4), 0.3).chi_1, 1.0, atol=1e-12
+    )
 
 
 def test_fixed_points_of_laws_are_differentiable_over_grids():
@@ -161,12 +193,19 @@ def test_fixed_points_of_laws_are_differentiable_over_grids():
     step = 1e-5
     for place, shift in enumerate(step * np.eye(3)):
         above, below = (
-            grid(gains + sign * shift[0], keeps + sign * shift[1], 0.1 + sign * shift[2])[0] for sign in (1, -1)
+            grid(gains + sign * shift[0], keeps + sign * shift[1], 0.1 + sign * shift[2])[0]
+            for sign in (1, -1)
         )
         # truncation of the difference is of the order of step^2, rounding of eps/step
-        np.testing.assert_allclose(found[..., place], (above - below) / (2 * step), rtol=1e-6, atol=1e-9)
+        np.testing.assert_allclose(
+            found[..., place], (above - below) / (2 * step), rtol=1e-6, atol=1e-9
+        )
     # a cell alone, without a program of the caller
-    alone = theory.fixed_point(theory.law("tanh", norm="layer", keep=0.9, epsilon=0.1, shared_masks=False), 2.0, 0.3)
+    alone = theory.fixed_point(
+        theory.law("tanh", norm="layer", keep=0.9, epsilon=0.1, shared_masks=False), 2.0, 0.3
+    )
     np.testing.assert_allclose(
-        grid(gains, keeps, 0.1)[0][1, 1], [alone.log_q, alone.distance, alone.chi_1, alone.xi_c], rtol=1e-10
+        grid(gains, keeps, 0.1)[0][1, 1],
+        [alone.log_q, alone.distance, alone.chi_1, alone.xi_c],
+        rtol=1e-10,
     )

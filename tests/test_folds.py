@@ -36,9 +36,13 @@ def number(carry, here):
 def test_layers_come_in_their_order_at_the_states_that_they_meet(first, last):
     met = states()
     top = 4 if last is None else last
-    wanted = [[layer, met[layer].size, met[layer + 1].size] for layer in [*range(first, top + 1), 5]]
+    wanted = [
+        [layer, met[layer].size, met[layer + 1].size] for layer in [*range(first, top + 1), 5]
+    ]
     start = met[first]
-    total, read = networks.upwards(CHAIN, PARAMS, start, number, 0, first=first, last=last, readout=True)
+    total, read = networks.upwards(
+        CHAIN, PARAMS, start, number, 0, first=first, last=last, readout=True
+    )
     np.testing.assert_array_equal(read, wanted)
     assert total == sum(row[0] for row in wanted)
     passed = networks.states(CHAIN, PARAMS, X, last)
@@ -73,10 +77,14 @@ def test_derivatives_of_a_layer():
         pushed = jax.tree.map(lambda jacobian, t: jnp.tensordot(jacobian, t, t.ndim), by_theta, t)
         np.testing.assert_allclose(here.push_theta(t), sum(jax.tree.leaves(pushed)), rtol=1e-12)
         pulled = jax.tree.map(lambda jacobian, u=u: jnp.tensordot(u, jacobian, 1), by_theta)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), here.pull_theta(u), pulled)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), here.pull_theta(u), pulled
+        )
         d_theta, d_h = here.pull_both(u)
         np.testing.assert_allclose(d_h, u @ by_state, rtol=1e-12)
-        np.testing.assert_allclose(d_theta["dense"]["kernel"].full, pulled["dense"]["kernel"], rtol=1e-12)
+        np.testing.assert_allclose(
+            d_theta["dense"]["kernel"].full, pulled["dense"]["kernel"], rtol=1e-12
+        )
 
 
 def test_a_traced_depth_goes_no_further():
@@ -94,7 +102,13 @@ def test_a_traced_depth_goes_no_further():
         assert nothing is None
         return up, down
 
-    assert [tuple(map(int, sums(depth))) for depth in range(5)] == [(0, 0), (1, 1), (3, 3), (6, 6), (10, 10)]
+    assert [tuple(map(int, sums(depth))) for depth in range(5)] == [
+        (0, 0),
+        (1, 1),
+        (3, 3),
+        (6, 6),
+        (10, 10),
+    ]
 
 
 def test_a_fold_without_layers_gives_its_carry():
@@ -118,4 +132,6 @@ def test_a_stack_of_no_layers_reads_off_stacks_of_none():
 
 def test_what_differs_in_shape_is_not_stacked():
     with pytest.raises(ValueError, match=r"must have one shape, got \[\(3,\)\] and \[\(6,\)\]"):
-        networks.upwards(CHAIN, PARAMS, X, lambda carry, here: (carry, here.out), None, readout=True)
+        networks.upwards(
+            CHAIN, PARAMS, X, lambda carry, here: (carry, here.out), None, readout=True
+        )

@@ -20,11 +20,15 @@ def _product_laws(d, share, depths, weights):
 
 def _laws(name, sigma_w, q, weights):
     """At each of DEPTHS; slopes that are equal are one, so that activations made of straight lines share a program."""
-    d, share = jax.tree.map(np.asarray, jax.jit(functools.partial(theory.squared_slopes, name))(sigma_w, q))
+    d, share = jax.tree.map(
+        np.asarray, jax.jit(functools.partial(theory.squared_slopes, name))(sigma_w, q)
+    )
     np.testing.assert_allclose(np.sum(share), 1, rtol=1e-6)
     values, which = np.unique(np.append(d, 0), return_inverse=True)
     shares = np.bincount(which, np.append(share, 0)).astype(d.dtype)
-    found = jax.tree.map(np.asarray, _product_laws(values.astype(d.dtype), shares, DEPTHS.astype(d.dtype), weights))
+    found = jax.tree.map(
+        np.asarray, _product_laws(values.astype(d.dtype), shares, DEPTHS.astype(d.dtype), weights)
+    )
     return [jax.tree.map(lambda x, i=i: x[i], found) for i in range(len(DEPTHS))]
 
 
@@ -61,7 +65,12 @@ def test_linear_gaussian_is_fuss_catalan():
         sine, many, more = np.sin(phi), np.sin(depth * phi), np.sin((depth + 1) * phi)
         # Haagerup & Moeller 2013, in logarithms: density and position along the angle phi
         log_lambda = (depth + 1) * np.log(more) - np.log(sine) - depth * np.log(many)
-        density = np.exp(2 * np.log(sine) + (depth - 1) * np.log(many) - depth * np.log(more) + log_lambda) / np.pi
+        density = (
+            np.exp(
+                2 * np.log(sine) + (depth - 1) * np.log(many) - depth * np.log(more) + log_lambda
+            )
+            / np.pi
+        )
         order = np.argsort(log_lambda)
         inside = (law.cdf[:-2] > 1e-3) & (law.log_s[:-2] < log_lambda.max() / 2 - 1e-3)
         want = np.interp(law.log_s[:-2][inside], log_lambda[order] / 2, 2 * density[order])
@@ -70,7 +79,9 @@ def test_linear_gaussian_is_fuss_catalan():
         edge = ((depth + 1) * np.log(depth + 1) - depth * np.log(depth)) / 2
         assert abs(law.log_s_max - edge) < (1e-12 if x64 else 1e-4)
         # the share above is the integral of that density over ln lambda
-        above = -integrate.cumulative_trapezoid(density[order][::-1], log_lambda[order][::-1], initial=0)[::-1]
+        above = -integrate.cumulative_trapezoid(
+            density[order][::-1], log_lambda[order][::-1], initial=0
+        )[::-1]
         got = np.interp(log_lambda[order] / 2, law.log_s, law.cdf)
         assert np.max(np.abs(1 - above - got)[above < 0.99]) < 2e-4
 
@@ -87,7 +98,9 @@ def test_relu_orthogonal_in_closed_form():
     law = laws[0]
     s = np.linspace(0.01, 1.99, 50)
     want = 0.5 + np.arcsin(s / 2) / np.pi
-    got = jax.jit(theory.jacobian_cdf)(jax.tree.map(jnp.asarray, law), jnp.log(jnp.asarray(s, law.log_s.dtype)))
+    got = jax.jit(theory.jacobian_cdf)(
+        jax.tree.map(jnp.asarray, law), jnp.log(jnp.asarray(s, law.log_s.dtype))
+    )
     np.testing.assert_allclose(got, want, atol=2e-4)
 
 
@@ -121,7 +134,9 @@ def test_any_activation_has_the_moments_of_its_s_transform(name, sigma_w, q, wei
     d = sigma_w**2 * np.asarray(jax.jit(get(name).derivative)(jnp.asarray(q**0.5 * u))) ** 2
     powers = [np.sum(weight * d**k) / np.sum(weight) for k in (1, 2, 3)]
     moments = _moments(name, sigma_w, q, weights)
-    for i, (depth, law) in enumerate(zip([2, 8, 32, 128], _laws(name, sigma_w, q, weights), strict=True)):
+    for i, (depth, law) in enumerate(
+        zip([2, 8, 32, 128], _laws(name, sigma_w, q, weights), strict=True)
+    ):
         want = _series_moments(powers, depth, weights == "gaussian")
         scale = powers[0] ** depth
         got = [_moment(law, k) / scale**k for k in (1, 2, 3)]
@@ -136,14 +151,18 @@ def test_any_activation_has_the_moments_of_its_s_transform(name, sigma_w, q, wei
 def test_random_matrices_have_this_law():
     n, depth, rng = 300, 2, np.random.default_rng(0)
     q, sigma_w = 1.0, 1.3
-    u = np.sqrt(2) * np.asarray(jax.scipy.special.erfinv(jnp.asarray((np.arange(n) + 0.5) / n * 2 - 1)))
+    u = np.sqrt(2) * np.asarray(
+        jax.scipy.special.erfinv(jnp.asarray((np.arange(n) + 0.5) / n * 2 - 1))
+    )
     slope = sigma_w / np.cosh(q**0.5 * u) ** 2
     product = np.eye(n)
     for _ in range(depth):
         haar, r = np.linalg.qr(rng.normal(size=(n, n)))
         product = (haar * np.sign(np.diag(r))) @ (slope[:, None] * product)
     log_s = np.sort(np.log(np.linalg.svd(product, compute_uv=False)))
-    law = jax.tree.map(np.asarray, jax.jit(lambda: theory.jacobian_law("tanh", sigma_w, q, depth, "orthogonal"))())
+    law = jax.tree.map(
+        np.asarray, jax.jit(lambda: theory.jacobian_law("tanh", sigma_w, q, depth, "orthogonal"))()
+    )
     got = np.interp(log_s, law.log_s, law.cdf)
     # eigenvalues are rigid: with fixed diagonals only a few places of n off
     assert np.max(np.abs(got - (np.arange(n) + 0.5) / n)) < 4 / n
@@ -166,7 +185,9 @@ def test_orthogonal_and_linear_is_an_isometry():
     ],
 )
 def test_the_distribution_function_is_as_good_as_it_says(name, weights, depth, bound):
-    fine, coarse = (theory.jacobian_law(name, 1.4, 1.0, depth, weights, points) for points in (1024, 64))
+    fine, coarse = (
+        theory.jacobian_law(name, 1.4, 1.0, depth, weights, points) for points in (1024, 64)
+    )
     at = jnp.linspace(fine.log_s[0], fine.log_s[-1] - 1e-9, 20_001)
     error = jnp.abs(theory.jacobian_cdf(fine, at) - theory.jacobian_cdf(coarse, at))
     assert float(jnp.max(error)) < bound

@@ -43,7 +43,9 @@ def _functions(argument):
 def _call(function, **given):
     """The function called with nothing in the place of whatever else it wants."""
     names = inspect.signature(function).parameters
-    wanted = {name: given.get(name) for name, p in names.items() if p.default is p.empty or name in given}
+    wanted = {
+        name: given.get(name) for name, p in names.items() if p.default is p.empty or name in given
+    }
     return function(**{name: value for name, value in wanted.items() if name in names})
 
 
@@ -51,11 +53,14 @@ def _call(function, **given):
 def test_every_function_of_a_chain_says_what_it_wants(function):
     given = {"params": PARAMS, "x": jnp.ones(3)}
     with pytest.raises(
-        ValueError, match=r"chain must be a networks\.Chain, got a networks\.MLP: networks\.chain\(mlp\)"
+        ValueError,
+        match=r"chain must be a networks\.Chain, got a networks\.MLP: networks\.chain\(mlp\)",
     ):
         _call(function, chain=MINE, **given)
     for model in (LinenModel(), NnxModel(), LinenModel):
-        with pytest.raises(ValueError, match=r"chain must be a networks\.Chain, as .* got (a|the class) \w+Model$"):
+        with pytest.raises(
+            ValueError, match=r"chain must be a networks\.Chain, as .* got (a|the class) \w+Model$"
+        ):
             _call(function, chain=model, **given)
     if "params" not in inspect.signature(function).parameters:
         return
@@ -67,11 +72,13 @@ def test_every_function_of_a_chain_says_what_it_wants(function):
 def test_every_function_of_an_mlp_says_what_it_wants(function):
     for model in (LinenModel(), NnxModel(), LinenModel):
         with pytest.raises(
-            ValueError, match=r"mlp must be a networks\.MLP; a model of your own is networks\.from_linen"
+            ValueError,
+            match=r"mlp must be a networks\.MLP; a model of your own is networks\.from_linen",
         ):
             _call(function, mlp=model, params=PARAMS)
     with pytest.raises(
-        ValueError, match=r"mlp must be a networks\.MLP, got a networks\.Chain: the chain is made from it"
+        ValueError,
+        match=r"mlp must be a networks\.MLP, got a networks\.Chain: the chain is made from it",
     ):
         _call(function, mlp=networks.chain(MINE), params=PARAMS)
 
@@ -81,11 +88,14 @@ def test_every_function_of_an_mlp_says_what_it_wants(function):
     [
         p
         for p in _functions("chain")
-        if p.id.startswith("jaxstab.spectra") and not any(w in p.id for w in ("tangent", "gauss", "parameter"))
+        if p.id.startswith("jaxstab.spectra")
+        and not any(w in p.id for w in ("tangent", "gauss", "parameter"))
     ],
 )
 def test_spectra_of_a_batch_are_a_vmap(function):
-    with pytest.raises(ValueError, match=r"x must be one input \[d_in\], got shape \(5, 3\): jax\.vmap"):
+    with pytest.raises(
+        ValueError, match=r"x must be one input \[d_in\], got shape \(5, 3\): jax\.vmap"
+    ):
         _call(function, chain=networks.chain(MINE), params=PARAMS, x=jnp.ones((5, 3)))
 
 

@@ -9,7 +9,17 @@ import numpy as np
 import pytest
 import xarray as xr
 import zarr
-from groups_at_work import FIELDS, SETTINGS, assert_finished, assert_holds, compute, files, forge, opened, run
+from groups_at_work import (
+    FIELDS,
+    SETTINGS,
+    assert_finished,
+    assert_holds,
+    compute,
+    files,
+    forge,
+    opened,
+    run,
+)
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -23,7 +33,11 @@ def test_a_run_and_what_any_zarr_reader_sees(tmp_path):
     path = tmp_path / "deep" / "sweep.zarr"
     run(path)
     dataset = store.load_groups(path)
-    assert dataset.loss.dims == ("row", "step") and dataset.log_grad.dims == ("row", "checkpoint", "layer")
+    assert dataset.loss.dims == ("row", "step") and dataset.log_grad.dims == (
+        "row",
+        "checkpoint",
+        "layer",
+    )
     assert dataset.attrs["grid"] == SETTINGS["grid"] | {"clip": "inf"}
     assert_holds(dataset, set(range(8)))
     group = zarr.open_group(path, mode="r")
@@ -33,7 +47,11 @@ def test_a_run_and_what_any_zarr_reader_sees(tmp_path):
     other = xr.open_zarr(path).load()
     xr.testing.assert_identical(other.drop_attrs(), dataset.drop_attrs())
     assert other.attrs["grid"] == dataset.attrs["grid"]
-    assert other.loss.attrs == {"long_name": "loss of each step's minibatch", "units": "nats"} == dataset.loss.attrs
+    assert (
+        other.loss.attrs
+        == {"long_name": "loss of each step's minibatch", "units": "nats"}
+        == dataset.loss.attrs
+    )
 
 
 def test_rows_of_groups_to_come_are_fill_values_for_every_reader(tmp_path):
@@ -58,14 +76,22 @@ def test_any_subset_of_groups_reads_back_exactly(tmp_path_factory, groups, size,
     assert store.progress(url).done == len(groups)
     assert_holds(store.load_groups(url), groups, size)
     wanted = [compute(group, size)["steps"] for group in sorted(groups)]
-    np.testing.assert_array_equal(reading.column(url, "steps"), np.concatenate([np.zeros(0, np.int32), *wanted]))
+    np.testing.assert_array_equal(
+        reading.column(url, "steps"), np.concatenate([np.zeros(0, np.int32), *wanted])
+    )
 
 
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"grid": SETTINGS["grid"] | {"sigma_w": [0.5, 2.0]}}, r"sigma_w: 4 values 0.5..4 -> 0.5, 2"),
-        ({"grid": SETTINGS["grid"] | {"sigma_w": [0.5, 1.0, 3.0, 4.0]}}, r"0.5..4, value 2: 2.0 -> 3.0"),
+        (
+            {"grid": SETTINGS["grid"] | {"sigma_w": [0.5, 2.0]}},
+            r"sigma_w: 4 values 0.5..4 -> 0.5, 2",
+        ),
+        (
+            {"grid": SETTINGS["grid"] | {"sigma_w": [0.5, 1.0, 3.0, 4.0]}},
+            r"0.5..4, value 2: 2.0 -> 3.0",
+        ),
         ({"grid": SETTINGS["grid"] | {"clip": 1.0}}, "clip: inf -> 1"),
         ({"versions": {"jax": "0.11.0"}}, r"jax: 0.10.2 -> 0.11.0"),
         ({"data_sha256": "cd" * 32}, r"data_sha256: abababababab... -> cdcdcdcdcdcd..."),
@@ -78,7 +104,9 @@ def test_another_sweep_is_refused_with_what_changed(tmp_path, changed, said):
     before = opened(tmp_path / "a.zarr")
     before.write(1, compute(1))
     kept = files(tmp_path / "a.zarr")
-    with pytest.raises(ValueError, match=r"a\.zarr holds another sweep \(.*\); choose another place") as refused:
+    with pytest.raises(
+        ValueError, match=r"a\.zarr holds another sweep \(.*\); choose another place"
+    ) as refused:
         opened(tmp_path / "a.zarr", **changed)
     assert said in str(refused.value) and "\n" not in str(refused.value)
     assert files(tmp_path / "a.zarr") == kept
@@ -102,7 +130,9 @@ def test_the_code_that_decides_a_number_is_named_and_no_other():
     )}  # fmt: skip
     assert deciding <= set(named) and len(set(named.values())) > len(deciding)
     judging = {f"trainability/{name}.py" for name in ("boundary", "censored", "summary")}
-    assert not judging & set(named) and not any(name.startswith(("cli/", "report/", "store/")) for name in named)
+    assert not judging & set(named) and not any(
+        name.startswith(("cli/", "report/", "store/")) for name in named
+    )
     assert all((Path(store.__file__).parent.parent / name).exists() for name in judging)
 
 
@@ -126,7 +156,9 @@ def test_what_is_no_sweep_is_refused_and_left_alone(tmp_path, entry):
         if entry == "full folder":
             (place / "chapter.tex").write_text("years of work")
     kept = files(tmp_path)
-    with pytest.raises(FileExistsError, match="thesis exists and is .*not a sweep; choose another place"):
+    with pytest.raises(
+        FileExistsError, match="thesis exists and is .*not a sweep; choose another place"
+    ):
         opened(place)
     for reader in (store.progress, *([store.load_groups] if entry != "dataset" else [])):
         with pytest.raises(ValueError, match="thesis: not a sweep"):
@@ -152,7 +184,9 @@ def own(**changed):
         own(fields={"loss": {"shape": [2**50], "dtype": "float64", "dims": ["x"]}}),
         own(fields=[]),
         own(fields=None),
-        lambda attributes: attributes | {"coordinates": 3, "jaxstab": attributes["jaxstab"] | {"axes": None}},
+        lambda attributes: (
+            attributes | {"coordinates": 3, "jaxstab": attributes["jaxstab"] | {"axes": None}}
+        ),
     ],
 )
 def test_a_damaged_or_forged_root_is_one_clear_line(tmp_path, edit):
@@ -160,7 +194,9 @@ def test_a_damaged_or_forged_root_is_one_clear_line(tmp_path, edit):
     opened(path)
     forge(path, edit)
     for reader in (store.load_groups, store.progress):
-        with pytest.raises(ValueError, match=r"a\.zarr: (damaged store|its \d+ bytes do not fit)") as refused:
+        with pytest.raises(
+            ValueError, match=r"a\.zarr: (damaged store|its \d+ bytes do not fit)"
+        ) as refused:
             reader(path)
         assert "\n" not in str(refused.value)
 
@@ -198,7 +234,9 @@ def test_reading_imports_and_runs_nothing(tmp_path, whole):
         "sys.addaudithook(lambda event, args: on and event in bad and seen.append((event, args)))\n"
         "done = bool(store.load_groups(path).done.all()); store.progress(path); on.clear(); print(done, seen)"
     )
-    ran = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True, timeout=120)
+    ran = subprocess.run(
+        [sys.executable, "-c", code, path], capture_output=True, text=True, check=True, timeout=120
+    )
     assert ran.stdout.strip() == "True []"
 
 
@@ -231,8 +269,14 @@ def test_values_that_are_not_the_fields(tmp_path):
     sweep = opened(tmp_path / "a.zarr")
     values = compute(0)
     for wrong, said in (
-        (values | {"loss": values["loss"].astype(np.float64)}, r"loss must be float32\[3, 5\], got float64\[3, 5\]"),
-        (values | {"loss": values["loss"][:2]}, r"loss must be float32\[3, 5\], got float32\[2, 5\]"),
+        (
+            values | {"loss": values["loss"].astype(np.float64)},
+            r"loss must be float32\[3, 5\], got float64\[3, 5\]",
+        ),
+        (
+            values | {"loss": values["loss"][:2]},
+            r"loss must be float32\[3, 5\], got float32\[2, 5\]",
+        ),
         (values | {"extra": values["loss"]}, "values must be those of loss, steps"),
         ({"loss": values["loss"]}, "values must be those of loss, steps"),
     ):
@@ -262,7 +306,9 @@ def test_behind_a_url(tmp_path):
     run(url)
     assert claims.runs(url) == []
     assert_holds(store.load_groups(url), set(range(8)))
-    np.testing.assert_array_equal(zarr.open_group(url, mode="r")["steps"][:], store.load_groups(url).steps)
+    np.testing.assert_array_equal(
+        zarr.open_group(url, mode="r")["steps"][:], store.load_groups(url).steps
+    )
     # a run that was killed while it made the store
     half = Place(f"memory:/{tmp_path}/half.zarr")
     half.fill({"loss/zarr.json": b"{"})
@@ -281,20 +327,26 @@ def test_a_url_of_this_machine_is_a_local_store(tmp_path, whole):
 
 def test_code_version_names_what_decides_numbers():
     versions = fingerprint.code_version()
-    assert {"clipping/by_norm.py", "networks/chains.py", "initializers.py"} <= versions["sources"].keys()
+    assert {"clipping/by_norm.py", "networks/chains.py", "initializers.py"} <= versions[
+        "sources"
+    ].keys()
     assert not {"cli.py", "store/groups.py", "report/page.py"} & versions["sources"].keys()
     changed = versions | {"sources": versions["sources"] | {"initializers.py": "0" * 12}}
     assert fingerprint.differences(versions, changed).startswith("initializers.py: ")
     assert fingerprint.differences(versions, versions) == ""
 
 
-@pytest.mark.parametrize(("flags", "cpu"), [("--xla_cpu_enable_fast_math=true", None), ("", "flags : sse avx")])
+@pytest.mark.parametrize(
+    ("flags", "cpu"), [("--xla_cpu_enable_fast_math=true", None), ("", "flags : sse avx")]
+)
 def test_a_store_is_not_continued_on_a_machine_of_other_bits(tmp_path, monkeypatch, flags, cpu):
     opened(tmp_path / "a.zarr", machine=fingerprint.machine())
     opened(tmp_path / "a.zarr", machine=fingerprint.machine())
     monkeypatch.setenv("XLA_FLAGS", f"--xla_dump_to=x {flags}")
     if cpu:
         monkeypatch.setattr(fingerprint, "_cpu", lambda: cpu)
-    with pytest.raises(ValueError, match=r"holds another sweep \((instructions|flags): .* -> ") as refused:
+    with pytest.raises(
+        ValueError, match=r"holds another sweep \((instructions|flags): .* -> "
+    ) as refused:
         opened(tmp_path / "a.zarr", machine=fingerprint.machine())
     assert "\n" not in str(refused.value)

@@ -18,12 +18,16 @@ def test_closed_forms_are_critical(name):
     # at q = 0 theory's own integrals start from 1e-12
     q = 1.0 if np.isinf(found.q) else max(found.q, 1e-6)
     assert found.critical
-    assert found.sigma_w**2 * float(theory.derivative_moment(name, q)) == pytest.approx(1.0, abs=1e-5)
+    assert found.sigma_w**2 * float(theory.derivative_moment(name, q)) == pytest.approx(
+        1.0, abs=1e-5
+    )
 
 
 def test_solved_gains():
     solved = initializers.gain("tanh", 0.05**0.5)
-    assert solved.sigma_w**2 == pytest.approx(1.76095, abs=1e-5) and solved.q == pytest.approx(0.57005, abs=1e-5)
+    assert solved.sigma_w**2 == pytest.approx(1.76095, abs=1e-5) and solved.q == pytest.approx(
+        0.57005, abs=1e-5
+    )
     assert "solved chi_1 = 1 at sigma_b = 0.2236" in solved.source
     # another's activation under a known name is not the known one
     mine = initializers.gain(Activation("relu", lambda z: 3.0 * jnp.maximum(z, 0), (0.0,)))
@@ -36,7 +40,9 @@ def test_without_a_critical_gain_the_length_is_kept():
     assert not found.critical and "no critical gain" in found.source
     kept = theory.length_map("gelu", found.sigma_w, 0.0, 1.0)
     assert float(kept) == pytest.approx(1.0, rel=1e-12)
-    with pytest.raises(ValueError, match=r"gelu has no critical gain at sigma_b = 0.0; gain\('gelu', 0.0\) keeps"):
+    with pytest.raises(
+        ValueError, match=r"gelu has no critical gain at sigma_b = 0.0; gain\('gelu', 0.0\) keeps"
+    ):
         initializers.critical("gelu")
 
 
@@ -45,7 +51,9 @@ def test_critical_networks_keep_their_gradient():
     x = jax.random.normal(KEY, (20,))
 
     def drift(key):
-        g = propagation.backward(networks.chain(mlp), networks.init(mlp, key, x), x, lambda y: y[0]).log_grad_h
+        g = propagation.backward(
+            networks.chain(mlp), networks.init(mlp, key, x), x, lambda y: y[0]
+        ).log_grad_h
         return 2 * (g[0] - g[-1])
 
     found = jax.jit(jax.vmap(drift))(jax.random.split(KEY, 24))
@@ -54,9 +62,13 @@ def test_critical_networks_keep_their_gradient():
     assert abs(found.mean() - expected) < 4 * found.std() / np.sqrt(24)
 
 
-@pytest.mark.parametrize("name", ["glorot_normal", "glorot_uniform", "he_normal", "he_uniform", "lecun_uniform"])
+@pytest.mark.parametrize(
+    "name", ["glorot_normal", "glorot_uniform", "he_normal", "he_uniform", "lecun_uniform"]
+)
 def test_those_of_jax_nn_by_name(name):
-    kernel = networks.init(MLP(depth=1, width=200, weights=name), KEY, jnp.ones(300)).embed["dense"]["kernel"]
+    kernel = networks.init(MLP(depth=1, width=200, weights=name), KEY, jnp.ones(300)).embed[
+        "dense"
+    ]["kernel"]
     variance = {"glorot": 2 / 500, "he": 2 / 300, "lecun": 1 / 300}[name.split("_")[0]]
     # a uniform or truncated sample's mean square has a standard error below a normal one's
     assert abs(np.mean(kernel**2) / variance - 1) < 4 * np.sqrt(2 / kernel.size)
@@ -64,12 +76,16 @@ def test_those_of_jax_nn_by_name(name):
 
 @pytest.mark.parametrize(("activation", "skip"), [("relu", None), ("gelu", "sum")])
 def test_looks_linear_is_linear(activation, skip):
-    mlp = MLP(depth=5, width=12, activation=activation, skip=skip, weights="orthogonal", features_out=3)
+    mlp = MLP(
+        depth=5, width=12, activation=activation, skip=skip, weights="orthogonal", features_out=3
+    )
     x = jax.random.normal(KEY, (6, 7))
     params = jax.jit(lambda key: initializers.looks_linear(mlp, key, x, 1.1, 0.2))(KEY)
     half = mlp.clone(width=6, activation="identity")
     expected = half.apply(networks.variables(networks.init(half, KEY, x, 1.1, 0.2)), x)
-    np.testing.assert_allclose(mlp.apply(networks.variables(params), x), expected, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(
+        mlp.apply(networks.variables(params), x), expected, rtol=1e-9, atol=1e-12
+    )
 
 
 def test_looks_linear_has_the_singular_values_that_it_states():
@@ -90,7 +106,9 @@ def test_looks_linear_has_the_singular_values_that_it_states():
     np.testing.assert_allclose(s, 2**0.5 * sigma_w ** (depth + 1), rtol=1e-12)
 
 
-@pytest.mark.parametrize("settings", [{}, {"skip": "sum"}, {"skip": "dense"}, {"norm": "batch"}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{}, {"skip": "sum"}, {"skip": "dense"}, {"norm": "batch"}], ids=str
+)
 def test_lsuv_gives_every_layer_unit_variance(settings):
     mlp = MLP(depth=6, width=20, activation="tanh", weights="orthogonal", **settings)
     x = 3.0 * jax.random.normal(KEY, (40, 9), jnp.float32) ** 2
@@ -129,11 +147,15 @@ def test_what_does_not_fit_is_refused():
     params = networks.init(mlp, KEY, x)
     with pytest.raises(ValueError, match=r"needs phi\(z\) - phi\(-z\) = c z, .* got tanh"):
         initializers.looks_linear(MLP(2, 4, "tanh"), KEY, x)
-    with pytest.raises(ValueError, match="looks_linear needs an even width, .* got width 5, norm None, skip None"):
+    with pytest.raises(
+        ValueError, match="looks_linear needs an even width, .* got width 5, norm None, skip None"
+    ):
         initializers.looks_linear(mlp, KEY, x)
     with pytest.raises(ValueError, match="steps must be an integer >= 1, got 0"):
         initializers.lsuv(mlp, params, x[None], steps=0)
-    with pytest.raises(ValueError, match="fixup is for networks with skip sum, scaled or rezero and no norm, got"):
+    with pytest.raises(
+        ValueError, match="fixup is for networks with skip sum, scaled or rezero and no norm, got"
+    ):
         initializers.fixup(mlp, params)
     with pytest.raises(ValueError, match="skip_init sets the multipliers alpha of MLP"):
         initializers.skip_init(params)

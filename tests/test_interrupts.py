@@ -43,7 +43,9 @@ def test_a_command_stops_at_any_moment_of_its_first_seconds():
     # imports of JAX, of all else, tracing, compiling
     delays = (0.1, 0.8, 1.6, 3.2)
     how = (signal.SIGINT, signal.SIGTERM, signal.SIGINT, signal.SIGINT)
-    runs = [start(COMMAND, "theory", "--activation", "softplus", "--sigma-b", "0.3") for _ in delays]
+    runs = [
+        start(COMMAND, "theory", "--activation", "softplus", "--sigma-b", "0.3") for _ in delays
+    ]
     begun = time.monotonic()
     for run, delay, number in zip(runs, delays, how, strict=True):
         time.sleep(max(0.0, begun + delay - time.monotonic()))
@@ -60,7 +62,10 @@ def test_a_second_signal_stops_what_loses_the_first_exception():
     assert run.stdout.readline() == "lost\n"
     run.send_signal(signal.SIGINT)
     _, complained = run.communicate(timeout=240)
-    assert run.returncode == 130 and complained.strip() == "jaxstab: interrupted, at once, as told twice"
+    assert (
+        run.returncode == 130
+        and complained.strip() == "jaxstab: interrupted, at once, as told twice"
+    )
 
 
 def test_a_lost_exception_is_raised_again_at_the_end():
@@ -75,12 +80,19 @@ def test_nobody_reads_what_is_printed():
     os.close(reading)
     for words in (["--help"], ["--version"], ["train", "--help"]):
         command = [sys.executable, "-m", "jaxstab", *words]
-        run = subprocess.run(command, cwd=ROOT, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=240)
+        run = subprocess.run(
+            command, cwd=ROOT, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=240
+        )
         assert run.returncode == 141 and run.stderr == "", run.stderr
     with open("/dev/full", "w") as full:
         command = [sys.executable, "-m", "jaxstab", "--version"]
-        run = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, timeout=240)
-    assert run.returncode == 2 and run.stderr == "jaxstab: cannot write to standard output: No space left on device\n"
+        run = subprocess.run(
+            command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, timeout=240
+        )
+    assert (
+        run.returncode == 2
+        and run.stderr == "jaxstab: cannot write to standard output: No space left on device\n"
+    )
 
 
 @pytest.mark.parametrize("process", [0, 1])
@@ -88,8 +100,19 @@ def test_a_cluster_that_does_not_come_is_waited_for_no_longer_than_told(process,
     # nobody listens at port 9, where the first process is to; the second finds a port that is free
     address = "localhost:9" if process else "localhost:47391"
     words = f"--distributed --coordinator {address} --processes 2 --process {process} --coordinator-timeout 1"
-    command = [sys.executable, "-m", "jaxstab", "train", "--data", "digits", "--out", tmp_path / "o.zarr"]
-    run = subprocess.run([*command, *words.split()], cwd=ROOT, capture_output=True, text=True, timeout=240)
+    command = [
+        sys.executable,
+        "-m",
+        "jaxstab",
+        "train",
+        "--data",
+        "digits",
+        "--out",
+        tmp_path / "o.zarr",
+    ]
+    run = subprocess.run(
+        [*command, *words.split()], cwd=ROOT, capture_output=True, text=True, timeout=240
+    )
     whom = f"process 0 at {address}" if process else f"2 processes to come to {address}"
     assert run.returncode == 2 and run.stdout == f"waiting for {whom}, at most 1 s\n"
     assert run.stderr == f"jaxstab: waited 1 s for {whom} (--coordinator-timeout)\n"
@@ -102,14 +125,20 @@ PLACE = {"distributed": True, "coordinator": "localhost:8476", "processes": 2, "
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        ({"coordinator": "a:1"}, "--coordinator say how processes find each other: add --distributed"),
+        (
+            {"coordinator": "a:1"},
+            "--coordinator say how processes find each other: add --distributed",
+        ),
         ({"processes": 2, "process": 0}, "--processes, --process say"),
         ({"shard": "3"}, "--shard must be I/N with 1 <= I <= N, got '3'"),
         ({"shard": "1/" + "9" * 5000}, "--shard must be I/N"),
         ({"shard": "²/3"}, "--shard must be I/N"),
         ({"shard": "0/3"}, "--shard must be I/N"),
         ({"shard": "1/2", "distributed": True}, "--distributed shares the groups out by itself"),
-        (PLACE | {"coordinator": "nonsense"}, "--coordinator must be HOST:PORT with a port in 1..65535"),
+        (
+            PLACE | {"coordinator": "nonsense"},
+            "--coordinator must be HOST:PORT with a port in 1..65535",
+        ),
         (PLACE | {"coordinator": "host:0"}, "HOST:PORT"),
         (PLACE | {"coordinator": "host:99999"}, "HOST:PORT"),
         (PLACE | {"coordinator": ":80"}, "HOST:PORT"),

@@ -32,7 +32,9 @@ def test_kernel_maps_have_the_held_shares(name, mean_share, beta_0, chi_1):
 def test_coefficients_of_an_exponential():
     """exp: c_k^2 = e/k!, so beta_0 = 1/(e - 1)."""
     found = theory.hermite_coefficients(jnp.exp, 12)
-    np.testing.assert_allclose(found, [math.sqrt(math.e / math.factorial(k)) for k in range(12)], rtol=1e-9)
+    np.testing.assert_allclose(
+        found, [math.sqrt(math.e / math.factorial(k)) for k in range(12)], rtol=1e-9
+    )
     np.testing.assert_allclose(theory.kernel_map(jnp.exp).beta_0, 1 / (math.e - 1), rtol=1e-9)
     # the sum is the kernel map itself
     squares = np.square(theory.hermite_coefficients("tanh", 40, 0.7))
@@ -44,9 +46,13 @@ def test_doubly_critical_points():
     """Held table A1 (Roberts, Yaida & Hanin 2022)."""
     *_, gelu = theory.doubly_critical("gelu")
     np.testing.assert_allclose(gelu.q, (3 + math.sqrt(17)) / 2, rtol=1e-9)
-    np.testing.assert_allclose([gelu.sigma_w**2, gelu.sigma_b**2], [1.98305825743817, 0.17292239075607], rtol=1e-9)
+    np.testing.assert_allclose(
+        [gelu.sigma_w**2, gelu.sigma_b**2], [1.98305825743817, 0.17292239075607], rtol=1e-9
+    )
     assert theory.doubly_critical("relu")[0][:2] == pytest.approx((2**0.5, 0.0), abs=1e-12)
-    assert theory.doubly_critical("erf")[0] == pytest.approx((math.sqrt(math.pi / 4), 0.0, 0.0), rel=1e-9)
+    assert theory.doubly_critical("erf")[0] == pytest.approx(
+        (math.sqrt(math.pi / 4), 0.0, 0.0), rel=1e-9
+    )
     *_, silu = theory.doubly_critical("silu")
     assert silu.q == pytest.approx(14.3, abs=0.05)
     # and by the other route: the point is critical and its length map marginal
@@ -74,9 +80,13 @@ def test_gains_that_keep_lengths_are_the_published_ones(name, length, gain):
     assert found.sigma_w == pytest.approx(gain, abs=6e-8) and not found.critical
 
 
-@pytest.mark.parametrize(("name", "gain", "chi_1"), [("selu", 1.0, 1.0716), ("elu", 1.2451983, 1.0359)])
+@pytest.mark.parametrize(
+    ("name", "gain", "chi_1"), [("selu", 1.0, 1.0716), ("elu", 1.2451983, 1.0359)]
+)
 def test_a_gain_that_keeps_lengths_and_not_gradients_warns(name, gain, chi_1):
     """Held row A6: selu's length map contracts (slope 0.7826), and yet chi_1 = 1.0716."""
-    with pytest.warns(UserWarning, match=rf"{name}.*chi_1 = {chi_1} .*length map contracts \(slope 0\.\d{{4}}\)"):
+    with pytest.warns(
+        UserWarning, match=rf"{name}.*chi_1 = {chi_1} .*length map contracts \(slope 0\.\d{{4}}\)"
+    ):
         found = initializers.length_gain(name)
     assert found.sigma_w == pytest.approx(gain, abs=6e-8) and f"chi_1 = {chi_1}" in found.source

@@ -30,7 +30,9 @@ def test_relu_in_closed_form():
     np.testing.assert_allclose(ntk[0], nngp[0], rtol=1e-14)
     root = math.sqrt(nngp[0][0, 0] * nngp[0][1, 1])
     angle = math.acos(nngp[0][0, 1] / root)
-    value = 1.69 * root * (math.sin(angle) + (math.pi - angle) * math.cos(angle)) / (2 * math.pi) + 0.04
+    value = (
+        1.69 * root * (math.sin(angle) + (math.pi - angle) * math.cos(angle)) / (2 * math.pi) + 0.04
+    )
     np.testing.assert_allclose(nngp[1][0, 1], value, rtol=1e-12)
     wanted = value + ntk[0][0, 1] * 1.69 * (math.pi - angle) / (2 * math.pi)
     np.testing.assert_allclose(ntk[1][0, 1], wanted, rtol=1e-12)
@@ -45,19 +47,29 @@ def test_a_kinked_activation_agrees_with_scipy():
 
     def given(u):
         centre, spread = second * c * u, second * math.sqrt(1 - c**2)
-        edges = sorted([-8.0, 8.0, *(min(max((kink - centre) / spread, -8.0), 8.0) for kink in (-1.0, 1.0))])
+        edges = sorted(
+            [-8.0, 8.0, *(min(max((kink - centre) / spread, -8.0), 8.0) for kink in (-1.0, 1.0))]
+        )
         pieces = zip(edges[:-1], edges[1:], strict=True)
-        inner = sum(integrate.quad(lambda v: clip(centre + spread * v) * density(v), *piece)[0] for piece in pieces)
+        inner = sum(
+            integrate.quad(lambda v: clip(centre + spread * v) * density(v), *piece)[0]
+            for piece in pieces
+        )
         return inner * clip(first * u) * density(u)
 
     edges = [-8.0, -1 / first, 0.0, 1 / first, 8.0]
-    wanted = sum(integrate.quad(given, *piece, limit=200)[0] for piece in zip(edges[:-1], edges[1:], strict=True))
+    wanted = sum(
+        integrate.quad(given, *piece, limit=200)[0]
+        for piece in zip(edges[:-1], edges[1:], strict=True)
+    )
     np.testing.assert_allclose(found[1][0, 1], wanted, rtol=1e-7)
 
 
 def test_equal_lengths_have_the_correlations_of_the_fold():
     found = theory.kernels(theory.law("gelu", skip="sum"), 1.2, 0.3, 4, c0=0.2).nngp
-    forward, correlation, _, _ = theory.predict(theory.law("gelu", skip="sum"), 1.2, 0.3, [4], width=4, d_in=4, c0=0.2)
+    forward, correlation, _, _ = theory.predict(
+        theory.law("gelu", skip="sum"), 1.2, 0.3, [4], width=4, d_in=4, c0=0.2
+    )
     np.testing.assert_allclose(found[:, 0, 0], forward.q, rtol=1e-12)
     np.testing.assert_allclose(found[:, 0, 1] / found[:, 0, 0], correlation.c, rtol=1e-9)
 
@@ -69,7 +81,10 @@ def test_tangent_kernels_of_finite_networks_agree(activation, skip):
     chain = networks.chain(mlp)
     # two inputs of mean squares 0.5 and 3 and correlation 0.4
     x = np.linalg.qr(np.random.default_rng(1).normal(size=(12, 2)))[0].T * 12**0.5
-    x = jnp.asarray([[1.0, 0.0], [0.4, math.sqrt(1 - 0.16)]] @ x) * jnp.sqrt(jnp.asarray(LENGTHS))[:, None]
+    x = (
+        jnp.asarray([[1.0, 0.0], [0.4, math.sqrt(1 - 0.16)]] @ x)
+        * jnp.sqrt(jnp.asarray(LENGTHS))[:, None]
+    )
 
     def measured(key):
         return curvature.tangent_kernel(chain, networks.init(mlp, key, x, 1.3, 0.2), x)
@@ -80,13 +95,20 @@ def test_tangent_kernels_of_finite_networks_agree(activation, skip):
     states = theory.kernels(block, 1.3, 0.2, depth, q0=LENGTHS, c0=0.4, width=width, d_in=12)
     # the readout is a layer without a skip: Theta of h_L goes through it, its own parameters add n A + 1
     plain = theory.kernels(
-        activation, 1.0, 0.0, 1, q0=tuple(np.diagonal(states.nngp[-1])), c0=_correlation(states.nngp[-1])
+        activation,
+        1.0,
+        0.0,
+        1,
+        q0=tuple(np.diagonal(states.nngp[-1])),
+        c0=_correlation(states.nngp[-1]),
     )
     values, slopes = plain.nngp[1], (plain.ntk[1] - plain.nngp[1]) / plain.ntk[0]
     wanted = width * values + 1 + 1.3**2 * slopes * states.ntk[-1]
     error = np.std(samples, axis=0, ddof=1) / count**0.5
     # four standard errors, and what three layers of this width shift a mean by
-    assert np.all(np.abs(np.mean(samples, axis=0) - wanted) < 4 * error + 3 / width * np.abs(wanted))
+    assert np.all(
+        np.abs(np.mean(samples, axis=0) - wanted) < 4 * error + 3 / width * np.abs(wanted)
+    )
     # the band is not what makes them agree
     assert np.all(4 * error < 0.25 * np.abs(wanted))
 
@@ -100,13 +122,21 @@ def test_deep_critical_kernels_tend_to_a_quarter_and_a_third():
     depth = 600
     relu = np.asarray(theory.kernels("relu", 2**0.5, 0.0, depth).ntk[-1])
     assert relu[0, 1] / relu[0, 0] == pytest.approx(0.25, abs=0.01)
-    smooth = np.asarray(theory.kernels("erf", float(theory.critical_sigma_w("erf", 0.3)), 0.3, depth, c0=0.5).ntk[-1])
+    smooth = np.asarray(
+        theory.kernels("erf", float(theory.critical_sigma_w("erf", 0.3)), 0.3, depth, c0=0.5).ntk[
+            -1
+        ]
+    )
     # corrections fall as ln(depth)/depth
     assert smooth[0, 1] / smooth[0, 0] == pytest.approx(1 / 3, abs=0.02)
 
 
 def test_laws_without_kernels_are_refused():
-    with pytest.raises(ValueError, match="kernels are known of blocks without norm and dropout.*norm layer"):
+    with pytest.raises(
+        ValueError, match="kernels are known of blocks without norm and dropout.*norm layer"
+    ):
         theory.kernels(theory.law("tanh", norm="layer"), 1.0, 0.0, 1)
-    with pytest.raises(ValueError, match="width and d_in are given together, got width 8 and d_in None"):
+    with pytest.raises(
+        ValueError, match="width and d_in are given together, got width 8 and d_in None"
+    ):
         theory.kernels("tanh", 1.0, 0.0, 1, width=8)

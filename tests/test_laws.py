@@ -60,8 +60,12 @@ def test_relu_in_closed_form():
     for block, growth, chi in cases:
         forward, _, backward, _ = profiles(block, sigma_b=0.0)
         np.testing.assert_allclose(forward.q, w2 * growth**layers, rtol=1e-12)
-        np.testing.assert_allclose(2 * backward.log_grad_h[0], (4 - layers) * np.log(chi), atol=1e-12)
-    forward, _, _, _ = profiles(theory.law("relu", norm="rms", skip="sum", epsilon=0.0), sigma_b=0.0)
+        np.testing.assert_allclose(
+            2 * backward.log_grad_h[0], (4 - layers) * np.log(chi), atol=1e-12
+        )
+    forward, _, _, _ = profiles(
+        theory.law("relu", norm="rms", skip="sum", epsilon=0.0), sigma_b=0.0
+    )
     np.testing.assert_allclose(forward.q, w2 * (1 + layers / 2), rtol=1e-12)
     # every layer of a dense network has the same length, sigma_w^2 q_0 / 2 where sigma_w^2 = 2
     forward, _, _, _ = profiles(theory.law("relu", skip="dense"), sigma_w=2**0.5, sigma_b=0.0)
@@ -118,14 +122,23 @@ def test_wide_networks_agree(name):
             jnp.exp(2 * (backward.log_grad_theta - backward.log_grad_h[-1])),
         )
 
-    found = jax.jit(lambda keys: jax.lax.map(measured, keys, batch_size=16))(jax.random.split(jax.random.key(1), SEEDS))
-    forward, correlation, backward, _ = profiles(theory.law("tanh", batch=batch, keep=keep, **settings), width=WIDTH)
+    found = jax.jit(lambda keys: jax.lax.map(measured, keys, batch_size=16))(
+        jax.random.split(jax.random.key(1), SEEDS)
+    )
+    forward, correlation, backward, _ = profiles(
+        theory.law("tanh", batch=batch, keep=keep, **settings), width=WIDTH
+    )
     squares = [jnp.exp(2 * rows[0]) for rows in (backward.log_grad_h, backward.log_grad_theta)]
-    for samples, wanted in zip(found, (jnp.exp(forward.log_q), correlation.c, *squares), strict=True):
+    for samples, wanted in zip(
+        found, (jnp.exp(forward.log_q), correlation.c, *squares), strict=True
+    ):
         error = np.std(samples, axis=0, ddof=1) / SEEDS**0.5
         # four standard errors, and what four layers of finite width shift a mean by
         band = 4 * error + 4 / WIDTH * np.abs(wanted)
-        assert np.all(np.abs(np.mean(samples, axis=0) - wanted) < band), (np.mean(samples, axis=0), wanted)
+        assert np.all(np.abs(np.mean(samples, axis=0) - wanted) < band), (
+            np.mean(samples, axis=0),
+            wanted,
+        )
 
 
 def test_numbers_of_a_law_are_traced():
@@ -154,7 +167,11 @@ def test_what_is_not_known_is_nan_for_a_reason():
     assert all(np.all(np.isnan(leaf)) for leaf in jax.tree.leaves(profiles(block)))
     block = theory.law("relu", norm="batch", batch=8)
     forward, _, _, spectrum = profiles(block)
-    assert np.all(np.isnan(forward.dead)) and np.all(np.isnan(spectrum.log_s)) and np.all(np.isfinite(forward.log_q))
+    assert (
+        np.all(np.isnan(forward.dead))
+        and np.all(np.isnan(spectrum.log_s))
+        and np.all(np.isfinite(forward.log_q))
+    )
     assert "saturation" not in theory.missing(block) and np.all(np.isfinite(forward.saturation))
 
 
@@ -181,24 +198,45 @@ def test_settings_without_a_law_are_refused_in_one_line(settings, said):
 def test_theory_is_traced_in_either_precision():
     """Within a caller's own jit and vmap, with x64 on and off: integers of one program keep one dtype."""
     gains = jnp.asarray([1.0, 1.5])
-    blocks = [theory.law("relu", norm="batch", batch=8), theory.law("tanh", skip="dense", norm="layer")]
+    blocks = [
+        theory.law("relu", norm="batch", batch=8),
+        theory.law("tanh", skip="dense", norm="layer"),
+    ]
 
     def all_of(sigma):
-        predicted = [theory.predict(block, sigma, 0.1, [2], **SIZE)[2].log_grad_h for block in blocks]
-        return theory.critical_points("tanh", sigma).sigma_w, theory.fixed_points("gelu", sigma, 0.1).q, predicted
+        predicted = [
+            theory.predict(block, sigma, 0.1, [2], **SIZE)[2].log_grad_h for block in blocks
+        ]
+        return (
+            theory.critical_points("tanh", sigma).sigma_w,
+            theory.fixed_points("gelu", sigma, 0.1).q,
+            predicted,
+        )
 
     found = jax.jit(jax.vmap(all_of))(gains)
     wanted = [all_of(float(gain)) for gain in gains]
     for i, one in enumerate(wanted):
-        jax.tree.map(lambda row, value, i=i: np.testing.assert_allclose(row[i], value, rtol=1e-5), found, one)
+        jax.tree.map(
+            lambda row, value, i=i: np.testing.assert_allclose(row[i], value, rtol=1e-5), found, one
+        )
 
 
 def test_sweeps_predict_networks_with_cures():
     cures = {"norm": "layer", "skip": "sum", "dropout": 0.1}
-    size = {"depths": (4,), "sigma_w": (GAINS[0],), "sigma_b": GAINS[1], "activations": ("tanh",), "width": 64}
+    size = {
+        "depths": (4,),
+        "sigma_w": (GAINS[0],),
+        "sigma_b": GAINS[1],
+        "activations": ("tanh",),
+        "width": 64,
+    }
     found = survey.predict(sweeps.Grid(**size, **cures), 32, 0.3)
     block = theory.law("tanh", norm="layer", skip="sum", keep=0.9)
-    np.testing.assert_allclose(found.log_grad_h.squeeze(), profiles(block)[2].log_grad_h[0], rtol=1e-10)
+    np.testing.assert_allclose(
+        found.log_grad_h.squeeze(), profiles(block)[2].log_grad_h[0], rtol=1e-10
+    )
     # lengths of residual networks grow; BatchNorm has no law below four examples
     assert np.all(found.fixed_point_q == np.inf) and np.all(found.fixed_point_xi_grad == np.inf)
-    assert np.all(np.isnan(survey.predict(sweeps.Grid(**size, norm="batch", batch=3), 32, 0.3).log_grad_h))
+    assert np.all(
+        np.isnan(survey.predict(sweeps.Grid(**size, norm="batch", batch=3), 32, 0.3).log_grad_h)
+    )

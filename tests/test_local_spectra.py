@@ -38,7 +38,12 @@ def _network(depth=4, width=7, d_in=5, sigma_w=1.4, sigma_b=0.1, **kind):
 def _linear(factors):
     """A chain whose block l multiplies by factors[l]."""
     n = factors.shape[1]
-    whole = Chain(lambda _, x: x, lambda w, h: w @ h, lambda _, h: h, networks.chain(MLP(1, n, "identity")).activation)
+    whole = Chain(
+        lambda _, x: x,
+        lambda w, h: w @ h,
+        lambda _, h: h,
+        networks.chain(MLP(1, n, "identity")).activation,
+    )
     return whole, Params({}, jnp.asarray(factors), {}), jnp.ones(n, factors.dtype)
 
 
@@ -74,7 +79,9 @@ def test_every_kind_of_block_against_dense_jacobians(kind):
             expected.append(np.log(np.sum(product**2) / n))
         np.testing.assert_allclose(log_apjn(chain, params, x, first=first), expected, atol=1e-12)
         partial = partial_jacobian(chain, params, x, first, params.depth)
-        np.testing.assert_allclose(partial.direction * np.exp(partial.log_norm), product, atol=1e-13 * s.max() ** 4)
+        np.testing.assert_allclose(
+            partial.direction * np.exp(partial.log_norm), product, atol=1e-13 * s.max() ** 4
+        )
 
 
 def test_batchnorm_goes_through_flatten():
@@ -107,7 +114,9 @@ def test_averaged_norm_of_gaussian_linear_layers_is_the_gain():
     draws, layers, n = 4000, 5, 8
     factors = np.stack([_gaussian(layers, n, seed) for seed in range(draws)])
     chain, _, x = _linear(factors[0])
-    log_j = jax.jit(jax.vmap(lambda w: spectra.log_apjn(chain, Params({}, w, {}), x)))(jnp.asarray(1.1 * factors))
+    log_j = jax.jit(jax.vmap(lambda w: spectra.log_apjn(chain, Params({}, w, {}), x)))(
+        jnp.asarray(1.1 * factors)
+    )
     samples = np.exp(log_j)
     error = samples.mean(axis=0) - 1.1 ** (2 * np.arange(layers + 1))
     assert np.all(np.abs(error) <= 4 * samples.std(axis=0, ddof=1) / draws**0.5 + 1e-14)
@@ -143,7 +152,9 @@ def test_alignment_against_numpy_and_its_meaning():
         vt = np.linalg.svd(above)[2]
         np.testing.assert_allclose(found.overlap[pair], np.abs(vt @ u), atol=1e-10)
         norms = [np.sum(m**2) for m in (above @ below, above, below)]
-        assert float(found.excess[pair]) == pytest.approx(np.log(7 * norms[0] / norms[1] / norms[2]), abs=1e-12)
+        assert float(found.excess[pair]) == pytest.approx(
+            np.log(7 * norms[0] / norms[1] / norms[2]), abs=1e-12
+        )
     np.testing.assert_allclose(np.sum(np.asarray(found.overlap) ** 2, axis=1), 1, atol=1e-12)
 
 
@@ -174,7 +185,9 @@ def test_exponents_are_logarithms_per_layer():
     found = exponents(chain, params, x, (1, 5))
     for row, depth in enumerate((1, 5)):
         product = np.linalg.multi_dot([np.eye(7), *factors[:depth][::-1]])
-        np.testing.assert_allclose(found[row], np.log(np.linalg.svd(product, compute_uv=False)) / depth, atol=1e-9)
+        np.testing.assert_allclose(
+            found[row], np.log(np.linalg.svd(product, compute_uv=False)) / depth, atol=1e-9
+        )
 
 
 def test_orthogonal_chains_have_one_exponent():
@@ -222,7 +235,9 @@ def test_vmap_and_grad():
     found = jax.jit(jax.vmap(lambda x: spectra.local_log_singular_values(chain, params, x)))(batch)
     np.testing.assert_allclose(found[1], local(chain, params, 2 * x), atol=1e-12)
     apjn = lambda gain: spectra.log_apjn(chain, networks.rescale(params, gain, 1.0), x)[-1]
-    top = lambda gain: spectra.local_log_singular_values(chain, networks.rescale(params, gain, 1.0), x)[2, 0]
+    top = lambda gain: spectra.local_log_singular_values(
+        chain, networks.rescale(params, gain, 1.0), x
+    )[2, 0]
     scalar = jax.jit(lambda gain: top(gain) + apjn(gain))
     step = 1e-6
     slope = (scalar(1.1 + step) - scalar(1.1 - step)) / (2 * step)

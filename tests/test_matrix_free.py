@@ -20,7 +20,10 @@ CASES = {
     "wide": ({"d_in": 40}, {}),
     "narrow": ({"d_in": 9}, {"to_layer": 2}),
     "layers": ({"activation": "relu"}, {"from_layer": 1, "to_layer": 3}),
-    "dense": ({"skip": "dense", "norm": "layer"}, {"from_layer": 2, "readout": True, "to_layer": 3}),
+    "dense": (
+        {"skip": "dense", "norm": "layer"},
+        {"from_layer": 2, "readout": True, "to_layer": 3},
+    ),
     "layer": ({"norm": "layer", "dropout": True}, {}),
     "batch": ({"norm": "batch", "width": 6, "d_in": 5, "batch": 4}, {}),
 }
@@ -28,7 +31,9 @@ CASES = {
 
 def _network(d_in=24, width=24, batch=None, dtype=None, sigma_w=1.2, depth=DEPTH, **settings):
     mlp = MLP(depth, width, **({"activation": "tanh"} | settings))
-    x = jax.random.normal(jax.random.key(5), (batch, d_in) if batch else (d_in,), dtype or jnp.result_type(float))
+    x = jax.random.normal(
+        jax.random.key(5), (batch, d_in) if batch else (d_in,), dtype or jnp.result_type(float)
+    )
     params = jax.jit(networks.init, static_argnums=0)(mlp, KEY, x, sigma_w, 0.1)
     if mlp.dropout:
         params = networks.bind(mlp, params, key=jax.random.key(6), rate=0.2)
@@ -65,14 +70,21 @@ def _operators(chain, params, x, layers):
 
 
 @pytest.mark.parametrize(
-    "case", [pytest.param(case, marks=[pytest.mark.kernels] if case in ("batch", "wide") else []) for case in CASES]
+    "case",
+    [
+        pytest.param(case, marks=[pytest.mark.kernels] if case in ("batch", "wide") else [])
+        for case in CASES
+    ],
 )
 def test_products_are_those_of_the_dense_jacobian(case):
     settings, layers = CASES[case]
     chain, params, x = _network(**settings)
     dense, apply, adjoint = _operators(chain, params, x, tuple(layers.items()))
     # products of DEPTH + 2 factors round in each, relative to the largest value
-    close = partial(np.testing.assert_allclose, atol=30 * float(jnp.finfo(x.dtype).eps) * np.linalg.norm(dense, 2))
+    close = partial(
+        np.testing.assert_allclose,
+        atol=30 * float(jnp.finfo(x.dtype).eps) * np.linalg.norm(dense, 2),
+    )
     close(apply, dense)
     close(adjoint, dense)
 
@@ -99,13 +111,18 @@ def test_all_of_it_through_the_chain(case):
     top, bound = np.exp(extremes.log_s), np.asarray(extremes.relative_error)
     assert np.all(top <= s[:3] * (1 + bound)), "Ritz values lie below, up to rounding"
     assert np.all(np.min(np.abs(s[:, None] - top[None]), axis=0) <= bound * top)
-    for matrix, there, back in [(dense, extremes.right, extremes.left), (dense.T, extremes.left, extremes.right)]:
+    for matrix, there, back in [
+        (dense, extremes.right, extremes.left),
+        (dense.T, extremes.left, extremes.right),
+    ]:
         residual = np.linalg.norm(there @ matrix.T - top[:, None] * back, axis=1)
         assert np.all(residual <= bound * top)
     assert np.exp(extremes.log_smallest_at_most) >= s[-1]
     assert extremes.log_condition_at_least <= np.log(s[0] / s[-1])
 
-    for order, log_mean, error in zip((1, 2, 3), moments.log_mean, moments.relative_error, strict=True):
+    for order, log_mean, error in zip(
+        (1, 2, 3), moments.log_mean, moments.relative_error, strict=True
+    ):
         assert abs(np.exp(log_mean) / np.mean(s ** (2 * order)) - 1) <= SIGMAS * error
     rank = np.sum(s**2) ** 2 / np.sum(s**4)
     assert abs(moments.effective_rank - rank) <= SIGMAS * moments.effective_rank_error
@@ -132,13 +149,16 @@ def _with_values(s, rows=None, seed=0):
 
 
 extremes = jax.jit(
-    lambda matrix, key, **kw: spectra.extremes(_matrix(matrix), key, **kw), static_argnames=("top", "steps", "block")
+    lambda matrix, key, **kw: spectra.extremes(_matrix(matrix), key, **kw),
+    static_argnames=("top", "steps", "block"),
 )
 moments = jax.jit(
-    lambda matrix, key, **kw: spectra.moments(_matrix(matrix), key, **kw), static_argnames=("probes", "orders")
+    lambda matrix, key, **kw: spectra.moments(_matrix(matrix), key, **kw),
+    static_argnames=("probes", "orders"),
 )
 density = jax.jit(
-    lambda matrix, key, **kw: spectra.density(_matrix(matrix), key, **kw), static_argnames=("probes", "steps")
+    lambda matrix, key, **kw: spectra.density(_matrix(matrix), key, **kw),
+    static_argnames=("probes", "steps"),
 )
 cdf, quantiles = jax.jit(spectra.cdf), jax.jit(spectra.quantiles)
 
@@ -189,13 +209,19 @@ def test_nothing_at_all():
 
 @pytest.mark.parametrize("sigma_w", [1e-3, 1e3])
 def test_beyond_any_float(sigma_w):
-    chain, params, x = _network(width=16, d_in=16, depth=300, activation="identity", weights="orthogonal", sigma_w=1.0)
+    chain, params, x = _network(
+        width=16, d_in=16, depth=300, activation="identity", weights="orthogonal", sigma_w=1.0
+    )
     params = networks.rescale(params, sigma_w, 0.0)
 
     @jax.jit
     def measure(params):
         op = spectra.jacobian(chain, params, 0 * x, from_layer=0)
-        return spectra.extremes(op, KEY, top=2, steps=1, block=4), spectra.moments(op, KEY), spectra.density(op, KEY)
+        return (
+            spectra.extremes(op, KEY, top=2, steps=1, block=4),
+            spectra.moments(op, KEY),
+            spectra.density(op, KEY),
+        )
 
     top, moment, spectrum = measure(params)
     expected = 300 * np.log(sigma_w)
@@ -210,12 +236,16 @@ def test_beyond_any_float(sigma_w):
 
 def test_moments_are_unbiased_and_their_errors_are_honest():
     s = np.linspace(0.2, 2, 40) ** 2
-    found = jax.vmap(lambda key: moments(_with_values(s), key, probes=8))(jax.random.split(KEY, 200))
+    found = jax.vmap(lambda key: moments(_with_values(s), key, probes=8))(
+        jax.random.split(KEY, 200)
+    )
     truth = np.array([np.mean(s**2), np.mean(s**4)])
     means = np.exp(np.asarray(found.log_mean, float))
     assert np.all(np.abs(means.mean(0) - truth) <= SIGMAS * means.std(0, ddof=1) / 200**0.5)
     # the mean square of the errors is that of their estimates; 8 probes and 200 draws know it to a tenth or so
-    assert np.all(np.abs(np.mean((found.relative_error * means) ** 2, 0) / means.var(0, ddof=1) - 1) < 0.4)
+    assert np.all(
+        np.abs(np.mean((found.relative_error * means) ** 2, 0) / means.var(0, ddof=1) - 1) < 0.4
+    )
     rank = np.sum(s**2) ** 2 / np.sum(s**4)
     spread = np.std(found.effective_rank, ddof=1)
     assert abs(np.sqrt(np.mean(found.effective_rank_error**2)) / spread - 1) < 0.4
@@ -236,7 +266,9 @@ def test_distribution_and_quantiles():
     shares = jnp.asarray([0.1, 0.5, 0.9])
     value = quantiles(found, shares)
     np.testing.assert_allclose(cdf(found, value.value).value, shares, atol=0.01)
-    width = np.gradient(np.quantile(np.log(s), [0.09, 0.1, 0.11, 0.49, 0.5, 0.51, 0.89, 0.9, 0.91]), 0.01)[[1, 4, 7]]
+    width = np.gradient(
+        np.quantile(np.log(s), [0.09, 0.1, 0.11, 0.49, 0.5, 0.51, 0.89, 0.9, 0.91]), 0.01
+    )[[1, 4, 7]]
     allowed = width / 40 + SIGMAS * value.standard_error
     assert np.all(np.abs(value.value - np.quantile(np.log(s), shares)) <= allowed)
     assert np.all(value.standard_error > 0)
@@ -246,7 +278,9 @@ def test_vmap_is_a_loop():
     chain, params, x = _network(width=12, d_in=12, depth=2)
 
     def measure(x, key):
-        return spectra.extremes(spectra.jacobian(chain, params, x), key, top=2, steps=2, block=3).log_s
+        return spectra.extremes(
+            spectra.jacobian(chain, params, x), key, top=2, steps=2, block=3
+        ).log_s
 
     xs, keys = jnp.stack([x, 2 * x]), jax.random.split(KEY, 2)
     together, one = jax.jit(jax.vmap(measure))(xs, keys), jax.jit(measure)
@@ -262,7 +296,9 @@ def test_moments_have_gradients():
         return spectra.moments(spectra.jacobian(chain, scaled, x, from_layer=0), KEY).log_mean
 
     # s = (1.2 sigma_w)^DEPTH
-    np.testing.assert_allclose(jax.jit(jax.jacrev(log_mean))(1.5), 2 * DEPTH / 1.5 * np.array([1, 2]), rtol=1e-9)
+    np.testing.assert_allclose(
+        jax.jit(jax.jacrev(log_mean))(1.5), 2 * DEPTH / 1.5 * np.array([1, 2]), rtol=1e-9
+    )
 
 
 def _measured(measure, d_in, width, depth, settings):
@@ -315,7 +351,12 @@ def test_agrees_with_matfree():
 def test_mistakes_are_named():
     chain, params, x = _network(width=8, d_in=8)
     op = spectra.jacobian(chain, params, x)
-    for settings in ({"from_layer": 3, "to_layer": 2}, {"to_layer": 5}, {"from_layer": -1}, {"from_layer": True}):
+    for settings in (
+        {"from_layer": 3, "to_layer": 2},
+        {"to_layer": 5},
+        {"from_layer": -1},
+        {"from_layer": True},
+    ):
         with pytest.raises(ValueError, match="0 <= from_layer <= to_layer <= 4"):
             spectra.jacobian(chain, params, x, **settings)
     for wrong, match in [
@@ -323,9 +364,15 @@ def test_mistakes_are_named():
         (lambda: spectra.moments(op, KEY, orders=1), "orders must be an integer >= 2"),
         (lambda: spectra.density(op, KEY, steps=0), "steps"),
         (lambda: spectra.matrix_free_memory(op, steps=-1), "steps must be an integer >= 0, got -1"),
-        (lambda: spectra.extremes(op, KEY, top=9), "at most the number of singular values, 8, got 9"),
+        (
+            lambda: spectra.extremes(op, KEY, top=9),
+            "at most the number of singular values, 8, got 9",
+        ),
         (lambda: spectra.extremes(op, KEY, top=4, block=1, steps=2), "block"),
-        (lambda: spectra.quantiles(spectra.Density(x[None], x[None]), jnp.asarray([1.5])), r"in \[0, 1\]"),
+        (
+            lambda: spectra.quantiles(spectra.Density(x[None], x[None]), jnp.asarray([1.5])),
+            r"in \[0, 1\]",
+        ),
     ]:
         with pytest.raises(ValueError, match=match):
             wrong()

@@ -72,7 +72,10 @@ def answers():
     tell = "\nfor case in json.loads(sys.argv[1]):\n    try:\n        eval(case); print(json.dumps('accepted'))\n"
     tell += "    except (ValueError, TypeError) as error:\n        print(json.dumps(str(error)))\n"
     run = subprocess.run(
-        [sys.executable, "-c", SETUP + tell, json.dumps(list(CASES))], capture_output=True, text=True, timeout=200
+        [sys.executable, "-c", SETUP + tell, json.dumps(list(CASES))],
+        capture_output=True,
+        text=True,
+        timeout=200,
     )
     assert run.returncode == 0, run.stderr
     return dict(zip(CASES, map(json.loads, run.stdout.splitlines()), strict=True))

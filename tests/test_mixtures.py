@@ -50,12 +50,18 @@ def test_theory_averages_moments_over_the_units():
     one = theory.fixed_point(mixed, w, b)
     np.testing.assert_allclose(theory.length_map(mixed, w, b, one.q), one.q, rtol=1e-10)
     np.testing.assert_allclose(theory.correlation_map(mixed, w, b, one.q, one.c), one.c, rtol=1e-10)
-    np.testing.assert_allclose(one.chi_1, w**2 * _of_parts(p, one.q, theory.derivative_moment), rtol=1e-10)
+    np.testing.assert_allclose(
+        one.chi_1, w**2 * _of_parts(p, one.q, theory.derivative_moment), rtol=1e-10
+    )
     flat = theory.saturation(mixed, q, 0.05)
     # both have steepest slope 1
-    np.testing.assert_allclose(flat, _of_parts(p, q, lambda phi, q: theory.saturation(phi, q, 0.05)), rtol=1e-6)
+    np.testing.assert_allclose(
+        flat, _of_parts(p, q, lambda phi, q: theory.saturation(phi, q, 0.05)), rtol=1e-6
+    )
     atoms, shares = theory.squared_slopes(mixed, w, q)
-    np.testing.assert_allclose(atoms @ shares, w**2 * _of_parts(p, q, theory.derivative_moment), rtol=1e-6)
+    np.testing.assert_allclose(
+        atoms @ shares, w**2 * _of_parts(p, q, theory.derivative_moment), rtol=1e-6
+    )
 
 
 def test_fixed_points_are_differentiable_in_the_share():
@@ -66,15 +72,21 @@ def test_fixed_points_are_differentiable_in_the_share():
     p, step = 0.4, 1e-4
     slopes = jax.jit(jax.jacfwd(fields))(p)
     # the error of a central difference is the square of its step
-    np.testing.assert_allclose(slopes, (fields(p + step) - fields(p - step)) / (2 * step), rtol=1e-6)
+    np.testing.assert_allclose(
+        slopes, (fields(p + step) - fields(p - step)) / (2 * step), rtol=1e-6
+    )
 
 
 def test_kernels_are_averaged_and_the_share_is_traced():
     def kernel(p):
-        covariance, slope = activations.mixture("relu", "identity", p).kernel(jnp.asarray(2.0), jnp.asarray(1.0))
+        covariance, slope = activations.mixture("relu", "identity", p).kernel(
+            jnp.asarray(2.0), jnp.asarray(1.0)
+        )
         return jnp.stack([covariance, slope])
 
-    values, slopes = jax.jit(jax.vmap(lambda p: jax.jvp(kernel, (p,), (1.0,))))(jnp.asarray([0.0, 0.25, 1.0]))
+    values, slopes = jax.jit(jax.vmap(lambda p: jax.jvp(kernel, (p,), (1.0,))))(
+        jnp.asarray([0.0, 0.25, 1.0])
+    )
     # relu: q / 2 and 1/2; identity: q and 1
     np.testing.assert_allclose(values[:, 0], [1.0, 1.25, 2.0], rtol=1e-12)
     np.testing.assert_allclose(values[:, 1], [0.5, 0.625, 1.0], rtol=1e-12)

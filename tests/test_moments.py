@@ -29,7 +29,9 @@ def test_moments_agree_with_closed_forms_or_adaptive_quadrature(name):
         assert float(found_m) == pytest.approx(expected_m, rel=1e-10), f"M at q = {q}"
 
 
-@pytest.mark.parametrize("name", [n for n in CLOSED if get(n).kernel is not None and n not in ("sin", "cos")])
+@pytest.mark.parametrize(
+    "name", [n for n in CLOSED if get(n).kernel is not None and n not in ("sin", "cos")]
+)
 def test_quadrature_agrees_with_the_kernels_it_is_replaced_by(name):
     kernel = get(name).kernel
     phi = Activation(name, get(name).fn, get(name).kinks)
@@ -44,11 +46,15 @@ def test_quadrature_agrees_with_the_kernels_it_is_replaced_by(name):
     np.testing.assert_allclose(found.slope, derivative, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize(("name", "kinks"), [("tanh", [0.0]), ("hard_tanh", [-1.0, 1.0]), ("elu", [0.0])])
+@pytest.mark.parametrize(
+    ("name", "kinks"), [("tanh", [0.0]), ("hard_tanh", [-1.0, 1.0]), ("elu", [0.0])]
+)
 def test_pairs_agree_with_nested_adaptive_quadrature(name, kinks):
-    fn = {"tanh": np.tanh, "hard_tanh": lambda z: np.clip(z, -1, 1), "elu": lambda z: np.where(z > 0, z, np.expm1(z))}[
-        name
-    ]
+    fn = {
+        "tanh": np.tanh,
+        "hard_tanh": lambda z: np.clip(z, -1, 1),
+        "elu": lambda z: np.where(z > 0, z, np.expm1(z)),
+    }[name]
     q, c = 2.3, 0.6
     root, rest = np.sqrt(q), np.sqrt(1 - c**2)
     density = lambda u: np.exp(-(u**2) / 2) / np.sqrt(2 * np.pi)
@@ -56,11 +62,15 @@ def test_pairs_agree_with_nested_adaptive_quadrature(name, kinks):
     def inner(u):
         at = sorted([-10.0, 10.0, *((k / root - c * u) / rest for k in kinks)])
         f = lambda v: fn(root * (c * u + rest * v)) * density(v)
-        return sum(integrate.quad(f, a, b, epsabs=1e-14)[0] for a, b in zip(at[:-1], at[1:], strict=True))
+        return sum(
+            integrate.quad(f, a, b, epsabs=1e-14)[0] for a, b in zip(at[:-1], at[1:], strict=True)
+        )
 
     at = sorted([-10.0, 10.0, *(k / root for k in kinks)])
     outer = lambda u: fn(root * u) * density(u) * inner(u)
-    expected = sum(integrate.quad(outer, a, b, epsabs=1e-12)[0] for a, b in zip(at[:-1], at[1:], strict=True))
+    expected = sum(
+        integrate.quad(outer, a, b, epsabs=1e-12)[0] for a, b in zip(at[:-1], at[1:], strict=True)
+    )
     phi = get(name)
     about = features(phi)
     gap = jax.jit(lambda: pair(phi, about, jnp.asarray(q), jnp.asarray(1 - c), about.nodes).gap)()
@@ -101,7 +111,11 @@ def test_expectation_of_a_smooth_callable():
 
 def test_saturation_and_dead_share():
     assert float(theory.saturation("relu", 3.0, 0.0)) == pytest.approx(0.5, abs=1e-12)
-    assert float(theory.saturation("hard_tanh", 4.0, 0.0)) == pytest.approx(2 * ndtr(-0.5), abs=1e-12)
+    assert float(theory.saturation("hard_tanh", 4.0, 0.0)) == pytest.approx(
+        2 * ndtr(-0.5), abs=1e-12
+    )
     edge = np.arccosh(np.sqrt(10.0))
-    assert float(theory.saturation("tanh", 4.0, 0.1)) == pytest.approx(2 * ndtr(-edge / 2), abs=3e-4)
+    assert float(theory.saturation("tanh", 4.0, 0.1)) == pytest.approx(
+        2 * ndtr(-edge / 2), abs=3e-4
+    )
     assert float(theory.saturation("identity", 4.0, 0.1)) == 0.0

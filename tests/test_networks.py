@@ -27,7 +27,9 @@ def test_chain_computes_what_the_module_does(weights, dtype):
         h = chain.block(jax.tree.map(lambda leaf, i=i: leaf[i], params.blocks), h)
     y = chain.readout(params, h)
     assert y.dtype == dtype and y.shape == (4,) and params.depth == 3
-    chex.assert_trees_all_equal_dtypes(params, jax.tree.map(lambda leaf: leaf.astype(dtype), params))
+    chex.assert_trees_all_equal_dtypes(
+        params, jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+    )
     np.testing.assert_allclose(y, mlp.apply(networks.variables(params), x), rtol=1e-5)
 
 
@@ -38,19 +40,29 @@ def test_network_is_the_formula():
     h = dense(params.embed, x)
     for i in range(2):
         h = dense(jax.tree.map(lambda leaf, i=i: leaf[i], params.blocks), jnp.tanh(h))
-    np.testing.assert_allclose(mlp.apply(networks.variables(params), x), dense(params.readout, jnp.tanh(h)), rtol=1e-12)
+    np.testing.assert_allclose(
+        mlp.apply(networks.variables(params), x), dense(params.readout, jnp.tanh(h)), rtol=1e-12
+    )
 
 
 def test_weights_and_biases_follow_the_law():
     mlp = MLP(depth=4, width=300)
     params = networks.init(mlp, KEY, jnp.ones(200), 1.7, 0.4)
-    for kernel, fan_in in ((params.embed["dense"]["kernel"], 200), (params.blocks["dense"]["kernel"], 300)):
+    for kernel, fan_in in (
+        (params.embed["dense"]["kernel"], 200),
+        (params.blocks["dense"]["kernel"], 300),
+    ):
         scaled = np.asarray(kernel).ravel() * np.sqrt(fan_in) / 1.7
         n = len(scaled)
         # standard errors of the second and fourth moments of a normal sample; a truncated normal's kurtosis is 2.37
         assert abs(np.mean(scaled**2) - 1) < 4 * np.sqrt(2 / n)
         assert abs(np.mean(scaled**4) - 3) < 4 * np.sqrt(96 / n)
-    biases = np.concatenate([np.asarray(p["dense"]["bias"]).ravel() for p in (params.embed, params.blocks)]) / 0.4
+    biases = (
+        np.concatenate(
+            [np.asarray(p["dense"]["bias"]).ravel() for p in (params.embed, params.blocks)]
+        )
+        / 0.4
+    )
     assert abs(np.mean(biases**2) - 1) < 4 * np.sqrt(2 / len(biases))
 
 
@@ -71,10 +83,14 @@ def test_orthogonal_weights_have_the_gain_s_mean_square_in_every_shape():
     for shape in ((8, 8), (5, 12), (3, 3, 4, 50), (1, 7), (64, 128)):
         kernel = np.asarray(networks.WEIGHTS["orthogonal"](KEY, shape)).reshape(-1, shape[-1])
         a = np.linspace(-1, 2, len(kernel))
-        np.testing.assert_allclose(np.mean((a @ kernel) ** 2), np.mean(a**2), rtol=1e-12, err_msg=str(shape))
+        np.testing.assert_allclose(
+            np.mean((a @ kernel) ** 2), np.mean(a**2), rtol=1e-12, err_msg=str(shape)
+        )
     for shape in ((12, 5), (3, 3, 4, 10), (7, 1)):
         kernel = np.asarray(networks.WEIGHTS["orthogonal"](KEY, shape)).reshape(-1, shape[-1])
-        np.testing.assert_allclose(kernel.T @ kernel, np.eye(shape[-1]), atol=1e-12, err_msg=str(shape))
+        np.testing.assert_allclose(
+            kernel.T @ kernel, np.eye(shape[-1]), atol=1e-12, err_msg=str(shape)
+        )
     for shape in ((3,), (0, 4)):
         with pytest.raises(ValueError, match="two axes or more, none of them empty, got shape"):
             networks.WEIGHTS["orthogonal"](KEY, shape)
@@ -82,7 +98,9 @@ def test_orthogonal_weights_have_the_gain_s_mean_square_in_every_shape():
 
 @pytest.mark.parametrize("skip", [None, "dense"])
 def test_orthogonal_networks_have_the_lengths_of_theory_from_a_narrow_input_to_a_wide_output(skip):
-    mlp = MLP(depth=2, width=16, activation="identity", features_out=40, weights="orthogonal", skip=skip)
+    mlp = MLP(
+        depth=2, width=16, activation="identity", features_out=40, weights="orthogonal", skip=skip
+    )
     x = jnp.linspace(-1, 1, 6)
     params = networks.init(mlp, KEY, x, 1.5)
     chain = networks.chain(mlp)
@@ -101,9 +119,15 @@ def test_gains_share_one_draw_and_are_traced():
     init = jax.jit(traced)
     unit, scaled = init(1.0, 1.0), init(2.5, 0.5)
     chex.assert_trees_all_close(scaled, networks.rescale(unit, 2.5, 0.5), rtol=1e-12)
-    np.testing.assert_allclose(scaled.embed["dense"]["kernel"], 2.5 * unit.embed["dense"]["kernel"], rtol=1e-12)
-    np.testing.assert_allclose(scaled.embed["dense"]["bias"], 0.5 * unit.embed["dense"]["bias"], rtol=1e-12)
-    many = jax.vmap(lambda key, w: networks.init(mlp, key, x, w).blocks)(jax.random.split(KEY, 3), jnp.ones(3))
+    np.testing.assert_allclose(
+        scaled.embed["dense"]["kernel"], 2.5 * unit.embed["dense"]["kernel"], rtol=1e-12
+    )
+    np.testing.assert_allclose(
+        scaled.embed["dense"]["bias"], 0.5 * unit.embed["dense"]["bias"], rtol=1e-12
+    )
+    many = jax.vmap(lambda key, w: networks.init(mlp, key, x, w).blocks)(
+        jax.random.split(KEY, 3), jnp.ones(3)
+    )
     assert many["dense"]["kernel"].shape == (3, 2, 8, 8)
 
 
@@ -114,8 +138,14 @@ def test_gains_share_one_draw_and_are_traced():
         ({"depth": 2, "width": -1}, "width must be an integer >= 1, got -1"),
         ({"depth": 2, "width": 4, "features_out": 0}, "features_out"),
         ({"depth": 2, "width": 4, "weights": "uniform"}, "gaussian, orthogonal, .*, got 'uniform'"),
-        ({"depth": 2, "width": 4, "norm": "group"}, "norm must be one of None, batch, layer, rms, got 'group'"),
-        ({"depth": 2, "width": 4, "skip": "resnet"}, "None, sum, scaled, rezero, highway, dense, got 'resnet'"),
+        (
+            {"depth": 2, "width": 4, "norm": "group"},
+            "norm must be one of None, batch, layer, rms, got 'group'",
+        ),
+        (
+            {"depth": 2, "width": 4, "skip": "resnet"},
+            "None, sum, scaled, rezero, highway, dense, got 'resnet'",
+        ),
         ({"depth": 2, "width": 4, "epsilon": -1.0}, "epsilon must be >= 0, got -1.0"),
         ({"depth": 2, "width": 4, "momentum": 1.5}, r"momentum must be in \[0, 1\], got 1.5"),
         ({"depth": 2, "width": 4, "activation": "rellu"}, "did you mean relu"),

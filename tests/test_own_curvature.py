@@ -53,7 +53,9 @@ def test_kernels(model):
 
     @jax.jit
     def measured(params):
-        return curvature.tangent_kernel(chain, params, x), curvature.tangent_kernel_by_layer(chain, params, x)
+        return curvature.tangent_kernel(chain, params, x), curvature.tangent_kernel_by_layer(
+            chain, params, x
+        )
 
     kernel, by_layer = measured(params)
     wanted = rows @ rows.T
@@ -62,7 +64,9 @@ def test_kernels(model):
     np.testing.assert_allclose(kernel, wanted, atol=1e-5 * largest)
     np.testing.assert_allclose(by_layer.total, wanted, atol=1e-5 * largest)
     size = sum(leaf.size for leaf in jax.tree.leaves(params.readout))
-    np.testing.assert_allclose(by_layer.readout, rows[:, -size:] @ rows[:, -size:].T, atol=1e-5 * largest)
+    np.testing.assert_allclose(
+        by_layer.readout, rows[:, -size:] @ rows[:, -size:].T, atol=1e-5 * largest
+    )
     assert by_layer.blocks.shape == (params.depth, y.size, y.size)
     assert curvature.tangent_kernel_memory(chain, params, x) > 0
 
@@ -93,28 +97,38 @@ def test_products(model, layer):
     product, transposed = measured(params)
     scale = np.linalg.norm(rows)
     np.testing.assert_allclose(product, rows @ np.cos(np.arange(rows.shape[1])), atol=1e-5 * scale)
-    np.testing.assert_allclose(transposed, rows.T @ np.cos(np.arange(rows.shape[0])), atol=1e-5 * scale)
+    np.testing.assert_allclose(
+        transposed, rows.T @ np.cos(np.arange(rows.shape[0])), atol=1e-5 * scale
+    )
 
 
 def test_gauss_newton(model):
     chain, params, x, y, jacobian = model
-    found = jax.jit(lambda params: curvature.gauss_newton_eigenvalues(chain, params, x, "squared"))(params)
+    found = jax.jit(lambda params: curvature.gauss_newton_eigenvalues(chain, params, x, "squared"))(
+        params
+    )
     rows = jacobian.reshape(y.size, -1)
     wanted = np.linalg.eigvalsh(rows @ rows.T)[::-1] / len(y)
     np.testing.assert_allclose(found, wanted, atol=1e-5 * wanted[0])
     # the products of the objective take such a chain too
     goal = curvature.objective(chain, "squared")
     targets = jnp.zeros_like(
-        networks.over_batch(chain).readout(params, networks.state(networks.over_batch(chain), params, x))
+        networks.over_batch(chain).readout(
+            params, networks.state(networks.over_batch(chain), params, x)
+        )
     )
     operator = curvature.gauss_newton(goal, params, (x, targets))
     v = jnp.cos(jnp.arange(operator.columns, dtype=jnp.float32))
     product = jax.jit(operator.matvec)(v)
-    np.testing.assert_allclose(product, rows.T @ (rows @ np.asarray(v)) / len(y), atol=2e-5 * wanted[0] * len(v) ** 0.5)
+    np.testing.assert_allclose(
+        product, rows.T @ (rows @ np.asarray(v)) / len(y), atol=2e-5 * wanted[0] * len(v) ** 0.5
+    )
 
 
 def test_what_is_no_batch_is_said():
     chain, x = images()
     params = chain.init(KEY, x[0])
-    with pytest.raises(ValueError, match=r"layer 0, with these parameters, does not take float32\[4, 1\]"):
+    with pytest.raises(
+        ValueError, match=r"layer 0, with these parameters, does not take float32\[4, 1\]"
+    ):
         curvature.tangent_kernel(chain, params, x[0])

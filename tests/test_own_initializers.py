@@ -25,7 +25,11 @@ def states(chain, params, x):
     """h_0, h_1, ... and y."""
     h = [chain.embed(params, x)]
     parts = params.blocks.parts
-    layers = [jax.tree.map(lambda leaf, i=i: leaf[i], p) for p in parts for i in range(chains.layers_of(p))]
+    layers = [
+        jax.tree.map(lambda leaf, i=i: leaf[i], p)
+        for p in parts
+        for i in range(chains.layers_of(p))
+    ]
     for block, theta in zip(chain.block, layers, strict=True):
         h.append(block(theta, h[-1]))
     return [*h, chain.readout(params, h[-1])]
@@ -41,28 +45,43 @@ def test_gains_of_layers_multiply_kernels_alone():
     blocks, wanted = found.blocks.parts[0], params.blocks.parts[0]
     for name in ("Dense_0", "Dense_1"):
         times = jnp.asarray([3.0, 4.0, 5.0], jnp.float32)[:, None, None]
-        np.testing.assert_allclose(blocks[name]["kernel"], times * wanted[name]["kernel"], rtol=1e-6)
+        np.testing.assert_allclose(
+            blocks[name]["kernel"], times * wanted[name]["kernel"], rtol=1e-6
+        )
         chex.assert_trees_all_equal(blocks[name]["bias"], wanted[name]["bias"])
     chex.assert_trees_all_equal(blocks["LayerNorm_0"], wanted["LayerNorm_0"])
     # the caller's rule
     only = networks.scale_kernels(params, 2.0, lambda path: path == ("Dense_1", "kernel"))
     chex.assert_trees_all_equal(only.embed, params.embed)
-    np.testing.assert_allclose(only.blocks.parts[0]["Dense_1"]["kernel"], 2 * wanted["Dense_1"]["kernel"])
+    np.testing.assert_allclose(
+        only.blocks.parts[0]["Dense_1"]["kernel"], 2 * wanted["Dense_1"]["kernel"]
+    )
     chex.assert_trees_all_equal(only.blocks.parts[0]["Dense_0"], wanted["Dense_0"])
 
 
 def test_gains_of_nnx_layers_and_of_plain_arrays():
     rngs = nnx.Rngs(0)
-    blocks = [nnx.Sequential(jnp.tanh, nnx.Linear(6, 6, rngs=rngs), nnx.BatchNorm(6, rngs=rngs)) for _ in range(2)]
-    _, params = networks.from_nnx([nnx.Linear(5, 6, rngs=rngs), *blocks, nnx.Linear(6, 2, rngs=rngs)], X)
+    blocks = [
+        nnx.Sequential(jnp.tanh, nnx.Linear(6, 6, rngs=rngs), nnx.BatchNorm(6, rngs=rngs))
+        for _ in range(2)
+    ]
+    _, params = networks.from_nnx(
+        [nnx.Linear(5, 6, rngs=rngs), *blocks, nnx.Linear(6, 2, rngs=rngs)], X
+    )
     found = networks.scale_kernels(params, 2.0)
     assert jax.tree.structure(found) == jax.tree.structure(params)
     np.testing.assert_allclose(found.embed["kernel"][...], 2 * params.embed["kernel"][...])
-    changed = jax.tree.map(lambda a, b: bool(jnp.any(a != b)), found.blocks.parts[0], params.blocks.parts[0])
-    assert sum(jax.tree.leaves(changed.params)) == 1 and not any(jax.tree.leaves(changed.batch_stats))
+    changed = jax.tree.map(
+        lambda a, b: bool(jnp.any(a != b)), found.blocks.parts[0], params.blocks.parts[0]
+    )
+    assert sum(jax.tree.leaves(changed.params)) == 1 and not any(
+        jax.tree.leaves(changed.batch_stats)
+    )
     weights = [jnp.ones((5, 4)), jnp.eye(4), jnp.eye(4), jnp.ones((4, 2))]
     _, params = networks.from_params([lambda w, h: h @ w] * 4, weights, jnp.ones(5))
-    np.testing.assert_allclose(networks.scale_kernels(params, 3.0).blocks.parts[0], 3 * params.blocks.parts[0])
+    np.testing.assert_allclose(
+        networks.scale_kernels(params, 3.0).blocks.parts[0], 3 * params.blocks.parts[0]
+    )
 
 
 def test_lsuv_of_layers_with_several_weights():
@@ -74,12 +93,16 @@ def test_lsuv_of_layers_with_several_weights():
     def branch(below, above):
         return above - below if above.shape == below.shape else above
 
-    found = jax.jit(lambda params: initializers.lsuv(chain, params, X, 1.7, steps=15, part=branch))(params)
+    found = jax.jit(lambda params: initializers.lsuv(chain, params, X, 1.7, steps=15, part=branch))(
+        params
+    )
     h = states(chain, found, X)
     for below, above in zip([X, *h[:-1]], h, strict=True):
         assert float(jnp.var(branch(below, above))) == pytest.approx(1.7, rel=1e-4)
     # nothing but weights has changed
-    chex.assert_trees_all_equal(found.blocks.parts[0]["LayerNorm_0"], params.blocks.parts[0]["LayerNorm_0"])
+    chex.assert_trees_all_equal(
+        found.blocks.parts[0]["LayerNorm_0"], params.blocks.parts[0]["LayerNorm_0"]
+    )
 
 
 def test_lsuv_is_that_of_our_network():
@@ -93,15 +116,23 @@ def test_lsuv_is_that_of_our_network():
         lambda theta, h: ours.readout(params._replace(readout=theta), h),
     ]
     chain, own = networks.from_params(applies, [params.embed, *blocks, params.readout], X)
-    found, wanted = jax.jit(lambda: (initializers.lsuv(chain, own, X), initializers.lsuv(mlp, params, X)))()
+    found, wanted = jax.jit(
+        lambda: (initializers.lsuv(chain, own, X), initializers.lsuv(mlp, params, X))
+    )()
     chex.assert_trees_all_close(found.blocks.parts[0], wanted.blocks, rtol=1e-5)
-    chex.assert_trees_all_close((found.embed, found.readout), (wanted.embed, wanted.readout), rtol=1e-5)
+    chex.assert_trees_all_close(
+        (found.embed, found.readout), (wanted.embed, wanted.readout), rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("scale", [networks.scale_kernels, None])
 def test_a_network_without_weights_is_refused(scale):
-    chain, params = networks.from_params([lambda w, h: h * w["w"]] * 3, [{"w": jnp.ones(2, jnp.float32)}] * 3, X[0, :2])
-    with pytest.raises(ValueError, match=r"is a weight by this rule; there are w: kernels=lambda path: path\[-1\]"):
+    chain, params = networks.from_params(
+        [lambda w, h: h * w["w"]] * 3, [{"w": jnp.ones(2, jnp.float32)}] * 3, X[0, :2]
+    )
+    with pytest.raises(
+        ValueError, match=r"is a weight by this rule; there are w: kernels=lambda path: path\[-1\]"
+    ):
         initializers.lsuv(chain, params, X[:, :2]) if scale is None else scale(params, 2.0)
 
 
@@ -115,6 +146,7 @@ def test_gains_that_are_none_are_refused():
     with pytest.raises(ValueError, match="kernels and part are for chains of your own layers"):
         initializers.lsuv(networks.MLP(1, 3), params, X, part=lambda h, y: y)
     with pytest.raises(
-        ValueError, match=r"network must be a networks.MLP or a networks.Chain, got a Dense: a model of"
+        ValueError,
+        match=r"network must be a networks.MLP or a networks.Chain, got a Dense: a model of",
     ):
         initializers.lsuv(nn.Dense(3), params, X)

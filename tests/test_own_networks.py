@@ -45,7 +45,16 @@ class NnxBlock(nnx.Module):
 
 
 def widths():
-    modules = [nn.Dense(8), dense(8), dense(8), dense(8), dense(6), dense(6), dense(10), nn.Dense(3)]
+    modules = [
+        nn.Dense(8),
+        dense(8),
+        dense(8),
+        dense(8),
+        dense(6),
+        dense(6),
+        dense(10),
+        nn.Dense(3),
+    ]
     return modules, X
 
 
@@ -60,13 +69,19 @@ def transformer():
 
 
 def linen_model(modules, x):
-    chain = networks.from_linen([m if isinstance(m, nn.Module) else nn.Sequential([m]) for m in modules])
+    chain = networks.from_linen(
+        [m if isinstance(m, nn.Module) else nn.Sequential([m]) for m in modules]
+    )
     return chain, chain.init(KEY, x), x
 
 
 def nnx_model():
     rngs = nnx.Rngs(0)
-    layers = [nnx.Linear(5, 6, rngs=rngs), *[NnxBlock(rngs) for _ in range(4)], nnx.Linear(6, 3, rngs=rngs)]
+    layers = [
+        nnx.Linear(5, 6, rngs=rngs),
+        *[NnxBlock(rngs) for _ in range(4)],
+        nnx.Linear(6, 3, rngs=rngs),
+    ]
     return *networks.from_nnx(nnx.Sequential(*layers), X), X
 
 
@@ -85,7 +100,10 @@ def pytree_model():
     applies = [embed, *[coupled] * 3, readout]
     shapes = [(4, 5), *[(4, 4)] * 3, (2, 4)]
     keys = jax.random.split(KEY, 5)
-    params = [jax.random.normal(key, shape, jnp.float32) / 2 for key, shape in zip(keys, shapes, strict=True)]
+    params = [
+        jax.random.normal(key, shape, jnp.float32) / 2
+        for key, shape in zip(keys, shapes, strict=True)
+    ]
     return *networks.from_params(applies, params, X), X
 
 
@@ -96,7 +114,13 @@ MODELS = {
     "nnx": nnx_model,
     "pytree": pytree_model,
 }
-SEGMENTS = {"widths": [3, 1, 1, 1], "convolutions": [2, 1, 1, 1], "transformer": [4], "nnx": [4], "pytree": [3]}
+SEGMENTS = {
+    "widths": [3, 1, 1, 1],
+    "convolutions": [2, 1, 1, 1],
+    "transformer": [4],
+    "nnx": [4],
+    "pytree": [3],
+}
 
 
 def depth_of(part):
@@ -112,9 +136,14 @@ def apart(part):
 def layers(chain, params):
     """The blocks as functions, one after the other."""
     parts = [
-        jax.tree.map(lambda leaf, i=i: leaf[i], part) for part in params.blocks.parts for i in range(depth_of(part))
+        jax.tree.map(lambda leaf, i=i: leaf[i], part)
+        for part in params.blocks.parts
+        for i in range(depth_of(part))
     ]
-    return [lambda h, block=block, part=part: block(part, h) for block, part in zip(chain.block, parts, strict=True)]
+    return [
+        lambda h, block=block, part=part: block(part, h)
+        for block, part in zip(chain.block, parts, strict=True)
+    ]
 
 
 def passed(chain, params, h, first, last):
@@ -149,7 +178,9 @@ def test_profiles(model):
 
     @jax.jit
     def measured(params):
-        return propagation.forward(chain, params, x).log_q, propagation.backward(chain, params, x, total)
+        return propagation.forward(chain, params, x).log_q, propagation.backward(
+            chain, params, x, total
+        )
 
     @jax.jit
     def naive(params):
@@ -161,12 +192,18 @@ def test_profiles(model):
         def above(h, first, params):
             return total(chain.readout(params, passed(chain, params, h, first, None)))
 
-        log_grad = [log_norm(flat(jax.grad(above)(h, first, params))) for first, h in enumerate(states)]
+        log_grad = [
+            log_norm(flat(jax.grad(above)(h, first, params))) for first, h in enumerate(states)
+        ]
         gradient = jax.grad(lambda params: above(chain.embed(params, x), 0, params))(params)
         by_layer = [gradient.embed]
         for part in gradient.blocks.parts:
             by_layer += apart(part)
-        return jnp.stack(log_q), jnp.stack(log_grad), jnp.stack([log_norm(theta) for theta in by_layer])
+        return (
+            jnp.stack(log_q),
+            jnp.stack(log_grad),
+            jnp.stack([log_norm(theta) for theta in by_layer]),
+        )
 
     log_q, gradient = measured(params)
     wanted_q, wanted_h, wanted_theta = naive(params)
@@ -215,7 +252,9 @@ def test_spectra_and_products(model):
 
 def test_own_layers_give_what_our_network_gives():
     """Our network taken apart into functions: the same numbers in every measurement."""
-    mlp = networks.MLP(depth=6, width=8, activation="gelu", norm="layer", skip="sum", features_out=3)
+    mlp = networks.MLP(
+        depth=6, width=8, activation="gelu", norm="layer", skip="sum", features_out=3
+    )
     x = jnp.linspace(-1, 1, 5)
     params = networks.init(mlp, KEY, x, 1.5, 0.1)
     ours = networks.chain(mlp)
@@ -225,7 +264,9 @@ def test_own_layers_give_what_our_network_gives():
         *[ours.block] * 6,
         lambda theta, h: ours.readout(params._replace(readout=theta), h),
     ]
-    chain, own = networks.from_params(applies, [params.embed, *blocks, params.readout], x, activation="gelu")
+    chain, own = networks.from_params(
+        applies, [params.embed, *blocks, params.readout], x, activation="gelu"
+    )
 
     def measured(chain, params):
         return (
@@ -248,10 +289,16 @@ def test_own_layers_give_what_our_network_gives():
 
 def test_blocks_stand_alone_where_no_input_is_given():
     rngs = nnx.Rngs(0)
-    layers = [nnx.Linear(5, 6, rngs=rngs), *[NnxBlock(rngs) for _ in range(3)], nnx.Linear(6, 3, rngs=rngs)]
+    layers = [
+        nnx.Linear(5, 6, rngs=rngs),
+        *[NnxBlock(rngs) for _ in range(3)],
+        nnx.Linear(6, 3, rngs=rngs),
+    ]
     together, alone = networks.from_nnx(layers, X), networks.from_nnx(layers)
     assert len(alone[1].blocks.parts) == 3 and len(together[1].blocks.parts) == 1
-    found, wanted = (propagation.backward(*model, X, total, [1, 3]).log_grad_h for model in (alone, together))
+    found, wanted = (
+        propagation.backward(*model, X, total, [1, 3]).log_grad_h for model in (alone, together)
+    )
     np.testing.assert_allclose(found, wanted, atol=1e-5)
 
 
@@ -268,8 +315,13 @@ def test_running_statistics_go_along_and_are_not_differentiated_by():
         return total(chain.readout(params, passed(chain, params, h, 0, None)))
 
     gradient = jax.grad(output)(params)
-    np.testing.assert_allclose(found.log_grad_theta[1], log_norm(gradient.blocks.parts[0].params), atol=1e-5)
-    assert all(float(jnp.abs(leaf).max()) == 0 for leaf in jax.tree.leaves(gradient.blocks.parts[0].batch_stats))
+    np.testing.assert_allclose(
+        found.log_grad_theta[1], log_norm(gradient.blocks.parts[0].params), atol=1e-5
+    )
+    assert all(
+        float(jnp.abs(leaf).max()) == 0
+        for leaf in jax.tree.leaves(gradient.blocks.parts[0].batch_stats)
+    )
     rngs = nnx.Rngs(0)
     chain, params = networks.from_nnx(
         [nnx.Linear(5, 6, rngs=rngs), nnx.BatchNorm(6, rngs=rngs), nnx.Linear(6, 3, rngs=rngs)], x
@@ -283,7 +335,9 @@ def test_depths_of_states_of_unequal_shapes_are_refused():
         propagation.backward(chain, params, x, total, [2, 6])
     # five singular values at either depth
     assert spectra.singular_values(chain, params, x, [2, 6]).shape == (2, 5)
-    with pytest.raises(ValueError, match=r"depths \[2, 4\] have \[8, 6\] singular values: ask for one at a time"):
+    with pytest.raises(
+        ValueError, match=r"depths \[2, 4\] have \[8, 6\] singular values: ask for one at a time"
+    ):
         spectra.singular_values(chain, params, x, [2, 4], from_layer=1)
 
 
@@ -299,20 +353,34 @@ def test_tokens_are_differentiated_by_what_they_embed_as():
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: networks.from_linen(Transformer()), "modules must be a list, .*, got Transformer: .* networks.probe"),
+        (
+            lambda: networks.from_linen(Transformer()),
+            "modules must be a list, .*, got Transformer: .* networks.probe",
+        ),
         (
             lambda: networks.from_nnx(NnxBlock(nnx.Rngs(0))),
             "modules must be a list, .*, got NnxBlock: .*probe",
         ),
         (lambda: networks.from_linen([nn.Dense(3)] * 2), "three layers at least, got 2"),
-        (lambda: networks.from_linen([nn.Dense(3), jnp.tanh, nn.Dense(3)]), "layer 1 must be a linen module, got"),
+        (
+            lambda: networks.from_linen([nn.Dense(3), jnp.tanh, nn.Dense(3)]),
+            "layer 1 must be a linen module, got",
+        ),
         (lambda: networks.from_functions([jnp.tanh] * 3), "layer 0 must be a pair of functions"),
-        (lambda: networks.from_nnx([1, 2, 3]), "layer 0 must be an nnx module or a function, got int"),
-        (lambda: networks.from_nnx([nn.Dense(3)] * 3), "layer 0 must be an nnx module or a function, got Dense"),
+        (
+            lambda: networks.from_nnx([1, 2, 3]),
+            "layer 0 must be an nnx module or a function, got int",
+        ),
+        (
+            lambda: networks.from_nnx([nn.Dense(3)] * 3),
+            "layer 0 must be an nnx module or a function, got Dense",
+        ),
         (lambda: networks.from_params([jnp.tanh], []), "got 1 functions and 0 parameters"),
         (
             lambda: networks.from_params(
-                [lambda w, h: h @ w] * 3, [jnp.ones((5, 4)), jnp.ones((3, 3)), jnp.ones(3)], jnp.ones(5)
+                [lambda w, h: h @ w] * 3,
+                [jnp.ones((5, 4)), jnp.ones((3, 3)), jnp.ones(3)],
+                jnp.ones(5),
             ),
             r"layer 1 \(<lambda>\) does not take what layer 0 \(<lambda>\) gives, float(32|64)\[4\]",
         ),
@@ -334,10 +402,14 @@ def test_parameters_of_another_model_are_refused():
     said = r"layer 6, with these parameters, does not take float32\[6\]: For parameter .kernel.*shape \(6, 10\)\.$"
     with pytest.raises(ValueError, match=said):
         propagation.forward(wider, params, x)
-    with pytest.raises(ValueError, match=r"layer 0, with these parameters, does not take float32\[2\]"):
+    with pytest.raises(
+        ValueError, match=r"layer 0, with these parameters, does not take float32\[2\]"
+    ):
         propagation.correlation(linen_model(modules, x)[0], params, x[:2], x[:2])
     ours = networks.MLP(depth=6, width=8)
-    with pytest.raises(ValueError, match="the chain is of a networks.MLP, they of layers of your own"):
+    with pytest.raises(
+        ValueError, match="the chain is of a networks.MLP, they of layers of your own"
+    ):
         propagation.forward(networks.chain(ours), params, x)
     with pytest.raises(ValueError, match="networks.scale_kernels scales those of your own layers"):
         networks.rescale(params, 2.0, 1.0)

@@ -11,7 +11,9 @@ from jaxstab.records import Data
 from jaxstab.sweeps.own import samples_of_own
 
 RNG = np.random.default_rng(0)
-DATA = Data(RNG.normal(size=(12, 5)).astype("float32"), RNG.integers(0, 3, 12).astype("int32"), "noise")
+DATA = Data(
+    RNG.normal(size=(12, 5)).astype("float32"), RNG.integers(0, 3, 12).astype("int32"), "noise"
+)
 
 
 def factory(depth):
@@ -89,7 +91,9 @@ def test_spectra_of_tokens_by_a_measure_of_the_users():
     sample = jax.tree.map(lambda field: field[0, 0], samples_of_own(grid, data))
     chain = network(2)
     params = chain.init(jax.random.key(0), sample.x)
-    np.testing.assert_allclose(found.log_q.squeeze(), propagation.forward(chain, params, sample.x).log_q, atol=1e-5)
+    np.testing.assert_allclose(
+        found.log_q.squeeze(), propagation.forward(chain, params, sample.x).log_q, atol=1e-5
+    )
     spectra = sweeps.run(sweeps.OwnGrid(factory, depths=(1, 2)), sweeps.jacobian, DATA)
     assert spectra.log_s.squeeze().shape == (2, 5) and np.all(np.isfinite(spectra.log_s))
 
@@ -97,15 +101,23 @@ def test_spectra_of_tokens_by_a_measure_of_the_users():
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"network": nn.Dense(3)}, "network must be a function depth -> networks.Chain, got a Dense"),
+        (
+            {"network": nn.Dense(3)},
+            "network must be a function depth -> networks.Chain, got a Dense",
+        ),
         ({"depths": (3, 1)}, "depths must be ascending"),
         ({"depths": (0,)}, "depths must be an integer >= 1, got 0"),
         ({"sigma_w": (-1.0,)}, "sigma_w must be finite and >= 0"),
         ({"seeds": 0}, "seeds must be an integer >= 1, got 0"),
-        ({"network": lambda depth: nn.Dense(3)}, r"network\(1\) must be a networks.Chain, got a Dense"),
+        (
+            {"network": lambda depth: nn.Dense(3)},
+            r"network\(1\) must be a networks.Chain, got a Dense",
+        ),
         ({"inputs": 7}, "7 inputs need 14 examples, noise has 12"),
     ],
 )
 def test_what_makes_no_sweep_is_said(change, said):
     with pytest.raises(ValueError, match=said):
-        sweeps.run(sweeps.OwnGrid(**{"network": factory, "depths": (1,)} | change), sweeps.signal, DATA)
+        sweeps.run(
+            sweeps.OwnGrid(**{"network": factory, "depths": (1,)} | change), sweeps.signal, DATA
+        )

@@ -61,7 +61,9 @@ def test_running_statistics_and_dropout_train_as_in_a_plain_loop():
 
     @jax.jit
     def run(params):
-        return train(chain, params, tx, DATA, key=jax.random.key(3), steps=STEPS, test=DATA, evaluate=(0,))
+        return train(
+            chain, params, tx, DATA, key=jax.random.key(3), steps=STEPS, test=DATA, evaluate=(0,)
+        )
 
     seen, end = run(params)
     _, masks = jax.random.split(jax.random.key(3))
@@ -104,12 +106,18 @@ def test_running_statistics_and_dropout_train_as_in_a_plain_loop():
     for found, wanted in zip(unstacked(networks.Params(**end.stats))[1:4], stats[1:4], strict=True):
         chex.assert_trees_all_close(found, wanted, atol=1e-5)
     y, _ = output(trained, stats, jax.random.split(KEY, 5), train=False)
-    np.testing.assert_allclose(seen.test_accuracy[-1], jnp.mean(jnp.argmax(y, -1) == DATA.y), atol=1e-6)
+    np.testing.assert_allclose(
+        seen.test_accuracy[-1], jnp.mean(jnp.argmax(y, -1) == DATA.y), atol=1e-6
+    )
 
 
 def test_nnx_layers_train_and_their_statistics_move():
     rngs = nnx.Rngs(0)
-    layers = [nnx.Linear(5, 6, rngs=rngs), *[NnxBlock(rngs) for _ in range(3)], nnx.Linear(6, 3, rngs=rngs)]
+    layers = [
+        nnx.Linear(5, 6, rngs=rngs),
+        *[NnxBlock(rngs) for _ in range(3)],
+        nnx.Linear(6, 3, rngs=rngs),
+    ]
     chain, params = networks.from_nnx(layers, X)
     assert len(params.blocks.parts) == 1
 
@@ -146,13 +154,17 @@ def test_one_gradient_of_nnx_layers_is_that_of_the_model():
 
     @jax.jit
     def both(params, theta):
-        found = training.value_and_grad(chain, chain.bind(params), X, lambda y: training.cross_entropy(y, DATA.y))
+        found = training.value_and_grad(
+            chain, chain.bind(params), X, lambda y: training.cross_entropy(y, DATA.y)
+        )
         return found, jax.value_and_grad(loss, has_aux=True)(theta)
 
     found, ((value, stats), gradient) = both(params, theta)
     np.testing.assert_allclose(found.loss, value, rtol=1e-6)
     ours = jax.tree.leaves(unstacked(found.params))
-    assert sorted(leaf.shape for leaf in ours) == sorted(leaf.shape for leaf in jax.tree.leaves(gradient))
+    assert sorted(leaf.shape for leaf in ours) == sorted(
+        leaf.shape for leaf in jax.tree.leaves(gradient)
+    )
     np.testing.assert_allclose(optax.tree.norm(ours), optax.tree.norm(gradient), rtol=1e-5)
     moved = jax.tree.leaves(found.stats["blocks"])
     np.testing.assert_allclose(optax.tree.norm(moved), optax.tree.norm(stats), rtol=1e-5)
@@ -164,7 +176,9 @@ def test_images_of_one_input_each_and_a_regression():
     data = Examples(images, jnp.mean(images, axis=(1, 2)))
     shrink = nn.Sequential([nn.tanh, nn.Conv(3, (3, 3), strides=(2, 2))])
     head = nn.Sequential([lambda h: jnp.mean(h, (0, 1)), nn.Dense(1)])
-    chain = networks.from_linen([nn.Conv(2, (3, 3)), shrink, nn.Sequential([nn.tanh, nn.Conv(3, (3, 3))]), head])
+    chain = networks.from_linen(
+        [nn.Conv(2, (3, 3)), shrink, nn.Sequential([nn.tanh, nn.Conv(3, (3, 3))]), head]
+    )
     params = chain.init(KEY, images[0])
     many = networks.over_batch(chain)
 
@@ -175,7 +189,10 @@ def test_images_of_one_input_each_and_a_regression():
     assert seen.loss[-1] < 0.2 * seen.loss[0] and np.all(np.isnan(seen.accuracy))
     wanted = jnp.mean((jax.vmap(lambda x: whole(chain, params, x))(images) - data.y) ** 2)
     np.testing.assert_allclose(seen.loss[0], wanted, rtol=1e-5)
-    with pytest.raises(ValueError, match=r"an output for each of 8 examples, got shape .*networks.over_batch\(chain\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"an output for each of 8 examples, got shape .*networks.over_batch\(chain\)",
+    ):
         train(chain, params, optax.adam(0.05), data, key=KEY, steps=1, loss=squares)
 
 
@@ -186,9 +203,13 @@ def whole(chain, params, x):
 def test_tokens_whose_labels_are_a_class_each():
     tokens = jax.random.randint(KEY, (6, 4), 0, 5)
     data = Examples(tokens, jnp.roll(tokens, -1, axis=1))
-    chain = networks.from_linen([nn.Embed(5, 4), *[nn.Sequential([nn.tanh, nn.Dense(4)])] * 2, nn.Dense(5)])
+    chain = networks.from_linen(
+        [nn.Embed(5, 4), *[nn.Sequential([nn.tanh, nn.Dense(4)])] * 2, nn.Dense(5)]
+    )
     params = chain.init(KEY, tokens)
-    seen, _ = jax.jit(lambda params: train(chain, params, optax.adam(0.1), data, key=KEY, steps=40, batch=3))(params)
+    seen, _ = jax.jit(
+        lambda params: train(chain, params, optax.adam(0.1), data, key=KEY, steps=40, batch=3)
+    )(params)
     assert seen.loss[-1] < 0.8 * seen.loss[0]
     assert seen.train_accuracy[-1] > 0.4
 
@@ -203,12 +224,16 @@ def test_masks_of_examples_differ_in_a_chain_of_one_input():
     # in inference nothing is dropped: five ones, and so on
     still = whole(chain.inference, ones, jnp.ones(5, jnp.float32))
     np.testing.assert_allclose(still, 4 * 6 + 1)
-    with pytest.raises(ValueError, match=r"Dropout draws random numbers: chain.bind\(params, key=...\)"):
+    with pytest.raises(
+        ValueError, match=r"Dropout draws random numbers: chain.bind\(params, key=...\)"
+    ):
         whole(chain, params, X[0])
 
 
 def test_our_network_taken_apart_trains_alike():
-    mlp = networks.MLP(depth=3, width=6, activation="gelu", norm="layer", skip="sum", features_out=3)
+    mlp = networks.MLP(
+        depth=3, width=6, activation="gelu", norm="layer", skip="sum", features_out=3
+    )
     params = networks.init(mlp, KEY, X, 1.3, 0.1)
     ours = networks.chain(mlp)
     blocks = [jax.tree.map(lambda leaf, i=i: leaf[i], params.blocks) for i in range(3)]
@@ -231,7 +256,9 @@ def test_our_network_taken_apart_trains_alike():
     # rounding of another order of sums
     chex.assert_trees_all_close(of_chain[0], of_mlp[0], atol=1e-5)
     chex.assert_trees_all_close(of_depth[0], of_mlp[0], atol=1e-5)
-    chex.assert_trees_all_close(of_chain[1].params.blocks.parts[0], of_mlp[1].params.blocks, atol=1e-5)
+    chex.assert_trees_all_close(
+        of_chain[1].params.blocks.parts[0], of_mlp[1].params.blocks, atol=1e-5
+    )
 
 
 def test_what_does_not_train_is_said_in_one_line():
@@ -246,7 +273,9 @@ def test_what_does_not_train_is_said_in_one_line():
     with pytest.raises(ValueError, match="a traced depth needs states of one shape"):
         jax.jit(lambda depth: run(depth=depth))(1)
     other = networks.from_linen([nn.Dense(6), nn.Dense(6), nn.Dense(4), nn.Dense(3)])
-    with pytest.raises(ValueError, match=r"layer 1, with these parameters, does not take float32\[12, 6\]: ") as said:
+    with pytest.raises(
+        ValueError, match=r"layer 1, with these parameters, does not take float32\[12, 6\]: "
+    ) as said:
         train(other, params, optax.sgd(0.1), DATA, key=KEY, steps=1)
     assert "\n" not in str(said.value)
     with pytest.raises(ValueError, match=r"labels must be in \[0, 3\), got 0..2|got 1..3"):

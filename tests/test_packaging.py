@@ -38,11 +38,14 @@ def _declared(*extras):
 
 
 @pytest.mark.parametrize(
-    ("folder", "extras"), [("jaxstab", ["run", "tensorboard"]), ("tests", ["run", "tensorboard", "test"])]
+    ("folder", "extras"),
+    [("jaxstab", ["run", "tensorboard"]), ("tests", ["run", "tensorboard", "test"])],
 )
 def test_every_import_is_declared(folder, extras):
     # helpers of the tests and of the benchmarks, beside them
-    beside = {path.stem for path in [*ROOT.glob("tests/*.py"), *ROOT.glob("experiments/benchmarks/*")]}
+    beside = {
+        path.stem for path in [*ROOT.glob("tests/*.py"), *ROOT.glob("experiments/benchmarks/*")]
+    }
     found = set(_imported(folder)) - set(sys.stdlib_module_names) - beside - {"jaxstab"}
     missing = {DISTRIBUTIONS.get(name, name) for name in found} - _declared(*extras)
     assert not missing
@@ -58,7 +61,13 @@ def test_version(capsys):
 
 
 def _in_a_fresh_process(code, *words):
-    run = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=120, check=False)
+    run = subprocess.run(
+        [sys.executable, "-c", code, *words],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     assert run.returncode == 0, run.stderr
     return json.loads(run.stdout.splitlines()[-1]), run.stderr
 
@@ -108,7 +117,10 @@ for room in sys.argv[2:]:
 print(json.dumps(said))
 """
     absent = _declared("run", "tensorboard") - _declared()
-    absent = {*absent, "sklearn", "google_crc32c", "pandas"} - {"jaxstab", "scipy"}  # SciPy comes with JAX
+    absent = {*absent, "sklearn", "google_crc32c", "pandas"} - {
+        "jaxstab",
+        "scipy",
+    }  # SciPy comes with JAX
     said, err = _in_a_fresh_process(code, " ".join(absent), *EXTRA_ROOMS)
     assert [said.pop(words) for words in ("--version", "--help", "theory", "sweep")] == [0, 2, 2, 2]
     lines = err.splitlines()

@@ -56,8 +56,12 @@ def _jacobian(mlp, params, x):
     """dy/dtheta, [rows, parameters] by name of layer; one matrix per layer for the blocks."""
     tree = jax.jit(jax.jacrev(lambda p: mlp.apply(networks.variables(p), x)))(params)
     rows = tree.embed["dense"]["bias"].shape[0] * tree.embed["dense"]["bias"].shape[1]
-    flat = lambda leaves: np.concatenate([np.asarray(leaf).reshape(rows, -1) for leaf in leaves], axis=1)
-    blocks = [flat([leaf[:, :, i] for leaf in jax.tree.leaves(tree.blocks)]) for i in range(params.depth)]
+    flat = lambda leaves: np.concatenate(
+        [np.asarray(leaf).reshape(rows, -1) for leaf in leaves], axis=1
+    )
+    blocks = [
+        flat([leaf[:, :, i] for leaf in jax.tree.leaves(tree.blocks)]) for i in range(params.depth)
+    ]
     return flat(jax.tree.leaves(tree.embed)), blocks, flat(jax.tree.leaves(tree.readout))
 
 
@@ -73,13 +77,17 @@ def test_every_kind_of_block_against_the_dense_jacobian(kind):
     np.testing.assert_allclose(found.total, whole @ whole.T, atol=1e-12)
     np.testing.assert_allclose(kernel(chain, params, x, 4), found.total, atol=1e-12)
     s = np.linalg.svd(whole, compute_uv=False)
-    np.testing.assert_allclose(curvature.kernel_eigenvalues(found.total), s**2, atol=1e-12 * s[0] ** 2)
+    np.testing.assert_allclose(
+        curvature.kernel_eigenvalues(found.total), s**2, atol=1e-12 * s[0] ** 2
+    )
 
 
 @pytest.mark.parametrize("chunk_size", [1, 4, 100])
 def test_chunks_change_nothing(chunk_size):
     _, chain, params, x = _network()
-    np.testing.assert_allclose(kernel(chain, params, x, chunk_size), kernel(chain, params, x, None), rtol=1e-13)
+    np.testing.assert_allclose(
+        kernel(chain, params, x, chunk_size), kernel(chain, params, x, None), rtol=1e-13
+    )
 
 
 def test_chunks_bound_the_memory():
@@ -87,7 +95,10 @@ def test_chunks_bound_the_memory():
     x = jnp.ones((8, 16), jnp.float32)
     params = networks.init(mlp, KEY, x)
     temporary = [
-        kernel.lower(networks.chain(mlp), params, x, size).compile().memory_analysis().temp_size_in_bytes
+        kernel.lower(networks.chain(mlp), params, x, size)
+        .compile()
+        .memory_analysis()
+        .temp_size_in_bytes
         for size in (1, 32)
     ]
     # 32 rows of a layer's Jacobian, 4 bytes each, against one
@@ -105,9 +116,17 @@ def _held(run, *like):
     [(256, 8, 32, None), (64, 16, 64, 40), (16, 4, 16, 20)],
 )
 def test_memory_of_the_kernel_is_as_stated(width, depth, batch, chunk_size):
-    mlp, x = MLP(depth, width), jax.ShapeDtypeStruct((batch, 784 if width == 16 else 64), jnp.float32)
-    chain, params = networks.chain(mlp), jax.eval_shape(functools.partial(networks.init, mlp), KEY, x)
-    held = _held(lambda params, x: curvature.tangent_kernel(chain, params, x, chunk_size), params, x)
+    mlp, x = (
+        MLP(depth, width),
+        jax.ShapeDtypeStruct((batch, 784 if width == 16 else 64), jnp.float32),
+    )
+    chain, params = (
+        networks.chain(mlp),
+        jax.eval_shape(functools.partial(networks.init, mlp), KEY, x),
+    )
+    held = _held(
+        lambda params, x: curvature.tangent_kernel(chain, params, x, chunk_size), params, x
+    )
     assert abs(curvature.tangent_kernel_memory(chain, params, x, chunk_size) / held - 1) <= 0.25
 
 
@@ -118,7 +137,10 @@ def test_memory_of_the_kernel_is_as_stated(width, depth, batch, chunk_size):
 )
 def test_memory_of_parameter_products_is_as_stated(width, depth, batch, chunk_size):
     mlp, x = MLP(depth, width), jax.ShapeDtypeStruct((batch, 64), jnp.float32)
-    chain, params = networks.chain(mlp), jax.eval_shape(functools.partial(networks.init, mlp), KEY, x)
+    chain, params = (
+        networks.chain(mlp),
+        jax.eval_shape(functools.partial(networks.init, mlp), KEY, x),
+    )
     said = []
 
     def run(params, x):
@@ -186,7 +208,9 @@ def test_gauss_newton_against_the_dense_matrix():
     j = np.concatenate([embed, *blocks, readout], axis=1)
     y, labels = mlp.apply(networks.variables(params), x), jnp.zeros(3, int)
     losses = {
-        "cross_entropy": lambda y: jnp.mean(optax.softmax_cross_entropy_with_integer_labels(y, labels)),
+        "cross_entropy": lambda y: jnp.mean(
+            optax.softmax_cross_entropy_with_integer_labels(y, labels)
+        ),
         "squared": lambda y: jnp.mean(jnp.sum(y**2, axis=1)) / 2,
     }
     layers = by_layer(chain, params, x, None)
@@ -194,20 +218,26 @@ def test_gauss_newton_against_the_dense_matrix():
         hessian = np.asarray(jax.jit(jax.hessian(loss))(y)).reshape(9, 9)
         expected = np.linalg.eigvalsh(j.T @ hessian @ j)[::-1][:9]
         gram = curvature.gauss_newton_gram(layers.total, y, name)
-        np.testing.assert_allclose(curvature.kernel_eigenvalues(gram), expected, atol=1e-12 * expected[0])
+        np.testing.assert_allclose(
+            curvature.kernel_eigenvalues(gram), expected, atol=1e-12 * expected[0]
+        )
         # a layer's kernel gives the Gauss-Newton matrix's diagonal block
         blocked = curvature.kernel_eigenvalues(curvature.gauss_newton_gram(layers.blocks, y, name))
         top = np.linalg.eigvalsh(blocks[1].T @ hessian @ blocks[1])[-1]
         assert float(blocked[1, 0]) == pytest.approx(top, rel=1e-12)
         if name == "cross_entropy":
-            np.testing.assert_allclose(gauss_newton(chain, params, x), expected, atol=1e-12 * expected[0])
+            np.testing.assert_allclose(
+                gauss_newton(chain, params, x), expected, atol=1e-12 * expected[0]
+            )
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_operator_against_the_dense_jacobian(kind):
     mlp, chain, params, x = _network(**KINDS[kind])
     flat, unravel = ravel_pytree(params)
-    whole = jax.jit(jax.jacrev(lambda flat: mlp.apply(networks.variables(unravel(flat)), x).ravel()))(flat)
+    whole = jax.jit(
+        jax.jacrev(lambda flat: mlp.apply(networks.variables(unravel(flat)), x).ravel())
+    )(flat)
     # one by one; or with a last chunk to fill up. All at once in the tests below
     (products,) = matrices(chain, params, x, ((None, None, 1 if kind == "dense and rms" else 2),))
     for product in products:
@@ -228,7 +258,9 @@ def test_roots_of_the_gauss_newton_matrix():
     y, theta = mlp.apply(networks.variables(params), x), by_layer(chain, params, x, None)
     settings = (("squared", None, None), ("cross_entropy", 2, 2))
     kernels = (theta.total, theta.blocks[1])
-    for (loss, *_), whole, products in zip(settings, kernels, matrices(chain, params, x, settings), strict=True):
+    for (loss, *_), whole, products in zip(
+        settings, kernels, matrices(chain, params, x, settings), strict=True
+    ):
         gram = curvature.gauss_newton_gram(whole, y, loss)
         for root in products:
             np.testing.assert_allclose(root @ root.T, gram, atol=1e-13)
@@ -258,7 +290,9 @@ def test_matrix_free_spectra_of_parameters():
     assert abs(mean.mean() - eigenvalues.mean()) <= 4 * mean.std(ddof=1) / 8
     # the first right vector is a direction in parameters; the loss's curvature there is the top eigenvalue
     direction = ravel_pytree(params)[1](extremes.right[0])
-    y = lambda params: jax.vmap(lambda x: chain.readout(params, propagation.states(chain, params, x)[-1]))(x)
+    y = lambda params: jax.vmap(
+        lambda x: chain.readout(params, propagation.states(chain, params, x)[-1])
+    )(x)
     logits, moved = jax.jit(lambda: jax.jvp(y, (params,), (direction,)))()
     p = jax.nn.softmax(logits)
     along = jnp.mean(jnp.sum(p * moved**2, axis=1) - jnp.sum(p * moved, axis=1) ** 2)
@@ -282,7 +316,11 @@ def test_parameter_products_beyond_any_float(layer):
         # only the first block's weights move
         move = params._replace(
             **jax.tree.map(jnp.zeros_like, params)._asdict()
-            | {"blocks": jax.tree.map(lambda leaf: jnp.zeros_like(leaf).at[0].set(1.0), params.blocks)}
+            | {
+                "blocks": jax.tree.map(
+                    lambda leaf: jnp.zeros_like(leaf).at[0].set(1.0), params.blocks
+                )
+            }
         )
         move.blocks["dense"]["bias"] = jnp.zeros_like(move.blocks["dense"]["bias"])
         v = ravel_pytree(move)[0]
@@ -290,7 +328,9 @@ def test_parameter_products_beyond_any_float(layer):
         v = ravel_pytree({"bias": jnp.zeros(4), "kernel": jnp.ones((4, 4))})[0]
     (y, exponent), (back, back_exponent) = product(params, v[None])
     (y_1, exponent_1), _ = product(unit, v[None])
-    shift = (float(exponent[0] - exponent_1[0])) * np.log(2) + np.log(np.linalg.norm(y) / np.linalg.norm(y_1))
+    shift = (float(exponent[0] - exponent_1[0])) * np.log(2) + np.log(
+        np.linalg.norm(y) / np.linalg.norm(y_1)
+    )
     assert shift == pytest.approx(201 * np.log(1e-3), rel=1e-12)
     np.testing.assert_allclose(logarithms.unit(y)[0], logarithms.unit(y_1)[0], rtol=1e-9)
     assert np.all(np.isfinite(back)) and (int(back_exponent[0]) < -1000) == (layer == 1)
@@ -301,7 +341,9 @@ def test_vmap_over_draws():
     draws = jax.tree.map(lambda leaf: jnp.stack([leaf, 2 * leaf]), params)
     many = jax.jit(jax.vmap(lambda params: curvature.tangent_kernel(chain, params, x)))(draws)
     np.testing.assert_allclose(many[0], kernel(chain, params, x, None), rtol=1e-12)
-    np.testing.assert_allclose(many[1], kernel(chain, networks.rescale(params, 2.0, 2.0), x, None), rtol=1e-12)
+    np.testing.assert_allclose(
+        many[1], kernel(chain, networks.rescale(params, 2.0, 2.0), x, None), rtol=1e-12
+    )
 
 
 def test_what_makes_no_sense_is_refused():

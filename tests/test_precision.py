@@ -31,7 +31,9 @@ def _report():
 def test_errors_are_ordered_as_the_precisions_are():
     found, double = _report(), jax.config.read("jax_enable_x64")
     assert found.reference.dtype == (jnp.float64 if double else jnp.float32)
-    assert set(found.modes) == {"high", "default", "tf32", "bfloat16"} | ({"highest"} if double else set())
+    assert set(found.modes) == {"high", "default", "tf32", "bfloat16"} | (
+        {"highest"} if double else set()
+    )
     alive = np.asarray(found.reference) != -np.inf
     own = {name: np.median(np.asarray(mode.error)[alive]) for name, mode in found.modes.items()}
     # rounding to 7 bits is 8 times as coarse as to 10; the median of few values says so roughly
@@ -45,7 +47,9 @@ def test_the_reference_is_the_double_precision_spectrum_of_the_rounded_network()
     as_single = lambda a: a.astype(jnp.float32).astype(float)
     exact = jax.jit(spectra.log_singular_values, static_argnums=(0, 3))
     params, x = jax.tree.map(as_single, (params, x))
-    np.testing.assert_allclose(_report().reference[1], exact(chain, params, x[1], DEPTHS), atol=1e-12)
+    np.testing.assert_allclose(
+        _report().reference[1], exact(chain, params, x[1], DEPTHS), atol=1e-12
+    )
 
 
 def test_what_is_right_and_what_is_dead():
@@ -54,11 +58,15 @@ def test_what_is_right_and_what_is_dead():
         np.testing.assert_allclose(mode.largest, np.max(mode.error, axis=-1))
         np.testing.assert_allclose(mode.median, np.median(mode.error, axis=-1))
         # counted from the top, up to the first that is wrong
-        for right, count in zip((np.asarray(mode.error) <= 0.01).reshape(4, 6), mode.right.ravel(), strict=True):
+        for right, count in zip(
+            (np.asarray(mode.error) <= 0.01).reshape(4, 6), mode.right.ravel(), strict=True
+        ):
             assert int(count) == (np.argmin(right) if not right.all() else right.size)
     # directions that are killed are killed in every precision: no error
     dead = np.asarray(found.reference) == -np.inf
-    assert dead.any() and all(np.all(np.asarray(mode.error)[dead] == 0) for mode in found.modes.values())
+    assert dead.any() and all(
+        np.all(np.asarray(mode.error)[dead] == 0) for mode in found.modes.values()
+    )
     text = jax.tree.map(lambda leaf: leaf[0], found).table(DEPTHS)
     assert "float64" in text and text.count("\n") == 1 + 2 * 5 and "bfloat16" in text
 
@@ -81,7 +89,9 @@ def test_emulated_rounding_is_that_of_the_product_of_rounded_matrices():
     values = jnp.asarray([1 + 2.0**-8 + 2.0**-12, 1.0, 0.5 + 2.0**-12], jnp.float32)
     # within a loop, a branch and a rematerialised call, where products hide
     block = jax.checkpoint(lambda w, h: jax.lax.cond(h[0] > 5, lambda h: h, lambda h: w @ h, h))
-    whole = Chain(lambda _, x: x, block, lambda _, h: h, networks.chain(MLP(1, 3, "identity")).activation)
+    whole = Chain(
+        lambda _, x: x, block, lambda _, h: h, networks.chain(MLP(1, 3, "identity")).activation
+    )
     report = jax.jit(lambda params, x: spectra.precision_report(whole, params, x, (1,)))
     found = report(Params({}, jnp.diag(values)[None], {}), jnp.ones(3, jnp.float32))
     # 7 bits behind the point: 1 + 2^-8 + 2^-12 goes up to 1 + 2^-7, 0.5 + 2^-12 down to 0.5

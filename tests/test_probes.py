@@ -92,9 +92,13 @@ def _same_bits(one, other):
 
 def test_reading_and_pushing_by_zero_keep_every_bit_of_a_linen_model(everything):
     module, params, tokens, rngs, probe = everything
-    output, updates = jax.jit(lambda v: module.apply(v, X, tokens, rngs=rngs, mutable=["batch_stats"]))(params)
+    output, updates = jax.jit(
+        lambda v: module.apply(v, X, tokens, rngs=rngs, mutable=["batch_stats"])
+    )(params)
     read = jax.jit(lambda v: probe.read(v, X, tokens))(params)
-    pushed = jax.jit(lambda v, shifts: probe.read(v, X, tokens, shifts=shifts, sites=()))(params, probe.zeros())
+    pushed = jax.jit(lambda v, shifts: probe.read(v, X, tokens, shifts=shifts, sites=()))(
+        params, probe.zeros()
+    )
     _same_bits((read.output, read.updates), (output, updates))
     _same_bits((pushed.output, pushed.updates), (output, updates))
 
@@ -130,7 +134,9 @@ def test_a_nnx_model_keeps_its_bits_its_class_and_its_state():
     graph = nnx.graphdef(model)
     probe = networks.probe(model, None, X)
     read = jax.jit(lambda state: probe.read(state, X))(before)
-    pushed = jax.jit(lambda state, shifts: probe.read(state, X, shifts=shifts))(before, probe.zeros())
+    pushed = jax.jit(lambda state, shifts: probe.read(state, X, shifts=shifts))(
+        before, probe.zeros()
+    )
 
     @jax.jit
     def direct(state):
@@ -141,7 +147,9 @@ def test_a_nnx_model_keeps_its_bits_its_class_and_its_state():
     _same_bits((read.output, read.updates), (output, updates))
     _same_bits(pushed.output, output)
     _same_bits(nnx.state(model), before)
-    assert type(model) is NnxModel and type(model.embed) is nnx.Linear and nnx.graphdef(model) == graph
+    assert (
+        type(model) is NnxModel and type(model.embed) is nnx.Linear and nnx.graphdef(model) == graph
+    )
     assert [site.name for site in probe.sites if site.kind in ("Linear", "NnxBlock")] == [
         "embed", "blocks/0/dense", "blocks/0", "blocks/1/dense", "blocks/1", "stack", "embed:1",
     ]  # fmt: skip
@@ -159,11 +167,15 @@ def mlp():
     own = networks.MLP(depth=4, width=6, features_out=3, activation="tanh")
     params = networks.init(own, KEY, X[0], sigma_w=1.4, sigma_b=0.2)
     chain = networks.chain(own)
-    dense = [params.embed, *(jax.tree.map(lambda leaf, i=i: leaf[i], params.blocks) for i in range(4)), params.readout]
+    dense = [
+        params.embed,
+        *(jax.tree.map(lambda leaf, i=i: leaf[i], params.blocks) for i in range(4)),
+        params.readout,
+    ]
     weights = [layer.get("dense", layer) for layer in dense]
-    measured = jax.jit(lambda p: (propagation.backward(chain, p, X[0], _loss), propagation.forward(chain, p, X[0])))(
-        params
-    )
+    measured = jax.jit(
+        lambda p: (propagation.backward(chain, p, X[0], _loss), propagation.forward(chain, p, X[0]))
+    )(params)
     return weights, measured
 
 
@@ -192,9 +204,14 @@ def _nnx_mlp(weights):
 @pytest.mark.parametrize("door", ["linen", "nnx", "function"])
 def test_a_probe_measures_what_a_chain_measures(mlp, door):
     weights, (backward, forward) = mlp
-    weights = [{name: jnp.asarray(leaf, "float32") for name, leaf in layer.items()} for layer in weights]
+    weights = [
+        {name: jnp.asarray(leaf, "float32") for name, leaf in layer.items()} for layer in weights
+    ]
     model, params = {
-        "linen": lambda: (Tanh(), {"params": {f"Dense_{i}": layer for i, layer in enumerate(weights)}}),
+        "linen": lambda: (
+            Tanh(),
+            {"params": {f"Dense_{i}": layer for i, layer in enumerate(weights)}},
+        ),
         "nnx": lambda: (_nnx_mlp(weights), None),
         "function": lambda: (_function, weights),
     }[door]()
@@ -278,9 +295,14 @@ def test_the_jacobian_between_sites_is_that_of_jax():
         return h
 
     h = X[0] @ dense[0]["kernel"] + dense[0]["bias"]
-    cases = {None: jax.jacobian(lambda x: after(0, x))(X[0]), "layers_0": jax.jacobian(lambda h: after(1, h))(h)}
+    cases = {
+        None: jax.jacobian(lambda x: after(0, x))(X[0]),
+        "layers_0": jax.jacobian(lambda h: after(1, h))(h),
+    }
     for site, reference in cases.items():
-        operator = spectra.jacobian_at_sites(probe, params, X[0], from_site=site, to_site="layers_4")
+        operator = spectra.jacobian_at_sites(
+            probe, params, X[0], from_site=site, to_site="layers_4"
+        )
         forwards = jax.vmap(operator.matvec)(jnp.eye(operator.columns, dtype="float32")).T
         backwards = jax.vmap(operator.rmatvec)(jnp.eye(operator.rows, dtype="float32"))
         np.testing.assert_allclose(forwards, reference, atol=1e-6)
@@ -305,10 +327,17 @@ def test_sites_are_chosen_by_path_class_and_stride(everything):
     module, params, tokens, rngs, whole = everything
 
     def names(**choice):
-        return [site.name for site in networks.probe(module, params, X, tokens, rngs=rngs, **choice).sites]
+        return [
+            site.name
+            for site in networks.probe(module, params, X, tokens, rngs=rngs, **choice).sites
+        ]
 
     assert names(path="ScanBlock_0/*") == ["ScanBlock_0/LayerNorm_0", "ScanBlock_0/Dense_0"]
-    assert names(kind=("LayerNorm", "Embed")) == ["Embed_0", "ScanBlock_0/LayerNorm_0", "CheckpointBlock_0/LayerNorm_0"]
+    assert names(kind=("LayerNorm", "Embed")) == [
+        "Embed_0",
+        "ScanBlock_0/LayerNorm_0",
+        "CheckpointBlock_0/LayerNorm_0",
+    ]
     assert names(every=5) == [site.name for site in whole.sites][::5]
     with pytest.raises(ValueError, match="no site has a path like 'none'.*Dense_0"):
         names(path="none")
@@ -319,11 +348,26 @@ def test_sites_are_chosen_by_path_class_and_stride(everything):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda p, v, t: p.read(v, X[:3], t[:3]), r"made with inputs\[0\] of float32\[5, 4\], got float32\[3, 4\]"),
-        (lambda p, v, t: p.read(v["params"], X, t), 'takes its variables, a dict with "params", got dict of'),
-        (lambda p, v, t: p.read(v, X, t, sites=["nowhere"]), "no site is named 'nowhere'; there are Dense_0, Embed_0"),
-        (lambda p, v, t: p.read(v, X, t, shifts={"Dense_0": X[0]}), r"must have its shape \(5, 4\), got \(4,\)"),
-        (lambda p, v, t: networks.probe(Everything, v, X, t), "a linen module, an nnx module, a chain or"),
+        (
+            lambda p, v, t: p.read(v, X[:3], t[:3]),
+            r"made with inputs\[0\] of float32\[5, 4\], got float32\[3, 4\]",
+        ),
+        (
+            lambda p, v, t: p.read(v["params"], X, t),
+            'takes its variables, a dict with "params", got dict of',
+        ),
+        (
+            lambda p, v, t: p.read(v, X, t, sites=["nowhere"]),
+            "no site is named 'nowhere'; there are Dense_0, Embed_0",
+        ),
+        (
+            lambda p, v, t: p.read(v, X, t, shifts={"Dense_0": X[0]}),
+            r"must have its shape \(5, 4\), got \(4,\)",
+        ),
+        (
+            lambda p, v, t: networks.probe(Everything, v, X, t),
+            "a linen module, an nnx module, a chain or",
+        ),
     ],
 )
 def test_mistakes_are_told_in_one_line(everything, call, message):

@@ -36,7 +36,9 @@ def _layers(params):
 
 
 def _prefix(params, depth):
-    return Params(params.embed, jax.tree.map(lambda leaf: leaf[:depth], params.blocks), params.readout)
+    return Params(
+        params.embed, jax.tree.map(lambda leaf: leaf[:depth], params.blocks), params.readout
+    )
 
 
 def _naive_backward(phi, params, x, depth):
@@ -51,7 +53,9 @@ def _naive_backward(phi, params, x, depth):
 
     shifts = [jnp.zeros(params.embed["dense"]["bias"].shape, x.dtype)] * (depth + 1)
     by_h, by_theta = jax.jit(jax.grad(loss, argnums=(0, 1)))(shifts, layers)
-    norm = lambda tree: np.sqrt(sum(np.sum(np.asarray(leaf, float) ** 2) for leaf in jax.tree.leaves(tree)))
+    norm = lambda tree: np.sqrt(
+        sum(np.sum(np.asarray(leaf, float) ** 2) for leaf in jax.tree.leaves(tree))
+    )
     return np.array([norm(g) for g in by_h]), np.array([norm(g) for g in by_theta])
 
 
@@ -60,7 +64,9 @@ def test_forward_agrees_with_numpy(activation):
     chain, params, x = _network(activation)
     profile = forward(chain, params, x)
     h = np.asarray(_dense(params.embed, x))
-    for layer, (q, saturation, dead) in enumerate(zip(profile.q, profile.saturation, profile.dead, strict=True)):
+    for layer, (q, saturation, dead) in enumerate(
+        zip(profile.q, profile.saturation, profile.dead, strict=True)
+    ):
         slope = np.abs(np.asarray(chain.activation.derivative(jnp.asarray(h))))
         assert float(q) == pytest.approx(np.mean(h**2), rel=1e-12)
         assert float(saturation) == pytest.approx(np.mean(slope <= 0.1), abs=1e-12)
@@ -96,8 +102,12 @@ def test_backward_agrees_with_one_gradient_at_a_time(activation):
     tolerance = 100 * float(jnp.finfo(x.dtype).eps)
     for row, depth in enumerate(depths):
         by_h, by_theta = _naive_backward(chain.activation, params, x, depth)
-        np.testing.assert_allclose(profile.log_grad_h[row, : depth + 1], np.log(by_h), atol=tolerance)
-        np.testing.assert_allclose(profile.log_grad_theta[row, : depth + 1], np.log(by_theta), atol=tolerance)
+        np.testing.assert_allclose(
+            profile.log_grad_h[row, : depth + 1], np.log(by_h), atol=tolerance
+        )
+        np.testing.assert_allclose(
+            profile.log_grad_theta[row, : depth + 1], np.log(by_theta), atol=tolerance
+        )
         assert np.isnan(profile.log_grad_h[row, depth + 1 :]).all()
         assert np.isnan(profile.log_grad_theta[row, depth + 1 :]).all()
 
@@ -108,8 +118,12 @@ def test_depth_is_a_prefix():
     for row, depth in enumerate([2, 5, 9]):
         shallow = backward(chain, _prefix(params, depth), x, LOSS)
         assert shallow.log_grad_h.shape == (depth + 1,)
-        np.testing.assert_allclose(deep.log_grad_h[row, : depth + 1], shallow.log_grad_h, rtol=1e-12)
-        np.testing.assert_allclose(deep.log_grad_theta[row, : depth + 1], shallow.log_grad_theta, rtol=1e-12)
+        np.testing.assert_allclose(
+            deep.log_grad_h[row, : depth + 1], shallow.log_grad_h, rtol=1e-12
+        )
+        np.testing.assert_allclose(
+            deep.log_grad_theta[row, : depth + 1], shallow.log_grad_theta, rtol=1e-12
+        )
         own = forward(chain, _prefix(params, depth), x)
         np.testing.assert_allclose(whole.log_q[: depth + 1], own.log_q, rtol=1e-12)
 
@@ -138,7 +152,9 @@ def _gradients(f, params, h, v):
     multiplied = lambda g: jnp.einsum("bi,bj->ij", *(jnp.atleast_2d(side) for side in g))
     is_product = lambda leaf: isinstance(leaf, Product)
     factored = pullback(f, params, h)(v)
-    full = jax.tree.map(lambda leaf: multiplied(leaf) if is_product(leaf) else leaf, factored, is_leaf=is_product)
+    full = jax.tree.map(
+        lambda leaf: multiplied(leaf) if is_product(leaf) else leaf, factored, is_leaf=is_product
+    )
     products = sum(map(is_product, jax.tree.leaves(factored, is_leaf=is_product)))
     log_norms = norms.log_norm(factored[0]), norms.log_norm(jax.vjp(f, params, h)[1](v)[0])
     return full, jax.vjp(f, params, h)[1](v), products, log_norms
@@ -159,7 +175,9 @@ def test_factored_gradients_are_those_of_every_block(block):
         h = chain.embed(params, x)
         full, expected, count, log_norms = _gradients(chain.block, layer, h, jnp.cos(h))
         products.append(count)
-        numbers = lambda tree: [leaf for leaf in jax.tree.leaves(tree) if leaf.dtype != jax.dtypes.float0]
+        numbers = lambda tree: [
+            leaf for leaf in jax.tree.leaves(tree) if leaf.dtype != jax.dtypes.float0
+        ]
         return numbers(full), numbers(expected), log_norms
 
     for inputs in [x] if mlp.norm == "batch" else [x, x[0]]:
@@ -210,14 +228,18 @@ def test_a_zero_gradient_is_minus_infinity_and_nothing_else_breaks():
 def test_jit_vmap_and_grad():
     chain, params, x = _network("tanh", depth=3)
     eager = propagation.backward(chain, params, x, LOSS, [1, 3])
-    np.testing.assert_allclose(backward(chain, params, x, LOSS, (1, 3)).log_grad_h, eager.log_grad_h, rtol=1e-10)
+    np.testing.assert_allclose(
+        backward(chain, params, x, LOSS, (1, 3)).log_grad_h, eager.log_grad_h, rtol=1e-10
+    )
     batch = jnp.stack([x, 2 * x])
     rows = lambda x: backward(chain, params, x, LOSS, (1, 3)).log_grad_h[:, 0]
     np.testing.assert_allclose(jax.vmap(rows)(batch), np.stack([rows(x), rows(2 * x)]), rtol=1e-10)
     # the gradient's norm as a function of the gain: what a curvature-aware initialiser would descend
     f = jax.jit(lambda w: backward(chain, networks.rescale(params, w, 1.0), x, LOSS).log_grad_h[0])
     step = 1e-6
-    assert float(jax.grad(f)(1.1)) == pytest.approx(float((f(1.1 + step) - f(1.1 - step)) / (2 * step)), rel=1e-6)
+    assert float(jax.grad(f)(1.1)) == pytest.approx(
+        float((f(1.1 + step) - f(1.1 - step)) / (2 * step)), rel=1e-6
+    )
 
 
 @pytest.mark.parametrize("depths", [[], [7], [-1], [3, 2], [2, 2]])

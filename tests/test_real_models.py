@@ -20,7 +20,9 @@ class Patches(nn.Module):
     @nn.compact
     def __call__(self, x):
         h = nn.Conv(4, (2, 2), strides=(2, 2))(x)
-        return h.reshape(-1, 4) + self.param("position", nn.initializers.normal(0.1), (4, 4), x.dtype)
+        return h.reshape(-1, 4) + self.param(
+            "position", nn.initializers.normal(0.1), (4, 4), x.dtype
+        )
 
 
 class Encoder(nn.Module):
@@ -124,7 +126,12 @@ LINEN = {
 def nnx_layers(name):
     rngs = nnx.Rngs(0)
     if name == "nnx language model":
-        return [nnx.Embed(5, 4, rngs=rngs), Causal(rngs), Causal(rngs), nnx.Linear(4, 5, rngs=rngs)], TOKENS
+        return [
+            nnx.Embed(5, 4, rngs=rngs),
+            Causal(rngs),
+            Causal(rngs),
+            nnx.Linear(4, 5, rngs=rngs),
+        ], TOKENS
     encoders = [Causal(rngs, causal=False) for _ in range(2)]
     return [NnxPatches(rngs), *encoders, nnx.Linear(4, 3, rngs=rngs)], IMAGE
 
@@ -139,14 +146,19 @@ def of_linen(modules, x):
         variables = module.init(jax.random.fold_in(KEY, i), h)
         thetas.append(variables["params"])
         h = module.apply(variables, h)
-    applies = [lambda theta, h, module=module: module.apply({"params": theta}, h) for module in modules]
+    applies = [
+        lambda theta, h, module=module: module.apply({"params": theta}, h) for module in modules
+    ]
     return chain, chain.init(KEY, x), applies, thetas
 
 
 def of_nnx(modules, x):
     chain, params = networks.from_nnx(modules, x)
     parts = [nnx.split(module, nnx.Param, ...) for module in modules]
-    applies = [lambda theta, h, graph=graph, rest=rest: nnx.merge(graph, theta, rest)(h) for graph, _, rest in parts]
+    applies = [
+        lambda theta, h, graph=graph, rest=rest: nnx.merge(graph, theta, rest)(h)
+        for graph, _, rest in parts
+    ]
     return chain, params, applies, [theta for _, theta, _ in parts]
 
 
@@ -168,7 +180,11 @@ def test_every_measurement_is_that_of_the_modules(name):
     @jax.jit
     def measured(params):
         s = spectra.singular_values(chain, params, x, [depth], from_layer=0)[0]
-        return propagation.forward(chain, params, x).log_q, propagation.backward(chain, params, x, loss), s
+        return (
+            propagation.forward(chain, params, x).log_q,
+            propagation.backward(chain, params, x, loss),
+            s,
+        )
 
     @jax.jit
     def by_hand(thetas):
@@ -185,11 +201,18 @@ def test_every_measurement_is_that_of_the_modules(name):
             return loss(applies[-1](thetas[-1], above(h, first, thetas)))
 
         log_q = [jnp.log(jnp.mean(flat(h) ** 2)) for h in states]
-        log_grad_h = [log_norm(flat(jax.grad(value)(h, first + 1, thetas))) for first, h in enumerate(states)]
+        log_grad_h = [
+            log_norm(flat(jax.grad(value)(h, first + 1, thetas))) for first, h in enumerate(states)
+        ]
         gradient = jax.grad(lambda thetas: value(applies[0](thetas[0], x), 1, thetas))(thetas)
         h_0, back = ravel_pytree(states[0])
         jacobian = jax.jacobian(lambda h: flat(above(back(h), 1, thetas)))(h_0)
-        return jnp.stack(log_q), jnp.stack(log_grad_h), jnp.stack(list(map(log_norm, gradient[:-1]))), jacobian
+        return (
+            jnp.stack(log_q),
+            jnp.stack(log_grad_h),
+            jnp.stack(list(map(log_norm, gradient[:-1]))),
+            jacobian,
+        )
 
     log_q, gradient, s = measured(params)
     wanted_q, wanted_h, wanted_theta, jacobian = by_hand(thetas)
@@ -203,7 +226,9 @@ def test_every_measurement_is_that_of_the_modules(name):
 
 def test_linen_modules_of_our_networks_layers_are_our_network():
     """`from_linen` of an MLP's own blocks, and the MLP: everything equal."""
-    mlp = networks.MLP(depth=3, width=6, activation="gelu", norm="layer", skip="sum", features_out=3)
+    mlp = networks.MLP(
+        depth=3, width=6, activation="gelu", norm="layer", skip="sum", features_out=3
+    )
     x = jnp.linspace(-1, 1, 5)
     params = networks.init(mlp, KEY, x, 1.5, 0.1)
     embed, block, readout = mlp.layers(train=True)

@@ -28,15 +28,23 @@ def _truth(factors, digits=120):
         product = mp.eye(factors.shape[1]).tolist()
         for factor in factors:
             columns = list(zip(*product, strict=True))
-            product = [[mp.fdot(zip(map(mp.mpf, row), c, strict=True)) for c in columns] for row in factor.tolist()]
+            product = [
+                [mp.fdot(zip(map(mp.mpf, row), c, strict=True)) for c in columns]
+                for row in factor.tolist()
+            ]
         values = mp.svd_r(mp.matrix(product), compute_uv=False)
         floor = mp.mpf(10) ** (20 - digits) * max(values)
-        return np.array(sorted((float(mp.log(v)) if v > floor else -np.inf for v in values), reverse=True))
+        return np.array(
+            sorted((float(mp.log(v)) if v > floor else -np.inf for v in values), reverse=True)
+        )
 
 
 def _gaussian(layers, n, seed=0):
     # rounded to float32, so that both precisions see the same matrices
-    return np.random.default_rng(seed).normal(size=(layers, n, n)).astype(np.float32).astype(float) / n**0.5
+    return (
+        np.random.default_rng(seed).normal(size=(layers, n, n)).astype(np.float32).astype(float)
+        / n**0.5
+    )
 
 
 def _network(activation, depth=5, width=12, d_in=9, sigma_w=1.4, weights="gaussian", dtype=None):
@@ -90,15 +98,23 @@ def _with_values(rng, log_s, layers):
 def _regimes(n=12, layers=60):
     rng = np.random.default_rng(0)
     near = rng.normal(size=n)
-    clusters = np.where(np.arange(n) < n // 2, -40 + 1e-6 * near, np.where(np.arange(n) < n - 2, 10 + 1e-3 * near, -90))
+    clusters = np.where(
+        np.arange(n) < n // 2,
+        -40 + 1e-6 * near,
+        np.where(np.arange(n) < n - 2, 10 + 1e-3 * near, -90),
+    )
     masks = rng.uniform(size=(layers, n)) < 0.97
     return {
         "chaotic": rng.normal(size=(layers, n, n)) * 3 / n**0.5,
         "ordered": rng.normal(size=(layers, n, n)) * 0.3 / n**0.5,
-        "near-isometric": np.stack([_haar(rng, n) + 1e-4 * rng.normal(size=(n, n)) for _ in range(layers)]),
+        "near-isometric": np.stack(
+            [_haar(rng, n) + 1e-4 * rng.normal(size=(n, n)) for _ in range(layers)]
+        ),
         "isometric": np.stack([0.5 * _haar(rng, n) for _ in range(layers)]),
         "clusters far down": _with_values(rng, clusters, layers),
-        "pairs all the way": _with_values(rng, np.repeat(np.linspace(50, -150, n // 2), 2) + 1e-4 * near, layers),
+        "pairs all the way": _with_values(
+            rng, np.repeat(np.linspace(50, -150, n // 2), 2) + 1e-4 * near, layers
+        ),
         "dense": _with_values(rng, np.linspace(0, -12, n), layers),
         "masked": np.stack([2**0.5 * _haar(rng, n) * mask[None] for mask in masks]),
         "width 1": rng.normal(size=(layers, 1, 1)),
@@ -107,10 +123,15 @@ def _regimes(n=12, layers=60):
 
 @jax.jit
 def _with_errors(factors):
-    layer = lambda product, factor: (product.then(factor @ product.basis, graded.rank(factor), factor), None)
+    layer = lambda product, factor: (
+        product.then(factor @ product.basis, graded.rank(factor), factor),
+        None,
+    )
     start = graded.identity(factors.shape[1], factors.dtype)
     product = jax.lax.scan(layer, start, factors)[0]
-    return log_values_with_errors(product.graded, product.disturbed.graded, product.rank.astype(factors.dtype))
+    return log_values_with_errors(
+        product.graded, product.disturbed.graded, product.rank.astype(factors.dtype)
+    )
 
 
 @pytest.mark.parametrize("regime", _regimes())
@@ -124,7 +145,9 @@ def test_every_regime_against_multiprecision(regime):
     with jax.default_matmul_precision("highest"):
         found, error = map(np.asarray, _with_errors(jnp.asarray(factors, dtype)))
     assert np.isfinite(found).sum() == rank
-    np.testing.assert_allclose(found[:rank], truth[:rank], atol=1e-9 if dtype == jnp.float64 else 2e-3)
+    np.testing.assert_allclose(
+        found[:rank], truth[:rank], atol=1e-9 if dtype == jnp.float64 else 2e-3
+    )
     # an estimate of the error, not a bound of it: but no regime has gone past half of it
     assert np.all(np.abs(found[:rank] - truth[:rank]) <= error[:rank]) and np.all(error[rank:] == 0)
 
@@ -153,7 +176,9 @@ def test_error_of_saturated_networks_is_never_understated():
         assert np.sum(error < 0.1) >= 3, "the largest are known"
     off, error = np.array(offs), np.array(errors)
     assert np.all(off <= error)
-    assert np.isinf(error).any(), "the least of the most saturated are not told from zero, and said to be so"
+    assert np.isinf(error).any(), (
+        "the least of the most saturated are not told from zero, and said to be so"
+    )
     known = np.isfinite(error)
     assert np.median(error[known] / off[known]) < 60, "stated errors are not far above true ones"
 
@@ -211,19 +236,26 @@ def test_errors_beside_what_floats_do_not_hold():
     ],
 )
 def test_gradient_of_close_values_is_that_of_an_svd(activation, weights, width, depth, d_in, gain):
-    mlp, x = MLP(depth, width, activation, weights=weights), jax.random.normal(jax.random.key(1), (d_in,))
+    mlp, x = (
+        MLP(depth, width, activation, weights=weights),
+        jax.random.normal(jax.random.key(1), (d_in,)),
+    )
     params, chain = networks.init(mlp, KEY, x, gain, 0.1), networks.chain(mlp)
 
     def ours(scale):
-        return spectra.log_singular_values(chain, networks.rescale(params, scale, 1.0), x, [depth])[0]
+        return spectra.log_singular_values(chain, networks.rescale(params, scale, 1.0), x, [depth])[
+            0
+        ]
 
     def jacobian(scale):
         scaled = networks.rescale(params, scale, 1.0)
 
         def state(x):
-            return jax.lax.scan(lambda h, block: (chain.block(block, h), None), chain.embed(scaled, x), scaled.blocks)[
-                0
-            ]
+            return jax.lax.scan(
+                lambda h, block: (chain.block(block, h), None),
+                chain.embed(scaled, x),
+                scaled.blocks,
+            )[0]
 
         return jax.jacrev(state)(x)
 
@@ -287,7 +319,9 @@ def test_factors_at_the_ends_of_the_float_range():
     with np.errstate(divide="ignore"):
         expected = -np.sort(-3 * np.log(steps.astype(float)), axis=1)
     # a power of 2 is taken out of such factors, whose logarithm rounds
-    np.testing.assert_allclose(jax.jit(jax.vmap(product_log_singular_values))(factors), expected, rtol=1e-6, atol=1e-5)
+    np.testing.assert_allclose(
+        jax.jit(jax.vmap(product_log_singular_values))(factors), expected, rtol=1e-6, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("depth", [2, 12])
@@ -315,7 +349,9 @@ def test_order_and_gaps_beyond_any_float():
     factors = jnp.asarray(np.stack([np.diag(10.0**steps)] * 300), dtype)
     expected = np.log(10) * 300 * np.sort(steps)[::-1]
     # 300 additions of logarithms round to 300 eps of the largest
-    np.testing.assert_allclose(product_log_singular_values(factors), expected, rtol=300 * jnp.finfo(dtype).eps)
+    np.testing.assert_allclose(
+        product_log_singular_values(factors), expected, rtol=300 * jnp.finfo(dtype).eps
+    )
 
 
 @pytest.mark.parametrize("killed", [[2], [0, 5], [1, 3, 4]])
@@ -329,7 +365,9 @@ def test_killed_directions_are_minus_infinity_and_the_rest_is_right(killed):
     dtype = jnp.result_type(float)
     found = np.asarray(product_log_singular_values(jnp.asarray(factors, dtype)))
     assert np.isfinite(found).sum() == rank and np.isfinite(truth).sum() == rank
-    np.testing.assert_allclose(found[:rank], truth[:rank], atol=1e-9 if dtype == jnp.float64 else 1e-3)
+    np.testing.assert_allclose(
+        found[:rank], truth[:rank], atol=1e-9 if dtype == jnp.float64 else 1e-3
+    )
 
 
 def test_a_factor_of_zeros_kills_everything():
@@ -358,7 +396,8 @@ def test_scaling_and_grading_are_followed_exactly(seed, shift, spread):
 
 
 @pytest.mark.parametrize(
-    ("d_in", "activation"), [pytest.param(5, "tanh", marks=pytest.mark.kernels), (12, "gelu"), (30, "identity")]
+    ("d_in", "activation"),
+    [pytest.param(5, "tanh", marks=pytest.mark.kernels), (12, "gelu"), (30, "identity")],
 )
 def test_jacobian_of_a_chain_against_autodiff(activation, d_in):
     chain, params, x = _network(activation, d_in=d_in)
@@ -368,7 +407,11 @@ def test_jacobian_of_a_chain_against_autodiff(activation, d_in):
     for row, depth in enumerate([0, 1, 3, 5]):
         expected = np.log(_dense(chain, params, x, depth))
         # a dense SVD in float32 is right to eps times the largest value only
-        atol = 1e-4 * np.exp(expected[0] - expected) if single else 1e-9 * np.exp(expected[0] - expected)
+        atol = (
+            1e-4 * np.exp(expected[0] - expected)
+            if single
+            else 1e-9 * np.exp(expected[0] - expected)
+        )
         assert np.all(np.abs(np.asarray(found[row]) - expected) < atol + 1e-9)
 
 
@@ -412,7 +455,10 @@ def test_from_any_layer_to_any_layer_and_the_output(first, readout, d_in):
         # a dense SVD is right to eps times the largest value, times the root of the sizes
         rounding = 100 * eps * expected[0]
         np.testing.assert_allclose(plain[row], expected, atol=rounding)
-        assert np.all(np.abs(np.exp(np.asarray(log.log_s[row])) - expected) <= log.error[row] * expected + rounding)
+        assert np.all(
+            np.abs(np.exp(np.asarray(log.log_s[row])) - expected)
+            <= log.error[row] * expected + rounding
+        )
 
 
 @pytest.mark.kernels
@@ -438,7 +484,9 @@ def test_saturated_tanh_is_small_but_not_dead_in_float32():
 
 @pytest.mark.kernels
 def test_orthogonal_chain_is_an_isometry_at_any_depth():
-    chain, params, x = _network("identity", depth=256, width=16, d_in=16, sigma_w=0.3, weights="orthogonal")
+    chain, params, x = _network(
+        "identity", depth=256, width=16, d_in=16, sigma_w=0.3, weights="orthogonal"
+    )
     log_s = log_singular_values(chain, params, x, (1, 256))
     expected = np.log(0.3) * np.array([[2.0], [257.0]])
     # sums over layers keep what they round off: relative to s, 1e-5 in float32 besides the rounding of ln s itself
@@ -451,7 +499,9 @@ def test_gradient_of_the_living_values_of_a_relu_network():
     # every layer is linear in its gain once the mask is fixed: d ln s / d ln sigma_w = number of weight matrices
     mlp, x = MLP(4, 10, "relu"), jax.random.normal(jax.random.key(2), (12,))
     params, chain = networks.init(mlp, KEY, x, 1.4), networks.chain(mlp)
-    values = lambda gain: spectra.log_singular_values(chain, networks.rescale(params, gain, 1.0), x, (4,))[0]
+    values = lambda gain: spectra.log_singular_values(
+        chain, networks.rescale(params, gain, 1.0), x, (4,)
+    )[0]
     found, slope = jax.jit(lambda gain: (values(gain), jax.jacfwd(values)(gain)))(1.0)
     living = np.isfinite(found)
     assert 2 <= living.sum() < 10
@@ -464,8 +514,14 @@ def test_depth_is_a_prefix():
     chain, params, x = _network("tanh", depth=9)
     deep = log_singular_values(chain, params, x, (2, 5, 9))
     for row, depth in enumerate([2, 5, 9]):
-        shallow = Params(params.embed, jax.tree.map(lambda leaf, d=depth: leaf[:d], params.blocks), params.readout)
-        np.testing.assert_allclose(log_singular_values(chain, shallow, x, (depth,))[0], deep[row], atol=1e-11)
+        shallow = Params(
+            params.embed,
+            jax.tree.map(lambda leaf, d=depth: leaf[:d], params.blocks),
+            params.readout,
+        )
+        np.testing.assert_allclose(
+            log_singular_values(chain, shallow, x, (depth,))[0], deep[row], atol=1e-11
+        )
 
 
 def test_spectrum_record_carries_the_mean_square():
@@ -478,11 +534,15 @@ def test_spectrum_record_carries_the_mean_square():
 def test_jit_vmap_and_grad():
     factors = jnp.asarray(np.stack([_gaussian(6, 5, seed) for seed in range(3)]))
     one = lambda f: product_log_singular_values(f)
-    np.testing.assert_allclose(jax.jit(jax.vmap(one))(factors), np.stack([one(f) for f in factors]), atol=1e-12)
+    np.testing.assert_allclose(
+        jax.jit(jax.vmap(one))(factors), np.stack([one(f) for f in factors]), atol=1e-12
+    )
     direction = jnp.asarray(_gaussian(6, 5, 9))
     forward = jax.jvp(one, (factors[0],), (direction,))[1]
     step = 1e-6
-    difference = (one(factors[0] + step * direction) - one(factors[0] - step * direction)) / (2 * step)
+    difference = (one(factors[0] + step * direction) - one(factors[0] - step * direction)) / (
+        2 * step
+    )
     np.testing.assert_allclose(forward, difference, atol=1e-6)
     backward = jax.grad(lambda f: one(f)[1])(factors[0])
     assert float(jnp.sum(backward * direction)) == pytest.approx(float(forward[1]), rel=1e-8)
@@ -494,5 +554,7 @@ def test_bad_arguments_are_refused():
         with pytest.raises(ValueError, match=r"depths must be ascending integers in \[0, 5\]"):
             spectra.log_singular_values(chain, params, x, depths)
     for first in (-1, 3, True):
-        with pytest.raises(ValueError, match=r"from_layer must be an integer in \[0, 2\], the first depth, got"):
+        with pytest.raises(
+            ValueError, match=r"from_layer must be an integer in \[0, 2\], the first depth, got"
+        ):
             spectra.singular_values(chain, params, x, [2, 4], from_layer=first)

@@ -21,7 +21,10 @@ ROOT = Path(__file__).parent.parent
 def dataset():
     values = np.array([[np.nan, -np.inf], [1.5, np.inf]], np.float32)
     return xr.Dataset(
-        {"log_s": (("activation", "depth"), values), "verdict": ("activation", np.array(["vanish", "critical"]))},
+        {
+            "log_s": (("activation", "depth"), values),
+            "verdict": ("activation", np.array(["vanish", "critical"])),
+        },
         {"activation": ["tanh", "selu"], "depth": [1, 2]},
         {"grid": "{}"},
     )
@@ -33,7 +36,16 @@ def test_round_trip_with_provenance(dataset, tmp_path):
     xr.testing.assert_identical(loaded.drop_attrs(), dataset.drop_attrs())
     assert loaded.log_s.dtype == np.float32
     assert loaded.attrs["grid"] == "{}"
-    for key in ("version_jaxstab", "version_jax", "version_numpy", "python", "device", "created", "command", "x64"):
+    for key in (
+        "version_jaxstab",
+        "version_jax",
+        "version_numpy",
+        "python",
+        "device",
+        "created",
+        "command",
+        "x64",
+    ):
         assert loaded.attrs[key], key
 
 
@@ -45,7 +57,9 @@ def test_an_existing_store_is_refused_and_kept(dataset, tmp_path):
     changed = dataset.assign(log_s=dataset.log_s + 1)
     store.save(changed, path, overwrite=True)
     xr.testing.assert_equal(store.load(path), changed)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["run.zarr"], "nothing of the writing is left behind"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["run.zarr"], (
+        "nothing of the writing is left behind"
+    )
 
 
 def test_what_is_no_store_is_never_replaced(dataset, tmp_path):
@@ -92,7 +106,9 @@ def test_missing_foreign_and_damaged_stores(dataset, tmp_path):
         store.load(path)
     (tmp_path / "old.zarr").mkdir()
     (tmp_path / "old.zarr/.zmetadata").write_text("{}")
-    with pytest.raises(ValueError, match="a store of an earlier version; measure again with --overwrite"):
+    with pytest.raises(
+        ValueError, match="a store of an earlier version; measure again with --overwrite"
+    ):
         store.load(tmp_path / "old.zarr")
 
 
@@ -107,7 +123,9 @@ def test_a_torn_store_is_never_read_as_whole(dataset, tmp_path, key, tear):
 
 @pytest.mark.parametrize("how", [OSError, KeyboardInterrupt])
 @pytest.mark.parametrize("fatal", [0, 1])
-def test_an_exception_while_a_store_is_replaced_loses_neither(dataset, tmp_path, monkeypatch, fatal, how):
+def test_an_exception_while_a_store_is_replaced_loses_neither(
+    dataset, tmp_path, monkeypatch, fatal, how
+):
     path = store.save(dataset, tmp_path / "run.zarr")
     rename, count = Path.rename, iter(range(10))
 
@@ -144,7 +162,9 @@ def test_a_kill_while_a_store_is_replaced_loses_neither(tmp_path, fatal):
     old, new = xr.Dataset({"x": ("row", [1.0])}), xr.Dataset({"x": ("row", [3.0])})
     path = store.save(old, tmp_path / "run.zarr")
     # processes cost a start of some seconds
-    killed = subprocess.run([sys.executable, "-c", KILLED, path, str(fatal)], cwd=ROOT, timeout=100, check=False)
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, path, str(fatal)], cwd=ROOT, timeout=100, check=False
+    )
     assert killed.returncode == 9
     xr.testing.assert_equal(store.load(path), old)
     with pytest.raises(FileExistsError, match="pass --overwrite"):
@@ -158,14 +178,19 @@ def test_any_reader_gets_labels_and_coordinates_without_a_warning(dataset, tmp_p
     path = store.save(dataset.rename(log_s="log_mean_square"), tmp_path / "run.zarr")
     # a warning would be an error here
     found = xr.open_zarr(path).load()
-    assert set(found.coords) == {"activation", "depth", "critical"} and found.verdict.values[0] == "vanish"
+    assert (
+        set(found.coords) == {"activation", "depth", "critical"}
+        and found.verdict.values[0] == "vanish"
+    )
     assert found.depth.attrs == {"long_name": "depth L, blocks", "units": "layers"}
     assert found.log_mean_square.sel(activation="selu", depth=2) == np.inf
     assert found.log_mean_square.attrs["units"] == "nats"
     xr.testing.assert_equal(found, store.load(path))
 
 
-@pytest.mark.parametrize("values", [np.array([1 + 2j]), np.array([np.datetime64("2026-01-01")]), np.array([None])])
+@pytest.mark.parametrize(
+    "values", [np.array([1 + 2j]), np.array([np.datetime64("2026-01-01")]), np.array([None])]
+)
 def test_what_a_store_cannot_hold_is_named_and_nothing_is_written(tmp_path, values):
     with pytest.raises(ValueError, match="x must be text or of dtype bool, int8"):
         store.save(xr.Dataset({"x": ("row", values)}), tmp_path / "run.zarr")

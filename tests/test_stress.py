@@ -40,7 +40,9 @@ def _calls(width=6):
     monitored = lambda operator, p: monitor(operator).update(p, monitor(operator).init(p), p)[1]
     unit = lambda p: jax.tree.map(jnp.ones_like, p)
     adam = lambda p: optax.ScaleByAdamState(jnp.asarray(3), unit(p), unit(p))
-    eigenvalues = lambda x: curvature.EigenvalueDensity(jnp.sort(square(x)), jax.nn.softmax(square(x)))
+    eigenvalues = lambda x: curvature.EigenvalueDensity(
+        jnp.sort(square(x)), jax.nn.softmax(square(x))
+    )
     calls = {
         "curvature.adam_preconditioner": lambda p, x, key: curvature.adam_preconditioner(adam(p)),
         "curvature.cdf": lambda p, x, key: curvature.cdf(eigenvalues(x), x),
@@ -48,12 +50,16 @@ def _calls(width=6):
             goal, p, unit(p), (batch(x), labels), passes=2, chunk_size=2
         ),
         "curvature.density": lambda p, x, key: curvature.density(hessian(p, x), key, 2, 3),
-        "curvature.directional_sharpness": lambda p, x, key: curvature.directional_sharpness(hessian(p, x), unit(p)),
+        "curvature.directional_sharpness": lambda p, x, key: curvature.directional_sharpness(
+            hessian(p, x), unit(p)
+        ),
         "curvature.empirical_fisher": lambda p, x, key: product(
             curvature.empirical_fisher(goal, p, (batch(x), labels)), p
         ),
         "curvature.extremes": lambda p, x, key: curvature.extremes(hessian(p, x), key, 2, 1, 2, 2),
-        "curvature.gauss_newton": lambda p, x, key: product(curvature.gauss_newton(goal, p, (batch(x), labels)), p),
+        "curvature.gauss_newton": lambda p, x, key: product(
+            curvature.gauss_newton(goal, p, (batch(x), labels)), p
+        ),
         "curvature.hessian": lambda p, x, key: product(hessian(p, x), p),
         "curvature.hessian_by_gradient": lambda p, x, key: product(
             curvature.hessian_by_gradient(lambda p: jax.tree.map(jnp.tanh, p), p), p
@@ -61,18 +67,26 @@ def _calls(width=6):
         "curvature.largest_stable_rate": lambda p, x, key: curvature.largest_stable_rate(x),
         "curvature.monitor_sharpness": lambda p, x, key: monitored(lambda p: hessian(p, x), p),
         "curvature.objective": lambda p, x, key: goal(p, (batch(x), labels)),
-        "curvature.preconditioned": lambda p, x, key: product(curvature.preconditioned(hessian(p, x), unit(p)), p),
+        "curvature.preconditioned": lambda p, x, key: product(
+            curvature.preconditioned(hessian(p, x), unit(p)), p
+        ),
         "curvature.ravel": lambda p, x, key: curvature.ravel(p)[0],
         "curvature.trace": lambda p, x, key: curvature.trace(hessian(p, x), key, 3),
         "alignment": lambda p, x, key: spectra.alignment(chain, p, x),
         "cdf": lambda p, x, key: spectra.cdf(shares(x), x),
         "density": lambda p, x, key: spectra.density(operator(p, x), key, 2, 3),
         "extremes": lambda p, x, key: spectra.extremes(operator(p, x), key, 2, 2, 2),
-        "curvature.gauss_newton_eigenvalues": lambda p, x, key: curvature.gauss_newton_eigenvalues(chain, p, batch(x)),
-        "curvature.gauss_newton_gram": lambda p, x, key: curvature.gauss_newton_gram(square(x[:6]), batch(x[:2])),
+        "curvature.gauss_newton_eigenvalues": lambda p, x, key: curvature.gauss_newton_eigenvalues(
+            chain, p, batch(x)
+        ),
+        "curvature.gauss_newton_gram": lambda p, x, key: curvature.gauss_newton_gram(
+            square(x[:6]), batch(x[:2])
+        ),
         "jacobian": lambda p, x, key: operator(p, x).matvec(x),
         "curvature.kernel_eigenvalues": lambda p, x, key: curvature.kernel_eigenvalues(square(x)),
-        "local_log_singular_values": lambda p, x, key: spectra.local_log_singular_values(chain, p, x),
+        "local_log_singular_values": lambda p, x, key: spectra.local_log_singular_values(
+            chain, p, x
+        ),
         "log_apjn": lambda p, x, key: spectra.log_apjn(chain, p, x),
         "log_apjn_estimate": lambda p, x, key: spectra.log_apjn_estimate(chain, p, x, key),
         "log_singular_values": lambda p, x, key: spectra.log_singular_values(chain, p, x, depths),
@@ -82,9 +96,9 @@ def _calls(width=6):
         "lyapunov_limit": lambda p, x, key: spectra.lyapunov_limit(chain, p, x, key, groups=2),
         "matrix_free_memory": lambda p, x, key: spectra.matrix_free_memory(operator(p, x), 4),
         "moments": lambda p, x, key: spectra.moments(operator(p, x), key),
-        "curvature.parameter_jacobian": lambda p, x, key: curvature.parameter_jacobian(chain, p, batch(x)).rmatvec(
-            x[:6]
-        ),
+        "curvature.parameter_jacobian": lambda p, x, key: curvature.parameter_jacobian(
+            chain, p, batch(x)
+        ).rmatvec(x[:6]),
         "partial_jacobian": lambda p, x, key: spectra.partial_jacobian(chain, p, x, 1, 3),
         "precision_report": lambda p, x, key: spectra.precision_report(chain, p, x, depths),
         "product_log_singular_values": lambda p, x, key: spectra.product_log_singular_values(
@@ -94,8 +108,12 @@ def _calls(width=6):
         "singular_values": lambda p, x, key: spectra.singular_values(chain, p, x, depths),
         "spectrum": lambda p, x, key: spectra.spectrum(chain, p, x, depths),
         "curvature.tangent_kernel": lambda p, x, key: curvature.tangent_kernel(chain, p, batch(x)),
-        "curvature.tangent_kernel_by_layer": lambda p, x, key: curvature.tangent_kernel_by_layer(chain, p, batch(x)),
-        "curvature.tangent_kernel_memory": lambda p, x, key: curvature.tangent_kernel_memory(chain, p, batch(x)),
+        "curvature.tangent_kernel_by_layer": lambda p, x, key: curvature.tangent_kernel_by_layer(
+            chain, p, batch(x)
+        ),
+        "curvature.tangent_kernel_memory": lambda p, x, key: curvature.tangent_kernel_memory(
+            chain, p, batch(x)
+        ),
     }
     keys, x = (
         jax.random.split(jax.random.key(0), NETWORKS),
@@ -125,7 +143,12 @@ def stress():
     command = [sys.executable, "-m", "tests.test_stress"]
     try:
         run = subprocess.run(
-            command, cwd=ROOT, env=os.environ | settings, capture_output=True, text=True, timeout=LIMIT
+            command,
+            cwd=ROOT,
+            env=os.environ | settings,
+            capture_output=True,
+            text=True,
+            timeout=LIMIT,
         )
     except subprocess.TimeoutExpired as late:
         pytest.fail(f"not done in {LIMIT} s; last were {(late.stdout or b'').split()[-2:]}")
@@ -135,13 +158,21 @@ def stress():
 
 def test_every_function_is_called():
     functions = {name for name in spectra.__all__ if inspect.isfunction(getattr(spectra, name))}
-    functions |= {f"curvature.{name}" for name in curvature.__all__ if inspect.isfunction(getattr(curvature, name))}
+    functions |= {
+        f"curvature.{name}"
+        for name in curvature.__all__
+        if inspect.isfunction(getattr(curvature, name))
+    }
     assert functions == set(_calls()[0])
 
 
 def _of_stacks(lowered):
     """Calls of LAPACK with several matrices in a program for a CPU: each waits for the pool, and two for ever."""
-    calls = [line for line in lowered.as_text().splitlines() if re.search("custom_call @(lapack|blas)", line)]
+    calls = [
+        line
+        for line in lowered.as_text().splitlines()
+        if re.search("custom_call @(lapack|blas)", line)
+    ]
     return [line for line in calls if 'num_batch_dims = "0"' not in line]
 
 
@@ -166,7 +197,9 @@ BYTES = {name for name in _calls()[0] if name.endswith("_memory")}
 def test_every_function_traces_within_shard_map(name):
     calls, of = _calls()
     mesh = jax.make_mesh((1,), ("device",), axis_types=(jax.sharding.AxisType.Auto,))
-    sharded = jax.shard_map(jax.vmap(calls[name]), mesh=mesh, in_specs=jax.P("device"), out_specs=jax.P("device"))
+    sharded = jax.shard_map(
+        jax.vmap(calls[name]), mesh=mesh, in_specs=jax.P("device"), out_specs=jax.P("device")
+    )
     assert {leaf.shape[0] for leaf in jax.tree.leaves(jax.eval_shape(sharded, *of))} == {NETWORKS}
 
 

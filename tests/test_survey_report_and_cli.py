@@ -24,7 +24,8 @@ from jaxstab.cli.sweep import Sweep
 
 ROOT = Path(__file__).parent.parent
 FLAGS = (
-    "sweep --data digits --depths 1 2 5 --sigma-w 0.7 1.4 2.8 --activations erf relu --seeds 2 --width 24 --inputs 1"
+    "sweep --data digits --depths 1 2 5 --sigma-w 0.7 1.4 2.8 --activations erf relu "
+    "--seeds 2 --width 24 --inputs 1"
 )
 
 
@@ -48,9 +49,20 @@ def test_sweep_writes_a_store_with_everything_promised(ran):
     code, out = ran
     assert code == 0
     dataset = store.load(out / "store.zarr")
-    for field in ("log_q", "saturation", "dead", "c", "log_grad_h", "log_grad_theta", "log_s", "log_mean_square"):
+    for field in (
+        "log_q",
+        "saturation",
+        "dead",
+        "c",
+        "log_grad_h",
+        "log_grad_theta",
+        "log_s",
+        "log_mean_square",
+    ):
         assert f"predicted_{field}" in dataset, field
-        assert {"activation", "sigma_w"} <= set(dataset[field].dims) & set(dataset[f"predicted_{field}"].dims)
+        assert {"activation", "sigma_w"} <= set(dataset[field].dims) & set(
+            dataset[f"predicted_{field}"].dims
+        )
     assert dataset.log_s.dims == ("activation", "seed", "sigma_w", "depth", "index")
     assert set(np.unique(dataset.verdict)) <= {"vanish", "critical", "explode", "undefined"}
     assert dataset.attrs["data"] == "digits" and json.loads(dataset.attrs["grid"])["width"] == 24
@@ -63,7 +75,9 @@ def test_sweep_writes_a_store_with_everything_promised(ran):
 
 def pictures(page):
     """The figures of a page, wide and narrow, as SVG; nothing but data is referred to."""
-    assert not re.search(r"""(src|href|srcset)=['"](?!data:)""", page), "nothing is fetched from elsewhere"
+    assert not re.search(r"""(src|href|srcset)=['"](?!data:)""", page), (
+        "nothing is fetched from elsewhere"
+    )
     found = re.findall(r'src(?:set)?="data:image/svg\+xml;base64,([^"]+)"', page)
     drawn = [base64.b64decode(picture).decode() for picture in found]
     for picture in drawn:
@@ -75,7 +89,16 @@ def pictures(page):
 def test_report_is_one_self_contained_page(ran):
     page = (ran[1] / "report.html").read_text(encoding="utf-8")
     assert len(pictures(page)) == 10 and page.count("<img alt=") == 5
-    for said in ("erf", "relu", "vanish", "explode", "critical line", "standard error", "digits", "version_jax"):
+    for said in (
+        "erf",
+        "relu",
+        "vanish",
+        "explode",
+        "critical line",
+        "standard error",
+        "digits",
+        "version_jax",
+    ):
         assert said in page, said
 
 
@@ -101,7 +124,8 @@ def test_figures_say_what_is_seen(ran):
 
 
 HOSTILE = (
-    '</td><script>alert(1)</script><img src=x onerror=\'alert(2)\' " onload="alert(3)"> $\\frac{{{{7*7}}}} \x1b[31m'
+    "</td><script>alert(1)</script><img src=x onerror='alert(2)' "
+    '" onload="alert(3)"> $\\frac{{{{7*7}}}} \x1b[31m'
 )
 
 
@@ -112,7 +136,12 @@ def test_nothing_in_a_store_becomes_markup(ran, tmp_path):
     hostile["depths"] = [HOSTILE, HOSTILE]
     dataset = dataset.assign_coords(activation=[HOSTILE, "relu"])
     dataset["verdict"] = dataset.verdict.astype(str)
-    dataset.attrs |= {"grid": json.dumps(hostile), "data": HOSTILE, HOSTILE: HOSTILE, "command": HOSTILE}
+    dataset.attrs |= {
+        "grid": json.dumps(hostile),
+        "data": HOSTILE,
+        HOSTILE: HOSTILE,
+        "command": HOSTILE,
+    }
     page = report.write(dataset, tmp_path / "page.html").read_text(encoding="utf-8")
     pictures(page)
     tags = _Tags()
@@ -143,7 +172,9 @@ def test_status_of_a_sweep(ran, capsys):
     for place in (ran[1], ran[1] / "store.zarr"):
         assert cli.main(["status", str(place)]) == 0
         said = capsys.readouterr().out
-        assert said.startswith("a sweep over 2 activations, 3 gains, 2 seeds") and said.endswith("finished\n")
+        assert said.startswith("a sweep over 2 activations, 3 gains, 2 seeds") and said.endswith(
+            "finished\n"
+        )
 
 
 def test_sweep_refuses_the_store_of_another_at_once(ran, capsys):
@@ -179,9 +210,14 @@ def test_a_sweep_that_is_stopped_goes_on_to_the_same_bytes(ran, tmp_path, monkey
     command = [*FLAGS.split(), "--out", str(out)]
     # killed without a word as soon as something is kept
     script = "import sys; from jaxstab.cli import main; sys.exit(main())"
-    killed = subprocess.Popen([sys.executable, "-c", script, *command], cwd=ROOT, stdout=subprocess.DEVNULL)
+    killed = subprocess.Popen(
+        [sys.executable, "-c", script, *command], cwd=ROOT, stdout=subprocess.DEVNULL
+    )
     profiles, spectra = survey.parts(out)
-    wait_for(lambda: killed.poll() is not None or (profiles.exists() and store.progress(profiles).done), 200)
+    wait_for(
+        lambda: killed.poll() is not None or (profiles.exists() and store.progress(profiles).done),
+        200,
+    )
     # stopped in its tracks, it has the groups still
     killed.send_signal(signal.SIGSTOP)
     assert cli.main(command) == 2
@@ -240,7 +276,9 @@ def test_a_sweep_that_is_stopped_goes_on_to_the_same_bytes(ran, tmp_path, monkey
         ("swep", "swep"),
     ],
 )
-def test_what_a_user_gets_wrong_is_one_line_and_exit_code_2(capsys, tmp_path, monkeypatch, arguments, said):
+def test_what_a_user_gets_wrong_is_one_line_and_exit_code_2(
+    capsys, tmp_path, monkeypatch, arguments, said
+):
     monkeypatch.chdir(tmp_path)
     if arguments.startswith("sweep") and "--data" not in arguments:
         arguments += " --data digits"
@@ -273,10 +311,16 @@ def test_flags_override_the_config_which_overrides_the_defaults(tmp_path):
     file.write_text("width = 8\ndepths = [1, 2]\nsigma_w = [1, 2.5]\nsigma-b = 0.1\nout = 'here'\n")
     settings = parse({"sweep": Sweep}, "", ["sweep", "--config", str(file), "--width", "16"])
     assert settings.width == 16 and settings.depths == (1, 2) and settings.sigma_w == (1.0, 2.5)
-    assert settings.sigma_b == 0.1 and settings.seeds == sweeps.Grid().seeds and str(settings.out) == "here"
+    assert (
+        settings.sigma_b == 0.1
+        and settings.seeds == sweeps.Grid().seeds
+        and str(settings.out) == "here"
+    )
 
 
-@pytest.mark.parametrize("words", [[], ["--help"], ["sweep", "--help"], ["theory", "--help"], ["report", "--help"]])
+@pytest.mark.parametrize(
+    "words", [[], ["--help"], ["sweep", "--help"], ["theory", "--help"], ["report", "--help"]]
+)
 def test_help_says_what_each_command_does(capsys, words):
     with pytest.raises(SystemExit) as stop:
         cli.main(words)
@@ -291,30 +335,51 @@ def test_help_says_what_each_command_does(capsys, words):
 def test_theory_as_json(capsys):
     assert cli.main("theory --activation tanh --sigma-w 1.3 --sigma-b 0.3 --json".split()) == 0
     answer = json.loads(capsys.readouterr().out)
-    assert answer["q"] == pytest.approx(0.6070, abs=1e-4) and answer["chi_1"] == pytest.approx(0.9398, abs=1e-4)
+    assert answer["q"] == pytest.approx(0.6070, abs=1e-4) and answer["chi_1"] == pytest.approx(
+        0.9398, abs=1e-4
+    )
     assert answer["stability"] == "stable" and answer["c"] == 1.0
-    assert set(answer) >= {"q", "c", "chi_1", "chi_c", "xi_q", "xi_c", "xi_grad", "stability", "critical_sigma_w"}
+    assert set(answer) >= {
+        "q",
+        "c",
+        "chi_1",
+        "chi_c",
+        "xi_q",
+        "xi_c",
+        "xi_grad",
+        "stability",
+        "critical_sigma_w",
+    }
     assert answer["critical_sigma_w"] == pytest.approx(1.3956, abs=1e-4)
 
 
 def test_theory_writes_infinity_as_a_string_and_the_undefined_as_null(capsys):
     assert cli.main(["theory", "--activation", "relu", "--sigma-w", str(2**0.5), "--json"]) == 0
-    he = json.loads(capsys.readouterr().out, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    he = json.loads(
+        capsys.readouterr().out, parse_constant=lambda name: pytest.fail(f"{name} is not JSON")
+    )
     assert he["xi_grad"] == he["xi_c"] == "inf" and he["stability"] == "marginal"
     assert cli.main("theory --activation relu --sigma-w 2 --sigma-b 0.1 --json".split()) == 0
     growing = json.loads(capsys.readouterr().out)
     assert growing["q"] == "inf" and growing["fixed_points"] == [] and growing["xi_q"] < 0
-    assert strict({"critical_sigma_w": [float("nan"), -float("inf")]}) == {"critical_sigma_w": [None, "-inf"]}
+    assert strict({"critical_sigma_w": [float("nan"), -float("inf")]}) == {
+        "critical_sigma_w": [None, "-inf"]
+    }
     assert cli.main("theory --activation relu --sigma-w 1".split()) == 0
     assert "chi_1             0.5" in capsys.readouterr().out
 
 
 def test_theory_takes_cures_and_draws(capsys, tmp_path):
-    words = "theory --activation tanh --sigma-w 1.5 --sigma-b 0.3 --dropout 0.1 --json --plot".split()
+    words = (
+        "theory --activation tanh --sigma-w 1.5 --sigma-b 0.3 --dropout 0.1 --json --plot".split()
+    )
     assert cli.main([*words, str(tmp_path / "profile.svg")]) == 0
     answer = json.loads(capsys.readouterr().out)
     known = theory.fixed_point(theory.law("tanh", keep=0.9, shared_masks=False), 1.5, 0.3)
-    assert answer["distance"] == pytest.approx(float(known.distance), rel=1e-12) and answer["dropout"] == 0.1
+    assert (
+        answer["distance"] == pytest.approx(float(known.distance), rel=1e-12)
+        and answer["dropout"] == 0.1
+    )
     assert (tmp_path / "profile.svg").read_text().startswith("<?xml")
     assert cli.main("theory --skip sum".split()) == 0
     assert "no_fixed_point    residual: q grows" in capsys.readouterr().out
@@ -335,13 +400,19 @@ def test_phase_diagram_of_ones_own_activation(capsys, tmp_path, monkeypatch):
 
 
 def test_survey_of_a_single_cell_still_reports(tmp_path):
-    grid = sweeps.Grid(depths=(2,), sigma_w=(1.0,), activations=("relu",), seeds=1, width=8, inputs=1)
+    grid = sweeps.Grid(
+        depths=(2,), sigma_w=(1.0,), activations=("relu",), seeds=1, width=8, inputs=1
+    )
     dataset = survey.survey(grid, datasets.load("digits"))
     assert np.isnan(dataset.measured_critical).all() and np.isnan(dataset.rate_se).all()
     assert report.write(dataset, tmp_path / "one.html").stat().st_size > 50_000
 
 
 def test_a_dataset_that_is_no_survey_is_refused(tmp_path):
-    grid = sweeps.Grid(depths=(2,), sigma_w=(1.0,), activations=("relu",), seeds=1, width=8, inputs=1)
-    with pytest.raises(ValueError, match="a report needs a survey's dataset; this one lacks .*verdict"):
+    grid = sweeps.Grid(
+        depths=(2,), sigma_w=(1.0,), activations=("relu",), seeds=1, width=8, inputs=1
+    )
+    with pytest.raises(
+        ValueError, match="a report needs a survey's dataset; this one lacks .*verdict"
+    ):
         report.write(survey.predict(grid, 64, 0.3), tmp_path / "none.html")

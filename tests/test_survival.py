@@ -91,7 +91,9 @@ def test_a_crash_at_every_single_write(tmp_path, monkeypatch, moment):
 UNMARKED = [(tear, "mark/c.3.0") for tear in (truncate, append, Path.unlink)]
 
 
-@pytest.mark.parametrize("key", ["loss/c.3.0", "steps/c.3", "log_grad/c.3.0.0", "done/c.3", "mark/c.3.0"])
+@pytest.mark.parametrize(
+    "key", ["loss/c.3.0", "steps/c.3", "log_grad/c.3.0.0", "done/c.3", "mark/c.3.0"]
+)
 @pytest.mark.parametrize("tear", [flip, truncate, append, Path.unlink, lambda f: flip(f, -1)])
 def test_a_torn_group_is_seen_and_computed_again(tmp_path, whole, key, tear):
     path = tmp_path / "whole.zarr"
@@ -155,7 +157,8 @@ ROOTS = ("zarr.json", "mark/root")
 
 
 @pytest.mark.parametrize(
-    "tear", [flip, truncate, append, Path.unlink, lambda f: f.write_bytes(b""), lambda f: flip(f, -9)]
+    "tear",
+    [flip, truncate, append, Path.unlink, lambda f: f.write_bytes(b""), lambda f: flip(f, -9)],
 )
 @pytest.mark.parametrize("names", [ROOTS[:1], ROOTS[1:], ROOTS])
 def test_a_lost_root_is_mended(tmp_path, whole, names, tear):
@@ -198,11 +201,15 @@ def test_roots_that_are_both_lost_are_not_mended_for_another_sweep(tmp_path, gro
 
 def test_a_new_store_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
     flushed, fsync, rename = [], os.fsync, Path.rename
-    monkeypatch.setattr(os, "fsync", lambda f: flushed.append(os.readlink(f"/proc/self/fd/{f}")) or fsync(f))
+    monkeypatch.setattr(
+        os, "fsync", lambda f: flushed.append(os.readlink(f"/proc/self/fd/{f}")) or fsync(f)
+    )
     monkeypatch.setattr(Path, "rename", lambda *names: flushed.append("renamed") or rename(*names))
     opened(tmp_path / "a.zarr")
     before = flushed[: flushed.index("renamed")]
-    assert {Path(name).name for name in before} >= {"zarr.json", "root"} and flushed[-1] == str(tmp_path)
+    assert {Path(name).name for name in before} >= {"zarr.json", "root"} and flushed[-1] == str(
+        tmp_path
+    )
     flushed.clear()
     opened(tmp_path / "a.zarr").write(0, compute(0))
     assert flushed == [], "a commit waits for no disk"

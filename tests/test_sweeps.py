@@ -25,7 +25,11 @@ GRID = sweeps.Grid(
     depths=(1, 3), sigma_w=(0.8, 1.5, 3.0), activations=("tanh", "relu"), seeds=2, sigma_b=0.1, width=10, inputs=2,
     dtype="float64",
 )  # fmt: skip
-DATA = Data(np.random.default_rng(0).uniform(size=(30, 7)).astype(np.float32), np.arange(30, dtype=np.int32) % 3, "toy")
+DATA = Data(
+    np.random.default_rng(0).uniform(size=(30, 7)).astype(np.float32),
+    np.arange(30, dtype=np.int32) % 3,
+    "toy",
+)
 
 
 @pytest.fixture(scope="module")
@@ -49,17 +53,26 @@ def test_dimensions_and_coordinates(signals, jacobians):
     assert signals.attrs["data"] == "toy" and '"width": 10' in signals.attrs["grid"]
 
 
-@pytest.mark.parametrize(("activation", "sigma_w", "seed", "number"), [("tanh", 1.5, 0, 1), ("relu", 3.0, 1, 0)])
-def test_a_cell_is_what_the_single_network_gives(signals, jacobians, activation, sigma_w, seed, number):
+@pytest.mark.parametrize(
+    ("activation", "sigma_w", "seed", "number"), [("tanh", 1.5, 0, 1), ("relu", 3.0, 1, 0)]
+)
+def test_a_cell_is_what_the_single_network_gives(
+    signals, jacobians, activation, sigma_w, seed, number
+):
     # same key, same gains, one network at a time and not jitted as a whole
     sample = jax.tree.map(lambda a: a[seed], sweeps.samples(GRID, DATA))
     mlp = GRID.network(activation)
-    params, chain = networks.init(mlp, jax.random.key(seed), sample.x[0], sigma_w, 0.1), networks.chain(mlp)
+    params, chain = (
+        networks.init(mlp, jax.random.key(seed), sample.x[0], sigma_w, 0.1),
+        networks.chain(mlp),
+    )
     one = jax.tree.map(lambda a: a[number], sample)
     at = {"activation": activation, "sigma_w": sigma_w, "seed": seed, "input": number}
     for record in jax.jit(lambda p: sweeps.signal(chain, p, one, GRID.depths))(params):
         for field, value in record._asdict().items():
-            np.testing.assert_allclose(signals[field].sel(at), value, rtol=1e-9, atol=1e-11, err_msg=field)
+            np.testing.assert_allclose(
+                signals[field].sel(at), value, rtol=1e-9, atol=1e-11, err_msg=field
+            )
     record = jax.jit(lambda p: sweeps.jacobian(chain, p, one, GRID.depths))(params)
     np.testing.assert_allclose(jacobians.log_s.sel(at), record.log_s, atol=1e-9)
 
@@ -78,15 +91,23 @@ def test_cured_networks_sweep_too(cure):
     mlp, key, one = grid.network("tanh"), jax.random.key(0), jax.tree.map(lambda a: a[0, 1], sample)
     params = networks.init(mlp, key, one.x, 1.5, 0.1)
     if mlp.dropout:
-        params = networks.bind(mlp, params, key=jax.random.split(jax.random.fold_in(key, 1), 2)[1], rate=0.3)
-    forward, correlation, backward, spectrum = jax.jit(lambda p: both(networks.chain(mlp), p, one, grid.depths))(params)
+        params = networks.bind(
+            mlp, params, key=jax.random.split(jax.random.fold_in(key, 1), 2)[1], rate=0.3
+        )
+    forward, correlation, backward, spectrum = jax.jit(
+        lambda p: both(networks.chain(mlp), p, one, grid.depths)
+    )(params)
     cell = result.isel(activation=0, seed=0, sigma_w=0, input=1)
     for record in (forward, correlation, backward, spectrum):
         for field, value in record._asdict().items():
             # BatchNorm kills the mean and the length of every feature: what rounding leaves there is no value
             known = (field != "log_s") | (value > -25)
             np.testing.assert_allclose(
-                np.where(known, cell[field], 0), np.where(known, value, 0), rtol=1e-9, atol=1e-9, err_msg=field
+                np.where(known, cell[field], 0),
+                np.where(known, value, 0),
+                rtol=1e-9,
+                atol=1e-9,
+                err_msg=field,
             )
     assert cell.sizes["index"] == 7 * (grid.batch or 1)
 
@@ -107,12 +128,16 @@ def test_one_compile_per_activation_whatever_the_rest():
         traces.append(chain.activation.name)
         return propagation.forward(chain, params, sample.x)
 
-    wide = dataclasses.replace(GRID, depths=(1, 2, 3, 5, 7), sigma_w=tuple(np.linspace(0.5, 4, 7)), seeds=3)
+    wide = dataclasses.replace(
+        GRID, depths=(1, 2, 3, 5, 7), sigma_w=tuple(np.linspace(0.5, 4, 7)), seeds=3
+    )
     plan = sweeps.plan(wide, 7, chunk_size=3)
     assert plan.cells == 2 * 7 * 3 and plan.programs == 2 and plan.group == (1, 3)
     events = []
     jax.monitoring.register_event_duration_secs_listener(
-        lambda name, seconds, **kw: events.append(kw.get("fun_name")) if "backend_compile" in name else None
+        lambda name, seconds, **kw: (
+            events.append(kw.get("fun_name")) if "backend_compile" in name else None
+        )
     )
     result = sweeps.run(wide, measure, DATA, chunk_size=3)
     assert result.log_q.notnull().all()
@@ -141,7 +166,9 @@ def test_a_diverging_cell_is_data():
 
 def test_users_measure_with_a_record_of_their_own():
     def measure(chain, params, sample, depths):
-        return records.CorrelationProfile(propagation.correlation(chain, params, sample.x, sample.other).c ** 2)
+        return records.CorrelationProfile(
+            propagation.correlation(chain, params, sample.x, sample.other).c ** 2
+        )
 
     mine = dataclasses.replace(GRID, activations=(Activation("cube", lambda z: z**3 / 9),))
     result = sweeps.run(mine, measure, DATA)
@@ -151,7 +178,9 @@ def test_users_measure_with_a_record_of_their_own():
 
 def test_orthogonal_networks_sweep_too():
     result = sweeps.run(
-        dataclasses.replace(GRID, weights="orthogonal", activations=("identity",), inputs=1), sweeps.jacobian, DATA
+        dataclasses.replace(GRID, weights="orthogonal", activations=("identity",), inputs=1),
+        sweeps.jacobian,
+        DATA,
     )
     expected = np.log(GRID.sigma_w)[:, None] * (1 + np.asarray(GRID.depths))[None]
     # seven inputs are spread over ten units, each of which has variance sigma_w^2
@@ -202,7 +231,9 @@ def test_memory_is_as_stated(settings):
                 unit = networks.init(mlp, key, samples.x[0])
                 bound = lambda gain: networks.bind(mlp, unit, sigma_w=gain)
                 one = lambda gain, sample: measure(chain, bound(gain), sample, grid.depths)
-                return jax.vmap(lambda gain: jax.vmap(lambda sample: one(gain, sample))(samples))(sigma_w)
+                return jax.vmap(lambda gain: jax.vmap(lambda sample: one(gain, sample))(samples))(
+                    sigma_w
+                )
 
             return jax.vmap(seed)(keys, samples)
 
@@ -219,10 +250,14 @@ def test_blas_threads_are_limited_while_running_and_restored():
     def progress(chunks):
         for chunk in chunks:
             yield chunk
-            during.append(max(lib["num_threads"] for lib in threadpool_info() if lib["user_api"] == "blas"))
+            during.append(
+                max(lib["num_threads"] for lib in threadpool_info() if lib["user_api"] == "blas")
+            )
 
     before = threadpool_info()
-    sweeps.run(dataclasses.replace(GRID, activations=("tanh",)), sweeps.jacobian, DATA, progress=progress)
+    sweeps.run(
+        dataclasses.replace(GRID, activations=("tanh",)), sweeps.jacobian, DATA, progress=progress
+    )
     assert during and set(during) == {1}
     assert threadpool_info() == before
 
@@ -291,13 +326,24 @@ def test_a_users_stacked_decompositions_keep_to_one_cpu_device():
 def test_the_plan_in_numbers_is_the_one_that_runs():
     seen = []
     plan = sweeps.plan(GRID, 7, chunk_size=4)
-    sweeps.run(GRID, _lengths, DATA, chunk_size=4, progress=lambda found: (seen.append(f) or f for f in found))
-    assert {result.values["log_q"].shape[:3] for result in seen} == {(1, *plan.group)} and len(seen) == plan.groups
+    sweeps.run(
+        GRID,
+        _lengths,
+        DATA,
+        chunk_size=4,
+        progress=lambda found: (seen.append(f) or f for f in found),
+    )
+    assert {result.values["log_q"].shape[:3] for result in seen} == {(1, *plan.group)} and len(
+        seen
+    ) == plan.groups
 
 
 def test_grids_take_numpy_and_are_the_same_as_of_plain_numbers():
     mixed = sweeps.Grid(
-        depths=np.arange(1, 4), sigma_w=np.linspace(1, 2, 3), sigma_b=np.float32(0.5), width=np.int64(8)
+        depths=np.arange(1, 4),
+        sigma_w=np.linspace(1, 2, 3),
+        sigma_b=np.float32(0.5),
+        width=np.int64(8),
     )
     plain = sweeps.Grid(depths=(1, 2, 3), sigma_w=(1.0, 1.5, 2.0), sigma_b=0.5, width=8)
     assert mixed == plain and mixed.to_json() == plain.to_json()
@@ -323,7 +369,9 @@ def test_a_durable_run_goes_on_to_what_a_plain_run_gives(tmp_path, signals):
     settings = {"chunk_size": 1}
     kept = sweeps.run_into(whole, one, _lengths, DATA, **settings)
     for name in ("log_q", "dead"):
-        np.testing.assert_allclose(kept[name], signals[name].sel(activation=["tanh"]), rtol=1e-10, atol=1e-12)
+        np.testing.assert_allclose(
+            kept[name], signals[name].sel(activation=["tanh"]), rtol=1e-10, atol=1e-12
+        )
     assert kept.done.all() and json.loads(kept.attrs["grid"])["sigma_w"] == list(one.sigma_w)
     with pytest.raises(KeyboardInterrupt):
         sweeps.run_into(place, one, _lengths, DATA, **settings, progress=_stop_after(2))

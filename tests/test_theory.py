@@ -25,7 +25,9 @@ def test_fixed_points_agree_with_scalar_root_finding(name):
         first = sigma_w**2 + 0.16
         if excess(first) > 0 and excess(1e9) > 0:
             assert np.isinf(point.q), f"sigma_w = {sigma_w}: the length grows without bound"
-            assert float(point.chi_1) == pytest.approx(sigma_w**2 * reference(name, 1e20)[1], rel=1e-8)
+            assert float(point.chi_1) == pytest.approx(
+                sigma_w**2 * reference(name, 1e20)[1], rel=1e-8
+            )
             continue
         bracket = (first, 1e9) if excess(first) > 0 else (1e-9, first)
         q = optimize.brentq(excess, *bracket, xtol=1e-15, rtol=1e-14)
@@ -43,7 +45,8 @@ def test_poole_2016_points(sigma_w, q, chi_1, c):
 
 
 @pytest.mark.parametrize(
-    ("squared", "xi_c"), [(1.0, 3.63), (1.4, 10.73), (1.7, 74.9), (2.0, 25.2), (3.0, 9.05), (4.0, 6.98)]
+    ("squared", "xi_c"),
+    [(1.0, 3.63), (1.4, 10.73), (1.7, 74.9), (2.0, 25.2), (3.0, 9.05), (4.0, 6.98)],
 )
 def test_schoenholz_2017_depth_scales(squared, xi_c):
     point = _fixed("tanh")(squared**0.5, 0.05**0.5)
@@ -72,7 +75,9 @@ def test_relu_closed_forms():
     assert float(growing.c) == 1.0 and float(growing.xi_q) < 0
     shrinking = _fixed("relu")(1.0, 0.2)
     assert float(shrinking.q) == pytest.approx(0.04 / 0.5, rel=1e-12)
-    assert bool(shrinking.stable) and float(shrinking.xi_grad) == pytest.approx(1 / np.log(2), rel=1e-12)
+    assert bool(shrinking.stable) and float(shrinking.xi_grad) == pytest.approx(
+        1 / np.log(2), rel=1e-12
+    )
 
 
 def test_tanh_without_bias_below_criticality_dies_to_zero_length():
@@ -99,7 +104,8 @@ def _all_fixed(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "squared", "sigma_b"), [("gelu", 1.99, 0.4), ("gelu", 1.999, 0.3), ("silu", 1.9999, 0.4)]
+    ("name", "squared", "sigma_b"),
+    [("gelu", 1.99, 0.4), ("gelu", 1.999, 0.3), ("silu", 1.9999, 0.4)],
 )
 def test_gelu_and_silu_have_three_length_fixed_points(name, squared, sigma_b):
     q, stable, chi_1 = _all_fixed(name)(squared**0.5, sigma_b)
@@ -119,7 +125,10 @@ def test_gelu_and_silu_have_three_length_fixed_points(name, squared, sigma_b):
 
 def test_two_fixed_points_about_to_merge_are_both_found():
     # just below the fold they are 4e-4 apart, far inside one step (10 %) of the search grid; just above both are gone
-    below, above = (np.asarray(_all_fixed("gelu")((1.9957162025 + step) ** 0.5, 0.4)[0]) for step in (-1e-9, 1e-9))
+    below, above = (
+        np.asarray(_all_fixed("gelu")((1.9957162025 + step) ** 0.5, 0.4)[0])
+        for step in (-1e-9, 1e-9)
+    )
     assert np.isfinite(below).sum() == 3
     assert below[1] / below[0] - 1 < 1e-3
     assert np.isfinite(above).sum() == 1
@@ -127,7 +136,9 @@ def test_two_fixed_points_about_to_merge_are_both_found():
 
 def test_which_fixed_point_is_reached_depends_on_the_input():
     low, high = (theory.fixed_point("gelu", 1.99**0.5, 0.4, q0).q for q0 in (0.1, 50.0))
-    assert float(low) == pytest.approx(1.2617, rel=1e-4) and float(high) == pytest.approx(13.4468, rel=1e-4)
+    assert float(low) == pytest.approx(1.2617, rel=1e-4) and float(high) == pytest.approx(
+        13.4468, rel=1e-4
+    )
 
 
 @pytest.mark.parametrize("name", ["gelu", "silu"])
@@ -143,7 +154,9 @@ def test_critical_point_on_a_repelling_length_is_listed_but_not_usable(name):
 def test_usable_critical_gains():
     critical = lambda name, b: float(_critical(name)(b)[1])
     assert critical("relu", 0.0) == pytest.approx(2**0.5, rel=1e-12)
-    assert critical("relu", 0.3) == pytest.approx(2**0.5, rel=1e-12), "chi_1 is sigma_w^2 / 2 at every length"
+    assert critical("relu", 0.3) == pytest.approx(2**0.5, rel=1e-12), (
+        "chi_1 is sigma_w^2 / 2 at every length"
+    )
     assert critical("identity", 0.3) == pytest.approx(1.0, rel=1e-12)
     assert critical("tanh", 0.0) == pytest.approx(1.0, rel=1e-9)
     assert critical("sigmoid", 0.05**0.5) ** 2 == pytest.approx(103.1, rel=1e-3), "near 100"
@@ -155,12 +168,16 @@ def test_no_nan_over_the_whole_range_of_gains():
             point = jax.device_get(_fixed(name)(float(gain), 0.2))
             assert not np.isnan(np.asarray(point, float)).any(), f"{name} at {gain}: {point}"
             assert 0 <= point.c <= 1
-            assert point.c == 1 or point.chi_1 > 1 or np.isinf(point.q), f"{name} at {gain}: ordered, yet {point}"
+            assert point.c == 1 or point.chi_1 > 1 or np.isinf(point.q), (
+                f"{name} at {gain}: ordered, yet {point}"
+            )
 
 
 def test_fixed_points_are_differentiable_in_the_gains():
     fields = ("q", "c", "chi_1", "xi_c", "xi_grad")
-    several = lambda w: jnp.stack([theory.fixed_point("erf", w, 0.3)._asdict()[field] for field in fields])
+    several = lambda w: jnp.stack(
+        [theory.fixed_point("erf", w, 0.3)._asdict()[field] for field in fields]
+    )
     gradient = jax.jit(jax.jacrev(several))(2.5)
     above, below = (_fixed("erf")(2.5 + step, 0.3)._asdict() for step in (1e-5, -1e-5))
     np.testing.assert_allclose(gradient, [(above[f] - below[f]) / 2e-5 for f in fields], rtol=1e-6)
@@ -199,11 +216,14 @@ def test_theory_is_right_to_the_precision_at_hand():
     assert point.q.dtype == jnp.result_type(float)
     # the sums run over some 10^4 nodes; float32 keeps five digits of them
     rtol = 300 * float(jnp.finfo(point.q.dtype).eps) + 1e-8
-    np.testing.assert_allclose([point.q, point.chi_1, point.c], [4.07912388, 1.58522477, 0.122103747], rtol=rtol)
+    np.testing.assert_allclose(
+        [point.q, point.chi_1, point.c], [4.07912388, 1.58522477, 0.122103747], rtol=rtol
+    )
 
 
 @pytest.mark.parametrize(
-    ("w", "b", "named"), [(-1.0, 0.0, "sigma_w"), (np.nan, 0.0, "sigma_w"), (1.0, np.inf, "sigma_b")]
+    ("w", "b", "named"),
+    [(-1.0, 0.0, "sigma_w"), (np.nan, 0.0, "sigma_w"), (1.0, np.inf, "sigma_b")],
 )
 def test_bad_gains_are_refused(w, b, named):
     for function in (theory.fixed_point, theory.fixed_points):
@@ -222,7 +242,10 @@ def test_hard_tanh_length_scale_feels_its_kinks():
 def test_correlation_map_is_1_at_1_and_has_chi_1_as_slope_there(name):
     point = _fixed(name)(1.2, 0.3)
     at_one = jax.jit(
-        lambda q: (theory.correlation_map(name, 1.2, 0.3, q, 1.0), theory.correlation_slope(name, 1.2, 0.3, q, 1.0))
+        lambda q: (
+            theory.correlation_map(name, 1.2, 0.3, q, 1.0),
+            theory.correlation_slope(name, 1.2, 0.3, q, 1.0),
+        )
     )
     np.testing.assert_allclose(at_one(point.q), [1.0, point.chi_1], atol=1e-9)
 
@@ -232,8 +255,12 @@ def test_correlation_map_is_1_at_1_and_has_chi_1_as_slope_there(name):
 
 def test_relu_correlation_decays_polynomially_at_criticality():
     # 1 - c ~ 9 pi^2 / (2 l^2): logarithmic corrections leave a tenth at l = 2000
-    _, correlation, _, _ = jax.jit(lambda: theory.predict("relu", 2**0.5, 0.0, [2000], width=8, d_in=8))()
-    assert float((1 - correlation.c[-1]) * 2000**2 / (4.5 * np.pi**2)) == pytest.approx(1.0, abs=0.1)
+    _, correlation, _, _ = jax.jit(
+        lambda: theory.predict("relu", 2**0.5, 0.0, [2000], width=8, d_in=8)
+    )()
+    assert float((1 - correlation.c[-1]) * 2000**2 / (4.5 * np.pi**2)) == pytest.approx(
+        1.0, abs=0.1
+    )
 
 
 def test_prediction_is_the_iterated_maps():
@@ -247,16 +274,22 @@ def test_prediction_is_the_iterated_maps():
         q.append(float(theory.length_map("tanh", 1.5, 0.3, q[-1])))
     np.testing.assert_allclose(forward.q, q, rtol=1e-10)
     np.testing.assert_allclose(correlation.c, c, rtol=1e-8)
-    np.testing.assert_allclose(backward.log_grad_h[1], [sum(np.log(chi[i:])) / 2 for i in range(6)], atol=1e-10)
+    np.testing.assert_allclose(
+        backward.log_grad_h[1], [sum(np.log(chi[i:])) / 2 for i in range(6)], atol=1e-10
+    )
     assert np.isnan(backward.log_grad_h[0, 3:]).all() and float(backward.log_grad_h[0, 2]) == 0.0
     fed = np.asarray([20 * 1.3, *(32 * float(theory.second_moment("tanh", x)) for x in q[:-1])])
-    np.testing.assert_allclose(backward.log_grad_theta[1] - backward.log_grad_h[1], np.log1p(fed) / 2, rtol=1e-9)
+    np.testing.assert_allclose(
+        backward.log_grad_theta[1] - backward.log_grad_h[1], np.log1p(fed) / 2, rtol=1e-9
+    )
     assert np.isnan(spectrum.log_s).all() and spectrum.log_s.shape == (2, 20)
     expected = np.log(1.5**2 * 32 / 20) + np.asarray([sum(np.log(chi[:2])), sum(np.log(chi))])
     np.testing.assert_allclose(spectrum.log_mean_square, expected, rtol=1e-10)
 
 
 def test_prediction_survives_lengths_that_grow():
-    forward, correlation, backward, _ = jax.jit(lambda: theory.predict("relu", 4.0, 0.2, [64], width=8, d_in=8))()
+    forward, correlation, backward, _ = jax.jit(
+        lambda: theory.predict("relu", 4.0, 0.2, [64], width=8, d_in=8)
+    )()
     assert np.isfinite(forward.log_q).all() and float(forward.log_q[-1]) > 130
     assert np.isfinite(backward.log_grad_h).all() and 0.9 < float(correlation.c[-1]) <= 1

@@ -28,20 +28,29 @@ def test_the_fold_carries_ln_q():
     )
     assert not np.isnan(np.asarray(correlation.c)).any()
     forward, correlation = fold(0.0)
-    assert np.all(np.asarray(forward.log_q) == -np.inf) and not np.isnan(np.asarray(correlation.c)).any()
+    assert (
+        np.all(np.asarray(forward.log_q) == -np.inf)
+        and not np.isnan(np.asarray(correlation.c)).any()
+    )
 
 
 @pytest.mark.kernels
 def test_near_criticality_float32_has_its_digits():
     # held table, (sigma_w^2, sigma_b^2) = (1.97, 1)
-    assert float(theory.fixed_point("silu", 1.97**0.5, 1.0).xi_c) == pytest.approx(663.5071, rel=1e-5)
+    assert float(theory.fixed_point("silu", 1.97**0.5, 1.0).xi_c) == pytest.approx(
+        663.5071, rel=1e-5
+    )
 
 
 @pytest.mark.parametrize(
     ("phi", "squares", "expected"),
     [
         # arcsine law: c = 2/pi arcsin c, scaled
-        (jnp.sign, (1.0, 0.01), {"q": 1.01, "c": 0.0267878144, "chi_c": 0.630542882, "xi_c": 2.16837843}),
+        (
+            jnp.sign,
+            (1.0, 0.01),
+            {"q": 1.01, "c": 0.0267878144, "chi_c": 0.630542882, "xi_c": 2.16837843},
+        ),
     ],
     ids=["sign"],
 )
@@ -53,11 +62,19 @@ def test_kinks_and_jumps_that_nobody_declared(phi, squares, expected):
 
 def _mean(f, centre, spread, bends):
     """E f(centre + spread u) by SciPy, told where f bends."""
-    density = lambda z: f(z) * np.exp(-(((z - centre) / spread) ** 2) / 2) / spread / np.sqrt(2 * np.pi)
+    density = lambda z: (
+        f(z) * np.exp(-(((z - centre) / spread) ** 2) / 2) / spread / np.sqrt(2 * np.pi)
+    )
     ends = centre - 8 * spread, centre + 8 * spread
-    edges = [ends[0], *sorted(bend for bend in (*bends, centre) if ends[0] < bend < ends[1]), ends[1]]
+    edges = [
+        ends[0],
+        *sorted(bend for bend in (*bends, centre) if ends[0] < bend < ends[1]),
+        ends[1],
+    ]
     pieces = zip(edges[:-1], edges[1:], strict=True)
-    return sum(integrate.quad_vec(density, *piece, epsabs=1e-11, epsrel=1e-11)[0] for piece in pieces)
+    return sum(
+        integrate.quad_vec(density, *piece, epsabs=1e-11, epsrel=1e-11)[0] for piece in pieces
+    )
 
 
 BARE = {
@@ -89,7 +106,9 @@ def test_undeclared_kinks_agree_with_scipy(name):
     assert float(point.chi_1) == pytest.approx(w2 * steep, rel=1e-9)
 
     def given(z):
-        inner = _mean(lambda y: np.array([phi(y), slope(y)]), c * z, root * (1 - c**2) ** 0.5, bends)
+        inner = _mean(
+            lambda y: np.array([phi(y), slope(y)]), c * z, root * (1 - c**2) ** 0.5, bends
+        )
         return np.array([phi(z), slope(z)]) * inner
 
     product, chi = _mean(given, 0.0, root, bends)
@@ -124,7 +143,9 @@ def test_a_jump_has_an_infinite_gradient():
 def test_exponential_growth_and_fast_oscillation():
     # E e^(2z) = e^(2q), E sin^2 = (1 - e^(-2 k^2 q))/2
     assert float(theory.second_moment(jnp.exp, 16.0)) == pytest.approx(np.exp(32), rel=1e-10)
-    assert float(theory.second_moment(lambda z: jnp.sin(30 * z), 1.0)) == pytest.approx(0.5, rel=1e-10)
+    assert float(theory.second_moment(lambda z: jnp.sin(30 * z), 1.0)) == pytest.approx(
+        0.5, rel=1e-10
+    )
 
 
 def test_what_is_infinite_is_not_a_number():

@@ -48,11 +48,17 @@ def _compared(name):
     measured = jax.jit(lambda draws: jax.lax.map(lambda one: over_gains(*one), draws))(_draws())
 
     def predicted(gain):
-        forward, correlation, backward, _ = theory.predict(name, gain, SIGMA_B, [DEPTH], width=WIDTH, d_in=D_IN)
+        forward, correlation, backward, _ = theory.predict(
+            name, gain, SIGMA_B, [DEPTH], width=WIDTH, d_in=D_IN
+        )
         return forward.log_q[-1], correlation.c[-1], backward.log_grad_h[0, 0]
 
     theirs = jax.jit(jax.vmap(predicted))(gains.astype(float))
-    return [np.asarray(m, float).T for m in measured], [np.asarray(t) for t in theirs], np.asarray(gains)
+    return (
+        [np.asarray(m, float).T for m in measured],
+        [np.asarray(t) for t in theirs],
+        np.asarray(gains),
+    )
 
 
 @pytest.mark.parametrize("name", ["relu", "tanh", "sigmoid", "gelu"])
@@ -62,7 +68,9 @@ def test_measured_agrees_with_predicted_within_its_error(name):
         error = ours.std(axis=1, ddof=1) / np.sqrt(SEEDS)
         allowed = 4 * error + PER_LAYER * (DEPTH + 1) / WIDTH
         off = np.abs(ours.mean(axis=1) - theirs)
-        assert np.all(off <= allowed), f"{what} at sigma_w = {gains}: off by {off}, allowed {allowed}"
+        assert np.all(off <= allowed), (
+            f"{what} at sigma_w = {gains}: off by {off}, allowed {allowed}"
+        )
 
 
 def test_the_three_points_are_ordered_critical_and_chaotic():
@@ -75,6 +83,8 @@ def test_the_three_points_are_ordered_critical_and_chaotic():
 def test_the_comparison_has_teeth():
     # the theory of another activation is refused by the same bound
     measured, _, gains = _compared("relu")
-    forward, _, _, _ = theory.predict("leaky_relu", float(gains[2]) * 1.05, SIGMA_B, [DEPTH], width=WIDTH, d_in=D_IN)
+    forward, _, _, _ = theory.predict(
+        "leaky_relu", float(gains[2]) * 1.05, SIGMA_B, [DEPTH], width=WIDTH, d_in=D_IN
+    )
     off = abs(measured[0][2].mean() - float(forward.log_q[-1]))
     assert off > 4 * measured[0][2].std(ddof=1) / np.sqrt(SEEDS) + PER_LAYER * (DEPTH + 1) / WIDTH

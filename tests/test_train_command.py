@@ -31,9 +31,14 @@ def start(tmp_path_factory):
     command = [sys.executable, "-c", script, "train", *FLAGS]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     kept = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled"))}
-    kept |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}
+    kept |= {
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
     environment = os.environ | kept
-    return lambda out, *more: subprocess.Popen([*command, "--out", str(out), *more], cwd=ROOT, env=environment, **pipes)
+    return lambda out, *more: subprocess.Popen(
+        [*command, "--out", str(out), *more], cwd=ROOT, env=environment, **pipes
+    )
 
 
 def end(run, code=0):
@@ -43,7 +48,11 @@ def end(run, code=0):
 
 
 def content(place):
-    return {path.relative_to(place): path.read_bytes() for path in sorted(place.rglob("*")) if path.is_file()}
+    return {
+        path.relative_to(place): path.read_bytes()
+        for path in sorted(place.rglob("*"))
+        if path.is_file()
+    }
 
 
 def until_marked(out, groups, run):
@@ -58,11 +67,15 @@ def whole(start, tmp_path_factory):
     out = tmp_path_factory.mktemp("whole") / "trained.zarr"
     said, _ = end(start(out))
     assert "8 networks in 8 groups of 1, 1 programs" in said and "8 networks trained in" in said
-    assert "0 not finite from the start, 0 later" in said and "GFLOP/s" in said and "compiling" in said
+    assert (
+        "0 not finite from the start, 0 later" in said and "GFLOP/s" in said and "compiling" in said
+    )
     return out
 
 
-def test_runs_beside_each_other_told_to_stop_go_on_to_the_same_bytes(start, whole, tmp_path, capsys):
+def test_runs_beside_each_other_told_to_stop_go_on_to_the_same_bytes(
+    start, whole, tmp_path, capsys
+):
     out = tmp_path / "trained.zarr"
     first = start(out)
     until_marked(out, 1, first)
@@ -79,7 +92,10 @@ def test_runs_beside_each_other_told_to_stop_go_on_to_the_same_bytes(start, whol
     for stopped in (joined, first):
         said, complained = stopped.communicate(timeout=240)
         assert stopped.returncode == 130, (said, complained)
-        assert "of 8 groups are in" in complained and "the same command goes on from there" in complained
+        assert (
+            "of 8 groups are in" in complained
+            and "the same command goes on from there" in complained
+        )
     assert store.progress(out).done < 8
     end(start(out))
     assert content(out) == content(whole)
@@ -90,8 +106,17 @@ def test_shards_and_processes_of_a_cluster_fill_one_store(start, whole, tmp_path
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     shared, clustered = tmp_path / "shared.zarr", tmp_path / "clustered.zarr"
-    cluster = ["--distributed", "--coordinator", f"localhost:{port}", "--processes", "2", "--process"]
-    runs = [start(shared, "--shard", f"{i}/2") for i in (1, 2)] + [start(clustered, *cluster, str(i)) for i in (0, 1)]
+    cluster = [
+        "--distributed",
+        "--coordinator",
+        f"localhost:{port}",
+        "--processes",
+        "2",
+        "--process",
+    ]
+    runs = [start(shared, "--shard", f"{i}/2") for i in (1, 2)] + [
+        start(clustered, *cluster, str(i)) for i in (0, 1)
+    ]
     for run in runs:
         assert "4 networks trained in" in end(run)[0]
     assert content(shared) == content(whole) == content(clustered)
@@ -102,7 +127,14 @@ def test_a_lost_process_of_a_cluster_ends_nobody_else(start, whole, tmp_path):
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     out = tmp_path / "trained.zarr"
-    cluster = ["--distributed", "--coordinator", f"localhost:{port}", "--processes", "2", "--process"]
+    cluster = [
+        "--distributed",
+        "--coordinator",
+        f"localhost:{port}",
+        "--processes",
+        "2",
+        "--process",
+    ]
     # the one to whom JAX has the others report
     lost, left = (start(out, *cluster, str(i)) for i in (0, 1))
     until_marked(out, 1, lost)
@@ -121,13 +153,25 @@ def run(capsys, *words):
 
 def test_a_line_and_events_per_network(whole, tmp_path, capsys):
     table, events = tmp_path / "cells.csv", tmp_path / "events"
-    code, said, _ = run(capsys, "train", *FLAGS, "--out", whole, "--csv", table, "--tensorboard", events)
+    code, said, _ = run(
+        capsys, "train", *FLAGS, "--out", whole, "--csv", table, "--tensorboard", events
+    )
     assert code == 0 and f"table: {table}" in said and f"events: {events}" in said
     lines = pd.read_csv(table)
-    assert len(lines) == 8 and set(lines.columns) >= {"depth", "sigma_w", "test_accuracy", "loss", "first_nonfinite"}
+    assert len(lines) == 8 and set(lines.columns) >= {
+        "depth",
+        "sigma_w",
+        "test_accuracy",
+        "loss",
+        "first_nonfinite",
+    }
     assert lines.loss.between(0, 5).all() and (lines.first_nonfinite == -1).all()
     runs = sorted(path.name for path in events.iterdir())
-    assert len(runs) == 8 and runs[0] == "depth=2,sigma_w=1.0" and all(any(path.iterdir()) for path in events.iterdir())
+    assert (
+        len(runs) == 8
+        and runs[0] == "depth=2,sigma_w=1.0"
+        and all(any(path.iterdir()) for path in events.iterdir())
+    )
 
 
 def test_status_of_what_is_not_finished(whole, tmp_path, capsys):
@@ -139,7 +183,9 @@ def test_status_of_what_is_not_finished(whole, tmp_path, capsys):
     # a folder of locks that this user cannot use, and a place without locks
     (tmp_path / "trained.zarr.lock" / "gate").mkdir(parents=True)
     code, said, _ = run(capsys, "status", out)
-    assert code == 0 and "7 of 8" in said and "who is at work cannot be told: cannot write to" in said
+    assert (
+        code == 0 and "7 of 8" in said and "who is at work cannot be told: cannot write to" in said
+    )
     assert "cannot be told behind a URL" in run(capsys, "status", f"file://{out}")[1]
 
 
@@ -154,8 +200,15 @@ def test_finished_and_other_sweeps(whole, capsys, tmp_path, monkeypatch):
     assert code == 2 and "steps: 250 -> 251" in complained and len(complained.splitlines()) == 1
     x = np.random.default_rng(0).normal(size=(99, 64)).astype(np.float32)
     np.savez(tmp_path / "other.npz", x=x, y=np.arange(99) % 10)
-    code, _, complained = run(capsys, "train", *FLAGS, "--data", tmp_path / "other.npz", "--out", whole)
-    assert code == 2 and "train: " in complained and "test: " in complained and len(complained.splitlines()) == 1
+    code, _, complained = run(
+        capsys, "train", *FLAGS, "--data", tmp_path / "other.npz", "--out", whole
+    )
+    assert (
+        code == 2
+        and "train: " in complained
+        and "test: " in complained
+        and len(complained.splitlines()) == 1
+    )
     monkeypatch.setattr(store, "code_version", lambda: {"jax": "0.0.1"})
     code, _, complained = run(capsys, "train", *FLAGS, "--out", whole)
     assert code == 2 and "-> 0.0.1" in complained
@@ -179,7 +232,9 @@ def test_finished_and_other_sweeps(whole, capsys, tmp_path, monkeypatch):
     ],
 )
 def test_what_a_user_got_wrong_is_one_line(words, message, tmp_path, capsys):
-    code, _, complained = run(capsys, "train", *FLAGS, *words.split(), "--out", tmp_path / "trained.zarr")
+    code, _, complained = run(
+        capsys, "train", *FLAGS, *words.split(), "--out", tmp_path / "trained.zarr"
+    )
     assert code == 2 and message in complained and len(complained.splitlines()) == 1
     assert not (tmp_path / "trained.zarr").exists()
 
@@ -189,4 +244,7 @@ def test_one_example_cannot_be_split(tmp_path, capsys):
     code, _, complained = run(
         capsys, "train", *FLAGS, "--data", tmp_path / "one.npz", "--out", tmp_path / "trained.zarr"
     )
-    assert code == 2 and "one example to train on and one to test on are the least, got 1" in complained
+    assert (
+        code == 2
+        and "one example to train on and one to test on are the least, got 1" in complained
+    )

@@ -25,7 +25,8 @@ from jaxstab.trainability.run import fields as fields_of
 RUN = sys.modules["jaxstab.trainability.run"]
 DIGITS = datasets.load("digits")
 DATA = Split(
-    records.Data(DIGITS.x[:120], DIGITS.y[:120], "some"), records.Data(DIGITS.x[120:150], DIGITS.y[120:150], "more")
+    records.Data(DIGITS.x[:120], DIGITS.y[:120], "some"),
+    records.Data(DIGITS.x[120:150], DIGITS.y[120:150], "more"),
 )
 # two kinds of network, depths that share a program, a learning rate that diverges
 GRID = Grid(
@@ -38,7 +39,9 @@ GRID = Grid(
 def together(grid, results, plan):
     results = list(results)
     assert [r.group for r in results] == list(range(len(plan.groups)))
-    rows = {name: np.concatenate([getattr(r.seen, name) for r in results]) for name in fields_of(grid)}
+    rows = {
+        name: np.concatenate([getattr(r.seen, name) for r in results]) for name in fields_of(grid)
+    }
     return rows, results
 
 
@@ -65,7 +68,9 @@ def test_a_cell_is_its_network_trained(swept):
     at = np.concatenate([group.cells for group in plan.groups])
     cells = GRID.cells
     kind, depth, clip = np.array(cells.variant), np.array(cells.depth), np.array(cells.clip)
-    pick = np.flatnonzero((kind == 1) & (depth == 3) & (clip == 0.5) & (cells.dropout > 0) & (cells.learning_rate < 1))
+    pick = np.flatnonzero(
+        (kind == 1) & (depth == 3) & (clip == 0.5) & (cells.dropout > 0) & (cells.learning_rate < 1)
+    )
     mlp = GRID.network(1, 3, 10)
     train, test = (training.Examples(jnp.asarray(p.normalised().x), jnp.asarray(p.y)) for p in DATA)
 
@@ -98,11 +103,16 @@ def test_cells_that_diverge_are_told_and_disturb_nobody(swept):
     calm = dataclasses.replace(GRID, learning_rates=(0.05,))
     plan = trainability.plan(calm, DATA)
     again = labelled(
-        calm, plan, together(calm, trainability.run(calm, plan, DATA), plan)[0], np.ones(len(plan.groups), bool)
+        calm,
+        plan,
+        together(calm, trainability.run(calm, plan, DATA), plan)[0],
+        np.ones(len(plan.groups), bool),
     )
     np.testing.assert_array_equal(again.loss.sel(learning_rate=0.05), tame.loss)
     # a depth has its layers
-    layers = np.isfinite(tame.log_grad_theta).all([d for d in tame.log_grad_theta.dims if d not in ("depth", "layer")])
+    layers = np.isfinite(tame.log_grad_theta).all(
+        [d for d in tame.log_grad_theta.dims if d not in ("depth", "layer")]
+    )
     np.testing.assert_array_equal(layers.sum("layer"), [3, 4, 7])
 
 
@@ -140,10 +150,15 @@ for place in sys.argv[2:]:
 def test_numbers_do_not_depend_on_the_number_of_devices(tmp_path):
     # devices used, and lanes; the first in a process of one device, the others in one of eight
     files = [tmp_path / f"{used}-{lanes}.npy" for used, lanes in ((1, 1), (8, 1), (2, 2))]
-    commands = [[sys.executable, "-c", SCRIPT, *of] for of in (("1", *files[:1]), ("8", *files[1:]))]
+    commands = [
+        [sys.executable, "-c", SCRIPT, *of] for of in (("1", *files[:1]), ("8", *files[1:]))
+    ]
     # orthogonal weights are decompositions; nothing is set in the environment
     environment = {name: value for name, value in os.environ.items() if name != "NPROC"}
-    runs = [subprocess.Popen(line, env=environment, cwd=Path(__file__).parent.parent) for line in commands]
+    runs = [
+        subprocess.Popen(line, env=environment, cwd=Path(__file__).parent.parent)
+        for line in commands
+    ]
     assert [run.wait(timeout=240) for run in runs] == [0] * len(runs)
     one, eight, lanes = map(np.load, files)
     assert np.all(one > 0)
@@ -162,7 +177,9 @@ def test_where_memory_runs_out_lanes_are_halved(monkeypatch):
 
             class Full:
                 def lower(self, *_):
-                    raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory allocating 99 bytes")
+                    raise jax.errors.JaxRuntimeError(
+                        "RESOURCE_EXHAUSTED: out of memory allocating 99 bytes"
+                    )
 
             return Full()
         return make(self, variant, bound, lanes)
@@ -173,7 +190,9 @@ def test_where_memory_runs_out_lanes_are_halved(monkeypatch):
     (result,) = trainability.run(grid, plan, DATA)
     assert result.lanes == 1 and tried == [4, 2, 1] and np.all(np.isfinite(result.seen.loss))
     limit = 0
-    with pytest.raises(MemoryError, match="one network at a time ran out of memory: RESOURCE_EXHAUSTED"):
+    with pytest.raises(
+        MemoryError, match="one network at a time ran out of memory: RESOURCE_EXHAUSTED"
+    ):
         list(trainability.run(grid, plan, DATA))
 
 
@@ -182,7 +201,9 @@ def test_programs_of_groups_that_do_not_come_are_not_compiled(monkeypatch, pendi
     kinds = Variant("tanh"), Variant("relu", activation="relu")
     grid = Grid(kinds, depths=(1,), sigma_w=(1.0,), width=4, steps=1, batch=8)
     make, lowered = RUN._Programs._program, []
-    monkeypatch.setattr(RUN._Programs, "_program", lambda *args: lowered.append(args[1:]) or make(*args))
+    monkeypatch.setattr(
+        RUN._Programs, "_program", lambda *args: lowered.append(args[1:]) or make(*args)
+    )
     plan = trainability.plan(grid, DATA)
     (result,) = trainability.run(grid, plan, DATA, [[0]], pending=pending)
     assert np.all(np.isfinite(result.seen.loss)) and len(lowered) == made
@@ -191,7 +212,9 @@ def test_programs_of_groups_that_do_not_come_are_not_compiled(monkeypatch, pendi
 @pytest.mark.parametrize("optimiser", ["sgd", "adam"])
 def test_memory_is_what_xla_says(optimiser):
     grid = Grid(depths=(12,), sigma_w=(1.0,), width=64, steps=20, batch=48, optimiser=optimiser)
-    programs = RUN._Programs(grid, trainability.plan(grid, DATA, size=1), DATA, jax.local_devices()[:1], "highest", [0])
+    programs = RUN._Programs(
+        grid, trainability.plan(grid, DATA, size=1), DATA, jax.local_devices()[:1], "highest", [0]
+    )
     cells = type(grid.cells)(*(column[:1] for column in grid.cells))
     one = np.array([12], np.int32), np.array([1], np.int32), cells, programs.examples
     analysis = programs._program(0, 12, 1).lower(*one).compile().memory_analysis()
@@ -202,9 +225,13 @@ def test_memory_is_what_xla_says(optimiser):
 @pytest.mark.parametrize("skip", [None, "sum", "highway", "dense"])
 def test_flops_are_three_products_per_kernel_but_two_for_the_first(skip):
     grid = dataclasses.replace(GRID, variants=(Variant("other"), Variant("this", skip=skip)))
-    params = networks.init(grid.network(1, 6, DATA.classes), jax.random.key(0), jnp.asarray(DATA.train.x[:2]))
+    params = networks.init(
+        grid.network(1, 6, DATA.classes), jax.random.key(0), jnp.asarray(DATA.train.x[:2])
+    )
     kernels = sum(
-        leaf.size for path, leaf in jax.tree.leaves_with_path(params) if "kernel" in jax.tree_util.keystr(path)
+        leaf.size
+        for path, leaf in jax.tree.leaves_with_path(params)
+        if "kernel" in jax.tree_util.keystr(path)
     )
     found = trainability.flops(grid, 1, 6, DATA)
     assert found == grid.steps * grid.batch * 2 * (3 * kernels - DATA.features * grid.width)
@@ -228,7 +255,10 @@ def test_programs_grow_as_the_logarithm_of_depths():
         ({"seeds": 0}, "seeds must be an integer >= 1, got 0"),
         ({"optimiser": "sdg"}, "optimiser must be one of sgd, momentum, .* got 'sdg'"),
         ({"evaluate": (999,)}, r"evaluate must be integers in \[0, 6\], got"),
-        ({"variants": (Variant("a"), Variant("a"))}, "variants must be one or more of different names"),
+        (
+            {"variants": (Variant("a"), Variant("a"))},
+            "variants must be one or more of different names",
+        ),
         ({"variants": (Variant("a", skip="jump"),)}, "skip must be one of"),
     ],
 )
@@ -238,13 +268,23 @@ def test_bad_grids_are_named(change, message):
 
 
 def test_a_grid_too_large_for_memory_says_so():
-    with pytest.raises(ValueError, match=r"one network of the largest kind takes \d+ bytes to train, 1000 may be used"):
+    with pytest.raises(
+        ValueError,
+        match=r"one network of the largest kind takes \d+ bytes to train, 1000 may be used",
+    ):
         trainability.plan(GRID, DATA, budget=1000)
 
 
 def test_a_precision_switched_on_for_a_while_reaches_the_compiler():
     switched = not jax.config.jax_enable_x64
-    grid = Grid(depths=(1,), sigma_w=(1.0,), width=4, steps=1, batch=8, dtype="float64" if switched else "float32")
+    grid = Grid(
+        depths=(1,),
+        sigma_w=(1.0,),
+        width=4,
+        steps=1,
+        batch=8,
+        dtype="float64" if switched else "float32",
+    )
     with jax.enable_x64(switched):
         (found,) = trainability.run(grid, trainability.plan(grid, DATA), DATA)
     assert found.seen.loss.dtype == grid.dtype and np.isfinite(found.seen.loss).all()
@@ -284,7 +324,9 @@ def test_values_that_are_no_numbers_are_named(change, said):
 
 @pytest.mark.parametrize(("seeds", "size"), [(10**9, 8), (1, 10**9), (10**30, 1)])
 def test_more_rows_than_a_store_can_list_are_refused_before_they_are_made(seeds, size):
-    with pytest.raises(ValueError, match=f"networks in groups of {size} fill .* rows, at most 10000000"):
+    with pytest.raises(
+        ValueError, match=f"networks in groups of {size} fill .* rows, at most 10000000"
+    ):
         cut(Grid(seeds=seeds), size)
 
 
@@ -292,11 +334,15 @@ def test_rows_of_a_store_say_where_they_stand_to_any_reader(tmp_path):
     grid = dataclasses.replace(GRID, steps=3, evaluate=(0,))
     plan = cut(grid, 5)
     fields = {
-        name: store.Field(one.shape, one.dtype.name, records.dimensions(records.Training, name, len(one.shape)))
+        name: store.Field(
+            one.shape, one.dtype.name, records.dimensions(records.Training, name, len(one.shape))
+        )
         for name, one in fields_of(grid).items()
     }
     known = coordinates(grid, plan)
-    groups = opening.open_groups(tmp_path / "a.zarr", {}, fields, len(plan.groups), plan.size, known)
+    groups = opening.open_groups(
+        tmp_path / "a.zarr", {}, fields, len(plan.groups), plan.size, known
+    )
     groups.write(1, {n: np.ones((5, *one.shape), one.dtype) for n, one in fields_of(grid).items()})
     # without a warning, which would be an error here
     found = xr.open_zarr(tmp_path / "a.zarr").load()
@@ -307,4 +353,6 @@ def test_rows_of_a_store_say_where_they_stand_to_any_reader(tmp_path):
         assert set(there[name].values.tolist()) == set(np.array(values, there[name].dtype).tolist())
     mean = there.loss.isel(step=-1).where(there.done).groupby(["variant", "depth"]).mean()
     assert mean.dims == ("variant", "depth") and float(mean.sel(variant="plain", depth=6)) == 1.0
-    xr.testing.assert_identical(store.load_groups(tmp_path / "a.zarr").drop_attrs(), found.drop_attrs())
+    xr.testing.assert_identical(
+        store.load_groups(tmp_path / "a.zarr").drop_attrs(), found.drop_attrs()
+    )

@@ -33,16 +33,24 @@ def _rows(grid, size):
     plan, cells, fields = cut(grid, size), grid.cells, run.fields(grid)
     at = np.concatenate([group.cells for group in plan.groups])
     zeros = {name: np.zeros((len(at), *field.shape), field.dtype) for name, field in fields.items()}
-    xi = summarise(labelled(grid, plan, zeros, np.zeros(len(plan.groups), bool)), 0.1).xi_c.values[0]
+    xi = summarise(labelled(grid, plan, zeros, np.zeros(len(plan.groups), bool)), 0.1).xi_c.values[
+        0
+    ]
     gain = np.searchsorted(np.array(grid.sigma_w, cells.sigma_w.dtype), cells.sigma_w)
-    rate = np.searchsorted(np.array(grid.learning_rates, cells.learning_rate.dtype), cells.learning_rate)
+    rate = np.searchsorted(
+        np.array(grid.learning_rates, cells.learning_rate.dtype), cells.learning_rate
+    )
     # the normed kind trains everywhere
-    falls = np.where(cells.variant == 0, np.log(cells.depth / (N * xi[gain])), -9.0) + 0.1 * rng.normal(size=len(gain))
+    falls = np.where(
+        cells.variant == 0, np.log(cells.depth / (N * xi[gain])), -9.0
+    ) + 0.1 * rng.normal(size=len(gain))
     end = 0.1 + (0.8 - 0.2 * (rate != BEST_RATE)) / (1 + np.exp(8 * falls))
     looks = np.array(sorted({*grid.evaluate, grid.steps}))
     learned = 0.1 + (end - 0.1)[:, None] * np.minimum(1, looks / looks.max() * 1.2)[None]
     layer = np.arange(max(grid.depths) + 1)
-    gradient = np.where(layer[None] <= cells.depth[:, None], -(cells.depth[:, None] - layer[None]) * 0.1, np.nan)
+    gradient = np.where(
+        layer[None] <= cells.depth[:, None], -(cells.depth[:, None] - layer[None]) * 0.1, np.nan
+    )
     seen = {
         "accuracy": np.where(np.arange(grid.steps)[None] < cells.depth[:, None], 0.1, end[:, None]),
         "train_accuracy": learned, "test_accuracy": learned - 0.05 + 0.02 * (cells.seed == 0)[:, None],
@@ -78,13 +86,19 @@ def test_fits_find_the_n_that_is_there_and_only_where_theory_knows_the_network(s
     assert each.sel(side="ordered") + each.sel(side="chaotic") == each.sel(side="both")
     assert summary.fit_n.sel(evaluation=0).isnull().all() and math.isnan(summary.threshold[0])
     normed = summary.sel(kind="tanh & <norm>")
-    assert normed.xi_c.isnull().all() and normed.fit_n.isnull().all() and (normed.fit_gains == 0).all()
-    assert (normed.boundary_low.isel(evaluation=-1) == 40).all() and np.isinf(normed.boundary_high[:, -1]).all()
+    assert (
+        normed.xi_c.isnull().all() and normed.fit_n.isnull().all() and (normed.fit_gains == 0).all()
+    )
+    assert (normed.boundary_low.isel(evaluation=-1) == 40).all() and np.isinf(
+        normed.boundary_high[:, -1]
+    ).all()
 
 
 def test_means_errors_and_the_tuned_learning_rate(summary, rows):
     whole = labelled(GRID, *rows, np.ones(len(rows[0].groups), bool))
-    seeds = whole.train_accuracy.sel(variant="tanh", depth=8, sigma_w=1.1, learning_rate=0.01, evaluation=60).values
+    seeds = whole.train_accuracy.sel(
+        variant="tanh", depth=8, sigma_w=1.1, learning_rate=0.01, evaluation=60
+    ).values
     cell = summary.sel(kind="tanh", depth=8, sigma_w=1.1, evaluation=60)
     assert cell.learning_rate == GRID.learning_rates[BEST_RATE]
     np.testing.assert_allclose(cell.train_accuracy, seeds.mean(), rtol=1e-6)
@@ -106,7 +120,9 @@ def test_a_gradient_that_vanished_for_one_seed_is_not_left_out(rows, tmp_path):
     said = summarise(whole, 0.1)
     assert report.write_trained(said, tmp_path / "page.html").exists()
     found = said.sel(kind="tanh", depth=8)
-    assert (found.log_grad_theta.sel(layer=3) == -np.inf).all() and found.log_grad_theta_se.sel(layer=3).isnull().all()
+    assert (found.log_grad_theta.sel(layer=3) == -np.inf).all() and found.log_grad_theta_se.sel(
+        layer=3
+    ).isnull().all()
     np.testing.assert_allclose(found.log_grad_theta.sel(layer=4), -0.4, rtol=1e-6)
 
 
@@ -118,11 +134,15 @@ def test_learning_curves_are_those_of_the_best_gain(rows):
     whole.loss.loc[{"variant": "tanh", "depth": 40, "seed": 0, "step": slice(7, None)}] = np.inf
     said = summarise(whole, 0.1).sel(kind="tanh")
     best = said.sel(depth=12)
-    cell = whole.loss.sel(variant="tanh", depth=12, sigma_w=float(best.best_sigma_w), learning_rate=0.01).squeeze()
+    cell = whole.loss.sel(
+        variant="tanh", depth=12, sigma_w=float(best.best_sigma_w), learning_rate=0.01
+    ).squeeze()
     np.testing.assert_allclose(best.learning_curve, cell.mean("seed"), rtol=1e-6)
     np.testing.assert_allclose(best.learning_curve_se, cell.std("seed", ddof=1) / 2**0.5, rtol=1e-6)
     # beyond float32's largest or NaN, a seed ends the curve
-    assert np.isfinite(said.learning_curve.sel(depth=40)).values.tolist() == [True] * 7 + [False] * (GRID.steps - 7)
+    assert np.isfinite(said.learning_curve.sel(depth=40)).values.tolist() == [True] * 7 + [
+        False
+    ] * (GRID.steps - 7)
 
 
 def test_steps_and_outcomes(summary):
@@ -133,13 +153,18 @@ def test_steps_and_outcomes(summary):
     runs = summary.runs.sel(kind="tanh & <norm>").to_series()
     each = len(GRID.cells.depth) // 2
     assert runs.sum() == each and runs["missing"] == 0
-    assert runs["not finite from the start"] == 2 and runs["not finite later"] == 2 * len(GRID.sigma_w) - 2
+    assert (
+        runs["not finite from the start"] == 2
+        and runs["not finite later"] == 2 * len(GRID.sigma_w) - 2
+    )
     # at the worse rate all that train come to 0.7, over the threshold of half-way to 0.9
     assert runs["trained"] == each - 2 * len(GRID.sigma_w) and runs["below the threshold"] == 0
 
 
 def test_theory_is_that_of_each_gain_and_bias_and_of_no_other_network():
-    grid = dataclasses.replace(GRID, sigma_b=(0.05, 0.4), dropouts=(0.0, 0.2), steps=2, evaluate=(), seeds=1)
+    grid = dataclasses.replace(
+        GRID, sigma_b=(0.05, 0.4), dropouts=(0.0, 0.2), steps=2, evaluate=(), seeds=1
+    )
     plan, fields = cut(grid, 16), run.fields(grid)
     count = len(plan.groups) * plan.size
     nothing = {name: np.zeros((count, *field.shape), field.dtype) for name, field in fields.items()}
@@ -156,7 +181,9 @@ def test_theory_is_that_of_each_gain_and_bias_and_of_no_other_network():
 
 def _pictures(page):
     """The figures of a page as SVG, each wide and narrow."""
-    assert not re.search(r"""(src|href|srcset)=['"](?!data:)""", page), "nothing is fetched from elsewhere"
+    assert not re.search(r"""(src|href|srcset)=['"](?!data:)""", page), (
+        "nothing is fetched from elsewhere"
+    )
     found = re.findall(r'src(?:set)?="data:image/svg\+xml;base64,([^"]+)"', page)
     for picture in found:
         ElementTree.fromstring(base64.b64decode(picture))
@@ -185,7 +212,9 @@ def _write(url, grid, plan, values, groups):
     }  # fmt: skip
     opened = opening.open_groups(url, settings, fields, len(plan.groups), plan.size)
     for group in groups:
-        opened.write(group, {k: v[group * plan.size : (group + 1) * plan.size] for k, v in values.items()})
+        opened.write(
+            group, {k: v[group * plan.size : (group + 1) * plan.size] for k, v in values.items()}
+        )
 
 
 def test_report_of_a_store_half_way_says_how_much_is_missing(rows, tmp_path, capsys):
@@ -203,7 +232,9 @@ def test_report_of_a_store_half_way_says_how_much_is_missing(rows, tmp_path, cap
 
 @pytest.mark.parametrize("groups", [0, 1], ids=["nothing yet", "one cell"])
 def test_report_of_next_to_nothing(groups, tmp_path):
-    grid = dataclasses.replace(GRID, variants=GRID.variants[1:], depths=(4,), sigma_w=(1.1,), seeds=1, evaluate=())
+    grid = dataclasses.replace(
+        GRID, variants=GRID.variants[1:], depths=(4,), sigma_w=(1.1,), seeds=1, evaluate=()
+    )
     grid = dataclasses.replace(grid, learning_rates=(0.01,))
     url = f"memory://trained-{groups}.zarr"
     _write(url, grid, *_rows(grid, 1), range(groups))
@@ -214,10 +245,15 @@ def test_report_of_next_to_nothing(groups, tmp_path):
 
 
 def test_a_store_of_something_else_is_one_line_and_exit_code_2(tmp_path, capsys):
-    opening.open_groups(tmp_path / "a.zarr", {"width": 3}, {"x": store.Field((), "float32", ())}, 1, 1)
+    opening.open_groups(
+        tmp_path / "a.zarr", {"width": 3}, {"x": store.Field((), "float32", ())}, 1, 1
+    )
     assert cli.main(["report", str(tmp_path / "a.zarr")]) == 2
     err = capsys.readouterr().err
-    assert err.startswith(f"jaxstab: {tmp_path / 'a.zarr'}: no store of trainings") and err.count("\n") == 1
+    assert (
+        err.startswith(f"jaxstab: {tmp_path / 'a.zarr'}: no store of trainings")
+        and err.count("\n") == 1
+    )
     with pytest.raises(ValueError, match="needs their summary"):
         report.write_trained(xr.Dataset(), tmp_path / "report.html")
     assert not (tmp_path / "report.html").exists()
@@ -228,7 +264,9 @@ def test_chance_is_a_share(rows):
         summarise(labelled(GRID, *rows, np.ones(len(rows[0].groups), bool)), 1.0)
 
 
-@pytest.mark.parametrize("bad", [None, 0, [], "x", {"classes": 0}, {"classes": None, "chance": 2.0}])
+@pytest.mark.parametrize(
+    "bad", [None, 0, [], "x", {"classes": 0}, {"classes": None, "chance": 2.0}]
+)
 @pytest.mark.parametrize("name", ["grid", "data", "plan", None])
 def test_settings_that_are_missing_or_null_are_one_line(tmp_path, capsys, name, bad):
     grid = trainability.Grid(depths=(1,), sigma_w=(1.0,), steps=1)
@@ -236,7 +274,11 @@ def test_settings_that_are_missing_or_null_are_one_line(tmp_path, capsys, name, 
         name: store.Field(one.shape, one.dtype.name, dimensions(Training, name, len(one.shape)))
         for name, one in run.fields(grid).items()
     }
-    whole = {"grid": json.loads(grid.to_json()), "plan": {"size": 1, "lanes": 1}, "data": {"classes": 2}}
+    whole = {
+        "grid": json.loads(grid.to_json()),
+        "plan": {"size": 1, "lanes": 1},
+        "data": {"classes": 2},
+    }
     settings = {"nothing": 1} if name is None else whole | {name: bad}
     opening.open_groups(tmp_path / "a.zarr", settings, fields, 1, 1)
     for command in ("report", "status"):

@@ -26,7 +26,9 @@ BLOCKS = {
 
 def _near(found, wanted):
     # sums of some tens of terms, through a dozen updates
-    tolerance = {"rtol": 2e-4, "atol": 2e-6} if X.dtype == jnp.float32 else {"rtol": 1e-9, "atol": 1e-12}
+    tolerance = (
+        {"rtol": 2e-4, "atol": 2e-6} if X.dtype == jnp.float32 else {"rtol": 1e-9, "atol": 1e-12}
+    )
     chex.assert_trees_all_close(found, wanted, **tolerance)
 
 
@@ -35,7 +37,11 @@ def _first(tree, depth):
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.kernels] if name == "batch, dropout" else []) for name in BLOCKS]
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.kernels] if name == "batch, dropout" else [])
+        for name in BLOCKS
+    ],
 )
 def test_gradient_is_that_of_the_network_built_at_that_depth(name):
     deep, short = (MLP(depth, 6, features_out=3, **BLOCKS[name]) for depth in (DEEP, LIVE))
@@ -46,7 +52,9 @@ def test_gradient_is_that_of_the_network_built_at_that_depth(name):
         return networks.bind(mlp, params, stats=networks.initial_stats(mlp, X), key=wet, rate=0.2)
 
     def ours(depth):
-        return training.value_and_grad(deep, bound(deep, networks.init(deep, KEY, X, 1.3, 0.2)), X, loss, depth)
+        return training.value_and_grad(
+            deep, bound(deep, networks.init(deep, KEY, X, 1.3, 0.2)), X, loss, depth
+        )
 
     def autodiff(params):
         y, new = short.apply(networks.variables(bound(short, params)), X, mutable=["batch_stats"])
@@ -61,9 +69,15 @@ def test_gradient_is_that_of_the_network_built_at_that_depth(name):
     if stats:
         _near(jax.tree.map(lambda leaf: leaf[:LIVE], found.stats["blocks"]), stats["blocks"])
         _near(found.stats["readout"], stats["readout"])
-    lengths = [jnp.log(optax.tree.norm(jax.tree.map(lambda leaf, i=i: leaf[i], gradient.blocks))) for i in range(LIVE)]
+    lengths = [
+        jnp.log(optax.tree.norm(jax.tree.map(lambda leaf, i=i: leaf[i], gradient.blocks)))
+        for i in range(LIVE)
+    ]
     wanted = jnp.stack([jnp.log(optax.tree.norm(gradient.embed)), *lengths])
-    _near((found.log_norms[: LIVE + 1], found.log_norm_readout), (wanted, jnp.log(optax.tree.norm(gradient.readout))))
+    _near(
+        (found.log_norms[: LIVE + 1], found.log_norm_readout),
+        (wanted, jnp.log(optax.tree.norm(gradient.readout))),
+    )
     assert np.all(np.isnan(found.log_norms[LIVE + 1 :])) and found.finite
 
 
@@ -72,20 +86,32 @@ TEST = Examples(X[:9] + 0.3, DATA.y[:9])
 
 
 def _tx(rate):
-    return optax.chain(clipping.monitored(clipping.clip_by_norm(0.3)), optax.sgd(rate, momentum=0.9))
+    return optax.chain(
+        clipping.monitored(clipping.clip_by_norm(0.3)), optax.sgd(rate, momentum=0.9)
+    )
 
 
 def _run(mlp, rate=0.01, depth=None, seed=3, **options):
     params = networks.init(mlp, jax.random.key(seed), X, 1.2, 0.1)
-    settings = {"key": jax.random.key(seed), "steps": STEPS, "batch": BATCH, "rate": 0.1, "evaluate": (0, 5)}
+    settings = {
+        "key": jax.random.key(seed),
+        "steps": STEPS,
+        "batch": BATCH,
+        "rate": 0.1,
+        "evaluate": (0, 5),
+    }
     return train(mlp, params, _tx(rate), DATA, test=TEST, depth=depth, **settings | options)
 
 
 @pytest.fixture(scope="module")
 def runs():
     """The program of a net with everything, its depth and settings traced; the same at its own depth."""
-    deep, short = (MLP(depth, 6, features_out=3, **BLOCKS["batch, dropout"]) for depth in (DEEP, LIVE))
-    traced = jax.jit(chex.assert_max_traces(lambda depth, rate, seed: _run(deep, rate, depth, seed), n=1))
+    deep, short = (
+        MLP(depth, 6, features_out=3, **BLOCKS["batch, dropout"]) for depth in (DEEP, LIVE)
+    )
+    traced = jax.jit(
+        chex.assert_max_traces(lambda depth, rate, seed: _run(deep, rate, depth, seed), n=1)
+    )
     return traced, jax.jit(lambda rate, seed: _run(short, rate, None, seed))
 
 
@@ -114,35 +140,54 @@ def test_a_run_is_a_plain_loop(runs):
             bound = networks.bind(mlp, params, stats=stats, key=key, rate=0.1)
             out, new = mlp.apply(networks.variables(bound), x, mutable=["batch_stats"])
             right = jnp.mean(jnp.argmax(out, -1) == y, dtype=x.dtype)
-            return optax.softmax_cross_entropy_with_integer_labels(out, y).mean(), (right, new["batch_stats"])
+            return optax.softmax_cross_entropy_with_integer_labels(out, y).mean(), (
+                right,
+                new["batch_stats"],
+            )
 
         (value, (right, new)), gradient = jax.value_and_grad(loss, has_aux=True)(params)
         updates, state = tx.update(gradient, state, params)
-        return optax.apply_updates(params, updates), new, state, value, right, optax.tree.norm(gradient)
+        return (
+            optax.apply_updates(params, updates),
+            new,
+            state,
+            value,
+            right,
+            optax.tree.norm(gradient),
+        )
 
     @jax.jit
     def accuracies(params, stats):
         bound = networks.variables(networks.bind(mlp, params, stats=stats))
-        right = lambda some: jnp.mean(jnp.argmax(mlp.apply(bound, some.x, train=False), -1) == some.y)
+        right = lambda some: jnp.mean(
+            jnp.argmax(mlp.apply(bound, some.x, train=False), -1) == some.y
+        )
         return right(DATA), right(TEST)
 
     wanted, looked = [], [accuracies(params, stats)]
     for t in range(STEPS):
         epoch, at = divmod(t, N // BATCH)
         here = jax.random.permutation(jax.random.fold_in(draws, epoch), N)[at * BATCH :][:BATCH]
-        params, stats, state, *row = step(params, stats, state, X[here], DATA.y[here], jax.random.fold_in(masks, t))
+        params, stats, state, *row = step(
+            params, stats, state, X[here], DATA.y[here], jax.random.fold_in(masks, t)
+        )
         wanted.append(row)
         if t + 1 in (5, STEPS):
             looked.append(accuracies(params, stats))
     _near(
-        (seen.loss, seen.accuracy, seen.norm_before), tuple(jnp.asarray(column) for column in zip(*wanted, strict=True))
+        (seen.loss, seen.accuracy, seen.norm_before),
+        tuple(jnp.asarray(column) for column in zip(*wanted, strict=True)),
     )
     _near(end.params, params)
-    np.testing.assert_allclose(seen.coefficient, np.minimum(1, 0.3 / np.array([row[2] for row in wanted])), rtol=1e-4)
+    np.testing.assert_allclose(
+        seen.coefficient, np.minimum(1, 0.3 / np.array([row[2] for row in wanted])), rtol=1e-4
+    )
     np.testing.assert_allclose([*zip(seen.train_accuracy, seen.test_accuracy, strict=True)], looked)
     assert any(learned != tested for learned, tested in looked)
     # a row is what the next step saw, and at the end the last one
-    whole = lambda row: np.logaddexp.reduce(2 * np.append(seen.log_grad_theta[row], seen.log_grad_readout[row])) / 2
+    whole = lambda row: (
+        np.logaddexp.reduce(2 * np.append(seen.log_grad_theta[row], seen.log_grad_readout[row])) / 2
+    )
     for row, t in enumerate((0, 5, STEPS - 1)):
         np.testing.assert_allclose(whole(row), np.log(wanted[t][2]), rtol=2e-4)
 
@@ -153,7 +198,9 @@ def test_every_look_has_its_gradients(evaluate):
     steps = 1 if evaluate == (0,) else STEPS
     mlp = MLP(2, 6, features_out=3)
     options = {"key": KEY, "steps": steps, "batch": BATCH}
-    run = lambda evaluate: train(mlp, networks.init(mlp, KEY, X), optax.sgd(0.1), DATA, evaluate=evaluate, **options)[0]
+    run = lambda evaluate: train(
+        mlp, networks.init(mlp, KEY, X), optax.sgd(0.1), DATA, evaluate=evaluate, **options
+    )[0]
     seen, every = run(evaluate), run(tuple(range(steps)))
     wanted = every.log_grad_readout[jnp.asarray([*evaluate, steps - 1])]
     assert np.all(np.isfinite(wanted))
@@ -169,9 +216,15 @@ def test_an_example_that_is_not_finite_ends_a_run_for_good():
     # batches after it are finite again
     assert 0 < first < STEPS - 2
     assert np.all(np.isfinite(seen.loss[:first])) and np.all(np.isnan(seen.loss[first:]))
-    assert np.all(np.isfinite(seen.log_grad_readout[:first])) and np.all(np.isnan(seen.log_grad_readout[first:]))
+    assert np.all(np.isfinite(seen.log_grad_readout[:first])) and np.all(
+        np.isnan(seen.log_grad_readout[first:])
+    )
     shorter, same = train(
-        mlp, networks.init(mlp, KEY, X), optax.sgd(0.1), bad, **options | {"steps": first, "evaluate": ()}
+        mlp,
+        networks.init(mlp, KEY, X),
+        optax.sgd(0.1),
+        bad,
+        **options | {"steps": first, "evaluate": ()},
     )
     assert shorter.first_nonfinite == -1
     _near(state.params, same.params)
@@ -241,7 +294,9 @@ def test_full_batches_any_loss_and_no_telemetry():
     tx = optax.chain(optax.adam(0.03), optax.contrib.reduce_on_plateau(patience=50))
     seen, _ = jax.jit(lambda: train(mlp, networks.init(mlp, KEY, X), tx, data, **options))()
     assert seen.loss[-1] < 0.2 * seen.loss[0]
-    assert np.all(np.isnan(seen.accuracy)) and np.all(np.isnan(seen.train_accuracy)), "these labels are no classes"
+    assert np.all(np.isnan(seen.accuracy)) and np.all(np.isnan(seen.train_accuracy)), (
+        "these labels are no classes"
+    )
     assert np.all(np.isnan(seen.coefficient)) and np.all(np.isnan(seen.test_accuracy))
     # every step sees all: a permutation of them changes nothing but rounding
     turned = Examples(X[::-1], data.y[::-1])
@@ -256,7 +311,10 @@ def test_full_batches_any_loss_and_no_telemetry():
         ({"batch": 41}, "batch must be at most the number of examples, 40, got 41"),
         ({"batch": 0}, "batch must be an integer >= 1, got 0"),
         ({"evaluate": (3, 99)}, r"evaluate must be integers in \[0, 13\], got"),
-        ({"data": Examples(X[:0], DATA.y[:0])}, "needs as many labels as inputs, at least one, got 0 and 0"),
+        (
+            {"data": Examples(X[:0], DATA.y[:0])},
+            "needs as many labels as inputs, at least one, got 0 and 0",
+        ),
         ({"data": Examples(X, DATA.y - 1)}, r"labels must be in \[0, 3\), got -1\.\.1"),
         ({"data": Examples(X, DATA.y + 1)}, r"labels must be in \[0, 3\), got 1\.\.3"),
         ({"depth": 3}, r"depth must be in \[0, 2\], the blocks that the network has, got 3"),
@@ -280,9 +338,13 @@ def test_depth_is_not_given_to_blocks_that_depend_on_it():
 def test_a_gradient_needs_bound_parameters_and_running_statistics():
     mlp = MLP(2, 6, norm="batch")
     params = networks.init(mlp, KEY, X)
-    with pytest.raises(ValueError, match=r"params must be as networks\.bind\(mlp, params\) gives them"):
+    with pytest.raises(
+        ValueError, match=r"params must be as networks\.bind\(mlp, params\) gives them"
+    ):
         training.value_and_grad(mlp, params, X, jnp.sum)
-    with pytest.raises(ValueError, match=r"needs running statistics: networks\.bind\(mlp, params, stats=\.\.\.\)"):
+    with pytest.raises(
+        ValueError, match=r"needs running statistics: networks\.bind\(mlp, params, stats=\.\.\.\)"
+    ):
         training.value_and_grad(mlp, networks.bind(mlp, params), X, jnp.sum)
     # as parameters of many seeds have them, stacked
     stacked = jax.tree.map(lambda leaf: jnp.stack([leaf] * 7), networks.init(mlp, KEY, X))

@@ -16,12 +16,18 @@ def _profiles(rates):
     line[..., 0, 3:] = np.nan
     dims = ("seed", "sigma_w", "input", "depth", "layer")
     gains = np.arange(1.0, 1 + np.shape(rates)[1])
-    return xr.DataArray(line, dims=dims, coords={"sigma_w": gains, "depth": [2, 4], "layer": LAYERS})
+    return xr.DataArray(
+        line, dims=dims, coords={"sigma_w": gains, "depth": [2, 4], "layer": LAYERS}
+    )
 
 
 def _dataset(rates):
     measured = _profiles(rates).expand_dims(activation=["tanh"])
-    predicted = _profiles([np.mean(rates, axis=0)]).isel(seed=0, input=0, drop=True).expand_dims(activation=["tanh"])
+    predicted = (
+        _profiles([np.mean(rates, axis=0)])
+        .isel(seed=0, input=0, drop=True)
+        .expand_dims(activation=["tanh"])
+    )
     log_s = xr.DataArray(
         np.zeros((1, len(rates), len(rates[0]), 2, 3)),
         dims=("activation", "seed", "sigma_w", "depth", "index"),
@@ -33,8 +39,12 @@ def _dataset(rates):
 def test_rate_is_the_least_squares_slope():
     rng = np.random.default_rng(0)
     noisy = rng.normal(size=5)
-    profile = xr.DataArray(noisy[None], dims=("depth", "layer"), coords={"depth": [4], "layer": LAYERS})
-    assert float(verdicts.rate(profile)) == pytest.approx(np.polyfit(LAYERS, noisy, 1)[0], rel=1e-12)
+    profile = xr.DataArray(
+        noisy[None], dims=("depth", "layer"), coords={"depth": [4], "layer": LAYERS}
+    )
+    assert float(verdicts.rate(profile)) == pytest.approx(
+        np.polyfit(LAYERS, noisy, 1)[0], rel=1e-12
+    )
     profile[0, 2] = -np.inf
     assert np.isnan(verdicts.rate(profile))
 
@@ -55,7 +65,9 @@ def test_a_rate_within_its_error_or_of_no_consequence_is_critical():
     noisy = verdicts.judge(_dataset([[1.0, 3.0], [1.0, -2.0]]))
     assert noisy.verdict.values.tolist() == [["vanish", "critical"]]
     flat = verdicts.judge(_dataset([[0.2, -0.2], [0.2, -0.2]]))
-    assert flat.verdict.values.tolist() == [["critical", "critical"]], "less than a factor e over four layers"
+    assert flat.verdict.values.tolist() == [["critical", "critical"]], (
+        "less than a factor e over four layers"
+    )
 
 
 def test_gradients_that_are_not_finite_are_undefined():
@@ -90,4 +102,10 @@ def test_finite_width_is_told_from_disagreement():
     cells = lambda *values: xr.DataArray(np.array([values]), dims=("activation", "sigma_w"))
     measured, error = cells(0.01, 0.02, 0.05, -0.05, np.nan), cells(*[0.002] * 5)
     found = verdicts.agreement(measured, cells(*[0.005] * 5), error, cells(*[0.0125] * 5))
-    assert found.values[0].tolist() == ["agrees", "finite width", "disagrees", "disagrees", "unknown"]
+    assert found.values[0].tolist() == [
+        "agrees",
+        "finite width",
+        "disagrees",
+        "disagrees",
+        "unknown",
+    ]

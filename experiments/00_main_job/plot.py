@@ -7,5 +7,7 @@ from jaxstab import store
 from jaxstab.report import figures
 
 here = Path(__file__).parent
-dataset = store.load(sys.argv[1] if len(sys.argv) > 1 else here.parent.parent / "runs/main/store.zarr")
+dataset = store.load(
+    sys.argv[1] if len(sys.argv) > 1 else here.parent.parent / "runs/main/store.zarr"
+)
 figures.gradient_heat_map(dataset).savefig(here / "figure.png", dpi=110, facecolor="white")

@@ -14,15 +14,23 @@ WINDOW = 20
 def surface(figure, axis, data):
     """The plane (w, b), the wall, and the runs."""
     error = np.log10(data["surface"])
-    mesh = axis.pcolormesh(data["w"], data["b"], error, cmap="gray", vmin=-5, vmax=0, rasterized=True)
-    figure.colorbar(mesh, ax=axis, pad=0.02, extend="min").set_label(r"$\log_{10}$ error", fontsize=9)
+    mesh = axis.pcolormesh(
+        data["w"], data["b"], error, cmap="gray", vmin=-5, vmax=0, rasterized=True
+    )
+    figure.colorbar(mesh, ax=axis, pad=0.02, extend="min").set_label(
+        r"$\log_{10}$ error", fontsize=9
+    )
     axis.plot(*data["wall"].T, "k--", lw=1, label=r"wall, $b = x_0 - w\,\sigma(x_0)$")
     axis.plot(*data["wall"][0], "kx", ms=7, mew=2, label=r"its end, $w\,\sigma'(x_0) = 1$")
     for (name, colour), paths, width in zip(RUNS, data["places"], (0.9, 2.2), strict=True):
         for index, path in enumerate(paths):
             axis.plot(*path.T, color=colour, lw=width, label=name if index == 0 else None)
-    axis.plot(*data["places"][0, 0, 0], "o", ms=8, mfc="white", mec="black", label="start", zorder=3)
-    axis.set(xlim=data["w"][[0, -1]], ylim=data["b"][[0, -1]], xlabel="weight $w$", ylabel="bias $b$")
+    axis.plot(
+        *data["places"][0, 0, 0], "o", ms=8, mfc="white", mec="black", label="start", zorder=3
+    )
+    axis.set(
+        xlim=data["w"][[0, -1]], ylim=data["b"][[0, -1]], xlabel="weight $w$", ylabel="bias $b$"
+    )
     axis.legend(fontsize=8.5, loc="lower left", framealpha=1)
 
 

@@ -25,7 +25,9 @@ NEAR, SHOWN = 128, 8
 class Starts(NamedTuple):
     """Where a descent begins and how it goes on; arrays of one shape."""
 
-    growth: np.ndarray  # w sigma'(x_0): factor by which the wall's unstable state amplifies, per step
+    growth: (
+        np.ndarray
+    )  # w sigma'(x_0): factor by which the wall's unstable state amplifies, per step
     above: np.ndarray  # b minus that of the wall
     rate: np.ndarray  # learning rate, in units of 1 / the valley's sharpest curvature
     clip: np.ndarray  # threshold, in units of the gradient's norm at the start
@@ -45,7 +47,9 @@ def wall(w):
 def output(place):
     """sigma(x_50)."""
     w, b = place
-    x, _ = jax.lax.scan(lambda x, _: (w * jax.nn.sigmoid(x) + b, None), jnp.full_like(w, X_0), length=STEPS)
+    x, _ = jax.lax.scan(
+        lambda x, _: (w * jax.nn.sigmoid(x) + b, None), jnp.full_like(w, X_0), length=STEPS
+    )
     return jax.nn.sigmoid(x)
 
 
@@ -90,25 +94,39 @@ def descend(place, rate, threshold, keep):
         return (place - step, worst, longest), (value, place) if keep else (None, None)
 
     nothing = jnp.zeros((), place.dtype)
-    (_, worst, longest), (errors, places) = jax.lax.scan(update, (place, nothing, nothing), jnp.arange(UPDATES))
+    (_, worst, longest), (errors, places) = jax.lax.scan(
+        update, (place, nothing, nothing), jnp.arange(UPDATES)
+    )
     return Descent(worst, longest, errors, places)
 
 
 def compare(starts, curvature, keep=False):
     """Every run at once, with the longest step over the way from its start to the wall's end."""
     place = jnp.asarray(starts.place).reshape(-1, 2)
-    threshold = starts.clip.ravel() * jnp.linalg.norm(jax.jit(jax.vmap(jax.grad(error)))(place), axis=1)
-    runs = jax.vmap(descend, (0, 0, 0, None))(place, jnp.asarray(starts.rate.ravel() / curvature), threshold, keep)
-    return jax.tree.map(np.asarray, runs), np.asarray(runs.longest / jnp.linalg.norm(END[None] - place, axis=1))
+    threshold = starts.clip.ravel() * jnp.linalg.norm(
+        jax.jit(jax.vmap(jax.grad(error)))(place), axis=1
+    )
+    runs = jax.vmap(descend, (0, 0, 0, None))(
+        place, jnp.asarray(starts.rate.ravel() / curvature), threshold, keep
+    )
+    return jax.tree.map(np.asarray, runs), np.asarray(
+        runs.longest / jnp.linalg.norm(END[None] - place, axis=1)
+    )
 
 
 def measure(small):
     """All that is claimed, as numbers, and what the figure shows, as arrays."""
     valley = crossing(jnp.asarray(END[:1]), TARGET)
-    curvature = float(jnp.linalg.eigvalsh(jax.jit(jax.hessian(error))(jnp.stack([jnp.asarray(END[0]), valley[0]])))[1])
+    curvature = float(
+        jnp.linalg.eigvalsh(
+            jax.jit(jax.hessian(error))(jnp.stack([jnp.asarray(END[0]), valley[0]]))
+        )[1]
+    )
     w = np.linspace(1.2, 1.5, 31) / SLOPE_0
     found = np.asarray(crossing(jnp.asarray(w), 0.5))
-    steepness = jax.jit(jax.vmap(jax.grad(error)))(jnp.stack([jnp.asarray(w), jnp.asarray(found)], 1))
+    steepness = jax.jit(jax.vmap(jax.grad(error)))(
+        jnp.stack([jnp.asarray(w), jnp.asarray(found)], 1)
+    )
 
     # in the middle of all ranges; no single run, as the wall amplifies even rounding errors
     many = 32 if small else NEAR
@@ -116,7 +134,10 @@ def measure(small):
     near, near_length = compare(
         Starts(np.full_like(above, 1.3), above, np.ones_like(above), clip), curvature, keep=True
     )
-    near_reached, near_thrown = (near.worst < REACHED).reshape(2, -1), (near_length > 1).reshape(2, -1)
+    near_reached, near_thrown = (
+        (near.worst < REACHED).reshape(2, -1),
+        (near_length > 1).reshape(2, -1),
+    )
     ranges = {
         "growth": np.linspace(1.1, 1.5, 3 if small else 9),
         "above": np.geomspace(1e-3, 1e-1, 5 if small else 7),
@@ -163,8 +184,12 @@ def measure(small):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--small", action="store_true", help="fewer starts, learning rates and thresholds")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[2] / "runs" / Path(__file__).parent.name)
+    parser.add_argument(
+        "--small", action="store_true", help="fewer starts, learning rates and thresholds"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path(__file__).parents[2] / "runs" / Path(__file__).parent.name
+    )
     arguments = parser.parse_args(argv)
     # near the wall 50 steps amplify a rounding error by up to 1.5^50 = 6e8
     with jax.enable_x64(True):

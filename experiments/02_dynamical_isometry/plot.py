@@ -32,13 +32,25 @@ def ridges(axis, data, row, cell):
         ours = np.histogram(measured, BINS)[0] / measured.size
         law = np.diff(share_below(data, cell, i, BINS))
         base, scale = -i, HEIGHT / max(law.max(), ours.max())
-        axis.stairs(base + scale * ours, BINS, baseline=base, fill=True, color=COLOURS[i], alpha=0.5, lw=0)
+        axis.stairs(
+            base + scale * ours, BINS, baseline=base, fill=True, color=COLOURS[i], alpha=0.5, lw=0
+        )
         axis.stairs(base + scale * law, BINS, baseline=base, color=INK, lw=0.9)
-        axis.plot(np.log(row["largest_limit"][i]), base - 0.07, "^", ms=3.5, color=INK, clip_on=False, zorder=3)
+        axis.plot(
+            np.log(row["largest_limit"][i]),
+            base - 0.07,
+            "^",
+            ms=3.5,
+            color=INK,
+            clip_on=False,
+            zorder=3,
+        )
         axis.axhline(base, color=MUTED, lw=0.4)
         below = np.mean(measured < BINS[0])
         if below >= 0.005:
-            axis.text(BINS[-1], base + 0.1, f"\u2190{below:.0%}", fontsize=7.5, color=MUTED, ha="right")
+            axis.text(
+                BINS[-1], base + 0.1, f"\u2190{below:.0%}", fontsize=7.5, color=MUTED, ha="right"
+            )
     axis.set(xlim=(BINS[0], BINS[-1]), ylim=(-len(data["depths"]) + 0.8, 0.95), yticks=[])
     axis.xaxis.set_major_locator(FixedLocator(np.log([0.1, 1, 10, 100])))
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{np.exp(value):g}"))
@@ -58,13 +70,23 @@ def against_depth(axis, data, table, field, label):
         )  # fmt: skip
     axis.axhline(1, color=INK, lw=0.8)
     axis.set_xscale("log", base=2)
-    axis.set(xticks=depths, xticklabels=depths, xlim=(depths[0] / 1.4, depths[-1] * 1.4), xlabel="depth $L$")
+    axis.set(
+        xticks=depths,
+        xticklabels=depths,
+        xlim=(depths[0] / 1.4, depths[-1] * 1.4),
+        xlabel="depth $L$",
+    )
     axis.set_title(label, loc="left", fontsize=9, color=INK)
-    handles = [Line2D([], [], marker=m, color=MUTED, mfc="white", ls="", ms=4, label=n) for n, m in MARKS.items()]
+    handles = [
+        Line2D([], [], marker=m, color=MUTED, mfc="white", ls="", ms=4, label=n)
+        for n, m in MARKS.items()
+    ]
     if field == "largest":
         axis.legend(handles=handles, fontsize=7.5, frameon=False, loc="lower left")
     else:
-        kinds = [Line2D([], [], marker="o", color=c, ls="", ms=4, label=w) for w, c in WEIGHTS.items()]
+        kinds = [
+            Line2D([], [], marker="o", color=c, ls="", ms=4, label=w) for w, c in WEIGHTS.items()
+        ]
         axis.legend(handles=kinds, fontsize=7.5, frameon=False, loc="lower left")
 
 
@@ -91,12 +113,18 @@ def main(source=HERE.parents[1] / "runs" / HERE.name, target=HERE / "figure.png"
         figure = Figure(figsize=(11, 9), layout="constrained")
         top, bottom = figure.subfigures(2, 1, height_ratios=(2.3, 1))
         axes = top.subplots(2, len(names), squeeze=False)
-        for (row, weights), (column, name) in itertools.product(enumerate(WEIGHTS), enumerate(names)):
+        for (row, weights), (column, name) in itertools.product(
+            enumerate(WEIGHTS), enumerate(names)
+        ):
             axis, cell = axes[row, column], f"{name} {weights}"
             ridges(axis, data, table[cell], cell)
-            axis.set_title(f"{name}, {weights}", loc="left", fontsize=9, color=INK, fontweight="bold")
+            axis.set_title(
+                f"{name}, {weights}", loc="left", fontsize=9, color=INK, fontweight="bold"
+            )
             if column == 0:
-                axis.set_yticks(-np.arange(len(data["depths"])), [f"$L={d}$" for d in data["depths"]])
+                axis.set_yticks(
+                    -np.arange(len(data["depths"])), [f"$L={d}$" for d in data["depths"]]
+                )
                 axis.tick_params(axis="y", length=0)
         top.supxlabel("singular value $s$ of $dh_L/dh_0$", fontsize=9.5, color=INK)
         panels = bottom.subplots(1, 4)

@@ -15,7 +15,9 @@ from jaxstab import activations, networks, propagation, spectra, theory
 from jaxstab.devices import one_blas_thread
 
 WEIGHTS = ("gaussian", "orthogonal")
-GAIN = 1.05  # sigma_w^2 phi'(0)^2 of the saturating activations; Pennington et al. train tanh at 1.05
+GAIN = (
+    1.05  # sigma_w^2 phi'(0)^2 of the saturating activations; Pennington et al. train tanh at 1.05
+)
 CLOSE = 1e-4  # logarithms this close are one value: an atom's are scattered by rounding
 SIGMAS = 4.0
 CHAOTIC = 2.0  # sigma_w of the chaotic net; tanh is critical at 1
@@ -33,7 +35,9 @@ class Setting:
     chaos_depths: tuple[int, ...] = (1, 10, 100, 500, 1000)  # all drawn but the last but one
 
 
-SMALL = Setting(width=64, depths=(2, 8), activations=("identity", "relu", "hard_tanh"), chaos_width=16)
+SMALL = Setting(
+    width=64, depths=(2, 8), activations=("identity", "relu", "hard_tanh"), chaos_width=16
+)
 
 
 # ---- the critical networks
@@ -59,7 +63,9 @@ def chain(setting, index):
         return jax.lax.switch(index, phis, h) @ layer["dense"]["kernel"] + layer["dense"]["bias"]
 
     # no embedding: dx is dh_0
-    return networks.Chain(lambda params, x: x, block, lambda params, h: h, activations.get("identity"))
+    return networks.Chain(
+        lambda params, x: x, block, lambda params, h: h, activations.get("identity")
+    )
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -140,7 +146,12 @@ def projection_band(setting, gain, share):
     reach = SIGMAS * np.sqrt(share * (1 - share) / (n * depths))
     law = lambda share, depth: jax.tree.map(
         np.asarray,
-        limits(np.array([0.0, gain**2]), np.array([1 - share, share]), jnp.array([depth], float), "orthogonal"),
+        limits(
+            np.array([0.0, gain**2]),
+            np.array([1 - share, share]),
+            jnp.array([depth], float),
+            "orthogonal",
+        ),
     )
     bands = []
     for depth, around in zip(setting.depths, reach, strict=True):
@@ -164,14 +175,27 @@ def cells(setting):
         for weights in WEIGHTS:
             cell = f"{name} {weights}"
             limit = laws(setting, *slopes(name, gains[0], gains[2]), weights)
-            moments = jax.jit(partial(theory.jacobian_moments, name, gains[0], gains[2], weights=weights))
-            variances = [float(moments(depth=float(depth)).relative_variance) for depth in setting.depths]
-            nets = (draw(setting, weights, key, *gains) for key in jax.random.split(jax.random.key(0), setting.seeds))
-            log_s = np.stack([np.asarray(measured_log_s(setting, jnp.asarray(index), *net)) for net in nets])
+            moments = jax.jit(
+                partial(theory.jacobian_moments, name, gains[0], gains[2], weights=weights)
+            )
+            variances = [
+                float(moments(depth=float(depth)).relative_variance) for depth in setting.depths
+            ]
+            nets = (
+                draw(setting, weights, key, *gains)
+                for key in jax.random.split(jax.random.key(0), setting.seeds)
+            )
+            log_s = np.stack(
+                [np.asarray(measured_log_s(setting, jnp.asarray(index), *net)) for net in nets]
+            )
             arrays[f"{cell}/log_s"] = log_s.astype(np.float32)
             for field in ("log_s", "cdf"):
-                arrays[f"{cell}/{field}_limit"] = np.stack([getattr(law, field) for law in limit]).astype(np.float32)
-            table[cell] = compare(log_s, limit, variances) | dict(zip(("sigma_w", "sigma_b", "q"), gains, strict=True))
+                arrays[f"{cell}/{field}_limit"] = np.stack(
+                    [getattr(law, field) for law in limit]
+                ).astype(np.float32)
+            table[cell] = compare(log_s, limit, variances) | dict(
+                zip(("sigma_w", "sigma_b", "q"), gains, strict=True)
+            )
             print(cell, json.dumps(table[cell]), flush=True)
     return arrays, table
 
@@ -180,7 +204,9 @@ def compare(log_s, laws, variances):
     """Numbers of one cell, lists over depths; log_s [seed, depth, width]."""
     squares = np.exp(2 * log_s)
     mean, second = squares.mean(axis=2), (squares**2).mean(axis=2)
-    variance = second / mean**2 - 1  # of each net by itself: lengths and active shares fluctuate from net to net
+    variance = (
+        second / mean**2 - 1
+    )  # of each net by itself: lengths and active shares fluctuate from net to net
     error = lambda x: (x.std(axis=0, ddof=1) / np.sqrt(len(x))).tolist()
     return {
         "mean": mean.mean(axis=0).tolist(),
@@ -206,9 +232,13 @@ def chaos(setting):
     net = networks.chain(mlp)._replace(embed=lambda params, x: x)
     h_0 = jax.random.normal(jax.random.key(1), n, jnp.float32)
     params = jax.jit(partial(networks.init, mlp))(jax.random.key(2), h_0, CHAOTIC, 0.0)
-    log_s = np.asarray(jax.jit(lambda: spectra.log_singular_values(net, params, h_0, depths))(), float)
+    log_s = np.asarray(
+        jax.jit(lambda: spectra.log_singular_values(net, params, h_0, depths))(), float
+    )
     along = jax.jit(lambda: propagation.states(net, params, h_0)[:-1])()
-    factors = np.asarray(jax.jit(jax.vmap(jax.jacfwd(net.block, argnums=1)))(params.blocks, along), float)
+    factors = np.asarray(
+        jax.jit(jax.vmap(jax.jacfwd(net.block, argnums=1)))(params.blocks, along), float
+    )
     log_det = np.cumsum(np.linalg.slogdet(factors)[1])[np.asarray(depths) - 1]
     # the same factors in float64, and their product rescaled at every step and decomposed at the end
     exact = np.asarray(jax.jit(spectra.product_log_singular_values)(jnp.asarray(factors)))
@@ -220,7 +250,12 @@ def chaos(setting):
     naive = np.log(np.linalg.svd(product, compute_uv=False)) + log_scale
     exponents = log_s / np.asarray(depths)[:, None]
     settled = np.abs(exponents[-1] - exponents[-2])
-    arrays = {"chaos/log_s": log_s, "chaos/naive": naive, "chaos/exact": exact, "chaos/depths": np.asarray(depths)}
+    arrays = {
+        "chaos/log_s": log_s,
+        "chaos/naive": naive,
+        "chaos/exact": exact,
+        "chaos/depths": np.asarray(depths),
+    }
     return arrays, {
         "chaos_spread": float(np.ptp(log_s[-1])),
         "chaos_determinant_error": float(np.max(np.abs(log_s.sum(axis=1) - log_det)) / n),
@@ -250,31 +285,45 @@ def measure(setting):
         for i, depth in enumerate(setting.depths)
         if depth <= 8 and cell != "identity orthogonal"
     ]
-    largest = [np.abs(np.log(np.asarray(row["largest"]) / row["largest_limit"])) for row in table.values()]
+    largest = [
+        np.abs(np.log(np.asarray(row["largest"]) / row["largest_limit"])) for row in table.values()
+    ]
     zeros, zeros_sd = np.array([zeros_of_relu(setting.width, depth) for depth in setting.depths]).T
-    zeros_error = np.abs(np.asarray(table["relu orthogonal"]["zeros"]) - zeros) / (zeros_sd / setting.seeds**0.5)
+    zeros_error = np.abs(np.asarray(table["relu orthogonal"]["zeros"]) - zeros) / (
+        zeros_sd / setting.seeds**0.5
+    )
     chaos_arrays, chaotic = chaos(setting)
     measured = {
         "linear_gaussian_mean": float(np.max(mean_error)),
-        "linear_gaussian_second_moment": float(np.max(np.abs(linear["second"] - second) / linear["second_se"])),
+        "linear_gaussian_second_moment": float(
+            np.max(np.abs(linear["second"] - second) / linear["second_se"])
+        ),
         "linear_orthogonal_error": float(np.max(np.abs(arrays["identity orthogonal/log_s"]))),
         "relu_zeros": float(np.max(zeros_error)),
         "relu_orthogonal_distance": over_band["relu"],
         "hard_tanh_orthogonal_distance": over_band["hard_tanh"],
-        "isometry": np.divide(*(table[f"hard_tanh {w}"]["variance"][setting.depths.index(8)] for w in WEIGHTS)),
+        "isometry": np.divide(
+            *(table[f"hard_tanh {w}"]["variance"][setting.depths.index(8)] for w in WEIGHTS)
+        ),
         "shallow_variance": float(np.max(shallow)),
         "shallow_largest": float(np.max([x[np.asarray(setting.depths) <= 8] for x in largest])),
         "largest": float(np.max(largest)),
     } | chaotic
     arrays["depths"] = np.asarray(setting.depths)
     exact = {"linear_gaussian_second_moment": second.tolist(), "relu_zeros": zeros.tolist()}
-    return arrays | chaos_arrays, measured | {"table": table, "exact": exact, "setting": dataclasses.asdict(setting)}
+    return arrays | chaos_arrays, measured | {
+        "table": table,
+        "exact": exact,
+        "setting": dataclasses.asdict(setting),
+    }
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--small", action="store_true", help="narrow, shallow, three activations")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[2] / "runs" / Path(__file__).parent.name)
+    parser.add_argument(
+        "--out", type=Path, default=Path(__file__).parents[2] / "runs" / Path(__file__).parent.name
+    )
     arguments = parser.parse_args(argv)
     with jax.enable_x64(True), one_blas_thread():
         arrays, measured = measure(SMALL if arguments.small else Setting())

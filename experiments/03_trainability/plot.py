@@ -11,20 +11,26 @@ from matplotlib.ticker import NullLocator
 
 HERE = Path(__file__).parent
 INK, MUTED = "#1f2630", "#5c6672"
-ACCURACY = LinearSegmentedColormap.from_list("accuracy", ["#20242b", "#2f4f7f", "#4f8fc0", "#f0b060", "#fdf3d8"])
+ACCURACY = LinearSegmentedColormap.from_list(
+    "accuracy", ["#20242b", "#2f4f7f", "#4f8fc0", "#f0b060", "#fdf3d8"]
+)
 
 
 def edges(values):
     """Boundaries half-way between neighbours."""
     middle = (values[1:] + values[:-1]) / 2
-    return np.concatenate([[1.5 * values[0] - 0.5 * values[1]], middle, [1.5 * values[-1] - 0.5 * values[-2]]])
+    return np.concatenate(
+        [[1.5 * values[0] - 0.5 * values[1]], middle, [1.5 * values[-1] - 0.5 * values[-2]]]
+    )
 
 
 def panel(axis, data, fits, look):
     """Accuracy after one number of steps, the boundary, and n xi_c: fitted, and as the paper has it."""
     variances, depths, xi = (data[name] for name in ("variances", "depths", "xi_c"))
     rows = np.exp(edges(np.log(depths)))
-    mesh = axis.pcolormesh(edges(variances), rows, data["accuracy"][look], cmap=ACCURACY, vmin=0.1, vmax=1)
+    mesh = axis.pcolormesh(
+        edges(variances), rows, data["accuracy"][look], cmap=ACCURACY, vmin=0.1, vmax=1
+    )
     fit = fits["xi_c, both"]
     n, ends = fit["n"], [fit[name] for name in ("low", "high") if fit[name] is not None]
     for line in ends:
@@ -35,12 +41,23 @@ def panel(axis, data, fits, look):
     axis.plot(variances, 6 * xi, ":", color="white", lw=1.6)
     axis.plot([], [], ":", color=MUTED, lw=1.6, label=r"$6\,\xi_c$, as in the paper")
     known = data["low"][look] == data["high"][look]
-    axis.plot(variances[known], data["low"][look][known], "o", ms=4, mfc="white", mec=INK, mew=0.9, zorder=4)
+    axis.plot(
+        variances[known],
+        data["low"][look][known],
+        "o",
+        ms=4,
+        mfc="white",
+        mec=INK,
+        mew=0.9,
+        zorder=4,
+    )
     axis.set_yscale("log")
     axis.set(xlim=edges(variances)[[0, -1]], ylim=rows[[0, -1]], yticks=depths, yticklabels=depths)
     axis.yaxis.set_minor_locator(NullLocator())
     axis.set(xlabel=r"$\sigma_w^2$", ylabel="depth $L$")
-    axis.set_title(f"after {fits['steps']} steps", loc="left", fontsize=10, color=INK, fontweight="bold")
+    axis.set_title(
+        f"after {fits['steps']} steps", loc="left", fontsize=10, color=INK, fontweight="bold"
+    )
     axis.legend(fontsize=8.5, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.13))
     return mesh
 

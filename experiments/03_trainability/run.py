@@ -24,7 +24,24 @@ class Setting:
     """Sizes of the experiment."""
 
     data: str = "mnist-5k"
-    variances: tuple[float, ...] = (1, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.75, 2, 2.2, 2.5, 2.8, 3.1, 3.4, 3.7, 4)
+    variances: tuple[float, ...] = (
+        1,
+        1.1,
+        1.2,
+        1.3,
+        1.4,
+        1.5,
+        1.6,
+        1.75,
+        2,
+        2.2,
+        2.5,
+        2.8,
+        3.1,
+        3.4,
+        3.7,
+        4,
+    )
     depths: tuple[int, ...] = (10, 14, 20, 28, 40, 56, 75, 100)
     width: int = 300
     batch: int = 64
@@ -48,7 +65,13 @@ class Setting:
 
 
 SMALL = Setting(
-    "digits", (0.7, 0.85, 1, 1.7, 4, 5, 6), (4, 8, 14, 24), width=32, batch=32, learning_rate=0.01, lengths=(40, 120)
+    "digits",
+    (0.7, 0.85, 1, 1.7, 4, 5, 6),
+    (4, 8, 14, 24),
+    width=32,
+    batch=32,
+    learning_rate=0.01,
+    lengths=(40, 120),
 )
 FULL = Setting(
     variances=tuple(np.linspace(1, 4, 90).round(6).tolist()),
@@ -61,19 +84,27 @@ FULL = Setting(
 def numbers(summary, look):
     """What the fits say at one training length."""
     at = summary.isel(kind=0, evaluation=look)
-    table = {"steps": int(at.evaluation), "threshold": float(at.threshold), "best": float(at.train_accuracy.max())}
+    table = {
+        "steps": int(at.evaluation),
+        "threshold": float(at.threshold),
+        "best": float(at.train_accuracy.max()),
+    }
     for scale in SCALES:
         for side in SIDES:
             fit = at.sel(scale=scale, side=side)
             values = {name: float(fit[f"fit_{name}"]) for name in trainability.DepthFit._fields}
-            table[f"{scale}, {side}"] = {name: x if np.isfinite(x) else None for name, x in values.items()}
+            table[f"{scale}, {side}"] = {
+                name: x if np.isfinite(x) else None for name, x in values.items()
+            }
     return table
 
 
 def measure(summary):
     """Arrays of the figure, and the numbers that expected.toml bounds."""
     first, last = (numbers(summary, look) for look in (0, -1))
-    accuracy = summary.train_accuracy.isel(kind=0).transpose("evaluation", "depth", "sigma_w").values
+    accuracy = (
+        summary.train_accuracy.isel(kind=0).transpose("evaluation", "depth", "sigma_w").values
+    )
     bounds = {
         name: summary[f"boundary_{name}"].isel(kind=0).transpose("evaluation", "sigma_w").values
         for name in ("low", "high")
@@ -90,7 +121,8 @@ def measure(summary):
         "r_squared": value(last, "xi_c, both", "r_squared"),
         "ordered_r_squared": value(last, "xi_c, ordered", "r_squared"),
         "ordered_exponent": value(last, "xi_c, ordered", "exponent"),
-        "gradients_scatter": value(last, "xi_grad, both", "scatter") / value(last, "xi_c, both", "scatter"),
+        "gradients_scatter": value(last, "xi_grad, both", "scatter")
+        / value(last, "xi_c, both", "scatter"),
         "early_chaos_by_gradient": value(first, "xi_grad, chaotic", "r_squared"),
         "early_chaos_by_correlation": value(first, "xi_c, chaotic", "r_squared"),
         "deepest_at_its_best": float(share[-1, -1].max()),
@@ -104,7 +136,9 @@ def main(argv=None):
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--small", action="store_true", help="only shows that it runs")
     size.add_argument("--full", action="store_true", help="as in the paper: 8,190 networks")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[2] / "runs" / Path(__file__).parent.name)
+    parser.add_argument(
+        "--out", type=Path, default=Path(__file__).parents[2] / "runs" / Path(__file__).parent.name
+    )
     arguments = parser.parse_args(argv)
     setting = SMALL if arguments.small else FULL if arguments.full else Setting()
     place = arguments.out / "trained.zarr"

@@ -22,7 +22,16 @@ def points(axis, rows, places, colours, field):
         mean, error = np.array([row[field] for row in table.values()], float).T
         label = "784-128-10" if depth == "0" else f"depth {depth}"
         axis.errorbar(
-            mean, at, xerr=error, fmt="o", ms=4, color=colours[depth], elinewidth=1, capsize=0, label=label, zorder=3
+            mean,
+            at,
+            xerr=error,
+            fmt="o",
+            ms=4,
+            color=colours[depth],
+            elinewidth=1,
+            capsize=0,
+            label=label,
+            zorder=3,
         )
 
 
@@ -31,7 +40,14 @@ def gradients(axis, table, places, colour):
     for name, row in table.items():
         low, high = row["low"][0], row["high"][0]
         if low is not None and high is not None:
-            axis.plot([low, high], [places[name]] * 2, color=colour, lw=4, solid_capstyle="round", zorder=3)
+            axis.plot(
+                [low, high],
+                [places[name]] * 2,
+                color=colour,
+                lw=4,
+                solid_capstyle="round",
+                zorder=3,
+            )
 
 
 def main(source=HERE.parents[1] / "runs" / HERE.name, target=HERE / "figure.png"):
@@ -45,16 +61,22 @@ def main(source=HERE.parents[1] / "runs" / HERE.name, target=HERE / "figure.png"
     points(left, rows["fixed"], places, colours, "test")
     points(middle, rows["tuned"], places, colours, "test")
     gradients(right, rows["fixed"][deep], places, colours[deep])
-    left.set_title(f"test accuracy, learning rate {setting['rate']}", loc="left", fontsize=9.5, color=INK)
+    left.set_title(
+        f"test accuracy, learning rate {setting['rate']}", loc="left", fontsize=9.5, color=INK
+    )
     middle.set_title("test accuracy, learning rate tuned", loc="left", fontsize=9.5, color=INK)
     right.set_title(f"layers' gradients, depth {deep}", loc="left", fontsize=9.5, color=INK)
-    right.set_xlabel(r"$\ln\,|\partial L/\partial\theta_l|$, smallest to largest", fontsize=9, color=INK)
+    right.set_xlabel(
+        r"$\ln\,|\partial L/\partial\theta_l|$, smallest to largest", fontsize=9, color=INK
+    )
     for axis in (left, middle):
         axis.axvline(0.1, color=MUTED, lw=0.8, ls=":", zorder=1)
         axis.set(xlim=(0, 1))
         axis.set_xlabel("share of test digits right; dotted: chance", fontsize=9, color=INK)
     handles, labels = left.get_legend_handles_labels()
-    figure.legend(handles, labels, fontsize=9, frameon=False, loc="outside upper center", ncols=len(labels))
+    figure.legend(
+        handles, labels, fontsize=9, frameon=False, loc="outside upper center", ncols=len(labels)
+    )
     left.set_yticks(list(places.values()), list(places), fontsize=9, color=INK)
     left.set_ylim(-len(kinds) + 0.4, 0.6)
     first = min((-places[name] for name, kind in kinds.items() if kind == "pair"), default=None)

@@ -62,7 +62,9 @@ CURES = {
     "relu, He": Cure("pair", RELU, weights="he_normal"),
     "relu, He, clipping": Cure("pair", RELU, weights="he_normal", clip=1.0),
     "relu, He, BatchNorm": Cure("pair", RELU | {"norm": "batch"}, weights="he_normal"),
-    "relu, He, LayerNorm, residual": Cure("pair", RELU | {"norm": "layer", "skip": "sum"}, weights="he_normal"),
+    "relu, He, LayerNorm, residual": Cure(
+        "pair", RELU | {"norm": "layer", "skip": "sum"}, weights="he_normal"
+    ),
     "relu, looks-linear": Cure("pair", RELU, weights="orthogonal", draw="looks-linear"),
     "tanh, critical orthogonal": Cure("pair", {"activation": "tanh"}, weights="critical tanh"),
 }
@@ -78,7 +80,9 @@ class Setting:
     batch: int = 32
     rate: float = 0.01  # the article's
     rates: tuple[float, ...] = (0.0025, 0.01, 0.04, 0.16, 0.64, 2.56)
-    long_updates: int = 4690  # updates at depth 0 and the article's rate: 10 epochs of MNIST, 128 a batch
+    long_updates: int = (
+        4690  # updates at depth 0 and the article's rate: 10 epochs of MNIST, 128 a batch
+    )
     updates: int = 250  # all others
     seeds: int = 8
     tuning_seeds: int = 2
@@ -101,18 +105,25 @@ FULL = Setting(batch=128, updates=4690, train=60_000, test=10_000)
 class Runs(NamedTuple):
     """What runs of one cure at one depth came to, a value a seed."""
 
-    steps: np.ndarray  # until the mean accuracy of the last minibatches reaches the goal; inf for never
+    steps: (
+        np.ndarray
+    )  # until the mean accuracy of the last minibatches reaches the goal; inf for never
     train: np.ndarray
     test: np.ndarray
     loss: np.ndarray  # mean of the last fifth of the steps; inf if it diverged
     low: np.ndarray  # smallest ln gradient of a layer at the start
     high: np.ndarray  # largest
-    spread: np.ndarray  # largest less smallest, mean of the first step and the last; inf if it diverged
+    spread: (
+        np.ndarray
+    )  # largest less smallest, mean of the first step and the last; inf if it diverged
     clipped: np.ndarray  # share of the steps at which clipping did something
 
 
 MODES = ("fixed", "tuned")
-FIELDS = {name: store.Field((), "float64", ()) for name in ("rate", *(f"{m}_{f}" for m in MODES for f in Runs._fields))}
+FIELDS = {
+    name: store.Field((), "float64", ())
+    for name in ("rate", *(f"{m}_{f}" for m in MODES for f in Runs._fields))
+}
 
 
 # ---- training
@@ -124,8 +135,12 @@ def critical(name):
 
 
 def network(setting, cure, deepest):
-    weights = critical(cure.weights.split()[1]) if cure.weights.startswith("critical") else cure.weights
-    return networks.MLP(deepest, setting.width, **({"activation": "sigmoid"} | cure.mlp), weights=weights)
+    weights = (
+        critical(cure.weights.split()[1]) if cure.weights.startswith("critical") else cure.weights
+    )
+    return networks.MLP(
+        deepest, setting.width, **({"activation": "sigmoid"} | cure.mlp), weights=weights
+    )
 
 
 @partial(jax.jit, static_argnames=("mlp", "draw", "depth"))
@@ -152,7 +167,9 @@ def program(mlp, setting, clip, updates):
     """(seeds, rates, params, data, test, depth) -> runs, spread over devices, one at a time on each."""
 
     def run(seed, rate, params, data, test, depth):
-        clipped = optax.identity() if clip is None else clipping.monitored(clipping.clip_by_norm(clip))
+        clipped = (
+            optax.identity() if clip is None else clipping.monitored(clipping.clip_by_norm(clip))
+        )
         seen, _ = train(
             mlp,
             jax.tree.map(lambda leaf: leaf[seed], params),
@@ -180,15 +197,25 @@ def runs(setting, cure, deepest, depth, params, data, seeds, rates, updates):
     """The runs of every seed at every rate, seed within rate."""
     which, at = np.tile(seeds, len(rates)), np.repeat(rates, len(seeds))
     size = 2 * jax.local_device_count()  # of a group, so that however many runs share one program
-    groups = [np.resize(np.arange(i, min(i + size, len(at))), size) for i in range(0, len(at), size)]
-    mlp = network(setting, cure, deepest).clone(weights="gaussian")  # drawn already: draws share one program
+    groups = [
+        np.resize(np.arange(i, min(i + size, len(at))), size) for i in range(0, len(at), size)
+    ]
+    mlp = network(setting, cure, deepest).clone(
+        weights="gaussian"
+    )  # drawn already: draws share one program
     trained = program(mlp, setting, cure.clip, updates)
     seen = [
-        jax.device_get(trained(which[g].astype("int32"), at[g].astype("float32"), params, *data, np.int32(depth)))
+        jax.device_get(
+            trained(
+                which[g].astype("int32"), at[g].astype("float32"), params, *data, np.int32(depth)
+            )
+        )
         for g in groups
     ]
     seen = jax.tree.map(lambda *parts: np.concatenate(parts)[: len(at)].astype(float), *seen)
-    layers = np.concatenate([seen.log_grad_theta[..., : depth + 1], seen.log_grad_readout[..., None]], axis=-1)
+    layers = np.concatenate(
+        [seen.log_grad_theta[..., : depth + 1], seen.log_grad_readout[..., None]], axis=-1
+    )
     survived = seen.first_nonfinite < 0
     low, high = layers.min(-1), layers.max(-1)
     return Runs(
@@ -215,9 +242,13 @@ def depth_runs(setting, cure, depth, data):
     if depth not in setting.tuned:
         return found, None
     some = everyone[: setting.tuning_seeds]
-    loss = go(some, setting.rates, setting.updates).loss.reshape(len(setting.rates), -1).mean(axis=1)
+    loss = (
+        go(some, setting.rates, setting.updates).loss.reshape(len(setting.rates), -1).mean(axis=1)
+    )
     best = setting.rates[int(np.argmin(loss))]
-    return found | {"tuned": first if best == setting.rate else go(everyone, [best], setting.updates)}, best
+    return found | {
+        "tuned": first if best == setting.rate else go(everyone, [best], setting.updates)
+    }, best
 
 
 # ---- what it comes to
@@ -301,10 +332,14 @@ def split(setting, data_path):
         whole = datasets.load("mnist-5k").normalised()
         order = np.random.default_rng(0).permutation(len(whole.x))
         parts = [
-            whole._replace(x=whole.x[at], y=whole.y[at]) for at in (order[: -setting.test], order[-setting.test :])
+            whole._replace(x=whole.x[at], y=whole.y[at])
+            for at in (order[: -setting.test], order[-setting.test :])
         ]
     sizes = (setting.train, setting.test)
-    return [Examples(jnp.asarray(p.x[:n]), jnp.asarray(p.y[:n])) for p, n in zip(parts, sizes, strict=True)]
+    return [
+        Examples(jnp.asarray(p.x[:n]), jnp.asarray(p.y[:n]))
+        for p, n in zip(parts, sizes, strict=True)
+    ]
 
 
 def claimed(setting, rows):
@@ -313,7 +348,9 @@ def claimed(setting, rows):
     at = lambda mode, depth, name, field: rows[mode][depth].get(name, {}).get(field, [np.nan])[0]
     test = partial(at, "tuned", deep, field="test")
     return {
-        "sigmoid_gradient_rate": (at("fixed", deep, "sigmoid", "high") - at("fixed", deep, "sigmoid", "low"))
+        "sigmoid_gradient_rate": (
+            at("fixed", deep, "sigmoid", "high") - at("fixed", deep, "sigmoid", "low")
+        )
         / int(deep),
         "deep_sigmoid_test": test("sigmoid"),
         "deep_clipping_test": test("clipping"),
@@ -350,7 +387,9 @@ class Remedies:
         self.fields = FIELDS
         self.axes = {"row": store.Axis(len(self.pairs) * setting.seeds, setting.seeds)}
         self.coordinates = {}
-        source = hashlib.sha256(Path(__file__).read_bytes() + b"".join(np.asarray(part.x).tobytes() for part in data))
+        source = hashlib.sha256(
+            Path(__file__).read_bytes() + b"".join(np.asarray(part.x).tobytes() for part in data)
+        )
         own = {"setting": dataclasses.asdict(setting), "experiment": source.hexdigest()}
         self.settings = own | settings_of_run()
 
@@ -367,8 +406,12 @@ class Remedies:
             values["rate"] = blank if best is None else np.full_like(blank, best)
             for mode, one in found.items():
                 values |= {f"{mode}_{field}": value for field, value in one._asdict().items()}
-            told = {mode: f"{one.train.mean():.3f} {one.test.mean():.3f}" for mode, one in found.items()}
-            print(f"{time.time() - start:5.0f} s  {name}, depth {depth}: {told} at {best}", flush=True)
+            told = {
+                mode: f"{one.train.mean():.3f} {one.test.mean():.3f}" for mode, one in found.items()
+            }
+            print(
+                f"{time.time() - start:5.0f} s  {name}, depth {depth}: {told} at {best}", flush=True
+            )
             yield Finished(group, values)
 
 
@@ -382,7 +425,9 @@ def whole(setting, data, place):
     for group, (name, depth) in enumerate(pairs):
         at = rows.isel(row=slice(group * setting.seeds, (group + 1) * setting.seeds))
         modes = MODES if depth in setting.tuned else MODES[:1]
-        found = {mode: Runs(*(at[f"{mode}_{field}"].values for field in Runs._fields)) for mode in modes}
+        found = {
+            mode: Runs(*(at[f"{mode}_{field}"].values for field in Runs._fields)) for mode in modes
+        }
         everything[name, depth] = found, float(at.rate[0])
     return everything
 
@@ -396,7 +441,9 @@ def measure(setting, place, data_path=None):
         for mode, one in found.items():
             updates = setting.long_updates if (mode, depth) == ("fixed", 0) else setting.updates
             rate = best if mode == "tuned" else setting.rate
-            rows.setdefault(mode, {}).setdefault(str(depth), {})[name] = row(one, updates) | {"rate": rate}
+            rows.setdefault(mode, {}).setdefault(str(depth), {})[name] = row(one, updates) | {
+                "rate": rate
+            }
     return claimed(setting, rows) | {
         "rows": rows,
         "verdicts": table,
@@ -408,15 +455,23 @@ def measure(setting, place, data_path=None):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--small", action="store_true", help="one cure, shallow and narrow: shows that it runs")
     parser.add_argument(
-        "--full", action="store_true", help="all of MNIST, from --data-path, 4,690 updates at any depth"
+        "--small", action="store_true", help="one cure, shallow and narrow: shows that it runs"
+    )
+    parser.add_argument(
+        "--full",
+        action="store_true",
+        help="all of MNIST, from --data-path, 4,690 updates at any depth",
     )
     parser.add_argument("--data-path", type=Path, help="folder of MNIST's four IDX files")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[2] / "runs" / Path(__file__).parent.name)
+    parser.add_argument(
+        "--out", type=Path, default=Path(__file__).parents[2] / "runs" / Path(__file__).parent.name
+    )
     arguments = parser.parse_args(argv)
     if arguments.full and not arguments.data_path:
-        parser.error("--full needs --data-path, the folder of MNIST's IDX files; scripts/fetch_mnist makes one")
+        parser.error(
+            "--full needs --data-path, the folder of MNIST's IDX files; scripts/fetch_mnist makes one"
+        )
     setting = SMALL if arguments.small else FULL if arguments.full else Setting()
     measured = measure(setting, arguments.out / "runs.zarr", arguments.data_path)
     (arguments.out / "measured.json").write_text(json.dumps(measured, indent=1) + "\n")

@@ -58,7 +58,10 @@ def holding(measured):
         return listed([name for name in there if word(place, name, claim) == "holds"])
 
     def nowhere(claim):
-        words = {name: {word(p, name, claim) for p in places if name in table[p[0]][p[1]]} for name in single}
+        words = {
+            name: {word(p, name, claim) for p in places if name in table[p[0]][p[1]]}
+            for name in single
+        }
         sure = [name for name in single if words[name] <= {"does not", "neither"}]
         unsure = [f"({name})" for name in single if "holds" not in words[name] and name not in sure]
         return listed(sure + unsure)
@@ -77,20 +80,42 @@ def overview(measured, mode):
         if row is None:
             return "no block"
         came = "" if not row["reached"] else f"; {steps(measured, row)}"
-        return number(row["test"], 3) + came + (f"; at {rate(measured, row)}" if mode == "tuned" else "")
+        return (
+            number(row["test"], 3)
+            + came
+            + (f"; at {rate(measured, row)}" if mode == "tuned" else "")
+        )
 
     head = ["", *(f"{named(d)}, {rows[d]['sigmoid']['updates']:,} updates" for d in depths)]
-    return lines(head, [[name, *(cell(name, depth) for depth in depths)] for name in measured["kinds"]])
+    return lines(
+        head, [[name, *(cell(name, depth) for depth in depths)] for name in measured["kinds"]]
+    )
 
 
 def full(measured, mode, depth):
     """All that was measured of every cure at one depth."""
     tuned = ["rate"] if mode == "tuned" else []
-    head = ["", *tuned, "updates to 90 %", "train", "test", "ln gradient: least", "most", "spread", "steps clipped"]
+    head = [
+        "",
+        *tuned,
+        "updates to 90 %",
+        "train",
+        "test",
+        "ln gradient: least",
+        "most",
+        "spread",
+        "steps clipped",
+    ]
 
     def cells(name, row):
         gradients = [number(row[field], 1) for field in ("low", "high", "spread")]
-        known = [steps(measured, row), number(row["train"], 3), test(row), *gradients, f"{row['clipped']:.0%}"]
+        known = [
+            steps(measured, row),
+            number(row["train"], 3),
+            test(row),
+            *gradients,
+            f"{row['clipped']:.0%}",
+        ]
         return [name, *(rate(measured, row) for _ in tuned), *known]
 
     return lines(head, [cells(name, row) for name, row in measured["rows"][mode][depth].items()])
@@ -101,17 +126,22 @@ def said(verdict, claim):
     word, mean, error = verdict
     if mean is None:
         return SIGNS[word] + (", runs diverged" if word != "neither" else "")
-    factor, unit, digits = {"speeds training": (1, "", 2), "improves accuracy": (100, " points", 1)}.get(
-        claim, (1, " nats", 2)
-    )
+    factor, unit, digits = {
+        "speeds training": (1, "", 2),
+        "improves accuracy": (100, " points", 1),
+    }.get(claim, (1, " nats", 2))
     return f"{SIGNS[word]}, {mean * factor:+.{digits}f} ± {error * factor:.{digits}f}{unit}"
 
 
 def verdicts(measured, mode, depth):
     """Every claim for every cure at one depth."""
-    table = {name: row for name, row in measured["verdicts"][mode][depth].items() if name != "sigmoid"}
+    table = {
+        name: row for name, row in measured["verdicts"][mode][depth].items() if name != "sigmoid"
+    }
     claims = list(measured["verdicts"][mode][depth]["sigmoid"])
-    return lines(["", *claims], [[name, *(said(row[c], c) for c in claims)] for name, row in table.items()])
+    return lines(
+        ["", *claims], [[name, *(said(row[c], c) for c in claims)] for name, row in table.items()]
+    )
 
 
 def short(measured):
@@ -129,11 +159,21 @@ def short(measured):
 
 def long(measured):
     """Everything, for tables.md."""
-    out = ["# Five remedies: everything measured", "", "Written by tables.py; what the columns are: README.md.", ""]
+    out = [
+        "# Five remedies: everything measured",
+        "",
+        "Written by tables.py; what the columns are: README.md.",
+        "",
+    ]
     for mode in measured["rows"]:
         for depth, table in measured["rows"][mode].items():
             updates = table["sigmoid"]["updates"]
-            out += [f"## {named(depth)}, {MODES[mode]}, {updates:,} updates", "", *full(measured, mode, depth), ""]
+            out += [
+                f"## {named(depth)}, {MODES[mode]}, {updates:,} updates",
+                "",
+                *full(measured, mode, depth),
+                "",
+            ]
             out += ["Against the sigmoid network:", "", *verdicts(measured, mode, depth), ""]
     return "\n".join(out)
 
@@ -142,7 +182,9 @@ def main(source=HERE.parents[1] / "runs" / HERE.name, target=HERE):
     measured = json.loads((Path(source) / "measured.json").read_text())
     readme = HERE / "README.md"
     before, rest = readme.read_text().split(START)
-    (Path(target) / "README.md").write_text(f"{before}{START}\n\n{short(measured)}\n\n{END}{rest.split(END)[1]}")
+    (Path(target) / "README.md").write_text(
+        f"{before}{START}\n\n{short(measured)}\n\n{END}{rest.split(END)[1]}"
+    )
     (Path(target) / "tables.md").write_text(long(measured))
 
 

@@ -17,10 +17,19 @@ def main(results, figure_path):
     figure = Figure(figsize=(7, 0.6 + 0.32 * len(rows)), layout="constrained")
     axis = figure.subplots()
     low, high = (clean["accuracy"] + sign * clean["accuracy_se"] for sign in (-1, 1))
-    axis.axvspan(low, high, color="#009e73", alpha=0.35, lw=0, label="no corrupted batches, no clipping")
+    axis.axvspan(
+        low, high, color="#009e73", alpha=0.35, lw=0, label="no corrupted batches, no clipping"
+    )
     axis.axvline(0.1, color="0.6", lw=1, ls=":", label="chance")
     for place, (_, row) in enumerate(rows):
-        axis.plot(row["worst_seed"], place, "|", color="#d55e00", ms=9, label="worst seed" if place == 0 else None)
+        axis.plot(
+            row["worst_seed"],
+            place,
+            "|",
+            color="#d55e00",
+            ms=9,
+            label="worst seed" if place == 0 else None,
+        )
         axis.errorbar(
             row["accuracy"], place, xerr=row["accuracy_se"], fmt="o", color="#0072b2", ms=5, capsize=3,
             label="mean of seeds, standard error" if place == 0 else None,

@@ -30,7 +30,15 @@ class Setting:
 
 
 SMALL = Setting(
-    depth=6, width=16, batch=16, steps=60, seeds=2, rates=(0.03,), first=20, every=20, clippers=("none", "global norm")
+    depth=6,
+    width=16,
+    batch=16,
+    steps=60,
+    seeds=2,
+    rates=(0.03,),
+    first=20,
+    every=20,
+    clippers=("none", "global norm"),
 )
 
 
@@ -81,20 +89,31 @@ def train(setting, clipper, corrupted, key, rate, data):
         hit = corrupted & (index >= setting.first) & ((index - setting.first) % setting.every == 0)
         labels = jnp.where(hit, jax.random.permutation(shuffle, y[chosen]), y[chosen])
         pixels = x[chosen] * jnp.where(hit, setting.brightness, 1.0)
-        loss = lambda p: optax.softmax_cross_entropy_with_integer_labels(logits(p, pixels), labels).mean()
+        loss = lambda p: optax.softmax_cross_entropy_with_integer_labels(
+            logits(p, pixels), labels
+        ).mean()
         value, gradient = jax.value_and_grad(loss)(params)
         updates, state = tx.update(gradient, state, params)
         fired = optax.tree.get(state, "fired")
-        return (optax.apply_updates(params, updates), state), (value, optax.tree.get(state, "norm_before"), fired, hit)
+        return (optax.apply_updates(params, updates), state), (
+            value,
+            optax.tree.get(state, "norm_before"),
+            fired,
+            hit,
+        )
 
     steps = (jnp.arange(setting.steps), jax.random.split(keys[2], setting.steps))
-    (params, state), (losses, norms, fired, hit) = jax.lax.scan(step, (params, tx.init(params)), steps)
+    (params, state), (losses, norms, fired, hit) = jax.lax.scan(
+        step, (params, tx.init(params)), steps
+    )
     clean = ~hit & (jnp.arange(setting.steps) >= setting.steps * 9 // 10)
     return {
         "accuracy": jnp.mean(jnp.argmax(logits(params, test_x), -1).astype(test_y.dtype) == test_y),
         "loss": jnp.mean(losses, where=clean),
         "median_norm": jnp.nanmedian(jnp.where(hit, jnp.nan, norms)),
-        "spike": jnp.nanmax(jnp.where(hit, norms, jnp.nan)) if setting.steps > setting.first else jnp.nan,
+        "spike": jnp.nanmax(jnp.where(hit, norms, jnp.nan))
+        if setting.steps > setting.first
+        else jnp.nan,
         "fired_clean": jnp.mean(fired, where=~hit),
         "fired_hit": jnp.sum(fired & hit) / jnp.maximum(jnp.sum(hit), 1),
         "nonfinite": optax.tree.get(state, "nonfinite_count") > 0,
@@ -128,7 +147,9 @@ def summary(setting, found):
         "fired_on_clean": float(found["fired_clean"][i].mean()),
         "fired_on_corrupted": float(found["fired_hit"][i].mean()),
         "median_norm": float(np.median(found["median_norm"][i])),
-        "largest_spike": float(np.max(found["spike"][i])) if np.isfinite(found["spike"][i]).all() else None,
+        "largest_spike": float(np.max(found["spike"][i]))
+        if np.isfinite(found["spike"][i]).all()
+        else None,
     }
 
 
@@ -142,7 +163,9 @@ def measure(setting):
         if not setting.clippers or name in setting.clippers:
             table[name] = summary(setting, runs(setting, clipper, True, data))
             print(f"{name:20}", {k: round(v, 4) for k, v in table[name].items()}, flush=True)
-    corrupted = {name: row["accuracy"] for name, row in table.items() if name != "clean, no clipping"}
+    corrupted = {
+        name: row["accuracy"] for name, row in table.items() if name != "clean, no clipping"
+    }
     return {
         "clean_accuracy": table["clean, no clipping"]["accuracy"],
         "unclipped_accuracy": corrupted["none"],
@@ -156,8 +179,12 @@ def measure(setting):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--small", action="store_true", help="a shallow net, few steps: shows that it runs")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[2] / "runs" / Path(__file__).parent.name)
+    parser.add_argument(
+        "--small", action="store_true", help="a shallow net, few steps: shows that it runs"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path(__file__).parents[2] / "runs" / Path(__file__).parent.name
+    )
     arguments = parser.parse_args(argv)
     measured = measure(SMALL if arguments.small else Setting())
     arguments.out.mkdir(parents=True, exist_ok=True)

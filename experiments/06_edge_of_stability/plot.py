@@ -23,10 +23,19 @@ def main(results, figure_path):
     for (above, below), ((activation, optimiser), runs) in zip(axes.T, groups.items(), strict=True):
         for colour, run in zip(COLOURS, runs, strict=False):
             steps = every * np.arange(len(run["sharpness"]))
-            above.plot(steps, np.array(run["sharpness"], float), color=colour, lw=1.2, label=f"rate {run['rate']:g}")
+            above.plot(
+                steps,
+                np.array(run["sharpness"], float),
+                color=colour,
+                lw=1.2,
+                label=f"rate {run['rate']:g}",
+            )
             above.axhline(run["edge"], color=colour, lw=1, ls="--")
             below.semilogy(steps, run["losses"], color=colour, lw=1.2)
-        above.set(title=f"{activation}, {NAMES[optimiser]}", ylim=(0, 1.35 * max(run["edge"] for run in runs)))
+        above.set(
+            title=f"{activation}, {NAMES[optimiser]}",
+            ylim=(0, 1.35 * max(run["edge"] for run in runs)),
+        )
         above.legend(fontsize=8, frameon=False, loc="lower right")
         below.set(xlabel="step")
         for axis in (above, below):

@@ -33,7 +33,13 @@ class Setting:
     products: int = 10  # of the Hessian for one measurement, begun at the last eigenvector
 
 
-SMALL = Setting(digits=100, width=16, rates=(("tanh", "sgd", (0.1,)), ("tanh", "adam", (3e-3,))), steps=200, every=20)
+SMALL = Setting(
+    digits=100,
+    width=16,
+    rates=(("tanh", "sgd", (0.1,)), ("tanh", "adam", (3e-3,))),
+    steps=200,
+    every=20,
+)
 
 
 def problem(setting, activation):
@@ -76,15 +82,24 @@ def train(setting, chain, params, optimiser, examples, rate):
         params, state, vector = carry
         top = sharpness(params, state, vector)
         move = moved(jax.grad(goal)(params, examples), state, params)[0]
-        critical = curvature.critical_sharpness(goal, params, move, examples, passes=6).sharpness / rate
+        critical = (
+            curvature.critical_sharpness(goal, params, move, examples, passes=6).sharpness / rate
+        )
         (params, state), losses = jax.lax.scan(update, (params, state), length=setting.every)
-        read = {"sharpness": top.largest[0], "error": top.largest_error[0], "critical": critical, "loss": losses}
+        read = {
+            "sharpness": top.largest[0],
+            "error": top.largest_error[0],
+            "critical": critical,
+            "loss": losses,
+        }
         # Adam has no preconditioner before its first update
         vector = jnp.where(jnp.isnan(top.largest_vectors), start, top.largest_vectors)
         return (params, state, vector), read
 
     start = jax.random.normal(key, (1, curvature.ravel(params)[0].size), jnp.float32)
-    return jax.lax.scan(segment, (params, tx.init(params), start), length=setting.steps // setting.every)[1]
+    return jax.lax.scan(
+        segment, (params, tx.init(params), start), length=setting.steps // setting.every
+    )[1]
 
 
 def summary(optimiser, rate, found):
@@ -118,8 +133,12 @@ def measure(setting):
         chain, params, examples = problem(setting, activation)
         for rate in rates:
             found = train(setting, chain, params, optimiser, examples, jnp.float32(rate))
-            row = summary(optimiser, rate, jax.tree.map(np.asarray, found)) | {"activation": activation}
-            numbers = {name: round(value, 4) for name, value in row.items() if isinstance(value, float)}
+            row = summary(optimiser, rate, jax.tree.map(np.asarray, found)) | {
+                "activation": activation
+            }
+            numbers = {
+                name: round(value, 4) for name, value in row.items() if isinstance(value, float)
+            }
             print(activation, optimiser, numbers, flush=True)
             runs.append(row)
     descents = [row for row in runs if row["optimiser"] == "sgd"]
@@ -128,7 +147,9 @@ def measure(setting):
         "start": max(row["start"] for row in descents),
         "settled_least": min(settled),
         "settled_most": max(settled),
-        "adam_settled": float(np.mean([row["settled"] for row in runs if row["optimiser"] == "adam"])),
+        "adam_settled": float(
+            np.mean([row["settled"] for row in runs if row["optimiser"] == "adam"])
+        ),
         "rises": min(row["rises"] for row in descents),
         "fall": max(row["fall"] for row in descents),
         "error": max(row["error"] for row in runs),
@@ -139,8 +160,12 @@ def measure(setting):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--small", action="store_true", help="a narrow net, few steps: shows that it runs")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[2] / "runs" / Path(__file__).parent.name)
+    parser.add_argument(
+        "--small", action="store_true", help="a narrow net, few steps: shows that it runs"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path(__file__).parents[2] / "runs" / Path(__file__).parent.name
+    )
     arguments = parser.parse_args(argv)
     measured = measure(SMALL if arguments.small else Setting())
     arguments.out.mkdir(parents=True, exist_ok=True)

@@ -51,14 +51,18 @@ def training(tx, optimiser, loss, updates: int, params):
         return (optax.apply_updates(params, change), state), None
 
     def run(carry):
-        return step(carry, None)[0] if updates == 1 else jax.lax.scan(step, carry, length=updates)[0]
+        return (
+            step(carry, None)[0] if updates == 1 else jax.lax.scan(step, carry, length=updates)[0]
+        )
 
     jitted, start = jax.jit(run), (params, tx.init(params))
     return lambda: jitted(start)
 
 
 def update_alone(tx, with_params: bool):
-    return jax.jit(lambda grads, state, params: tx.update(grads, state, params if with_params else None))
+    return jax.jit(
+        lambda grads, state, params: tx.update(grads, state, params if with_params else None)
+    )
 
 
 def interleaved(calls, repeats: int) -> np.ndarray:
@@ -93,8 +97,12 @@ def main() -> None:
     params, loss = problem(args.width, args.depth)
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     device = jax.devices()[0]
-    print(f"{device.device_kind} ({device.platform}), {platform.machine()}, Python {platform.python_version()},")
-    print(f"jax {jax.__version__}, optax {optax.__version__}; {size / 1e6:.1f}M parameters, {args.repeats} repeats\n")
+    print(
+        f"{device.device_kind} ({device.platform}), {platform.machine()}, Python {platform.python_version()},"
+    )
+    print(
+        f"jax {jax.__version__}, optax {optax.__version__}; {size / 1e6:.1f}M parameters, {args.repeats} repeats\n"
+    )
     print(f"{'ms':<34}{'bare':>9}{'ours':>9}{'ratio':>8}{'bare':>10}{'ours':>9}{'ratio':>8}")
     print(f"{'':<34}{'--- minimum ---':>26}{'--- median ---':>27}")
     bare = optax.clip_by_global_norm(1.0)

@@ -25,9 +25,18 @@ CALLS = {
         (*COMMAND, "theory", "--activation", "tanh", "--sigma-w", "1.5", "--sigma-b", "0.3"),
     ),
     "theory.fixed_point": (1.5, (*PYTHON, THEORY + POINT.replace("w", "1.5"))),
-    "jax.grad of it": (3.0, (*PYTHON, THEORY + f"import jax; jax.grad(lambda w: {POINT}.chi_1)(1.5)")),
-    "theory.jacobian_law": (2.0, (*PYTHON, THEORY + 'theory.jacobian_law("tanh", 1.1, 0.05, depth=16)')),
-    "initializers.gain": (2.0, (*PYTHON, 'from jaxstab import initializers; initializers.gain("sigmoid")')),
+    "jax.grad of it": (
+        3.0,
+        (*PYTHON, THEORY + f"import jax; jax.grad(lambda w: {POINT}.chi_1)(1.5)"),
+    ),
+    "theory.jacobian_law": (
+        2.0,
+        (*PYTHON, THEORY + 'theory.jacobian_law("tanh", 1.1, 0.05, depth=16)'),
+    ),
+    "initializers.gain": (
+        2.0,
+        (*PYTHON, 'from jaxstab import initializers; initializers.gain("sigmoid")'),
+    ),
 }
 
 
@@ -56,7 +65,9 @@ def timed(command: tuple[str, ...], environment: dict[str, str]) -> tuple[float,
     if run.returncode not in (0, 2):
         raise SystemExit(f"{' '.join(command)} failed: {run.stderr}")
     after = os.times()
-    processor = after.children_user - before.children_user + after.children_system - before.children_system
+    processor = (
+        after.children_user - before.children_user + after.children_system - before.children_system
+    )
     return wall, processor
 
 

@@ -19,7 +19,9 @@ TESTS_LIMIT = 170
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--small", action="store_true", help="sizes for a CPU, to try the command")
-    parser.add_argument("--part", choices=PARTS, help="measure this part alone and print it as JSON")
+    parser.add_argument(
+        "--part", choices=PARTS, help="measure this part alone and print it as JSON"
+    )
     parser.add_argument("--no-tests", action="store_true", help="leave the kernel tests out")
     args = parser.parse_args()
     if args.part:
@@ -37,7 +39,9 @@ def measured(part: str, small: bool) -> dict:
     command = [sys.executable, __file__, "--part", part, *(["--small"] if small else [])]
     start = time.perf_counter()
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, env=environment(), check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=LIMIT, env=environment(), check=False
+        )
     except subprocess.TimeoutExpired:
         return {"part": part, "failed": f"not done after {LIMIT} s"}
     if done.returncode:
@@ -59,7 +63,9 @@ def table(rows: list[dict]) -> None:
     if "failed" in rates:
         raise SystemExit(f"no rates: {rates['failed']}")
     print(rates["device"])
-    print(f"float32 product {rates['flops'] / 1e12:.2f} TFLOP/s, memory {rates['bytes'] / 1e9:.0f} GB/s\n")
+    print(
+        f"float32 product {rates['flops'] / 1e12:.2f} TFLOP/s, memory {rates['bytes'] / 1e9:.0f} GB/s\n"
+    )
     header = ("workload", "compile s", "run s", "TFLOP/s", "of product", "GB/s", "of memory")
     print("| " + " | ".join(header) + " |")
     print("|---" * len(header) + "|")
@@ -96,7 +102,13 @@ def tests() -> str:
     with log.open("w") as out:
         try:
             subprocess.run(
-                command, cwd=ROOT, stdout=out, stderr=out, timeout=TESTS_LIMIT, env=environment(), check=False
+                command,
+                cwd=ROOT,
+                stdout=out,
+                stderr=out,
+                timeout=TESTS_LIMIT,
+                env=environment(),
+                check=False,
             )
         except subprocess.TimeoutExpired:
             out.write(f"\nnot done after {TESTS_LIMIT} s")

@@ -49,36 +49,56 @@ def calls() -> dict[str, Call]:
         "spectra.cdf": lambda p, x, key: spectra.cdf(shares(x), x),
         "spectra.density": lambda p, x, key: spectra.density(jacobian(p, x), key, 2, 3),
         "spectra.extremes": lambda p, x, key: spectra.extremes(jacobian(p, x), key, 2, 2, 8),
-        "curvature.gauss_newton_eigenvalues": lambda p, x, key: curvature.gauss_newton_eigenvalues(chain, p, batch(x)),
-        "curvature.gauss_newton_gram": lambda p, x, key: curvature.gauss_newton_gram(square(x[:6]), batch(x[:3])),
+        "curvature.gauss_newton_eigenvalues": lambda p, x, key: curvature.gauss_newton_eigenvalues(
+            chain, p, batch(x)
+        ),
+        "curvature.gauss_newton_gram": lambda p, x, key: curvature.gauss_newton_gram(
+            square(x[:6]), batch(x[:3])
+        ),
         "spectra.jacobian": lambda p, x, key: jacobian(p, x).matvec(x),
         "curvature.kernel_eigenvalues": lambda p, x, key: curvature.kernel_eigenvalues(square(x)),
-        "spectra.local_log_singular_values": lambda p, x, key: spectra.local_log_singular_values(chain, p, x),
+        "spectra.local_log_singular_values": lambda p, x, key: spectra.local_log_singular_values(
+            chain, p, x
+        ),
         "spectra.log_apjn": lambda p, x, key: spectra.log_apjn(chain, p, x),
         "spectra.log_apjn_estimate": lambda p, x, key: spectra.log_apjn_estimate(chain, p, x, key),
-        "spectra.log_singular_values": lambda p, x, key: spectra.log_singular_values(chain, p, x, depths),
-        "spectra.log_spectrum": lambda p, x, key: spectra.log_spectrum(chain, p, x, depths, 1, True),
-        "spectra.lyapunov_exponents": lambda p, x, key: spectra.lyapunov_exponents(chain, p, x, depths),
-        "spectra.lyapunov_limit": lambda p, x, key: spectra.lyapunov_limit(chain, p, x, key, groups=2),
-        "spectra.moments": lambda p, x, key: spectra.moments(jacobian(p, x), key),
-        "curvature.parameter_jacobian": lambda p, x, key: curvature.parameter_jacobian(chain, p, batch(x)).rmatvec(
-            jnp.tile(x, 2)
+        "spectra.log_singular_values": lambda p, x, key: spectra.log_singular_values(
+            chain, p, x, depths
         ),
+        "spectra.log_spectrum": lambda p, x, key: spectra.log_spectrum(
+            chain, p, x, depths, 1, True
+        ),
+        "spectra.lyapunov_exponents": lambda p, x, key: spectra.lyapunov_exponents(
+            chain, p, x, depths
+        ),
+        "spectra.lyapunov_limit": lambda p, x, key: spectra.lyapunov_limit(
+            chain, p, x, key, groups=2
+        ),
+        "spectra.moments": lambda p, x, key: spectra.moments(jacobian(p, x), key),
+        "curvature.parameter_jacobian": lambda p, x, key: curvature.parameter_jacobian(
+            chain, p, batch(x)
+        ).rmatvec(jnp.tile(x, 2)),
         "spectra.partial_jacobian": lambda p, x, key: spectra.partial_jacobian(chain, p, x, 1, 3),
         "spectra.precision_report": lambda p, x, key: spectra.precision_report(chain, p, x, depths),
-        "spectra.product_log_singular_values": lambda p, x, key: spectra.product_log_singular_values(
-            p.blocks["dense"]["kernel"]
+        "spectra.product_log_singular_values": lambda p, x, key: (
+            spectra.product_log_singular_values(p.blocks["dense"]["kernel"])
         ),
         "spectra.quantiles": lambda p, x, key: spectra.quantiles(shares(x), jnp.asarray([0.5])),
         "spectra.singular_values": lambda p, x, key: spectra.singular_values(chain, p, x, depths),
         "spectra.spectrum": lambda p, x, key: spectra.spectrum(chain, p, x, depths),
         "curvature.tangent_kernel": lambda p, x, key: curvature.tangent_kernel(chain, p, batch(x)),
-        "curvature.tangent_kernel_by_layer": lambda p, x, key: curvature.tangent_kernel_by_layer(chain, p, batch(x)),
+        "curvature.tangent_kernel_by_layer": lambda p, x, key: curvature.tangent_kernel_by_layer(
+            chain, p, batch(x)
+        ),
         "networks.bind": lambda p, x, key: networks.unbind(networks.bind(mlp, p, sigma_w=2.0)),
         "networks.init": lambda p, x, key: networks.init(mlp, key, x[: WIDTH // 2]),
         "networks.rescale": lambda p, x, key: networks.rescale(p, gain(x), 1.0),
-        "networks.initial_stats": lambda p, x, key: (x, networks.initial_stats(normed, batch(x)))[0],
-        "propagation.backward": lambda p, x, key: propagation.backward(chain, p, x, jnp.sum, depths),
+        "networks.initial_stats": lambda p, x, key: (x, networks.initial_stats(normed, batch(x)))[
+            0
+        ],
+        "propagation.backward": lambda p, x, key: propagation.backward(
+            chain, p, x, jnp.sum, depths
+        ),
         "propagation.correlation": lambda p, x, key: propagation.correlation(chain, p, x, x[::-1]),
         "propagation.forward": lambda p, x, key: propagation.forward(chain, p, x),
         "propagation.states": lambda p, x, key: propagation.states(chain, p, x),
@@ -86,8 +106,12 @@ def calls() -> dict[str, Call]:
         "initializers.looks_linear": lambda p, x, key: initializers.looks_linear(relu, key, x),
         "initializers.lsuv": lambda p, x, key: initializers.lsuv(mlp, p, batch(x)),
         "initializers.skip_init": lambda p, x, key: initializers.skip_init(drawn(x, key)),
-        "theory.correlation_map": lambda p, x, key: theory.correlation_map("tanh", gain(x), 0.1, 1.0, 0.5),
-        "theory.correlation_slope": lambda p, x, key: theory.correlation_slope("tanh", gain(x), 0.1, 1.0, 0.5),
+        "theory.correlation_map": lambda p, x, key: theory.correlation_map(
+            "tanh", gain(x), 0.1, 1.0, 0.5
+        ),
+        "theory.correlation_slope": lambda p, x, key: theory.correlation_slope(
+            "tanh", gain(x), 0.1, 1.0, 0.5
+        ),
         "theory.critical_points": lambda p, x, key: theory.critical_points("tanh", 0.1 * gain(x)),
         "theory.critical_sigma_w": lambda p, x, key: theory.critical_sigma_w("tanh", 0.1 * gain(x)),
         "theory.derivative_moment": lambda p, x, key: theory.derivative_moment("tanh", gain(x)),
@@ -95,9 +119,13 @@ def calls() -> dict[str, Call]:
         "theory.fixed_points": lambda p, x, key: theory.fixed_points("tanh", gain(x), 0.1),
         "theory.jacobian_cdf": lambda p, x, key: theory.jacobian_cdf(law(x), x),
         "theory.jacobian_law": lambda p, x, key: law(x),
-        "theory.jacobian_moments": lambda p, x, key: theory.jacobian_moments("tanh", gain(x), 0.1, 8),
+        "theory.jacobian_moments": lambda p, x, key: theory.jacobian_moments(
+            "tanh", gain(x), 0.1, 8
+        ),
         "theory.length_map": lambda p, x, key: theory.length_map("tanh", gain(x), 0.1, 1.0),
-        "theory.predict": lambda p, x, key: theory.predict("tanh", gain(x), 0.1, depths, width=WIDTH, d_in=WIDTH),
+        "theory.predict": lambda p, x, key: theory.predict(
+            "tanh", gain(x), 0.1, depths, width=WIDTH, d_in=WIDTH
+        ),
         "theory.second_moment": lambda p, x, key: theory.second_moment("tanh", gain(x)),
     }
 
@@ -164,10 +192,20 @@ def work(devices: int, way: str, names: list[str], times: int) -> None:
 def watch(devices: int, way: str, names: list[str], times: int, limit: float) -> dict[str, str]:
     """What became of each function: seconds, an error, or that it hung; a process that hangs is ended."""
     found: dict[str, str] = {}
-    settings = {name: value for name, value in os.environ.items() if not name.endswith("NUM_THREADS")}
+    settings = {
+        name: value for name, value in os.environ.items() if not name.endswith("NUM_THREADS")
+    }
     settings.pop("NPROC", None)
     while left := [name for name in names if name not in found]:
-        command = [sys.executable, str(Path(__file__)), "--work", str(devices), way, str(times), *left]
+        command = [
+            sys.executable,
+            str(Path(__file__)),
+            "--work",
+            str(devices),
+            way,
+            str(times),
+            *left,
+        ]
         process = subprocess.Popen(command, env=settings, stdout=subprocess.PIPE, text=True)
         lines: queue.Queue[str] = queue.Queue()
         threading.Thread(target=_read, args=(process, lines), daemon=True).start()
@@ -188,7 +226,9 @@ def watch(devices: int, way: str, names: list[str], times: int, limit: float) ->
             if kind == "start":
                 start = time.perf_counter()
             else:
-                found[at] = f"{time.perf_counter() - start:.1f} s" if kind == "end" else f"refused: {rest}"
+                found[at] = (
+                    f"{time.perf_counter() - start:.1f} s" if kind == "end" else f"refused: {rest}"
+                )
         process.kill()
         process.wait()
     return found
@@ -207,23 +247,41 @@ def main() -> None:
         work(int(devices), way, names, int(times))
         return
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("functions", nargs="*", help="such as spectra.extremes, or a room; all unless given")
+    parser.add_argument(
+        "functions", nargs="*", help="such as spectra.extremes, or a room; all unless given"
+    )
     parser.add_argument("--devices", type=int, nargs="+", default=DEVICES)
     parser.add_argument("--ways", nargs="+", default=WAYS, choices=WAYS)
     parser.add_argument("--times", type=int, default=50, help="calls of each compiled program")
-    parser.add_argument("--eager-times", type=int, default=3, help="calls of what is not jitted, which compiles anew")
-    parser.add_argument("--limit", type=float, default=120, help="seconds after which a function counts as hung")
+    parser.add_argument(
+        "--eager-times",
+        type=int,
+        default=3,
+        help="calls of what is not jitted, which compiles anew",
+    )
+    parser.add_argument(
+        "--limit", type=float, default=120, help="seconds after which a function counts as hung"
+    )
     args = parser.parse_args()
     names = [
-        name for name in calls() if not args.functions or name in args.functions or name.split(".")[0] in args.functions
+        name
+        for name in calls()
+        if not args.functions or name in args.functions or name.split(".")[0] in args.functions
     ]
-    print(f"jax {jax.__version__}, {os.cpu_count()} cores; not called: {', '.join(uncalled())}", flush=True)
+    print(
+        f"jax {jax.__version__}, {os.cpu_count()} cores; not called: {', '.join(uncalled())}",
+        flush=True,
+    )
     bad = 0
     for devices in args.devices:
         for way in args.ways:
             times = args.eager_times if way in EAGER else args.times
             found = watch(devices, way, names, times, args.limit)
-            wrong = {name: text for name, text in found.items() if not text.endswith(" s") or "HUNG" in text}
+            wrong = {
+                name: text
+                for name, text in found.items()
+                if not text.endswith(" s") or "HUNG" in text
+            }
             bad += sum("HUNG" in text or "DIED" in text for text in wrong.values())
             print(
                 f"{devices} devices, {way}: {len(found) - len(wrong)} of {len(found)} finish, {times} calls each",

@@ -13,7 +13,9 @@ PARTS = {"spectra": dense, "log": logs, "gradients": gradients, "matrix-free": m
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all unless given")
+    parser.add_argument(
+        "parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all unless given"
+    )
     session.options(parser)
     args = parser.parse_args()
     unknown = set(args.parts) - set(PARTS)

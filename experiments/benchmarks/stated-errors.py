@@ -13,7 +13,10 @@ PRODUCTS = ((14, 10, 101), (3, 7, 202), (33, 6, 303))
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "families", nargs="*", default=list(products.FAMILIES), help="such as Hilbert; all unless given"
+        "families",
+        nargs="*",
+        default=list(products.FAMILIES),
+        help="such as Hilbert; all unless given",
     )
     parser.add_argument("--seed", type=int, default=0, help="added to the seeds of all products")
     args = parser.parse_args()
@@ -38,7 +41,9 @@ def main() -> None:
         all_missed += missed
     for dtype, ratios in everything.items():
         whole = np.concatenate(ratios)
-        quantiles = ", ".join(f"{quantile:.3g}" for quantile in np.quantile(whole, (0.01, 0.5, 0.9, 1.0)))
+        quantiles = ", ".join(
+            f"{quantile:.3g}" for quantile in np.quantile(whole, (0.01, 0.5, 0.9, 1.0))
+        )
         print(f"{dtype}: {len(whole)} values; quantiles 1 %, 50 %, 90 %, 100 %: {quantiles}")
     print(f"true errors above the stated ones: {all_missed}")
 

@@ -38,7 +38,11 @@ def main() -> None:
     print(f"{args.points} x {args.points} points: {wall:.2f} s, {processor:.2f} s of processors")
     if args.activation != "tanh":
         return
-    some = [(i, j) for i in range(0, args.points, args.points // 4) for j in range(0, args.points, args.points // 4)]
+    some = [
+        (i, j)
+        for i in range(0, args.points, args.points // 4)
+        for j in range(0, args.points, args.points // 4)
+    ]
     for name, rival in (("scipy.integrate.quad", quad), ("NumPy Newton, 40 nodes", hermite)):
         start = time.perf_counter()
         theirs = np.array([rival(sigma_w[i], sigma_b[j]) for i, j in some])
@@ -70,7 +74,9 @@ def hermite(sigma_w: float, sigma_b: float) -> tuple[float, float]:
     for _ in range(200):
         z = np.sqrt(q) * u
         value, slope = np.tanh(z), np.cosh(z) ** -2.0
-        step = (sigma_w**2 * weights @ value**2 + sigma_b**2 - q) / (sigma_w**2 * weights @ (value * slope * z) / q - 1)
+        step = (sigma_w**2 * weights @ value**2 + sigma_b**2 - q) / (
+            sigma_w**2 * weights @ (value * slope * z) / q - 1
+        )
         q = max(q - step, sigma_b**2 / 2)
         if abs(step) < 1e-14 * q:
             break

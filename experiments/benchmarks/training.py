@@ -12,7 +12,9 @@ def main() -> None:
     session.options(parser)
     parser.add_argument("--steps", type=int, help="of SGD; 100, or 20 with --small")
     parser.add_argument("--width", type=int, default=128)
-    parser.add_argument("--cells", type=int, nargs="+", default=[], help="numbers of trainings to scale ours to")
+    parser.add_argument(
+        "--cells", type=int, nargs="+", default=[], help="numbers of trainings to scale ours to"
+    )
     args = parser.parse_args()
     settings, rate = session.begin(args)
     start = time.perf_counter()

@@ -1,11 +1,23 @@
 """Activations: by name, with parameters of their own, or any elementwise callable.
 
-Everything that jaxstab predicts about an activation phi is a Gaussian expectation of phi and phi'. The kinks tell
-the quadrature where to split its panels. A closed-form kernel, where one exists, replaces the quadrature.
+Everything that jaxstab predicts about an activation phi is a Gaussian expectation of phi and phi'.
+The kinks tell the quadrature where to split its panels. A closed-form kernel, where one exists,
+replaces the quadrature.
 """
 
 from jaxstab.activations.activation import Activation, probe
 from jaxstab.activations.mixtures import Mixture, mixture
 from jaxstab.activations.named import celu, elu, get, leaky_relu, names, swish
 
-__all__ = ["Activation", "Mixture", "celu", "elu", "get", "leaky_relu", "mixture", "names", "probe", "swish"]
+__all__ = [
+    "Activation",
+    "Mixture",
+    "celu",
+    "elu",
+    "get",
+    "leaky_relu",
+    "mixture",
+    "names",
+    "probe",
+    "swish",
+]

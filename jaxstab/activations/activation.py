@@ -43,15 +43,16 @@ def _hashable(f: Callable) -> Callable:
 class Activation:
     r"""An elementwise activation phi and what the theory must know about it.
 
-    A pytree: its leaves are the parameters of phi, which can be traced, mapped over and differentiated. All else is
-    static. Without parameters, or with parameters that are Python numbers, it can be hashed, and so be a static
-    argument.
+    A pytree: its leaves are the parameters of phi, which can be traced, mapped over and
+    differentiated. All else is static. Without parameters, or with parameters that are Python
+    numbers, it can be hashed, and so be a static argument.
 
     Attributes:
         elementwise: whether all units have one function; a class attribute.
         name: how tables, stores and error messages call it.
-        kinks: ascending points z where phi or one of its derivatives jumps. A kink left out costs the theory
-            accuracy (algebraic instead of exponential convergence), not the measurements.
+        kinks: ascending points z where phi or one of its derivatives jumps. A kink left out costs
+            the theory accuracy (algebraic instead of exponential convergence), not the
+            measurements.
         parameters: parameters of phi by name, scalars.
 
     Example:
@@ -80,10 +81,12 @@ class Activation:
 
         Args:
             name: of the activation.
-            fn: phi(z, **parameters), elementwise in z and differentiable by JAX. Parameters come in z's dtype.
+            fn: phi(z, **parameters), elementwise in z and differentiable by JAX. Parameters come in
+                z's dtype.
             kinks: see the attributes. They are static.
-            kernel: closed form (q, c, **parameters) -> (E phi(z1) phi(z2), E phi'(z1) phi'(z2)) for jointly normal
-                z1, z2 of mean 0, variance q and correlation c; None where none is known.
+            kernel: closed form (q, c, **parameters) -> (E phi(z1) phi(z2), E phi'(z1) phi'(z2)) for
+                jointly normal z1, z2 of mean 0, variance q and correlation c; None where none is
+                known.
             parameters: values of the parameters, which may be traced.
 
         Raises:
@@ -175,7 +178,9 @@ class Activation:
 def _bound(f: Callable, parameters: dict[str, Any], first: Array, *rest: Array) -> Any:
     """f(first, *rest, **parameters) with the parameters in the dtype of first."""
     dtype = jnp.result_type(first)
-    return f(first, *rest, **{name: jnp.asarray(value, dtype) for name, value in parameters.items()})
+    return f(
+        first, *rest, **{name: jnp.asarray(value, dtype) for name, value in parameters.items()}
+    )
 
 
 def _same(one: Any, other: Any) -> bool:
@@ -189,7 +194,9 @@ def _numbers(name: str, kinks: Iterable[ArrayLike]) -> tuple[float, ...]:
     try:
         known = tuple(float(np.asarray(kink)) for kink in kinks)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"kinks of activation {name!r} must be numbers known before tracing, got {kinks!r}") from error
+        raise ValueError(
+            f"kinks of activation {name!r} must be numbers known before tracing, got {kinks!r}"
+        ) from error
     if not all(map(math.isfinite, known)) or list(known) != sorted(set(known)):
         raise ValueError(f"kinks of activation {name!r} must ascend and be finite, got {known}")
     return known

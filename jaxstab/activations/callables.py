@@ -20,8 +20,9 @@ _PROBES = np.array([-2.3, -0.7, 0.4, 1.6])
 def checked(phi: Activation) -> Activation:
     """The activation, if its function is elementwise.
 
-    A function that closes over traced values keeps them alive wherever it serves as a key of a cache. Those become
-    parameters of the activation here, so that its function is static and its leaves are all that is traced.
+    A function that closes over traced values keeps them alive wherever it serves as a key of a
+    cache. Those become parameters of the activation here, so that its function is static and its
+    leaves are all that is traced.
 
     Args:
         phi: the activation.
@@ -37,9 +38,13 @@ def checked(phi: Activation) -> Activation:
     try:
         # at once, also where a network is built while something around it is traced
         with jax.ensure_compile_time_eval():
-            outputs = [jnp.asarray(phi.fn(jnp.asarray(z))) for z in (_PROBES, _PROBES[::-1], _PROBES[1:2])]
+            outputs = [
+                jnp.asarray(phi.fn(jnp.asarray(z))) for z in (_PROBES, _PROBES[::-1], _PROBES[1:2])
+            ]
     except Exception as error:
-        raise ValueError(f"activation {phi.name!r} fails on a vector of four floats: {error}") from error
+        raise ValueError(
+            f"activation {phi.name!r} fails on a vector of four floats: {error}"
+        ) from error
     traced = any(isinstance(output, jax.core.Tracer) for output in outputs)
     if not _same_entries(outputs, traced):
         raise ValueError(
@@ -116,8 +121,8 @@ def _freed(name: str, f: Callable, arity: int) -> tuple["_Program", dict[str, An
 class _Program:
     """A function of arrays, elementwise in all of them, whose traced values have become keyword arguments.
 
-    It was traced at one number in each floating dtype and is mapped over arrays of any shape. It keeps no traced
-    value itself, so that caches may hold it.
+    It was traced at one number in each floating dtype and is mapped over arrays of any shape. It
+    keeps no traced value itself, so that caches may hold it.
     """
 
     def __init__(self, programs: dict[Any, tuple[Any, list[Any]]], arity: int) -> None:
@@ -126,7 +131,11 @@ class _Program:
 
     def __call__(self, *args: Array, **values: Array) -> Any:
         given = args[0].dtype
-        dtype = given if given in self.programs else max(self.programs, key=lambda dtype: dtype.itemsize)
+        dtype = (
+            given
+            if given in self.programs
+            else max(self.programs, key=lambda dtype: dtype.itemsize)
+        )
         jaxpr, consts = self.programs[dtype]
         filled = [
             jnp.asarray(values[const], var.aval.dtype) if isinstance(const, str) else const

@@ -1,8 +1,9 @@
 r"""Gaussian kernels in closed form.
 
-Each maps (q, c) to E phi(z1) phi(z2) and E phi'(z1) phi'(z2), for jointly normal z1, z2 of mean 0, variance q and
-correlation c in [-1, 1]. Price's theorem ties the two together: d/dc E phi phi = q E phi' phi'. Where automatic
-differentiation would divide by sqrt(1 - c^2), that theorem is the derivative rule.
+Each maps (q, c) to E phi(z1) phi(z2) and E phi'(z1) phi'(z2), for jointly normal z1, z2 of mean 0,
+variance q and correlation c in [-1, 1]. Price's theorem ties the two together: d/dc E phi phi = q E
+phi' phi'. Where automatic differentiation would divide by sqrt(1 - c^2), that theorem is the
+derivative rule.
 """
 
 from collections.abc import Callable
@@ -48,7 +49,9 @@ def _factorial(n: int) -> float:
 # of sin(d) - d cos(d) over d^3, to 1e-17 for d <= 1
 _CUBIC = [(-1.0) ** (k + 1) * 2 * k / _factorial(2 * k + 1) for k in range(1, 10)]
 # of d (2 + cos 2d) - 1.5 sin 2d over d^5, to 1e-17 for d <= 1
-_QUINTIC = [(-1.0) ** k * (k - 1) * 2.0 ** (2 * k + 1) / _factorial(2 * k + 1) for k in range(2, 14)]
+_QUINTIC = [
+    (-1.0) ** k * (k - 1) * 2.0 ** (2 * k + 1) / _factorial(2 * k + 1) for k in range(2, 14)
+]
 
 
 @custom_jvp
@@ -60,7 +63,8 @@ def _both_positive(c: Array) -> Array:
 @_both_positive.defjvp
 def _both_positive_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     (c,), (dc,) = primals, tangents
-    # infinite at c = +-1, and there the largest number instead: times a tangent of 0 it is 0, not NaN
+    # infinite at c = +-1, and there the largest number instead: times a tangent of 0 it is 0, not
+    # NaN
     sine = jnp.maximum(2 * np.pi * _sine(c), float(jnp.finfo(c.dtype).tiny))
     return _both_positive(c), dc / sine
 

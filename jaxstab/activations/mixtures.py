@@ -17,8 +17,9 @@ from jaxstab.activations.named import AnyActivation, get
 class Mixture(Activation):
     r"""A share p of a layer's units has phi_2, the rest phi_1 (Lesser & Chowdhury 2026).
 
-    Second moments add unit by unit: E phi^2 = (1 - p) E phi_1^2 + p E phi_2^2. It is not the activation
-    (1 - p) phi_1 + p phi_2. A pytree: its leaves are p and the parameters of both activations.
+    Second moments add unit by unit: E phi^2 = (1 - p) E phi_1^2 + p E phi_2^2. It is not the
+    activation (1 - p) phi_1 + p phi_2. A pytree: its leaves are p and the parameters of both
+    activations.
 
     Attributes:
         share: p.
@@ -108,8 +109,9 @@ class Mixture(Activation):
     def __call__(self, z: Float[Array, "..."]) -> Float[Array, "..."]:
         """Apply phi_2 to the first p n of the n units in the last axis, phi_1 to the rest.
 
-        Where p n is not whole, one unit has a blend of both, so that networks are continuous and differentiable in p:
-        averaged over a unit's worth of p, the derivative is what changing that unit's activation changes.
+        Where p n is not whole, one unit has a blend of both, so that networks are continuous and
+        differentiable in p: averaged over a unit's worth of p, the derivative is what changing that
+        unit's activation changes.
 
         Args:
             z: pre-activations of a layer.

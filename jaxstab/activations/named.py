@@ -77,7 +77,9 @@ def celu(alpha: ArrayLike = 1.0) -> Activation:
 def _built_in(name: str) -> Activation:
     if name == "leaky_relu":
         return leaky_relu(0.01)
-    return Activation(name, functions.BY_NAME[name], functions.KINKS.get(name, ()), kernels.BY_NAME.get(name))
+    return Activation(
+        name, functions.BY_NAME[name], functions.KINKS.get(name, ()), kernels.BY_NAME.get(name)
+    )
 
 
 _BUILT_IN = {name: _built_in(name) for name in functions.BY_NAME}
@@ -107,7 +109,8 @@ def names() -> tuple[str, ...]:
     """The names of the built-in activations.
 
     Returns:
-        Names that `get` accepts. It accepts usual others too, such as swish, and reads HardTanh as hard_tanh.
+        Names that `get` accepts. It accepts usual others too, such as swish, and reads HardTanh as
+        hard_tanh.
 
     Example:
         >>> "tanh" in names()
@@ -120,14 +123,16 @@ def get(activation: AnyActivation) -> Activation:
     """The `Activation` behind a name or a callable of the user's own.
 
     Args:
-        activation: a built-in name, an `Activation`, or an elementwise callable, which may close over traced values.
-            A bare callable counts as smooth; give an `Activation` with `kinks` if it is not.
+        activation: a built-in name, an `Activation`, or an elementwise callable, which may close
+            over traced values. A bare callable counts as smooth; give an `Activation` with `kinks`
+            if it is not.
 
     Returns:
         The activation. All that is traced in it is a leaf of its pytree.
 
     Raises:
-        ValueError: if the name is unknown (the near ones are suggested), or the callable is not elementwise.
+        ValueError: if the name is unknown (the near ones are suggested), or the callable is not
+            elementwise.
         TypeError: if it is neither a name nor callable.
 
     Example:

@@ -84,7 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: words after the program's name; None for those of the process.
 
     Returns:
-        The exit code: 0, 2 for what a user got wrong, 130 when interrupted, 141 when nobody reads what is printed.
+        The exit code: 0, 2 for what a user got wrong, 130 when interrupted, 141 when nobody reads
+        what is printed.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     with interrupts.watched() if arguments is None else contextlib.nullcontext():

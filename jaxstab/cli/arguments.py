@@ -41,7 +41,9 @@ def choice(kind: Any, names: Iterable[str], *aliases: str) -> Any:
         The type with what the help shows.
     """
     none = ["None"] if kind == str | None else []
-    return Annotated[kind, tyro.conf.arg(metavar=f"{{{','.join([*none, *names])}}}", aliases=aliases or None)]
+    return Annotated[
+        kind, tyro.conf.arg(metavar=f"{{{','.join([*none, *names])}}}", aliases=aliases or None)
+    ]
 
 
 def as_toml(settings: Any) -> str:
@@ -102,13 +104,17 @@ def _from_toml(path: Path, kind: Any) -> dict[str, Any]:
     except ValueError as error:
         end = f"line {len(text.splitlines())}, end of document"
         raise UserError(f"{path}: {str(error).replace('end of document', end)}") from error
-    fields = {field.name: field for field in dataclasses.fields(kind) if field.name not in _NO_SETTINGS}
+    fields = {
+        field.name: field for field in dataclasses.fields(kind) if field.name not in _NO_SETTINGS
+    }
     read: dict[str, Any] = {}
     for key, value in settings.items():
         name = _ALIASES.get(key, key.replace("-", "_"))
         if name not in fields:
             near = difflib.get_close_matches(name, fields, n=1)
-            raise UserError(f"{path}: unknown key {key!r}{f'; did you mean {near[0]!r}?' if near else ''}")
+            raise UserError(
+                f"{path}: unknown key {key!r}{f'; did you mean {near[0]!r}?' if near else ''}"
+            )
         read[name] = _converted(path, key, value, fields[name].type)
     return read
 
@@ -131,7 +137,11 @@ def _converted(path: Path, key: str, value: Any, wanted: Any) -> Any:
         with contextlib.suppress(OverflowError):
             if wanted in (kind, kind | None) and fits(value):
                 return kind(value)
-            if wanted == GenericAlias(tuple, (kind, ...)) and isinstance(value, list) and all(map(fits, value)):
+            if (
+                wanted == GenericAlias(tuple, (kind, ...))
+                and isinstance(value, list)
+                and all(map(fits, value))
+            ):
                 return tuple(map(kind, value))
     described = re.sub(r"<class '(.*)'>", r"\1", str(wanted)).replace("pathlib.", "")
     raise UserError(f"{path}: {key} must be {described}, got {repr(value)[:80]}")
@@ -154,7 +164,11 @@ def parse(kinds: Mapping[str, type], description: str, words: Sequence[str]) -> 
     """
     name = words[0] if words else "--help"
     rest = list(words[1:])
-    options: dict[str, Any] = {"prog": f"jaxstab {name}", "args": rest, "config": (tyro.conf.FlagCreatePairsOff,)}
+    options: dict[str, Any] = {
+        "prog": f"jaxstab {name}",
+        "args": rest,
+        "config": (tyro.conf.FlagCreatePairsOff,),
+    }
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
@@ -168,7 +182,11 @@ def parse(kinds: Mapping[str, type], description: str, words: Sequence[str]) -> 
             if config is None:
                 return _checked(settings)
             given = _from_toml(_expanded("--config", config), kinds[name])
-            return _checked(tyro.cli(kinds[name], default=dataclasses.replace(kinds[name](), **given), **options))
+            return _checked(
+                tyro.cli(
+                    kinds[name], default=dataclasses.replace(kinds[name](), **given), **options
+                )
+            )
     except SystemExit as stop:
         if stop.code in (0, None):
             raise

@@ -60,11 +60,15 @@ def check(sharing: Sharing) -> None:
         raise UserError("--distributed shares the groups out by itself; leave --shard away")
     if given and len(given) < len(named):
         missing = [flag for flag in named if flag not in given]
-        raise UserError(f"{', '.join(given)} need {', '.join(missing)} too; JAX finds all of them itself, or none")
+        raise UserError(
+            f"{', '.join(given)} need {', '.join(missing)} too; JAX finds all of them itself, or none"
+        )
     if given:
         _check_place(sharing)
     if not 0 < sharing.timeout <= _LONGEST:
-        raise UserError(f"--coordinator-timeout must be in (0, {_LONGEST}] s, got {sharing.timeout:g}")
+        raise UserError(
+            f"--coordinator-timeout must be in (0, {_LONGEST}] s, got {sharing.timeout:g}"
+        )
 
 
 def part(sharing: Sharing) -> tuple[int, int]:
@@ -85,8 +89,11 @@ def part(sharing: Sharing) -> tuple[int, int]:
 def _shard(text: str) -> tuple[int, int]:
     """I/N in numbers."""
     words = text.split("/")
-    # nine digits: more shards than there are groups are no use, and int() of a million digits has no end
-    plain = len(words) == 2 and all(word.isascii() and word.isdigit() and len(word) <= 9 for word in words)
+    # nine digits: more shards than there are groups are no use, and int() of a million digits has
+    # no end
+    plain = len(words) == 2 and all(
+        word.isascii() and word.isdigit() and len(word) <= 9 for word in words
+    )
     own, parts = map(int, words) if plain else (0, 0)
     if not 1 <= own <= parts:
         raise UserError(f"--shard must be I/N with 1 <= I <= N, got {text!r}")
@@ -97,7 +104,9 @@ def _check_place(sharing: Sharing) -> None:
     """Check the address of process 0, and the numbers of processes."""
     host, _, port = (sharing.coordinator or "").rpartition(":")
     if not (host and port.isascii() and port.isdigit() and 1 <= int(port[:9]) <= 65535):
-        raise UserError(f"--coordinator must be HOST:PORT with a port in 1..65535, got {sharing.coordinator!r}")
+        raise UserError(
+            f"--coordinator must be HOST:PORT with a port in 1..65535, got {sharing.coordinator!r}"
+        )
     processes = sharing.processes or 0
     if processes < 1:
         raise UserError(f"--processes must be >= 1, got {processes}")
@@ -124,10 +133,17 @@ def _joined(sharing: Sharing) -> tuple[int, int]:
             )
     # what is wrong with a cluster comes as an error of any kind
     except Exception as error:
-        hint = "" if sharing.coordinator else "; where JAX knows no cluster: --coordinator, --processes and --process"
-        raise UserError(f"--distributed: {str(error).rstrip('.') or type(error).__name__}{hint}") from error
+        hint = (
+            ""
+            if sharing.coordinator
+            else "; where JAX knows no cluster: --coordinator, --processes and --process"
+        )
+        raise UserError(
+            f"--distributed: {str(error).rstrip('.') or type(error).__name__}{hint}"
+        ) from error
     own = jax.process_index() + 1, jax.process_count()
-    # from here on nobody needs the others: JAX would end all when one is lost, or is done long before the rest
+    # from here on nobody needs the others: JAX would end all when one is lost, or is done long
+    # before the rest
     jax.distributed.shutdown()
     return own
 

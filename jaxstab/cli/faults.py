@@ -61,7 +61,9 @@ def check_memory(what: str, needed: float) -> None:
     """
     there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     if needed > there:
-        raise UserError(f"{needed / 2**30:.3g} GiB needed for {what}, {there / 2**30:.3g} GiB may be used")
+        raise UserError(
+            f"{needed / 2**30:.3g} GiB needed for {what}, {there / 2**30:.3g} GiB may be used"
+        )
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """Ctrl-C and SIGTERM: a command stops at once where nothing is lost, in order where results are kept.
 
-Python runs its handlers between two of its own instructions, and XLA compiles for seconds within one. A thread that
-reads the signals' numbers as they come from the operating system acts meanwhile.
+Python runs its handlers between two of its own instructions, and XLA compiles for seconds within
+one. A thread that reads the signals' numbers as they come from the operating system acts meanwhile.
 """
 
 import contextlib

@@ -50,7 +50,9 @@ def draw_phase(settings: Phase) -> None:
             check_gains(*((low, high) if flag == "--sigma-w" else (0.0, low)))
             check_gains(high, high)
         if not low < high:
-            raise UserError(f"{flag} must be two numbers, the lower one first, got {low:g} {high:g}")
+            raise UserError(
+                f"{flag} must be two numbers, the lower one first, got {low:g} {high:g}"
+            )
     if not 2 <= settings.points <= _MOST:
         raise UserError(f"--points must be in [2, {_MOST}], got {settings.points}")
     reason = unsolvable(law)
@@ -59,7 +61,9 @@ def draw_phase(settings: Phase) -> None:
     check_figure("--out", settings.out)
     sigma_w = np.linspace(*settings.sigma_w, settings.points)
     sigma_b = np.linspace(*settings.sigma_b, settings.points)
-    chi_1, line = (np.asarray(found) for found in _plane(law, jnp.asarray(sigma_w), jnp.asarray(sigma_b)))
+    chi_1, line = (
+        np.asarray(found) for found in _plane(law, jnp.asarray(sigma_w), jnp.asarray(sigma_b))
+    )
 
     from jaxstab.report.theory_figures import phase_plane, save  # matplotlib is slow to import
 
@@ -74,7 +78,11 @@ def draw_phase(settings: Phase) -> None:
         print(f"no critical line: {reason}")
         return
     shown = np.linspace(0, settings.points - 1, min(settings.points, 5)).astype(int)
-    points = (f"sigma_w {line[at]:.6g} at sigma_b {sigma_b[at]:.4g}" for at in shown if np.isfinite(line[at]))
+    points = (
+        f"sigma_w {line[at]:.6g} at sigma_b {sigma_b[at]:.4g}"
+        for at in shown
+        if np.isfinite(line[at])
+    )
     print(f"critical line: {'; '.join(points) or 'none at these sigma_b'}")
 
 
@@ -84,7 +92,9 @@ def _plane(law: theory.Law, sigma_w: Array, sigma_b: Array) -> tuple[Array, Arra
     def row(b: Array) -> Array:
         return jax.vmap(lambda w: theory.fixed_point(law, w, b).chi_1)(sigma_w)
 
-    return jax.jit(jax.vmap(row))(sigma_b), jax.jit(jax.vmap(lambda b: theory.critical_sigma_w(law, b)))(sigma_b)
+    return jax.jit(jax.vmap(row))(sigma_b), jax.jit(
+        jax.vmap(lambda b: theory.critical_sigma_w(law, b))
+    )(sigma_b)
 
 
 def _name(settings: Phase) -> str:

@@ -66,7 +66,9 @@ def _of_sweep(url: str) -> list[str]:
 
 def _of_parts(whole: Path, parts: Sequence[Path]) -> list[str]:
     """How far a sweep is that is not finished."""
-    lines = [f"{part.stem}: {line}" for part in parts for line in _groups_done(store.progress(part))]
+    lines = [
+        f"{part.stem}: {line}" for part in parts for line in _groups_done(store.progress(part))
+    ]
     return [*lines, _at_work(str(whole))]
 
 
@@ -80,15 +82,21 @@ def _of_groups(url: str, progress: store.Progress) -> list[str]:
     else:
         first = column(url, "first_nonfinite")
         lines.append(f"{about}, {grid['steps']} steps")
-        lines.append(f"{np.sum(first == 0)} networks were not finite from the start, {np.sum(first > 0)} later")
+        lines.append(
+            f"{np.sum(first == 0)} networks were not finite from the start, {np.sum(first > 0)} later"
+        )
     return [*lines, "finished" if progress.done == progress.groups else _at_work(url)]
 
 
 def _groups_done(progress: store.Progress) -> list[str]:
     """How many groups of a store are there, in words."""
-    lines = [f"{progress.done} of {progress.groups} groups done, {100 * progress.done // progress.groups} %"]
+    lines = [
+        f"{progress.done} of {progress.groups} groups done, {100 * progress.done // progress.groups} %"
+    ]
     if progress.torn:
-        lines.append(f"{progress.torn} groups are torn; the command that made the store computes them again")
+        lines.append(
+            f"{progress.torn} groups are torn; the command that made the store computes them again"
+        )
     if not progress.read:
         lines.append("judged by the lengths of files, not by every byte")
     return lines

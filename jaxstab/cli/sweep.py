@@ -16,7 +16,14 @@ from tqdm import tqdm
 from jaxstab import datasets, networks, records, store, survey, sweeps
 from jaxstab.cli import history, interrupts
 from jaxstab.cli.arguments import choice
-from jaxstab.cli.faults import UserError, check_memory, check_networks, divide_cpu, told_time, users_fault
+from jaxstab.cli.faults import (
+    UserError,
+    check_memory,
+    check_networks,
+    divide_cpu,
+    told_time,
+    users_fault,
+)
 from jaxstab.store import fingerprint, locks
 from jaxstab.store.dataset import attributes, check_writable, remove, versions
 from jaxstab.sweeps.run import as_attributes
@@ -32,10 +39,11 @@ _COMPILING = 15.0
 class Sweep:
     """Measure a grid of networks on real digits, predict the same, and write a store and a report.
 
-    For every depth, gain, activation and seed: the forward profile (length, correlation, saturation, dead units),
-    the gradient of the loss at every layer, and the singular values of the input-output Jacobian; beside each its
-    mean-field prediction, where theory has one. The defaults take about two minutes on two cores. A run that stops for
-    any reason goes on where it was when the same command is given again.
+    For every depth, gain, activation and seed: the forward profile (length, correlation,
+    saturation, dead units), the gradient of the loss at every layer, and the singular values of the
+    input-output Jacobian; beside each its mean-field prediction, where theory has one. The defaults
+    take about two minutes on two cores. A run that stops for any reason goes on where it was when
+    the same command is given again.
     """
 
     out: Path = Path("runs/main")
@@ -124,7 +132,9 @@ def sweep(settings: Sweep) -> None:
     if finished and page.exists() and not any(part.exists() for part in survey.parts(settings.out)):
         print(f"nothing was left to do\nstore:  {place}\nreport: {page}")
         return
-    from jaxstab import report  # matplotlib takes a second to import, and bad settings are to be told sooner
+    from jaxstab import (
+        report,
+    )  # matplotlib takes a second to import, and bad settings are to be told sooner
 
     def told() -> str:
         return f"{_kept(settings.out)} of {total} groups are in {settings.out}"
@@ -143,10 +153,14 @@ def sweep(settings: Sweep) -> None:
 
 def _is_finished(settings: Sweep, place: Path, grid: sweeps.Grid, data: records.Data) -> bool:
     """Whether the store of this very sweep is there; a place that cannot be used is refused."""
-    for part, of in zip(survey.parts(settings.out), (grid, dataclasses.replace(grid, inputs=1)), strict=True):
+    for part, of in zip(
+        survey.parts(settings.out), (grid, dataclasses.replace(grid, inputs=1)), strict=True
+    ):
         changed = "" if settings.overwrite else _changed(part, settings_of_sweep(of, data))
         if changed:
-            raise UserError(f"{part} holds another sweep ({changed}); choose another place, or pass --overwrite")
+            raise UserError(
+                f"{part} holds another sweep ({changed}); choose another place, or pass --overwrite"
+            )
     try:
         check_writable(place, settings.overwrite)
     except FileExistsError as error:
@@ -188,7 +202,9 @@ def _make(settings: Sweep, place: Path, grid: sweeps.Grid, data: records.Data, t
     # the groups of two measures, then every activation twice
     steps = total + 2 * len(grid.activations)
     try:
-        with tqdm(total=steps, initial=begun, unit="step", dynamic_ncols=True, mininterval=0.5) as bar:
+        with tqdm(
+            total=steps, initial=begun, unit="step", dynamic_ncols=True, mininterval=0.5
+        ) as bar:
             dataset = _surveyed(settings, grid, data, _progress(bar))
     finally:
         cells = len(grid.activations) * len(grid.sigma_w) * grid.seeds
@@ -196,9 +212,15 @@ def _make(settings: Sweep, place: Path, grid: sweeps.Grid, data: records.Data, t
     store.save(dataset, place, settings.overwrite, made=versions())
 
 
-def _surveyed(settings: Sweep, grid: sweeps.Grid, data: records.Data, progress: sweeps.ProgressBar) -> xr.Dataset:
+def _surveyed(
+    settings: Sweep, grid: sweeps.Grid, data: records.Data, progress: sweeps.ProgressBar
+) -> xr.Dataset:
     """The survey; with --overwrite it begins anew where an unfinished one of other settings is."""
-    kept: dict[str, Any] = {"into": settings.out, "chunk_size": settings.chunk_size, "progress": progress}
+    kept: dict[str, Any] = {
+        "into": settings.out,
+        "chunk_size": settings.chunk_size,
+        "progress": progress,
+    }
     try:
         return survey.survey(grid, data, **kept)
     except store.OtherSweepError as error:
@@ -221,7 +243,11 @@ def _kept(out: Path) -> int:
 
 def _check_size(settings: Sweep) -> None:
     """Refuse grids that no machine could hold, before anything is made of them."""
-    axes = {"activations": len(settings.activations), "gains": len(settings.sigma_w), "seeds": settings.seeds}
+    axes = {
+        "activations": len(settings.activations),
+        "gains": len(settings.sigma_w),
+        "seeds": settings.seeds,
+    }
     check_networks(axes)
     check_memory("one network", 4.0 * max((0, *settings.depths)) * settings.width**2)
 

@@ -61,7 +61,9 @@ def print_theory(settings: Theory) -> None:
             print(f"{key:17} {value:.8g}" if isinstance(value, float) else f"{key:17} {value}")
     for key in lists:
         rows = (
-            ", ".join(f"{k} {v:.6g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items())
+            ", ".join(
+                f"{k} {v:.6g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()
+            )
             for row in answer[key]
         )
         print(f"{key:17} {'; '.join(rows) or 'none'}")
@@ -75,7 +77,11 @@ def _answer(settings: Theory, law: theory.Law) -> dict[str, Any]:
     critical = theory.critical_points(law, settings.sigma_b)
     usable = np.asarray(critical.sigma_w)[np.asarray(critical.usable)]
     cures = ("norm", "norm_after", "skip", "dropout", "batch", "weights", "depth")
-    changed = {name: getattr(settings, name) for name in cures if getattr(settings, name) != getattr(Block, name)}
+    changed = {
+        name: getattr(settings, name)
+        for name in cures
+        if getattr(settings, name) != getattr(Block, name)
+    }
     reasons = {
         "no_fixed_point": theory.missing_fixed_point(law),
         "no_critical_point": theory.missing_critical_points(law),
@@ -103,12 +109,17 @@ def _answer(settings: Theory, law: theory.Law) -> dict[str, Any]:
 
 
 def _draw(settings: Theory, law: theory.Law, file: Path) -> None:
-    from jaxstab.report.theory_figures import law_profiles, save  # nothing else of this command draws
+    from jaxstab.report.theory_figures import (
+        law_profiles,
+        save,
+    )  # nothing else of this command draws
 
     depth = settings.depth or _LAYERS
     gains = (settings.sigma_w, settings.sigma_b)
     # neither size counts for what is drawn
-    forward, correlation, backward, _ = theory.predict(law, *gains, [depth], width=64, d_in=64, q0=settings.q0)
+    forward, correlation, backward, _ = theory.predict(
+        law, *gains, [depth], width=64, d_in=64, q0=settings.q0
+    )
     name = f"{settings.activation}, sigma_w = {settings.sigma_w:g}, sigma_b = {settings.sigma_b:g}"
     with users_fault():
         save(law_profiles(name, forward, correlation, backward), file)

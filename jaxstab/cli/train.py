@@ -13,7 +13,14 @@ from tqdm import tqdm
 from jaxstab import datasets, networks, store, sweeps, trainability
 from jaxstab.cli import cluster, history, interrupts
 from jaxstab.cli.arguments import choice
-from jaxstab.cli.faults import UserError, check_memory, check_networks, divide_cpu, told_time, users_fault
+from jaxstab.cli.faults import (
+    UserError,
+    check_memory,
+    check_networks,
+    divide_cpu,
+    told_time,
+    users_fault,
+)
 from jaxstab.store import export, files
 from jaxstab.sweeps.durable import Sized
 from jaxstab.trainability.durable import Trainings
@@ -31,9 +38,9 @@ CORE_FLOPS = 83e9
 class Train:
     """Train networks of every depth, gain, learning rate, ... on real digits, and keep what each did.
 
-    Runs that stop for any reason go on where they were when the same command is given again. Several processes share
-    a store with --shard I/N (an array job, no communication), --join (whoever is free), or --distributed (JAX's own
-    engine, several hosts).
+    Runs that stop for any reason go on where they were when the same command is given again.
+    Several processes share a store with --shard I/N (an array job, no communication), --join
+    (whoever is free), or --distributed (JAX's own engine, several hosts).
     """
 
     out: str = "runs/trained.zarr"
@@ -113,7 +120,12 @@ class Train:
 
     def grid(self) -> trainability.Grid:
         """The grid of these settings."""
-        kinds = {"weights": self.weights, "norm": self.norm, "norm_after": self.norm_after, "skip": self.skip}
+        kinds = {
+            "weights": self.weights,
+            "norm": self.norm,
+            "norm_after": self.norm_after,
+            "skip": self.skip,
+        }
         variants = tuple(trainability.Variant(name, name, **kinds) for name in self.activations)
         fields = {field.name for field in dataclasses.fields(trainability.Grid)}
         same = {k: v for k, v in dataclasses.asdict(self).items() if k in fields}
@@ -182,19 +194,27 @@ def _checked(settings: Train) -> tuple[trainability.Grid, trainability.Split]:
     return grid, split(settings.data, settings.data_path)
 
 
-def _planned(settings: Train, grid: trainability.Grid, data: trainability.Split) -> trainability.Plan:
+def _planned(
+    settings: Train, grid: trainability.Grid, data: trainability.Split
+) -> trainability.Plan:
     """How the grid is cut into groups that fit into memory."""
     budget = available() if settings.memory is None else int(settings.memory * 2**30)
     plan = trainability.plan(grid, data, budget, settings.lanes, settings.group)
     if plan.memory > budget:
-        raise ValueError(f"{plan.lanes} lanes take {plan.memory} bytes, {budget} may be used; fewer would do")
+        raise ValueError(
+            f"{plan.lanes} lanes take {plan.memory} bytes, {budget} may be used; fewer would do"
+        )
     return plan
 
 
 def _header(grid: trainability.Grid, plan: trainability.Plan, data: trainability.Split) -> str:
     """What is going to be trained, in a line."""
     devices = jax.local_devices()
-    each = [trainability.flops(grid, v, depth, data) for v in range(len(grid.variants)) for depth in grid.depths]
+    each = [
+        trainability.flops(grid, v, depth, data)
+        for v in range(len(grid.variants))
+        for depth in grid.depths
+    ]
     work = grid.count // len(each) * sum(each)
     rough = ""
     if devices[0].platform == "cpu":
@@ -261,7 +281,9 @@ class _Tally:
                     self._count(result, np.asarray(result.seen.first_nonfinite)[group.cells >= 0])
                     each = trainability.flops(job.grid, group.variant, group.depth, job.data)
                     self.flops += each * np.sum(group.cells >= 0)
-                    bar.set_postfix_str(f"depth {group.depth}, {self.compiling:.0f} s compiling", refresh=False)
+                    bar.set_postfix_str(
+                        f"depth {group.depth}, {self.compiling:.0f} s compiling", refresh=False
+                    )
                     bar.update()
 
         return wrap
@@ -284,7 +306,9 @@ def _check_size(settings: Train) -> None:
         raise UserError(f"--memory must be in (0, {_MOST_MEMORY}] GiB, got {settings.memory:g}")
     for flag, value in (("--lanes", settings.lanes), ("--group", settings.group)):
         if value is not None and value > networks:
-            raise UserError(f"{flag} must be at most {networks}, the number of networks, got {value}")
+            raise UserError(
+                f"{flag} must be at most {networks}, the number of networks, got {value}"
+            )
 
 
 def _check_outputs(settings: Train) -> None:

@@ -1,7 +1,7 @@
 """Clip by thresholds learnt from the norms seen: a running mean, a percentile, a z-score.
 
-One engine, three rules. A rule sees the norm of a group, returns a threshold and its new statistics; the engine
-feeds it every group and keeps non-finite steps out of the statistics.
+One engine, three rules. A rule sees the norm of a group, returns a threshold and its new
+statistics; the engine feeds it every group and keeps non-finite steps out of the statistics.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,13 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
 from jaxstab.checks import check_choice
 from jaxstab.clipping.by_norm import clip_to
-from jaxstab.clipping.settings import Setting, check_integer, check_setting, setting_at, static_integer
+from jaxstab.clipping.settings import (
+    Setting,
+    check_integer,
+    check_setting,
+    setting_at,
+    static_integer,
+)
 from jaxstab.norms import group_norms
 from jaxstab.norms.groups import zero_norms
 from jaxstab.norms.paths import Per, Stacked, check_grouping
@@ -28,8 +34,10 @@ class AdaptiveState(NamedTuple):
 
     Attributes:
         calls: updates made so far, the argument of schedules.
-        thresholds: those of the last update by name of group, shape [] or [depth]; inf where there was none.
-        statistics: `RunningMean`, `History` or `Moments` by name of group; see `jaxstab.norms.group_norms`.
+        thresholds: those of the last update by name of group, shape [] or [depth]; inf where there
+            was none.
+        statistics: `RunningMean`, `History` or `Moments` by name of group; see
+            `jaxstab.norms.group_norms`.
     """
 
     calls: Int[Array, ""]
@@ -80,7 +88,9 @@ def _enter(enters: Bool[Array, "*depth"], new: Any, old: Any) -> Any:
     return jax.tree.map(lambda n, o: jnp.where(jnp.broadcast_to(enters, o.shape), n, o), new, old)
 
 
-def _adaptive(per: Per, stacked: Stacked, first: Callable, rule: Callable) -> optax.GradientTransformationExtraArgs:
+def _adaptive(
+    per: Per, stacked: Stacked, first: Callable, rule: Callable
+) -> optax.GradientTransformationExtraArgs:
     # first: zeros of the norm's shape and dtype -> statistics before any norm
     # rule: (statistics, norm, whether it enters, calls) -> (threshold, statistics)
     grouping = check_grouping(per, stacked)
@@ -103,7 +113,9 @@ def _adaptive(per: Per, stacked: Stacked, first: Callable, rule: Callable) -> op
         for label, norm in norms.items():
             value = norm.value.astype(state.thresholds[label].dtype)
             enters = (norm.nonfinite == 0) & jnp.isfinite(value)
-            thresholds[label], statistics[label] = rule(state.statistics[label], value, enters, state.calls)
+            thresholds[label], statistics[label] = rule(
+                state.statistics[label], value, enters, state.calls
+            )
         limits = {label: thresholds[label].astype(norm.root.dtype) for label, norm in norms.items()}
         clipped = clip_to(updates, grouping, norms, limits)
         return clipped, AdaptiveState(optax.safe_increment(state.calls), thresholds, statistics)
@@ -141,15 +153,23 @@ def clip_by_running_mean(
     check_setting("multiple", multiple)
     check_setting("decay", decay, high=1.0, below=True)
 
-    def rule(seen: RunningMean, norm: Array, enters: Array, calls: Array) -> tuple[Array, RunningMean]:
+    def rule(
+        seen: RunningMean, norm: Array, enters: Array, calls: Array
+    ) -> tuple[Array, RunningMean]:
         nothing = seen.mean == 0
         limit = jnp.where(nothing, jnp.inf, setting_at(multiple, calls, norm.dtype) * seen.mean)
         capped = jnp.where(nothing, norm, jnp.minimum(norm, LARGEST_MULTIPLE * seen.mean))
         entered = optax.safe_increment(seen.entered)
-        weight = jnp.maximum(1 - setting_at(decay, calls, norm.dtype), 1 / entered.astype(norm.dtype))
-        return limit, _enter(enters, RunningMean(seen.mean + weight * (capped - seen.mean), entered), seen)
+        weight = jnp.maximum(
+            1 - setting_at(decay, calls, norm.dtype), 1 / entered.astype(norm.dtype)
+        )
+        return limit, _enter(
+            enters, RunningMean(seen.mean + weight * (capped - seen.mean), entered), seen
+        )
 
-    return _adaptive(per, stacked, lambda zero: RunningMean(zero, jnp.zeros_like(zero, jnp.int32)), rule)
+    return _adaptive(
+        per, stacked, lambda zero: RunningMean(zero, jnp.zeros_like(zero, jnp.int32)), rule
+    )
 
 
 def auto_clip(
@@ -157,9 +177,9 @@ def auto_clip(
 ) -> optax.GradientTransformationExtraArgs:
     """Clip at a percentile of the norms seen, the current one included.
 
-    AutoClip (Seetharaman et al. 2020, arXiv:2007.14469): threshold = percentile of |g_1|, ..., |g_t| by
-    linear interpolation, as NumPy's. The paper keeps every norm, here the last `history` of them. Until one finite
-    norm is seen there is no threshold.
+    AutoClip (Seetharaman et al. 2020, arXiv:2007.14469): threshold = percentile of |g_1|, ...,
+    |g_t| by linear interpolation, as NumPy's. The paper keeps every norm, here the last `history`
+    of them. Until one finite norm is seen there is no threshold.
 
     Args:
         percentile: in [0, 100]; a number, a traced array or a schedule.
@@ -185,8 +205,11 @@ def auto_clip(
         history = seen.norms.shape[0]
         slots = jnp.arange(history, dtype=jnp.int32).reshape((history,) + (1,) * norm.ndim)
         here = slots == (seen.entered % history)[None]
-        # what follows the ring's first turn is a permutation of the last norms: order does not matter here
-        pushed = History(jnp.where(here, norm[None], seen.norms), optax.safe_increment(seen.entered))
+        # what follows the ring's first turn is a permutation of the last norms: order does not
+        # matter here
+        pushed = History(
+            jnp.where(here, norm[None], seen.norms), optax.safe_increment(seen.entered)
+        )
         seen = _enter(enters, pushed, seen)
         known = jnp.minimum(seen.entered, history)
         position = setting_at(percentile, calls, norm.dtype) / 100 * (known - 1).astype(norm.dtype)
@@ -195,12 +218,17 @@ def auto_clip(
         take = lambda index: jnp.take_along_axis(ordered, index[None], axis=0)[0]
         below = take(lower)
         above = take(jnp.minimum(lower + 1, jnp.maximum(known - 1, 0)))
-        between = jnp.where(below == above, below, below + (above - below) * (position - lower.astype(norm.dtype)))
+        between = jnp.where(
+            below == above, below, below + (above - below) * (position - lower.astype(norm.dtype))
+        )
         return jnp.where(known == 0, jnp.inf, between), seen
 
     def first(zero: Array) -> History:
         rows = 1000 if history is None else static_integer("history", history)
-        return History(jnp.repeat(jnp.full_like(zero, jnp.inf)[None], rows, axis=0), jnp.zeros_like(zero, jnp.int32))
+        return History(
+            jnp.repeat(jnp.full_like(zero, jnp.inf)[None], rows, axis=0),
+            jnp.zeros_like(zero, jnp.int32),
+        )
 
     return _adaptive(per, stacked, first, rule)
 
@@ -229,16 +257,17 @@ def z_clip(
 ) -> optax.GradientTransformationExtraArgs:
     """Clip norms that are outliers of their exponential mean and variance.
 
-    ZClip (Kumar et al. 2025, arXiv:2504.02507, and the authors' code). With mean mu and deviation s of the norms so
-    far, z_t = (|g_t| - mu) / s, a norm with z_t > z is clipped to
+    ZClip (Kumar et al. 2025, arXiv:2504.02507, and the authors' code). With mean mu and deviation s
+    of the norms so far, z_t = (|g_t| - mu) / s, a norm with z_t > z is clipped to
 
         mu + s z^2 / z_t    mode "zscore", option "adaptive_scaling": the larger the spike, the lower the threshold;
         mu                  mode "zscore", option "mean";
         mu + z s            mode "percentile".
 
-    Then, with the clipped norm g, mu' = decay mu + (1 - decay) g, s'^2 = decay s^2 + (1 - decay) (g - mu')^2. The
-    first `warmup` norms are not clipped; their plain mean and population variance start mu and s. The authors'
-    1e-6 beside s is left out: it would give the rule a scale, and s = 0 needs no guard in mu + z^2 s^2 / (|g| - mu).
+    Then, with the clipped norm g, mu' = decay mu + (1 - decay) g, s'^2 = decay s^2 + (1 - decay) (g
+    - mu')^2. The first `warmup` norms are not clipped; their plain mean and population variance
+    start mu and s. The authors' 1e-6 beside s is left out: it would give the rule a scale, and s =
+    0 needs no guard in mu + z^2 s^2 / (|g| - mu).
 
     Args:
         z: z-score above which a norm is an outlier, >= 0; a number, a traced array or a schedule.
@@ -247,7 +276,8 @@ def z_clip(
         option: "adaptive_scaling" or "mean"; for mode "zscore".
         factor: multiplies the adaptive_scaling threshold, >= 0; the authors use 0.3 to 1.
         warmup: norms that only start the statistics, >= 1; an integer, which may be traced.
-        max_norm: further limit, >= 0, in warm-up too; None for none. It does not touch the statistics.
+        max_norm: further limit, >= 0, in warm-up too; None for none. It does not touch the
+            statistics.
         per: groups; "tree", "leaf", "layer" or a callable, see `jaxstab.norms.group_norms`.
         stacked: leaves with a leading layer axis, for per="layer"; see `jaxstab.norms.group_norms`.
 
@@ -262,7 +292,11 @@ def z_clip(
         >>> updates.tolist()
         [4.0]
     """
-    for name, value in (("z", z), ("factor", factor), ("max_norm", 0.0 if max_norm is None else max_norm)):
+    for name, value in (
+        ("z", z),
+        ("factor", factor),
+        ("max_norm", 0.0 if max_norm is None else max_norm),
+    ):
         check_setting(name, value)
     check_setting("decay", decay, high=1.0, below=True)
     check_choice("mode", mode, ("zscore", "percentile"))
@@ -285,7 +319,9 @@ def z_clip(
         kept = setting_at(decay, calls, norm.dtype)
         clipped = jnp.minimum(norm, limit)
         mean = kept * seen.mean + (1 - kept) * clipped
-        deviation = jnp.hypot(jnp.sqrt(kept) * seen.deviation, jnp.sqrt(1 - kept) * (clipped - mean))
+        deviation = jnp.hypot(
+            jnp.sqrt(kept) * seen.deviation, jnp.sqrt(1 - kept) * (clipped - mean)
+        )
         running = Moments(mean, deviation, optax.safe_increment(seen.entered))
         new = _enter(seen.entered >= warmup, running, _warmed(seen, norm))
         if max_norm is not None:
@@ -293,6 +329,8 @@ def z_clip(
         return limit, _enter(enters, new, seen)
 
     def first(zero: Array) -> Moments:
-        return Moments(mean=zero, deviation=jnp.zeros_like(zero), entered=jnp.zeros_like(zero, jnp.int32))
+        return Moments(
+            mean=zero, deviation=jnp.zeros_like(zero), entered=jnp.zeros_like(zero, jnp.int32)
+        )
 
     return _adaptive(per, stacked, first, rule)

@@ -23,12 +23,16 @@ class CallState(NamedTuple):
 
 
 def with_lengths(
-    updates: PyTree, grouping: Grouping, norms: dict[str, Norm], lengths: dict[str, Array], keep: dict[str, Array]
+    updates: PyTree,
+    grouping: Grouping,
+    norms: dict[str, Norm],
+    lengths: dict[str, Array],
+    keep: dict[str, Array],
 ) -> PyTree:
     """Give every group a new length, its direction unchanged.
 
-    x -> x length / |x|, computed as (x / scale) (length / root) where length / |x| leaves the float range.
-    NaN and infinite entries stay as they are; zero stays zero.
+    x -> x length / |x|, computed as (x / scale) (length / root) where length / |x| leaves the float
+    range. NaN and infinite entries stay as they are; zero stays zero.
 
     Args:
         updates: the updates.
@@ -43,7 +47,10 @@ def with_lengths(
     one = lambda k: jnp.ones_like(norms[k].scale)
     dead = {k: keep[k] | (norms[k].root == 0) for k in norms}
     scales = {k: jnp.where(dead[k], one(k), norms[k].scale) for k in norms}
-    factors = {k: jnp.where(dead[k], one(k), lengths[k] / jnp.where(dead[k], one(k), norms[k].root)) for k in norms}
+    factors = {
+        k: jnp.where(dead[k], one(k), lengths[k] / jnp.where(dead[k], one(k), norms[k].root))
+        for k in norms
+    }
 
     def rescale(x: Array, keep: Array, scale: Array, factor: Array) -> Array:
         wide = x.astype(scale.dtype)
@@ -56,7 +63,9 @@ def with_lengths(
     return map_groups(rescale, updates, grouping, dead, scales, factors)
 
 
-def clip_to(updates: PyTree, grouping: Grouping, norms: dict[str, Norm], limits: dict[str, Array]) -> PyTree:
+def clip_to(
+    updates: PyTree, grouping: Grouping, norms: dict[str, Norm], limits: dict[str, Array]
+) -> PyTree:
     """Shorten every group that is longer than its limit to the limit.
 
     Args:
@@ -68,7 +77,9 @@ def clip_to(updates: PyTree, grouping: Grouping, norms: dict[str, Norm], limits:
     Returns:
         Updates of the same dtypes; a group within its limit is the same bit for bit.
     """
-    return with_lengths(updates, grouping, norms, limits, {k: norms[k].value <= limits[k] for k in norms})
+    return with_lengths(
+        updates, grouping, norms, limits, {k: norms[k].value <= limits[k] for k in norms}
+    )
 
 
 def _stateless(update: Any) -> optax.GradientTransformationExtraArgs:
@@ -87,12 +98,15 @@ def _stateless(update: Any) -> optax.GradientTransformationExtraArgs:
     return optax.GradientTransformationExtraArgs(init, whole)
 
 
-def clip_by_norm(max_norm: Setting, per: Per = "tree", stacked: Stacked = ()) -> optax.GradientTransformationExtraArgs:
+def clip_by_norm(
+    max_norm: Setting, per: Per = "tree", stacked: Stacked = ()
+) -> optax.GradientTransformationExtraArgs:
     """Clip the norm of every group of leaves.
 
-    g_k -> g_k min(1, max_norm / |g_k|) for each group k (Pascanu et al. 2013, arXiv:1211.5063, algorithm 1).
-    With per="tree" this is `optax.clip_by_global_norm` for any magnitude: a float32 gradient with entries of 1e25 is
-    clipped where optax returns zeros. Entries that are not finite stay as they are and do not count.
+    g_k -> g_k min(1, max_norm / |g_k|) for each group k (Pascanu et al. 2013, arXiv:1211.5063,
+    algorithm 1). With per="tree" this is `optax.clip_by_global_norm` for any magnitude: a float32
+    gradient with entries of 1e25 is clipped where optax returns zeros. Entries that are not finite
+    stay as they are and do not count.
 
     Args:
         max_norm: threshold, >= 0; a number, a traced array or a schedule.
@@ -120,11 +134,13 @@ def clip_by_norm(max_norm: Setting, per: Per = "tree", stacked: Stacked = ()) ->
     return _stateless(update)
 
 
-def normalize(norm: Setting = 1.0, per: Per = "tree", stacked: Stacked = ()) -> optax.GradientTransformationExtraArgs:
+def normalize(
+    norm: Setting = 1.0, per: Per = "tree", stacked: Stacked = ()
+) -> optax.GradientTransformationExtraArgs:
     """Give every group of leaves the same norm, whatever it was.
 
-    g_k -> norm * g_k / |g_k|; a zero gradient stays zero. per="tree" is the normalised update, per="layer" the
-    layer-wise one (block-normalised gradient, Yu et al. 2017, arXiv:1707.04822).
+    g_k -> norm * g_k / |g_k|; a zero gradient stays zero. per="tree" is the normalised update,
+    per="layer" the layer-wise one (block-normalised gradient, Yu et al. 2017, arXiv:1707.04822).
 
     Args:
         norm: wanted, >= 0; a number, a traced array or a schedule.

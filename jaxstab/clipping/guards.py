@@ -17,7 +17,8 @@ from jaxstab.norms.groups import zero_norms
 from jaxstab.norms.paths import named_leaves
 
 POLICIES = ("skip", "zero", "raise", "propagate")
-# states that learn from gradients seen: a zero in the place of a gradient that was not finite teaches them nothing
+# states that learn from gradients seen: a zero in the place of a gradient that was not finite
+# teaches them nothing
 STATISTICS = (AdaptiveState, SpikeState)
 
 
@@ -65,14 +66,16 @@ def _paths(state: PyTree) -> list[tuple[str, ...]]:
 
 def _owners(init: Callable, updates: PyTree) -> dict[tuple[str, ...], list[int]]:
     """Which leaves each part of a state belongs to, by path of the part."""
-    # a part belongs to a leaf if init makes it for that leaf alone and not for no leaf at all: its moments, and the
-    # statistics of the groups that it is in; a step count belongs to none
+    # a part belongs to a leaf if init makes it for that leaf alone and not for no leaf at all: its
+    # moments, and the statistics of the groups that it is in; a step count belongs to none
     leaves, structure = jax.tree.flatten(updates)
     shapes = [jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves]
 
     def parts(kept: int | None) -> set[tuple[str, ...]]:
         # what optax.masked puts in the place of a leaf
-        some = [shape if index == kept else optax.MaskedNode() for index, shape in enumerate(shapes)]
+        some = [
+            shape if index == kept else optax.MaskedNode() for index, shape in enumerate(shapes)
+        ]
         try:
             return set(_paths(jax.eval_shape(init, jax.tree.unflatten(structure, some))))
         except Exception as error:
@@ -95,14 +98,20 @@ def _leaves_within(state: PyTree, kinds: tuple[type, ...]) -> list[bool]:
 
 
 def _keep_parts(
-    owners: dict[tuple[str, ...], list[int]], bad: list[Array], new: PyTree, old: PyTree, kinds: tuple[type, ...]
+    owners: dict[tuple[str, ...], list[int]],
+    bad: list[Array],
+    new: PyTree,
+    old: PyTree,
+    kinds: tuple[type, ...],
 ) -> PyTree:
     """Of a new state, all but the parts of bad leaves, which stay as they were; within nodes of these kinds only."""
     within = _leaves_within(new, kinds)
     learnt = _leaves_within(new, (AdaptiveState,))
     leaves, structure = jax.tree.flatten(new)
     kept = []
-    for index, (path, now, before) in enumerate(zip(_paths(new), leaves, jax.tree.leaves(old), strict=True)):
+    for index, (path, now, before) in enumerate(
+        zip(_paths(new), leaves, jax.tree.leaves(old), strict=True)
+    ):
         # what has been learnt from the norm of all leaves belongs to each of them
         everyone = range(len(bad)) if learnt[index] and path[-1] != "calls" else []
         owning = [bad[owner] for owner in owners.get(path, everyone)] if within[index] else []
@@ -116,19 +125,28 @@ def _depending(tree: PyTree, on: Bool[Array, ""]) -> PyTree:
     return jax.tree.map(lambda x: jnp.where(on, x, x) if isinstance(x, jax.Array) else x, tree)
 
 
-def _unless(hit: Array, run: Callable, updates: PyTree, inner: PyTree, others: PyTree) -> tuple[PyTree, PyTree]:
+def _unless(
+    hit: Array, run: Callable, updates: PyTree, inner: PyTree, others: PyTree
+) -> tuple[PyTree, PyTree]:
     """The result of `run`, or zero updates and the state as it was; nothing is computed for the way not taken."""
     shapes, states = jax.eval_shape(run, updates)
-    # within shard_map both ways must differ between devices alike: each depends on all that the other depends on
+    # within shard_map both ways must differ between devices alike: each depends on all that the
+    # other depends on
     arrays = [x for x in jax.tree.leaves((updates, inner, others)) if isinstance(x, jax.Array)]
-    either = functools.reduce(jnp.logical_or, [jnp.zeros_like(x, bool, shape=()) for x in arrays], hit)
+    either = functools.reduce(
+        jnp.logical_or, [jnp.zeros_like(x, bool, shape=()) for x in arrays], hit
+    )
 
     def nothing() -> tuple[PyTree, PyTree]:
         # this way is taken where hit is true; the other argument gives its place on a mesh
-        zeros = jax.tree.map(lambda g, s: jnp.where(hit, jnp.zeros((), s.dtype), g.astype(s.dtype)), updates, shapes)
+        zeros = jax.tree.map(
+            lambda g, s: jnp.where(hit, jnp.zeros((), s.dtype), g.astype(s.dtype)), updates, shapes
+        )
         return zeros, jax.tree.map(lambda old, s: jnp.asarray(old, s.dtype), inner, states)
 
-    return jax.lax.cond(hit, lambda: _depending(nothing(), either), lambda: _depending(run(updates), either))
+    return jax.lax.cond(
+        hit, lambda: _depending(nothing(), either), lambda: _depending(run(updates), either)
+    )
 
 
 def _where_bad(bad: list[Array], then: PyTree, otherwise: PyTree) -> PyTree:
@@ -146,21 +164,26 @@ def _raise_if_concrete(updates: PyTree, counts: list[Array]) -> None:
         raise FloatingPointError(f"updates are not finite in {', '.join(names)}")
 
 
-def guarded(tx: optax.GradientTransformation, policy: str, per: str = "leaf") -> optax.GradientTransformationExtraArgs:
+def guarded(
+    tx: optax.GradientTransformation, policy: str, per: str = "leaf"
+) -> optax.GradientTransformationExtraArgs:
     """Put an explicit policy for gradients that are not finite around a transformation.
 
     A leaf is bad where it has a NaN or infinite entry; with per="tree", one bad leaf makes all bad.
 
-    - "skip": bad leaves get a zero update and their parts of the state stay as they were; the others go on as if the
-      bad ones were zero. With per="tree" the whole update is zero and the whole state stays.
-    - "zero": bad leaves enter tx as zeros; momentum goes on. What this package's clippers have learnt stays as it was.
-    - "propagate": bad leaves come out as they came in; the others go on as if the bad ones were zero. With per="tree"
-      tx sees everything as it is.
-    - "raise": a FloatingPointError that names the bad leaves, where values are concrete. Under `jax.jit` nothing can
-      be raised, and it propagates.
+    - "skip": bad leaves get a zero update and their parts of the state stay as they were; the
+      others go on as if the bad ones were zero. With per="tree" the whole update is zero and the
+      whole state stays.
+    - "zero": bad leaves enter tx as zeros; momentum goes on. What this package's clippers have
+      learnt stays as it was.
+    - "propagate": bad leaves come out as they came in; the others go on as if the bad ones were
+      zero. With per="tree" tx sees everything as it is.
+    - "raise": a FloatingPointError that names the bad leaves, where values are concrete. Under
+      `jax.jit` nothing can be raised, and it propagates.
 
-    A part of the state belongs to a leaf if `tx.init` makes it for that leaf: its moments, and the statistics of every
-    group that it is in. Parts that belong to no leaf, such as step counts, go on unless all is skipped.
+    A part of the state belongs to a leaf if `tx.init` makes it for that leaf: its moments, and the
+    statistics of every group that it is in. Parts that belong to no leaf, such as step counts, go
+    on unless all is skipped.
 
     Args:
         tx: any transformation, optax's included.
@@ -172,7 +195,8 @@ def guarded(tx: optax.GradientTransformation, policy: str, per: str = "leaf") ->
 
     Raises:
         FloatingPointError: from its update, with policy "raise".
-        ValueError: from its update, with policy "skip" and per="leaf", if `tx.init` fails for a part of the leaves.
+        ValueError: from its update, with policy "skip" and per="leaf", if `tx.init` fails for a
+            part of the leaves.
 
     Example:
         >>> tx = guarded(optax.trace(0.9), "skip")
@@ -189,7 +213,8 @@ def guarded(tx: optax.GradientTransformation, policy: str, per: str = "leaf") ->
         zero = zero_norms(params)["tree"]
         inner = tx.init(params)
         if policy == "skip" and per == "tree":
-            # within shard_map a device whose update is skipped keeps all of its state, step counts too
+            # within shard_map a device whose update is skipped keeps all of its state, step counts
+            # too
             inner = _depending(inner, zero > 0)
         return GuardState(
             inner=inner,
@@ -203,15 +228,22 @@ def guarded(tx: optax.GradientTransformation, policy: str, per: str = "leaf") ->
 
     def kept_parts(updates: PyTree, bad: list[Array], new: PyTree, old: PyTree) -> PyTree:
         kinds = (object,) if policy == "skip" else STATISTICS
-        if not any(isinstance(node, kinds) for node in jax.tree.leaves(new, is_leaf=lambda n: isinstance(n, kinds))):
+        if not any(
+            isinstance(node, kinds)
+            for node in jax.tree.leaves(new, is_leaf=lambda n: isinstance(n, kinds))
+        ):
             return new
-        shapes = tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in jax.tree.leaves(updates))
+        shapes = tuple(
+            (jnp.shape(leaf), jnp.result_type(leaf)) for leaf in jax.tree.leaves(updates)
+        )
         key = (jax.tree.structure(updates), shapes)
         if key not in known:
             known[key] = _owners(tx.init, updates)
         return _keep_parts(known[key], bad, new, old, kinds)
 
-    def act(updates: PyTree, bad: list[Array], inner: PyTree, params: PyTree | None, extra: dict) -> tuple:
+    def act(
+        updates: PyTree, bad: list[Array], inner: PyTree, params: PyTree | None, extra: dict
+    ) -> tuple:
         """(updates, inner state) by the policy."""
         run = lambda given: tx.update(given, inner, params, **extra)
         zeros = jax.tree.map(jnp.zeros_like, updates)

@@ -11,11 +11,14 @@ from jaxtyping import Array, ArrayLike, Float
 
 from jaxstab.checks import check_count
 
-# a number, an array of shape [] (which may be traced), or a schedule: number of earlier updates -> number
+# a number, an array of shape [] (which may be traced), or a schedule: number of earlier updates ->
+# number
 Setting = ArrayLike | Callable[[Array], ArrayLike]
 
 
-def check_setting(name: str, value: Setting, low: float = 0.0, high: float = math.inf, below: bool = False) -> None:
+def check_setting(
+    name: str, value: Setting, low: float = 0.0, high: float = math.inf, below: bool = False
+) -> None:
     """Refuse a setting outside its range; traced arrays and schedules have no value yet and pass.
 
     Args:
@@ -31,12 +34,16 @@ def check_setting(name: str, value: Setting, low: float = 0.0, high: float = mat
     if callable(value):
         return
     if np.ndim(value) > 0:
-        raise ValueError(f"{name} must be a scalar, got shape {np.shape(value)}; jax.vmap sweeps over many")
+        raise ValueError(
+            f"{name} must be a scalar, got shape {np.shape(value)}; jax.vmap sweeps over many"
+        )
     if isinstance(value, jax.core.Tracer):
         return
     number = float(np.asarray(value))
     if not (low <= number < high if below else low <= number <= high):
-        interval = f">= {low:g}" if high == math.inf else f"in [{low:g}, {high:g}{')' if below else ']'}"
+        interval = (
+            f">= {low:g}" if high == math.inf else f"in [{low:g}, {high:g}{')' if below else ']'}"
+        )
         raise ValueError(f"{name} must be {interval}, got {value}")
 
 

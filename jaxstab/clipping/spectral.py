@@ -10,13 +10,20 @@ from jaxtyping import Array, Bool, Float, PyTree
 from jaxstab import decompositions
 from jaxstab.checks import check_choice
 from jaxstab.clipping.by_norm import CallState
-from jaxstab.clipping.settings import Setting, check_integer, check_setting, setting_at, static_integer
+from jaxstab.clipping.settings import (
+    Setting,
+    check_integer,
+    check_setting,
+    setting_at,
+    static_integer,
+)
 from jaxstab.norms.groups import accumulator, safe_scale
 from jaxstab.norms.meshes import resplit, split
 from jaxstab.norms.paths import Stacked, stacked_leaves
 
-# odd quintics x (a + b x^2 + c x^4). The first lifts small singular values fastest and leaves them in [0.68, 1.14]
-# (Muon's coefficients, K. Jordan 2024); the second has slope 0 and curvature 0 at its fixed point 1
+# odd quintics x (a + b x^2 + c x^4). The first lifts small singular values fastest and leaves them
+# in [0.68, 1.14] (Muon's coefficients, K. Jordan 2024); the second has slope 0 and curvature 0 at
+# its fixed point 1
 LIFT = (3.4445, -4.7750, 2.0315)
 POLISH = (1.875, -1.25, 0.375)
 POLISHES = 4
@@ -45,7 +52,9 @@ def _capped_by_svd(m: Float[Array, "*batch m n"], limit: Float[Array, "*batch"])
     return capped, s[..., 0] <= limit
 
 
-def _capped_by_signs(m: Float[Array, "*batch m n"], limit: Float[Array, "*batch"], iterations: int) -> Capped:
+def _capped_by_signs(
+    m: Float[Array, "*batch m n"], limit: Float[Array, "*batch"], iterations: int
+) -> Capped:
     """M - P (H - t)_+ with P = U V^T, H = P^T M = V S V^T, and x_+ = x (1 + sign x) / 2."""
     if m.shape[-2] < m.shape[-1]:
         capped, within = _capped_by_signs(m.mT, limit, iterations)
@@ -70,16 +79,17 @@ def clip_by_spectral_norm(
 ) -> optax.GradientTransformationExtraArgs:
     """Cap the singular values of every matrix-shaped leaf.
 
-    M = U S V^T -> U min(S, max_norm) V^T, the nearest matrix within the spectral ball. The last two axes of a leaf
-    are the matrix, leading axes are batches; vectors pass, and so do biases [depth, n] that are stacked over layers.
-    Convolution kernels are taken by their last two axes, tap by tap. Entries that are not finite stay as they are and
-    count as zeros.
+    M = U S V^T -> U min(S, max_norm) V^T, the nearest matrix within the spectral ball. The last two
+    axes of a leaf are the matrix, leading axes are batches; vectors pass, and so do biases [depth,
+    n] that are stacked over layers. Convolution kernels are taken by their last two axes, tap by
+    tap. Entries that are not finite stay as they are and count as zeros.
 
-    method "svd" is right to rounding, in float32 to 1e-6 of the Frobenius norm before, and a matrix within the cap is
-    the same bit for bit. method "newton_schulz" needs matrix products only, which accelerators like:
-    M - P (H - t I)(I + sign(H - t I)) / 2 with P = sign(M), H = P^T M, both signs by odd quintics. In float32 and
-    with 14 iterations its error stayed below 2e-6 of the Frobenius norm before, on spectra from flat to eight decades
-    wide (12 iterations give as much, 8 give 3e-4).
+    method "svd" is right to rounding, in float32 to 1e-6 of the Frobenius norm before, and a matrix
+    within the cap is the same bit for bit. method "newton_schulz" needs matrix products only, which
+    accelerators like: M - P (H - t I)(I + sign(H - t I)) / 2 with P = sign(M), H = P^T M, both
+    signs by odd quintics. In float32 and with 14 iterations its error stayed below 2e-6 of the
+    Frobenius norm before, on spectra from flat to eight decades wide (12 iterations give as much, 8
+    give 3e-4).
 
     Args:
         max_norm: cap, >= 0; a number, a traced array or a schedule.
@@ -116,7 +126,9 @@ def clip_by_spectral_norm(
         scaled = m / scale[..., None, None]
         share = limit / scale
         by_signs = method == "newton_schulz"
-        capped, within = _capped_by_signs(scaled, share, steps) if by_signs else _capped_by_svd(scaled, share)
+        capped, within = (
+            _capped_by_signs(scaled, share, steps) if by_signs else _capped_by_svd(scaled, share)
+        )
         stays = ~finite | within[..., None, None]
         return jnp.where(stays, g, (capped * scale[..., None, None]).astype(g.dtype))
 

@@ -21,7 +21,8 @@ class SpikeState(NamedTuple):
     Attributes:
         calls: updates made so far, the argument of schedules.
         entered: updates that entered the statistics, for each leaf.
-        rms: root of the exponential mean of the squared entries, not bias-corrected, at least float32.
+        rms: root of the exponential mean of the squared entries, not bias-corrected, at least
+            float32.
     """
 
     calls: Int[Array, ""]
@@ -41,14 +42,17 @@ class ResetState(NamedTuple):
     calls: Int[Array, ""]
 
 
-def clip_spikes(threshold: Setting = 5000.0, decay: Setting = 0.999) -> optax.GradientTransformationExtraArgs:
+def clip_spikes(
+    threshold: Setting = 5000.0, decay: Setting = 0.999
+) -> optax.GradientTransformationExtraArgs:
     """Clip single entries that are far above their own running root mean square.
 
-    SPAM's spike-aware clipping (Huang et al. 2025, arXiv:2501.06842): entries with g^2 > threshold * v
-    become sign(g) sqrt(threshold * v), where v is the bias-corrected exponential mean of the squares of the clipped
-    entries of earlier updates. An entry that was always zero has no scale yet and passes: v = 0 would hold it at zero
-    for good. The square root of v is kept, so that squares neither overflow nor vanish. The authors use Adam's own
-    uncorrected v and clip nothing for 20 steps after a reset; the correction makes that wait needless.
+    SPAM's spike-aware clipping (Huang et al. 2025, arXiv:2501.06842): entries with g^2 > threshold
+    * v become sign(g) sqrt(threshold * v), where v is the bias-corrected exponential mean of the
+    squares of the clipped entries of earlier updates. An entry that was always zero has no scale
+    yet and passes: v = 0 would hold it at zero for good. The square root of v is kept, so that
+    squares neither overflow nor vanish. The authors use Adam's own uncorrected v and clip nothing
+    for 20 steps after a reset; the correction makes that wait needless.
 
     A leaf with an entry that is not finite is clipped but does not enter its v.
 
@@ -84,8 +88,12 @@ def clip_spikes(threshold: Setting = 5000.0, decay: Setting = 0.999) -> optax.Gr
         def clip(g: Array, entered: Array, rms: Array) -> Array:
             kept = setting_at(decay, state.calls, rms.dtype)
             # 1 - kept^n by expm1, exact for decays near 1; 1 where nothing has entered
-            share = jnp.where(entered == 0, 1, -jnp.expm1(entered.astype(rms.dtype) * jnp.log(kept)))
-            limit = jnp.sqrt(setting_at(threshold, state.calls, rms.dtype)) * (rms / jnp.sqrt(share))
+            share = jnp.where(
+                entered == 0, 1, -jnp.expm1(entered.astype(rms.dtype) * jnp.log(kept))
+            )
+            limit = jnp.sqrt(setting_at(threshold, state.calls, rms.dtype)) * (
+                rms / jnp.sqrt(share)
+            )
             spike = jnp.isfinite(g) & (rms > 0) & (jnp.abs(g).astype(rms.dtype) > limit)
             return jnp.where(spike, (jnp.sign(g).astype(rms.dtype) * limit).astype(g.dtype), g)
 
@@ -97,7 +105,9 @@ def clip_spikes(threshold: Setting = 5000.0, decay: Setting = 0.999) -> optax.Gr
         clipped = jax.tree.map(clip, updates, state.entered, state.rms)
         enters = jax.tree.map(lambda g: jnp.all(jnp.isfinite(g)), updates)
         rms = jax.tree.map(remember, clipped, enters, state.rms)
-        entered = jax.tree.map(lambda e, n: jnp.where(e, optax.safe_increment(n), n), enters, state.entered)
+        entered = jax.tree.map(
+            lambda e, n: jnp.where(e, optax.safe_increment(n), n), enters, state.entered
+        )
         return clipped, SpikeState(optax.safe_increment(state.calls), entered, rms)
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -109,9 +119,10 @@ def with_momentum_reset(
     """Set a transformation's state back to its initial one at intervals, and warm its updates up after.
 
     SPAM's momentum reset (Huang et al. 2025, arXiv:2501.06842). Before updates every, 2 every, ...
-    (counted from 0) the inner state becomes its initial one. Update k after a reset is multiplied by
-    1 - 0.99 (1 + cos(pi k / (warmup + 1))) / 2 while k < warmup, as in the authors' code. There is no warm-up before
-    the first reset. The initial state is that of the parameters, or of the updates where no parameters are given.
+    (counted from 0) the inner state becomes its initial one. Update k after a reset is multiplied
+    by 1 - 0.99 (1 + cos(pi k / (warmup + 1))) / 2 while k < warmup, as in the authors' code. There
+    is no warm-up before the first reset. The initial state is that of the parameters, or of the
+    updates where no parameters are given.
 
     Args:
         inner: the transformation, with its momentum.
@@ -122,7 +133,8 @@ def with_momentum_reset(
         The transformation; its state is a `ResetState`.
 
     Example:
-        SPAM is Adam behind spike-aware clipping, both forgetting together; then a momentum that forgets:
+        SPAM is Adam behind spike-aware clipping, both forgetting together; then a momentum that
+        forgets:
 
         >>> spam = with_momentum_reset(optax.chain(clip_spikes(), optax.adam(1e-3)), every=500, warmup=150)
         >>> tx = with_momentum_reset(optax.trace(0.5), every=3, warmup=0)
@@ -150,7 +162,9 @@ def with_momentum_reset(
         since = state.calls % period
         reset = (state.calls > 0) & (since == 0)
         fresh = inner.init(updates if params is None else params)
-        start = jax.tree.map(lambda new, old: jnp.where(reset, jnp.asarray(new, old.dtype), old), fresh, state.inner)
+        start = jax.tree.map(
+            lambda new, old: jnp.where(reset, jnp.asarray(new, old.dtype), old), fresh, state.inner
+        )
         updates, after = inner.update(updates, start, params, **extra)
         cosine = jnp.cos(math.pi * since.astype(jnp.float32) / (wait + 1).astype(jnp.float32))
         warming = (state.calls >= period) & (since < wait)

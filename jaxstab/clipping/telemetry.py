@@ -24,12 +24,13 @@ class TelemetryState(NamedTuple):
         inner: state of the wrapped transformation.
         step: updates made so far.
         norm_before: norm of the finite entries of the last updates; inf beyond the float range.
-        norm_after: norm of what the transformation made of them; inf or NaN where that is not finite. Entries that
-            differ from 1 and from what came in by more than the root of the float range (1e19) overflow or vanish.
+        norm_after: norm of what the transformation made of them; inf or NaN where that is not
+            finite. Entries that differ from 1 and from what came in by more than the root of the
+            float range (1e19) overflow or vanish.
         coefficient: norm_after / norm_before; 1 where that is 0 / 0 or nothing came in.
         fired: whether the coefficient differs from 1 by more than rounding.
-        firing_rate: share of updates that fired, in [0, 1]; plain mean of the first 1 / (1 - decay), exponential
-            after, so that it is unbiased from the first on.
+        firing_rate: share of updates that fired, in [0, 1]; plain mean of the first 1 / (1 -
+            decay), exponential after, so that it is unbiased from the first on.
         update_ratio: norm_after / norm of the parameters; NaN where none were given.
         nonfinite_count: NaN and infinite entries that came in so far; stops at the largest int32.
         first_nonfinite: the first update that had any, counted from 0; -1 for never.
@@ -57,20 +58,26 @@ def _ratio(above: Norm, below: Norm, dtype: jnp.dtype, empty: float) -> Float[Ar
 
 
 def monitored(
-    tx: optax.GradientTransformation, per: Per | None = None, decay: Setting = 0.99, stacked: Stacked = ()
+    tx: optax.GradientTransformation,
+    per: Per | None = None,
+    decay: Setting = 0.99,
+    stacked: Stacked = (),
 ) -> optax.GradientTransformationExtraArgs:
     """Keep in the state what a transformation did to the last update, and how often it did.
 
-    The updates are those of tx. The state has the same structure and dtypes from the start, so it can be
-    carried by `jax.lax.scan`, and `optax.tree.get(state, "norm_before")` reads it wherever it stands in a chain.
+    The updates are those of tx. The state has the same structure and dtypes from the start, so it
+    can be carried by `jax.lax.scan`, and `optax.tree.get(state, "norm_before")` reads it wherever
+    it stands in a chain.
 
-    Cost, in passes over the data: one read of the updates that come in (shared with tx if it takes the same norm),
-    one of those that come out, one of the parameters where given. Where XLA would have overwritten the updates in
-    place it now keeps a copy: the way out for norms that overflow is a conditional, which holds on to them.
+    Cost, in passes over the data: one read of the updates that come in (shared with tx if it takes
+    the same norm), one of those that come out, one of the parameters where given. Where XLA would
+    have overwritten the updates in place it now keeps a copy: the way out for norms that overflow
+    is a conditional, which holds on to them.
 
     Args:
         tx: any transformation, optax's included.
-        per: also keep ln norms of groups; "tree", "leaf", "layer" or a callable, see `jaxstab.norms.group_norms`.
+        per: also keep ln norms of groups; "tree", "leaf", "layer" or a callable, see
+            `jaxstab.norms.group_norms`.
         decay: of the firing rate, in [0, 1); a number, a traced array or a schedule.
         stacked: leaves with a leading layer axis, for per="layer"; see `jaxstab.norms.group_norms`.
 
@@ -113,11 +120,14 @@ def monitored(
         before = norm(updates)
         # between what came in and a usual size: squares of either are then within the float range
         after = quick_norm(out, jnp.sqrt(before.scale))
-        # first the norm, then the use of the updates: so they can be overwritten in place, 15 % of an update on CPU
+        # first the norm, then the use of the updates: so they can be overwritten in place, 15 % of
+        # an update on CPU
         out, after = jax.lax.optimization_barrier((out, after))
         groups = {} if per is None else group_norms(updates, *grouping)
         coefficient = _ratio(after, before, dtype, 1.0)
-        rounding = max((float(jnp.finfo(jnp.result_type(u)).eps) for u in jax.tree.leaves(out)), default=0.0)
+        rounding = max(
+            (float(jnp.finfo(jnp.result_type(u)).eps) for u in jax.tree.leaves(out)), default=0.0
+        )
         fired = jnp.abs(coefficient - 1) > ROUNDINGS * rounding
         step = optax.safe_increment(state.step)
         weight = jnp.maximum(1 - setting_at(decay, state.step, dtype), 1 / step.astype(dtype))

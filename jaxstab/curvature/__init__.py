@@ -1,7 +1,8 @@
 """Measure: what parameters do to outputs and to the loss, by kernels and by products with vectors.
 
-A loss of parameters becomes an operator (`hessian`, `gauss_newton`, `empirical_fisher`), an operator its eigenvalues
-(`extremes`, `trace`, `density`), and the largest of them the largest stable learning rate.
+A loss of parameters becomes an operator (`hessian`, `gauss_newton`, `empirical_fisher`), an
+operator its eigenvalues (`extremes`, `trace`, `density`), and the largest of them the largest
+stable learning rate.
 """
 
 from jaxstab.curvature.kernels import (

@@ -9,12 +9,15 @@ from jaxtyping import Array, PyTree
 from jaxstab.norms.meshes import varying_like
 
 
-def mean_over_chunks(function: Callable[[PyTree], Array], examples: PyTree, chunk_size: int) -> Array:
+def mean_over_chunks(
+    function: Callable[[PyTree], Array], examples: PyTree, chunk_size: int
+) -> Array:
     """Average a function that is a mean over examples, a chunk of them at a time.
 
     Args:
         function: chunk -> array, a mean over the chunk.
-        examples: a pytree whose leaves have a leading axis of examples; without leaves it is one chunk.
+        examples: a pytree whose leaves have a leading axis of examples; without leaves it is one
+            chunk.
         chunk_size: examples at a time; what is left over is a chunk of its own.
 
     Returns:
@@ -58,5 +61,7 @@ def examples_of(examples: PyTree) -> int:
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(examples)]
     counts = {shape[0] if shape else 0 for shape in shapes}
     if len(counts) != 1 or counts == {0}:
-        raise ValueError(f"examples must share a leading axis of at least one example, got shapes {shapes}")
+        raise ValueError(
+            f"examples must share a leading axis of at least one example, got shapes {shapes}"
+        )
     return counts.pop()

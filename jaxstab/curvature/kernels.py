@@ -1,14 +1,15 @@
 """Measure: the Jacobian with respect to parameters, as its Gram matrix, the empirical neural tangent kernel.
 
-Rows are all outputs of all examples: row b d_out + k is output k of example b. With J_l = dy/dtheta_l, [rows, P_l],
+Rows are all outputs of all examples: row b d_out + k is output k of example b. With J_l =
+dy/dtheta_l, [rows, P_l],
 
     Theta = sum_l J_l J_l^T,    l: embedding, blocks, readout,
 
-one backward fold over layers. At a layer the cotangents dy_b/dh_l of all rows are at hand; a row of J_l is one pullback
-of that layer alone, and its products with all other rows are one push of it through that layer alone. A chunk of
-rows of one J_l is held at a time, never J. All in float range. Examples see the same parameters and, under dropout,
-the same masks; a network that mixes examples (BatchNorm) goes through `networks.flatten` as one example,
-x.ravel()[None].
+one backward fold over layers. At a layer the cotangents dy_b/dh_l of all rows are at hand; a row of
+J_l is one pullback of that layer alone, and its products with all other rows are one push of it
+through that layer alone. A chunk of rows of one J_l is held at a time, never J. All in float range.
+Examples see the same parameters and, under dropout, the same masks; a network that mixes examples
+(BatchNorm) goes through `networks.flatten` as one example, x.ravel()[None].
 """
 
 import math
@@ -60,14 +61,17 @@ def tangent_kernel(
 ) -> Float[Array, "rows rows"]:
     """The empirical neural tangent kernel Theta = (dy/dtheta)(dy/dtheta)^T over a batch (Jacot et al. 2018).
 
-    Cost about rows x batch passes forwards through the parameters, rows = batch d_out: that of NTK-vector products
-    (Novak, Sohl-Dickstein & Schoenholz 2022), but each row passes through one layer only.
+    Cost about rows x batch passes forwards through the parameters, rows = batch d_out: that of
+    NTK-vector products (Novak, Sohl-Dickstein & Schoenholz 2022), but each row passes through one
+    layer only.
 
     Args:
         chain: the network.
         params: its parameters; what `networks.bind` adds to them is not differentiated by.
-        x: a batch of inputs [batch, d_in]; of layers of the user's own [batch, ...], each of which the chain takes.
-        chunk_size: rows of J at a time, >= 1; None for as many as fit into BYTES = 256 MiB, at least one.
+        x: a batch of inputs [batch, d_in]; of layers of the user's own [batch, ...], each of which
+            the chain takes.
+        chunk_size: rows of J at a time, >= 1; None for as many as fit into BYTES = 256 MiB, at
+            least one.
         precision: of the matrix products, as in `jax.default_matmul_precision`.
 
     Returns:
@@ -102,8 +106,10 @@ def tangent_kernel_by_layer(
     Args:
         chain: the network.
         params: its parameters, depth L.
-        x: a batch of inputs [batch, d_in]; of layers of the user's own [batch, ...], each of which the chain takes.
-        chunk_size: rows of J at a time, >= 1; None for as many as fit into BYTES = 256 MiB, at least one.
+        x: a batch of inputs [batch, d_in]; of layers of the user's own [batch, ...], each of which
+            the chain takes.
+        chunk_size: rows of J at a time, >= 1; None for as many as fit into BYTES = 256 MiB, at
+            least one.
         precision: of the matrix products, as in `jax.default_matmul_precision`.
 
     Returns:
@@ -122,9 +128,9 @@ def tangent_kernel_memory(
 ) -> int:
     """Bytes that `tangent_kernel` holds at its peak besides the parameters and the kernel, on a CPU.
 
-    States [L + 1, batch, n]; cotangents [rows, n] twice; three kernels [rows, rows]; one layer's parameters, which XLA
-    copies out of their stack; and of one layer a chunk of rows of J with their push, [chunk, P_l + batch n]. Within
-    25 % of what XLA says.
+    States [L + 1, batch, n]; cotangents [rows, n] twice; three kernels [rows, rows]; one layer's
+    parameters, which XLA copies out of their stack; and of one layer a chunk of rows of J with
+    their push, [chunk, P_l + batch n]. Within 25 % of what XLA says.
 
     Args:
         chain: the network.
@@ -155,9 +161,14 @@ def tangent_kernel_memory(
     width = max(sizes)
     itemsize = y.dtype.itemsize
     embed, *parts, readout = map(_trained, params.stacks)
-    blocks = [jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), part) for part in parts]
+    blocks = [
+        jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), part)
+        for part in parts
+    ]
     layers = [(embed, width), *[(block, width) for block in blocks], (readout, y.size)]
-    chunk = max(_chunk(theta, batch, y.size, size, chunk_size, itemsize)[1] for theta, size in layers)
+    chunk = max(
+        _chunk(theta, batch, y.size, size, chunk_size, itemsize)[1] for theta, size in layers
+    )
     weights = max(sum(leaf.size for leaf in jax.tree.leaves(block)) for block in blocks)
     hidden = sum(sizes) * batch * itemsize
     fold = (2 * rows * width + 3 * rows**2 + weights) * itemsize + chunk
@@ -167,8 +178,8 @@ def tangent_kernel_memory(
 def kernel_eigenvalues(kernel: Float[Array, "*layer rows rows"]) -> Float[Array, "*layer rows"]:
     """Eigenvalues of kernels: the squared singular values of their J.
 
-    A Gram matrix has squared what it knows: eigenvalues below about eps times the largest are rounding, of either
-    sign, and stand as they came out.
+    A Gram matrix has squared what it knows: eigenvalues below about eps times the largest are
+    rounding, of either sign, and stand as they came out.
 
     Args:
         kernel: symmetric matrices, from `tangent_kernel`, `TangentKernel` or `gauss_newton_gram`.
@@ -180,7 +191,9 @@ def kernel_eigenvalues(kernel: Float[Array, "*layer rows rows"]) -> Float[Array,
 
 
 def gauss_newton_gram(
-    kernel: Float[Array, "*layer rows rows"], y: Float[Array, "batch d_out"], loss: str = "cross_entropy"
+    kernel: Float[Array, "*layer rows rows"],
+    y: Float[Array, "batch d_out"],
+    loss: str = "cross_entropy",
 ) -> Float[Array, "*layer rows rows"]:
     """The Gram matrix that shares its nonzero eigenvalues with the Gauss-Newton matrix of the mean loss of a batch.
 
@@ -190,7 +203,8 @@ def gauss_newton_gram(
     |y - t|^2 / 2, S = 1. Targets do not enter.
 
     Args:
-        kernel: Theta of all parameters, or of some: the layers of a `TangentKernel` give G's diagonal blocks.
+        kernel: Theta of all parameters, or of some: the layers of a `TangentKernel` give G's
+            diagonal blocks.
         y: the network's outputs, for cross-entropy logits.
         loss: "cross_entropy" or "squared".
 
@@ -203,13 +217,18 @@ def gauss_newton_gram(
     _check_loss(loss)
     batch, out = y.shape
     if kernel.shape[-1] != batch * out:
-        raise ValueError(f"kernel has {kernel.shape[-1]} rows, outputs {y.shape} make {batch * out}")
+        raise ValueError(
+            f"kernel has {kernel.shape[-1]} rows, outputs {y.shape} make {batch * out}"
+        )
     if loss == "squared":
         return kernel / batch
     root = jax.vmap(_softmax_root)(y)
     grid = kernel.reshape(*kernel.shape[:-2], batch, out, batch, out)
     half = jnp.einsum("...bicj,cjl->...bicl", grid, root, precision="highest")
-    return jnp.einsum("bik,...bicl->...bkcl", root, half, precision="highest").reshape(kernel.shape) / batch
+    return (
+        jnp.einsum("bik,...bicl->...bkcl", root, half, precision="highest").reshape(kernel.shape)
+        / batch
+    )
 
 
 @with_network
@@ -223,8 +242,8 @@ def gauss_newton_eigenvalues(
 ) -> Float[Array, " rows"]:
     """Eigenvalues of the Gauss-Newton matrix of the mean loss of a batch, for cross-entropy those of the Fisher matrix.
 
-    All that are not zero by construction, from the kernel: `gauss_newton_gram`. For batches small enough for a matrix
-    of [batch d_out]^2.
+    All that are not zero by construction, from the kernel: `gauss_newton_gram`. For batches small
+    enough for a matrix of [batch d_out]^2.
 
     Args:
         chain: the network.
@@ -263,7 +282,9 @@ def _rows(chain: Chain, params: Params, x: Any, chunk_size: int | None) -> tuple
     if isinstance(chain.block, tuple):
         vectors = views.of_rows(chain, params, x)
         rows = (x.shape[0], math.prod(x.shape[1:]))
-        return vectors, jax.ShapeDtypeStruct(rows, x.dtype) if isinstance(x, jax.ShapeDtypeStruct) else x.reshape(rows)
+        return vectors, jax.ShapeDtypeStruct(rows, x.dtype) if isinstance(
+            x, jax.ShapeDtypeStruct
+        ) else x.reshape(rows)
     check_floating("x", x.dtype)
     if len(x.shape) != 2:
         raise ValueError(f"x must be a batch [batch, d_in], got shape {x.shape}")
@@ -299,14 +320,18 @@ def _kernel(
         states = networks.states(networks.over_batch(chain), params, x)
         hidden = states.last
 
-        def layer(carry: tuple[Array, Array], here: Here) -> tuple[tuple[Array, Array], Array | None]:
+        def layer(
+            carry: tuple[Array, Array], here: Here
+        ) -> tuple[tuple[Array, Array], Array | None]:
             cotangents, total = carry
             gram = _gram(here, cotangents, chunk_size)
             below = _pulled(here, cotangents)
             return (below, total if by_layer else total + gram), gram if by_layer else None
 
         y = jax.eval_shape(chain.readout, params, hidden[0])
-        cotangents = jnp.broadcast_to(jnp.eye(y.size, dtype=y.dtype)[None], (x.shape[0], y.size, y.size))
+        cotangents = jnp.broadcast_to(
+            jnp.eye(y.size, dtype=y.dtype)[None], (x.shape[0], y.size, y.size)
+        )
         cotangents = varying_like(cotangents, hidden)
         top = layer_at(chain, params, params.depth + 1, hidden)
         last = _gram(top, cotangents, chunk_size)
@@ -325,7 +350,9 @@ def _pulled(here: Here, cotangents: Float[Array, "batch out m"]) -> Float[Array,
     return jax.vmap(one)(here.h, cotangents)
 
 
-def _gram(here: Here, cotangents: Float[Array, "batch out m"], chunk_size: int | None) -> Float[Array, "rows rows"]:
+def _gram(
+    here: Here, cotangents: Float[Array, "batch out m"], chunk_size: int | None
+) -> Float[Array, "rows rows"]:
     """J J^T of one layer at a batch of states, J = cotangents d f(theta, h) / d theta."""
     batch, out, size = cotangents.shape
 
@@ -345,7 +372,9 @@ def _gram(here: Here, cotangents: Float[Array, "batch out m"], chunk_size: int |
     return (gram + gram.T) / 2
 
 
-def _chunk(theta: PyTree, batch: int, out: int, size: int, chunk_size: int | None, itemsize: int) -> tuple[int, int]:
+def _chunk(
+    theta: PyTree, batch: int, out: int, size: int, chunk_size: int | None, itemsize: int
+) -> tuple[int, int]:
     """Rows at a time of one layer's Jacobian, and the bytes that they and their push through the layer take."""
     per_row = itemsize * (sum(leaf.size for leaf in jax.tree.leaves(theta)) + batch * size)
     rows = min(chunk_size or max(1, BYTES // per_row), batch * out)

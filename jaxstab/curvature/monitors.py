@@ -35,10 +35,10 @@ def monitor_sharpness(
 ) -> optax.GradientTransformation:
     """Record the sharpness of a loss while any optimiser trains on it; updates pass unchanged.
 
-    To be chained with an optimiser, under any training loop; of `training.train`, which keeps the state of a run that
-    is no longer finite, records after that stay NaN. A measurement goes on from the last eigenvector, so that few
-    products serve. It is skipped between records, but under `jax.vmap` over runs, which computes both branches: use
-    `jax.lax.map`.
+    To be chained with an optimiser, under any training loop; of `training.train`, which keeps the
+    state of a run that is no longer finite, records after that stay NaN. A measurement goes on from
+    the last eigenvector, so that few products serve. It is skipped between records, but under
+    `jax.vmap` over runs, which computes both branches: use `jax.lax.map`.
 
     Args:
         operator: parameters -> symmetric matrix, such as `hessian` of the loss at them.
@@ -50,7 +50,8 @@ def monitor_sharpness(
         The transformation. Its `SharpnessState` is read by `optax.tree.get(state, "sharpness")`.
 
     Raises:
-        ValueError: if a count is not an integer >= 1; in `update`, if it is not given the parameters.
+        ValueError: if a count is not an integer >= 1; in `update`, if it is not given the
+            parameters.
 
     Example:
         >>> from jaxstab import curvature
@@ -79,13 +80,17 @@ def monitor_sharpness(
         updates: PyTree, state: SharpnessState, params: PyTree | None = None, **_: Any
     ) -> tuple[PyTree, SharpnessState]:
         if params is None:
-            raise ValueError("monitor_sharpness needs the parameters: tx.update(updates, state, params)")
+            raise ValueError(
+                "monitor_sharpness needs the parameters: tx.update(updates, state, params)"
+            )
 
         def measured() -> SharpnessState:
             found = extremes(operator(params), key, steps=products, start=state.vector)
             at = state.updates // every
             # parameters that are not finite have no eigenvector
-            vector = jnp.where(jnp.isnan(found.largest_vectors), state.vector, found.largest_vectors)
+            vector = jnp.where(
+                jnp.isnan(found.largest_vectors), state.vector, found.largest_vectors
+            )
             return state._replace(
                 sharpness=state.sharpness.at[at].set(found.largest[0]),
                 error=state.error.at[at].set(found.largest_error[0]),

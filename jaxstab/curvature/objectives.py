@@ -43,13 +43,17 @@ class Objective:
         return self.loss(self.outputs(params, x), targets)
 
 
-def objective(model: Chain | Outputs, loss: str | MeanLoss = "cross_entropy", mixes: bool = False) -> Objective:
+def objective(
+    model: Chain | Outputs, loss: str | MeanLoss = "cross_entropy", mixes: bool = False
+) -> Objective:
     """Make the mean loss of a chain, or of any model that is a function.
 
     Args:
         model: a chain; or a function (params, x [batch, ...]) -> y [batch, ...].
-        loss: "cross_entropy" (labels), "squared" (|y - t|^2 / 2), or a function (y, targets) -> mean over the batch.
-        mixes: whether the chain's blocks mix examples, as BatchNorm's do: then they see the batch as a whole.
+        loss: "cross_entropy" (labels), "squared" (|y - t|^2 / 2), or a function (y, targets) ->
+            mean over the batch.
+        mixes: whether the chain's blocks mix examples, as BatchNorm's do: then they see the batch
+            as a whole.
 
     Returns:
         The objective.
@@ -64,7 +68,9 @@ def objective(model: Chain | Outputs, loss: str | MeanLoss = "cross_entropy", mi
     """
     if not callable(loss):
         check_choice("loss", loss, LOSSES)
-    of_outputs = loss if callable(loss) else {"cross_entropy": cross_entropy, "squared": squared}[loss]
+    of_outputs = (
+        loss if callable(loss) else {"cross_entropy": cross_entropy, "squared": squared}[loss]
+    )
     return Objective(_outputs(model, mixes), of_outputs)
 
 
@@ -86,7 +92,9 @@ def squared(y: Float[Array, "batch ..."], targets: Array) -> Float[Array, ""]:
         1.0
     """
     if jnp.shape(targets) != jnp.shape(y):
-        raise ValueError(f"targets must have the outputs' shape {jnp.shape(y)}, got {jnp.shape(targets)}")
+        raise ValueError(
+            f"targets must have the outputs' shape {jnp.shape(y)}, got {jnp.shape(targets)}"
+        )
     return jnp.sum(jnp.square(y - targets)) / (2 * len(y))
 
 
@@ -95,12 +103,16 @@ def _outputs(model: Any, mixes: bool) -> Outputs:
         batched = model if mixes else networks.over_batch(model)
         return lambda params, x: batched.readout(params, networks.state(batched, params, x))
     if isinstance(model, MLP):
-        raise ValueError("model must be a chain, got a networks.MLP: networks.chain(mlp) makes a chain of it")
+        raise ValueError(
+            "model must be a chain, got a networks.MLP: networks.chain(mlp) makes a chain of it"
+        )
     if hasattr(model, "apply") and hasattr(model, "init"):
         raise ValueError(
             f"model must be a function (params, x) -> y, got a {type(model).__name__}: lambda params, x: "
             "model.apply(params, x) is one"
         )
     if not callable(model):
-        raise ValueError(f"model must be a networks.Chain or a function (params, x) -> y, got a {type(model).__name__}")
+        raise ValueError(
+            f"model must be a networks.Chain or a function (params, x) -> y, got a {type(model).__name__}"
+        )
     return model

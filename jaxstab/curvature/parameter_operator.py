@@ -1,14 +1,14 @@
 r"""The Jacobian with respect to parameters as an operator, for batches whose kernel would be too large a matrix.
 
-J = dy/dtheta has a row per output of each example, in the order of `tangent_kernel`, and a column per parameter, in
-the order of `jax.flatten_util.ravel_pytree`. With layer 0 the embedding and layer L + 1 the readout, a product is a
-fold over layers,
+J = dy/dtheta has a row per output of each example, in the order of `tangent_kernel`, and a column
+per parameter, in the order of `jax.flatten_util.ravel_pytree`. With layer 0 the embedding and layer
+L + 1 the readout, a product is a fold over layers,
 
     forwards    t_l = (dh_l/dh_{l-1}) t_{l-1} + (dh_l/dtheta_l) v_l,
     backwards   g_l = sum over examples of (dh_l/dtheta_l)^T c_l,    c_{l-1} = (dh_l/dh_{l-1})^T c_l,
 
-for a chunk of examples at a time. Vectors are read and written where they lie, one layer at a time; every layer's part
-carries powers of two of its own until the end.
+for a chunk of examples at a time. Vectors are read and written where they lie, one layer at a time;
+every layer's part carries powers of two of its own until the end.
 """
 
 import itertools
@@ -46,27 +46,33 @@ def parameter_jacobian(
 ) -> Operator:
     """The Jacobian J of a batch's outputs by the parameters, or a root R of the Gauss-Newton matrix, R^T R = G.
 
-    Squared singular values of J are the eigenvalues of `tangent_kernel`; those of R = S^T J / sqrt(batch), S S^T the
-    loss's Hessian by the outputs, are `gauss_newton_eigenvalues`. `extremes`, `moments` and `density` take them
-    matrix-free: a trace is the operator's size times the first moment. A product of k vectors passes the batch
-    forwards and those k through every layer twice; it holds the states of a chunk of examples and the vectors, which
-    on the one side have an entry per parameter.
+    Squared singular values of J are the eigenvalues of `tangent_kernel`; those of R = S^T J /
+    sqrt(batch), S S^T the loss's Hessian by the outputs, are `gauss_newton_eigenvalues`.
+    `extremes`, `moments` and `density` take them matrix-free: a trace is the operator's size times
+    the first moment. A product of k vectors passes the batch forwards and those k through every
+    layer twice; it holds the states of a chunk of examples and the vectors, which on the one side
+    have an entry per parameter.
 
     Args:
         chain: the network.
         params: its parameters, depth L; what `networks.bind` adds to them is not differentiated by.
-        x: a batch of inputs [batch, d_in]; of layers of the user's own [batch, ...], each of which the chain takes.
-        loss: None for J; "cross_entropy" or "squared" (|y - t|^2 / 2), averaged over the rows of x, for R.
-        layer: None for all parameters; l in [0, L] for those that make h_l (0: the embedding's), L + 1 for the
-            readout's. Of R, it gives G's diagonal block.
-        chunk_size: examples at a time, >= 1; None for as many as fit into BYTES = 256 MiB, at least one.
+        x: a batch of inputs [batch, d_in]; of layers of the user's own [batch, ...], each of which
+            the chain takes.
+        loss: None for J; "cross_entropy" or "squared" (|y - t|^2 / 2), averaged over the rows of x,
+            for R.
+        layer: None for all parameters; l in [0, L] for those that make h_l (0: the embedding's), L
+            + 1 for the readout's. Of R, it gives G's diagonal block.
+        chunk_size: examples at a time, >= 1; None for as many as fit into BYTES = 256 MiB, at least
+            one.
         precision: of the matrix products, as in `jax.default_matmul_precision`.
 
     Returns:
-        The operator. Rows are ordered as y.ravel(), columns as `jax.flatten_util.ravel_pytree` has the parameters.
+        The operator. Rows are ordered as y.ravel(), columns as `jax.flatten_util.ravel_pytree` has
+        the parameters.
 
     Raises:
-        ValueError: if the loss is unknown, there is no such layer, chunk_size < 1, or x is not a floating batch.
+        ValueError: if the loss is unknown, there is no such layer, chunk_size < 1, or x is not a
+            floating batch.
 
     Example:
         >>> from jaxstab import curvature, networks, spectra
@@ -91,7 +97,9 @@ def parameter_jacobian(
     row = jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
     width = max(h.size for h in views.state_shapes(chain, params, row))
     y = views.output_shape(chain, params, row)
-    return _Batch(chain, params, x, loss, layer, chunk_size, precision, width, y.size, y.dtype).operator()
+    return _Batch(
+        chain, params, x, loss, layer, chunk_size, precision, width, y.size, y.dtype
+    ).operator()
 
 
 class _Chunk(NamedTuple):
@@ -124,8 +132,8 @@ class _Columns(NamedTuple):
     """Where the parameters of layers lie in flat vectors.
 
     Attributes:
-        rooms: of the embedding, each segment and the readout, or of one layer alone: start, step from layer to layer
-            and size of each leaf.
+        rooms: of the embedding, each segment and the readout, or of one layer alone: start, step
+            from layer to layer and size of each leaf.
         firsts: number of the first layer of each room, and the number of all layers.
     """
 
@@ -193,7 +201,10 @@ class _Batch(NamedTuple):
             # examples that only fill up the last chunk have cotangents of zero
             u = jnp.pad(u, ((0, 0), (0, len(xs) * size * self.out - rows)))
             us = jnp.moveaxis(u.reshape(len(u), len(xs), -1), 1, 0)
-            nothing = jnp.zeros((len(u), total), u.dtype), jnp.full((len(u), self.params.depth + 2), NOTHING, jnp.int32)
+            nothing = (
+                jnp.zeros((len(u), total), u.dtype),
+                jnp.full((len(u), self.params.depth + 2), NOTHING, jnp.int32),
+            )
             nothing = varying_like(nothing, (self.params, self.x, u))
             with jax.default_matmul_precision(self.precision):
                 step = lambda found, at: (self.backwards(columns, at[0], at[1], found), None)
@@ -212,7 +223,9 @@ class _Batch(NamedTuple):
     def chunks(self, block: int) -> tuple[Shaped[Array, "count inputs"], int]:
         """The examples in chunks of one size, those at the start once more to fill up the last; and the size."""
         batch = len(self.x)
-        most = self.chunk_size or _default_chunk(self.params.depth, self.width, block, self.dtype.itemsize)
+        most = self.chunk_size or _default_chunk(
+            self.params.depth, self.width, block, self.dtype.itemsize
+        )
         count = -(-batch // most)
         size = -(-batch // count)
         return self.x[jnp.arange(count * size) % batch].reshape(count, -1), size
@@ -221,7 +234,9 @@ class _Batch(NamedTuple):
         many = flatten(networks.over_batch(self.chain), x.size // self.x.shape[1])
         return _Chunk(many, self.params, networks.states(many, self.params, x))
 
-    def forwards(self, columns: _Columns, x: Shaped[Array, " inputs"], v: Float[Array, "k columns"]) -> Scaled:
+    def forwards(
+        self, columns: _Columns, x: Shaped[Array, " inputs"], v: Float[Array, "k columns"]
+    ) -> Scaled:
         """The rows of one chunk of J v, or R v."""
         chunk = self.chunk(x)
         first = self.layer or 0
@@ -241,7 +256,11 @@ class _Batch(NamedTuple):
         return (self.root(chunk)[0](carry[0]), carry[1]) if self.loss else carry
 
     def backwards(
-        self, columns: _Columns, x: Shaped[Array, " inputs"], u: Float[Array, "k rows"], found: tuple[Array, Array]
+        self,
+        columns: _Columns,
+        x: Shaped[Array, " inputs"],
+        u: Float[Array, "k rows"],
+        found: tuple[Array, Array],
     ) -> tuple[Array, Array]:
         """What was found so far plus one chunk's part of J^T u, or R^T u; every layer with an exponent of its own."""
         chunk = self.chunk(x)
@@ -265,7 +284,9 @@ class _Batch(NamedTuple):
 
         c = scaled(self.root(chunk)[1](u) if self.loss else u, jnp.zeros(len(u), jnp.int32))
         if first < last:
-            (c, found), _ = networks.downwards(*chunk, back, (c, found), first=first + 1, readout=True)
+            (c, found), _ = networks.downwards(
+                *chunk, back, (c, found), first=first + 1, readout=True
+            )
         return collect(c, found, chunk.layer(first))
 
     def levelled(
@@ -335,7 +356,10 @@ def _counts(params: Params) -> list[int]:
 def _sizes(params: Params) -> list[int]:
     """Parameters of one layer of each."""
     stacks = zip(params.stacks, _counts(params), strict=True)
-    return [sum(leaf.size for leaf in jax.tree.leaves(_trained(stack))) // count for stack, count in stacks]
+    return [
+        sum(leaf.size for leaf in jax.tree.leaves(_trained(stack))) // count
+        for stack, count in stacks
+    ]
 
 
 def _default_chunk(depth: int, width: int, block: int, itemsize: int) -> int:
@@ -343,7 +367,9 @@ def _default_chunk(depth: int, width: int, block: int, itemsize: int) -> int:
     return max(1, BYTES // ((depth + 1 + 4 * block) * width * itemsize))
 
 
-def _effective(values: Float[Array, "*some k n"], exponents: Int[Array, "*some k"]) -> Int[Array, "*some k"]:
+def _effective(
+    values: Float[Array, "*some k n"], exponents: Int[Array, "*some k"]
+) -> Int[Array, "*some k"]:
     return jnp.where(jnp.any(values != 0, axis=-1), exponents, NOTHING)
 
 

@@ -7,10 +7,12 @@ With y = y(theta, x) the outputs and L = (1/n) sum_b l_b the mean loss,
     empirical Fisher    F = (1/n) sum_b g_b g_b^T,                  g_b = grad l_b
 
 The Hessian product is forward mode over the reverse sweep (Pearlmutter 1994): two gradients' time a
-vector. The vectors of a block go through one after the other: on a CPU that takes half the time of a
-batch of products, and memory is that of one vector. The gradient is linearised once per block and chunk.
+vector. The vectors of a block go through one after the other: on a CPU that takes half the time of
+a batch of products, and memory is that of one vector. The gradient is linearised once per block and
+chunk.
 
-A block of the Hessian, such as that of one layer, is the Hessian of the loss as a function of that layer alone.
+A block of the Hessian, such as that of one layer, is the Hessian of the loss as a function of that
+layer alone.
 """
 
 from collections.abc import Callable
@@ -47,17 +49,18 @@ def hessian(
         loss: (params) -> scalar, of any model; or (params, examples) -> mean over the examples, as
             `objective` makes it of a chain.
         params: any pytree; its floating leaves count, see `ravel`.
-        examples: pytree whose leaves have a leading axis of examples; None where the loss takes none.
-        chunk_size: examples at a time, >= 1; None for as many as fit into BYTES = 256 MiB, at least one.
-            A loss that mixes examples (BatchNorm) sees each chunk as a batch.
+        examples: pytree whose leaves have a leading axis of examples; None where the loss takes
+            none.
+        chunk_size: examples at a time, >= 1; None for as many as fit into BYTES = 256 MiB, at least
+            one. A loss that mixes examples (BatchNorm) sees each chunk as a batch.
         precision: of the matrix products, as in `jax.default_matmul_precision`.
 
     Returns:
         The operator, symmetric. Vectors are ordered as `ravel` has them.
 
     Raises:
-        ValueError: if the loss is not a real scalar, there are no examples, chunk_size < 1, or params
-            cannot be differentiated by.
+        ValueError: if the loss is not a real scalar, there are no examples, chunk_size < 1, or
+            params cannot be differentiated by.
 
     Example:
         >>> operator = hessian(lambda w: w[0] ** 2 + 3 * w[0] * w[1], jnp.ones(2))
@@ -86,11 +89,12 @@ def hessian_by_gradient(
 ) -> Operator:
     """The Hessian from a gradient that is computed by other means than `jax.grad`.
 
-    `training.value_and_grad` is such: its depth may be traced, so that one program serves every depth.
+    `training.value_and_grad` is such: its depth may be traced, so that one program serves every
+    depth.
 
     Args:
-        gradient: (params), or (params, examples) -> gradient of a mean loss, a pytree with an entry for
-            each trained parameter.
+        gradient: (params), or (params, examples) -> gradient of a mean loss, a pytree with an entry
+            for each trained parameter.
         params: as in `hessian`.
         examples: as in `hessian`.
         chunk_size: as in `hessian`.
@@ -128,8 +132,9 @@ def gauss_newton(
 ) -> Operator:
     """The generalised Gauss-Newton matrix of a mean loss, as products with vectors (Schraudolph 2002).
 
-    For cross-entropy, and for |y - t|^2 / 2 as the likelihood of unit Gaussian noise, it is the true
-    Fisher matrix of the model (Martens 2020, section 9.2). Positive where the loss is convex in the outputs.
+    For cross-entropy, and for |y - t|^2 / 2 as the likelihood of unit Gaussian noise, it is the
+    true Fisher matrix of the model (Martens 2020, section 9.2). Positive where the loss is convex
+    in the outputs.
 
     Args:
         objective: from `objective`.
@@ -174,8 +179,8 @@ def empirical_fisher(
 ) -> Operator:
     """The empirical Fisher matrix, the mean of g_b g_b^T with g_b the gradient of one example's loss.
 
-    The second moment of the gradient noise of single examples, at the labels that are given. The true
-    Fisher matrix, at labels that the model draws, is `gauss_newton`.
+    The second moment of the gradient noise of single examples, at the labels that are given. The
+    true Fisher matrix, at labels that the model draws, is `gauss_newton`.
 
     Args:
         objective: from `objective`; its loss is called with one example at a time.
@@ -218,7 +223,9 @@ def empirical_fisher(
     return _symmetric(linear, vector, given, chunk_size, precision)
 
 
-def _between(push: Callable, curve: Callable, like: Array, v: Float[Array, " n"]) -> Float[Array, " n"]:
+def _between(
+    push: Callable, curve: Callable, like: Array, v: Float[Array, " n"]
+) -> Float[Array, " n"]:
     """J^T C J v."""
     return jax.linear_transpose(push, like)(curve(push(v)))[0]
 
@@ -228,7 +235,11 @@ def _shared(count: int, t: Float[Array, " batch"]) -> Float[Array, " batch"]:
 
 
 def _symmetric(
-    linear: _Linear, vector: Float[Array, " n"], given: tuple, chunk_size: int | None, precision: Precision
+    linear: _Linear,
+    vector: Float[Array, " n"],
+    given: tuple,
+    chunk_size: int | None,
+    precision: Precision,
 ) -> Operator:
     """The operator of a mean over chunks."""
     size = _chunk_size(linear, given, chunk_size)
@@ -260,7 +271,9 @@ def _chunk_size(linear: _Linear, given: tuple, chunk_size: int | None) -> int:
 
 def _kept(linear: _Linear, chunk: tuple) -> int:
     """Bytes that the linearised gradient of a chunk keeps."""
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(jax.eval_shape(linear, chunk)))
+    return sum(
+        leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(jax.eval_shape(linear, chunk))
+    )
 
 
 def _first(given: tuple, size: int) -> tuple:
@@ -285,4 +298,6 @@ def _check_scalar(loss: Any) -> None:
 
 def _check_objective(objective: Any) -> None:
     if not isinstance(objective, Objective):
-        raise ValueError(f"objective must be from curvature.objective(model, loss), got a {type(objective).__name__}")
+        raise ValueError(
+            f"objective must be from curvature.objective(model, loss), got a {type(objective).__name__}"
+        )

@@ -1,8 +1,9 @@
 r"""Which learning rates are stable on a loss of given curvature.
 
-On the quadratic L = h w^2 / 2 every optimiser below is a linear recursion, and diverges once a root of its
-characteristic polynomial leaves the unit circle. Networks trained on all data at once sharpen until their largest
-eigenvalue reaches that bound and hover there, the edge of stability (Cohen et al. 2021; of adaptive optimisers, 2022).
+On the quadratic L = h w^2 / 2 every optimiser below is a linear recursion, and diverges once a root
+of its characteristic polynomial leaves the unit circle. Networks trained on all data at once
+sharpen until their largest eigenvalue reaches that bound and hover there, the edge of stability
+(Cohen et al. 2021; of adaptive optimisers, 2022).
 """
 
 from collections.abc import Callable
@@ -52,13 +53,14 @@ def largest_stable_rate(
         nesterov    2 (1 + beta) / ((1 + 2 beta) h)     v <- g + beta v, w <- w - eta (g + beta v)
         adam        2 (1 + beta) / ((1 - beta) h)       m <- beta m + (1 - beta) g, w <- w - eta m / P
 
-    The recursions are second order, z^2 - a z + b = 0, stable for |b| < 1 and |a| < 1 + b. With s = eta h, momentum
-    has a = 1 + beta - s and b = beta; nesterov a = (1 + beta)(1 - s) and b = beta (1 - s); adam is momentum with
-    (1 - beta) eta for eta (Cohen et al. 2021, appendix B; 2022, section 3).
+    The recursions are second order, z^2 - a z + b = 0, stable for |b| < 1 and |a| < 1 + b. With s =
+    eta h, momentum has a = 1 + beta - s and b = beta; nesterov a = (1 + beta)(1 - s) and b = beta
+    (1 - s); adam is momentum with (1 - beta) eta for eta (Cohen et al. 2021, appendix B; 2022,
+    section 3).
 
     Args:
-        largest: largest eigenvalue h of the Hessian, as `extremes` finds it; for adam of the preconditioned
-            one, see `preconditioned`.
+        largest: largest eigenvalue h of the Hessian, as `extremes` finds it; for adam of the
+            preconditioned one, see `preconditioned`.
         optimiser: "sgd", "momentum", "nesterov" or "adam".
         beta: of the momentum, in [0, 1); sgd has none.
 
@@ -73,7 +75,9 @@ def largest_stable_rate(
         [0.2, 0.38, 0.136, 3.8]
     """
     check_choice("optimiser", optimiser, OPTIMISERS)
-    if not isinstance(beta, jax.core.Tracer) and not np.all((np.asarray(beta) >= 0) & (np.asarray(beta) < 1)):
+    if not isinstance(beta, jax.core.Tracer) and not np.all(
+        (np.asarray(beta) >= 0) & (np.asarray(beta) < 1)
+    ):
         raise ValueError(f"beta must be in [0, 1), got {beta}")
     h = jnp.asarray(largest)
     h = h if jnp.issubdtype(h.dtype, jnp.floating) else h.astype(float)
@@ -85,7 +89,9 @@ def largest_stable_rate(
         "adam": (1 + beta) / (1 - beta),
     }
     positive = h > 0
-    return jnp.where(positive, 2 * factors[optimiser] / jnp.where(positive, h, jnp.ones_like(h)), jnp.inf)
+    return jnp.where(
+        positive, 2 * factors[optimiser] / jnp.where(positive, h, jnp.ones_like(h)), jnp.inf
+    )
 
 
 def preconditioned(operator: Operator, preconditioner: PyTree) -> Operator:
@@ -129,8 +135,8 @@ def adam_preconditioner(
         eps: added to the root.
 
     Returns:
-        The vector, for `preconditioned`. Adam is stable while the largest eigenvalue of P^-1 H stays below
-        2 (1 + b1) / ((1 - b1) eta), 38 / eta at its defaults.
+        The vector, for `preconditioned`. Adam is stable while the largest eigenvalue of P^-1 H
+        stays below 2 (1 + b1) / ((1 - b1) eta), 38 / eta at its defaults.
 
     Raises:
         ValueError: if the state holds no `optax.ScaleByAdamState`, or several.
@@ -144,7 +150,9 @@ def adam_preconditioner(
     nodes = jax.tree.leaves(state, is_leaf=_is_adam)
     found = [node for node in nodes if _is_adam(node)]
     if len(found) != 1:
-        raise ValueError(f"state must hold the moments of one optax.adam, got {len(found)} optax.ScaleByAdamState")
+        raise ValueError(
+            f"state must hold the moments of one optax.adam, got {len(found)} optax.ScaleByAdamState"
+        )
     nu = ravel(found[0].nu)[0]
     t = found[0].count.astype(nu.dtype)
     b1, b2, eps = (jnp.asarray(value, nu.dtype) for value in (b1, b2, eps))
@@ -189,27 +197,30 @@ def critical_sharpness(
 ) -> CriticalSharpness:
     r"""Critical sharpness 2 / eta_c from forward passes alone (Kalra et al. 2026, arXiv 2601.16979).
 
-    eta_c is the smallest rate at which L(theta + eta u) exceeds L(theta). On a quadratic loss along its gradient it is
-    the directional sharpness g^T H g / |g|^2, at most the largest eigenvalue. The search widens the rate until the
-    loss rises on one side and not on the other, and then follows the secant of (L(theta + eta u) - L(theta)) / eta,
-    which is linear in eta on a quadratic; of a loss that rises and falls several times it finds one crossing.
+    eta_c is the smallest rate at which L(theta + eta u) exceeds L(theta). On a quadratic loss along
+    its gradient it is the directional sharpness g^T H g / |g|^2, at most the largest eigenvalue.
+    The search widens the rate until the loss rises on one side and not on the other, and then
+    follows the secant of (L(theta + eta u) - L(theta)) / eta, which is linear in eta on a
+    quadratic; of a loss that rises and falls several times it finds one crossing.
 
     Args:
         loss: as in `hessian`; it is never differentiated.
         params: any pytree.
-        update: u, the update at rate 1, as optax adds it: the negative gradient for gradient descent. Only its floating
-            leaves count.
+        update: u, the update at rate 1, as optax adds it: the negative gradient for gradient
+            descent. Only its floating leaves count.
         examples: as in `hessian`.
-        guess: rate that the search begins with, > 0, such as that of training or the last one found.
-        passes: evaluations of the loss besides that at params, >= 2; 5 are enough from a guess within a factor of 4.
+        guess: rate that the search begins with, > 0, such as that of training or the last one
+            found.
+        passes: evaluations of the loss besides that at params, >= 2; 5 are enough from a guess
+            within a factor of 4.
         chunk_size: examples at a time, >= 1; None for all.
 
     Returns:
         The sharpness, the rate and its bracket.
 
     Raises:
-        ValueError: if passes < 2, the update has not the size of the parameters, a concrete guess is not > 0, there
-            are no examples, or chunk_size < 1.
+        ValueError: if passes < 2, the update has not the size of the parameters, a concrete guess
+            is not > 0, there are no examples, or chunk_size < 1.
 
     Example:
         >>> w, scales = jnp.asarray([1.0, 1.0]), jnp.asarray([1.0, 10.0])
@@ -297,7 +308,9 @@ def _narrowed(bracket: _Bracket, slope: Array) -> _Bracket:
 def _direction(operator: Operator, given: PyTree, name: str) -> Float[Array, " n"]:
     d = ravel(given)[0]
     if d.size != operator.columns:
-        raise ValueError(f"{name} must have {operator.columns} entries, as the parameters, got {d.size}")
+        raise ValueError(
+            f"{name} must have {operator.columns} entries, as the parameters, got {d.size}"
+        )
     return d.astype(operator.dtype)
 
 

@@ -1,9 +1,9 @@
 r"""Eigenvalues of a symmetric matrix from products alone: both ends, the trace, the density.
 
-The ends come from a block Lanczos process with full reorthogonalisation (Golub & Underwood 1977),
-A V = V T + a residual. It keeps all of the Krylov space, so that one run of products serves both ends and
-bounds every error; LOBPCG keeps three blocks of it, needs more products and finds one end at a time. The
-vectors take block * steps * n entries.
+The ends come from a block Lanczos process with full reorthogonalisation (Golub & Underwood 1977), A
+V = V T + a residual. It keeps all of the Krylov space, so that one run of products serves both ends
+and bounds every error; LOBPCG keeps three blocks of it, needs more products and finds one end at a
+time. The vectors take block * steps * n entries.
 """
 
 import math
@@ -28,7 +28,8 @@ class Extremes(NamedTuple):
         largest: largest eigenvalues, descending; each at most the eigenvalue of its rank.
         largest_error: bound on the distance to some eigenvalue, from the residual |A v - value v|.
         largest_vectors: v, of unit length; see `ravel` for the order of their entries.
-        smallest: smallest eigenvalues, ascending, which may be negative; each at least that of its rank.
+        smallest: smallest eigenvalues, ascending, which may be negative; each at least that of its
+            rank.
         smallest_error: as `largest_error`.
         smallest_vectors: as `largest_vectors`.
     """
@@ -73,25 +74,31 @@ def extremes(
 ) -> Extremes:
     """The largest and smallest eigenvalues with their vectors, by block Lanczos.
 
-    With eigenpairs (theta, s) of T, v = V s has A v - theta v of the length r of the residual times the last block of
-    s, hence an eigenvalue within r of theta (Parlett 1998, section 4.5), plus rounding. A value can be missed only if
-    the start has nothing in its direction, or it is not resolved from others yet. A block finds as many copies of a
-    multiple eigenvalue as it has vectors.
+    With eigenpairs (theta, s) of T, v = V s has A v - theta v of the length r of the residual times
+    the last block of s, hence an eigenvalue within r of theta (Parlett 1998, section 4.5), plus
+    rounding. A value can be missed only if the start has nothing in its direction, or it is not
+    resolved from others yet. A block finds as many copies of a multiple eigenvalue as it has
+    vectors.
 
     Args:
         operator: symmetric, such as `hessian`.
         key: PRNG key of the start.
         top: number of largest values, >= 0.
-        bottom: number of smallest values, >= 0; one of the two is >= 1, and their sum at most the size.
-        steps: blocks of the Krylov space, >= 1. Errors fall exponentially in them; products are block * steps.
-        block: vectors at a time, >= 1; None for one. Where block * steps exceeds the size, all are found in one step.
-        start: vectors to begin with in the place of random ones, such as those of an earlier, similar matrix.
+        bottom: number of smallest values, >= 0; one of the two is >= 1, and their sum at most the
+            size.
+        steps: blocks of the Krylov space, >= 1. Errors fall exponentially in them; products are
+            block * steps.
+        block: vectors at a time, >= 1; None for one. Where block * steps exceeds the size, all are
+            found in one step.
+        start: vectors to begin with in the place of random ones, such as those of an earlier,
+            similar matrix.
 
     Returns:
         Values, vectors and bounds.
 
     Raises:
-        ValueError: if the operator is not square, a setting is out of range, or block * steps < top + bottom.
+        ValueError: if the operator is not square, a setting is out of range, or block * steps < top
+            + bottom.
 
     Example:
         >>> from jaxstab import curvature
@@ -108,16 +115,22 @@ def extremes(
     check_count("steps", steps, 1)
     block = check_count("block", 1 if block is None else block, 1)
     if not 1 <= top + bottom <= size:
-        raise ValueError(f"top + bottom must be in [1, {size}], the number of eigenvalues, got {top} + {bottom}")
+        raise ValueError(
+            f"top + bottom must be in [1, {size}], the number of eigenvalues, got {top} + {bottom}"
+        )
     if block * steps < top + bottom:
-        raise ValueError(f"block * steps must be at least top + bottom = {top + bottom}, got {block} * {steps}")
+        raise ValueError(
+            f"block * steps must be at least top + bottom = {top + bottom}, got {block} * {steps}"
+        )
     if block * steps > size:
         block = size
         steps = 1
     begun = jax.random.normal(key, (block, size), operator.dtype)
     if start is not None:
         if start.ndim != 2 or start.shape[1] != size:
-            raise ValueError(f"start must be vectors of {size} entries, one per row, got shape {start.shape}")
+            raise ValueError(
+                f"start must be vectors of {size} entries, one per row, got shape {start.shape}"
+            )
         begun = jnp.concatenate([start.astype(operator.dtype), begun])[:block]
     found = _tridiagonalise(operator, begun, steps)
     theta, s = decompositions.eigh(found.matrix)
@@ -133,12 +146,14 @@ def extremes(
     return Extremes(*some(slice(None, -top - 1, -1)), *some(slice(None, bottom)))
 
 
-def density(operator: Operator, key: Key[Array, ""], probes: int = 8, steps: int = 20) -> EigenvalueDensity:
+def density(
+    operator: Operator, key: Key[Array, ""], probes: int = 8, steps: int = 20
+) -> EigenvalueDensity:
     """The distribution of eigenvalues by stochastic Lanczos quadrature (Ubaru, Chen & Saad 2017).
 
-    A random unit vector v weighs each eigenvalue by a share of mean 1/n. The eigenvalues of the tridiagonal matrix
-    that v begins, weighted by the squared first entries of its eigenvectors, are the Gauss quadrature of that measure,
-    exact for polynomials of degree 2 steps - 1.
+    A random unit vector v weighs each eigenvalue by a share of mean 1/n. The eigenvalues of the
+    tridiagonal matrix that v begins, weighted by the squared first entries of its eigenvectors, are
+    the Gauss quadrature of that measure, exact for polynomials of degree 2 steps - 1.
 
     Args:
         operator: symmetric.
@@ -182,7 +197,8 @@ def cdf(density: EigenvalueDensity, values: Float[ArrayLike, "..."]) -> Estimate
         values: of any shape.
 
     Returns:
-        The share in [0, 1] with its standard error over probes, which does not see how coarse the quadrature is.
+        The share in [0, 1] with its standard error over probes, which does not see how coarse the
+        quadrature is.
 
     Example:
         >>> even = EigenvalueDensity(jnp.linspace(-1.0, 1.0, 101)[None], jnp.full((1, 101), 1 / 101))
@@ -200,8 +216,9 @@ def trace(operator: Operator, key: Key[Array, ""], probes: int = 16) -> Estimate
 
         t_i = tr(Q_i^T A Q_i) + (n - m + 1) r_i^T A r_i / |r_i|^2,    r_i = (1 - Q_i Q_i^T) omega_i:
 
-    what the other probes span is exact, and the rest is Hutchinson's estimate, unbiased. For m probes it makes 2 m
-    products. Where few eigenvalues hold most of the trace, as of Hessians, the error is far below Hutchinson's.
+    what the other probes span is exact, and the rest is Hutchinson's estimate, unbiased. For m
+    probes it makes 2 m products. Where few eigenvalues hold most of the trace, as of Hessians, the
+    error is far below Hutchinson's.
 
     Args:
         operator: symmetric.
@@ -255,10 +272,14 @@ def check_square(operator: Operator) -> None:
             f"operator must be products with a matrix, such as curvature.hessian(...), got a {type(operator).__name__}"
         )
     if operator.rows != operator.columns:
-        raise ValueError(f"operator must be symmetric, got {operator.rows} rows and {operator.columns} columns")
+        raise ValueError(
+            f"operator must be symmetric, got {operator.rows} rows and {operator.columns} columns"
+        )
 
 
-def _levelled(product: Scaled, exponent: Int[Array, ""] | None) -> tuple[Float[Array, "k n"], Int[Array, ""]]:
+def _levelled(
+    product: Scaled, exponent: Int[Array, ""] | None
+) -> tuple[Float[Array, "k n"], Int[Array, ""]]:
     """Vectors at one power of two: the one given, or that of the largest."""
     y, exponents = product
     if exponent is None:
@@ -299,7 +320,9 @@ def _invertible(r: Float[Array, "m m"]) -> Float[Array, "m m"]:
     diagonal = jnp.diag(r)
     least = jnp.finfo(r.dtype).eps * jnp.max(jnp.abs(diagonal))
     least = jnp.where(least > 0, least, jnp.ones((), r.dtype))
-    return r + jnp.diag(jnp.where(jnp.abs(diagonal) < least, least - diagonal, jnp.zeros((), r.dtype)))
+    return r + jnp.diag(
+        jnp.where(jnp.abs(diagonal) < least, least - diagonal, jnp.zeros((), r.dtype))
+    )
 
 
 def _unit_columns(a: Float[Array, "m m"]) -> Float[Array, "m m"]:

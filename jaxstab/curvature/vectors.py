@@ -15,14 +15,15 @@ Unravel = Callable[[Float[Array, " n"]], PyTree]
 def ravel(params: PyTree) -> tuple[Float[Array, " n"], Unravel]:
     """Ravel the parameters that are trained into a vector.
 
-    These are the floating leaves. What `networks.bind` adds to parameters, integers and keys stay as they are.
+    These are the floating leaves. What `networks.bind` adds to parameters, integers and keys stay
+    as they are.
 
     Args:
         params: any pytree.
 
     Returns:
-        The vector, and the function from such a vector to parameters. A vector of a pytree of several floating dtypes
-        has the widest.
+        The vector, and the function from such a vector to parameters. A vector of a pytree of
+        several floating dtypes has the widest.
 
     Raises:
         ValueError: if no leaf is floating, or one is complex.
@@ -35,10 +36,14 @@ def ravel(params: PyTree) -> tuple[Float[Array, " n"], Unravel]:
     leaves, structure = jax.tree.flatten(trained(params))
     dtypes = [jnp.result_type(leaf) for leaf in leaves]
     if any(jnp.issubdtype(dtype, jnp.complexfloating) for dtype in dtypes):
-        raise ValueError("params must be real, got a complex leaf; real and imaginary parts can be two leaves")
+        raise ValueError(
+            "params must be real, got a complex leaf; real and imaginary parts can be two leaves"
+        )
     floating = [i for i, dtype in enumerate(dtypes) if jnp.issubdtype(dtype, jnp.floating)]
     if not floating:
-        raise ValueError(f"params must have a floating leaf, got dtypes {[str(dtype) for dtype in dtypes]}")
+        raise ValueError(
+            f"params must have a floating leaf, got dtypes {[str(dtype) for dtype in dtypes]}"
+        )
     widest = max((dtypes[i] for i in floating), key=lambda dtype: jnp.finfo(dtype).bits)
     vector, parts = ravel_pytree([jnp.asarray(leaves[i], widest) for i in floating])
 

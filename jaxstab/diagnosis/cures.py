@@ -34,7 +34,8 @@ def prescriptions(
         measure: parameters -> what is measured with them.
 
     Returns:
-        The cures, for each finding that has one; none where no trial halved what it was to bring towards zero.
+        The cures, for each finding that has one; none where no trial halved what it was to bring
+        towards zero.
     """
     whats = {finding.what for finding in found}
     cures = []
@@ -59,7 +60,9 @@ def prescriptions(
                 "kernels of the blocks scaled until each keeps the variance of the signal (LSUV, Mishkin & Matas 2016)",
                 "ln of the signal's change over the depth, in nats",
                 _signal_change,
-                lambda measured: -np.diff(np.asarray(measured.signal.log_q)[list(measured.blocks)]) / 2,
+                lambda measured: (
+                    -np.diff(np.asarray(measured.signal.log_q)[list(measured.blocks)]) / 2
+                ),
                 probe,
                 params,
                 measured,

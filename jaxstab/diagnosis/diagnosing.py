@@ -26,8 +26,8 @@ def diagnose(
     """Say what is wrong with a model at one batch: of its signal, of its gradient, and where.
 
     Args:
-        model: what `networks.probe` takes, a chain among them, or a probe of such. Kernels can be prescribed for
-            functions whose tags are the paths of their parameters.
+        model: what `networks.probe` takes, a chain among them, or a probe of such. Kernels can be
+            prescribed for functions whose tags are the paths of their parameters.
         params: its parameters, likewise.
         batch: its input, examples along the first axis; a tuple where it takes several inputs.
         loss: scalar function of the output, such as a mean over the batch.
@@ -39,7 +39,8 @@ def diagnose(
         The diagnosis; `str` of it is a page.
 
     Raises:
-        ValueError: if the loss is not a scalar, or model and parameters are not such as `networks.probe` takes.
+        ValueError: if the loss is not a scalar, or model and parameters are not such as
+            `networks.probe` takes.
 
     Example:
         >>> import jax.numpy as jnp

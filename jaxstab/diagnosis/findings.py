@@ -88,7 +88,8 @@ class Diagnosis(NamedTuple):
     Attributes:
         findings: the worst first; none for a healthy model.
         prescriptions: cures that were measured to help, for `apply`.
-        rate: d ln |dL/dh| / dl over the blocks, in nats per block; positive where the gradient vanishes.
+        rate: d ln |dL/dh| / dl over the blocks, in nats per block; positive where the gradient
+            vanishes.
         small: share of the blocks below 1 % of the largest gradient of a block.
         missed: submodules that could not be measured.
         measured: the numbers.
@@ -129,7 +130,10 @@ class Diagnosis(NamedTuple):
             for i, (row, site) in enumerate(zip(measured.rows, measured.sites, strict=True))
         }
         text = {
-            "findings": [finding._asdict() | {"measured": finding.measured._asdict()} for finding in self.findings],
+            "findings": [
+                finding._asdict() | {"measured": finding.measured._asdict()}
+                for finding in self.findings
+            ],
             "prescriptions": [_without_params(cure) for cure in self.prescriptions],
             "rate": self.rate._asdict(),
             "blocks": [measured.rows[i].name for i in measured.blocks],
@@ -146,12 +150,18 @@ class Diagnosis(NamedTuple):
         if measured.blocks:
             first, last = (measured.rows[measured.blocks[i]].name for i in (0, -1))
             lines.append(f"depth: {len(measured.blocks)} blocks, {first} to {last}")
-            lines.append(f"ln of the gradient: {self.rate} nats a block, positive where it vanishes towards the input")
+            lines.append(
+                f"ln of the gradient: {self.rate} nats a block, positive where it vanishes towards the input"
+            )
             lines.append(f"blocks below 1 % of the largest gradient: {self.small:.0%}")
         else:
-            lines.append("depth: no three modules of one class side by side, so that no rate is fitted")
+            lines.append(
+                "depth: no three modules of one class side by side, so that no rate is fitted"
+            )
         if self.missed:
-            lines.append(f"not measured: {'; '.join(map(str, self.missed[:5]))}{'; ...' if self.missed[5:] else ''}")
+            lines.append(
+                f"not measured: {'; '.join(map(str, self.missed[:5]))}{'; ...' if self.missed[5:] else ''}"
+            )
         return lines
 
     def _body(self) -> list[str]:

@@ -8,7 +8,9 @@ from jaxtyping import Float
 from jaxstab.diagnosis.findings import Interval
 
 
-def slope(logs: Float[np.ndarray, " block"], samples: Float[np.ndarray, "block sample"]) -> Interval:
+def slope(
+    logs: Float[np.ndarray, " block"], samples: Float[np.ndarray, "block sample"]
+) -> Interval:
     """Least-squares slope; its interval from the residuals and from the slopes of samples.
 
     Args:
@@ -16,7 +18,8 @@ def slope(logs: Float[np.ndarray, " block"], samples: Float[np.ndarray, "block s
         samples: likewise, of single examples; NaN where unknown.
 
     Returns:
-        The slope and two standard errors to either side; NaN for fewer than three blocks, or one not finite.
+        The slope and two standard errors to either side; NaN for fewer than three blocks, or one
+        not finite.
     """
     count = len(logs)
     if count < 3 or not np.all(np.isfinite(logs)):

@@ -11,14 +11,20 @@ from jaxtyping import Array, Bool, Float, Key, PyTree
 
 from jaxstab.networks import Probe, Row, Site
 from jaxstab.norms.logarithms import unit
-from jaxstab.propagation.sites import floating, gradients_at_sites, site_correlation, site_statistics
+from jaxstab.propagation.sites import (
+    floating,
+    gradients_at_sites,
+    site_correlation,
+    site_statistics,
+)
 from jaxstab.records import SiteProfile
 
 Loss = Callable[[PyTree], Float[Array, ""]]
 
 # size of the disturbance of nearby inputs, relative to the first site
 NEARBY = 1e-2
-# factors of the gradient, largest first: one that changes what is zero tells underflow from a gradient that is none
+# factors of the gradient, largest first: one that changes what is zero tells underflow from a
+# gradient that is none
 SCALES = (2.0**100, 2.0**60, 2.0**24, 2.0**12, 2.0**6)
 
 
@@ -28,10 +34,12 @@ class Measured(NamedTuple):
     Attributes:
         rows: the rows.
         sites: the site of each row.
-        blocks: numbers of the rows that are the model's depth: calls of modules of one class, or steps of one scan.
+        blocks: numbers of the rows that are the model's depth: calls of modules of one class, or
+            steps of one scan.
         signal: statistics of the values.
         log_grad_h: ln |dL/dh| at each row; -inf for a gradient that is zero.
-        log_grad_theta: ln |dL/dtheta| of the parameters of the row's submodule; NaN where it has none.
+        log_grad_theta: ln |dL/dtheta| of the parameters of the row's submodule; NaN where it has
+            none.
         by_example: ln |dL/dh| of each example; NaN where the first axis is not the batch.
         nonfinite: share of the gradient that is not finite.
         zero: share of the gradient that is exactly zero.
@@ -64,7 +72,9 @@ class Measured(NamedTuple):
 
 
 @functools.lru_cache(16)
-def measurement(probe: Probe, loss: Loss) -> Callable[[PyTree, Sequence[PyTree], Key[Array, ""]], Measured]:
+def measurement(
+    probe: Probe, loss: Loss
+) -> Callable[[PyTree, Sequence[PyTree], Key[Array, ""]], Measured]:
     """Make the measurement of a model, compiled at its first use: the model forwards and backwards, and little else.
 
     Measurements of one probe and one loss share their programs.
@@ -84,7 +94,9 @@ def measurement(probe: Probe, loss: Loss) -> Callable[[PyTree, Sequence[PyTree],
     first = next((site for site in probe.sites if site.floating), None)
 
     @jax.jit
-    def values(params: PyTree, inputs: Sequence[PyTree], shifts: dict[str, Array]) -> dict[str, Array]:
+    def values(
+        params: PyTree, inputs: Sequence[PyTree], shifts: dict[str, Array]
+    ) -> dict[str, Array]:
         return probe.read(params, *inputs, shifts=shifts).sites
 
     @jax.jit
@@ -95,10 +107,16 @@ def measurement(probe: Probe, loss: Loss) -> Callable[[PyTree, Sequence[PyTree],
         examples = _examples(inputs)
         nothing = {} if first is None else {first.name: jnp.zeros(first.shape, first.dtype)}
         plain = values(params, inputs, nothing)
-        disturbed = plain if first is None else values(params, inputs, _disturbance(first, plain[first.name], key))
+        disturbed = (
+            plain
+            if first is None
+            else values(params, inputs, _disturbance(first, plain[first.name], key))
+        )
         return _at_rows(probe, _of_signal, examples, plain, disturbed)
 
-    def gradient(params: PyTree, inputs: Sequence[PyTree], scale: float) -> tuple[_Gradient, np.ndarray, float]:
+    def gradient(
+        params: PyTree, inputs: Sequence[PyTree], scale: float
+    ) -> tuple[_Gradient, np.ndarray, float]:
         value, d_theta, d_sites = gradients(params, inputs, jnp.float32(scale))
         known = {name: d_sites.get(name, _no_gradient(site)) for name, site in sites.items()}
         at_rows = _at_rows(probe, _of_gradient, _examples(inputs), known)
@@ -183,7 +201,11 @@ def _at_rows(probe: Probe, function: Callable, examples: int, *values: Mapping[s
     for site in probe.sites:
         # what sites of one shape do not share, their program does not read
         alike = site._replace(name="", path="", kind="", call=0)
-        parts.append(jax.device_get(_at_site(function, alike, examples, *(known[site.name] for known in values))))
+        parts.append(
+            jax.device_get(
+                _at_site(function, alike, examples, *(known[site.name] for known in values))
+            )
+        )
     places = probe.places()
     return jax.tree.map(lambda *stacks: np.concatenate(stacks)[places].astype(np.float64), *parts)
 
@@ -212,7 +234,10 @@ def _of_parameters(probe: Probe, d_theta: PyTree) -> Float[np.ndarray, " row"]:
     logs = []
     for row in probe.rows:
         numbers = own[sites[row.site].path]
-        found = [float(by_step[i][row.steps[0]]) if row.steps and i in by_step else whole[i] for i in numbers]
+        found = [
+            float(by_step[i][row.steps[0]]) if row.steps and i in by_step else whole[i]
+            for i in numbers
+        ]
         with np.errstate(invalid="ignore"):
             # -inf and NaN come back as such
             logs.append(np.logaddexp.reduce(2 * np.asarray(found)) / 2 if found else np.nan)

@@ -1,7 +1,8 @@
 """What is wrong, told from what was measured: one rule a fault, in one table.
 
-A rule alarms where a model is in trouble by a wide margin: a factor of 30 in the gradient over the depth, most units
-of a layer dead. What lies within the scatter of a healthy network of a few dozen units is no finding.
+A rule alarms where a model is in trouble by a wide margin: a factor of 30 in the gradient over the
+depth, most units of a layer dead. What lies within the scatter of a healthy network of a few dozen
+units is no finding.
 """
 
 import itertools
@@ -23,7 +24,8 @@ SMALL = 0.01
 # share of dead units; half of them are at most off for all of a batch whose examples are all alike
 DEAD = 0.75
 SATURATED = 0.5
-# correlation at which examples are one to a linear readout, and below which they were told apart at first
+# correlation at which examples are one to a linear readout, and below which they were told apart at
+# first
 COLLAPSED = 0.999
 APART = 0.95
 # share of a gradient that floats may lose
@@ -35,14 +37,15 @@ JUMP = 1.0
 def gradient_rate(measured: Measured) -> Interval:
     """The slope of ln |dL/dh_l| against l over the blocks, as `verdicts.rate` fits it.
 
-    The interval is two standard errors wide to either side: of the slopes of single examples, and of the fit.
+    The interval is two standard errors wide to either side: of the slopes of single examples, and
+    of the fit.
 
     Args:
         measured: the model.
 
     Returns:
-        Nats per block, positive where the gradient vanishes; NaN without blocks or with a gradient that is zero or
-        not finite.
+        Nats per block, positive where the gradient vanishes; NaN without blocks or with a gradient
+        that is zero or not finite.
     """
     numbers = list(measured.blocks)
     return slope(measured.log_grad_h[numbers], measured.by_example[numbers])
@@ -86,7 +89,11 @@ def _nonfinite_signal(measured: Measured) -> list[Finding]:
     if not len(bad):
         return []
     first = int(bad[0])
-    before = f"all is finite up to {measured.rows[first - 1].name}" if first else "it is the first place measured"
+    before = (
+        f"all is finite up to {measured.rows[first - 1].name}"
+        if first
+        else "it is the first place measured"
+    )
     return [
         Finding(
             "non-finite signal, forward",
@@ -267,7 +274,9 @@ def _no_gradient(measured: Measured) -> list[Finding]:
     by_site: dict[str, bool] = {}
     for row, none in zip(measured.rows, measured.log_grad_h == -np.inf, strict=True):
         by_site[row.site] = by_site.get(row.site, True) and bool(none)
-    stopped = [i for i, row in enumerate(measured.rows) if by_site[row.site] and measured.lost[i] == 0]
+    stopped = [
+        i for i, row in enumerate(measured.rows) if by_site[row.site] and measured.lost[i] == 0
+    ]
     theory = "the chain rule: what lies before a factor of zero does not learn"
     if stopped:
         last = stopped[-1]
@@ -284,7 +293,9 @@ def _no_gradient(measured: Measured) -> list[Finding]:
             )
         ]
     frozen = [
-        i for i, log in enumerate(measured.log_grad_theta) if log == -np.inf and np.isfinite(measured.log_grad_h[i])
+        i
+        for i, log in enumerate(measured.log_grad_theta)
+        if log == -np.inf and np.isfinite(measured.log_grad_h[i])
     ]
     return [
         Finding(
@@ -296,7 +307,9 @@ def _no_gradient(measured: Measured) -> list[Finding]:
             "look for stop_gradient on its parameters, or an input that is zero",
         )
         for i in frozen
-        if not any(_within(measured.sites[j].path, measured.sites[i].path) for j in frozen if j != i)
+        if not any(
+            _within(measured.sites[j].path, measured.sites[i].path) for j in frozen if j != i
+        )
     ]
 
 
@@ -378,7 +391,11 @@ def _within(path: str, parent: str) -> bool:
 
 def _name(site: Site) -> str:
     """Name of the activation that reads a site; "" for none."""
-    return site.activation if isinstance(site.activation, str) else getattr(site.activation, "name", "")
+    return (
+        site.activation
+        if isinstance(site.activation, str)
+        else getattr(site.activation, "name", "")
+    )
 
 
 def _has(measured: Measured, kind: str) -> bool:

@@ -29,8 +29,10 @@ def takes_network(
         params: the class of their parameters.
         mlp: the class of this house's networks.
         one_input: whether x is one input, not a batch.
-        as_vectors: (chain, params, x) -> the chain of vectors and x, for layers of the user's own at one input.
-        walk: (chain, params, x) -> raises in one line where a layer of the user's own does not take what it meets.
+        as_vectors: (chain, params, x) -> the chain of vectors and x, for layers of the user's own
+            at one input.
+        walk: (chain, params, x) -> raises in one line where a layer of the user's own does not take
+            what it meets.
 
     Returns:
         The decorator.
@@ -48,7 +50,13 @@ def takes_network(
                 # a missing or an unknown argument: Python's own message names it
                 return function(*args, **kwargs)
             _check_model(given, "mlp", mlp, chain, f"networks.MLP; {_OWN}")
-            _check_model(given, "chain", chain, mlp, f"networks.Chain, as networks.chain(mlp) makes it; {_OWN}")
+            _check_model(
+                given,
+                "chain",
+                chain,
+                mlp,
+                f"networks.Chain, as networks.chain(mlp) makes it; {_OWN}",
+            )
             if not isinstance(given.get("network", None), mlp | chain | None):
                 raise ValueError(
                     f"network must be a networks.MLP or a networks.Chain, got {_kind(given['network'])}: {_OWN}"
@@ -87,7 +95,9 @@ def _check_model(given: dict[str, Any], name: str, wanted: type, other: type, wo
         hint = "networks.chain(mlp) makes a chain of it"
         if name == "mlp":
             hint = "the chain is made from it, and has init, bind and unbind of its own"
-        raise ValueError(f"{name} must be a networks.{wanted.__name__}, got a networks.{other.__name__}: {hint}")
+        raise ValueError(
+            f"{name} must be a networks.{wanted.__name__}, got a networks.{other.__name__}: {hint}"
+        )
     raise ValueError(f"{name} must be a {words}, got {_kind(model)}")
 
 

@@ -41,7 +41,8 @@ def unbind(params: Params, x: PyTree = None) -> tuple[Params, dict[str, PyTree]]
         x: not read.
 
     Returns:
-        What is trained, and the collections by "embed", "blocks" and "readout"; empty where no layer has any.
+        What is trained, and the collections by "embed", "blocks" and "readout"; empty where no
+        layer has any.
     """
     collections = [as_layer(stack).batch_stats for stack in params.stacks]
     if not jax.tree.leaves(collections):
@@ -71,11 +72,16 @@ def bind(
         ValueError: if a rate is given.
     """
     if not (isinstance(rate, int | float) and rate == 0):
-        raise ValueError(f"rate is for dropout of a networks.MLP; layers of your own have their own rates, got {rate}")
+        raise ValueError(
+            f"rate is for dropout of a networks.MLP; layers of your own have their own rates, got {rate}"
+        )
     layers = [as_layer(stack) for stack in params.stacks]
     if stats:
         collections = Params(stats["embed"], stats["blocks"], stats["readout"]).stacks
-        layers = [layer._replace(batch_stats=rest) for layer, rest in zip(layers, collections, strict=True)]
+        layers = [
+            layer._replace(batch_stats=rest)
+            for layer, rest in zip(layers, collections, strict=True)
+        ]
     if key is not None:
         layers = _with_keys(params, layers, jax.random.split(key, params.depth + 2))
     return params.restacked(layers)

@@ -27,19 +27,22 @@ def check_matrix_shape(shape: tuple[int, ...]) -> None:
         ValueError: if there are fewer than two axes, or one is empty.
     """
     if len(shape) < 2 or 0 in shape:
-        raise ValueError(f"orthogonal weights are of two axes or more, none of them empty, got shape {shape}")
+        raise ValueError(
+            f"orthogonal weights are of two axes or more, none of them empty, got shape {shape}"
+        )
 
 
 def _gaussian(key: Array, shape: tuple[int, ...], dtype: DTypeLike = float) -> Array:
-    # not truncated: theory is about Gaussian weights. jax.nn's `*_normal` are truncated at two sigma
-    # drawn in a row, the same numbers: XLA unrolls short last axes, a readout's takes half a second to compile
+    # not truncated: theory is about Gaussian weights. jax.nn's `*_normal` are truncated at two
+    # sigma drawn in a row, the same numbers: XLA unrolls short last axes, a readout's takes half a
+    # second to compile
     drawn = jax.random.normal(key, (math.prod(shape),), dtype).reshape(shape)
     return drawn * jnp.sqrt(jnp.asarray(1 / math.prod(shape[:-1]), drawn.dtype))
 
 
 def _orthogonal(key: Array, shape: tuple[int, ...], dtype: DTypeLike = float) -> Array:
-    # Haar-distributed. Orthonormal columns give E h^2 = E a^2 for h = W^T a; where fan_in < fan_out the rows are
-    # orthonormal, W^T a is as long as a over more units, and the scale makes up for it
+    # Haar-distributed. Orthonormal columns give E h^2 = E a^2 for h = W^T a; where fan_in < fan_out
+    # the rows are orthonormal, W^T a is as long as a over more units, and the scale makes up for it
     check_matrix_shape(shape)
     fan_in = math.prod(shape[:-1])
     fan_out = shape[-1]
@@ -106,7 +109,9 @@ class Block(nn.Module):
         product = None
         if self.has_variable("gains", "sigma_w"):
             product = _times(self.get_variable("gains", "sigma_w"))
-        dense = self.linear("dense", initializers.normal(1.0), h.dtype, self._kernel_init(index), product)
+        dense = self.linear(
+            "dense", initializers.normal(1.0), h.dtype, self._kernel_init(index), product
+        )
         branch = dense(a)
         if self.skip is None:
             return branch
@@ -168,7 +173,9 @@ class Block(nn.Module):
             )
         rate: Array = jax.lax.stop_gradient(self.get_variable("dropout", "rate"))
         # drawn in float32 whatever a is: one key, one mask
-        keep = jax.random.uniform(self.get_variable("dropout", "key"), a.shape, jnp.float32) >= rate.astype(jnp.float32)
+        keep = jax.random.uniform(
+            self.get_variable("dropout", "key"), a.shape, jnp.float32
+        ) >= rate.astype(jnp.float32)
         return jnp.where(keep, a / jnp.where(rate < 1, 1 - rate, 1).astype(a.dtype), 0)
 
     def _kernel_init(self, index: Array | int) -> Callable:
@@ -178,9 +185,13 @@ class Block(nn.Module):
 
         def init(key: Array, shape: tuple[int, int], dtype: jnp.dtype) -> Array:
             size = (shape[0] // self.sources, shape[1])
-            parts = jax.vmap(lambda key: self.weights(key, size, dtype))(jax.random.split(key, self.sources))
+            parts = jax.vmap(lambda key: self.weights(key, size, dtype))(
+                jax.random.split(key, self.sources)
+            )
             there = (jnp.arange(self.sources) <= index)[:, None, None]
-            return (jnp.where(there, parts, 0) / jnp.sqrt(jnp.asarray(index + 1, dtype))).reshape(shape)
+            return (jnp.where(there, parts, 0) / jnp.sqrt(jnp.asarray(index + 1, dtype))).reshape(
+                shape
+            )
 
         return init
 

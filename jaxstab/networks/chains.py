@@ -18,7 +18,8 @@ class Segments(NamedTuple):
     """Parameters of blocks that are not all alike, by segments of equal blocks.
 
     Attributes:
-        parts: for each segment, from the input on, a pytree whose leaves carry a leading layer axis.
+        parts: for each segment, from the input on, a pytree whose leaves carry a leading layer
+            axis.
     """
 
     parts: tuple[PyTree, ...]
@@ -29,7 +30,8 @@ class Params(NamedTuple):
 
     Attributes:
         embed: pytree of the map from input to h_0.
-        blocks: pytree whose leaves carry a leading layer axis [depth, ...]; `Segments` of such where blocks differ.
+        blocks: pytree whose leaves carry a leading layer axis [depth, ...]; `Segments` of such
+            where blocks differ.
         readout: pytree of the map from h_L to the output.
     """
 
@@ -58,7 +60,11 @@ class Params(NamedTuple):
             The trees as parameters.
         """
         embed, *parts, readout = stacks
-        return Params(embed, Segments(tuple(parts)) if isinstance(self.blocks, Segments) else parts[0], readout)
+        return Params(
+            embed,
+            Segments(tuple(parts)) if isinstance(self.blocks, Segments) else parts[0],
+            readout,
+        )
 
     @property
     def stacked_fields(self) -> tuple[str, ...]:
@@ -71,7 +77,8 @@ class Dropout(NamedTuple):
 
     Attributes:
         key: PRNG key of the masks.
-        rate: share dropped, in [0, 1]; those kept grow by 1/(1 - rate). None where the layer has its own.
+        rate: share dropped, in [0, 1]; those kept grow by 1/(1 - rate). None where the layer has
+            its own.
     """
 
     key: Key[Array, "*layer"]
@@ -83,10 +90,11 @@ class Layer(NamedTuple):
 
     Attributes:
         params: what is trained.
-        batch_stats: running mean and variance of BatchNorm, for inference; of the user's own layers all collections
-            that are not trained.
+        batch_stats: running mean and variance of BatchNorm, for inference; of the user's own layers
+            all collections that are not trained.
         dropout: masks, for training.
-        sigma_w: factor of the weights W, taken into products with them: networks that differ in it alone share W.
+        sigma_w: factor of the weights W, taken into products with them: networks that differ in it
+            alone share W.
     """
 
     params: PyTree
@@ -108,8 +116,10 @@ class Updates(NamedTuple):
     """What the layers read besides parameters, as it is after a pass in training: such as running statistics.
 
     Attributes:
-        embed: (params.embed as `bind` gives it, x) -> its new `Layer.batch_stats`; None where there are none.
-        block: (params.blocks at one layer, h) -> likewise; a tuple of such where the chain's blocks are.
+        embed: (params.embed as `bind` gives it, x) -> its new `Layer.batch_stats`; None where there
+            are none.
+        block: (params.blocks at one layer, h) -> likewise; a tuple of such where the chain's blocks
+            are.
         readout: (params.readout, h) -> likewise.
     """
 
@@ -123,18 +133,21 @@ class Chain(NamedTuple):
 
     Attributes:
         embed: (params, x [d_in]) -> h_0 [width].
-        block: (params.blocks at one layer, h [width]) -> h [width], pre-activation to pre-activation; a tuple of such,
-            one for each block, where parameters are `Segments`.
+        block: (params.blocks at one layer, h [width]) -> h [width], pre-activation to
+            pre-activation; a tuple of such, one for each block, where parameters are `Segments`.
         readout: (params, h [width]) -> y [d_out].
-        activation: phi, the nonlinearity at the head of each block, for saturation and dead units; None where a block
-            has no such thing.
-        present: h [width] -> which of its units exist, or None where all do; "dense" skips fill the state by and by.
+        activation: phi, the nonlinearity at the head of each block, for saturation and dead units;
+            None where a block has no such thing.
+        present: h [width] -> which of its units exist, or None where all do; "dense" skips fill the
+            state by and by.
         init: (key, x) -> Params; None where parameters came with the layers.
-        bind: (params, *, stats, key, rate) -> Params whose layers are `Layer`s: what training reads besides parameters.
+        bind: (params, *, stats, key, rate) -> Params whose layers are `Layer`s: what training reads
+            besides parameters.
         unbind: (params, x) -> what is trained, and the statistics that `bind` takes.
         update: how a pass in training changes the statistics; None where nothing does.
         inference: the same network as it runs in inference; None where nothing differs.
-        prefixes: whether the first blocks with the readout are a shallower network of the same kind.
+        prefixes: whether the first blocks with the readout are a shallower network of the same
+            kind.
     """
 
     embed: Callable[[Params, Array], Array]
@@ -179,7 +192,9 @@ def segments(chain: Chain, params: Params) -> list[tuple[Callable[[PyTree, Array
     if not isinstance(chain.block, tuple):
         return [(chain.block, params.blocks)]
     if not isinstance(params.blocks, Segments) or len(chain.block) != params.depth:
-        raise ValueError(f"the chain has {len(chain.block)} blocks, its parameters have {params.depth}")
+        raise ValueError(
+            f"the chain has {len(chain.block)} blocks, its parameters have {params.depth}"
+        )
     found = []
     first = 0
     for part in params.blocks.parts:
@@ -197,7 +212,9 @@ with_network = takes_network(Chain, Params, MLP, one_input=False, walk=_walk)
 
 
 @with_network
-def updates_of_segments(chain: Chain, params: Params) -> list[Callable[[Layer, PyTree], PyTree] | None]:
+def updates_of_segments(
+    chain: Chain, params: Params
+) -> list[Callable[[Layer, PyTree], PyTree] | None]:
     """List how running statistics change in each segment of equal blocks.
 
     Args:
@@ -205,7 +222,8 @@ def updates_of_segments(chain: Chain, params: Params) -> list[Callable[[Layer, P
         params: its parameters.
 
     Returns:
-        For each segment (layer as `bind` gives it, h) -> its new statistics; None where there are none.
+        For each segment (layer as `bind` gives it, h) -> its new statistics; None where there are
+        none.
     """
     update = chain.update
     if update is None:
@@ -214,7 +232,9 @@ def updates_of_segments(chain: Chain, params: Params) -> list[Callable[[Layer, P
 
 
 @with_network
-def with_blocks(chain: Chain, change: Callable[[Callable], Callable]) -> Callable | tuple[Callable, ...]:
+def with_blocks(
+    chain: Chain, change: Callable[[Callable], Callable]
+) -> Callable | tuple[Callable, ...]:
     """Change the block of a chain, in each of its segments.
 
     Args:
@@ -224,7 +244,9 @@ def with_blocks(chain: Chain, change: Callable[[Callable], Callable]) -> Callabl
     Returns:
         The block, or the tuple of blocks, of another chain.
     """
-    return tuple(map(change, chain.block)) if isinstance(chain.block, tuple) else change(chain.block)
+    return (
+        tuple(map(change, chain.block)) if isinstance(chain.block, tuple) else change(chain.block)
+    )
 
 
 @with_network
@@ -275,6 +297,10 @@ def met(layer: int, h: PyTree, own: bool) -> Iterator[None]:
     except (TypeError, ValueError, FlaxError) as error:
         if not own:
             raise
-        shapes = ", ".join(f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}" for leaf in jax.tree.leaves(h))
+        shapes = ", ".join(
+            f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}" for leaf in jax.tree.leaves(h)
+        )
         reason = str(error).strip().splitlines()[0].split(" (https:")[0]
-        raise ValueError(f"layer {layer}, with these parameters, does not take {shapes}: {reason}") from error
+        raise ValueError(
+            f"layer {layer}, with these parameters, does not take {shapes}: {reason}"
+        ) from error

@@ -26,7 +26,9 @@ def _apply(module: Block, layer: PyTree, h: Array) -> Array:
 def _known(layer: Layer) -> Layer:
     """The layer, if it has running statistics."""
     if not layer.batch_stats:
-        raise ValueError("BatchNorm needs running statistics: networks.bind(mlp, params, stats=...)")
+        raise ValueError(
+            "BatchNorm needs running statistics: networks.bind(mlp, params, stats=...)"
+        )
     return layer
 
 
@@ -34,13 +36,15 @@ def _known(layer: Layer) -> Layer:
 def chain(mlp: MLP, train: bool = True) -> Chain:
     """The fold's view of a network: its embed, block and readout as pure functions.
 
-    Every block is one: norms, dropout and skips need nothing of whoever folds. BatchNorm in training mixes examples, so
-    x and h are then a whole batch, [batch, d_in] and [batch, width]; see `flatten` for its Jacobian.
+    Every block is one: norms, dropout and skips need nothing of whoever folds. BatchNorm in
+    training mixes examples, so x and h are then a whole batch, [batch, d_in] and [batch, width];
+    see `flatten` for its Jacobian.
 
     Args:
         mlp: the network.
-        train: what training sees: BatchNorm with the statistics of the batch at hand, dropout with the masks that
-            `bind` gave. False for inference: running statistics from `bind`, nothing dropped.
+        train: what training sees: BatchNorm with the statistics of the batch at hand, dropout with
+            the masks that `bind` gave. False for inference: running statistics from `bind`, nothing
+            dropped.
 
     Returns:
         A chain that computes what `mlp.apply` does, layer by layer.
@@ -94,14 +98,15 @@ def bind(
 ) -> Params:
     """Give the layers what they read besides what is trained: running statistics, masks of dropout, a common gain.
 
-    One key, one set of masks, whatever the rate: rates share their draws as gains do. A batch gets a mask per
-    example; under a vmap over examples it is up to the caller to vmap keys too.
+    One key, one set of masks, whatever the rate: rates share their draws as gains do. A batch gets
+    a mask per example; under a vmap over examples it is up to the caller to vmap keys too.
 
-    With sigma_w a layer computes sigma_w W a + b without ever forming sigma_w W. A vmap over gains then has one copy of
-    W for all, and one wide product in place of many. Values are those of `rescale(params, sigma_w, 1)`, and so are
-    derivatives of every order: with respect to weights they are those with respect to sigma_w W (0 where sigma_w is
-    0), with respect to sigma_w those at fixed W. Only derivatives that mix the two depend on their order; `unbind` the
-    parameters for these.
+    With sigma_w a layer computes sigma_w W a + b without ever forming sigma_w W. A vmap over gains
+    then has one copy of W for all, and one wide product in place of many. Values are those of
+    `rescale(params, sigma_w, 1)`, and so are derivatives of every order: with respect to weights
+    they are those with respect to sigma_w W (0 where sigma_w is 0), with respect to sigma_w those
+    at fixed W. Only derivatives that mix the two depend on their order; `unbind` the parameters for
+    these.
 
     Args:
         mlp: the network.
@@ -109,16 +114,17 @@ def bind(
         stats: BatchNorm's running statistics, from `initial_stats` or from
             `mlp.apply(..., mutable=["batch_stats"])[1]["batch_stats"]`.
         key: PRNG key of the masks.
-        rate: share of features dropped, in [0, 1]: one, or one per block and one for the readout; may be traced.
-        sigma_w: factor of the weights, >= 0: one, or one for the embedding, one per block and one for the readout; may
-            be traced.
+        rate: share of features dropped, in [0, 1]: one, or one per block and one for the readout;
+            may be traced.
+        sigma_w: factor of the weights, >= 0: one, or one for the embedding, one per block and one
+            for the readout; may be traced.
 
     Returns:
         Parameters for a chain, or for `mlp.apply` by way of `variables`.
 
     Raises:
-        ValueError: if a key is given to a network without dropout, a concrete rate is outside [0, 1], a concrete
-            sigma_w is negative or not finite, or sigma_w has another shape.
+        ValueError: if a key is given to a network without dropout, a concrete rate is outside [0,
+            1], a concrete sigma_w is negative or not finite, or sigma_w has another shape.
 
     Example:
         >>> mlp = MLP(depth=4, width=8, dropout=True)
@@ -134,8 +140,12 @@ def bind(
         readout = readout._replace(batch_stats=stats["readout"])
     if key is not None:
         if not mlp.dropout:
-            raise ValueError("a key is for the masks of dropout, and this network has none: MLP(..., dropout=True)")
-        if not isinstance(rate, jax.core.Tracer) and not np.all((np.asarray(rate) >= 0) & (np.asarray(rate) <= 1)):
+            raise ValueError(
+                "a key is for the masks of dropout, and this network has none: MLP(..., dropout=True)"
+            )
+        if not isinstance(rate, jax.core.Tracer) and not np.all(
+            (np.asarray(rate) >= 0) & (np.asarray(rate) <= 1)
+        ):
             raise ValueError(f"rate must be in [0, 1], got {rate}")
         keys = jax.random.split(key, mlp.depth + 1)
         rates = jnp.broadcast_to(jnp.asarray(rate, float), mlp.depth + 1)
@@ -149,14 +159,18 @@ def bind(
             raise ValueError(
                 f"sigma_w must be one, or one per layer, [{mlp.depth + 2}], got shape {jnp.shape(sigma_w)}"
             )
-        factors = jnp.broadcast_to(jnp.asarray(sigma_w, params.embed["dense"]["kernel"].dtype), mlp.depth + 2)
+        factors = jnp.broadcast_to(
+            jnp.asarray(sigma_w, params.embed["dense"]["kernel"].dtype), mlp.depth + 2
+        )
         embed = Layer(embed, sigma_w=factors[0])
         blocks = blocks._replace(sigma_w=factors[1:-1])
         readout = readout._replace(sigma_w=factors[-1])
     return Params(embed, blocks, readout)
 
 
-def _bound(mlp: MLP, params: Params, *, key: Key[Array, ""] | None = None, **besides: Any) -> Params:
+def _bound(
+    mlp: MLP, params: Params, *, key: Key[Array, ""] | None = None, **besides: Any
+) -> Params:
     """What `bind` gives; a network without dropout does without a key."""
     return bind(mlp, params, key=key if mlp.dropout else None, **besides)
 
@@ -192,7 +206,11 @@ def unbind(params: Params) -> Params:
 
 @with_network
 def init(
-    mlp: MLP, key: Array, x: Float[Array, "*batch d_in"], sigma_w: ArrayLike = 1.0, sigma_b: ArrayLike = 0.0
+    mlp: MLP,
+    key: Array,
+    x: Float[Array, "*batch d_in"],
+    sigma_w: ArrayLike = 1.0,
+    sigma_b: ArrayLike = 0.0,
 ) -> Params:
     """Draw parameters: weights of gain sigma_w, biases of standard deviation sigma_b, every layer alike.
 
@@ -231,12 +249,18 @@ def rescale(params: Params, sigma_w: ArrayLike, sigma_b: ArrayLike) -> Params:
         ValueError: if the parameters are of layers of the user's own.
     """
     if isinstance(params.blocks, Segments):
-        raise ValueError("rescale is for parameters of an MLP: networks.scale_kernels scales those of your own layers")
+        raise ValueError(
+            "rescale is for parameters of an MLP: networks.scale_kernels scales those of your own layers"
+        )
     factors = {"kernel": sigma_w, "bias": sigma_b}
 
     def scaled(path: tuple, leaf: Array) -> Array:
         module, name = path[-2:]
-        return leaf * jnp.asarray(factors[name.key], leaf.dtype) if getattr(module, "key", None) == "dense" else leaf
+        return (
+            leaf * jnp.asarray(factors[name.key], leaf.dtype)
+            if getattr(module, "key", None) == "dense"
+            else leaf
+        )
 
     return jax.tree.map_with_path(scaled, params)
 
@@ -253,24 +277,31 @@ def initial_stats(mlp: MLP, x: Float[Array, "*batch d_in"]) -> PyTree:
         The Flax collection "batch_stats"; empty without BatchNorm.
     """
     shapes = jax.eval_shape(mlp.init, jax.random.key(0), x).get("batch_stats", {})
-    return jax.tree.map_with_path(lambda path, leaf: jnp.full(leaf.shape, path[-1].key == "var", leaf.dtype), shapes)
+    return jax.tree.map_with_path(
+        lambda path, leaf: jnp.full(leaf.shape, path[-1].key == "var", leaf.dtype), shapes
+    )
 
 
 @with_network
-def statistics(mlp: MLP) -> tuple[Callable[[Layer, Array], PyTree], Callable[[Layer, Array], PyTree]]:
+def statistics(
+    mlp: MLP,
+) -> tuple[Callable[[Layer, Array], PyTree], Callable[[Layer, Array], PyTree]]:
     """What BatchNorm's running statistics become in training, of one block and of the readout.
 
     Args:
         mlp: the network.
 
     Returns:
-        Two functions (layer as `bind` gives it, h [batch, width]) -> its new batch_stats; empty without BatchNorm.
+        Two functions (layer as `bind` gives it, h [batch, width]) -> its new batch_stats; empty
+        without BatchNorm.
     """
 
     def after(module: Block) -> Callable[[Layer, Array], PyTree]:
         if not mlp.mixes_examples:
             return lambda layer, h: {}
-        return lambda layer, h: module.apply(_known(layer).variables(), h, mutable=["batch_stats"])[1]["batch_stats"]
+        return lambda layer, h: module.apply(_known(layer).variables(), h, mutable=["batch_stats"])[
+            1
+        ]["batch_stats"]
 
     _, block, readout = mlp.layers(True)
     return after(block), after(readout)
@@ -288,6 +319,8 @@ def variables(params: Params) -> dict[str, Any]:
     """
     collections: dict[str, Any] = {}
     for name, layer in params._asdict().items():
-        for collection, tree in (layer if isinstance(layer, Layer) else Layer(layer)).variables().items():
+        for collection, tree in (
+            (layer if isinstance(layer, Layer) else Layer(layer)).variables().items()
+        ):
             collections.setdefault(collection, {})[name] = tree
     return collections

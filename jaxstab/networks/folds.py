@@ -4,8 +4,9 @@ Layer 0 is the embedding, layers 1..L are the blocks, layer L + 1 is the readout
 
     h_l = f_l(theta_l, h_{l-1}),    l = 0..L + 1,
 
-and a step of a fold sees one layer at the state that it meets, as a `Here`. Equal blocks are scanned, so that compile
-time does not grow with depth. Where the last layer is traced, the scan is a loop that runs no further than it.
+and a step of a fold sees one layer at the state that it meets, as a `Here`. Equal blocks are
+scanned, so that compile time does not grow with depth. Where the last layer is traced, the scan is
+a loop that runs no further than it.
 """
 
 from collections.abc import Callable
@@ -79,12 +80,15 @@ def upwards(
     Args:
         chain: the network.
         params: its parameters, depth L.
-        start: the state that layer `first` meets, x for the embedding; or the `States` of a pass to layer `last`, and
-            no state is computed again; or None where the carry holds the state, and `Here.h` is None.
+        start: the state that layer `first` meets, x for the embedding; or the `States` of a pass to
+            layer `last`, and no state is computed again; or None where the carry holds the state,
+            and `Here.h` is None.
         step: (carry, Here) -> (carry, what is read off).
-        carry: what the fold starts with. Its shapes may change at the embedding, at the readout and between segments.
+        carry: what the fold starts with. Its shapes may change at the embedding, at the readout and
+            between segments.
         first: lowest layer, in [0, L + 1].
-        last: highest layer but for the readout; None for L. It may be traced: then nothing is read off.
+        last: highest layer but for the readout; None for L. It may be traced: then nothing is read
+            off.
         readout: whether to go on to the readout.
 
     Returns:
@@ -99,7 +103,9 @@ def upwards(
             return (here.out, carry), read
 
         pair = (start, carry)
-        (_, carry), reads = upwards(chain, params, None, onward, pair, first=first, last=last, readout=readout)
+        (_, carry), reads = upwards(
+            chain, params, None, onward, pair, first=first, last=last, readout=readout
+        )
         return carry, reads
     states = _UNKNOWN if start is None else start
     reads = []
@@ -136,7 +142,8 @@ def downwards(
         step: (carry, Here) -> (carry, what is read off).
         carry: what the fold starts with, such as a cotangent.
         first: lowest layer, in [0, L + 1].
-        last: highest layer but for the readout; None for L. It may be traced: then nothing is read off.
+        last: highest layer but for the readout; None for L. It may be traced: then nothing is read
+            off.
         readout: whether to begin with the readout.
 
     Returns:
@@ -169,9 +176,13 @@ def layer_at(chain: Chain, params: Params, layer: int, h: PyTree) -> Here:
         The layer.
     """
     if layer == 0:
-        return Here(0, lambda embed, x: chain.embed(params._replace(embed=embed), x), params.embed, h)
+        return Here(
+            0, lambda embed, x: chain.embed(params._replace(embed=embed), x), params.embed, h
+        )
     if layer == params.depth + 1:
-        return Here(layer, lambda end, h: chain.readout(params._replace(readout=end), h), params.readout, h)
+        return Here(
+            layer, lambda end, h: chain.readout(params._replace(readout=end), h), params.readout, h
+        )
     span = _spans(chain, params, layer, layer, _UNKNOWN)[0]
     return span.here(span.start).meeting(h)
 
@@ -276,7 +287,9 @@ class _Span(NamedTuple):
         return bool(self.start == 0 and self.stop == size == known)
 
 
-def _spans(chain: Chain, params: Params, first: int, last: Index | None, states: States) -> list[_Span]:
+def _spans(
+    chain: Chain, params: Params, first: int, last: Index | None, states: States
+) -> list[_Span]:
     """The blocks of layers first..last, segment by segment."""
     last = params.depth if last is None else last
     spans = []

@@ -59,19 +59,22 @@ def scale_layer(theta: PyTree, factor: ArrayLike, kernels: Kernels | None = None
 def scale_kernels(params: Params, sigma_w: ArrayLike, kernels: Kernels | None = None) -> Params:
     """Multiply the weights of layers of the user's own: gains, where the weights are drawn at unit gain.
 
-    Flax draws kernels of variance 1/fan_in unless it is told otherwise (`lecun_normal`): sigma_w is then the gain.
+    Flax draws kernels of variance 1/fan_in unless it is told otherwise (`lecun_normal`): sigma_w is
+    then the gain.
 
     Args:
         params: parameters of a chain, depth L.
-        sigma_w: factor, >= 0: one, or one for the embedding, one per block and one for the readout; may be traced.
-        kernels: which parameters of two axes or more are weights, by their paths within their layer; None for those
-            called `kernel`, and for a layer that is one array.
+        sigma_w: factor, >= 0: one, or one for the embedding, one per block and one for the readout;
+            may be traced.
+        kernels: which parameters of two axes or more are weights, by their paths within their
+            layer; None for those called `kernel`, and for a layer that is one array.
 
     Returns:
         Parameters of the same dtypes.
 
     Raises:
-        ValueError: if a concrete sigma_w is negative or not finite, or has another shape, or no layer has a weight.
+        ValueError: if a concrete sigma_w is negative or not finite, or has another shape, or no
+            layer has a weight.
 
     Example:
         >>> from flax import linen as nn
@@ -84,12 +87,16 @@ def scale_kernels(params: Params, sigma_w: ArrayLike, kernels: Kernels | None = 
     """
     check_gains(sigma_w, 0.0)
     if jnp.shape(sigma_w) not in ((), (params.depth + 2,)):
-        raise ValueError(f"sigma_w must be one, or one per layer, [{params.depth + 2}], got shape {jnp.shape(sigma_w)}")
+        raise ValueError(
+            f"sigma_w must be one, or one per layer, [{params.depth + 2}], got shape {jnp.shape(sigma_w)}"
+        )
     gains = jnp.broadcast_to(jnp.asarray(sigma_w, float), params.depth + 2)
     layers = [as_layer(stack) for stack in params.stacks]
     # parameters of blocks carry a layer axis
     axes = [2, *[3] * (len(layers) - 2), 2]
-    chosen = [_which(layer.params, kernels, least) for layer, least in zip(layers, axes, strict=True)]
+    chosen = [
+        _which(layer.params, kernels, least) for layer, least in zip(layers, axes, strict=True)
+    ]
     if not any(map(any, chosen)):
         names = {path[-1] for layer in layers for path, _ in named_leaves(layer.params) if path}
         raise ValueError(
@@ -117,7 +124,9 @@ def _scaled(theta: PyTree, factor: Array, which: list[bool]) -> PyTree:
     leaves, tree = jax.tree.flatten(theta)
 
     def times(leaf: Array) -> Array:
-        return leaf * factor.astype(leaf.dtype).reshape(factor.shape + (1,) * (leaf.ndim - factor.ndim))
+        return leaf * factor.astype(leaf.dtype).reshape(
+            factor.shape + (1,) * (leaf.ndim - factor.ndim)
+        )
 
     chosen = [times(leaf) if kernel else leaf for leaf, kernel in zip(leaves, which, strict=True)]
     return jax.tree.unflatten(tree, chosen)

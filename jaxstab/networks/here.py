@@ -17,15 +17,17 @@ Index = Int[Array, ""] | int
 class Here:
     """One layer at the state that it meets.
 
-    Derivatives are computed when they are first asked for. Ask for them in the step itself: what is first asked for
-    within a `vmap` or a `switch` of the step cannot leave it.
+    Derivatives are computed when they are first asked for. Ask for them in the step itself: what is
+    first asked for within a `vmap` or a `switch` of the step cannot leave it.
 
     Attributes:
-        layer: l; a Python integer for the embedding and the readout, traced where blocks are scanned.
+        layer: l; a Python integer for the embedding and the readout, traced where blocks are
+            scanned.
         function: (bound, h) -> state above.
         bound: parameters of the layer, with what `networks.bind` gave it.
         h: the state h_{l-1} that the layer meets, x for the embedding.
-        segment: number of the segment of equal blocks, from the input on; None for the embedding and the readout.
+        segment: number of the segment of equal blocks, from the input on; None for the embedding
+            and the readout.
         index: of the block within its segment.
     """
 
@@ -62,7 +64,9 @@ class Here:
         Returns:
             State above.
         """
-        return self.function(self.bound._replace(params=theta) if isinstance(self.bound, Layer) else theta, h)
+        return self.function(
+            self.bound._replace(params=theta) if isinstance(self.bound, Layer) else theta, h
+        )
 
     @cached_property
     def out(self) -> PyTree:

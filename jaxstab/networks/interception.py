@@ -30,7 +30,8 @@ class Model(NamedTuple):
 
     Attributes:
         call: (theta, rest, inputs, rngs) -> (output, what it changed of rest).
-        split: parameters as the user holds them -> (theta, rest): what is trained, and what else the model reads.
+        split: parameters as the user holds them -> (theta, rest): what is trained, and what else
+            the model reads.
         join: theta and rest -> parameters as the user holds them.
         owners: theta -> for each of its leaves, the path of the submodule that owns it.
         activation: what reads the states of a chain; None where it is not known.
@@ -47,7 +48,8 @@ class Label(NamedTuple):
     """What a tag says of the value that it names.
 
     Attributes:
-        path: of the submodule, "encoder/Dense_0"; "" for the model itself; the name of an explicit tag.
+        path: of the submodule, "encoder/Dense_0"; "" for the model itself; the name of an explicit
+            tag.
         kind: class of the submodule; "tag" for an explicit tag.
         suffix: the method, unless it is `__call__`, and the place of the value in what it gives.
     """
@@ -112,11 +114,15 @@ def _linen(module: nn.Module, keywords: Mapping[str, Any]) -> Model:
     def call(theta: PyTree, rest: PyTree, inputs: tuple, rngs: PyTree) -> tuple[PyTree, PyTree]:
         variables = {"params": theta} | rest
         with nn.intercept_methods(_tagging()):
-            return module.apply(variables, *inputs, rngs=rngs or None, mutable=list(rest), **keywords)
+            return module.apply(
+                variables, *inputs, rngs=rngs or None, mutable=list(rest), **keywords
+            )
 
     def split(params: PyTree) -> tuple[PyTree, PyTree]:
         if not (isinstance(params, Mapping) and "params" in params):
-            raise ValueError(f'a linen module takes its variables, a dict with "params", got {_described(params)}')
+            raise ValueError(
+                f'a linen module takes its variables, a dict with "params", got {_described(params)}'
+            )
         rest = dict(params)
         theta = rest.pop("params")
         return theta, rest
@@ -141,7 +147,11 @@ def _tagging() -> Callable:
             output = call(*args, **kwargs)
         finally:
             active.pop()
-        return output if inherited else _named("/".join(module.path), type(module).__name__, method, output)
+        return (
+            output
+            if inherited
+            else _named("/".join(module.path), type(module).__name__, method, output)
+        )
 
     return tagging
 
@@ -168,7 +178,9 @@ def _nnx(module: nnx.Module, keywords: Mapping[str, Any]) -> Model:
         if params is None:
             params = nnx.state(module)
         if not isinstance(params, nnx.State):
-            raise ValueError(f"an nnx module takes its nnx.State, or None for its own, got {_described(params)}")
+            raise ValueError(
+                f"an nnx module takes its nnx.State, or None for its own, got {_described(params)}"
+            )
         theta, *others = nnx.split_state(params, nnx.Param, ...)
         return theta, others[0] if jax.tree.leaves(others) else own
 
@@ -181,7 +193,9 @@ def _not_param(path: Any, value: Any) -> bool:
 
 def _nnx_owners(theta: PyTree) -> list[str]:
     """Paths of variables without their own names."""
-    variables = jax.tree_util.tree_leaves_with_path(theta, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+    variables = jax.tree_util.tree_leaves_with_path(
+        theta, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable)
+    )
     paths = [path[:-1] for path, variable in variables for _ in jax.tree.leaves(variable)]
     return [jax.tree_util.keystr(path, simple=True, separator="/") for path in paths]
 
@@ -208,8 +222,14 @@ def _tagged_class(kind: type, path: str) -> type:
 
         return call
 
-    body: dict[str, Any] = {method: tagged(method, function) for method, function in _public_methods(kind)}
-    body |= {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}
+    body: dict[str, Any] = {
+        method: tagged(method, function) for method, function in _public_methods(kind)
+    }
+    body |= {
+        "__module__": kind.__module__,
+        "__qualname__": kind.__qualname__,
+        "__doc__": kind.__doc__,
+    }
     return type(kind)(kind.__name__, (kind,), body)
 
 
@@ -241,8 +261,14 @@ def _chain(network: Chain) -> Model:
             return lambda *given: _named(path, kind, "__call__", layer(*given))
 
         if isinstance(network.block, tuple):
-            parts = [f"blocks/parts/{i}" for i, part in enumerate(theta.blocks.parts) for _ in range(layers_of(part))]
-            block: Any = tuple(named(path, BLOCK, one) for path, one in zip(parts, network.block, strict=True))
+            parts = [
+                f"blocks/parts/{i}"
+                for i, part in enumerate(theta.blocks.parts)
+                for _ in range(layers_of(part))
+            ]
+            block: Any = tuple(
+                named(path, BLOCK, one) for path, one in zip(parts, network.block, strict=True)
+            )
         else:
             block = named("blocks", BLOCK, network.block)
         tagged = network._replace(
@@ -254,7 +280,9 @@ def _chain(network: Chain) -> Model:
 
     def split(params: PyTree) -> tuple[PyTree, PyTree]:
         if not isinstance(params, Params):
-            raise ValueError(f"a chain takes networks.Params(embed, blocks, readout), got {_described(params)}")
+            raise ValueError(
+                f"a chain takes networks.Params(embed, blocks, readout), got {_described(params)}"
+            )
         return params, {}
 
     return Model(call, split, lambda theta, rest: theta, _owners, network.activation)

@@ -16,29 +16,33 @@ from jaxstab.networks.skips import SKIPS
 class MLP(nn.Module):
     """A fully connected network with every cure for depth built in: norm, dropout, skip connections, initialisers.
 
-    h_0 = W x + b; h_l = skip(h_{l-1}, W a + b) for l = 1..depth; y = W a + b of h_depth. Here a = phi(norm(h)), or
-    norm(phi(h)) with norm_after, thinned by dropout in training; the readout has no skip. The skips, F = W a + b:
+    h_0 = W x + b; h_l = skip(h_{l-1}, W a + b) for l = 1..depth; y = W a + b of h_depth. Here a =
+    phi(norm(h)), or norm(phi(h)) with norm_after, thinned by dropout in training; the readout has
+    no skip. The skips, F = W a + b:
 
-    - "sum": h + F (He et al. 2016); "scaled": h + F / sqrt(depth); "rezero": h + alpha F, alpha trained from 0
-      (Bachlechner et al. 2021).
+    - "sum": h + F (He et al. 2016); "scaled": h + F / sqrt(depth); "rezero": h + alpha F, alpha
+      trained from 0 (Bachlechner et al. 2021).
     - "highway": T F + (1 - T) h, T = sigmoid(W_T a + b_T) (Srivastava et al. 2015).
-    - "dense": [F, h], every layer reading all before it (Huang et al. 2017). h then has (depth + 1) width features,
-      newest first, zero where layers are still to come; W has variance sigma_w^2 / fan_in of the features there are,
-      and "layer" and "rms" normalise each layer's features by themselves.
+    - "dense": [F, h], every layer reading all before it (Huang et al. 2017). h then has (depth + 1)
+      width features, newest first, zero where layers are still to come; W has variance sigma_w^2 /
+      fan_in of the features there are, and "layer" and "rms" normalise each layer's features by
+      themselves.
 
     Attributes:
         depth: number of blocks L >= 1, excluding embed and readout.
         width: units per layer, >= 1.
         activation: name, `Activation` or elementwise callable.
         features_out: outputs, >= 1.
-        weights: one of WEIGHTS, such as "gaussian" or "orthogonal", or an initialiser as jax.nn.initializers has them.
-        norm: None or one of NORMS: "batch", "layer", "rms", "dyt" or "derf". BatchNorm in training mixes examples: x is
-            then a batch.
+        weights: one of WEIGHTS, such as "gaussian" or "orthogonal", or an initialiser as
+            jax.nn.initializers has them.
+        norm: None or one of NORMS: "batch", "layer", "rms", "dyt" or "derf". BatchNorm in training
+            mixes examples: x is then a batch.
         norm_after: whether the norm follows phi instead of preceding it.
         dropout: whether training drops features, at a rate that `bind` gives.
         skip: None, "sum", "scaled", "rezero", "highway" or "dense".
         epsilon: added to variances in a norm, >= 0.
-        momentum: of BatchNorm's running statistics, in [0, 1]: running = momentum running + (1 - momentum) batch.
+        momentum: of BatchNorm's running statistics, in [0, 1]: running = momentum running + (1 -
+            momentum) batch.
         gate_bias: initial bias b_T of a highway's gates; the more negative, the more is carried.
 
     Example:
@@ -67,14 +71,21 @@ class MLP(nn.Module):
         """Check what Python can know.
 
         Raises:
-            ValueError: if a size is not a positive integer, a setting is out of range, or a name is unknown.
+            ValueError: if a size is not a positive integer, a setting is out of range, or a name is
+                unknown.
         """
         for field in ("depth", "width", "features_out"):
             setattr(self, field, check_count(field, getattr(self, field), 1))
-        for field, known in (("weights", WEIGHTS), ("norm", (None, *NORMS)), ("skip", (None, *SKIPS))):
+        for field, known in (
+            ("weights", WEIGHTS),
+            ("norm", (None, *NORMS)),
+            ("skip", (None, *SKIPS)),
+        ):
             name = getattr(self, field)
             if name not in known and not (field == "weights" and callable(name)):
-                raise ValueError(f"{field} must be one of {', '.join(map(str, known))}, got {name!r}")
+                raise ValueError(
+                    f"{field} must be one of {', '.join(map(str, known))}, got {name!r}"
+                )
         if not self.epsilon >= 0:
             raise ValueError(f"epsilon must be >= 0, got {self.epsilon}")
         if not 0 <= self.momentum <= 1:
@@ -114,7 +125,16 @@ class MLP(nn.Module):
         weights = WEIGHTS[self.weights] if isinstance(self.weights, str) else self.weights
         head = {
             field: getattr(self, field)
-            for field in ("norm", "norm_after", "dropout", "depth", "sources", "epsilon", "momentum", "gate_bias")
+            for field in (
+                "norm",
+                "norm_after",
+                "dropout",
+                "depth",
+                "sources",
+                "epsilon",
+                "momentum",
+                "gate_bias",
+            )
         }
         phi = get(self.activation)
         return (
@@ -124,13 +144,15 @@ class MLP(nn.Module):
         )
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*batch d_in"], train: bool = True) -> Float[Array, "*batch d_out"]:
+    def __call__(
+        self, x: Float[Array, "*batch d_in"], train: bool = True
+    ) -> Float[Array, "*batch d_out"]:
         """The network's output, all layers in one pass.
 
         Args:
             x: one input, or a batch.
-            train: training mode: BatchNorm takes the batch's statistics, and updates the running ones where
-                "batch_stats" is mutable; dropout drops. Otherwise inference.
+            train: training mode: BatchNorm takes the batch's statistics, and updates the running
+                ones where "batch_stats" is mutable; dropout drops. Otherwise inference.
 
         Returns:
             y.

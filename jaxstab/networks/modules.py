@@ -1,7 +1,8 @@
 """Layers of the user's own as pure functions: pairs of functions, linen modules, nnx modules.
 
-A layer's parameters come bound, as a `Layer`, where it reads more than what is trained: collections such as running
-statistics, and a key. A module is taken as it is configured; where its mode is an argument, it is training.
+A layer's parameters come bound, as a `Layer`, where it reads more than what is trained: collections
+such as running statistics, and a key. A module is taken as it is configured; where its mode is an
+argument, it is training.
 """
 
 import dataclasses
@@ -21,7 +22,8 @@ from jaxstab.networks.chains import Dropout, Layer
 
 Init = Callable[[Key[Array, ""], PyTree], PyTree]
 Apply = Callable[[PyTree, PyTree], PyTree]
-# names by which Flax modules, and many of their users, say the mode: True in training, or True in inference
+# names by which Flax modules, and many of their users, say the mode: True in training, or True in
+# inference
 _TRAINING = ("train", "training", "is_training")
 _INFERENCE = ("deterministic", "use_running_average")
 
@@ -99,7 +101,9 @@ def of_linen(module: nn.Module) -> OwnLayer:
             key = layer.dropout and layer.dropout.key
             rngs = {} if key is None else {"dropout": key, "params": key}
             try:
-                return module.apply({"params": layer.params} | rest, h, rngs=rngs, mutable=list(rest), **keywords)
+                return module.apply(
+                    {"params": layer.params} | rest, h, rngs=rngs, mutable=list(rest), **keywords
+                )
             except InvalidRngError as error:
                 raise ValueError(
                     f"{name_of(module)} draws random numbers: chain.bind(params, key=...) gives it a key, "
@@ -135,7 +139,9 @@ def of_nnx(module: Any) -> tuple[OwnLayer, PyTree]:
     if not isinstance(module, nnx.Module):
         if not callable(module) or isinstance(module, type | nn.Module):
             raise ValueError(f"must be an nnx module or a function, got {name_of(module)}")
-        return of_function(lambda theta, h: module(h))._replace(name=name_of(module), kind=module), {}
+        return of_function(lambda theta, h: module(h))._replace(
+            name=name_of(module), kind=module
+        ), {}
     # streams of random numbers are no state of ours: their keys are bound, their counts begin anew
     graph, theta, streams, rest = _split(module)
 
@@ -144,7 +150,11 @@ def of_nnx(module: Any) -> tuple[OwnLayer, PyTree]:
 
         def both(bound: PyTree, h: PyTree) -> tuple[PyTree, PyTree]:
             layer = as_layer(bound)
-            collections = nnx.State({}) if layer.batch_stats is None else jax.lax.stop_gradient(layer.batch_stats)
+            collections = (
+                nnx.State({})
+                if layer.batch_stats is None
+                else jax.lax.stop_gradient(layer.batch_stats)
+            )
             model = nnx.merge(graph, layer.params, _keyed(streams, layer.dropout), collections)
             if not train:
                 model.eval()
@@ -159,13 +169,17 @@ def of_nnx(module: Any) -> tuple[OwnLayer, PyTree]:
         name=name_of(module),
         apply=lambda bound, h: training(bound, h)[0],
         inference=lambda bound, h: still(bound, h)[0],
-        update=lambda bound, h: None if as_layer(bound).batch_stats is None else training(bound, h)[1],
+        update=lambda bound, h: (
+            None if as_layer(bound).batch_stats is None else training(bound, h)[1]
+        ),
         kind=graph,
     )
     keys = [leaf for leaf in jax.tree.leaves(streams) if _is_key(leaf)]
     if not keys and not jax.tree.leaves(rest):
         return layer, theta
-    return layer, Layer(theta, rest if jax.tree.leaves(rest) else None, Dropout(keys[0]) if keys else None)
+    return layer, Layer(
+        theta, rest if jax.tree.leaves(rest) else None, Dropout(keys[0]) if keys else None
+    )
 
 
 def _split(module: nnx.Module) -> tuple[Any, PyTree, PyTree, PyTree]:
@@ -188,7 +202,10 @@ def _keyed(streams: PyTree, dropout: Dropout | None) -> PyTree:
     leaves, tree = jax.tree.flatten(streams)
     if dropout is not None:
         keys = [jax.random.fold_in(dropout.key, i) for i in range(len(leaves))]
-        leaves = [key if _is_key(leaf) else jnp.zeros_like(leaf) for key, leaf in zip(keys, leaves, strict=True)]
+        leaves = [
+            key if _is_key(leaf) else jnp.zeros_like(leaf)
+            for key, leaf in zip(keys, leaves, strict=True)
+        ]
     return jax.tree.unflatten(tree, leaves)
 
 
@@ -196,7 +213,11 @@ def _mode(module: Any, train: bool) -> dict[str, Any]:
     """The keywords by which a module is told its mode, unless an attribute of it says so."""
     takes = inspect.signature(type(module).__call__).parameters
     told = dict.fromkeys(_TRAINING, train) | dict.fromkeys(_INFERENCE, not train)
-    return {name: value for name, value in told.items() if name in takes and getattr(module, name, None) is None}
+    return {
+        name: value
+        for name, value in told.items()
+        if name in takes and getattr(module, name, None) is None
+    }
 
 
 def _in_inference(module: nn.Module) -> nn.Module:

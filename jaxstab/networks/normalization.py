@@ -1,6 +1,7 @@
 """Norms of a block, as a table: a new one is one entry of NORMS, and grids and commands know it.
 
-A norm maps the features of a layer, the last axis, to features of the same shape. Its parameters are its own.
+A norm maps the features of a layer, the last axis, to features of the same shape. Its parameters
+are its own.
 """
 
 from collections.abc import Callable
@@ -109,7 +110,13 @@ def _layer(settings: NormSettings) -> nn.Module:
 
 
 def _rms(settings: NormSettings) -> nn.Module:
-    return nn.RMSNorm(settings.epsilon, settings.dtype, settings.dtype, force_float32_reductions=False, name="norm")
+    return nn.RMSNorm(
+        settings.epsilon,
+        settings.dtype,
+        settings.dtype,
+        force_float32_reductions=False,
+        name="norm",
+    )
 
 
 def _dyt(settings: NormSettings) -> nn.Module:
@@ -125,7 +132,8 @@ class Norm(NamedTuple):
 
     Attributes:
         module: settings -> the Flax module, named "norm".
-        over_batch: whether training normalises over the examples of a batch, and keeps running statistics.
+        over_batch: whether training normalises over the examples of a batch, and keeps running
+            statistics.
     """
 
     module: Callable[[NormSettings], nn.Module]

@@ -1,7 +1,8 @@
 """Chains of the user's own layers: functions, linen modules, nnx modules, trained or not.
 
-Neighbours of equal configuration, whose parameters and states have equal shapes, are stacked and scanned; any other
-block stands alone. States may be arrays of any shape or pytrees of them, and may change from layer to layer.
+Neighbours of equal configuration, whose parameters and states have equal shapes, are stacked and
+scanned; any other block stands alone. States may be arrays of any shape or pytrees of them, and may
+change from layer to layer.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -27,10 +28,11 @@ def from_functions(layers: Sequence[Any], activation: AnyActivation = None) -> C
     """Make a chain of layers that are pairs of pure functions.
 
     Args:
-        layers: pairs (init, apply), init: (key, h) -> parameters, apply: (parameters, h) -> state above. The first is
-            the embedding, the last the readout, those between are the blocks. Blocks that share both functions are
-            scanned where shapes allow it.
-        activation: phi at the head of each block, for saturation and dead units; None where there is no such thing.
+        layers: pairs (init, apply), init: (key, h) -> parameters, apply: (parameters, h) -> state
+            above. The first is the embedding, the last the readout, those between are the blocks.
+            Blocks that share both functions are scanned where shapes allow it.
+        activation: phi at the head of each block, for saturation and dead units; None where there
+            is no such thing.
 
     Returns:
         The chain; `chain.init(key, x)` draws its parameters.
@@ -57,12 +59,15 @@ def from_functions(layers: Sequence[Any], activation: AnyActivation = None) -> C
 def from_linen(modules: Any, activation: AnyActivation = None) -> Chain:
     """Make a chain of linen modules, each a layer.
 
-    Collections besides "params", such as running statistics, go along with the parameters and are not differentiated
-    by; what a module writes to them is dropped. A module that draws random numbers has to be deterministic.
+    Collections besides "params", such as running statistics, go along with the parameters and are
+    not differentiated by; what a module writes to them is dropped. A module that draws random
+    numbers has to be deterministic.
 
     Args:
-        modules: embedding, blocks and readout. Blocks that compare equal are scanned where shapes allow it.
-        activation: phi at the head of each block, for saturation and dead units; None where there is no such thing.
+        modules: embedding, blocks and readout. Blocks that compare equal are scanned where shapes
+            allow it.
+        activation: phi at the head of each block, for saturation and dead units; None where there
+            is no such thing.
 
     Returns:
         The chain; `chain.init(key, x)` draws its parameters.
@@ -78,28 +83,34 @@ def from_linen(modules: Any, activation: AnyActivation = None) -> Chain:
     """
     for i, module in enumerate(_listed("modules", modules)):
         if not isinstance(module, nn.Module):
-            raise ValueError(f"layer {i} must be a linen module, got {name_of(module)}; networks.from_nnx takes nnx's")
+            raise ValueError(
+                f"layer {i} must be a linen module, got {name_of(module)}; networks.from_nnx takes nnx's"
+            )
     return _chain([of_linen(module) for module in modules], activation)
 
 
-def from_nnx(modules: Any, x: PyTree = None, activation: AnyActivation = None) -> tuple[Chain, Params]:
+def from_nnx(
+    modules: Any, x: PyTree = None, activation: AnyActivation = None
+) -> tuple[Chain, Params]:
     """Make a chain of nnx modules, each a layer, with the parameters that they hold.
 
-    Variables that are not `nnx.Param`, such as running statistics, go along and are not differentiated by; what a
-    module writes to them is dropped.
+    Variables that are not `nnx.Param`, such as running statistics, go along and are not
+    differentiated by; what a module writes to them is dropped.
 
     Args:
-        modules: embedding, blocks and readout, or an `nnx.Sequential` of them; functions without parameters count too.
-        x: one input, for its shape: equal neighbours are then scanned. None, and every block stands alone: compile
-            time grows with depth.
-        activation: phi at the head of each block, for saturation and dead units; None where there is no such thing.
+        modules: embedding, blocks and readout, or an `nnx.Sequential` of them; functions without
+            parameters count too.
+        x: one input, for its shape: equal neighbours are then scanned. None, and every block stands
+            alone: compile time grows with depth.
+        activation: phi at the head of each block, for saturation and dead units; None where there
+            is no such thing.
 
     Returns:
         The chain and its parameters.
 
     Raises:
-        ValueError: if there are fewer than three layers, one is not an nnx module or a function, or shapes do not
-            chain.
+        ValueError: if there are fewer than three layers, one is not an nnx module or a function, or
+            shapes do not chain.
 
     Example:
         >>> rngs = nnx.Rngs(0)
@@ -109,7 +120,9 @@ def from_nnx(modules: Any, x: PyTree = None, activation: AnyActivation = None) -
         >>> params.depth, len(params.blocks.parts)
         (8, 1)
     """
-    layers = list(modules.layers) if isinstance(modules, nnx.Sequential) else _listed("modules", modules)
+    layers = (
+        list(modules.layers) if isinstance(modules, nnx.Sequential) else _listed("modules", modules)
+    )
     own: list[OwnLayer] = []
     bounds: list[PyTree] = []
     for i, module in enumerate(layers):
@@ -124,22 +137,27 @@ def from_nnx(modules: Any, x: PyTree = None, activation: AnyActivation = None) -
 
 
 def from_params(
-    applies: Sequence[Any], params: Sequence[PyTree], x: PyTree = None, activation: AnyActivation = None
+    applies: Sequence[Any],
+    params: Sequence[PyTree],
+    x: PyTree = None,
+    activation: AnyActivation = None,
 ) -> tuple[Chain, Params]:
     """Make a chain of functions and parameters of a model that is already there.
 
     Args:
         applies: for each layer, (parameters, h) -> state above: embedding, blocks and readout.
         params: for each layer, its parameters.
-        x: one input, for its shape: neighbours that share a function are then scanned. None, and every block stands
-            alone: compile time grows with depth.
-        activation: phi at the head of each block, for saturation and dead units; None where there is no such thing.
+        x: one input, for its shape: neighbours that share a function are then scanned. None, and
+            every block stands alone: compile time grows with depth.
+        activation: phi at the head of each block, for saturation and dead units; None where there
+            is no such thing.
 
     Returns:
         The chain and its parameters.
 
     Raises:
-        ValueError: if there are fewer than three layers, not as many parameters as functions, or shapes do not chain.
+        ValueError: if there are fewer than three layers, not as many parameters as functions, or
+            shapes do not chain.
 
     Example:
         >>> def dense(w, h):
@@ -152,10 +170,14 @@ def from_params(
     applies = _listed("applies", applies)
     params = _listed("params", params)
     if len(applies) != len(params):
-        raise ValueError(f"needs parameters for each layer, got {len(applies)} functions and {len(params)} parameters")
+        raise ValueError(
+            f"needs parameters for each layer, got {len(applies)} functions and {len(params)} parameters"
+        )
     for i, apply in enumerate(applies):
         if not callable(apply):
-            raise ValueError(f"layer {i} must be a function (parameters, h) -> h, got {name_of(apply)}")
+            raise ValueError(
+                f"layer {i} must be a function (parameters, h) -> h, got {name_of(apply)}"
+            )
     own = [of_function(apply) for apply in applies]
     chain = _of(own, activation)
     return chain, _params(own, list(params), x)
@@ -189,7 +211,9 @@ def _chain(layers: list[OwnLayer], activation: AnyActivation) -> Chain:
 
 def _of(layers: list[OwnLayer], activation: AnyActivation) -> Chain:
     if len(layers) < 3:
-        raise ValueError(f"a chain has an embedding, blocks and a readout: three layers at least, got {len(layers)}")
+        raise ValueError(
+            f"a chain has an embedding, blocks and a readout: three layers at least, got {len(layers)}"
+        )
     phi = None if activation is None else get(activation)
     embed, *blocks, readout = layers
     bottom = embed.update
@@ -198,7 +222,9 @@ def _of(layers: list[OwnLayer], activation: AnyActivation) -> Chain:
         bind=bind,
         unbind=unbind,
         update=Updates(bottom, tuple(block.update for block in blocks), top),
-        inference=_functions([layer.inference for layer in layers], phi)._replace(bind=bind, unbind=unbind),
+        inference=_functions([layer.inference for layer in layers], phi)._replace(
+            bind=bind, unbind=unbind
+        ),
     )
 
 
@@ -213,7 +239,11 @@ def _functions(applies: list[Apply], activation: Activation | None) -> Chain:
 
 def _params(layers: list[OwnLayer], bounds: list[PyTree], x: PyTree) -> Params:
     """The parameters, those of equal neighbours stacked."""
-    groups = [[i] for i in range(1, len(layers) - 1)] if x is None else _groups(layers, bounds, _shape(x))
+    groups = (
+        [[i] for i in range(1, len(layers) - 1)]
+        if x is None
+        else _groups(layers, bounds, _shape(x))
+    )
     parts = [stacked([bounds[i] for i in group]) for group in groups]
     return Params(bounds[0], Segments(tuple(parts)), bounds[-1])
 
@@ -226,8 +256,16 @@ def _groups(layers: list[OwnLayer], bounds: list[PyTree], x: PyTree) -> list[lis
     groups: list[list[int]] = []
     for i in range(1, len(layers) - 1):
         # without parameters there is no layer axis to tell how many they are
-        alike = bool(groups) and bool(jax.tree.leaves(bounds[i])) and _equal(layers[i].kind, layers[i - 1].kind)
-        if alike and _shape(bounds[i]) == _shape(bounds[i - 1]) and states[i - 1] == states[i] == states[i + 1]:
+        alike = (
+            bool(groups)
+            and bool(jax.tree.leaves(bounds[i]))
+            and _equal(layers[i].kind, layers[i - 1].kind)
+        )
+        if (
+            alike
+            and _shape(bounds[i]) == _shape(bounds[i - 1])
+            and states[i - 1] == states[i] == states[i + 1]
+        ):
             groups[-1].append(i)
         else:
             groups.append([i])
@@ -237,7 +275,9 @@ def _groups(layers: list[OwnLayer], bounds: list[PyTree], x: PyTree) -> list[lis
 def _above(i: int, layers: list[OwnLayer], bound: PyTree, h: PyTree) -> PyTree:
     """The shape of the state above a layer."""
     with _named(i, layers, h):
-        return jax.eval_shape(layers[i].apply, as_layer(bound)._replace(dropout=Dropout(jax.random.key(0))), h)
+        return jax.eval_shape(
+            layers[i].apply, as_layer(bound)._replace(dropout=Dropout(jax.random.key(0))), h
+        )
 
 
 def _equal(one: Any, other: Any) -> bool:
@@ -249,7 +289,9 @@ def _equal(one: Any, other: Any) -> bool:
 
 
 def _shape(tree: PyTree) -> PyTree:
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), tree)
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), tree
+    )
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Sites of an unmodified model: what its submodules give, read and shifted without changing the model.
 
-The model is traced once; each public method of each submodule leaves a tag in the trace. A probe runs the trace as it
-stands and takes values out, or adds shifts, where the tags are.
+The model is traced once; each public method of each submodule leaves a tag in the trace. A probe
+runs the trace as it stands and takes values out, or adds shifts, where the tags are.
 """
 
 import fnmatch
@@ -42,7 +42,8 @@ class Probe:
 
     Attributes:
         sites: in order of execution.
-        rows: sites, and their steps within scans, in order of execution: the axis of profiles over sites.
+        rows: sites, and their steps within scans, in order of execution: the axis of profiles over
+            sites.
         missed: submodules that cannot be read, and why.
         model: the model as a pure function.
     """
@@ -78,14 +79,15 @@ class Probe:
             inputs: as the model takes them.
             shifts: added to the values of these sites; zeros change no bit of the output.
             sites: names of sites that are read, after their shifts; None for all.
-            rngs: keys by name of stream, as linen's `apply` takes them; None for those that the probe was made with.
+            rngs: keys by name of stream, as linen's `apply` takes them; None for those that the
+                probe was made with.
 
         Returns:
             Output and values.
 
         Raises:
-            ValueError: if a site is unknown or a shift has another shape than its site, or parameters and inputs
-                differ in shape from those that the probe was made with.
+            ValueError: if a site is unknown or a shift has another shape than its site, or
+                parameters and inputs differ in shape from those that the probe was made with.
         """
         names = [site.name for site in self.sites] if sites is None else list(sites)
         shifts = {} if shifts is None else dict(shifts)
@@ -94,7 +96,9 @@ class Probe:
         for name, shift in shifts.items():
             if jnp.shape(shift) != self._site(name).shape:
                 shape = self._site(name).shape
-                raise ValueError(f"the shift of {name} must have its shape {shape}, got {jnp.shape(shift)}")
+                raise ValueError(
+                    f"the shift of {name} must have its shape {shape}, got {jnp.shape(shift)}"
+                )
         theta, rest = self.model.split(params)
         given = (theta, rest, inputs, self._rngs if rngs is None else rngs)
         _check_alike(self._given, given)
@@ -110,7 +114,9 @@ class Probe:
         Returns:
             Zeros by name of site.
         """
-        return {site.name: jnp.zeros(site.shape, site.dtype) for site in self.sites if site.floating}
+        return {
+            site.name: jnp.zeros(site.shape, site.dtype) for site in self.sites if site.floating
+        }
 
     def over_rows(self, function: Callable[..., PyTree], *values: Mapping[str, Array]) -> PyTree:
         """A function of the values at one row, along the axis of rows.
@@ -167,8 +173,13 @@ class Probe:
             starts[site.name] = start
             start += math.prod(loop.length for loop in site.loops)
         lengths = {site.name: [loop.length for loop in site.loops] for site in self.sites}
-        steps = [int(np.ravel_multi_index(row.steps, lengths[row.site])) if row.steps else 0 for row in self.rows]
-        return np.asarray([starts[row.site] + step for row, step in zip(self.rows, steps, strict=True)])
+        steps = [
+            int(np.ravel_multi_index(row.steps, lengths[row.site])) if row.steps else 0
+            for row in self.rows
+        ]
+        return np.asarray(
+            [starts[row.site] + step for row, step in zip(self.rows, steps, strict=True)]
+        )
 
     def parameters(self, theta: PyTree, path: str) -> list[tuple[Array, bool]]:
         """The parameters of a submodule and of those within it.
@@ -194,7 +205,9 @@ class Probe:
             Numbers of leaves of theta.
         """
         owners = enumerate(self.model.owners(theta))
-        return [i for i, owner in owners if not path or owner == path or owner.startswith(f"{path}/")]
+        return [
+            i for i, owner in owners if not path or owner == path or owner.startswith(f"{path}/")
+        ]
 
     def _site(self, name: str) -> Site:
         for site in self.sites:
@@ -204,7 +217,9 @@ class Probe:
 
     def _unknown(self, name: str) -> str:
         some = ", ".join(site.name for site in self.sites[:8])
-        return f"no site is named {name!r}; there are {some}{', ...' if len(self.sites) > 8 else ''}"
+        return (
+            f"no site is named {name!r}; there are {some}{', ...' if len(self.sites) > 8 else ''}"
+        )
 
 
 def probe(
@@ -220,11 +235,12 @@ def probe(
     """Find the sites of an unmodified model.
 
     Args:
-        model: a linen module, an nnx module, a chain, or a function (params, *inputs) -> output with `networks.tag` in
-            it. Names of `jax.ad_checkpoint.checkpoint_name` are sites too.
-        params: its parameters: the variables of a linen module; the `nnx.State` of an nnx module, None for what it
-            holds; any pytree of a function. Collections other than "params", and variables other than `nnx.Param`, go
-            along, may be changed by the model and are not differentiated by.
+        model: a linen module, an nnx module, a chain, or a function (params, *inputs) -> output
+            with `networks.tag` in it. Names of `jax.ad_checkpoint.checkpoint_name` are sites too.
+        params: its parameters: the variables of a linen module; the `nnx.State` of an nnx module,
+            None for what it holds; any pytree of a function. Collections other than "params", and
+            variables other than `nnx.Param`, go along, may be changed by the model and are not
+            differentiated by.
         inputs: as the model takes them; arrays or their shapes.
         path: which sites, a pattern of their path, "encoder/*".
         kind: which sites, a pattern of their class or several, "Dense".
@@ -236,7 +252,8 @@ def probe(
         The probe.
 
     Raises:
-        ValueError: if the model is none of these, the parameters are not its own, or no site is selected.
+        ValueError: if the model is none of these, the parameters are not its own, or no site is
+            selected.
 
     Example:
         >>> from flax import linen as nn
@@ -262,10 +279,13 @@ def probe(
     chosen = [
         (number, site)
         for number, site in enumerate(found)
-        if fnmatch.fnmatchcase(site.path, path) and any(fnmatch.fnmatchcase(site.kind, one) for one in patterns)
+        if fnmatch.fnmatchcase(site.path, path)
+        and any(fnmatch.fnmatchcase(site.kind, one) for one in patterns)
     ][::every]
     if found and not chosen:
-        raise ValueError(f"no site has a path like {path!r} and a class like {kind!r}; there are {_some(found)}")
+        raise ValueError(
+            f"no site has a path like {path!r} and a class like {kind!r}; there are {_some(found)}"
+        )
     missed = missed_by(program, set(pure.owners(theta)), found)
     return Probe(
         sites=tuple(site for _, site in chosen),
@@ -287,7 +307,9 @@ def _rows_first(loops: int, leaf: Array) -> Array:
 
 
 def _some(sites: Sequence[Site]) -> str:
-    return ", ".join(f"{site.name} ({site.kind})" for site in sites[:8]) + (", ..." if len(sites) > 8 else "")
+    return ", ".join(f"{site.name} ({site.kind})" for site in sites[:8]) + (
+        ", ..." if len(sites) > 8 else ""
+    )
 
 
 def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
@@ -300,7 +322,9 @@ def _check_alike(made_with: PyTree, given: PyTree) -> None:
     for part, made, now in zip(parts, made_with, given, strict=True):
         structures = [str(jax.tree.structure(tree)) for tree in (made, now)]
         if structures[0] != structures[1]:
-            raise ValueError(f"the probe was made with other {part}: {structures[0]}, got {structures[1]}")
+            raise ValueError(
+                f"the probe was made with other {part}: {structures[0]}, got {structures[1]}"
+            )
         paths = jax.tree_util.tree_leaves_with_path(made)
         for (where, leaf), value in zip(paths, jax.tree.leaves(now), strict=True):
             if leaf != _shape(value):

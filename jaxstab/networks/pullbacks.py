@@ -13,12 +13,15 @@ from jaxtyping import Array, PyTree
 from jaxstab.norms.logarithms import Product
 
 
-def pullback(f: Callable[[PyTree, Array], Array], params: PyTree, h: Array) -> Callable[[Array], tuple[PyTree, Array]]:
+def pullback(
+    f: Callable[[PyTree, Array], Array], params: PyTree, h: Array
+) -> Callable[[Array], tuple[PyTree, Array]]:
     """What `jax.vjp` gives, without multiplying out the gradients of dense layers.
 
-    The kernel of z = a W + b has the gradient a^T delta, with delta that of z: n_in n_out numbers out of n_in + n_out
-    per example, and their norm needs no more than these (Goodfellow 2015, section 4). The a and delta are caught at
-    each `nn.Dense` that f calls; a kernel read in any other way, or a second time, gets its gradient in full.
+    The kernel of z = a W + b has the gradient a^T delta, with delta that of z: n_in n_out numbers
+    out of n_in + n_out per example, and their norm needs no more than these (Goodfellow 2015,
+    section 4). The a and delta are caught at each `nn.Dense` that f calls; a kernel read in any
+    other way, or a second time, gets its gradient in full.
 
     Args:
         f: (params, h) -> array; pure, such as `Chain.block`.
@@ -26,7 +29,8 @@ def pullback(f: Callable[[PyTree, Array], Array], params: PyTree, h: Array) -> C
         h: the other argument, floating.
 
     Returns:
-        The function from a cotangent of f(params, h) to those of params and h, kernels' as `norms.logarithms.Product`.
+        The function from a cotangent of f(params, h) to those of params and h, kernels' as
+        `norms.logarithms.Product`.
 
     Example:
         >>> from jaxstab import networks
@@ -39,14 +43,25 @@ def pullback(f: Callable[[PyTree, Array], Array], params: PyTree, h: Array) -> C
     """
     leaves, tree = jax.tree.flatten(params)
 
-    def tapped(leaves: list[Array], h: Array, shifts: dict[int, Array]) -> tuple[Array, dict[int, tuple]]:
+    def tapped(
+        leaves: list[Array], h: Array, shifts: dict[int, Array]
+    ) -> tuple[Array, dict[int, tuple]]:
         here = current_trace()
         taps = {}
 
-        def tap(dense: Callable, args: tuple, kwargs: dict[str, Any], context: nn.module.InterceptorContext) -> Any:
+        def tap(
+            dense: Callable,
+            args: tuple,
+            kwargs: dict[str, Any],
+            context: nn.module.InterceptorContext,
+        ) -> Any:
             z = dense(*args, **kwargs)
             # inside a transformation of f's own, nothing may be carried out
-            if type(context.module) is nn.Dense and context.method_name == "__call__" and current_trace() == here:
+            if (
+                type(context.module) is nn.Dense
+                and context.method_name == "__call__"
+                and current_trace() == here
+            ):
                 kernel: Array = context.module.get_variable("params", "kernel")
                 for i in (i for i, leaf in enumerate(leaves) if leaf is kernel):
                     taps[i] = (args[0], z)

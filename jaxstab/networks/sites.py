@@ -26,15 +26,17 @@ class Site(NamedTuple):
     """A value within a model: what one call of one submodule gives.
 
     Attributes:
-        name: path and class, "encoder/Dense_0", with ".method" unless it is `__call__`, the place of the value in a
-            tuple, and ":1" at the second call. The model's own output carries the name of its class.
+        name: path and class, "encoder/Dense_0", with ".method" unless it is `__call__`, the place
+            of the value in a tuple, and ":1" at the second call. The model's own output carries the
+            name of its class.
         path: of the submodule; "" for the model itself; the name of an explicit tag.
         kind: class of the submodule; "tag" for an explicit tag.
         call: how often the same submodule was called before.
         shape: of the value; what is within scans has their axes in front.
         dtype: of the value.
         loops: the scans around it, the outermost first.
-        activation: what reads the value first: "relu", "tanh", "sigmoid", or a chain's activation; None for others.
+        activation: what reads the value first: "relu", "tanh", "sigmoid", or a chain's activation;
+            None for others.
     """
 
     name: str
@@ -85,7 +87,11 @@ class Missed(NamedTuple):
 
     def __str__(self) -> str:
         """Name, class and reason."""
-        return f"{self.name} ({self.kind}): {self.reason}" if self.kind else f"{self.name}: {self.reason}"
+        return (
+            f"{self.name} ({self.kind}): {self.reason}"
+            if self.kind
+            else f"{self.name}: {self.reason}"
+        )
 
 
 def named_sites(marks: Sequence[Mark], of_states: Activation | None) -> list[Site]:
@@ -106,7 +112,9 @@ def named_sites(marks: Sequence[Mark], of_states: Activation | None) -> list[Sit
         calls[label] += 1
         activation = of_states if label.kind in (EMBED, BLOCK) else mark.activation
         name = (label.path or label.kind) + label.suffix + (f":{call}" if call else "")
-        sites.append(Site(name, label.path, label.kind, call, mark.shape, mark.dtype, mark.loops, activation))
+        sites.append(
+            Site(name, label.path, label.kind, call, mark.shape, mark.dtype, mark.loops, activation)
+        )
     return sites
 
 

@@ -18,10 +18,10 @@ class Skip(NamedTuple):
     """A skip connection that a block can have.
 
     Attributes:
-        join: (block, h, branch, a) -> the block's output, where branch = W a + b. Parameters are made by
-            `block.param(...)` and `block.linear(...)`.
-        of_one_depth: whether a block depends on the network's depth, so that the first blocks of a network are not a
-            shallower one.
+        join: (block, h, branch, a) -> the block's output, where branch = W a + b. Parameters are
+            made by `block.param(...)` and `block.linear(...)`.
+        of_one_depth: whether a block depends on the network's depth, so that the first blocks of a
+            network are not a shallower one.
         every_source: whether h holds the features of every layer so far.
     """
 

@@ -1,7 +1,7 @@
 """A traced function, divided at the tags that it carries, so that what is tagged can be read and shifted.
 
-A tag is JAX's own `checkpoint_name`: an identity that leaves its name in the traced function, through `jit`, `scan`,
-`vmap` and `checkpoint`, and that costs nothing where nobody looks for it.
+A tag is JAX's own `checkpoint_name`: an identity that leaves its name in the traced function,
+through `jit`, `scan`, `vmap` and `checkpoint`, and that costs nothing where nobody looks for it.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -68,7 +68,9 @@ def shifted(x: Array, shift: Array) -> Array:
 
 
 @shifted.defjvp
-def _shifted_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+def _shifted_jvp(
+    primals: tuple[Array, Array], tangents: tuple[Array, Array]
+) -> tuple[Array, Array]:
     return shifted(*primals), tangents[0] + tangents[1]
 
 
@@ -94,7 +96,8 @@ class Mark(NamedTuple):
         shape: of the value that leaves the function, axes of scans before the value's own.
         dtype: of the value.
         loops: the scans around it, the outermost first.
-        activation: name of the elementwise function that reads the value; None where there is none, or it is not known.
+        activation: name of the elementwise function that reads the value; None where there is none,
+            or it is not known.
     """
 
     name: str
@@ -130,9 +133,11 @@ class Program:
     """A traced function, divided at its tags.
 
     Attributes:
-        marks: tags that can be read and shifted, in order of execution; a mark is known by its number.
+        marks: tags that can be read and shifted, in order of execution; a mark is known by its
+            number.
         unreached: tags that cannot.
-        sliced: numbers of the arguments that scans take a slice of in each step, such as stacked parameters.
+        sliced: numbers of the arguments that scans take a slice of in each step, such as stacked
+            parameters.
     """
 
     marks: list[Mark] = field(default_factory=list)
@@ -157,13 +162,17 @@ class Program:
         program._arguments = {variable: i for i, variable in enumerate(jaxpr.invars)}
         body = program._divided(jaxpr, ())
 
-        def run(inputs: list, shifts: Shifts, wanted: frozenset[int]) -> tuple[Sequence[Any], dict[int, Array]]:
+        def run(
+            inputs: list, shifts: Shifts, wanted: frozenset[int]
+        ) -> tuple[Sequence[Any], dict[int, Array]]:
             return body([*consts, *inputs], shifts, wanted)
 
         program._body = run
         return program
 
-    def run(self, inputs: Sequence[Array], shifts: Shifts, wanted: Sequence[int]) -> tuple[Sequence[Array], Shifts]:
+    def run(
+        self, inputs: Sequence[Array], shifts: Shifts, wanted: Sequence[int]
+    ) -> tuple[Sequence[Array], Shifts]:
         """Run the function.
 
         Args:
@@ -202,18 +211,24 @@ class Program:
                 steps.append(step)
         flush(len(jaxpr.eqns))
 
-        def run(inputs: list, shifts: Shifts, wanted: frozenset[int]) -> tuple[list, dict[int, Array]]:
+        def run(
+            inputs: list, shifts: Shifts, wanted: frozenset[int]
+        ) -> tuple[list, dict[int, Array]]:
             values = dict(zip([*jaxpr.constvars, *jaxpr.invars], inputs, strict=True))
             read: dict[int, Array] = {}
             for step in steps:
-                outputs, found = step.run([_value(values, atom) for atom in step.inputs], shifts, wanted)
+                outputs, found = step.run(
+                    [_value(values, atom) for atom in step.inputs], shifts, wanted
+                )
                 values.update(zip(step.outputs, outputs, strict=True))
                 read |= found
             return [_value(values, atom) for atom in jaxpr.outvars], read
 
         return run
 
-    def _opened_step(self, equation: Any, loops: tuple[Loop, ...], readers: dict[Any, list]) -> _Step | None:
+    def _opened_step(
+        self, equation: Any, loops: tuple[Loop, ...], readers: dict[Any, list]
+    ) -> _Step | None:
         """A tag, or an equation around tags that they can be read out of; None for what runs as it stands."""
         name = equation.primitive.name
         if name == "name":
@@ -237,7 +252,9 @@ class Program:
         activation = _activation(equation.outvars[0], readers)
         self.marks.append(Mark(equation.params["name"], shape, aval.dtype, loops, activation))
 
-        def run(inputs: list, shifts: Shifts, wanted: frozenset[int]) -> tuple[list, dict[int, Array]]:
+        def run(
+            inputs: list, shifts: Shifts, wanted: frozenset[int]
+        ) -> tuple[list, dict[int, Array]]:
             value = inputs[0]
             if number in shifts:
                 value = shifted(value, shifts[number])
@@ -245,14 +262,18 @@ class Program:
 
         return _Step(equation.invars, equation.outvars, run)
 
-    def _called(self, equation: Any, loops: tuple[Loop, ...], around: Callable[[Callable], Callable]) -> _Step:
+    def _called(
+        self, equation: Any, loops: tuple[Loop, ...], around: Callable[[Callable], Callable]
+    ) -> _Step:
         """A function called, such as a jitted one; `around` puts back what was around it."""
         jaxpr, consts = _opened(equation.params["jaxpr"])
         first = len(self.marks)
         body = self._divided(jaxpr, loops)
         own = range(first, len(self.marks))
 
-        def run(inputs: list, shifts: Shifts, wanted: frozenset[int]) -> tuple[list, dict[int, Array]]:
+        def run(
+            inputs: list, shifts: Shifts, wanted: frozenset[int]
+        ) -> tuple[list, dict[int, Array]]:
             def called(inputs: list, shifts: Shifts) -> tuple[list, dict[int, Array]]:
                 return body([*consts, *inputs], shifts, wanted)
 
@@ -269,14 +290,20 @@ class Program:
         slices = equation.invars[num_consts + num_carry :]
         self.sliced |= {self._arguments[atom] for atom in slices if atom in self._arguments}
         self._loops += 1
-        body = self._divided(jaxpr, (*loops, Loop(self._loops, params["length"], params["reverse"])))
+        body = self._divided(
+            jaxpr, (*loops, Loop(self._loops, params["length"], params["reverse"]))
+        )
         own = range(first, len(self.marks))
 
-        def run(inputs: list, shifts: Shifts, wanted: frozenset[int]) -> tuple[list, dict[int, Array]]:
+        def run(
+            inputs: list, shifts: Shifts, wanted: frozenset[int]
+        ) -> tuple[list, dict[int, Array]]:
             consts = inputs[:num_consts]
             start = inputs[num_consts : num_consts + num_carry]
 
-            def one(carry: list, slices: tuple[list, Shifts]) -> tuple[list, tuple[list, dict[int, Array]]]:
+            def one(
+                carry: list, slices: tuple[list, Shifts]
+            ) -> tuple[list, tuple[list, dict[int, Array]]]:
                 xs, shifts = slices
                 outputs, read = body([*closed_over, *consts, *carry, *xs], shifts, wanted)
                 return outputs[:num_carry], (outputs[num_carry:], read)
@@ -312,13 +339,19 @@ def _plain(jaxpr: Any, equations: list[Any], end: int, last_read: dict[Any, int]
     made: dict[Any, None] = {}
     needed: dict[Any, None] = {}
     for equation in equations:
-        needed |= {atom: None for atom in equation.invars if not isinstance(atom, Literal) and atom not in made}
+        needed |= {
+            atom: None
+            for atom in equation.invars
+            if not isinstance(atom, Literal) and atom not in made
+        }
         made |= dict.fromkeys(equation.outvars)
     outputs = [variable for variable in made if last_read.get(variable, -1) >= end]
     part = Jaxpr((), list(needed), outputs, equations, debug_info=jaxpr.debug_info)
     function = jaxpr_as_fun(ClosedJaxpr(part, ()))
 
-    def run(inputs: list, shifts: Shifts, wanted: frozenset[int]) -> tuple[Sequence[Any], dict[int, Array]]:
+    def run(
+        inputs: list, shifts: Shifts, wanted: frozenset[int]
+    ) -> tuple[Sequence[Any], dict[int, Array]]:
         return function(*inputs), {}
 
     return _Step(list(needed), outputs, run)
@@ -351,7 +384,8 @@ def _activation(variable: Any, readers: dict[Any, list]) -> str | None:
     for equation in equations:
         primitive = equation.primitive.name
         at_zero = any(
-            isinstance(atom, Literal) and np.ndim(atom.val) == 0 and atom.val == 0 for atom in equation.invars
+            isinstance(atom, Literal) and np.ndim(atom.val) == 0 and atom.val == 0
+            for atom in equation.invars
         )
         if primitive in _ACTIVATIONS or (primitive == "max" and at_zero):
             return _ACTIVATIONS.get(primitive, "relu")
@@ -360,7 +394,10 @@ def _activation(variable: Any, readers: dict[Any, list]) -> str | None:
             if known is not None:
                 return known
         for inner in _inner(equation.params):
-            if len(inner.invars) == len(equation.invars) and primitive in (*_JITS, "custom_jvp_call"):
+            if len(inner.invars) == len(equation.invars) and primitive in (
+                *_JITS,
+                "custom_jvp_call",
+            ):
                 known = _activation(inner.invars[equation.invars.index(variable)], _readers(inner))
                 if known is not None:
                     return known

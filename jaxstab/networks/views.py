@@ -93,7 +93,10 @@ def vector_states(chain: Chain, params: Params, x: PyTree) -> Chain:
         The chain from x over h [n] to y.
     """
     shapes = state_shapes(chain, params, x)
-    states = [ravel_pytree(jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), h))[1] for h in shapes]
+    states = [
+        ravel_pytree(jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), h))[1]
+        for h in shapes
+    ]
 
     def flat(block: Callable, state: Callable) -> Callable:
         return lambda layer, h: ravel_pytree(block(layer, state(h)))[0]
@@ -114,8 +117,8 @@ def as_vectors(chain: Chain, params: Params, x: PyTree) -> tuple[Chain, Array]:
     Args:
         chain: the network.
         params: its parameters.
-        x: one input. What is not floating, such as tokens, cannot be differentiated by: it stays where it is, and the
-            vector has no entries.
+        x: one input. What is not floating, such as tokens, cannot be differentiated by: it stays
+            where it is, and the vector has no entries.
 
     Returns:
         The chain from x [d_in] over h [n] to y [d_out], and x as a vector.
@@ -147,10 +150,12 @@ def of_rows(chain: Chain, params: Params, x: Array) -> Chain:
         x: a batch of inputs [batch, ...], for their shape; tokens too.
 
     Returns:
-        The chain from a row of x.reshape(batch, -1) over h [n] to y [d_out]; ours are such chains already.
+        The chain from a row of x.reshape(batch, -1) over h [n] to y [d_out]; ours are such chains
+        already.
 
     Raises:
-        ValueError: if x is not one array with an axis of examples, or a layer does not take what it meets.
+        ValueError: if x is not one array with an axis of examples, or a layer does not take what it
+            meets.
     """
     if not isinstance(chain.block, tuple):
         return chain
@@ -168,7 +173,8 @@ def of_rows(chain: Chain, params: Params, x: Array) -> Chain:
 def over_batch(chain: Chain) -> Chain:
     """A chain of one input as a chain of a batch that it does not mix.
 
-    Masks of dropout that `Chain.bind` gave differ from example to example; running statistics stay what they are.
+    Masks of dropout that `Chain.bind` gave differ from example to example; running statistics stay
+    what they are.
 
     Args:
         chain: the network.
@@ -212,11 +218,15 @@ def _by_example(layer: Callable[[PyTree, PyTree], PyTree]) -> Callable[[PyTree, 
     return batched
 
 
-def _of_room(layer: Callable[[Params, PyTree], PyTree], room: str) -> Callable[[Params, PyTree], PyTree]:
+def _of_room(
+    layer: Callable[[Params, PyTree], PyTree], room: str
+) -> Callable[[Params, PyTree], PyTree]:
     """The embedding or the readout over a batch."""
 
     def batched(params: Params, h: PyTree) -> PyTree:
-        return _by_example(lambda bound, h: layer(params._replace(**{room: bound}), h))(getattr(params, room), h)
+        return _by_example(lambda bound, h: layer(params._replace(**{room: bound}), h))(
+            getattr(params, room), h
+        )
 
     return batched
 

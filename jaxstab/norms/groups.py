@@ -11,7 +11,15 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from jaxstab.checks import check_floating
 from jaxstab.norms.meshes import resplit, split
-from jaxstab.norms.paths import Grouping, Per, Stacked, check_grouping, group_of, named_leaves, stack_of
+from jaxstab.norms.paths import (
+    Grouping,
+    Per,
+    Stacked,
+    check_grouping,
+    group_of,
+    named_leaves,
+    stack_of,
+)
 
 
 class Norm(NamedTuple):
@@ -87,22 +95,30 @@ def accumulator(*dtypes: DTypeLike) -> jnp.dtype:
     Returns:
         float64 if one of them is, else float32.
     """
-    return jnp.dtype(jnp.float64 if any(jnp.dtype(d) == jnp.float64 for d in dtypes) else jnp.float32)
+    return jnp.dtype(
+        jnp.float64 if any(jnp.dtype(d) == jnp.float64 for d in dtypes) else jnp.float32
+    )
 
 
 def _plain_sum(members: list[_Member], dtype: jnp.dtype) -> Array:
     # the same expression as optax's norm, leaf by leaf, so that XLA computes it once for both
-    squares = [m.reduce(jnp.sum, jnp.square(m.leaf.astype(accumulator(m.leaf.dtype)))).astype(dtype) for m in members]
+    squares = [
+        m.reduce(jnp.sum, jnp.square(m.leaf.astype(accumulator(m.leaf.dtype)))).astype(dtype)
+        for m in members
+    ]
     shapes = {s.shape for s in squares}
     if len(shapes) > 1:
-        raise ValueError(f"leaves of group {members[0].label!r} disagree on the number of layers: {sorted(shapes)}")
+        raise ValueError(
+            f"leaves of group {members[0].label!r} disagree on the number of layers: {sorted(shapes)}"
+        )
     return functools.reduce(jnp.add, squares)
 
 
 def _usual(total: Array, size: int) -> Array:
     """Whether a sum of this many squares is right: neither overflown nor lost below the least float."""
     info = jnp.finfo(total.dtype)
-    # a square below `tiny` is lost; all of them together are below rounding where the sum exceeds this
+    # a square below `tiny` is lost; all of them together are below rounding where the sum exceeds
+    # this
     return jnp.isfinite(total) & (total >= size * float(info.tiny) / float(info.eps))
 
 
@@ -120,7 +136,9 @@ def safe_scale(largest: Float[Array, "..."]) -> Float[Array, "..."]:
         [1.0, ...e-3..., 5.0]
     """
     # XLA may multiply by the reciprocal, which must not be subnormal: those are flushed to zero
-    return jnp.where(largest == 0, 1, jnp.minimum(largest, 1 / (4 * float(jnp.finfo(largest.dtype).tiny))))
+    return jnp.where(
+        largest == 0, 1, jnp.minimum(largest, 1 / (4 * float(jnp.finfo(largest.dtype).tiny)))
+    )
 
 
 def _scaled(members: list[_Member], dtype: jnp.dtype) -> Norm:
@@ -128,41 +146,53 @@ def _scaled(members: list[_Member], dtype: jnp.dtype) -> Norm:
     kept = [jnp.where(f, m.leaf, 0).astype(dtype) for f, m in zip(finite, members, strict=True)]
     largest = functools.reduce(
         jnp.maximum,
-        [m.reduce(functools.partial(jnp.max, initial=0), jnp.abs(x)) for m, x in zip(members, kept, strict=True)],
+        [
+            m.reduce(functools.partial(jnp.max, initial=0), jnp.abs(x))
+            for m, x in zip(members, kept, strict=True)
+        ],
     )
     scale = jax.lax.stop_gradient(safe_scale(largest))
     total = functools.reduce(
-        jnp.add, [m.reduce(jnp.sum, jnp.square(x / m.spread(scale))) for m, x in zip(members, kept, strict=True)]
+        jnp.add,
+        [
+            m.reduce(jnp.sum, jnp.square(x / m.spread(scale)))
+            for m, x in zip(members, kept, strict=True)
+        ],
     )
     # the root is taken of 1 where there is nothing, so that its gradient is zero and not NaN
     root = jnp.where(total == 0, 0, jnp.sqrt(jnp.where(total == 0, 1, total)))
-    bad = [m.reduce(functools.partial(jnp.sum, dtype=jnp.int32), ~f) for f, m in zip(finite, members, strict=True)]
+    bad = [
+        m.reduce(functools.partial(jnp.sum, dtype=jnp.int32), ~f)
+        for f, m in zip(finite, members, strict=True)
+    ]
     return Norm(scale, root, functools.reduce(jnp.add, bad))
 
 
 def group_norms(tree: PyTree, per: Per = "tree", stacked: Stacked = ()) -> dict[str, Norm]:
     """Norms of groups of leaves, right for every magnitude, at the cost of one pass over the data.
 
-    The usual case is sqrt(sum x^2), squares summed in at least float32. Where a sum overflows, nears underflow or
-    meets NaN, all is computed again from entries divided by the largest of them. (Under `jax.vmap` both are.)
-    Within `jax.shard_map` a norm is that of the shard which each device sees.
+    The usual case is sqrt(sum x^2), squares summed in at least float32. Where a sum overflows,
+    nears underflow or meets NaN, all is computed again from entries divided by the largest of them.
+    (Under `jax.vmap` both are.) Within `jax.shard_map` a norm is that of the shard which each
+    device sees.
 
     Args:
         tree: floating arrays; empty subtrees are skipped.
-        per: "tree" for one norm of all leaves; "leaf" for one of each array; "layer" for one of each module, which is
-            the leaves that differ only in the last key of their path. Or a callable that maps a path of keys,
-            ("dense", "kernel"), to the name of its group.
-        stacked: leaves with a leading layer axis, for which "layer" gives one norm per layer: those at or below a
-            path, as "blocks" or ["params/encoder", "params/decoder"], or those whose path a callable accepts. The
-            blocks of a chain's `Params` are stacked without being named.
+        per: "tree" for one norm of all leaves; "leaf" for one of each array; "layer" for one of
+            each module, which is the leaves that differ only in the last key of their path. Or a
+            callable that maps a path of keys, ("dense", "kernel"), to the name of its group.
+        stacked: leaves with a leading layer axis, for which "layer" gives one norm per layer: those
+            at or below a path, as "blocks" or ["params/encoder", "params/decoder"], or those whose
+            path a callable accepts. The blocks of a chain's `Params` are stacked without being
+            named.
 
     Returns:
-        Norms by name of group, each of shape [] or [depth]. Names are paths as the tree's owner writes them,
-        "l/0/bias"; Flax's boxes around arrays add nothing to them.
+        Norms by name of group, each of shape [] or [depth]. Names are paths as the tree's owner
+        writes them, "l/0/bias"; Flax's boxes around arrays add nothing to them.
 
     Raises:
-        ValueError: if per is unknown, a leaf is not floating, a path of stacked is not in the tree, or leaves of one
-            module disagree on the depth.
+        ValueError: if per is unknown, a leaf is not floating, a path of stacked is not in the tree,
+            or leaves of one module disagree on the depth.
 
     Example:
         >>> grads = {"dense": {"kernel": jnp.full(4, 1e25, jnp.float32), "bias": jnp.zeros(2)}}
@@ -174,23 +204,36 @@ def group_norms(tree: PyTree, per: Per = "tree", stacked: Stacked = ()) -> dict[
     groups = _grouped(tree, Grouping(per, stacked))
     if not groups:
         nothing = jnp.zeros((), jnp.float32)
-        return {"tree": Norm(nothing + 1, nothing, jnp.zeros((), jnp.int32))} if per == "tree" else {}
+        return (
+            {"tree": Norm(nothing + 1, nothing, jnp.zeros((), jnp.int32))} if per == "tree" else {}
+        )
     dtypes = {k: accumulator(*(m.leaf.dtype for m in group)) for k, group in groups.items()}
     sums = {label: _plain_sum(group, dtypes[label]) for label, group in groups.items()}
-    fits = {label: _usual(sums[label], sum(m.leaf.size for m in group)) for label, group in groups.items()}
+    fits = {
+        label: _usual(sums[label], sum(m.leaf.size for m in group))
+        for label, group in groups.items()
+    }
 
     def plain() -> dict[str, Norm]:
         roots = {k: jnp.sqrt(jnp.where(fits[k], s, 1)) for k, s in sums.items()}
-        # `zeros_like` keeps the axes along which devices differ within `shard_map`, where both branches must agree
-        return {k: Norm(jnp.ones_like(s), roots[k], jnp.zeros_like(s, jnp.int32)) for k, s in sums.items()}
+        # `zeros_like` keeps the axes along which devices differ within `shard_map`, where both
+        # branches must agree
+        return {
+            k: Norm(jnp.ones_like(s), roots[k], jnp.zeros_like(s, jnp.int32))
+            for k, s in sums.items()
+        }
 
     def scaled() -> dict[str, Norm]:
         return {label: _scaled(group, dtypes[label]) for label, group in groups.items()}
 
-    return jax.lax.cond(functools.reduce(jnp.logical_and, [jnp.all(f) for f in fits.values()]), plain, scaled)
+    return jax.lax.cond(
+        functools.reduce(jnp.logical_and, [jnp.all(f) for f in fits.values()]), plain, scaled
+    )
 
 
-def zero_norms(tree: PyTree, per: Per = "tree", stacked: Stacked = ()) -> dict[str, Float[Array, "*depth"]]:
+def zero_norms(
+    tree: PyTree, per: Per = "tree", stacked: Stacked = ()
+) -> dict[str, Float[Array, "*depth"]]:
     """Zeros of the shapes, dtypes and places of the norms of groups: where running statistics start.
 
     Args:
@@ -230,12 +273,13 @@ def norm(tree: PyTree) -> Norm:
 def quick_norm(tree: PyTree, scale: Float[Array, ""]) -> Norm:
     """The norm of all leaves by the plain sum of (x / scale)^2, in one pass and without a conditional.
 
-    A conditional, as in `norm`, makes XLA keep its operand; after this the arrays can be overwritten in place.
+    A conditional, as in `norm`, makes XLA keep its operand; after this the arrays can be
+    overwritten in place.
 
     Args:
         tree: floating arrays.
-        scale: what to measure in, > 0, with a normal reciprocal: entries far from it by the square root of the float
-            range (1e19 in float32) overflow or vanish.
+        scale: what to measure in, > 0, with a normal reciprocal: entries far from it by the square
+            root of the float range (1e19 in float32) overflow or vanish.
 
     Returns:
         The norm; inf or NaN where an entry is, and nonfinite = 0 always.
@@ -259,7 +303,8 @@ def map_groups(f: Callable, tree: PyTree, grouping: Grouping, *values: dict[str,
     """Apply a function to every leaf with the values of its group.
 
     Args:
-        f: (leaf, value of its group from each of values) -> leaf; a value per layer comes shaped [depth, 1, ..., 1].
+        f: (leaf, value of its group from each of values) -> leaf; a value per layer comes shaped
+            [depth, 1, ..., 1].
         tree: floating arrays.
         grouping: that of `group_norms`.
         values: by name of group, each of shape [] or [depth].

@@ -21,7 +21,8 @@ def unit(v: Float[Array, "..."]) -> tuple[Float[Array, "..."], Float[Array, ""]]
         >>> direction.round(3).tolist(), round(float(length / jnp.log(10.0)), 2)
         ([0.6000000238418579, 0.800000011920929], -29.3)
     """
-    # the scale cancels: a derivative through it is rounding at best, and NaN where XLA compares recomputed values
+    # the scale cancels: a derivative through it is rounding at best, and NaN where XLA compares
+    # recomputed values
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(v)))
     zero = largest == 0
     scale = jnp.where(zero, 1.0, largest)
@@ -55,19 +56,23 @@ class Product(NamedTuple):
         """The logarithm of its norm; of a single example |left| |right|, and no matrix is formed."""
         if self.left.ndim == 1:
             return unit(self.left)[1] + unit(self.right)[1]
-        (left, in_left), (right, in_right) = (jax.vmap(unit)(side.reshape(-1, side.shape[-1])) for side in self)
+        (left, in_left), (right, in_right) = (
+            jax.vmap(unit)(side.reshape(-1, side.shape[-1])) for side in self
+        )
         logs = in_left + in_right
         # the largest term has norm 1: what is lost below the float range is below its rounding
         largest = jax.lax.stop_gradient(jnp.max(logs))
         largest = jnp.where(largest == -jnp.inf, 0, largest)
         square = jnp.sum((_transposed(left) @ (right * jnp.exp(logs - largest)[:, None])) ** 2)
         # the logarithm is taken of 1 where there is nothing, so that its gradient stays finite
-        return jnp.where(square == 0, -jnp.inf, jnp.log(jnp.where(square == 0, 1, square)) / 2 + largest)
+        return jnp.where(
+            square == 0, -jnp.inf, jnp.log(jnp.where(square == 0, 1, square)) / 2 + largest
+        )
 
 
 def _transposed(left: Float[Array, "batch n"]) -> Float[Array, "n batch"]:
-    # a product that transposes its left factor by itself is half as fast where XLA's pool has threads to spare, as
-    # decompositions need
+    # a product that transposes its left factor by itself is half as fast where XLA's pool has
+    # threads to spare, as decompositions need
     return jax.lax.optimization_barrier(left.T)
 
 
@@ -75,8 +80,8 @@ def log_norm(tree: PyTree) -> Float[Array, ""]:
     """The logarithm of the norm of all leaves together.
 
     Args:
-        tree: arrays and `Product`s; leaves that are no numbers, as PRNG keys have in the place of a gradient, do not
-            count.
+        tree: arrays and `Product`s; leaves that are no numbers, as PRNG keys have in the place of a
+            gradient, do not count.
 
     Returns:
         ln of the norm; -inf where all is zero.

@@ -37,7 +37,8 @@ def resplit(x: Array, like: Array, axes: Sequence[str | tuple[str, ...] | None])
 def varying_like(constants: PyTree, like: PyTree) -> PyTree:
     """Constants that may differ between the devices of a `jax.shard_map` wherever other arrays do.
 
-    Loops and linear functions want arguments of the types that their results have, and such axes are part of a type.
+    Loops and linear functions want arguments of the types that their results have, and such axes
+    are part of a type.
 
     Args:
         constants: arrays.

@@ -9,7 +9,8 @@ from jaxtyping import PyTree
 Path = tuple[str, ...]
 # how leaves are grouped: by name, or by a function from the path of a leaf to the name of its group
 Per = str | Callable[[Path], str]
-# which leaves carry a leading layer axis: those at or below these paths, or those whose path the function accepts
+# which leaves carry a leading layer axis: those at or below these paths, or those whose path the
+# function accepts
 Stacked = str | Sequence[str] | Callable[[Path], bool]
 GROUPINGS = ("tree", "leaf", "layer")
 
@@ -40,16 +41,22 @@ def check_grouping(per: Per, stacked: Stacked = ()) -> Grouping:
         ValueError: if per is something else, or stacked is given where nothing reads it.
     """
     if not callable(per) and per not in GROUPINGS:
-        raise ValueError(f"per must be one of {', '.join(GROUPINGS)} or a callable path -> label, got {per!r}")
+        raise ValueError(
+            f"per must be one of {', '.join(GROUPINGS)} or a callable path -> label, got {per!r}"
+        )
     if per != "layer" and (callable(stacked) or len(stacked) > 0):
-        raise ValueError(f'stacked needs per="layer", which gives a norm to each layer of a stack, got per={per!r}')
+        raise ValueError(
+            f'stacked needs per="layer", which gives a norm to each layer of a stack, got per={per!r}'
+        )
     return Grouping(per, stacked)
 
 
 def _is_box(node: Any) -> bool:
     """Whether a node is Flax's box around one array: a linen `AxisMetadata` or an nnx `Variable`."""
     kind = type(node)
-    return hasattr(kind, "replace_boxed") or (hasattr(kind, "get_metadata") and hasattr(kind, "set_metadata"))
+    return hasattr(kind, "replace_boxed") or (
+        hasattr(kind, "get_metadata") and hasattr(kind, "set_metadata")
+    )
 
 
 def _has_stacks(node: Any) -> bool:
@@ -65,10 +72,13 @@ def _names(path: tuple) -> Path:
     return tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
 
 
-def named_leaves(tree: PyTree, is_leaf: Callable[[Any], bool] | None = None) -> list[tuple[Path, Any]]:
+def named_leaves(
+    tree: PyTree, is_leaf: Callable[[Any], bool] | None = None
+) -> list[tuple[Path, Any]]:
     """The leaves of a tree with their paths, in the order of `jax.tree.leaves`.
 
-    Flax's boxes (`nn.Partitioned`, `nnx.Param`) add nothing to a path: it is the same with them and without.
+    Flax's boxes (`nn.Partitioned`, `nnx.Param`) add nothing to a path: it is the same with them and
+    without.
 
     Args:
         tree: any tree.
@@ -103,7 +113,9 @@ def _stacks(tree: PyTree, stacked: Stacked) -> list[str]:
     parts = ["/".join(path) for path, _ in named_leaves(tree, is_leaf=_is_empty)] if named else []
     for name in named:
         if parts and not any(_within(part, name) or _within(name, part) for part in parts):
-            raise ValueError(f"stacked must name paths of the tree, {', '.join(parts[:6])}, ..., got {name!r}")
+            raise ValueError(
+                f"stacked must name paths of the tree, {', '.join(parts[:6])}, ..., got {name!r}"
+            )
     for path, node in jax.tree_util.tree_leaves_with_path(tree, is_leaf=_has_stacks):
         if _has_stacks(node):
             named += ["/".join([*_names(path), field]) for field in node.stacked_fields]
@@ -133,7 +145,9 @@ def stack_of(tree: PyTree, stacked: Stacked) -> Callable[[Path], bool]:
     return lambda path: any(_within("/".join(path), stack) for stack in stacks)
 
 
-def group_of(path: Path, grouping: Grouping, is_stacked: Callable[[Path], bool]) -> tuple[str, bool]:
+def group_of(
+    path: Path, grouping: Grouping, is_stacked: Callable[[Path], bool]
+) -> tuple[str, bool]:
     """The group of a leaf.
 
     Args:

@@ -28,8 +28,9 @@ def backward(
 ) -> BackwardProfile:
     """Gradient norms of a loss at every layer 0..L, for networks of every wanted depth at once.
 
-    The network of depth D is the first D blocks with the same readout. One reverse sweep carries the unit cotangents
-    of all depths, each joining at its own layer: cot_{l-1} = (d block_l / dh)^T cot_l.
+    The network of depth D is the first D blocks with the same readout. One reverse sweep carries
+    the unit cotangents of all depths, each joining at its own layer: cot_{l-1} = (d block_l / dh)^T
+    cot_l.
 
     Args:
         chain: the network.
@@ -42,7 +43,8 @@ def backward(
         The profile, [depth, layer] (or [layer]); NaN beyond each depth.
 
     Raises:
-        ValueError: if depths are not ascending integers in [0, L], or x is not floating where blocks are ours.
+        ValueError: if depths are not ascending integers in [0, L], or x is not floating where
+            blocks are ours.
     """
     if depths is None:
         whole = backward(chain, params, x, loss, [params.depth])
@@ -60,20 +62,29 @@ def backward(
     ends = [states.at(depth) for depth in depths]
     sizes = sorted({h.shape for h in ends})
     if len(sizes) > 1:
-        raise ValueError(f"networks of several depths share a readout, and need states of one shape, got {sizes}")
+        raise ValueError(
+            f"networks of several depths share a readout, and need states of one shape, got {sizes}"
+        )
     starts = jax.vmap(start)(jnp.stack(ends))
-    _, rows = networks.downwards(chain, params, states, by_span(depths, _through), starts, last=depths[-1])
+    _, rows = networks.downwards(
+        chain, params, states, by_span(depths, _through), starts, last=depths[-1]
+    )
     inside = jnp.arange(params.depth + 1)[:, None] <= jnp.asarray(depths)[None]
     beyond = ((0, params.depth - depths[-1]), (0, 0))
-    return BackwardProfile(*(jnp.where(inside, jnp.pad(field, beyond), jnp.nan).T for field in rows))
+    return BackwardProfile(
+        *(jnp.where(inside, jnp.pad(field, beyond), jnp.nan).T for field in rows)
+    )
 
 
-def backward_memory(params: Params, size: int, depths: Depths, inputs: int = 1, examples: int | None = None) -> int:
+def backward_memory(
+    params: Params, size: int, depths: Depths, inputs: int = 1, examples: int | None = None
+) -> int:
     """Bytes that one network of many under `vmap` takes of `backward`, besides its parameters, on a CPU.
 
-    With units n of the state, depth L, D depths and i inputs per network, i (L + 1) n for the states. Of inputs that
-    are batches of b, i (L + 1) b n, and i D gradients of a block's weights. Parameters of each network by itself are
-    there twice: a scan wants the layers first. Within 25 % of what XLA says.
+    With units n of the state, depth L, D depths and i inputs per network, i (L + 1) n for the
+    states. Of inputs that are batches of b, i (L + 1) b n, and i D gradients of a block's weights.
+    Parameters of each network by itself are there twice: a scan wants the layers first. Within 25 %
+    of what XLA says.
 
     Args:
         params: parameters of one network, or their shapes.
@@ -88,11 +99,18 @@ def backward_memory(params: Params, size: int, depths: Depths, inputs: int = 1, 
     Raises:
         ValueError: if size, inputs or examples < 1.
     """
-    for name, count in (("size", size), ("inputs", inputs), ("examples", 1 if examples is None else examples)):
+    for name, count in (
+        ("size", size),
+        ("inputs", inputs),
+        ("examples", 1 if examples is None else examples),
+    ):
         check_count(name, count, 1)
     leaves = jax.tree.leaves(params)
     states = (depths[-1] + 1) * size * (examples or 1) * leaves[0].dtype.itemsize
-    block = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params.blocks)) // params.depth
+    block = (
+        sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params.blocks))
+        // params.depth
+    )
     return inputs * (states + (len(depths) * block if examples else 0))
 
 

@@ -22,8 +22,8 @@ def states(chain: Chain, params: Params, x: PyTree) -> PyTree:
         x: one input [d_in], or a batch [batch, d_in] where blocks mix examples.
 
     Returns:
-        The states of layers 0..L, [layer, *batch, width], or a tuple of them where shapes change. `forward` gives
-        their statistics, free of overflow.
+        The states of layers 0..L, [layer, *batch, width], or a tuple of them where shapes change.
+        `forward` gives their statistics, free of overflow.
     """
     return networks.states(chain, params, x).stacked
 
@@ -82,8 +82,8 @@ def correlation(
 ) -> CorrelationProfile:
     """Correlation c_l of the signals of two inputs at every layer 0..L.
 
-    c_l = h_l . h'_l / (|h_l| |h'_l|), computed as 1 - |u - u'|^2 / 2 from the unit vectors u, u', which keeps
-    1 - c to relative precision where c approaches 1.
+    c_l = h_l . h'_l / (|h_l| |h'_l|), computed as 1 - |u - u'|^2 / 2 from the unit vectors u, u',
+    which keeps 1 - c to relative precision where c approaches 1.
 
     Args:
         chain: the network.
@@ -99,7 +99,9 @@ def correlation(
     def cosine(carry: None, here: Here) -> tuple[None, CorrelationProfile]:
         (u1, log_1), (u2, log_2) = (unit(ravel_pytree(h)[0]) for h in here.out)
         defined = jnp.isfinite(log_1) & jnp.isfinite(log_2)
-        return carry, CorrelationProfile(jnp.where(defined, 1 - jnp.sum((u1 - u2) ** 2) / 2, jnp.nan))
+        return carry, CorrelationProfile(
+            jnp.where(defined, 1 - jnp.sum((u1 - u2) ** 2) / 2, jnp.nan)
+        )
 
     both, weights = pair(chain, params, other or params)
     return networks.upwards(both, weights, (x1, x2), cosine, None)[1]

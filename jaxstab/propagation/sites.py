@@ -1,7 +1,7 @@
 """Signal, correlation and gradient at the sites of an unmodified model, along its axis of rows.
 
-What a probe measures runs in the floats of the model itself: a gradient that they lose is lost here as well, unless
-the loss is scaled up.
+What a probe measures runs in the floats of the model itself: a gradient that they lose is lost here
+as well, unless the loss is scaled up.
 """
 
 import math
@@ -30,7 +30,8 @@ def forward_at_sites(probe: Probe, params: PyTree, *inputs: PyTree) -> SiteProfi
         inputs: as the model takes them.
 
     Returns:
-        The profile over `probe.rows`. Saturation and dead units are NaN at sites that no known activation reads.
+        The profile over `probe.rows`. Saturation and dead units are NaN at sites that no known
+        activation reads.
 
     Example:
         >>> from jaxstab import networks
@@ -43,7 +44,9 @@ def forward_at_sites(probe: Probe, params: PyTree, *inputs: PyTree) -> SiteProfi
     return probe.over_rows(site_statistics, probe.read(params, *inputs).sites)
 
 
-def correlation_at_sites(probe: Probe, params: PyTree, first: tuple, second: tuple) -> CorrelationProfile:
+def correlation_at_sites(
+    probe: Probe, params: PyTree, first: tuple, second: tuple
+) -> CorrelationProfile:
     """Correlation of the signals of two inputs, or of two batches taken as one long input, at every site.
 
     c = h . h' / (|h| |h'|), computed as 1 - |u - u'|^2 / 2 from the unit vectors u, u'.
@@ -66,7 +69,8 @@ class SiteGradients(NamedTuple):
     """The gradient of a loss at every site and by the parameters.
 
     Attributes:
-        profile: norms over the probe's rows; NaN where a site is not floating, or has no parameters.
+        profile: norms over the probe's rows; NaN where a site is not floating, or has no
+            parameters.
         nonfinite: share of the gradient at each row that is not finite.
         theta: the gradient by what is trained, times the scale of the loss.
         sites: the gradient by floating sites, times the scale of the loss.
@@ -90,8 +94,8 @@ def backward_at_sites(
         params: its parameters.
         inputs: as the model takes them.
         loss: scalar function of the output.
-        scale: factor of the gradient on its way, which norms are freed of: with a large one, what would be lost below
-            the range of floats is not.
+        scale: factor of the gradient on its way, which norms are freed of: with a large one, what
+            would be lost below the range of floats is not.
 
     Returns:
         The gradients. Those of a submodule called twice count both calls.
@@ -114,7 +118,9 @@ def backward_at_sites(
 
     def of_site(site: Site, gradient: Array) -> tuple[Array, Array]:
         numbers = floating(gradient)
-        return unit(numbers)[1] - log_scale.astype(numbers.dtype), jnp.mean(~jnp.isfinite(numbers), dtype=numbers.dtype)
+        return unit(numbers)[1] - log_scale.astype(numbers.dtype), jnp.mean(
+            ~jnp.isfinite(numbers), dtype=numbers.dtype
+        )
 
     log_h, nonfinite = probe.over_rows(of_site, known)
     of_parameters = {site.name: _of_parameters(probe, d_theta, site) for site in probe.sites}
@@ -140,7 +146,9 @@ def gradients_at_sites(
     theta, rest = probe.model.split(params)
 
     def objective(theta: PyTree, shifts: Mapping[str, Array]) -> Float[Array, ""]:
-        return loss(probe.read(probe.model.join(theta, rest), *inputs, shifts=shifts, sites=()).output)
+        return loss(
+            probe.read(probe.model.join(theta, rest), *inputs, shifts=shifts, sites=()).output
+        )
 
     value, pull = jax.vjp(objective, theta, probe.zeros())
     d_theta, d_sites = pull(jnp.asarray(scale, value.dtype))
@@ -166,7 +174,9 @@ def site_statistics(site: Site, value: Array) -> SiteProfile:
         saturation = jnp.mean(slope <= SATURATED * activation.steepest(h.dtype), dtype=h.dtype)
         dead = jnp.mean(jnp.all(slope == 0, axis=0), dtype=h.dtype)
     log_q = 2 * unit(h)[1] - math.log(h.size)
-    return SiteProfile(log_q, saturation, dead, jnp.mean(h), jnp.mean(~jnp.isfinite(h), dtype=h.dtype))
+    return SiteProfile(
+        log_q, saturation, dead, jnp.mean(h), jnp.mean(~jnp.isfinite(h), dtype=h.dtype)
+    )
 
 
 def site_correlation(site: Site, h1: Array, h2: Array) -> Float[Array, ""]:
@@ -203,7 +213,9 @@ def floating(value: Array) -> Float[Array, "..."]:
 def _of_parameters(probe: Probe, d_theta: PyTree, site: Site) -> Array:
     """ln of the gradient's norm by the parameters of a submodule, of one step where scans take slices of them."""
     leaves = [
-        (leaf, sliced) for leaf, sliced in probe.parameters(d_theta, site.path) if leaf.dtype != jax.dtypes.float0
+        (leaf, sliced)
+        for leaf, sliced in probe.parameters(d_theta, site.path)
+        if leaf.dtype != jax.dtypes.float0
     ]
     lengths = [loop.length for loop in site.loops]
     if not leaves:

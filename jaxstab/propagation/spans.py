@@ -1,8 +1,9 @@
 """Spans of layers in which a reverse sweep carries the cotangents of the same depths.
 
-A network of depth D has no gradient above layer D. Carrying all wanted depths through all layers would compute much
-for nothing; a program for each depth would take long to compile. A span is the compromise: layers that carry the same
-depths, few enough spans to compile soon, and few depths that are carried above their own layer.
+A network of depth D has no gradient above layer D. Carrying all wanted depths through all layers
+would compute much for nothing; a program for each depth would take long to compile. A span is the
+compromise: layers that carry the same depths, few enough spans to compile soon, and few depths that
+are carried above their own layer.
 """
 
 import itertools
@@ -16,7 +17,8 @@ from jaxtyping import Array, Bool, PyTree
 
 from jaxstab.networks import Here
 
-# share of all layers swept that depths may be carried for nothing, so that their layers compile as one span
+# share of all layers swept that depths may be carried for nothing, so that their layers compile as
+# one span
 EARLY = 1 / 12
 
 
@@ -24,7 +26,8 @@ class Spans(NamedTuple):
     """Spans of layers, lowest first.
 
     Attributes:
-        firsts: for each span, the index of the shallowest depth that it carries; all deeper ones are carried too.
+        firsts: for each span, the index of the shallowest depth that it carries; all deeper ones
+            are carried too.
         lengths: layers in each span.
     """
 
@@ -46,7 +49,8 @@ def spans(depths: Sequence[int]) -> Spans:
         Spans(firsts=[0, 2], lengths=[9, 55])
     """
     firsts: list[int] = []
-    # index of the shallowest depth of the span above, and layers that depths are carried for nothing so far
+    # index of the shallowest depth of the span above, and layers that depths are carried for
+    # nothing so far
     top = len(depths)
     early = 0
     for first in range(len(depths) - 1, 0, -1):
@@ -60,15 +64,19 @@ def spans(depths: Sequence[int]) -> Spans:
     return Spans(firsts, [above - below for below, above in itertools.pairwise(edges)])
 
 
-def by_span(depths: Sequence[int], through: Callable[[Callable, PyTree], tuple[PyTree, PyTree]]) -> Callable:
+def by_span(
+    depths: Sequence[int], through: Callable[[Callable, PyTree], tuple[PyTree, PyTree]]
+) -> Callable:
     """Make the step of a downward fold that carries each depth from its own layer on.
 
     Args:
         depths: wanted depths, ascending.
-        through: (pullback of a layer, carry) -> (carry, what is read off), all with a leading depth axis.
+        through: (pullback of a layer, carry) -> (carry, what is read off), all with a leading depth
+            axis.
 
     Returns:
-        The step. Above its own layer a depth keeps its carry, and what is read off of it has no meaning.
+        The step. Above its own layer a depth keeps its carry, and what is read off of it has no
+        meaning.
     """
     firsts, lengths = spans(depths)
     wanted = jnp.asarray(depths)
@@ -84,14 +92,18 @@ def by_span(depths: Sequence[int], through: Callable[[Callable, PyTree], tuple[P
                 new, read = through(pull, old)
                 below = here.layer <= wanted[first:]
                 joined = jax.tree.map(lambda new, old: _where(below, new, old), new, old)
-                whole = jax.tree.map(lambda row, part: jnp.concatenate([row[:first], part]), carry, joined)
+                whole = jax.tree.map(
+                    lambda row, part: jnp.concatenate([row[:first], part]), carry, joined
+                )
                 return whole, jax.tree.map(lambda row: jnp.pad(row, (first, 0)), read)
 
             return carried
 
         if len(depths) == 1 or (isinstance(here.layer, int) and here.layer == 0):
             return through(pull, carry)
-        return jax.lax.switch(span_of_layer[here.layer - 1], [from_depth(first) for first in firsts], carry)
+        return jax.lax.switch(
+            span_of_layer[here.layer - 1], [from_depth(first) for first in firsts], carry
+        )
 
     return step
 

@@ -1,6 +1,7 @@
 """The frame of every page: one self-contained HTML file, its figures and their data inside, its provenance at the end.
 
-Whatever comes from a store reaches a page through templates that escape it, or inside a figure, which is an image.
+Whatever comes from a store reaches a page through templates that escape it, or inside a figure,
+which is an image.
 """
 
 import base64
@@ -71,7 +72,13 @@ def picture(draw: Callable[[int], Figure], name: str, alt: str, table: pd.DataFr
     )
 
 
-def page(template: str, title: str, settings: str, attributes: Mapping[str, Any], content: Mapping[str, Any]) -> str:
+def page(
+    template: str,
+    title: str,
+    settings: str,
+    attributes: Mapping[str, Any],
+    content: Mapping[str, Any],
+) -> str:
     """Fill a template; every value is escaped.
 
     Args:
@@ -85,10 +92,15 @@ def page(template: str, title: str, settings: str, attributes: Mapping[str, Any]
         The whole HTML text.
     """
     environment = Environment(
-        loader=PackageLoader("jaxstab.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+        loader=PackageLoader("jaxstab.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
     )
     provenance = [(name, _told(value)) for name, value in attributes.items()]
-    return environment.get_template(template).render(title=title, settings=settings, provenance=provenance, **content)
+    return environment.get_template(template).render(
+        title=title, settings=settings, provenance=provenance, **content
+    )
 
 
 def _svg(figure: Figure) -> str:
@@ -118,7 +130,9 @@ def _told(value: Any) -> str:
             code = json.loads(text)
             sources = json.dumps(code.pop("sources"), sort_keys=True)
             digest = hashlib.sha256(sources.encode()).hexdigest()[:16]
-            text = ", ".join([f"sources {digest}", *(f"{name} {version}" for name, version in code.items())])
+            text = ", ".join(
+                [f"sources {digest}", *(f"{name} {version}" for name, version in code.items())]
+            )
         except (ValueError, TypeError, AttributeError, KeyError):
             pass
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."

@@ -30,7 +30,9 @@ from jaxstab.report.panels import (
 VANISH, CRITICAL, EXPLODE, UNDEFINED = "#2f6db3", "#6f7782", "#cf5a2c", "#c9ced6"
 COLOURS = {"vanish": VANISH, "critical": CRITICAL, "explode": EXPLODE, "undefined": UNDEFINED}
 _VERDICT_MARKERS = {"vanish": "v", "critical": "o", "explode": "^", "undefined": "s"}
-DIVERGING = LinearSegmentedColormap.from_list("gradient", ["#174a84", VANISH, "#f4f3f0", EXPLODE, "#8c2f0f"])
+DIVERGING = LinearSegmentedColormap.from_list(
+    "gradient", ["#174a84", VANISH, "#f4f3f0", EXPLODE, "#8c2f0f"]
+)
 N_XI = 6
 
 
@@ -51,7 +53,9 @@ def symmetric(values: np.ndarray, least: float) -> TwoSlopeNorm:
 
 def _shown_gains(dataset: xr.Dataset, name: str, count: int = 5) -> list[Curve]:
     """Gains spread over the grid, the one nearest to the measured critical gain among them."""
-    return shown_gains(dataset.sigma_w.values, float(dataset.measured_critical.sel(activation=name)), count)
+    return shown_gains(
+        dataset.sigma_w.values, float(dataset.measured_critical.sel(activation=name)), count
+    )
 
 
 def phase_diagram(dataset: xr.Dataset, columns: int = COLUMNS) -> Figure:
@@ -71,7 +75,13 @@ def phase_diagram(dataset: xr.Dataset, columns: int = COLUMNS) -> Figure:
     for name, axis in axes:
         chi = log_chi.sel(activation=name)
         mesh = axis.pcolormesh(
-            chi.phase_sigma_w, chi.phase_sigma_b, chi, cmap=DIVERGING, norm=norm, shading="nearest", rasterized=True
+            chi.phase_sigma_w,
+            chi.phase_sigma_b,
+            chi,
+            cmap=DIVERGING,
+            norm=norm,
+            shading="nearest",
+            rasterized=True,
         )
         line = dataset.critical_sigma_w.sel(activation=name)
         axis.plot(line, line.phase_sigma_b, color=ON_MAP, lw=1.8)
@@ -105,7 +115,13 @@ def gradient_norms(dataset: xr.Dataset, columns: int = COLUMNS) -> Figure:
         of = dataset.sel(activation=name)
         for gain, colour, marker, label in _shown_gains(dataset, name):
             cell = of.isel(sigma_w=gain)
-            axis.plot(cell.layer, cell.predicted_gradient_profile / np.log(10), color=colour, lw=1.3, zorder=1)
+            axis.plot(
+                cell.layer,
+                cell.predicted_gradient_profile / np.log(10),
+                color=colour,
+                lw=1.3,
+                zorder=1,
+            )
             points = cell.isel(layer=slice(None, None, every))
             axis.errorbar(
                 points.layer, points.gradient_profile / np.log(10), points.gradient_profile_se / np.log(10),
@@ -132,21 +148,39 @@ def forward_signal(dataset: xr.Dataset, columns: int = COLUMNS) -> Figure:
     """
     names = dataset.activation.values.tolist()
     columns = min(columns, len(names))
-    figure = Figure(figsize=(3.1 * columns + 0.8, 4.6 * -(-len(names) // columns)), layout="constrained")
+    figure = Figure(
+        figsize=(3.1 * columns + 0.8, 4.6 * -(-len(names) // columns)), layout="constrained"
+    )
     axes = figure.subplots(2 * -(-len(names) // columns), columns, squeeze=False, sharex="all")
     for axis in axes.ravel():
         axis.set_visible(False)
     every = max(1, dataset.layer.size // 13)
     for i, name in enumerate(names):
         of = dataset.sel(activation=name)
-        for row, (field, factor, symbol) in enumerate((("log_q", np.log(10), "$q_l$"), ("c", 1.0, "$c_l$"))):
+        for row, (field, factor, symbol) in enumerate(
+            (("log_q", np.log(10), "$q_l$"), ("c", 1.0, "$c_l$"))
+        ):
             axis = axes[2 * (i // columns) + row, i % columns]
             axis.set_visible(True)
             for gain, colour, marker, label in _shown_gains(dataset, name):
                 cell = of.isel(sigma_w=gain)
-                axis.plot(cell.layer, cell[f"predicted_{field}"] / factor, color=colour, lw=1.3, zorder=1)
-                points = cell[field].mean(("seed", "input")).isel(layer=slice(None, None, every)) / factor
-                axis.plot(points.layer, points, marker, ms=3.6, mfc=PAPER, mec=colour, mew=1.1, label=label)
+                axis.plot(
+                    cell.layer, cell[f"predicted_{field}"] / factor, color=colour, lw=1.3, zorder=1
+                )
+                points = (
+                    cell[field].mean(("seed", "input")).isel(layer=slice(None, None, every))
+                    / factor
+                )
+                axis.plot(
+                    points.layer,
+                    points,
+                    marker,
+                    ms=3.6,
+                    mfc=PAPER,
+                    mec=colour,
+                    mew=1.1,
+                    label=label,
+                )
             if field == "log_q":
                 title(axis, name)
                 axis.yaxis.set_major_locator(MaxNLocator(5, integer=True))
@@ -178,7 +212,9 @@ def gradient_heat_map(dataset: xr.Dataset, columns: int = COLUMNS) -> Figure:
     for name, axis in axes:
         of = dataset.sel(activation=name)
         ratio = of.gradient_ratio.transpose("depth", "sigma_w").values
-        mesh = axis.pcolormesh(edges(gains), edges(depths), ratio, cmap=DIVERGING, norm=norm, rasterized=True)
+        mesh = axis.pcolormesh(
+            edges(gains), edges(depths), ratio, cmap=DIVERGING, norm=norm, rasterized=True
+        )
         for field, style, label in (("xi_c", "--", r"\xi_c"), ("xi_grad", "-", r"\xi_\nabla")):
             scale = of[f"fine_{field}"].values
             fine = of.fine_sigma_w.values
@@ -221,7 +257,14 @@ def singular_values(dataset: xr.Dataset, columns: int = COLUMNS) -> Figure:
             axis.vlines(at, lower, upper, color=colour, lw=5.0, alpha=0.45)
             axis.plot(at, middle, marker, ms=3.6, mfc=PAPER, mec=colour, mew=1.1, label=label)
             axis.plot(at, top, "_", ms=6, color=colour, mew=1.4)
-            axis.plot(at, cell.predicted_log_mean_square / 2 / np.log(10), ":", color=colour, lw=1.4, zorder=0)
+            axis.plot(
+                at,
+                cell.predicted_log_mean_square / 2 / np.log(10),
+                ":",
+                color=colour,
+                lw=1.4,
+                zorder=0,
+            )
         axis.axhline(0, color=MUTED, lw=0.6, zorder=0)
         axis.set_xticks(depths, [str(d) for d in dataset.depth.values])
         axis.yaxis.set_major_locator(MaxNLocator(6, integer=True))

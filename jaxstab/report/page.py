@@ -24,7 +24,10 @@ _DRAWN: dict[str, tuple[Callable[[xr.Dataset, int], Figure], tuple[str, ...]]] =
         figures.gradient_norms,
         ("gradient_profile", "gradient_profile_se", "predicted_gradient_profile"),
     ),
-    "gradient_heat_map": (figures.gradient_heat_map, ("gradient_ratio", "fixed_point_xi_c", "fixed_point_xi_grad")),
+    "gradient_heat_map": (
+        figures.gradient_heat_map,
+        ("gradient_ratio", "fixed_point_xi_c", "fixed_point_xi_grad"),
+    ),
     "singular_values": (figures.singular_values, ("log_s_quantile", "predicted_log_mean_square")),
     "forward_signal": (figures.forward_signal, ("log_q", "predicted_log_q", "c", "predicted_c")),
 }
@@ -138,10 +141,15 @@ def _alts(dataset: xr.Dataset) -> dict[str, str]:
         return "; ".join(f"{name}: {tell(dataset.sel(activation=name))}" for name in names)
 
     def verdicts(of: xr.Dataset) -> str:
-        return ", ".join(f"{verdict} from {low:.2f} to {high:.2f}" for verdict, low, high, _ in regions(of.verdict))
+        return ", ".join(
+            f"{verdict} from {low:.2f} to {high:.2f}"
+            for verdict, low, high, _ in regions(of.verdict)
+        )
 
     def ends(values: xr.DataArray) -> str:
-        return f"{float(values[0]):.2g} at the smallest gain, {float(values[-1]):.2g} at the largest"
+        return (
+            f"{float(values[0]):.2g} at the smallest gain, {float(values[-1]):.2g} at the largest"
+        )
 
     deepest = dataset.isel(depth=-1)
     return {
@@ -161,7 +169,11 @@ def _alts(dataset: xr.Dataset) -> dict[str, str]:
         "forward_signal": (
             "Length and correlation of the signal against the layer, measured over predicted. Correlation at layer "
             f"{depth}: "
-            + each(lambda of: ends(of.c.mean(("seed", "input")).isel(layer=min(depth, deepest.sizes["layer"] - 1))))
+            + each(
+                lambda of: ends(
+                    of.c.mean(("seed", "input")).isel(layer=min(depth, deepest.sizes["layer"] - 1))
+                )
+            )
             + "."
         ),
     }

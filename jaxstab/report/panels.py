@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 INK, MUTED, PAPER = "#1f2630", "#5c6672", "#ffffff"
 # over a map of colours, which is the same on dark pages
 ON_MAP, UNDER_MAP = "#10141a", "#fdfdfd"
-# Okabe and Ito (2008), from cold to warm: told apart with any colour vision, on white and on black; so are the markers
+# Okabe and Ito (2008), from cold to warm: told apart with any colour vision, on white and on black;
+# so are the markers
 CURVE_COLOURS = ("#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00")
 CURVE_MARKERS = ("o", "s", "D", "^", "v")
 COLUMNS = 4
@@ -35,7 +36,10 @@ class Curve(NamedTuple):
 
 
 def panels(
-    names: Sequence[str], height: float, share: Literal["all", "none"] = "none", columns: int = COLUMNS
+    names: Sequence[str],
+    height: float,
+    share: Literal["all", "none"] = "none",
+    columns: int = COLUMNS,
 ) -> tuple[Figure, list[tuple[str, Axes]]]:
     """One panel per name.
 
@@ -68,10 +72,13 @@ def title(axis: Axes, name: str, pad: float | None = None) -> None:
         name: the title.
         pad: points between it and the frame; None for the usual.
     """
-    # names come from a store: no line breaks, no mathematics, no characters that an image cannot hold
+    # names come from a store: no line breaks, no mathematics, no characters that an image cannot
+    # hold
     shown = "".join(letter if letter.isprintable() else " " for letter in name[:80])
     size = 10.5 if len(shown) <= 24 else max(6.0, 10.5 * 24 / len(shown))
-    axis.set_title(shown, loc="left", fontsize=size, color=INK, fontweight="bold", pad=pad, parse_math=False)
+    axis.set_title(
+        shown, loc="left", fontsize=size, color=INK, fontweight="bold", pad=pad, parse_math=False
+    )
 
 
 def plain_frame(axis: Axes) -> None:
@@ -117,7 +124,9 @@ def colour_bar(
     """
     column = len({axis.get_position().x0 for _, axis in axes}) == 1 and len(axes) > 1
     location: Literal["bottom", "right"] = "bottom" if column else "right"
-    bar = figure.colorbar(mesh, ax=[axis for _, axis in axes], location=location, pad=0.01, aspect=30, extend=extend)
+    bar = figure.colorbar(
+        mesh, ax=[axis for _, axis in axes], location=location, pad=0.01, aspect=30, extend=extend
+    )
     bar.outline.set_edgecolor(MUTED)
     bar.set_label(label, fontsize=9, color=INK)
     bar.ax.tick_params(labelsize=8, colors=MUTED)
@@ -189,7 +198,9 @@ def edges(values: Float[np.ndarray, " cell"]) -> Float[np.ndarray, " edge"]:
     if len(values) < 2:
         return np.array([values[0] - 0.5, values[0] + 0.5])
     middle = (values[1:] + values[:-1]) / 2
-    return np.concatenate([[1.5 * values[0] - 0.5 * values[1]], middle, [1.5 * values[-1] - 0.5 * values[-2]]])
+    return np.concatenate(
+        [[1.5 * values[0] - 0.5 * values[1]], middle, [1.5 * values[-1] - 0.5 * values[-2]]]
+    )
 
 
 def power_of_ten(value: float, _: int) -> str:

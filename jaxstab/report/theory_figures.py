@@ -70,7 +70,9 @@ def phase_plane(
         log_chi = np.log(chi_1)
     shown = np.where(np.isfinite(log_chi), log_chi, np.nan)
     norm = symmetric(shown, 1.0)
-    mesh = axis.pcolormesh(sigma_w, sigma_b, shown, cmap=DIVERGING, norm=norm, shading="nearest", rasterized=True)
+    mesh = axis.pcolormesh(
+        sigma_w, sigma_b, shown, cmap=DIVERGING, norm=norm, shading="nearest", rasterized=True
+    )
     axis.plot(critical, sigma_b, color=ON_MAP, lw=1.8)
     axis.set_xlim(sigma_w[0], sigma_w[-1])
     axis.set_ylim(sigma_b[0], sigma_b[-1])

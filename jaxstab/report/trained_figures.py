@@ -27,14 +27,18 @@ from jaxstab.report.panels import (
 
 # panels of one figure
 MOST = 12
-_ACCURACY = LinearSegmentedColormap.from_list("accuracy", ["#20242b", "#2f4f7f", "#4f8fc0", "#f0b060", "#fdf3d8"])
+_ACCURACY = LinearSegmentedColormap.from_list(
+    "accuracy", ["#20242b", "#2f4f7f", "#4f8fc0", "#f0b060", "#fdf3d8"]
+)
 _NOTHING = "#e9eaec"
 _LINES = {"xi_c": ("-", r"\xi_c"), "xi_grad": ("--", r"\xi_\nabla")}
 
 
 def _looks(summary: xr.Dataset) -> list[int]:
     """Evaluations worth a panel: those at which something trains, all of them where there is but one kind."""
-    known = np.flatnonzero(np.isfinite(summary.threshold.values)).tolist() or [summary.sizes["evaluation"] - 1]
+    known = np.flatnonzero(np.isfinite(summary.threshold.values)).tolist() or [
+        summary.sizes["evaluation"] - 1
+    ]
     return known if summary.sizes["kind"] == 1 else known[-1:]
 
 
@@ -62,9 +66,12 @@ def accuracy_heat_map(summary: xr.Dataset, columns: int = COLUMNS) -> Figure:
         columns: panels in a row.
 
     Returns:
-        The figure: a panel per number of updates where there is one kind of network, else one per kind.
+        The figure: a panel per number of updates where there is one kind of network, else one per
+        kind.
     """
-    shown = [(kind, look) for kind in range(summary.sizes["kind"]) for look in _looks(summary)][:MOST]
+    shown = [(kind, look) for kind in range(summary.sizes["kind"]) for look in _looks(summary)][
+        :MOST
+    ]
     titles = [
         f"{summary.kind.values[kind]}, {summary.evaluation.values[look]} steps"
         if summary.sizes["kind"] == 1
@@ -106,14 +113,26 @@ def _boundary(axis: Axes, of: xr.Dataset) -> None:
     if known.any():
         points = of.boundary_low.values[known]
         axis.plot(
-            gains[known], points, "o", ms=3.6, mfc=UNDER_MAP, mec=ON_MAP, mew=0.9, zorder=4, label="deepest that trains"
+            gains[known],
+            points,
+            "o",
+            ms=3.6,
+            mfc=UNDER_MAP,
+            mec=ON_MAP,
+            mew=0.9,
+            zorder=4,
+            label="deepest that trains",
         )
     for scale, (style, symbol) in _LINES.items():
         fit = of.sel(scale=scale, side="both")
         xi = of[f"fine_{scale}"].values
         if np.isfinite(fit.fit_n):
             line = float(fit.fit_n) * np.where(np.isfinite(xi) & (xi > 0), xi, np.nan)
-            interval = f" [{_short(fit.fit_low)}, {_short(fit.fit_high)}]" if np.isfinite(fit.fit_low) else ""
+            interval = (
+                f" [{_short(fit.fit_low)}, {_short(fit.fit_high)}]"
+                if np.isfinite(fit.fit_low)
+                else ""
+            )
             axis.plot(fine, line, style, color=UNDER_MAP, lw=3.0, alpha=0.85, zorder=2)
             label = rf"$n\,{symbol}$, $n$ = {_short(fit.fit_n)}{interval}"
             axis.plot(fine, line, style, color=ON_MAP, lw=1.4, zorder=3, label=label)
@@ -196,7 +215,9 @@ def learning_curves(summary: xr.Dataset, columns: int = COLUMNS) -> Figure:
     """
     figure, axes = panels(summary.kind.values.tolist()[:MOST], 2.9, columns=columns)
     depths = summary.depth.values
-    spread = np.unique(np.linspace(0, len(depths) - 1, min(len(CURVE_COLOURS), len(depths))).round().astype(int))
+    spread = np.unique(
+        np.linspace(0, len(depths) - 1, min(len(CURVE_COLOURS), len(depths))).round().astype(int)
+    )
     steps = summary.step.values + 1
     for kind, (_, axis) in enumerate(axes):
         for at, colour, marker, label in curves({int(i): str(depths[i]) for i in spread}):
@@ -205,7 +226,17 @@ def learning_curves(summary: xr.Dataset, columns: int = COLUMNS) -> Figure:
             error = cell.learning_curve_se.fillna(0.0).values
             axis.fill_between(steps, mean - error, mean + error, color=colour, alpha=0.2, lw=0)
             every = max(1, len(steps) // 8)
-            axis.plot(steps, mean, marker=marker, markevery=every, ms=3.6, mfc=PAPER, color=colour, lw=1.1, label=label)
+            axis.plot(
+                steps,
+                mean,
+                marker=marker,
+                markevery=every,
+                ms=3.6,
+                mfc=PAPER,
+                color=colour,
+                lw=1.1,
+                label=label,
+            )
         axis.set_ylim(0, None)
         axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         curve_legend(axis, "$L$")

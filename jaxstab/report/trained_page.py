@@ -29,8 +29,14 @@ _DRAWN: dict[str, tuple[Callable[[xr.Dataset, int], Figure], tuple[str, ...]]] =
             "xi_grad",
         ),
     ),
-    "learning_curves": (trained_figures.learning_curves, ("learning_curve", "learning_curve_se", "best_sigma_w")),
-    "steps_to_threshold": (trained_figures.steps_to_threshold, ("steps", "steps_se", "steps_reached")),
+    "learning_curves": (
+        trained_figures.learning_curves,
+        ("learning_curve", "learning_curve_se", "best_sigma_w"),
+    ),
+    "steps_to_threshold": (
+        trained_figures.steps_to_threshold,
+        ("steps", "steps_se", "steps_reached"),
+    ),
     "first_gradients": (trained_figures.first_gradients, ("log_grad_theta", "log_grad_theta_se")),
 }
 
@@ -51,9 +57,15 @@ def write_trained(summary: xr.Dataset, path: str | Path) -> Path:
     """
     missing = set(_NEEDED) - set(summary)
     if missing or not {"grid", "done"} <= set(summary.attrs):
-        raise ValueError(f"a page of trainings needs their summary; this dataset lacks {', '.join(sorted(missing))}")
+        raise ValueError(
+            f"a page of trainings needs their summary; this dataset lacks {', '.join(sorted(missing))}"
+        )
     level = float(summary.threshold[-1])
-    threshold = f"an accuracy of {level:.3g}, half-way between chance and the best" if np.isfinite(level) else "none"
+    threshold = (
+        f"an accuracy of {level:.3g}, half-way between chance and the best"
+        if np.isfinite(level)
+        else "none"
+    )
     hidden = summary.sizes["kind"] - trained_figures.MOST
     shown = _spread(summary.depth.values)
     told = _alts(summary)
@@ -69,7 +81,9 @@ def write_trained(summary: xr.Dataset, path: str | Path) -> Path:
         "best": _best(summary, shown),
         "fits": _fits(summary),
         "first": int(summary.evaluation[0]),
-        "more": f" The first {trained_figures.MOST} kinds; {hidden} more are in the tables." if hidden > 0 else "",
+        "more": f" The first {trained_figures.MOST} kinds; {hidden} more are in the tables."
+        if hidden > 0
+        else "",
         "figures": {name: _picture(summary, name, told[name]) for name in _DRAWN},
     }
     text = page(
@@ -156,13 +170,17 @@ def _outcomes(summary: xr.Dataset) -> list[dict[str, Any]]:
 
 
 def _spread(values: np.ndarray) -> list[int]:
-    return np.unique(np.linspace(0, len(values) - 1, min(_DEPTHS, len(values))).round().astype(int)).tolist()
+    return np.unique(
+        np.linspace(0, len(values) - 1, min(_DEPTHS, len(values))).round().astype(int)
+    ).tolist()
 
 
 def _plus_minus(value: float, error: float, digits: int = 3) -> str:
     if not np.isfinite(value):
         return "\N{EN DASH}"
-    return f"{value:.{digits}f}" + (f" \N{PLUS-MINUS SIGN} {error:.{digits}f}" if np.isfinite(error) else "")
+    return f"{value:.{digits}f}" + (
+        f" \N{PLUS-MINUS SIGN} {error:.{digits}f}" if np.isfinite(error) else ""
+    )
 
 
 def _best(summary: xr.Dataset, shown: list[int]) -> list[dict[str, Any]]:
@@ -197,7 +215,9 @@ def _fits(summary: xr.Dataset) -> list[dict[str, Any]]:
                 both = of.sel(side="both")
                 if int(both.fit_gains) + int(both.fit_censored) == 0:
                     continue
-                intervals = {side: _interval(of.sel(side=side)) for side in ("both", "ordered", "chaotic")}
+                intervals = {
+                    side: _interval(of.sel(side=side)) for side in ("both", "ordered", "chaotic")
+                }
                 told = {
                     "name": of.kind.item(),
                     "steps": int(of.evaluation),
@@ -206,7 +226,9 @@ def _fits(summary: xr.Dataset) -> list[dict[str, Any]]:
                     "bounds": int(both.fit_censored),
                     "scatter": _plus_minus(float(both.fit_scatter), np.nan, 2),
                     "r_squared": _plus_minus(float(both.fit_r_squared), np.nan, 2),
-                    "exponent": _plus_minus(float(both.fit_exponent), float(both.fit_exponent_error), 2),
+                    "exponent": _plus_minus(
+                        float(both.fit_exponent), float(both.fit_exponent_error), 2
+                    ),
                 }
                 rows.append(told | intervals)
     return rows
@@ -215,5 +237,9 @@ def _fits(summary: xr.Dataset) -> list[dict[str, Any]]:
 def _interval(fit: xr.Dataset) -> str:
     if not np.isfinite(fit.fit_n):
         return "\N{EN DASH}"
-    ends = f" [{float(fit.fit_low):.3g}, {float(fit.fit_high):.3g}]" if np.isfinite(fit.fit_low) else ""
+    ends = (
+        f" [{float(fit.fit_low):.3g}, {float(fit.fit_high):.3g}]"
+        if np.isfinite(fit.fit_low)
+        else ""
+    )
     return f"{float(fit.fit_n):.3g}{ends}"

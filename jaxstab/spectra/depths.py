@@ -52,10 +52,14 @@ def at_depths(
             return (here.out, product), None
 
         carry = h, product
-        (h, product), _ = networks.upwards(chain, params, h, onward, carry, first=first + 1, last=int(depths[0]))
+        (h, product), _ = networks.upwards(
+            chain, params, h, onward, carry, first=first + 1, last=int(depths[0])
+        )
         return jax.tree.map(lambda leaf: leaf[None], end(h, product))
     # one slot per wanted depth; any other layer writes nothing
-    slots = jnp.full(params.depth + 1, len(depths)).at[jnp.asarray(depths)].set(jnp.arange(len(depths)))
+    slots = (
+        jnp.full(params.depth + 1, len(depths)).at[jnp.asarray(depths)].set(jnp.arange(len(depths)))
+    )
 
     def keep(kept: PyTree, h: Array, product: PyTree, slot: Array) -> PyTree:
         def put(kept: Array, one: Array) -> Array:
@@ -72,13 +76,19 @@ def at_depths(
         return (product, keep(kept, here.out, product, slots[here.layer])), None
 
     # zeros like what is to be kept: within a shard_map they then vary over the same mesh axes
-    kept = jax.tree.map(lambda leaf: jnp.stack([jnp.zeros_like(leaf)] * len(depths)), end(h, product))
+    kept = jax.tree.map(
+        lambda leaf: jnp.stack([jnp.zeros_like(leaf)] * len(depths)), end(h, product)
+    )
     carry = product, keep(kept, h, product, slots[first])
-    (_, kept), _ = networks.upwards(chain, params, h, step, carry, first=first + 1, last=int(depths[-1]))
+    (_, kept), _ = networks.upwards(
+        chain, params, h, step, carry, first=first + 1, last=int(depths[-1])
+    )
     return kept
 
 
-def count_values(chain: Chain, params: Params, x: Array, depth: Count, from_layer: Count | None, readout: bool) -> int:
+def count_values(
+    chain: Chain, params: Params, x: Array, depth: Count, from_layer: Count | None, readout: bool
+) -> int:
     """Count the singular values of the Jacobian to one depth.
 
     Args:
@@ -128,11 +138,15 @@ def together(rows: Sequence[Array], depths: Sequence[Count]) -> Array:
     """
     sizes = [row.shape[-1] for row in rows]
     if len(set(sizes)) > 1:
-        raise ValueError(f"Jacobians to depths {list(depths)} have {sizes} singular values: ask for one at a time")
+        raise ValueError(
+            f"Jacobians to depths {list(depths)} have {sizes} singular values: ask for one at a time"
+        )
     return jnp.concatenate(rows)
 
 
-def check_layers(params: Params, x: Float[Array, " d_in"], depths: Depths, from_layer: Count | None) -> tuple[int, ...]:
+def check_layers(
+    params: Params, x: Float[Array, " d_in"], depths: Depths, from_layer: Count | None
+) -> tuple[int, ...]:
     """Check that an input and the layers of a Jacobian fit a chain.
 
     Args:
@@ -145,14 +159,18 @@ def check_layers(params: Params, x: Float[Array, " d_in"], depths: Depths, from_
         The depths as Python integers.
 
     Raises:
-        ValueError: if depths are not ascending integers within the chain, from_layer is not within, or x is not
-            floating.
+        ValueError: if depths are not ascending integers within the chain, from_layer is not within,
+            or x is not floating.
     """
     known = check_depths(depths, params.depth)
     check_floating("x", jnp.result_type(x))
     if from_layer is None and jnp.size(x) == 0:
-        raise ValueError("x is not floating, as tokens are not: from_layer=0 differentiates by what they embed as")
+        raise ValueError(
+            "x is not floating, as tokens are not: from_layer=0 differentiates by what they embed as"
+        )
     layer = known[0] if from_layer is None else integer(from_layer)
     if layer is None or not 0 <= layer <= known[0]:
-        raise ValueError(f"from_layer must be an integer in [0, {known[0]}], the first depth, got {from_layer!r}")
+        raise ValueError(
+            f"from_layer must be an integer in [0, {known[0]}], the first depth, got {from_layer!r}"
+        )
     return known

@@ -1,8 +1,8 @@
 """Measure: singular values of input-output Jacobians, from any layer to every wanted depth in one pass.
 
-The Jacobian J_L = F_L ... F_1 F_0 of a deep chain spans hundreds of nats: formed and decomposed, all but its largest
-singular values drown in rounding. `singular_values` does that, at the price of a product; `log_singular_values` carries
-the product in logarithms, see `graded`, and has them all.
+The Jacobian J_L = F_L ... F_1 F_0 of a deep chain spans hundreds of nats: formed and decomposed,
+all but its largest singular values drown in rounding. `singular_values` does that, at the price of
+a product; `log_singular_values` carries the product in logarithms, see `graded`, and has them all.
 """
 
 from functools import partial
@@ -31,13 +31,14 @@ class LogSpectrum(NamedTuple):
 
     Attributes:
         log_s: ln s, descending; -inf for directions killed exactly.
-        error: how far ln s may be off what exact arithmetic makes of the same layers: of their Jacobians at the states
-            that the forward pass met in working precision. Of that pass it knows nothing, whose rounding a chaotic
-            network amplifies. An estimate: five times what random perturbations of every layer, of the size of its
-            rounding, do to ln s to first order. In the median it is 30 times the true error. 0 where exact zeros have
-            killed a direction, underflow included; NaN beside NaN; inf where a value is not told from zero: ln s is
-            then a bound from above. So it is of the least in saturated networks, where a layer by itself spans more
-            than 1 / eps.
+        error: how far ln s may be off what exact arithmetic makes of the same layers: of their
+            Jacobians at the states that the forward pass met in working precision. Of that pass it
+            knows nothing, whose rounding a chaotic network amplifies. An estimate: five times what
+            random perturbations of every layer, of the size of its rounding, do to ln s to first
+            order. In the median it is 30 times the true error. 0 where exact zeros have killed a
+            direction, underflow included; NaN beside NaN; inf where a value is not told from zero:
+            ln s is then a bound from above. So it is of the least in saturated networks, where a
+            layer by itself spans more than 1 / eps.
     """
 
     log_s: Float[Array, "depth m"]
@@ -49,16 +50,17 @@ def product_log_singular_values(
 ) -> Float[Array, " n"]:
     """ln of the singular values of factors[L-1] ... factors[1] factors[0], whatever their range.
 
-    A row or column of exact zeros makes exact zeros of the product, -inf here. Any other loss of rank is seen only
-    to working precision: such a value lies about ln(eps) below its neighbours.
+    A row or column of exact zeros makes exact zeros of the product, -inf here. Any other loss of
+    rank is seen only to working precision: such a value lies about ln(eps) below its neighbours.
 
     Args:
         factors: square matrices, first factor applied first.
         precision: of the matrix products, as in `jax.default_matmul_precision`.
 
     Returns:
-        The logarithms, descending. How accurate they are depends on the product: `log_spectrum` states its errors. The
-        derivative is that of an SVD of the product, 0 for -inf; of values that coincide only its sum means something.
+        The logarithms, descending. How accurate they are depends on the product: `log_spectrum`
+        states its errors. The derivative is that of an SVD of the product, 0 for -inf; of values
+        that coincide only its sum means something.
 
     Raises:
         ValueError: if the factors are not a stack of square floating matrices.
@@ -70,7 +72,9 @@ def product_log_singular_values(
     """
     factors = jnp.asarray(factors)
     if factors.ndim != 3 or factors.shape[1] != factors.shape[2] or 0 in factors.shape:
-        raise ValueError(f"factors must be a stack of square matrices [layers, n, n], got shape {factors.shape}")
+        raise ValueError(
+            f"factors must be a stack of square matrices [layers, n, n], got shape {factors.shape}"
+        )
     check_floating("factors", factors.dtype)
 
     def layer(product: graded.Product, factor: Array) -> tuple[graded.Product, None]:
@@ -104,16 +108,17 @@ def log_spectrum(
         x: one input.
         depths: depths L wanted, ascending, each in [from_layer, depth of the chain].
         from_layer: k for dh_L/dh_k; None for dh_L/dx, the embedding included.
-        readout: whether to go on to the output: the network of depth L is the first L blocks with the same readout.
+        readout: whether to go on to the output: the network of depth L is the first L blocks with
+            the same readout.
         precision: of the matrix products, as in `jax.default_matmul_precision`.
 
     Returns:
-        The values, as many as the Jacobian has rows or columns, whichever are fewer, and their errors. The finite ones
-        number the smallest count of active units on the way (relu).
+        The values, as many as the Jacobian has rows or columns, whichever are fewer, and their
+        errors. The finite ones number the smallest count of active units on the way (relu).
 
     Raises:
-        ValueError: if depths are not ascending integers within the chain, from_layer is not within, or x is not
-            floating.
+        ValueError: if depths are not ascending integers within the chain, from_layer is not within,
+            or x is not floating.
 
     Example:
         >>> from jaxstab import networks
@@ -124,7 +129,9 @@ def log_spectrum(
         >>> float(jnp.abs(found.log_s / jnp.log(10.0) + 200).max()) < 0.001
         True
     """
-    return LogSpectrum(*_log_spectrum(chain, params, x, depths, from_layer, readout, precision, errors=True))
+    return LogSpectrum(
+        *_log_spectrum(chain, params, x, depths, from_layer, readout, precision, errors=True)
+    )
 
 
 @at_one_input
@@ -139,8 +146,9 @@ def log_singular_values(
 ) -> Float[Array, "depth m"]:
     """`log_spectrum` without the errors, and without what they cost.
 
-    Derivatives are those of an SVD of the same Jacobian, also where values are close, and 0 for -inf. Of values that
-    coincide each has the derivative that the SVD's choice of vectors gives it; only their sum means something.
+    Derivatives are those of an SVD of the same Jacobian, also where values are close, and 0 for
+    -inf. Of values that coincide each has the derivative that the SVD's choice of vectors gives it;
+    only their sum means something.
 
     Args:
         chain: the network.
@@ -172,7 +180,10 @@ def _log_spectrum(
 ) -> tuple:
     depths = check_layers(params, x, depths, from_layer)
     if len(depths) > 1 and unequal(params):
-        apart = [_log_spectrum(chain, params, x, [d], from_layer, readout, precision, errors) for d in depths]
+        apart = [
+            _log_spectrum(chain, params, x, [d], from_layer, readout, precision, errors)
+            for d in depths
+        ]
         values_apart, errors_apart = zip(*apart, strict=True)
         return together(values_apart, depths), together(errors_apart, depths) if errors else None
 
@@ -227,8 +238,9 @@ def singular_values(
 ) -> Float[Array, "depth m"]:
     """Singular values of dh_L/dx for every wanted depth L, of the Jacobians themselves: an SVD of each.
 
-    The fastest way where ranges are short: values below about eps sqrt(width depth) times the largest are rounding, and
-    what leaves the float range is lost. `log_singular_values` has neither limit.
+    The fastest way where ranges are short: values below about eps sqrt(width depth) times the
+    largest are rounding, and what leaves the float range is lost. `log_singular_values` has neither
+    limit.
 
     Args:
         chain: the network; see `networks.flatten` where a block mixes examples.
@@ -255,7 +267,15 @@ def singular_values(
     """
     depths = check_layers(params, x, depths, from_layer)
     if len(depths) > 1 and unequal(params):
-        one = partial(singular_values, chain, params, x, from_layer=from_layer, readout=readout, precision=precision)
+        one = partial(
+            singular_values,
+            chain,
+            params,
+            x,
+            from_layer=from_layer,
+            readout=readout,
+            precision=precision,
+        )
         return together([one([depth]) for depth in depths], depths)
 
     # the transpose, a row of it for each input: products with W are then as W lies in memory
@@ -269,7 +289,9 @@ def singular_values(
         return jax.vmap(here.push)(rows)
 
     with jax.default_matmul_precision(precision):
-        return decompositions.singular_values(at_depths(chain, params, x, depths, from_layer, start, layer, end))
+        return decompositions.singular_values(
+            at_depths(chain, params, x, depths, from_layer, start, layer, end)
+        )
 
 
 @at_one_input
@@ -302,10 +324,11 @@ def log_spectrum_memory(
 ) -> int:
     """Bytes that one network of many under `vmap` takes of `log_singular_values`, besides its parameters, on a CPU.
 
-    With n units of the state, m singular values, D depths and i inputs per network: i (D m^2 + 3 n m + 5/2 m^2) in
-    the fold, 2 i D m^2 as it ends, i (D + 9) m^2 for the values of a depth, and the largest of these counts. Parameters
-    of each network by itself are there twice: a scan wants the layers first. Within 25 % of what XLA says for a few
-    depths, above it for many (1.6 times at 32).
+    With n units of the state, m singular values, D depths and i inputs per network: i (D m^2 + 3 n
+    m + 5/2 m^2) in the fold, 2 i D m^2 as it ends, i (D + 9) m^2 for the values of a depth, and the
+    largest of these counts. Parameters of each network by itself are there twice: a scan wants the
+    layers first. Within 25 % of what XLA says for a few depths, above it for many (1.6 times at
+    32).
 
     Args:
         size: units n of the state, times examples in a batch taken as one input.
@@ -313,7 +336,8 @@ def log_spectrum_memory(
         inputs: inputs at which each network is measured.
         d_in: features of an input, likewise; None for from_layer, or for no fewer than n.
         dtype: of the parameters.
-        errors: whether of `log_spectrum`: i (12 + 6 k) m^2 more, for the k perturbations that it follows.
+        errors: whether of `log_spectrum`: i (12 + 6 k) m^2 more, for the k perturbations that it
+            follows.
 
     Returns:
         The bytes.

@@ -1,12 +1,13 @@
 r"""Products of matrices in logarithms.
 
-A product F_L ... F_1 is carried as Q diag(e^d) X, Q orthonormal, X of rows of order 1. One more factor: F Q = Q' R by
-QR, columns ordered by what they weigh, then d' = d + ln |r_ii| and X' = (e^{-d'} R e^{d}) X, whose every exponent is at
-most of order 0. What is left in the end, diag(e^d) X, is small and graded: see `graded_values`.
+A product F_L ... F_1 is carried as Q diag(e^d) X, Q orthonormal, X of rows of order 1. One more
+factor: F Q = Q' R by QR, columns ordered by what they weigh, then d' = d + ln |r_ii| and X' =
+(e^{-d'} R e^{d}) X, whose every exponent is at most of order 0. What is left in the end, diag(e^d)
+X, is small and graded: see `graded_values`.
 
-Errors are derivatives. Rounding perturbs every factor by about eps of what its products and its QR add up. A few
-perturbations of that size, drawn at random, are pushed along as tangents of Q, d and X; what they do to ln s is an
-estimate of what rounding does.
+Errors are derivatives. Rounding perturbs every factor by about eps of what its products and its QR
+add up. A few perturbations of that size, drawn at random, are pushed along as tangents of Q, d and
+X; what they do to ln s is an estimate of what rounding does.
 """
 
 from collections.abc import Callable
@@ -20,8 +21,8 @@ from jaxstab import decompositions
 from jaxstab.derivatives import custom_jvp
 from jaxstab.norms.meshes import varying_like
 
-# random perturbations that are followed: with four, one value in a hundred of products of equal factors was
-# understated
+# random perturbations that are followed: with four, one value in a hundred of products of equal
+# factors was understated
 PROBES = 8
 # perturbations are cut here: far beyond what is known of a direction, far from where float32 ends
 LOST = 1e9
@@ -32,7 +33,8 @@ class Graded(NamedTuple):
 
     Attributes:
         logs: d; -inf where a direction is killed.
-        low: what rounding would lose of d, as sums over a thousand layers lose digits that differences need.
+        low: what rounding would lose of d, as sums over a thousand layers lose digits that
+            differences need.
         rows: X.
     """
 
@@ -194,8 +196,8 @@ def in_range(factor: Float[Array, "n m"]) -> tuple[Float[Array, "n m"], Int[Arra
         factor: the matrix, of any finite entries.
 
     Returns:
-        The matrix, unchanged where its largest entry is far from the ends of the float range, and the power of 2 that
-        it has to be multiplied with.
+        The matrix, unchanged where its largest entry is far from the ends of the float range, and
+        the power of 2 that it has to be multiplied with.
     """
     info = jnp.finfo(factor.dtype)
     bits = jax.lax.bitcast_convert_type(factor, f"uint{info.bits}")
@@ -203,10 +205,16 @@ def in_range(factor: Float[Array, "n m"]) -> tuple[Float[Array, "n m"], Int[Arra
     mantissa = bits & jnp.asarray(2**kept - 1, bits.dtype)
     # XLA takes subnormal numbers for zero in all arithmetic on floats
     subnormal = ((bits << 1) >> (kept + 1) == 0) & (mantissa != 0)
-    tiny = jnp.where(subnormal, mantissa.astype(factor.dtype) * jnp.where(bits >> (info.bits - 1) == 1, -1, 1), 0.0)
+    tiny = jnp.where(
+        subnormal,
+        mantissa.astype(factor.dtype) * jnp.where(bits >> (info.bits - 1) == 1, -1, 1),
+        0.0,
+    )
     lowest = info.minexp - kept
     largest = jnp.frexp(jnp.max(jnp.abs(jax.lax.stop_gradient(factor))))[1]
-    largest = jnp.where(jnp.all(factor == 0), jnp.frexp(jnp.max(jnp.abs(tiny)))[1] + lowest, largest)
+    largest = jnp.where(
+        jnp.all(factor == 0), jnp.frexp(jnp.max(jnp.abs(tiny)))[1] + lowest, largest
+    )
     reach = 3 * info.maxexp // 4
     target = jnp.where(jnp.any(subnormal), reach, jnp.clip(largest, -reach, reach))
     by = jnp.where(jnp.isfinite(jnp.max(jnp.abs(factor))), target - largest, 0)
@@ -240,7 +248,9 @@ def sorted_rows(lengths: Float[Array, " m"], graded: Graded) -> tuple[Int[Array,
 
 
 @custom_jvp
-def qr(factor: Float[Array, "n m"], within: Bool[Array, " m"]) -> tuple[Float[Array, "n p"], Float[Array, "p m"]]:
+def qr(
+    factor: Float[Array, "n m"], within: Bool[Array, " m"]
+) -> tuple[Float[Array, "n p"], Float[Array, "p m"]]:
     """QR, whose derivative keeps the rank as it is.
 
     Args:
@@ -326,8 +336,8 @@ def coupled(
     step = grown + low
     logs = start + step
     low = jnp.where(alive, step - (logs - start), 0.0)
-    # columns of R made of order 1 first: e^d can leave the float range where what it weighs does not, but columns of
-    # less weight come later
+    # columns of R made of order 1 first: e^d can leave the float range where what it weighs does
+    # not, but columns of less weight come later
     columns = (lengths != -jnp.inf) & (graded.logs != -jnp.inf)
     lengths = jnp.where(columns, lengths, 0.0)
     d = jnp.where(columns, graded.logs, 0.0)
@@ -340,13 +350,17 @@ def coupled(
     return jnp.where(alive, logs, -jnp.inf), low, coupling
 
 
-def _log_of_multiple(values: Float[Array, " m"], logs: Float[Array, " m"], power: Int[Array, ""]) -> Float[Array, " m"]:
+def _log_of_multiple(
+    values: Float[Array, " m"], logs: Float[Array, " m"], power: Int[Array, ""]
+) -> Float[Array, " m"]:
     """ln |values 2^power|, whose digits a sum of two logarithms would lose; logs are ln |values| or what stands in."""
     info = jnp.finfo(values.dtype)
     multiple = jnp.abs(jax.lax.stop_gradient(_times_power(values, power)))
     held = (multiple > info.tiny) & (multiple < info.max)
     added = power.astype(values.dtype) * jnp.log(jnp.asarray(2.0, values.dtype))
-    added = jnp.where(held, jnp.log(jnp.where(held, multiple, 1.0)) - jax.lax.stop_gradient(logs), added)
+    added = jnp.where(
+        held, jnp.log(jnp.where(held, multiple, 1.0)) - jax.lax.stop_gradient(logs), added
+    )
     return logs + added
 
 
@@ -363,7 +377,9 @@ def log_lengths(vectors: Float[Array, "..."], axis: int) -> Float[Array, " m"]:
     vectors = jax.lax.stop_gradient(vectors)
     largest = jnp.max(jnp.abs(vectors), axis)
     scale = jnp.where(largest == 0, 1.0, largest)
-    return jnp.log(largest) + jnp.log(jnp.sum((vectors / jnp.expand_dims(scale, axis)) ** 2, axis)) / 2
+    return (
+        jnp.log(largest) + jnp.log(jnp.sum((vectors / jnp.expand_dims(scale, axis)) ** 2, axis)) / 2
+    )
 
 
 def _absorb(
@@ -376,7 +392,8 @@ def _absorb(
     factor = factor[:, order]
     lengths = lengths[order]
     within = jnp.arange(len(order)) < rank
-    # Householder's QR keeps the digits of small rows below large ones, not above them (Cox & Higham 1998)
+    # Householder's QR keeps the digits of small rows below large ones, not above them (Cox & Higham
+    # 1998)
     by_size = jnp.argsort(-jnp.max(jnp.abs(factor), axis=1))
     q, r = qr(factor[by_size], within)
     logs, low, coupling = coupled(r, graded, lengths, within, power)
@@ -397,7 +414,8 @@ def _followed(
     along: Callable[[Array, Graded], tuple[Array, Graded, Traces]],
 ) -> Disturbed:
     """The perturbations after one more factor, its own rounding added."""
-    # what the two products, by the basis and with R, add up: independent roundings of about eps each
+    # what the two products, by the basis and with R, add up: independent roundings of about eps
+    # each
     r = basis.T @ pushed
     unit = jnp.max(jnp.abs(pushed), axis=0, keepdims=True)
     unit = jnp.where(unit == 0, 1.0, unit)
@@ -416,7 +434,9 @@ def _followed(
     rows, columns = traces.sums.shape
     by_rows = eps * traces.sums[None] * draws[:, -rows:, -columns:]
     moved_graded = Graded(logs, jnp.zeros_like(logs), moved_graded.rows + by_rows)
-    return Disturbed(_cut(moved_basis), jax.tree.map(_cut, moved_graded), before.draws, before.factors + 1)
+    return Disturbed(
+        _cut(moved_basis), jax.tree.map(_cut, moved_graded), before.draws, before.factors + 1
+    )
 
 
 def _cut(moved: Float[Array, "..."]) -> Float[Array, "..."]:

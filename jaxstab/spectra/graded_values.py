@@ -1,15 +1,17 @@
 r"""Singular values and vectors of what a product leaves: the small graded matrix G = diag(e^d) X of `graded`.
 
-QR sweeps on its transpose, the step of `graded` again, turn d into the logarithms of the singular values (Stewart 1997,
-ETNA 5:29-47) as far as values are apart: each shrinks the entry between values g nats apart by e^(-2g). Values that are
-close are settled by small SVDs of their neighbourhood.
+QR sweeps on its transpose, the step of `graded` again, turn d into the logarithms of the singular
+values (Stewart 1997, ETNA 5:29-47) as far as values are apart: each shrinks the entry between
+values g nats apart by e^(-2g). Values that are close are settled by small SVDs of their
+neighbourhood.
 
-The derivative is that of an SVD. With G = U diag(s) V^T and W = diag(e^d) U diag(1/s), whose entries are of order 1,
+The derivative is that of an SVD. With G = U diag(s) V^T and W = diag(e^d) U diag(1/s), whose
+entries are of order 1,
 
     d ln s_i = [W^T (diag(dd) X + dX) V]_ii,
 
-so no scale leaves the float range. Vectors come from the same sweeps and SVDs: V is a product of orthonormal factors,
-and W = X^-T V.
+so no scale leaves the float range. Vectors come from the same sweeps and SVDs: V is a product of
+orthonormal factors, and W = X^-T V.
 """
 
 from typing import NamedTuple
@@ -26,7 +28,8 @@ from jaxstab.spectra.graded import Graded, coupled, difference, log_lengths, qr,
 # QR sweeps in a round, and rounds at most until all that is left can be settled by SVDs
 SWEEPS = 2
 ROUNDS = 10
-# sizes of the blocks whose SVDs settle neighbours, besides the whole; each for rows with partners within this share
+# sizes of the blocks whose SVDs settle neighbours, besides the whole; each for rows with partners
+# within this share
 BLOCKS = (24, 64, 160, 400)
 REACH = 0.6
 # nats between the edge of a window of scales and the rows that count
@@ -41,10 +44,11 @@ class Care(NamedTuple):
     """When two values count as settled, and which scales an SVD sees together.
 
     Attributes:
-        angles: whether what is compared with the tolerance is the angle by which two vectors are off, not the error of
-            their values, which is its square.
+        angles: whether what is compared with the tolerance is the angle by which two vectors are
+            off, not the error of their values, which is its square.
         tolerance: below it, two values are partners no more; by bytes of the dtype.
-        window: nats of scales in one SVD, which rounds to eps times the largest; by bytes of the dtype.
+        window: nats of scales in one SVD, which rounds to eps times the largest; by bytes of the
+            dtype.
     """
 
     angles: bool
@@ -79,8 +83,8 @@ class Swept(NamedTuple):
 
     Attributes:
         graded: the rest, square.
-        turn: product of the orthonormal factors that the sweeps took off on the right of the first one's. None where
-            nobody asks for vectors.
+        turn: product of the orthonormal factors that the sweeps took off on the right of the first
+            one's. None where nobody asks for vectors.
         rounds: how many so far.
     """
 
@@ -124,7 +128,8 @@ class Settled(NamedTuple):
         logs: ln s.
         error: how far off they may be.
         left: as in `Neighbours`, 0 where a block has been.
-        vectors: left singular vectors of diag(e^d) X in that order. None where nobody asks for them.
+        vectors: left singular vectors of diag(e^d) X in that order. None where nobody asks for
+            them.
     """
 
     logs: Float[Array, " m"]
@@ -141,8 +146,9 @@ def log_values(graded: Graded) -> Float[Array, " m"]:
         graded: as many rows as columns, or fewer.
 
     Returns:
-        The logarithms; -inf where a direction is killed, whose derivative is 0. Derivatives are those of an SVD: where
-        values coincide they are those of whatever vectors it finds, and only their sum means something.
+        The logarithms; -inf where a direction is killed, whose derivative is 0. Derivatives are
+        those of an SVD: where values coincide they are those of whatever vectors it finds, and only
+        their sum means something.
     """
     return _decompose(graded, OF_VALUES).logs
 
@@ -168,17 +174,23 @@ def directions(graded: Graded) -> Directions:
 
 
 @directions.defjvp
-def _directions_jvp(primals: tuple[Graded], tangents: tuple[Graded]) -> tuple[Directions, Directions]:
-    # with P = W^T dM V, dV = V B and dU = U A: s_i P_ij = A_ij s_j - s_i B_ij, and the same with i and j exchanged
+def _directions_jvp(
+    primals: tuple[Graded], tangents: tuple[Graded]
+) -> tuple[Directions, Directions]:
+    # with P = W^T dM V, dV = V B and dU = U A: s_i P_ij = A_ij s_j - s_i B_ij, and the same with i
+    # and j exchanged
     (graded,), (moved,) = primals, tangents
     found = directions(graded)
     alive = found.logs != -jnp.inf
     change = _moved_rows(graded, moved)
     relative = found.left.T @ change @ found.right
     logs = jnp.where(alive, found.logs, 0.0)
-    # (s_j / s_i)^2 for j below i, 0 beside a killed value; each pair once, from the side of the larger
+    # (s_j / s_i)^2 for j below i, 0 beside a killed value; each pair once, from the side of the
+    # larger
     below = jnp.tril(jnp.ones_like(relative, bool), -1).T
-    ratio = jnp.where(below & alive[None], jnp.exp(jnp.where(below, 2 * (logs[None] - logs[:, None]), 0.0)), 0.0)
+    ratio = jnp.where(
+        below & alive[None], jnp.exp(jnp.where(below, 2 * (logs[None] - logs[:, None]), 0.0)), 0.0
+    )
     apart = jnp.where(ratio < 1, 1 - ratio, jnp.inf)
     pair = below & alive[:, None]
     right_turn = jnp.where(pair, -(ratio * relative.T + relative) / apart, 0.0)
@@ -214,14 +226,16 @@ def log_values_with_errors(
         rank: directions that no exact zeros have killed.
 
     Returns:
-        The logarithms and their errors, which have no derivative: 0 for directions that exact zeros have killed, inf
-        where a value is not told from zero, NaN beside NaN.
+        The logarithms and their errors, which have no derivative: 0 for directions that exact zeros
+        have killed, inf where a value is not told from zero, NaN beside NaN.
     """
     found = directions(graded)
     return found.logs, _error(*jax.lax.stop_gradient((graded, disturbed, found)), rank)
 
 
-def _error(graded: Graded, disturbed: Graded, found: Directions, rank: Float[Array, ""]) -> Float[Array, " m"]:
+def _error(
+    graded: Graded, disturbed: Graded, found: Directions, rank: Float[Array, ""]
+) -> Float[Array, " m"]:
     eps = jnp.finfo(graded.logs.dtype).eps
     alive = found.logs != -jnp.inf
     logs = jnp.where(alive, found.logs, 0.0)
@@ -297,7 +311,10 @@ def _round(swept: Swept) -> Swept:
 
 
 def disturbances(
-    rows: Float[Array, "m m"], logs: Float[Array, " m"], low: Float[Array, " m"], angles: bool = False
+    rows: Float[Array, "m m"],
+    logs: Float[Array, " m"],
+    low: Float[Array, " m"],
+    angles: bool = False,
 ) -> Float[Array, "m m"]:
     """How far two rows of diag(e^d) rows may move each other's ln s at most, or turn each other's vectors.
 
@@ -311,10 +328,16 @@ def disturbances(
         The estimate for each pair, symmetric.
     """
     # [[a, a e], [0, b]] has ln s off by less than e, and by e^2 / (1 - (b/a)^2) where a is larger
-    finite = jnp.where(jnp.isfinite(logs), logs, jnp.min(jnp.where(jnp.isfinite(logs), logs, jnp.inf)))
+    finite = jnp.where(
+        jnp.isfinite(logs), logs, jnp.min(jnp.where(jnp.isfinite(logs), logs, jnp.inf))
+    )
     gap = difference((finite[:, None], low[:, None]), (finite[None], low[None]))
     smaller = jnp.exp(-jnp.abs(gap))
-    entry = jnp.abs(rows) * jnp.where(gap < 0, smaller, 1.0) * (1 - jnp.eye(len(logs), dtype=rows.dtype))
+    entry = (
+        jnp.abs(rows)
+        * jnp.where(gap < 0, smaller, 1.0)
+        * (1 - jnp.eye(len(logs), dtype=rows.dtype))
+    )
     entry = jnp.maximum(entry, entry.T)
     apart = 1 - smaller**2
     angle = jnp.where(entry < apart, entry / jnp.where(apart == 0, 1.0, apart), 1.0)
@@ -335,7 +358,9 @@ def _neighbours(graded: Graded, care: Care) -> Neighbours:
     disturbing = disturbances(rows, logs, low, angles=True) if care.angles else by_value
     partners = (disturbing > tolerance) & jnp.isfinite(logs)[:, None] & jnp.isfinite(logs)[None]
     itself = index[:, None] == index[None]
-    first = jax.lax.cummin(jnp.min(jnp.where(partners | itself, index[None], size), axis=1), reverse=True)
+    first = jax.lax.cummin(
+        jnp.min(jnp.where(partners | itself, index[None], size), axis=1), reverse=True
+    )
     # partners are mutual
     last = jnp.searchsorted(first, index, side="right").astype(index.dtype) - 1
     left = jnp.sum(by_value, axis=1, where=partners)
@@ -347,8 +372,9 @@ def _neighbours(graded: Graded, care: Care) -> Neighbours:
 
 def _settled(near: Neighbours, care: Care) -> Settled:
     """Values of rows that no other disturbs as they are, the others from SVDs of blocks."""
-    # A block begins where a row's first partner is, its scales cut to a window in which an SVD is accurate: small
-    # blocks for rows with near partners, as many as it takes, then larger ones. It holds whatever disturbs a row.
+    # A block begins where a row's first partner is, its scales cut to a window in which an SVD is
+    # accurate: small blocks for rows with near partners, as many as it takes, then larger ones. It
+    # holds whatever disturbs a row.
     size = len(near.logs)
     dtype = near.logs.dtype
     window = care.window[dtype.itemsize]
@@ -371,7 +397,9 @@ def _settled(near: Neighbours, care: Care) -> Settled:
     return found
 
 
-def _block(near: Neighbours, found: Settled, row: Int[Array, ""], width: int, window: float) -> Settled:
+def _block(
+    near: Neighbours, found: Settled, row: Int[Array, ""], width: int, window: float
+) -> Settled:
     """Whatever the block from the first partner of a row on settles of rows from that one on."""
     size = len(near.logs)
     dtype = near.logs.dtype
@@ -388,7 +416,9 @@ def _block(near: Neighbours, found: Settled, row: Int[Array, ""], width: int, wi
     scale = jnp.exp(jnp.clip(below - MARGIN, -window, 0))
     matrix = scale[:, None] * jax.lax.dynamic_slice(near.rows, (begin, begin), (width, width))
     index = jnp.arange(size)
-    stands = (index >= row) & (near.last < begin + width) & near.within(window, top) & (found.left > 0)
+    stands = (
+        (index >= row) & (near.last < begin + width) & near.within(window, top) & (found.left > 0)
+    )
     vectors = found.vectors
     if vectors is None:
         s = decompositions.singular_values(matrix)

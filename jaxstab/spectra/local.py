@@ -1,9 +1,10 @@
 """Measure: how single layers stretch, how their directions meet, and what grows from layer to layer.
 
-F_l = dh_l/dh_{l-1} is the Jacobian of block l alone, l = 1..L; a partial Jacobian is a product of some of them,
-dh_l/dh_m = F_l ... F_{m+1}. A single layer's singular values are in float range, as its weights are, and come from an
-SVD as they are; products travel at unit length next to the logarithm of it. One network, one input; the caller vmaps.
-A block that mixes examples goes through `networks.flatten` first.
+F_l = dh_l/dh_{l-1} is the Jacobian of block l alone, l = 1..L; a partial Jacobian is a product of
+some of them, dh_l/dh_m = F_l ... F_{m+1}. A single layer's singular values are in float range, as
+its weights are, and come from an SVD as they are; products travel at unit length next to the
+logarithm of it. One network, one input; the caller vmaps. A block that mixes examples goes through
+`networks.flatten` first.
 """
 
 from typing import NamedTuple
@@ -40,7 +41,8 @@ class LogEstimate(NamedTuple):
 
     Attributes:
         log_value: ln of the mean of the samples.
-        standard_error: of log_value to first order: standard error of the mean / mean. NaN from one sample.
+        standard_error: of log_value to first order: standard error of the mean / mean. NaN from one
+            sample.
     """
 
     log_value: Float[Array, " layer"]
@@ -50,13 +52,13 @@ class LogEstimate(NamedTuple):
 class Alignment(NamedTuple):
     """How the directions that layer l puts out meet those that layer l+1 amplifies, for l = 1..L-1.
 
-    With F_l = U_l diag(s_l) V_l^T. Where singular values coincide (an orthogonal layer has one value), their vectors,
-    and with them `overlap`, are a choice; `excess` is not.
+    With F_l = U_l diag(s_l) V_l^T. Where singular values coincide (an orthogonal layer has one
+    value), their vectors, and with them `overlap`, are a choice; `excess` is not.
 
     Attributes:
-        overlap: |V_{l+1}^T U_l|: entry ij is what direction j of layer l has of direction i of layer l+1, in [0, 1].
-            Squares in a row or column sum to 1. Random alignment: a mean square of 1/n, a mean of about
-            sqrt(2 / (pi n)).
+        overlap: |V_{l+1}^T U_l|: entry ij is what direction j of layer l has of direction i of
+            layer l+1, in [0, 1]. Squares in a row or column sum to 1. Random alignment: a mean
+            square of 1/n, a mean of about sqrt(2 / (pi n)).
         excess: ln of |F_{l+1} F_l|_F^2 against its mean over random rotations between the two layers,
             |F_{l+1}|_F^2 |F_l|_F^2 / n. About 0 for random alignment, at most ln n, negative where layer l+1 damps
             what layer l amplifies; NaN where a layer is zero.
@@ -72,8 +74,8 @@ def local_log_singular_values(
 ) -> Float[Array, "layer n"]:
     """ln of the singular values of every block's own Jacobian F_l = dh_l/dh_{l-1}, one batched SVD.
 
-    In float range: the smallest values of a layer are right to about eps times its largest. The L Jacobians, n x n,
-    are held at once.
+    In float range: the smallest values of a layer are right to about eps times its largest. The L
+    Jacobians, n x n, are held at once.
 
     Args:
         chain: the network; blocks of one width.
@@ -105,7 +107,12 @@ def local_log_singular_values(
 
 @at_one_input
 def partial_jacobian(
-    chain: Chain, params: Params, x: Float[Array, " d_in"], first: int, last: int, precision: Precision = "highest"
+    chain: Chain,
+    params: Params,
+    x: Float[Array, " d_in"],
+    first: int,
+    last: int,
+    precision: Precision = "highest",
 ) -> PartialJacobian:
     """The partial Jacobian dh_last/dh_first (Doshi, He & Gromov 2023, arXiv 2111.12143), scaled against overflow.
 
@@ -135,14 +142,19 @@ def partial_jacobian(
 
 @at_one_input
 def log_apjn(
-    chain: Chain, params: Params, x: Float[Array, " d_in"], first: int = 0, precision: Precision = "highest"
+    chain: Chain,
+    params: Params,
+    x: Float[Array, " d_in"],
+    first: int = 0,
+    precision: Precision = "highest",
 ) -> Float[Array, " layer"]:
     """ln of the squared partial Jacobian norm J^{m,l} = |dh_l/dh_m|_F^2 / n for every l from m = `first` on, one fold.
 
-    The averaged norm (APJN) of Doshi, He & Gromov 2023 (arXiv 2111.12143) is its mean over draws of the parameters,
-    which is the caller's: vmap over draws, then `jax.nn.logsumexp(..., axis=0) - jnp.log(draws)`. Critical networks
-    keep it bounded or let it grow as a power of l; else it goes as exp(l / xi). No depth over- or underflows it. n is
-    the size of the state h, for "dense" skips with the layers still to come.
+    The averaged norm (APJN) of Doshi, He & Gromov 2023 (arXiv 2111.12143) is its mean over draws of
+    the parameters, which is the caller's: vmap over draws, then `jax.nn.logsumexp(..., axis=0) -
+    jnp.log(draws)`. Critical networks keep it bounded or let it grow as a power of l; else it goes
+    as exp(l / xi). No depth over- or underflows it. n is the size of the state h, for "dense" skips
+    with the layers still to come.
 
     Args:
         chain: the network; blocks of one width.
@@ -187,10 +199,11 @@ def log_apjn_estimate(
 ) -> LogEstimate:
     """`log_apjn` without a matrix: Hutchinson's mean of |dh_l/dh_m u|^2 over random unit vectors u.
 
-    E n |A u|^2 = |A|_F^2 for u = signs / sqrt(n) (Hutchinson 1990), each probe pushed on at unit length. A probe
-    costs about a forward pass. All layers see the same probes: their errors go together. The variance of one sample
-    is 2 (|A^T A|_F^2 - sum of squares of its diagonal) / n^2, at most 2 J^2: deep in a chaotic network one singular
-    value dominates, the samples are skewed, and few probes understate their error.
+    E n |A u|^2 = |A|_F^2 for u = signs / sqrt(n) (Hutchinson 1990), each probe pushed on at unit
+    length. A probe costs about a forward pass. All layers see the same probes: their errors go
+    together. The variance of one sample is 2 (|A^T A|_F^2 - sum of squares of its diagonal) / n^2,
+    at most 2 J^2: deep in a chaotic network one singular value dominates, the samples are skewed,
+    and few probes understate their error.
 
     Args:
         chain: the network; blocks of one width.
@@ -222,12 +235,14 @@ def log_apjn_estimate(
 
 
 @at_one_input
-def alignment(chain: Chain, params: Params, x: Float[Array, " d_in"], precision: Precision = "highest") -> Alignment:
+def alignment(
+    chain: Chain, params: Params, x: Float[Array, " d_in"], precision: Precision = "highest"
+) -> Alignment:
     """Overlaps |V_{l+1}^T U_l| of singular vectors between consecutive layers, and what they do to the product.
 
-    F_{l+1} F_l = U_{l+1} diag(s_{l+1}) (V_{l+1}^T U_l) diag(s_l) V_l^T. The theory of random products takes the
-    middle factor as random (freeness); trained networks align it. The definition is ours. The vectors of distinct
-    singular values only have derivatives.
+    F_{l+1} F_l = U_{l+1} diag(s_{l+1}) (V_{l+1}^T U_l) diag(s_l) V_l^T. The theory of random
+    products takes the middle factor as random (freeness); trained networks align it. The definition
+    is ours. The vectors of distinct singular values only have derivatives.
 
     Args:
         chain: the network; blocks of one width, depth >= 2.
@@ -242,7 +257,9 @@ def alignment(chain: Chain, params: Params, x: Float[Array, " d_in"], precision:
         ValueError: if the chain has one block only, or x is not floating.
     """
     if params.depth < 2:
-        raise ValueError(f"alignment is between layers and needs a chain of depth >= 2, got {params.depth}")
+        raise ValueError(
+            f"alignment is between layers and needs a chain of depth >= 2, got {params.depth}"
+        )
     jacobians = _jacobians(chain, params, x, precision)
     with jax.default_matmul_precision(precision):
         u, s, vt = decompositions.svd(jacobians)
@@ -269,7 +286,12 @@ def _jacobians(
 
 
 def _push(
-    chain: Chain, params: Params, h: Float[Array, " n"], tangents: Float[Array, "set some n"], first: int, last: int
+    chain: Chain,
+    params: Params,
+    h: Float[Array, " n"],
+    tangents: Float[Array, "set some n"],
+    first: int,
+    last: int,
 ) -> tuple[tuple[Array, Array], Float[Array, "layer set"]]:
     """Tangents of h_first pushed to h_last, a set of them at norm 1, and ln of the norms at every layer between."""
 

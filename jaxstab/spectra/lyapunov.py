@@ -1,7 +1,7 @@
 """Measure: Lyapunov exponents, the rates in nats per layer at which a chain stretches its directions.
 
-At finite depth they are ln s_i / L; in the limit of many layers that are alike they are a mean over layers, with an
-error bar. One network, one input; the caller vmaps.
+At finite depth they are ln s_i / L; in the limit of many layers that are alike they are a mean over
+layers, with an error bar. One network, one input; the caller vmaps.
 """
 
 from typing import NamedTuple
@@ -25,8 +25,10 @@ class LyapunovLimit(NamedTuple):
 
     Attributes:
         exponent: nats per layer, descending; -inf for a direction that is killed exactly.
-        standard_error: from the spread over groups of consecutive layers; NaN where the exponent is -inf.
-        running: mean over layers so far, [layer, index]: what `exponent` converged from; NaN in the layers left out.
+        standard_error: from the spread over groups of consecutive layers; NaN where the exponent is
+            -inf.
+        running: mean over layers so far, [layer, index]: what `exponent` converged from; NaN in the
+            layers left out.
     """
 
     exponent: Float[Array, " n"]
@@ -55,7 +57,8 @@ def lyapunov_exponents(
         Nats per layer, descending; -inf for directions killed exactly.
 
     Raises:
-        ValueError: if depths are not ascending integers from 1 within the chain or x is not floating.
+        ValueError: if depths are not ascending integers from 1 within the chain or x is not
+            floating.
 
     Example:
         >>> from jaxstab import networks
@@ -85,9 +88,10 @@ def lyapunov_limit(
 ) -> LyapunovLimit:
     """Lyapunov exponents in the limit of depth, by Benettin's mean of ln r_ii over layers: F_l Q_{l-1} = Q_l R_l.
 
-    Benettin, Galgani, Giorgilli & Strelcyn 1980. It estimates one limit if layers are alike and the signal has
-    settled, which is what `skip` is for; gaps between exponents that have not opened in `skip` layers bias it by
-    O(1/depth). The error bar is honest where groups are longer than what layers remember.
+    Benettin, Galgani, Giorgilli & Strelcyn 1980. It estimates one limit if layers are alike and the
+    signal has settled, which is what `skip` is for; gaps between exponents that have not opened in
+    `skip` layers bias it by O(1/depth). The error bar is honest where groups are longer than what
+    layers remember.
 
     Args:
         chain: the network; blocks of one width.
@@ -95,15 +99,16 @@ def lyapunov_limit(
         x: one input.
         key: PRNG key of the random orthonormal Q_0.
         skip: first layers left out, >= 0.
-        groups: groups of consecutive layers whose means give the standard error, >= 2; L - skip >= groups. What does
-            not divide is left out, too.
+        groups: groups of consecutive layers whose means give the standard error, >= 2; L - skip >=
+            groups. What does not divide is left out, too.
         precision: of the matrix products, as in `jax.default_matmul_precision`.
 
     Returns:
         Exponents, their standard errors and the running mean.
 
     Raises:
-        ValueError: if skip < 0, groups < 2, there are fewer layers than groups, or x is not floating.
+        ValueError: if skip < 0, groups < 2, there are fewer layers than groups, or x is not
+            floating.
     """
     if skip < 0 or groups < 2 or params.depth - skip < groups:
         raise ValueError(
@@ -121,7 +126,9 @@ def lyapunov_limit(
             q, r = decompositions.qr(columns)
             rank = jnp.minimum(rank, most)
             dead = (jnp.arange(h_0.size) >= rank) | (jnp.diagonal(r) == 0)
-            steps = jnp.where(dead, -jnp.inf, jnp.log(jnp.abs(jnp.where(dead, 1.0, jnp.diagonal(r)))))
+            steps = jnp.where(
+                dead, -jnp.inf, jnp.log(jnp.abs(jnp.where(dead, 1.0, jnp.diagonal(r))))
+            )
             return (q, rank), steps
 
         start = varying_like((q_0, jnp.asarray(h_0.size)), h_0)
@@ -136,6 +143,8 @@ def _mean_of_steps(steps: Float[Array, "layer n"], kept: int, groups: int) -> Ly
     order = jnp.argsort(-mean)
     finite = jnp.isfinite(mean)
     spread = standard_error(jnp.where(finite[None], by_group, 0.0).T)
-    so_far = jnp.cumsum(steps[left_out:], axis=0) / jnp.arange(1, kept + 1, dtype=steps.dtype)[:, None]
+    so_far = (
+        jnp.cumsum(steps[left_out:], axis=0) / jnp.arange(1, kept + 1, dtype=steps.dtype)[:, None]
+    )
     running = jnp.concatenate([jnp.full_like(steps[:left_out], jnp.nan), so_far])
     return LyapunovLimit(mean[order], jnp.where(finite, spread, jnp.nan)[order], running[:, order])

@@ -1,12 +1,13 @@
 r"""Measure: moments, extremes and densities of singular values from products with a Jacobian alone.
 
-Random vectors stand in for all of them. Moments are means over probes (Hutchinson 1989); the extremes come from a block
-bidiagonalisation J V = U B (Golub & Kahan 1965; Golub, Luk & Overton 1981), fully reorthogonalised; the density is the
-mean of Gauss quadratures that single probes span (stochastic Lanczos quadrature: Ubaru, Chen & Saad 2017). Every
-number comes with its error: a standard error where it is a mean over probes, a residual where it is a Ritz value.
+Random vectors stand in for all of them. Moments are means over probes (Hutchinson 1989); the
+extremes come from a block bidiagonalisation J V = U B (Golub & Kahan 1965; Golub, Luk & Overton
+1981), fully reorthogonalised; the density is the mean of Gauss quadratures that single probes span
+(stochastic Lanczos quadrature: Ubaru, Chen & Saad 2017). Every number comes with its error: a
+standard error where it is a mean over probes, a residual where it is a Ritz value.
 
-J is scaled by a power of two, so its largest values may lie anywhere; the others to about eps times the largest, and
-no Krylov space sees below that: `log_singular_values` does.
+J is scaled by a power of two, so its largest values may lie anywhere; the others to about eps times
+the largest, and no Krylov space sees below that: `log_singular_values` does.
 """
 
 import math
@@ -32,9 +33,10 @@ class Moments(NamedTuple):
 
     Attributes:
         log_mean: ln E s^(2k) for k = 1..orders.
-        relative_error: standard error of E s^(2k) over probes, divided by it; NaN for a single probe.
-        effective_rank: participation ratio (sum s^2)^2 / sum s^4, in [1, size] up to its error; a ratio of means, whose
-            bias falls as 1/probes.
+        relative_error: standard error of E s^(2k) over probes, divided by it; NaN for a single
+            probe.
+        effective_rank: participation ratio (sum s^2)^2 / sum s^4, in [1, size] up to its error; a
+            ratio of means, whose bias falls as 1/probes.
         effective_rank_error: its standard error, to first order.
     """
 
@@ -49,10 +51,12 @@ class Extremes(NamedTuple):
 
     Attributes:
         log_s: ln s, descending; each at most the singular value of its rank.
-        relative_error: bound on |s - sigma| / s for some singular value sigma, from the residual; inf where s is 0.
+        relative_error: bound on |s - sigma| / s for some singular value sigma, from the residual;
+            inf where s is 0.
         left: u, of unit length; |J v - s u| and |J^T u - s v| are within the error too.
         right: v, of unit length.
-        log_smallest_at_most: ln of an upper bound on the smallest singular value; there is no estimate of the value.
+        log_smallest_at_most: ln of an upper bound on the smallest singular value; there is no
+            estimate of the value.
         log_condition_at_least: ln of a lower bound on the condition number.
     """
 
@@ -89,9 +93,9 @@ class _Bidiagonal(NamedTuple):
 def moments(operator: Operator, key: Key[Array, ""], probes: int = 16, orders: int = 2) -> Moments:
     """Moments of s^2 without the singular values: E s^(2k) = E |w_k|^2, w_0 random, w_k = J w_(k-1) or J^T w_(k-1).
 
-    Hutchinson 1989 with w_0 uniform on the unit sphere, on the smaller side of J: unbiased for any spectrum. One probe
-    errs by at most sqrt(2 / R) relative, R the participation ratio of the s^(2k) (Avron & Toledo 2011, on Gaussian
-    probes); errors are correlated between orders.
+    Hutchinson 1989 with w_0 uniform on the unit sphere, on the smaller side of J: unbiased for any
+    spectrum. One probe errs by at most sqrt(2 / R) relative, R the participation ratio of the
+    s^(2k) (Avron & Toledo 2011, on Gaussian probes); errors are correlated between orders.
 
     Args:
         operator: the Jacobian.
@@ -130,7 +134,10 @@ def moments(operator: Operator, key: Key[Array, ""], probes: int = 16, orders: i
     relative = jnp.exp(log_samples - jnp.where(jnp.isneginf(log_mean), 0.0, log_mean)[:, None])
     rank = operator.size * jnp.exp(2 * log_mean[0] - log_mean[1])
     return Moments(
-        log_mean, standard_error(relative), rank, rank * standard_error((2 * relative[0] - relative[1])[None])[0]
+        log_mean,
+        standard_error(relative),
+        rank,
+        rank * standard_error((2 * relative[0] - relative[1])[None])[0],
     )
 
 
@@ -139,20 +146,21 @@ def extremes(
 ) -> Extremes:
     r"""The largest singular values with their vectors, by block bidiagonalisation from a random start.
 
-    After block * steps products with J and as many with J^T, J V = U B and J^T U = V B^T + a residual. With the SVD of
-    B come s, u, v with J v = s u and |J^T u - s v| = r (J^T in the place of J, if J is wide), hence a singular value
-    within r of s (Golub & Van Loan 2013, section 8.1, on [[0, J], [J^T, 0]]), plus rounding. The s interlace with the
-    singular values: the i-th is at most the i-th of J, and the last is at least the smallest of J. A value can only be
-    missed if the random start has nothing in its direction, or it is not resolved from others yet; a block of at least
-    `top` finds multiple values.
+    After block * steps products with J and as many with J^T, J V = U B and J^T U = V B^T + a
+    residual. With the SVD of B come s, u, v with J v = s u and |J^T u - s v| = r (J^T in the place
+    of J, if J is wide), hence a singular value within r of s (Golub & Van Loan 2013, section 8.1,
+    on [[0, J], [J^T, 0]]), plus rounding. The s interlace with the singular values: the i-th is at
+    most the i-th of J, and the last is at least the smallest of J. A value can only be missed if
+    the random start has nothing in its direction, or it is not resolved from others yet; a block of
+    at least `top` finds multiple values.
 
     Args:
         operator: the Jacobian.
         key: PRNG key of the start.
         top: number of values wanted, in [1, size].
         steps: blocks of the Krylov space, >= 1; errors fall exponentially in them.
-        block: vectors at a time, >= 1; None for top + 6. Where block * steps exceeds the number of singular values,
-            all are found in one step instead.
+        block: vectors at a time, >= 1; None for top + 6. Where block * steps exceeds the number of
+            singular values, all are found in one step instead.
 
     Returns:
         Values, vectors and bounds.
@@ -173,7 +181,9 @@ def extremes(
     for name, size in (("top", top), ("steps", steps), ("block", block)):
         check_count(name, size, 1)
     if top > operator.size:
-        raise ValueError(f"top must be at most the number of singular values, {operator.size}, got {top}")
+        raise ValueError(
+            f"top must be at most the number of singular values, {operator.size}, got {top}"
+        )
     if block * steps < top:
         raise ValueError(f"block * steps must be at least top = {top}, got {block} * {steps}")
     if block * steps > operator.size:
@@ -186,7 +196,9 @@ def extremes(
     residual = jnp.linalg.norm(p[-block:, :top].T @ found.residual, axis=1)
     # each product rounds relative to the largest value, more so over more terms
     rounding = jnp.finfo(s.dtype).eps * math.sqrt(tall.rows + tall.columns) * s[0]
-    error = jnp.where(s[:top] > 0, (residual + rounding) / jnp.where(s[:top] > 0, s[:top], 1.0), jnp.inf)
+    error = jnp.where(
+        s[:top] > 0, (residual + rounding) / jnp.where(s[:top] > 0, s[:top], 1.0), jnp.inf
+    )
     left = p[:, :top].T @ found.left
     right = qt[:top] @ found.right
     offset = LN2 * found.exponent.astype(s.dtype)
@@ -199,9 +211,10 @@ def extremes(
 def density(operator: Operator, key: Key[Array, ""], probes: int = 8, steps: int = 20) -> Density:
     """The distribution of singular values by stochastic Lanczos quadrature.
 
-    A random unit vector v weighs each squared singular value by a share of mean 1/size. Bidiagonalising J from v gives
-    B; the squares of its singular values, weighted by the squared first entries of its right vectors, are the Gauss
-    quadrature of that measure (Golub & Meurant 2010, chapter 7), exact for polynomials in s^2 of degree 2 steps - 1.
+    A random unit vector v weighs each squared singular value by a share of mean 1/size.
+    Bidiagonalising J from v gives B; the squares of its singular values, weighted by the squared
+    first entries of its right vectors, are the Gauss quadrature of that measure (Golub & Meurant
+    2010, chapter 7), exact for polynomials in s^2 of degree 2 steps - 1.
 
     Args:
         operator: the Jacobian.
@@ -241,8 +254,9 @@ def density(operator: Operator, key: Key[Array, ""], probes: int = 8, steps: int
 def matrix_free_memory(operator: Operator, probes: int = 1, block: int = 1, steps: int = 0) -> int:
     """Bytes that a matrix-free measure holds at its peak besides the parameters and what it returns, on a CPU.
 
-    The workspace of a product with k = probes * block vectors; those vectors and the bases on both sides, k (steps + 1)
-    (rows + columns) entries; and a bidiagonal matrix for each probe, (block steps)^2. Within 25 % of what XLA says.
+    The workspace of a product with k = probes * block vectors; those vectors and the bases on both
+    sides, k (steps + 1) (rows + columns) entries; and a bidiagonal matrix for each probe, (block
+    steps)^2. Within 25 % of what XLA says.
 
     Args:
         operator: the Jacobian.
@@ -278,15 +292,17 @@ def matrix_free_memory(operator: Operator, probes: int = 1, block: int = 1, step
 def cdf(density: Density, log_s: Float[Array, "..."]) -> Estimate:
     """Share of singular values at or below given ones.
 
-    At a node lies half of its weight, linear in ln s between nodes: the measure of a probe has between none and all of
-    it (Chebyshev, Markov and Stieltjes: Golub & Meurant 2010, section 2). What falls below rounding counts as zero.
+    At a node lies half of its weight, linear in ln s between nodes: the measure of a probe has
+    between none and all of it (Chebyshev, Markov and Stieltjes: Golub & Meurant 2010, section 2).
+    What falls below rounding counts as zero.
 
     Args:
         density: from `density`.
         log_s: ln s, of any shape.
 
     Returns:
-        The share in [0, 1] with its standard error over probes, which does not see how coarse the quadrature is.
+        The share in [0, 1] with its standard error over probes, which does not see how coarse the
+        quadrature is.
 
     Example:
         >>> even = Density(jnp.linspace(-1.0, 1.0, 101)[None], jnp.full((1, 101), 1 / 101))
@@ -295,7 +311,9 @@ def cdf(density: Density, log_s: Float[Array, "..."]) -> Estimate:
     """
     log_s = jnp.asarray(log_s, density.log_s.dtype)
     each = jax.vmap(lambda nodes, weights: _share(nodes, weights, log_s.ravel()))(*density)
-    return Estimate(jnp.mean(each, 0).reshape(log_s.shape), standard_error(each.T).reshape(log_s.shape))
+    return Estimate(
+        jnp.mean(each, 0).reshape(log_s.shape), standard_error(each.T).reshape(log_s.shape)
+    )
 
 
 def quantiles(density: Density, shares: Float[Array, " share"]) -> Estimate:
@@ -306,8 +324,8 @@ def quantiles(density: Density, shares: Float[Array, " share"]) -> Estimate:
         shares: shares of singular values below, in [0, 1].
 
     Returns:
-        ln s, -inf within the share of zeros; standard errors from the quantiles one standard error of the share
-        to either side (Woodruff 1952), not finite where a side is -inf.
+        ln s, -inf within the share of zeros; standard errors from the quantiles one standard error
+        of the share to either side (Woodruff 1952), not finite where a side is -inf.
 
     Raises:
         ValueError: if a concrete share is outside [0, 1].
@@ -328,15 +346,21 @@ def quantiles(density: Density, shares: Float[Array, " share"]) -> Estimate:
 
     def invert(share: Array) -> Array:
         return jnp.where(
-            (share <= zeros) & (zeros > 0), -jnp.inf, jnp.interp(share, below, jnp.where(alive, grid, lowest))
+            (share <= zeros) & (zeros > 0),
+            -jnp.inf,
+            jnp.interp(share, below, jnp.where(alive, grid, lowest)),
         )
 
     value = invert(shares)
     error = cdf(density, value).standard_error
-    return Estimate(value, (invert(jnp.minimum(shares + error, 1)) - invert(jnp.maximum(shares - error, 0))) / 2)
+    return Estimate(
+        value, (invert(jnp.minimum(shares + error, 1)) - invert(jnp.maximum(shares - error, 0))) / 2
+    )
 
 
-def _share(nodes: Float[Array, " node"], weights: Float[Array, " node"], log_s: Float[Array, " x"]) -> Array:
+def _share(
+    nodes: Float[Array, " node"], weights: Float[Array, " node"], log_s: Float[Array, " x"]
+) -> Array:
     """One probe's share at or below each of log_s."""
     dead = jnp.isneginf(nodes)
     zeros = jnp.sum(weights, where=dead)
@@ -357,7 +381,9 @@ def _bidiagonalise(operator: Operator, start: Float[Array, "b columns"], steps: 
         right = jax.lax.dynamic_update_slice_in_dim(right, v, at, 0)
         y, exponents = operator.apply(v)
         # random vectors see the largest value up to a factor that no range minds
-        largest = jnp.where(jnp.any(y != 0, axis=1), exponents, jnp.iinfo(exponents.dtype).min).max()
+        largest = jnp.where(
+            jnp.any(y != 0, axis=1), exponents, jnp.iinfo(exponents.dtype).min
+        ).max()
         exponent = jnp.where((at == 0) & jnp.any(y != 0), largest, exponent)
         u, inside, own = orthonormal(jnp.ldexp(y, (exponents - exponent)[:, None]), left)
         left = jax.lax.dynamic_update_slice_in_dim(left, u, at, 0)
@@ -371,7 +397,9 @@ def _bidiagonalise(operator: Operator, start: Float[Array, "b columns"], steps: 
     nothing = (zeros(total, operator.rows), zeros(total, total), zeros(total, operator.columns))
     first = (*nothing, decompositions.qr(start.T)[0].T, zeros(size, size), jnp.zeros((), jnp.int32))
     first = varying_like(first, jax.eval_shape(operator.apply, start))
-    (left, matrix, right, _, residual, exponent), _ = jax.lax.scan(step, first, size * jnp.arange(steps))
+    (left, matrix, right, _, residual, exponent), _ = jax.lax.scan(
+        step, first, size * jnp.arange(steps)
+    )
     return _Bidiagonal(left, matrix, right, residual, exponent)
 
 

@@ -1,13 +1,14 @@
 r"""Jacobians as functions: products with blocks of vectors, never the matrix.
 
-A block of k vectors goes through the chain layer by layer, v <- (d block_l / dh) v forwards and its transpose
-backwards, linearised anew at the stored state h_l in each layer. One pass over depth L and width n reads every weight
-once, 4 n^2 L bytes in float32, for 2 k n^2 L FLOPs: k/2 FLOPs per byte, against 1/2 for one vector at a time. Memory
-is the states [L + 1, n], the vectors [k, n] and the weights of one layer, which XLA copies out of their stack, 1/L of
-all: on a CPU no product reads a slice where it lies.
+A block of k vectors goes through the chain layer by layer, v <- (d block_l / dh) v forwards and its
+transpose backwards, linearised anew at the stored state h_l in each layer. One pass over depth L
+and width n reads every weight once, 4 n^2 L bytes in float32, for 2 k n^2 L FLOPs: k/2 FLOPs per
+byte, against 1/2 for one vector at a time. Memory is the states [L + 1, n], the vectors [k, n] and
+the weights of one layer, which XLA copies out of their stack, 1/L of all: on a CPU no product reads
+a slice where it lies.
 
-Vectors carry a power of two beside them, so that products of any depth and gain neither overflow nor vanish, and
-scaling rounds nothing.
+Vectors carry a power of two beside them, so that products of any depth and gain neither overflow
+nor vanish, and scaling rounds nothing.
 """
 
 from collections.abc import Callable
@@ -33,13 +34,14 @@ class Operator(NamedTuple):
     """A matrix J [rows, columns] known by its products with blocks of vectors, one vector per row.
 
     Attributes:
-        apply: V [k, columns] -> (Y [k, rows], e [k]), J v_i = y_i 2^(e_i), where the largest entry of y_i is in
-            [1/2, 1) or y_i is zero.
+        apply: V [k, columns] -> (Y [k, rows], e [k]), J v_i = y_i 2^(e_i), where the largest entry
+            of y_i is in [1/2, 1) or y_i is zero.
         adjoint: U [k, rows] -> (Y [k, columns], e [k]), J^T u_i = y_i 2^(e_i), likewise.
         rows: outputs of J.
         columns: inputs of J.
         dtype: of the vectors.
-        workspace: k -> bytes that a product with k vectors holds besides them and the parameters, at most at a time.
+        workspace: k -> bytes that a product with k vectors holds besides them and the parameters,
+            at most at a time.
     """
 
     apply: Product
@@ -57,7 +59,9 @@ class Operator(NamedTuple):
     @property
     def transpose(self) -> "Operator":
         """The transposed matrix."""
-        return self._replace(apply=self.adjoint, adjoint=self.apply, rows=self.columns, columns=self.rows)
+        return self._replace(
+            apply=self.adjoint, adjoint=self.apply, rows=self.columns, columns=self.rows
+        )
 
     def matvec(self, v: Float[Array, " columns"]) -> Float[Array, " rows"]:
         """The product J v, under- and overflow included.
@@ -83,7 +87,9 @@ class Operator(NamedTuple):
         return self.transpose.matvec(u)
 
 
-def scaled(v: Float[Array, "k n"], exponent: Int[Array, " k"]) -> tuple[Float[Array, "k n"], Int[Array, " k"]]:
+def scaled(
+    v: Float[Array, "k n"], exponent: Int[Array, " k"]
+) -> tuple[Float[Array, "k n"], Int[Array, " k"]]:
     """The vectors v 2^exponent with the largest entry of each in [1/2, 1).
 
     Args:
@@ -124,11 +130,12 @@ def jacobian(
         precision: of the matrix products, as in `jax.default_matmul_precision`.
 
     Returns:
-        The operator; layers are folded in a scan, so that it compiles in the same time at every depth.
+        The operator; layers are folded in a scan, so that it compiles in the same time at every
+        depth.
 
     Raises:
-        ValueError: if a layer is not an integer, they are out of order or beyond the chain, or x is not one floating
-            vector.
+        ValueError: if a layer is not an integer, they are out of order or beyond the chain, or x is
+            not one floating vector.
 
     Example:
         >>> from jaxstab import networks
@@ -140,7 +147,9 @@ def jacobian(
     """
     check_floating("x", jnp.result_type(x))
     if from_layer is None and jnp.size(x) == 0:
-        raise ValueError("x is not floating, as tokens are not: from_layer=0 differentiates by what they embed as")
+        raise ValueError(
+            "x is not floating, as tokens are not: from_layer=0 differentiates by what they embed as"
+        )
     first = integer(0 if from_layer is None else from_layer)
     last = integer(params.depth if to_layer is None else to_layer)
     if first is None or last is None or not 0 <= first <= last <= params.depth:
@@ -169,7 +178,10 @@ def jacobian(
 
     def workspace(k: int) -> int:
         """The states, one layer's weights and the vectors."""
-        weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params.blocks)) // params.depth
+        weights = (
+            sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params.blocks))
+            // params.depth
+        )
         return ((last + 1) * h.size + k * h.size) * h.dtype.itemsize + weights
 
     rows = jax.eval_shape(lambda h: chain.readout(params, h), h).size if readout else h.size

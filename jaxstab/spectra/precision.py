@@ -1,8 +1,9 @@
 """Measure: how much of a spectrum survives the precision of the matrix products it was computed with.
 
-Decompositions run in the dtype of their input everywhere; what a device lowers is products: TF32 rounds their inputs
-to 10 bits behind the point, bfloat16 to 7, sums staying float32. Both are emulated here on any device, by rounding
-the inputs of every product, so that the question about a GPU can be asked on a laptop.
+Decompositions run in the dtype of their input everywhere; what a device lowers is products: TF32
+rounds their inputs to 10 bits behind the point, bfloat16 to 7, sums staying float32. Both are
+emulated here on any device, by rounding the inputs of every product, so that the question about a
+GPU can be asked on a laptop.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,7 +25,17 @@ SETTINGS = ("highest", "high", "default")
 # emulated: bits behind the point that inputs of products keep; all have float32's exponent
 EMULATED = {"tf32": 10, "bfloat16": 7}
 # primitives that only call a program, which nothing differentiates any more
-CALLS = ("jit", "pjit", "closed_call", "checkpoint", "remat", "remat2", "custom_jvp_call", "custom_vjp_call", NAME)
+CALLS = (
+    "jit",
+    "pjit",
+    "closed_call",
+    "checkpoint",
+    "remat",
+    "remat2",
+    "custom_jvp_call",
+    "custom_vjp_call",
+    NAME,
+)
 # a value right to 1 % is off by as much in its logarithm
 RIGHT = 0.01
 
@@ -33,7 +44,8 @@ class PrecisionError(NamedTuple):
     """What one precision does to the spectrum at every wanted depth.
 
     Attributes:
-        error: |ln s - ln s of the reference|: about the relative error of s, by index; inf where only one is zero.
+        error: |ln s - ln s of the reference|: about the relative error of s, by index; inf where
+            only one is zero.
         largest: the largest error over the index.
         median: the median error over the index.
         right: how many of the largest values, without a gap, are right to 1 %: trust indices below.
@@ -49,10 +61,11 @@ class PrecisionReport(NamedTuple):
     """Spectra of one network at one input in several precisions.
 
     Attributes:
-        reference: ln s that the others are held against; its dtype says what it is, float64 or, with x64 off,
-            float32 with "highest" products, which then is not among the modes and is not proven right.
-        modes: by name: "highest", "high", "default", as the device at hand multiplies float32; "tf32", "bfloat16",
-            emulated.
+        reference: ln s that the others are held against; its dtype says what it is, float64 or,
+            with x64 off, float32 with "highest" products, which then is not among the modes and is
+            not proven right.
+        modes: by name: "highest", "high", "default", as the device at hand multiplies float32;
+            "tf32", "bfloat16", emulated.
     """
 
     reference: Float[Array, "depth index"]
@@ -73,20 +86,28 @@ class PrecisionReport(NamedTuple):
             "mode      depth  largest   median    right to 1 %",
         ]
         # jit sorts the keys of a dict
-        for name, mode in sorted(self.modes.items(), key=lambda item: [*SETTINGS, *EMULATED].index(item[0])):
-            for depth, largest, median, right in zip(depths, mode.largest, mode.median, mode.right, strict=True):
-                lines.append(f"{name:9} {depth:5}  {float(largest):.1e}   {float(median):.1e}   first {int(right)}")
+        for name, mode in sorted(
+            self.modes.items(), key=lambda item: [*SETTINGS, *EMULATED].index(item[0])
+        ):
+            for depth, largest, median, right in zip(
+                depths, mode.largest, mode.median, mode.right, strict=True
+            ):
+                lines.append(
+                    f"{name:9} {depth:5}  {float(largest):.1e}   {float(median):.1e}   first {int(right)}"
+                )
         return "\n".join(lines)
 
 
 @at_one_input
-def precision_report(chain: Chain, params: Params, x: Float[Array, " d_in"], depths: Depths) -> PrecisionReport:
+def precision_report(
+    chain: Chain, params: Params, x: Float[Array, " d_in"], depths: Depths
+) -> PrecisionReport:
     """`log_singular_values` of one network in several precisions of its matrix products: can I trust this on my GPU?
 
-    The network is the one whose parameters and input are rounded to float32, in every precision, so that errors are
-    those of computing. A forward pass is part of it: in a chaotic network a rounded product is another input, and the
-    whole spectrum is that of a neighbour. A program per precision, six in all: jit it to compile them together. No
-    configuration is changed.
+    The network is the one whose parameters and input are rounded to float32, in every precision, so
+    that errors are those of computing. A forward pass is part of it: in a chaotic network a rounded
+    product is another input, and the whole spectrum is that of a neighbour. A program per
+    precision, six in all: jit it to compile them together. No configuration is changed.
 
     Args:
         chain: the network; blocks of one width.
@@ -125,10 +146,14 @@ def precision_report(chain: Chain, params: Params, x: Float[Array, " d_in"], dep
     each = jax.lax.map(lambda i: jax.lax.switch(i, branches), jnp.arange(len(branches)))
     found = dict(zip(spectra, each, strict=True))
     reference = found.pop("float64" if "float64" in found else "highest")
-    return PrecisionReport(reference, {name: _error(log_s, reference) for name, log_s in found.items()})
+    return PrecisionReport(
+        reference, {name: _error(log_s, reference) for name, log_s in found.items()}
+    )
 
 
-def _error(log_s: Float[Array, "depth index"], reference: Float[Array, "depth index"]) -> PrecisionError:
+def _error(
+    log_s: Float[Array, "depth index"], reference: Float[Array, "depth index"]
+) -> PrecisionError:
     log_s = log_s.astype(reference.dtype)
     # beside two zeros the difference is no number
     error = jnp.where(log_s == reference, 0.0, jnp.abs(log_s - reference))
@@ -138,7 +163,9 @@ def _error(log_s: Float[Array, "depth index"], reference: Float[Array, "depth in
 
 def _cast(tree: PyTree, dtype: Any) -> PyTree:
     """Floating leaves in another dtype; keys and counters stay."""
-    return jax.tree.map(lambda a: jnp.asarray(a, dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a, tree)
+    return jax.tree.map(
+        lambda a: jnp.asarray(a, dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a, tree
+    )
 
 
 def _rounding(f: Callable, bits: int) -> Callable:
@@ -146,14 +173,18 @@ def _rounding(f: Callable, bits: int) -> Callable:
 
     def rounded(*args: PyTree) -> PyTree:
         jaxpr, shape = jax.make_jaxpr(f, return_shape=True)(*args)
-        return jax.tree.unflatten(jax.tree.structure(shape), _evaluate(jaxpr, jax.tree.leaves(args), bits))
+        return jax.tree.unflatten(
+            jax.tree.structure(shape), _evaluate(jaxpr, jax.tree.leaves(args), bits)
+        )
 
     return rounded
 
 
 def _evaluate(closed: core.ClosedJaxpr, args: Sequence[Any], bits: int) -> list[Any]:
     jaxpr = closed.jaxpr
-    values: dict[core.Var, Any] = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*closed.consts, *args), strict=True))
+    values: dict[core.Var, Any] = dict(
+        zip((*jaxpr.constvars, *jaxpr.invars), (*closed.consts, *args), strict=True)
+    )
     read = lambda atom: atom.val if isinstance(atom, core.Literal) else values[atom]
     for equation in jaxpr.eqns:
         inputs = [read(atom) for atom in equation.invars]
@@ -161,12 +192,16 @@ def _evaluate(closed: core.ClosedJaxpr, args: Sequence[Any], bits: int) -> list[
         name = equation.primitive.name
         if name in CALLS:
             called = given["jaxpr"] if "jaxpr" in given else given["call_jaxpr"]
-            called = called if isinstance(called, core.ClosedJaxpr) else core.ClosedJaxpr(called, ())
+            called = (
+                called if isinstance(called, core.ClosedJaxpr) else core.ClosedJaxpr(called, ())
+            )
             outputs = _evaluate(called, inputs, bits)
         else:
             if name == "dot_general":
                 inputs = [jax.lax.reduce_precision(a, 8, bits) for a in inputs]
-            outputs = equation.primitive.bind(*inputs, **{k: _inner(v, bits) for k, v in given.items()})
+            outputs = equation.primitive.bind(
+                *inputs, **{k: _inner(v, bits) for k, v in given.items()}
+            )
         several = isinstance(outputs, list | tuple)
         values.update(zip(equation.outvars, outputs if several else [outputs], strict=True))
     return [read(atom) for atom in jaxpr.outvars]
@@ -174,7 +209,11 @@ def _evaluate(closed: core.ClosedJaxpr, args: Sequence[Any], bits: int) -> list[
 
 def _inner(given: Any, bits: int) -> Any:
     """A parameter of a primitive: the programs of loops and branches rewritten, all else as it is."""
-    if isinstance(given, tuple) and given and all(isinstance(one, core.ClosedJaxpr) for one in given):
+    if (
+        isinstance(given, tuple)
+        and given
+        and all(isinstance(one, core.ClosedJaxpr) for one in given)
+    ):
         return tuple(_inner(one, bits) for one in given)
     if not isinstance(given, core.ClosedJaxpr):
         return given

@@ -17,7 +17,8 @@ def jacobian_at_sites(
 ) -> Operator:
     """The Jacobian of one site by another: what a shift at the one does to the other, along all paths between them.
 
-    A site is the whole value there, batch and all: make the probe at one input for the Jacobian of one input.
+    A site is the whole value there, batch and all: make the probe at one input for the Jacobian of
+    one input.
 
     Args:
         probe: the model.
@@ -50,12 +51,16 @@ def jacobian_at_sites(
         start = vector
 
         def value(x: Array) -> Array:
-            return probe.read(params, *given(x), sites=[end.site]).sites[end.site][end.steps].ravel()
+            return (
+                probe.read(params, *given(x), sites=[end.site]).sites[end.site][end.steps].ravel()
+            )
     else:
         begin = probe.row(from_site)
         check_floating(f"site {from_site}", dtypes[begin.site])
         if probe.rows.index(begin) > probe.rows.index(end):
-            raise ValueError(f"to_site must not come before from_site, got {from_site!r} and {to_site!r}")
+            raise ValueError(
+                f"to_site must not come before from_site, got {from_site!r} and {to_site!r}"
+            )
         whole = probe.zeros()[begin.site]
         start = whole[begin.steps].ravel()
 

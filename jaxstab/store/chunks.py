@@ -1,8 +1,9 @@
 """The bytes of a store: zarr's format 3, arrays in chunks that each carry their crc32c.
 
-Any zarr reader opens such a store. Its bytes are made and read here, and not by zarr, to which a missing chunk is a
-chunk of fill values, and which runs the codecs a store names. Here bytes become numbers by `numpy.frombuffer` of a
-listed dtype, if their length and checksum are right, or they are None.
+Any zarr reader opens such a store. Its bytes are made and read here, and not by zarr, to which a
+missing chunk is a chunk of fill values, and which runs the codecs a store names. Here bytes become
+numbers by `numpy.frombuffer` of a listed dtype, if their length and checksum are right, or they are
+None.
 """
 
 import json
@@ -104,7 +105,8 @@ def check_axes(axes: Mapping[str, Axis]) -> None:
         axes: by name.
 
     Raises:
-        ValueError: if a name is no identifier, a length no integer >= 1, or there are too many cells to count.
+        ValueError: if a name is no identifier, a length no integer >= 1, or there are too many
+            cells to count.
     """
     for name, axis in axes.items():
         if not name.isidentifier():
@@ -112,10 +114,14 @@ def check_axes(axes: Mapping[str, Axis]) -> None:
         check_count(f"{name}: length", axis.length, 1)
         check_count(f"{name}: chunk", axis.chunk, 1)
     if math.prod(axis.length + axis.chunk for axis in axes.values()) >= 2**62:
-        raise ValueError(f"axes must be of fewer than 2^62 cells, got {[axis.length for axis in axes.values()]}")
+        raise ValueError(
+            f"axes must be of fewer than 2^62 cells, got {[axis.length for axis in axes.values()]}"
+        )
 
 
-def check_fields(fields: Mapping[str, Field], axes: Sequence[str] = (), reserved: Sequence[str] = ()) -> None:
+def check_fields(
+    fields: Mapping[str, Field], axes: Sequence[str] = (), reserved: Sequence[str] = ()
+) -> None:
     """Check that a store can hold these fields.
 
     Args:
@@ -131,12 +137,16 @@ def check_fields(fields: Mapping[str, Field], axes: Sequence[str] = (), reserved
     for name, field in fields.items():
         # names become folders: nothing may lead out of the store
         if not name.isidentifier() or name in reserved:
-            raise ValueError(f"a field's name must be an identifier other than {', '.join(reserved)}, got {name!r}")
+            raise ValueError(
+                f"a field's name must be an identifier other than {', '.join(reserved)}, got {name!r}"
+            )
         check_choice(f"{name}: dtype", field.dtype, DTYPES)
         if not all(isinstance(n, int) and n >= 1 for n in field.shape):
             raise ValueError(f"{name}: shape must be integers >= 1, got {field.shape}")
         if len(field.dims) != len(field.shape) or not all(dim.isidentifier() for dim in field.dims):
-            raise ValueError(f"{name}: shape {field.shape} needs a name for each axis, got {field.dims}")
+            raise ValueError(
+                f"{name}: shape {field.shape} needs a name for each axis, got {field.dims}"
+            )
     _check_dimensions(fields, axes)
 
 
@@ -228,7 +238,8 @@ def decode(chunk: bytes | None, field: Field, leading: Sequence[int]) -> np.ndar
         leading: cells along every axis that the fields share.
 
     Returns:
-        The array [*leading, *shape]; None if the chunk is missing, of the wrong length, or not what its checksum says.
+        The array [*leading, *shape]; None if the chunk is missing, of the wrong length, or not what
+        its checksum says.
     """
     shape = (*leading, *field.shape)
     wanted = chunk_bytes(field, leading)
@@ -303,7 +314,9 @@ def chunk_bytes(field: Field, leading: Sequence[int]) -> int | None:
     return None if field.dtype == "str" else math.prod(leading) * cell_bytes(field) + _CRC
 
 
-def documents(attributes: Mapping[str, Any], arrays: Mapping[str, Array], unlisted: Sequence[str]) -> dict[str, bytes]:
+def documents(
+    attributes: Mapping[str, Any], arrays: Mapping[str, Array], unlisted: Sequence[str]
+) -> dict[str, bytes]:
     """The metadata of a store: zarr's JSON for each array and, last, for the group that holds them.
 
     The group's lists all arrays ("consolidated metadata"), so that a reader opens one document.
@@ -333,7 +346,9 @@ def documents(attributes: Mapping[str, Any], arrays: Mapping[str, Array], unlist
 
 def _described(array: Array) -> dict[str, Any]:
     text = array.dtype == "str"
-    order = {"name": "vlen-utf8"} if text else {"name": "bytes", "configuration": {"endian": "little"}}
+    order = (
+        {"name": "vlen-utf8"} if text else {"name": "bytes", "configuration": {"endian": "little"}}
+    )
     return {
         "zarr_format": 3,
         "node_type": "array",

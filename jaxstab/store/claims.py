@@ -19,8 +19,8 @@ _POLL = 0.2
 class Claim:
     """The groups of a sweep that fall to this process; made by `claim`.
 
-    Iterating gives one group after the other, each held until it is committed. A group that another run holds comes
-    last: it is waited for, and taken over if that run dies before it commits.
+    Iterating gives one group after the other, each held until it is committed. A group that another
+    run holds comes last: it is waited for, and taken over if that run dies before it commits.
 
     Attributes:
         groups: the store.
@@ -94,7 +94,9 @@ class Claim:
             ValueError: if the group is not held, or the arrays are not those of the fields.
         """
         if group not in self._held:
-            raise ValueError(f"group {group} is not held here: commit the groups that iterating gives, once each")
+            raise ValueError(
+                f"group {group} is not held here: commit the groups that iterating gives, once each"
+            )
         self.groups.write(group, values)
         self._release(group)
 
@@ -121,13 +123,15 @@ class Claim:
 def claim(groups: Groups, shard: tuple[int, int] = (1, 1), join: bool = False) -> Iterator[Claim]:
     """Own a part of a sweep while computing it.
 
-    Locks lie beside a local store in STORE.lock, and go when the sweep is finished. Behind a URL there are none: two
-    runs of the same part would compute it twice (with the same result); give each its own shard.
+    Locks lie beside a local store in STORE.lock, and go when the sweep is finished. Behind a URL
+    there are none: two runs of the same part would compute it twice (with the same result); give
+    each its own shard.
 
     Args:
         groups: the store.
         shard: (I, N), 1 <= I <= N: the groups g with g mod N = I - 1. Shards of one N do not meet.
-        join: whether to share the part with a run that has it, each group going to whoever is first.
+        join: whether to share the part with a run that has it, each group going to whoever is
+            first.
 
     Yields:
         The groups to compute.
@@ -153,7 +157,9 @@ def claim(groups: Groups, shard: tuple[int, int] = (1, 1), join: bool = False) -
         raise ValueError(f"shard must be I/N with 1 <= I <= N, got {part}/{parts}")
     locks = groups.locks
     if join and locks is None:
-        raise ValueError(f"{groups.place.url} is behind a URL, where there are no locks to join by; use --shard I/N")
+        raise ValueError(
+            f"{groups.place.url} is behind a URL, where there are no locks to join by; use --shard I/N"
+        )
     own = range(part - 1, groups.count, parts)
     if locks is None or _nothing_left(groups, locks, own):
         yield Claim(groups, _missing(groups, own), None)
@@ -175,7 +181,11 @@ def _missing(groups: Groups, own: range) -> tuple[int, ...]:
 
 def _nothing_left(groups: Groups, locks: LockFolder, own: range) -> bool:
     """Whether no lock is needed: a finished store may lie where nothing can be written."""
-    return not locks.path.exists() and len(groups.marks()) == groups.count and not _missing(groups, own)
+    return (
+        not locks.path.exists()
+        and len(groups.marks()) == groups.count
+        and not _missing(groups, own)
+    )
 
 
 def runs(url: str | Path) -> list[Run]:

@@ -38,7 +38,8 @@ def check_writable(path: str | Path, overwrite: bool = False) -> Path:
         The path.
 
     Raises:
-        FileExistsError: if the store exists and overwrite is False, or something that is no store stands there.
+        FileExistsError: if the store exists and overwrite is False, or something that is no store
+            stands there.
         OSError: if the folder cannot be written to.
     """
     path = Path(path)
@@ -48,7 +49,9 @@ def check_writable(path: str | Path, overwrite: bool = False) -> Path:
         if not _is_store(path):
             raise FileExistsError(f"{path} exists and is not a jaxstab store; choose another place")
         if not overwrite:
-            raise FileExistsError(f"{path} exists; pass --overwrite to replace it, or choose another place")
+            raise FileExistsError(
+                f"{path} exists; pass --overwrite to replace it, or choose another place"
+            )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent):
@@ -85,11 +88,16 @@ def provenance() -> dict[str, str]:
     }
 
 
-def save(dataset: xr.Dataset, path: str | Path, overwrite: bool = False, made: Mapping[str, str] | None = None) -> Path:
+def save(
+    dataset: xr.Dataset,
+    path: str | Path,
+    overwrite: bool = False,
+    made: Mapping[str, str] | None = None,
+) -> Path:
     """Write a dataset with its provenance; the store appears whole or not at all.
 
-    It is on the disk before an existing store is moved aside, and that one comes back if the new one cannot take its
-    place.
+    It is on the disk before an existing store is moved aside, and that one comes back if the new
+    one cannot take its place.
 
     Args:
         dataset: what to keep: numbers, bools and text; attributes that JSON can hold.
@@ -101,7 +109,8 @@ def save(dataset: xr.Dataset, path: str | Path, overwrite: bool = False, made: M
         The path.
 
     Raises:
-        FileExistsError: if the store exists and overwrite is False, or something that is no store stands there.
+        FileExistsError: if the store exists and overwrite is False, or something that is no store
+            stands there.
         OSError: if the folder cannot be written to.
         ValueError: if the dataset holds what a store cannot.
     """
@@ -115,13 +124,22 @@ def save(dataset: xr.Dataset, path: str | Path, overwrite: bool = False, made: M
 
 def _write(dataset: xr.Dataset, path: Path) -> None:
     """A dataset as a store of one group."""
-    values = {str(name): _stored(str(name), variable.values) for name, variable in dataset.variables.items()}
+    values = {
+        str(name): _stored(str(name), variable.values)
+        for name, variable in dataset.variables.items()
+    }
     fields = {
-        str(name): Field(variable.shape, chunks.dtype_name(values[str(name)]), tuple(map(str, variable.dims)))
+        str(name): Field(
+            variable.shape, chunks.dtype_name(values[str(name)]), tuple(map(str, variable.dims))
+        )
         for name, variable in dataset.variables.items()
     }
     beside = tuple(str(name) for name in dataset.coords if name not in dataset.dims)
-    texts = {str(name): plain(variable.attrs) for name, variable in dataset.variables.items() if variable.attrs}
+    texts = {
+        str(name): plain(variable.attrs)
+        for name, variable in dataset.variables.items()
+        if variable.attrs
+    }
     settings = plain(dataset.attrs, "attributes")
     store = Groups(Place(path), settings, fields, {}, beside=beside, attributes=texts)
     documents = store.documents()
@@ -136,7 +154,9 @@ def _stored(name: str, values: np.ndarray) -> np.ndarray:
     if values.dtype.kind in "UT" or all(isinstance(value, str) for value in values.ravel()):
         return values.astype(str)
     if values.dtype.name not in DTYPES:
-        raise ValueError(f"{name} must be text or of dtype {', '.join(DTYPES[:-1])}, got {values.dtype}")
+        raise ValueError(
+            f"{name} must be text or of dtype {', '.join(DTYPES[:-1])}, got {values.dtype}"
+        )
     return values
 
 

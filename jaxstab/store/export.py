@@ -36,7 +36,9 @@ def write_table(dataset: xr.Dataset, path: str | Path) -> Path:
         >>> len(lines), lines[0].split(",")[:3]
         (2, ['variant', 'depth', 'sigma_w'])
     """
-    end = dataset[["train_accuracy", "test_accuracy", "first_nonfinite", "done"]].isel(evaluation=-1, drop=True)
+    end = dataset[["train_accuracy", "test_accuracy", "first_nonfinite", "done"]].isel(
+        evaluation=-1, drop=True
+    )
     table = end.assign(loss=dataset.loss.isel(step=-1, drop=True)).to_dataframe().reset_index()
     with whole_file(path) as aside:
         table[table.done].drop(columns="done").to_csv(aside, index=False)
@@ -113,6 +115,8 @@ def write_events(dataset: xr.Dataset, folder: str | Path) -> Path:
                     if math.isfinite(value):
                         writer.add_scalar(field, float(value), step)
             for field in ("train_accuracy", "test_accuracy"):
-                for step, value in zip(dataset.evaluation.values, np.asarray(cell[field]), strict=True):
+                for step, value in zip(
+                    dataset.evaluation.values, np.asarray(cell[field]), strict=True
+                ):
                     writer.add_scalar(field, float(value), int(step))
     return Path(folder)

@@ -32,10 +32,12 @@ _ABSENT = object()
 def code_version() -> dict[str, Any]:
     """Which code computes the numbers: versions of packages, and a digest of every source file that decides one.
 
-    Command line, data loading, reports and stores are left out: a change there keeps an unfinished sweep valid.
+    Command line, data loading, reports and stores are left out: a change there keeps an unfinished
+    sweep valid.
 
     Returns:
-        Versions by package, and under `sources` the first 12 hexadecimal digits of each file's SHA-256.
+        Versions by package, and under `sources` the first 12 hexadecimal digits of each file's
+        SHA-256.
 
     Example:
         >>> sorted(code_version())
@@ -54,20 +56,26 @@ def code_version() -> dict[str, Any]:
 def machine() -> dict[str, Any]:
     """What of a machine decides the last bits of a number: two that agree here give the same bits.
 
-    Vector instructions decide in which order sums are taken, and the BLAS picks its kernels by the processor; flags of
-    XLA can allow it to reorder (fast-math) or to use fewer instructions.
+    Vector instructions decide in which order sums are taken, and the BLAS picks its kernels by the
+    processor; flags of XLA can allow it to reorder (fast-math) or to use fewer instructions.
 
     Returns:
-        The device; of a CPU its vector instructions and the BLAS's kernels; flags of XLA and of JAX that change
-        programs.
+        The device; of a CPU its vector instructions and the BLAS's kernels; flags of XLA and of JAX
+        that change programs.
 
     Example:
         >>> sorted(machine())
         ['blas', 'device', 'flags', 'instructions']
     """
     device = jax.devices()[0]
-    kernels = {str(lib.get("architecture")) for lib in threadpool_info() if lib["internal_api"] == "openblas"}
-    words = [word for word in os.environ.get("XLA_FLAGS", "").split() if not word.startswith(_BITLESS)]
+    kernels = {
+        str(lib.get("architecture"))
+        for lib in threadpool_info()
+        if lib["internal_api"] == "openblas"
+    }
+    words = [
+        word for word in os.environ.get("XLA_FLAGS", "").split() if not word.startswith(_BITLESS)
+    ]
     if jax.config.read("jax_disable_most_optimizations"):
         words.append("jax_disable_most_optimizations")
     return {
@@ -80,7 +88,11 @@ def machine() -> dict[str, Any]:
 
 def _instructions() -> list[str]:
     """Vector instructions of this CPU, as Linux names them; elsewhere the name of the processor."""
-    lines = [line.split(":", 1)[1].split() for line in _cpu().splitlines() if line.startswith(("flags", "Features"))]
+    lines = [
+        line.split(":", 1)[1].split()
+        for line in _cpu().splitlines()
+        if line.startswith(("flags", "Features"))
+    ]
     known = sorted({word for word in (lines[0] if lines else []) if word.startswith(_VECTOR)})
     return known or [platform.machine(), platform.processor()]
 
@@ -118,7 +130,9 @@ def plain(value: Any, name: str = "settings") -> Any:
         return str(value)
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    raise ValueError(f"{name} must be plain values (numbers, strings, lists, mappings), got {type(value).__name__}")
+    raise ValueError(
+        f"{name} must be plain values (numbers, strings, lists, mappings), got {type(value).__name__}"
+    )
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:

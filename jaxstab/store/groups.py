@@ -1,10 +1,11 @@
 """Labelled arrays in a zarr store, committed group by group: each group is there whole or not at all.
 
-All fields share some axes (the cells of a sweep), which are cut into groups; an array per field has one chunk per group
-(`chunks`). Written last is a group's mark: its number, a digest of the store's settings, and the checksum of each of
-its chunks. A store without shared axes is one group: a finished dataset. Nothing in a store of groups depends on time,
-host, process or order, so two finished stores of one sweep are equal file by file. Nothing read from a store can run
-code. The root's document is there twice; whichever is whole mends the other.
+All fields share some axes (the cells of a sweep), which are cut into groups; an array per field has
+one chunk per group (`chunks`). Written last is a group's mark: its number, a digest of the store's
+settings, and the checksum of each of its chunks. A store without shared axes is one group: a
+finished dataset. Nothing in a store of groups depends on time, host, process or order, so two
+finished stores of one sweep are equal file by file. Nothing read from a store can run code. The
+root's document is there twice; whichever is whole mends the other.
 """
 
 import contextlib
@@ -57,7 +58,9 @@ class Groups:
     settings: dict[str, Any]
     fields: dict[str, Field]
     axes: dict[str, Axis]
-    coordinates: dict[str, tuple[tuple[str, ...], np.ndarray]] = dataclasses.field(default_factory=dict)
+    coordinates: dict[str, tuple[tuple[str, ...], np.ndarray]] = dataclasses.field(
+        default_factory=dict
+    )
     beside: tuple[str, ...] = ()
     attributes: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
 
@@ -70,7 +73,10 @@ class Groups:
         chunks.check_axes(self.axes)
         chunks.check_fields(self.fields, tuple(self.axes), _RESERVED if self.axes else ("mark",))
         if self.coordinates:
-            given = {name: Field(values.shape, "str", dims) for name, (dims, values) in self.coordinates.items()}
+            given = {
+                name: Field(values.shape, "str", dims)
+                for name, (dims, values) in self.coordinates.items()
+            }
             chunks.check_fields(given, (), (*_RESERVED, *self.fields))
         taken = {OWN, "coordinates"} & set(self.settings)
         if taken:
@@ -130,7 +136,8 @@ class Groups:
             groups: which.
 
         Yields:
-            A group and its fields' arrays [*chunk, *shape], or None in their place if it is not whole.
+            A group and its fields' arrays [*chunk, *shape], or None in their place if it is not
+            whole.
         """
         todo = list(groups)
         step = max(1, _BATCH // (self.size * sum(map(chunks.cell_bytes, self._arrays.values()))))
@@ -156,7 +163,9 @@ class Groups:
         if not 0 <= group < self.count:
             raise ValueError(f"group must be in 0..{self.count - 1}, got {group}")
         if set(values) != set(self.fields):
-            raise ValueError(f"values must be those of {', '.join(self.fields)}, got {', '.join(values)}")
+            raise ValueError(
+                f"values must be those of {', '.join(self.fields)}, got {', '.join(values)}"
+            )
         arrays = {name: np.asarray(values[name]) for name in self.fields}
         for name, field in self.fields.items():
             _check_array(name, field, self.chunk, arrays[name])
@@ -197,7 +206,9 @@ class Groups:
         Returns:
             Those with a mark of the right length, ascending.
         """
-        return self.marks_in({f"mark/{name}": size for name, size in self.place.sizes("mark").items()})
+        return self.marks_in(
+            {f"mark/{name}": size for name, size in self.place.sizes("mark").items()}
+        )
 
     def present(self, listing: Mapping[str, int]) -> list[int]:
         """Which groups are there, by the lengths of their files and by their marks; no other chunk is opened.
@@ -208,18 +219,25 @@ class Groups:
         Returns:
             Those whose mark is of this store and whose chunks have the right length, ascending.
         """
-        lengths = {name: chunks.chunk_bytes(field, self.chunk) for name, field in self._arrays.items()}
+        lengths = {
+            name: chunks.chunk_bytes(field, self.chunk) for name, field in self._arrays.items()
+        }
 
         def complete(group: int) -> bool:
             sizes = {name: listing.get(self._key(name, group)) for name in lengths}
-            return all(size is not None and lengths[name] in (None, size) for name, size in sizes.items())
+            return all(
+                size is not None and lengths[name] in (None, size) for name, size in sizes.items()
+            )
 
-        return sorted(self.checksums([group for group in self.marks_in(listing) if complete(group)]))
+        return sorted(
+            self.checksums([group for group in self.marks_in(listing) if complete(group)])
+        )
 
     def create(self) -> bool:
         """Make the store, whole or not at all. Of several processes exactly one makes it.
 
-        Behind a URL the root's document comes last, and only if there is none, where the backend can tell.
+        Behind a URL the root's document comes last, and only if there is none, where the backend
+        can tell.
 
         Returns:
             Whether this process made it.
@@ -273,12 +291,16 @@ class Groups:
         arrays = {name: self._array(name, field) for name, field in self._arrays.items()}
         files = {}
         for name, (dims, values) in self.coordinates.items():
-            arrays[name] = Array(values.shape, values.shape, chunks.dtype_name(values), dims, self._described(name))
+            arrays[name] = Array(
+                values.shape, values.shape, chunks.dtype_name(values), dims, self._described(name)
+            )
             files[chunks.key(name, [0] * values.ndim)] = chunks.encode(values)
         width = 2 + len(self._arrays)
         # what a reader of numbers need not see
         columns = {"columns": ["group", "digest of the settings", *self._arrays]}
-        arrays["mark"] = Array((self.count, width), (1, width), "int64", ("mark_group", "mark_column"), columns)
+        arrays["mark"] = Array(
+            (self.count, width), (1, width), "int64", ("mark_group", "mark_column"), columns
+        )
         beside = [name for name, (dims, _) in self.coordinates.items() if dims != (name,)]
         # where the CF conventions, and xarray, look for them
         named = {"coordinates": " ".join([*beside, *self.beside])} if beside or self.beside else {}
@@ -313,7 +335,13 @@ class Groups:
     def _array(self, name: str, field: Field) -> Array:
         whole = tuple(axis.length for axis in self.axes.values())
         dims = (*self.axes, *field.dims)
-        return Array((*whole, *field.shape), (*self.chunk, *field.shape), field.dtype, dims, self._described(name))
+        return Array(
+            (*whole, *field.shape),
+            (*self.chunk, *field.shape),
+            field.dtype,
+            dims,
+            self._described(name),
+        )
 
     def _described(self, name: str) -> Mapping[str, Any]:
         return self.attributes.get(name) or labels.attributes(name)
@@ -355,7 +383,9 @@ class Groups:
         own = {group: mark.tolist() for group, mark in marks.items() if mark is not None}
         return {group: mark[2:] for group, mark in own.items() if mark[:2] == [group, self.digest]}
 
-    def _values(self, found: Iterator[bytes | None], sums: list[int]) -> dict[str, np.ndarray] | None:
+    def _values(
+        self, found: Iterator[bytes | None], sums: list[int]
+    ) -> dict[str, np.ndarray] | None:
         """The next chunk of every field; None if any is missing, torn, or not the one that was committed."""
         values = {}
         taken = list(itertools.islice(found, len(sums)))
@@ -373,4 +403,6 @@ def _check_array(name: str, field: Field, chunk: tuple[int, ...], array: np.ndar
     dtype = array.dtype
     fits = dtype.kind in "UOT" if field.dtype == "str" else dtype == np.dtype(field.dtype)
     if array.shape != shape or not fits:
-        raise ValueError(f"{name} must be {field.dtype}{list(shape)}, got {dtype}{list(array.shape)}")
+        raise ValueError(
+            f"{name} must be {field.dtype}{list(shape)}, got {dtype}{list(array.shape)}"
+        )

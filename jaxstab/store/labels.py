@@ -69,7 +69,11 @@ _LABELS = {
     "coefficient": ("what clipping multiplied the gradient by", _ONE),
     "first_nonfinite": ("first step that was not finite, -1 for none", _ONE),
 }
-_PREFIXES = {"predicted_": "predicted ", "fixed_point_": "fixed point: ", "best_": "at the best gain: "}
+_PREFIXES = {
+    "predicted_": "predicted ",
+    "fixed_point_": "fixed point: ",
+    "best_": "at the best gain: ",
+}
 _SUFFIXES = {"_se": "standard error of "}
 
 
@@ -77,7 +81,8 @@ def attributes(name: str) -> dict[str, str]:
     """Attributes of an array by its name.
 
     Args:
-        name: of a field of the house's records, a coordinate, or one of these with a prefix or suffix of the house.
+        name: of a field of the house's records, a coordinate, or one of these with a prefix or
+            suffix of the house.
 
     Returns:
         `long_name` and `units`; nothing for other names.

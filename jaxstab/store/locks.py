@@ -1,8 +1,9 @@
 """Who works on a local store: kernel locks on files in a folder beside it, STORE.lock.
 
-The kernel lets go of a lock when its process ends, however it ends, so none is ever stale. The name of a run's lock
-file says which part it owns and who it is. On a network file system the locks hold between hosts if its `flock` does
-(NFS 4 and CephFS do; Lustre when mounted with flock); where there is none, taking a lock is an OSError.
+The kernel lets go of a lock when its process ends, however it ends, so none is ever stale. The name
+of a run's lock file says which part it owns and who it is. On a network file system the locks hold
+between hosts if its `flock` does (NFS 4 and CephFS do; Lustre when mounted with flock); where there
+is none, taking a lock is an OSError.
 """
 
 import contextlib
@@ -81,7 +82,9 @@ class LockFolder:
         try:
             lock = self._gate()
         except Timeout as error:
-            raise OSError(f"{self.path}: another process has held the gate for {_GATE_TIMEOUT:g} s") from error
+            raise OSError(
+                f"{self.path}: another process has held the gate for {_GATE_TIMEOUT:g} s"
+            ) from error
         except OSError as error:
             raise OSError(f"cannot write to {self.path}: {error.strerror or error}") from error
         try:
@@ -199,7 +202,9 @@ def owned(store: str | Path) -> Iterator[None]:
         lock = folder.enter((1, 1), join=False)
     except BlockingIOError as error:
         runs = ", ".join(map(str, folder.runs()))
-        raise BlockingIOError(f"{store} is being made by {runs or 'another run'}; wait for it") from error
+        raise BlockingIOError(
+            f"{store} is being made by {runs or 'another run'}; wait for it"
+        ) from error
     try:
         yield
     finally:

@@ -35,7 +35,8 @@ def open_groups(
 
     Args:
         url: a folder to be, or an fsspec URL such as s3://bucket/sweep.zarr.
-        settings: plain values, nested as they like: grid, plan, checksum of the data, `code_version()`.
+        settings: plain values, nested as they like: grid, plan, checksum of the data,
+            `code_version()`.
         fields: the arrays by name.
         groups: number of groups.
         size: rows of a group; the last one is filled up by its writer.
@@ -59,7 +60,8 @@ def open_groups(
         >>> open_groups("memory://doctest/a.zarr", {"width": 9}, fields, groups=2, size=3)
         Traceback (most recent call last):
             ...
-        jaxstab.store.opening.OtherSweepError: ... holds another sweep (width: 8 -> 9); choose another place
+        jaxstab.store.opening.OtherSweepError: ... holds another sweep (width: 8 -> 9); choose
+        another place
     """
     for name, value in (("groups", groups), ("size", size)):
         check_count(name, value, 1)
@@ -100,7 +102,10 @@ def open_grid(
         >>> load_groups("memory://doctest/g.zarr").c.sel(sigma_w=1.5).values.tolist()
         [nan, nan, 1.0]
     """
-    known = {name: (tuple(dims), np.asarray(values)) for name, (dims, values) in (coordinates or {}).items()}
+    known = {
+        name: (tuple(dims), np.asarray(values))
+        for name, (dims, values) in (coordinates or {}).items()
+    }
     wanted = Groups(Place(url), plain(settings), dict(fields), dict(axes), known)
     if not wanted.place.exists():
         wanted.create()
@@ -108,7 +113,9 @@ def open_grid(
     if root is not None:
         found = described(wanted.place, root)
         if wanted.axes and not found.axes:
-            raise FileExistsError(f"{url} exists and is a finished dataset, not a sweep; choose another place")
+            raise FileExistsError(
+                f"{url} exists and is a finished dataset, not a sweep; choose another place"
+            )
         changed = differences(found.identity, wanted.identity)
         if changed:
             raise OtherSweepError(f"{url} holds another sweep ({changed}); choose another place")

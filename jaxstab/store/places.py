@@ -12,9 +12,10 @@ from fsspec.implementations.local import LocalFileSystem
 class Place:
     """A folder of files, local or behind an fsspec URL.
 
-    A file is there whole or not at all: locally it is written beside its place and renamed (a kill leaves a hidden
-    `.partial`, which the next write of the same file replaces); an object store puts it whole. The disk is not waited
-    for: that makes a commit of five files 16 times slower, and what a power cut tears has the wrong checksum.
+    A file is there whole or not at all: locally it is written beside its place and renamed (a kill
+    leaves a hidden `.partial`, which the next write of the same file replaces); an object store
+    puts it whole. The disk is not waited for: that makes a commit of five files 16 times slower,
+    and what a power cut tears has the wrong checksum.
 
     Attributes:
         url: as given.
@@ -36,7 +37,9 @@ class Place:
         except (ImportError, ValueError) as error:
             raise ValueError(f"{self.url}: {error}") from error
         # a store that a link leads to has its locks where it lies itself
-        self.local = Path(os.path.realpath(self._root)) if isinstance(self._files, LocalFileSystem) else None
+        self.local = (
+            Path(os.path.realpath(self._root)) if isinstance(self._files, LocalFileSystem) else None
+        )
 
     def exists(self, key: str = "") -> bool:
         """Whether there is such a file or folder, now.
@@ -64,9 +67,13 @@ class Place:
         """
         if not keys:
             return []
-        found = self._files.cat_ranges([self._path(key) for key in keys], None, None, on_error="return")
+        found = self._files.cat_ranges(
+            [self._path(key) for key in keys], None, None, on_error="return"
+        )
         for answer in found:
-            if isinstance(answer, Exception) and not isinstance(answer, (FileNotFoundError, NotADirectoryError)):
+            if isinstance(answer, Exception) and not isinstance(
+                answer, (FileNotFoundError, NotADirectoryError)
+            ):
                 reason = getattr(answer, "strerror", None) or answer
                 raise OSError(f"cannot read {self.url}: {reason}") from answer
         return [answer if isinstance(answer, bytes) else None for answer in found]
@@ -204,7 +211,11 @@ class Place:
             The same in one line.
         """
         ours = f"cannot write to {self.url}: "
-        return error if str(error).startswith("cannot write to ") else OSError(f"{ours}{error.strerror or error}")
+        return (
+            error
+            if str(error).startswith("cannot write to ")
+            else OSError(f"{ours}{error.strerror or error}")
+        )
 
     def _path(self, key: str) -> str:
         return f"{self._root}/{key}" if key else str(self._root)

@@ -46,9 +46,9 @@ def load_groups(url: str | Path) -> xr.Dataset:
         url: a folder or an fsspec URL.
 
     Returns:
-        The fields over the shared axes and their own, NaN, -1 or False in groups that are not whole, and `done` over
-        the shared axes, which says which cells are computed; coordinates; the settings as attributes. Of a store
-        without shared axes the dataset that was saved.
+        The fields over the shared axes and their own, NaN, -1 or False in groups that are not
+        whole, and `done` over the shared axes, which says which cells are computed; coordinates;
+        the settings as attributes. Of a store without shared axes the dataset that was saved.
 
     Raises:
         ValueError: if there is no store, or it is damaged or another kind.
@@ -79,7 +79,9 @@ def load_groups(url: str | Path) -> xr.Dataset:
             arrays[name][at] = value[inside]
     if not store.axes and not done:
         raise ValueError(f"{url}: damaged store (its data are missing or torn)")
-    variables: dict[str, Any] = {name: ((*store.axes, *f.dims), arrays[name]) for name, f in store.fields.items()}
+    variables: dict[str, Any] = {
+        name: ((*store.axes, *f.dims), arrays[name]) for name, f in store.fields.items()
+    }
     if store.axes:
         variables["done"] = (tuple(store.axes), done)
     dataset = xr.Dataset(variables, _coordinates(place, root, store), store.settings)

@@ -88,10 +88,14 @@ def described(place: Place, root: Root) -> Groups:
         attributes = dict(root["attributes"])
         own = attributes.pop(OWN)
         fields = {
-            str(name): Field(tuple(field["shape"]), str(field["dtype"]), tuple(map(str, field["dims"])))
+            str(name): Field(
+                tuple(field["shape"]), str(field["dtype"]), tuple(map(str, field["dims"]))
+            )
             for name, field in own["fields"].items()
         }
-        axes = {str(name): Axis(axis["length"], axis["chunk"]) for name, axis in own["axes"].items()}
+        axes = {
+            str(name): Axis(axis["length"], axis["chunk"]) for name, axis in own["axes"].items()
+        }
         beside = str(attributes.pop("coordinates", "")).split()
         arrays = root["consolidated_metadata"]["metadata"]
         texts = {str(name): dict(array["attributes"]) for name, array in arrays.items()}

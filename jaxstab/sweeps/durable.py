@@ -1,7 +1,7 @@
 """The durable run: open a store, claim its groups, compute them, commit each, and go on after any interruption.
 
-Measuring and training are both run this way. What they compute is a `Job`; who computes which group, and what is
-finished, is the store's to say.
+Measuring and training are both run this way. What they compute is a `Job`; who computes which
+group, and what is finished, is the store's to say.
 """
 
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -63,7 +63,9 @@ class Job(Protocol[Found]):
     def program(self, group: int) -> Hashable:
         """What decides the program of a group; groups of one program run side by side."""
 
-    def compute(self, batches: Iterable[Sequence[int]], pending: Collection[int]) -> Iterator[Found]:
+    def compute(
+        self, batches: Iterable[Sequence[int]], pending: Collection[int]
+    ) -> Iterator[Found]:
         """Compute batches of groups of one program, no more than there are devices; pending are those that may come."""
 
 
@@ -136,15 +138,16 @@ def complete(
 ) -> None:
     """Compute and commit the groups of a store that are not finished.
 
-    A group counts as finished once it is committed, whatever happens later. Another run of the same groups is refused,
-    so no group is written twice.
+    A group counts as finished once it is committed, whatever happens later. Another run of the same
+    groups is refused, so no group is written twice.
 
     Args:
         groups: the store, as `open_store` gives it.
         job: what is computed.
         shard: (I, N), the I-th of N equal parts; None for all groups.
         join: whether to share the groups with a run that has them, each going to whoever is first.
-        progress: wraps the results as they come, such as tqdm; each is committed before the next is asked for.
+        progress: wraps the results as they come, such as tqdm; each is committed before the next is
+            asked for.
 
     Raises:
         BlockingIOError: if another run has some of these groups and join is False; says who.

@@ -12,7 +12,16 @@ from jaxtyping import Array, Float, Int
 
 from jaxstab import networks
 from jaxstab.activations import Activation, get
-from jaxstab.checks import Integer, Integers, Real, Reals, check_ascending, check_labels, plain_axis, plain_number
+from jaxstab.checks import (
+    Integer,
+    Integers,
+    Real,
+    Reals,
+    check_ascending,
+    check_labels,
+    plain_axis,
+    plain_number,
+)
 from jaxstab.networks.blocks import UNIT_WEIGHTS
 from jaxstab.records import Data
 
@@ -91,8 +100,12 @@ class Grid:
             object.__setattr__(self, name, value)
         for axis in ("depths", "sigma_w"):
             check_ascending(axis, getattr(self, axis))
-        if len(self.activations) == 0 or len({get(a).name for a in self.activations}) < len(self.activations):
-            raise ValueError(f"activations must be one or more different ones, got {self.activations}")
+        if len(self.activations) == 0 or len({get(a).name for a in self.activations}) < len(
+            self.activations
+        ):
+            raise ValueError(
+                f"activations must be one or more different ones, got {self.activations}"
+            )
         for name, values in (("sigma_w", self.sigma_w), ("sigma_b", (self.sigma_b,))):
             if not all(math.isfinite(v) and v >= 0 for v in values):
                 raise ValueError(f"{name} must be finite and >= 0, got {getattr(self, name)}")
@@ -109,7 +122,9 @@ class Grid:
         needs_batch = self.network(self.activations[0]).mixes_examples
         has_batch = isinstance(self.batch, int) and self.batch >= 2
         if (needs_batch or self.batch is not None) and not has_batch:
-            raise ValueError(f"batch must be an integer >= 2, and BatchNorm needs one, got {self.batch}")
+            raise ValueError(
+                f"batch must be an integer >= 2, and BatchNorm needs one, got {self.batch}"
+            )
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -157,11 +172,20 @@ def samples(grid: Grid, data: Data) -> Sample:
     shape = (2, grid.inputs) if grid.batch is None else (2, grid.inputs, grid.batch)
     needed = math.prod(shape)
     if len(data.x) < needed:
-        raise ValueError(f"{needed // 2} inputs need {needed} examples, {data.name} has {len(data.x)}")
-    draws = [np.random.default_rng(seed).choice(len(data.x), needed, replace=False) for seed in range(grid.seeds)]
+        raise ValueError(
+            f"{needed // 2} inputs need {needed} examples, {data.name} has {len(data.x)}"
+        )
+    draws = [
+        np.random.default_rng(seed).choice(len(data.x), needed, replace=False)
+        for seed in range(grid.seeds)
+    ]
     first, second = np.moveaxis(np.stack(draws).reshape(grid.seeds, *shape), 1, 0)
     x = data.normalised().x
-    return Sample(*map(jnp.asarray, (x[first].astype(grid.dtype), x[second].astype(grid.dtype), data.y[first])))
+    return Sample(
+        *map(
+            jnp.asarray, (x[first].astype(grid.dtype), x[second].astype(grid.dtype), data.y[first])
+        )
+    )
 
 
 def with_coordinates(dataset: xr.Dataset, grid: Grid) -> xr.Dataset:
@@ -174,5 +198,11 @@ def with_coordinates(dataset: xr.Dataset, grid: Grid) -> xr.Dataset:
     Returns:
         The dataset with coordinates.
     """
-    known = {"activation": list(grid.names), "sigma_w": list(grid.sigma_w), "depth": list(grid.depths)}
-    return dataset.assign_coords({d: known.get(str(d), np.arange(size)) for d, size in dataset.sizes.items()})
+    known = {
+        "activation": list(grid.names),
+        "sigma_w": list(grid.sigma_w),
+        "depth": list(grid.depths),
+    }
+    return dataset.assign_coords(
+        {d: known.get(str(d), np.arange(size)) for d, size in dataset.sizes.items()}
+    )

@@ -10,14 +10,19 @@ import numpy as np
 from jaxstab import networks, propagation, spectra, training
 from jaxstab.sweeps.grid import Grid, Sample
 
-# layers' worth of weights that are there a second time, in random bits on their way to weights and in slices
+# layers' worth of weights that are there a second time, in random bits on their way to weights and
+# in slices
 LAYERS = 8
 
 Record = Any
-Measure = Callable[[networks.Chain, networks.Params, Sample, Sequence[int]], Record | tuple[Record, ...]]
+Measure = Callable[
+    [networks.Chain, networks.Params, Sample, Sequence[int]], Record | tuple[Record, ...]
+]
 
 
-def signal(chain: networks.Chain, params: networks.Params, sample: Sample, depths: Sequence[int]) -> tuple[Record, ...]:
+def signal(
+    chain: networks.Chain, params: networks.Params, sample: Sample, depths: Sequence[int]
+) -> tuple[Record, ...]:
     """Measure: forward, correlation and backward profiles, the loss being (mean) softmax cross-entropy.
 
     Args:
@@ -37,7 +42,9 @@ def signal(chain: networks.Chain, params: networks.Params, sample: Sample, depth
     )
 
 
-def jacobian(chain: networks.Chain, params: networks.Params, sample: Sample, depths: Sequence[int]) -> Record:
+def jacobian(
+    chain: networks.Chain, params: networks.Params, sample: Sample, depths: Sequence[int]
+) -> Record:
     """Measure: log singular values of the input-output Jacobian at every depth; of all of a batch at once.
 
     Args:
@@ -60,7 +67,8 @@ class Memory(NamedTuple):
     """Bytes of a grid's cells that are computed at once, on a CPU; of the two measures within 25 % of what XLA says.
 
     Attributes:
-        seed: of all cells of one seed together: their weights, and what drawing and slicing a few layers takes.
+        seed: of all cells of one seed together: their weights, and what drawing and slicing a few
+            layers takes.
         cell: of each network besides, at all its inputs.
     """
 
@@ -86,18 +94,31 @@ def memory(grid: Grid, d_in: int, measure: Measure | None = None) -> Memory:
     Args:
         grid: the grid.
         d_in: input features.
-        measure: `signal` or `jacobian`; None for the larger of the two, which any other is taken for.
+        measure: `signal` or `jacobian`; None for the larger of the two, which any other is taken
+            for.
 
     Returns:
         The bytes.
     """
     mlp = grid.network(grid.activations[0])
-    shapes = jax.eval_shape(lambda: networks.init(mlp, jax.random.key(0), jnp.ones(d_in, jnp.float32)))
-    params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, np.dtype(grid.dtype)), shapes)
+    shapes = jax.eval_shape(
+        lambda: networks.init(mlp, jax.random.key(0), jnp.ones(d_in, jnp.float32))
+    )
+    params = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, np.dtype(grid.dtype)), shapes
+    )
     size = grid.width * mlp.sources
     examples = grid.batch or 1
     of_signal = propagation.backward_memory(params, size, grid.depths, grid.inputs, grid.batch)
-    of_jacobian = spectra.log_spectrum_memory(size * examples, grid.depths, grid.inputs, d_in * examples, grid.dtype)
-    cell = of_signal if measure is signal else of_jacobian if measure is jacobian else max(of_signal, of_jacobian)
+    of_jacobian = spectra.log_spectrum_memory(
+        size * examples, grid.depths, grid.inputs, d_in * examples, grid.dtype
+    )
+    cell = (
+        of_signal
+        if measure is signal
+        else of_jacobian
+        if measure is jacobian
+        else max(of_signal, of_jacobian)
+    )
     weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
     return Memory(weights + LAYERS * weights // (mlp.depth + 2), cell)

@@ -1,7 +1,8 @@
 """Sweeps over layers of the user's own: depth by a factory, sigma_w as a factor of their weights.
 
-Blocks of a deeper network need not be those of a shallower one, so that each depth is a program of its own. Fields of
-all depths stand in one array: layers and singular values that a shallower network does not have are NaN.
+Blocks of a deeper network need not be those of a shallower one, so that each depth is a program of
+its own. Fields of all depths stand in one array: layers and singular values that a shallower
+network does not have are NaN.
 """
 
 import dataclasses
@@ -36,9 +37,11 @@ class OwnGrid:
     """What to sweep over, of layers of the user's own.
 
     Attributes:
-        network: depth -> the chain of that depth, as `networks.from_linen` and `networks.from_functions` make it.
+        network: depth -> the chain of that depth, as `networks.from_linen` and
+            `networks.from_functions` make it.
         depths: depths, ascending.
-        sigma_w: factors of the weights, ascending: gains, where these are drawn at variance 1/fan_in.
+        sigma_w: factors of the weights, ascending: gains, where these are drawn at variance
+            1/fan_in.
         seeds: number of independent networks per cell.
         inputs: inputs per network.
         kernels: which parameters are weights, as in `networks.scale_kernels`.
@@ -59,10 +62,14 @@ class OwnGrid:
         """
         # a Flax module can be called, too
         if not callable(self.network) or hasattr(self.network, "init"):
-            raise ValueError(f"network must be a function depth -> networks.Chain, got a {type(self.network).__name__}")
+            raise ValueError(
+                f"network must be a function depth -> networks.Chain, got a {type(self.network).__name__}"
+            )
         for name in ("depths", "sigma_w"):
             # frozen: set as dataclasses do it
-            object.__setattr__(self, name, plain_axis(name, getattr(self, name), integer=name == "depths"))
+            object.__setattr__(
+                self, name, plain_axis(name, getattr(self, name), integer=name == "depths")
+            )
             check_ascending(name, getattr(self, name))
         for name in ("seeds", "inputs"):
             object.__setattr__(self, name, check_count(name, getattr(self, name), 1))
@@ -85,9 +92,13 @@ class OwnGrid:
         """
         found = self.network(depth)
         if not isinstance(found, Chain):
-            raise ValueError(f"network({depth}) must be a networks.Chain, got a {type(found).__name__}")
+            raise ValueError(
+                f"network({depth}) must be a networks.Chain, got a {type(found).__name__}"
+            )
         if found.init is None:
-            raise ValueError("network must draw its parameters: networks.from_linen or networks.from_functions")
+            raise ValueError(
+                "network must draw its parameters: networks.from_linen or networks.from_functions"
+            )
         if isinstance(found.block, tuple) and len(found.block) != depth:
             raise ValueError(f"network({depth}) must be of {depth} blocks, got {len(found.block)}")
         return found
@@ -108,8 +119,13 @@ def samples_of_own(grid: OwnGrid, data: Data) -> Sample:
     """
     needed = 2 * grid.inputs
     if len(data.x) < needed:
-        raise ValueError(f"{grid.inputs} inputs need {needed} examples, {data.name} has {len(data.x)}")
-    draws = [np.random.default_rng(seed).choice(len(data.x), needed, replace=False) for seed in range(grid.seeds)]
+        raise ValueError(
+            f"{grid.inputs} inputs need {needed} examples, {data.name} has {len(data.x)}"
+        )
+    draws = [
+        np.random.default_rng(seed).choice(len(data.x), needed, replace=False)
+        for seed in range(grid.seeds)
+    ]
     first, second = np.moveaxis(np.stack(draws).reshape(grid.seeds, 2, grid.inputs), 1, 0)
     return Sample(*map(jnp.asarray, (data.x[first], data.x[second], data.y[first])))
 
@@ -190,7 +206,9 @@ class MeasuringOwn:
             "data": {"name": data.name, "sha256": data.sha256},
             "theory": NO_THEORY,
         } | settings_of_run()
-        self.settings = self.decided | {"measure": {"name": name, "program": digest.hexdigest()[:16]}}
+        self.settings = self.decided | {
+            "measure": {"name": name, "program": digest.hexdigest()[:16]}
+        }
 
     def program(self, group: int) -> int:
         """Say which depth a group is of.
@@ -212,7 +230,9 @@ class MeasuringOwn:
         for group in range(self.groups):
             yield [group]
 
-    def compute(self, batches: Iterable[Sequence[int]], pending: Collection[int]) -> Iterator[OwnResult]:
+    def compute(
+        self, batches: Iterable[Sequence[int]], pending: Collection[int]
+    ) -> Iterator[OwnResult]:
         """Measure groups.
 
         Args:
@@ -234,7 +254,9 @@ class MeasuringOwn:
     def _arguments(self, group: int) -> tuple[np.int32, np.ndarray, Sample]:
         """Seed, gains [g] and samples [i] of a group; a last group repeats gains to keep its shape."""
         _, seeds, gains = chunks.part(self.axes, group)
-        at = np.arange(gains.start, gains.start + self.axes["sigma_w"].chunk) % len(self.grid.sigma_w)
+        at = np.arange(gains.start, gains.start + self.axes["sigma_w"].chunk) % len(
+            self.grid.sigma_w
+        )
         samples = jax.tree.map(lambda field: field[seeds.start], self._samples)
         return np.int32(seeds.start), np.asarray(self.grid.sigma_w)[at], samples
 
@@ -261,7 +283,10 @@ class MeasuringOwn:
     def _padded(self, name: str, values: np.ndarray) -> np.ndarray:
         """A group's field [1, 1, g, i, ...], NaN where only deeper networks have something."""
         wide = self.fields[name].shape
-        beyond = [(0, 0), *((0, want - have) for want, have in zip(wide, values.shape[1:], strict=True))]
+        beyond = [
+            (0, 0),
+            *((0, want - have) for want, have in zip(wide, values.shape[1:], strict=True)),
+        ]
         blank = np.nan if np.issubdtype(values.dtype, np.floating) else 0
         return np.pad(values, beyond, constant_values=blank)[None, None]
 
@@ -270,11 +295,20 @@ class MeasuringOwn:
         for field in self.fields.values():
             sizes |= dict(zip(field.dims, field.shape, strict=True))
         known = {"depth": self.grid.depths, "sigma_w": self.grid.sigma_w}
-        return {name: ((name,), np.asarray(known.get(name, np.arange(size)))) for name, size in sizes.items()}
+        return {
+            name: ((name,), np.asarray(known.get(name, np.arange(size))))
+            for name, size in sizes.items()
+        }
 
     def _described(self) -> dict[str, Any]:
-        fields = {name: getattr(self.grid, name) for name in ("depths", "sigma_w", "seeds", "inputs")}
-        named = {"network": getattr(self.grid.network, "__qualname__", type(self.grid.network).__qualname__)}
+        fields = {
+            name: getattr(self.grid, name) for name in ("depths", "sigma_w", "seeds", "inputs")
+        }
+        named = {
+            "network": getattr(
+                self.grid.network, "__qualname__", type(self.grid.network).__qualname__
+            )
+        }
         return json.loads(json.dumps(fields | named))
 
 
@@ -290,7 +324,11 @@ def _cell(grid: OwnGrid, depth: int, measure: Measure) -> Callable[[Array, Array
         masks = jax.random.split(jax.random.fold_in(key, 1), grid.inputs)
 
         def one(sigma_w: Array, sample: Sample, mask: Array) -> Record:
-            scaled = unit if grid.sigma_w == (1.0,) else networks.scale_kernels(unit, sigma_w, grid.kernels)
+            scaled = (
+                unit
+                if grid.sigma_w == (1.0,)
+                else networks.scale_kernels(unit, sigma_w, grid.kernels)
+            )
             return measure(chain, bind(scaled, key=mask), sample, (depth,))
 
         over_inputs = jax.vmap(one, (None, 0, 0))

@@ -1,7 +1,7 @@
 """How a sweep is cut into groups that fit into memory, each computed by one device.
 
-A plan depends on the grid, the data's size and the measure, not on the number of devices. So neither do the numbers: a
-cell is always computed with the same neighbours, by the same program.
+A plan depends on the grid, the data's size and the measure, not on the number of devices. So
+neither do the numbers: a cell is always computed with the same neighbours, by the same program.
 """
 
 import math
@@ -11,9 +11,11 @@ from jaxstab import store
 from jaxstab.sweeps.grid import Grid
 from jaxstab.sweeps.measures import Measure, Memory, memory
 
-# bytes a group may take, unless told otherwise: enough gains for wide products, little enough for the caches
+# bytes a group may take, unless told otherwise: enough gains for wide products, little enough for
+# the caches
 MEMORY = 128 * 2**20
-# groups of an activation at least, if it has the cells: devices side by side then have the same to do
+# groups of an activation at least, if it has the cells: devices side by side then have the same to
+# do
 SHARES = 8
 # cells of a group at least: gains share one draw of weights, and their products are one wide one
 LEAST = 4
@@ -37,14 +39,18 @@ class Plan(NamedTuple):
     memory: int
 
 
-def plan(grid: Grid, d_in: int, measure: Measure | None = None, chunk_size: int | None = None) -> Plan:
+def plan(
+    grid: Grid, d_in: int, measure: Measure | None = None, chunk_size: int | None = None
+) -> Plan:
     """Cut a sweep into groups.
 
     Args:
         grid: the grid.
         d_in: input features.
-        measure: `signal`, `jacobian`, or None for the larger of the two, which any other is taken for.
-        chunk_size: cells of a group; None for what fits into MEMORY, or an eighth of an activation's if that is less.
+        measure: `signal`, `jacobian`, or None for the larger of the two, which any other is taken
+            for.
+        chunk_size: cells of a group; None for what fits into MEMORY, or an eighth of an
+            activation's if that is less.
 
     Returns:
         The plan.

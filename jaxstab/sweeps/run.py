@@ -1,7 +1,7 @@
 """The programs that take a measure over a grid, a group of cells per device at a time.
 
-Depth is no axis of the programs: a measure takes all wanted depths from one pass to the deepest. Gains are traced,
-and all gains of a seed share one draw of weights.
+Depth is no axis of the programs: a measure takes all wanted depths from one pass to the deepest.
+Gains are traced, and all gains of a seed share one draw of weights.
 """
 
 import functools
@@ -61,32 +61,39 @@ def run(
 
     Args:
         grid: what to sweep over; an `OwnGrid` for layers of the user's own.
-        measure: (chain, params, sample, depths) -> record or tuple of records, such as `signal` or `jacobian`; pure.
-            All gains share the weights in params, where they stand as drawn; `networks.unbind` has them scaled.
+        measure: (chain, params, sample, depths) -> record or tuple of records, such as `signal` or
+            `jacobian`; pure. All gains share the weights in params, where they stand as drawn;
+            `networks.unbind` has them scaled.
         data: examples to measure at.
         chunk_size: cells of a group, see `plan`.
         progress: wraps the groups as they are computed, such as tqdm.
         precision: of matrix products, as in `jax.default_matmul_precision`.
-        devices: to compute a group each; None for all, or for one CPU device if the measure decomposes stacks itself.
+        devices: to compute a group each; None for all, or for one CPU device if the measure
+            decomposes stacks itself.
 
     Returns:
-        The records' fields as variables over (activation, seed, sigma_w, input, ...), the rest named by the records; of
-        an `OwnGrid` over (depth, seed, sigma_w, input, ...).
+        The records' fields as variables over (activation, seed, sigma_w, input, ...), the rest
+        named by the records; of an `OwnGrid` over (depth, seed, sigma_w, input, ...).
 
     Raises:
-        ValueError: if data or grid do not fit, or float64 is asked for while JAX has it switched off.
+        ValueError: if data or grid do not fit, or float64 is asked for while JAX has it switched
+            off.
     """
     job = _job(grid, measure, data, chunk_size=chunk_size, precision=precision, devices=devices)
     every = range(job.groups)
     lengths = tuple(axis.length for axis in job.axes.values())
-    arrays = {name: np.empty((*lengths, *field.shape), field.dtype) for name, field in job.fields.items()}
+    arrays = {
+        name: np.empty((*lengths, *field.shape), field.dtype) for name, field in job.fields.items()
+    }
     with one_blas_thread():
         for result in progress(Sized(job.compute(job.batches(), every), job.groups)):
             at = chunks.part(job.axes, result.group)
             inside = tuple(slice(cells.stop - cells.start) for cells in at)
             for name, values in result.values.items():
                 arrays[name][at] = values[inside]
-    variables = {name: ((*job.axes, *field.dims), arrays[name]) for name, field in job.fields.items()}
+    variables = {
+        name: ((*job.axes, *field.dims), arrays[name]) for name, field in job.fields.items()
+    }
     coordinates = {name: values for name, (_, values) in job.coordinates.items()}
     return xr.Dataset(variables, coordinates).assign_attrs(as_attributes(job.decided))
 
@@ -106,8 +113,8 @@ def run_into(
 ) -> xr.Dataset:
     """Measure every cell of a grid into a store, group by group; the same call goes on where a stopped one stood.
 
-    The finished store is the same, byte by byte, however often the run was interrupted, on any number of devices, and
-    however many processes shared it.
+    The finished store is the same, byte by byte, however often the run was interrupted, on any
+    number of devices, and however many processes shared it.
 
     Args:
         place: the store: a folder to be, or an fsspec URL such as s3://bucket/sweep.zarr.
@@ -116,7 +123,8 @@ def run_into(
         data: examples to measure at.
         shard: (I, N), the I-th of N equal parts of the groups; None for all.
         join: whether to share the groups with a run that has them, each going to whoever is first.
-        progress: wraps the groups as they are computed, such as tqdm; each is kept before the next is asked for.
+        progress: wraps the groups as they are computed, such as tqdm; each is kept before the next
+            is asked for.
         chunk_size: cells of a group, see `plan`.
         precision: of matrix products.
         devices: as in `run`.
@@ -184,7 +192,8 @@ class Measuring:
             devices: as in `run`.
 
         Raises:
-            ValueError: if data or grid do not fit, or float64 is asked for while JAX has it switched off.
+            ValueError: if data or grid do not fit, or float64 is asked for while JAX has it
+                switched off.
         """
         check_dtype(grid.dtype)
         self.grid = grid
@@ -204,7 +213,9 @@ class Measuring:
         sizes = {name: axis.length for name, axis in self.axes.items()}
         for field in self.fields.values():
             sizes |= dict(zip(field.dims, field.shape, strict=True))
-        labels = with_coordinates(xr.Dataset(coords={name: np.arange(size) for name, size in sizes.items()}), grid)
+        labels = with_coordinates(
+            xr.Dataset(coords={name: np.arange(size) for name, size in sizes.items()}), grid
+        )
         self.coordinates = {name: ((name,), labels[name].values) for name in sizes}
         self.decided = settings(grid, data, precision)
 
@@ -238,9 +249,13 @@ class Measuring:
         of_one = self.plan.groups // len(self.grid.activations)
         for start in range(0, self.plan.groups, of_one):
             numbers = list(range(start, start + of_one))
-            yield from (numbers[i : i + len(self.devices)] for i in range(0, of_one, len(self.devices)))
+            yield from (
+                numbers[i : i + len(self.devices)] for i in range(0, of_one, len(self.devices))
+            )
 
-    def compute(self, batches: Iterable[Sequence[int]], pending: Collection[int]) -> Iterator[Result]:
+    def compute(
+        self, batches: Iterable[Sequence[int]], pending: Collection[int]
+    ) -> Iterator[Result]:
         """Measure groups, each device one at a time.
 
         Args:
@@ -257,7 +272,9 @@ class Measuring:
             program = self._programs.ready(wanted, coming)
             # fetched, hence finished, before the next is sent: one program in flight
             found = jax.device_get(program(*self._arguments(numbers)))
-            values = {name: leaf for record in _records(found) for name, leaf in record._asdict().items()}
+            values = {
+                name: leaf for record in _records(found) for name, leaf in record._asdict().items()
+            }
             for place, number in enumerate(numbers):
                 yield Result(number, {name: leaf[place][None] for name, leaf in values.items()})
 
@@ -270,8 +287,13 @@ class Measuring:
         many, (s, g) = len(self.devices), self.plan.group
         at = [chunks.part(self.axes, number) for number in numbers]
         # a last group repeats cells to keep its shape, so that nothing compiles anew
-        seeds = np.array([np.arange(cells[1].start, cells[1].start + s) for cells in at]) % self.grid.seeds
-        gains = np.array([np.arange(cells[2].start, cells[2].start + g) for cells in at]) % len(self.grid.sigma_w)
+        seeds = (
+            np.array([np.arange(cells[1].start, cells[1].start + s) for cells in at])
+            % self.grid.seeds
+        )
+        gains = np.array([np.arange(cells[2].start, cells[2].start + g) for cells in at]) % len(
+            self.grid.sigma_w
+        )
         seeds = np.resize(seeds, (many, s))
         gains = np.resize(gains, (many, g))
         sigma_w = np.asarray(self.grid.sigma_w, self.grid.dtype)[gains]
@@ -294,10 +316,14 @@ class Measuring:
     def _identity(self) -> dict[str, str]:
         """The measure by its name; where functions of the user's own are in it, by the programs that they make."""
         name = getattr(self.measure, "__qualname__", type(self.measure).__qualname__)
-        if self.measure in _OURS and all(_built_in(activation) for activation in self.grid.activations):
+        if self.measure in _OURS and all(
+            _built_in(activation) for activation in self.grid.activations
+        ):
             return {"name": name}
         digest = hashlib.sha256()
-        one = jax.tree.map(lambda field: jax.ShapeDtypeStruct(field.shape[1:], field.dtype), self._samples)
+        one = jax.tree.map(
+            lambda field: jax.ShapeDtypeStruct(field.shape[1:], field.dtype), self._samples
+        )
         seed = np.int32(0)
         gain = jax.ShapeDtypeStruct((1,), self.grid.dtype)
         for activation in self.grid.activations:
@@ -306,7 +332,9 @@ class Measuring:
         return {"name": name, "program": digest.hexdigest()[:16]}
 
 
-def _cell(grid: Grid, activation: str | Activation, measure: Measure) -> Callable[[Array, Array, Sample], Record]:
+def _cell(
+    grid: Grid, activation: str | Activation, measure: Measure
+) -> Callable[[Array, Array, Sample], Record]:
     """(seed, sigma_w [g], sample [i]) -> records [g, i]: networks of one draw of weights."""
     mlp = grid.network(activation)
     chain = networks.chain(mlp)
@@ -380,7 +408,10 @@ def as_attributes(settings: Mapping[str, Any]) -> dict[str, str]:
     Returns:
         Text by name: JSON where a setting is no text, the data by their name and checksum.
     """
-    told = {name: value if isinstance(value, str) else json.dumps(value) for name, value in settings.items()}
+    told = {
+        name: value if isinstance(value, str) else json.dumps(value)
+        for name, value in settings.items()
+    }
     return told | {"data": settings["data"]["name"], "data_sha256": settings["data"]["sha256"]}
 
 

@@ -24,7 +24,15 @@ from jaxstab.theory.free_products import (
 )
 from jaxstab.theory.hermite import KernelMap, hermite_coefficients, kernel_map
 from jaxstab.theory.kernels import Kernels, kernels
-from jaxstab.theory.laws import NORMS, SKIPS, Law, law, missing, missing_critical_points, missing_fixed_point
+from jaxstab.theory.laws import (
+    NORMS,
+    SKIPS,
+    Law,
+    law,
+    missing,
+    missing_critical_points,
+    missing_fixed_point,
+)
 from jaxstab.theory.maps import (
     correlation_map,
     correlation_slope,

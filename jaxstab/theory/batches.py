@@ -1,19 +1,21 @@
 r"""BatchNorm before phi: at a finite batch, and in the limit of many examples.
 
-The B pre-activations of a unit are Gaussians of variance q and correlation c. Their variance about the batch's mean is
-v = q (1 - c), and h - mean has length sqrt(v) r in a direction that is uniform in the complement of (1, .., 1):
-r^2 ~ chi^2 of B - 1 degrees. So y = (h - mean) / s is uniform on a sphere of radius t sqrt(B), with
+The B pre-activations of a unit are Gaussians of variance q and correlation c. Their variance about
+the batch's mean is v = q (1 - c), and h - mean has length sqrt(v) r in a direction that is uniform
+in the complement of (1, .., 1): r^2 ~ chi^2 of B - 1 degrees. So y = (h - mean) / s is uniform on a
+sphere of radius t sqrt(B), with
 
     s^2 = v r^2 / B + epsilon,    t^2 = v r^2 / (v r^2 + B epsilon).
 
-With (a, b, e, g) = E[phi'_1^2, phi'_1 phi'_2, phi'_1^2 y_1^2, phi'_1 y_1 phi'_2 y_2] on that sphere the squared
-gradient grows per layer by sigma_w^2 E[((B - 1) a + b - (2 - t^2)(e - g)) / s^2] / B; at epsilon = 0 this is
+With (a, b, e, g) = E[phi'_1^2, phi'_1 phi'_2, phi'_1^2 y_1^2, phi'_1 y_1 phi'_2 y_2] on that sphere
+the squared gradient grows per layer by sigma_w^2 E[((B - 1) a + b - (2 - t^2)(e - g)) / s^2] / B;
+at epsilon = 0 this is
 
     sigma_w^2 ((B - 1) a + b - e + g) / ((B - 3) v)        (Yang et al. 2019, arXiv:1902.08129; relu: their theorem 8).
 
-Gradients behind a BatchNorm have no mean over the batch. The expectation over r is a trapezoid rule in ln r^2, whose
-nodes are shifted so that ln (v r^2 / (B epsilon)) falls on a fixed grid: what a sphere of any radius gives is computed
-once, whatever the gains and layers.
+Gradients behind a BatchNorm have no mean over the batch. The expectation over r is a trapezoid rule
+in ln r^2, whose nodes are shifted so that ln (v r^2 / (B epsilon)) falls on a fixed grid: what a
+sphere of any radius gives is computed once, whatever the gains and layers.
 """
 
 import functools
@@ -73,7 +75,9 @@ def _spacing(batch: int) -> float:
     return min(0.2, 0.7 * math.sqrt(2 / (batch - 1)))
 
 
-def _panels(edges: Float[Array, "*b k"], nodes: int) -> tuple[Float[Array, "*b n"], Float[Array, "*b n"]]:
+def _panels(
+    edges: Float[Array, "*b k"], nodes: int
+) -> tuple[Float[Array, "*b n"], Float[Array, "*b n"]]:
     """Gauss-Legendre nodes between ascending edges, dense towards each: roots at an edge become smooth."""
     x, w = np.polynomial.legendre.leggauss(nodes)
     x = (x + 1) / 2
@@ -89,7 +93,9 @@ def _panels(edges: Float[Array, "*b k"], nodes: int) -> tuple[Float[Array, "*b n
     return points.reshape(flat), weights.reshape(flat)
 
 
-def _angles(sines: Float[Array, "*b k"], power: int, nodes: int) -> tuple[Float[Array, "*b n"], Float[Array, "*b n"]]:
+def _angles(
+    sines: Float[Array, "*b k"], power: int, nodes: int
+) -> tuple[Float[Array, "*b n"], Float[Array, "*b n"]]:
     """Nodes and weights of the density cos^power on an angle, broken where its sine has these values."""
     breaks = jnp.sort(jnp.arcsin(jnp.clip(sines, -1.0, 1.0)), -1)
     return _weighted(breaks, power, nodes)
@@ -114,7 +120,9 @@ def _grazing(kinks: Float[Array, " k"], cosine: float) -> Float[Array, " m"]:
     for offset in (turned, -turned):
         # the second coordinate's extremes are sin(angle + offset)
         solutions = (reached, math.pi - reached)
-        angles.extend((solution - offset + math.pi) % (2 * math.pi) - math.pi for solution in solutions)
+        angles.extend(
+            (solution - offset + math.pi) % (2 * math.pi) - math.pi for solution in solutions
+        )
     return jnp.concatenate(angles)
 
 
@@ -141,7 +149,9 @@ def sphere(phi: Activation, about: Features, batch: int, square: Float[Array, ""
     angle, weight = _weighted(jnp.sort(breaks), freedom - 2, _OUTER)
     y = radius * jnp.sin(angle)
     reach = radius * sine * jnp.cos(angle)
-    other_angle, other_weight = _angles((kinks[None] - cosine * y[:, None]) / reach[:, None], freedom - 3, _INNER)
+    other_angle, other_weight = _angles(
+        (kinks[None] - cosine * y[:, None]) / reach[:, None], freedom - 3, _INNER
+    )
     other = cosine * y[:, None] + reach[:, None] * jnp.sin(other_angle)
     value, slope = _value_and_slope(phi, y)
     other_value, other_slope = _value_and_slope(phi, other)
@@ -250,10 +260,14 @@ def finite_head(law: Law, table: Sphere, signal: Signal, log_epsilon: Array) -> 
     slope = own * known.slope + cross * (known.slope - known.cross)
     stretch = own * known.stretch + cross * (known.stretch + (batch - 1.0) * known.cross_stretch)
     centred = slope - (2.0 - known.square) * stretch / (batch - 1.0)
-    isotropic = ((batch - 1.0) * known.slope - (2.0 - known.square) * known.stretch) / (law.keep * batch)
+    isotropic = ((batch - 1.0) * known.slope - (2.0 - known.square) * known.stretch) / (
+        law.keep * batch
+    )
     # 1/s^2 relative to that of a typical radius
     log_typical = -log_sum(log_v, log_epsilon)
-    log_inverse = -jax.vmap(log_sum, (0, None))(log_v + nodes.log_square - math.log(batch), log_epsilon)
+    log_inverse = -jax.vmap(log_sum, (0, None))(
+        log_v + nodes.log_square - math.log(batch), log_epsilon
+    )
     inverse = jnp.exp(log_inverse - log_typical)
     bias = own * known.slope + cross * (known.slope + (batch - 1.0) * known.cross)
     log_power = log(mean(known.power))
@@ -269,7 +283,9 @@ def finite_head(law: Law, table: Sphere, signal: Signal, log_epsilon: Array) -> 
     )
 
 
-def limit_head(law: Law, phi: Activation, about: Features, signal: Signal, log_epsilon: Array) -> Head:
+def limit_head(
+    law: Law, phi: Activation, about: Features, signal: Signal, log_epsilon: Array
+) -> Head:
     """`finite_head` in the limit of many examples, in which they are independent.
 
     Args:

@@ -1,8 +1,8 @@
 """A block as root finding sees it: what its weights are given, as moments of one length x.
 
-x is q, the length of h, or with BatchNorm v = q (1 - c), the variance within a batch, of which alone the head of such a
-block is a function. Without a norm the moments are those of phi, at once for concrete numbers; else they are those of
-`heads.head`, in a program.
+x is q, the length of h, or with BatchNorm v = q (1 - c), the variance within a batch, of which
+alone the head of such a block is a function. Without a norm the moments are those of phi, at once
+for concrete numbers; else they are those of `heads.head`, in a program.
 """
 
 import dataclasses
@@ -106,7 +106,11 @@ def grid_of(block: Block) -> Float[np.ndarray, " n"]:
     Returns:
         ln x, ascending.
     """
-    return LOG_LENGTHS[np.abs(LOG_LENGTHS) <= _LONGEST_BATCH] if block.law.norm == "batch" else LOG_LENGTHS
+    return (
+        LOG_LENGTHS[np.abs(LOG_LENGTHS) <= _LONGEST_BATCH]
+        if block.law.norm == "batch"
+        else LOG_LENGTHS
+    )
 
 
 def on_grid(block: Block) -> LogMoments:
@@ -223,7 +227,9 @@ class Pairing(NamedTuple):
     field: AnyArray | None
 
 
-def pairing(block: Block, log_q: AnyArray, moments: LogMoments, length: Length, gains: Gains) -> Pairing:
+def pairing(
+    block: Block, log_q: AnyArray, moments: LogMoments, length: Length, gains: Gains
+) -> Pairing:
     """The correlation map of a block without BatchNorm, or of its branch beside a skip.
 
     Args:
@@ -265,7 +271,9 @@ def _before_scaling(block: Block, log_q: AnyArray) -> tuple[AnyArray, LogMoments
     return log_z, known, known.near_growth
 
 
-def batch_state(block: Block, log_v: AnyArray, moments: LogMoments, gains: Gains) -> tuple[AnyArray, AnyArray]:
+def batch_state(
+    block: Block, log_v: AnyArray, moments: LogMoments, gains: Gains
+) -> tuple[AnyArray, AnyArray]:
     """Length and 1 - c of a batch behind a block with BatchNorm.
 
     Args:

@@ -71,12 +71,13 @@ def stable_distance(
 ) -> Stable:
     """1 - c* of the stable correlation in [0, 1], and the correlation map's slope there.
 
-    With d = 1 - c the map is d' = share gap(d), and r(d) = share gap(d)/d falls from share E phi'^2 at d = 0: it is
-    convex, as its coefficients in c are squared Hermite coefficients of phi. The one root of r = 1 is stable; where
-    r <= 1 everywhere, d = 0 is. A field h, as masks of dropout are, adds to d': r = 1 - h/d has one root, >= h.
+    With d = 1 - c the map is d' = share gap(d), and r(d) = share gap(d)/d falls from share E phi'^2
+    at d = 0: it is convex, as its coefficients in c are squared Hermite coefficients of phi. The
+    one root of r = 1 is stable; where r <= 1 everywhere, d = 0 is. A field h, as masks of dropout
+    are, adds to d': r = 1 - h/d has one root, >= h.
 
-    Steps are taken in the root of d, in which r falls linearly from d = 0 for kinked phi: to the zero of the inverse
-    cubic through two points and slopes, or Newton's, or a bisection.
+    Steps are taken in the root of d, in which r falls linearly from d = 0 for kinked phi: to the
+    zero of the inverse cubic through two points and slopes, or Newton's, or a bisection.
 
     Args:
         phi: the activation.
@@ -127,7 +128,9 @@ def _either(check: AnyArray, other: Rule, fine: Rule) -> Rule:
     """One of two rules of equally many nodes."""
     xp = host.namespace(check)
     pairs = zip(other, fine, strict=True)
-    return Rule(*(Legendre(*(xp.where(check, *each) for each in zip(*both, strict=True))) for both in pairs))
+    return Rule(
+        *(Legendre(*(xp.where(check, *each) for each in zip(*both, strict=True))) for both in pairs)
+    )
 
 
 def _start(share: AnyArray, slope: AnyArray, ordered: AnyArray, moments: LogMoments) -> _Search:
@@ -149,7 +152,17 @@ def _start(share: AnyArray, slope: AnyArray, ordered: AnyArray, moments: LogMome
     one = xp.ones_like(guess)
     begun = xp.where(ordered, _DONE, _SEEK).astype(np.int32)
     at_end = _Point(one, end, 2 * end_slope)
-    return _Search(begun, xp.zeros_like(begun), zero, one, xp.sqrt(guess), at_end, zero, one, ordered & ~ordered)
+    return _Search(
+        begun,
+        xp.zeros_like(begun),
+        zero,
+        one,
+        xp.sqrt(guess),
+        at_end,
+        zero,
+        one,
+        ordered & ~ordered,
+    )
 
 
 def _in_field(search: _Search, top: AnyArray, field: AnyArray) -> _Search:
@@ -181,7 +194,12 @@ def _next(search: _Search, here: _Point, chi: AnyArray, checked: bool, most: int
         new = xp.where((candidate > low) & (candidate <= high), candidate, new)
     near = xp.abs(new - here.root) <= _SMALL * here.root
     near |= here.root <= _TOGETHER
-    last = near | (xp.abs(here.value) <= ROUNDING) | xp.isnan(here.value) | (search.evaluations >= most)
+    last = (
+        near
+        | (xp.abs(here.value) <= ROUNDING)
+        | xp.isnan(here.value)
+        | (search.evaluations >= most)
+    )
     stage = search.stage + xp.where(seeking & ~last, 0, 1)
     if not checked:
         stage = xp.where(evaluating, _DONE, stage)
@@ -194,7 +212,9 @@ def _next(search: _Search, here: _Point, chi: AnyArray, checked: bool, most: int
         xp.where(seeking, new, search.root),
         here,
         xp.where(evaluating, chi, search.chi),
-        xp.where(evaluating, xp.where(here.derivative == 0, 1.0, here.derivative), search.derivative),
+        xp.where(
+            evaluating, xp.where(here.derivative == 0, 1.0, here.derivative), search.derivative
+        ),
         search.unsure | ((search.stage == _CHECK) & ~(off <= ACCURACY)),
     )
 
@@ -214,5 +234,7 @@ def _cubic(before: _Point, here: _Point) -> AnyArray:
     start = height / xp.where(usable, before.derivative, 1.0)
     end = height / xp.where(usable, here.derivative, 1.0)
     rise = here.root - before.root
-    root = before.root + t * (start + t * (3 * rise - 2 * start - end + t * (start + end - 2 * rise)))
+    root = before.root + t * (
+        start + t * (3 * rise - 2 * start - end + t * (start + end - 2 * rise))
+    )
     return xp.where(usable, root, np.nan)

@@ -44,7 +44,9 @@ def _excess(moments: LogMoments, log_b: AnyArray, log_x: AnyArray) -> Known:
     return Known(value, share * (moments.length_power - moments.slope_power) - 1.0, moments)
 
 
-def _solve(form: Form, phi: Activation, about: Features, sigma_b: AnyArray, *numbers: AnyArray) -> CriticalPoint:
+def _solve(
+    form: Form, phi: Activation, about: Features, sigma_b: AnyArray, *numbers: AnyArray
+) -> CriticalPoint:
     xp = host.namespace(sigma_b, *numbers)
     block = block_of(form, phi, about, numbers)
     unit = gains_of(block, xp.ones_like(sigma_b), sigma_b)
@@ -79,9 +81,13 @@ def _solve(form: Form, phi: Activation, about: Features, sigma_b: AnyArray, *num
     usable = ~missing & ~repels & ((log_x < np.inf) | scale_free)
     log_q = log_x
     if block.law.norm == "batch":
-        of_batch = lambda log_w, at, moments: batch_state(block, at, moments, unit._replace(weight=log_w))[0]
+        of_batch = lambda log_w, at, moments: batch_state(
+            block, at, moments, unit._replace(weight=log_w)
+        )[0]
         log_q = xp.where(missing, np.nan, jax.vmap(of_batch)(log_w + unit.weight, finite, moments))
-    return CriticalPoint(sigma_w, xp.exp(log_q), usable & (sigma_w > 0) & xp.isfinite(sigma_w), log_q)
+    return CriticalPoint(
+        sigma_w, xp.exp(log_q), usable & (sigma_w > 0) & xp.isfinite(sigma_w), log_q
+    )
 
 
 def _local(form: Form, phi: Activation, about: Features, *scalars: AnyArray) -> dict[str, AnyArray]:
@@ -99,8 +105,12 @@ def _jacobian(
 ) -> CriticalPoint:
     def one(found: CriticalPoint) -> CriticalPoint:
         known = jnp.isfinite(found.log_q)
-        log_q = jnp.where(known, found.log_q, inside(jnp.where(jnp.isnan(found.log_q), 0.0, found.log_q)))
-        by = derivatives(lambda phi, *scalars: _local(form, phi, about, *scalars), phi, numbers, (log_q,))
+        log_q = jnp.where(
+            known, found.log_q, inside(jnp.where(jnp.isnan(found.log_q), 0.0, found.log_q))
+        )
+        by = derivatives(
+            lambda phi, *scalars: _local(form, phi, about, *scalars), phi, numbers, (log_q,)
+        )
         along = by["length"][-1]
         fixed = ~known | (jnp.abs(along) <= ROUNDING)
         d_log_q = jnp.where(fixed, 0.0, -by["length"][:-1] / jnp.where(fixed, 1.0, along))
@@ -115,23 +125,26 @@ def _jacobian(
 @functools.cache
 def _solver(form: Form) -> Callable[..., CriticalPoint]:
     at_once = form.law.norm is None
-    return differentiable(functools.partial(_solve, form), functools.partial(_jacobian, form), at_once=at_once)
+    return differentiable(
+        functools.partial(_solve, form), functools.partial(_jacobian, form), at_once=at_once
+    )
 
 
 def critical_points(block: AnyActivation | Law, sigma_b: ArrayLike) -> CriticalPoint:
     """All gains at which chi_1 = 1 on a length fixed point, ascending in q, and whether a network stays there.
 
-    Along the critical line sigma_w^2 = 1/M(q) and sigma_b^2 = q - V(q)/M(q). For gelu and silu at small sigma_b
-    the point sits on a length fixed point that repels: it is listed, and not usable.
+    Along the critical line sigma_w^2 = 1/M(q) and sigma_b^2 = q - V(q)/M(q). For gelu and silu at
+    small sigma_b the point sits on a length fixed point that repels: it is listed, and not usable.
 
     Args:
-        block: `law` of a block; of a plain one the activation will do, as name, `Activation` or elementwise callable.
+        block: `law` of a block; of a plain one the activation will do, as name, `Activation` or
+            elementwise callable.
         sigma_b: bias standard deviation, >= 0.
 
     Returns:
-        A record with a leading axis of 9; NaN where there is none, for the reason of `missing_critical_points` where
-        the law has no such line. The last entry is the one at q = inf. Where every gain is critical (relu behind
-        LayerNorm at sigma_b = 0), the one of q = 1.
+        A record with a leading axis of 9; NaN where there is none, for the reason of
+        `missing_critical_points` where the law has no such line. The last entry is the one at q =
+        inf. Where every gain is critical (relu behind LayerNorm at sigma_b = 0), the one of q = 1.
 
     Raises:
         ValueError: if sigma_b is negative or not finite.
@@ -154,7 +167,8 @@ def critical_sigma_w(block: AnyActivation | Law, sigma_b: ArrayLike) -> Float[Ar
     """The weight gain on the critical line chi_1 = 1 at this sigma_b, where a network stays on it.
 
     Args:
-        block: `law` of a block; of a plain one the activation will do, as name, `Activation` or elementwise callable.
+        block: `law` of a block; of a plain one the activation will do, as name, `Activation` or
+            elementwise callable.
         sigma_b: bias standard deviation, >= 0.
 
     Returns:

@@ -35,8 +35,8 @@ class DoublyCritical(NamedTuple):
 def doubly_critical(activation: AnyActivation) -> list[DoublyCritical]:
     """All points with chi_1 = 1 and dq'/dq = 1 at a length fixed point.
 
-    There V'(q) = M(q), sigma_w^2 = 1/M(q) and sigma_b^2 = q - V(q)/M(q). Where phi(0) = 0 and phi'(0) is not, q = 0
-    at sigma_b = 0 is such a point.
+    There V'(q) = M(q), sigma_w^2 = 1/M(q) and sigma_b^2 = q - V(q)/M(q). Where phi(0) = 0 and
+    phi'(0) is not, q = 0 at sigma_b = 0 is such a point.
 
     Args:
         activation: name, `Activation` or elementwise callable, of no traced parameters.
@@ -53,14 +53,18 @@ def doubly_critical(activation: AnyActivation) -> list[DoublyCritical]:
     """
     phi = get(activation)
     if isinstance(phi, Mixture) or host.is_traced(phi):
-        raise ValueError(f"doubly critical points are sought of one activation without traced parameters, got {phi!r}")
+        raise ValueError(
+            f"doubly critical points are sought of one activation without traced parameters, got {phi!r}"
+        )
     with np.errstate(all="ignore"):
         excess = np.array([_excess(phi, log_q) for log_q in _SEARCHED])
         if np.all(np.abs(excess) <= ROUNDING):
             return [_point(phi, 0.0)]
         turns = np.flatnonzero((excess[:-1] * excess[1:] < 0) & (np.abs(excess[:-1]) > ROUNDING))
         roots = [
-            optimize.brentq(lambda log_q: _excess(phi, log_q), *_SEARCHED[place : place + 2], xtol=1e-14)
+            optimize.brentq(
+                lambda log_q: _excess(phi, log_q), *_SEARCHED[place : place + 2], xtol=1e-14
+            )
             for place in turns
         ]
         found = [_point(phi, root) for root in roots]

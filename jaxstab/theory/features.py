@@ -81,8 +81,8 @@ _EXPONENTIAL = 0.2
 def features(phi: Activation) -> Features:
     """The features of an activation: of a built-in one as declared, of any other as found by probing it.
 
-    What has traced parameters cannot be probed: it counts as smooth between its declared kinks, and its moments are
-    NaN where that is not so.
+    What has traced parameters cannot be probed: it counts as smooth between its declared kinks, and
+    its moments are NaN where that is not so.
 
     Args:
         phi: the activation.
@@ -147,9 +147,16 @@ def _probed(phi: Activation) -> Features:
         jumps=any(kind.jump for kind in singular.values()),
         growth=growth,
         power=_SINGULAR if any(kind.slope_order < 0 for kind in singular.values()) else 1,
-        no_length=_reason(singular, "E phi^2", lambda kind: kind.order <= -0.49, "phi grows too fast towards"),
+        no_length=_reason(
+            singular, "E phi^2", lambda kind: kind.order <= -0.49, "phi grows too fast towards"
+        ),
         no_slope=_reason(singular, "E phi'^2", lambda kind: kind.jump, "phi jumps at")
-        or _reason(singular, "E phi'^2", lambda kind: kind.slope_order <= -0.49, "phi' grows too fast towards"),
+        or _reason(
+            singular,
+            "E phi'^2",
+            lambda kind: kind.slope_order <= -0.49,
+            "phi' grows too fast towards",
+        ),
     )
     if breaks is not None:
         places = tuple(sorted(breaks))
@@ -172,7 +179,9 @@ def _probed(phi: Activation) -> Features:
     )
 
 
-def _with_centres(found: Panels, breaks: dict[float, float], growth: float) -> dict[float, float] | None:
+def _with_centres(
+    found: Panels, breaks: dict[float, float], growth: float
+) -> dict[float, float] | None:
     """Breaks around which grading resolves every panel: kinks, and where phi varies fast; None where too many."""
     middle = (found.edges[1:] + found.edges[:-1]) / 2
     width = np.diff(found.edges)
@@ -203,6 +212,11 @@ def _growth(probe: Probe) -> float:
     return rate if rate > _EXPONENTIAL else 0.0
 
 
-def _reason(singular: dict[float, Singularity], moment: str, infinite: Callable[[Singularity], bool], what: str) -> str:
+def _reason(
+    singular: dict[float, Singularity],
+    moment: str,
+    infinite: Callable[[Singularity], bool],
+    what: str,
+) -> str:
     guilty = sorted((kink for kink, kind in singular.items() if infinite(kind)), key=abs)
     return f"{moment} is infinite: {what} z = {guilty[0]:.6g}" if guilty else ""

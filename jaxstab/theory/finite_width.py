@@ -1,12 +1,14 @@
 r"""Finite width: exact laws of piecewise linear units, leading orders of others, and comparisons with a band.
 
-For phi(z) = a_+ z above 0 and a_- z below, weights N(0, sigma^2) and any u, the units' masks are independent coins even
-given the squares of W u. So |D W u|^2 / (sigma |u|)^2 = S = sum_i m_i^2 g_i^2 is independent from layer to layer, and
+For phi(z) = a_+ z above 0 and a_- z below, weights N(0, sigma^2) and any u, the units' masks are
+independent coins even given the squares of W u. So |D W u|^2 / (sigma |u|)^2 = S = sum_i m_i^2
+g_i^2 is independent from layer to layer, and
 
     E e^(-t S) = M(t)^n,    M(t) = ((1 + 2 a_+^2 t)^(-1/2) + (1 + 2 a_-^2 t)^(-1/2)) / 2.
 
-With E ~ Exp(1), X = ln(E/S) has P(X > x) = M(e^x)^n, from which mean and variance of ln S follow: -gamma and pi^2/6 are
-those of ln E. Haar weights of scale eta lack the factor |g|^2 ~ chi^2_n, which is independent of the rest.
+With E ~ Exp(1), X = ln(E/S) has P(X > x) = M(e^x)^n, from which mean and variance of ln S follow:
+-gamma and pi^2/6 are those of ln E. Haar weights of scale eta lack the factor |g|^2 ~ chi^2_n,
+which is independent of the rest.
 """
 
 import functools
@@ -36,7 +38,8 @@ class LogGrowth(NamedTuple):
     Attributes:
         mean: nats; of relu given that a unit is alive.
         variance: likewise.
-        survival: the probability that a unit of the layer is alive: 1 - 2^-n for relu, 1 for others.
+        survival: the probability that a unit of the layer is alive: 1 - 2^-n for relu, 1 for
+            others.
     """
 
     mean: Float[Array, ""]
@@ -44,7 +47,9 @@ class LogGrowth(NamedTuple):
     survival: float
 
 
-def log_growth(activation: AnyActivation, width: int, sigma_w: ArrayLike = 1.0, weights: str = "gaussian") -> LogGrowth:
+def log_growth(
+    activation: AnyActivation, width: int, sigma_w: ArrayLike = 1.0, weights: str = "gaussian"
+) -> LogGrowth:
     """Exact mean and variance of ln |J u| of one layer of `width` units, u any direction.
 
     Args:
@@ -57,7 +62,8 @@ def log_growth(activation: AnyActivation, width: int, sigma_w: ArrayLike = 1.0, 
         The law. Biases that are symmetric about 0 do not change it.
 
     Raises:
-        ValueError: if the activation is not linear either side of 0, or width or weights are not as above.
+        ValueError: if the activation is not linear either side of 0, or width or weights are not as
+            above.
 
     Example:
         >>> from jaxstab.activations import leaky_relu
@@ -139,7 +145,8 @@ def typical_shift(
 ) -> Float[Array, ""]:
     """How far the mean of ln |J u| lies from ln of its root-mean-square, per layer, to the order 1/width.
 
-    -(k - 1)/(4 n) for Gaussian weights, -(k - 3)/(4 n) for orthogonal ones, k = 3 E phi'^4 / (E phi'^2)^2.
+    -(k - 1)/(4 n) for Gaussian weights, -(k - 3)/(4 n) for orthogonal ones, k = 3 E phi'^4 / (E
+    phi'^2)^2.
 
     Args:
         activation: name, `Activation` or elementwise callable.
@@ -156,7 +163,9 @@ def typical_shift(
     """
     squares, shares = squared_slopes(activation, 1.0, q)
     kurtosis = 3 * jnp.sum(shares * squares**2) / jnp.sum(shares * squares) ** 2
-    return -(kurtosis - (3.0 if weights == "orthogonal" else 1.0)) / (4 * jnp.asarray(width, kurtosis.dtype))
+    return -(kurtosis - (3.0 if weights == "orthogonal" else 1.0)) / (
+        4 * jnp.asarray(width, kurtosis.dtype)
+    )
 
 
 class Comparison(NamedTuple):

@@ -1,7 +1,7 @@
 """Fixed points of the length and correlation maps of a block, and their derivatives.
 
-All of it is in ln q and in 1 - c. Moments on the grid of lengths do not depend on the gains: they are tabulated once.
-Roots carry the derivatives of the implicit function.
+All of it is in ln q and in 1 - c. Moments on the grid of lengths do not depend on the gains: they
+are tabulated once. Roots carry the derivatives of the implicit function.
 """
 
 import functools
@@ -74,7 +74,13 @@ def _still(block: Block, gains: Gains) -> AnyArray:
 
 
 def _solve_one(
-    form: Form, phi: Activation, about: Features, sigma_w: AnyArray, sigma_b: AnyArray, q0: AnyArray, *numbers: AnyArray
+    form: Form,
+    phi: Activation,
+    about: Features,
+    sigma_w: AnyArray,
+    sigma_b: AnyArray,
+    q0: AnyArray,
+    *numbers: AnyArray,
 ) -> FixedPoint:
     xp = host.namespace(sigma_w, sigma_b, q0, *numbers)
     block = block_of(form, phi, about, numbers)
@@ -85,7 +91,9 @@ def _solve_one(
     if block.law.residual:
         still = _still(block, gains)
         log_x = xp.where(still, first, xp.where(empty, -np.inf, np.inf))
-        at = xp.where(still, xp.maximum(first, LOG_SHORTEST), xp.where(empty, LOG_SHORTEST, far(block)))
+        at = xp.where(
+            still, xp.maximum(first, LOG_SHORTEST), xp.where(empty, LOG_SHORTEST, far(block))
+        )
         return around(block, gains, at, block_moments(block, at), log_x)
     f = _length_function(block, gains)
     samples = _length_samples(block, gains)
@@ -100,7 +108,13 @@ def _solve_one(
 
 
 def _solve_all(
-    form: Form, phi: Activation, about: Features, sigma_w: AnyArray, sigma_b: AnyArray, q0: AnyArray, *numbers: AnyArray
+    form: Form,
+    phi: Activation,
+    about: Features,
+    sigma_w: AnyArray,
+    sigma_b: AnyArray,
+    q0: AnyArray,
+    *numbers: AnyArray,
 ) -> FixedPoint:
     xp = host.namespace(sigma_w, sigma_b, q0, *numbers)
     block = block_of(form, phi, about, numbers)
@@ -113,14 +127,18 @@ def _solve_all(
         log_x = xp.full(CAPACITY, np.nan)
         inner = xp.full(CAPACITY, far(block))
     else:
-        roots, found, marginal = all_roots(_length_function(block, gains), _length_samples(block, gains))
+        roots, found, marginal = all_roots(
+            _length_function(block, gains), _length_samples(block, gains)
+        )
         log_x = xp.where(found, roots.log_q, np.nan)
         inner = roots.log_q
     # a signal without length keeps it; where every length is a fixed point it is the input's
     first = _first_length(gains, q0)
     special = at_zero | marginal
     named = xp.where(marginal, first, -np.inf)
-    log_x = xp.where(special, xp.where(leading, named, xp.where(marginal, np.nan, xp.roll(log_x, 1))), log_x)
+    log_x = xp.where(
+        special, xp.where(leading, named, xp.where(marginal, np.nan, xp.roll(log_x, 1))), log_x
+    )
     at = xp.where(xp.isfinite(log_x), log_x, xp.where(special & leading, LOG_SHORTEST, inner))
     if xp is np and about.table is not None and not block.law.residual:
         at, moments = _by_quadrature(block, gains, at)
@@ -201,7 +219,9 @@ def _derivatives_at(
     moved = jnp.where(marginal, outer["first"], -outer["length"] / jnp.where(marginal, 1.0, excess))
     d_log_x = jnp.where(known, moved, 0.0)
     along = by["correlation"][-1]
-    apart = -(outer["correlation"] + by["correlation"][-2] * d_log_x) / jnp.where(distance == 0, 1.0, along)
+    apart = -(outer["correlation"] + by["correlation"][-2] * d_log_x) / jnp.where(
+        distance == 0, 1.0, along
+    )
     d_distance = jnp.where(distance == 0, 0.0, apart)
 
     def total(name: str) -> AnyArray:
@@ -241,30 +261,40 @@ def _jacobian(
 @functools.cache
 def _solver(solve: Callable[..., FixedPoint], form: Form) -> Callable[..., FixedPoint]:
     at_once = form.law.norm is None
-    return differentiable(functools.partial(solve, form), functools.partial(_jacobian, form), at_once=at_once)
+    return differentiable(
+        functools.partial(solve, form), functools.partial(_jacobian, form), at_once=at_once
+    )
 
 
-def _solved(solve: Callable[..., FixedPoint], law: Law, shape: tuple[int, ...], *gains: ArrayLike) -> FixedPoint:
+def _solved(
+    solve: Callable[..., FixedPoint], law: Law, shape: tuple[int, ...], *gains: ArrayLike
+) -> FixedPoint:
     """The record of a law, NaN where it has none."""
     if unsolvable(law):
         unknown = jnp.full(shape, jnp.nan)
-        return FixedPoint(*[unknown] * len(FixedPoint._fields))._replace(stable=jnp.zeros(shape, bool))
+        return FixedPoint(*[unknown] * len(FixedPoint._fields))._replace(
+            stable=jnp.zeros(shape, bool)
+        )
     form, numbers = parted(law)
     return _solver(solve, form)(law.activation, *gains, *numbers)
 
 
-def fixed_points(block: AnyActivation | Law, sigma_w: ArrayLike, sigma_b: ArrayLike, q0: ArrayLike = 1.0) -> FixedPoint:
+def fixed_points(
+    block: AnyActivation | Law, sigma_w: ArrayLike, sigma_b: ArrayLike, q0: ArrayLike = 1.0
+) -> FixedPoint:
     """All fixed points of the length map, ascending in q, stable or not.
 
     q* = sigma_w^2 V(q*) + sigma_b^2 (Poole et al. 2016, eq. 3). gelu and silu have three just below
-    sigma_w^2 = 2: the outer two are stable, and which one a network reaches depends on its input's length.
+    sigma_w^2 = 2: the outer two are stable, and which one a network reaches depends on its input's
+    length.
 
     Args:
-        block: `law` of a block; of a plain one the activation will do, as name, `Activation` or elementwise callable.
+        block: `law` of a block; of a plain one the activation will do, as name, `Activation` or
+            elementwise callable.
         sigma_w: weight gain, >= 0.
         sigma_b: bias standard deviation, >= 0.
-        q0: mean square of the input; matters only where every length is a fixed point (relu at sigma_w^2 = 2,
-            sigma_b = 0), where the one it leads to is returned.
+        q0: mean square of the input; matters only where every length is a fixed point (relu at
+            sigma_w^2 = 2, sigma_b = 0), where the one it leads to is returned.
 
     Returns:
         A record with a leading axis of 8: the fixed points, 0 among them, then NaN. All NaN
@@ -282,22 +312,26 @@ def fixed_points(block: AnyActivation | Law, sigma_w: ArrayLike, sigma_b: ArrayL
     return _solved(_solve_all, as_law(block), (CAPACITY,), sigma_w, sigma_b, q0)
 
 
-def fixed_point(block: AnyActivation | Law, sigma_w: ArrayLike, sigma_b: ArrayLike, q0: ArrayLike = 1.0) -> FixedPoint:
+def fixed_point(
+    block: AnyActivation | Law, sigma_w: ArrayLike, sigma_b: ArrayLike, q0: ArrayLike = 1.0
+) -> FixedPoint:
     """The fixed point that a network reaches from inputs of mean square q0.
 
-    The next one above or below the first layer's length q_1 = sigma_w^2 q0 + sigma_b^2, whichever way the length
-    map points there. With c* the stable correlation, chi_1 = sigma_w^2 M(q*), chi_c the correlation map's slope at
-    c*, and depth scales xi = -1/ln(slope) (Schoenholz et al. 2017, eqs. 7-9); xi_grad = 1/|ln chi_1|.
+    The next one above or below the first layer's length q_1 = sigma_w^2 q0 + sigma_b^2, whichever
+    way the length map points there. With c* the stable correlation, chi_1 = sigma_w^2 M(q*), chi_c
+    the correlation map's slope at c*, and depth scales xi = -1/ln(slope) (Schoenholz et al. 2017,
+    eqs. 7-9); xi_grad = 1/|ln chi_1|.
 
     Args:
-        block: `law` of a block; of a plain one the activation will do, as name, `Activation` or elementwise callable.
+        block: `law` of a block; of a plain one the activation will do, as name, `Activation` or
+            elementwise callable.
         sigma_w: weight gain, >= 0.
         sigma_b: bias standard deviation, >= 0.
         q0: mean square of the input, >= 0.
 
     Returns:
-        The record, scalars. q = inf where the length grows without bound (relu, sigma_w^2 > 2); the other fields
-        are then the limits along the way.
+        The record, scalars. q = inf where the length grows without bound (relu, sigma_w^2 > 2); the
+        other fields are then the limits along the way.
 
     Raises:
         ValueError: if a gain is negative or not finite.

@@ -6,8 +6,9 @@ With A, D the moments of a block's head (`heads`), of weights of variance sigma_
     residual   q' = q + s^2 (sigma_w^2 A + sigma_b^2)       |dL/dh|^2 = (1 + s^2 sigma_w^2 D) |dL/dh'|^2
     dense      q_l = sigma_w^2 mean_{k<l} A_k + sigma_b^2   |dL/dh|^2 = (1 + sigma_w^2 D_l/l) (S_{l-1}/S_l) |dL/dh'|^2
 
-with s = 1 for "sum" (Yang & Schoenholz 2017, arXiv:1712.08969), depth^-1/2 for "scaled", alpha for "rezero", and
-S_l = sum_{k<=l} D_k for the state (h_0, .., h_l) of "dense" skips, whose gradient at its end is as the readout's is.
+with s = 1 for "sum" (Yang & Schoenholz 2017, arXiv:1712.08969), depth^-1/2 for "scaled", alpha for
+"rezero", and S_l = sum_{k<=l} D_k for the state (h_0, .., h_l) of "dense" skips, whose gradient at
+its end is as the readout's is.
 """
 
 import functools
@@ -35,8 +36,10 @@ class Layers(NamedTuple):
         log_q: ln of the state's mean square, over all its layers' units where it holds several.
         own_log_q: ln q of the layer's own units.
         distance: 1 - c of the state.
-        log_chi: ln of the factor of the squared gradient from a layer to the one below; last entry unused.
-        log_entries: ln of the squared gradient of the layer's parameters over that of the state, per unit of width.
+        log_chi: ln of the factor of the squared gradient from a layer to the one below; last entry
+            unused.
+        log_entries: ln of the squared gradient of the layer's parameters over that of the state,
+            per unit of width.
         log_few: the part of it that does not grow with the width.
         log_jacobian: ln |dh_l/dh_0|^2 per unit of the width.
     """
@@ -104,7 +107,8 @@ class Stepped(NamedTuple):
         signal: of the next layer.
         log_ratio: ln (q'/q).
         log_chi: ln of the squared gradient's factor.
-        log_isotropic: the branch's share of the factor, where gradients of a batch's examples are independent.
+        log_isotropic: the branch's share of the factor, where gradients of a batch's examples are
+            independent.
     """
 
     signal: Signal
@@ -146,13 +150,21 @@ def step(law: Law, gains: Gains, signal: Signal, known: Head) -> Stepped:
     kept = jnp.exp(carry - divisor)
     there = jnp.isfinite(log_gap)
     share = jnp.where(there, share, 0.0)
-    new = Signal(log_next, kept * signal.distance + share * known.gap, kept * signal.within + share * known.within)
+    new = Signal(
+        log_next,
+        kept * signal.distance + share * known.gap,
+        kept * signal.within + share * known.within,
+    )
     return Stepped(new, ratio, log_chi, isotropic)
 
 
 def _features_table(law: Law, phi: Activation, about: Features, dtype: jnp.dtype) -> Sphere | None:
     """Moments on spheres, where a law wants them."""
-    return spheres(phi, about, law.batch, dtype) if law.norm == "batch" and law.batch is not None else None
+    return (
+        spheres(phi, about, law.batch, dtype)
+        if law.norm == "batch" and law.batch is not None
+        else None
+    )
 
 
 def first_signal(gains: Gains, log_input: Array, c0: Array) -> Signal:
@@ -169,13 +181,17 @@ def first_signal(gains: Gains, log_input: Array, c0: Array) -> Signal:
     log_q = log_sum(gains.weight + log_input, gains.bias)
     # two inputs without any signal stay as alike as they were
     weighted = jnp.where(
-        log_q == -jnp.inf, 1.0, jnp.exp(gains.weight + log_input - jnp.where(log_q == -jnp.inf, 0, log_q))
+        log_q == -jnp.inf,
+        1.0,
+        jnp.exp(gains.weight + log_input - jnp.where(log_q == -jnp.inf, 0, log_q)),
     )
     distance = weighted * (1.0 - c0)
     return Signal(log_q, distance, distance)
 
 
-def layers(law: Law, phi: Activation, about: Features, gains: Gains, first: Signal, depth: int) -> Layers:
+def layers(
+    law: Law, phi: Activation, about: Features, gains: Gains, first: Signal, depth: int
+) -> Layers:
     """The fold over all blocks.
 
     Args:
@@ -197,9 +213,14 @@ def layers(law: Law, phi: Activation, about: Features, gains: Gains, first: Sign
 
 def _fed(law: Law, gains: Gains, signal: Signal, known: Head) -> tuple[Array, Array]:
     """ln of a branch's squared gradient of parameters over that of the branch: per unit of width, and besides."""
-    own = gains.weight + known.log_own if law.norm is not None else jnp.full_like(known.log_power, -jnp.inf)
+    own = (
+        gains.weight + known.log_own
+        if law.norm is not None
+        else jnp.full_like(known.log_power, -jnp.inf)
+    )
     if law.finite_batch:
-        # gradients add up to zero over a batch: only what differs between examples counts, and no bias
+        # gradients add up to zero over a batch: only what differs between examples counts, and no
+        # bias
         return signal.log_q + known.log_unit + log(known.within), own
     return known.log_power, log_sum(own, jnp.zeros_like(own))
 
@@ -207,7 +228,9 @@ def _fed(law: Law, gains: Gains, signal: Signal, known: Head) -> tuple[Array, Ar
 def _sequential(law: Law, gains: Gains, at: functools.partial, first: Signal, depth: int) -> Layers:
     log_none = jnp.full_like(first.log_q, -jnp.inf)
 
-    def layer(carry: tuple[Signal, Array, Array], _: None) -> tuple[tuple[Signal, Array, Array], Layers]:
+    def layer(
+        carry: tuple[Signal, Array, Array], _: None
+    ) -> tuple[tuple[Signal, Array, Array], Layers]:
         signal, climbed, isotropic = carry
         known = at(signal)
         stepped = step(law, gains, signal, known)
@@ -217,8 +240,20 @@ def _sequential(law: Law, gains: Gains, at: functools.partial, first: Signal, de
             # the gradient of alpha is the branch's sum with that of the state
             few = log_sum(few, log_sum(gains.weight + known.log_power, gains.bias))
         kept = carried(law) + isotropic if not math.isinf(carried(law)) else log_none
-        new = (stepped.signal, climbed + stepped.log_chi, log_sum(kept, climbed + stepped.log_isotropic))
-        read = Layers(signal.log_q, signal.log_q, signal.distance, stepped.log_chi, gains.branch + many, few, isotropic)
+        new = (
+            stepped.signal,
+            climbed + stepped.log_chi,
+            log_sum(kept, climbed + stepped.log_isotropic),
+        )
+        read = Layers(
+            signal.log_q,
+            signal.log_q,
+            signal.distance,
+            stepped.log_chi,
+            gains.branch + many,
+            few,
+            isotropic,
+        )
         return new, read
 
     zero = jnp.zeros_like(first.log_q)
@@ -246,7 +281,9 @@ def _dense(law: Law, gains: Gains, at: functools.partial, first: Signal, depth: 
     zero = jnp.zeros_like(first.log_q)
     nothing = _Sums(none, zero, none, zero, zero, none, none, none, none)
 
-    def layer(carry: tuple[Signal, _Sums, Array, Array], count: Array) -> tuple[tuple, tuple[Layers, Array, Array]]:
+    def layer(
+        carry: tuple[Signal, _Sums, Array, Array], count: Array
+    ) -> tuple[tuple, tuple[Layers, Array, Array]]:
         signal, sums, log_new, _ = carry
         known = at(signal)
         many, _ = _fed(law, gains, signal, known)
@@ -259,7 +296,8 @@ def _dense(law: Law, gains: Gains, at: functools.partial, first: Signal, depth: 
         log_slope = log_sum(sums.log_slope, known.log_slope)
         new = _Sums(
             log_q=log_q,
-            distance=_share(sums.log_q, log_q) * sums.distance + _share(signal.log_q, log_q) * signal.distance,
+            distance=_share(sums.log_q, log_q) * sums.distance
+            + _share(signal.log_q, log_q) * signal.distance,
             log_power=log_power,
             gap=old_share * sums.gap + gap_share * known.gap,
             within=old_share * sums.within + gap_share * known.within,
@@ -290,7 +328,8 @@ def _dense(law: Law, gains: Gains, at: functools.partial, first: Signal, depth: 
     # from state l to state l - 1: l = 1..L
     grown = jax.vmap(log_sum)(jnp.zeros(depth), gains.weight + slopes[1:] - jnp.log(counts[:-1]))
     log_chi = jnp.append(grown + summed[:-1] - summed[1:], -jnp.inf)
-    # of a state's gradient, the share of its newest layer, which is what the branch's parameters see
+    # of a state's gradient, the share of its newest layer, which is what the branch's parameters
+    # see
     newest = slopes - summed
     after = jnp.append(newest[1:], newest[-1:])
     jacobian = jax.lax.associative_scan(jax.vmap(log_sum), read.log_jacobian)

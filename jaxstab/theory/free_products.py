@@ -1,19 +1,20 @@
 r"""The law of a deep Jacobian's singular values at infinite width, for any activation, depth and gain.
 
-Pennington, Schoenholz & Ganguli 2017 (arXiv:1711.04735): S-transforms multiply along the layers. With d the law of
-sigma_w^2 phi'(h)^2, m(w) = E d / (w - d), and g = 1 for Gaussian, 0 for orthogonal weights, their equation for
-the spectrum becomes a curve: lambda = s^2 solves
+Pennington, Schoenholz & Ganguli 2017 (arXiv:1711.04735): S-transforms multiply along the layers.
+With d the law of sigma_w^2 phi'(h)^2, m(w) = E d / (w - d), and g = 1 for Gaussian, 0 for
+orthogonal weights, their equation for the spectrum becomes a curve: lambda = s^2 solves
 
     lambda = w^L (m / (1 + m))^(L-1) (1 + m)^(g L),    Im w > 0,
 
-and everything is a function of w: the density of ln lambda is -Im m / pi, and, as m dln(lambda) integrates in closed
-form, the share above lambda is
+and everything is a function of w: the density of ln lambda is -Im m / pi, and, as m dln(lambda)
+integrates in closed form, the share above lambda is
 
     Im [ L E ln(1 - d/w) + (L - 1) ln(1 + m) + g L (m - ln(1 + m)) ] / pi,
 
-atoms included. No power series, no continuation: logarithms of m / (1 + m) and of 1 + m are Pick functions of 1/w on
-the positive axis, so that every modulus |w| has exactly one angle with a real lambda (Belinschi & Bercovici 2005;
-Huang & Zhong 2014), found by bisection, and lambda grows with |w|.
+atoms included. No power series, no continuation: logarithms of m / (1 + m) and of 1 + m are Pick
+functions of 1/w on the positive axis, so that every modulus |w| has exactly one angle with a real
+lambda (Belinschi & Bercovici 2005; Huang & Zhong 2014), found by bisection, and lambda grows with
+|w|.
 """
 
 import functools
@@ -45,7 +46,8 @@ class JacobianLaw(NamedTuple):
 
     Attributes:
         log_s: ln s, ascending.
-        cdf: share of singular values at most s, those that are exactly zero included; a jump is an atom.
+        cdf: share of singular values at most s, those that are exactly zero included; a jump is an
+            atom.
         density: of ln s, per nat; without atoms.
         zeros: share of singular values that are exactly zero.
         log_s_max: ln of the largest.
@@ -93,7 +95,9 @@ def _resolvent(factor: _Factor, r: Array, theta: Array) -> _Resolvent:
     r = r[:, None]
     theta = theta[:, None]
     # |w - d|^2 without cancellation near the axis
-    weight = share / jnp.maximum((r - d) ** 2 + 4 * r * d * jnp.sin(theta / 2) ** 2, jnp.finfo(d.dtype).tiny)
+    weight = share / jnp.maximum(
+        (r - d) ** 2 + 4 * r * d * jnp.sin(theta / 2) ** 2, jnp.finfo(d.dtype).tiny
+    )
     cosine = r * jnp.cos(theta)
     sine = r * jnp.sin(theta)
     mean = lambda values: jnp.sum(weight * values, axis=1)
@@ -124,7 +128,9 @@ def _law_at(factor: _Factor, r: Array, theta: Array) -> tuple[Array, Array, Arra
     at = _resolvent(factor, r, theta)
     depth = factor.depth
     size = jnp.log(jnp.hypot(at.one_plus_m, at.b))
-    log_lambda = depth * (jnp.log(r) + factor.gaussian * size) + (depth - 1) * (jnp.log(jnp.hypot(at.m, at.b)) - size)
+    log_lambda = depth * (jnp.log(r) + factor.gaussian * size) + (depth - 1) * (
+        jnp.log(jnp.hypot(at.m, at.b)) - size
+    )
     outer = -jnp.arctan2(at.b, at.one_plus_m)
     w_d = jnp.arctan2((r * jnp.sin(theta))[:, None], (r * jnp.cos(theta))[:, None] - factor.d[None])
     turned = jnp.sum(factor.share[None] * (w_d - theta[:, None]), axis=1)
@@ -149,14 +155,18 @@ def _upper_edge(factor: _Factor, r: Array, theta: Array) -> Array:
 def _moduli(factor: _Factor, points: int) -> Array:
     """Moduli |w| of the continuous part, ascending to its upper edge, dense at both ends."""
     # the edge is about L mu_2 / mu_1, and mu_2 / mu_1 at most the largest d
-    scan = jnp.max(factor.d) * jnp.geomspace(_LOWEST, 4 * (factor.depth + 1), _SCANNED, dtype=factor.d.dtype)
+    scan = jnp.max(factor.d) * jnp.geomspace(
+        _LOWEST, 4 * (factor.depth + 1), _SCANNED, dtype=factor.d.dtype
+    )
     theta = _real_angle(factor, scan)
     edge = _upper_edge(factor, scan, theta)
     _, above, _ = _law_at(factor, scan, theta)
     first = jnp.max(jnp.where(above >= above[0] - _TAIL, jnp.arange(_SCANNED), 0))
     low = jnp.log(jnp.minimum(scan[first], edge / 2))
     high = jnp.log(edge)
-    return jnp.exp(low + (high - low) * (1 - jnp.cos(jnp.linspace(0, np.pi, points, dtype=factor.d.dtype))) / 2)
+    return jnp.exp(
+        low + (high - low) * (1 - jnp.cos(jnp.linspace(0, np.pi, points, dtype=factor.d.dtype))) / 2
+    )
 
 
 def _factor(d: ArrayLike, share: ArrayLike, depth: ArrayLike, weights: str) -> _Factor:
@@ -166,7 +176,9 @@ def _factor(d: ArrayLike, share: ArrayLike, depth: ArrayLike, weights: str) -> _
     if not isinstance(depth, jax.core.Tracer) and not np.all(np.asarray(depth) >= least):
         raise ValueError(f"depth must be at least {least} with {weights} weights, got {depth!r}")
     d = _float(d)
-    return _Factor(d, jnp.asarray(share, d.dtype), jnp.asarray(depth, d.dtype), int(weights == "gaussian"))
+    return _Factor(
+        d, jnp.asarray(share, d.dtype), jnp.asarray(depth, d.dtype), int(weights == "gaussian")
+    )
 
 
 def squared_slopes(
@@ -215,21 +227,24 @@ def jacobian_law(
 ) -> JacobianLaw:
     """The law of the singular values of dh_L/dh_0 in a plain net of infinite width whose layers all have length q.
 
-    Pennington et al. 2017, solved as the head of this module says. They state it for D W ... D W; the
-    product here, W D ... W D, has the same law, as a free product does not know its order. Where phi' crosses zero at
-    finite h (gelu, silu, sin), the smallest half per cent of singular values are not resolved. Roots are bisected, so
-    the law has no derivatives; `jacobian_moments` has.
+    Pennington et al. 2017, solved as the head of this module says. They state it for D W ... D W;
+    the product here, W D ... W D, has the same law, as a free product does not know its order.
+    Where phi' crosses zero at finite h (gelu, silu, sin), the smallest half per cent of singular
+    values are not resolved. Roots are bisected, so the law has no derivatives; `jacobian_moments`
+    has.
 
     Args:
         activation: name, `Activation` or elementwise callable.
         sigma_w: weight gain, > 0.
-        q: length of the pre-activations, > 0; a fixed point of the length map for the law to be that of a network.
-        depth: L, >= 1; >= 2 with orthogonal weights, where a single layer's law is that of phi'^2 itself.
-            May be traced.
+        q: length of the pre-activations, > 0; a fixed point of the length map for the law to be
+            that of a network.
+        depth: L, >= 1; >= 2 with orthogonal weights, where a single layer's law is that of phi'^2
+            itself. May be traced.
         weights: "gaussian" or "orthogonal".
-        points: points on the distribution function, >= 16. `jacobian_cdf` between them is good to (4 / points)^2 where
-            the law is continuous with a bounded density. Beside an edge where the density diverges, as with two
-            orthogonal layers of leaky relu, it is good to 0.025 with 64 points and to 0.01 with 512.
+        points: points on the distribution function, >= 16. `jacobian_cdf` between them is good to
+            (4 / points)^2 where the law is continuous with a bounded density. Beside an edge where
+            the density diverges, as with two orthogonal layers of leaky relu, it is good to 0.025
+            with 64 points and to 0.01 with 512.
 
     Returns:
         The law.
@@ -254,8 +269,8 @@ def product_law(
 ) -> JacobianLaw:
     """The law of the singular values of a product of L independent layers W D, whatever is on the diagonals D.
 
-    `jacobian_law` with the law of d = sigma_w^2 D^2 given: slopes counted in a real network, thinned by dropout, or of
-    a fraction of linear units. W is of gain 1.
+    `jacobian_law` with the law of d = sigma_w^2 D^2 given: slopes counted in a real network,
+    thinned by dropout, or of a fraction of linear units. W is of gain 1.
 
     Args:
         d: values, >= 0, not all 0.
@@ -283,7 +298,8 @@ def product_law(
 def _product_law(factor: _Factor, points: int) -> JacobianLaw:
     r = _moduli(factor, points - 2)
     log_lambda, above, density = _law_at(factor, r, _real_angle(factor, r))
-    # free to the power L, an atom of mass a leaves one of mass 1 - L (1 - a), on top (Bercovici & Voiculescu 1998)
+    # free to the power L, an atom of mass a leaves one of mass 1 - L (1 - a), on top (Bercovici &
+    # Voiculescu 1998)
     largest = jnp.max(factor.d)
     heaviest = jnp.sum(jnp.where(factor.d >= largest, factor.share, 0))
     atom = 1 - factor.depth * (1 - heaviest)
@@ -315,12 +331,16 @@ def jacobian_cdf(law: JacobianLaw, log_s: Float[Array, "*batch"]) -> Float[Array
 
 
 def jacobian_moments(
-    activation: AnyActivation, sigma_w: ArrayLike, q: ArrayLike, depth: ArrayLike, weights: str = "gaussian"
+    activation: AnyActivation,
+    sigma_w: ArrayLike,
+    q: ArrayLike,
+    depth: ArrayLike,
+    weights: str = "gaussian",
 ) -> JacobianMoments:
     """Mean and variance of the squared singular values of dh_L/dh_0 at infinite width.
 
-    E s^2 = chi_1^L and Var s^2 / (E s^2)^2 = L (mu_2 / mu_1^2 - 1 - s_1), mu_k = E phi'^(2k), s_1 = -1 for Gaussian and
-    0 for orthogonal weights (Pennington et al. 2017).
+    E s^2 = chi_1^L and Var s^2 / (E s^2)^2 = L (mu_2 / mu_1^2 - 1 - s_1), mu_k = E phi'^(2k), s_1 =
+    -1 for Gaussian and 0 for orthogonal weights (Pennington et al. 2017).
 
     Args:
         activation: name, `Activation` or elementwise callable.

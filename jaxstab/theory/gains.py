@@ -17,8 +17,10 @@ class Gain(NamedTuple):
 
     Attributes:
         sigma_w: the gain, standard deviation of sqrt(fan_in) W_ij.
-        q: length (mean square of the pre-activations) at which it holds; inf where it holds at every length.
-        critical: whether chi_1 = 1 there, so that gradients keep their mean square; else only lengths do.
+        q: length (mean square of the pre-activations) at which it holds; inf where it holds at
+            every length.
+        critical: whether chi_1 = 1 there, so that gradients keep their mean square; else only
+            lengths do.
         source: the reason, in words.
     """
 
@@ -44,9 +46,10 @@ _KNOWN = {
 def gain(activation: AnyActivation, sigma_b: float = 0.0) -> Gain:
     """The weight gain that an activation wants, and why.
 
-    The critical one, chi_1 = sigma_w^2 E phi'(sqrt(q*) u)^2 = 1 at the length fixed point q* (Schoenholz et al. 2017,
-    eq. 5), if a network stays there. Where none is (gelu, silu at sigma_b = 0), the one of
-    `length_gain` (the argument of He et al. 2015 for any phi). Not for tracing: it answers in Python numbers.
+    The critical one, chi_1 = sigma_w^2 E phi'(sqrt(q*) u)^2 = 1 at the length fixed point q*
+    (Schoenholz et al. 2017, eq. 5), if a network stays there. Where none is (gelu, silu at sigma_b
+    = 0), the one of `length_gain` (the argument of He et al. 2015 for any phi). Not for tracing: it
+    answers in Python numbers.
 
     Args:
         activation: name, `Activation` or elementwise callable.
@@ -73,15 +76,20 @@ def gain(activation: AnyActivation, sigma_b: float = 0.0) -> Gain:
         first = usable[np.argmin(np.asarray(points.sigma_w)[usable])]
         sigma_w = float(points.sigma_w[first])
         q = float(points.q[first])
-        return Gain(sigma_w, q, True, f"solved chi_1 = 1 at sigma_b = {sigma_b:g}: length fixed point q = {q:.6g}")
+        return Gain(
+            sigma_w,
+            q,
+            True,
+            f"solved chi_1 = 1 at sigma_b = {sigma_b:g}: length fixed point q = {q:.6g}",
+        )
     return length_gain(phi, sigma_b)
 
 
 def length_gain(activation: AnyActivation, sigma_b: float = 0.0) -> Gain:
     """The weight gain that keeps the length q = 1, whatever gradients do: the one that is published for most phi.
 
-    sigma_w^2 = (1 - sigma_b^2) / E phi(u)^2. Where lengths beside q = 1 come back to it and gradients explode all the
-    same, chi_1 > 1, as selu's do, a warning says so. Not for tracing.
+    sigma_w^2 = (1 - sigma_b^2) / E phi(u)^2. Where lengths beside q = 1 come back to it and
+    gradients explode all the same, chi_1 > 1, as selu's do, a warning says so. Not for tracing.
 
     Args:
         activation: name, `Activation` or elementwise callable.

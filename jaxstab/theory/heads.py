@@ -1,6 +1,7 @@
 """The head of a block, a = dropout(phi(norm(h))) or dropout(norm(phi(h))): what it does to lengths and gradients.
 
-With V = E phi^2, M = E phi'^2 at length q, z of length q / (q + epsilon), and keep rate rho, at large width:
+With V = E phi^2, M = E phi'^2 at length q, z of length q / (q + epsilon), and keep rate rho, at
+large width:
 
     norm             E a^2                           E (da/dh)^2
     None             V(q) / rho                      M(q) / rho
@@ -8,7 +9,8 @@ With V = E phi^2, M = E phi'^2 at length q, z of length q / (q + epsilon), and k
     rms, after       V / (V + epsilon) / rho         M / (V + epsilon) / rho
     layer, after     Var / (Var + epsilon) / rho     M / (Var + epsilon) / rho,   Var = V - (E phi)^2
 
-BatchNorm's are in `batches`. Two inputs under the same masks have E a a' / rho, under different ones E a a'.
+BatchNorm's are in `batches`. Two inputs under the same masks have E a a' / rho, under different
+ones E a a'.
 """
 
 import jax.numpy as jnp
@@ -79,7 +81,9 @@ def _scaled(dry: Head, log_factor: Array) -> Head:
     )
 
 
-def _normed_before(law: Law, phi: Activation, about: Features, signal: Signal, log_epsilon: Array) -> Head:
+def _normed_before(
+    law: Law, phi: Activation, about: Features, signal: Signal, log_epsilon: Array
+) -> Head:
     log_factor = -log_sum(signal.log_q, log_epsilon)
     dry = _activated(phi, about, signal.log_q + log_factor, signal)
     # RMSNorm has no bias
@@ -87,7 +91,9 @@ def _normed_before(law: Law, phi: Activation, about: Features, signal: Signal, l
     return _scaled(dry._replace(log_own=log_sum(dry.log_own, bias)), log_factor)
 
 
-def _normed_after(law: Law, phi: Activation, about: Features, signal: Signal, log_epsilon: Array) -> Head:
+def _normed_after(
+    law: Law, phi: Activation, about: Features, signal: Signal, log_epsilon: Array
+) -> Head:
     dry = _activated(phi, about, signal.log_q, signal)
     bias = jnp.full_like(dry.log_slope, -jnp.inf)
     if law.norm == "layer":

@@ -23,7 +23,8 @@ class KernelMap(NamedTuple):
     Attributes:
         power: E phi^2.
         mean_share: c_0^2 / E phi^2, the share of the mean.
-        beta_0: c_1^2 / sum_{k >= 1} c_k^2, the share of the linear part in the variance (Joudaki & Hofmann 2025).
+        beta_0: c_1^2 / sum_{k >= 1} c_k^2, the share of the linear part in the variance (Joudaki &
+            Hofmann 2025).
         chi_1: q E phi'^2 / E phi^2, the gradient's factor where the length is kept.
     """
 
@@ -40,7 +41,9 @@ def _kernel_map(phi: Activation, about: Features, q: Array) -> KernelMap:
     growth = jnp.exp(moments.near_growth)
     share = moments.mean**2 / growth
     linear = moments.mean_slope**2 / variance(phi, about, log_q, about.nodes)
-    return KernelMap(jnp.exp(moments.log_length), share, linear, jnp.exp(moments.log_slope - moments.log_growth))
+    return KernelMap(
+        jnp.exp(moments.log_length), share, linear, jnp.exp(moments.log_slope - moments.log_growth)
+    )
 
 
 def kernel_map(activation: AnyActivation, q: ArrayLike = 1.0) -> KernelMap:
@@ -64,7 +67,10 @@ def kernel_map(activation: AnyActivation, q: ArrayLike = 1.0) -> KernelMap:
 @compiled("count")
 def _coefficients(phi: Activation, about: Features, q: Array, count: int) -> Array:
     root = jnp.sqrt(jnp.exp(inside(jnp.log(q))))
-    u, weights = flat(gaussian_panels(about, jnp.zeros_like(q), root, None), legendre(about.nodes.single, about.power))
+    u, weights = flat(
+        gaussian_panels(about, jnp.zeros_like(q), root, None),
+        legendre(about.nodes.single, about.power),
+    )
     weights = weights * density(u)
     values = phi.fn(root * u) * weights / jnp.sum(weights)
     # h_{k+1} = (u h_k - sqrt(k) h_{k-1}) / sqrt(k + 1)
@@ -74,7 +80,9 @@ def _coefficients(phi: Activation, about: Features, q: Array, count: int) -> Arr
     return jnp.stack([jnp.sum(values * polynomial) for polynomial in polynomials[:count]])
 
 
-def hermite_coefficients(activation: AnyActivation, count: int, q: ArrayLike = 1.0) -> Float[Array, " k"]:
+def hermite_coefficients(
+    activation: AnyActivation, count: int, q: ArrayLike = 1.0
+) -> Float[Array, " k"]:
     """Coefficients c_0, c_1, ... of phi(sqrt(q) u) in normalised Hermite polynomials.
 
     Args:

@@ -1,7 +1,7 @@
 """One code for NumPy and JAX: concrete numbers are computed at once in NumPy, traced ones become part of a program.
 
-Quadrature and root finding take arrays of either kind. Only the activation itself is JAX code in both: on concrete
-numbers one small program evaluates it, for all lengths and all gains.
+Quadrature and root finding take arrays of either kind. Only the activation itself is JAX code in
+both: on concrete numbers one small program evaluates it, for all lengths and all gains.
 """
 
 import functools
@@ -89,7 +89,9 @@ def running_maximum(values: Any) -> Any:
     Returns:
         As many.
     """
-    return jax.lax.cummax(values) if isinstance(values, jax.Array) else np.maximum.accumulate(values)
+    return (
+        jax.lax.cummax(values) if isinstance(values, jax.Array) else np.maximum.accumulate(values)
+    )
 
 
 @functools.lru_cache(maxsize=256)
@@ -117,7 +119,8 @@ def kernel(phi: Activation) -> Callable[..., tuple[np.ndarray, ...]]:
         phi: an activation with a closed form, without traced parameters.
 
     Returns:
-        The function. It gives E phi(z1) phi(z2) and E phi'(z1) phi'(z2), and their derivatives in ln q.
+        The function. It gives E phi(z1) phi(z2) and E phi'(z1) phi'(z2), and their derivatives in
+        ln q.
     """
 
     def logarithmic(q: jax.Array, c: jax.Array) -> tuple[jax.Array, ...]:
@@ -128,7 +131,9 @@ def kernel(phi: Activation) -> Callable[..., tuple[np.ndarray, ...]]:
     return _on_host(logarithmic)
 
 
-def _on_host(function: Callable[..., tuple[jax.Array, ...]]) -> Callable[..., tuple[np.ndarray, ...]]:
+def _on_host(
+    function: Callable[..., tuple[jax.Array, ...]],
+) -> Callable[..., tuple[np.ndarray, ...]]:
     """An elementwise JAX function as a function of NumPy arrays, also where something around is being traced."""
     quick = jax.jit(function, compiler_options=quick_options())
     fast = jax.jit(function)
@@ -177,7 +182,8 @@ def first_true(rows: AnyArray) -> AnyArray:
         rows: booleans, [row, place].
 
     Returns:
-        The places, in int32: JAX's own choice of an integer changes with its mode, within which this may be traced.
+        The places, in int32: JAX's own choice of an integer changes with its mode, within which
+        this may be traced.
     """
     if isinstance(rows, np.ndarray):
         return np.argmax(rows, 1).astype(np.int32)

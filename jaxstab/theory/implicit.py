@@ -24,8 +24,8 @@ def differentiable(solve: Solve, jacobian: Jacobian, at_once: bool = True) -> Ca
 
     Args:
         solve: (phi, about, *numbers) -> a record, a tuple of arrays; NumPy arrays or traced ones.
-        jacobian: (phi, about, record, *numbers) -> the record with the derivatives of every field in the leaves of
-            (phi, numbers), along a new last axis.
+        jacobian: (phi, about, record, *numbers) -> the record with the derivatives of every field
+            in the leaves of (phi, numbers), along a new last axis.
         at_once: whether `solve` takes NumPy arrays; if not, concrete numbers are compiled too.
 
     Returns:
@@ -72,7 +72,10 @@ def differentiable(solve: Solve, jacobian: Jacobian, at_once: bool = True) -> Ca
 
 
 def derivatives(
-    function: Callable[..., Any], phi: Activation, numbers: tuple[Array, ...], unknowns: tuple[Array, ...]
+    function: Callable[..., Any],
+    phi: Activation,
+    numbers: tuple[Array, ...],
+    unknowns: tuple[Array, ...],
 ) -> Any:
     """Derivatives of a function of (phi, *numbers, *unknowns).
 
@@ -83,8 +86,8 @@ def derivatives(
         unknowns: scalars.
 
     Returns:
-        The pytree, a vector for each scalar: derivatives in the traced parameters of phi, in the numbers, and in the
-        unknowns.
+        The pytree, a vector for each scalar: derivatives in the traced parameters of phi, in the
+        numbers, and in the unknowns.
     """
     leaves, structure = jax.tree.flatten(phi if host.is_traced(phi) else None)
     given = jnp.stack([*leaves, *numbers, *unknowns])

@@ -1,11 +1,13 @@
 r"""Kernels of networks of infinite width, of two inputs of any lengths, by the fold over blocks.
 
-With A = E phi(z1) phi(z2) and D = E phi'(z1) phi'(z2) of the pre-activations' covariance K (Jacot et al. 2018),
+With A = E phi(z1) phi(z2) and D = E phi'(z1) phi'(z2) of the pre-activations' covariance K (Jacot
+et al. 2018),
 
     K' = sigma_w^2 A + sigma_b^2,    Theta' = O + sigma_w^2 D Theta,
 
-O = K' where sigma_w / sqrt(n) stands beside parameters of variance 1 (the NTK's own parameters), and O = n A + 1 for
-the parameters of our networks, of fan-in n. A residual branch of factor s adds to K and to Theta, times s^2.
+O = K' where sigma_w / sqrt(n) stands beside parameters of variance 1 (the NTK's own parameters),
+and O = n A + 1 for the parameters of our networks, of fan-in n. A residual branch of factor s adds
+to K and to Theta, times s^2.
 """
 
 from typing import NamedTuple
@@ -56,7 +58,9 @@ def _moments(phi: Activation, about: Features, covariance: Array) -> _Moments:
         values, slopes = phi.kernel(root, c)
     else:
         values, slopes = joint(phi, about, (q[0], q[1]), c, about.nodes)
-    return _Moments(_matrix(jnp.exp(own.log_length), values), _matrix(jnp.exp(own.log_slope), slopes))
+    return _Moments(
+        _matrix(jnp.exp(own.log_length), values), _matrix(jnp.exp(own.log_slope), slopes)
+    )
 
 
 def _matrix(diagonal: Array, beside: Array) -> Float[Array, "2 2"]:
@@ -114,14 +118,15 @@ def kernels(
     """NNGP and NTK of two inputs at every layer, as width goes to infinity.
 
     Args:
-        block: `law` of a block without norm and dropout, its skip None, "sum", "scaled" or "rezero"; or an activation.
+        block: `law` of a block without norm and dropout, its skip None, "sum", "scaled" or
+            "rezero"; or an activation.
         sigma_w: weight gain, >= 0.
         sigma_b: bias standard deviation, >= 0.
         depth: blocks L. A readout behind phi is one more layer.
         q0: mean squares of both inputs, > 0.
         c0: their correlation.
-        width: units per layer, for the NTK of our networks' parameters, which grows with it; None for that of
-            parameters of variance 1.
+        width: units per layer, for the NTK of our networks' parameters, which grows with it; None
+            for that of parameters of variance 1.
         d_in: input features, with `width`.
 
     Returns:
@@ -140,7 +145,11 @@ def kernels(
     check_gains(sigma_w, sigma_b)
     depth = check_count("depth", depth, 0)
     plain = known.norm is None and isinstance(known.keep, float) and known.keep == 1.0
-    if not plain or not (known.skip is None or known.residual) or isinstance(known.activation, Mixture):
+    if (
+        not plain
+        or not (known.skip is None or known.residual)
+        or isinstance(known.activation, Mixture)
+    ):
         raise ValueError(
             "kernels are known of blocks without norm and dropout, with skip None, sum, scaled or rezero, of one "
             f"activation, got {known.activation.name} with norm {known.norm}, skip {known.skip}, keep {known.keep}"

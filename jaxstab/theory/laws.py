@@ -1,6 +1,7 @@
 """Laws: what theory knows of one block of a network, and of which quantities it knows nothing.
 
-A block is the one of `networks.MLP`, h -> skip(h, W a + b) with a = dropout(phi(norm(h))) or dropout(norm(phi(h))).
+A block is the one of `networks.MLP`, h -> skip(h, W a + b) with a = dropout(phi(norm(h))) or
+dropout(norm(phi(h))).
 """
 
 import dataclasses
@@ -47,8 +48,10 @@ class Law:
         norm_after: whether the norm follows phi.
         skip: None, "sum", "scaled", "rezero", "highway" or "dense".
         weights: law of the weights, one of `networks.WEIGHTS`.
-        depth: number of blocks of the network, for the scale of "scaled"; None for the deepest depth asked for.
-        batch: examples that go through the network together; None for one, and for BatchNorm's limit of many.
+        depth: number of blocks of the network, for the scale of "scaled"; None for the deepest
+            depth asked for.
+        batch: examples that go through the network together; None for one, and for BatchNorm's
+            limit of many.
         shared_masks: whether the two inputs of a correlation go through the same masks of dropout.
     """
 
@@ -129,14 +132,15 @@ def law(
         skip: None, "sum", "scaled", "rezero", "highway" or "dense", as `networks.MLP` has them.
         keep: keep rate of dropout, in (0, 1]; those kept grow by 1/keep.
         weights: one of `networks.WEIGHTS`, by name.
-        depth: number of blocks of the network, for the scale of "scaled"; None for the deepest depth asked for.
-        batch: examples that go through the network together, any two of the same correlation; None for one, and for
-            BatchNorm's limit of many. BatchNorm needs at least 4.
+        depth: number of blocks of the network, for the scale of "scaled"; None for the deepest
+            depth asked for.
+        batch: examples that go through the network together, any two of the same correlation; None
+            for one, and for BatchNorm's limit of many. BatchNorm needs at least 4.
         alpha: factor of a "rezero" branch.
         epsilon: added to the variance in a norm, >= 0.
         gate_bias: of a highway's gate.
-        shared_masks: whether the two inputs of a correlation go through the same masks of dropout, as in
-            `propagation.correlation` without `other`.
+        shared_masks: whether the two inputs of a correlation go through the same masks of dropout,
+            as in `propagation.correlation` without `other`.
 
     Returns:
         The law.
@@ -156,7 +160,9 @@ def law(
     if skip is not None:
         check_choice("skip", skip, SKIPS)
     if not isinstance(weights, str):
-        raise ValueError(f"weights must be named for theory, one of {', '.join(WEIGHT_VARIANCES)}, got {weights!r}")
+        raise ValueError(
+            f"weights must be named for theory, one of {', '.join(WEIGHT_VARIANCES)}, got {weights!r}"
+        )
     check_choice("weights", weights, tuple(WEIGHT_VARIANCES))
     if depth is not None:
         depth = check_count("depth", depth, 1)
@@ -182,7 +188,9 @@ def law(
     )
 
 
-def _check_number(name: str, value: ArrayLike, low: float, high: float, open_below: bool = False) -> None:
+def _check_number(
+    name: str, value: ArrayLike, low: float, high: float, open_below: bool = False
+) -> None:
     """Check that a number is finite and in a range; traced ones have no value to check and pass."""
     if isinstance(value, jax.core.Tracer):
         return
@@ -212,7 +220,16 @@ def as_law(block: AnyActivation | Law) -> Law:
 
 
 # what `predict` gives, by the name of its field
-FIELDS = ("log_q", "saturation", "dead", "c", "log_grad_h", "log_grad_theta", "log_s", "log_mean_square")
+FIELDS = (
+    "log_q",
+    "saturation",
+    "dead",
+    "c",
+    "log_grad_h",
+    "log_grad_theta",
+    "log_s",
+    "log_mean_square",
+)
 
 
 def missing(block: AnyActivation | Law) -> dict[str, str]:
@@ -237,7 +254,9 @@ def missing(block: AnyActivation | Law) -> dict[str, str]:
     if known.batch is not None and known.batch > 1:
         reasons["dead"] = "units dead for every example of a batch"
         if known.norm != "batch":
-            reasons["log_grad_theta"] = "gradients of weights add up over a batch as its labels have it"
+            reasons["log_grad_theta"] = (
+                "gradients of weights add up over a batch as its labels have it"
+            )
     return reasons
 
 
@@ -246,7 +265,9 @@ def _no_law(known: Law) -> str:
     if known.skip == "highway":
         return "highway: states are no Gaussians, as gates differ from unit to unit"
     if known.norm == "batch" and known.norm_after:
-        return "BatchNorm after phi: a quotient of moments of the whole batch, without a closed form"
+        return (
+            "BatchNorm after phi: a quotient of moments of the whole batch, without a closed form"
+        )
     return ""
 
 
@@ -257,8 +278,8 @@ def missing_fixed_point(block: AnyActivation | Law) -> str:
         block: a law, or the activation of a plain block.
 
     Returns:
-        The reason. `fixed_point` is NaN throughout for a highway, for BatchNorm after phi, and for "scaled" skips
-        without a depth.
+        The reason. `fixed_point` is NaN throughout for a highway, for BatchNorm after phi, and for
+        "scaled" skips without a depth.
 
     Example:
         >>> from jaxstab import theory

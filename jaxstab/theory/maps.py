@@ -1,9 +1,10 @@
 """Mean-field maps: one layer of an infinitely wide network as a map of length q and correlation c.
 
-Poole et al. 2016 (arXiv:1606.05340) and Schoenholz et al. 2017 (arXiv:1611.01232), with
-V(q) = E phi(sqrt(q) u)^2 and M(q) = E phi'(sqrt(q) u)^2. Gains sigma_w and sigma_b are standard deviations.
-Every function takes scalars; `jax.vmap` makes grids of them. A moment that is infinite, or that quadrature cannot give
-to 1e-8 of itself, is NaN or inf, never a finite wrong number; `moment_error` says why.
+Poole et al. 2016 (arXiv:1606.05340) and Schoenholz et al. 2017 (arXiv:1611.01232), with V(q) = E
+phi(sqrt(q) u)^2 and M(q) = E phi'(sqrt(q) u)^2. Gains sigma_w and sigma_b are standard deviations.
+Every function takes scalars; `jax.vmap` makes grids of them. A moment that is infinite, or that
+quadrature cannot give to 1e-8 of itself, is NaN or inf, never a finite wrong number; `moment_error`
+says why.
 
 The maps of ln q and of 1 - c beneath (`log_length_map`, `distance_map`) hold at every length.
 """
@@ -72,8 +73,10 @@ class Length(NamedTuple):
     Attributes:
         log_q: ln q', the next layer's length.
         log_ratio: ln (q'/q).
-        log_share: ln (sigma_w^2 q/q'), the factor that turns moments per q into those of the next layer's correlation.
-        pair_share: the same factor of `log_pair`, whose lengths are those inside the range of quadrature.
+        log_share: ln (sigma_w^2 q/q'), the factor that turns moments per q into those of the next
+            layer's correlation.
+        pair_share: the same factor of `log_pair`, whose lengths are those inside the range of
+            quadrature.
     """
 
     log_q: Float[AnyArray, "..."]
@@ -83,7 +86,10 @@ class Length(NamedTuple):
 
 
 def log_length_map(
-    moments: LogMoments, log_w: Float[AnyArray, "..."], log_b: Float[AnyArray, "..."], log_q: Float[AnyArray, "..."]
+    moments: LogMoments,
+    log_w: Float[AnyArray, "..."],
+    log_b: Float[AnyArray, "..."],
+    log_q: Float[AnyArray, "..."],
 ) -> Length:
     """One layer's map of ln q, q' = sigma_w^2 V(q) + sigma_b^2.
 
@@ -238,12 +244,16 @@ def derivative_moment(activation: AnyActivation, q: ArrayLike) -> Float[Array, "
 
 
 @compiled(at_once=True)
-def _length_map(phi: Activation, about: Features, sigma_w: AnyArray, sigma_b: AnyArray, q: AnyArray) -> AnyArray:
+def _length_map(
+    phi: Activation, about: Features, sigma_w: AnyArray, sigma_b: AnyArray, q: AnyArray
+) -> AnyArray:
     xp = host.namespace(sigma_w, sigma_b, q)
     return sigma_w**2 * xp.exp(log_moments(phi, about, xp.log(q)).log_length) + sigma_b**2
 
 
-def length_map(activation: AnyActivation, sigma_w: ArrayLike, sigma_b: ArrayLike, q: ArrayLike) -> Float[Array, ""]:
+def length_map(
+    activation: AnyActivation, sigma_w: ArrayLike, sigma_b: ArrayLike, q: ArrayLike
+) -> Float[Array, ""]:
     """One layer's map of the length, q' = sigma_w^2 V(q) + sigma_b^2 (Poole et al. 2016, eq. 3).
 
     Args:
@@ -280,7 +290,8 @@ def correlation_map(
 ) -> Float[Array, ""]:
     """One layer's map of the correlation of two inputs of equal length q (Poole et al. 2016, eq. 5).
 
-    c' = (sigma_w^2 E phi(z1) phi(z2) + sigma_b^2) / q', with q' the length map at q: at a length fixed point q' = q.
+    c' = (sigma_w^2 E phi(z1) phi(z2) + sigma_b^2) / q', with q' the length map at q: at a length
+    fixed point q' = q.
 
     Args:
         activation: name, `Activation` or elementwise callable.
@@ -304,8 +315,8 @@ def correlation_slope(
 ) -> Float[Array, ""]:
     """Slope of the correlation map, dc'/dc = sigma_w^2 q E[phi'(z1) phi'(z2)] / q'.
 
-    At a length fixed point this is sigma_w^2 E[phi' phi'], and chi_1 at c = 1; where the length still grows
-    (relu, sigma_w^2 > 2) it stays below the gradient's factor.
+    At a length fixed point this is sigma_w^2 E[phi' phi'], and chi_1 at c = 1; where the length
+    still grows (relu, sigma_w^2 > 2) it stays below the gradient's factor.
 
     Args:
         activation: name, `Activation` or elementwise callable.
@@ -367,7 +378,8 @@ def saturation(activation: AnyActivation, q: ArrayLike, threshold: float) -> Flo
         threshold: fraction in [0, 1) of max |phi'|; 0 asks for units that are exactly dead.
 
     Returns:
-        The share, in [0, 1], to 3e-4 / sqrt(q) for each edge between flat and steep; exact at kinks.
+        The share, in [0, 1], to 3e-4 / sqrt(q) for each edge between flat and steep; exact at
+        kinks.
 
     Example:
         >>> print(f"{saturation('hard_tanh', 1.0, 0.0):.3f}")

@@ -56,9 +56,15 @@ class _Shares:
 
     def __init__(self, phi: Mixture, columns: list[AnyArray]) -> None:
         xp = host.namespace(*columns)
-        self.mean, self.mean_slope, log_growth, self.length_power, self.power_size, log_slope, self.slope_power = (
-            columns
-        )
+        (
+            self.mean,
+            self.mean_slope,
+            log_growth,
+            self.length_power,
+            self.power_size,
+            log_slope,
+            self.slope_power,
+        ) = columns
         self.growth = xp.exp(log_growth)
         self.slope = xp.exp(log_slope)
 

@@ -30,7 +30,8 @@ class LogMoments(NamedTuple):
         mean_slope: E phi' there.
         log_length: ln V.
         log_growth: ln (V/q), which keeps the digits that ln V - ln q loses.
-        near_growth: ln (V/q) at the length inside the range of quadrature, where moments of pairs are taken.
+        near_growth: ln (V/q) at the length inside the range of quadrature, where moments of pairs
+            are taken.
         near_slope: ln M there.
         length_power: d ln V / d ln q.
         power_size: of the terms of which it is the sum.
@@ -99,7 +100,9 @@ def _columns(phi: Activation, about: Features, log_q: AnyArray) -> list[AnyArray
         return about.table(log_q)
     if isinstance(phi, Mixture):
         first, second = about.parts
-        return mixed_columns(phi, _columns(phi.first, first, log_q), _columns(phi.second, second, log_q))
+        return mixed_columns(
+            phi, _columns(phi.first, first, log_q), _columns(phi.second, second, log_q)
+        )
     q = host.namespace(log_q).exp(log_q)
     return logarithms(single(phi, about, q), q)
 
@@ -131,7 +134,9 @@ def _closed(phi: Activation, log_q: AnyArray) -> list[AnyArray]:
         length, slope, length_rate, slope_rate = host.kernel(phi)(q, one)
     else:
         assert phi.kernel is not None
-        (length, slope), (length_rate, slope_rate) = jax.jvp(phi.kernel, (q, one), (q, jnp.zeros_like(q)))
+        (length, slope), (length_rate, slope_rate) = jax.jvp(
+            phi.kernel, (q, one), (q, jnp.zeros_like(q))
+        )
     square, square_slope = _kernel(phi, q, xp.zeros_like(q))
     return [
         _root(square) / xp.sqrt(q),
@@ -177,7 +182,9 @@ def log_pair(
     if phi.kernel is None and isinstance(phi, Mixture):
         given = (log_q, distance, nodes, opposite)
         first, second = about.parts
-        return mixed_pair(phi, log_pair(phi.first, first, *given), log_pair(phi.second, second, *given))
+        return mixed_pair(
+            phi, log_pair(phi.first, first, *given), log_pair(phi.second, second, *given)
+        )
     if phi.kernel is None:
         return pair(phi, about, q, distance, nodes, opposite)
     c = 1.0 - distance
@@ -187,7 +194,9 @@ def log_pair(
     return Pair((_kernel(phi, q, xp.ones_like(c))[0] - covariance) / q, slope)
 
 
-def variance(phi: Activation, about: Features, log_q: Float[AnyArray, ""], nodes: Nodes) -> AnyArray:
+def variance(
+    phi: Activation, about: Features, log_q: Float[AnyArray, ""], nodes: Nodes
+) -> AnyArray:
     """The variance of phi over the units of a layer, (E phi^2 - (E phi)^2) / q, inside the range of quadrature.
 
     Args:
@@ -197,8 +206,9 @@ def variance(phi: Activation, about: Features, log_q: Float[AnyArray, ""], nodes
         nodes: of the rule.
 
     Returns:
-        The variance. It is the gap at c = 0, which keeps its digits where phi hardly varies; means of a mixture's
-        activations differ besides. Where a table shows phi to vary at every length, the difference is taken as it is.
+        The variance. It is the gap at c = 0, which keeps its digits where phi hardly varies; means
+        of a mixture's activations differ besides. Where a table shows phi to vary at every length,
+        the difference is taken as it is.
     """
     xp = host.namespace(log_q)
     if getattr(about.table, "varies", False):

@@ -13,7 +13,8 @@ from jaxstab.theory.host import AnyArray
 
 # exp(-9^2 / 2) = 3e-18: what lies beyond is below the rounding of what lies within
 _REACH = 9.0
-# a half-panel around a smooth centre starts at most so far out: a Gaussian wants nodes on both sides
+# a half-panel around a smooth centre starts at most so far out: a Gaussian wants nodes on both
+# sides
 _CENTRAL = 3.5
 # the Gaussian itself varies on this scale
 _WIDEST = 4.0
@@ -81,7 +82,9 @@ class Panels(NamedTuple):
     side: Float[AnyArray, "*b k 2"]
 
 
-def _panels(breaks: Float[AnyArray, "*b k"], low: AnyArray, high: AnyArray, scale: Float[AnyArray, "*b k"]) -> Panels:
+def _panels(
+    breaks: Float[AnyArray, "*b k"], low: AnyArray, high: AnyArray, scale: Float[AnyArray, "*b k"]
+) -> Panels:
     """The half-panels of [low, high]."""
     xp = host.namespace(breaks, scale)
     middle = (breaks[..., 1:] + breaks[..., :-1]) / 2
@@ -161,11 +164,13 @@ def centres(activation: Activation) -> tuple[float, ...]:
     return activation.kinks or (0.0,)
 
 
-def gaussian_panels(about: Features, centre: AnyArray, spread: AnyArray, blur: AnyArray | None) -> Panels:
+def gaussian_panels(
+    about: Features, centre: AnyArray, spread: AnyArray, blur: AnyArray | None
+) -> Panels:
     """Panels of E f(centre + spread u), u standard normal.
 
-    f varies as the activation does, smoothed over the distance `blur` where one is given. Centre, spread and blur have
-    one shape.
+    f varies as the activation does, smoothed over the distance `blur` where one is given. Centre,
+    spread and blur have one shape.
 
     Args:
         about: features of the activation.
@@ -190,7 +195,8 @@ def gaussian_panels(about: Features, centre: AnyArray, spread: AnyArray, blur: A
     places = xp.clip(exact, -limit, limit)
     width = along(about.scales)
     if blur is not None:
-        # what a kink does is as wide as the smoothing, what a smooth feature does no narrower than itself
+        # what a kink does is as wide as the smoothing, what a smooth feature does no narrower than
+        # itself
         own = np.zeros(edges) if about.sharp else width
         width = xp.hypot(own, xp.broadcast_to(blur[..., None], edges))
     sizes = xp.clip(width / wide + xp.abs(exact - places), _FINEST, _WIDEST)
@@ -207,7 +213,9 @@ def gaussian_panels(about: Features, centre: AnyArray, spread: AnyArray, blur: A
     return _panels(breaks, -reach, reach, field)
 
 
-def shared_panels(about: Features, spreads: tuple[AnyArray, AnyArray], blurs: tuple[AnyArray, AnyArray]) -> Panels:
+def shared_panels(
+    about: Features, spreads: tuple[AnyArray, AnyArray], blurs: tuple[AnyArray, AnyArray]
+) -> Panels:
     """Panels of E f_1(spread_1 u) f_2(spread_2 u), u standard normal, graded towards the breaks of both.
 
     Args:

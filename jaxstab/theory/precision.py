@@ -20,14 +20,16 @@ def compiled(
 ) -> Callable[[Callable], Callable]:
     """Decorate a function of (phi, about, *numbers): one float64 program for each activation.
 
-    JAX's default is float32, in which fixed points near criticality lose all digits. The program runs in float64, and
-    its results come back in the dtype of the numbers.
+    JAX's default is float32, in which fixed points near criticality lose all digits. The program
+    runs in float64, and its results come back in the dtype of the numbers.
 
     Args:
         static: names of the keyword arguments that are static.
-        at_once: whether the function takes NumPy arrays too; concrete numbers are then not compiled.
+        at_once: whether the function takes NumPy arrays too; concrete numbers are then not
+            compiled.
         table: whether the function looks moments up in a table.
-        by_parameters: whether the function takes derivatives in the activation's parameters, concrete or not.
+        by_parameters: whether the function takes derivatives in the activation's parameters,
+            concrete or not.
 
     Returns:
         The decorator. What it makes takes (phi, *numbers, **static).
@@ -57,7 +59,11 @@ def _program(function: Callable, *static: str) -> Callable:
     """The function as a program, cheap to compile where its numbers are concrete."""
 
     def ordered(
-        phi: Activation | None, *numbers: Any, about: Features, same: Activation | None, **settings: Any
+        phi: Activation | None,
+        *numbers: Any,
+        about: Features,
+        same: Activation | None,
+        **settings: Any,
     ) -> Any:
         return function(same if phi is None else phi, about, *numbers, **settings)
 
@@ -105,7 +111,9 @@ def known(phi: Activation) -> Features:
     return features(phi) if host.is_traced(phi) else tabulated(phi)
 
 
-def in_numpy(function: Callable, phi: Activation, about: Features, *numbers: Any, **settings: Any) -> Any:
+def in_numpy(
+    function: Callable, phi: Activation, about: Features, *numbers: Any, **settings: Any
+) -> Any:
     """Call a function with NumPy arrays in float64.
 
     Args:

@@ -34,7 +34,9 @@ def _predict(
     d_in: int,
 ) -> Prediction:
     block = gains(law, sigma_w, sigma_b, max(depths))
-    embed = Gains(block.weight + _embedding(law, width, d_in), block.bias, jnp.zeros_like(block.branch))
+    embed = Gains(
+        block.weight + _embedding(law, width, d_in), block.bias, jnp.zeros_like(block.branch)
+    )
     log_input = jnp.log(q0)
     known = layers(law, phi, about, block, first_signal(embed, log_input, c0), max(depths))
     forward = _forward(law, phi, known)
@@ -51,10 +53,19 @@ def _predict(
 
     units = width * (max(depths) + 1 if law.skip == "dense" else 1)
     values = min(units, d_in)
-    log_mean_square = embed.weight + known.log_jacobian[jnp.asarray(depths)] + jnp.log(width / values)
+    log_mean_square = (
+        embed.weight + known.log_jacobian[jnp.asarray(depths)] + jnp.log(width / values)
+    )
     log_s = jnp.full((len(depths), values * (law.batch or 1)), jnp.nan)
-    records = (forward, CorrelationProfile(1.0 - known.distance), backward, Spectrum(log_s, log_mean_square))
-    profile, correlation, gradient, spectrum = (_without(record, missing(law)) for record in records)
+    records = (
+        forward,
+        CorrelationProfile(1.0 - known.distance),
+        backward,
+        Spectrum(log_s, log_mean_square),
+    )
+    profile, correlation, gradient, spectrum = (
+        _without(record, missing(law)) for record in records
+    )
     return profile, correlation, gradient, spectrum
 
 
@@ -71,7 +82,9 @@ def _embedding_entries(law: Law, d_in: int, log_input: Array, c0: Array) -> Arra
 
 def _forward(law: Law, phi: Activation, known: Layers) -> ForwardProfile:
     q = jnp.exp(known.own_log_q)
-    flat = [jax.vmap(lambda q, share=share: flat_share(phi, q, share))(q) for share in (SATURATED, 0.0)]
+    flat = [
+        jax.vmap(lambda q, share=share: flat_share(phi, q, share))(q) for share in (SATURATED, 0.0)
+    ]
     if law.skip == "dense":
         # a state holds the units of all layers so far
         flat = [jnp.cumsum(share) / jnp.arange(1, len(q) + 1, dtype=q.dtype) for share in flat]
@@ -80,7 +93,11 @@ def _forward(law: Law, phi: Activation, known: Layers) -> ForwardProfile:
 
 def _without(record: Any, reasons: dict[str, str]) -> Any:
     """The record, with NaN where theory has a reason not to know."""
-    unknown = {name: jnp.full_like(field, jnp.nan) for name, field in record._asdict().items() if name in reasons}
+    unknown = {
+        name: jnp.full_like(field, jnp.nan)
+        for name, field in record._asdict().items()
+        if name in reasons
+    }
     return record._replace(**unknown)
 
 
@@ -103,20 +120,22 @@ def predict(
     root-mean-square; the typical one of a network of finite width N lies lower by O(depth/N).
 
     Args:
-        block: `law` of a block with norm, skip or dropout; of a plain one the activation will do, as name, `Activation`
-            or elementwise callable.
+        block: `law` of a block with norm, skip or dropout; of a plain one the activation will do,
+            as name, `Activation` or elementwise callable.
         sigma_w: weight gain, >= 0.
         sigma_b: bias standard deviation, >= 0.
         depths: the depths wanted, each >= 0.
-        width: units per layer; sets the size of dL/dtheta and the number of singular values, not the maps.
+        width: units per layer; sets the size of dL/dtheta and the number of singular values, not
+            the maps.
         d_in: input features.
         q0: mean square of the input, >= 0.
         c0: correlation of the two inputs.
 
     Returns:
-        The records of the measurement. Gradients are those of a loss with |dL/dh_L| = 1 at each depth L. log_s
-        and the share of units dead on a whole batch are not predicted: NaN, and for one input, respectively. What else
-        theory does not know of a block is NaN, for the reasons that `missing` gives.
+        The records of the measurement. Gradients are those of a loss with |dL/dh_L| = 1 at each
+        depth L. log_s and the share of units dead on a whole batch are not predicted: NaN, and for
+        one input, respectively. What else theory does not know of a block is NaN, for the reasons
+        that `missing` gives.
 
     Raises:
         ValueError: if depths are not ascending integers >= 0, or a gain is negative or not finite.
@@ -130,4 +149,6 @@ def predict(
     check_gains(sigma_w, sigma_b)
     known = as_law(block)
     wanted = tuple(depths)
-    return _predict(known.activation, known, sigma_w, sigma_b, q0, c0, depths=wanted, width=width, d_in=d_in)
+    return _predict(
+        known.activation, known, sigma_w, sigma_b, q0, c0, depths=wanted, width=width, d_in=d_in
+    )

@@ -9,7 +9,8 @@ from jaxtyping import Bool, Float
 # z -> phi(z), phi'(z), NumPy arrays of any shape
 Probe = Callable[[np.ndarray], tuple[np.ndarray, ...]]
 
-# Chebyshev points of a panel, coefficients that may be large, and what the others may be of the largest value
+# Chebyshev points of a panel, coefficients that may be large, and what the others may be of the
+# largest value
 _POINTS = 48
 _KEPT = 14
 _RESOLVED = 1e-11
@@ -54,7 +55,9 @@ def _chebyshev() -> tuple[np.ndarray, np.ndarray]:
     return np.cos(angle), to_coefficients
 
 
-def _resolved(probe: Probe, low: np.ndarray, high: np.ndarray, floor: float) -> Bool[np.ndarray, " n"]:
+def _resolved(
+    probe: Probe, low: np.ndarray, high: np.ndarray, floor: float
+) -> Bool[np.ndarray, " n"]:
     """Whether phi and phi' are polynomials on each panel."""
     points, to_coefficients = _chebyshev()
     z = (low + high)[:, None] / 2 + (high - low)[:, None] / 2 * points
@@ -63,7 +66,12 @@ def _resolved(probe: Probe, low: np.ndarray, high: np.ndarray, floor: float) -> 
         for values in probe(z):
             coefficients = np.abs(values @ to_coefficients.T)
             size = np.max(np.abs(values), axis=1)
-            noise = np.ptp(values, axis=1) * _ROUNDED * np.maximum(np.abs(low), np.abs(high)) / (high - low)
+            noise = (
+                np.ptp(values, axis=1)
+                * _ROUNDED
+                * np.maximum(np.abs(low), np.abs(high))
+                / (high - low)
+            )
             allowed = _RESOLVED * (size + floor) + noise
             # what overflows is no matter of panels
             fits &= (coefficients[:, _KEPT:].max(axis=1) <= allowed) | ~(size <= _HUGE)
@@ -82,7 +90,9 @@ def panels(probe: Probe, known: tuple[float, ...] = ()) -> Panels:
     """
     out = 2.0 ** np.arange(np.log2(_FIRST), np.log2(_FARTHEST) + 1)
     # declared kinks are edges from the start
-    edges = np.unique(np.concatenate([-_OFF_LEFT * out, _OFF_RIGHT * out, np.asarray(known, float)]))
+    edges = np.unique(
+        np.concatenate([-_OFF_LEFT * out, _OFF_RIGHT * out, np.asarray(known, float)])
+    )
     low = edges[:-1]
     high = edges[1:]
     done: list[np.ndarray] = [edges]

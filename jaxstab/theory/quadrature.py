@@ -1,11 +1,13 @@
 """Gaussian expectations of an activation, at any length, with an estimate of their error.
 
-E f(sqrt(q) u) has features of two widths: the Gaussian's (1, in u) and the activation's (its own scale over sqrt(q),
-around its kinks or centres). A rule of fixed nodes misses the second as q grows. Here every panel starts at a break
-and its nodes are graded towards it, u = break +- scale (e^t - 1), Gauss-Legendre in t. Breaks move with q, so that
-derivatives with respect to q are exact across kinks too.
+E f(sqrt(q) u) has features of two widths: the Gaussian's (1, in u) and the activation's (its own
+scale over sqrt(q), around its kinks or centres). A rule of fixed nodes misses the second as q
+grows. Here every panel starts at a break and its nodes are graded towards it, u = break +- scale
+(e^t - 1), Gauss-Legendre in t. Breaks move with q, so that derivatives with respect to q are exact
+across kinks too.
 
-Two dimensions are two times one. With z_i = sqrt(q c) x + sqrt(q (1 - c)) y_i and g(x) = E[phi(z) | x],
+Two dimensions are two times one. With z_i = sqrt(q c) x + sqrt(q (1 - c)) y_i and g(x) = E[phi(z) |
+x],
 
     E phi(z1) phi(z2) = E g(x)^2,    E phi'(z1) phi'(z2) = E g'(x)^2,    E phi^2 - E g^2 = E var[phi(z) | x],
 
@@ -24,7 +26,16 @@ from jaxstab.activations import Activation
 from jaxstab.theory import host
 from jaxstab.theory.features import Features, Nodes
 from jaxstab.theory.host import AnyArray
-from jaxstab.theory.panels import Legendre, Panels, at_node, density, flat, gaussian_panels, legendre, shared_panels
+from jaxstab.theory.panels import (
+    Legendre,
+    Panels,
+    at_node,
+    density,
+    flat,
+    gaussian_panels,
+    legendre,
+    shared_panels,
+)
 
 # so many panels are summed one after another, in the processor's cache; more of them side by side
 _FEW_PANELS = 8
@@ -94,7 +105,9 @@ def single(phi: Activation, about: Features, q: Float[AnyArray, "*b"]) -> Single
     found = _single(phi, about, q, about.nodes.single)
     if about.check is not None:
         other = _single(phi, about, q, about.check.single)
-        found = found._replace(length=_agreed(found.length, other.length), slope=_agreed(found.slope, other.slope))
+        found = found._replace(
+            length=_agreed(found.length, other.length), slope=_agreed(found.slope, other.slope)
+        )
     if about.no_length:
         found = found._replace(length=xp.full_like(q, np.nan))
     if about.no_slope:
@@ -121,7 +134,8 @@ def _single(phi: Activation, about: Features, q: AnyArray, nodes: int) -> Single
     squares = weights * value**2
     steep = weights * slope**2
     length = xp.sum(squares, -1)
-    # d/dq of the Gaussian density itself: (u^2 - 1) / (2 q); E[phi phi' z] / q keeps more digits where phi has no jump
+    # d/dq of the Gaussian density itself: (u^2 - 1) / (2 q); E[phi phi' z] / q keeps more digits
+    # where phi has no jump
     stretch = (u**2 - 1) / 2
     rough = about.jumps or about.no_slope
     growth = squares * stretch if rough else weights * value * slope * u
@@ -178,7 +192,8 @@ def rule(about: Features, check: bool = False) -> Rule:
     """
     nodes = about.check if check and about.check is not None else about.nodes
     return Rule(
-        legendre(nodes.outer, about.power, about.nodes.outer), legendre(nodes.inner, about.power, about.nodes.inner)
+        legendre(nodes.outer, about.power, about.nodes.outer),
+        legendre(nodes.inner, about.power, about.nodes.inner),
     )
 
 
@@ -189,7 +204,9 @@ def _mirrored(about: Features) -> Features:
         for side in (-1.0, 1.0):
             at = side * place + 0.0
             scales[at] = min(scale, scales.get(at, scale))
-    return about._replace(breaks=tuple(sorted(scales)), scales=tuple(scales[at] for at in sorted(scales)))
+    return about._replace(
+        breaks=tuple(sorted(scales)), scales=tuple(scales[at] for at in sorted(scales))
+    )
 
 
 def pair(
@@ -219,7 +236,9 @@ def pair(
     # both spreads stay positive: at c = 0 and c = 1 the integrals are limits
     spread = xp.sqrt(q * xp.maximum(distance, CLOSEST))
     shared = xp.sqrt(q * xp.maximum(1 - distance, 1e-30))
-    panels = gaussian_panels(about if opposite is None else _mirrored(about), xp.zeros_like(q), shared, spread)
+    panels = gaussian_panels(
+        about if opposite is None else _mirrored(about), xp.zeros_like(q), shared, spread
+    )
     mirror = opposite is None and about.even_slope
     if mirror:
         # the left half of the line is the right one
@@ -230,15 +249,23 @@ def pair(
     mean, variance, slope = _given(phi, about, shared * x, spread, nodes.inner)
     if opposite is None:
         return Pair(xp.sum(weights * variance) / q, xp.sum(weights * slope**2))
-    # panels lie (break, side, node): those of -x are the same nodes of the mirrored break and the other side
+    # panels lie (break, side, node): those of -x are the same nodes of the mirrored break and the
+    # other side
     shape = (*panels.span.shape, -1)
     other_mean = xp.where(opposite, mean.reshape(shape)[::-1, ::-1].reshape(-1), mean)
     other_slope = xp.where(opposite, slope.reshape(shape)[::-1, ::-1].reshape(-1), slope)
-    return Pair(xp.sum(weights * (variance + mean * (mean - other_mean))) / q, xp.sum(weights * slope * other_slope))
+    return Pair(
+        xp.sum(weights * (variance + mean * (mean - other_mean))) / q,
+        xp.sum(weights * slope * other_slope),
+    )
 
 
 def joint(
-    phi: Activation, about: Features, q: tuple[AnyArray, AnyArray], c: Float[AnyArray, ""], nodes: Nodes
+    phi: Activation,
+    about: Features,
+    q: tuple[AnyArray, AnyArray],
+    c: Float[AnyArray, ""],
+    nodes: Nodes,
 ) -> tuple[AnyArray, AnyArray]:
     """E phi(z1) phi(z2) and E phi'(z1) phi'(z2) of Gaussians of two lengths.
 
@@ -271,7 +298,11 @@ def joint(
 
 
 def _given(
-    phi: Activation, about: Features, shared: Float[AnyArray, " m"], spread: AnyArray, nodes: Legendre
+    phi: Activation,
+    about: Features,
+    shared: Float[AnyArray, " m"],
+    spread: AnyArray,
+    nodes: Legendre,
 ) -> tuple[AnyArray, AnyArray, AnyArray]:
     """Mean and variance of phi, and mean of phi', given the shared parts."""
     xp = host.namespace(shared, spread)
@@ -301,7 +332,12 @@ def _given(
 
 
 def _integrands(
-    phi: Activation, about: Features, panels: Panels, given: tuple[AnyArray, ...], node: AnyArray, weight: AnyArray
+    phi: Activation,
+    about: Features,
+    panels: Panels,
+    given: tuple[AnyArray, ...],
+    node: AnyArray,
+    weight: AnyArray,
 ) -> tuple[AnyArray, ...]:
     """Weights at a node of every panel, and their products with phi - middle, its square, and phi'."""
     shared, spread, middle = given
@@ -323,7 +359,12 @@ def _summed_at_once(
 
 
 def _summed_in_turn(
-    phi: Activation, about: Features, panels: Panels, given: tuple[AnyArray, ...], nodes: Legendre, few: bool
+    phi: Activation,
+    about: Features,
+    panels: Panels,
+    given: tuple[AnyArray, ...],
+    nodes: Legendre,
+    few: bool,
 ) -> tuple[AnyArray, ...]:
     """The sums as loops, whose body is small to compile and stays in cache."""
     along = Legendre(jnp.asarray(nodes.node), jnp.asarray(nodes.weight))

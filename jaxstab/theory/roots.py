@@ -10,8 +10,8 @@ from jaxstab.theory import host
 from jaxstab.theory.host import AnyArray
 from jaxstab.theory.moments import LogMoments
 
-# E phi(sqrt(q) u)^2 is analytic in ln q within pi/2 of the real axis: it has no finer features. Beyond the range of
-# quadrature there are only powers of q
+# E phi(sqrt(q) u)^2 is analytic in ln q within pi/2 of the real axis: it has no finer features.
+# Beyond the range of quadrature there are only powers of q
 _CORE = np.linspace(-28.0, 28.0, 281)
 _FAR = np.geomspace(30.0, 12_000.0, 24)
 LOG_LENGTHS = np.concatenate([-_FAR[::-1], _CORE, _FAR])
@@ -136,7 +136,9 @@ def polished(
     """
     xp = host.namespace(start, low, high, sign)
 
-    def step(state: tuple[AnyArray, AnyArray, AnyArray]) -> tuple[tuple[AnyArray, AnyArray, AnyArray], Root]:
+    def step(
+        state: tuple[AnyArray, AnyArray, AnyArray],
+    ) -> tuple[tuple[AnyArray, AnyArray, AnyArray], Root]:
         low, high, at = state
         found = f(at)
         before = xp.sign(found.value) == sign
@@ -162,7 +164,9 @@ def _first(mask: Bool[AnyArray, " n"], count: int) -> tuple[AnyArray, Bool[AnyAr
     return host.first_true(hits), xp.any(hits, 1)
 
 
-def all_roots(f: Function, samples: Samples) -> tuple[Root, Bool[AnyArray, " capacity"], Bool[AnyArray, ""]]:
+def all_roots(
+    f: Function, samples: Samples
+) -> tuple[Root, Bool[AnyArray, " capacity"], Bool[AnyArray, ""]]:
     """All roots on the grid.
 
     Two roots in one cell show as an extremum there, which joins the grid.
@@ -172,7 +176,8 @@ def all_roots(f: Function, samples: Samples) -> tuple[Root, Bool[AnyArray, " cap
         samples: it on the grid.
 
     Returns:
-        CAPACITY roots ascending; which of them there are; and whether the function is zero all along.
+        CAPACITY roots ascending; which of them there are; and whether the function is zero all
+        along.
     """
     xp = host.namespace(*samples)
     inside, where, _ = turning_points(samples)
@@ -185,7 +190,9 @@ def all_roots(f: Function, samples: Samples) -> tuple[Root, Bool[AnyArray, " cap
     log_q = log_q[order]
     sign = xp.where(xp.isnan(sign), 0.0, sign)[order]
     # a stretch of zeros takes the sign before it, so that rounding makes no roots
-    latest = host.running_maximum(xp.where(sign == 0, np.int32(0), np.arange(len(sign), dtype=np.int32)))
+    latest = host.running_maximum(
+        xp.where(sign == 0, np.int32(0), np.arange(len(sign), dtype=np.int32))
+    )
     held = sign[latest]
     cells, found = _first(held[1:] * held[:-1] < 0, CAPACITY)
     low = log_q[cells]
@@ -206,13 +213,14 @@ def next_root(
         ends: lengths that stand for 0 and inf.
 
     Returns:
-        The root, which is the start where that is one, and an end where there is none; and ln q: the root's, inf or
-        -inf where there is none, NaN where f is not known on the way.
+        The root, which is the start where that is one, and an end where there is none; and ln q:
+        the root's, inf or -inf where there is none, NaN where f is not known on the way.
     """
     xp = host.namespace(start, *samples)
     grid = samples.log_q
     sign = signs(samples.value)
-    # two roots in one cell: an extremum of the other sign, or one too close to zero for a cubic to tell
+    # two roots in one cell: an extremum of the other sign, or one too close to zero for a cubic to
+    # tell
     inside, where, extreme = turning_points(samples)
     above = xp.min(xp.where(inside & (where > start) & (extreme < 1e-4), where, np.inf))
     below = xp.max(xp.where(inside & (where < start) & (extreme > -1e-4), where, -np.inf))
@@ -220,7 +228,9 @@ def next_root(
     values = f(xp.where(xp.isfinite(turns), turns, 0.0)).value
     direction = signs(values[0])
     turn = xp.where(direction > 0, above, below)
-    touched = xp.isfinite(turn) & (signs(xp.where(direction > 0, values[1], values[2])) * direction < 0)
+    touched = xp.isfinite(turn) & (
+        signs(xp.where(direction > 0, values[1], values[2])) * direction < 0
+    )
 
     ahead = (grid - start) * direction > 0
     distance = xp.abs(grid - start)
@@ -232,6 +242,8 @@ def next_root(
     low = start + direction * xp.max(xp.where(passed & ~none, distance, 0.0))
     high = start + direction * xp.where(none, 0.0, nearest)
     end = xp.where(direction > 0, ends[1], ends[0])
-    root = polished(f, xp.where(none & (direction != 0), end, start), low, high, xp.where(none, 0.0, direction))
+    root = polished(
+        f, xp.where(none & (direction != 0), end, start), low, high, xp.where(none, 0.0, direction)
+    )
     log_q = xp.where(none & (direction != 0), direction * np.inf, root.log_q)
     return root, xp.where(blind, np.nan, log_q)

@@ -1,6 +1,7 @@
 """What signal and gradient do around a fixed point: correlations, slopes and depth scales.
 
-Without a skip the slopes are those of the block. Beside a residual branch of factor s, with R = q'/q at the limit,
+Without a skip the slopes are those of the block. Beside a residual branch of factor s, with R =
+q'/q at the limit,
 
     chi_1 = 1 + s^2 sigma_w^2 D,    c* is the branch's,    chi_c = (1 + (R - 1) chi_branch) / R.
 
@@ -14,14 +15,23 @@ import numpy as np
 
 from jaxstab.records import FixedPoint
 from jaxstab.theory import host
-from jaxstab.theory.blocks import Block, Gains, Pairing, batch_state, block_moments, branch_of, pairing
+from jaxstab.theory.blocks import (
+    Block,
+    Gains,
+    Pairing,
+    batch_state,
+    block_moments,
+    branch_of,
+    pairing,
+)
 from jaxstab.theory.correlations import Stable, stable_distance
 from jaxstab.theory.host import AnyArray
 from jaxstab.theory.maps import Length, log_length_map
 from jaxstab.theory.moments import CANCELLED, CANCELLED_SQUARE, LogMoments
 from jaxstab.theory.roots import ROUNDING
 
-# ln q at which tanh is a sign to 1e-6, and beyond which quadrature of pairs across the step is worse than that
+# ln q at which tanh is a sign to 1e-6, and beyond which quadrature of pairs across the step is
+# worse than that
 _LONGEST_PAIR = 27.6
 
 
@@ -66,7 +76,9 @@ def with_skip(block: Block, log_ratio: AnyArray, of_branch: Slopes) -> Slopes:
         The factors.
     """
     if block.law.skip == "dense":
-        return of_branch._replace(chi_1=of_branch.chi_1 * 0.0 + 1.0, chi_c=of_branch.chi_c * 0.0 + 1.0)
+        return of_branch._replace(
+            chi_1=of_branch.chi_1 * 0.0 + 1.0, chi_c=of_branch.chi_c * 0.0 + 1.0
+        )
     if not block.law.residual:
         return of_branch
     xp = host.namespace(log_ratio)
@@ -79,7 +91,9 @@ def with_skip(block: Block, log_ratio: AnyArray, of_branch: Slopes) -> Slopes:
     )
 
 
-def around(block: Block, gains: Gains, at: AnyArray, moments: LogMoments, log_x: AnyArray) -> FixedPoint:
+def around(
+    block: Block, gains: Gains, at: AnyArray, moments: LogMoments, log_x: AnyArray
+) -> FixedPoint:
     """The record of the fixed point at a length: the root's, or 0 or inf with the limits on the way; NaN gives NaN.
 
     Args:
@@ -102,7 +116,9 @@ def around(block: Block, gains: Gains, at: AnyArray, moments: LogMoments, log_x:
     else:
         log_q = log_x
         stable, lost = _correlations(block, paired_at(block, gains, at, moments, length), nowhere)
-    branch = Slopes(growth * moments.length_power, xp.exp(gains.weight + moments.log_slope), stable.chi)
+    branch = Slopes(
+        growth * moments.length_power, xp.exp(gains.weight + moments.log_slope), stable.chi
+    )
     slopes = with_skip(block, length.log_ratio, branch)
     # what is left of sums that cancel has no digits, and its logarithm none at all
     cancelled = xp.abs(slopes.length) < CANCELLED * growth * moments.power_size
@@ -123,10 +139,14 @@ def around(block: Block, gains: Gains, at: AnyArray, moments: LogMoments, log_x:
         log_q=log_q,
         distance=stable.distance,
     )
-    return FixedPoint(*(field if field is is_stable else xp.where(nowhere, np.nan, field) for field in record))
+    return FixedPoint(
+        *(field if field is is_stable else xp.where(nowhere, np.nan, field) for field in record)
+    )
 
 
-def paired_at(block: Block, gains: Gains, at: AnyArray, moments: LogMoments, length: Length) -> Pairing:
+def paired_at(
+    block: Block, gains: Gains, at: AnyArray, moments: LogMoments, length: Length
+) -> Pairing:
     """The correlation map at a length, or at a shorter one that stands for the infinite one of residual blocks.
 
     Args:
@@ -160,7 +180,9 @@ def _correlations(block: Block, paired: Pairing, nowhere: AnyArray) -> tuple[Sta
     xp = host.namespace(paired.share)
 
     def one(paired: Pairing) -> Stable:
-        return stable_distance(block.phi, block.about, paired.log_z, paired.share, paired.moments, paired.field)
+        return stable_distance(
+            block.phi, block.about, paired.log_z, paired.share, paired.moments, paired.field
+        )
 
     if paired.log_z.ndim == 0:
         stable = one(paired)

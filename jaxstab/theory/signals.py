@@ -29,9 +29,12 @@ class Head(NamedTuple):
         log_unit: ln of the unit of `gap` and `within`, which are per q.
         gap: E a^2 - E a a' of the two inputs.
         within: the same of two examples of one batch.
-        log_slope: ln of the factor from the mean squared gradient with respect to a to that with respect to h.
-        log_isotropic: the same where gradients of different examples are independent, as a Jacobian's are at its end.
-        log_own: ln of the squared gradient of the norm's own scale and bias, over that with respect to a.
+        log_slope: ln of the factor from the mean squared gradient with respect to a to that with
+            respect to h.
+        log_isotropic: the same where gradients of different examples are independent, as a
+            Jacobian's are at its end.
+        log_own: ln of the squared gradient of the norm's own scale and bias, over that with respect
+            to a.
     """
 
     log_power: Float[Array, ""]

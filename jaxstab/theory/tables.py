@@ -1,7 +1,7 @@
 """Moments of an activation at every length, tabulated once: what programs and root finding look up.
 
-E phi(sqrt(q) u)^2 is analytic in ln q within pi/2 of the real axis: a polynomial through 16 lengths, a sixteenth of a
-nat apart, has its value between them to 1e-14.
+E phi(sqrt(q) u)^2 is analytic in ln q within pi/2 of the real axis: a polynomial through 16
+lengths, a sixteenth of a nat apart, has its value between them to 1e-14.
 """
 
 import functools
@@ -34,7 +34,8 @@ _CELLS = int(np.ceil((np.log(LONGEST) - _LOW) / _STEP)) + 1
 @functools.cache
 def _coefficients() -> Float[np.ndarray, "power point"]:
     """The map from values at the points, in cells from the middle one, to coefficients of powers."""
-    # in half cells the points are odd integers, and Lagrange's polynomials have rational coefficients
+    # in half cells the points are odd integers, and Lagrange's polynomials have rational
+    # coefficients
     points = [2 * place - _POINTS + 1 for place in range(_POINTS)]
     columns = []
     for point in points:
@@ -46,7 +47,9 @@ def _coefficients() -> Float[np.ndarray, "power point"]:
                 scaled = [-other * value for value in [*product, 0]]
                 product = [up + down for up, down in zip(shifted, scaled, strict=True)]
                 scale *= point - other
-        columns.append([float(Fraction(value * 2**power, scale)) for power, value in enumerate(product)])
+        columns.append(
+            [float(Fraction(value * 2**power, scale)) for power, value in enumerate(product)]
+        )
     return np.array(columns).T
 
 
@@ -64,7 +67,9 @@ class Table:
         finite = np.isfinite(values)
         self.values = np.where(finite, values, 0.0)
         with np.errstate(invalid="ignore"):
-            wrong = np.lib.stride_tricks.sliding_window_view(np.where(finite, 0.0, values), _POINTS, 0)
+            wrong = np.lib.stride_tricks.sliding_window_view(
+                np.where(finite, 0.0, values), _POINTS, 0
+            )
             self.beyond = wrong.sum(-1)
             mean = values[:, 0]
             log_growth = values[:, 2]
@@ -87,7 +92,9 @@ class Table:
         first = cell.astype(np.int32)
         steps = np.arange(_POINTS, dtype=np.int32).reshape((1,) * t.ndim + (-1,))
         window = xp.asarray(self.values)[first[..., None] + steps]
-        coefficients = xp.matmul(xp.broadcast_to(_coefficients(), (*t.shape, _POINTS, _POINTS)), window)
+        coefficients = xp.matmul(
+            xp.broadcast_to(_coefficients(), (*t.shape, _POINTS, _POINTS)), window
+        )
         t = xp.broadcast_to(t[..., None], (*t.shape, window.shape[-1]))
         columns = coefficients[..., -1, :]
         for power in range(_POINTS - 2, -1, -1):
@@ -131,14 +138,16 @@ def tabulated(phi: Activation) -> Features:
         phi: an activation without traced parameters.
 
     Returns:
-        The features; without a table where there is a closed form, where phi oscillates, or where table and
-        quadrature differ.
+        The features; without a table where there is a closed form, where phi oscillates, or where
+        table and quadrature differ.
     """
     about = features(phi)
     if isinstance(phi, Mixture):
         # each part has a table of its own, whatever the share
         own = (tabulated(phi.first), tabulated(phi.second))
-        parts = tuple(part._replace(table=each.table) for part, each in zip(about.parts, own, strict=True))
+        parts = tuple(
+            part._replace(table=each.table) for part, each in zip(about.parts, own, strict=True)
+        )
         return about._replace(parts=parts)
     if phi.kernel is not None or len(about.breaks) > _FEW_BREAKS:
         return about
@@ -152,8 +161,13 @@ def tabulated(phi: Activation) -> Features:
     return about if np.any(off > _ALLOWED) else about._replace(table=table)
 
 
-def _columns(phi: Activation, about: Features, log_q: Float[np.ndarray, " n"]) -> Float[np.ndarray, "n column"]:
+def _columns(
+    phi: Activation, about: Features, log_q: Float[np.ndarray, " n"]
+) -> Float[np.ndarray, "n column"]:
     cuts = np.arange(_AT_ONCE, len(log_q), _AT_ONCE)
     with np.errstate(all="ignore"):
-        columns = [np.stack(logarithms(single(phi, about, q), q), -1) for q in np.split(np.exp(log_q), cuts)]
+        columns = [
+            np.stack(logarithms(single(phi, about, q), q), -1)
+            for q in np.split(np.exp(log_q), cuts)
+        ]
     return np.concatenate(columns)

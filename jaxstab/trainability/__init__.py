@@ -3,7 +3,14 @@
 from jaxstab.extras import extra
 
 with extra("run"):
-    from jaxstab.trainability.boundary import Boundary, DepthFit, deepest_trainable, fit_depth_scale, steps_to, tuned
+    from jaxstab.trainability.boundary import (
+        Boundary,
+        DepthFit,
+        deepest_trainable,
+        fit_depth_scale,
+        steps_to,
+        tuned,
+    )
     from jaxstab.trainability.durable import run_into
     from jaxstab.trainability.grid import OPTIMISERS, Grid, Split, Variant, divided
     from jaxstab.trainability.plan import Plan, flops, memory, plan

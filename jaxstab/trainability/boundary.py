@@ -1,8 +1,8 @@
 """How deep networks train, gain by gain, and how many of theory's depth scales that is.
 
-The deepest trainable depth of a gain is where its accuracy, interpolated linearly in ln depth, last falls through a
-threshold half-way between chance and the best accuracy of the grid. Where all depths train, or none, only a bound is
-known: such gains are censored, and enter the fit as bounds.
+The deepest trainable depth of a gain is where its accuracy, interpolated linearly in ln depth, last
+falls through a threshold half-way between chance and the best accuracy of the grid. Where all
+depths train, or none, only a bound is known: such gains are censored, and enter the fit as bounds.
 """
 
 from typing import NamedTuple
@@ -39,10 +39,11 @@ class Boundary(NamedTuple):
 class DepthFit(NamedTuple):
     """The fit of depth = n xi, with a confidence interval.
 
-    The standard error of ln n has two parts. Over gains: residuals about the fit, which are mostly theory's own
-    error, their correlation between neighbours counted as that of a first-order process. Over seeds: the jackknife,
-    for what all gains of a seed have in common, such as its weights and minibatches; left out where there is but one.
-    The interval is Student's, its degrees of freedom by Satterthwaite.
+    The standard error of ln n has two parts. Over gains: residuals about the fit, which are mostly
+    theory's own error, their correlation between neighbours counted as that of a first-order
+    process. Over seeds: the jackknife, for what all gains of a seed have in common, such as its
+    weights and minibatches; left out where there is but one. The interval is Student's, its degrees
+    of freedom by Satterthwaite.
 
     Attributes:
         n: depth in units of xi; NaN where no gain is known.
@@ -51,10 +52,12 @@ class DepthFit(NamedTuple):
         error_gains: standard error of ln n, over gains.
         error_seeds: standard error of ln n, over seeds; NaN for one.
         scatter: standard deviation of ln (depth / (n xi)) over gains.
-        r_squared: share of the variance of ln depth over uncensored gains that n xi explains; can be negative.
+        r_squared: share of the variance of ln depth over uncensored gains that n xi explains; can
+            be negative.
         gains: how many are known.
         censored: how many give a bound.
-        exponent: of the free power law, depth ~ xi^exponent, censored gains counted as bounds; 1 if theory is right.
+        exponent: of the free power law, depth ~ xi^exponent, censored gains counted as bounds; 1 if
+            theory is right.
         exponent_error: its standard error, over gains and seeds; NaN for fewer than three gains.
     """
 
@@ -79,7 +82,8 @@ def halfway(accuracy: Float[np.ndarray, "..."], chance: float) -> float:
         chance: share right by guessing, one over the number of classes.
 
     Returns:
-        The threshold; NaN where nothing is known, or nothing trains: not even a tenth of the way from chance to 1.
+        The threshold; NaN where nothing is known, or nothing trains: not even a tenth of the way
+        from chance to 1.
 
     Example:
         >>> round(halfway(np.array([0.1, 0.5, 0.9]), 0.1), 3), halfway(np.array([0.1, 0.15]), 0.1)
@@ -94,7 +98,8 @@ def deepest_trainable(
 ) -> Boundary:
     """The deepest trainable depth of every gain.
 
-    Between the last depth whose accuracy reaches the threshold and the next one, interpolated linearly in ln depth.
+    Between the last depth whose accuracy reaches the threshold and the next one, interpolated
+    linearly in ln depth.
 
     Args:
         accuracy: means over seeds; a NaN is a depth not known, and left out.
@@ -137,8 +142,9 @@ def fit_depth_scale(
 ) -> DepthFit:
     """Fit n in depth = n xi, through the deepest trainable depths of the accuracy's mean over seeds.
 
-    ln depth = ln n + ln xi + normal residuals, by maximum likelihood; a censored gain has the probability of its
-    bound (Tobin 1958). Gains without a finite xi > 0, as the critical one, are left out.
+    ln depth = ln n + ln xi + normal residuals, by maximum likelihood; a censored gain has the
+    probability of its bound (Tobin 1958). Gains without a finite xi > 0, as the critical one, are
+    left out.
 
     Args:
         accuracy: of every run, at the gains in ascending order; NaN for what is not known.
@@ -173,9 +179,17 @@ def fit_depth_scale(
     centre = float(proportional.coefficients[0])
     error_gains = float(proportional.errors[0])
     seeds = accuracy.shape[2]
-    kept = [deepest_trainable(_mean(np.delete(accuracy, s, 2)), depths, threshold) for s in range(seeds) if seeds > 1]
+    kept = [
+        deepest_trainable(_mean(np.delete(accuracy, s, 2)), depths, threshold)
+        for s in range(seeds)
+        if seeds > 1
+    ]
     error_seeds, power_seeds = (
-        float(np.sqrt((seeds - 1) * np.var([_censored(one, log_xi, free).coefficients[0] for one in kept])))
+        float(
+            np.sqrt(
+                (seeds - 1) * np.var([_censored(one, log_xi, free).coefficients[0] for one in kept])
+            )
+        )
         if seeds > 1
         else float("nan")
         for free in (False, True)
@@ -200,7 +214,9 @@ def fit_depth_scale(
     )
 
 
-def steps_to(accuracy: Float[np.ndarray, "*run step"], threshold: float, window: int = 10) -> Float[np.ndarray, "*run"]:
+def steps_to(
+    accuracy: Float[np.ndarray, "*run step"], threshold: float, window: int = 10
+) -> Float[np.ndarray, "*run"]:
     """Number of steps after which the accuracy of the last minibatches reaches a threshold.
 
     Args:
@@ -229,8 +245,9 @@ def steps_to(accuracy: Float[np.ndarray, "*run step"], threshold: float, window:
 def tuned(accuracy: xr.DataArray) -> xr.DataArray:
     """Which learning rate is best in every cell: the one of the highest mean accuracy over seeds.
 
-    Of equal ones the lowest. A rate of which no seed is known is never the best. The best of several means is a
-    little above its own expectation: judge by other data, or by a standard error that is small beside the differences.
+    Of equal ones the lowest. A rate of which no seed is known is never the best. The best of
+    several means is a little above its own expectation: judge by other data, or by a standard error
+    that is small beside the differences.
 
     Args:
         accuracy: training accuracy over (..., learning_rate, ..., seed).
@@ -252,7 +269,9 @@ def _mean(accuracy: Float[np.ndarray, "depth gain seed"]) -> Float[np.ndarray, "
     return np.where(count > 0, np.nansum(accuracy, -1) / np.maximum(count, 1), np.nan)
 
 
-def _censored(found: Boundary, log_xi: Float[np.ndarray, " gain"], free: bool = False) -> censored.Regression:
+def _censored(
+    found: Boundary, log_xi: Float[np.ndarray, " gain"], free: bool = False
+) -> censored.Regression:
     """Of ln depth on ln xi, its slope 1 or free."""
     with np.errstate(divide="ignore"):
         low = np.log(found.low)

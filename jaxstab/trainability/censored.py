@@ -27,16 +27,20 @@ class Regression(NamedTuple):
 
 
 def regression(
-    design: Float[np.ndarray, "row column"], low: Float[np.ndarray, " row"], high: Float[np.ndarray, " row"]
+    design: Float[np.ndarray, "row column"],
+    low: Float[np.ndarray, " row"],
+    high: Float[np.ndarray, " row"],
 ) -> Regression:
     """Fit y = design @ coefficients + normal residuals, y between low and high.
 
-    Rows follow one another as the residuals do that are alike: the correlation between neighbours is counted as that
-    of a first-order process. What is known must scatter: where it lies on a line, bounds are not looked at.
+    Rows follow one another as the residuals do that are alike: the correlation between neighbours
+    is counted as that of a first-order process. What is known must scatter: where it lies on a
+    line, bounds are not looked at.
 
     Args:
         design: a column per coefficient.
-        low: y is at least this; -inf for an upper bound alone, NaN for a row of which nothing is known.
+        low: y is at least this; -inf for an upper bound alone, NaN for a row of which nothing is
+            known.
         high: y is at most this; low itself where y is known, inf for a lower bound alone.
 
     Returns:
@@ -70,7 +74,8 @@ def regression(
     (*location, precision), hessian = _climb(start, x, y, beyond, bound, sign)
     line = np.array(location) / precision
     jacobian = np.column_stack([np.eye(columns), -line]) / precision
-    # the likelihood takes the line for known: a degree of freedom less for each coefficient, as without censoring
+    # the likelihood takes the line for known: a degree of freedom less for each coefficient, as
+    # without censoring
     unbiased = count / (count - columns)
     variance = np.diag(jacobian @ np.linalg.solve(-hessian, jacobian.T)) * unbiased
     # neighbours that miss alike: fewer of them are independent
@@ -78,7 +83,9 @@ def regression(
     ordered = np.sum(residual[1:] * residual[:-1]) / np.sum(residual**2)
     alike = (1 + ordered) / (1 - ordered) if ordered > 0 else 1.0
     freedom = max(count / alike - columns, min(2.0, count - columns))
-    return Regression(line, np.sqrt(variance * alike), float(unbiased**0.5 / precision), float(freedom))
+    return Regression(
+        line, np.sqrt(variance * alike), float(unbiased**0.5 / precision), float(freedom)
+    )
 
 
 def _climb(
@@ -97,7 +104,11 @@ def _climb(
     def likelihood(at: np.ndarray) -> float:
         if at[-1] <= 0:
             return -np.inf
-        return float(len(y) * np.log(at[-1]) - np.sum((miss @ at) ** 2) / 2 + np.sum(special.log_ndtr(reach @ at)))
+        return float(
+            len(y) * np.log(at[-1])
+            - np.sum((miss @ at) ** 2) / 2
+            + np.sum(special.log_ndtr(reach @ at))
+        )
 
     last = np.eye(len(at))[-1]
     for _ in range(100):

@@ -85,7 +85,9 @@ class Trainings:
         """
         return self.plan.program(group)
 
-    def compute(self, batches: Iterable[Sequence[int]], pending: Collection[int]) -> Iterator[Result]:
+    def compute(
+        self, batches: Iterable[Sequence[int]], pending: Collection[int]
+    ) -> Iterator[Result]:
         """Train groups, as `run` does.
 
         Args:
@@ -95,7 +97,11 @@ class Trainings:
         Returns:
             The groups as they are finished.
         """
-        options: dict[str, Any] = {"pending": pending, "devices": self.devices, "precision": self._precision}
+        options: dict[str, Any] = {
+            "pending": pending,
+            "devices": self.devices,
+            "precision": self._precision,
+        }
         return run(self.grid, self.plan, self.data, batches, **options)
 
 
@@ -113,8 +119,8 @@ def run_into(
 ) -> xr.Dataset:
     """Train a grid into a store, group by group; the same call goes on where a stopped one stood.
 
-    The finished store is the same, byte by byte, however often the run was interrupted, on any number of devices, and
-    however many processes shared it.
+    The finished store is the same, byte by byte, however often the run was interrupted, on any
+    number of devices, and however many processes shared it.
 
     Args:
         place: the store: a folder to be, or an fsspec URL such as s3://bucket/trained.zarr.
@@ -122,7 +128,8 @@ def run_into(
         data: to train and test on.
         shard: (I, N), the I-th of N equal parts of the groups; None for all.
         join: whether to share the groups with a run that has them, each going to whoever is first.
-        progress: wraps the groups as they are trained, such as tqdm; each is kept before the next is asked for.
+        progress: wraps the groups as they are trained, such as tqdm; each is kept before the next
+            is asked for.
         plan: how the grid is cut; None for `plan(grid, data)`.
         precision: of matrix products.
         devices: to compute a group each; None for all.
@@ -144,6 +151,12 @@ def run_into(
         >>> dict(found.loss.squeeze().sizes), bool(found.done.all())
         ({'sigma_w': 2, 'step': 5}, True)
     """
-    job = Trainings(grid, plan_of(grid, data) if plan is None else plan, data, precision=precision, devices=devices)
+    job = Trainings(
+        grid,
+        plan_of(grid, data) if plan is None else plan,
+        data,
+        precision=precision,
+        devices=devices,
+    )
     complete(open_store(place, job), job, shard, join, progress)
     return restored(store.load_groups(place))

@@ -98,7 +98,9 @@ def divided(data: Data) -> Split:
         ValueError: if there are fewer.
     """
     if len(data.x) < 2:
-        raise ValueError(f"{data.name}: one example to train on and one to test on are the least, got {len(data.x)}")
+        raise ValueError(
+            f"{data.name}: one example to train on and one to test on are the least, got {len(data.x)}"
+        )
     order = np.random.default_rng(0).permutation(len(data.x))
     cut = max(1, len(order) // 5)
     train = order[cut:]
@@ -153,7 +155,8 @@ class Grid:
         steps: updates.
         batch: examples per update; None for all.
         optimiser: one of OPTIMISERS.
-        evaluate: numbers of updates after which to look at all data, besides the end; gradients are kept there too.
+        evaluate: numbers of updates after which to look at all data, besides the end; gradients are
+            kept there too.
         dtype: "float32" or "float64".
     """
 
@@ -180,7 +183,9 @@ class Grid:
         """
         whole = ("depths", "evaluate")
         axes = ("sigma_w", "sigma_b", "learning_rates", "clips", "dropouts")
-        plain = {name: plain_axis(name, getattr(self, name), name in whole) for name in (*whole, *axes)}
+        plain = {
+            name: plain_axis(name, getattr(self, name), name in whole) for name in (*whole, *axes)
+        }
         plain |= {
             name: plain_number(name, getattr(self, name), integer=True)
             for name in ("seeds", "width", "steps", "batch")
@@ -227,7 +232,9 @@ class Grid:
         kind = self.variants[variant]
         settings = {name: getattr(kind, name) for name in ("weights", "norm", "norm_after", "skip")}
         wet = any(rate > 0 for rate in self.dropouts)
-        return networks.MLP(depth, self.width, get(kind.activation), features_out=classes, dropout=wet, **settings)
+        return networks.MLP(
+            depth, self.width, get(kind.activation), features_out=classes, dropout=wet, **settings
+        )
 
     def optimise(self, learning_rate: ArrayLike, clip: ArrayLike) -> optax.GradientTransformation:
         """The optimiser of one cell.
@@ -256,7 +263,14 @@ class Grid:
     @property
     def count(self) -> int:
         """Number of cells."""
-        along = (self.depths, self.sigma_w, self.sigma_b, self.learning_rates, self.clips, self.dropouts)
+        along = (
+            self.depths,
+            self.sigma_w,
+            self.sigma_b,
+            self.learning_rates,
+            self.clips,
+            self.dropouts,
+        )
         # the seeds are not listed: there may be more than memory holds
         return len(self.variants) * math.prod(map(len, along)) * self.seeds
 
@@ -275,7 +289,9 @@ class Grid:
 
     def to_json(self) -> str:
         """All settings, for the provenance of results; infinity as the string "inf"."""
-        kinds = [dataclasses.asdict(v) | {"activation": get(v.activation).name} for v in self.variants]
+        kinds = [
+            dataclasses.asdict(v) | {"activation": get(v.activation).name} for v in self.variants
+        ]
         settings = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         clips = ["inf" if math.isinf(clip) else clip for clip in self.clips]
         return json.dumps(settings | {"variants": kinds, "clips": clips})
@@ -302,7 +318,8 @@ class Grid:
             settings = json.loads(text)
             variants = tuple(Variant(**kind) for kind in settings["variants"])
             values: dict[str, Any] = {
-                key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()
+                key: tuple(value) if isinstance(value, list) else value
+                for key, value in settings.items()
             }
             clips = tuple(float(clip) for clip in values["clips"])
             return cls(**values | {"variants": variants, "clips": clips})

@@ -1,7 +1,8 @@
 """How a grid of trainings is cut into groups: each computed by one device, and kept, as a whole.
 
-A plan depends on the grid, the data's size and the memory of a device; not on how many devices or processes share
-it. So neither do the numbers: a cell is always computed with the same neighbours, by the same program.
+A plan depends on the grid, the data's size and the memory of a device; not on how many devices or
+processes share it. So neither do the numbers: a cell is always computed with the same neighbours,
+by the same program.
 """
 
 import itertools
@@ -18,18 +19,21 @@ from jaxstab import networks
 from jaxstab.checks import check_batch, check_count
 from jaxstab.trainability.grid import Grid, Split
 
-# layers that a cell does not have cost its updates memory traffic: FLOPs that could be done meanwhile, per parameter
-# and step, as measured on a CPU at batch 128
+# layers that a cell does not have cost its updates memory traffic: FLOPs that could be done
+# meanwhile, per parameter and step, as measured on a CPU at batch 128
 TAIL = 40
 # FLOPs that could be done while a program compiles
 COMPILE = 5e11
-# depths within this factor always share a program, so that programs grow as the logarithm of the range of depths
+# depths within this factor always share a program, so that programs grow as the logarithm of the
+# range of depths
 BUCKET = 1.25
-# FLOPs of a group: long enough that committing it costs nothing, short enough that losing one does not hurt
+# FLOPs of a group: long enough that committing it costs nothing, short enough that losing one does
+# not hurt
 WORK = 5e11
 # rows of a store, each of which has some 50 bytes of coordinates and groups
 MOST_ROWS = 10**7
-# groups of a kind and depth at least, if it has the cells: devices side by side then have the same to do
+# groups of a kind and depth at least, if it has the cells: devices side by side then have the same
+# to do
 SHARES = 8
 
 
@@ -94,8 +98,9 @@ class Plan(NamedTuple):
 def flops(grid: Grid, variant: int, depth: int, data: Split) -> float:
     """FLOPs of the matrix products of one cell's updates.
 
-    Three of 2 batch fan_in fan_out per kernel and step, except that the input needs no gradient. A highway's gate is
-    a kernel too; fan_in of a "dense" network counts layers still to come, whose zeros are multiplied.
+    Three of 2 batch fan_in fan_out per kernel and step, except that the input needs no gradient. A
+    highway's gate is a kernel too; fan_in of a "dense" network counts layers still to come, whose
+    zeros are multiplied.
 
     Args:
         grid: the grid.
@@ -123,8 +128,9 @@ def flops(grid: Grid, variant: int, depth: int, data: Split) -> float:
 def memory(grid: Grid, variant: int, bound: int, data: Split) -> int:
     """Bytes that one cell takes at its peak, on a CPU.
 
-    Parameters and their gradient, the optimiser's state, the states of all layers, three states or outputs of all the
-    examples that are looked at in one pass, and what is seen. Within 25 % of what XLA says.
+    Parameters and their gradient, the optimiser's state, the states of all layers, three states or
+    outputs of all the examples that are looked at in one pass, and what is seen. Within 25 % of
+    what XLA says.
 
     Args:
         grid: the grid.
@@ -146,26 +152,39 @@ def memory(grid: Grid, variant: int, bound: int, data: Split) -> int:
     state = mlp.width * mlp.sources * item
     seen = (4 * grid.steps + (len(grid.looks) + 1) * (bound + 4)) * item
     wide = max(state, data.classes * item)
-    return 2 * size(shapes) + slots + (bound + 1) * batch * state + 3 * max(batch, examples) * wide + seen
+    return (
+        2 * size(shapes)
+        + slots
+        + (bound + 1) * batch * state
+        + 3 * max(batch, examples) * wide
+        + seen
+    )
 
 
-def plan(grid: Grid, data: Split, budget: int | None = None, lanes: int | None = None, size: int | None = None) -> Plan:
+def plan(
+    grid: Grid,
+    data: Split,
+    budget: int | None = None,
+    lanes: int | None = None,
+    size: int | None = None,
+) -> Plan:
     """Cut a grid into groups.
 
     Args:
         grid: the grid.
         data: to train and test on.
         budget: bytes of a device that may be used; None for `available()`.
-        lanes: cells computed side by side; None for one on a CPU, whose cores are busy with that and whose caches hold
-            no more, and for what fits elsewhere.
-        size: cells of a group, rounded up to whole lanes; None for what a core computes in about five seconds, or
-            an eighth of those of one kind and depth if that is fewer.
+        lanes: cells computed side by side; None for one on a CPU, whose cores are busy with that
+            and whose caches hold no more, and for what fits elsewhere.
+        size: cells of a group, rounded up to whole lanes; None for what a core computes in about
+            five seconds, or an eighth of those of one kind and depth if that is fewer.
 
     Returns:
         The plan.
 
     Raises:
-        ValueError: if not even one cell fits, there are fewer examples than a batch takes, or lanes or size < 1.
+        ValueError: if not even one cell fits, there are fewer examples than a batch takes, or lanes
+            or size < 1.
 
     Example:
         >>> from jaxstab import datasets
@@ -200,8 +219,8 @@ def plan(grid: Grid, data: Split, budget: int | None = None, lanes: int | None =
 def cut(grid: Grid, size: int, lanes: int = 1, memory: int = 0) -> Plan:
     """Cut a grid into groups of a given size, as a store has them.
 
-    Which cell stands where depends on the grid and the size alone, so that what another machine computed, or another
-    version of the rule that shares out programs, is read back right.
+    Which cell stands where depends on the grid and the size alone, so that what another machine
+    computed, or another version of the rule that shares out programs, is read back right.
 
     Args:
         grid: the grid.
@@ -213,7 +232,8 @@ def cut(grid: Grid, size: int, lanes: int = 1, memory: int = 0) -> Plan:
         The plan.
 
     Raises:
-        ValueError: if size or lanes is no integer >= 1, or there would be more rows than can be listed.
+        ValueError: if size or lanes is no integer >= 1, or there would be more rows than can be
+            listed.
 
     Example:
         >>> [group.cells.tolist() for group in cut(Grid(depths=(2, 4), sigma_w=(1.0, 1.5)), size=2).groups]
@@ -251,7 +271,10 @@ def available() -> int:
     stats = device.memory_stats() if device.platform != "cpu" else None
     if stats:
         return int(0.75 * stats["bytes_limit"])
-    return int(0.5 * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")) // jax.local_device_count()
+    return (
+        int(0.5 * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+        // jax.local_device_count()
+    )
 
 
 def _bounds(grid: Grid) -> list[list[tuple[int, list[int]]]]:

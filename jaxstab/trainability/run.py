@@ -1,7 +1,8 @@
 """The programs that train groups of cells, a group per device at a time.
 
-Depth, gains, learning rate, clip threshold, dropout and seed are traced: a program serves every group of its kind
-whose depth it is made for. Groups of different depths may run side by side, each device loops as far as its own.
+Depth, gains, learning rate, clip threshold, dropout and seed are traced: a program serves every
+group of its kind whose depth it is made for. Groups of different depths may run side by side, each
+device loops as far as its own.
 """
 
 import json
@@ -35,7 +36,8 @@ class Result(NamedTuple):
         seen: what was seen, [cell, ...] in the order of the group.
         lanes: how many cells were computed side by side; fewer than planned after memory ran out.
         seconds: its share of the time that it and those beside it took, compiling not included.
-        compiling: its share of the seconds spent waiting for their program, next to none for most groups.
+        compiling: its share of the seconds spent waiting for their program, next to none for most
+            groups.
     """
 
     group: int
@@ -62,16 +64,18 @@ def run(
 ) -> Iterator[Result]:
     """Train groups, one after another, each device one at a time.
 
-    What a cell gives depends on nothing but the grid, the plan and the data. A cell that diverges stops and is told
-    by its `first_nonfinite`; where memory runs out, groups are computed in fewer lanes.
+    What a cell gives depends on nothing but the grid, the plan and the data. A cell that diverges
+    stops and is told by its `first_nonfinite`; where memory runs out, groups are computed in fewer
+    lanes.
 
     Args:
         grid: what to train.
         plan: how it is cut.
         data: to train and test on.
-        batches: numbers of groups to compute side by side, no more than there are devices, of one program each (see
-            `Plan.program`); None for all groups.
-        pending: groups that may come: programs that only others need are not compiled ahead; None for all.
+        batches: numbers of groups to compute side by side, no more than there are devices, of one
+            program each (see `Plan.program`); None for all groups.
+        pending: groups that may come: programs that only others need are not compiled ahead; None
+            for all.
         devices: to use; None for all.
         precision: of matrix products, as in `jax.default_matmul_precision`.
 
@@ -102,7 +106,9 @@ def run(
     lanes = plan.lanes
     with one_blas_thread():
         for numbers in plan.batches(len(devices)) if batches is None else batches:
-            seen, lanes, seconds, compiling = programs.train([plan.groups[number] for number in numbers], lanes)
+            seen, lanes, seconds, compiling = programs.train(
+                [plan.groups[number] for number in numbers], lanes
+            )
             for number, one in zip(numbers, seen, strict=True):
                 yield Result(number, one, lanes, seconds / len(numbers), compiling / len(numbers))
 
@@ -119,16 +125,24 @@ class _Programs:
         precision: str,
         coming: Iterable[int],
     ) -> None:
-        self.grid, self.size, self.precision, self.classes = grid, plan.size, precision, data.classes
+        self.grid, self.size, self.precision, self.classes = (
+            grid,
+            plan.size,
+            precision,
+            data.classes,
+        )
         self.order = list(dict.fromkeys(map(plan.program, coming)))
         self.mesh = Mesh(np.array(devices), ("cell",))
         self.examples = tuple(
-            Examples(jnp.asarray(part.normalised().x.astype(grid.dtype)), jnp.asarray(part.y)) for part in data
+            Examples(jnp.asarray(part.normalised().x.astype(grid.dtype)), jnp.asarray(part.y))
+            for part in data
         )
         self.columns = Cells(*(np.append(column, column[:1]) for column in grid.cells))
         self.programs: Programs[tuple[int, int, int]] = Programs(self._lowered)
 
-    def train(self, groups: Sequence[Group], lanes: int) -> tuple[list[Training], int, float, float]:
+    def train(
+        self, groups: Sequence[Group], lanes: int
+    ) -> tuple[list[Training], int, float, float]:
         """What the groups' cells gave, the lanes they took, and the seconds of working and of compiling."""
         compiling = 0.0
         arguments = self._arguments(groups)
@@ -144,16 +158,26 @@ class _Programs:
                 if "RESOURCE_EXHAUSTED" not in str(error):
                     raise
                 if lanes == 1:
-                    raise MemoryError(f"training one network at a time ran out of memory: {error}") from error
+                    raise MemoryError(
+                        f"training one network at a time ran out of memory: {error}"
+                    ) from error
                 lanes //= 2
                 continue
             seconds = time.perf_counter() - begun
             parts = [
-                Training(*(leaf[i * self.size : (i + 1) * self.size] for leaf in seen)) for i in range(len(groups))
+                Training(*(leaf[i * self.size : (i + 1) * self.size] for leaf in seen))
+                for i in range(len(groups))
             ]
-            return [_padded(part, max(self.grid.depths)) for part in parts], lanes, seconds, compiling
+            return (
+                [_padded(part, max(self.grid.depths)) for part in parts],
+                lanes,
+                seconds,
+                compiling,
+            )
 
-    def _arguments(self, groups: Sequence[Group]) -> tuple[np.ndarray, np.ndarray, Cells, tuple[Examples, ...]]:
+    def _arguments(
+        self, groups: Sequence[Group]
+    ) -> tuple[np.ndarray, np.ndarray, Cells, tuple[Examples, ...]]:
         """Depths [device], numbers of cells [device], cells [device * size] and examples, for a group per device."""
         idle = self.mesh.size - len(groups)
         # devices without a group loop over no cell
@@ -184,7 +208,9 @@ class _Programs:
         def draw(cell: Cells, x: Array) -> networks.Params:
             return networks.init(mlp, keys(cell)[0], x, cell.sigma_w, cell.sigma_b)
 
-        def one(cell: Cells, params: networks.Params, depth: Array, examples: tuple[Examples, Examples]) -> Training:
+        def one(
+            cell: Cells, params: networks.Params, depth: Array, examples: tuple[Examples, Examples]
+        ) -> Training:
             return training.train(
                 mlp,
                 params,
@@ -203,17 +229,30 @@ class _Programs:
             x = examples[0].x[:2]
             if lanes == 1:
                 cell = Cells(*(column[0] for column in cells))
-                return jax.tree.map(lambda leaf: leaf[None], one(cell, draw(cell, x), depth, examples))
+                return jax.tree.map(
+                    lambda leaf: leaf[None], one(cell, draw(cell, x), depth, examples)
+                )
             params = jax.vmap(lambda cell: draw(cell, x))(cells)
             return jax.vmap(lambda cell, params: one(cell, params, depth, examples))(cells, params)
 
-        def device(depths: Array, counts: Array, cells: Cells, examples: tuple[Examples, Examples]) -> Training:
-            shapes = jax.eval_shape(together, Cells(*(column[:lanes] for column in cells)), depths[0], examples)
-            start = jax.tree.map(lambda leaf: jnp.full((self.size, *leaf.shape[1:]), _blank(leaf), leaf.dtype), shapes)
+        def device(
+            depths: Array, counts: Array, cells: Cells, examples: tuple[Examples, Examples]
+        ) -> Training:
+            shapes = jax.eval_shape(
+                together, Cells(*(column[:lanes] for column in cells)), depths[0], examples
+            )
+            start = jax.tree.map(
+                lambda leaf: jnp.full((self.size, *leaf.shape[1:]), _blank(leaf), leaf.dtype),
+                shapes,
+            )
 
             def some(index: Array, seen: Training) -> Training:
-                here = jax.tree.map(lambda c: jax.lax.dynamic_slice_in_dim(c, index * lanes, lanes), cells)
-                put = lambda all_, new: jax.lax.dynamic_update_slice_in_dim(all_, new, index * lanes, 0)
+                here = jax.tree.map(
+                    lambda c: jax.lax.dynamic_slice_in_dim(c, index * lanes, lanes), cells
+                )
+                put = lambda all_, new: jax.lax.dynamic_update_slice_in_dim(
+                    all_, new, index * lanes, 0
+                )
                 return jax.tree.map(put, seen, together(here, depths[0], examples))
 
             with jax.default_matmul_precision(self.precision):
@@ -274,8 +313,9 @@ def coordinates(grid: Grid, plan: Plan) -> dict[str, tuple[tuple[str, ...], np.n
         plan: how it is cut.
 
     Returns:
-        (dims, values) by name: over "row" the number of the cell, -1 where a row only fills up, and its place on every
-        axis of `AXES`, NaN, -1 or "" there; over axes of their own "step", "evaluation" and "layer".
+        (dims, values) by name: over "row" the number of the cell, -1 where a row only fills up, and
+        its place on every axis of `AXES`, NaN, -1 or "" there; over axes of their own "step",
+        "evaluation" and "layer".
 
     Example:
         >>> grid = Grid(depths=(1, 2), sigma_w=(0.5, 1.5, 2.5), steps=5)
@@ -298,7 +338,9 @@ def coordinates(grid: Grid, plan: Plan) -> dict[str, tuple[tuple[str, ...], np.n
     return found
 
 
-def labelled(grid: Grid, plan: Plan, rows: Mapping[str, np.ndarray], done: np.ndarray) -> xr.Dataset:
+def labelled(
+    grid: Grid, plan: Plan, rows: Mapping[str, np.ndarray], done: np.ndarray
+) -> xr.Dataset:
     """What is known of a grid, over its axes.
 
     Args:
@@ -326,8 +368,15 @@ def labelled(grid: Grid, plan: Plan, rows: Mapping[str, np.ndarray], done: np.nd
     for name, field in fields(grid).items():
         values = np.full((grid.count, *field.shape), _blank(field), field.dtype)
         values[at[known]] = rows[name][known]
-        found[name] = ((*AXES, *dimensions(Training, name, len(field.shape))), values.reshape(*shape, *field.shape))
-    inside = {"evaluation": list(grid.looks), "step": np.arange(grid.steps), "layer": np.arange(max(grid.depths) + 1)}
+        found[name] = (
+            (*AXES, *dimensions(Training, name, len(field.shape))),
+            values.reshape(*shape, *field.shape),
+        )
+    inside = {
+        "evaluation": list(grid.looks),
+        "step": np.arange(grid.steps),
+        "layer": np.arange(max(grid.depths) + 1),
+    }
     coordinates = {axis: list(values) for axis, values in grid.axes.items()}
     return xr.Dataset(found).assign_coords(coordinates | inside).assign_attrs(grid=grid.to_json())
 
@@ -338,8 +387,8 @@ def restored(rows: xr.Dataset) -> xr.Dataset:
     The plan is the one by which the store was written, on whatever machine that was.
 
     Args:
-        rows: fields and `done` over row, and as attributes the settings: `grid`, `plan`, and `data`, as
-            `store.load_groups` gives them.
+        rows: fields and `done` over row, and as attributes the settings: `grid`, `plan`, and
+            `data`, as `store.load_groups` gives them.
 
     Returns:
         `labelled`, the settings among its attributes.
@@ -363,10 +412,16 @@ def restored(rows: xr.Dataset) -> xr.Dataset:
         plan = cut(grid, rows.attrs["plan"]["size"], rows.attrs["plan"]["lanes"])
     except (KeyError, TypeError) as error:
         raise ValueError(f"no store of trainings: its settings lack {error}") from error
-    wanted = {name: (len(plan.groups) * plan.size, *field.shape) for name, field in fields(grid).items()}
-    wrong = [name for name, shape in wanted.items() if name not in rows or rows[name].shape != shape]
+    wanted = {
+        name: (len(plan.groups) * plan.size, *field.shape) for name, field in fields(grid).items()
+    }
+    wrong = [
+        name for name, shape in wanted.items() if name not in rows or rows[name].shape != shape
+    ]
     if wrong or "done" not in rows:
-        raise ValueError(f"no store of trainings: {', '.join(wrong) or 'done'} not as its grid would have it")
+        raise ValueError(
+            f"no store of trainings: {', '.join(wrong) or 'done'} not as its grid would have it"
+        )
     arrays = {name: rows[name].values for name in wanted}
     whole = labelled(grid, plan, arrays, rows.done.values[:: plan.size])
     return whole.assign_attrs({name: json.dumps(value) for name, value in rows.attrs.items()})

@@ -1,7 +1,7 @@
 """What a grid of trainings says: accuracies with errors, boundaries and fits, steps, outcomes. All that a page shows.
 
-Every combination of network, bias, clip threshold and dropout is a `kind`; the learning rate is tuned in every cell,
-means and standard errors are over seeds.
+Every combination of network, bias, clip threshold and dropout is a `kind`; the learning rate is
+tuned in every cell, means and standard errors are over seeds.
 """
 
 import functools
@@ -32,7 +32,13 @@ from jaxstab.verdicts import standard_error
 
 SIDES = ("both", "ordered", "chaotic")
 SCALES = ("xi_c", "xi_grad")
-OUTCOMES = ("trained", "below the threshold", "not finite later", "not finite from the start", "missing")
+OUTCOMES = (
+    "trained",
+    "below the threshold",
+    "not finite later",
+    "not finite from the start",
+    "missing",
+)
 WINDOW = 10
 # gains at which a line of theory is drawn
 FINE = 65
@@ -51,26 +57,28 @@ _KIND = ("variant", "sigma_b", "clip", "dropout")
 def summarise(dataset: xr.Dataset, chance: float) -> xr.Dataset:
     """Summarise trainings over (kind, depth, sigma_w), at every number of updates after which all data were looked at.
 
-    The threshold at each is half-way between chance and the best mean over seeds there is, NaN before anything
-    trains. The boundary is the
-    deepest trainable depth, and n its fit in units of theory's depth scales, on either side of the critical point and
-    together. Runs without an end in the store are missing, NaN.
+    The threshold at each is half-way between chance and the best mean over seeds there is, NaN
+    before anything trains. The boundary is the deepest trainable depth, and n its fit in units of
+    theory's depth scales, on either side of the critical point and together. Runs without an end in
+    the store are missing, NaN.
 
     Args:
         dataset: as `labelled` or `restored` gives it.
         chance: share right without learning from the inputs, that of the commonest class.
 
     Returns:
-        Over (kind, depth, sigma_w, evaluation): `train_accuracy`, `test_accuracy`, each with `_se`, `learning_rate`;
-        over evaluation: `threshold`; over (kind, sigma_w): the fixed point's `xi_c`, `xi_grad`, `chi_1`; over (kind,
-        sigma_w, evaluation): `boundary_low`, `boundary_high`; over (kind, evaluation, scale, side): fields of
-        `DepthFit` as `fit_n`, ...; over (kind, depth, sigma_w): `steps`, minibatches until the mean accuracy of 10
-        of them reaches the last threshold, `steps_se`, `steps_reached`, the share of seeds that do; over (kind,
-        depth, sigma_w, layer): `log_grad_theta` with `_se`, at the first look; over (kind, fine_sigma_w): `fine_xi_c`,
-        `fine_xi_grad`, theory between the gains; over (kind, depth, step): `learning_curve` with `_se`, the loss at
-        the gain of the highest training accuracy; over (kind, depth): `best_sigma_w`, of
-        the highest training accuracy at the end, and with `best_` before their names the accuracies, learning rate
-        and steps there; over (kind, outcome): `runs`.
+        Over (kind, depth, sigma_w, evaluation): `train_accuracy`, `test_accuracy`, each with `_se`,
+        `learning_rate`; over evaluation: `threshold`; over (kind, sigma_w): the fixed point's
+        `xi_c`, `xi_grad`, `chi_1`; over (kind, sigma_w, evaluation): `boundary_low`,
+        `boundary_high`; over (kind, evaluation, scale, side): fields of `DepthFit` as `fit_n`, ...;
+        over (kind, depth, sigma_w): `steps`, minibatches until the mean accuracy of 10 of them
+        reaches the last threshold, `steps_se`, `steps_reached`, the share of seeds that do; over
+        (kind, depth, sigma_w, layer): `log_grad_theta` with `_se`, at the first look; over (kind,
+        fine_sigma_w): `fine_xi_c`, `fine_xi_grad`, theory between the gains; over (kind, depth,
+        step): `learning_curve` with `_se`, the loss at the gain of the highest training accuracy;
+        over (kind, depth): `best_sigma_w`, of the highest training accuracy at the end, and with
+        `best_` before their names the accuracies, learning rate and steps there; over (kind,
+        outcome): `runs`.
 
     Raises:
         ValueError: if chance is not in [0, 1).
@@ -96,7 +104,8 @@ def summarise(dataset: xr.Dataset, chance: float) -> xr.Dataset:
     tested = kinds.test_accuracy.isel(learning_rate=best)
     mean = learned.mean("seed")
     threshold = xr.DataArray(
-        [halfway(mean.isel(evaluation=i).values, chance) for i in range(mean.sizes["evaluation"])], dims="evaluation"
+        [halfway(mean.isel(evaluation=i).values, chance) for i in range(mean.sizes["evaluation"])],
+        dims="evaluation",
     )
     between = np.linspace(min(grid.sigma_w), max(grid.sigma_w), FINE)
     # one program for both
@@ -112,7 +121,9 @@ def summarise(dataset: xr.Dataset, chance: float) -> xr.Dataset:
         "train_accuracy_se": standard_error(learned),
         "test_accuracy": tested.mean("seed"),
         "test_accuracy_se": standard_error(tested),
-        "learning_rate": dataset.learning_rate.drop_vars("learning_rate")[best].where(mean.notnull()),
+        "learning_rate": dataset.learning_rate.drop_vars("learning_rate")[best].where(
+            mean.notnull()
+        ),
         "threshold": threshold,
         # a gradient that is zero for one seed has a mean logarithm of -inf, and no error
         "log_grad_theta": gradient.mean("seed").where(~vanished, -np.inf),
@@ -144,12 +155,18 @@ def names(grid: Grid) -> tuple[str, ...]:
     axes = grid.axes
     told = [axis for axis in _KIND[1:] if len(axes[axis]) > 1]
     values = [dict(zip(_KIND, kind, strict=True)) for kind in _kinds(grid)]
-    return tuple(", ".join([kind["variant"], *(f"{axis} {kind[axis]:.4g}" for axis in told)]) for kind in values)
+    return tuple(
+        ", ".join([kind["variant"], *(f"{axis} {kind[axis]:.4g}" for axis in told)])
+        for kind in values
+    )
 
 
 def _kinds(grid: Grid) -> list[tuple[Any, ...]]:
     shape = tuple(len(grid.axes[axis]) for axis in _KIND)
-    return [tuple(grid.axes[axis][i] for axis, i in zip(_KIND, at, strict=True)) for at in np.ndindex(shape)]
+    return [
+        tuple(grid.axes[axis][i] for axis, i in zip(_KIND, at, strict=True))
+        for at in np.ndindex(shape)
+    ]
 
 
 def _best(whole: xr.Dataset) -> xr.Dataset:
@@ -198,7 +215,10 @@ def _fixed_points(grid: Grid, at: Sequence[float]) -> dict[str, np.ndarray]:
         return not (kind.norm or kind.skip or dropout) and kind.weights in UNIT_WEIGHTS
 
     unknown = np.full((len(fields), len(at)), np.nan)
-    found = [of(name, sigma_b) if known(name, dropout) else unknown for name, sigma_b, _, dropout in kinds]
+    found = [
+        of(name, sigma_b) if known(name, dropout) else unknown
+        for name, sigma_b, _, dropout in kinds
+    ]
     return dict(zip(fields, np.stack(found, axis=1), strict=True))
 
 
@@ -218,17 +238,28 @@ def _steps(accuracy: xr.DataArray, threshold: float) -> xr.Dataset:
     )
 
 
-def _boundaries(learned: xr.DataArray, threshold: xr.DataArray, points: dict[str, np.ndarray]) -> xr.Dataset:
+def _boundaries(
+    learned: xr.DataArray, threshold: xr.DataArray, points: dict[str, np.ndarray]
+) -> xr.Dataset:
     """The deepest trainable depth of every gain, and the fits of n."""
-    values = learned.transpose("kind", "evaluation", "depth", "sigma_w", "seed").values.astype(float)
-    mean = learned.mean("seed").transpose("kind", "evaluation", "depth", "sigma_w").values.astype(float)
+    values = learned.transpose("kind", "evaluation", "depth", "sigma_w", "seed").values.astype(
+        float
+    )
+    mean = (
+        learned.mean("seed")
+        .transpose("kind", "evaluation", "depth", "sigma_w")
+        .values.astype(float)
+    )
     depths = learned.depth.values
     limits = threshold.values
     looks = range(values.shape[1])
     kinds = range(values.shape[0])
     bounds = [[deepest_trainable(mean[k, e], depths, limits[e]) for e in looks] for k in kinds]
     fits = [
-        [[list(_fits(values[k, e], depths, points, k, scale, limits[e])) for scale in SCALES] for e in looks]
+        [
+            [list(_fits(values[k, e], depths, points, k, scale, limits[e])) for scale in SCALES]
+            for e in looks
+        ]
         for k in kinds
     ]
     numbers = np.array(fits, float)
@@ -246,12 +277,20 @@ def _boundaries(learned: xr.DataArray, threshold: xr.DataArray, points: dict[str
 
 
 def _fits(
-    values: np.ndarray, depths: np.ndarray, points: dict[str, np.ndarray], kind: int, scale: str, threshold: float
+    values: np.ndarray,
+    depths: np.ndarray,
+    points: dict[str, np.ndarray],
+    kind: int,
+    scale: str,
+    threshold: float,
 ) -> list[DepthFit]:
     """One for every side of the critical point."""
     xi = points[scale][kind]
     masks = sides(points["chi_1"][kind])
-    return [fit_depth_scale(values[:, masks[side]], depths, xi[masks[side]], threshold) for side in SIDES]
+    return [
+        fit_depth_scale(values[:, masks[side]], depths, xi[masks[side]], threshold)
+        for side in SIDES
+    ]
 
 
 def _outcomes(kinds: xr.Dataset, threshold: xr.DataArray) -> xr.Dataset:
@@ -260,6 +299,12 @@ def _outcomes(kinds: xr.Dataset, threshold: xr.DataArray) -> xr.Dataset:
     last = kinds.train_accuracy.isel(evaluation=-1, drop=True)
     finite = kinds.done & (first < 0)
     over = last >= float(threshold[-1])
-    each = (finite & over, finite & ~over, kinds.done & (first > 0), kinds.done & (first == 0), ~kinds.done)
+    each = (
+        finite & over,
+        finite & ~over,
+        kinds.done & (first > 0),
+        kinds.done & (first == 0),
+        ~kinds.done,
+    )
     counts = [one.sum([dim for dim in one.dims if dim != "kind"]) for one in each]
     return xr.Dataset({"runs": xr.concat(counts, "outcome")}, {"outcome": list(OUTCOMES)})

@@ -3,4 +3,13 @@
 from jaxstab.training.gradient import Gradient, output, value_and_grad
 from jaxstab.training.run import Examples, State, cross_entropy, start, train
 
-__all__ = ["Examples", "Gradient", "State", "cross_entropy", "output", "start", "train", "value_and_grad"]
+__all__ = [
+    "Examples",
+    "Gradient",
+    "State",
+    "cross_entropy",
+    "output",
+    "start",
+    "train",
+    "value_and_grad",
+]

@@ -1,7 +1,8 @@
 """The gradient of a loss, by a reverse sweep to a depth that may be traced.
 
-Reverse mode cannot go through a loop whose length is not known when it is compiled. A chain needs none: two loops, up
-with the states kept, down with the cotangent, and one program serves all depths at the cost of each.
+Reverse mode cannot go through a loop whose length is not known when it is compiled. A chain needs
+none: two loops, up with the states kept, down with the cotangent, and one program serves all depths
+at the cost of each.
 """
 
 from collections.abc import Callable
@@ -30,8 +31,8 @@ class Gradient(NamedTuple):
         log_norms: ln |dL/dtheta_l| of embed and blocks, 0..depth; NaN beyond.
         log_norm_readout: that of the readout.
         finite: whether the loss and every entry of the gradient are.
-        states: for each segment of equal blocks, the states that its blocks met; zero beyond the depth, or what `over`
-            had there.
+        states: for each segment of equal blocks, the states that its blocks met; zero beyond the
+            depth, or what `over` had there.
     """
 
     loss: Float[Array, ""]
@@ -55,26 +56,28 @@ def value_and_grad(
 ) -> Gradient:
     """Loss and gradient of the network of the first `depth` blocks with the readout, in training mode.
 
-    h_l is kept on the way up; on the way down (dL/dtheta_l, dL/dh_{l-1}) is the pullback of block l at h_{l-1}. Time
-    is that of `depth` blocks, memory that of the deepest. Not to be differentiated again.
+    h_l is kept on the way up; on the way down (dL/dtheta_l, dL/dh_{l-1}) is the pullback of block l
+    at h_{l-1}. Time is that of `depth` blocks, memory that of the deepest. Not to be differentiated
+    again.
 
     Args:
-        network: an MLP or a chain, its depth the deepest. Where blocks depend on it, as those of an MLP with skip
-            "scaled" or "dense", depth must be None.
+        network: an MLP or a chain, its depth the deepest. Where blocks depend on it, as those of an
+            MLP with skip "scaled" or "dense", depth must be None.
         params: its parameters, as `networks.bind` or `Chain.bind` gives them.
         x: one input, or a batch.
         loss: scalar function of the output.
-        depth: blocks that take part, in [0, L]; may be traced where states have one shape; None for all.
-        over: an earlier gradient at the same depth, whose memory is written over; None to clear memory for it, which
-            costs as much as an update.
+        depth: blocks that take part, in [0, L]; may be traced where states have one shape; None for
+            all.
+        over: an earlier gradient at the same depth, whose memory is written over; None to clear
+            memory for it, which costs as much as an update.
 
     Returns:
         The gradient.
 
     Raises:
-        ValueError: if params are not bound, are of another depth, or lack the running statistics of a network with
-            BatchNorm; if a depth is given to a network whose blocks depend on it, is not in [0, L], or is traced where
-            states have several shapes.
+        ValueError: if params are not bound, are of another depth, or lack the running statistics of
+            a network with BatchNorm; if a depth is given to a network whose blocks depend on it, is
+            not in [0, L], or is traced where states have several shapes.
 
     Example:
         >>> mlp = MLP(depth=64, width=8)
@@ -96,7 +99,9 @@ def value_and_grad(
     block_stats = tuple(stack.batch_stats for stack in stacks[1:-1])
     start = bottom.out, kept, block_stats
     keep = _keep(chains.updates_of_segments(chain, params))
-    (h, kept, block_stats), _ = networks.upwards(chain, params, None, keep, start, first=1, last=deepest)
+    (h, kept, block_stats), _ = networks.upwards(
+        chain, params, None, keep, start, first=1, last=deepest
+    )
 
     top = layer_at(chain, params, params.depth + 1, h)
     value, d_y = jax.value_and_grad(loss)(top.out)
@@ -128,24 +133,38 @@ def _checked(network: MLP | Chain, params: Params, depth: Array | int | None) ->
     """The chain, if parameters and depth are its own."""
     chain = network if isinstance(network, Chain) else networks.chain(network)
     if depth is not None and not chain.prefixes:
-        raise ValueError("blocks of this network depend on the depth: it must be that of the network, not given")
+        raise ValueError(
+            "blocks of this network depend on the depth: it must be that of the network, not given"
+        )
     if not all(isinstance(stack, Layer) for stack in params.stacks[1:-1]):
-        raise ValueError("params must be as networks.bind(mlp, params) gives them, or chain.bind(params)")
+        raise ValueError(
+            "params must be as networks.bind(mlp, params) gives them, or chain.bind(params)"
+        )
     if isinstance(network, MLP) and params.depth != network.depth:
-        raise ValueError(f"params must be of the network's {network.depth} blocks, got {params.depth}")
+        raise ValueError(
+            f"params must be of the network's {network.depth} blocks, got {params.depth}"
+        )
     return chain
 
 
-def _room_for_states(chain: Chain, params: Params, x: PyTree, deepest: Array | int) -> tuple[PyTree, ...]:
+def _room_for_states(
+    chain: Chain, params: Params, x: PyTree, deepest: Array | int
+) -> tuple[PyTree, ...]:
     """Zeros for the states that the blocks of each segment meet."""
     shapes = views.state_shapes(chain, params, x)
     if isinstance(deepest, jax.core.Tracer) and any(shape != shapes[0] for shape in shapes):
-        raise ValueError("a traced depth needs states of one shape, and those of this network have several")
+        raise ValueError(
+            "a traced depth needs states of one shape, and those of this network have several"
+        )
     kept = []
     first = 0
     for stack in params.stacks[1:-1]:
         many = chains.layers_of(stack)
-        kept.append(jax.tree.map(lambda leaf, many=many: jnp.zeros((many, *leaf.shape), leaf.dtype), shapes[first]))
+        kept.append(
+            jax.tree.map(
+                lambda leaf, many=many: jnp.zeros((many, *leaf.shape), leaf.dtype), shapes[first]
+            )
+        )
         first += many
     return tuple(kept)
 
@@ -153,7 +172,9 @@ def _room_for_states(chain: Chain, params: Params, x: PyTree, deepest: Array | i
 def _keep(updates: list[Callable[[Layer, PyTree], PyTree] | None]) -> Callable:
     """The step upwards: states, and running statistics of each segment, are written where they are kept."""
 
-    def step(carry: tuple[PyTree, tuple, tuple], here: Here) -> tuple[tuple[PyTree, tuple, tuple], None]:
+    def step(
+        carry: tuple[PyTree, tuple, tuple], here: Here
+    ) -> tuple[tuple[PyTree, tuple, tuple], None]:
         h, kept, stats = carry
         here = here.meeting(h)
         kept = _put(kept, h, here)
@@ -175,17 +196,27 @@ def _collect(carry: tuple, here: Here) -> tuple[tuple, None]:
     return (d_h, _put(d_blocks, d_theta, here), norms, finite & all_finite), None
 
 
-def _new_stats(chain: Chain, params: Params, x: PyTree, blocks: tuple, h: PyTree) -> dict[str, PyTree]:
+def _new_stats(
+    chain: Chain, params: Params, x: PyTree, blocks: tuple, h: PyTree
+) -> dict[str, PyTree]:
     """The statistics after the batch; empty where there are none."""
-    if chain.update is None or not any(jax.tree.leaves(_bound(stack).batch_stats) for stack in params.stacks):
+    if chain.update is None or not any(
+        jax.tree.leaves(_bound(stack).batch_stats) for stack in params.stacks
+    ):
         return {}
     embed = None if chain.update.embed is None else chain.update.embed(_bound(params.embed), x)
     readout = chain.update.readout(_bound(params.readout), h)
     found = params.restacked([embed, *blocks, readout])._asdict()
-    return found if chain.update.embed is not None else {name: found[name] for name in ("blocks", "readout")}
+    return (
+        found
+        if chain.update.embed is not None
+        else {name: found[name] for name in ("blocks", "readout")}
+    )
 
 
-def output(chain: Chain, params: Params, x: PyTree, depth: Int[Array, ""] | int | None = None) -> PyTree:
+def output(
+    chain: Chain, params: Params, x: PyTree, depth: Int[Array, ""] | int | None = None
+) -> PyTree:
     """What the network of the first `depth` blocks with the readout gives.
 
     Args:
@@ -214,7 +245,9 @@ def _deepest(depth: Array | int | None, most: int) -> Array | int:
     if depth is None:
         return most
     if not isinstance(depth, jax.core.Tracer) and not 0 <= int(depth) <= most:
-        raise ValueError(f"depth must be in [0, {most}], the blocks that the network has, got {depth}")
+        raise ValueError(
+            f"depth must be in [0, {most}], the blocks that the network has, got {depth}"
+        )
     return depth
 
 

@@ -53,7 +53,8 @@ class State(NamedTuple):
 
     Attributes:
         params: what is trained; `Chain.bind(params, stats=stats)` makes a network of it.
-        stats: BatchNorm's running statistics, and what else layers of the user's own keep; empty where there is none.
+        stats: BatchNorm's running statistics, and what else layers of the user's own keep; empty
+            where there is none.
         optimiser: state of the optax transformation.
     """
 
@@ -62,7 +63,9 @@ class State(NamedTuple):
     optimiser: PyTree
 
 
-def cross_entropy(y: Float[Array, "*batch d_out"], labels: Int[Array, "*batch"]) -> Float[Array, ""]:
+def cross_entropy(
+    y: Float[Array, "*batch d_out"], labels: Int[Array, "*batch"]
+) -> Float[Array, ""]:
     """Mean softmax cross-entropy, in nats.
 
     Args:
@@ -87,7 +90,9 @@ def cross_entropy(y: Float[Array, "*batch d_out"], labels: Int[Array, "*batch"])
 
 
 @with_network
-def start(network: MLP | Chain, params: Params, tx: optax.GradientTransformation, x: PyTree) -> State:
+def start(
+    network: MLP | Chain, params: Params, tx: optax.GradientTransformation, x: PyTree
+) -> State:
     """The state before the first update.
 
     Args:
@@ -138,32 +143,36 @@ def train(
 ) -> tuple[Training, State]:
     """Train one network; vmap or map over runs.
 
-    A run whose loss or gradient is not finite stops there: its state stays what it was, the step is told.
+    A run whose loss or gradient is not finite stops there: its state stays what it was, the step is
+    told.
 
     Args:
-        network: an MLP, or a chain of the user's own layers that takes a batch: `networks.over_batch` makes one of a
-            chain that takes one input.
+        network: an MLP, or a chain of the user's own layers that takes a batch:
+            `networks.over_batch` makes one of a chain that takes one input.
         params: its parameters at the start, before `bind`.
-        tx: any optax transformation that asks for no more than gradient, parameters and loss (a line search asks for
-            the function); its settings may be traced. A leaf holds a parameter of all blocks, those beyond `depth` too:
-            what looks at a leaf as a whole (LARS, LAMB, AGC, Muon) sees them.
+        tx: any optax transformation that asks for no more than gradient, parameters and loss (a
+            line search asks for the function); its settings may be traced. A leaf holds a parameter
+            of all blocks, those beyond `depth` too: what looks at a leaf as a whole (LARS, LAMB,
+            AGC, Muon) sees them.
         data: what to train on.
         key: PRNG key of minibatches and of dropout's masks.
         steps: number of updates, >= 1.
-        batch: examples per update, drawn epoch by epoch in a new order, what is left of an epoch dropped; None for all.
+        batch: examples per update, drawn epoch by epoch in a new order, what is left of an epoch
+            dropped; None for all.
         test: what to test on; None for none, accuracy NaN.
         loss: (outputs, labels) -> scalar.
         rate: of an MLP's dropout, as in `networks.bind`; layers of the user's own have theirs.
         depth: blocks that take part, may be traced, see `value_and_grad`; None for all.
-        evaluate: numbers of updates after which to look at all data, in [0, steps]; the end is always one.
+        evaluate: numbers of updates after which to look at all data, in [0, steps]; the end is
+            always one.
 
     Returns:
         What was seen, and the state at the end.
 
     Raises:
-        ValueError: if steps < 1, batch is beyond the data, evaluate is not within [0, steps], there are no
-            data, labels are no classes that the network tells apart, x is not floating where the network is an MLP, a
-            chain does not take a batch, or as `value_and_grad` does.
+        ValueError: if steps < 1, batch is beyond the data, evaluate is not within [0, steps], there
+            are no data, labels are no classes that the network tells apart, x is not floating where
+            the network is an MLP, a chain does not take a batch, or as `value_and_grad` does.
 
     Example:
         >>> mlp = MLP(depth=2, width=16, activation="relu", features_out=2)
@@ -180,8 +189,13 @@ def train(
     _check(data, steps, batch, evaluate, isinstance(chain.block, tuple))
     points = sorted({*evaluate, steps})
     draws, masks = jax.random.split(key)
-    # the rows that a step's gradient norms go to, those of the last step to the end's too; the last is for the rest
-    rows = jnp.full((steps, 2), len(points)).at[jnp.asarray(points[:-1], jnp.int32), 0].set(jnp.arange(len(points) - 1))
+    # the rows that a step's gradient norms go to, those of the last step to the end's too; the last
+    # is for the rest
+    rows = (
+        jnp.full((steps, 2), len(points))
+        .at[jnp.asarray(points[:-1], jnp.int32), 0]
+        .set(jnp.arange(len(points) - 1))
+    )
     rows = rows.at[-1, 1].set(len(points) - 1)
 
     def gradient(t: Array, state: State, some: Examples, last: Gradient | None) -> Gradient:
@@ -241,7 +255,9 @@ def _updated(tx: optax.GradientTransformation, state: State, found: Gradient) ->
     return State(optax.apply_updates(state.params, updates), found.stats, optimiser)
 
 
-def _recorded(run: _Run, t: Array, rows: Array, found: Gradient, new: State, accuracy: Array) -> _Run:
+def _recorded(
+    run: _Run, t: Array, rows: Array, found: Gradient, new: State, accuracy: Array
+) -> _Run:
     """The carry after step t: frozen from the first loss or gradient on that is not finite."""
     going = run.first_nonfinite < 0
     clipped = {name: _telemetry(new.optimiser, name, found.loss.dtype) for name in _TELEMETRY}
@@ -249,15 +265,21 @@ def _recorded(run: _Run, t: Array, rows: Array, found: Gradient, new: State, acc
     norms = jnp.append(found.log_norms, found.log_norm_readout).astype(run.norms.dtype)
     norms = jnp.where(going, norms, jnp.nan)
     return run._replace(
-        state=jax.tree.map(lambda new, old: jnp.where(going & found.finite, new, old), new, run.state),
+        state=jax.tree.map(
+            lambda new, old: jnp.where(going & found.finite, new, old), new, run.state
+        ),
         last=found,
-        series=jax.tree.map(lambda row, value: row.at[t].set(jnp.where(going, value, jnp.nan)), run.series, series),
+        series=jax.tree.map(
+            lambda row, value: row.at[t].set(jnp.where(going, value, jnp.nan)), run.series, series
+        ),
         norms=run.norms.at[rows].set(jnp.broadcast_to(norms, (2, len(norms)))),
         first_nonfinite=jnp.where(going & ~found.finite, t, run.first_nonfinite),
     )
 
 
-def _minibatch(data: Examples, size: int | None, key: Array, t: Array, order: Array) -> tuple[Array, Examples]:
+def _minibatch(
+    data: Examples, size: int | None, key: Array, t: Array, order: Array
+) -> tuple[Array, Examples]:
     """The examples of step t, and the order of its epoch."""
     if size is None:
         return order, data
@@ -270,7 +292,9 @@ def _minibatch(data: Examples, size: int | None, key: Array, t: Array, order: Ar
     return order, data.at(here)
 
 
-def _accuracy(chain: Chain, state: State, data: Examples | None, depth: Array | int | None) -> Array:
+def _accuracy(
+    chain: Chain, state: State, data: Examples | None, depth: Array | int | None
+) -> Array:
     """Share of the examples classified right, in inference; NaN without any."""
     if data is None:
         return jnp.full((), jnp.nan)
@@ -302,18 +326,24 @@ def _chain(network: MLP | Chain) -> Chain:
     return network if isinstance(network, Chain) else networks.chain(network)
 
 
-def _check(data: Examples, steps: int, batch: int | None, evaluate: Sequence[int], own: bool) -> None:
+def _check(
+    data: Examples, steps: int, batch: int | None, evaluate: Sequence[int], own: bool
+) -> None:
     check_count("steps", steps, 1)
     if not own:
         check_floating("x", data.x.dtype)
     counts = [len(leaf) for leaf in jax.tree.leaves(data)]
     if 0 in counts or len(set(counts)) > 1:
-        raise ValueError(f"needs as many labels as inputs, at least one, got {counts[-1]} and {counts[0]}")
+        raise ValueError(
+            f"needs as many labels as inputs, at least one, got {counts[-1]} and {counts[0]}"
+        )
     check_looks(evaluate, steps)
     check_batch(batch, data.size)
 
 
-def _check_outputs(y: PyTree, loss: Loss, batch: int, data: Examples, test: Examples | None) -> None:
+def _check_outputs(
+    y: PyTree, loss: Loss, batch: int, data: Examples, test: Examples | None
+) -> None:
     """Refuse a chain that takes one input, and labels that are no classes."""
     shapes = [leaf.shape for leaf in jax.tree.leaves(y)]
     if any(shape[:1] != (batch,) for shape in shapes):

@@ -79,7 +79,9 @@ def gradients(small: bool) -> dict[str, Any]:
     labels = jnp.arange(batch) % 10
 
     def one(params: networks.Params) -> PyTree:
-        return propagation.backward(chain, params, x, lambda y: training.cross_entropy(y, labels), depths)
+        return propagation.backward(
+            chain, params, x, lambda y: training.cross_entropy(y, labels), depths
+        )
 
     compiling, running, found = timed(jax.jit(jax.vmap(one)), drawn(mlp, x, nets))
     assert bool(jnp.isfinite(found.log_grad_h[:, 0, 0]).all())
@@ -103,7 +105,9 @@ def trainings(small: bool) -> dict[str, Any]:
 
     def one(key: Array, rate: ArrayLike) -> Array:
         params = networks.init(mlp, key, xs, SIGMA_W, SIGMA_B)
-        seen, _ = training.train(mlp, params, optax.sgd(rate), data, key=key, steps=steps, batch=batch)
+        seen, _ = training.train(
+            mlp, params, optax.sgd(rate), data, key=key, steps=steps, batch=batch
+        )
         return seen.loss
 
     keys = jax.random.split(jax.random.key(0), nets)

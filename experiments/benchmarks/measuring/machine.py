@@ -33,13 +33,20 @@ def on_every_core(function: Callable[[slice], Any], items: int) -> list[Any]:
 
 def rates(devices: Sequence[jax.Device], size: int = 2048, repeats: int = 3) -> Rates:
     """The better of one device's product and one product on each device; reads as dot products in BLAS or a sum."""
-    draw = lambda device: jax.device_put(np.random.default_rng(0).standard_normal((size, size), np.float32), device)
+    draw = lambda device: jax.device_put(
+        np.random.default_rng(0).standard_normal((size, size), np.float32), device
+    )
     square = [draw(device) for device in devices]
     product = jax.jit(lambda a: jnp.matmul(a, a, precision="highest"))
-    products = [_fastest(lambda n=n: [product(a) for a in square[:n]], repeats) / n for n in {1, len(devices)}]
+    products = [
+        _fastest(lambda n=n: [product(a) for a in square[:n]], repeats) / n
+        for n in {1, len(devices)}
+    ]
     if devices[0].platform == "cpu":
         long = np.ones(1 << 28, np.float32)
-        read = _fastest(lambda: on_every_core(lambda part: np.dot(long[part], long[part]), len(long)), repeats)
+        read = _fastest(
+            lambda: on_every_core(lambda part: np.dot(long[part], long[part]), len(long)), repeats
+        )
     else:
         long = jax.device_put(np.ones(1 << 28, np.float32), devices[0])
         total = jax.jit(jnp.sum)

@@ -23,7 +23,9 @@ def begin(args: argparse.Namespace) -> tuple[Settings, machine.Rates]:
     one_blas_thread()
     devices = jax.local_devices()
     rate = machine.rates(devices)
-    settings = Settings(args.small, args.repeats, not args.no_rivals, _torch_device(devices[0].platform))
+    settings = Settings(
+        args.small, args.repeats, not args.no_rivals, _torch_device(devices[0].platform)
+    )
     print(machine.describe(devices, rate) + _rivals(settings), flush=True)
     return settings, rate
 

@@ -98,7 +98,9 @@ def measure(sides: Sequence[Side], settings: Settings) -> list[Timing]:
                 seconds[index].append(_seconds(calls[index], sides[index]))
     return [
         Timing(side, np.array(spent) / side.share, max(first - (untuned or min(spent)), 0.0), error)
-        for side, spent, first, untuned, error in zip(sides, seconds, firsts, repeated, errors, strict=True)
+        for side, spent, first, untuned, error in zip(
+            sides, seconds, firsts, repeated, errors, strict=True
+        )
     ]
 
 
@@ -128,7 +130,11 @@ def table(timings: Sequence[Timing], floors: dict[str, Sequence[str]], rate: Rat
     for timing in timings:
         side, low = timing.side, float(timing.steady.min())
         beside = ours is not None and side.kind != "floor"
-        against = f"{low / ours.steady.min():>8.2f}{timing.total / ours.total:>7.2f}" if beside else " " * 15
+        against = (
+            f"{low / ours.steady.min():>8.2f}{timing.total / ours.total:>7.2f}"
+            if beside
+            else " " * 15
+        )
         print(
             f"{_label(side):<46}{low:>9.3f}{np.median(timing.steady):>9.3f}{timing.warm_up:>9.2f}{timing.total:>9.2f}"
             f"{low / floor:>9.2f}{against}"

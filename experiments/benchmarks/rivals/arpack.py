@@ -54,7 +54,9 @@ def largest(
         size = problem.width
         operator = LinearOperator((size, size), matvec=push, rmatvec=pull, dtype=np.float32)
         v0 = np.ones(size, np.float32)
-        found = svds(operator, k=top, ncv=vectors, tol=TOLERANCE, v0=v0, return_singular_vectors=False)
+        found = svds(
+            operator, k=top, ncv=vectors, tol=TOLERANCE, v0=v0, return_singular_vectors=False
+        )
         return np.sort(found)[::-1]
 
     return run

@@ -20,7 +20,9 @@ def _stacked(problem: Any, one: Callable) -> Callable:
 
     def program(params: Params, x: jax.Array, labels: jax.Array) -> Any:
         found = [
-            jax.vmap(lambda p, x, y, chain=chain: one(chain, p, x, y), in_axes=(CELLS, 0, 0))(params, x, labels)
+            jax.vmap(lambda p, x, y, chain=chain: one(chain, p, x, y), in_axes=(CELLS, 0, 0))(
+                params, x, labels
+            )
             for chain in problem.chains
         ]
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *found)
@@ -55,7 +57,9 @@ def gradients(problem: Any, placed: Any) -> Callable[[], tuple[np.ndarray, np.nd
     """ln of the norms of dL/dh_l and dL/dtheta_l [activation, cell, depth, layer]."""
 
     def norms(depth: int) -> Callable:
-        def one(chain: Any, params: Params, x: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def one(
+            chain: Any, params: Params, x: jax.Array, labels: jax.Array
+        ) -> tuple[jax.Array, jax.Array]:
             params = _up_to(params, depth)
 
             def loss(params: Params, taps: jax.Array) -> jax.Array:
@@ -79,7 +83,9 @@ def gradients(problem: Any, placed: Any) -> Callable[[], tuple[np.ndarray, np.nd
 
     def run() -> tuple[np.ndarray, np.ndarray]:
         found = [[np.asarray(part) for part in program()] for program in programs]
-        pad = lambda a: np.pad(a, ((0, 0), (0, 0), (0, length - a.shape[-1])), constant_values=np.nan)
+        pad = lambda a: np.pad(
+            a, ((0, 0), (0, 0), (0, length - a.shape[-1])), constant_values=np.nan
+        )
         return tuple(np.stack([pad(pair[i]) for pair in found], axis=2) for i in range(2))
 
     return run

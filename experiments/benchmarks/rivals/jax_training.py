@@ -26,13 +26,17 @@ def trained(
         run = spread(problem, _train, one_by_one, unrolled, devices)
 
     def call() -> Result:
-        losses, hits = (np.stack([np.asarray(a) for a in arrays]) for arrays in zip(*run(), strict=True))
+        losses, hits = (
+            np.stack([np.asarray(a) for a in arrays]) for arrays in zip(*run(), strict=True)
+        )
         return Result(losses, problem.accuracy(hits))
 
     return call
 
 
-def _train(weights: Weights, x: jax.Array, y: jax.Array, batches: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _train(
+    weights: Weights, x: jax.Array, y: jax.Array, batches: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     """Losses [step], and which examples the network has right at the end."""
 
     def loss(weights: Weights, examples: jax.Array) -> jax.Array:

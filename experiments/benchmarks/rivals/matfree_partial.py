@@ -11,15 +11,19 @@ from jaxstab import networks
 from jaxstab.networks import Params
 
 
-def largest(chain: networks.Chain, params: Params, x: jax.Array, top: int, steps: int) -> Callable[[], np.ndarray]:
+def largest(
+    chain: networks.Chain, params: Params, x: jax.Array, top: int, steps: int
+) -> Callable[[], np.ndarray]:
     """The largest singular values of dh_L/dx."""
     svd = eig.svd_partial(decomp.bidiag(steps))
 
     def run(params: Params, x: jax.Array) -> jax.Array:
         def h(x: jax.Array) -> jax.Array:
-            return jax.lax.scan(lambda h, block: (chain.block(block, h), None), chain.embed(params, x), params.blocks)[
-                0
-            ]
+            return jax.lax.scan(
+                lambda h, block: (chain.block(block, h), None),
+                chain.embed(params, x),
+                params.blocks,
+            )[0]
 
         with jax.default_matmul_precision("highest"):
             _, push = jax.linearize(h, x)

@@ -23,7 +23,10 @@ def spectra(problem: Any, device: str) -> Callable[[], np.ndarray]:
         return torch.linalg.svdvals(found).cpu().numpy()
 
     return lambda: np.stack(
-        [np.stack([values(name, depth) for depth in problem.depths], 1) for name in problem.activations]
+        [
+            np.stack([values(name, depth) for depth in problem.depths], 1)
+            for name in problem.activations
+        ]
     )
 
 
@@ -42,10 +45,15 @@ def gradients(problem: Any, device: str) -> Callable[[], tuple[np.ndarray, np.nd
             return F.cross_entropy(phi(h) @ net.readout[0] + net.readout[1], net.labels)
 
         def one(net: Weights) -> tuple[torch.Tensor, torch.Tensor]:
-            trained = [net.embed, *((net.blocks[0][layer], net.blocks[1][layer]) for layer in range(depth))]
+            trained = [
+                net.embed,
+                *((net.blocks[0][layer], net.blocks[1][layer]) for layer in range(depth)),
+            ]
             taps = torch.zeros(depth + 1, batch, problem.width, device=device)
             theta, h = grad(loss, argnums=(0, 1))(trained, taps, net)
-            return h.flatten(1).norm(dim=1), torch.stack([torch.hypot(k.norm(), b.norm()) for k, b in theta])
+            return h.flatten(1).norm(dim=1), torch.stack(
+                [torch.hypot(k.norm(), b.norm()) for k, b in theta]
+            )
 
         found = vmap(one, in_dims=(_CELLS,), chunk_size=8)(weights)
         return tuple(profile(list(part.T), max(problem.depths) + 1).T for part in found)

@@ -23,7 +23,10 @@ def spectra(problem: Any, device: str, vectorize: bool = True) -> Callable[[], n
     return lambda: np.stack(
         [
             np.stack(
-                [np.stack([values(name, cell, depth) for depth in problem.depths]) for cell in range(problem.cells)]
+                [
+                    np.stack([values(name, cell, depth) for depth in problem.depths])
+                    for cell in range(problem.cells)
+                ]
             )
             for name in problem.activations
         ]
@@ -67,7 +70,9 @@ def gradients(problem: Any, device: str) -> Callable[[], tuple[np.ndarray, np.nd
         linears = [module for module in net if isinstance(module, torch.nn.Linear)][:-1]
         hooks = [
             module.register_full_backward_hook(
-                lambda _module, _grad_input, grad_output, layer=layer: seen.__setitem__(layer, grad_output[0].norm())
+                lambda _module, _grad_input, grad_output, layer=layer: seen.__setitem__(
+                    layer, grad_output[0].norm()
+                )
             )
             for layer, module in enumerate(linears)
         ]
@@ -75,7 +80,9 @@ def gradients(problem: Any, device: str) -> Callable[[], tuple[np.ndarray, np.nd
         F.cross_entropy(net(weights.x[cell].requires_grad_()), weights.labels[cell]).backward()
         for hook in hooks:
             hook.remove()
-        theta = [torch.hypot(linear.weight.grad.norm(), linear.bias.grad.norm()) for linear in linears]
+        theta = [
+            torch.hypot(linear.weight.grad.norm(), linear.bias.grad.norm()) for linear in linears
+        ]
         return [seen[layer] for layer in range(len(linears))], theta
 
     def run() -> tuple[np.ndarray, np.ndarray]:
@@ -83,7 +90,12 @@ def gradients(problem: Any, device: str) -> Callable[[], tuple[np.ndarray, np.nd
             [
                 np.stack(
                     [
-                        np.stack([[profile(n, max(problem.depths) + 1) for n in norms(net, cell)] for net in row])
+                        np.stack(
+                            [
+                                [profile(n, max(problem.depths) + 1) for n in norms(net, cell)]
+                                for net in row
+                            ]
+                        )
                         for cell, row in enumerate(rows)
                     ]
                 )

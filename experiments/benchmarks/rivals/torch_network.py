@@ -35,18 +35,24 @@ def load(problem: Any, device: str) -> Weights:
     """
     torch.set_flush_denormal(True)
     torch.set_num_threads(1)
-    tensor = lambda array: torch.from_numpy(array if array.flags.writeable else array.copy()).to(device)
+    tensor = lambda array: torch.from_numpy(array if array.flags.writeable else array.copy()).to(
+        device
+    )
     pair = lambda dense: (tensor(dense["dense"]["kernel"]), tensor(dense["dense"]["bias"]))
     params = problem.params
     labels = tensor(problem.labels.astype(np.int64))
-    return Weights(pair(params.embed), pair(params.blocks), pair(params.readout), tensor(problem.x), labels)
+    return Weights(
+        pair(params.embed), pair(params.blocks), pair(params.readout), tensor(problem.x), labels
+    )
 
 
 def one(weights: Weights, cell: int) -> Weights:
     """Those of one cell, without the cell axis."""
     at = lambda pair: tuple(tensor[cell] for tensor in pair)
     blocks = tuple(tensor[:, cell] for tensor in weights.blocks)
-    return Weights(at(weights.embed), blocks, at(weights.readout), weights.x[cell], weights.labels[cell])
+    return Weights(
+        at(weights.embed), blocks, at(weights.readout), weights.x[cell], weights.labels[cell]
+    )
 
 
 def hidden(phi: Callable, weights: Weights, x: torch.Tensor, depth: int) -> torch.Tensor:
@@ -60,7 +66,9 @@ def hidden(phi: Callable, weights: Weights, x: torch.Tensor, depth: int) -> torc
 def profile(norms: Sequence[torch.Tensor], length: int) -> np.ndarray:
     """Logarithms of norms [layer, ...], NaN up to the length."""
     found = torch.stack([torch.as_tensor(n) for n in norms]).log().cpu().numpy()
-    return np.concatenate([found, np.full((length - len(found), *found.shape[1:]), np.nan, found.dtype)])
+    return np.concatenate(
+        [found, np.full((length - len(found), *found.shape[1:]), np.nan, found.dtype)]
+    )
 
 
 def tuned(call: Callable[[], Any]) -> Callable[[], Any]:

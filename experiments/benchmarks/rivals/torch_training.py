@@ -39,7 +39,9 @@ class Setting(NamedTuple):
 
 def settings(trainers: Sequence[Callable], sizes: Sequence[int], device: str) -> list[Setting]:
     """All there are: on a CPU without threads, with some around operations, with some inside them."""
-    ways = [(1, False)] if device != "cpu" or CORES == 1 else [(1, False), (1, True), (CORES, False)]
+    ways = (
+        [(1, False)] if device != "cpu" or CORES == 1 else [(1, False), (1, True), (CORES, False)]
+    )
     return [Setting(trainer, size, *way) for trainer in trainers for size in sizes for way in ways]
 
 
@@ -50,13 +52,21 @@ class Trained:
         # results below float32's normal range take no detour
         torch.set_flush_denormal(True)
         tensor = lambda a: torch.from_numpy(np.ascontiguousarray(a)).to(device)
-        self.weights = {depth: _tree(tensor, problem.weights(depth).listed()) for depth in problem.grid.depths}
-        self.data = tensor(problem.x), tensor(problem.y.astype(np.int64)), tensor(problem.batches.astype(np.int64))
+        self.weights = {
+            depth: _tree(tensor, problem.weights(depth).listed()) for depth in problem.grid.depths
+        }
+        self.data = (
+            tensor(problem.x),
+            tensor(problem.y.astype(np.int64)),
+            tensor(problem.batches.astype(np.int64)),
+        )
         self.choices, self.chosen = choices, dict.fromkeys(problem.grid.depths, choices[0])
         self.accuracy = problem.accuracy
 
     def __call__(self) -> Result:
-        losses, hits = zip(*(self._depth(depth, self.chosen[depth], None) for depth in self.weights), strict=True)
+        losses, hits = zip(
+            *(self._depth(depth, self.chosen[depth], None) for depth in self.weights), strict=True
+        )
         return Result(np.stack(losses), self.accuracy(np.stack(hits)))
 
     def tune(self, steps: int = 4) -> "Trained":
@@ -76,7 +86,9 @@ class Trained:
         self._depth(depth, choice, steps)
         return time.perf_counter() - start
 
-    def _depth(self, depth: int, choice: Setting, steps: int | None) -> tuple[np.ndarray, np.ndarray]:
+    def _depth(
+        self, depth: int, choice: Setting, steps: int | None
+    ) -> tuple[np.ndarray, np.ndarray]:
         weights, (x, y, batches) = self.weights[depth], self.data
         cells = len(weights.embed[0])
 
@@ -86,14 +98,19 @@ class Trained:
             for start in range(part.start, part.stop, choice.at_once):
                 group = slice(start, min(start + choice.at_once, part.stop))
                 own = _tree(lambda t, group=group: t[group].clone(), weights)
-                found.append(tuple(t.cpu().numpy() for t in choice.trainer(own, x, y, batches[:steps])))
+                found.append(
+                    tuple(t.cpu().numpy() for t in choice.trainer(own, x, y, batches[:steps]))
+                )
             return found
 
         try:
             parts = on_every_core(some, cells) if choice.apart else [some(slice(0, cells))]
         finally:
             torch.set_num_threads(1)
-        return tuple(np.concatenate(arrays) for arrays in zip(*(f for part in parts for f in part), strict=True))
+        return tuple(
+            np.concatenate(arrays)
+            for arrays in zip(*(f for part in parts for f in part), strict=True)
+        )
 
 
 def loop(problem: Problem, device: str) -> Trained:
@@ -109,7 +126,9 @@ def ensemble(problem: Problem, device: str) -> Trained:
 
 def _tree(function: Callable, weights: Weights) -> Weights:
     pair = lambda both: (function(both[0]), function(both[1]))
-    return Weights(pair(weights.embed), [pair(both) for both in weights.blocks], pair(weights.readout))
+    return Weights(
+        pair(weights.embed), [pair(both) for both in weights.blocks], pair(weights.readout)
+    )
 
 
 def _layers(weights: Weights) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -122,7 +141,10 @@ def module(weights: Weights, x: torch.Tensor, y: torch.Tensor, batches: torch.Te
     for kernel, bias in _layers(weights):
         with torch.device("meta"):
             linear = torch.nn.Linear(*kernel.shape[1:])
-        linear.weight, linear.bias = torch.nn.Parameter(kernel[0].T.contiguous()), torch.nn.Parameter(bias[0])
+        linear.weight, linear.bias = (
+            torch.nn.Parameter(kernel[0].T.contiguous()),
+            torch.nn.Parameter(bias[0]),
+        )
         made += [linear, torch.nn.Tanh()]
     net, losses = torch.nn.Sequential(*made[:-1]), []
     optimiser = torch.optim.SGD(net.parameters(), lr=LEARNING_RATE)
@@ -139,7 +161,10 @@ def module(weights: Weights, x: torch.Tensor, y: torch.Tensor, batches: torch.Te
 
 def by_hand(weights: Weights, x: torch.Tensor, y: torch.Tensor, batches: torch.Tensor) -> tuple:
     """Batched products written out, with autograd: the gradient of the sum of losses is that of each."""
-    layers, losses = [(k.requires_grad_(), b[:, None].requires_grad_()) for k, b in _layers(weights)], []
+    layers, losses = (
+        [(k.requires_grad_(), b[:, None].requires_grad_()) for k, b in _layers(weights)],
+        [],
+    )
     trained, nets = [t for pair in layers for t in pair], len(weights.embed[0])
 
     def forwards(x: torch.Tensor) -> torch.Tensor:
@@ -150,7 +175,11 @@ def by_hand(weights: Weights, x: torch.Tensor, y: torch.Tensor, batches: torch.T
 
     for examples in batches:
         logits = forwards(x[examples]).flatten(0, 1)
-        each = F.cross_entropy(logits, y[examples].repeat(nets), reduction="none").view(nets, -1).mean(1)
+        each = (
+            F.cross_entropy(logits, y[examples].repeat(nets), reduction="none")
+            .view(nets, -1)
+            .mean(1)
+        )
         grads = torch.autograd.grad(each.sum(), trained)
         with torch.no_grad():
             torch._foreach_add_(trained, grads, alpha=-LEARNING_RATE)

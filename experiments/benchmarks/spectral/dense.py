@@ -16,9 +16,13 @@ from jaxstab.records import Data, Spectrum
 from spectral.problem import ACTIVATIONS, CELLS, SIGMA_B, Placed, Problem, draw, gains, ours, place
 
 
-def jacobians(chain: networks.Chain, params: Params, x: jax.Array, depths: Sequence[int]) -> jax.Array:
+def jacobians(
+    chain: networks.Chain, params: Params, x: jax.Array, depths: Sequence[int]
+) -> jax.Array:
     """dh_L/dx [depth, d_in, width], transposed, for every wanted depth: what all floors decompose."""
-    slots = jnp.full(params.depth + 1, len(depths)).at[jnp.asarray(depths)].set(jnp.arange(len(depths)))
+    slots = (
+        jnp.full(params.depth + 1, len(depths)).at[jnp.asarray(depths)].set(jnp.arange(len(depths)))
+    )
 
     def layer(carry: tuple, at: tuple) -> tuple[tuple, None]:
         h, rows, kept = carry
@@ -30,7 +34,9 @@ def jacobians(chain: networks.Chain, params: Params, x: jax.Array, depths: Seque
     with jax.default_matmul_precision("highest"):
         start = jax.jacfwd(lambda x: chain.embed(params, x))(x).T
         kept = jnp.zeros((len(depths) + 1, *start.shape), start.dtype)
-        return jax.lax.scan(layer, (chain.embed(params, x), start, kept), (params.blocks, slots[1:]))[0][2][:-1]
+        return jax.lax.scan(
+            layer, (chain.embed(params, x), start, kept), (params.blocks, slots[1:])
+        )[0][2][:-1]
 
 
 def every(problem: Problem, function: Callable) -> Callable[[Params, jax.Array, jax.Array], Any]:
@@ -91,7 +97,10 @@ def jax_products(problem: Problem, placed: Placed) -> Callable[[], Any]:
 
     def program(params: Params, x: jax.Array, labels: jax.Array) -> jax.Array:
         start = params.embed["dense"]["kernel"]
-        step = lambda rows, layer: (jnp.einsum("acij,cjk->acik", rows, layer, precision="highest"), None)
+        step = lambda rows, layer: (
+            jnp.einsum("acij,cjk->acik", rows, layer, precision="highest"),
+            None,
+        )
         start = jnp.broadcast_to(start[None], (len(problem.activations), *start.shape))
         return jax.lax.scan(step, start, params.blocks["dense"]["kernel"])[0]
 
@@ -108,11 +117,17 @@ def numpy_values(matrices: np.ndarray) -> Callable[[], np.ndarray]:
 def jax_values(matrices: np.ndarray, placed: Placed) -> Callable[[], jax.Array]:
     """Floor: the same through jnp.linalg.svd on the devices."""
     params, x, labels = placed.parts[0]
-    given = placed._replace(parts=((params, jax.device_put(matrices.swapaxes(0, 1).copy(), x.sharding), labels),))
-    return given.compile(lambda params, x, labels: jnp.linalg.svd(x.swapaxes(0, 1), compute_uv=False))
+    given = placed._replace(
+        parts=((params, jax.device_put(matrices.swapaxes(0, 1).copy(), x.sharding), labels),)
+    )
+    return given.compile(
+        lambda params, x, labels: jnp.linalg.svd(x.swapaxes(0, 1), compute_uv=False)
+    )
 
 
-def floors(problem: Problem, placed: Placed, ours: np.ndarray | None = None) -> tuple[list[Side], list[str]]:
+def floors(
+    problem: Problem, placed: Placed, ours: np.ndarray | None = None
+) -> tuple[list[Side], list[str]]:
     """Sides of the floor, and of which it is the sum."""
     matrices = np.asarray(placed.compile(every(problem, jacobians))())
     agree = None if ours is None else lambda values: disagreement(values, ours)
@@ -145,7 +160,10 @@ def rivals(problem: Problem, placed: Placed, device: str | None, ours: np.ndarra
     part = problem.only(few)
     agree_part = lambda values: disagreement(values, ours[:, few])
     hand = lambda **threads: lambda: torch_product.spectra(problem, device, **threads)
-    func, loop = lambda: torch_func.spectra(problem, device), lambda: torch_loop.spectra(part, device)
+    func, loop = (
+        lambda: torch_func.spectra(problem, device),
+        lambda: torch_loop.spectra(part, device),
+    )
     return [
         *sides,
         Side("PyTorch product", hand(), error=agree, tune=tuned),
@@ -158,7 +176,9 @@ def rivals(problem: Problem, placed: Placed, device: str | None, ours: np.ndarra
 def report(settings: Settings, rate: Rates) -> None:
     """Measure and print."""
     depths = (1, 2, 4, 8, 16, 32, 64)
-    problem = draw(ACTIVATIONS, depths, 128, gains(4 if settings.small else 16), 2 if settings.small else 4)
+    problem = draw(
+        ACTIVATIONS, depths, 128, gains(4 if settings.small else 16), 2 if settings.small else 4
+    )
     placed = place(problem)
     print(
         f"\nspectra: {problem.nets} Jacobians, width {problem.width}: {len(depths)} depths to {max(depths)} x "
@@ -181,7 +201,9 @@ def report(settings: Settings, rate: Rates) -> None:
 def swept(problem: Problem) -> None:
     """Print what the same takes from nothing through sweeps.run: weights drawn and scaled, a compile per activation."""
 
-    def measure(chain: networks.Chain, params: Params, sample: sweeps.Sample, depths: Sequence[int]) -> Spectrum:
+    def measure(
+        chain: networks.Chain, params: Params, sample: sweeps.Sample, depths: Sequence[int]
+    ) -> Spectrum:
         log_s = jnp.log(spectra.singular_values(chain, params, sample.x, depths))
         return Spectrum(log_s, jax.nn.logsumexp(2 * log_s, axis=-1) - jnp.log(float(problem.width)))
 
@@ -195,10 +217,21 @@ def swept(problem: Problem) -> None:
 
     seeds = problem.cells // len(problem.gains)
     grid = sweeps.Grid(
-        problem.depths, problem.gains, problem.activations, seeds, SIGMA_B, problem.width, inputs=1, dtype="float32"
+        problem.depths,
+        problem.gains,
+        problem.activations,
+        seeds,
+        SIGMA_B,
+        problem.width,
+        inputs=1,
+        dtype="float32",
     )
     x = np.random.default_rng(0).standard_normal((8, problem.width), np.float32)
     sweeps.run(grid, measure, Data(x, np.zeros(8, int), "noise"), progress=clock)
     steady = [part[1:] for part in np.split(np.array(seconds), len(problem.activations))]
-    again = f", {sum((len(p) + 1) * p.min() for p in steady):.2f} s steady" if len(steady[0]) else ""
-    print(f"the same through sweeps.run, which draws the weights too: {sum(seconds):.2f} s in all{again}")
+    again = (
+        f", {sum((len(p) + 1) * p.min() for p in steady):.2f} s steady" if len(steady[0]) else ""
+    )
+    print(
+        f"the same through sweeps.run, which draws the weights too: {sum(seconds):.2f} s in all{again}"
+    )

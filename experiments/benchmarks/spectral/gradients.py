@@ -29,7 +29,9 @@ AT_ONCE, GAINS_AT_ONCE = 4, 8
 def norms(problem: Problem) -> Callable:
     """What ours takes of each network, by propagation.backward: (log_grad_h, log_grad_theta) [depth, layer]."""
 
-    def measure(chain: networks.Chain, params: Params, x: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def measure(
+        chain: networks.Chain, params: Params, x: jax.Array, labels: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
         loss = lambda y: training.cross_entropy(y, labels)
         found = propagation.backward(chain, params, x, loss, problem.depths)
         return found.log_grad_h, found.log_grad_theta
@@ -41,7 +43,9 @@ def disagreement(found: Any, truth: Any) -> float:
     """Largest error in ln of the norms, where float32 holds their squares and chaos does not decide."""
     found, truth = (np.stack([np.asarray(part) for part in pair]) for pair in (found, truth))
     # how much a gradient grew from its network's last layer down, in nats: rounding grows with it, or faster
-    last = np.take_along_axis(truth[0], np.sum(~np.isnan(truth[0]), axis=-1, keepdims=True) - 1, axis=-1)
+    last = np.take_along_axis(
+        truth[0], np.sum(~np.isnan(truth[0]), axis=-1, keepdims=True) - 1, axis=-1
+    )
     comparable = (truth > -30) & (np.nanmax(truth[0], axis=-1, keepdims=True) - last < 0.1)
     if not np.array_equal(np.isnan(found) | ~comparable, np.isnan(truth) | ~comparable):
         return float("inf")
@@ -56,9 +60,16 @@ def segments(problem: Problem) -> list[tuple[int, int]]:
 
 def flops(problem: Problem, gram: bool) -> float:
     """Of the products of the floor."""
-    batch, n, deepest, reads = problem.x.shape[1], problem.width, max(problem.depths), sum(problem.depths)
+    batch, n, deepest, reads = (
+        problem.x.shape[1],
+        problem.width,
+        max(problem.depths),
+        sum(problem.depths),
+    )
     norms = 2 * batch**2 * n * (deepest + reads) if gram else 2 * batch * n**2 * reads
-    return float(problem.cells * len(problem.activations) * (2 * batch * n**2 * (deepest + reads) + norms))
+    return float(
+        problem.cells * len(problem.activations) * (2 * batch * n**2 * (deepest + reads) + norms)
+    )
 
 
 def numpy_floor(problem: Problem, gram: bool) -> Callable[[], Any]:
@@ -114,13 +125,18 @@ def jax_floor(problem: Problem, placed: Placed, gram: bool) -> Callable[[], Any]
         for layers, _ in segments(problem):
             cotangent, at = jnp.concatenate([cotangent, x]), slice(layer - layers, layer)
             carry, layer = (cotangent, total), layer - layers
-            (cotangent, total), _ = jax.lax.scan(step, carry, (kernels[at], states[at]), reverse=True)
+            (cotangent, total), _ = jax.lax.scan(
+                step, carry, (kernels[at], states[at]), reverse=True
+            )
         return total
 
     def program(params: Params, x: jax.Array, labels: jax.Array) -> jax.Array:
         kernels = params.blocks["dense"]["kernel"]
         # inputs that differ by activation, lest one pass serve for all
-        each = [jax.vmap(cell, in_axes=(1, 0))(kernels, x * (1 + a)) for a in range(len(problem.activations))]
+        each = [
+            jax.vmap(cell, in_axes=(1, 0))(kernels, x * (1 + a))
+            for a in range(len(problem.activations))
+        ]
         return jnp.stack(each)
 
     return placed.compile(program)
@@ -138,8 +154,14 @@ def rivals(problem: Problem, placed: Placed, device: str | None, truth: Any) -> 
     from rivals.torch_network import tuned
 
     def some(cells: int) -> tuple[Problem, float, Callable[[Any], float]]:
-        few = list(range(problem.cells // (2 * cells), problem.cells, problem.cells // cells))[:cells]
-        return problem.only(few), cells / problem.cells, lambda f: disagreement(f, [part[:, few] for part in truth])
+        few = list(range(problem.cells // (2 * cells), problem.cells, problem.cells // cells))[
+            :cells
+        ]
+        return (
+            problem.only(few),
+            cells / problem.cells,
+            lambda f: disagreement(f, [part[:, few] for part in truth]),
+        )
 
     batched, batched_share, batched_agree = some(min(16, problem.cells))
     part, share, part_agree = some(2)
@@ -157,7 +179,12 @@ def rivals(problem: Problem, placed: Placed, device: str | None, truth: Any) -> 
 def report(settings: Settings, rate: Rates) -> None:
     """Measure and print."""
     problem = draw(
-        ACTIVATIONS, (16, 32, 64, 128), 256, gains(4 if settings.small else 16), 1 if settings.small else 4, batch=32
+        ACTIVATIONS,
+        (16, 32, 64, 128),
+        256,
+        gains(4 if settings.small else 16),
+        1 if settings.small else 4,
+        batch=32,
     )
     placed = place(problem, AT_ONCE)
     print(
@@ -170,13 +197,19 @@ def report(settings: Settings, rate: Rates) -> None:
     sides, floors = [], {}
     for name, gram in (("gradients formed", False), ("Gram", True)):
         work = flops(problem, gram)
-        jax_ = Side(f"{name}, JAX", lambda gram=gram: jax_floor(problem, placed, gram), "floor", flops=work)
-        blas = Side(f"{name}, BLAS", lambda gram=gram: numpy_floor(problem, gram), "floor", flops=work)
+        jax_ = Side(
+            f"{name}, JAX", lambda gram=gram: jax_floor(problem, placed, gram), "floor", flops=work
+        )
+        blas = Side(
+            f"{name}, BLAS", lambda gram=gram: numpy_floor(problem, gram), "floor", flops=work
+        )
         sides += [jax_, blas] if on_cpu else [jax_]
         floors[name] = ["|".join(side.name for side in ([jax_, blas] if on_cpu else [jax_]))]
     agree = lambda found: disagreement(found, truth)
     sides.append(Side("propagation.backward", compiled, "ours", agree, flops=flops(problem, False)))
     if settings.rivals:
         # rounding turns a relu unit on or off somewhere in 128 layers, which is 1/256 of its example's gradient
-        sides += [side._replace(allowed=1e-2) for side in rivals(problem, placed, settings.torch, truth)]
+        sides += [
+            side._replace(allowed=1e-2) for side in rivals(problem, placed, settings.torch, truth)
+        ]
     table(measure(sides, settings), floors, rate)

@@ -41,7 +41,12 @@ def report(settings: Settings, rate: Rates) -> None:
         )
         found = measure(sides(part), settings)
         table(found, {"plain": [found[1].side.name]}, rate)
-    over_depth((16, 32, 64, 128, 256, 512) if settings.small else (16, 32, 64, 128, 256, 512, 1024), 64, settings, rate)
+    over_depth(
+        (16, 32, 64, 128, 256, 512) if settings.small else (16, 32, 64, 128, 256, 512, 1024),
+        64,
+        settings,
+        rate,
+    )
 
 
 def over_depth(depths: Sequence[int], width: int, settings: Settings, rate: Rates) -> None:
@@ -56,7 +61,9 @@ def over_depth(depths: Sequence[int], width: int, settings: Settings, rate: Rate
     found = measure(timed, settings)
     seconds = np.array([timing.steady.min() for timing in found])
     for depth, timing in zip(depths, found, strict=True):
-        print(f"  depth {depth:>5}: {timing.steady.min():.4f} s, {1e3 * timing.steady.min() / depth:.3f} ms per layer")
+        print(
+            f"  depth {depth:>5}: {timing.steady.min():.4f} s, {1e3 * timing.steady.min() / depth:.3f} ms per layer"
+        )
     print(fits(np.array(depths), seconds))
 
 

@@ -38,20 +38,29 @@ def extremes(problem: Problem, block: int, steps: int) -> Callable[[], Any]:
 def single(problem: Problem) -> tuple:
     """Chain, parameters and input of the first network, on the first device, layers in one stack."""
     take = lambda axis, tree: jax.tree.map(lambda leaf: jnp.asarray(leaf.take(0, axis)), tree)
-    params = type(problem.params)(take(0, problem.params.embed), take(1, problem.params.blocks), None)
+    params = type(problem.params)(
+        take(0, problem.params.embed), take(1, problem.params.blocks), None
+    )
     return problem.chains[0], params, jnp.asarray(problem.x[0])
 
 
 def dense(problem: Problem) -> Callable[[], np.ndarray]:
     """The matrix formed and decomposed, values only."""
     chain, params, x = single(problem)
-    form = jax.jit(lambda params, x: jacobians(chain, params, x, problem.depths)[0]).lower(params, x).compile()
+    form = (
+        jax.jit(lambda params, x: jacobians(chain, params, x, problem.depths)[0])
+        .lower(params, x)
+        .compile()
+    )
     return lambda: np.asarray(jnp.linalg.svd(form(params, x), compute_uv=False))[:TOP]
 
 
 def one_pass(problem: Problem) -> Callable[[], Any]:
     """Floor: one vector through the weights by BLAS, each layer's inputs spread over threads."""
-    weights = [problem.params.embed["dense"]["kernel"][0], *problem.params.blocks["dense"]["kernel"][:, 0]]
+    weights = [
+        problem.params.embed["dense"]["kernel"][0],
+        *problem.params.blocks["dense"]["kernel"][:, 0],
+    ]
 
     def run(part: slice) -> np.ndarray:
         v = np.ones(problem.width, np.float32)
@@ -62,7 +71,9 @@ def one_pass(problem: Problem) -> Callable[[], Any]:
     return lambda: on_every_core(run, problem.width)
 
 
-def accurate(calls: Sequence[tuple[Any, Callable[[], Callable[[], Any]]]], truth: np.ndarray) -> tuple[Any, Callable]:
+def accurate(
+    calls: Sequence[tuple[Any, Callable[[], Callable[[], Any]]]], truth: np.ndarray
+) -> tuple[Any, Callable]:
     """The first setting that reaches the accuracy, or the last; with its side's `prepare`."""
     good = (call for call in calls if error(call[1]()(), truth) <= ACCURACY)
     return next(good, calls[-1])
@@ -75,7 +86,9 @@ def error(found: Any, truth: np.ndarray) -> float:
 
 def report(settings: Settings, rate: Rates) -> None:
     """Measure and print."""
-    problem = draw(("tanh",), (8,) if settings.small else (32,), 512 if settings.small else 2048, (1.5,), 1)
+    problem = draw(
+        ("tanh",), (8,) if settings.small else (32,), 512 if settings.small else 2048, (1.5,), 1
+    )
     truth = dense(problem)()
     print(
         f"\nmatrix-free: the {TOP} largest, width {problem.width}, depth {problem.depths[0]}, error at most {ACCURACY}"
@@ -84,14 +97,26 @@ def report(settings: Settings, rate: Rates) -> None:
     bytes_ = 4.0 * problem.width**2 * (problem.depths[0] + 1)
     ours = []
     for block in BLOCKS:
-        ways = [((block, n), lambda n=n, block=block: extremes(problem, block, n)) for n in range(3, 9)]
+        ways = [
+            ((block, n), lambda n=n, block=block: extremes(problem, block, n)) for n in range(3, 9)
+        ]
         (_, steps), prepare = accurate(ways, truth)
         work = {"flops": bytes_ * steps * block, "bytes": 2 * bytes_ * steps}
-        ours.append(Side(f"extremes, {steps} blocks of {block}", prepare, "ours", agree, ACCURACY, **work))
-    fastest = min(measure(ours, settings._replace(repeats=2)), key=lambda timing: timing.steady.min()).side
+        ours.append(
+            Side(f"extremes, {steps} blocks of {block}", prepare, "ours", agree, ACCURACY, **work)
+        )
+    fastest = min(
+        measure(ours, settings._replace(repeats=2)), key=lambda timing: timing.steady.min()
+    ).side
     work = 2.0 * problem.width**3 * problem.depths[0] + 8 / 3 * problem.width**3
     sides = [
-        Side("one pass over the weights, BLAS", lambda: one_pass(problem), "floor", flops=bytes_ / 2, bytes=bytes_),
+        Side(
+            "one pass over the weights, BLAS",
+            lambda: one_pass(problem),
+            "floor",
+            flops=bytes_ / 2,
+            bytes=bytes_,
+        ),
         fastest,
         Side("J formed and decomposed", lambda: dense(problem), error=agree, flops=work),
         *(rivals(problem, settings.torch, truth, bytes_) if settings.rivals else []),
@@ -104,7 +129,9 @@ def rivals(problem: Problem, device: str | None, truth: np.ndarray, bytes_: floa
     from rivals import matfree_partial
 
     agree, net = lambda found: error(found, truth), single(problem)
-    steps, prepare = accurate([(n, lambda n=n: matfree_partial.largest(*net, TOP, n)) for n in STEPS], truth)
+    steps, prepare = accurate(
+        [(n, lambda n=n: matfree_partial.largest(*net, TOP, n)) for n in STEPS], truth
+    )
     work = {"flops": bytes_ * steps, "bytes": 2 * bytes_ * steps}
     sides = [Side(f"matfree, {steps} steps", prepare, "rival", agree, ACCURACY, **work)]
     if device is None:
@@ -112,7 +139,9 @@ def rivals(problem: Problem, device: str | None, truth: np.ndarray, bytes_: floa
     from rivals import arpack
     from rivals.torch_network import tuned
 
-    vectors, prepare = accurate([(n, lambda n=n: arpack.largest(problem, device, TOP, n)) for n in VECTORS], truth)
+    vectors, prepare = accurate(
+        [(n, lambda n=n: arpack.largest(problem, device, TOP, n)) for n in VECTORS], truth
+    )
     passes = arpack.products(problem, device, TOP, vectors)
     work = {"flops": bytes_ / 2 * passes, "bytes": bytes_ * passes, "tune": tuned}
     name = f"PyTorch gemv + ARPACK, {passes} products"

@@ -61,17 +61,26 @@ class Problem(NamedTuple):
     @property
     def chains(self) -> list[networks.Chain]:
         """One per activation."""
-        return [networks.chain(networks.MLP(max(self.depths), self.width, name)) for name in self.activations]
+        return [
+            networks.chain(networks.MLP(max(self.depths), self.width, name))
+            for name in self.activations
+        ]
 
     def only(self, cells: Sequence[int]) -> "Problem":
         """The same for some of the cells, as rivals have them."""
         cells = list(cells)
         take = lambda axis, tree: jax.tree.map(lambda leaf: leaf.take(cells, axis), tree)
-        return self._replace(params=Params(*map(take, CELLS, self.params)), x=self.x[cells], labels=self.labels[cells])
+        return self._replace(
+            params=Params(*map(take, CELLS, self.params)),
+            x=self.x[cells],
+            labels=self.labels[cells],
+        )
 
     def to(self, depths: Sequence[int]) -> "Problem":
         """The same, read at other depths, no deeper."""
-        cut = lambda params: params._replace(blocks=jax.tree.map(lambda leaf: leaf[: max(depths)], params.blocks))
+        cut = lambda params: params._replace(
+            blocks=jax.tree.map(lambda leaf: leaf[: max(depths)], params.blocks)
+        )
         return self._replace(depths=tuple(depths), unit=cut(self.unit), params=cut(self.params))
 
 
@@ -107,7 +116,10 @@ def draw(
     unit, params, x, labels = zip(*parts, strict=True)
     stack = lambda axis: lambda *leaves: np.concatenate(leaves, axis)
     whole = lambda parts: Params(
-        *(jax.tree.map(stack(axis), *trees) for axis, trees in zip(CELLS, zip(*parts, strict=True), strict=True))
+        *(
+            jax.tree.map(stack(axis), *trees)
+            for axis, trees in zip(CELLS, zip(*parts, strict=True), strict=True)
+        )
     )
     found = tuple(activations), tuple(depths), tuple(sigma_w), whole(unit), whole(params)
     return Problem(*found, np.concatenate(x), np.concatenate(labels))
@@ -125,34 +137,53 @@ def ours(problem: Problem, measure: Callable, at_once: int | None = None) -> Cal
 
     def program(unit: Params, gains: jax.Array, x: jax.Array, labels: jax.Array) -> Any:
         def seed(chain: networks.Chain, unit: Params, x: jax.Array, labels: jax.Array) -> Any:
-            return jax.vmap(lambda g: measure(chain, networks.bind(mlp, unit, sigma_w=g), x, labels))(gains)
+            return jax.vmap(
+                lambda g: measure(chain, networks.bind(mlp, unit, sigma_w=g), x, labels)
+            )(gains)
 
         with jax.default_matmul_precision("highest"):
-            over = [jax.vmap(functools.partial(seed, chain), (CELLS, 0, 0)) for chain in problem.chains]
+            over = [
+                jax.vmap(functools.partial(seed, chain), (CELLS, 0, 0)) for chain in problem.chains
+            ]
             found = [one(unit, x, labels) for one in over]
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *found)
 
     def put(of: slice, gains: slice) -> tuple:
-        take = lambda axis, tree: jax.tree.map(lambda leaf: leaf[of] if axis == 0 else leaf[:, of], tree)
+        take = lambda axis, tree: jax.tree.map(
+            lambda leaf: leaf[of] if axis == 0 else leaf[:, of], tree
+        )
         sigma_w = np.asarray(problem.gains[gains], np.float32)
-        parts = Params(*map(take, CELLS, problem.unit)), sigma_w, problem.x[::many][of], problem.labels[::many][of]
+        parts = (
+            Params(*map(take, CELLS, problem.unit)),
+            sigma_w,
+            problem.x[::many][of],
+            problem.labels[::many][of],
+        )
         return jax.device_put(parts, tuple(NamedSharding(mesh, spec) for spec in specs))
 
     specs = PartitionSpec(), PartitionSpec("gain"), PartitionSpec(), PartitionSpec()
     turns = [slice(s, s + 1) for s in range(seeds)] if at_once < many else [slice(None)]
-    parts = [put(of, slice(start, start + at_once)) for of in turns for start in range(0, many, at_once)]
+    parts = [
+        put(of, slice(start, start + at_once)) for of in turns for start in range(0, many, at_once)
+    ]
     call = _compiled(program, mesh, specs, PartitionSpec(None, None, "gain"), parts)
-    rows = lambda *found: np.concatenate([np.asarray(a).reshape(a.shape[0], -1, *a.shape[3:]) for a in found], 1)
+    rows = lambda *found: np.concatenate(
+        [np.asarray(a).reshape(a.shape[0], -1, *a.shape[3:]) for a in found], 1
+    )
     return lambda: jax.tree.map(rows, *call())
 
 
 def _mesh(items: int, axis: str) -> Mesh:
     """As many devices as divide the items among them."""
     devices = jax.local_devices()
-    return Mesh(np.array(devices[: max(n for n in range(1, len(devices) + 1) if items % n == 0)]), (axis,))
+    return Mesh(
+        np.array(devices[: max(n for n in range(1, len(devices) + 1) if items % n == 0)]), (axis,)
+    )
 
 
-def _compiled(program: Callable, mesh: Mesh, specs: tuple, out: PartitionSpec, parts: Sequence[tuple]) -> Callable:
+def _compiled(
+    program: Callable, mesh: Mesh, specs: tuple, out: PartitionSpec, parts: Sequence[tuple]
+) -> Callable:
     compiled = spread(program, mesh, specs, out).lower(*parts[0]).compile()
     # one in flight
     return lambda: [jax.block_until_ready(compiled(*part)) for part in parts]
@@ -170,7 +201,11 @@ class Placed(NamedTuple):
 
         def run() -> Any:
             found = call()
-            return found[0] if len(found) == 1 else jax.tree.map(lambda *a: np.concatenate(a, 1), *found)
+            return (
+                found[0]
+                if len(found) == 1
+                else jax.tree.map(lambda *a: np.concatenate(a, 1), *found)
+            )
 
         return run
 
@@ -183,10 +218,18 @@ def place(problem: Problem, at_once: int | None = None) -> Placed:
     """Networks for rivals and floors: cells spread over devices, so many at a time; the number must divide them all."""
     at_once = min(at_once or problem.cells, problem.cells)
     mesh = _mesh(at_once, "cell")
-    put = lambda spec, tree: jax.tree.map(lambda leaf: jax.device_put(leaf, NamedSharding(mesh, spec)), tree)
+    put = lambda spec, tree: jax.tree.map(
+        lambda leaf: jax.device_put(leaf, NamedSharding(mesh, spec)), tree
+    )
 
     def part(some: Problem) -> tuple[Params, jax.Array, jax.Array]:
-        return Params(*map(put, _SPECS[0], some.params)), put(_SPECS[1], some.x), put(_SPECS[2], some.labels)
+        return (
+            Params(*map(put, _SPECS[0], some.params)),
+            put(_SPECS[1], some.x),
+            put(_SPECS[2], some.labels),
+        )
 
     starts = range(0, problem.cells, at_once)
-    return Placed(mesh, tuple(part(problem.only(range(start, start + at_once))) for start in starts))
+    return Placed(
+        mesh, tuple(part(problem.only(range(start, start + at_once))) for start in starts)
+    )

@@ -26,7 +26,9 @@ class Truth(NamedTuple):
 
     def only(self, cells: slice) -> "Truth":
         """That of some of the cells."""
-        result = self.result._replace(losses=self.result.losses[:, cells], accuracy=self.result.accuracy[:, cells])
+        result = self.result._replace(
+            losses=self.result.losses[:, cells], accuracy=self.result.accuracy[:, cells]
+        )
         return Truth(result, self.steps[:, cells])
 
     def __str__(self) -> str:
@@ -40,7 +42,9 @@ def truth(problem: Problem, train: Callable[[Problem], Result]) -> Truth:
     rng = np.random.default_rng(1)
     off = lambda a: a * (1 + CHANGE * rng.choice([-1, 1], a.shape)).astype(a.dtype)
     first = train(problem)
-    second = train(problem._replace(unit=Weights(*((off(kernel), bias) for kernel, bias in problem.unit))))
+    second = train(
+        problem._replace(unit=Weights(*((off(kernel), bias) for kernel, bias in problem.unit)))
+    )
     with np.errstate(invalid="ignore"):
         alike = np.abs(first.losses - second.losses) < MOVED
     return Truth(first, np.sum(np.logical_and.accumulate(alike, axis=-1), axis=-1))

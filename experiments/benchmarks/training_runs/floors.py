@@ -27,7 +27,9 @@ def numpy_floor(problem: Problem) -> Callable[[], list[Any]]:
         buffers = [np.empty((batch, width), np.float32) for _ in range(len(kernels) + 1)]
         return [one(kernels, buffers) for _ in range(part.start, part.stop)]
 
-    def one(kernels: list[np.ndarray], buffers: list[np.ndarray]) -> tuple[list[np.ndarray], np.ndarray]:
+    def one(
+        kernels: list[np.ndarray], buffers: list[np.ndarray]
+    ) -> tuple[list[np.ndarray], np.ndarray]:
         *inner, readout = kernels
         *states, pulled, other = buffers
         grads = [np.empty_like(kernel) for kernel in kernels]
@@ -65,7 +67,9 @@ def jax_floor(problem: Problem) -> Callable[[], list[Any]]:
     # on a CPU a product with a transposed left side takes twice the time of one with its copy
     transposed = lambda a: jax.lax.optimization_barrier(a.T)
 
-    def train(weights: Weights, x: jax.Array, y: jax.Array, batches: jax.Array) -> tuple[list[jax.Array], jax.Array]:
+    def train(
+        weights: Weights, x: jax.Array, y: jax.Array, batches: jax.Array
+    ) -> tuple[list[jax.Array], jax.Array]:
         kernels = [kernel for kernel, _ in (weights.embed, *weights.blocks, weights.readout)]
 
         def forwards(x: jax.Array) -> list[jax.Array]:
@@ -83,6 +87,8 @@ def jax_floor(problem: Problem) -> Callable[[], list[Any]]:
                     cotangent = product(cotangent, kernels[layer].T)
             return grads[::-1], None
 
-        return jax.lax.scan(step, [jnp.zeros_like(kernel) for kernel in kernels], batches)[0], forwards(x)[-1]
+        return jax.lax.scan(step, [jnp.zeros_like(kernel) for kernel in kernels], batches)[
+            0
+        ], forwards(x)[-1]
 
     return spread(problem, train, one_by_one=True, listed=True, gain=1.0)

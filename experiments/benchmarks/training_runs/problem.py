@@ -24,7 +24,9 @@ class Weights(NamedTuple):
     def listed(self) -> "Weights":
         """The blocks as a list of (kernel, bias), one per layer; of arrays that have an axis of cells."""
         kernels, biases = self.blocks
-        return self._replace(blocks=[(kernels[:, layer], biases[:, layer]) for layer in range(kernels.shape[1])])
+        return self._replace(
+            blocks=[(kernels[:, layer], biases[:, layer]) for layer in range(kernels.shape[1])]
+        )
 
 
 class Result(NamedTuple):
@@ -83,17 +85,29 @@ class Problem(NamedTuple):
         In a step 3 for each layer: forwards, for the gradient of its input and for that of its weights; no one wants
         the gradient of the data. At the end one for each layer, over all examples.
         """
-        d_in, n, classes = self.unit.embed[0].shape[0], self.grid.width, self.unit.readout[1].shape[0]
-        updates = sum(3 * depth * n * n + 2 * d_in * n + 3 * n * classes for depth in self.grid.depths)
+        d_in, n, classes = (
+            self.unit.embed[0].shape[0],
+            self.grid.width,
+            self.unit.readout[1].shape[0],
+        )
+        updates = sum(
+            3 * depth * n * n + 2 * d_in * n + 3 * n * classes for depth in self.grid.depths
+        )
         looks = sum(depth * n * n + d_in * n + n * classes for depth in self.grid.depths)
         return 2.0 * self.cells * (self.batches.size * updates + len(self.x) * looks)
 
     def weights(self, depth: int, gain: float | None = None) -> Weights:
         """To start from [cell, ...], all at one gain if it is given."""
-        gains = np.full(self.cells, gain, np.float32) if gain else np.asarray(self.grid.sigma_w, np.float32)
+        gains = (
+            np.full(self.cells, gain, np.float32)
+            if gain
+            else np.asarray(self.grid.sigma_w, np.float32)
+        )
         kernels, biases = self.unit.blocks
         cut = self.unit._replace(blocks=(kernels[:depth], biases[:depth]))
-        return Weights(*((np.multiply.outer(gains, k), np.repeat(b[None], len(gains), axis=0)) for k, b in cut))
+        return Weights(
+            *((np.multiply.outer(gains, k), np.repeat(b[None], len(gains), axis=0)) for k, b in cut)
+        )
 
     def accuracy(self, hits: np.ndarray) -> np.ndarray:
         """Shares of training and of test examples [..., 2], of which are right [..., example]."""
@@ -102,7 +116,9 @@ class Problem(NamedTuple):
 
     def first(self, steps: int) -> "Problem":
         """The same, stopped early."""
-        return self._replace(grid=dataclasses.replace(self.grid, steps=steps), batches=self.batches[:steps])
+        return self._replace(
+            grid=dataclasses.replace(self.grid, steps=steps), batches=self.batches[:steps]
+        )
 
     def only(self, cells: slice) -> "Problem":
         """Some of the gains."""

@@ -32,13 +32,20 @@ def report(settings: Settings, rate: Rates, steps: int, width: int, sizes: Seque
         f"\ntraining: {problem.trainings} networks, depths {grid.depths} x {problem.cells} gains, width {grid.width}, "
         f"batch {grid.batch}, {steps} steps: {problem.flops / 1e12:.3f} TFLOP in products"
     )
-    expected = truth(problem, lambda problem: jax_training.trained(problem, one_by_one=True, unrolled=True)())
+    expected = truth(
+        problem, lambda problem: jax_training.trained(problem, one_by_one=True, unrolled=True)()
+    )
     print(expected, flush=True)
     least = floor_sides(problem)
     agree = lambda result: disagreement(result, expected)
     prepare = lambda: ours(grid, problem.split)
     compiling = lambda result: result.compiling
-    sides = [*least, Side("jaxstab.trainability", prepare, "ours", agree, flops=problem.flops, compiling=compiling)]
+    sides = [
+        *least,
+        Side(
+            "jaxstab.trainability", prepare, "ours", agree, flops=problem.flops, compiling=compiling
+        ),
+    ]
     sides += rivals(problem, expected, settings.torch) if settings.rivals else []
     found = measure(sides, settings)
     table(found, {"products": ["|".join(side.name for side in least)]}, rate)
@@ -49,7 +56,9 @@ def report(settings: Settings, rate: Rates, steps: int, width: int, sizes: Seque
 def floor_sides(problem: Problem) -> list[Side]:
     """The products of a quarter of the steps, by JAX and by BLAS."""
     part = problem.first(max(1, problem.grid.steps // 4))
-    side = functools.partial(Side, kind="floor", share=part.flops / problem.flops, flops=problem.flops)
+    side = functools.partial(
+        Side, kind="floor", share=part.flops / problem.flops, flops=problem.flops
+    )
     found = [side("products, JAX", lambda: floors.jax_floor(part))]
     if jax.local_devices()[0].platform == "cpu":
         found.append(side("products, BLAS", lambda: floors.numpy_floor(part)))
@@ -65,8 +74,13 @@ def rivals(problem: Problem, expected: Truth, device: str | None) -> list[Side]:
         "JAX vmap, unrolled, over devices": {"one_by_one": False, "unrolled": True},
         "JAX lax.map, unrolled, over devices": {"one_by_one": True, "unrolled": True},
     }
-    side = functools.partial(Side, error=lambda result: disagreement(result, expected), flops=problem.flops)
-    sides = [side(name, lambda way=way: jax_training.trained(problem, **way)) for name, way in ways.items()]
+    side = functools.partial(
+        Side, error=lambda result: disagreement(result, expected), flops=problem.flops
+    )
+    sides = [
+        side(name, lambda way=way: jax_training.trained(problem, **way))
+        for name, way in ways.items()
+    ]
     if device is None:
         return sides
     from rivals import torch_training
@@ -81,7 +95,9 @@ def rivals(problem: Problem, expected: Truth, device: str | None) -> list[Side]:
     return [
         *sides,
         side(ENSEMBLE, lambda: torch_training.ensemble(problem, device), tune=tune),
-        Side(LOOP, loop, error=agree, share=few.cells / problem.cells, flops=problem.flops, tune=tune),
+        Side(
+            LOOP, loop, error=agree, share=few.cells / problem.cells, flops=problem.flops, tune=tune
+        ),
     ]
 
 
@@ -93,9 +109,13 @@ def asked(found: Sequence[Timing], steps: int) -> str:
     for name, most in TARGETS.items():
         if name in by_name:
             ratio = ours_.total / by_name[name].total
-            lines.append(f"with compile, over {name}: {ratio:.2f} at {steps} steps; {most} was asked at {STEPS}\n")
+            lines.append(
+                f"with compile, over {name}: {ratio:.2f} at {steps} steps; {most} was asked at {STEPS}\n"
+            )
     least = min(timing.steady.min() for timing in found if timing.side.kind == "floor")
-    lines.append(f"steady, over the floor: {ours_.steady.min() / least:.2f}; {FLOOR_TARGET} was asked\n")
+    lines.append(
+        f"steady, over the floor: {ours_.steady.min() / least:.2f}; {FLOOR_TARGET} was asked\n"
+    )
     return "".join(lines)
 
 

@@ -38,7 +38,9 @@ def spread(
         return jax.lax.map(one, weights) if one_by_one else jax.vmap(one)(weights)
 
     specs = (cells, whole, whole, whole)
-    shared = jax.jit(jax.shard_map(program, mesh=mesh, in_specs=specs, out_specs=cells, check_vma=False))
+    shared = jax.jit(
+        jax.shard_map(program, mesh=mesh, in_specs=specs, out_specs=cells, check_vma=False)
+    )
     put = lambda spec, tree: jax.device_put(tree, NamedSharding(mesh, spec))
     data = put(whole, (problem.x, problem.y, problem.batches))
     programs = []
@@ -49,4 +51,6 @@ def spread(
         weights = put(cells, weights)
         programs.append((shared.lower(weights, *data).compile(), weights))
     # one in flight
-    return lambda: [jax.block_until_ready(compiled(weights, *data)) for compiled, weights in programs]
+    return lambda: [
+        jax.block_until_ready(compiled(weights, *data)) for compiled, weights in programs
+    ]
