@@ -159,7 +159,8 @@ class Chain(NamedTuple):
     bind: Callable[..., Params] | None = None
     unbind: Callable[[Params, PyTree], tuple[Params, dict[str, PyTree]]] | None = None
     update: Updates | None = None
-    inference: "Chain | None" = None
+    # a Chain, which a NamedTuple cannot name while it is made
+    inference: Any = None
     prefixes: bool = True
 
 
