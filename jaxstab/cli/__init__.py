@@ -1,4 +1,4 @@
-"""Arguments in, exit codes out: `jaxstab sweep`, `train`, `status`, `theory`, `phase`, `report`.
+"""Arguments in, exit codes out: `jaxstab sweep`, `train`, `status`, `theory`, `phase`, `diagnose`, `report`.
 
 What a user got wrong is one line on stderr and exit code 2; nothing they have is lost.
 """
@@ -30,11 +30,13 @@ class _Command(NamedTuple):
         summary: the first line of its settings' docstring.
         settings: class of the settings, in the module of the command's name.
         run: function from the settings, in the same module.
+        float64: whether JAX computes in float64; a user's own model runs as it does elsewhere.
     """
 
     summary: str
     settings: str
     run: str
+    float64: bool = True
 
 
 _COMMANDS = {
@@ -62,6 +64,12 @@ _COMMANDS = {
         "Draw the phase diagram of one block, plain or with cures: ln chi_1 over (sigma_w, sigma_b).",
         "Phase",
         "draw_phase",
+    ),
+    "diagnose": _Command(
+        "Say what is wrong with a model of your own at one batch, where, and what was measured to help.",
+        "Diagnose",
+        "print_diagnosis",
+        float64=False,
     ),
     "report": _Command(
         "Draw the report of a stored sweep, or of trainings finished or not.",
@@ -152,7 +160,8 @@ def _parsed(words: Sequence[str]) -> tuple[Any, Callable[[Any], None]]:
         return parse(summaries, _DESCRIPTION, [name, *words[1:]]), print
     command = _COMMANDS[name]
     module = importlib.import_module(f"jaxstab.cli.{name}")
-    _use_float64()
+    if command.float64:
+        _use_float64()
     settings = parse({name: getattr(module, command.settings)}, _DESCRIPTION, words)
     return settings, getattr(module, command.run)
 

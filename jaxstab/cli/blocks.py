@@ -1,11 +1,7 @@
 """What the commands of theory take of a block, and figures that they write."""
 
-import contextlib
 import dataclasses
-import importlib
 import math
-import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +9,7 @@ from jaxstab import activations, theory
 from jaxstab.checks import check_choice
 from jaxstab.cli.arguments import choice
 from jaxstab.cli.faults import UserError, users_fault
+from jaxstab.cli.own import imported
 from jaxstab.store.files import check_file
 from jaxstab.theory.laws import WEIGHT_VARIANCES
 
@@ -79,22 +76,7 @@ def _activation(word: str) -> activations.Activation:
         return activations.get(word)
     if not (module and function):
         raise UserError(f"--activation must be a name or module:function, got {word!r}")
-    with _current_folder():
-        try:
-            found = getattr(importlib.import_module(module), function)
-        # a module of the user's may raise anything while it is imported
-        except Exception as error:
-            raise UserError(f"--activation {word}: {type(error).__name__}: {error}") from error
-    return activations.get(found)
-
-
-@contextlib.contextmanager
-def _current_folder() -> Any:
-    sys.path.insert(0, os.getcwd())
-    try:
-        yield
-    finally:
-        sys.path.pop(0)
+    return activations.get(imported(f"--activation {word}", module, function))
 
 
 def check_figure(flag: str, path: Path) -> None:

@@ -109,7 +109,7 @@ class Diagnosis(NamedTuple):
 
     def __str__(self) -> str:
         """A page."""
-        return "\n".join([*self._head(), "", *self._body()])
+        return "\n".join([*self.summary, "", *self._body()])
 
     def as_json(self) -> str:
         """Everything but parameters as JSON.
@@ -144,7 +144,9 @@ class Diagnosis(NamedTuple):
         }
         return json.dumps(_plain(text), indent=1, allow_nan=False)
 
-    def _head(self) -> list[str]:
+    @property
+    def summary(self) -> list[str]:
+        """What was measured, one sentence a line."""
         measured = self.measured
         lines = [f"{len(measured.rows)} places measured, loss {measured.loss:.4g}"]
         if measured.blocks:

@@ -1,0 +1,178 @@
+"""`jaxstab diagnose`: say what is wrong with a model of the user's own."""
+
+import dataclasses
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from jaxtyping import Array, PyTree
+
+from jaxstab import diagnosis, networks
+from jaxstab.cli.faults import UserError, users_fault
+from jaxstab.cli.own import imported, users_code
+from jaxstab.store.dataset import provenance
+from jaxstab.store.files import check_file, whole_file
+
+# files of the folder
+_JSON = "diagnosis.json"
+_PAGE = "diagnosis.html"
+# kinds of dtype that an array of a batch may have: bool, integers, floats
+_NUMBERS = "biuf"
+
+
+@dataclasses.dataclass(frozen=True)
+class Diagnose:
+    """Say what is wrong with a model of your own at one batch, where, and what was measured to help.
+
+    The factory is a function without arguments that returns (model, params, loss). The model is a
+    linen or nnx module, a chain, a function (params, x) -> output with networks.tag in it, or a
+    networks.probe of one of these. The loss is a function of the output that returns a scalar;
+    where the batch holds labels it is called as loss(output, y).
+    """
+
+    factory: Annotated[str, tyro.conf.Positional]
+    """The factory as module:function; its module is found from the current folder too."""
+    batch: Path
+    """An .npz file with x, examples along the first axis, and y if the loss takes labels."""
+    out: Path = Path("diagnosis")
+    """Folder for diagnosis.json and diagnosis.html; made if it is not there."""
+
+
+def print_diagnosis(settings: Diagnose) -> None:
+    """Run `jaxstab diagnose`.
+
+    Args:
+        settings: the flags.
+
+    Raises:
+        UserError: if the batch or the folder cannot be used, the factory does not return a model,
+            or model, parameters, loss and batch do not fit together.
+    """
+    _check_folder(settings.out)
+    batch = _batch(settings.batch)
+    x = batch["x"]
+    model, params, loss = _made(settings.factory)
+    probe = _probe(model, params, x)
+    loss = _of_output(loss, batch)
+    _check_loss(loss, probe, params, x)
+    with users_fault():
+        found = diagnosis.diagnose(probe, params, x, loss)
+
+    from jaxstab.report import write_diagnosis  # matplotlib is slow to import
+
+    shapes = ", ".join(f"{name} {a.dtype} {list(a.shape)}" for name, a in batch.items())
+    subject = f"{settings.factory} at {settings.batch}: {shapes}"
+    text = found.as_json()
+    with users_fault():
+        settings.out.mkdir(parents=True, exist_ok=True)
+        page = write_diagnosis(found, settings.out / _PAGE, subject, provenance())
+        with whole_file(settings.out / _JSON) as aside:
+            aside.write_text(f"{text}\n", encoding="utf-8")
+    print(found)
+    print(f"\nreport: {page}\nnumbers: {settings.out / _JSON}")
+
+
+def _check_folder(out: Path) -> None:
+    """Refuse a folder that cannot be made or written to, before anything is computed."""
+    nearest = next(place for place in (out, *out.absolute().parents) if place.exists())
+    with users_fault():
+        for name in (_JSON, _PAGE):
+            check_file(nearest / name)
+
+
+def _batch(path: Path) -> dict[str, Array]:
+    """The arrays x and, where it is there, y."""
+    if not path.is_file():
+        raise UserError(f"--batch {path}: there is no such file")
+    try:
+        # pickles run code of whoever made the file
+        archive = np.load(path, allow_pickle=False)
+        if isinstance(archive, np.ndarray):
+            raise UserError(f"--batch {path}: one array, not an .npz archive: np.savez(path, x=x)")
+        with archive:
+            _check_names(path, archive.files)
+            arrays = {name: archive[name] for name in sorted(archive.files)}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"--batch {path}: not an .npz archive of numbers: {error}") from error
+    for name, array in arrays.items():
+        _check_array(f"--batch {path}: {name}", array)
+    counts = {name: len(array) for name, array in arrays.items()}
+    if len(set(counts.values())) > 1:
+        told = " and ".join(f"{name} has {count}" for name, count in counts.items())
+        raise UserError(f"--batch {path}: {told} examples along the first axis")
+    with users_fault():
+        return {name: jnp.asarray(array) for name, array in arrays.items()}
+
+
+def _check_names(path: Path, names: list[str]) -> None:
+    if "x" not in names or set(names) - {"x", "y"}:
+        found = ", ".join(sorted(names)) or "nothing"
+        raise UserError(f"--batch {path}: must hold x and, for labels, y; holds {found}")
+
+
+def _check_array(what: str, array: np.ndarray) -> None:
+    if array.dtype.kind not in _NUMBERS:
+        raise UserError(f"{what} must be of bool, integers or floats, got dtype {array.dtype}")
+    if not array.size or not array.ndim:
+        raise UserError(f"{what} must hold examples along its first axis, got shape {array.shape}")
+    bad = array.size - np.count_nonzero(np.isfinite(array))
+    if bad:
+        raise UserError(f"{what} must be finite, {bad} of its {array.size} values are not")
+
+
+def _made(word: str) -> tuple[Any, PyTree, Callable[..., Any]]:
+    """Model, parameters and loss of the factory."""
+    module, colon, name = word.partition(":")
+    if not (module and colon and name):
+        raise UserError(f"the factory must be module:function, got {word!r}")
+    factory = imported(word, module, name)
+    if not callable(factory):
+        raise UserError(f"{word}: must be a function, got {type(factory).__name__}")
+    with users_code(f"{word}()"):
+        made = factory()
+    if not isinstance(made, tuple) or len(made) != 3:
+        size = f" of {len(made)}" if isinstance(made, tuple) else ""
+        got = f"{type(made).__name__}{size}"
+        raise UserError(f"{word}: must return a tuple (model, params, loss), returned {got}")
+    model, params, loss = made
+    if not callable(loss):
+        raise UserError(f"{word}: loss must be a function, got {type(loss).__name__}")
+    return model, params, loss
+
+
+def _probe(model: Any, params: PyTree, x: Array) -> networks.Probe:
+    if isinstance(model, networks.Probe):
+        return model
+    with users_code(f"the model at x of shape {x.shape}"):
+        return networks.probe(model, params, x)
+
+
+def _of_output(loss: Callable[..., Any], batch: dict[str, Array]) -> Callable[[PyTree], Any]:
+    """The loss as a function of the output alone."""
+    labels = [batch["y"]] if "y" in batch else []
+
+    def of_output(output: PyTree) -> Any:
+        return loss(output, *labels)
+
+    return of_output
+
+
+def _check_loss(
+    loss: Callable[[PyTree], Any], probe: networks.Probe, params: PyTree, x: Array
+) -> None:
+    """Trace model and loss, so that what the user's code raises is told as theirs."""
+
+    def value(params: PyTree, x: Array) -> Any:
+        return loss(probe.read(params, x).output)
+
+    with users_code(f"the loss of the output at x of shape {x.shape}"):
+        found = jax.eval_shape(value, params, x)
+    shape = getattr(found, "shape", None)
+    if shape != () or not jnp.issubdtype(found.dtype, jnp.floating):
+        got = type(found).__name__ if shape is None else f"{found.dtype} of shape {shape}"
+        raise UserError(f"the loss must be a scalar float, got {got}")

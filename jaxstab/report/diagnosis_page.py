@@ -1,0 +1,68 @@
+"""The page of a diagnosis: findings, what was measured to help, and the numbers at every place."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+from jaxstab.diagnosis import Diagnosis
+from jaxstab.report.document import page
+from jaxstab.store.files import whole_file
+
+
+def write_diagnosis(
+    found: Diagnosis, path: str | Path, subject: str, attributes: Mapping[str, str]
+) -> Path:
+    """Write the page of a diagnosis; names of the model's modules are escaped.
+
+    Args:
+        found: the diagnosis.
+        path: the HTML file; an existing one is replaced when the new one is complete.
+        subject: which model was diagnosed, and at which batch.
+        attributes: what another needs to repeat it, by name.
+
+    Returns:
+        The path.
+
+    Raises:
+        OSError: if the file cannot be written.
+    """
+    content = {
+        "summary": found.summary,
+        "findings": found.findings,
+        "cures": [
+            {
+                "name": cure.name,
+                "what": cure.what,
+                "quantity": cure.quantity,
+                "before": f"{cure.before:.3g}",
+                "after": f"{cure.after:.3g}",
+            }
+            for cure in found.prescriptions
+        ],
+        "places": _places(found),
+        "missed": [str(missed) for missed in found.missed],
+    }
+    text = page("diagnosis.html", "What is wrong with this model?", subject, attributes, content)
+    with whole_file(path) as aside:
+        aside.write_text(text, encoding="utf-8")
+    return Path(path)
+
+
+def _places(found: Diagnosis) -> list[dict[str, str]]:
+    """Signal and gradient at every place, in order of execution."""
+    measured = found.measured
+    return [
+        {
+            "name": row.name,
+            "kind": site.kind,
+            "log_q": _number(float(measured.signal.log_q[i])),
+            "log_grad_h": _number(measured.log_grad_h[i]),
+            "log_grad_theta": _number(measured.log_grad_theta[i]),
+        }
+        for i, (row, site) in enumerate(zip(measured.rows, measured.sites, strict=True))
+    ]
+
+
+def _number(value: float) -> str:
+    """Four digits; a dash for what is not defined."""
+    return "\N{EN DASH}" if math.isnan(value) else f"{value:.4g}"

@@ -1,0 +1,200 @@
+"""`jaxstab diagnose`: a model of the user's own from the command line."""
+
+import json
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from jaxstab import cli
+
+HOSTILE = "<img src=x onerror=alert(1)>{{7*7}}"
+MODELS = f"""
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxstab import networks
+
+class Dead(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        for i in range(4):
+            biases = nn.initializers.constant(-50.0 if i == 2 else 0.0)
+            name = "{HOSTILE}" if i == 2 else None
+            x = nn.relu(nn.Dense(6, bias_init=biases, name=name)(x))
+        return nn.Dense(2)(x)
+
+def loss(y, labels):
+    return -jnp.mean(jax.nn.log_softmax(y)[jnp.arange(len(labels)), labels])
+
+def dead():
+    model = Dead()
+    return model, jax.jit(model.init)(jax.random.key(0), jnp.ones((1, 3), "float32")), loss
+
+def tagged():
+    def model(params, x):
+        return networks.tag("layer", jnp.tanh(x @ params["w"]))
+    return model, {{"w": jnp.eye(3, dtype="float32")}}, lambda y: jnp.mean(y**2)
+
+def vector():
+    return tagged()[0], tagged()[1], lambda y: y[0]
+
+def pair():
+    return tagged()[:2]
+
+def of_a_number():
+    return 3, None, loss
+
+def no_loss():
+    return *pair(), None
+
+def takes(width):
+    return tagged()
+
+def stops():
+    raise SystemExit("no GPU\\nhere")
+
+number = 3
+"""
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A folder with models and batches."""
+    folder = tmp_path_factory.mktemp("project")
+    (folder / "models_of_this_test.py").write_text(MODELS)
+    x = np.random.default_rng(0).normal(size=(8, 3)).astype("float32")
+    y = np.arange(8) % 2
+    np.savez(folder / "batch.npz", x=x, y=y)
+    np.savez(folder / "plain.npz", x=x)
+    np.savez(folder / "wide.npz", x=np.ones((8, 5), "float32"))
+    np.savez(folder / "short.npz", x=x, y=y[:7])
+    np.savez(folder / "objects.npz", x=np.array([{}, {}], object))
+    np.savez(folder / "words.npz", x=np.array(["a", "b"]))
+    np.savez(folder / "nan.npz", x=np.full((2, 3), np.nan))
+    np.savez(folder / "empty.npz", x=np.ones((0, 3)))
+    np.savez(folder / "scalar.npz", x=1.0)
+    np.savez(folder / "other.npz", x=x, mask=x)
+    np.save(folder / "one.npy", x)
+    (folder / "text.npz").write_text("x")
+    (folder / "taken").write_text("a file")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _in_project(project, monkeypatch):
+    monkeypatch.chdir(project)
+
+
+class _Page(HTMLParser):
+    """Names of all tags, attributes that run code, and the text of cells."""
+
+    def __init__(self):
+        super().__init__()
+        self.names, self.handlers, self.cells = [], [], []
+        self.in_cell = False
+
+    def handle_starttag(self, tag, attrs):
+        self.names.append(tag)
+        self.handlers += [name for name, _ in attrs if name.startswith("on")]
+        if tag == "td":
+            self.cells.append("")
+            self.in_cell = True
+
+    def handle_endtag(self, tag):
+        self.in_cell = self.in_cell and tag != "td"
+
+    def handle_data(self, data):
+        if self.in_cell:
+            self.cells[-1] += data
+
+
+def _diagnose(factory, batch, out):
+    return cli.main(
+        ["diagnose", f"models_of_this_test:{factory}", "--batch", batch, "--out", str(out)]
+    )
+
+
+def test_a_dead_layer_of_a_hostile_name_is_told_three_times(tmp_path, capsys):
+    out = tmp_path / "runs" / "diagnosis"
+    assert _diagnose("dead", "batch.npz", out) == 0
+    printed = capsys.readouterr().out
+    assert f"DEAD UNITS at {HOSTILE}: 1 " in printed
+    numbers = json.loads((out / "diagnosis.json").read_text())
+    (finding,) = numbers["findings"]
+    assert (finding["what"], finding["where"]) == ("dead units", HOSTILE)
+    assert numbers["rows"][HOSTILE]["dead"] == 1
+    page = _Page()
+    page.feed((out / "diagnosis.html").read_text(encoding="utf-8"))
+    assert "img" not in page.names and not page.handlers
+    what, where, sure, why, change = page.cells[:5]
+    assert (what, where) == ("dead units", HOSTILE)
+    assert sure.startswith("1 [") and sure.endswith("of its units give zero for every example")
+    assert (why, change) == (finding["why"], finding["change"])
+    # nothing else is left there
+    assert sorted(file.name for file in out.iterdir()) == ["diagnosis.html", "diagnosis.json"]
+
+
+def test_a_function_without_labels(tmp_path, capsys):
+    assert _diagnose("tagged", "plain.npz", tmp_path) == 0
+    assert "nothing found" in capsys.readouterr().out
+    assert "Nothing found" in (tmp_path / "diagnosis.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("factory", "batch", "said"),
+    [
+        ("nothing", "plain.npz", "has no attribute 'nothing'"),
+        ("number", "plain.npz", "models_of_this_test:number: must be a function, got int"),
+        ("pair", "plain.npz", "must return a tuple (model, params, loss), returned tuple of 2"),
+        ("takes", "plain.npz", "takes() missing 1 required positional argument: 'width'"),
+        ("stops", "plain.npz", "models_of_this_test:stops(): SystemExit: no GPU here"),
+        ("no_loss", "plain.npz", "loss must be a function, got NoneType"),
+        ("of_a_number", "plain.npz", "a model must be a linen module"),
+        ("vector", "plain.npz", "the loss must be a scalar float, got float32 of shape (3,)"),
+        ("dead", "plain.npz", "loss() missing 1 required positional argument: 'labels'"),
+        ("tagged", "batch.npz", "takes 1 positional argument but 2 were given"),
+        ("tagged", "wide.npz", "the model at x of shape (8, 5): TypeError: dot_general"),
+        ("tagged", "short.npz", "x has 8 and y has 7 examples along the first axis"),
+        ("tagged", "objects.npz", "not an .npz archive of numbers: Object arrays cannot be loaded"),
+        ("tagged", "words.npz", "x must be of bool, integers or floats, got dtype <U1"),
+        ("tagged", "nan.npz", "x must be finite, 6 of its 6 values are not"),
+        ("tagged", "empty.npz", "x must hold examples along its first axis, got shape (0, 3)"),
+        ("tagged", "scalar.npz", "x must hold examples along its first axis, got shape ()"),
+        ("tagged", "other.npz", "must hold x and, for labels, y; holds mask, x"),
+        ("tagged", "one.npy", "one array, not an .npz archive"),
+        ("tagged", "text.npz", "not an .npz archive"),
+        ("tagged", "none.npz", "there is no such file"),
+    ],
+)
+def test_what_a_user_gets_wrong_is_one_line_and_nothing_is_written(
+    factory, batch, said, tmp_path, capsys
+):
+    out = tmp_path / "out"
+    assert _diagnose(factory, batch, out) == 2
+    printed, complaint = capsys.readouterr()
+    assert said in complaint and complaint.startswith("jaxstab: ")
+    assert complaint.count("\n") == 1 and printed == ""
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["no_such_module:make", "--batch", "plain.npz"], "No module named 'no_such_module'"),
+        (["models_of_this_test", "--batch", "plain.npz"], "the factory must be module:function"),
+        (["models_of_this_test:tagged"], "--batch"),
+        (
+            ["models_of_this_test:tagged", "--batch", "plain.npz", "--out", "taken"],
+            "cannot write taken/diagnosis.json: there is no folder taken",
+        ),
+    ],
+)
+def test_bad_words_are_one_line_as_well(words, said, capsys, project):
+    before = sorted(project.iterdir())
+    assert cli.main(["diagnose", *words]) == 2
+    complaint = capsys.readouterr().err
+    assert said in complaint and complaint.count("\n") == 1
+    assert [place for place in sorted(project.iterdir()) if place.name != "__pycache__"] == [
+        place for place in before if place.name != "__pycache__"
+    ]
