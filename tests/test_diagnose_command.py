@@ -1,6 +1,7 @@
 """`jaxstab diagnose`: a model of the user's own from the command line."""
 
 import json
+import zipfile
 from html.parser import HTMLParser
 
 import numpy as np
@@ -76,7 +77,11 @@ def project(tmp_path_factory):
     np.savez(folder / "scalar.npz", x=1.0)
     np.savez(folder / "other.npz", x=x, mask=x)
     np.save(folder / "one.npy", x)
+    np.savez(folder / "complex.npz", x=x.astype(complex))
+    np.savez(folder / "swapped.npz", x=x.astype(">f4"))
     (folder / "text.npz").write_text("x")
+    with zipfile.ZipFile(folder / "member.npz", "w") as archive:
+        archive.writestr("x", "text")
     (folder / "taken").write_text("a file")
     return folder
 
@@ -136,7 +141,8 @@ def test_a_dead_layer_of_a_hostile_name_is_told_three_times(tmp_path, capsys):
 
 
 def test_a_function_without_labels(tmp_path, capsys):
-    assert _diagnose("tagged", "plain.npz", tmp_path) == 0
+    # a file of a machine of the other byte order
+    assert _diagnose("tagged", "swapped.npz", tmp_path) == 0
     assert "nothing found" in capsys.readouterr().out
     assert "Nothing found" in (tmp_path / "diagnosis.html").read_text(encoding="utf-8")
 
@@ -157,13 +163,19 @@ def test_a_function_without_labels(tmp_path, capsys):
         ("tagged", "wide.npz", "the model at x of shape (8, 5): TypeError: dot_general"),
         ("tagged", "short.npz", "x has 8 and y has 7 examples along the first axis"),
         ("tagged", "objects.npz", "not an .npz archive of numbers: Object arrays cannot be loaded"),
-        ("tagged", "words.npz", "x must be of bool, integers or floats, got dtype <U1"),
+        (
+            "tagged",
+            "words.npz",
+            "x must be bool, integers or floats of at most 64 bits, got dtype <U1",
+        ),
         ("tagged", "nan.npz", "x must be finite, 6 of its 6 values are not"),
         ("tagged", "empty.npz", "x must hold examples along its first axis, got shape (0, 3)"),
         ("tagged", "scalar.npz", "x must hold examples along its first axis, got shape ()"),
         ("tagged", "other.npz", "must hold x and, for labels, y; holds mask, x"),
-        ("tagged", "one.npy", "one array, not an .npz archive"),
+        ("tagged", "one.npy", "not an .npz archive of numbers: it is one array"),
         ("tagged", "text.npz", "not an .npz archive"),
+        ("tagged", "member.npz", "got dtype |S4"),
+        ("tagged", "complex.npz", "at most 64 bits, got dtype complex128"),
         ("tagged", "none.npz", "there is no such file"),
     ],
 )
@@ -176,6 +188,21 @@ def test_what_a_user_gets_wrong_is_one_line_and_nothing_is_written(
     assert said in complaint and complaint.startswith("jaxstab: ")
     assert complaint.count("\n") == 1 and printed == ""
     assert not out.exists()
+
+
+def test_a_damaged_batch_is_one_line(tmp_path, capsys):
+    """zipfile, zlib and NumPy's parser of headers raise errors of ten kinds."""
+    draws = np.random.default_rng(1)
+    np.savez_compressed(tmp_path / "good.npz", x=draws.normal(size=(8, 3)))
+    good = (tmp_path / "good.npz").read_bytes()
+    damaged = tmp_path / "damaged.npz"
+    for _ in range(300):
+        content = np.frombuffer(good[: draws.integers(1, 2 * len(good))], np.uint8).copy()
+        content[draws.integers(0, len(content), 3)] = draws.integers(0, 256, 3)
+        damaged.write_bytes(content.tobytes())
+        # the factory is looked for once the batch is read: that is refused in any case
+        assert _diagnose("nothing", str(damaged), tmp_path / "out") == 2
+        assert capsys.readouterr().err.count("\n") == 1
 
 
 @pytest.mark.parametrize(

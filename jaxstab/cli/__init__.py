@@ -66,7 +66,7 @@ _COMMANDS = {
         "draw_phase",
     ),
     "diagnose": _Command(
-        "Say what is wrong with a model of your own at one batch, where, and what was measured to help.",
+        "Say what is wrong with a model of your own, where, and what was measured to help.",
         "Diagnose",
         "print_diagnosis",
         float64=False,

@@ -1,7 +1,6 @@
 """`jaxstab diagnose`: say what is wrong with a model of the user's own."""
 
 import dataclasses
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,11 +22,13 @@ _JSON = "diagnosis.json"
 _PAGE = "diagnosis.html"
 # kinds of dtype that an array of a batch may have: bool, integers, floats
 _NUMBERS = "biuf"
+# bytes of one number
+_LARGEST = 8
 
 
 @dataclasses.dataclass(frozen=True)
 class Diagnose:
-    """Say what is wrong with a model of your own at one batch, where, and what was measured to help.
+    """Say what is wrong with a model of your own, where, and what was measured to help.
 
     The factory is a function without arguments that returns (model, params, loss). The model is a
     linen or nnx module, a chain, a function (params, x) -> output with networks.tag in it, or a
@@ -90,15 +91,13 @@ def _batch(path: Path) -> dict[str, Array]:
     if not path.is_file():
         raise UserError(f"--batch {path}: there is no such file")
     try:
-        # pickles run code of whoever made the file
-        archive = np.load(path, allow_pickle=False)
-        if isinstance(archive, np.ndarray):
-            raise UserError(f"--batch {path}: one array, not an .npz archive: np.savez(path, x=x)")
-        with archive:
-            _check_names(path, archive.files)
-            arrays = {name: archive[name] for name in sorted(archive.files)}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        arrays = _arrays(path)
+    # a damaged archive raises what zipfile, zlib and NumPy's parser of headers raise
+    except Exception as error:
         raise UserError(f"--batch {path}: not an .npz archive of numbers: {error}") from error
+    if "x" not in arrays or set(arrays) - {"x", "y"}:
+        held = ", ".join(arrays) or "nothing"
+        raise UserError(f"--batch {path}: must hold x and, for labels, y; holds {held}")
     for name, array in arrays.items():
         _check_array(f"--batch {path}: {name}", array)
     counts = {name: len(array) for name, array in arrays.items()}
@@ -109,15 +108,24 @@ def _batch(path: Path) -> dict[str, Array]:
         return {name: jnp.asarray(array) for name, array in arrays.items()}
 
 
-def _check_names(path: Path, names: list[str]) -> None:
-    if "x" not in names or set(names) - {"x", "y"}:
-        found = ", ".join(sorted(names)) or "nothing"
-        raise UserError(f"--batch {path}: must hold x and, for labels, y; holds {found}")
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    """All arrays of an archive, in the byte order of this machine."""
+    # NumPy leaves a file that it opened itself open where the archive is damaged
+    with path.open("rb") as file:
+        # a pickle runs code of whoever made the file
+        archive = np.load(file, allow_pickle=False)
+        if isinstance(archive, np.ndarray):
+            raise ValueError("it is one array; np.savez(path, x=x) writes an archive")
+        with archive:
+            # a member that is no array is bytes
+            found = {name: np.asarray(archive[name]) for name in sorted(archive.files)}
+    return {name: array.astype(array.dtype.newbyteorder("=")) for name, array in found.items()}
 
 
 def _check_array(what: str, array: np.ndarray) -> None:
-    if array.dtype.kind not in _NUMBERS:
-        raise UserError(f"{what} must be of bool, integers or floats, got dtype {array.dtype}")
+    if array.dtype.kind not in _NUMBERS or array.dtype.itemsize > _LARGEST:
+        wanted = "bool, integers or floats of at most 64 bits"
+        raise UserError(f"{what} must be {wanted}, got dtype {array.dtype}")
     if not array.size or not array.ndim:
         raise UserError(f"{what} must hold examples along its first axis, got shape {array.shape}")
     bad = array.size - np.count_nonzero(np.isfinite(array))
