@@ -44,6 +44,8 @@ from jaxstab.theory.maps import (
 )
 from jaxstab.theory.moment_errors import MomentError, moment_error
 from jaxstab.theory.prediction import predict
+from jaxstab.theory.shaping import Shaped, shaped
+from jaxstab.theory.subnetworks import ResidualStages
 
 __all__ = [
     "NORMS",
@@ -57,6 +59,8 @@ __all__ = [
     "Law",
     "LogGrowth",
     "MomentError",
+    "ResidualStages",
+    "Shaped",
     "compare",
     "correlation_map",
     "correlation_slope",
@@ -87,6 +91,7 @@ __all__ = [
     "saturation",
     "second_moment",
     "second_moment_slope",
+    "shaped",
     "squared_slopes",
     "typical_shift",
 ]

@@ -112,6 +112,26 @@ def value_and_slope(phi: Activation) -> Callable[..., tuple[np.ndarray, ...]]:
 
 
 @functools.lru_cache(maxsize=256)
+def with_curvature(phi: Activation) -> Callable[..., tuple[np.ndarray, ...]]:
+    """phi, phi' and phi'' as a function of NumPy arrays of any shape, in float64.
+
+    Args:
+        phi: an activation without traced parameters.
+
+    Returns:
+        The function.
+    """
+
+    def slope(z: jax.Array) -> jax.Array:
+        return jax.jvp(phi.fn, (z,), (jnp.ones_like(z),))[1]
+
+    def all_three(z: jax.Array) -> tuple[jax.Array, ...]:
+        return phi.fn(z), *jax.jvp(slope, (z,), (jnp.ones_like(z),))
+
+    return _on_host(all_three)
+
+
+@functools.lru_cache(maxsize=256)
 def kernel(phi: Activation) -> Callable[..., tuple[np.ndarray, ...]]:
     """The closed form of a kernel as a function of NumPy arrays (q, c), in float64.
 

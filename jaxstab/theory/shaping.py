@@ -1,0 +1,184 @@
+"""Shape activations so that a deep network starts well: DKS and TAT.
+
+Deep kernel shaping (Martens et al. 2021, arXiv:2110.01765) and tailored activation transformation
+(Zhang et al. 2022, arXiv:2203.08120) replace phi by
+
+    phi_hat(x) = gamma (phi(alpha x + beta) + delta),
+
+with sigma_w = 1 and sigma_b = 0. The four numbers solve conditions on the maps of one layer at
+q = 1: the length map Q(q) = E phi_hat(sqrt(q) u)^2 and the correlation map C(c).
+
+    DKS:          Q(1) = 1, Q'(1) = 1, C(0) = 0, C'(1) = s
+    TAT, smooth:  Q(1) = 1, Q'(1) = 1, C'(1) = 1, C''(1) = t
+    TAT, leaky:   Q(1) = 1, Q'(1) = 1, C'(1) = 1, by the slope below 0
+
+s, t and the slope follow from the whole network: of all its subnetworks f, the largest C_f'(1) is
+zeta, the largest C_f''(1) is tau, or the largest C_f(0) is eta.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Array
+
+from jaxstab.activations import Activation, Mixture, get, leaky_relu
+from jaxstab.checks import check_choice
+from jaxstab.theory import host
+from jaxstab.theory.features import features
+from jaxstab.theory.maps import AnyActivation
+from jaxstab.theory.shaping_conditions import Conditions, Solution, solution
+from jaxstab.theory.subnetworks import Layers, checked_layers, solved
+
+METHODS = ("dks", "tat")
+# what a network's target is where none is given
+_DEFAULTS = {"zeta": 1.5, "tau": 0.3, "eta": 0.9}
+_RANGES = {"zeta": (1.0, math.inf), "tau": (0.0, math.inf), "eta": (0.0, 1.0)}
+
+
+class Shaped(NamedTuple):
+    """A transformed activation phi_hat(x) = gamma (phi(alpha x + beta) + delta).
+
+    Attributes:
+        activation: phi_hat, for sigma_w = 1 and sigma_b = 0.
+        base: phi; a leaky relu has the slope that was found.
+        alpha: input scale.
+        beta: input shift.
+        gamma: output scale.
+        delta: output shift.
+        length_slope: Q'(1); 1 but for relu and its like, which have one number fewer to choose.
+        slope: C'(1) of a layer.
+        curvature: C''(1) of a layer; infinite where phi' jumps.
+    """
+
+    activation: Activation
+    base: Activation
+    alpha: float
+    beta: float
+    gamma: float
+    delta: float
+    length_slope: float
+    slope: float
+    curvature: float
+
+
+@dataclass(frozen=True)
+class _Transformed:
+    """phi_hat as a function of its input and of the four numbers; equal where phi is equal."""
+
+    phi: Activation
+
+    def __call__(self, z: Array, alpha: Array, beta: Array, gamma: Array, delta: Array) -> Array:
+        return gamma * (self.phi.fn(alpha * z + beta) + delta)
+
+
+def shaped(
+    activation: AnyActivation,
+    layers: Layers,
+    method: str = "dks",
+    zeta: float | None = None,
+    tau: float | None = None,
+    eta: float | None = None,
+) -> Shaped:
+    """Transform an activation for a network by DKS or TAT.
+
+    Of several solutions it takes the one with the least alpha gamma, and so with the least of all
+    largest slopes |phi_hat'|; of two mirrored ones, that with beta > 0. relu and its like, for
+    which only alpha / beta counts, meet all conditions of DKS but Q'(1) = 1.
+
+    Args:
+        activation: name, `Activation` or elementwise callable, without traced parameters. The slope
+            of a leaky relu is chosen here; TAT has a method of its own for it.
+        layers: nonlinear layers of a plain chain, a `ResidualStages`, or a function (x, layer) that
+            gives the largest value over subnetworks when `layer` is applied at each of their layers.
+        method: "dks" or "tat".
+        zeta: of DKS, the largest C_f'(1) over subnetworks f; > 1, default 1.5.
+        tau: of TAT with a smooth activation, the largest C_f''(1); > 0, default 0.3.
+        eta: of TAT with a leaky relu, the largest C_f(0); in (0, 1), default 0.9.
+
+    Returns:
+        The transformed activation and its numbers.
+
+    Raises:
+        ValueError: if a target is out of range or not of this method, or no transformation of the
+            activation meets it.
+
+    Example:
+        >>> found = shaped("tanh", 50)
+        >>> print(f"{found.length_slope:.6f} {found.slope**50:.6f}")
+        1.000000 1.500000
+        >>> print(f"{shaped('leaky_relu', 50, 'tat').base.parameters['slope']:.4f}")
+        0.4305
+    """
+    phi = get(activation)
+    if isinstance(phi, Mixture) or host.is_traced(phi):
+        raise ValueError(f"shaping takes one activation without traced parameters, got {phi!r}")
+    check_choice("method", method, METHODS)
+    layers = checked_layers(layers)
+    leaky = phi.static_fn == leaky_relu().static_fn
+    wanted = "zeta" if method == "dks" else "eta" if leaky else "tau"
+    target = _target(f"{method} of {phi.name}", wanted, {"zeta": zeta, "tau": tau, "eta": eta})
+    with np.errstate(all="ignore"):
+        if wanted == "eta":
+            return _leaky_by_correlation(layers, target)
+        if wanted == "tau":
+            rise = solved(layers, target, 0.0, lambda rise, x: x + rise, (0.0, target))
+        else:
+            rise = solved(layers, target, 1.0, lambda rise, x: x + x * rise, (0.0, target - 1.0))
+        if leaky:
+            return _leaky_by_slope(rise)
+        found = solution(Conditions(phi, features(phi), wanted == "tau", rise))
+        return _record(phi, found)
+
+
+def _target(what: str, wanted: str, given: dict[str, float | None]) -> float:
+    """The network's target; those of other methods are refused."""
+    others = [name for name, value in given.items() if value is not None and name != wanted]
+    if others:
+        raise ValueError(f"{what} has the target {wanted}, got {', '.join(others)}")
+    value = given[wanted]
+    target = _DEFAULTS[wanted] if value is None else float(value)
+    low, high = _RANGES[wanted]
+    if not low < target < high:
+        raise ValueError(f"{wanted} must lie in ({low:g}, {high:g}), got {target:g}")
+    return target
+
+
+def _leaky_by_correlation(layers: Layers, eta: float) -> Shaped:
+    """TAT of a leaky relu: its slope makes C_f(0) = eta."""
+
+    def layer(slope: float, c: float) -> float:
+        bend = (1.0 - slope) ** 2 / (math.pi * (1.0 + slope**2))
+        return c + bend * (math.sqrt(1.0 - c**2) - c * math.acos(c))
+
+    # rounding may put c above 1
+    slope = solved(layers, eta, 0.0, lambda slope, c: layer(slope, min(c, 1.0)), (0.0, 1.0))
+    return _leaky(slope, 0.0)
+
+
+def _leaky_by_slope(rise: float) -> Shaped:
+    """DKS of a leaky relu: 1 - 1/C'(1) = (E phi)^2 / E phi^2 = (1 - a)^2 / (pi (1 + a^2))."""
+    share = math.pi * rise / (1.0 + rise)
+    if share > 1.0:
+        raise ValueError(
+            f"dks of leaky_relu reaches C'(1) <= pi / (pi - 1) a layer, got {1 + rise:.6g}: "
+            f"take more layers or a lower zeta"
+        )
+    # the root in [0, 1] of (1 - share) a^2 - 2 a + 1 - share = 0
+    slope = (1.0 - share) / (1.0 + math.sqrt(share * (2.0 - share)))
+    return _leaky(slope, -(1.0 - slope) / math.sqrt(2.0 * math.pi))
+
+
+def _leaky(slope: float, delta: float) -> Shaped:
+    power = (1.0 + slope**2) / 2.0
+    gamma = 1.0 / math.sqrt(power - delta**2)
+    found = Solution(1.0, 0.0, gamma, delta, 1.0, gamma**2 * power, math.inf)
+    return _record(leaky_relu(slope), found)
+
+
+def _record(phi: Activation, found: Solution) -> Shaped:
+    kinks = [(kink - found.beta) / found.alpha for kink in phi.kinks]
+    parameters = {name: getattr(found, name) for name in ("alpha", "beta", "gamma", "delta")}
+    activation = Activation(f"shaped_{phi.name}", _Transformed(phi), kinks, parameters=parameters)
+    return Shaped(activation, phi, *found)

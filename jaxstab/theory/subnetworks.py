@@ -1,0 +1,126 @@
+"""The largest value that a map of one layer reaches over all subnetworks (Zhang et al. 2022, appendix)."""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+from scipy import optimize
+
+from jaxstab.checks import check_count
+
+Layer = Callable[[float], float]
+
+
+class ResidualStages(NamedTuple):
+    """A residual network: blocks whose C-map is x -> w^2 shortcut(x) + (1 - w^2) branch(x).
+
+    The first block of each stage has one nonlinear layer in its shortcut, and one nonlinear layer
+    follows the last stage: the modified ResNet of Martens et al. 2021.
+
+    Attributes:
+        blocks: in each stage.
+        branch: nonlinear layers in a residual branch.
+        shortcut: weight w of the shortcut, in [0, 1); the branch has sqrt(1 - w^2).
+    """
+
+    blocks: tuple[int, ...]
+    branch: int = 3
+    shortcut: float = 0.6
+
+
+# a plain chain's depth, residual stages, or the largest value itself as a function (x, layer)
+Layers = int | ResidualStages | Callable[[float, Layer], float]
+
+
+def checked_layers(layers: Layers) -> Layers:
+    """Check a description of a network.
+
+    Args:
+        layers: the description.
+
+    Returns:
+        It, with a depth as a Python integer.
+
+    Raises:
+        ValueError: if a count is not an integer >= 1, or the shortcut's weight is out of range.
+    """
+    if isinstance(layers, ResidualStages):
+        blocks = tuple(check_count("blocks", count, 1) for count in layers.blocks)
+        branch = check_count("branch", layers.branch, 1)
+        if not blocks or not 0.0 <= layers.shortcut < 1.0:
+            raise ValueError(
+                f"residual stages need a block and a shortcut's weight in [0, 1), got {layers}"
+            )
+        return ResidualStages(blocks, branch, layers.shortcut)
+    return layers if callable(layers) else check_count("layers", layers, 1)
+
+
+def largest(layers: Layers, x: float, layer: Layer) -> float:
+    """The largest value over subnetworks.
+
+    Args:
+        layers: the network.
+        x: value at its input.
+        layer: what one nonlinear layer makes of a value; increasing, and never below its argument.
+
+    Returns:
+        The value at the output of the subnetwork where it is largest.
+    """
+    if isinstance(layers, ResidualStages):
+        # a branch alone is a subnetwork too
+        return max(_through_stages(layers, x, layer), _repeated(layers.branch, x, layer))
+    if isinstance(layers, int):
+        return _repeated(layers, x, layer)
+    return layers(x, layer)
+
+
+def _repeated(count: int, x: float, layer: Layer) -> float:
+    for _ in range(count):
+        x = layer(x)
+    return x
+
+
+def _through_stages(stages: ResidualStages, x: float, layer: Layer) -> float:
+    kept = stages.shortcut**2
+    for count in stages.blocks:
+        for block in range(count):
+            shortcut = layer(x) if block == 0 else x
+            x = kept * shortcut + (1.0 - kept) * _repeated(stages.branch, x, layer)
+    return layer(x)
+
+
+def solved(
+    layers: Layers,
+    target: float,
+    start: float,
+    layer: Callable[[float, float], float],
+    ends: tuple[float, float],
+) -> float:
+    """The parameter of a layer at which the network's largest value is the target.
+
+    Args:
+        layers: the network.
+        target: the value.
+        start: value at the network's input.
+        layer: (parameter, x) -> what a layer makes of x.
+        ends: of the parameters, between which the largest value is monotone.
+
+    Returns:
+        The parameter.
+
+    Raises:
+        ValueError: if the target is not between the values at both ends.
+    """
+
+    def excess(parameter: float) -> float:
+        value = largest(layers, start, lambda x: layer(parameter, x))
+        return min(value, 1e300) - target
+
+    reached = [excess(end) + target for end in ends]
+    if not min(reached) <= target <= max(reached):
+        low, high = sorted(reached)
+        raise ValueError(
+            f"subnetworks of these layers reach values in [{low:.6g}, {high:.6g}], got {target:g}"
+        )
+    smallest = 4 * math.ulp(1.0)
+    return float(optimize.brentq(excess, *ends, xtol=1e-18, rtol=smallest, maxiter=200))
