@@ -19,9 +19,9 @@ from jaxstab import networks
 class Dead(nn.Module):
     @nn.compact
     def __call__(self, x):
-        for i in range(4):
-            biases = nn.initializers.constant(-50.0 if i == 2 else 0.0)
-            name = "{HOSTILE}" if i == 2 else None
+        for i in range(2):
+            biases = nn.initializers.constant(-50.0 if i == 1 else 0.0)
+            name = "{HOSTILE}" if i == 1 else None
             x = nn.relu(nn.Dense(6, bias_init=biases, name=name)(x))
         return nn.Dense(2)(x)
 
@@ -168,7 +168,7 @@ def test_a_function_without_labels(tmp_path, capsys):
             "words.npz",
             "x must be bool, integers or floats of at most 64 bits, got dtype <U1",
         ),
-        ("tagged", "nan.npz", "x must be finite, 6 of its 6 values are not"),
+        ("tagged", "nan.npz", "x must be finite in float64, 6 of 6 are not"),
         ("tagged", "empty.npz", "x must hold examples along its first axis, got shape (0, 3)"),
         ("tagged", "scalar.npz", "x must hold examples along its first axis, got shape ()"),
         ("tagged", "other.npz", "must hold x and, for labels, y; holds mask, x"),
@@ -196,7 +196,7 @@ def test_a_damaged_batch_is_one_line(tmp_path, capsys):
     np.savez_compressed(tmp_path / "good.npz", x=draws.normal(size=(8, 3)))
     good = (tmp_path / "good.npz").read_bytes()
     damaged = tmp_path / "damaged.npz"
-    for _ in range(300):
+    for _ in range(120):
         content = np.frombuffer(good[: draws.integers(1, 2 * len(good))], np.uint8).copy()
         content[draws.integers(0, len(content), 3)] = draws.integers(0, 256, 3)
         damaged.write_bytes(content.tobytes())

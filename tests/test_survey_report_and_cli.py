@@ -319,7 +319,15 @@ def test_flags_override_the_config_which_overrides_the_defaults(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "words", [[], ["--help"], ["sweep", "--help"], ["theory", "--help"], ["report", "--help"]]
+    "words",
+    [
+        [],
+        ["--help"],
+        ["sweep", "--help"],
+        ["theory", "--help"],
+        ["diagnose", "--help"],
+        ["report", "--help"],
+    ],
 )
 def test_help_says_what_each_command_does(capsys, words):
     with pytest.raises(SystemExit) as stop:
@@ -327,7 +335,7 @@ def test_help_says_what_each_command_does(capsys, words):
     assert stop.value.code in (0, None)
     said = capsys.readouterr().out
     if words in ([], ["--help"]):
-        assert all(command in said for command in ("sweep", "theory", "report"))
+        assert all(command in said for command in ("sweep", "theory", "diagnose", "report"))
     else:
         assert len(said) > 200 and (words[0] != "sweep" or "--overwrite" in said)
 

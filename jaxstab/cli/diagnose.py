@@ -98,14 +98,11 @@ def _batch(path: Path) -> dict[str, Array]:
     if "x" not in arrays or set(arrays) - {"x", "y"}:
         held = ", ".join(arrays) or "nothing"
         raise UserError(f"--batch {path}: must hold x and, for labels, y; holds {held}")
-    for name, array in arrays.items():
-        _check_array(f"--batch {path}: {name}", array)
-    counts = {name: len(array) for name, array in arrays.items()}
-    if len(set(counts.values())) > 1:
-        told = " and ".join(f"{name} has {count}" for name, count in counts.items())
+    batch = {name: _array(f"--batch {path}: {name}", found) for name, found in arrays.items()}
+    if len({len(array) for array in batch.values()}) > 1:
+        told = " and ".join(f"{name} has {len(array)}" for name, array in batch.items())
         raise UserError(f"--batch {path}: {told} examples along the first axis")
-    with users_fault():
-        return {name: jnp.asarray(array) for name, array in arrays.items()}
+    return batch
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
@@ -122,15 +119,20 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
     return {name: array.astype(array.dtype.newbyteorder("=")) for name, array in found.items()}
 
 
-def _check_array(what: str, array: np.ndarray) -> None:
-    if array.dtype.kind not in _NUMBERS or array.dtype.itemsize > _LARGEST:
+def _array(what: str, found: np.ndarray) -> Array:
+    """An array on the device, of the precision that JAX has there; bad ones are refused."""
+    if found.dtype.kind not in _NUMBERS or found.dtype.itemsize > _LARGEST:
         wanted = "bool, integers or floats of at most 64 bits"
-        raise UserError(f"{what} must be {wanted}, got dtype {array.dtype}")
-    if not array.size or not array.ndim:
-        raise UserError(f"{what} must hold examples along its first axis, got shape {array.shape}")
-    bad = array.size - np.count_nonzero(np.isfinite(array))
+        raise UserError(f"{what} must be {wanted}, got dtype {found.dtype}")
+    if not found.size or not found.ndim:
+        raise UserError(f"{what} must hold examples along its first axis, got shape {found.shape}")
+    # a float64 may be too large for a float32
+    with np.errstate(over="ignore"):
+        array = jnp.asarray(found)
+    bad = found.size - np.count_nonzero(np.isfinite(np.asarray(array)))
     if bad:
-        raise UserError(f"{what} must be finite, {bad} of its {array.size} values are not")
+        raise UserError(f"{what} must be finite in {array.dtype}, {bad} of {found.size} are not")
+    return array
 
 
 def _made(word: str) -> tuple[Any, PyTree, Callable[..., Any]]:
