@@ -22,7 +22,7 @@ STAGES = ResidualStages((3, 4, 23, 3))
         # the published values of the same network (Martens et al. 2021, Zhang et al. 2022)
         ("softplus", "dks", 1.2, 0.18761008, 0.40688063, 8.87867254, -0.92134662),
         ("softplus", "tat", 0.2, 0.15011490, 0.53745999, 10.54880188, -0.99648101),
-        ("gelu", "dks", 1.2, 0.07043253, 0.25948930, 20.21158902, -0.15815379),
+        ("gelu", "dks", 1.2, 0.070432531, 0.259489298, 20.211589023, -0.158153790),
     ],
 )
 def test_held_numbers(name, method, target, alpha, beta, gamma, delta):
@@ -30,6 +30,16 @@ def test_held_numbers(name, method, target, alpha, beta, gamma, delta):
     numbers = [found.alpha, found.beta, found.gamma, found.delta]
     # the published targets of a layer are bisected to 1e-8 of the network's
     np.testing.assert_allclose(numbers, [alpha, beta, gamma, delta], rtol=5e-8)
+
+
+@pytest.mark.parametrize(
+    ("name", "above", "below"),
+    # published values at 0.6 and -0.6 of the same network, tau = 4.5
+    [("softplus", 0.69235748, -0.49351664), ("gelu", 0.69224295, -0.49198103)],
+)
+def test_held_values(name, above, below):
+    found = shaped(name, STAGES, "tat", tau=4.5)
+    np.testing.assert_allclose(found.activation(jnp.array([0.6, -0.6])), [above, below], atol=1e-8)
 
 
 def test_leaky_relu_by_its_slope():
@@ -162,7 +172,7 @@ def test_a_network_of_ones_own():
     ("activation", "layers", "settings", "message"),
     [
         ("relu", 10, {"method": "tat"}, "phi' jumps, at z = 0; take dks, or tat of leaky_relu"),
-        ("identity", 10, {}, "no scale and shift make it more than 1$"),
+        ("identity", 10, {}, "it is found up to 1$"),
         ("identity", 10, {"method": "tat"}, "has no solution with alpha in"),
         ("tanh", 0, {}, "layers must be an integer >= 1, got 0"),
         ("tanh", 10, {"zeta": 1.0}, r"zeta must lie in \(1, inf\), got 1"),

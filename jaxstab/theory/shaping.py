@@ -83,8 +83,9 @@ def shaped(
 ) -> Shaped:
     """Transform an activation for a network by DKS or TAT.
 
-    Of several solutions it takes the one with the least alpha gamma, and so with the least of all
-    largest slopes |phi_hat'|; of two mirrored ones, that with beta > 0. relu and its like, for
+    Of several solutions it takes the one with the least alpha^2 gamma, which |phi_hat''| is
+    proportional to: it bends gently at all inputs, not sharply at rare ones. Of two mirrored ones it
+    takes that with beta > 0. relu and its like, for
     which only alpha / beta counts, meet all conditions of DKS but Q'(1) = 1.
 
     Args:

@@ -18,8 +18,8 @@ _LOG_ALPHA = np.linspace(math.log(1e-3), math.log(10.0), 47)
 _BETA = np.linspace(-6.0, 6.0, 60)
 # kinks nearest to 0, around which more are sought
 _KINKS = 8
-# a grid's alpha gamma is that of the solution beside it within this factor
-_FARTHER = 1.5
+# the bend at a grid's point is that of the solution beside it within this factor
+_FARTHER = 2.0
 # a root is found with fewer evaluations, or not at all
 _EFFORT = {"maxfev": 60}
 # of the residuals, relative to the target of a layer
@@ -84,7 +84,7 @@ def solution(conditions: Conditions) -> Solution:
         conditions: on a layer.
 
     Returns:
-        Of several solutions, the one with the least alpha gamma.
+        Of several solutions, the one with the least alpha^2 gamma.
 
     Raises:
         ValueError: if there is none, or a moment is infinite or cannot be computed.
@@ -211,32 +211,30 @@ def _scaling(conditions: Conditions) -> Solution:
             )
             return _verified(conditions, root, beta, 1.0)
         steepest = max(steepest, *reached)
-    raise ValueError(
-        f"{conditions} has no solution: no scale and shift make it more than {1 + steepest:.6g}"
-    )
+    raise ValueError(f"{conditions} has no solution: it is found up to {1 + steepest:.6g}")
 
 
 class _Start(NamedTuple):
     """A place from which a root is sought.
 
     Attributes:
-        steepness: alpha gamma there.
+        bend: alpha^2 gamma there, which |phi_hat''| is proportional to.
         log_alpha: scale.
         beta: shift.
         sign: of E f.
     """
 
-    steepness: float
+    bend: float
     log_alpha: float
     beta: float
     sign: float
 
 
 def _general(conditions: Conditions) -> Solution:
-    """All conditions: roots are refined from grids of scales and shifts, the least alpha gamma first."""
+    """All conditions: roots are refined from grids of scales and shifts, the least bent first."""
     best: _Start | None = None
     for start in sorted(_starts(conditions)):
-        if best and start.steepness > _FARTHER * best.steepness:
+        if best and start.bend > _FARTHER * best.bend:
             break
         place = (start.log_alpha, start.beta)
         root = optimize.root(_at_one, place, (conditions, start.sign), tol=1e-13, options=_EFFORT)
@@ -253,14 +251,14 @@ def _general(conditions: Conditions) -> Solution:
 
 
 def _rank(found: _Start) -> tuple[float, float, float]:
-    """What decides between solutions: the largest slope of phi_hat, then how far and where it is shifted."""
-    return float(f"{found.steepness:.7e}"), round(abs(found.beta), 7), -found.beta
+    """What decides between solutions: the bend, then how far and where phi is shifted."""
+    return float(f"{found.bend:.7e}"), round(abs(found.beta), 7), -found.beta
 
 
 def _start(conditions: Conditions, log_alpha: float, beta: float, sign: float) -> _Start:
     moments = _moments(conditions, *_place(log_alpha, beta), sign)
-    steepness = math.exp(log_alpha) * float(moments.power[0] ** -0.5)
-    return _Start(steepness, log_alpha, beta, sign)
+    bend = math.exp(2.0 * log_alpha) * float(moments.power[0] ** -0.5)
+    return _Start(bend, log_alpha, beta, sign)
 
 
 def _starts(conditions: Conditions) -> list[_Start]:
@@ -278,7 +276,7 @@ def _starts(conditions: Conditions) -> list[_Start]:
             rows = [_residuals(conditions, _moments(conditions, *pair, sign)) for pair in pairs]
             for i, j in np.argwhere(_both_change(np.array(rows).swapaxes(0, 1))):
                 starts.append(_start(conditions, float(_LOG_ALPHA[i]), float(beta[i, j]), sign))
-    return [start for start in starts if math.isfinite(start.steepness)]
+    return [start for start in starts if math.isfinite(start.bend)]
 
 
 def _both_change(grid: np.ndarray) -> np.ndarray:
