@@ -2,11 +2,13 @@
 
 import weakref
 from collections.abc import Callable
+from itertools import compress
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import ClosedJaxpr
 from jaxtyping import Array
 
 from jaxstab.activations.activation import Activation
@@ -95,7 +97,7 @@ def _hoisted(phi: Activation) -> Activation:
 
 def _freed(name: str, f: Callable, arity: int) -> tuple["_Program", dict[str, Any]]:
     """f with its traced values as keyword arguments, and these values."""
-    programs: dict[Any, tuple[Any, list[Any]]] = {}
+    programs: dict[Any, tuple[list[str], ClosedJaxpr]] = {}
     values: dict[str, Any] = {}
     failed: Exception | None = None
     for dtype in (jnp.dtype("float32"), jnp.dtype("float64")):
@@ -107,15 +109,34 @@ def _freed(name: str, f: Callable, arity: int) -> tuple["_Program", dict[str, An
             # under strict promotion a function may take one dtype alone
             failed = error
             continue
-        consts = list(closed.consts)
-        for i, const in enumerate(consts):
-            if isinstance(const, jax.core.Tracer):
-                consts[i] = key = f"{name}_{dtype}_{i}"
-                values[key] = const
-        programs[dtype] = (closed.jaxpr, consts)
+        traced = [isinstance(const, jax.core.Tracer) for const in closed.consts]
+        names = [f"{name}_{dtype}_{i}" for i in range(sum(traced))]
+        values |= dict(zip(names, compress(closed.consts, traced), strict=True))
+        programs[dtype] = (names, _retraced(closed, traced, dtype, arity))
     if not programs and failed is not None:
         raise failed
     return _Program(programs, arity), values
+
+
+def _retraced(closed: ClosedJaxpr, traced: list[bool], dtype: Any, arity: int) -> ClosedJaxpr:
+    """The program as one of its traced values and its arrays, which remembers none of these values."""
+    fixed = [
+        None if is_traced else const for const, is_traced in zip(closed.consts, traced, strict=True)
+    ]
+    jaxpr = closed.jaxpr
+
+    def program(values: list[Array], *z: Array) -> list[Array]:
+        given = iter(values)
+        consts = [
+            next(given) if is_traced else const
+            for const, is_traced in zip(fixed, traced, strict=True)
+        ]
+        return jax.core.eval_jaxpr(jaxpr, consts, *z)
+
+    avals = [const.aval for const in compress(closed.consts, traced)]
+    values = [jnp.zeros(aval.shape, aval.dtype) for aval in avals]
+    with jax.enable_x64(True):
+        return jax.make_jaxpr(program)(values, *[jnp.zeros(1, dtype)] * arity)
 
 
 class _Program:
@@ -125,24 +146,26 @@ class _Program:
     keeps no traced value itself, so that caches may hold it.
     """
 
-    def __init__(self, programs: dict[Any, tuple[Any, list[Any]]], arity: int) -> None:
+    def __init__(self, programs: dict[Any, tuple[list[str], ClosedJaxpr]], arity: int) -> None:
         self.programs = programs
         self.arity = arity
 
     def __call__(self, *args: Array, **values: Array) -> Any:
         given = args[0].dtype
-        dtype = (
-            given
-            if given in self.programs
-            else max(self.programs, key=lambda dtype: dtype.itemsize)
-        )
-        jaxpr, consts = self.programs[dtype]
-        filled = [
-            jnp.asarray(values[const], var.aval.dtype) if isinstance(const, str) else const
-            for const, var in zip(consts, jaxpr.constvars, strict=True)
+        dtype = given
+        if given not in self.programs:
+            dtype = max(self.programs, key=lambda dtype: dtype.itemsize)
+        names, closed = self.programs[dtype]
+        hoisted = [
+            jnp.asarray(values[name], aval.dtype)
+            for name, aval in zip(names, closed.in_avals, strict=False)
         ]
         shape = jnp.broadcast_shapes(*map(jnp.shape, args))
         rows = [jnp.broadcast_to(arg, shape).astype(dtype).reshape(-1, 1) for arg in args]
-        outputs = jax.vmap(lambda *row: tuple(jax.core.eval_jaxpr(jaxpr, filled, *row)))(*rows)
+
+        def at_one(*row: Array) -> tuple[Array, ...]:
+            return tuple(jax.core.eval_jaxpr(closed.jaxpr, closed.consts, *hoisted, *row))
+
+        outputs = jax.vmap(at_one)(*rows)
         whole = tuple(output.reshape(shape).astype(given) for output in outputs)
         return whole[0] if self.arity == 1 else whole
