@@ -319,7 +319,7 @@ def test_a_users_stacked_decompositions_keep_to_one_cpu_device():
     # on two, each would wait for threads that the other has
     environment = {name: value for name, value in os.environ.items() if name != "NPROC"}
     divided = 'import jax; jax.config.update("jax_num_cpu_devices", 2)\n' + TWO_DECOMPOSITIONS
-    divided += "assert len(sweeps.Measuring(grid, measure, data).devices) == 1\n"
+    divided += "from jaxstab.sweeps.run import Measuring\nassert len(Measuring(grid, measure, data).devices) == 1\n"
     subprocess.run([sys.executable, "-c", divided], check=True, timeout=240, env=environment)
 
 

@@ -144,8 +144,9 @@ def claim(groups: Groups, shard: tuple[int, int] = (1, 1), join: bool = False) -
     Example:
         >>> import numpy as np
         >>> from jaxstab import store
+        >>> from jaxstab.store.opening import open_groups
         >>> fields = {"loss": store.Field((), "float32", ())}
-        >>> sweep = store.open_groups("memory://doctest/b.zarr", {}, fields, groups=5, size=1)
+        >>> sweep = open_groups("memory://doctest/b.zarr", {}, fields, groups=5, size=1)
         >>> with claim(sweep, shard=(2, 2)) as work:
         ...     for group in work:
         ...         work.commit(group, {"loss": np.float32([group])})

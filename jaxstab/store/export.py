@@ -27,7 +27,9 @@ def write_table(dataset: xr.Dataset, path: str | Path) -> Path:
 
     Example:
         >>> import tempfile
-        >>> from jaxstab.trainability import Grid, cut, fields, labelled
+        >>> from jaxstab.trainability import Grid
+        >>> from jaxstab.trainability.plan import cut
+        >>> from jaxstab.trainability.run import fields, labelled
         >>> grid = Grid(depths=(1, 2), sigma_w=(1.5,), steps=5)
         >>> rows = {name: np.zeros((2, *one.shape), one.dtype) for name, one in fields(grid).items()}
         >>> dataset = labelled(grid, cut(grid, size=1), rows, np.array([True, False]))
@@ -90,7 +92,9 @@ def write_events(dataset: xr.Dataset, folder: str | Path) -> Path:
 
     Example:
         >>> import tempfile
-        >>> from jaxstab.trainability import Grid, cut, fields, labelled
+        >>> from jaxstab.trainability import Grid
+        >>> from jaxstab.trainability.plan import cut
+        >>> from jaxstab.trainability.run import fields, labelled
         >>> grid = Grid(depths=(1, 2), sigma_w=(1.5,), steps=5)
         >>> rows = {name: np.zeros((2, *one.shape), one.dtype) for name, one in fields(grid).items()}
         >>> dataset = labelled(grid, cut(grid, size=1), rows, np.array([True, False]))

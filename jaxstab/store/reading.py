@@ -54,7 +54,7 @@ def load_groups(url: str | Path) -> xr.Dataset:
         ValueError: if there is no store, or it is damaged or another kind.
 
     Example:
-        >>> from jaxstab.store import open_groups
+        >>> from jaxstab.store.opening import open_groups
         >>> sweep = open_groups("memory://doctest/c.zarr", {}, {"loss": Field((), "float32", ())}, groups=2, size=2)
         >>> sweep.write(1, {"loss": np.float32([0.5, 0.25])})
         >>> found = load_groups("memory://doctest/c.zarr")
@@ -104,7 +104,7 @@ def column(url: str | Path, name: str) -> np.ndarray:
         ValueError: if there is no store, it is damaged or another kind, or has no such field.
 
     Example:
-        >>> from jaxstab.store import open_groups
+        >>> from jaxstab.store.opening import open_groups
         >>> sweep = open_groups("memory://doctest/d.zarr", {}, {"loss": Field((), "float32", ())}, groups=9, size=2)
         >>> sweep.write(5, {"loss": np.float32([0.5, 0.25])})
         >>> column("memory://doctest/d.zarr", "loss").tolist()
@@ -134,7 +134,7 @@ def progress(url: str | Path) -> Progress:
         ValueError: if there is no store, or it is damaged or another kind.
 
     Example:
-        >>> from jaxstab.store import open_groups
+        >>> from jaxstab.store.opening import open_groups
         >>> sweep = open_groups("memory://doctest/e.zarr", {}, {"loss": Field((), "float32", ())}, groups=9, size=2)
         >>> sweep.write(5, {"loss": np.float32([0.5, 0.25])})
         >>> progress("memory://doctest/e.zarr")[:4]

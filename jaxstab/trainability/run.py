@@ -353,7 +353,7 @@ def labelled(
         The fields over (*AXES, ...), NaN where a cell is not finished, and `done`.
 
     Example:
-        >>> from jaxstab.trainability import cut
+        >>> from jaxstab.trainability.plan import cut
         >>> grid = Grid(depths=(1, 2), sigma_w=(0.5, 1.5), steps=5)
         >>> rows = {name: np.zeros((4, *one.shape), one.dtype) for name, one in fields(grid).items()}
         >>> labelled(grid, cut(grid, size=2), rows, np.array([True, False])).loss.squeeze()[:, :, 0].values.tolist()
@@ -398,11 +398,12 @@ def restored(rows: xr.Dataset) -> xr.Dataset:
 
     Example:
         >>> from jaxstab import store
+        >>> from jaxstab.store.opening import open_groups
         >>> grid = Grid(depths=(1, 2), sigma_w=(1.5,), steps=5)
         >>> settings = {"grid": json.loads(grid.to_json()), "plan": {"size": 1, "lanes": 1}}
         >>> place, kept = "memory://doctest/f.zarr", fields(grid)
         >>> named = {n: store.Field(s.shape, s.dtype.name, dimensions(Training, n, s.ndim)) for n, s in kept.items()}
-        >>> sweep = store.open_groups(place, settings, named, groups=2, size=1)
+        >>> sweep = open_groups(place, settings, named, groups=2, size=1)
         >>> sweep.write(0, {name: np.zeros((1, *shape.shape), shape.dtype) for name, shape in kept.items()})
         >>> restored(store.load_groups(place)).loss.squeeze()[:, 0].values.tolist()  # the deepest first
         [nan, 0.0]

@@ -84,7 +84,9 @@ def summarise(dataset: xr.Dataset, chance: float) -> xr.Dataset:
         ValueError: if chance is not in [0, 1).
 
     Example:
-        >>> from jaxstab.trainability import Variant, cut, fields, labelled
+        >>> from jaxstab.trainability import Variant
+        >>> from jaxstab.trainability.plan import cut
+        >>> from jaxstab.trainability.run import fields, labelled
         >>> grid = Grid((Variant("LayerNorm", norm="layer"),), depths=(1, 2), sigma_w=(0.5, 1.5), steps=5)
         >>> share = lambda field: np.linspace(0.2, 0.8, 4).reshape(-1, *[1] * len(field.shape))
         >>> rows = {
