@@ -162,6 +162,13 @@ def test_a_network_keeps_lengths_and_has_the_designed_slope():
     assert abs(np.log(apart(x) / before / zeta)) < 4 * np.sqrt(2 * depth / width)
 
 
+def test_mirrored_solutions_and_mild_targets():
+    """For C'(1) -> 1, tanh(beta) = 1/2 and alpha^2 = 2 (C'(1) - 1), next order alpha^2; beta < 0 is its mirror."""
+    found = shaped("tanh", 10, zeta=1.00001)
+    assert found.beta == pytest.approx(np.arctanh(0.5), abs=1e-5)
+    assert found.alpha**2 == pytest.approx(2 * (found.slope - 1), rel=1e-4)
+
+
 def test_a_network_of_ones_own():
     """Two branches, of which the deeper one has the largest slope."""
     branches = lambda x, layer: max(layer(x), layer(layer(layer(x))))
@@ -183,6 +190,8 @@ def test_a_network_of_ones_own():
         ("leaky_relu", 1, {"zeta": 2.0}, "take more layers or a lower zeta"),
         ("tanh", 10, {"method": "lsuv"}, "method must be one of dks, tat, got 'lsuv'"),
         ("tanh", ResidualStages(()), {}, "need a block"),
+        ("tanh", ResidualStages(3), {}, "blocks must be a tuple, one count a stage, got 3"),
+        ("tanh", lambda x, layer: x, {}, r"reach values in \[1, 1\], got 1.5"),
         ("tanh", ResidualStages((2, 0)), {}, "blocks must be an integer >= 1, got 0"),
         (Activation("step", lambda z: jnp.sign(z), (0.0,)), 10, {}, "phi jumps at z = 0"),
     ],

@@ -24,7 +24,7 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxstab.activations import Activation, Mixture, get, leaky_relu
-from jaxstab.checks import check_choice
+from jaxstab.checks import check_choice, plain_number
 from jaxstab.theory import host
 from jaxstab.theory.features import features
 from jaxstab.theory.maps import AnyActivation
@@ -139,7 +139,7 @@ def _target(what: str, wanted: str, given: dict[str, float | None]) -> float:
     if others:
         raise ValueError(f"{what} has the target {wanted}, got {', '.join(others)}")
     value = given[wanted]
-    target = _DEFAULTS[wanted] if value is None else float(value)
+    target = _DEFAULTS[wanted] if value is None else plain_number(wanted, value)
     low, high = _RANGES[wanted]
     if not low < target < high:
         raise ValueError(f"{wanted} must lie in ({low:g}, {high:g}), got {target:g}")

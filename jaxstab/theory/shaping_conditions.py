@@ -20,10 +20,13 @@ _BETA = np.linspace(-6.0, 6.0, 60)
 _KINKS = 8
 # the bend at a grid's point is that of the solution beside it within this factor
 _FARTHER = 2.0
+# bends and shifts that are the same, to within what rounding makes of the mildest targets
+_ALIKE = 1e-5
 # a root is found with fewer evaluations, or not at all
 _EFFORT = {"maxfev": 60}
-# of the residuals, relative to the target of a layer
+# of the residuals: relative to the target of a layer, and absolute, above rounding
 _SOLVED = 1e-9
+_ROUNDED = 1e-14
 # beta, and the ends of ln alpha, where only their ratio counts; at beta = -1 relu needs u > 1 / alpha
 _LOG_RATIOS = ((1.0, (math.log(1e-4), math.log(1e8))), (-1.0, (math.log(0.125), math.log(1e8))))
 # slopes on both sides of a kink that differ by more make E phi''^2 infinite
@@ -238,10 +241,10 @@ def _general(conditions: Conditions) -> Solution:
             break
         place = (start.log_alpha, start.beta)
         root = optimize.root(_at_one, place, (conditions, start.sign), tol=1e-13, options=_EFFORT)
-        if np.max(np.abs(root.fun)) < _SOLVED:
+        if np.max(np.abs(root.fun)) < max(_SOLVED, _ROUNDED / conditions.rise):
             log_alpha, beta = map(float, root.x)
             found = _start(conditions, log_alpha, beta, start.sign)
-            best = min(best or found, found, key=_rank)
+            best = found if best is None or _goes_before(found, best) else best
     if best is None:
         raise ValueError(
             f"{conditions} has no solution with alpha in [{math.exp(_LOG_ALPHA[0]):.3g}, "
@@ -250,9 +253,13 @@ def _general(conditions: Conditions) -> Solution:
     return _verified(conditions, best.log_alpha, best.beta, best.sign)
 
 
-def _rank(found: _Start) -> tuple[float, float, float]:
-    """What decides between solutions: the bend, then how far and where phi is shifted."""
-    return float(f"{found.bend:.7e}"), round(abs(found.beta), 7), -found.beta
+def _goes_before(found: _Start, best: _Start) -> bool:
+    """Whether it bends less; or as much and is shifted less; or is mirrored and shifted to the right."""
+    if not math.isclose(found.bend, best.bend, rel_tol=_ALIKE):
+        return found.bend < best.bend
+    if not math.isclose(abs(found.beta), abs(best.beta), rel_tol=_ALIKE):
+        return abs(found.beta) < abs(best.beta)
+    return found.beta > 0 > best.beta
 
 
 def _start(conditions: Conditions, log_alpha: float, beta: float, sign: float) -> _Start:
@@ -266,7 +273,10 @@ def _starts(conditions: Conditions) -> list[_Start]:
     scales = _LOG_ALPHA[:, None]
     grids = [np.broadcast_to(_BETA, (len(scales), len(_BETA)))]
     # what a kink does is as wide as alpha
-    kinks = sorted(conditions.about.breaks, key=abs)[:_KINKS] if conditions.about.sharp else []
+    about = conditions.about
+    places = zip(about.breaks, about.scales, strict=True)
+    kinks = [place for place, width in places if about.sharp and math.isfinite(width)]
+    kinks = sorted(kinks, key=abs)[:_KINKS]
     grids += [kink + np.exp(scales) * _BETA for kink in kinks]
     starts = []
     for sign in (1.0, -1.0) if conditions.tailored else (1.0,):

@@ -45,6 +45,8 @@ def checked_layers(layers: Layers) -> Layers:
         ValueError: if a count is not an integer >= 1, or the shortcut's weight is out of range.
     """
     if isinstance(layers, ResidualStages):
+        if not isinstance(layers.blocks, tuple | list):
+            raise ValueError(f"blocks must be a tuple, one count a stage, got {layers.blocks!r}")
         blocks = tuple(check_count("blocks", count, 1) for count in layers.blocks)
         branch = check_count("branch", layers.branch, 1)
         if not blocks or not 0.0 <= layers.shortcut < 1.0:
