@@ -16,7 +16,7 @@ from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, PyTree
 
 Rule = Callable[[tuple, tuple], tuple[PyTree, PyTree]]
-FlatRule = Callable[[Sequence[Array], Sequence[Array | None]], tuple[list[Array], list[Array]]]
+FlatRule = Callable[[Sequence[Any], Sequence[Any]], tuple[Sequence[Any], Sequence[Any]]]
 
 # the name that stands in jaxprs
 NAME = "with_rule"
@@ -70,7 +70,7 @@ class WithRule:
 
         def flat_rule(
             primals: Sequence[Any], tangents: Sequence[Any]
-        ) -> tuple[list[Array], list[Array]]:
+        ) -> tuple[Sequence[Any], Sequence[Any]]:
             moved = [
                 _float0(p) if t is None else jnp.asarray(t)
                 for p, t in zip(primals, tangents, strict=True)
@@ -101,7 +101,7 @@ def _abstract(*leaves: Any, call_jaxpr: ClosedJaxpr, rule: FlatRule) -> list[Any
 
 def _differentiated(
     primals: Sequence[Any], tangents: Sequence[Any], *, call_jaxpr: ClosedJaxpr, rule: FlatRule
-) -> tuple[list[Array], list[Array]]:
+) -> tuple[Sequence[Any], Sequence[Any]]:
     floating = [jnp.issubdtype(jnp.result_type(primal), jnp.floating) for primal in primals]
     moved = [
         ad.instantiate_zeros(t) if is_float else None
@@ -122,7 +122,7 @@ def _batched(
 
     def rule_of_each(
         primals: Sequence[Any], tangents: Sequence[Any]
-    ) -> tuple[list[Array], list[Array]]:
+    ) -> tuple[Sequence[Any], Sequence[Any]]:
         return jax.vmap(rule, (list(axes), list(axes)))(list(primals), list(tangents))
 
     program = jax.make_jaxpr(each)(*leaves)

@@ -163,7 +163,8 @@ def test_every_function_is_called():
         for name in curvature.__all__
         if inspect.isfunction(getattr(curvature, name))
     }
-    assert functions == set(_calls()[0])
+    # a probe's model is the user's: tests/test_probes.py
+    assert functions - {"jacobian_at_sites"} == set(_calls()[0])
 
 
 def _of_stacks(lowered):

@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 
 from jaxstab import cli, store
+from jaxstab.store import fingerprint
 
 ROOT = Path(__file__).parent.parent
 # eight groups of one network, one program; each takes long enough to be caught at
@@ -209,7 +210,7 @@ def test_finished_and_other_sweeps(whole, capsys, tmp_path, monkeypatch):
         and "test: " in complained
         and len(complained.splitlines()) == 1
     )
-    monkeypatch.setattr(store, "code_version", lambda: {"jax": "0.0.1"})
+    monkeypatch.setattr(fingerprint, "code_version", lambda: {"jax": "0.0.1"})
     code, _, complained = run(capsys, "train", *FLAGS, "--out", whole)
     assert code == 2 and "-> 0.0.1" in complained
     assert content(whole) == before

@@ -14,8 +14,9 @@ import xarray as xr
 from jaxstab import cli, report, store, theory, trainability
 from jaxstab.records import Training, dimensions
 from jaxstab.store import opening
-from jaxstab.trainability import Grid, Variant, run, summarise
+from jaxstab.trainability import Grid, Variant, summarise
 from jaxstab.trainability.plan import cut
+from jaxstab.trainability.run import fields as fields_of
 from jaxstab.trainability.run import labelled
 
 N = 4.0
@@ -30,7 +31,7 @@ BEST_RATE = 1
 def _rows(grid, size):
     """Trainings as they would be if depth N xi_c were all: rows in the order of the plan."""
     rng = np.random.default_rng(0)
-    plan, cells, fields = cut(grid, size), grid.cells, run.fields(grid)
+    plan, cells, fields = cut(grid, size), grid.cells, fields_of(grid)
     at = np.concatenate([group.cells for group in plan.groups])
     zeros = {name: np.zeros((len(at), *field.shape), field.dtype) for name, field in fields.items()}
     xi = summarise(labelled(grid, plan, zeros, np.zeros(len(plan.groups), bool)), 0.1).xi_c.values[
@@ -165,7 +166,7 @@ def test_theory_is_that_of_each_gain_and_bias_and_of_no_other_network():
     grid = dataclasses.replace(
         GRID, sigma_b=(0.05, 0.4), dropouts=(0.0, 0.2), steps=2, evaluate=(), seeds=1
     )
-    plan, fields = cut(grid, 16), run.fields(grid)
+    plan, fields = cut(grid, 16), fields_of(grid)
     count = len(plan.groups) * plan.size
     nothing = {name: np.zeros((count, *field.shape), field.dtype) for name, field in fields.items()}
     said = summarise(labelled(grid, plan, nothing, np.zeros(len(plan.groups), bool)), 0.1)
@@ -204,7 +205,7 @@ def test_the_page_holds_everything_and_no_markup_of_names(summary, tmp_path):
 def _write(url, grid, plan, values, groups):
     fields = {
         name: store.Field(one.shape, one.dtype.name, dimensions(Training, name, len(one.shape)))
-        for name, one in run.fields(grid).items()
+        for name, one in fields_of(grid).items()
     }
     settings = {
         "grid": json.loads(grid.to_json()), "plan": {"size": plan.size, "lanes": plan.lanes},
@@ -272,7 +273,7 @@ def test_settings_that_are_missing_or_null_are_one_line(tmp_path, capsys, name, 
     grid = trainability.Grid(depths=(1,), sigma_w=(1.0,), steps=1)
     fields = {
         name: store.Field(one.shape, one.dtype.name, dimensions(Training, name, len(one.shape)))
-        for name, one in run.fields(grid).items()
+        for name, one in fields_of(grid).items()
     }
     whole = {
         "grid": json.loads(grid.to_json()),

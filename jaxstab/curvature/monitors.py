@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from jaxstab.checks import check_count
 from jaxstab.curvature.symmetric import extremes
 from jaxstab.curvature.vectors import ravel
+from jaxstab.norms.meshes import varying_like
 from jaxstab.spectra.operators import Operator
 
 
@@ -74,7 +75,9 @@ def monitor_sharpness(
         vector, _ = ravel(params)
         unknown = jnp.full(records, jnp.nan, vector.dtype)
         start = jax.random.normal(key, (1, vector.size), vector.dtype)
-        return SharpnessState(jnp.zeros((), jnp.int32), unknown, unknown, start)
+        state = SharpnessState(jnp.zeros((), jnp.int32), unknown, unknown, start)
+        # within shard_map the state varies over the mesh as parameters do
+        return varying_like(state, vector)
 
     def update(
         updates: PyTree, state: SharpnessState, params: PyTree | None = None, **_: Any

@@ -62,7 +62,7 @@ def objective(
         ValueError: if the model is neither, or the loss is unknown.
 
     Example:
-        >>> goal = objective(lambda w, x: x * w, "squared")
+        >>> goal = objective(lambda w, x: x * w[0], "squared")
         >>> float(goal(jnp.asarray([2.0]), (jnp.ones((3, 1)), jnp.zeros((3, 1)))))
         2.0
     """

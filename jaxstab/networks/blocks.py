@@ -180,7 +180,8 @@ class Block(nn.Module):
 
     def _kernel_init(self, index: Array | int) -> Callable:
         """The law of W; for "dense" per source, W = [W_0 .. W_i]/sqrt(i + 1), and zero for layers still to come."""
-        if self.sources == 1:
+        # a readout of a "dense" network reads all sources, and is drawn as any other
+        if self.skip is None or not SKIPS[self.skip].every_source:
             return self.weights
 
         def init(key: Array, shape: tuple[int, int], dtype: jnp.dtype) -> Array:
