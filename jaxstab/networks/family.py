@@ -50,7 +50,7 @@ def chain(mlp: MLP, train: bool = True) -> Chain:
         A chain that computes what `mlp.apply` does, layer by layer.
     """
     embed, block, readout = mlp.layers(train)
-    differs = mlp.dropout or mlp.norm == "batch"
+    differs = mlp.dropout or mlp.mixes_examples
 
     def start(params: Params, x: Array) -> Array:
         h = _apply(embed, params.embed, x)
@@ -65,7 +65,7 @@ def chain(mlp: MLP, train: bool = True) -> Chain:
         init=partial(init, mlp),
         bind=partial(_bound, mlp),
         unbind=lambda params, x: (params, initial_stats(mlp, x)),
-        update=Updates(None, *statistics(mlp)) if mlp.norm == "batch" else None,
+        update=Updates(None, *statistics(mlp)) if mlp.mixes_examples else None,
         inference=chain(mlp, train=False) if train and differs else None,
         prefixes=not mlp.of_one_depth,
     )

@@ -287,8 +287,9 @@ def missing_fixed_point(block: AnyActivation | Law) -> str:
         'residual: q grows with every block, c* and the rates are those it tends to'
     """
     known = as_law(block)
-    if unsolvable(known):
-        return unsolvable(known)
+    why = unsolvable(known)
+    if why:
+        return why
     if known.residual:
         return "residual: q grows with every block, c* and the rates are those it tends to"
     if known.skip == "dense":
@@ -325,8 +326,9 @@ def missing_critical_points(block: AnyActivation | Law) -> str:
         'residual: chi_1 = 1 + s^2 sigma_w^2 D exceeds 1 at every gain, and may tend to 1 with depth'
     """
     known = as_law(block)
-    if unsolvable(known):
-        return unsolvable(known)
+    why = unsolvable(known)
+    if why:
+        return why
     if known.residual:
         return "residual: chi_1 = 1 + s^2 sigma_w^2 D exceeds 1 at every gain, and may tend to 1 with depth"
     if known.skip == "dense":
