@@ -32,6 +32,11 @@ TRANSFORMATIONS = {
         clipping.clip_by_spectral_norm,
         {"max_norm": 0.7, "method": "newton_schulz", "iterations": 5},
     ),
+    # some containers start from zeros, others from ones: both count as 1
+    "clip_updates": (
+        functools.partial(clipping.clip_updates, relative_to="parameters"),
+        {"max_rms": 0.4, "least": 1.0, "per": "layer", "stacked": "stack"},
+    ),
     "guarded": (
         clipping.guarded,
         {"tx": clipping.auto_clip(50.0, 4, "layer", "stack"), "policy": "skip"},

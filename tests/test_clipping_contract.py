@@ -24,6 +24,10 @@ TRANSFORMATIONS = {
     "z_clip percentile": lambda t: clipping.z_clip(
         t, warmup=3, mode="percentile", per=lambda path: path[-1]
     ),
+    "clip_updates": lambda t: clipping.clip_updates(t),
+    "clip_updates relative": lambda t: clipping.clip_updates(
+        t, relative_to="parameters", per="layer"
+    ),
     "clip_spikes": lambda t: clipping.clip_spikes(t),
     "spam": lambda t: clipping.with_momentum_reset(
         optax.chain(clipping.clip_spikes(t), optax.trace(0.9)), every=7, warmup=3
@@ -152,7 +156,7 @@ def test_bare_and_monitored(name):
     tx, first = build(jnp.asarray(0.5, jnp.float32)), jax.tree.map(lambda x: x[0], (grads, updates))
     eager, _ = tx.update(first[0], tx.init(PARAMS), PARAMS, unknown=1.0)
     chex.assert_trees_all_close(eager, first[1], rtol=1e-5, atol=1e-6)
-    if "adaptive_grad_clip" not in name:
+    if name not in ("optax adaptive_grad_clip", "clip_updates relative"):  # these need parameters
         chex.assert_trees_all_equal_shapes_and_dtypes(
             jax.eval_shape(lambda: tx.update(first[0], state)), (eager, state)
         )
@@ -226,6 +230,19 @@ BAD = [
     (lambda: clipping.z_clip(option="max"), r"option must be one of adaptive_scaling, mean"),
     (lambda: clipping.z_clip(warmup=0), r"warmup must be an integer >= 1"),
     (lambda: clipping.z_clip(max_norm=-1.0), r"max_norm must be >= 0"),
+    (lambda: clipping.clip_updates(-1.0), r"max_rms must be >= 0"),
+    (lambda: clipping.clip_updates(least=np.nan), r"least must be >= 0, got nan"),
+    (lambda: clipping.clip_updates(per="all"), r"per must be one of"),
+    (
+        lambda: clipping.clip_updates(relative_to="parameters").update(
+            jnp.ones(2), clipping.clip_updates().init(None)
+        ),
+        r"clip_updates\(relative_to=\"parameters\"\) needs them",
+    ),
+    (
+        lambda: clipping.clip_updates(relative_to="weights"),
+        r"relative_to must be one of parameters, got 'weights'",
+    ),
     (lambda: clipping.clip_spikes(-1.0), r"threshold must be >= 0"),
     (lambda: clipping.clip_spikes(decay=float("nan")), r"decay must be in"),
     (

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxstab.clipping import auto_clip, z_clip
+from jaxstab.clipping import auto_clip, clip_updates, z_clip
 
 STEPS = 1000
 
@@ -134,3 +134,31 @@ def test_constant_norms_have_no_outliers_and_a_larger_one_is_clipped_to_their_me
     for norm, expected in [(2.0, 2.0)] * 5 + [(50.0, 2.0), (1.0, 1.0)]:
         updates, state = update(jnp.asarray([norm]), state)
         assert float(updates[0]) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("relative_to", [None, "parameters"])
+def test_clip_updates(relative_to):
+    # Adam's update after a spike of the gradient: in units of the RMS of leaves, and of each layer of a stack
+    rng = np.random.default_rng(3)
+    theta = {"w": rng.normal(size=(3, 4, 2)) * np.asarray([0.0, 1e-2, 1.0])[:, None, None]}
+    u = {"w": rng.normal(size=(3, 4, 2)) * np.asarray([1e-200, 0.5, 30.0])[:, None, None]}
+    u["w"][2, 0, 0] = np.inf
+
+    def clipped(u, theta):
+        """What one group becomes."""
+        rms = lambda x: np.sqrt(np.sum(x[np.isfinite(x)] ** 2) / x.size)
+        limit = 0.1 * max(rms(theta), 1e-3) if relative_to else 0.1
+        return np.where(np.isfinite(u), u * min(1.0, limit / max(rms(u), 1e-300)), u)
+
+    tree = {"blocks": u}, {"blocks": theta}
+    for settings, expected in (
+        ({"per": "leaf"}, clipped(u["w"], theta["w"])),
+        (
+            {"per": "layer", "stacked": "blocks"},
+            np.stack([clipped(*pair) for pair in zip(u["w"], theta["w"], strict=True)]),
+        ),
+    ):
+        tx = clip_updates(0.1, relative_to, **settings)
+        out, _ = jax.jit(lambda u, theta, tx=tx: tx.update(u, tx.init(theta), theta))(*tree)
+        # a float64 norm against NumPy's; the scale of the update may be rounded twice
+        np.testing.assert_allclose(out["blocks"]["w"], expected, rtol=1e-12)

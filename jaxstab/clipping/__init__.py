@@ -13,6 +13,7 @@ from jaxstab.clipping.guards import GuardState, guarded
 from jaxstab.clipping.spectral import clip_by_spectral_norm
 from jaxstab.clipping.spikes import clip_spikes, with_momentum_reset
 from jaxstab.clipping.telemetry import TelemetryState, monitored
+from jaxstab.clipping.updates import clip_updates
 
 __all__ = [
     "GuardState",
@@ -22,6 +23,7 @@ __all__ = [
     "clip_by_running_mean",
     "clip_by_spectral_norm",
     "clip_spikes",
+    "clip_updates",
     "guarded",
     "monitored",
     "normalize",

@@ -1,6 +1,7 @@
 """Euclidean norms of groups of leaves, in two factors that hold any magnitude."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -251,6 +252,28 @@ def zero_norms(
         label: jnp.zeros_like(_plain_sum(group, accumulator(*(m.leaf.dtype for m in group))))
         for label, group in groups.items()
     }
+
+
+def group_sizes(tree: PyTree, per: Per = "tree", stacked: Stacked = ()) -> dict[str, int]:
+    """Numbers of entries behind the norms of groups.
+
+    Args:
+        tree: floating arrays.
+        per: see `group_norms`.
+        stacked: see `group_norms`.
+
+    Returns:
+        By name of group; of one layer, where a group has a norm for each.
+
+    Example:
+        >>> group_sizes({"encoder": {"kernel": jnp.ones((3, 4))}}, "layer", "encoder")
+        {'encoder': 4}
+    """
+    sizes = {}
+    for label, group in _grouped(tree, Grouping(per, stacked)).items():
+        shapes = [m.leaf.shape[int(m.stacked) :] for m in group]
+        sizes[label] = sum(math.prod(shape) for shape in shapes)
+    return sizes
 
 
 def norm(tree: PyTree) -> Norm:
