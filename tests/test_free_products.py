@@ -1,6 +1,7 @@
 """Free products against closed forms, power series and random matrices."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
-from jaxstab import theory
+from jaxstab import networks, spectra, theory
 
 DEPTHS = jnp.asarray([2.0, 8.0, 32.0, 128.0])
 
@@ -193,6 +194,108 @@ def test_the_distribution_function_is_as_good_as_it_says(name, weights, depth, b
     assert float(jnp.max(error)) < bound
 
 
+def test_one_gaussian_layer_is_marchenko_pastur():
+    # held row A9: edges (1 +- sqrt(n_out / n_in))^2 of s^2
+    for n_out in (32, 160):
+        ratio = n_out / 64
+        law = theory.jacobian_law("identity", 1.0, 1.0, None, widths=(64, n_out))
+        edges = (1 - ratio**0.5) ** 2, (1 + ratio**0.5) ** 2
+        assert float(law.log_s_max) == pytest.approx(np.log(edges[1]) / 2, abs=1e-8)
+        square = np.linspace(*edges, 4001)[1:-1]
+        # density of s^2 among the min(n_in, n_out) values
+        density = np.sqrt((edges[1] - square) * (square - edges[0])) / (2 * np.pi * square)
+        want = integrate.cumulative_trapezoid(density / min(1, ratio), square, initial=0)
+        got = theory.jacobian_cdf(law, jnp.log(square) / 2)
+        # straight lines between 512 points
+        np.testing.assert_allclose(got, want, atol=2e-4)
+        assert float(law.zeros) == 0.0
+
+
+def _orthogonal(rng, above, below):
+    most = max(above, below)
+    haar, r = np.linalg.qr(rng.normal(size=(most, most)))
+    return (haar * np.sign(np.diag(r)))[:above, :below] * max(1.0, above / below) ** 0.5
+
+
+@pytest.mark.parametrize("weights", ["gaussian", "orthogonal"])
+@pytest.mark.parametrize("widths", [(180, 360, 90, 270), (300, 60, 300, 300), (220, 220, 220)])
+def test_changing_widths_against_random_matrices(widths, weights):
+    # two slopes: atoms, gaps of the density, and square layers by the other route
+    d = np.array([0.0, 0.4, 1.6])
+    share = np.array([0.1, 0.45, 0.45])
+    given = (jnp.asarray(d), jnp.asarray(share))
+    law = jax.tree.map(np.asarray, theory.product_law(*given, None, weights, widths=widths))
+    rng = np.random.default_rng(1)
+    product = np.eye(widths[0])
+    for below, above in itertools.pairwise(widths):
+        slope = np.sqrt(d)[np.searchsorted(np.cumsum(share) * below, np.arange(below) + 0.5)]
+        if weights == "gaussian":
+            matrix = rng.normal(size=(above, below)) / below**0.5
+        else:
+            matrix = _orthogonal(rng, above, below)
+        product = matrix @ (rng.permutation(slope)[:, None] * product)
+    s = np.linalg.svd(product, compute_uv=False)[::-1]
+    count = len(s)
+    rank = np.sum(s > 1e-9)
+    # exact: the least of the layers' alive units
+    assert float(law.zeros) == pytest.approx(1 - rank / count, abs=1e-12)
+    got = np.interp(np.log(s[-rank:]), law.log_s, law.cdf)
+    # eigenvalues are rigid: a few places off
+    assert np.max(np.abs(got - (np.arange(count) + 0.5)[-rank:] / count)) < 4 / count
+    if len(set(widths)) == 1:
+        square = theory.product_law(*given, len(widths) - 1, weights)
+        at = jnp.linspace(-2.0, float(square.log_s_max) - 1e-6, 300)
+        want = theory.jacobian_cdf(square, at)
+        # beside an edge where the density diverges either is good to 0.01
+        np.testing.assert_allclose(np.interp(at, law.log_s, law.cdf), want, atol=0.01)
+
+
+def test_moments_of_changing_widths():
+    # by the S-transform against the points of the law, a case of either kind of weights
+    for widths, weights in [((60, 20, 90, 30), "gaussian"), ((60, 30, 90, 45), "orthogonal")]:
+        given = ("leaky_relu", 1.3, 0.8)
+        law = jax.tree.map(np.asarray, theory.jacobian_law(*given, None, weights, widths=widths))
+        moments = theory.jacobian_moments(*given, None, weights, widths=widths)
+        first, second = (_moment(law, order) for order in (1, 2))
+        assert np.log(first) == pytest.approx(float(moments.log_mean), abs=1e-3)
+        assert second / first**2 - 1 == pytest.approx(float(moments.relative_variance), rel=3e-3)
+
+
+def test_networks_of_changing_widths_have_this_law():
+    sizes = (96, 192, 48, 96)
+    sigma_w = 1.4
+    point = theory.fixed_point("tanh", sigma_w, 0.2)
+
+    def layer(width):
+        def init(key, h):
+            keys = jax.random.split(key)
+            kernel = jax.random.normal(keys[0], (h.size, width)) * sigma_w / h.size**0.5
+            return {"kernel": kernel, "bias": 0.2 * jax.random.normal(keys[1], (width,))}
+
+        return init, lambda theta, h: jnp.tanh(h) @ theta["kernel"] + theta["bias"]
+
+    chain = networks.from_functions([layer(width) for width in (*sizes, 1)])
+    # tanh of it has the fixed point's V
+    x = jnp.arctanh(jnp.full(64, float(theory.second_moment("tanh", point.q)) ** 0.5))
+
+    def values(key):
+        params = chain.init(key, x)
+        return spectra.singular_values(chain, params, x, [3], from_layer=0)[0]
+
+    seeds = 16
+    s = np.asarray(jax.jit(jax.vmap(values))(jax.random.split(jax.random.key(0), seeds)))
+    law = theory.jacobian_law("tanh", sigma_w, point.q, None, points=96, widths=sizes)
+    # the bottleneck's exact zeros
+    assert float(law.zeros) == 0.5
+    nonzero = np.log(s[:, :48])
+    place = 2 * np.asarray(theory.jacobian_cdf(law, jnp.asarray(nonzero))) - 1
+    for power in (1, 2):
+        mean = np.mean(place**power, axis=1)
+        error = np.std(mean, ddof=1) / seeds**0.5
+        # uniform in (0, 1), up to a few places of the narrowest layer
+        assert abs(np.mean(mean) - 1 / (power + 1)) < 4 * error + 1 / 48
+
+
 def test_mistakes_are_named():
     with pytest.raises(ValueError, match="weights must be gaussian or orthogonal, got 'normal'"):
         theory.jacobian_law("tanh", 1.0, 1.0, 4, "normal")
@@ -200,3 +303,13 @@ def test_mistakes_are_named():
         theory.jacobian_moments("tanh", 1.0, 1.0, 1, "orthogonal")
     with pytest.raises(ValueError, match="points must be an integer >= 16, got 3"):
         theory.jacobian_law("tanh", 1.0, 1.0, 4, "gaussian", 3)
+    with pytest.raises(ValueError, match="depth must be None or 2, that of 3 widths, got 3"):
+        theory.jacobian_law("tanh", 1.0, 1.0, 3, widths=(8, 4, 8))
+    with pytest.raises(ValueError, match="depth or widths must be given, got neither"):
+        theory.jacobian_law("tanh", 1.0, 1.0, None)
+    with pytest.raises(ValueError, match="at least two, got"):
+        theory.jacobian_moments("tanh", 1.0, 1.0, None, widths=(8,))
+    with pytest.raises(ValueError, match="widths must be an integer >= 1, got 0"):
+        theory.jacobian_moments("tanh", 1.0, 1.0, None, widths=(8, 0))
+    with pytest.raises(ValueError, match="widths of one orthogonal layer must fall"):
+        theory.jacobian_law("tanh", 1.0, 1.0, None, "orthogonal", widths=(8, 9))

@@ -14,10 +14,11 @@ integrates in closed form, the share above lambda is
 atoms included. No power series, no continuation: logarithms of m / (1 + m) and of 1 + m are Pick
 functions of 1/w on the positive axis, so that every modulus |w| has exactly one angle with a real
 lambda (Belinschi & Bercovici 2005; Huang & Zhong 2014), found by bisection, and lambda grows with
-|w|.
+|w|. Where widths change from layer to layer, `rectangular` has the curve.
 """
 
 import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -29,6 +30,8 @@ from jaxstab.activations import Activation, Mixture, get
 from jaxstab.checks import check_count
 from jaxstab.theory.maps import AnyActivation, _float, _inside
 from jaxstab.theory.panels import centres, density, graded_panels
+from jaxstab.theory.rectangular import curve
+from jaxstab.theory.widths import Widths, checked_widths, moments, spread_of, top_atom
 
 # half-panels of 256 nodes: w comes close to the values d where their law is thin
 _NODES = 256
@@ -43,6 +46,8 @@ _TAIL = 1e-6
 
 class JacobianLaw(NamedTuple):
     """The limit law of the singular values s of dh_L/dh_0, as points on its distribution function.
+
+    A matrix of n_L rows and n_0 columns has min(n_0, n_L) singular values; shares are of those.
 
     Attributes:
         log_s: ln s, ascending.
@@ -169,9 +174,28 @@ def _moduli(factor: _Factor, points: int) -> Array:
     )
 
 
-def _factor(d: ArrayLike, share: ArrayLike, depth: ArrayLike, weights: str) -> _Factor:
+def _checked(depth: ArrayLike | None, weights: str, widths: Sequence[int] | None) -> Widths | None:
+    """Widths of layers that are not all equal; None where depth alone says all."""
     if weights not in ("gaussian", "orthogonal"):
         raise ValueError(f"weights must be gaussian or orthogonal, got {weights!r}")
+    if widths is None:
+        if depth is None:
+            raise ValueError("depth or widths must be given, got neither")
+        return None
+    checked = checked_widths(widths, weights)
+    layers = len(checked.ratios) - 1
+    if depth is not None and (isinstance(depth, jax.core.Tracer) or depth != layers):
+        raise ValueError(
+            f"depth must be None or {layers}, that of {layers + 1} widths, got {depth!r}"
+        )
+    if weights == "orthogonal" and layers == 1 and checked.ratios[1] >= 1:
+        raise ValueError(
+            f"widths of one orthogonal layer must fall, else its law is that of phi'^2, got {widths!r}"
+        )
+    return checked
+
+
+def _factor(d: ArrayLike, share: ArrayLike, depth: ArrayLike, weights: str) -> _Factor:
     least = 1 if weights == "gaussian" else 2
     if not isinstance(depth, jax.core.Tracer) and not np.all(np.asarray(depth) >= least):
         raise ValueError(f"depth must be at least {least} with {weights} weights, got {depth!r}")
@@ -221,9 +245,10 @@ def jacobian_law(
     activation: AnyActivation,
     sigma_w: ArrayLike,
     q: ArrayLike,
-    depth: ArrayLike,
+    depth: ArrayLike | None,
     weights: str = "gaussian",
     points: int = 512,
+    widths: Sequence[int] | None = None,
 ) -> JacobianLaw:
     """The law of the singular values of dh_L/dh_0 in a plain net of infinite width whose layers all have length q.
 
@@ -239,12 +264,14 @@ def jacobian_law(
         q: length of the pre-activations, > 0; a fixed point of the length map for the law to be
             that of a network.
         depth: L, >= 1; >= 2 with orthogonal weights, where a single layer's law is that of phi'^2
-            itself. May be traced.
+            itself. May be traced. None with widths.
         weights: "gaussian" or "orthogonal".
         points: points on the distribution function, >= 16. `jacobian_cdf` between them is good to
             (4 / points)^2 where the law is continuous with a bounded density. Beside an edge where
             the density diverges, as with two orthogonal layers of leaky relu, it is good to 0.025
             with 64 points and to 0.01 with 512.
+        widths: n_0, ..., n_L of layers 0 to L, where they differ; only their ratios count. A narrow
+            layer leaves n - n_l singular values that are exactly zero.
 
     Returns:
         The law.
@@ -256,16 +283,20 @@ def jacobian_law(
         >>> law = jax.jit(lambda: jacobian_law("relu", 2**0.5, 1.0, 8, "orthogonal"))()
         >>> f"{law.zeros:.2f} are zero, the largest is {jnp.exp(law.log_s_max):.3f}"
         '0.50 are zero, the largest is 4.514'
+        >>> narrow = jacobian_law("identity", 1.0, 1.0, None, widths=(64, 16, 64))
+        >>> f"{narrow.zeros:.2f} are zero"
+        '0.75 are zero'
     """
-    return product_law(*squared_slopes(activation, sigma_w, q), depth, weights, points)
+    return product_law(*squared_slopes(activation, sigma_w, q), depth, weights, points, widths)
 
 
 def product_law(
     d: Float[Array, " k"],
     share: Float[Array, " k"],
-    depth: ArrayLike,
+    depth: ArrayLike | None,
     weights: str = "gaussian",
     points: int = 512,
+    widths: Sequence[int] | None = None,
 ) -> JacobianLaw:
     """The law of the singular values of a product of L independent layers W D, whatever is on the diagonals D.
 
@@ -278,6 +309,7 @@ def product_law(
         depth: as in `jacobian_law`.
         weights: as in `jacobian_law`.
         points: as in `jacobian_law`.
+        widths: as in `jacobian_law`.
 
     Returns:
         The law.
@@ -291,6 +323,10 @@ def product_law(
         '0.40 of all values are the largest, 1.398'
     """
     check_count("points", points, 16)
+    changing = _checked(depth, weights, widths)
+    if changing is not None:
+        return _rectangular_law(jnp.asarray(d), jnp.asarray(share), changing, points)
+    assert depth is not None
     return _product_law(_factor(d, share, depth, weights), points)
 
 
@@ -317,6 +353,22 @@ def _product_law(factor: _Factor, points: int) -> JacobianLaw:
     )
 
 
+def _rectangular_law(d: Array, share: Array, widths: Widths, points: int) -> JacobianLaw:
+    found = curve(d, share, widths, points - 2)
+    atom, top = top_atom(d, share, widths)
+    top = jnp.where(atom > 0, top, found.log_lambda[-1])
+    # an atom on top is above every point below it
+    above = jnp.maximum(found.above, atom)
+    cdf = jnp.concatenate([1 - above, jnp.stack([1 - atom, jnp.ones_like(atom)])])
+    return JacobianLaw(
+        jax.lax.cummax(jnp.concatenate([found.log_lambda, top[None], top[None]])) / 2,
+        jax.lax.cummax(cdf),
+        2 * jnp.concatenate([found.density, jnp.zeros_like(found.density[:2])]),
+        found.zeros,
+        top / 2,
+    )
+
+
 def jacobian_cdf(law: JacobianLaw, log_s: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
     """Share of singular values at most s, between a law's points by straight lines.
 
@@ -334,20 +386,23 @@ def jacobian_moments(
     activation: AnyActivation,
     sigma_w: ArrayLike,
     q: ArrayLike,
-    depth: ArrayLike,
+    depth: ArrayLike | None,
     weights: str = "gaussian",
+    widths: Sequence[int] | None = None,
 ) -> JacobianMoments:
     """Mean and variance of the squared singular values of dh_L/dh_0 at infinite width.
 
     E s^2 = chi_1^L and Var s^2 / (E s^2)^2 = L (mu_2 / mu_1^2 - 1 - s_1), mu_k = E phi'^(2k), s_1 =
-    -1 for Gaussian and 0 for orthogonal weights (Pennington et al. 2017).
+    -1 for Gaussian and 0 for orthogonal weights (Pennington et al. 2017). Where widths change, each
+    layer's share of the variance goes as 1/n_l, by the S-transforms of `rectangular`.
 
     Args:
         activation: name, `Activation` or elementwise callable.
         sigma_w: weight gain, > 0.
         q: length of every layer's pre-activations, > 0.
-        depth: L, >= 1; >= 2 with orthogonal weights.
+        depth: L, >= 1; >= 2 with orthogonal weights. None with widths.
         weights: "gaussian" or "orthogonal".
+        widths: as in `jacobian_law`; moments are those of the min(n_0, n_L) singular values.
 
     Returns:
         The moments.
@@ -360,11 +415,15 @@ def jacobian_moments(
         >>> f"mean e^{abs(moments.log_mean):.3f}, variance {moments.relative_variance:.2f}"
         'mean e^0.000, variance 64.00'
     """
-    return _moments(_factor(*squared_slopes(activation, sigma_w, q), depth, weights))
+    changing = _checked(depth, weights, widths)
+    d, share = squared_slopes(activation, sigma_w, q)
+    if changing is not None:
+        return JacobianMoments(*moments(d, share, changing))
+    assert depth is not None
+    return _moments(_factor(d, share, depth, weights))
 
 
 @jax.jit
 def _moments(factor: _Factor) -> JacobianMoments:
-    mean = jnp.sum(factor.share * factor.d)
-    spread = jnp.sum(factor.share * (factor.d - mean) ** 2) / mean**2
+    mean, spread = spread_of(factor.d, factor.share)
     return JacobianMoments(factor.depth * jnp.log(mean), factor.depth * (spread + factor.gaussian))
