@@ -3,7 +3,7 @@
 A network is a chain of layers, h_0 = embed(x), h_l = block_l(h_{l-1}), y = readout(h_L), and every
 quantity is a fold over it (`networks.upwards`, `networks.downwards`):
 
-- `networks`: chains of our own family (`networks.MLP`) and of your own layers
+- `networks`: chains of our own family (`networks.mlp`) and of your own layers
   (`networks.from_linen`, ...).
 - `theory` predicts; `propagation` and `spectra` measure; `training` trains. Theory and measurement
   return the same `records`.

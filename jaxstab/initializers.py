@@ -33,7 +33,7 @@ from jaxstab.networks import (
 )
 from jaxstab.networks.blocks import UNIT_WEIGHTS
 from jaxstab.networks.chains import with_network
-from jaxstab.networks.family import branch
+from jaxstab.networks.family import branch, module_of
 from jaxstab.networks.gains import count_kernels, scale_layer
 from jaxstab.theory.gains import Gain as Gain
 from jaxstab.theory.gains import gain as gain
@@ -102,7 +102,7 @@ def _scaled(weights: str, sigma_w: float) -> Initializer:
 
 @with_network
 def looks_linear(
-    mlp: MLP,
+    network: MLP | Chain,
     key: Array,
     x: Float[Array, "*batch d_in"],
     sigma_w: ArrayLike = 1.0,
@@ -111,15 +111,15 @@ def looks_linear(
     """Parameters with which a relu-like network computes what a linear one of half its width does.
 
     Weights mirrored in sign, W = [[A, -A], [-A, A]]/c with phi(z) - phi(-z) = c z (Balduzzi et al.
-    2017, section 4), A drawn as `mlp.weights` says. The output is that of the linear network,
+    2017, section 4), A drawn by the network's `weights`. The output is that of the linear network,
     singular values of dy/dx included. The state h = (g, -g) holds that network's state g twice, so
     that its derivatives carry sqrt 2. With orthogonal A, relu and no skip, half of the singular
     values of dh_L/dh_l are sqrt(2) sigma_w^(L - l), half are 0, and those of dh_L/dx are sqrt(2)
     sigma_w^(L + 1) for d_in = width / 2.
 
     Args:
-        mlp: the network: relu, leaky_relu, gelu, silu, softplus or another such phi; even width; no
-            norm; skips none, "sum", "scaled" or "rezero".
+        network: one of our family, of relu, leaky_relu, gelu, silu, softplus or another such phi;
+            even width; no norm; skip None, "sum", "scaled" or "rezero".
         key: PRNG key.
         x: an input, for its size and dtype.
         sigma_w: gain of A.
@@ -132,12 +132,14 @@ def looks_linear(
         ValueError: if the network is not such a one.
 
     Example:
-        >>> mlp = MLP(depth=50, width=16, activation="relu", weights="orthogonal")
-        >>> params = looks_linear(mlp, jax.random.key(0), jnp.ones(8))
+        >>> from jaxstab import networks
+        >>> net = networks.mlp(depth=50, width=16, activation="relu", weights="orthogonal")
+        >>> params = looks_linear(net, jax.random.key(0), jnp.ones(8))
         >>> kernel = params.blocks["dense"]["kernel"][0]
         >>> bool(jnp.all(kernel[:8, :8] == -kernel[:8, 8:]))
         True
     """
+    mlp = module_of(network)
     phi = get(mlp.activation)
     z = np.linspace(0.1, 3.0, 4)
     # numbers at once, also where a network is drawn while something around it is traced
@@ -219,7 +221,7 @@ def lsuv(
         1.0
     """
     check_count("steps", steps, 1)
-    if isinstance(network, Chain):
+    if isinstance(network, Chain) and network.family is None:
         return _lsuv_of_own(network, params, x, target, steps, kernels, part)
     if kernels is not None or part is not None:
         raise ValueError(
@@ -227,7 +229,7 @@ def lsuv(
         )
     if jnp.ndim(x) != 2:
         raise ValueError(f"lsuv looks at a batch [batch, d_in], got shape {jnp.shape(x)}")
-    mlp = network.clone(dropout=False)
+    mlp = module_of(network).clone(dropout=False)
     dry = chain(mlp)
     without_skip = branch(mlp)
 
@@ -327,7 +329,7 @@ def _to_variance(
 
 
 @with_network
-def fixup(mlp: MLP, params: Params) -> Params:
+def fixup(network: MLP | Chain, params: Params) -> Params:
     """Fixup (Zhang et al. 2019, section 3) for branches of one layer: residual branches and readout start at zero.
 
     Its rule 1, the last layer of each branch and the classifier at 0, is all that applies where a
@@ -335,7 +337,7 @@ def fixup(mlp: MLP, params: Params) -> Params:
     Multipliers alpha start at 1, biases at 0.
 
     Args:
-        mlp: a network with skip "sum", "scaled" or "rezero" and no norm.
+        network: one of our family, with skip "sum", "scaled" or "rezero" and no norm.
         params: its parameters, drawn with He's gain.
 
     Returns:
@@ -344,6 +346,7 @@ def fixup(mlp: MLP, params: Params) -> Params:
     Raises:
         ValueError: if the network is not such a one.
     """
+    mlp = module_of(network)
     if mlp.skip not in ("sum", "scaled", "rezero") or mlp.norm:
         raise ValueError(
             f"fixup is for networks with skip sum, scaled or rezero and no norm, got skip {mlp.skip}, norm {mlp.norm}"

@@ -125,7 +125,7 @@ def test_the_code_that_decides_a_number_is_named_and_no_other():
     named = fingerprint.code_version()["sources"]
     deciding = {f"{name}.py" for name in (
         "training/run", "training/gradient", "trainability/run", "trainability/plan", "trainability/grid",
-        "networks/blocks", "networks/mlp", "networks/chains", "networks/pullbacks", "clipping/by_norm",
+        "networks/blocks", "networks/perceptron", "networks/chains", "networks/pullbacks", "clipping/by_norm",
         "activations/activation",
     )}  # fmt: skip
     assert deciding <= set(named) and len(set(named.values())) > len(deciding)

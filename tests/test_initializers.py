@@ -80,7 +80,8 @@ def test_looks_linear_is_linear(activation, skip):
         depth=5, width=12, activation=activation, skip=skip, weights="orthogonal", features_out=3
     )
     x = jax.random.normal(KEY, (6, 7))
-    params = jax.jit(lambda key: initializers.looks_linear(mlp, key, x, 1.1, 0.2))(KEY)
+    net = networks.chain(mlp)
+    params = jax.jit(lambda key: initializers.looks_linear(net, key, x, 1.1, 0.2))(KEY)
     half = mlp.clone(width=6, activation="identity")
     expected = half.apply(networks.variables(networks.init(half, KEY, x, 1.1, 0.2)), x)
     np.testing.assert_allclose(
@@ -131,7 +132,7 @@ def test_fixup_and_skip_init_start_as_the_identity():
     x = jax.random.normal(KEY, (4,))
     for skip in ("sum", "rezero"):
         mlp = MLP(depth=3, width=6, activation="relu", skip=skip, weights="he_normal")
-        params = initializers.fixup(mlp, networks.init(mlp, KEY, x, 1.0, 0.5))
+        params = initializers.fixup(networks.chain(mlp), networks.init(mlp, KEY, x, 1.0, 0.5))
         h = networks.chain(mlp).embed(params, x)
         states = propagation.forward(networks.chain(mlp), params, x)
         np.testing.assert_allclose(states.q, np.mean(h**2), rtol=1e-12)

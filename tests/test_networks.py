@@ -5,8 +5,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen
 
-from jaxstab import networks
+from jaxstab import initializers, networks, theory
 from jaxstab.networks import MLP
 
 KEY = jax.random.key(0)
@@ -31,6 +32,44 @@ def test_chain_computes_what_the_module_does(weights, dtype):
         params, jax.tree.map(lambda leaf: leaf.astype(dtype), params)
     )
     np.testing.assert_allclose(y, mlp.apply(networks.variables(params), x), rtol=1e-5)
+
+
+SETTINGS = {
+    "activation": "gelu", "features_out": 3, "weights": "orthogonal", "norm": "rms",
+    "norm_after": True, "dropout": True, "skip": "highway", "epsilon": 0.01, "momentum": 0.5,
+    "gate_bias": -1.0,
+}  # fmt: skip
+
+
+def test_mlp_is_the_chain_of_the_module_with_the_same_settings():
+    net, module, x = networks.mlp(3, 6, **SETTINGS), MLP(3, 6, **SETTINGS), jnp.linspace(-1, 1, 5)
+    assert net.family == module
+    params = net.init(KEY, x, sigma_w=1.4, sigma_b=0.3)
+    chex.assert_trees_all_equal(params, networks.init(module, KEY, x, 1.4, 0.3))
+    dry = net.inference
+    y = module.apply(networks.variables(params), x, train=False)
+    np.testing.assert_allclose(dry.apply(params, x), y, rtol=1e-12)
+    short = params._replace(blocks=jax.tree.map(lambda leaf: leaf[:2], params.blocks))
+    np.testing.assert_allclose(dry.apply(params, x, depth=2), dry.apply(short, x), rtol=1e-12)
+    for depth in (-1, 4):
+        with pytest.raises(ValueError, match="depth must be"):
+            dry.apply(params, x, depth=depth)
+    assert theory.law(**net.law, keep=0.9) == theory.law(
+        "gelu", norm="rms", norm_after=True, skip="highway", keep=0.9, weights="orthogonal",
+        depth=3, epsilon=0.01, gate_bias=-1.0,
+    )  # fmt: skip
+
+
+def test_chains_of_other_layers_have_no_law():
+    chain = networks.from_linen([linen.Dense(4)] * 3)
+    assert chain.family is None and chain.law is None
+    x = jnp.ones(4, jnp.float32)
+    for call in (
+        lambda: initializers.looks_linear(chain, KEY, x),
+        lambda: initializers.fixup(chain, chain.init(KEY, x)),
+    ):
+        with pytest.raises(ValueError, match=r"network must be a networks\.mlp"):
+            call()
 
 
 def test_network_is_the_formula():

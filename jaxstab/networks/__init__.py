@@ -8,13 +8,22 @@ share one draw.
 
 from jaxstab.networks.blocks import WEIGHTS
 from jaxstab.networks.chains import Chain, Layer, Params, Segments, Updates
-from jaxstab.networks.family import bind, chain, init, initial_stats, rescale, unbind, variables
+from jaxstab.networks.family import (
+    bind,
+    chain,
+    init,
+    initial_stats,
+    mlp,
+    rescale,
+    unbind,
+    variables,
+)
 from jaxstab.networks.folds import States, downwards, state, states, upwards
 from jaxstab.networks.gains import Kernels, scale_kernels
 from jaxstab.networks.here import Here
-from jaxstab.networks.mlp import MLP
 from jaxstab.networks.normalization import NORMS
 from jaxstab.networks.own import from_functions, from_linen, from_nnx, from_params
+from jaxstab.networks.perceptron import MLP
 from jaxstab.networks.probes import Probe, Reading, probe
 from jaxstab.networks.sites import Missed, Row, Site
 from jaxstab.networks.skips import SKIPS
@@ -49,6 +58,7 @@ __all__ = [
     "from_params",
     "init",
     "initial_stats",
+    "mlp",
     "over_batch",
     "probe",
     "rescale",

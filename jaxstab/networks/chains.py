@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax.errors import FlaxError
-from jaxtyping import Array, Bool, Float, Key, PyTree
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from jaxstab.activations import Activation
+from jaxstab.checks import check_count
 from jaxstab.networks.arguments import takes_network
-from jaxstab.networks.mlp import MLP
+from jaxstab.networks.perceptron import MLP
 
 
 class Segments(NamedTuple):
@@ -148,6 +149,8 @@ class Chain(NamedTuple):
         inference: the same network as it runs in inference; None where nothing differs.
         prefixes: whether the first blocks with the readout are a shallower network of the same
             kind.
+        family: the settings of a network of our own family, as its Flax module; None for layers of
+            the user's own.
     """
 
     embed: Callable[[Params, Array], Array]
@@ -162,6 +165,41 @@ class Chain(NamedTuple):
     # a Chain, which a NamedTuple cannot name while it is made
     inference: Any = None
     prefixes: bool = True
+    family: MLP | None = None
+
+    @property
+    def law(self) -> dict[str, Any] | None:
+        """What theory may assume of a block, as keywords of `theory.law`; None for other layers than ours.
+
+        The keep rate and the batch belong to a run, not to the network: give them beside.
+        """
+        if self.family is None:
+            return None
+        names = ("norm", "norm_after", "skip", "weights", "depth", "epsilon", "gate_bias")
+        return {"activation": self.activation} | {n: getattr(self.family, n) for n in names}
+
+    def apply(self, params: Params, x: PyTree, depth: Int[Array, ""] | int | None = None) -> PyTree:
+        """Compute the output.
+
+        Args:
+            params: parameters, from `init` or `bind`.
+            x: one input, or a batch where the layers take one.
+            depth: blocks that take part, in [0, L]; may be traced; None for all.
+
+        Returns:
+            y.
+
+        Raises:
+            ValueError: if a concrete depth is not one that the parameters have.
+        """
+        # the folds stand on chains
+        from jaxstab.networks.folds import state
+
+        if depth is not None and not isinstance(depth, jax.core.Tracer):
+            depth = check_count("depth", depth, 0)
+            if depth > params.depth:
+                raise ValueError(f"depth must be in [0, {params.depth}], got {depth}")
+        return self.readout(params, state(self, params, x, depth))
 
 
 def layers_of(stack: PyTree) -> int:

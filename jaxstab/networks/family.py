@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Key, PyTree
 
+from jaxstab.activations import Activation
 from jaxstab.checks import check_floating, check_gains
 from jaxstab.networks.blocks import Block, present
 from jaxstab.networks.chains import Chain, Dropout, Layer, Params, Segments, Updates, with_network
-from jaxstab.networks.mlp import MLP
 from jaxstab.networks.normalization import NORMS
+from jaxstab.networks.perceptron import MLP
 
 
 def _apply(module: Block, layer: PyTree, h: Array) -> Array:
@@ -68,7 +69,98 @@ def chain(mlp: MLP, train: bool = True) -> Chain:
         update=Updates(None, *statistics(mlp)) if mlp.mixes_examples else None,
         inference=chain(mlp, train=False) if train and differs else None,
         prefixes=not mlp.of_one_depth,
+        family=mlp,
     )
+
+
+def mlp(
+    depth: int,
+    width: int,
+    activation: str | Activation | Callable[[Array], Array] = "tanh",
+    *,
+    features_out: int = 10,
+    weights: str | Callable[..., Array] = "gaussian",
+    norm: str | None = None,
+    norm_after: bool = False,
+    dropout: bool = False,
+    skip: str | None = None,
+    epsilon: float = 1e-5,
+    momentum: float = 0.9,
+    gate_bias: float = -2.0,
+) -> Chain:
+    """Make a fully connected network: embedding, `depth` equal blocks, readout.
+
+    With a = phi(norm(h)), thinned by dropout in training,
+
+        h_0 = W x + b,    h_l = skip(h_{l-1}, W a + b),    y = W a + b  of h_depth.
+
+    `networks.MLP` is the same network as a Flax module.
+
+    Args:
+        depth: number of blocks L >= 1, excluding embedding and readout.
+        width: units per layer, >= 1.
+        activation: phi, by name, as an `Activation` or as an elementwise function.
+        features_out: number of outputs, >= 1.
+        weights: one of `networks.WEIGHTS`, or an initialiser as jax.nn.initializers has them.
+        norm: None or one of `networks.NORMS`. With "batch" in training, x is a batch.
+        norm_after: whether the norm follows phi instead of preceding it.
+        dropout: whether training drops features; `Chain.bind` sets key and rate.
+        skip: None or one of `networks.SKIPS`.
+        epsilon: added to variances in a norm, >= 0.
+        momentum: of BatchNorm's running statistics, in [0, 1].
+        gate_bias: initial bias of a highway's gates.
+
+    Returns:
+        The chain. `init(key, x, sigma_w, sigma_b)` draws its parameters, `apply(params, x)` is its
+        output, and every measurement of the package takes it.
+
+    Raises:
+        ValueError: if a size is not a positive integer, a setting is out of range, or a name is
+            unknown.
+
+    Example:
+        >>> net = mlp(depth=8, width=32, activation="relu", norm="layer", skip="sum")
+        >>> params = net.init(jax.random.key(0), jnp.ones(784), sigma_w=2**0.5)
+        >>> params.depth, net.apply(params, jnp.ones(784)).shape
+        (8, (10,))
+    """
+    return chain(
+        MLP(
+            depth,
+            width,
+            activation,
+            features_out,
+            weights,
+            norm,
+            norm_after,
+            dropout,
+            skip,
+            epsilon,
+            momentum,
+            gate_bias,
+        )
+    )
+
+
+@with_network
+def module_of(network: MLP | Chain) -> MLP:
+    """The Flax module of a network of our own family.
+
+    Args:
+        network: the module itself, or a chain of it.
+
+    Returns:
+        The module.
+
+    Raises:
+        ValueError: if the chain is of other layers.
+    """
+    module = network.family if isinstance(network, Chain) else network
+    if module is None:
+        raise ValueError(
+            "network must be a networks.mlp(...) or a networks.MLP, got a chain of other layers"
+        )
+    return module
 
 
 @with_network

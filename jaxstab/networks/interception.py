@@ -15,7 +15,7 @@ from jaxstab.activations import Activation
 from jaxstab.networks.chains import Chain, Params, layers_of
 from jaxstab.networks.family import chain
 from jaxstab.networks.folds import state
-from jaxstab.networks.mlp import MLP
+from jaxstab.networks.perceptron import MLP
 from jaxstab.networks.tagged import tag
 
 # what begins the names of our own tags

@@ -20,10 +20,12 @@ from jaxstab.networks.chains import (
     with_blocks,
     with_network,
 )
-from jaxstab.networks.mlp import MLP
+from jaxstab.networks.perceptron import MLP
 
 # what a network has no more once its states have been brought into another form
-_MEASURED_ONLY: dict[str, Any] = dict.fromkeys(("init", "bind", "unbind", "update", "inference"))
+_MEASURED_ONLY: dict[str, Any] = dict.fromkeys(
+    ("init", "bind", "unbind", "update", "inference", "family")
+)
 
 
 def flatten(whole: Chain, batch: int) -> Chain:
