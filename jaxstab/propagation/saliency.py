@@ -1,0 +1,193 @@
+r"""Measure: the gradient by the input, whether nearby inputs or several networks share it, and how much is noise.
+
+A saliency map is the gradient of an output by the input (Simonyan, Vedaldi & Zisserman 2014). Where
+the gradients at two nearby inputs are no more alike than noise, the map explains nothing: the
+gradient is shattered (Balduzzi et al. 2017). In a wide network with the signals of two inputs at
+correlation c_l,
+
+    cos(dy/dx, dy/dx') = prod_l M(c_l) / M(1),    M(c) = E phi'(u) phi'(v),  corr(u, v) = c,
+
+for relu a product of 1 - arccos(c_l) / pi, since M is (pi - arccos c) / (2 pi) (Cho & Saul 2009).
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float, PyTree
+
+from jaxstab import networks
+from jaxstab.networks import Chain, Here, Params
+from jaxstab.networks.chains import with_network
+from jaxstab.networks.views import pair
+from jaxstab.norms.logarithms import unit
+from jaxstab.records import Estimate
+
+
+class InputGradient(NamedTuple):
+    """A gradient by the input in two parts, since deep networks leave the range of floats.
+
+    Attributes:
+        direction: of unit length, in the shape of the input; zero where the gradient is.
+        log_norm: ln of its length; -inf where it is zero.
+    """
+
+    direction: Float[Array, "..."]
+    log_norm: Float[Array, "*sample"]
+
+
+@with_network
+def input_gradient(
+    chain: Chain, params: Params, x: Array, output: Callable[[PyTree], Float[Array, ""]]
+) -> InputGradient:
+    """The gradient of a scalar of the output by the input, dL/dx.
+
+    Args:
+        chain: the network; `Chain.inference` for a trained one with BatchNorm.
+        params: its parameters.
+        x: one input, or a batch where blocks mix examples.
+        output: scalar function of the network's output, such as a logit or a loss.
+
+    Returns:
+        The gradient.
+
+    Example:
+        >>> mlp = networks.MLP(depth=2, width=8, activation="identity")
+        >>> params = networks.init(mlp, jax.random.key(0), jnp.ones(3))
+        >>> found = input_gradient(networks.chain(mlp), params, jnp.ones(3), lambda y: y[0])
+        >>> found.direction.shape, round(float(jnp.linalg.norm(found.direction)), 4)
+        ((3,), 1.0)
+    """
+    states = networks.states(chain, params, x)
+
+    def step(above: InputGradient, here: Here) -> tuple[InputGradient, None]:
+        direction, grown = unit(here.pull(above.direction))
+        return InputGradient(direction, above.log_norm + grown), None
+
+    y = chain.readout(params, states.last)
+    start = InputGradient(*unit(jax.grad(output)(y)))
+    return networks.downwards(chain, params, states, step, start, readout=True)[0]
+
+
+@with_network
+def gradient_correlation(
+    chain: Chain,
+    params: Params,
+    x1: Array,
+    x2: Array,
+    output: Callable[[PyTree], Float[Array, ""]],
+) -> Float[Array, " state"]:
+    """Cosine of the gradients at two inputs, by the input and by the state of every layer.
+
+    Args:
+        chain: the network.
+        params: its parameters, depth L.
+        x1: one input, or a batch taken as one long input.
+        x2: another, nearby.
+        output: scalar function of the network's output.
+
+    Returns:
+        The cosines, [L + 2]: first that of dL/dx, then those of dL/dh_0 .. dL/dh_L; NaN where a
+        gradient is zero or not finite.
+
+    Example:
+        >>> mlp = networks.MLP(depth=2, width=8, activation="identity")
+        >>> params = networks.init(mlp, jax.random.key(0), jnp.ones(3))
+        >>> gradient_correlation(networks.chain(mlp), params, jnp.ones(3), jnp.arange(3.0), jnp.sum).round(4).tolist()
+        [1.0, 1.0, 1.0, 1.0]
+    """
+    both, weights = pair(chain, params, params)
+    states = networks.states(both, weights, (x1, x2))
+
+    def step(above: tuple[Array, Array], here: Here) -> tuple[tuple[Array, Array], Array]:
+        first, second = here.pull(above)
+        u1, log_1 = unit(first)
+        u2, log_2 = unit(second)
+        defined = jnp.isfinite(log_1) & jnp.isfinite(log_2)
+        # 1 - |u - u'|^2 / 2 keeps the digits of what is nearly 1
+        cosine = 1 - jnp.sum((u1 - u2) ** 2) / 2
+        return (u1, u2), jnp.where(defined, cosine, jnp.nan)
+
+    outputs = both.readout(weights, states.last)
+    start = tuple(jax.grad(output)(y) for y in outputs)
+    return networks.downwards(both, weights, states, step, start, readout=True)[1]
+
+
+def agreement(gradients: InputGradient) -> Estimate:
+    """Mean cosine between pairs of gradients: 1 where all point the same way, 0 where they are noise.
+
+    Over nearby inputs it measures shattering; over seeds, whether networks give the same
+    explanation.
+
+    Args:
+        gradients: from `input_gradient` under `jax.vmap`, n >= 2 along the first axis.
+
+    Returns:
+        The mean over pairs, to which a zero gradient adds 0, with its jackknife standard error,
+        which is up to sqrt(2) too large where gradients do not agree. NaN for fewer than two
+        gradients; the error for fewer than three.
+
+    Example:
+        >>> three = InputGradient(jnp.eye(2)[jnp.asarray([0, 0, 1])], jnp.zeros(3))
+        >>> round(float(agreement(three).value), 4)
+        0.3333
+    """
+    u = _rows(gradients.direction)
+    return _jackknifed(jnp.sum(u**2, axis=1), u @ jnp.sum(u, axis=0), _share)
+
+
+def signal_to_noise(gradients: InputGradient) -> Estimate:
+    r"""Signal to noise of a saliency map over draws, such as inputs with noise added (SmoothGrad, Smilkov et al. 2017).
+
+        SNR = |E g|^2 / E |g - E g|^2
+
+    with |E g|^2 estimated from pairs of draws, so that noise does not count as signal.
+
+    Args:
+        gradients: from `input_gradient` under `jax.vmap`, n >= 2 along the first axis.
+
+    Returns:
+        The ratio with its jackknife standard error, see `agreement`; an estimate may lie below zero
+        where there is no signal.
+
+    Example:
+        >>> two = InputGradient(jnp.ones((2, 1)), jnp.log(jnp.asarray([1.0, 3.0])))
+        >>> round(float(signal_to_noise(two).value), 3)  # |E g|^2 is 1 x 3, E |g|^2 is 5
+        1.5
+    """
+    log_norm = gradients.log_norm
+    # the ratio has no scale: the longest is 1
+    g = _rows(gradients.direction) * jnp.exp(log_norm - jnp.max(log_norm))[:, None]
+
+    def ratio(square: Array, products: Array, count: int) -> Array:
+        signal = _share(square, products, count)
+        return signal / (square / count - signal)
+
+    return _jackknifed(jnp.sum(g**2, axis=1), g @ jnp.sum(g, axis=0), ratio)
+
+
+def _rows(directions: Float[Array, "n ..."]) -> Float[Array, "n d"]:
+    return jax.vmap(lambda direction: ravel_pytree(direction)[0])(directions)
+
+
+def _share(square: Array, products: Array, count: int) -> Array:
+    """Mean of g_i . g_j over pairs i != j, from sum_i |g_i|^2 and |sum_i g_i|^2."""
+    return (products - square) / (count * (count - 1)) if count > 1 else products * jnp.nan
+
+
+def _jackknifed(
+    squares: Float[Array, " n"],
+    products: Float[Array, " n"],
+    statistic: Callable[[Array, Array, int], Array],
+) -> Estimate:
+    """A function of the sum of squares |g_i|^2 and of products g_i . s, s = sum_i g_i, and its error."""
+    count = len(squares)
+    square = jnp.sum(squares)
+    product = jnp.sum(products)
+    value = statistic(square, product, count)
+    # |s - g_i|^2 = |s|^2 - 2 g_i . s + |g_i|^2
+    without = statistic(square - squares, product - 2 * products + squares, count - 1)
+    spread = jnp.sum((without - jnp.mean(without)) ** 2)
+    return Estimate(value, jnp.sqrt(spread * (count - 1) / count))
