@@ -1,6 +1,7 @@
 """Predict: mean-field theory of infinitely wide networks."""
 
 from jaxstab.theory.critical import critical_points, critical_sigma_w
+from jaxstab.theory.designs import Design, design
 from jaxstab.theory.doubly_critical import DoublyCritical, doubly_critical
 from jaxstab.theory.finite_width import (
     Comparison,
@@ -51,6 +52,7 @@ __all__ = [
     "NORMS",
     "SKIPS",
     "Comparison",
+    "Design",
     "DoublyCritical",
     "JacobianLaw",
     "JacobianMoments",
@@ -68,6 +70,7 @@ __all__ = [
     "critical_sigma_w",
     "critical_width_gain",
     "derivative_moment",
+    "design",
     "doubly_critical",
     "fixed_point",
     "fixed_points",
