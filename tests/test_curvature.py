@@ -508,6 +508,20 @@ def test_sharpness_along_training_is_recorded_and_frozen_where_a_run_diverges():
     stopped, series, _ = run(1e307)
     assert run._cache_size() == 1
     assert 0 <= stopped < 40 and np.isfinite(series[0]) and np.isnan(series[2])
+    # built in, over rates at once: the same records, and a branch that vmap leaves a branch
+    rates = jnp.asarray([0.1, 1e307])
+    settings = {"key": KEY, "steps": 60, "curvature_every": 20}
+    built_in = lambda rate: (
+        training.train(mlp, params, optax.sgd(rate), data, **settings)[1].curvature
+    )
+    both = jax.vmap(built_in)
+    assert "cond[" in str(jax.make_jaxpr(both)(rates))
+    found = jax.jit(both)(rates)
+    # ten products, begun at the last eigenvector
+    np.testing.assert_allclose(found.sharpness[0], run(0.1)[1], rtol=1e-3)
+    assert np.isnan(found.sharpness[1, 2]) and not np.isnan(found.sharpness[1, 0])
+    with pytest.raises(ValueError, match="curvature_every must be an integer >= 1, got 0"):
+        training.train(mlp, params, optax.sgd(0.1), data, key=KEY, steps=3, curvature_every=0)
     monitor = curvature.monitor_sharpness(at, 3)
     with pytest.raises(ValueError, match="needs the parameters"):
         monitor.update(params, monitor.init(params))

@@ -36,10 +36,10 @@ def monitor_sharpness(
 ) -> optax.GradientTransformation:
     """Record the sharpness of a loss while any optimiser trains on it; updates pass unchanged.
 
-    To be chained with an optimiser, under any training loop; of `training.train`, which keeps the
-    state of a run that is no longer finite, records after that stay NaN. A measurement goes on from
-    the last eigenvector, so that few products serve. It is skipped between records, but under
-    `jax.vmap` over runs, which computes both branches: use `jax.lax.map`.
+    To be chained with an optimiser, under any training loop; `training.train` has it built in, as
+    `curvature_every`. A measurement goes on from the last eigenvector, so that few products serve.
+    It is skipped between records, but under `jax.vmap` over runs, which computes both branches: use
+    `jax.lax.map`.
 
     Args:
         operator: parameters -> symmetric matrix, such as `hessian` of the loss at them.
@@ -68,16 +68,9 @@ def monitor_sharpness(
     check_count("steps", steps, 1)
     check_count("every", every, 1)
     check_count("products", products, 1)
-    records = -(-steps // every)
-    key = jax.random.key(0)
 
     def init(params: PyTree) -> SharpnessState:
-        vector, _ = ravel(params)
-        unknown = jnp.full(records, jnp.nan, vector.dtype)
-        start = jax.random.normal(key, (1, vector.size), vector.dtype)
-        state = SharpnessState(jnp.zeros((), jnp.int32), unknown, unknown, start)
-        # within shard_map the state varies over the mesh as parameters do
-        return varying_like(state, vector)
+        return begun(params, -(-steps // every))
 
     def update(
         updates: PyTree, state: SharpnessState, params: PyTree | None = None, **_: Any
@@ -87,21 +80,53 @@ def monitor_sharpness(
                 "monitor_sharpness needs the parameters: tx.update(updates, state, params)"
             )
 
-        def measured() -> SharpnessState:
-            found = extremes(operator(params), key, steps=products, start=state.vector)
-            at = state.updates // every
-            # parameters that are not finite have no eigenvector
-            vector = jnp.where(
-                jnp.isnan(found.largest_vectors), state.vector, found.largest_vectors
-            )
-            return state._replace(
-                sharpness=state.sharpness.at[at].set(found.largest[0]),
-                error=state.error.at[at].set(found.largest_error[0]),
-                vector=vector,
-            )
+        def measure() -> SharpnessState:
+            return measured(state, operator(params), state.updates // every, products)
 
         due = (state.updates % every == 0) & (state.updates < steps)
-        state = jax.lax.cond(due, measured, lambda: state)
-        return updates, state._replace(updates=state.updates + 1)
+        after = jax.lax.cond(due, measure, lambda: state)
+        return updates, after._replace(updates=state.updates + 1)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def begun(params: PyTree, records: int) -> SharpnessState:
+    """The state before the first measurement.
+
+    Args:
+        params: any pytree.
+        records: measurements to come.
+
+    Returns:
+        The state, of a random vector.
+    """
+    vector, _ = ravel(params)
+    unknown = jnp.full(records, jnp.nan, vector.dtype)
+    start = jax.random.normal(jax.random.key(0), (1, vector.size), vector.dtype)
+    state = SharpnessState(jnp.zeros((), jnp.int32), unknown, unknown, start)
+    # within shard_map the state varies over the mesh as parameters do
+    return varying_like(state, vector)
+
+
+def measured(
+    state: SharpnessState, operator: Operator, record: Int[Array, ""], products: int = 10
+) -> SharpnessState:
+    """Measure the sharpness, from the last eigenvector on.
+
+    Args:
+        state: what was measured so far.
+        operator: symmetric.
+        record: where to write it.
+        products: with the operator, >= 1.
+
+    Returns:
+        The state.
+    """
+    found = extremes(operator, jax.random.key(0), steps=products, start=state.vector)
+    # parameters that are not finite have no eigenvector
+    vector = jnp.where(jnp.isnan(found.largest_vectors), state.vector, found.largest_vectors)
+    return state._replace(
+        sharpness=state.sharpness.at[record].set(found.largest[0]),
+        error=state.error.at[record].set(found.largest_error[0]),
+        vector=vector,
+    )

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+import optax
+from jaxtyping import Array, Float, Int, PyTree
 
 from jaxstab import networks
-from jaxstab.checks import check_choice
+from jaxstab.checks import check_choice, check_labels
 from jaxstab.curvature.kernels import LOSSES
 from jaxstab.networks import MLP, Chain
-from jaxstab.training.run import cross_entropy
 
 Outputs = Callable[[PyTree, PyTree], PyTree]
 MeanLoss = Callable[[PyTree, PyTree], Float[Array, ""]]
@@ -72,6 +72,32 @@ def objective(
         loss if callable(loss) else {"cross_entropy": cross_entropy, "squared": squared}[loss]
     )
     return Objective(_outputs(model, mixes), of_outputs)
+
+
+def cross_entropy(
+    y: Float[Array, "*batch d_out"], labels: Int[Array, "*batch"]
+) -> Float[Array, ""]:
+    """Mean softmax cross-entropy, in nats.
+
+    Args:
+        y: logits, of one example or a batch.
+        labels: classes.
+
+    Returns:
+        The mean; NaN, as is its gradient, where a label has no logit.
+
+    Raises:
+        ValueError: if labels whose values Python knows are not integers in [0, d_out).
+
+    Example:
+        >>> round(float(cross_entropy(jnp.zeros((3, 10)), jnp.arange(3))), 4)  # ln 10
+        2.3026
+    """
+    check_labels(labels, y.shape[-1])
+    told_apart = jnp.all((labels >= 0) & (labels < y.shape[-1]))
+    # a factor, so that the gradient is NaN too
+    known = jnp.where(told_apart, jnp.ones((), y.dtype), jnp.full((), jnp.nan, y.dtype))
+    return known * jnp.mean(optax.softmax_cross_entropy_with_integer_labels(y, labels))
 
 
 def squared(y: Float[Array, "batch ..."], targets: Array) -> Float[Array, ""]:

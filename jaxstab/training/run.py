@@ -11,6 +11,9 @@ from jaxtyping import Array, ArrayLike, Float, Int, Key, PyTree
 
 from jaxstab import networks
 from jaxstab.checks import check_batch, check_count, check_floating, check_labels, check_looks
+from jaxstab.curvature.monitors import SharpnessState, begun, measured
+from jaxstab.curvature.objectives import cross_entropy
+from jaxstab.curvature.products import hessian_by_gradient
 from jaxstab.networks import MLP, Chain, Params, binding, views
 from jaxstab.networks.chains import with_network
 from jaxstab.records import Training
@@ -56,37 +59,13 @@ class State(NamedTuple):
         stats: BatchNorm's running statistics, and what else layers of the user's own keep; empty
             where there is none.
         optimiser: state of the optax transformation.
+        curvature: records of the sharpness along the run; None where it is not measured.
     """
 
     params: Params
     stats: PyTree
     optimiser: PyTree
-
-
-def cross_entropy(
-    y: Float[Array, "*batch d_out"], labels: Int[Array, "*batch"]
-) -> Float[Array, ""]:
-    """Mean softmax cross-entropy, in nats.
-
-    Args:
-        y: logits, of one example or a batch.
-        labels: classes.
-
-    Returns:
-        The mean; NaN, as is its gradient, where a label has no logit.
-
-    Raises:
-        ValueError: if labels whose values Python knows are not integers in [0, d_out).
-
-    Example:
-        >>> round(float(cross_entropy(jnp.zeros((3, 10)), jnp.arange(3))), 4)  # ln 10
-        2.3026
-    """
-    check_labels(labels, y.shape[-1])
-    told_apart = jnp.all((labels >= 0) & (labels < y.shape[-1]))
-    # a factor, so that the gradient is NaN too
-    known = jnp.where(told_apart, jnp.ones((), y.dtype), jnp.full((), jnp.nan, y.dtype))
-    return known * jnp.mean(optax.softmax_cross_entropy_with_integer_labels(y, labels))
+    curvature: SharpnessState | None = None
 
 
 @with_network
@@ -140,11 +119,14 @@ def train(
     rate: ArrayLike = 0.0,
     depth: Int[Array, ""] | int | None = None,
     evaluate: Sequence[int] = (),
+    curvature_every: int | None = None,
 ) -> tuple[Training, State]:
     """Train one network; vmap or map over runs.
 
-    A run whose loss or gradient is not finite stops there: its state stays what it was, the step is
-    told.
+    A run whose loss or gradient is not finite stops there: its state stays what it was, and
+    `first_nonfinite` holds the step. The sharpness is the largest eigenvalue of the Hessian of the
+    loss over all of `data`, from 10 products with it that begin at the last eigenvector. Under
+    `jax.vmap` too it is computed only at its records, unlike by `curvature.monitor_sharpness`.
 
     Args:
         network: an MLP, or a chain of the user's own layers that takes a batch:
@@ -165,12 +147,16 @@ def train(
         depth: blocks that take part, may be traced, see `value_and_grad`; None for all.
         evaluate: numbers of updates after which to look at all data, in [0, steps]; the end is
             always one.
+        curvature_every: updates from one record of the sharpness to the next, >= 1; None for no
+            record. BatchNorm sees minibatches of `batch`, dropout the masks of the step.
 
     Returns:
-        What was seen, and the state at the end.
+        What was seen, and the state at the end. `State.curvature` holds the sharpness before
+        updates 0, every, 2 every, ..., NaN from the first step that is not finite on; the edge of
+        stability is at `curvature.largest_stable_rate`.
 
     Raises:
-        ValueError: if steps < 1, batch is beyond the data, evaluate is not within [0, steps], there
+        ValueError: if steps or curvature_every < 1, batch is beyond the data, evaluate is not within [0, steps], there
             are no data, labels are no classes that the network tells apart, x is not floating where
             the network is an MLP, a chain does not take a batch, or as `value_and_grad` does.
 
@@ -187,6 +173,9 @@ def train(
     chain = _chain(network)
     bind = chain.bind or binding.bind
     _check(data, steps, batch, evaluate, isinstance(chain.block, tuple))
+    every = curvature_every
+    if every is not None:
+        every = check_count("curvature_every", every, 1)
     points = sorted({*evaluate, steps})
     draws, masks = jax.random.split(key)
     # the rows that a step's gradient norms go to, those of the last step to the end's too; the last
@@ -202,10 +191,28 @@ def train(
         bound = bind(state.params, stats=state.stats, key=jax.random.fold_in(masks, t), rate=rate)
         return value_and_grad(network, bound, some.x, lambda out: loss(out, some.y), depth, last)
 
+    whole, chunk = _for_curvature(chain, data, batch)
+
+    def curvature(t: Array, state: State) -> SharpnessState | None:
+        if state.curvature is None or every is None:
+            return None
+        known = state.curvature
+
+        def by_parameters(params: Params, some: Examples) -> Params:
+            return gradient(t, state._replace(params=params), some, None).params
+
+        def measure() -> SharpnessState:
+            operator = hessian_by_gradient(by_parameters, state.params, whole, chunk)
+            return measured(known, operator, t // every)
+
+        # t is no part of what is mapped over: a branch stays a branch
+        return jax.lax.cond(t % every == 0, measure, lambda: known)
+
     def update(t: Array, run: _Run) -> _Run:
         order, some = _minibatch(data, batch, draws, t, run.order)
         found = gradient(t, run.state, some, run.last)
         new = _updated(tx, run.state, found)
+        new = new._replace(curvature=curvature(t, run.state))
         return _recorded(run._replace(order=order), t, rows[t], found, new, _right(found.y, some.y))
 
     def segment(run: _Run, ends: tuple[Array, Array]) -> tuple[_Run, tuple[Array, Array]]:
@@ -214,6 +221,8 @@ def train(
         return run, (learned.astype(first.loss.dtype), tested.astype(first.loss.dtype))
 
     state = start(chain, params, tx, data.x)
+    if every is not None:
+        state = state._replace(curvature=begun(state.params, -(-steps // every)))
     some = data.at(slice(batch))
     bound = bind(state.params, stats=state.stats, key=masks, rate=rate)
     _check_outputs(views.output_shape(chain, bound, some.x), loss, some.size, data, test)
@@ -275,6 +284,14 @@ def _recorded(
         norms=run.norms.at[rows].set(jnp.broadcast_to(norms, (2, len(norms)))),
         first_nonfinite=jnp.where(going & ~found.finite, t, run.first_nonfinite),
     )
+
+
+def _for_curvature(chain: Chain, data: Examples, batch: int | None) -> tuple[Examples, int | None]:
+    """The examples of the Hessian, and how many at a time: where blocks mix them, whole minibatches."""
+    if chain.update is None:
+        return data, None
+    size = batch or data.size
+    return data.at(slice(data.size // size * size)), size
 
 
 def _minibatch(
