@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import integrate
 
-from jaxstab import curvature, networks, theory
+from jaxstab import activations, curvature, networks, theory
 
 LENGTHS = (0.5, 3.0)
 
@@ -65,19 +65,46 @@ def test_a_kinked_activation_agrees_with_scipy():
     np.testing.assert_allclose(found[1][0, 1], wanted, rtol=1e-7)
 
 
-def test_equal_lengths_have_the_correlations_of_the_fold():
-    found = theory.kernels(theory.law("gelu", skip="sum"), 1.2, 0.3, 4, c0=0.2).nngp
-    forward, correlation, _, _ = theory.predict(
-        theory.law("gelu", skip="sum"), 1.2, 0.3, [4], width=4, d_in=4, c0=0.2
-    )
+CURED = {"norm": "layer", "norm_after": True, "skip": "sum", "keep": 0.8}
+
+
+@pytest.mark.parametrize(
+    ("activation", "settings"),
+    [
+        ("gelu", {"skip": "sum"}),
+        ("relu", CURED),
+        ("relu", CURED | {"norm": "rms", "norm_after": False, "shared_masks": False}),
+    ],
+)
+def test_equal_lengths_have_the_correlations_of_the_fold(activation, settings):
+    block = theory.law(activation, **settings)
+    found = theory.kernels(block, 1.2, 0.3, 4, c0=0.2).nngp
+    forward, correlation, _, _ = theory.predict(block, 1.2, 0.3, [4], width=4, d_in=4, c0=0.2)
     np.testing.assert_allclose(found[:, 0, 0], forward.q, rtol=1e-12)
     np.testing.assert_allclose(found[:, 0, 1] / found[:, 0, 0], correlation.c, rtol=1e-9)
 
 
-@pytest.mark.parametrize(("activation", "skip"), [("relu", None), ("tanh", "sum")])
-def test_tangent_kernels_of_finite_networks_agree(activation, skip):
+def test_dropout_thins_the_tangent_kernel():
+    """sigma_w^2 D Theta with D / rho under the same masks, and only on the diagonal under masks of their own."""
+    for shared, beside in ((True, 0.8), (False, 1.0)):
+        dry = theory.kernels("relu", 1.3, 0.2, 1, c0=0.3)
+        wet = theory.kernels(theory.law("relu", keep=0.8, shared_masks=shared), 1.3, 0.2, 1, c0=0.3)
+        ratio = (dry.ntk[1] - dry.nngp[1]) / (wet.ntk[1] - wet.nngp[1])
+        np.testing.assert_allclose(ratio, [[0.8, beside], [beside, 0.8]], rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("activation", "settings"),
+    [
+        ("relu", {}),
+        ("tanh", {"skip": "sum"}),
+        ("relu", {"norm": "layer"}),
+        ("relu", {"norm": "layer", "norm_after": True, "skip": "sum"}),
+    ],
+)
+def test_tangent_kernels_of_finite_networks_agree(activation, settings):
     width, depth, count = 96, 2, 64
-    mlp = networks.MLP(depth, width, activation, features_out=1, skip=skip)
+    mlp = networks.MLP(depth, width, activation, features_out=1, **settings)
     chain = networks.chain(mlp)
     # two inputs of mean squares 0.5 and 3 and correlation 0.4
     x = np.linalg.qr(np.random.default_rng(1).normal(size=(12, 2)))[0].T * 12**0.5
@@ -91,11 +118,11 @@ def test_tangent_kernels_of_finite_networks_agree(activation, skip):
 
     keys = jax.random.split(jax.random.key(2), count)
     samples = jax.jit(lambda keys: jax.lax.map(measured, keys, batch_size=16))(keys)
-    block = theory.law(activation, skip=skip)
+    block = theory.law(activation, **settings)
     states = theory.kernels(block, 1.3, 0.2, depth, q0=LENGTHS, c0=0.4, width=width, d_in=12)
     # the readout is a layer without a skip: Theta of h_L goes through it, its own parameters add n A + 1
     plain = theory.kernels(
-        activation,
+        theory.law(activation, **settings | {"skip": None}),
         1.0,
         0.0,
         1,
@@ -132,10 +159,13 @@ def test_deep_critical_kernels_tend_to_a_quarter_and_a_third():
 
 
 def test_laws_without_kernels_are_refused():
-    with pytest.raises(
-        ValueError, match="kernels are known of blocks without norm and dropout.*norm layer"
+    for block, reason in (
+        (theory.law("tanh", norm="batch"), "BatchNorm mixes the examples"),
+        (theory.law("tanh", skip="dense"), "skip must be None, sum, scaled or rezero, got dense"),
+        (activations.mixture("relu", "identity", 0.5), "take one activation"),
     ):
-        theory.kernels(theory.law("tanh", norm="layer"), 1.0, 0.0, 1)
+        with pytest.raises(ValueError, match=f"no kernels of .*{reason}"):
+            theory.kernels(block, 1.0, 0.0, 1)
     with pytest.raises(
         ValueError, match="width and d_in are given together, got width 8 and d_in None"
     ):

@@ -87,6 +87,8 @@ BLOCKS = {
     "dropout, LayerNorm, residual": {"norm": "layer", "skip": "sum", "keep": 0.8},
     "RMSNorm after": {"norm": "rms", "norm_after": True},
     "dense, LayerNorm": {"norm": "layer", "skip": "dense"},
+    "DyT": {"norm": "dyt"},
+    "Derf after, residual": {"norm": "derf", "norm_after": True, "skip": "sum"},
     "BatchNorm, residual": {"norm": "batch", "batch": 8, "skip": "sum"},
 }
 

@@ -27,6 +27,7 @@ from jaxstab.theory.laws import Law
 from jaxstab.theory.maps import log_square, log_sum
 from jaxstab.theory.moments import inside
 from jaxstab.theory.signals import Head, Signal, log
+from jaxstab.theory.squashes import is_squashed
 
 
 class Layers(NamedTuple):
@@ -211,13 +212,16 @@ def layers(
     return fold(law, gains, at, first, depth)
 
 
+def _has_parameters(law: Law) -> bool:
+    """Whether the norm has a scale of its own."""
+    return law.norm is not None or is_squashed(law.activation)
+
+
 def _fed(law: Law, gains: Gains, signal: Signal, known: Head) -> tuple[Array, Array]:
     """ln of a branch's squared gradient of parameters over that of the branch: per unit of width, and besides."""
-    own = (
-        gains.weight + known.log_own
-        if law.norm is not None
-        else jnp.full_like(known.log_power, -jnp.inf)
-    )
+    own = jnp.full_like(known.log_power, -jnp.inf)
+    if _has_parameters(law):
+        own = gains.weight + known.log_own
     if law.finite_batch:
         # gradients add up to zero over a batch: only what differs between examples counts, and no
         # bias
@@ -287,7 +291,7 @@ def _dense(law: Law, gains: Gains, at: functools.partial, first: Signal, depth: 
         signal, sums, log_new, _ = carry
         known = at(signal)
         many, _ = _fed(law, gains, signal, known)
-        own = gains.weight + known.log_own if law.norm is not None else none
+        own = gains.weight + known.log_own if _has_parameters(law) else none
         # the gap of a source, relative to the length of the sum so far
         log_power = log_sum(sums.log_power, known.log_power)
         log_q = log_sum(sums.log_q, signal.log_q)

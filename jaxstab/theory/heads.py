@@ -21,8 +21,9 @@ from jaxstab.theory.batches import Sphere, finite_head, limit_head
 from jaxstab.theory.features import Features
 from jaxstab.theory.laws import Law
 from jaxstab.theory.maps import distance_map, log_sum
-from jaxstab.theory.moments import log_moments, variance
+from jaxstab.theory.moments import inside, log_moments, variance
 from jaxstab.theory.signals import Head, Signal, log
+from jaxstab.theory.squashes import is_squashed, own_square
 
 
 def head(law: Law, phi: Activation, about: Features, table: Sphere | None, signal: Signal) -> Head:
@@ -57,8 +58,12 @@ def _activated(phi: Activation, about: Features, log_q: Array, signal: Signal) -
     moments = log_moments(phi, about, log_q)
     one = jnp.ones_like(log_q)
     gap = distance_map(phi, about, log_q, one, signal.distance).distance
-    # E u^2 phi'^2 = M (1 + 2 dlnM/dlnq), z = sqrt(q) u
-    log_stretch = log(jnp.maximum(1.0 + 2.0 * moments.slope_power, 0.0))
+    if is_squashed(phi):
+        log_own = log(own_square(phi, about, jnp.exp(inside(log_q))))
+    else:
+        # E u^2 phi'^2 = M (1 + 2 dlnM/dlnq), z = sqrt(q) u
+        log_stretch = log(jnp.maximum(1.0 + 2.0 * moments.slope_power, 0.0))
+        log_own = moments.log_slope + log_q + log_stretch
     return Head(
         log_power=moments.log_length,
         log_gain=moments.log_growth,
@@ -67,7 +72,7 @@ def _activated(phi: Activation, about: Features, log_q: Array, signal: Signal) -
         within=gap,
         log_slope=moments.log_slope,
         log_isotropic=moments.log_slope,
-        log_own=moments.log_slope + log_q + log_stretch,
+        log_own=log_own,
     )
 
 

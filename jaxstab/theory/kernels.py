@@ -8,6 +8,11 @@ et al. 2018),
 O = K' where sigma_w / sqrt(n) stands beside parameters of variance 1 (the NTK's own parameters),
 and O = n A + 1 for the parameters of our networks, of fan-in n. A residual branch of factor s adds
 to K and to Theta, times s^2.
+
+LayerNorm and RMSNorm divide by lengths that do not fluctuate at large width. Before phi they turn K
+into K12 / sqrt((K11 + eps) (K22 + eps)), after it A likewise, and D is divided by the same root:
+that a norm projects h out of its gradient is one direction of n. Dropout divides A and D by the
+keep rate, where two inputs share masks; else only the diagonals.
 """
 
 from typing import NamedTuple
@@ -63,6 +68,33 @@ def _moments(phi: Activation, about: Features, covariance: Array) -> _Moments:
     )
 
 
+def _head(phi: Activation, about: Features, law: Law, covariance: Array) -> _Moments:
+    """A and D of a = dropout(phi(norm(h))) or dropout(norm(phi(h))), h of a covariance."""
+    if law.norm is None:
+        known = _moments(phi, about, covariance)
+    elif law.norm_after:
+        known = _moments(phi, about, covariance)
+        if law.norm == "layer":
+            lengths = jnp.diagonal(covariance)
+            own = log_moments(phi, about, inside(jnp.log(lengths)))
+            mean = own.mean * jnp.sqrt(lengths)
+            known = known._replace(values=known.values - mean[:, None] * mean[None])
+        known = _Moments(*(_per_length(known.values, law) * part for part in known))
+    else:
+        factor = _per_length(covariance, law)
+        known = _moments(phi, about, factor * covariance)
+        known = known._replace(slopes=factor * known.slopes)
+    # inputs with masks of their own share those of a product by chance
+    apart = jnp.ones((2, 2)) if law.shared_masks else _matrix(jnp.ones(2), law.keep)
+    return _Moments(*(part * apart / law.keep for part in known))
+
+
+def _per_length(covariance: Array, law: Law) -> Float[Array, "2 2"]:
+    """1 / sqrt((K11 + epsilon) (K22 + epsilon)), and so on."""
+    factor = jax.lax.rsqrt(jnp.diagonal(covariance) + law.epsilon)
+    return factor[:, None] * factor[None]
+
+
 def _matrix(diagonal: Array, beside: Array) -> Float[Array, "2 2"]:
     return jnp.stack([jnp.stack([diagonal[0], beside]), jnp.stack([beside, diagonal[1]])])
 
@@ -92,7 +124,7 @@ def _kernels(
 
     def layer(carry: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], Kernels]:
         nngp, ntk = carry
-        known = _moments(phi, about, nngp)
+        known = _head(phi, about, law, nngp)
         branch = w2 * known.values + b2
         own = branch if width is None else width * known.values + 1.0
         new = kept * nngp + square * branch, kept * ntk + square * (own + w2 * known.slopes * ntk)
@@ -102,6 +134,17 @@ def _kernels(
     nngp = w2 * given + b2
     ntk = nngp if d_in is None else d_in * given + 1.0
     return jax.lax.scan(layer, (nngp, ntk), None, length=depth + 1)[1]
+
+
+def _missing(law: Law) -> str:
+    """Why no kernel is known of a block; empty where it is."""
+    if isinstance(law.activation, Mixture):
+        return "pairs of a mixture's units of two lengths have no rule here; take one activation"
+    if law.norm == "batch":
+        return "BatchNorm mixes the examples, and kernels are those of a whole batch"
+    if not (law.skip is None or law.residual):
+        return f"skip must be None, sum, scaled or rezero, got {law.skip}"
+    return ""
 
 
 def kernels(
@@ -118,8 +161,8 @@ def kernels(
     """NNGP and NTK of two inputs at every layer, as width goes to infinity.
 
     Args:
-        block: `law` of a block without norm and dropout, its skip None, "sum", "scaled" or
-            "rezero"; or an activation.
+        block: `law` of a block without BatchNorm, its skip None, "sum", "scaled" or "rezero"; or an
+            activation. With dropout the NTK is that of fixed masks.
         sigma_w: weight gain, >= 0.
         sigma_b: bias standard deviation, >= 0.
         depth: blocks L. A readout behind phi is one more layer.
@@ -130,10 +173,11 @@ def kernels(
         d_in: input features, with `width`.
 
     Returns:
-        The kernels, of one unit of the pre-activations. A multiplier alpha counts as no parameter.
+        The kernels, of one unit of the pre-activations. A multiplier alpha, and scale and bias of a
+        norm, count as no parameters.
 
     Raises:
-        ValueError: if the law has a norm, dropout or another skip, or a number is out of range.
+        ValueError: if the law has BatchNorm or another skip, or a number is out of range.
 
     Example:
         >>> found = kernels("relu", 2**0.5, 0.0, 400)
@@ -144,16 +188,8 @@ def kernels(
     known = as_law(block)
     check_gains(sigma_w, sigma_b)
     depth = check_count("depth", depth, 0)
-    plain = known.norm is None and isinstance(known.keep, float) and known.keep == 1.0
-    if (
-        not plain
-        or not (known.skip is None or known.residual)
-        or isinstance(known.activation, Mixture)
-    ):
-        raise ValueError(
-            "kernels are known of blocks without norm and dropout, with skip None, sum, scaled or rezero, of one "
-            f"activation, got {known.activation.name} with norm {known.norm}, skip {known.skip}, keep {known.keep}"
-        )
+    if reason := _missing(known):
+        raise ValueError(f"no kernels of {known.activation.name}: {reason}")
     if (width is None) != (d_in is None):
         raise ValueError(f"width and d_in are given together, got width {width} and d_in {d_in}")
     numbers = (sigma_w, sigma_b, *q0, c0)

@@ -15,9 +15,10 @@ from jaxtyping import ArrayLike
 from jaxstab.activations import Activation, get
 from jaxstab.checks import check_choice, check_count
 from jaxstab.theory.maps import AnyActivation
+from jaxstab.theory.squashes import SQUASHES, squashed
 
 # those of `networks` that have a law; imported from there, theory would wait for Flax
-NORMS = ("batch", "layer", "rms")
+NORMS = ("batch", "layer", "rms", *SQUASHES)
 SKIPS = ("sum", "scaled", "rezero", "highway", "dense")
 # variance of the weights times fan_in, at unit gain and as many inputs as outputs
 WEIGHT_VARIANCES = {
@@ -39,12 +40,12 @@ class Law:
     """What theory assumes of a block. A pytree: numbers are traced, names and counts are static.
 
     Attributes:
-        activation: phi.
+        activation: phi; behind or before a "dyt" or "derf" norm the two in one.
         keep: keep rate of dropout, in (0, 1].
         alpha: factor of a "rezero" branch.
         epsilon: added to the variance in a norm, >= 0.
         gate_bias: of a highway's gate.
-        norm: None, "batch", "layer" or "rms".
+        norm: None, "batch", "layer" or "rms"; also None where it is part of the activation.
         norm_after: whether the norm follows phi.
         skip: None, "sum", "scaled", "rezero", "highway" or "dense".
         weights: law of the weights, one of `networks.WEIGHTS`.
@@ -127,7 +128,8 @@ def law(
 
     Args:
         activation: name, `Activation` or elementwise callable.
-        norm: None, "batch", "layer" or "rms".
+        norm: None, "batch", "layer", "rms", "dyt" or "derf"; the last two are elementwise, at the
+            alpha = 0.5 of a fresh network.
         norm_after: whether the norm follows phi instead of preceding it.
         skip: None, "sum", "scaled", "rezero", "highway" or "dense", as `networks.MLP` has them.
         keep: keep rate of dropout, in (0, 1]; those kept grow by 1/keep.
@@ -172,8 +174,12 @@ def law(
     _check_number("epsilon", epsilon, 0.0, math.inf)
     _check_number("alpha", alpha, -math.inf, math.inf)
     _check_number("gate_bias", gate_bias, -math.inf, math.inf)
+    phi = get(activation)
+    if norm in SQUASHES:
+        phi = squashed(phi, norm, norm_after)
+        norm = None
     return Law(
-        get(activation),
+        phi,
         keep,
         alpha,
         epsilon,

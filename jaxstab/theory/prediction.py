@@ -16,6 +16,7 @@ from jaxstab.theory.laws import Law, as_law, missing
 from jaxstab.theory.maps import AnyActivation, flat_share
 from jaxstab.theory.precision import compiled
 from jaxstab.theory.signals import log
+from jaxstab.theory.squashes import unsquashed
 
 Prediction = tuple[ForwardProfile, CorrelationProfile, BackwardProfile, Spectrum]
 
@@ -82,9 +83,12 @@ def _embedding_entries(law: Law, d_in: int, log_input: Array, c0: Array) -> Arra
 
 def _forward(law: Law, phi: Activation, known: Layers) -> ForwardProfile:
     q = jnp.exp(known.own_log_q)
-    flat = [
-        jax.vmap(lambda q, share=share: flat_share(phi, q, share))(q) for share in (SATURATED, 0.0)
-    ]
+    own = unsquashed(phi)
+
+    def flat_shares(threshold: float) -> Array:
+        return jax.vmap(lambda q: flat_share(own, q, threshold))(q)
+
+    flat = [flat_shares(SATURATED), flat_shares(0.0)]
     if law.skip == "dense":
         # a state holds the units of all layers so far
         flat = [jnp.cumsum(share) / jnp.arange(1, len(q) + 1, dtype=q.dtype) for share in flat]
