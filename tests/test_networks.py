@@ -152,6 +152,18 @@ def test_orthogonal_networks_have_the_lengths_of_theory_from_a_narrow_input_to_a
         assert float(jnp.mean(y**2)) == pytest.approx(1.5**6 * q, rel=1e-12)
 
 
+def test_units_of_layers_still_to_come_are_in_no_jacobian_of_a_dense_network():
+    net = networks.mlp(depth=5, width=3, skip="dense")
+    params = net.init(KEY, jnp.ones(4), 1.5)
+    h = networks.state(net, params, jnp.ones(4), 1)
+    jacobian = jax.jacobian(
+        lambda h: net.block(jax.tree.map(lambda leaf: leaf[1], params.blocks), h)
+    )(h)
+    # h_1 = (its own units, those of h_0, 12 that are not there yet); h_2 has three units more
+    assert np.linalg.matrix_rank(jacobian) == 6 and not np.any(jacobian[:, 6:])
+    np.testing.assert_array_equal(jacobian[3:9, :6], np.eye(6))
+
+
 def test_gains_share_one_draw_and_are_traced():
     mlp, x = MLP(depth=2, width=8), jnp.ones(3)
     traced = chex.assert_max_traces(lambda w, b: networks.init(mlp, KEY, x, w, b), n=1)

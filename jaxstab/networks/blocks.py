@@ -14,7 +14,7 @@ from jaxstab import decompositions
 from jaxstab.activations import Activation
 from jaxstab.derivatives import custom_jvp
 from jaxstab.networks.normalization import NORMS, NormSettings
-from jaxstab.networks.skips import SKIPS
+from jaxstab.networks.skips import SKIPS, present
 
 
 def check_matrix_shape(shape: tuple[int, ...]) -> None:
@@ -218,17 +218,3 @@ def _drawn_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> t
     w, sigma_w = primals
     zero = sigma_w == 0
     return _drawn(w, sigma_w), jnp.where(zero, 0, tangents[0] / jnp.where(zero, 1, sigma_w))
-
-
-def present(h: Array, sources: int) -> Array:
-    """Which entries of a "dense" state are there: those of layers to come are exactly zero, a layer's all at once.
-
-    Args:
-        h: state [..., sources * features].
-        sources: how many layers' features it holds.
-
-    Returns:
-        Booleans of the same shape.
-    """
-    there = jnp.any(h.reshape(*h.shape[:-1], sources, -1) != 0, axis=-1)
-    return jnp.repeat(there, h.shape[-1] // sources, axis=-1)

@@ -11,10 +11,11 @@ from jaxtyping import Array, ArrayLike, Float, Key, PyTree
 
 from jaxstab.activations import Activation
 from jaxstab.checks import check_floating, check_gains
-from jaxstab.networks.blocks import Block, present
+from jaxstab.networks.blocks import Block
 from jaxstab.networks.chains import Chain, Dropout, Layer, Params, Segments, Updates, with_network
 from jaxstab.networks.normalization import NORMS
 from jaxstab.networks.perceptron import MLP
+from jaxstab.networks.skips import present
 
 
 def _apply(module: Block, layer: PyTree, h: Array) -> Array:

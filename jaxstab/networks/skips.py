@@ -30,6 +30,20 @@ class Skip(NamedTuple):
     every_source: bool = False
 
 
+def present(h: Array, sources: int) -> Array:
+    """Find the entries of a "dense" state that exist: those of layers still to come are exactly zero.
+
+    Args:
+        h: state [..., sources * features].
+        sources: how many layers' features it holds.
+
+    Returns:
+        Booleans of the same shape.
+    """
+    known = jnp.any(h.reshape(*h.shape[:-1], sources, -1) != 0, axis=-1)
+    return jnp.repeat(known, h.shape[-1] // sources, axis=-1)
+
+
 def _sum(block: "Block", h: Array, branch: Array, a: Array) -> Array:
     return h + branch
 
@@ -48,7 +62,9 @@ def _highway(block: "Block", h: Array, branch: Array, a: Array) -> Array:
 
 
 def _concatenated(block: "Block", h: Array, branch: Array, a: Array) -> Array:
-    return jnp.concatenate([branch, h[..., : -block.features]], axis=-1)
+    # no derivative passes through units of layers still to come
+    below = jnp.where(present(h, block.sources), h, 0)
+    return jnp.concatenate([branch, below[..., : -block.features]], axis=-1)
 
 
 SKIPS = {
