@@ -10,6 +10,9 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import ArrayLike
 
+# all of it is for the other rooms
+__all__ = ()
+
 # NumPy's integers and arrays of them are as good as Python's
 Count = int | np.integer
 Depths = Sequence[Count] | np.ndarray | jax.Array

@@ -15,6 +15,9 @@ from jax.extend.core import ClosedJaxpr, Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, PyTree
 
+# all of it is for the other rooms
+__all__ = ()
+
 Rule = Callable[[tuple, tuple], tuple[PyTree, PyTree]]
 FlatRule = Callable[[Sequence[Any], Sequence[Any]], tuple[Sequence[Any], Sequence[Any]]]
 

@@ -21,6 +21,9 @@ import jax
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
+# the rest is for the other rooms
+__all__ = ("divide_cpu", "spread")
+
 # a decomposition of a stack of matrices, in the text of a program
 _STACKED = re.compile(r"@lapack_\w+\([^\n]*tensor<(\d+x){3}")
 

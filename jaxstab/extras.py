@@ -3,6 +3,9 @@
 import contextlib
 from collections.abc import Iterator
 
+# all of it is for the other rooms
+__all__ = ()
+
 
 class MissingExtraError(ModuleNotFoundError):
     """A package of an optional extra is not installed; the message is one line and names the extra."""

@@ -18,23 +18,11 @@ from jaxtyping import Array, ArrayLike, Float, PyTree
 from jaxstab import theory
 from jaxstab.activations import Activation, get
 from jaxstab.checks import check_count, check_gains
-from jaxstab.networks import (
-    MLP,
-    WEIGHTS,
-    Chain,
-    Here,
-    Kernels,
-    Layer,
-    Params,
-    chain,
-    init,
-    scale_kernels,
-    upwards,
-)
+from jaxstab.networks import MLP, WEIGHTS, Chain, Here, Params, chain, init, scale_kernels, upwards
 from jaxstab.networks.blocks import UNIT_WEIGHTS
-from jaxstab.networks.chains import with_network
+from jaxstab.networks.chains import Layer, with_network
 from jaxstab.networks.family import branch, module_of
-from jaxstab.networks.gains import count_kernels, scale_layer
+from jaxstab.networks.gains import Kernels, count_kernels, scale_layer
 from jaxstab.theory.gains import Gain as Gain
 from jaxstab.theory.gains import gain as gain
 from jaxstab.theory.gains import length_gain as length_gain

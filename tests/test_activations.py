@@ -11,6 +11,7 @@ import pytest
 
 from jaxstab import activations, networks, propagation, theory
 from jaxstab.activations import Activation, get
+from jaxstab.networks.family import variables
 
 PROMISED = (
     "identity relu leaky_relu tanh sigmoid erf hard_tanh gelu silu softplus elu selu sin cos abs celu "
@@ -336,7 +337,7 @@ def test_activations_without_a_hash():
     assert hash(get(bent)) == hash(get(bent))
     assert get(Activation("bent", bent, kinks=[np.float32(0.0)])).kinks == (0.0,)
     mlp = networks.MLP(2, 3, bent)
-    assert mlp.apply(networks.variables(networks.init(mlp, jax.random.key(0), x)), x).shape == (10,)
+    assert mlp.apply(variables(networks.init(mlp, jax.random.key(0), x)), x).shape == (10,)
     assert float(theory.derivative_moment(bent, 1e-12)) == pytest.approx(4.0, rel=1e-9)
 
 

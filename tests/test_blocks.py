@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from jaxstab import initializers, networks, propagation, spectra
-from jaxstab.networks import MLP, Layer
+from jaxstab.networks import MLP
+from jaxstab.networks.chains import Layer
+from jaxstab.networks.family import initial_stats, unbind, variables
 
 KEY = jax.random.key(3)
 DEPTH, WIDTH, BATCH = 3, 6, 5
@@ -146,7 +148,7 @@ def test_forward_and_backward_agree_with_the_twin(settings):
 
     @jax.jit
     def measured(bound, x):
-        y = mlp.apply(networks.variables(bound), x)
+        y = mlp.apply(variables(bound), x)
         return propagation.forward(chain, bound, x), propagation.backward(chain, bound, x, LOSS), y
 
     states, grads, thetas, y = by_hand(x)
@@ -172,7 +174,7 @@ def test_chain_is_the_module_in_any_dtype(settings):
         h, _ = jax.lax.scan(
             lambda h, layer: (chain.block(layer, h), None), chain.embed(bound, x), bound.blocks
         )
-        return chain.readout(bound, h), mlp.apply(networks.variables(bound), x)
+        return chain.readout(bound, h), mlp.apply(variables(bound), x)
 
     by_chain, by_module = jax.jit(both)(x)
     assert by_chain.dtype == jnp.float32
@@ -205,7 +207,7 @@ def test_the_jacobian_of_a_batch(settings):
 
 def test_running_statistics():
     mlp, _, params, _, x = _network({"norm": "batch", "momentum": 0.8})
-    stats = networks.initial_stats(mlp, x)
+    stats = initial_stats(mlp, x)
     assert all(
         np.all(leaf == 0)
         for leaf in (stats["blocks"]["norm"]["mean"], stats["readout"]["norm"]["mean"])
@@ -213,7 +215,7 @@ def test_running_statistics():
     assert np.all(stats["blocks"]["norm"]["var"] == 1)
     update = jax.jit(
         lambda stats: mlp.apply(
-            networks.variables(networks.bind(mlp, params, stats=stats)), x, mutable=["batch_stats"]
+            variables(networks.bind(mlp, params, stats=stats)), x, mutable=["batch_stats"]
         )[1]["batch_stats"]
     )
     h = np.asarray(Twin(mlp, params).states(x)[1][0])
@@ -224,9 +226,7 @@ def test_running_statistics():
         stats = update(stats)
     # the batch seen over and over: inference is then what training is, and takes one example at a time
     bound = networks.bind(mlp, params, stats=stats)
-    trained, inference = (
-        mlp.apply(networks.variables(bound), x, train=mode) for mode in (True, False)
-    )
+    trained, inference = (mlp.apply(variables(bound), x, train=mode) for mode in (True, False))
     # 0.8^120 of the start is left
     np.testing.assert_allclose(inference, trained, rtol=1e-9, atol=1e-10)
     one = networks.chain(mlp, train=False)
@@ -234,9 +234,7 @@ def test_running_statistics():
     assert profile.log_q.shape == (DEPTH + 1,) and np.isfinite(profile.log_q).all()
     # no gradient goes to the statistics
     backward = propagation.backward(one, bound, x[0], LOSS)
-    trained_only = jax.grad(lambda p: LOSS(mlp.apply(networks.variables(p), x[0], train=False)))(
-        bound
-    )
+    trained_only = jax.grad(lambda p: LOSS(mlp.apply(variables(p), x[0], train=False)))(bound)
     assert _norm(trained_only.blocks.batch_stats) == 0
     assert float(backward.log_grad_theta[1]) == pytest.approx(
         np.log(_norm(jax.tree.map(lambda leaf: leaf[0], trained_only.blocks.params))), rel=1e-9
@@ -268,10 +266,10 @@ def test_dropout_rates_are_traced_share_draws_and_reach_both_ends():
     mlp, _, params, _, x = _network({"dropout": True, "activation": "identity"})
 
     def apply(rate, key):
-        return mlp.apply(networks.variables(networks.bind(mlp, params, key=key, rate=rate)), x)
+        return mlp.apply(variables(networks.bind(mlp, params, key=key, rate=rate)), x)
 
     traced = jax.jit(chex.assert_max_traces(apply, n=1))
-    dry = mlp.apply(networks.variables(params), x, train=False)
+    dry = mlp.apply(variables(params), x, train=False)
     np.testing.assert_allclose(traced(0.0, KEY), dry, rtol=1e-12)
     # all dropped: what is left is the readout's bias, and its gradient is a number
     np.testing.assert_allclose(
@@ -284,7 +282,7 @@ def test_dropout_rates_are_traced_share_draws_and_reach_both_ends():
     np.testing.assert_allclose(many[2, 1], traced(0.4, jax.random.split(KEY, 3)[2]), rtol=1e-10)
     per_layer = networks.bind(mlp, params, key=KEY, rate=jnp.array([0.0, 0.0, 0.0, 1.0]))
     np.testing.assert_allclose(
-        mlp.apply(networks.variables(per_layer), x),
+        mlp.apply(variables(per_layer), x),
         np.broadcast_to(params.readout["dense"]["bias"], dry.shape),
     )
 
@@ -381,7 +379,7 @@ def test_gains_beside_the_weights_are_gains_of_the_weights(settings):
     @jax.jit
     def measured(params, gains):
         bound = lambda params: networks.bind(mlp, params, key=key, rate=0.3, sigma_w=gains)
-        loss = lambda params: LOSS(mlp.apply(networks.variables(bound(params)), x))
+        loss = lambda params: LOSS(mlp.apply(variables(bound(params)), x))
         profiles = (
             propagation.forward(chain, bound(params), x),
             propagation.backward(chain, bound(params), x, LOSS),
@@ -393,7 +391,7 @@ def test_gains_beside_the_weights_are_gains_of_the_weights(settings):
     )
     by = (gains[0], gains[1:-1, None, None], gains[-1])
     scaled = networks.Params(*map(times, params, by))
-    chex.assert_trees_all_close(networks.unbind(networks.bind(mlp, params, sigma_w=gains)), scaled)
+    chex.assert_trees_all_close(unbind(networks.bind(mlp, params, sigma_w=gains)), scaled)
     chex.assert_trees_all_close(
         measured(params, gains), measured(scaled, one), rtol=1e-9, atol=1e-12
     )
@@ -424,11 +422,11 @@ def test_many_gains_share_one_copy_of_the_weights():
 
 def test_a_network_with_no_gain_of_its_own_comes_back_as_it_is():
     mlp, _, params, bound, x = _network({"dropout": True, "norm": "layer"})
-    chex.assert_trees_all_equal(networks.unbind(bound), params)
-    chex.assert_trees_all_equal(networks.unbind(params), params)
+    chex.assert_trees_all_equal(unbind(bound), params)
+    chex.assert_trees_all_equal(unbind(params), params)
     # of weight zero: no NaN, and biases alone
     silent = lambda params: mlp.apply(
-        networks.variables(networks.bind(mlp, params, sigma_w=0.0)), x[0], train=False
+        variables(networks.bind(mlp, params, sigma_w=0.0)), x[0], train=False
     )
     y, gradient = jax.jit(lambda p: (silent(p), jax.grad(lambda p: LOSS(silent(p)))(p)))(params)
     np.testing.assert_array_equal(y, params.readout["dense"]["bias"])

@@ -11,6 +11,7 @@ import pytest
 
 from jaxstab import clipping, initializers, networks, propagation, regularizers
 from jaxstab.networks import MLP
+from jaxstab.networks.family import initial_stats, variables
 
 KEY = jax.random.key(4)
 MLP_ = MLP(
@@ -50,12 +51,12 @@ def _train(key, knobs):
 
         def loss(params):
             bound = networks.bind(MLP_, params, stats=stats, key=wet, rate=knobs.rate)
-            y, new = MLP_.apply(networks.variables(bound), X, mutable=["batch_stats"])
+            y, new = MLP_.apply(variables(bound), X, mutable=["batch_stats"])
             error = optax.softmax_cross_entropy_with_integer_labels(y, Y).mean()
             entropy = lambda y: optax.softmax_cross_entropy_with_integer_labels(y, Y).mean()
             penalty = regularizers.omega(networks.chain(MLP_), bound, X, entropy)
             penalty += regularizers.orthogonality(params.blocks)
-            dry = lambda x: MLP_.apply(networks.variables(bound), x, train=False)
+            dry = lambda x: MLP_.apply(variables(bound), x, train=False)
             penalty += regularizers.jacobian_norm(dry, X[0], projection).value
             return error + knobs.strength * penalty, (error, new["batch_stats"])
 
@@ -63,12 +64,10 @@ def _train(key, knobs):
         updates, state = tx.update(gradient, state, params)
         return (optax.apply_updates(params, updates), stats, state), error
 
-    start = (params, networks.initial_stats(MLP_, X), tx.init(params))
+    start = (params, initial_stats(MLP_, X), tx.init(params))
     (params, stats, state), errors = jax.lax.scan(step, start, jax.random.split(masks, STEPS))
     inference = networks.bind(MLP_, params, stats=stats)
-    accuracy = jnp.mean(
-        jnp.argmax(MLP_.apply(networks.variables(inference), X, train=False), -1) == Y
-    )
+    accuracy = jnp.mean(jnp.argmax(MLP_.apply(variables(inference), X, train=False), -1) == Y)
     profile = propagation.forward(networks.chain(MLP_, train=False), inference, X[0])
     return errors, accuracy, state, profile
 

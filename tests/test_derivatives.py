@@ -23,6 +23,7 @@ from jaxstab import (
     spectra,
     theory,
 )
+from jaxstab.networks.family import unbind
 
 KEY = jax.random.key(5)
 
@@ -223,7 +224,7 @@ def test_second_derivatives_by_bound_weights_are_those_by_their_product_with_the
 
     def multiplied(step):
         chain, params, x = _bound(gain)
-        at_fixed_bias = networks.unbind(params)
+        at_fixed_bias = unbind(params)
         change = jnp.cos(params.blocks.params["dense"]["kernel"])
         dense = at_fixed_bias.blocks["dense"]
         blocks = {"dense": dense | {"kernel": dense["kernel"] + step * change}}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxstab import initializers, networks
-from jaxstab.networks.folds import layer_at
+from jaxstab.networks.folds import States, layer_at
 
 MLP = networks.MLP(depth=4, width=6, features_out=3)
 X = jnp.linspace(-1.0, 1.0, 5)
@@ -92,7 +92,7 @@ def test_a_traced_depth_goes_no_further():
 
     @jax.jit
     def sums(depth):
-        passed = networks.States(X, (networks.states(CHAIN, PARAMS, X).stacked,), X)
+        passed = States(X, (networks.states(CHAIN, PARAMS, X).stacked,), X)
 
         def add(carry, here):
             return carry + here.layer, None

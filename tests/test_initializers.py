@@ -8,6 +8,7 @@ import pytest
 from jaxstab import initializers, networks, propagation, theory
 from jaxstab.activations import Activation
 from jaxstab.networks import MLP, family
+from jaxstab.networks.family import variables
 
 KEY = jax.random.key(2)
 
@@ -83,10 +84,8 @@ def test_looks_linear_is_linear(activation, skip):
     net = networks.chain(mlp)
     params = jax.jit(lambda key: initializers.looks_linear(net, key, x, 1.1, 0.2))(KEY)
     half = mlp.clone(width=6, activation="identity")
-    expected = half.apply(networks.variables(networks.init(half, KEY, x, 1.1, 0.2)), x)
-    np.testing.assert_allclose(
-        mlp.apply(networks.variables(params), x), expected, rtol=1e-9, atol=1e-12
-    )
+    expected = half.apply(variables(networks.init(half, KEY, x, 1.1, 0.2)), x)
+    np.testing.assert_allclose(mlp.apply(variables(params), x), expected, rtol=1e-9, atol=1e-12)
 
 
 def test_looks_linear_has_the_singular_values_that_it_states():
@@ -136,7 +135,7 @@ def test_fixup_and_skip_init_start_as_the_identity():
         h = networks.chain(mlp).embed(params, x)
         states = propagation.forward(networks.chain(mlp), params, x)
         np.testing.assert_allclose(states.q, np.mean(h**2), rtol=1e-12)
-        assert not np.any(mlp.apply(networks.variables(params), x))
+        assert not np.any(mlp.apply(variables(params), x))
     assert np.all(params.blocks["alpha"] == 1)
     assert np.all(initializers.skip_init(params).blocks["alpha"] == 0)
     np.testing.assert_allclose(initializers.skip_init(params, 3**-0.5).blocks["alpha"], 3**-0.5)

@@ -9,6 +9,7 @@ import pytest
 
 from jaxstab import networks, spectra
 from jaxstab.networks import MLP
+from jaxstab.spectra.matrix_free import Density, matrix_free_memory
 
 KEY = jax.random.key(3)
 DEPTH = 4
@@ -309,7 +310,7 @@ def _measured(measure, d_in, width, depth, settings):
 
     def run(params, x):
         op = spectra.jacobian(chain, params, x)
-        said.append(spectra.matrix_free_memory(op, **settings))
+        said.append(matrix_free_memory(op, **settings))
         return measure(op, KEY, **settings)
 
     held = jax.jit(run).lower(params, x).compile().memory_analysis().temp_size_in_bytes
@@ -363,14 +364,14 @@ def test_mistakes_are_named():
         (lambda: spectra.moments(op, KEY, probes=0), "probes must be an integer >= 1, got 0"),
         (lambda: spectra.moments(op, KEY, orders=1), "orders must be an integer >= 2"),
         (lambda: spectra.density(op, KEY, steps=0), "steps"),
-        (lambda: spectra.matrix_free_memory(op, steps=-1), "steps must be an integer >= 0, got -1"),
+        (lambda: matrix_free_memory(op, steps=-1), "steps must be an integer >= 0, got -1"),
         (
             lambda: spectra.extremes(op, KEY, top=9),
             "at most the number of singular values, 8, got 9",
         ),
         (lambda: spectra.extremes(op, KEY, top=4, block=1, steps=2), "block"),
         (
-            lambda: spectra.quantiles(spectra.Density(x[None], x[None]), jnp.asarray([1.5])),
+            lambda: spectra.quantiles(Density(x[None], x[None]), jnp.asarray([1.5])),
             r"in \[0, 1\]",
         ),
     ]:

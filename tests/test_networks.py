@@ -9,6 +9,7 @@ from flax import linen
 
 from jaxstab import initializers, networks, theory
 from jaxstab.networks import MLP
+from jaxstab.networks.family import variables
 
 KEY = jax.random.key(0)
 
@@ -31,7 +32,7 @@ def test_chain_computes_what_the_module_does(weights, dtype):
     chex.assert_trees_all_equal_dtypes(
         params, jax.tree.map(lambda leaf: leaf.astype(dtype), params)
     )
-    np.testing.assert_allclose(y, mlp.apply(networks.variables(params), x), rtol=1e-5)
+    np.testing.assert_allclose(y, mlp.apply(variables(params), x), rtol=1e-5)
 
 
 SETTINGS = {
@@ -47,7 +48,7 @@ def test_mlp_is_the_chain_of_the_module_with_the_same_settings():
     params = net.init(KEY, x, sigma_w=1.4, sigma_b=0.3)
     chex.assert_trees_all_equal(params, networks.init(module, KEY, x, 1.4, 0.3))
     dry = net.inference
-    y = module.apply(networks.variables(params), x, train=False)
+    y = module.apply(variables(params), x, train=False)
     np.testing.assert_allclose(dry.apply(params, x), y, rtol=1e-12)
     short = params._replace(blocks=jax.tree.map(lambda leaf: leaf[:2], params.blocks))
     np.testing.assert_allclose(dry.apply(params, x, depth=2), dry.apply(short, x), rtol=1e-12)
@@ -80,7 +81,7 @@ def test_network_is_the_formula():
     for i in range(2):
         h = dense(jax.tree.map(lambda leaf, i=i: leaf[i], params.blocks), jnp.tanh(h))
     np.testing.assert_allclose(
-        mlp.apply(networks.variables(params), x), dense(params.readout, jnp.tanh(h)), rtol=1e-12
+        mlp.apply(variables(params), x), dense(params.readout, jnp.tanh(h)), rtol=1e-12
     )
 
 
@@ -148,7 +149,7 @@ def test_orthogonal_networks_have_the_lengths_of_theory_from_a_narrow_input_to_a
     assert float(jnp.mean(h**2)) == pytest.approx(q, rel=1e-12)
     if skip is None:
         # no outputs are lost on the way: the mean square of each layer is exact
-        y = mlp.apply(networks.variables(params), x)
+        y = mlp.apply(variables(params), x)
         assert float(jnp.mean(y**2)) == pytest.approx(1.5**6 * q, rel=1e-12)
 
 

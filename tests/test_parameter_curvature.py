@@ -11,7 +11,9 @@ from jax.flatten_util import ravel_pytree
 
 from jaxstab import curvature, networks, propagation, spectra
 from jaxstab.networks import MLP
+from jaxstab.networks.family import variables
 from jaxstab.norms import logarithms
+from jaxstab.spectra.matrix_free import matrix_free_memory
 
 KEY = jax.random.key(6)
 KINDS = {
@@ -54,7 +56,7 @@ def _dense(kind=None):
 
 def _jacobian(mlp, params, x):
     """dy/dtheta, [rows, parameters] by name of layer; one matrix per layer for the blocks."""
-    tree = jax.jit(jax.jacrev(lambda p: mlp.apply(networks.variables(p), x)))(params)
+    tree = jax.jit(jax.jacrev(lambda p: mlp.apply(variables(p), x)))(params)
     rows = tree.embed["dense"]["bias"].shape[0] * tree.embed["dense"]["bias"].shape[1]
     flat = lambda leaves: np.concatenate(
         [np.asarray(leaf).reshape(rows, -1) for leaf in leaves], axis=1
@@ -145,7 +147,7 @@ def test_memory_of_parameter_products_is_as_stated(width, depth, batch, chunk_si
 
     def run(params, x):
         op = curvature.parameter_jacobian(chain, params, x, chunk_size=chunk_size)
-        said.append(spectra.matrix_free_memory(op, probes=8))
+        said.append(matrix_free_memory(op, probes=8))
         return spectra.moments(op, KEY, probes=8)
 
     held = _held(run, params, x)
@@ -175,7 +177,7 @@ def _last(mlp, params, x):
 def test_a_small_gradient_step_moves_the_outputs_by_the_kernel():
     mlp, chain, params, x = _network()
     residual = jax.random.normal(jax.random.key(9), (3, 3))
-    y = lambda p: mlp.apply(networks.variables(p), x)
+    y = lambda p: mlp.apply(variables(p), x)
     step = 1e-6
     moved = jax.tree.map(lambda p, g: p + step * g, params, jax.vjp(y, params)[1](residual)[0])
     expected = kernel(chain, params, x, None) @ residual.ravel()
@@ -192,7 +194,7 @@ def test_batchnorm_and_dropout():
 
     def y(bare):
         bound = networks.bind(mlp, bare, key=jax.random.key(2), rate=0.3)
-        return mlp.apply(networks.variables(bound), x, mutable=["batch_stats"])[0].ravel()
+        return mlp.apply(variables(bound), x, mutable=["batch_stats"])[0].ravel()
 
     tree = jax.jit(jax.jacrev(y))(bare)
     j = np.concatenate([np.asarray(leaf).reshape(8, -1) for leaf in jax.tree.leaves(tree)], axis=1)
@@ -206,7 +208,7 @@ def test_gauss_newton_against_the_dense_matrix():
     mlp, chain, params, x = _network()
     embed, blocks, readout = _dense()
     j = np.concatenate([embed, *blocks, readout], axis=1)
-    y, labels = mlp.apply(networks.variables(params), x), jnp.zeros(3, int)
+    y, labels = mlp.apply(variables(params), x), jnp.zeros(3, int)
     losses = {
         "cross_entropy": lambda y: jnp.mean(
             optax.softmax_cross_entropy_with_integer_labels(y, labels)
@@ -235,9 +237,7 @@ def test_gauss_newton_against_the_dense_matrix():
 def test_operator_against_the_dense_jacobian(kind):
     mlp, chain, params, x = _network(**KINDS[kind])
     flat, unravel = ravel_pytree(params)
-    whole = jax.jit(
-        jax.jacrev(lambda flat: mlp.apply(networks.variables(unravel(flat)), x).ravel())
-    )(flat)
+    whole = jax.jit(jax.jacrev(lambda flat: mlp.apply(variables(unravel(flat)), x).ravel()))(flat)
     # one by one; or with a last chunk to fill up. All at once in the tests below
     (products,) = matrices(chain, params, x, ((None, None, 1 if kind == "dense and rms" else 2),))
     for product in products:
@@ -255,7 +255,7 @@ def test_operator_by_layer():
 
 def test_roots_of_the_gauss_newton_matrix():
     mlp, chain, params, x = _network()
-    y, theta = mlp.apply(networks.variables(params), x), by_layer(chain, params, x, None)
+    y, theta = mlp.apply(variables(params), x), by_layer(chain, params, x, None)
     settings = (("squared", None, None), ("cross_entropy", 2, 2))
     kernels = (theta.total, theta.blocks[1])
     for (loss, *_), whole, products in zip(

@@ -9,6 +9,7 @@ from flax import nnx
 from jax.flatten_util import ravel_pytree
 
 from jaxstab import networks, propagation, spectra
+from jaxstab.networks.chains import Segments
 from jaxstab.norms import log_norm
 
 KEY = jax.random.key(0)
@@ -233,7 +234,7 @@ def test_linen_modules_of_our_networks_layers_are_our_network():
     params = networks.init(mlp, KEY, x, 1.5, 0.1)
     embed, block, readout = mlp.layers(train=True)
     chain = networks.from_linen([embed, *[block] * 3, readout], activation="gelu")
-    own = networks.Params(params.embed, networks.Segments((params.blocks,)), params.readout)
+    own = networks.Params(params.embed, Segments((params.blocks,)), params.readout)
     drawn = jax.eval_shape(lambda: chain.init(KEY, x))
     assert jax.tree.structure(drawn) == jax.tree.structure(own)
 

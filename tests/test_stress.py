@@ -15,6 +15,8 @@ import pytest
 
 from jaxstab import curvature, networks, spectra
 from jaxstab.networks import MLP
+from jaxstab.spectra.exact import log_spectrum_memory
+from jaxstab.spectra.matrix_free import Density, matrix_free_memory
 
 ROOT = Path(__file__).parent.parent
 TIMES = 50
@@ -32,7 +34,7 @@ def _calls(width=6):
     batch = lambda x: jnp.stack([x, -x, 2 * x])
     # whatever a kernel or a density may be
     square = lambda x: x[:, None] * x[None]
-    shares = lambda x: spectra.Density(jnp.sort(square(x)), jax.nn.softmax(square(x)))
+    shares = lambda x: Density(jnp.sort(square(x)), jax.nn.softmax(square(x)))
     goal, labels = curvature.objective(chain), jnp.asarray([0, 1, 1])
     hessian = lambda p, x: curvature.hessian(goal, p, (batch(x), labels), chunk_size=2)
     product = lambda operator, p: operator.matvec(curvature.ravel(p)[0])
@@ -91,10 +93,10 @@ def _calls(width=6):
         "log_apjn_estimate": lambda p, x, key: spectra.log_apjn_estimate(chain, p, x, key),
         "log_singular_values": lambda p, x, key: spectra.log_singular_values(chain, p, x, depths),
         "log_spectrum": lambda p, x, key: spectra.log_spectrum(chain, p, x, depths, 1, True),
-        "log_spectrum_memory": lambda p, x, key: spectra.log_spectrum_memory(width, depths),
+        "log_spectrum_memory": lambda p, x, key: log_spectrum_memory(width, depths),
         "lyapunov_exponents": lambda p, x, key: spectra.lyapunov_exponents(chain, p, x, depths),
         "lyapunov_limit": lambda p, x, key: spectra.lyapunov_limit(chain, p, x, key, groups=2),
-        "matrix_free_memory": lambda p, x, key: spectra.matrix_free_memory(operator(p, x), 4),
+        "matrix_free_memory": lambda p, x, key: matrix_free_memory(operator(p, x), 4),
         "moments": lambda p, x, key: spectra.moments(operator(p, x), key),
         "curvature.parameter_jacobian": lambda p, x, key: curvature.parameter_jacobian(
             chain, p, batch(x)

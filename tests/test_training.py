@@ -9,6 +9,8 @@ import pytest
 
 from jaxstab import clipping, networks, training
 from jaxstab.networks import MLP
+from jaxstab.networks.chains import Layer
+from jaxstab.networks.family import initial_stats, variables
 from jaxstab.training import Examples, train
 
 KEY = jax.random.key(2)
@@ -49,7 +51,7 @@ def test_gradient_is_that_of_the_network_built_at_that_depth(name):
 
     def bound(mlp, params):
         wet = jax.random.key(1) if mlp.dropout else None
-        return networks.bind(mlp, params, stats=networks.initial_stats(mlp, X), key=wet, rate=0.2)
+        return networks.bind(mlp, params, stats=initial_stats(mlp, X), key=wet, rate=0.2)
 
     def ours(depth):
         return training.value_and_grad(
@@ -57,7 +59,7 @@ def test_gradient_is_that_of_the_network_built_at_that_depth(name):
         )
 
     def autodiff(params):
-        y, new = short.apply(networks.variables(bound(short, params)), X, mutable=["batch_stats"])
+        y, new = short.apply(variables(bound(short, params)), X, mutable=["batch_stats"])
         return loss(y), (y, new.get("batch_stats", {}))
 
     found = jax.jit(ours)(LIVE)
@@ -131,14 +133,14 @@ def test_a_run_is_a_plain_loop(runs):
     mlp = MLP(LIVE, 6, features_out=3, **BLOCKS["batch, dropout"])
     seen, end = runs[1](0.01, 3)
     params, tx = networks.init(mlp, jax.random.key(3), X, 1.2, 0.1), _tx(0.01)
-    stats, state = networks.initial_stats(mlp, X), tx.init(params)
+    stats, state = initial_stats(mlp, X), tx.init(params)
     draws, masks = jax.random.split(jax.random.key(3))
 
     @jax.jit
     def step(params, stats, state, x, y, key):
         def loss(params):
             bound = networks.bind(mlp, params, stats=stats, key=key, rate=0.1)
-            out, new = mlp.apply(networks.variables(bound), x, mutable=["batch_stats"])
+            out, new = mlp.apply(variables(bound), x, mutable=["batch_stats"])
             right = jnp.mean(jnp.argmax(out, -1) == y, dtype=x.dtype)
             return optax.softmax_cross_entropy_with_integer_labels(out, y).mean(), (
                 right,
@@ -158,7 +160,7 @@ def test_a_run_is_a_plain_loop(runs):
 
     @jax.jit
     def accuracies(params, stats):
-        bound = networks.variables(networks.bind(mlp, params, stats=stats))
+        bound = variables(networks.bind(mlp, params, stats=stats))
         right = lambda some: jnp.mean(
             jnp.argmax(mlp.apply(bound, some.x, train=False), -1) == some.y
         )
@@ -251,7 +253,7 @@ def test_the_optimiser_is_given_gradient_parameters_and_loss():
         lambda updates, state, params, *, value, **_: (move(updates, params, value), state),
     )
     _, state = train(mlp, start, tx, DATA, key=KEY, steps=3)
-    loss = lambda params: training.cross_entropy(mlp.apply(networks.variables(params), X), DATA.y)
+    loss = lambda params: training.cross_entropy(mlp.apply(variables(params), X), DATA.y)
     wanted = start
     for _ in range(3):
         value, gradient = jax.value_and_grad(loss)(wanted)
@@ -349,7 +351,7 @@ def test_a_gradient_needs_bound_parameters_and_running_statistics():
     # as parameters of many seeds have them, stacked
     stacked = jax.tree.map(lambda leaf: jnp.stack([leaf] * 7), networks.init(mlp, KEY, X))
     with pytest.raises(ValueError, match=r"params must be of the network's \d+ blocks, got 7"):
-        training.value_and_grad(mlp, networks.Params(*map(networks.Layer, stacked)), X, jnp.sum)
+        training.value_and_grad(mlp, networks.Params(*map(Layer, stacked)), X, jnp.sum)
 
 
 def test_a_label_without_a_logit_is_refused_or_has_no_gradient():

@@ -19,6 +19,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxstab import curvature, initializers, networks, propagation, spectra, theory
+from jaxstab.networks.family import initial_stats, unbind
+from jaxstab.spectra.matrix_free import Density
 
 # stacks of this many matrices of this width are what jaxlib 0.10.2 shares out among threads
 NETWORKS, WIDTH, DEPTH = 8, 32, 4
@@ -39,7 +41,7 @@ def calls() -> dict[str, Call]:
     chain, depths = networks.chain(mlp), [2, DEPTH]
     gain = lambda x: 1 + 0.1 * x[0]
     square = lambda x: x[:, None] * x[None]
-    shares = lambda x: spectra.Density(jnp.sort(square(x)), jax.nn.softmax(square(x)))
+    shares = lambda x: Density(jnp.sort(square(x)), jax.nn.softmax(square(x)))
     batch = lambda x: jnp.stack([x, -x])
     jacobian = lambda p, x: spectra.jacobian(chain, p, x)
     drawn = lambda x, key: networks.init(relu, key, x)
@@ -90,12 +92,10 @@ def calls() -> dict[str, Call]:
         "curvature.tangent_kernel_by_layer": lambda p, x, key: curvature.tangent_kernel_by_layer(
             chain, p, batch(x)
         ),
-        "networks.bind": lambda p, x, key: networks.unbind(networks.bind(mlp, p, sigma_w=2.0)),
+        "networks.bind": lambda p, x, key: unbind(networks.bind(mlp, p, sigma_w=2.0)),
         "networks.init": lambda p, x, key: networks.init(mlp, key, x[: WIDTH // 2]),
         "networks.rescale": lambda p, x, key: networks.rescale(p, gain(x), 1.0),
-        "networks.initial_stats": lambda p, x, key: (x, networks.initial_stats(normed, batch(x)))[
-            0
-        ],
+        "networks.initial_stats": lambda p, x, key: (x, initial_stats(normed, batch(x)))[0],
         "propagation.backward": lambda p, x, key: propagation.backward(
             chain, p, x, jnp.sum, depths
         ),

@@ -5,7 +5,7 @@ The kinks tell the quadrature where to split its panels. A closed-form kernel, w
 replaces the quadrature.
 """
 
-from jaxstab.activations.activation import Activation, probe
+from jaxstab.activations.activation import Activation
 from jaxstab.activations.mixtures import Mixture, mixture
 from jaxstab.activations.named import celu, elu, get, leaky_relu, names, swish
 
@@ -18,6 +18,5 @@ __all__ = [
     "leaky_relu",
     "mixture",
     "names",
-    "probe",
     "swish",
 ]

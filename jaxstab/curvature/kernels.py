@@ -21,8 +21,8 @@ from jaxtyping import Array, Float, PyTree, Shaped
 
 from jaxstab import decompositions, networks
 from jaxstab.checks import check_count, check_floating
-from jaxstab.networks import Chain, Here, Layer, Params, views
-from jaxstab.networks.chains import with_network
+from jaxstab.networks import Chain, Here, Params, views
+from jaxstab.networks.chains import Layer, with_network
 from jaxstab.networks.folds import layer_at
 from jaxstab.norms.meshes import varying_like
 from jaxstab.spectra.exact import Precision

@@ -24,9 +24,9 @@ from jaxtyping import Array, Float, Int, Shaped
 from jaxstab import networks
 from jaxstab.checks import integer
 from jaxstab.curvature.kernels import BYTES, _check_loss, _rows, _trained
-from jaxstab.networks import Chain, Here, Params, States, chains, flatten, views
+from jaxstab.networks import Chain, Here, Params, chains, flatten, views
 from jaxstab.networks.chains import with_network
-from jaxstab.networks.folds import layer_at
+from jaxstab.networks.folds import States, layer_at
 from jaxstab.norms.meshes import varying_like
 from jaxstab.spectra.operators import Operator, Precision, Scaled, scaled
 

@@ -18,6 +18,7 @@ from jaxstab.checks import check_count
 from jaxstab.norms.meshes import varying_like
 from jaxstab.records import Estimate, standard_error
 from jaxstab.spectra.krylov import orthonormal, sphere
+from jaxstab.spectra.matrix_free import Density
 from jaxstab.spectra.operators import Operator, Scaled
 
 
@@ -205,7 +206,7 @@ def cdf(density: EigenvalueDensity, values: Float[ArrayLike, "..."]) -> Estimate
         >>> round(float(cdf(even, 0.5).value), 2)
         0.75
     """
-    nodes = spectra.Density(density.eigenvalues, density.weights)
+    nodes = Density(density.eigenvalues, density.weights)
     return spectra.cdf(nodes, jnp.asarray(values, density.eigenvalues.dtype))
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
-from jaxstab.networks import Layer
+from jaxstab.networks.chains import Layer
 
 Unravel = Callable[[Float[Array, " n"]], PyTree]
 

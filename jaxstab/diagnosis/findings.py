@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from jaxstab.diagnosis.measuring import Measured
-from jaxstab.networks import Missed
+from jaxstab.networks.sites import Missed
 
 
 class Interval(NamedTuple):

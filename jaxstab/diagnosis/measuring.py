@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Key, PyTree
 
-from jaxstab.networks import Probe, Row, Site
+from jaxstab.networks import Probe, Site
+from jaxstab.networks.sites import Row
 from jaxstab.norms.logarithms import unit
 from jaxstab.propagation.sites import (
     floating,

@@ -3,29 +3,31 @@
 The state h is the pre-activation: h_0 = W x + b, then a block: its branch is W a + b with a =
 phi(h), normalised, thinned by dropout, and joined with h by a skip connection; readout y = W a + b.
 Weights are drawn at unit gain and scaled, so that gains can be traced and all gains of one key
-share one draw.
+share one draw. What is imported here and not in `__all__` is for the other rooms.
 """
 
 from jaxstab.networks.blocks import WEIGHTS
-from jaxstab.networks.chains import Chain, Layer, Params, Segments, Updates
+from jaxstab.networks.chains import Chain, Params
+from jaxstab.networks.chains import Layer as Layer
 from jaxstab.networks.family import (
     bind,
     chain,
     init,
-    initial_stats,
     mlp,
     rescale,
-    unbind,
-    variables,
 )
-from jaxstab.networks.folds import States, downwards, state, states, upwards
-from jaxstab.networks.gains import Kernels, scale_kernels
+from jaxstab.networks.family import initial_stats as initial_stats
+from jaxstab.networks.family import unbind as unbind
+from jaxstab.networks.family import variables as variables
+from jaxstab.networks.folds import downwards, state, states, upwards
+from jaxstab.networks.gains import Kernels as Kernels
+from jaxstab.networks.gains import scale_kernels
 from jaxstab.networks.here import Here
 from jaxstab.networks.normalization import NORMS
 from jaxstab.networks.own import from_functions, from_linen, from_nnx, from_params
 from jaxstab.networks.perceptron import MLP
 from jaxstab.networks.probes import Probe, Reading, probe
-from jaxstab.networks.sites import Missed, Row, Site
+from jaxstab.networks.sites import Site
 from jaxstab.networks.skips import SKIPS
 from jaxstab.networks.tagged import tag
 from jaxstab.networks.views import flatten, over_batch
@@ -37,17 +39,10 @@ __all__ = [
     "WEIGHTS",
     "Chain",
     "Here",
-    "Kernels",
-    "Layer",
-    "Missed",
     "Params",
     "Probe",
     "Reading",
-    "Row",
-    "Segments",
     "Site",
-    "States",
-    "Updates",
     "bind",
     "chain",
     "downwards",
@@ -57,7 +52,6 @@ __all__ = [
     "from_nnx",
     "from_params",
     "init",
-    "initial_stats",
     "mlp",
     "over_batch",
     "probe",
@@ -66,7 +60,5 @@ __all__ = [
     "state",
     "states",
     "tag",
-    "unbind",
     "upwards",
-    "variables",
 ]

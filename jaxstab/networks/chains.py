@@ -191,6 +191,14 @@ class Chain(NamedTuple):
 
         Raises:
             ValueError: if a concrete depth is not one that the parameters have.
+
+        Example:
+            >>> from jaxstab import networks
+            >>> deep, short = networks.mlp(64, 8), networks.mlp(3, 8)
+            >>> x, key = jnp.ones(5), jax.random.key(0)
+            >>> three = deep.apply(deep.init(key, x), x, depth=3)
+            >>> bool(jnp.allclose(three, short.apply(short.init(key, x), x), atol=1e-6))
+            True
         """
         # the folds stand on chains
         from jaxstab.networks.folds import state

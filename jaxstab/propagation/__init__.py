@@ -5,20 +5,14 @@ inputs, seeds and gains. Norms travel as natural logarithms next to vectors of u
 no float range is left.
 """
 
-from jaxstab.propagation.gradients import backward, backward_memory
+from jaxstab.propagation.gradients import backward
+from jaxstab.propagation.gradients import backward_memory as backward_memory
 from jaxstab.propagation.profiles import correlation, forward, states
-from jaxstab.propagation.sites import (
-    SiteGradients,
-    backward_at_sites,
-    correlation_at_sites,
-    forward_at_sites,
-)
+from jaxstab.propagation.sites import backward_at_sites, correlation_at_sites, forward_at_sites
 
 __all__ = [
-    "SiteGradients",
     "backward",
     "backward_at_sites",
-    "backward_memory",
     "correlation",
     "correlation_at_sites",
     "forward",

@@ -8,7 +8,8 @@ from jaxtyping import Array, Float, PyTree
 
 from jaxstab import networks
 from jaxstab.checks import Count, Depths, check_depths, check_floating, integer
-from jaxstab.networks import Chain, Here, Params, Segments
+from jaxstab.networks import Chain, Here, Params
+from jaxstab.networks.chains import Segments
 
 
 def at_depths(

@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from jaxstab.activations import Activation, Mixture, get, probe
+from jaxstab.activations import Activation, Mixture, get
+from jaxstab.activations.activation import probe
 from jaxstab.theory import host
 from jaxstab.theory.features import Features
 from jaxstab.theory.host import AnyArray

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxstab import networks
-from jaxstab.networks import MLP, Chain, Here, Layer, Params, chains, views
-from jaxstab.networks.chains import with_network
-from jaxstab.networks.folds import layer_at
+from jaxstab.networks import MLP, Chain, Here, Params, chains, views
+from jaxstab.networks.chains import Layer, with_network
+from jaxstab.networks.folds import States, layer_at
 from jaxstab.norms import norm
 from jaxstab.norms.logarithms import Product
 
@@ -110,7 +110,7 @@ def value_and_grad(
     last, last_finite = _length(d_readout)
 
     norms = jnp.full(params.depth + 1, jnp.nan, last.dtype)
-    states = networks.States(x, kept, h)
+    states = States(x, kept, h)
     carry = d_h, d_blocks, norms, jnp.bool_(True)
     carry, _ = networks.downwards(chain, params, states, _collect, carry, first=1, last=deepest)
     d_h, d_blocks, norms, finite = carry
@@ -212,33 +212,6 @@ def _new_stats(
         if chain.update.embed is not None
         else {name: found[name] for name in ("blocks", "readout")}
     )
-
-
-def output(
-    chain: Chain, params: Params, x: PyTree, depth: Int[Array, ""] | int | None = None
-) -> PyTree:
-    """What the network of the first `depth` blocks with the readout gives.
-
-    Args:
-        chain: the network.
-        params: its parameters, as `networks.bind` gives them.
-        x: one input, or a batch.
-        depth: blocks that take part; may be traced; None for all.
-
-    Returns:
-        y.
-
-    Raises:
-        ValueError: if a concrete depth is not one that the parameters have.
-
-    Example:
-        >>> deep, short = MLP(depth=64, width=8), MLP(depth=3, width=8)
-        >>> draw = lambda mlp: networks.bind(mlp, networks.init(mlp, jax.random.key(0), jnp.ones(5)))
-        >>> three = output(networks.chain(deep), draw(deep), jnp.ones(5), depth=3)
-        >>> bool(jnp.allclose(three, output(networks.chain(short), draw(short), jnp.ones(5)), atol=1e-6))
-        True
-    """
-    return chain.readout(params, networks.state(chain, params, x, _deepest(depth, params.depth)))
 
 
 def _deepest(depth: Array | int | None, most: int) -> Array | int:

@@ -17,7 +17,7 @@ from jaxstab.curvature.products import hessian_by_gradient
 from jaxstab.networks import MLP, Chain, Params, binding, views
 from jaxstab.networks.chains import with_network
 from jaxstab.records import Training
-from jaxstab.training.gradient import Gradient, output, value_and_grad
+from jaxstab.training.gradient import Gradient, value_and_grad
 
 _TELEMETRY = ("norm_before", "coefficient")
 Loss = Callable[[PyTree, PyTree], Float[Array, ""]]
@@ -316,7 +316,8 @@ def _accuracy(
     if data is None:
         return jnp.full((), jnp.nan)
     params = (chain.bind or binding.bind)(state.params, stats=state.stats)
-    return _right(output(chain.inference or chain, params, data.x, depth), data.y)
+    dry = chain.inference or chain
+    return _right(dry.apply(params, data.x, depth), data.y)
 
 
 def _right(y: PyTree, labels: PyTree) -> Array:
