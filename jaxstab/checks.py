@@ -1,4 +1,4 @@
-"""What Python can know before anything is traced: gains, depths, counts, names that make sense, or a ValueError."""
+"""Checks of arguments before anything is traced; each raises a ValueError."""
 
 import operator
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ Depths = Sequence[Count] | np.ndarray | jax.Array
 
 
 def integer(value: Any) -> int | None:
-    """The integer that a value is.
+    """Convert a value to an integer, if it is one.
 
     Args:
         value: anything.
@@ -47,7 +47,7 @@ else:
 
 
 def check_gains(sigma_w: ArrayLike, sigma_b: ArrayLike) -> None:
-    """Refuse gains that are no standard deviations; traced ones have no value to check and pass.
+    """Check that gains are standard deviations; traced gains have no value and pass.
 
     Args:
         sigma_w: weight gain.
@@ -86,7 +86,7 @@ def check_depths(depths: Depths, deepest: int) -> tuple[int, ...]:
 
 
 def check_floating(name: str, dtype: DTypeLike) -> None:
-    """Refuse integers where a derivative is asked for.
+    """Check that a dtype is floating, as derivatives need.
 
     Args:
         name: of the argument.
@@ -126,7 +126,7 @@ def check_count(name: str, value: Any, least: int) -> int:
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    """Refuse an unknown name.
+    """Check that a name is known.
 
     Args:
         name: of the argument.
@@ -141,7 +141,7 @@ def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
 
 
 def check_ascending(name: str, values: Sequence[float]) -> None:
-    """Refuse an axis that is empty or out of order.
+    """Check that an axis is not empty and ascends.
 
     Args:
         name: of the axis.
@@ -155,7 +155,7 @@ def check_ascending(name: str, values: Sequence[float]) -> None:
 
 
 def check_batch(batch: int | None, examples: int) -> None:
-    """Refuse a minibatch that there are no examples for.
+    """Check that there are enough examples for a minibatch.
 
     Args:
         batch: examples of an update; None for all.
@@ -172,7 +172,7 @@ def check_batch(batch: int | None, examples: int) -> None:
 
 
 def check_labels(y: ArrayLike, classes: int) -> None:
-    """Refuse labels that are no classes; traced ones have no value to check and pass.
+    """Check that labels are classes; traced labels have no value and pass.
 
     Args:
         y: labels.
@@ -191,7 +191,7 @@ def check_labels(y: ArrayLike, classes: int) -> None:
 
 
 def check_looks(evaluate: Sequence[int], steps: int) -> None:
-    """Refuse numbers of updates that a run does not make.
+    """Check that evaluations are at updates of the run.
 
     Args:
         evaluate: after which to look.
@@ -206,7 +206,7 @@ def check_looks(evaluate: Sequence[int], steps: int) -> None:
 
 
 def check_dtype(dtype: str) -> None:
-    """Refuse float64 where JAX would silently make float32 of it.
+    """Check that float64 is enabled where it is asked for.
 
     Args:
         dtype: "float32" or "float64".
@@ -219,7 +219,7 @@ def check_dtype(dtype: str) -> None:
 
 
 def plain_number(name: str, value: Any, integer: bool = False) -> Any:
-    """A Python number, whatever kind of number came.
+    """Convert any kind of number to a Python number.
 
     Args:
         name: of the argument.
@@ -246,7 +246,7 @@ def plain_number(name: str, value: Any, integer: bool = False) -> Any:
 
 
 def plain_axis(name: str, values: Any, integer: bool = False) -> tuple[Any, ...]:
-    """Values along an axis as a tuple of Python numbers.
+    """Convert values along an axis to a tuple of Python numbers.
 
     Args:
         name: of the axis.

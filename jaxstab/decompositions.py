@@ -1,4 +1,4 @@
-"""Singular values, QR, eigenvalues and triangular solves, on a CPU one matrix at a time and on one BLAS thread.
+"""Matrix decompositions that cannot hang on a CPU: one matrix at a time, on one BLAS thread.
 
 jaxlib 0.10 and 0.11 share a stack of matrices out among the threads of XLA's pool, and the thread
 that shares them out waits. Two such calls at once, from two devices or side by side in one program,
@@ -32,7 +32,7 @@ WIDE = 768
 
 
 def singular_values(a: Float[ArrayLike, "*batch m n"]) -> Float[Array, "*batch k"]:
-    """Singular values, descending.
+    """Compute singular values, descending.
 
     Args:
         a: matrices.
@@ -51,7 +51,7 @@ def singular_values(a: Float[ArrayLike, "*batch m n"]) -> Float[Array, "*batch k
 
 
 def svd(a: Float[ArrayLike, "*batch m n"]) -> tuple[Array, Array, Array]:
-    """The thin singular value decomposition a = u diag(s) vt.
+    """Compute the thin singular value decomposition a = u diag(s) vt.
 
     Args:
         a: matrices.
@@ -72,7 +72,7 @@ def svd(a: Float[ArrayLike, "*batch m n"]) -> tuple[Array, Array, Array]:
 
 
 def qr(a: Float[ArrayLike, "*batch m n"]) -> tuple[Array, Array]:
-    """The thin decomposition a = q r, columns of q orthonormal and r upper triangular.
+    """Compute the thin decomposition a = q r, q with orthonormal columns, r upper triangular.
 
     Args:
         a: matrices.
@@ -93,7 +93,7 @@ def qr(a: Float[ArrayLike, "*batch m n"]) -> tuple[Array, Array]:
 
 
 def eigenvalues(a: Float[ArrayLike, "*batch n n"]) -> Float[Array, "*batch n"]:
-    """Eigenvalues of symmetric matrices, ascending.
+    """Compute eigenvalues of symmetric matrices, ascending.
 
     Args:
         a: matrices; the symmetric part (a + a^T) / 2 is what counts.
@@ -112,7 +112,7 @@ def eigenvalues(a: Float[ArrayLike, "*batch n n"]) -> Float[Array, "*batch n"]:
 
 
 def eigh(a: Float[ArrayLike, "*batch n n"]) -> tuple[Array, Array]:
-    """Eigenvalues, ascending, and eigenvectors of symmetric matrices: a = vectors diag(values) vectors^T.
+    """Compute ascending eigenvalues and eigenvectors of symmetric matrices, a = v diag(w) v^T.
 
     Args:
         a: matrices; the symmetric part (a + a^T) / 2 is what counts.
@@ -135,7 +135,7 @@ def eigh(a: Float[ArrayLike, "*batch n n"]) -> tuple[Array, Array]:
 def solve_triangular(
     r: Float[ArrayLike, "*batch n n"], b: Float[ArrayLike, "*batch n k"], transpose: bool = False
 ) -> Float[Array, "*batch n k"]:
-    """The solution x of r x = b, or of r^T x = b, for upper triangular r.
+    """Solve r x = b, or r^T x = b, for upper triangular r.
 
     Args:
         r: matrices; what is below the diagonal is taken for zero.
@@ -266,7 +266,7 @@ def _lapack_values(a: Array) -> Arrays:
 
 
 def _dilated_values(a: Array) -> Arrays:
-    """Singular values as the largest eigenvalues of [[0, a], [a^T, 0]], to rounding of the largest."""
+    """Compute singular values as eigenvalues of [[0, a], [a^T, 0]], to rounding of the largest."""
     # CUDA decomposes a stack of symmetric matrices in one call, and for an SVD one matrix after the
     # other
     m, n = a.shape[-2:]
@@ -305,7 +305,7 @@ def _solve(transpose: bool) -> Decomposition:
 def _one_by_one(
     decompose: Decomposition, ranks: tuple[int, ...], cuda: Decomposition | None = None
 ) -> Decomposition:
-    """A decomposition of stacks [*batch, m, n] that leaves no thread of a CPU waiting; ranks are its results'."""
+    """Make a decomposition of stacks [*batch, m, n] that leaves no thread of a CPU waiting."""
 
     @custom_vmap
     def stacked(*stacks: Array) -> Arrays:
@@ -341,7 +341,7 @@ def _in_turn(decompose: Decomposition, *stacks: Array) -> Arrays:
 
 
 def _shared_out(decompose: Decomposition, ranks: tuple[int, ...], *stacks: Array) -> Arrays:
-    """`_in_turn`, on each device of the stacks that it holds."""
+    """Decompose matrix by matrix on each device that holds part of the stacks."""
     in_turn = functools.partial(_in_turn, decompose)
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.manual_axes:

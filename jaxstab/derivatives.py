@@ -1,4 +1,4 @@
-"""Functions with a derivative rule of their own, which JAX keeps through every transformation.
+"""Functions with a derivative rule that JAX keeps through every transformation.
 
 Before 0.12, JAX forgets the rule of a `jax.custom_jvp` in the body of a scan once the scan is
 differentiated in reverse: a second derivative then goes through the function itself. A primitive
@@ -28,7 +28,7 @@ _primitive.multiple_results = True
 
 
 class WithRule:
-    """A function of pytrees of arrays whose derivative is a rule; as `jax.custom_jvp`, without its options.
+    """Function of pytrees with a derivative rule; `jax.custom_jvp` without its options.
 
     Example:
         >>> square = WithRule(lambda x: x**2)

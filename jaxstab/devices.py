@@ -1,4 +1,4 @@
-"""Devices and threads: how a CPU is divided, how a program is spread over devices, and the threads of the BLAS.
+"""Devices of a CPU, programs spread over devices, and threads of the BLAS.
 
 Small matrix products fill no more than one core, so a CPU counts as one device per core, each busy
 with networks of its own. XLA's thread pool has as many threads as there are cores, or devices if
@@ -57,7 +57,7 @@ def divide_cpu(parts: int | None = None) -> None:
 
 
 def one_blas_thread() -> contextlib.AbstractContextManager:
-    """Leave one thread to every BLAS of the process, from the call on and until the context ends.
+    """Limit every BLAS of the process to one thread, until the context ends.
 
     Under XLA's pool a BLAS's own threads make decompositions slower by factors, and can stall.
 
@@ -77,7 +77,7 @@ def one_blas_thread() -> contextlib.AbstractContextManager:
 
 @functools.cache
 def one_lapack_thread() -> None:
-    """Leave one thread to the BLAS that jaxlib decomposes with, SciPy's; NumPy's own is left alone.
+    """Limit the BLAS that jaxlib decomposes with, SciPy's, to one thread.
 
     Threads of its own make decompositions of width 128 twice as long on idle cores, at four times
     the processor time, and ten times as long on busy ones; they help from width 768 on. Called once
@@ -132,7 +132,7 @@ def spread(
 
 
 def can_hang(lowered: jax.stages.Lowered, mesh: Mesh) -> bool:
-    """Say whether a program decomposes stacks of matrices on several devices of a CPU, which may never end.
+    """Tell whether a program may hang: it decomposes stacks of matrices on several CPU devices.
 
     Args:
         lowered: the program.

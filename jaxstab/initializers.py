@@ -1,4 +1,4 @@
-"""Initialisation as a cure: gains with their reasons, and draws that keep signal and gradient alive at depth.
+"""Initialisers that keep signal and gradient alive at depth, and gains with their reasons.
 
 Two kinds. What acts on one matrix is an initialiser as jax.nn.initializers has them, for
 `MLP(weights=...)` or any Flax layer: `critical` here, and by name in `networks.WEIGHTS` those of
@@ -37,7 +37,7 @@ def critical(
     weights: str = "gaussian",
     width: int | None = None,
 ) -> Initializer:
-    """The initialiser on the critical line: sigma_w of `gain` times Gaussian or orthogonal weights.
+    """Make the initialiser on the critical line: sigma_w of `gain` times unit weights.
 
     At a finite width n typical gradients of that gain shrink by exp(-O(1/n)) per layer. With
     `width` the gain is the one at which ln |J u| has mean 0, which is known exactly for phi linear
@@ -79,7 +79,7 @@ def critical(
 
 
 def _scaled(weights: str, sigma_w: float) -> Initializer:
-    """Weights of unit gain times a gain."""
+    """Make the initialiser of unit weights times a gain."""
 
     def draw(key: Array, shape: tuple[int, ...], dtype: DTypeLike = float) -> Array:
         drawn = WEIGHTS[weights](key, shape, dtype)
@@ -96,7 +96,7 @@ def looks_linear(
     sigma_w: ArrayLike = 1.0,
     sigma_b: ArrayLike = 0.0,
 ) -> Params:
-    """Parameters with which a relu-like network computes what a linear one of half its width does.
+    """Draw parameters with which a relu-like network is a linear one of half its width.
 
     Weights mirrored in sign, W = [[A, -A], [-A, A]]/c with phi(z) - phi(-z) = c z (Balduzzi et al.
     2017, section 4), A drawn by the network's `weights`. The output is that of the linear network,
@@ -170,7 +170,7 @@ def lsuv(
     kernels: Kernels | None = None,
     part: Callable[[PyTree, PyTree], PyTree] | None = None,
 ) -> Params:
-    """Layer-sequential unit-variance initialisation (Mishkin & Matas 2016, algorithm 1), from data.
+    """Rescale weights to unit variance, layer by layer, from data (LSUV; Mishkin & Matas 2016).
 
     From the input on, each layer's weights are divided by sqrt(Var(W a + b) / target), the variance
     over units and examples, before the next layer is looked at; a skip is left out of the variance.
@@ -283,7 +283,7 @@ def _lsuv_of_own(
 
 
 def _number(here: Here, stacks: tuple) -> int:
-    """Place of a layer's segment among the embedding, the segments and the readout."""
+    """Return the place of a layer's segment among embedding, segments and readout."""
     if here.segment is not None:
         return here.segment + 1
     return 0 if here.layer == 0 else len(stacks) - 1
@@ -306,7 +306,7 @@ def _to_variance(
     target: ArrayLike,
     steps: int,
 ) -> PyTree:
-    """Parameters of a layer, its weights rescaled until its output has the variance."""
+    """Rescale the weights of a layer until its output has the wanted variance."""
 
     def step(_: Array | int, theta: PyTree) -> PyTree:
         var = jnp.var(output(theta))
@@ -318,7 +318,7 @@ def _to_variance(
 
 @with_network
 def fixup(network: MLP | Chain, params: Params) -> Params:
-    """Fixup (Zhang et al. 2019, section 3) for branches of one layer: residual branches and readout start at zero.
+    """Set residual branches and readout to zero: Fixup (Zhang et al. 2019, section 3).
 
     Its rule 1, the last layer of each branch and the classifier at 0, is all that applies where a
     branch has m = 1 layers: rule 2 scales the others by L^(-1/(2m-2)), and there are none.
@@ -349,7 +349,7 @@ def fixup(network: MLP | Chain, params: Params) -> Params:
 
 @with_network
 def skip_init(params: Params, alpha: ArrayLike = 0.0) -> Params:
-    """The multipliers alpha of residual branches h + alpha F set: 0 is ReZero and SkipInit.
+    """Set the multipliers alpha of residual branches h + alpha F; 0 is ReZero and SkipInit.
 
     Bachlechner et al. 2021 (ReZero); De & Smith 2020 (SkipInit), who also try 1/sqrt(depth).
 

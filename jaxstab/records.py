@@ -1,4 +1,4 @@
-"""What goes in and what comes out: examples, and pytrees of what is measured and predicted, one type for both.
+"""Records: examples, and pytrees that measurement and theory share.
 
 A field's annotation is its meaning to the rest of the house: `Float[Array, "*depth layer"]` says
 that its last axis is named `layer` and that a `depth` axis may stand before it; labelled datasets
@@ -19,7 +19,7 @@ SATURATED = 0.1
 
 
 class ForwardProfile(NamedTuple):
-    """The signal of one input (or one batch) at every layer 0..L; layer 0 is the embedding's pre-activation h_0.
+    """Signal of one input, or one batch, at every layer 0..L; layer 0 is the embedding's h_0.
 
     Attributes:
         log_q: ln q_l, q_l = mean of h_l^2 over units, the pre-activation variance per unit; -inf
@@ -41,7 +41,7 @@ class ForwardProfile(NamedTuple):
 
 
 class SiteProfile(NamedTuple):
-    """The signal of one batch at the sites of an unmodified model, of values as they are given, batch and all.
+    """Signal of one batch at the sites of an unmodified model, over all entries of a value.
 
     Attributes:
         log_q: ln of the mean of squares; -inf for a zero signal.
@@ -60,7 +60,7 @@ class SiteProfile(NamedTuple):
 
 
 class CorrelationProfile(NamedTuple):
-    """How alike two inputs are at every layer 0..L.
+    """Correlation of two inputs at every layer 0..L.
 
     Attributes:
         c: correlation c_l = h_l . h'_l / (|h_l| |h'_l|) in [-1, 1].
@@ -70,7 +70,7 @@ class CorrelationProfile(NamedTuple):
 
 
 class BackwardProfile(NamedTuple):
-    """The gradient of a loss at every layer 0..L, for every wanted depth; NaN at layers beyond that depth.
+    """Gradient of a loss at every layer 0..L, for every wanted depth; NaN beyond that depth.
 
     Attributes:
         log_grad_h: ln |dL/dh_l|, Euclidean norm; -inf for a gradient that is exactly zero.
@@ -83,7 +83,7 @@ class BackwardProfile(NamedTuple):
 
 
 class Spectrum(NamedTuple):
-    """The singular values s of the Jacobian dh_L/dx, input to pre-activation of layer L, for every wanted depth L.
+    """Singular values s of the Jacobian dh_L/dx, for every wanted depth L.
 
     Attributes:
         log_s: ln s, descending; -inf for a direction that is killed exactly.
@@ -95,7 +95,9 @@ class Spectrum(NamedTuple):
 
 
 class Training(NamedTuple):
-    """One training run. From the step whose loss or gradient is not finite on, the network stays as it was before it.
+    """One training run.
+
+    The network is frozen from the first step on whose loss or gradient is not finite.
 
     Attributes:
         loss: of each step's minibatch, before its update; NaN after the first that is not finite.
@@ -123,7 +125,7 @@ class Training(NamedTuple):
 
 
 class FixedPoint(NamedTuple):
-    """A length fixed point of the mean-field maps, and what signal and gradient do around it.
+    """Length fixed point of the mean-field maps, with the rates of signal and gradient around it.
 
     Attributes:
         q: length q* = sigma_w^2 E phi(sqrt(q*) z)^2 + sigma_b^2; inf where the length grows without
@@ -153,7 +155,7 @@ class FixedPoint(NamedTuple):
 
 
 class CriticalPoint(NamedTuple):
-    """A point (sigma_w, q) at which chi_1 = 1 for a given sigma_b.
+    """Point (sigma_w, q) at which chi_1 = 1 for a given sigma_b.
 
     Attributes:
         sigma_w: the gain.
@@ -172,7 +174,7 @@ class CriticalPoint(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """A Monte-Carlo mean.
+    """Monte-Carlo mean with its standard error.
 
     Attributes:
         value: the mean of the samples, unbiased.
@@ -184,7 +186,7 @@ class Estimate(NamedTuple):
 
 
 def standard_error(samples: Float[Array, "*rows sample"]) -> Float[Array, "*rows"]:
-    """Standard error of the mean of independent samples.
+    """Compute the standard error of the mean of independent samples.
 
     Args:
         samples: along the last axis.
@@ -200,7 +202,7 @@ def standard_error(samples: Float[Array, "*rows sample"]) -> Float[Array, "*rows
 
 
 class Data(NamedTuple):
-    """Examples to measure at.
+    """Examples: inputs and labels.
 
     Attributes:
         x: inputs.
@@ -214,11 +216,11 @@ class Data(NamedTuple):
 
     @property
     def sha256(self) -> str:
-        """Checksum of x and y, for the provenance of results."""
+        """Compute the checksum of x and y, for the provenance of results."""
         return hashlib.sha256(np.ascontiguousarray(self.x).tobytes() + self.y.tobytes()).hexdigest()
 
     def normalised(self, q0: float = 1.0) -> "Data":
-        """Each input scaled to mean square q0, the length that theory starts from.
+        """Scale each input to mean square q0, the length that theory starts from.
 
         Args:
             q0: mean square wanted, > 0.
@@ -248,7 +250,7 @@ class Data(NamedTuple):
 
 
 def dimensions(record: type, field: str, ndim: int) -> tuple[str, ...]:
-    """Names of the last `ndim` axes of a record's field, read from its annotation.
+    """Read the names of the last `ndim` axes of a record's field from its annotation.
 
     Args:
         record: a record type of this module, or one of the user's own written the same way.

@@ -1,4 +1,4 @@
-"""Penalties to add to a loss, for gradients that neither vanish nor explode; no Jacobian is ever formed.
+"""Penalties on a loss, for gradients that neither vanish nor explode.
 
 Two look at how signals pass: `omega` keeps the length of the back-propagated gradient from layer to
 layer, `jacobian_norm` shrinks the input-output Jacobian. Two look at the weights alone:
@@ -33,7 +33,7 @@ def omega(
     loss: Callable[[Float[Array, "*batch d_out"]], Float[Array, ""]],
     immediate: bool = True,
 ) -> Float[Array, ""]:
-    """Pascanu's Omega: how far each block is from passing the gradient on at the length at which it came.
+    """Compute Pascanu's Omega: the squared relative change of the gradient's length at each block.
 
     Omega = sum_l (|(dE/dh_l) dh_l/dh_{l-1}| / |dE/dh_l| - 1)^2, l = 1..L: Pascanu, Mikolov & Bengio
     2013, eq. 9, with the layers of a chain, each with weights of its own, in the place of their
@@ -87,7 +87,7 @@ def jacobian_norm(
     key: Array,
     projections: int = 1,
 ) -> Estimate:
-    """The squared Frobenius norm of the Jacobian of y = fn(x), by random projections of the output.
+    """Estimate the squared Frobenius norm of the Jacobian of y = fn(x) by random projections.
 
     |J|_F^2 = d_out E|v^T J|^2, v uniform on the unit sphere: Hoffman, Roberts & Yaida 2019, section 2.3 and algorithm
     1. Unbiased, one vector-Jacobian product per projection. Its variance from one projection,
@@ -131,7 +131,7 @@ def jacobian_norm(
 
 
 def orthogonality(weights: PyTree, gain: ArrayLike = 1.0) -> Float[Array, ""]:
-    """Soft orthogonality: how far weights are from gain times an isometry.
+    """Compute the soft orthogonality penalty: the distance of weights from gain times an isometry.
 
     sum over kernels of |W^T W / g^2 - I|_F^2: Bansal, Chen & Wang 2018, section 3.1, there with g =
     1. For a matrix that is not square the smaller of W^T W and W W^T is taken, the one that can be
@@ -167,7 +167,7 @@ def orthogonality(weights: PyTree, gain: ArrayLike = 1.0) -> Float[Array, ""]:
 
 
 def spectral_norm(weights: PyTree, key: Array, iterations: int = 20) -> Float[Array, ""]:
-    """Half the squared largest singular values of all weights.
+    """Compute half the squared largest singular values of all weights.
 
     1/2 sum over kernels of sigma_max(W)^2: Yoshida & Miyato 2017, section 3.2. Power iteration from
     a random vector gives u and v by matrix products only; with them held constant, sigma = u^T W v,
@@ -214,7 +214,7 @@ def spectral_norm(weights: PyTree, key: Array, iterations: int = 20) -> Float[Ar
 
 
 def _stacks(weights: PyTree) -> list[Float[Array, "stack m n"]]:
-    """Every weight as a stack of matrices, all of the widest dtype found and of float32 at least."""
+    """Return every weight as a stack of matrices, in the widest dtype found, at least float32."""
     leaves = jax.tree_util.tree_leaves_with_path(weights)
     names = [
         jax.tree_util.keystr(path[-1:], simple=True) if path else "kernel" for path, _ in leaves

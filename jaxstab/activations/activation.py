@@ -1,4 +1,4 @@
-"""One activation: the function, where it has kinks, its kernel, and the parameters that it has of its own."""
+"""Activations: a function with its kinks, its kernel and its parameters."""
 
 import functools
 import math
@@ -16,7 +16,7 @@ Kernel = Callable[..., tuple[Array, Array]]
 
 
 class _ByIdentity:
-    """A callable without a hash, such as a dataclass, as one that is equal to itself alone."""
+    """Wrap a callable without a hash, such as a dataclass, so that it equals itself alone."""
 
     def __init__(self, wrapped: Callable) -> None:
         self.wrapped = wrapped
@@ -41,7 +41,7 @@ def _hashable(f: Callable) -> Callable:
 
 @jax.tree_util.register_pytree_node_class
 class Activation:
-    r"""An elementwise activation phi and what the theory must know about it.
+    r"""Elementwise activation phi, with what theory must know about it.
 
     A pytree: its leaves are the parameters of phi, which can be traced, mapped over and
     differentiated. All else is static. Without parameters, or with parameters that are Python
@@ -102,13 +102,13 @@ class Activation:
         self._kernel = None if kernel is None else _hashable(kernel)
 
     def tree_flatten(self) -> tuple[tuple[Any, ...], tuple]:
-        """Split into the parameters and what is static."""
+        """Split into parameters and static fields."""
         static = (self.name, self._fn, self.kinks, self._kernel, tuple(self.parameters))
         return tuple(self.parameters.values()), static
 
     @classmethod
     def tree_unflatten(cls, static: tuple, leaves: Iterable[Any]) -> "Activation":
-        """Put together what `tree_flatten` split."""
+        """Rebuild the activation from what `tree_flatten` returned."""
         new = object.__new__(cls)
         new.name, new._fn, new.kinks, new._kernel, names = static
         new.parameters = dict(zip(names, leaves, strict=True))
@@ -116,44 +116,44 @@ class Activation:
 
     @property
     def fn(self) -> Callable[[Array], Array]:
-        """The function phi(z), with the parameters at their values."""
+        """Function phi(z), with the parameters at their values."""
         if not self.parameters:
             return self._fn
         return functools.partial(_bound, self._fn, self.parameters)
 
     @property
     def kernel(self) -> Callable[[Array, Array], tuple[Array, Array]] | None:
-        """The closed form of the kernel as a function of (q, c), None where none is known."""
+        """Closed form of the kernel as a function of (q, c); None where none is known."""
         if self._kernel is None or not self.parameters:
             return self._kernel
         return functools.partial(_bound, self._kernel, self.parameters)
 
     @property
     def static_fn(self) -> Callable[..., Array]:
-        """The function phi(z, **parameters)."""
+        """Function phi(z, **parameters)."""
         return self._fn
 
     def __call__(self, z: Float[Array, "..."]) -> Float[Array, "..."]:
-        """phi(z), elementwise."""
+        """Apply phi, elementwise."""
         return self.fn(z)
 
     def derivative(self, z: Float[Array, "..."]) -> Float[Array, "..."]:
-        """phi'(z), elementwise, by forward differentiation."""
+        """Compute phi'(z), elementwise, by forward differentiation."""
         return jax.jvp(self.fn, (z,), (jnp.ones_like(z),))[1]
 
     def steepest(self, dtype: DTypeLike) -> Float[Array, ""]:
-        """The largest |phi'(z)| over z in [-20, 20], what saturation is measured against."""
+        """Compute the largest |phi'(z)| over z in [-20, 20], the reference of saturation."""
         return jnp.max(jnp.abs(self.derivative(probe(dtype))))
 
     def __eq__(self, other: object) -> bool:
-        """Whether all that is static is the same, and every parameter is the same number or the same array."""
+        """Compare static fields and parameters, numbers by value and arrays by identity."""
         if not isinstance(other, Activation) or type(self) is not type(other):
             return NotImplemented
         (own, static), (others, static_of_other) = self.tree_flatten(), other.tree_flatten()
         return static == static_of_other and all(map(_same, own, others))
 
     def __hash__(self) -> int:
-        """The hash of name, function, kinks, kernel and parameters.
+        """Hash name, function, kinks, kernel and parameters.
 
         Returns:
             The hash.
@@ -176,7 +176,7 @@ class Activation:
 
 
 def _bound(f: Callable, parameters: dict[str, Any], first: Array, *rest: Array) -> Any:
-    """f(first, *rest, **parameters) with the parameters in the dtype of first."""
+    """Call f(first, *rest, **parameters) with the parameters in the dtype of first."""
     dtype = jnp.result_type(first)
     return f(
         first, *rest, **{name: jnp.asarray(value, dtype) for name, value in parameters.items()}
@@ -203,7 +203,7 @@ def _numbers(name: str, kinks: Iterable[ArrayLike]) -> tuple[float, ...]:
 
 
 def probe(dtype: DTypeLike) -> Float[Array, " n"]:
-    """Points 1/800 apart over [-20, 20], half a step off the integers: usual kinks fall in the middle of a step.
+    """Make points 1/800 apart over [-20, 20], so that usual kinks fall between two of them.
 
     Args:
         dtype: of the points.

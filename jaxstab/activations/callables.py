@@ -1,4 +1,4 @@
-"""Callables of the user's own: checked once, and freed of the traced values that they close over."""
+"""Check callables of the user's own and free them of traced values that they close over."""
 
 import weakref
 from collections.abc import Callable
@@ -20,7 +20,7 @@ _PROBES = np.array([-2.3, -0.7, 0.4, 1.6])
 
 
 def checked(phi: Activation) -> Activation:
-    """The activation, if its function is elementwise.
+    """Check that the function of an activation is elementwise.
 
     A function that closes over traced values keeps them alive wherever it serves as a key of a
     cache. Those become parameters of the activation here, so that its function is static and its
@@ -61,7 +61,7 @@ def checked(phi: Activation) -> Activation:
 
 
 def _same_entries(outputs: list[Array], traced: bool) -> bool:
-    """Whether each input has one output, whatever stands beside it; of traced outputs, the shapes alone."""
+    """Tell whether each output depends on its own input; of traced ones only shapes are seen."""
     if [output.shape for output in outputs] != [(4,), (4,), (1,)]:
         return False
     if traced:
@@ -96,7 +96,7 @@ def _hoisted(phi: Activation) -> Activation:
 
 
 def _freed(name: str, f: Callable, arity: int) -> tuple["_Program", dict[str, Any]]:
-    """f with its traced values as keyword arguments, and these values."""
+    """Return f with its traced values as keyword arguments, and these values."""
     programs: dict[Any, tuple[list[str], ClosedJaxpr]] = {}
     values: dict[str, Any] = {}
     failed: Exception | None = None
@@ -119,7 +119,7 @@ def _freed(name: str, f: Callable, arity: int) -> tuple["_Program", dict[str, An
 
 
 def _retraced(closed: ClosedJaxpr, traced: list[bool], dtype: Any, arity: int) -> ClosedJaxpr:
-    """The program as one of its traced values and its arrays, which remembers none of these values."""
+    """Make a function of a program's traced values and arrays that remembers none of them."""
     fixed = [
         None if is_traced else const for const, is_traced in zip(closed.consts, traced, strict=True)
     ]

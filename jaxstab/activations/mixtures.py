@@ -58,7 +58,7 @@ class Mixture(Activation):
 
     @classmethod
     def tree_unflatten(cls, static: tuple, leaves: Iterable[Any]) -> "Mixture":
-        """Put together what `tree_flatten` split."""
+        """Rebuild the mixture from what `tree_flatten` returned."""
         return cls(*jax.tree.unflatten(static[0], leaves))
 
     @property
@@ -75,7 +75,7 @@ class Mixture(Activation):
 
     @property
     def kernel(self) -> Callable[[Array, Array], tuple[Array, Array]] | None:
-        """The mean of the two kernels, None where one of them is unknown."""
+        """Mean of the two kernels; None where one of them is unknown."""
         if self.first.kernel is None or self.second.kernel is None:
             return None
         return self._kernel_of_both
@@ -89,7 +89,7 @@ class Mixture(Activation):
         return covariance, slope
 
     def average(self, moment: Callable[[Activation], PyTree[ArrayLike]]) -> Any:
-        """The mean over the units of what a function says of each unit's activation.
+        """Average over units the values of a function of each unit's activation.
 
         Args:
             moment: phi -> an array, or a pytree of arrays.

@@ -1,4 +1,4 @@
-"""Activations by name, and those with a parameter: each with its kinks, and digits in its derivative's tails."""
+"""Activations by name, and those with a parameter, each with its kinks."""
 
 import difflib
 from collections.abc import Callable
@@ -13,7 +13,7 @@ AnyActivation = str | Activation | Callable[[Array], Array]
 
 
 def _parametric(name: str, function: str, **parameters: ArrayLike) -> Activation:
-    """An activation whose function takes parameters of its own."""
+    """Make an activation whose function takes parameters."""
     kinks = functions.KINKS.get(function, ())
     kernel = kernels.BY_NAME.get(function)
     return Activation(name, functions.BY_NAME[function], kinks, kernel, parameters)
@@ -106,7 +106,7 @@ _BY_PLAIN_NAME |= {_plain(other): _BUILT_IN[name] for other, name in _OTHER_NAME
 
 
 def names() -> tuple[str, ...]:
-    """The names of the built-in activations.
+    """List the names of the built-in activations.
 
     Returns:
         Names that `get` accepts. It accepts usual others too, such as swish, and reads HardTanh as
@@ -120,7 +120,7 @@ def names() -> tuple[str, ...]:
 
 
 def get(activation: AnyActivation) -> Activation:
-    """The `Activation` behind a name or a callable of the user's own.
+    """Return the `Activation` of a name, or of an elementwise callable.
 
     Args:
         activation: a built-in name, an `Activation`, or an elementwise callable, which may close

@@ -77,7 +77,7 @@ def objective(
 def cross_entropy(
     y: Float[Array, "*batch d_out"], labels: Int[Array, "*batch"]
 ) -> Float[Array, ""]:
-    """Mean softmax cross-entropy, in nats.
+    """Compute the mean softmax cross-entropy, in nats.
 
     Args:
         y: logits, of one example or a batch.

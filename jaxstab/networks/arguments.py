@@ -1,4 +1,8 @@
-"""What a function that takes a network is given in its place, told in one line before anything is computed."""
+"""Checks of the arguments of functions that take a network.
+
+A wrong model, wrong parameters or a batch in place of one input is refused in one line, before
+anything is computed.
+"""
 
 import functools
 import inspect

@@ -1,4 +1,4 @@
-"""What layers of the user's own read besides parameters: collections such as running statistics, and keys."""
+"""Bind layers of the user's own to running statistics and keys."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from jaxstab.networks.chains import Dropout, Layer, Params, layers_of
 
 
 def as_layer(bound: PyTree) -> Layer:
-    """A layer's parameters with what it reads besides, whether there is any or not.
+    """Wrap parameters as a `Layer`, unless they are one.
 
     Args:
         bound: parameters, or a `Layer`.
@@ -22,7 +22,7 @@ def as_layer(bound: PyTree) -> Layer:
 
 
 def trained(params: Params) -> Params:
-    """What is trained.
+    """Return the trained parameters alone.
 
     Args:
         params: parameters, bound or not.
@@ -34,7 +34,7 @@ def trained(params: Params) -> Params:
 
 
 def unbind(params: Params, x: PyTree = None) -> tuple[Params, dict[str, PyTree]]:
-    """Take apart what is trained and the collections that are not.
+    """Separate the trained parameters from the collections that are not trained.
 
     Args:
         params: parameters of the user's own layers.
@@ -57,7 +57,7 @@ def bind(
     key: Key[Array, ""] | None = None,
     rate: ArrayLike = 0.0,
 ) -> Params:
-    """Give layers of the user's own what they read besides what is trained.
+    """Bind layers of the user's own to their collections and keys.
 
     Args:
         params: what is trained, with its collections or without.
@@ -88,7 +88,7 @@ def bind(
 
 
 def _with_keys(params: Params, layers: list[Layer], keys: Array) -> list[Layer]:
-    """A key for the embedding, for each block and for the readout."""
+    """Give the embedding, each block and the readout a key."""
     embed, *parts, readout = layers
     found = [embed._replace(dropout=Dropout(keys[0]))]
     first = 1

@@ -1,4 +1,4 @@
-"""One layer as a Flax module: phi, norm and dropout at its head, a dense branch, a skip connection around it."""
+"""One layer as a Flax module: norm, phi and dropout, a dense branch, and a skip connection."""
 
 import math
 from collections.abc import Callable
@@ -104,7 +104,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, h: Array, index: Array | int = 0) -> Array:
-        """One layer; index counts the blocks from 0 and matters only while "dense" weights are drawn."""
+        """Apply the layer; `index` counts blocks from 0, for the draw of "dense" weights."""
         a = self._head(h)
         product = None
         if self.has_variable("gains", "sigma_w"):
@@ -125,7 +125,7 @@ class Block(nn.Module):
         kernel: Callable = _gaussian,
         product: Callable | None = None,
     ) -> nn.Dense:
-        """A dense layer of this block's features, W a + b.
+        """Make a dense layer of this block's features, W a + b.
 
         Args:
             name: of the layer.
@@ -148,7 +148,7 @@ class Block(nn.Module):
         )
 
     def _head(self, h: Array) -> Array:
-        """What the weights see."""
+        """Compute a, the input of the weights."""
         a = self.activation(h) if self.norm_after else self.activation(self._normalise(h))
         a = self._normalise(a) if self.norm_after else a
         if self.sources > 1:
@@ -179,7 +179,11 @@ class Block(nn.Module):
         return jnp.where(keep, a / jnp.where(rate < 1, 1 - rate, 1).astype(a.dtype), 0)
 
     def _kernel_init(self, index: Array | int) -> Callable:
-        """The law of W; for "dense" per source, W = [W_0 .. W_i]/sqrt(i + 1), and zero for layers still to come."""
+        """Return the initialiser of W.
+
+        A block with "dense" skips draws W = [W_0 .. W_i] / sqrt(i + 1), one matrix for each
+        layer below, and zeros for layers still to come.
+        """
         # a readout of a "dense" network reads all sources, and is drawn as any other
         if self.skip is None or not SKIPS[self.skip].every_source:
             return self.weights
@@ -198,7 +202,7 @@ class Block(nn.Module):
 
 
 def _times(sigma_w: Array) -> Callable:
-    """The product a (sigma_w W) as (sigma_w a) W, whose derivative by W is the one by sigma_w W."""
+    """Make the product a (sigma_w W) as (sigma_w a) W, with the derivative by sigma_w W."""
 
     def product(a: Array, w: Array, dimensions: tuple, precision: jax.lax.PrecisionLike) -> Array:
         return jax.lax.dot_general(sigma_w * a, _drawn(w, sigma_w), dimensions, precision)
@@ -208,7 +212,7 @@ def _times(sigma_w: Array) -> Callable:
 
 @custom_jvp
 def _drawn(w: Array, sigma_w: Array) -> Array:
-    """W as drawn, for a change of sigma_w W at a fixed gain, or of the gain at a fixed W."""
+    """Return W. Its tangent is the change of sigma_w W divided by sigma_w."""
     return w
 
 

@@ -1,4 +1,4 @@
-"""The fold's view of a network, and its parameters."""
+"""Chains: networks as pure functions of their parameters, layer by layer."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ from jaxstab.networks.perceptron import MLP
 
 
 class Segments(NamedTuple):
-    """Parameters of blocks that are not all alike, by segments of equal blocks.
+    """Parameters of blocks that differ, as segments of equal blocks.
 
     Attributes:
         parts: for each segment, from the input on, a pytree whose leaves carry a leading layer
@@ -27,7 +27,7 @@ class Segments(NamedTuple):
 
 
 class Params(NamedTuple):
-    """Parameters of a chain: what is trained, and in `bind`'s hands what the layers need besides.
+    """Parameters of a chain. After `Chain.bind` its entries are `Layer`s.
 
     Attributes:
         embed: pytree of the map from input to h_0.
@@ -52,7 +52,7 @@ class Params(NamedTuple):
         return [self.embed, *parts, self.readout]
 
     def restacked(self, stacks: Sequence[PyTree]) -> "Params":
-        """Other trees for the embedding, each segment and the readout, arranged as these parameters are.
+        """Arrange other trees as these parameters are.
 
         Args:
             stacks: the trees, as `stacks` has them.
@@ -74,7 +74,7 @@ class Params(NamedTuple):
 
 
 class Dropout(NamedTuple):
-    """Which features dropout drops.
+    """Key and rate of a layer's dropout.
 
     Attributes:
         key: PRNG key of the masks.
@@ -87,7 +87,7 @@ class Dropout(NamedTuple):
 
 
 class Layer(NamedTuple):
-    """A block's parameters with what it reads besides them; of that, sigma_w alone has a gradient.
+    """A layer's parameters and what it reads besides; of the latter only sigma_w has a gradient.
 
     Attributes:
         params: what is trained.
@@ -104,7 +104,7 @@ class Layer(NamedTuple):
     sigma_w: Float[Array, "*layer"] | None = None
 
     def variables(self) -> dict[str, Any]:
-        """The layer as Flax collections."""
+        """Return the layer as Flax collections."""
         besides = {
             "batch_stats": jax.lax.stop_gradient(self.batch_stats),
             "dropout": self.dropout and self.dropout._asdict(),
@@ -114,7 +114,7 @@ class Layer(NamedTuple):
 
 
 class Updates(NamedTuple):
-    """What the layers read besides parameters, as it is after a pass in training: such as running statistics.
+    """Functions that update running statistics after a pass in training mode.
 
     Attributes:
         embed: (params.embed as `bind` gives it, x) -> its new `Layer.batch_stats`; None where there
@@ -169,7 +169,7 @@ class Chain(NamedTuple):
 
     @property
     def law(self) -> dict[str, Any] | None:
-        """What theory may assume of a block, as keywords of `theory.law`; None for other layers than ours.
+        """Keywords of `theory.law` that describe a block; None for layers of the user's own.
 
         The keep rate and the batch belong to a run, not to the network: give them beside.
         """
@@ -324,7 +324,7 @@ def state_shapes(chain: Chain, params: Params, x: PyTree) -> list[PyTree]:
 
 @contextmanager
 def met(layer: int, h: PyTree, own: bool) -> Iterator[None]:
-    """Say in one line which layer of the user's own does not take the state that it meets.
+    """Turn an error of a layer of the user's own into one line that names the layer.
 
     Args:
         layer: its number.

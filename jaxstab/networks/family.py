@@ -1,4 +1,4 @@
-"""Our own networks as chains: drawn, scaled, and bound to what their layers read besides parameters."""
+"""Networks of our own family as chains: their parameters drawn, scaled and bound."""
 
 from collections.abc import Callable
 from functools import partial
@@ -26,7 +26,7 @@ def _apply(module: Block, layer: PyTree, h: Array) -> Array:
 
 
 def _known(layer: Layer) -> Layer:
-    """The layer, if it has running statistics."""
+    """Check that a layer has running statistics."""
     if not layer.batch_stats:
         raise ValueError(
             "BatchNorm needs running statistics: networks.bind(mlp, params, stats=...)"
@@ -36,7 +36,7 @@ def _known(layer: Layer) -> Layer:
 
 @with_network
 def chain(mlp: MLP, train: bool = True) -> Chain:
-    """The fold's view of a network: its embed, block and readout as pure functions.
+    """Make a chain of a Flax module: its embedding, block and readout as pure functions.
 
     Every block is one: norms, dropout and skips need nothing of whoever folds. BatchNorm in
     training mixes examples, so x and h are then a whole batch, [batch, d_in] and [batch, width];
@@ -145,7 +145,7 @@ def mlp(
 
 @with_network
 def module_of(network: MLP | Chain) -> MLP:
-    """The Flax module of a network of our own family.
+    """Return the Flax module of a network of our own family.
 
     Args:
         network: the module itself, or a chain of it.
@@ -166,7 +166,7 @@ def module_of(network: MLP | Chain) -> MLP:
 
 @with_network
 def branch(mlp: MLP, train: bool = True) -> Callable[[PyTree, Array], Array]:
-    """The block without its skip: (params.blocks at one layer, h) -> W a + b.
+    """Make the block without its skip: (params.blocks at one layer, h) -> W a + b.
 
     Args:
         mlp: the network.
@@ -189,7 +189,7 @@ def bind(
     rate: ArrayLike = 0.0,
     sigma_w: ArrayLike | None = None,
 ) -> Params:
-    """Give the layers what they read besides what is trained: running statistics, masks of dropout, a common gain.
+    """Bind parameters to running statistics, masks of dropout, or a common gain.
 
     One key, one set of masks, whatever the rate: rates share their draws as gains do. A batch gets
     a mask per example; under a vmap over examples it is up to the caller to vmap keys too.
@@ -264,13 +264,13 @@ def bind(
 def _bound(
     mlp: MLP, params: Params, *, key: Key[Array, ""] | None = None, **besides: Any
 ) -> Params:
-    """What `bind` gives; a network without dropout does without a key."""
+    """Call `bind`; a network without dropout ignores the key."""
     return bind(mlp, params, key=key if mlp.dropout else None, **besides)
 
 
 @with_network
 def unbind(params: Params) -> Params:
-    """What is trained, of parameters that `bind` gave more: a common gain multiplied in, the rest left off.
+    """Return the trained parameters of bound ones, a common gain multiplied in.
 
     Args:
         params: parameters, bound or not.
@@ -305,7 +305,7 @@ def init(
     sigma_w: ArrayLike = 1.0,
     sigma_b: ArrayLike = 0.0,
 ) -> Params:
-    """Draw parameters: weights of gain sigma_w, biases of standard deviation sigma_b, every layer alike.
+    """Draw parameters: weights of gain sigma_w, biases of standard deviation sigma_b.
 
     Args:
         mlp: the network.
@@ -328,7 +328,7 @@ def init(
 
 @with_network
 def rescale(params: Params, sigma_w: ArrayLike, sigma_b: ArrayLike) -> Params:
-    """Multiply the weights of all layers by sigma_w and their biases by sigma_b; norms, gates and alphas stay.
+    """Multiply all weights by sigma_w and all biases by sigma_b; norms, gates and alphas stay.
 
     Args:
         params: parameters, usually of unit gains, init(..., sigma_w=1, sigma_b=1), before `bind`.
@@ -360,7 +360,7 @@ def rescale(params: Params, sigma_w: ArrayLike, sigma_b: ArrayLike) -> Params:
 
 @with_network
 def initial_stats(mlp: MLP, x: Float[Array, "*batch d_in"]) -> PyTree:
-    """BatchNorm's running statistics before training: mean 0, variance 1.
+    """Make BatchNorm's running statistics before training: mean 0, variance 1.
 
     Args:
         mlp: the network.
@@ -379,7 +379,7 @@ def initial_stats(mlp: MLP, x: Float[Array, "*batch d_in"]) -> PyTree:
 def statistics(
     mlp: MLP,
 ) -> tuple[Callable[[Layer, Array], PyTree], Callable[[Layer, Array], PyTree]]:
-    """What BatchNorm's running statistics become in training, of one block and of the readout.
+    """Make the functions that update BatchNorm's running statistics, of a block and of the readout.
 
     Args:
         mlp: the network.
@@ -402,7 +402,7 @@ def statistics(
 
 @with_network
 def variables(params: Params) -> dict[str, Any]:
-    """Parameters as `mlp.apply` takes them.
+    """Return parameters as the collections that `MLP.apply` takes.
 
     Args:
         params: parameters, bound or not.

@@ -38,14 +38,14 @@ class States(NamedTuple):
 
     @property
     def stacked(self) -> PyTree:
-        """The states h_0 .. h_L with a leading layer axis; a tuple of states where shapes change."""
+        """States h_0 .. h_L with a leading layer axis; a tuple of states where shapes change."""
         parts = [*self.below, _with_layer_axis(self.last)]
         if all(_shapes(part) == _shapes(parts[0]) for part in parts):
             return _joined(parts)
         return tuple(_at(part, i) for part in parts for i in range(layers_of(part)))
 
     def at(self, layer: int) -> PyTree:
-        """The state of one layer.
+        """Return the state of one layer.
 
         Args:
             layer: l in [0, L].
@@ -164,7 +164,7 @@ def downwards(
 
 @with_network
 def layer_at(chain: Chain, params: Params, layer: int, h: PyTree) -> Here:
-    """One layer by itself.
+    """Return one layer at a state.
 
     Args:
         chain: the network.
@@ -189,7 +189,7 @@ def layer_at(chain: Chain, params: Params, layer: int, h: PyTree) -> Here:
 
 @with_network
 def states(chain: Chain, params: Params, x: PyTree, depth: int | None = None) -> States:
-    """The forward pass, its states kept.
+    """Compute the states h_0 .. h_depth of a forward pass.
 
     Args:
         chain: the network.
@@ -214,7 +214,7 @@ def states(chain: Chain, params: Params, x: PyTree, depth: int | None = None) ->
 
 @with_network
 def state(chain: Chain, params: Params, x: PyTree, depth: Index | None = None) -> PyTree:
-    """The state h_depth of a forward pass.
+    """Compute the state h_depth of a forward pass.
 
     Args:
         chain: the network.
@@ -233,7 +233,7 @@ def state(chain: Chain, params: Params, x: PyTree, depth: Index | None = None) -
 
 
 class _Span(NamedTuple):
-    """Consecutive blocks of one segment, and the states that they met where these are known."""
+    """Consecutive blocks of one segment, with the states that they meet where these are known."""
 
     segment: int
     block: Callable[[PyTree, PyTree], PyTree]
@@ -246,7 +246,7 @@ class _Span(NamedTuple):
     stop: Index
 
     def here(self, index: Index) -> Here:
-        """One block."""
+        """Return one block."""
         met = None if self.below is None else _at(self.below, index)
         return self._layer(index, _at(self.params, index), met)
 
@@ -290,7 +290,7 @@ class _Span(NamedTuple):
 def _spans(
     chain: Chain, params: Params, first: int, last: Index | None, states: States
 ) -> list[_Span]:
-    """The blocks of layers first..last, segment by segment."""
+    """List the blocks of layers first..last, segment by segment."""
     last = params.depth if last is None else last
     spans = []
     offset = 0
@@ -321,7 +321,7 @@ def _with_layer_axis(tree: PyTree) -> PyTree:
 
 
 def _joined(parts: list[PyTree]) -> PyTree:
-    """Stacks one after the other; None where some part has read nothing."""
+    """Concatenate stacks; None where some part has read nothing."""
     if len(parts) == 1:
         return parts[0]
     if not parts or any(part is None for part in parts):

@@ -1,4 +1,4 @@
-"""Gains of layers of the user's own: which of their parameters are weights, and how these are scaled."""
+"""Gains of layers of the user's own: find their weights and scale them."""
 
 from collections.abc import Callable
 
@@ -17,7 +17,7 @@ Kernels = Callable[[tuple[str, ...]], bool]
 
 
 def is_kernel(path: tuple[str, ...]) -> bool:
-    """Whether a parameter is a weight by its name: `kernel`, as Flax calls them, or a layer that is one array.
+    """Tell by its name whether a parameter is a weight: `kernel`, or a layer that is one array.
 
     Args:
         path: of the parameter within its layer.
@@ -57,7 +57,7 @@ def scale_layer(theta: PyTree, factor: ArrayLike, kernels: Kernels | None = None
 
 @with_network
 def scale_kernels(params: Params, sigma_w: ArrayLike, kernels: Kernels | None = None) -> Params:
-    """Multiply the weights of layers of the user's own: gains, where the weights are drawn at unit gain.
+    """Multiply the weights of layers of the user's own by a gain.
 
     Flax draws kernels of variance 1/fan_in unless it is told otherwise (`lecun_normal`): sigma_w is
     then the gain.
@@ -115,7 +115,7 @@ def scale_kernels(params: Params, sigma_w: ArrayLike, kernels: Kernels | None = 
 
 
 def _which(theta: PyTree, kernels: Kernels | None, axes: int) -> list[bool]:
-    """Which leaves are weights, in the order of `jax.tree.leaves`."""
+    """Tell which leaves are weights, in the order of `jax.tree.leaves`."""
     rule = kernels or is_kernel
     return [bool(np.ndim(leaf) >= axes and rule(path)) for path, leaf in named_leaves(theta)]
 

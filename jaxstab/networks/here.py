@@ -1,4 +1,4 @@
-"""One layer of a chain at the state that it meets: its value, and its derivatives as products."""
+"""One layer of a chain at the state that it meets: its output and its derivatives as products."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -39,7 +39,7 @@ class Here:
     index: Index = 0
 
     def meeting(self, h: PyTree) -> "Here":
-        """The same layer at another state.
+        """Return the same layer at another state.
 
         Args:
             h: the state that it meets.
@@ -51,11 +51,11 @@ class Here:
 
     @property
     def theta(self) -> PyTree:
-        """The parameters that are trained."""
+        """Trained parameters of the layer."""
         return self.bound.params if isinstance(self.bound, Layer) else self.bound
 
     def f(self, theta: PyTree, h: PyTree) -> PyTree:
-        """The layer at other parameters or another state.
+        """Apply the layer at other parameters or another state.
 
         Args:
             theta: parameters that are trained.
@@ -70,32 +70,32 @@ class Here:
 
     @cached_property
     def out(self) -> PyTree:
-        """The state above, h_l = f(theta, h)."""
+        """State above, h_l = f(theta, h)."""
         return self._linear[0] if "_linear" in self.__dict__ else self.function(self.bound, self.h)
 
     @property
     def push(self) -> Callable[[PyTree], PyTree]:
-        """The product with the Jacobian: v -> (dh_l/dh_{l-1}) v."""
+        """Product with the Jacobian: v -> (dh_l/dh_{l-1}) v."""
         return self._linear[1]
 
     @cached_property
     def pull(self) -> Callable[[PyTree], PyTree]:
-        """The product with the transposed Jacobian: u -> (dh_l/dh_{l-1})^T u."""
+        """Product with the transposed Jacobian: u -> (dh_l/dh_{l-1})^T u."""
         return _transposed(partial(self.function, self.bound), self.h)
 
     @cached_property
     def push_theta(self) -> Callable[[PyTree], PyTree]:
-        """The product with the Jacobian by the parameters: t -> (dh_l/dtheta_l) t."""
+        """Product with the Jacobian by the parameters: t -> (dh_l/dtheta_l) t."""
         return jax.linearize(partial(self._at_state, self.h), self.theta)[1]
 
     @cached_property
     def pull_theta(self) -> Callable[[PyTree], PyTree]:
-        """Its transpose: u -> (dh_l/dtheta_l)^T u."""
+        """Product with its transpose: u -> (dh_l/dtheta_l)^T u."""
         return _transposed(partial(self._at_state, self.h), self.theta)
 
     @cached_property
     def pull_both(self) -> Callable[[PyTree], tuple[PyTree, PyTree]]:
-        """Both transposes at once: u -> (for theta, for h), dense kernels as `norms.logarithms.Product`."""
+        """Both transposes: u -> (by theta, by h), dense kernels as `norms.logarithms.Product`."""
         return pullback(self.f, self.theta, self.h)
 
     @cached_property

@@ -1,4 +1,4 @@
-"""Layers of the user's own as pure functions: pairs of functions, linen modules, nnx modules.
+"""Layers of the user's own as pure functions, from functions, linen modules and nnx modules.
 
 A layer's parameters come bound, as a `Layer`, where it reads more than what is trained: collections
 such as running statistics, and a key. A module is taken as it is configured; where its mode is an
@@ -61,7 +61,7 @@ def name_of(layer: Any) -> str:
 
 
 def of_function(apply: Apply, init: Init | None = None) -> OwnLayer:
-    """A layer that is a pure function.
+    """Make a layer of a pure function.
 
     Args:
         apply: (parameters, h) -> state above.
@@ -78,7 +78,7 @@ def of_function(apply: Apply, init: Init | None = None) -> OwnLayer:
 
 
 def of_linen(module: nn.Module) -> OwnLayer:
-    """A layer that is a linen module.
+    """Make a layer of a linen module.
 
     Args:
         module: the module.
@@ -125,7 +125,7 @@ def of_linen(module: nn.Module) -> OwnLayer:
 
 
 def of_nnx(module: Any) -> tuple[OwnLayer, PyTree]:
-    """A layer that is an nnx module, or a function without parameters.
+    """Make a layer of an nnx module, or of a function without parameters.
 
     Args:
         module: the module.
@@ -183,7 +183,7 @@ def of_nnx(module: Any) -> tuple[OwnLayer, PyTree]:
 
 
 def _split(module: nnx.Module) -> tuple[Any, PyTree, PyTree, PyTree]:
-    """Graph, parameters, streams of random numbers, and the rest."""
+    """Split a module into graph, parameters, streams of random numbers, and the rest."""
     graph, *states = nnx.split(module, nnx.Param, nnx.RngState, ...)
     theta, streams, rest = states
     return graph, theta, streams, rest
@@ -198,7 +198,7 @@ def _is_key(leaf: Array) -> bool:
 
 
 def _keyed(streams: PyTree, dropout: Dropout | None) -> PyTree:
-    """Streams of random numbers at the start of a layer's key, each with its own."""
+    """Set each stream of random numbers to the start of a key of its own."""
     leaves, tree = jax.tree.flatten(streams)
     if dropout is not None:
         keys = [jax.random.fold_in(dropout.key, i) for i in range(len(leaves))]
@@ -210,7 +210,7 @@ def _keyed(streams: PyTree, dropout: Dropout | None) -> PyTree:
 
 
 def _mode(module: Any, train: bool) -> dict[str, Any]:
-    """The keywords by which a module is told its mode, unless an attribute of it says so."""
+    """Find the keywords that set a module's mode, unless an attribute sets it."""
     takes = inspect.signature(type(module).__call__).parameters
     told = dict.fromkeys(_TRAINING, train) | dict.fromkeys(_INFERENCE, not train)
     return {
@@ -221,7 +221,7 @@ def _mode(module: Any, train: bool) -> dict[str, Any]:
 
 
 def _in_inference(module: nn.Module) -> nn.Module:
-    """The module with every attribute that says its mode, its submodules' too, set to inference."""
+    """Set every attribute that says the mode, of the module and its submodules, to inference."""
     told = dict.fromkeys(_TRAINING, False) | dict.fromkeys(_INFERENCE, True)
     changes: dict[str, Any] = {}
     for field in dataclasses.fields(module):

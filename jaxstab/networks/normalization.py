@@ -1,4 +1,6 @@
-"""Norms of a block, as a table: a new one is one entry of NORMS, and grids and commands know it.
+"""Norms of a block, as a table.
+
+A new norm is one entry of NORMS: grids and commands take it from there.
 
 A norm maps the features of a layer, the last axis, to features of the same shape. Its parameters
 are its own.
@@ -16,7 +18,7 @@ from jaxtyping import Array
 
 
 class NormSettings(NamedTuple):
-    """What a norm is made of.
+    """Settings of a norm.
 
     Attributes:
         epsilon: added to variances, >= 0.
@@ -74,7 +76,7 @@ class BatchNorm(nn.Module):
 
 
 class Squash(nn.Module):
-    """scale f(alpha h) + bias: a norm that is elementwise, without statistics.
+    """Elementwise norm without statistics: scale f(alpha h) + bias.
 
     Attributes:
         function: f, odd and bounded.

@@ -142,7 +142,7 @@ def from_params(
     x: PyTree = None,
     activation: AnyActivation = None,
 ) -> tuple[Chain, Params]:
-    """Make a chain of functions and parameters of a model that is already there.
+    """Make a chain of functions and parameters of an existing model.
 
     Args:
         applies: for each layer, (parameters, h) -> state above: embedding, blocks and readout.
@@ -193,7 +193,7 @@ def _listed(name: str, layers: Any) -> list[Any]:
 
 
 def _chain(layers: list[OwnLayer], activation: AnyActivation) -> Chain:
-    """The chain of layers that draw parameters at the state that they meet."""
+    """Make the chain of layers that draw their parameters at the state that they meet."""
 
     def init(key: Key[Array, ""], x: PyTree) -> Params:
         bounds: list[PyTree] = []
@@ -238,7 +238,7 @@ def _functions(applies: list[Apply], activation: Activation | None) -> Chain:
 
 
 def _params(layers: list[OwnLayer], bounds: list[PyTree], x: PyTree) -> Params:
-    """The parameters, those of equal neighbours stacked."""
+    """Arrange parameters, those of equal neighbours stacked."""
     groups = (
         [[i] for i in range(1, len(layers) - 1)]
         if x is None
@@ -249,7 +249,7 @@ def _params(layers: list[OwnLayer], bounds: list[PyTree], x: PyTree) -> Params:
 
 
 def _groups(layers: list[OwnLayer], bounds: list[PyTree], x: PyTree) -> list[list[int]]:
-    """Blocks that may be scanned together, by number of layer."""
+    """Group the numbers of blocks that may be scanned together."""
     states = [x]
     for i, bound in enumerate(bounds):
         states.append(_above(i, layers, bound, states[-1]))
@@ -273,7 +273,7 @@ def _groups(layers: list[OwnLayer], bounds: list[PyTree], x: PyTree) -> list[lis
 
 
 def _above(i: int, layers: list[OwnLayer], bound: PyTree, h: PyTree) -> PyTree:
-    """The shape of the state above a layer."""
+    """Return the shape of the state above a layer."""
     with _named(i, layers, h):
         return jax.eval_shape(
             layers[i].apply, as_layer(bound)._replace(dropout=Dropout(jax.random.key(0))), h
@@ -296,7 +296,7 @@ def _shape(tree: PyTree) -> PyTree:
 
 @contextmanager
 def _named(i: int, layers: list[OwnLayer], h: PyTree) -> Iterator[None]:
-    """Say which layer does not take the state that it meets."""
+    """Name the layer that does not take the state that it meets."""
     try:
         yield
     except (TypeError, ValueError, FlaxError) as error:

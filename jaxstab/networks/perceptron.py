@@ -14,7 +14,7 @@ from jaxstab.networks.skips import SKIPS
 
 
 class MLP(nn.Module):
-    """A fully connected network with every cure for depth built in: norm, dropout, skip connections, initialisers.
+    """Fully connected network with norm, dropout, skip connections and a choice of initialisers.
 
     h_0 = W x + b; h_l = skip(h_{l-1}, W a + b) for l = 1..depth; y = W a + b of h_depth. Here a =
     phi(norm(h)), or norm(phi(h)) with norm_after, thinned by dropout in training; the readout has
@@ -100,7 +100,7 @@ class MLP(nn.Module):
 
     @property
     def sources(self) -> int:
-        """How many layers' features the state h holds."""
+        """Number of layers whose features the state h holds."""
         return self.depth + 1 if self.skip and SKIPS[self.skip].every_source else 1
 
     @property
@@ -110,11 +110,11 @@ class MLP(nn.Module):
 
     @property
     def of_one_depth(self) -> bool:
-        """Whether a block depends on the depth, so that the first of them are no shallower network."""
+        """Whether blocks depend on the depth: the first of them are then no shallower network."""
         return self.skip is not None and SKIPS[self.skip].of_one_depth
 
     def layers(self, train: bool) -> tuple[Block, Block, Block]:
-        """Embed, block and readout as modules of their own.
+        """Make embedding, block and readout as modules of their own.
 
         Args:
             train: training mode, or inference.
@@ -147,7 +147,7 @@ class MLP(nn.Module):
     def __call__(
         self, x: Float[Array, "*batch d_in"], train: bool = True
     ) -> Float[Array, "*batch d_out"]:
-        """The network's output, all layers in one pass.
+        """Compute the network's output.
 
         Args:
             x: one input, or a batch.

@@ -1,4 +1,4 @@
-"""The gradient of a layer, its kernels' left as the two factors that make them up."""
+"""Gradient of a layer, the gradients of its kernels kept as two factors each."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from jaxstab.norms.logarithms import Product
 def pullback(
     f: Callable[[PyTree, Array], Array], params: PyTree, h: Array
 ) -> Callable[[Array], tuple[PyTree, Array]]:
-    """What `jax.vjp` gives, without multiplying out the gradients of dense layers.
+    """Compute what `jax.vjp` does, without multiplying out the gradients of dense layers.
 
     The kernel of z = a W + b has the gradient a^T delta, with delta that of z: n_in n_out numbers
     out of n_in + n_out per example, and their norm needs no more than these (Goodfellow 2015,

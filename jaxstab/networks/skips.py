@@ -1,4 +1,7 @@
-"""Skip connections of a block, as a table: a new one is one entry of SKIPS, and grids and commands know it."""
+"""Skip connections of a block, as a table.
+
+A new skip is one entry of SKIPS: grids and commands take it from there.
+"""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
@@ -31,7 +34,7 @@ class Skip(NamedTuple):
 
 
 def present(h: Array, sources: int) -> Array:
-    """Find the entries of a "dense" state that exist: those of layers still to come are exactly zero.
+    """Find the entries of a "dense" state that exist; others are exactly zero.
 
     Args:
         h: state [..., sources * features].

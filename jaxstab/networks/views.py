@@ -1,4 +1,4 @@
-"""A chain in other forms: over a batch, of a whole batch as one input, its states as vectors, two side by side."""
+"""Other forms of a chain: over a batch, a batch as one input, states as vectors, two as one."""
 
 from collections.abc import Callable
 from typing import Any
@@ -29,7 +29,7 @@ _MEASURED_ONLY: dict[str, Any] = dict.fromkeys(
 
 
 def flatten(whole: Chain, batch: int) -> Chain:
-    """A network of a whole batch as a network of one long input, so that its Jacobian is a matrix.
+    """Make a network of a batch a network of one long input, whose Jacobian is a matrix.
 
     Args:
         whole: chain whose state is a batch, as with BatchNorm.
@@ -64,7 +64,7 @@ def flatten(whole: Chain, batch: int) -> Chain:
 
 @with_network
 def output_shape(chain: Chain, params: Params, x: PyTree) -> PyTree:
-    """Shape of the output, without computing it.
+    """Find the shape of the output without computing it.
 
     Args:
         chain: the network.
@@ -84,7 +84,7 @@ def output_shape(chain: Chain, params: Params, x: PyTree) -> PyTree:
 
 @with_network
 def vector_states(chain: Chain, params: Params, x: PyTree) -> Chain:
-    """A network of the user's own layers, its states as vectors.
+    """Make the states of layers of the user's own vectors.
 
     Args:
         chain: the network.
@@ -114,7 +114,7 @@ def vector_states(chain: Chain, params: Params, x: PyTree) -> Chain:
 
 
 def as_vectors(chain: Chain, params: Params, x: PyTree) -> tuple[Chain, Array]:
-    """A network of the user's own layers, input, states and output as vectors, so that its Jacobian is a matrix.
+    """Make input, states and output of layers of the user's own vectors.
 
     Args:
         chain: the network.
@@ -144,7 +144,7 @@ def as_vectors(chain: Chain, params: Params, x: PyTree) -> tuple[Chain, Array]:
 
 @with_network
 def of_rows(chain: Chain, params: Params, x: Array) -> Chain:
-    """A network of the user's own layers, an example, its states and its output as vectors.
+    """Make an example, its states and its output vectors, for layers of the user's own.
 
     Args:
         chain: the network, of one input.
@@ -173,7 +173,7 @@ def of_rows(chain: Chain, params: Params, x: Array) -> Chain:
 
 @with_network
 def over_batch(chain: Chain) -> Chain:
-    """A chain of one input as a chain of a batch that it does not mix.
+    """Make a chain of one input a chain of a batch.
 
     Masks of dropout that `Chain.bind` gave differ from example to example; running statistics stay
     what they are.
@@ -205,7 +205,7 @@ def over_batch(chain: Chain) -> Chain:
 
 
 def _by_example(layer: Callable[[PyTree, PyTree], PyTree]) -> Callable[[PyTree, PyTree], PyTree]:
-    """A layer of the user's own over a batch, each example with a key of its own."""
+    """Map a layer of the user's own over a batch, each example with a key of its own."""
 
     def batched(bound: PyTree, h: PyTree) -> PyTree:
         if not isinstance(bound, Layer) or bound.dropout is None:
@@ -223,7 +223,7 @@ def _by_example(layer: Callable[[PyTree, PyTree], PyTree]) -> Callable[[PyTree, 
 def _of_room(
     layer: Callable[[Params, PyTree], PyTree], room: str
 ) -> Callable[[Params, PyTree], PyTree]:
-    """The embedding or the readout over a batch."""
+    """Map the embedding or the readout over a batch."""
 
     def batched(params: Params, h: PyTree) -> PyTree:
         return _by_example(lambda bound, h: layer(params._replace(**{room: bound}), h))(
@@ -235,7 +235,7 @@ def _of_room(
 
 @with_network
 def pair(chain: Chain, params: Params, other: Params) -> tuple[Chain, Params]:
-    """Two networks of one chain side by side, as one whose state is a pair of states.
+    """Join two networks of one chain into one whose state is a pair of states.
 
     Args:
         chain: the network.

@@ -1,4 +1,4 @@
-"""Euclidean norms: right for any magnitude a float can hold, with a gradient at zero that is not NaN."""
+"""Euclidean norms of any magnitude that a float can hold, with a finite gradient at zero."""
 
 from jaxstab.norms.groups import Norm, group_norms, norm
 from jaxstab.norms.logarithms import log_norm

@@ -24,7 +24,7 @@ from jaxstab.norms.paths import (
 
 
 class Norm(NamedTuple):
-    """A Euclidean norm of the finite entries, |x| = scale * root, in two factors so that it cannot overflow.
+    """Euclidean norm of the finite entries as two factors, |x| = scale * root, against overflow.
 
     Attributes:
         scale: 1 in the usual case, else the largest finite |entry| or near it; > 0.
@@ -38,12 +38,12 @@ class Norm(NamedTuple):
 
     @property
     def value(self) -> Float[Array, "..."]:
-        """The norm itself; inf where it exceeds the float range."""
+        """Norm as one float; inf where it exceeds the range."""
         return self.scale * self.root
 
     @property
     def log(self) -> Float[Array, "..."]:
-        """Its natural logarithm, finite wherever the norm is not zero."""
+        """Natural logarithm of the norm; finite unless the norm is zero."""
         return jnp.log(self.scale) + jnp.log(self.root)
 
 
@@ -56,7 +56,7 @@ class _Member(NamedTuple):
         return reduction(x, axis=tuple(range(int(self.stacked), x.ndim)))
 
     def spread(self, value: Array) -> Array:
-        """A value of the group, shaped to broadcast over the leaf."""
+        """Shape a value of the group so that it broadcasts over the leaf."""
         if not value.ndim:
             return value
         over = split(self.leaf)
@@ -88,7 +88,7 @@ def _grouped(tree: PyTree, grouping: Grouping) -> dict[str, list[_Member]]:
 
 
 def accumulator(*dtypes: DTypeLike) -> jnp.dtype:
-    """The dtype in which squares of leaves are summed: at least float32.
+    """Return the dtype in which squares of leaves are summed: at least float32.
 
     Args:
         dtypes: of the leaves, floating.
@@ -116,7 +116,7 @@ def _plain_sum(members: list[_Member], dtype: jnp.dtype) -> Array:
 
 
 def _usual(total: Array, size: int) -> Array:
-    """Whether a sum of this many squares is right: neither overflown nor lost below the least float."""
+    """Tell whether a sum of squares has neither over- nor underflown."""
     info = jnp.finfo(total.dtype)
     # a square below `tiny` is lost; all of them together are below rounding where the sum exceeds
     # this
@@ -124,7 +124,7 @@ def _usual(total: Array, size: int) -> Array:
 
 
 def safe_scale(largest: Float[Array, "..."]) -> Float[Array, "..."]:
-    """What to divide entries by, so that their squares neither overflow nor vanish.
+    """Return the divisor of entries whose squares then neither over- nor underflow.
 
     Args:
         largest: magnitude of the largest entry.
@@ -170,7 +170,7 @@ def _scaled(members: list[_Member], dtype: jnp.dtype) -> Norm:
 
 
 def group_norms(tree: PyTree, per: Per = "tree", stacked: Stacked = ()) -> dict[str, Norm]:
-    """Norms of groups of leaves, right for every magnitude, at the cost of one pass over the data.
+    """Compute norms of groups of leaves, of any magnitude, in one pass over the data.
 
     The usual case is sqrt(sum x^2), squares summed in at least float32. Where a sum overflows,
     nears underflow or meets NaN, all is computed again from entries divided by the largest of them.
@@ -235,7 +235,7 @@ def group_norms(tree: PyTree, per: Per = "tree", stacked: Stacked = ()) -> dict[
 def zero_norms(
     tree: PyTree, per: Per = "tree", stacked: Stacked = ()
 ) -> dict[str, Float[Array, "*depth"]]:
-    """Zeros of the shapes, dtypes and places of the norms of groups: where running statistics start.
+    """Make zeros of the shapes, dtypes and devices of the norms of groups.
 
     Args:
         tree: floating arrays.
@@ -255,7 +255,7 @@ def zero_norms(
 
 
 def group_sizes(tree: PyTree, per: Per = "tree", stacked: Stacked = ()) -> dict[str, int]:
-    """Numbers of entries behind the norms of groups.
+    """Count the entries of each group.
 
     Args:
         tree: floating arrays.
@@ -277,7 +277,7 @@ def group_sizes(tree: PyTree, per: Per = "tree", stacked: Stacked = ()) -> dict[
 
 
 def norm(tree: PyTree) -> Norm:
-    """The norm of all leaves together; see `group_norms`.
+    """Compute the norm of all leaves together; see `group_norms`.
 
     Args:
         tree: floating arrays.
@@ -294,7 +294,7 @@ def norm(tree: PyTree) -> Norm:
 
 
 def quick_norm(tree: PyTree, scale: Float[Array, ""]) -> Norm:
-    """The norm of all leaves by the plain sum of (x / scale)^2, in one pass and without a conditional.
+    """Compute the norm of all leaves by the plain sum of (x / scale)^2, without a conditional.
 
     A conditional, as in `norm`, makes XLA keep its operand; after this the arrays can be
     overwritten in place.

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, PyTree
 
 
 def unit(v: Float[Array, "..."]) -> tuple[Float[Array, "..."], Float[Array, ""]]:
-    """The direction and the logarithm of the length of an array taken as one vector.
+    """Split an array, taken as one vector, into its direction and the logarithm of its length.
 
     Args:
         v: any shape.
@@ -33,7 +33,7 @@ def unit(v: Float[Array, "..."]) -> tuple[Float[Array, "..."], Float[Array, ""]]
 
 
 class Product(NamedTuple):
-    """A matrix left^T right, not multiplied out: the gradient of a dense layer's kernel.
+    """Matrix left^T right that is not multiplied out, such as the gradient of a dense kernel.
 
     Attributes:
         left: what the layer read, one vector per example.
@@ -45,7 +45,7 @@ class Product(NamedTuple):
 
     @property
     def full(self) -> Float[Array, "n_in n_out"]:
-        """The matrix itself."""
+        """Matrix, multiplied out."""
         if self.left.ndim == 1:
             return jnp.outer(self.left, self.right)
         left, right = (side.reshape(-1, side.shape[-1]) for side in self)
@@ -53,7 +53,7 @@ class Product(NamedTuple):
 
     @property
     def log_norm(self) -> Float[Array, ""]:
-        """The logarithm of its norm; of a single example |left| |right|, and no matrix is formed."""
+        """Logarithm of its norm; of one example ln(|left| |right|), without the matrix."""
         if self.left.ndim == 1:
             return unit(self.left)[1] + unit(self.right)[1]
         (left, in_left), (right, in_right) = (
@@ -77,7 +77,7 @@ def _transposed(left: Float[Array, "batch n"]) -> Float[Array, "n batch"]:
 
 
 def log_norm(tree: PyTree) -> Float[Array, ""]:
-    """The logarithm of the norm of all leaves together.
+    """Compute ln of the norm of all leaves together.
 
     Args:
         tree: arrays and `Product`s; leaves that are no numbers, as PRNG keys have in the place of a

@@ -8,7 +8,7 @@ from jaxtyping import Array, PyTree
 
 
 def split(x: Array) -> tuple[str | tuple[str, ...] | None, ...] | None:
-    """The mesh axes over which the axes of an array are split.
+    """Return the mesh axes over which the axes of an array are split.
 
     Args:
         x: an array.
@@ -21,7 +21,7 @@ def split(x: Array) -> tuple[str | tuple[str, ...] | None, ...] | None:
 
 
 def resplit(x: Array, like: Array, axes: Sequence[str | tuple[str, ...] | None]) -> Array:
-    """An array split anew over the mesh of another.
+    """Split an array over the mesh of another.
 
     Args:
         x: an array.
@@ -35,7 +35,7 @@ def resplit(x: Array, like: Array, axes: Sequence[str | tuple[str, ...] | None])
 
 
 def varying_like(constants: PyTree, like: PyTree) -> PyTree:
-    """Constants that may differ between the devices of a `jax.shard_map` wherever other arrays do.
+    """Let constants vary over the devices of a `jax.shard_map` as other arrays do.
 
     Loops and linear functions want arguments of the types that their results have, and such axes
     are part of a type.
@@ -62,7 +62,7 @@ def varying_like(constants: PyTree, like: PyTree) -> PyTree:
 
 
 def _varying(array: Array | jax.ShapeDtypeStruct) -> frozenset[str]:
-    """Names of the mesh axes along which devices hold different values."""
+    """Return the mesh axes along which devices hold different values."""
     kind = array if isinstance(array, jax.ShapeDtypeStruct) else jax.typeof(array)
     # shapes from outside of a shard_map have none
     found = kind.manual_axis_type

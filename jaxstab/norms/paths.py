@@ -1,4 +1,4 @@
-"""Paths of leaves as their owner writes them, and which leaves are stacked over layers."""
+"""Paths of leaves, and the leaves that are stacked over layers."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ GROUPINGS = ("tree", "leaf", "layer")
 
 
 class Grouping(NamedTuple):
-    """How leaves are grouped.
+    """Rule by which leaves are grouped.
 
     Attributes:
         per: "tree", "leaf", "layer" or a callable, see `jaxstab.norms.group_norms`.
@@ -52,7 +52,7 @@ def check_grouping(per: Per, stacked: Stacked = ()) -> Grouping:
 
 
 def _is_box(node: Any) -> bool:
-    """Whether a node is Flax's box around one array: a linen `AxisMetadata` or an nnx `Variable`."""
+    """Tell whether a node is a box of one array: linen's `AxisMetadata` or nnx's `Variable`."""
     kind = type(node)
     return hasattr(kind, "replace_boxed") or (
         hasattr(kind, "get_metadata") and hasattr(kind, "set_metadata")
@@ -60,7 +60,7 @@ def _is_box(node: Any) -> bool:
 
 
 def _has_stacks(node: Any) -> bool:
-    """Whether a node says by itself which of its fields are stacked, as `jaxstab.networks.Params` does."""
+    """Tell whether a node names its stacked fields, as `jaxstab.networks.Params` does."""
     return hasattr(type(node), "stacked_fields")
 
 
@@ -75,7 +75,7 @@ def _names(path: tuple) -> Path:
 def named_leaves(
     tree: PyTree, is_leaf: Callable[[Any], bool] | None = None
 ) -> list[tuple[Path, Any]]:
-    """The leaves of a tree with their paths, in the order of `jax.tree.leaves`.
+    """List the leaves of a tree with their paths, in the order of `jax.tree.leaves`.
 
     Flax's boxes (`nn.Partitioned`, `nnx.Param`) add nothing to a path: it is the same with them and
     without.
@@ -105,7 +105,7 @@ def named_leaves(
 
 
 def _stacks(tree: PyTree, stacked: Stacked) -> list[str]:
-    """Paths at or below which every leaf is stacked: those named, and those that nodes of the tree name."""
+    """List the paths below which every leaf is stacked, given or named by nodes of the tree."""
     if callable(stacked):
         return []
     named = [stacked] if isinstance(stacked, str) else list(stacked)
@@ -127,7 +127,7 @@ def _within(path: str, stack: str) -> bool:
 
 
 def stack_of(tree: PyTree, stacked: Stacked) -> Callable[[Path], bool]:
-    """The test of paths for being stacked over layers.
+    """Make the function that tells whether a path is at or below a stack.
 
     Args:
         tree: the tree that the paths are of.
@@ -148,7 +148,7 @@ def stack_of(tree: PyTree, stacked: Stacked) -> Callable[[Path], bool]:
 def group_of(
     path: Path, grouping: Grouping, is_stacked: Callable[[Path], bool]
 ) -> tuple[str, bool]:
-    """The group of a leaf.
+    """Return the group of a leaf.
 
     Args:
         path: of the leaf.
@@ -173,7 +173,7 @@ def group_of(
 
 
 def stacked_leaves(tree: PyTree, stacked: Stacked = ()) -> PyTree:
-    """Which leaves carry a leading layer axis.
+    """Tell which leaves carry a leading layer axis.
 
     Args:
         tree: arrays.

@@ -1,4 +1,4 @@
-"""Measure: signal forwards and gradient backwards, at every layer, as folds over the chain.
+"""Measure the signal forwards and the gradient backwards at every layer, as folds over the chain.
 
 One network and one input (or one batch, where a block mixes examples); the caller vmaps over
 inputs, seeds and gains. Norms travel as natural logarithms next to vectors of unit length, so that

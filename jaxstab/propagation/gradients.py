@@ -26,7 +26,7 @@ def backward(
     loss: Callable[[PyTree], Float[Array, ""]],
     depths: Depths | None = None,
 ) -> BackwardProfile:
-    """Gradient norms of a loss at every layer 0..L, for networks of every wanted depth at once.
+    """Compute gradient norms of a loss at every layer 0..L, for every wanted depth at once.
 
     The network of depth D is the first D blocks with the same readout. One reverse sweep carries
     the unit cotangents of all depths, each joining at its own layer: cot_{l-1} = (d block_l / dh)^T
@@ -79,7 +79,7 @@ def backward(
 def backward_memory(
     params: Params, size: int, depths: Depths, inputs: int = 1, examples: int | None = None
 ) -> int:
-    """Bytes that one network of many under `vmap` takes of `backward`, besides its parameters, on a CPU.
+    """Estimate the bytes of `backward` per network under `vmap`, without parameters, on a CPU.
 
     With units n of the state, depth L, D depths and i inputs per network, i (L + 1) n for the
     states. Of inputs that are batches of b, i (L + 1) b n, and i D gradients of a block's weights.
@@ -115,14 +115,14 @@ def backward_memory(
 
 
 class _Cotangent(NamedTuple):
-    """A gradient with respect to a state, in two parts."""
+    """Gradient with respect to a state, as a unit vector and the logarithm of its length."""
 
     direction: Array
     log_norm: Array
 
 
 def _through(pull: Callable, above: _Cotangent) -> tuple[_Cotangent, BackwardProfile]:
-    """Cotangents above a layer to those below it, and the norms of the gradients of its output and parameters."""
+    """Pull cotangents through a layer; read off the gradient norms of its output and parameters."""
 
     def one(above: _Cotangent) -> tuple[_Cotangent, BackwardProfile]:
         d_theta, d_h = pull(above.direction)

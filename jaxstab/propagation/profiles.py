@@ -1,4 +1,4 @@
-"""The signal and its correlation at every layer."""
+"""Signal and correlation at every layer."""
 
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
@@ -14,7 +14,7 @@ from jaxstab.records import SATURATED, CorrelationProfile, ForwardProfile
 
 @with_network
 def states(chain: Chain, params: Params, x: PyTree) -> PyTree:
-    """The states h_0 .. h_L.
+    """Compute the states h_0 .. h_L.
 
     Args:
         chain: the network.
@@ -30,7 +30,9 @@ def states(chain: Chain, params: Params, x: PyTree) -> PyTree:
 
 @with_network
 def forward(chain: Chain, params: Params, x: PyTree) -> ForwardProfile:
-    """Length, saturation and dead units at every layer 0..L, of the units that are there ("dense" skips add them).
+    """Compute length, saturation and dead units at every layer 0..L.
+
+    With "dense" skips a layer has its own units and those of all layers below.
 
     Args:
         chain: the network.
@@ -80,7 +82,7 @@ def correlation(
     x2: PyTree,
     other: Params | None = None,
 ) -> CorrelationProfile:
-    """Correlation c_l of the signals of two inputs at every layer 0..L.
+    """Compute the correlation c_l of the signals of two inputs at every layer 0..L.
 
     c_l = h_l . h'_l / (|h_l| |h'_l|), computed as 1 - |u - u'|^2 / 2 from the unit vectors u, u',
     which keeps 1 - c to relative precision where c approaches 1.

@@ -22,7 +22,7 @@ Loss = Callable[[PyTree], Float[Array, ""]]
 
 
 def forward_at_sites(probe: Probe, params: PyTree, *inputs: PyTree) -> SiteProfile:
-    """The signal of one batch at every site.
+    """Compute the signal of one batch at every site.
 
     Args:
         probe: the model.
@@ -47,7 +47,9 @@ def forward_at_sites(probe: Probe, params: PyTree, *inputs: PyTree) -> SiteProfi
 def correlation_at_sites(
     probe: Probe, params: PyTree, first: tuple, second: tuple
 ) -> CorrelationProfile:
-    """Correlation of the signals of two inputs, or of two batches taken as one long input, at every site.
+    """Compute the correlation of the signals of two inputs at every site.
+
+    A batch counts as one long input.
 
     c = h . h' / (|h| |h'|), computed as 1 - |u - u'|^2 / 2 from the unit vectors u, u'.
 
@@ -87,7 +89,7 @@ class SiteGradients(NamedTuple):
 def backward_at_sites(
     probe: Probe, params: PyTree, *inputs: PyTree, loss: Loss, scale: ArrayLike = 1.0
 ) -> SiteGradients:
-    """Gradient norms of a loss at every site, and of the parameters of every site's submodule.
+    """Compute gradient norms of a loss at every site, and by the parameters of its submodule.
 
     Args:
         probe: the model.
@@ -131,7 +133,7 @@ def backward_at_sites(
 def gradients_at_sites(
     probe: Probe, params: PyTree, *inputs: PyTree, loss: Loss, scale: ArrayLike = 1.0
 ) -> tuple[Float[Array, ""], PyTree, Mapping[str, Array]]:
-    """The gradient of a loss by parameters and by floating sites.
+    """Compute the gradient of a loss by parameters and by floating sites.
 
     Args:
         probe: the model.
@@ -156,7 +158,7 @@ def gradients_at_sites(
 
 
 def site_statistics(site: Site, value: Array) -> SiteProfile:
-    """Statistics of a site, of one step where it is in a scan.
+    """Compute the statistics of a site, of one step where it is in a scan.
 
     Args:
         site: the site.
@@ -180,7 +182,7 @@ def site_statistics(site: Site, value: Array) -> SiteProfile:
 
 
 def site_correlation(site: Site, h1: Array, h2: Array) -> Float[Array, ""]:
-    """Correlation of two values of a site.
+    """Compute the correlation of two values of a site.
 
     Args:
         site: the site.
@@ -197,7 +199,7 @@ def site_correlation(site: Site, h1: Array, h2: Array) -> Float[Array, ""]:
 
 
 def floating(value: Array) -> Float[Array, "..."]:
-    """Numbers in at least float32, complex ones as pairs.
+    """Convert numbers to at least float32, complex ones to pairs.
 
     Args:
         value: numbers of any dtype.
@@ -211,7 +213,7 @@ def floating(value: Array) -> Float[Array, "..."]:
 
 
 def _of_parameters(probe: Probe, d_theta: PyTree, site: Site) -> Array:
-    """ln of the gradient's norm by the parameters of a submodule, of one step where scans take slices of them."""
+    """Compute ln of the gradient norm by the parameters of a submodule, of one step in a scan."""
     leaves = [
         (leaf, sliced)
         for leaf, sliced in probe.parameters(d_theta, site.path)

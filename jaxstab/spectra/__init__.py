@@ -1,4 +1,4 @@
-"""Measure: the singular values of Jacobians, all of them or what products with vectors tell of them."""
+"""Measure singular values of Jacobians: all of them, or extremes and moments from products."""
 
 from jaxstab.spectra.exact import (
     log_singular_values,

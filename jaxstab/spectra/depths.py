@@ -1,4 +1,4 @@
-"""A product of Jacobians in one pass over the layers, kept at every wanted depth."""
+"""Products of Jacobians, kept at every wanted depth of one pass."""
 
 from collections.abc import Callable, Sequence
 
@@ -113,7 +113,7 @@ def count_values(
 
 
 def unequal(params: Params) -> bool:
-    """Whether blocks, and with them the sizes of states, may differ from layer to layer.
+    """Tell whether blocks, and with them the sizes of states, may differ from layer to layer.
 
     Args:
         params: parameters of a chain.

@@ -1,4 +1,4 @@
-"""Measure: singular values of input-output Jacobians, from any layer to every wanted depth in one pass.
+"""Measure all singular values of Jacobians, from any layer to every wanted depth in one pass.
 
 The Jacobian J_L = F_L ... F_1 F_0 of a deep chain spans hundreds of nats: formed and decomposed,
 all but its largest singular values drown in rounding. `singular_values` does that, at the price of
@@ -27,7 +27,7 @@ Precision = str | jax.lax.Precision
 
 
 class LogSpectrum(NamedTuple):
-    """Singular values with what is known of their accuracy.
+    """Logarithms of singular values with their errors.
 
     Attributes:
         log_s: ln s, descending; -inf for directions killed exactly.
@@ -48,7 +48,7 @@ class LogSpectrum(NamedTuple):
 def product_log_singular_values(
     factors: Float[Array, "layers n n"], precision: Precision = "highest"
 ) -> Float[Array, " n"]:
-    """ln of the singular values of factors[L-1] ... factors[1] factors[0], whatever their range.
+    """Compute ln of the singular values of a product factors[L-1] ... factors[1] factors[0].
 
     A row or column of exact zeros makes exact zeros of the product, -inf here. Any other loss of
     rank is seen only to working precision: such a value lies about ln(eps) below its neighbours.
@@ -100,7 +100,7 @@ def log_spectrum(
     readout: bool = False,
     precision: Precision = "highest",
 ) -> LogSpectrum:
-    """ln of the singular values of dh_L/dx for every wanted depth L in one pass, whatever their range, with errors.
+    """Compute ln of the singular values of dh_L/dx, with errors, for every wanted depth L.
 
     Args:
         chain: the network; see `networks.flatten` where a block mixes examples.
@@ -144,7 +144,7 @@ def log_singular_values(
     readout: bool = False,
     precision: Precision = "highest",
 ) -> Float[Array, "depth m"]:
-    """`log_spectrum` without the errors, and without what they cost.
+    """Compute ln of the singular values of dh_L/dx: `log_spectrum` without the cost of its errors.
 
     Derivatives are those of an SVD of the same Jacobian, also where values are close, and 0 for
     -inf. Of values that coincide each has the derivative that the SVD's choice of vectors gives it;
@@ -236,7 +236,7 @@ def singular_values(
     readout: bool = False,
     precision: Precision = "highest",
 ) -> Float[Array, "depth m"]:
-    """Singular values of dh_L/dx for every wanted depth L, of the Jacobians themselves: an SVD of each.
+    """Compute the singular values of dh_L/dx for every wanted depth L by an SVD of each Jacobian.
 
     The fastest way where ranges are short: values below about eps sqrt(width depth) times the
     largest are rounding, and what leaves the float range is lost. `log_singular_values` has neither
@@ -296,7 +296,7 @@ def singular_values(
 
 @at_one_input
 def spectrum(chain: Chain, params: Params, x: Float[Array, " d_in"], depths: Depths) -> Spectrum:
-    """`log_singular_values` with their mean square, as the record that theory predicts too.
+    """Compute `log_singular_values` and their mean square, as the record that theory predicts.
 
     Args:
         chain: the network.
@@ -322,7 +322,9 @@ def log_spectrum_memory(
     dtype: DTypeLike = "float32",
     errors: bool = False,
 ) -> int:
-    """Bytes that one network of many under `vmap` takes of `log_singular_values`, besides its parameters, on a CPU.
+    """Estimate the bytes of `log_singular_values` per network under `vmap`, on a CPU.
+
+    Parameters are not counted.
 
     With n units of the state, m singular values, D depths and i inputs per network: i (D m^2 + 3 n
     m + 5/2 m^2) in the fold, 2 i D m^2 as it ends, i (D + 9) m^2 for the values of a depth, and the

@@ -29,7 +29,7 @@ LOST = 1e9
 
 
 class Graded(NamedTuple):
-    """diag(e^(logs + low)) rows: what is left of a product when its orthonormal factor is taken off.
+    """Matrix diag(e^(logs + low)) rows: a product without its orthonormal factor.
 
     Attributes:
         logs: d; -inf where a direction is killed.
@@ -44,7 +44,7 @@ class Graded(NamedTuple):
 
 
 class Disturbed(NamedTuple):
-    """Tangents of a product along random perturbations of its factors, all by about their rounding.
+    """Tangents of a product along random perturbations of the size of its factors' rounding.
 
     Attributes:
         basis: of Q.
@@ -60,7 +60,7 @@ class Disturbed(NamedTuple):
 
 
 class Traces(NamedTuple):
-    """What tells the rounding of one step.
+    """Traces of one step, from which its rounding is estimated.
 
     Attributes:
         sums: root of the sum of squares of what each entry of X adds up.
@@ -72,7 +72,7 @@ class Traces(NamedTuple):
 
 
 class Product(NamedTuple):
-    """A product of factors as basis diag(e^logs) rows.
+    """Product of factors, as basis diag(e^logs) rows.
 
     Attributes:
         basis: Q, orthonormal columns.
@@ -88,7 +88,7 @@ class Product(NamedTuple):
 
     @property
     def alive(self) -> Bool[Array, " m"]:
-        """Columns of the basis that are not killed."""
+        """Mask of the columns of the basis that are not zero."""
         return self.graded.logs != -jnp.inf
 
     def then(
@@ -98,7 +98,7 @@ class Product(NamedTuple):
         factor: Float[Array, "p n"] | None = None,
         power: Int[Array, ""] | None = None,
     ) -> "Product":
-        """The product with one more factor F on its left.
+        """Multiply by one more factor F from the left.
 
         Args:
             pushed: F basis.
@@ -123,7 +123,7 @@ class Product(NamedTuple):
 
 
 def identity(n: int, dtype: jnp.dtype, errors: bool = True, most: int | None = None) -> Product:
-    """The empty product.
+    """Make the empty product.
 
     Args:
         n: its size.
@@ -147,7 +147,7 @@ def identity(n: int, dtype: jnp.dtype, errors: bool = True, most: int | None = N
 
 
 def rank(factor: Float[Array, "n m"], alive: Bool[Array, " n"] | None = None) -> Int[Array, ""]:
-    """Rank of a factor in general position, from its rows and columns that are not exactly zero.
+    """Count the rank of a factor in general position from its nonzero rows and columns.
 
     Args:
         factor: the matrix.
@@ -168,7 +168,7 @@ def pushed(
     basis: Float[Array, "n m"],
     alive: Bool[Array, " m"] | None = None,
 ) -> tuple[Float[Array, "p m"], Int[Array, ""]]:
-    """F basis for a layer's Jacobian F that is not formed, and what `rank` gives of it.
+    """Push the basis through a layer's Jacobian F that is not formed; return F basis and F's rank.
 
     Args:
         push: v -> F v, linear.
@@ -190,7 +190,7 @@ def pushed(
 
 
 def in_range(factor: Float[Array, "n m"]) -> tuple[Float[Array, "n m"], Int[Array, ""]]:
-    """A matrix times a power of 2, so that products with it neither overflow nor lose what is subnormal.
+    """Scale a matrix by a power of 2, so that products with it neither over- nor underflow.
 
     Args:
         factor: the matrix, of any finite entries.
@@ -224,7 +224,7 @@ def in_range(factor: Float[Array, "n m"]) -> tuple[Float[Array, "n m"], Int[Arra
 
 
 def _times_power(values: Array, exponent: Int[Array, ""]) -> Array:
-    """values 2^exponent, in three factors, as a power may leave the float range where the result does not."""
+    """Multiply by 2^exponent in three factors: the power alone may leave the range of floats."""
     info = jnp.finfo(values.dtype)
     for part in (exponent // 3, (exponent + 1) // 3, (exponent + 2) // 3):
         field = (part.astype(f"int{info.bits}") + (info.maxexp - 1)) << info.nmant
@@ -233,7 +233,7 @@ def _times_power(values: Array, exponent: Int[Array, ""]) -> Array:
 
 
 def sorted_rows(lengths: Float[Array, " m"], graded: Graded) -> tuple[Int[Array, " m"], Graded]:
-    """Rows of most weight first.
+    """Sort rows by weight, the heaviest first.
 
     Args:
         lengths: logarithms of what weighs each row besides e^d.
@@ -251,7 +251,7 @@ def sorted_rows(lengths: Float[Array, " m"], graded: Graded) -> tuple[Int[Array,
 def qr(
     factor: Float[Array, "n m"], within: Bool[Array, " m"]
 ) -> tuple[Float[Array, "n p"], Float[Array, "p m"]]:
-    """QR, whose derivative keeps the rank as it is.
+    """Decompose by QR, with a derivative that keeps the rank.
 
     Args:
         factor: the matrix, n or m > p = min(n, m).
@@ -287,12 +287,12 @@ def _qr_jvp(primals: tuple, tangents: tuple) -> tuple[tuple, tuple]:
 
 
 def _over(matrix: Float[Array, "n p"], triangle: Float[Array, "p p"]) -> Float[Array, "n p"]:
-    """matrix triangle^-1."""
+    """Compute matrix triangle^-1."""
     return decompositions.solve_triangular(triangle, matrix.T, transpose=True).T
 
 
 def difference(one: tuple[Array, Array], other: tuple[Array, Array]) -> Array:
-    """One logarithm minus another, both in two parts.
+    """Subtract logarithms that are held in two parts.
 
     Args:
         one: the first, and what rounding lost of it.
@@ -311,7 +311,7 @@ def coupled(
     within: Bool[Array, " m"],
     power: Int[Array, ""] | None = None,
 ) -> tuple[Float[Array, " p"], Float[Array, " p"], Float[Array, "p m"]]:
-    """R diag(e^d) as diag(e^d') C.
+    """Write R diag(e^d) as diag(e^d') C.
 
     Args:
         r: R.
@@ -353,7 +353,7 @@ def coupled(
 def _log_of_multiple(
     values: Float[Array, " m"], logs: Float[Array, " m"], power: Int[Array, ""]
 ) -> Float[Array, " m"]:
-    """ln |values 2^power|, whose digits a sum of two logarithms would lose; logs are ln |values| or what stands in."""
+    """Compute ln |values 2^power| with the digits that a sum of two logarithms would lose."""
     info = jnp.finfo(values.dtype)
     multiple = jnp.abs(jax.lax.stop_gradient(_times_power(values, power)))
     held = (multiple > info.tiny) & (multiple < info.max)
@@ -365,7 +365,9 @@ def _log_of_multiple(
 
 
 def log_lengths(vectors: Float[Array, "..."], axis: int) -> Float[Array, " m"]:
-    """Logarithms of lengths of vectors along an axis; a constant to derivatives, as all that depends on it cancels.
+    """Compute ln of the lengths of vectors along an axis.
+
+    It is a constant to derivatives: all that depends on it cancels.
 
     Args:
         vectors: the vectors.
@@ -385,7 +387,7 @@ def log_lengths(vectors: Float[Array, "..."], axis: int) -> Float[Array, " m"]:
 def _absorb(
     factor: Float[Array, "n m"], graded: Graded, rank: Int[Array, ""], power: Int[Array, ""] | None
 ) -> tuple[Float[Array, "n p"], Graded, Traces]:
-    """factor diag(e^d) X as Q diag(e^d') X', p = min(n, m), and what its rounding is told from."""
+    """Write factor diag(e^d) X as Q diag(e^d') X' with traces of its rounding."""
     # rows from `rank` on are exactly zero
     lengths = log_lengths(factor, axis=0)
     order, graded = sorted_rows(lengths, graded)
@@ -413,7 +415,7 @@ def _followed(
     traces: Traces,
     along: Callable[[Array, Graded], tuple[Array, Graded, Traces]],
 ) -> Disturbed:
-    """The perturbations after one more factor, its own rounding added."""
+    """Propagate the perturbations through one more factor and add its own rounding."""
     # what the two products, by the basis and with R, add up: independent roundings of about eps
     # each
     r = basis.T @ pushed

@@ -1,4 +1,4 @@
-r"""Singular values and vectors of what a product leaves: the small graded matrix G = diag(e^d) X of `graded`.
+r"""Singular values and vectors of the graded matrix G = diag(e^d) X that `graded` leaves.
 
 QR sweeps on its transpose, the step of `graded` again, turn d into the logarithms of the singular
 values (Stewart 1997, ETNA 5:29-47) as far as values are apart: each shrinks the entry between
@@ -41,7 +41,7 @@ UNKNOWN = 0.5
 
 
 class Care(NamedTuple):
-    """When two values count as settled, and which scales an SVD sees together.
+    """Tolerances: when two values count as settled, and which scales one SVD covers.
 
     Attributes:
         angles: whether what is compared with the tolerance is the angle by which two vectors are
@@ -79,7 +79,7 @@ class Directions(NamedTuple):
 
 
 class Swept(NamedTuple):
-    """What QR sweeps make of a graded matrix.
+    """Graded matrix after QR sweeps.
 
     Attributes:
         graded: the rest, square.
@@ -117,7 +117,7 @@ class Neighbours(NamedTuple):
     ignored: Float[Array, " m"]
 
     def within(self, window: float, top: Int[Array, "..."]) -> Bool[Array, " m"]:
-        """Whether all that a row must share a block with lies within a window of scales from row `top` on."""
+        """Tell whether the partners of each row lie within a window of scales from row `top` on."""
         return self.logs[self.last] > self.logs[top] - window + 2 * MARGIN
 
 
@@ -140,7 +140,7 @@ class Settled(NamedTuple):
 
 @custom_jvp
 def log_values(graded: Graded) -> Float[Array, " m"]:
-    """ln of the singular values of diag(e^d) X, descending.
+    """Compute ln of the singular values of diag(e^d) X, descending.
 
     Args:
         graded: as many rows as columns, or fewer.
@@ -162,7 +162,7 @@ def _log_values_jvp(primals: tuple[Graded], tangents: tuple[Graded]) -> tuple[Ar
 
 @custom_jvp
 def directions(graded: Graded) -> Directions:
-    """Singular values and vectors of diag(e^d) X.
+    """Compute singular values and vectors of diag(e^d) X.
 
     Args:
         graded: as many rows as columns, or fewer.
@@ -209,7 +209,7 @@ def _directions_jvp(
 
 
 def _moved_rows(graded: Graded, moved: Graded) -> Float[Array, "m k"]:
-    """diag(dd) X + dX, of rows that are not killed."""
+    """Compute the tangent diag(dd) X + dX of rows that are not zero."""
     alive = graded.logs != -jnp.inf
     change = (moved.logs + moved.low)[:, None] * graded.rows + moved.rows
     return jnp.where(alive[:, None], change, 0.0)
@@ -218,7 +218,7 @@ def _moved_rows(graded: Graded, moved: Graded) -> Float[Array, "m k"]:
 def log_values_with_errors(
     graded: Graded, disturbed: Graded, rank: Float[Array, ""]
 ) -> tuple[Float[Array, " m"], Float[Array, " m"]]:
-    """`log_values` and how far off they may be.
+    """Compute `log_values` with their errors.
 
     Args:
         graded: as many rows as columns, or fewer.
@@ -259,7 +259,7 @@ def _error(
 
 
 def _decompose(graded: Graded, care: Care) -> Directions:
-    """Singular values of diag(e^d) X, and their vectors if care is for these; else no columns of them."""
+    """Decompose diag(e^d) X; vectors have no columns unless `care` asks for their angles."""
     order, graded = sorted_rows(log_lengths(graded.rows, axis=1), graded)
     # the first sweep makes rows square
     q, r, rest = _sweep(graded)
@@ -291,7 +291,7 @@ def _decompose(graded: Graded, care: Care) -> Directions:
 
 
 def _sweep(graded: Graded) -> tuple[Array, Array, Graded]:
-    """Q, R and diag(e^d) X' of the transpose of diag(e^d) X = R^T Q^T, rows of most weight first, without Q."""
+    """Sweep once: with diag(e^d) X = R^T Q^T, return Q, R and R^T as diag(e^d) X'."""
     within = jnp.arange(len(graded.logs)) < jnp.sum(graded.logs != -jnp.inf)
     q, r = qr(graded.rows.T, within)
     lengths = log_lengths(graded.rows, axis=1)
@@ -299,7 +299,7 @@ def _sweep(graded: Graded) -> tuple[Array, Array, Graded]:
 
 
 def _round(swept: Swept) -> Swept:
-    """Two sweeps, after which rows are rows again."""
+    """Sweep twice, so that rows are rows again."""
     graded = swept.graded
     turn = swept.turn
     for other_side in (True, False):
@@ -316,7 +316,7 @@ def disturbances(
     low: Float[Array, " m"],
     angles: bool = False,
 ) -> Float[Array, "m m"]:
-    """How far two rows of diag(e^d) rows may move each other's ln s at most, or turn each other's vectors.
+    """Bound how far two rows move each other's ln s, or turn each other's vectors.
 
     Args:
         rows: X, whose diagonal is left out.
@@ -346,7 +346,7 @@ def disturbances(
 
 
 def _neighbours(graded: Graded, care: Care) -> Neighbours:
-    """Rows sorted by their scales, and which of them disturb each other by more than is tolerated."""
+    """Sort rows by scale and find those that disturb each other beyond the tolerance."""
     size = len(graded.logs)
     tolerance = care.tolerance[graded.logs.dtype.itemsize]
     order = jnp.argsort(-graded.logs)
@@ -371,7 +371,7 @@ def _neighbours(graded: Graded, care: Care) -> Neighbours:
 
 
 def _settled(near: Neighbours, care: Care) -> Settled:
-    """Values of rows that no other disturbs as they are, the others from SVDs of blocks."""
+    """Take undisturbed rows as they are, and the others from SVDs of blocks."""
     # A block begins where a row's first partner is, its scales cut to a window in which an SVD is
     # accurate: small blocks for rows with near partners, as many as it takes, then larger ones. It
     # holds whatever disturbs a row.
@@ -400,7 +400,7 @@ def _settled(near: Neighbours, care: Care) -> Settled:
 def _block(
     near: Neighbours, found: Settled, row: Int[Array, ""], width: int, window: float
 ) -> Settled:
-    """Whatever the block from the first partner of a row on settles of rows from that one on."""
+    """Settle the rows of one block, which starts at the first partner of a row."""
     size = len(near.logs)
     dtype = near.logs.dtype
     top = near.first[row]

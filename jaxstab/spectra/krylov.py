@@ -1,4 +1,4 @@
-"""What Krylov spaces of blocks of vectors are made with: random starts and full reorthogonalisation."""
+"""Krylov spaces of blocks of vectors: random starts and full reorthogonalisation."""
 
 import jax
 import jax.numpy as jnp

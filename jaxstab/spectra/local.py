@@ -1,4 +1,4 @@
-"""Measure: how single layers stretch, how their directions meet, and what grows from layer to layer.
+"""Measure single layers: their spectra, partial Jacobians, and the alignment of neighbours.
 
 F_l = dh_l/dh_{l-1} is the Jacobian of block l alone, l = 1..L; a partial Jacobian is a product of
 some of them, dh_l/dh_m = F_l ... F_{m+1}. A single layer's singular values are in float range, as
@@ -25,7 +25,7 @@ from jaxstab.spectra.graded import rank
 
 
 class PartialJacobian(NamedTuple):
-    """A partial Jacobian dh_l/dh_m = e^log_norm direction.
+    """Partial Jacobian dh_l/dh_m = e^log_norm direction.
 
     Attributes:
         direction: the matrix at Frobenius norm 1, [h_l, h_m]; zero where all is killed.
@@ -37,7 +37,7 @@ class PartialJacobian(NamedTuple):
 
 
 class LogEstimate(NamedTuple):
-    """The logarithm of a Monte-Carlo mean of positive samples.
+    """Logarithm of a Monte-Carlo mean of positive samples.
 
     Attributes:
         log_value: ln of the mean of the samples.
@@ -50,7 +50,7 @@ class LogEstimate(NamedTuple):
 
 
 class Alignment(NamedTuple):
-    """How the directions that layer l puts out meet those that layer l+1 amplifies, for l = 1..L-1.
+    """Alignment of the output directions of layer l with the input directions of l+1, l = 1..L-1.
 
     With F_l = U_l diag(s_l) V_l^T. Where singular values coincide (an orthogonal layer has one
     value), their vectors, and with them `overlap`, are a choice; `excess` is not.
@@ -72,7 +72,7 @@ class Alignment(NamedTuple):
 def local_log_singular_values(
     chain: Chain, params: Params, x: Float[Array, " d_in"], precision: Precision = "highest"
 ) -> Float[Array, "layer n"]:
-    """ln of the singular values of every block's own Jacobian F_l = dh_l/dh_{l-1}, one batched SVD.
+    """Compute ln of the singular values of every block's Jacobian F_l = dh_l/dh_{l-1}.
 
     In float range: the smallest values of a layer are right to about eps times its largest. The L
     Jacobians, n x n, are held at once.
@@ -114,7 +114,9 @@ def partial_jacobian(
     last: int,
     precision: Precision = "highest",
 ) -> PartialJacobian:
-    """The partial Jacobian dh_last/dh_first (Doshi, He & Gromov 2023, arXiv 2111.12143), scaled against overflow.
+    """Compute the partial Jacobian dh_last/dh_first, scaled against overflow.
+
+    Doshi, He & Gromov 2023 (arXiv 2111.12143).
 
     Args:
         chain: the network; blocks of one width.
@@ -148,7 +150,7 @@ def log_apjn(
     first: int = 0,
     precision: Precision = "highest",
 ) -> Float[Array, " layer"]:
-    """ln of the squared partial Jacobian norm J^{m,l} = |dh_l/dh_m|_F^2 / n for every l from m = `first` on, one fold.
+    """Compute ln of the squared norms J^{m,l} = |dh_l/dh_m|_F^2 / n, for every l >= m = `first`.
 
     The averaged norm (APJN) of Doshi, He & Gromov 2023 (arXiv 2111.12143) is its mean over draws of
     the parameters, which is the caller's: vmap over draws, then `jax.nn.logsumexp(..., axis=0) -
@@ -197,7 +199,7 @@ def log_apjn_estimate(
     first: int = 0,
     precision: Precision = "highest",
 ) -> LogEstimate:
-    """`log_apjn` without a matrix: Hutchinson's mean of |dh_l/dh_m u|^2 over random unit vectors u.
+    """Estimate `log_apjn` without a matrix: the mean of |dh_l/dh_m u|^2 over random unit u.
 
     E n |A u|^2 = |A|_F^2 for u = signs / sqrt(n) (Hutchinson 1990), each probe pushed on at unit
     length. A probe costs about a forward pass. All layers see the same probes: their errors go
@@ -238,7 +240,7 @@ def log_apjn_estimate(
 def alignment(
     chain: Chain, params: Params, x: Float[Array, " d_in"], precision: Precision = "highest"
 ) -> Alignment:
-    """Overlaps |V_{l+1}^T U_l| of singular vectors between consecutive layers, and what they do to the product.
+    """Compute overlaps |V_{l+1}^T U_l| of singular vectors and their effect on the product.
 
     F_{l+1} F_l = U_{l+1} diag(s_{l+1}) (V_{l+1}^T U_l) diag(s_l) V_l^T. The theory of random
     products takes the middle factor as random (freeness); trained networks align it. The definition
@@ -293,7 +295,7 @@ def _push(
     first: int,
     last: int,
 ) -> tuple[tuple[Array, Array], Float[Array, "layer set"]]:
-    """Tangents of h_first pushed to h_last, a set of them at norm 1, and ln of the norms at every layer between."""
+    """Push tangents of h_first to h_last; return them at norm 1, with ln of all norms between."""
 
     def scaled(tangents: Array, logs: Array) -> tuple[Array, Array]:
         directions, grown = jax.vmap(unit)(tangents)

@@ -1,4 +1,4 @@
-"""Measure: Lyapunov exponents, the rates in nats per layer at which a chain stretches its directions.
+"""Measure Lyapunov exponents: rates, in nats per layer, at which a chain stretches directions.
 
 At finite depth they are ln s_i / L; in the limit of many layers that are alike they are a mean over
 layers, with an error bar. One network, one input; the caller vmaps.
@@ -21,7 +21,7 @@ from jaxstab.spectra.graded import pushed
 
 
 class LyapunovLimit(NamedTuple):
-    """Lyapunov exponents of an endless network of such layers, estimated from the layers at hand.
+    """Lyapunov exponents in the limit of depth, estimated from the layers at hand.
 
     Attributes:
         exponent: nats per layer, descending; -inf for a direction that is killed exactly.
@@ -44,7 +44,7 @@ def lyapunov_exponents(
     depths: Depths,
     precision: Precision = "highest",
 ) -> Float[Array, "depth n"]:
-    """Finite-time Lyapunov exponents lambda_i = ln s_i / L of the L blocks, s_i the singular values of dh_L/dh_0.
+    """Compute finite-time Lyapunov exponents ln s_i / L, s_i the singular values of dh_L/dh_0.
 
     Args:
         chain: the network; blocks of one width.
@@ -86,7 +86,9 @@ def lyapunov_limit(
     groups: int = 16,
     precision: Precision = "highest",
 ) -> LyapunovLimit:
-    """Lyapunov exponents in the limit of depth, by Benettin's mean of ln r_ii over layers: F_l Q_{l-1} = Q_l R_l.
+    """Estimate Lyapunov exponents in the limit of depth.
+
+    Benettin's mean of ln r_ii over layers, with F_l Q_{l-1} = Q_l R_l.
 
     Benettin, Galgani, Giorgilli & Strelcyn 1980. It estimates one limit if layers are alike and the
     signal has settled, which is what `skip` is for; gaps between exponents that have not opened in

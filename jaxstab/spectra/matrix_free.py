@@ -1,4 +1,4 @@
-r"""Measure: moments, extremes and densities of singular values from products with a Jacobian alone.
+r"""Measure moments, extremes and densities of singular values from products with a Jacobian.
 
 Random vectors stand in for all of them. Moments are means over probes (Hutchinson 1989); the
 extremes come from a block bidiagonalisation J V = U B (Golub & Kahan 1965; Golub, Luk & Overton
@@ -47,7 +47,7 @@ class Moments(NamedTuple):
 
 
 class Extremes(NamedTuple):
-    """The largest singular values, and what they say of the smallest.
+    """Largest singular values with their vectors, and bounds on the smallest.
 
     Attributes:
         log_s: ln s, descending; each at most the singular value of its rank.
@@ -69,7 +69,7 @@ class Extremes(NamedTuple):
 
 
 class Density(NamedTuple):
-    """The distribution of singular values as point masses, one Gauss quadrature per probe.
+    """Distribution of singular values as point masses, one Gauss quadrature per probe.
 
     Attributes:
         log_s: nodes ln s, ascending; -inf below rounding of the largest.
@@ -81,7 +81,7 @@ class Density(NamedTuple):
 
 
 class _Bidiagonal(NamedTuple):
-    """J V = U B 2^exponent, and J^T U = V B^T 2^exponent but for the last block: residual, on orthonormal vectors."""
+    """Block bidiagonalisation J V = U B 2^exponent, J^T U = V B^T 2^exponent + residual."""
 
     left: Float[Array, "p rows"]
     matrix: Float[Array, "p p"]
@@ -91,7 +91,7 @@ class _Bidiagonal(NamedTuple):
 
 
 def moments(operator: Operator, key: Key[Array, ""], probes: int = 16, orders: int = 2) -> Moments:
-    """Moments of s^2 without the singular values: E s^(2k) = E |w_k|^2, w_0 random, w_k = J w_(k-1) or J^T w_(k-1).
+    """Estimate moments E s^(2k) = E |w_k|^2, w_0 random, w_k = J w_(k-1) or J^T w_(k-1).
 
     Hutchinson 1989 with w_0 uniform on the unit sphere, on the smaller side of J: unbiased for any
     spectrum. One probe errs by at most sqrt(2 / R) relative, R the participation ratio of the
@@ -144,7 +144,7 @@ def moments(operator: Operator, key: Key[Array, ""], probes: int = 16, orders: i
 def extremes(
     operator: Operator, key: Key[Array, ""], top: int = 1, steps: int = 8, block: int | None = None
 ) -> Extremes:
-    r"""The largest singular values with their vectors, by block bidiagonalisation from a random start.
+    r"""Compute the largest singular values and vectors by block bidiagonalisation.
 
     After block * steps products with J and as many with J^T, J V = U B and J^T U = V B^T + a
     residual. With the SVD of B come s, u, v with J v = s u and |J^T u - s v| = r (J^T in the place
@@ -209,7 +209,7 @@ def extremes(
 
 
 def density(operator: Operator, key: Key[Array, ""], probes: int = 8, steps: int = 20) -> Density:
-    """The distribution of singular values by stochastic Lanczos quadrature.
+    """Estimate the distribution of singular values by stochastic Lanczos quadrature.
 
     A random unit vector v weighs each squared singular value by a share of mean 1/size.
     Bidiagonalising J from v gives B; the squares of its singular values, weighted by the squared
@@ -252,7 +252,7 @@ def density(operator: Operator, key: Key[Array, ""], probes: int = 8, steps: int
 
 
 def matrix_free_memory(operator: Operator, probes: int = 1, block: int = 1, steps: int = 0) -> int:
-    """Bytes that a matrix-free measure holds at its peak besides the parameters and what it returns, on a CPU.
+    """Estimate the peak bytes of a matrix-free measure, without parameters and results, on a CPU.
 
     The workspace of a product with k = probes * block vectors; those vectors and the bases on both
     sides, k (steps + 1) (rows + columns) entries; and a bidiagonal matrix for each probe, (block
@@ -290,7 +290,7 @@ def matrix_free_memory(operator: Operator, probes: int = 1, block: int = 1, step
 
 
 def cdf(density: Density, log_s: Float[Array, "..."]) -> Estimate:
-    """Share of singular values at or below given ones.
+    """Compute the share of singular values at or below given ones.
 
     At a node lies half of its weight, linear in ln s between nodes: the measure of a probe has
     between none and all of it (Chebyshev, Markov and Stieltjes: Golub & Meurant 2010, section 2).
@@ -317,7 +317,7 @@ def cdf(density: Density, log_s: Float[Array, "..."]) -> Estimate:
 
 
 def quantiles(density: Density, shares: Float[Array, " share"]) -> Estimate:
-    """Quantiles of ln s: the inverse of `cdf`.
+    """Compute quantiles of ln s, the inverse of `cdf`.
 
     Args:
         density: from `density`.
@@ -361,7 +361,7 @@ def quantiles(density: Density, shares: Float[Array, " share"]) -> Estimate:
 def _share(
     nodes: Float[Array, " node"], weights: Float[Array, " node"], log_s: Float[Array, " x"]
 ) -> Array:
-    """One probe's share at or below each of log_s."""
+    """Compute one probe's share at or below each of log_s."""
     dead = jnp.isneginf(nodes)
     zeros = jnp.sum(weights, where=dead)
     middle = jnp.where(dead, zeros, jnp.cumsum(weights) - weights / 2)
@@ -371,7 +371,7 @@ def _share(
 
 
 def _bidiagonalise(operator: Operator, start: Float[Array, "b columns"], steps: int) -> _Bidiagonal:
-    """Block Golub-Kahan from the span of `start`, every new block orthonormal to all before it."""
+    """Bidiagonalise by block Golub-Kahan steps from the span of `start`, fully reorthogonalised."""
     size = start.shape[0]
     dtype = operator.dtype
     total = size * steps
@@ -404,5 +404,5 @@ def _bidiagonalise(operator: Operator, start: Float[Array, "b columns"], steps: 
 
 
 def _tall(operator: Operator) -> Operator:
-    """The operator or its transpose, so that every singular value has a right vector."""
+    """Return the operator or its transpose, so that every singular value has a right vector."""
     return operator if operator.rows >= operator.columns else operator.transpose

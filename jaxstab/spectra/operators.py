@@ -1,4 +1,4 @@
-r"""Jacobians as functions: products with blocks of vectors, never the matrix.
+r"""Jacobians as operators: products with blocks of vectors, without the matrix.
 
 A block of k vectors goes through the chain layer by layer, v <- (d block_l / dh) v forwards and its
 transpose backwards, linearised anew at the stored state h_l in each layer. One pass over depth L
@@ -31,7 +31,7 @@ Product = Callable[[Float[Array, "k n"]], tuple[Float[Array, "k m"], Int[Array, 
 
 
 class Operator(NamedTuple):
-    """A matrix J [rows, columns] known by its products with blocks of vectors, one vector per row.
+    """Matrix J [rows, columns] given by its products with blocks of vectors, one vector per row.
 
     Attributes:
         apply: V [k, columns] -> (Y [k, rows], e [k]), J v_i = y_i 2^(e_i), where the largest entry
@@ -58,13 +58,13 @@ class Operator(NamedTuple):
 
     @property
     def transpose(self) -> "Operator":
-        """The transposed matrix."""
+        """Transposed operator."""
         return self._replace(
             apply=self.adjoint, adjoint=self.apply, rows=self.columns, columns=self.rows
         )
 
     def matvec(self, v: Float[Array, " columns"]) -> Float[Array, " rows"]:
-        """The product J v, under- and overflow included.
+        """Compute J v as a plain array, which may under- or overflow.
 
         Args:
             v: one vector.
@@ -76,7 +76,7 @@ class Operator(NamedTuple):
         return jnp.ldexp(y[0], exponent[0])
 
     def rmatvec(self, u: Float[Array, " rows"]) -> Float[Array, " columns"]:
-        """The product J^T u, under- and overflow included.
+        """Compute J^T u as a plain array, which may under- or overflow.
 
         Args:
             u: one vector.
@@ -90,7 +90,7 @@ class Operator(NamedTuple):
 def scaled(
     v: Float[Array, "k n"], exponent: Int[Array, " k"]
 ) -> tuple[Float[Array, "k n"], Int[Array, " k"]]:
-    """The vectors v 2^exponent with the largest entry of each in [1/2, 1).
+    """Scale vectors by powers of 2 so that the largest entry of each is in [1/2, 1).
 
     Args:
         v: vectors, one per row.
@@ -118,7 +118,7 @@ def jacobian(
     readout: bool = False,
     precision: Precision = "highest",
 ) -> Operator:
-    """The Jacobian of a chain at one input, from any layer to any layer: dh_l/dh_k = F_l ... F_(k+1).
+    """Make the Jacobian dh_l/dh_k = F_l ... F_(k+1) of a chain at one input as an operator.
 
     Args:
         chain: the network; see `networks.flatten` where a block mixes examples.

@@ -1,4 +1,4 @@
-"""Measure: how much of a spectrum survives the precision of the matrix products it was computed with.
+"""Measure the effect of the precision of matrix products on a spectrum.
 
 Decompositions run in the dtype of their input everywhere; what a device lowers is products: TF32
 rounds their inputs to 10 bits behind the point, bfloat16 to 7, sums staying float32. Both are
@@ -41,7 +41,7 @@ RIGHT = 0.01
 
 
 class PrecisionError(NamedTuple):
-    """What one precision does to the spectrum at every wanted depth.
+    """Errors of the spectrum at every wanted depth in one precision.
 
     Attributes:
         error: |ln s - ln s of the reference|: about the relative error of s, by index; inf where
@@ -72,7 +72,7 @@ class PrecisionReport(NamedTuple):
     modes: dict[str, PrecisionError]
 
     def table(self, depths: Depths) -> str:
-        """The report as text, of one input, not under jit.
+        """Return the report as text, for one input, outside jit.
 
         Args:
             depths: those it was made for.
@@ -102,7 +102,9 @@ class PrecisionReport(NamedTuple):
 def precision_report(
     chain: Chain, params: Params, x: Float[Array, " d_in"], depths: Depths
 ) -> PrecisionReport:
-    """`log_singular_values` of one network in several precisions of its matrix products: can I trust this on my GPU?
+    """Compute `log_singular_values` of one network in several precisions of its matrix products.
+
+    It tells whether a spectrum computed on a GPU can be trusted.
 
     The network is the one whose parameters and input are rounded to float32, in every precision, so
     that errors are those of computing. A forward pass is part of it: in a chaotic network a rounded
@@ -162,14 +164,14 @@ def _error(
 
 
 def _cast(tree: PyTree, dtype: Any) -> PyTree:
-    """Floating leaves in another dtype; keys and counters stay."""
+    """Cast floating leaves to another dtype."""
     return jax.tree.map(
         lambda a: jnp.asarray(a, dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a, tree
     )
 
 
 def _rounding(f: Callable, bits: int) -> Callable:
-    """f with the inputs of every matrix product rounded to this many bits behind the point."""
+    """Make f with the inputs of every matrix product rounded to a number of mantissa bits."""
 
     def rounded(*args: PyTree) -> PyTree:
         jaxpr, shape = jax.make_jaxpr(f, return_shape=True)(*args)
@@ -208,7 +210,7 @@ def _evaluate(closed: core.ClosedJaxpr, args: Sequence[Any], bits: int) -> list[
 
 
 def _inner(given: Any, bits: int) -> Any:
-    """A parameter of a primitive: the programs of loops and branches rewritten, all else as it is."""
+    """Rewrite the programs of loops and branches among a primitive's parameters."""
     if (
         isinstance(given, tuple)
         and given

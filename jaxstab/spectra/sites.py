@@ -1,4 +1,4 @@
-"""The Jacobian between two sites of an unmodified model, as products with vectors."""
+"""Jacobians between two sites of an unmodified model, as operators."""
 
 from collections.abc import Callable
 
@@ -15,7 +15,7 @@ from jaxstab.spectra.operators import Operator, scaled
 def jacobian_at_sites(
     probe: Probe, params: PyTree, *inputs: PyTree, from_site: str | None = None, to_site: str
 ) -> Operator:
-    """The Jacobian of one site by another: what a shift at the one does to the other, along all paths between them.
+    """Make the Jacobian of one site by another as an operator, along all paths between them.
 
     A site is the whole value there, batch and all: make the probe at one input for the Jacobian of
     one input.

@@ -1,4 +1,4 @@
-"""Results out: labelled arrays with their provenance, whole or group by group. The only writer of results."""
+"""Stores of results: labelled arrays with their provenance, written whole or group by group."""
 
 from jaxstab.extras import extra
 

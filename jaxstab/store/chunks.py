@@ -1,4 +1,4 @@
-"""The bytes of a store: zarr's format 3, arrays in chunks that each carry their crc32c.
+"""Bytes of a store: zarr's format 3, each chunk with its crc32c.
 
 Any zarr reader opens such a store. Its bytes are made and read here, and not by zarr, to which a
 missing chunk is a chunk of fill values, and which runs the codecs a store names. Here bytes become
@@ -29,7 +29,7 @@ _LENGTH = struct.Struct("<I")
 
 
 class Field(NamedTuple):
-    """One array of a store.
+    """Description of one array of a store.
 
     Attributes:
         shape: of one cell's value; () for a scalar.
@@ -43,7 +43,7 @@ class Field(NamedTuple):
 
 
 class Axis(NamedTuple):
-    """An axis that all fields of a store share, cut into groups.
+    """Axis that all fields of a store share, cut into groups.
 
     Attributes:
         length: cells along it.
@@ -60,7 +60,7 @@ class Axis(NamedTuple):
 
 
 def part(axes: Mapping[str, Axis], group: int) -> tuple[slice, ...]:
-    """Where a group's cells stand along the shared axes.
+    """Find the place of a group's cells along the shared axes.
 
     Args:
         axes: by name.
@@ -81,7 +81,7 @@ def part(axes: Mapping[str, Axis], group: int) -> tuple[slice, ...]:
 
 
 class Array(NamedTuple):
-    """An array as zarr describes it.
+    """Array as zarr describes it.
 
     Attributes:
         shape: of the whole.
@@ -167,7 +167,7 @@ def _check_dimensions(fields: Mapping[str, Field], axes: Sequence[str]) -> None:
 
 
 def key(name: str, at: Sequence[int]) -> str:
-    """Where zarr looks for a chunk.
+    """Return the key of a chunk in zarr's layout.
 
     Args:
         name: of the array.
@@ -184,7 +184,7 @@ def key(name: str, at: Sequence[int]) -> str:
 
 
 def empty(field: Field, leading: Sequence[int]) -> np.ndarray:
-    """Cells that nobody has computed: NaN, -1, False or no text.
+    """Make cells that nobody has computed: NaN, -1, False or no text.
 
     Args:
         field: what a cell holds.
@@ -200,7 +200,7 @@ def empty(field: Field, leading: Sequence[int]) -> np.ndarray:
 
 
 def encode(values: np.ndarray) -> bytes:
-    """A chunk: the values' bytes in order, little-endian, and their crc32c.
+    """Encode a chunk: the bytes of the values, little-endian, and their crc32c.
 
     Args:
         values: of any shape and a listed dtype; text as an array of strings.
@@ -214,7 +214,7 @@ def encode(values: np.ndarray) -> bytes:
 
 
 def checksum(chunk: bytes) -> int:
-    """The checksum that a chunk carries.
+    """Read the checksum of a chunk.
 
     Args:
         chunk: its bytes.
@@ -230,7 +230,7 @@ def checksum(chunk: bytes) -> int:
 
 
 def decode(chunk: bytes | None, field: Field, leading: Sequence[int]) -> np.ndarray | None:
-    """The values in a chunk.
+    """Decode the values of a chunk.
 
     Args:
         chunk: bytes; None for a missing file.
@@ -252,7 +252,7 @@ def decode(chunk: bytes | None, field: Field, leading: Sequence[int]) -> np.ndar
 
 
 def sealed(data: bytes) -> bytes:
-    """Data with their checksum.
+    """Append a checksum to data.
 
     Args:
         data: any bytes.
@@ -264,7 +264,7 @@ def sealed(data: bytes) -> bytes:
 
 
 def unsealed(chunk: bytes | None) -> bytes | None:
-    """The data that `sealed` was given.
+    """Return the data that `sealed` was given.
 
     Args:
         chunk: bytes; None for a missing file.
@@ -278,7 +278,7 @@ def unsealed(chunk: bytes | None) -> bytes | None:
 
 
 def dtype_name(values: np.ndarray) -> str:
-    """What a field that holds such values has as its dtype.
+    """Return the dtype of a field that holds such values.
 
     Args:
         values: any array.
@@ -290,7 +290,7 @@ def dtype_name(values: np.ndarray) -> str:
 
 
 def cell_bytes(field: Field) -> int:
-    """Bytes of one cell's value.
+    """Count the bytes of one cell.
 
     Args:
         field: what it holds.
@@ -302,7 +302,7 @@ def cell_bytes(field: Field) -> int:
 
 
 def chunk_bytes(field: Field, leading: Sequence[int]) -> int | None:
-    """Bytes of a whole chunk.
+    """Count the bytes of a chunk.
 
     Args:
         field: what a cell holds.
@@ -317,7 +317,7 @@ def chunk_bytes(field: Field, leading: Sequence[int]) -> int | None:
 def documents(
     attributes: Mapping[str, Any], arrays: Mapping[str, Array], unlisted: Sequence[str]
 ) -> dict[str, bytes]:
-    """The metadata of a store: zarr's JSON for each array and, last, for the group that holds them.
+    """Make the metadata of a store: zarr's JSON for each array and, last, for their group.
 
     The group's lists all arrays ("consolidated metadata"), so that a reader opens one document.
 
@@ -365,13 +365,13 @@ def _described(array: Array) -> dict[str, Any]:
 
 
 def _from_texts(values: np.ndarray) -> bytes:
-    """Text as zarr's `vlen-utf8` has it: how many, then each with its length before it."""
+    """Encode text as zarr's `vlen-utf8`: the count, then each text after its length."""
     texts = [str(text).encode() for text in values.ravel()]
     return _LENGTH.pack(len(texts)) + b"".join(_LENGTH.pack(len(text)) + text for text in texts)
 
 
 def _to_texts(data: bytes, shape: tuple[int, ...]) -> np.ndarray | None:
-    """The inverse of `_from_texts`; None if the bytes are not those of as many texts as the shape has."""
+    """Decode what `_from_texts` encoded; None if the bytes do not hold as many texts."""
     texts = []
     try:
         (count,) = _LENGTH.unpack_from(data)

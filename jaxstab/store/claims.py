@@ -1,4 +1,4 @@
-"""Which groups of a sweep this process computes, so that each is computed once."""
+"""Claims: divide the groups of a sweep among processes, so that each is computed once."""
 
 import contextlib
 import time
@@ -17,7 +17,7 @@ _POLL = 0.2
 
 
 class Claim:
-    """The groups of a sweep that fall to this process; made by `claim`.
+    """Groups of a sweep that this process computes; made by `claim`.
 
     Iterating gives one group after the other, each held until it is committed. A group that another
     run holds comes last: it is waited for, and taken over if that run dies before it commits.
@@ -28,18 +28,20 @@ class Claim:
     """
 
     def __init__(self, groups: Groups, pending: tuple[int, ...], locks: LockFolder | None) -> None:
-        """What there is to do.
+        """Keep the store of groups, the pending groups and the locks.
 
         Args:
             groups: the store.
             pending: groups to compute.
             locks: where they are held; None for no locks.
         """
-        self.groups, self.pending, self._locks = groups, pending, locks
+        self.groups = groups
+        self.pending = pending
+        self._locks = locks
         self._held: dict[int, BaseFileLock | None] = {}
 
     def __iter__(self) -> Iterator[int]:
-        """Groups to compute, until all of `pending` are done here or elsewhere.
+        """Yield groups to compute, until all of `pending` are done here or elsewhere.
 
         Yields:
             A group that nobody else holds.
@@ -48,7 +50,7 @@ class Claim:
             yield batch[0]
 
     def batches(self, most: int, alike: Callable[[int], Hashable]) -> Iterator[list[int]]:
-        """Groups to compute side by side; none is held while others are waited for.
+        """Yield groups to compute side by side; none is held while waiting for others.
 
         Args:
             most: how many of them at once.
@@ -84,7 +86,7 @@ class Claim:
             waiting = left
 
     def commit(self, group: int, values: Mapping[str, Any]) -> None:
-        """Write a group's values and let go of it.
+        """Write the values of a group and release it.
 
         Args:
             group: one that iterating gave.
@@ -101,7 +103,7 @@ class Claim:
         self._release(group)
 
     def close(self) -> None:
-        """Let go of all groups that were not committed."""
+        """Release all groups that were not committed."""
         for group in list(self._held):
             self._release(group)
 
@@ -181,7 +183,7 @@ def _missing(groups: Groups, own: range) -> tuple[int, ...]:
 
 
 def _nothing_left(groups: Groups, locks: LockFolder, own: range) -> bool:
-    """Whether no lock is needed: a finished store may lie where nothing can be written."""
+    """Tell whether no group is left; a finished store may lie where no lock can be written."""
     return (
         not locks.path.exists()
         and len(groups.marks()) == groups.count
@@ -190,7 +192,7 @@ def _nothing_left(groups: Groups, locks: LockFolder, own: range) -> bool:
 
 
 def runs(url: str | Path) -> list[Run]:
-    """Who computes groups of a local store now.
+    """List the processes that compute groups of a local store now.
 
     Args:
         url: the store.

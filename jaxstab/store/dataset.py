@@ -28,7 +28,7 @@ _PACKAGES = ("jaxstab", "jax", "jaxlib", "flax", "numpy", "scipy", "xarray", "za
 
 
 def check_writable(path: str | Path, overwrite: bool = False) -> Path:
-    """Refuse a place where a store cannot go, before anything is computed for it.
+    """Check that a store can be written at a place, before anything is computed.
 
     Args:
         path: the store to be.
@@ -62,7 +62,7 @@ def check_writable(path: str | Path, overwrite: bool = False) -> Path:
 
 
 def versions() -> dict[str, str]:
-    """Versions of the packages that make a result.
+    """Return the versions of the packages that make a result.
 
     Returns:
         Attributes for a dataset.
@@ -71,7 +71,7 @@ def versions() -> dict[str, str]:
 
 
 def provenance() -> dict[str, str]:
-    """Versions, platform, device, time and command: what another needs to repeat a result.
+    """Return what is needed to repeat a result: versions, platform, device, time and command.
 
     Returns:
         Attributes for a dataset.
@@ -94,7 +94,7 @@ def save(
     overwrite: bool = False,
     made: Mapping[str, str] | None = None,
 ) -> Path:
-    """Write a dataset with its provenance; the store appears whole or not at all.
+    """Write a dataset with its provenance; the store is whole or absent.
 
     It is on the disk before an existing store is moved aside, and that one comes back if the new
     one cannot take its place.
@@ -123,7 +123,7 @@ def save(
 
 
 def _write(dataset: xr.Dataset, path: Path) -> None:
-    """A dataset as a store of one group."""
+    """Write a dataset as a store of one group."""
     values = {
         str(name): _stored(str(name), variable.values)
         for name, variable in dataset.variables.items()
@@ -150,7 +150,7 @@ def _write(dataset: xr.Dataset, path: Path) -> None:
 
 
 def _stored(name: str, values: np.ndarray) -> np.ndarray:
-    """Values as a store has them: text as strings, numbers of a dtype that it holds."""
+    """Convert values to what a store holds: strings, or numbers of a known dtype."""
     if values.dtype.kind in "UT" or all(isinstance(value, str) for value in values.ravel()):
         return values.astype(str)
     if values.dtype.name not in DTYPES:
@@ -161,7 +161,7 @@ def _stored(name: str, values: np.ndarray) -> np.ndarray:
 
 
 def _swap(new: Path, path: Path) -> None:
-    """Put a finished store into its place; the one that was there leaves when the new one is in."""
+    """Move a finished store into its place, then remove the one that was there."""
     aside = _aside(path)
     if not path.exists():
         new.rename(path)
@@ -177,12 +177,12 @@ def _swap(new: Path, path: Path) -> None:
 
 
 def _aside(path: Path) -> Path:
-    """Where a store waits while another takes its place."""
+    """Return the path of a store that is being replaced."""
     return path.with_name(f".{path.name}.replaced")
 
 
 def _settle(path: Path) -> None:
-    """Finish what a run that was killed while it replaced a store has begun."""
+    """Finish the replacement of a store that a killed run began."""
     aside = _aside(path)
     if aside.exists():
         if path.exists():
@@ -215,7 +215,7 @@ def load(path: str | Path) -> xr.Dataset:
 
 
 def attributes(path: str | Path) -> dict[str, Any]:
-    """Attributes of a stored dataset, none of its arrays being read.
+    """Read the attributes of a stored dataset, none of its arrays.
 
     Args:
         path: the store, or an fsspec URL.
@@ -231,7 +231,9 @@ def attributes(path: str | Path) -> dict[str, Any]:
 
 
 def remove(path: str | Path) -> None:
-    """Remove a local store, if it is there; a kill leaves it whole or a hidden folder, which the next call removes.
+    """Remove a local store, if it exists.
+
+    A killed call leaves the store whole, or a hidden folder that the next call removes.
 
     Args:
         path: the store.
@@ -248,6 +250,6 @@ def remove(path: str | Path) -> None:
 
 
 def _is_store(path: Path) -> bool:
-    """Whether this is a store, of whatever version, damaged or not."""
+    """Tell whether a folder is a store, of any version, damaged or not."""
     ours = (path / chunks.DOCUMENT).is_file() and (path / "mark").is_dir()
     return ours or (path / ".zmetadata").is_file() or find_root(Place(path)) is not None

@@ -1,4 +1,4 @@
-"""Results of trainings for other tools: a table of cells, and TensorBoard's event files."""
+"""Export of trainings: a table of cells, and TensorBoard's event files."""
 
 import importlib.util
 import itertools
@@ -13,7 +13,7 @@ from jaxstab.store.files import whole_file
 
 
 def write_table(dataset: xr.Dataset, path: str | Path) -> Path:
-    """Write a line per finished cell, comma-separated: where it stands on every axis, and what came of it.
+    """Write a comma-separated line per finished cell: its coordinates and its results.
 
     Args:
         dataset: trainings over their axes, as a finished `trainability.run` is labelled.
@@ -48,7 +48,7 @@ def write_table(dataset: xr.Dataset, path: str | Path) -> Path:
 
 
 def check_events(folder: str | Path) -> Path:
-    """Refuse event files that cannot be written, before anything is computed for them.
+    """Check that event files can be written, before anything is computed.
 
     Args:
         folder: where the runs are to go; nothing is made yet.
@@ -77,7 +77,9 @@ def check_events(folder: str | Path) -> Path:
 
 
 def write_events(dataset: xr.Dataset, folder: str | Path) -> Path:
-    """Write TensorBoard's event files, a run per finished cell: loss and accuracy of every step, accuracies at the end.
+    """Write TensorBoard's event files, a run per finished cell.
+
+    A run has loss and accuracy of every step, and the accuracies at the end.
 
     Args:
         dataset: trainings over their axes, as a finished `trainability.run` is labelled.

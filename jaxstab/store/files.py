@@ -1,4 +1,4 @@
-"""Single files that are there whole or not at all: pages, tables."""
+"""Single files, such as pages and tables, that are whole or absent."""
 
 import contextlib
 import os
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def check_file(path: str | Path) -> Path:
-    """Refuse a place where a file cannot go, before anything is computed for it.
+    """Check that a file can be written at a place, before anything is computed.
 
     Args:
         path: the file to be.
@@ -42,7 +42,7 @@ def check_file(path: str | Path) -> Path:
 
 @contextlib.contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
-    """Write a file aside, and put it in its place when it is complete; what was there stays there until then.
+    """Write a file aside and move it into its place when it is complete.
 
     Args:
         path: the file; where a link leads to one, that one is replaced.

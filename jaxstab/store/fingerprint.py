@@ -1,4 +1,4 @@
-"""What makes two runs the same: plain settings, how they differ in words, and which code computes the numbers."""
+"""Identity of a run: plain settings, their differences in words, and the code that computed it."""
 
 import hashlib
 import importlib.metadata
@@ -30,7 +30,7 @@ _ABSENT = object()
 
 
 def code_version() -> dict[str, Any]:
-    """Which code computes the numbers: versions of packages, and a digest of every source file that decides one.
+    """Return versions of packages, and a digest of every source file that decides a number.
 
     Command line, data loading, reports and stores are left out: a change there keeps an unfinished
     sweep valid.
@@ -54,7 +54,7 @@ def code_version() -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
-    """What of a machine decides the last bits of a number: two that agree here give the same bits.
+    """Describe the machine. Machines with one description give the same bits.
 
     Vector instructions decide in which order sums are taken, and the BLAS picks its kernels by the
     processor; flags of XLA can allow it to reorder (fast-math) or to use fewer instructions.
@@ -87,7 +87,7 @@ def machine() -> dict[str, Any]:
 
 
 def _instructions() -> list[str]:
-    """Vector instructions of this CPU, as Linux names them; elsewhere the name of the processor."""
+    """List this CPU's vector instructions as Linux names them; elsewhere the processor's name."""
     lines = [
         line.split(":", 1)[1].split()
         for line in _cpu().splitlines()
@@ -98,13 +98,15 @@ def _instructions() -> list[str]:
 
 
 def _cpu() -> str:
-    """What Linux tells of its CPUs."""
+    """Read what Linux tells of its CPUs."""
     told = Path("/proc/cpuinfo")
     return told.read_text() if told.exists() else ""
 
 
 def plain(value: Any, name: str = "settings") -> Any:
-    """Settings as JSON has them: tuples become lists, numpy numbers Python's, inf and nan the strings that name them.
+    """Convert settings to JSON's types.
+
+    Tuples become lists, numpy numbers Python's, inf and nan the strings that name them.
 
     Args:
         value: None, a bool, number or string, or a mapping, list, tuple or array of such.
@@ -136,7 +138,7 @@ def plain(value: Any, name: str = "settings") -> Any:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """What changed from one set of settings to another, in one line.
+    """Describe in one line what changed from one set of settings to another.
 
     Args:
         old: plain settings, nested as they like.
@@ -167,7 +169,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
 
 
 def _leaves(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
-    """Values by their path, mappings opened and lists kept whole."""
+    """List values by their path, mappings opened and lists kept whole."""
     leaves: dict[tuple[str, ...], Any] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping) and value:
@@ -178,7 +180,7 @@ def _leaves(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> dict[tuple[s
 
 
 def _change(old: Any, new: Any) -> str:
-    """One value's change; where both look alike in short, the first entry that differs."""
+    """Describe the change of one value; of long values the first entry that differs."""
     before = _short(old)
     after = _short(new)
     if before == after and isinstance(old, list) and isinstance(new, list) and len(old) == len(new):

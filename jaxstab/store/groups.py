@@ -1,4 +1,4 @@
-"""Labelled arrays in a zarr store, committed group by group: each group is there whole or not at all.
+"""Labelled arrays in a zarr store, committed group by group; each group is whole or absent.
 
 All fields share some axes (the cells of a sweep), which are cut into groups; an array per field has
 one chunk per group (`chunks`). Written last is a group's mark: its number, a digest of the store's
@@ -42,7 +42,7 @@ _BATCH = 64 * 2**20
 
 @dataclasses.dataclass(frozen=True)
 class Groups:
-    """A store of groups; `open_groups` or `open_grid` makes or opens one, `claim` says who computes which group.
+    """Store of groups; `open_groups` or `open_grid` makes or opens one.
 
     Attributes:
         place: where it is.
@@ -99,24 +99,24 @@ class Groups:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """All that two runs must have in common."""
+        """Everything that two runs of one store must have in common."""
         fields = {name: plain(field._asdict()) for name, field in self.fields.items()}
         axes = {name: plain(axis._asdict()) for name, axis in self.axes.items()}
         return plain(self.settings) | {OWN: {"format": FORMAT, "fields": fields, "axes": axes}}
 
     @functools.cached_property
     def digest(self) -> int:
-        """Of the identity, for the marks."""
+        """Digest of the identity, for the marks."""
         text = json.dumps(self.identity, sort_keys=True)
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "little")
 
     @property
     def locks(self) -> LockFolder | None:
-        """The locks beside a local store."""
+        """Locks beside a local store."""
         return None if self.place.local is None else LockFolder(self.place.local)
 
     def finished(self, groups: Iterable[int] | None = None) -> set[int]:
-        """Which groups are whole: marked, and every field's chunk there with the checksum that the mark has.
+        """List the groups that are whole: marked, and every chunk there with its checksum.
 
         Reads every byte of those groups; `marks` only lists marks.
 
@@ -130,7 +130,7 @@ class Groups:
         return {group for group, values in self.read(wanted) if values is not None}
 
     def read(self, groups: Iterable[int]) -> Iterator[tuple[int, dict[str, np.ndarray] | None]]:
-        """Values of groups, one after the other.
+        """Yield the values of groups, one after the other.
 
         Args:
             groups: which.
@@ -150,7 +150,7 @@ class Groups:
                 yield group, self._values(found, sums[group]) if group in sums else None
 
     def write(self, group: int, values: Mapping[str, Any]) -> None:
-        """Commit a group: every field's chunk, then the mark. For whoever holds the group, see `claim`.
+        """Commit a group that the caller holds: every field's chunk, then the mark.
 
         Args:
             group: its number from 0.
@@ -180,7 +180,7 @@ class Groups:
         self.place.put(self._mark(group), chunks.encode(mark))
 
     def marked(self, group: int) -> bool:
-        """Whether a group has a mark, right or torn.
+        """Tell whether a group has a mark, right or torn.
 
         Args:
             group: its number.
@@ -191,7 +191,7 @@ class Groups:
         return self.place.get([self._mark(group)]) != [None]
 
     def unmark(self, group: int) -> None:
-        """Take a group's mark away, so that a torn one does not count while it is computed again.
+        """Remove the mark of a group, so that a torn group does not count while it is recomputed.
 
         Args:
             group: its number.
@@ -201,7 +201,7 @@ class Groups:
             self.place.remove(self._key("done", group))
 
     def marks(self) -> list[int]:
-        """Which groups are marked as done: one listing, no chunk is looked at.
+        """List the groups marked as done, by one listing and without reading chunks.
 
         Returns:
             Those with a mark of the right length, ascending.
@@ -211,7 +211,7 @@ class Groups:
         )
 
     def present(self, listing: Mapping[str, int]) -> list[int]:
-        """Which groups are there, by the lengths of their files and by their marks; no other chunk is opened.
+        """List the groups that exist, by the lengths of their files and by their marks.
 
         Args:
             listing: bytes of files by key.
@@ -234,7 +234,7 @@ class Groups:
         )
 
     def create(self) -> bool:
-        """Make the store, whole or not at all. Of several processes exactly one makes it.
+        """Create the store, whole or not at all. Of several processes exactly one creates it.
 
         Behind a URL the root's document comes last, and only if there is none, where the backend
         can tell.
@@ -268,7 +268,7 @@ class Groups:
         return True
 
     def mend(self) -> None:
-        """Write metadata and coordinates anew where they are not this store's: a power cut may tear them."""
+        """Write torn metadata and coordinates anew, as a power cut leaves them."""
         wanted = self.documents()
 
         def torn() -> list[str]:
@@ -283,7 +283,7 @@ class Groups:
             self.place.flush(broken)
 
     def documents(self) -> dict[str, bytes]:
-        """All files that are there before the first group.
+        """Make all files that exist before the first group.
 
         Returns:
             Bytes by key: the root's document comes last, its copy before it.
@@ -310,7 +310,7 @@ class Groups:
         return files | documents | {COPY: chunks.sealed(root), chunks.DOCUMENT: root}
 
     def column(self, name: str) -> Iterator[np.ndarray]:
-        """One field of the groups that are committed, no other field being read.
+        """Read one field of the committed groups, and no other.
 
         Args:
             name: of the field.
@@ -328,7 +328,7 @@ class Groups:
 
     @property
     def _arrays(self) -> dict[str, Field]:
-        """All that a group consists of, in the order of its mark; readers see in `done` which cells are computed."""
+        """Fields of a group in the order of its mark, and `done`, the mask of computed cells."""
         whole = self.fields | ({"done": _DONE} if self.axes else {})
         return dict(sorted(whole.items()))
 
@@ -347,7 +347,7 @@ class Groups:
         return self.attributes.get(name) or labels.attributes(name)
 
     def _key(self, name: str, group: int) -> str:
-        """The file of a field's chunk."""
+        """Return the file of a field's chunk."""
         counts = tuple(axis.groups for axis in self.axes.values())
         at = [int(i) for i in np.unravel_index(group, counts)] if counts else []
         return chunks.key(name, [*at, *[0] * len(self._arrays[name].shape)])
@@ -369,7 +369,7 @@ class Groups:
         return sorted(int(name[1]) for name in names if name and int(name[1]) < self.count)
 
     def checksums(self, groups: Sequence[int]) -> dict[int, list[int]]:
-        """What the marks of groups say of their chunks.
+        """Read the checksums of chunks from the marks of groups.
 
         Args:
             groups: their numbers.
@@ -386,7 +386,7 @@ class Groups:
     def _values(
         self, found: Iterator[bytes | None], sums: list[int]
     ) -> dict[str, np.ndarray] | None:
-        """The next chunk of every field; None if any is missing, torn, or not the one that was committed."""
+        """Decode the next chunk of every field; None if one is missing or not as committed."""
         values = {}
         taken = list(itertools.islice(found, len(sums)))
         for (name, field), chunk, wanted in zip(self._arrays.items(), taken, sums, strict=True):
@@ -398,7 +398,7 @@ class Groups:
 
 
 def _check_array(name: str, field: Field, chunk: tuple[int, ...], array: np.ndarray) -> None:
-    """Refuse values that are not those of a field."""
+    """Check that values are those of a field."""
     shape = (*chunk, *field.shape)
     dtype = array.dtype
     fits = dtype.kind in "UOT" if field.dtype == "str" else dtype == np.dtype(field.dtype)

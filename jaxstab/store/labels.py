@@ -1,4 +1,4 @@
-"""What the arrays of a store are, for readers without jaxstab: long_name and units, as the CF conventions have them.
+"""Attributes of the arrays of a store: long_name and units of the CF conventions.
 
 Gains, shares and correlations have the unit 1; logarithms are natural, their unit the nat.
 """
@@ -78,7 +78,7 @@ _SUFFIXES = {"_se": "standard error of "}
 
 
 def attributes(name: str) -> dict[str, str]:
-    """Attributes of an array by its name.
+    """Return the attributes of an array by its name.
 
     Args:
         name: of a field of the house's records, a coordinate, or one of these with a prefix or

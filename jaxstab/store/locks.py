@@ -1,4 +1,4 @@
-"""Who works on a local store: kernel locks on files in a folder beside it, STORE.lock.
+"""Locks of a local store: kernel locks on files in the folder STORE.lock beside it.
 
 The kernel lets go of a lock when its process ends, however it ends, so none is ever stale. The name
 of a run's lock file says which part it owns and who it is. On a network file system the locks hold
@@ -25,7 +25,7 @@ _RUN = re.compile(r"run\.(\d{1,9})of(\d{1,9})\.pid(\d{1,12})\.[0-9a-f]+\.([\w.-]
 
 
 class Run(NamedTuple):
-    """A process that works on a store.
+    """Process that works on a store.
 
     Attributes:
         part: (I, N): it owns the groups g with g mod N = I - 1.
@@ -38,12 +38,12 @@ class Run(NamedTuple):
     host: str
 
     def __str__(self) -> str:
-        """Who it is, in words."""
+        """Name the process in words."""
         part = "all groups" if self.part[1] == 1 else f"shard {self.part[0]}/{self.part[1]}"
         return f"pid {self.pid} on {self.host} ({part})"
 
     def overlaps(self, part: tuple[int, int]) -> bool:
-        """Whether some group is in both parts.
+        """Tell whether two parts share a group.
 
         Args:
             part: (I, N).
@@ -55,14 +55,14 @@ class Run(NamedTuple):
 
 
 class LockFolder:
-    """The locks of one store.
+    """Locks of one store.
 
     Attributes:
         path: the folder, STORE.lock.
     """
 
     def __init__(self, store: Path) -> None:
-        """Name the folder; nothing is made.
+        """Name the folder; it is not created.
 
         Args:
             store: the store's folder.
@@ -71,7 +71,7 @@ class LockFolder:
 
     @contextlib.contextmanager
     def gate(self) -> Iterator[None]:
-        """One process at a time: for making the store, and for coming and going of runs.
+        """Hold the gate, one process at a time: to create the store, to enter and to leave.
 
         Yields:
             Nothing.
@@ -143,7 +143,7 @@ class LockFolder:
             own.release()
 
     def group(self, group: int) -> BaseFileLock | None:
-        """Take a group to compute it.
+        """Lock a group to compute it.
 
         Args:
             group: its number.
@@ -158,7 +158,7 @@ class LockFolder:
         return None
 
     def runs(self) -> list[Run]:
-        """Who takes part now.
+        """List the processes that take part now.
 
         Returns:
             The runs that are alive.
@@ -169,7 +169,7 @@ class LockFolder:
             return self._runs()
 
     def _runs(self) -> list[Run]:
-        """The runs that are alive, behind the gate; what dead ones left behind is removed."""
+        """List the live runs, behind the gate, and remove what dead ones left behind."""
         alive = []
         for file in sorted(self.path.glob("run.*")):
             name = _RUN.fullmatch(file.name)
@@ -185,7 +185,7 @@ class LockFolder:
 
 @contextlib.contextmanager
 def owned(store: str | Path) -> Iterator[None]:
-    """Own a local store that is written as a whole, while it is made.
+    """Hold a local store while it is written as a whole.
 
     Args:
         store: its folder, which need not be there yet.

@@ -1,4 +1,4 @@
-"""Stores made, or opened to go on."""
+"""Create stores, or open them to go on."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ def open_groups(
     size: int,
     coordinates: Coordinates | None = None,
 ) -> Groups:
-    """Make a store of equal groups of rows, or open the one that is there if it is of the same sweep.
+    """Create a store of equal groups of rows, or open the one of the same sweep.
 
     Args:
         url: a folder to be, or an fsspec URL such as s3://bucket/sweep.zarr.
@@ -75,7 +75,7 @@ def open_grid(
     axes: Mapping[str, Axis],
     coordinates: Coordinates | None = None,
 ) -> Groups:
-    """Make a store over the axes of a grid, or open the one that is there if it is of the same sweep.
+    """Create a store over the axes of a grid, or open the one of the same sweep.
 
     Args:
         url: a folder to be, or an fsspec URL.
@@ -128,7 +128,7 @@ def open_grid(
 
 
 def _lost_its_root(wanted: Groups) -> bool:
-    """Whether a place that has no whole root is this very store: by the names in it, and the digest in its marks."""
+    """Tell whether a place without a whole root is this store, by its names and its marks."""
     place = wanted.place
     if is_foreign(place.get([chunks.DOCUMENT])[0]):
         return False

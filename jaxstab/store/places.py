@@ -1,4 +1,4 @@
-"""Where a store lies, a folder or an fsspec URL, and files there that are read and written whole."""
+"""Places of stores, folders or fsspec URLs, whose files are read and written whole."""
 
 import contextlib
 import os
@@ -10,7 +10,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 
 class Place:
-    """A folder of files, local or behind an fsspec URL.
+    """Folder of files, local or behind an fsspec URL.
 
     A file is there whole or not at all: locally it is written beside its place and renamed (a kill
     leaves a hidden `.partial`, which the next write of the same file replaces); an object store
@@ -23,7 +23,7 @@ class Place:
     """
 
     def __init__(self, url: str | Path) -> None:
-        """Look up who serves the URL; nothing is read.
+        """Find the file system of the URL; nothing is read.
 
         Args:
             url: a path, or a URL such as s3://bucket/sweep.zarr.
@@ -42,7 +42,7 @@ class Place:
         )
 
     def exists(self, key: str = "") -> bool:
-        """Whether there is such a file or folder, now.
+        """Tell whether a file or folder exists.
 
         Args:
             key: relative to the place; empty for the place itself.
@@ -54,7 +54,7 @@ class Place:
         return bool(self._files.exists(self._path(key)))
 
     def get(self, keys: Sequence[str]) -> list[bytes | None]:
-        """Files' bytes, many at once behind a URL.
+        """Read files, many at once behind a URL.
 
         Args:
             keys: relative to the place.
@@ -97,7 +97,7 @@ class Place:
             raise self.unwritable(error) from error
 
     def remove(self, key: str) -> None:
-        """Remove a file, if it is there.
+        """Remove a file, if it exists.
 
         Args:
             key: relative to the place.
@@ -113,7 +113,7 @@ class Place:
             raise self.unwritable(error) from error
 
     def sizes(self, folder: str) -> dict[str, int]:
-        """Bytes of the files in a folder, by name; one listing, nothing opened.
+        """List the sizes of the files in a folder, by name.
 
         Args:
             folder: relative to the place.
@@ -129,7 +129,7 @@ class Place:
         return {entry["name"].rsplit("/", 1)[-1]: int(entry["size"] or 0) for entry in listed}
 
     def listing(self) -> dict[str, int]:
-        """Bytes of all files of the place and its folders; one walk, nothing opened.
+        """List the sizes of all files of the place and its folders.
 
         Returns:
             Bytes by key.
@@ -143,7 +143,7 @@ class Place:
         return {name[start:]: int(entry["size"] or 0) for name, entry in found.items()}
 
     def fill(self, documents: Mapping[str, bytes]) -> bool:
-        """Write files into a new place; the last one is written only if there is none, where the backend can tell.
+        """Write files into a new place, the last one only if it does not exist yet.
 
         Args:
             documents: bytes by key; the last makes the others count.
@@ -171,7 +171,7 @@ class Place:
         return True
 
     def restore(self, documents: Mapping[str, bytes]) -> None:
-        """Write files of a place again, their folders too where these are gone.
+        """Write files of a place again, with missing folders.
 
         Args:
             documents: bytes by key.
@@ -202,7 +202,7 @@ class Place:
             flush(path)
 
     def unwritable(self, error: OSError) -> OSError:
-        """What a user reads of a failed write.
+        """Describe a failed write to the user.
 
         Args:
             error: as the system says it.

@@ -1,4 +1,4 @@
-"""Stores into memory: all of one, one field, or how far it is."""
+"""Read stores into memory: a whole one, one field, or its progress."""
 
 import math
 from pathlib import Path
@@ -18,7 +18,7 @@ _READ = 2**30
 
 
 class Progress(NamedTuple):
-    """How far a sweep is.
+    """Progress of a sweep.
 
     Attributes:
         groups: how many there are.
@@ -91,7 +91,7 @@ def load_groups(url: str | Path) -> xr.Dataset:
 
 
 def column(url: str | Path, name: str) -> np.ndarray:
-    """One field of the groups that are committed, no other field being read.
+    """Read one field of the committed groups, and no other.
 
     Args:
         url: a folder or an fsspec URL.
@@ -120,7 +120,7 @@ def column(url: str | Path, name: str) -> np.ndarray:
 
 
 def progress(url: str | Path) -> Progress:
-    """How far a sweep is; takes no lock.
+    """Read the progress of a sweep; takes no lock.
 
     Marks and lengths of all files are looked at, and of a local store of up to a GiB every byte.
 
@@ -163,7 +163,7 @@ def progress(url: str | Path) -> Progress:
 
 
 def _coordinates(place: Place, root: Root, store: Groups) -> dict[str, Any]:
-    """Those that a root describes and that are whole; opening the store for another run mends the others."""
+    """Read the whole coordinates of a root. Opening the store for another run mends torn ones."""
     found = {}
     for name, array in root["consolidated_metadata"]["metadata"].items():
         if name in store.fields or name == "done":

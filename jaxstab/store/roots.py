@@ -1,4 +1,4 @@
-"""What the root of a store says: which of its two copies is whole, and which store that is."""
+"""Root of a store: find its whole copy, and the store that it describes."""
 
 import contextlib
 import json
@@ -16,7 +16,7 @@ Root = Mapping[str, Any]
 
 
 def find_root(place: Place) -> Root | None:
-    """The root's document, from whichever of its copies is whole.
+    """Read the root's document, from whichever of its copies is whole.
 
     Args:
         place: where a store may be.
@@ -34,7 +34,7 @@ def find_root(place: Place) -> Root | None:
 
 
 def read_root(place: Place) -> Root:
-    """The root's document of a store that must be there.
+    """Read the root's document of a store that must exist.
 
     Args:
         place: where it is.
@@ -57,7 +57,7 @@ def read_root(place: Place) -> Root:
 
 
 def is_foreign(document: bytes | None) -> bool:
-    """Whether a document is the root of a zarr group that is none of ours.
+    """Tell whether a document is the root of a zarr group of another program.
 
     Args:
         document: its bytes; None for none.
@@ -72,7 +72,7 @@ def is_foreign(document: bytes | None) -> bool:
 
 
 def described(place: Place, root: Root) -> Groups:
-    """The store that a root describes.
+    """Make the store that a root describes.
 
     Args:
         place: where it is.
@@ -107,7 +107,7 @@ def described(place: Place, root: Root) -> Groups:
 
 
 def check_memory(url: str | Path, needed: int) -> None:
-    """Refuse what the memory of this machine cannot hold, before any of it is allocated.
+    """Check that the memory of this machine can hold a dataset, before it is allocated.
 
     Args:
         url: the store, for the message.

@@ -1,4 +1,4 @@
-"""Train: one run under any optax transformation, as a scan; the depth that is alive may be traced."""
+"""Train one network under any optax transformation, to a depth that may be traced."""
 
 from jaxstab.training.gradient import value_and_grad
 from jaxstab.training.run import Examples, cross_entropy, train

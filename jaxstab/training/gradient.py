@@ -1,4 +1,4 @@
-"""The gradient of a loss, by a reverse sweep to a depth that may be traced.
+"""Gradient of a loss, by a reverse sweep to a depth that may be traced.
 
 Reverse mode cannot go through a loop whose length is not known when it is compiled. A chain needs
 none: two loops, up with the states kept, down with the cotangent, and one program serves all depths
@@ -21,7 +21,7 @@ from jaxstab.norms.logarithms import Product
 
 
 class Gradient(NamedTuple):
-    """A loss, its gradient, and what else a pass through the network tells.
+    """Loss, gradient and statistics of one pass through a network.
 
     Attributes:
         loss: its value.
@@ -54,7 +54,7 @@ def value_and_grad(
     depth: Int[Array, ""] | int | None = None,
     over: Gradient | None = None,
 ) -> Gradient:
-    """Loss and gradient of the network of the first `depth` blocks with the readout, in training mode.
+    """Compute loss and gradient of the first `depth` blocks with the readout, in training mode.
 
     h_l is kept on the way up; on the way down (dL/dtheta_l, dL/dh_{l-1}) is the pullback of block l
     at h_{l-1}. Time is that of `depth` blocks, memory that of the deepest. Not to be differentiated
@@ -130,7 +130,7 @@ def value_and_grad(
 
 
 def _checked(network: MLP | Chain, params: Params, depth: Array | int | None) -> Chain:
-    """The chain, if parameters and depth are its own."""
+    """Check that parameters and depth fit the network; return its chain."""
     chain = network if isinstance(network, Chain) else networks.chain(network)
     if depth is not None and not chain.prefixes:
         raise ValueError(
@@ -150,7 +150,7 @@ def _checked(network: MLP | Chain, params: Params, depth: Array | int | None) ->
 def _room_for_states(
     chain: Chain, params: Params, x: PyTree, deepest: Array | int
 ) -> tuple[PyTree, ...]:
-    """Zeros for the states that the blocks of each segment meet."""
+    """Allocate zeros for the states that the blocks of each segment meet."""
     shapes = views.state_shapes(chain, params, x)
     if isinstance(deepest, jax.core.Tracer) and any(shape != shapes[0] for shape in shapes):
         raise ValueError(
@@ -170,7 +170,7 @@ def _room_for_states(
 
 
 def _keep(updates: list[Callable[[Layer, PyTree], PyTree] | None]) -> Callable:
-    """The step upwards: states, and running statistics of each segment, are written where they are kept."""
+    """Make the upward step, which stores states and running statistics of each segment."""
 
     def step(
         carry: tuple[PyTree, tuple, tuple], here: Here
@@ -187,7 +187,7 @@ def _keep(updates: list[Callable[[Layer, PyTree], PyTree] | None]) -> Callable:
 
 
 def _collect(carry: tuple, here: Here) -> tuple[tuple, None]:
-    """The step downwards: a block's gradient, its norm, and whether all is finite."""
+    """Downward step: store a block's gradient and its norm, and check that all is finite."""
     d_h, d_blocks, norms, finite = carry
     d_theta, d_h = here.pull_both(d_h)
     d_theta = _full(d_theta)
@@ -199,7 +199,7 @@ def _collect(carry: tuple, here: Here) -> tuple[tuple, None]:
 def _new_stats(
     chain: Chain, params: Params, x: PyTree, blocks: tuple, h: PyTree
 ) -> dict[str, PyTree]:
-    """The statistics after the batch; empty where there are none."""
+    """Return the statistics after the batch; empty where there are none."""
     if chain.update is None or not any(
         jax.tree.leaves(_bound(stack).batch_stats) for stack in params.stacks
     ):
@@ -229,7 +229,7 @@ def _bound(stack: PyTree) -> Layer:
 
 
 def _put(stacks: tuple[PyTree, ...], one: PyTree, here: Here) -> tuple[PyTree, ...]:
-    """Stacks of each segment, with what is of one layer written into its own."""
+    """Write the values of one layer into the stack of its segment."""
     at = here.segment or 0
 
     def write(stack: Array, one: Array) -> Array:
@@ -247,7 +247,7 @@ def _full(tree: PyTree) -> PyTree:
 
 
 def _length(gradient: PyTree) -> tuple[Array, Array]:
-    """The logarithm of its norm, NaN where an entry is not finite, and whether all are."""
+    """Return ln of the norm, NaN where an entry is not finite, and whether all are finite."""
     found = norm(gradient)
     finite = found.nonfinite == 0
     return jnp.where(finite, found.log, jnp.nan), finite

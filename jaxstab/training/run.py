@@ -1,4 +1,4 @@
-"""One training run, as a loop on the device: minibatches by key, any optax transformation, and what was seen."""
+"""One training run as a loop on the device, under any optax transformation."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -24,7 +24,7 @@ Loss = Callable[[PyTree, PyTree], Float[Array, ""]]
 
 
 class Examples(NamedTuple):
-    """What is learned.
+    """Inputs and labels.
 
     Attributes:
         x: inputs [n, ...]; of layers of the user's own a pytree of such, tokens too.
@@ -40,7 +40,7 @@ class Examples(NamedTuple):
         return len(jax.tree.leaves(self.x)[0])
 
     def at(self, index: Int[Array, " batch"] | slice) -> "Examples":
-        """Some of the examples.
+        """Select examples.
 
         Args:
             index: which.
@@ -52,7 +52,7 @@ class Examples(NamedTuple):
 
 
 class State(NamedTuple):
-    """What a run carries from update to update.
+    """State that a run carries from update to update.
 
     Attributes:
         params: what is trained; `Chain.bind(params, stats=stats)` makes a network of it.
@@ -72,7 +72,7 @@ class State(NamedTuple):
 def start(
     network: MLP | Chain, params: Params, tx: optax.GradientTransformation, x: PyTree
 ) -> State:
-    """The state before the first update.
+    """Make the state before the first update.
 
     Args:
         network: an MLP or a chain.
@@ -94,7 +94,7 @@ def start(
 
 
 class _Run(NamedTuple):
-    """The loop's carry: the state, the last gradient, the order of this epoch, and what was seen."""
+    """Carry of the loop: state, last gradient, order of the epoch, and recorded series."""
 
     state: State
     last: Gradient
@@ -242,7 +242,7 @@ def train(
 
 
 def _begun(state: State, gradient: Gradient, examples: int, steps: int, looks: int) -> _Run:
-    """The carry before the first update; `gradient` is one of shapes."""
+    """Make the carry before the first update; `gradient` holds shapes."""
     dtype = gradient.loss.dtype
     return _Run(
         state=state,
@@ -255,7 +255,7 @@ def _begun(state: State, gradient: Gradient, examples: int, steps: int, looks: i
 
 
 def _updated(tx: optax.GradientTransformation, state: State, found: Gradient) -> State:
-    """The state after an update, whatever the gradient is."""
+    """Compute the state after an update, whatever the gradient is."""
     # optax mixes integers and floats, which strict users have switched off
     with jax.numpy_dtype_promotion("standard"):
         updates, optimiser = optax.with_extra_args_support(tx).update(
@@ -267,7 +267,7 @@ def _updated(tx: optax.GradientTransformation, state: State, found: Gradient) ->
 def _recorded(
     run: _Run, t: Array, rows: Array, found: Gradient, new: State, accuracy: Array
 ) -> _Run:
-    """The carry after step t: frozen from the first loss or gradient on that is not finite."""
+    """Record step t; freeze the state from the first non-finite loss or gradient on."""
     going = run.first_nonfinite < 0
     clipped = {name: _telemetry(new.optimiser, name, found.loss.dtype) for name in _TELEMETRY}
     series = {"loss": found.loss, "accuracy": accuracy.astype(found.loss.dtype)} | clipped
@@ -297,7 +297,7 @@ def _for_curvature(chain: Chain, data: Examples, batch: int | None) -> tuple[Exa
 def _minibatch(
     data: Examples, size: int | None, key: Array, t: Array, order: Array
 ) -> tuple[Array, Examples]:
-    """The examples of step t, and the order of its epoch."""
+    """Select the examples of step t; return them after the order of its epoch."""
     if size is None:
         return order, data
     per_epoch = len(order) // size
@@ -312,7 +312,7 @@ def _minibatch(
 def _accuracy(
     chain: Chain, state: State, data: Examples | None, depth: Array | int | None
 ) -> Array:
-    """Share of the examples classified right, in inference; NaN without any."""
+    """Compute the accuracy in inference mode; NaN without data."""
     if data is None:
         return jnp.full((), jnp.nan)
     params = (chain.bind or binding.bind)(state.params, stats=state.stats)
@@ -321,21 +321,21 @@ def _accuracy(
 
 
 def _right(y: PyTree, labels: PyTree) -> Array:
-    """Share of the labels that are the largest output; NaN where they are no classes."""
+    """Compute the accuracy of outputs; NaN where labels are no classes."""
     if not _are_classes(y, labels):
         return jnp.full((), jnp.nan)
     return jnp.mean(jnp.argmax(y, -1).astype(labels.dtype) == labels, dtype=y.dtype)
 
 
 def _are_classes(y: PyTree, labels: PyTree) -> bool:
-    """Whether there is an integer for each row of outputs."""
+    """Tell whether labels are an integer for each row of outputs."""
     if not (isinstance(y, jax.Array) and isinstance(labels, jax.Array | np.ndarray)):
         return False
     return bool(jnp.issubdtype(labels.dtype, jnp.integer)) and y.shape[:-1] == labels.shape
 
 
 def _telemetry(optimiser: PyTree, name: str, dtype: jnp.dtype) -> Array:
-    """What `clipping.monitored` saw, the outermost where there are several; NaN without."""
+    """Read what `clipping.monitored` recorded, the outermost of several; NaN without."""
     found = optax.tree.get_all_with_path(optimiser, name)
     return found[0][1].astype(dtype) if found else jnp.full((), jnp.nan, dtype)
 
@@ -362,7 +362,7 @@ def _check(
 def _check_outputs(
     y: PyTree, loss: Loss, batch: int, data: Examples, test: Examples | None
 ) -> None:
-    """Refuse a chain that takes one input, and labels that are no classes."""
+    """Check that the chain takes a batch and that labels are classes."""
     shapes = [leaf.shape for leaf in jax.tree.leaves(y)]
     if any(shape[:1] != (batch,) for shape in shapes):
         raise ValueError(
