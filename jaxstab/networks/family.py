@@ -322,8 +322,21 @@ def init(
     """
     check_floating("x", jnp.result_type(x))
     check_gains(sigma_w, sigma_b)
+    try:
+        hash(mlp)
+    except TypeError:
+        # its activation has parameters that are arrays
+        return _drawn(mlp, key, x, sigma_w, sigma_b)
+    return _drawn_by_program(mlp, key, x, sigma_w, sigma_b)
+
+
+def _drawn(mlp: MLP, key: Array, x: Array, sigma_w: ArrayLike, sigma_b: ArrayLike) -> Params:
     drawn: dict[str, Any] = mlp.init(key, x)["params"]
     return rescale(Params(**drawn), sigma_w, sigma_b)
+
+
+# one program for each network: without it, Flax's scan compiles at every call
+_drawn_by_program = jax.jit(_drawn, static_argnums=0)
 
 
 @with_network
