@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxstab import clipping
+from jaxstab import clipping, diagnosis
 from jaxstab.clipping import guarded, monitored
 from jaxstab.networks import Params
 
@@ -36,6 +36,7 @@ TRANSFORMATIONS = {
     "spectral newton_schulz": lambda t: clipping.clip_by_spectral_norm(
         t, "newton_schulz", iterations=6
     ),
+    "watch": lambda t: diagnosis.watch(clipping.clip_updates(t), every=7),
     "optax clip": lambda t: optax.clip(t),
     "optax clip_by_global_norm": lambda t: optax.clip_by_global_norm(t),
     "optax clip_by_block_rms": lambda t: optax.clip_by_block_rms(t),
@@ -266,6 +267,8 @@ BAD = [
         r"policy must be one of skip, zero, raise, propagate",
     ),
     (lambda: guarded(optax.identity(), "skip", per="layer"), r"per must be one of leaf, tree"),
+    (lambda: diagnosis.watch(optax.identity(), every=0), r"every must be an integer >= 1, got 0"),
+    (lambda: diagnosis.watch(optax.identity(), per="all"), r"per must be one of"),
     (lambda: monitored(optax.identity(), per="all"), r"per must be one of"),
     (lambda: monitored(optax.identity(), decay=1.5), r"decay must be in"),
 ]

@@ -3,9 +3,23 @@
 report = diagnosis.diagnose(model, params, x, loss)
 print(report)
 params = diagnosis.apply(report)
+
+`watch` follows a training run, and `writers` say where to.
 """
 
+from jaxstab.diagnosis import writers
 from jaxstab.diagnosis.diagnosing import apply, diagnose
 from jaxstab.diagnosis.findings import Diagnosis, Finding, Interval, Prescription
+from jaxstab.diagnosis.watching import Watched, watch
 
-__all__ = ["Diagnosis", "Finding", "Interval", "Prescription", "apply", "diagnose"]
+__all__ = [
+    "Diagnosis",
+    "Finding",
+    "Interval",
+    "Prescription",
+    "Watched",
+    "apply",
+    "diagnose",
+    "watch",
+    "writers",
+]
