@@ -7,6 +7,7 @@ import pytest
 from scipy import integrate
 
 from jaxstab import theory
+from jaxstab.activations import Activation
 
 
 def test_fixed_points_of_tiny_lengths_are_found():
@@ -185,3 +186,30 @@ def test_theory_traced_by_a_caller_in_float32_is_what_it_is_at_once(phi):
         assert value.dtype == expected.dtype, field
         # float32 keeps seven digits of what both compute in float64
         np.testing.assert_allclose(value, expected, rtol=2e-6, equal_nan=True, err_msg=field)
+
+
+def test_pairs_of_long_lengths_are_right_or_refused():
+    """erf without its kernel, and tanh, whose limit is that of a sign, (2/pi) arcsin c."""
+    plain = Activation("plain_erf", jax.scipy.special.erf)
+    lengths = np.geomspace(1e2, 1e24, 12)
+    at = jnp.asarray(np.stack(np.meshgrid(lengths, [-0.5, 0.3, 0.9]), -1).reshape(-1, 2))
+
+    def both(phi):
+        def one(q, c):
+            return (
+                theory.correlation_map(phi, 1.0, 0.0, q, c),
+                theory.correlation_slope(phi, 1.0, 0.0, q, c),
+            )
+
+        return jax.jit(jax.vmap(one))(*at.T)
+
+    for found, wanted in zip(both(plain), both("erf"), strict=True):
+        known = np.isfinite(found)
+        np.testing.assert_allclose(found[known], wanted[known], atol=2e-8, rtol=2e-8)
+        # short lengths are not refused
+        assert np.all(known[at[:, 0] < 1e3])
+    c, _ = both("tanh")
+    sign = 2 / np.pi * np.arcsin(at[:, 1])
+    long = np.isfinite(c) & (np.asarray(at[:, 0]) > 1e12)
+    # tanh is a sign up to 1/sqrt(q)
+    np.testing.assert_allclose(c[long], sign[long], atol=1e-6)

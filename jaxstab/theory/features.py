@@ -41,6 +41,7 @@ class Features(NamedTuple):
         power: nodes crowd towards breaks as x^power of those of Gauss and Legendre.
         nodes: of the rule whose result counts.
         check: of the rule that it is held against; None where tests have held it.
+        check_from: ln q from which pairs are held against it.
         no_length: why E phi^2 is infinite; empty where it is not known to be.
         no_slope: why E phi'^2 is infinite, likewise.
         table: of the moments, a function of ln q; None where quadrature is to have them.
@@ -56,6 +57,7 @@ class Features(NamedTuple):
     power: int = 1
     nodes: Nodes = Nodes(96, 32, 40)
     check: Nodes | None = None
+    check_from: float = -math.inf
     no_length: str = ""
     no_slope: str = ""
     table: Callable[[Array], list[Array]] | None = None
@@ -129,6 +131,24 @@ def _declared(phi: Activation) -> Features:
     if not phi.kinks:
         return Features(even_slope=phi.name in _EVEN_SLOPE)
     return Features(phi.kinks, (1.0,) * len(phi.kinks), sharp=True, nodes=Nodes(96, 40, 28))
+
+
+# of a built-in activation, up to which tests have held pairs
+_HELD_PAIRS = math.log(1e4)
+
+
+def with_checked_pairs(about: Features) -> Features:
+    """Features with a second rule for pairs of long lengths, which span more decades than nodes resolve.
+
+    Args:
+        about: features of an activation.
+
+    Returns:
+        The features.
+    """
+    if about.check is not None:
+        return about
+    return about._replace(check=_check(about.nodes), check_from=_HELD_PAIRS)
 
 
 def _check(nodes: Nodes) -> Nodes:

@@ -20,7 +20,7 @@ from jaxtyping import Array, ArrayLike, Float
 from jaxstab.activations import Activation, Mixture, get
 from jaxstab.activations.activation import probe
 from jaxstab.theory import host
-from jaxstab.theory.features import Features
+from jaxstab.theory.features import Features, with_checked_pairs
 from jaxstab.theory.host import AnyArray
 from jaxstab.theory.moments import LogMoments, inside, log_moments, log_pair
 from jaxstab.theory.precision import compiled
@@ -165,9 +165,13 @@ def distance_map(
     if about.check is not None:
         other = log_pair(phi, about, log_q, apart, rule(about, check=True), opposite)
         size = xp.exp(log_moments(phi, about, log_q).log_growth)
-        unsure = xp.abs(found.gap - other.gap) > ACCURACY * size
+        long = log_q > about.check_from
+        unsure = long & (xp.abs(found.gap - other.gap) > ACCURACY * size)
         found = found._replace(gap=xp.where(unsure, np.nan, found.gap))
-        unsure = xp.abs(found.slope - other.slope) > ACCURACY * xp.abs(found.slope) + ACCURACY / 100
+        # slopes of steps are as small as V/q, whatever the length
+        floor = ACCURACY / 100 * xp.minimum(size, 1.0)
+        off = xp.abs(found.slope - other.slope)
+        unsure = long & (off > ACCURACY * xp.abs(found.slope) + floor)
         found = found._replace(slope=xp.where(unsure, np.nan, found.slope))
     return Distance(share * found.gap, share * found.slope)
 
@@ -278,6 +282,8 @@ def _correlation(
     phi: Activation, about: Features, sigma_w: AnyArray, sigma_b: AnyArray, q: AnyArray, c: AnyArray
 ) -> tuple[AnyArray, AnyArray]:
     xp = host.namespace(sigma_w, sigma_b, q, c)
+    if phi.kernel is None:
+        about = with_checked_pairs(about)
     log_q = xp.log(q)
     moments = log_moments(phi, about, log_q)
     length = log_length_map(moments, log_square(sigma_w), log_square(sigma_b), log_q)
@@ -302,7 +308,9 @@ def correlation_map(
         c: correlation, in [-1, 1].
 
     Returns:
-        The next layer's correlation.
+        The next layer's correlation; NaN where two rules of quadrature differ by more than 1e-8,
+        as they may for steps and kinks without a closed form from q = 1e4 on, where `predict`
+        goes on with what they have: c to 1e-5 at q = 1e12, and 1e-3 at q = 1e24.
 
     Example:
         >>> print(f"{correlation_map('relu', 2**0.5, 0.0, 1.0, 0.0):.4f}")
