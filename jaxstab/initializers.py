@@ -20,9 +20,10 @@ from jaxstab.activations import Activation, get
 from jaxstab.checks import check_count, check_gains
 from jaxstab.networks import MLP, WEIGHTS, Chain, Here, Params, chain, init, scale_kernels, upwards
 from jaxstab.networks.blocks import UNIT_WEIGHTS
-from jaxstab.networks.chains import Layer, with_network
+from jaxstab.networks.chains import with_network
 from jaxstab.networks.family import branch, module_of
 from jaxstab.networks.gains import Kernels, count_kernels, scale_layer
+from jaxstab.networks.layers import as_layer, with_trained
 from jaxstab.theory.gains import Gain as Gain
 from jaxstab.theory.gains import gain as gain
 from jaxstab.theory.gains import length_gain as length_gain
@@ -273,20 +274,18 @@ def _lsuv_of_own(
         stacks = (*stacks[:at], _written(stacks[at], theta, here), *stacks[at + 1 :])
         return (here.f(theta, h), stacks), None
 
-    layers = [stack if isinstance(stack, Layer) else Layer(stack) for stack in params.stacks]
-    start = (x, tuple(one.params for one in layers))
+    start = (x, tuple(as_layer(stack).params for stack in params.stacks))
     (_, stacks), _ = upwards(chain, params, None, layer, start, readout=True)
-    bound = zip(params.stacks, stacks, strict=True)
-    return params.restacked(
-        [old._replace(params=new) if isinstance(old, Layer) else new for old, new in bound]
-    )
+    return params.restacked(list(map(with_trained, params.stacks, stacks)))
 
 
 def _number(here: Here, stacks: tuple) -> int:
     """Return the place of a layer's segment among embedding, segments and readout."""
     if here.segment is not None:
         return here.segment + 1
-    return 0 if here.layer == 0 else len(stacks) - 1
+    if here.layer == 0:
+        return 0
+    return len(stacks) - 1
 
 
 def _written(stack: PyTree, theta: PyTree, here: Here) -> PyTree:

@@ -6,19 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Key, PyTree
 
-from jaxstab.networks.chains import Dropout, Layer, Params, layers_of
-
-
-def as_layer(bound: PyTree) -> Layer:
-    """Wrap parameters as a `Layer`, unless they are one.
-
-    Args:
-        bound: parameters, or a `Layer`.
-
-    Returns:
-        The `Layer`.
-    """
-    return bound if isinstance(bound, Layer) else Layer(bound)
+from jaxstab.networks.chains import Params, layers_of
+from jaxstab.networks.layers import Dropout, Layer, as_layer
 
 
 def trained(params: Params) -> Params:

@@ -7,11 +7,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax.errors import FlaxError
-from jaxtyping import Array, Bool, Float, Int, Key, PyTree
+from jaxtyping import Array, Bool, Int, PyTree
 
 from jaxstab.activations import Activation
 from jaxstab.checks import check_count
 from jaxstab.networks.arguments import takes_network
+from jaxstab.networks.layers import Dropout as Dropout
+from jaxstab.networks.layers import Layer as Layer
 from jaxstab.networks.perceptron import MLP
 
 
@@ -48,8 +50,9 @@ class Params(NamedTuple):
     @property
     def stacks(self) -> list[PyTree]:
         """Parameters of the embedding, of each segment of equal blocks and of the readout."""
-        parts = self.blocks.parts if isinstance(self.blocks, Segments) else (self.blocks,)
-        return [self.embed, *parts, self.readout]
+        if isinstance(self.blocks, Segments):
+            return [self.embed, *self.blocks.parts, self.readout]
+        return [self.embed, self.blocks, self.readout]
 
     def restacked(self, stacks: Sequence[PyTree]) -> "Params":
         """Arrange other trees as these parameters are.
@@ -61,56 +64,14 @@ class Params(NamedTuple):
             The trees as parameters.
         """
         embed, *parts, readout = stacks
-        return Params(
-            embed,
-            Segments(tuple(parts)) if isinstance(self.blocks, Segments) else parts[0],
-            readout,
-        )
+        if isinstance(self.blocks, Segments):
+            return Params(embed, Segments(tuple(parts)), readout)
+        return Params(embed, parts[0], readout)
 
     @property
     def stacked_fields(self) -> tuple[str, ...]:
         """Fields whose leaves carry a leading layer axis, for `jaxstab.norms.group_norms`."""
         return ("blocks",)
-
-
-class Dropout(NamedTuple):
-    """Key and rate of a layer's dropout.
-
-    Attributes:
-        key: PRNG key of the masks.
-        rate: share dropped, in [0, 1]; those kept grow by 1/(1 - rate). None where the layer has
-            its own.
-    """
-
-    key: Key[Array, "*layer"]
-    rate: Float[Array, "*layer"] | None = None
-
-
-class Layer(NamedTuple):
-    """A layer's parameters and what it reads besides; of the latter only sigma_w has a gradient.
-
-    Attributes:
-        params: what is trained.
-        batch_stats: running mean and variance of BatchNorm, for inference; of the user's own layers
-            all collections that are not trained.
-        dropout: masks, for training.
-        sigma_w: factor of the weights W, taken into products with them: networks that differ in it
-            alone share W.
-    """
-
-    params: PyTree
-    batch_stats: PyTree = None
-    dropout: Dropout | None = None
-    sigma_w: Float[Array, "*layer"] | None = None
-
-    def variables(self) -> dict[str, Any]:
-        """Return the layer as Flax collections."""
-        besides = {
-            "batch_stats": jax.lax.stop_gradient(self.batch_stats),
-            "dropout": self.dropout and self.dropout._asdict(),
-            "gains": None if self.sigma_w is None else {"sigma_w": self.sigma_w},
-        }
-        return {"params": self.params} | {name: tree for name, tree in besides.items() if tree}
 
 
 class Updates(NamedTuple):
@@ -291,14 +252,14 @@ def with_blocks(
     Returns:
         The block, or the tuple of blocks, of another chain.
     """
-    return (
-        tuple(map(change, chain.block)) if isinstance(chain.block, tuple) else change(chain.block)
-    )
+    if isinstance(chain.block, tuple):
+        return tuple(map(change, chain.block))
+    return change(chain.block)
 
 
 @with_network
 def state_shapes(chain: Chain, params: Params, x: PyTree) -> list[PyTree]:
-    """Shapes of the states, without computing them.
+    """Find the shapes of the states without computing them.
 
     Args:
         chain: the network.

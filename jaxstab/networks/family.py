@@ -13,13 +13,14 @@ from jaxstab.activations import Activation
 from jaxstab.checks import check_floating, check_gains
 from jaxstab.networks.blocks import Block
 from jaxstab.networks.chains import Chain, Dropout, Layer, Params, Segments, Updates, with_network
+from jaxstab.networks.layers import as_layer
 from jaxstab.networks.normalization import NORMS
 from jaxstab.networks.perceptron import MLP
 from jaxstab.networks.skips import present
 
 
 def _apply(module: Block, layer: PyTree, h: Array) -> Array:
-    bound = layer if isinstance(layer, Layer) else Layer(layer)
+    bound = as_layer(layer)
     if module.norm and NORMS[module.norm].over_batch and not module.train:
         bound = _known(bound)
     return jnp.asarray(module.apply(bound.variables(), h))
@@ -144,6 +145,21 @@ def mlp(
 
 
 @with_network
+def chain_of(network: MLP | Chain) -> Chain:
+    """Return the chain of a network.
+
+    Args:
+        network: a chain, or a Flax module of our own family.
+
+    Returns:
+        The chain.
+    """
+    if isinstance(network, Chain):
+        return network
+    return chain(network)
+
+
+@with_network
 def module_of(network: MLP | Chain) -> MLP:
     """Return the Flax module of a network of our own family.
 
@@ -156,12 +172,13 @@ def module_of(network: MLP | Chain) -> MLP:
     Raises:
         ValueError: if the chain is of other layers.
     """
-    module = network.family if isinstance(network, Chain) else network
-    if module is None:
+    if isinstance(network, MLP):
+        return network
+    if network.family is None:
         raise ValueError(
             "network must be a networks.mlp(...) or a networks.MLP, got a chain of other layers"
         )
-    return module
+    return network.family
 
 
 @with_network
@@ -362,11 +379,9 @@ def rescale(params: Params, sigma_w: ArrayLike, sigma_b: ArrayLike) -> Params:
 
     def scaled(path: tuple, leaf: Array) -> Array:
         module, name = path[-2:]
-        return (
-            leaf * jnp.asarray(factors[name.key], leaf.dtype)
-            if getattr(module, "key", None) == "dense"
-            else leaf
-        )
+        if getattr(module, "key", None) != "dense":
+            return leaf
+        return leaf * jnp.asarray(factors[name.key], leaf.dtype)
 
     return jax.tree.map_with_path(scaled, params)
 
@@ -424,9 +439,7 @@ def variables(params: Params) -> dict[str, Any]:
         {"params": ...}, with "batch_stats", "dropout" and "gains" where `bind` put them.
     """
     collections: dict[str, Any] = {}
-    for name, layer in params._asdict().items():
-        for collection, tree in (
-            (layer if isinstance(layer, Layer) else Layer(layer)).variables().items()
-        ):
+    for name, bound in params._asdict().items():
+        for collection, tree in as_layer(bound).variables().items():
             collections.setdefault(collection, {})[name] = tree
     return collections

@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, PyTree
 
 from jaxstab.checks import check_gains
-from jaxstab.networks.binding import as_layer
-from jaxstab.networks.chains import Layer, Params, layers_of, with_network
+from jaxstab.networks.chains import Params, layers_of, with_network
+from jaxstab.networks.layers import as_layer, with_trained
 from jaxstab.norms.paths import named_leaves
 
 # from the path of a parameter within its layer to whether it is a weight
@@ -109,7 +109,7 @@ def scale_kernels(params: Params, sigma_w: ArrayLike, kernels: Kernels | None = 
         inner = 0 < i < len(layers) - 1
         many = layers_of(stack) if inner else 1
         theta = _scaled(layer.params, gains[first : first + many] if inner else gains[first], which)
-        scaled.append(stack._replace(params=theta) if isinstance(stack, Layer) else theta)
+        scaled.append(with_trained(stack, theta))
         first += many
     return params.restacked(scaled)
 

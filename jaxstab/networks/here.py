@@ -7,7 +7,7 @@ from functools import cached_property, partial
 import jax
 from jaxtyping import Array, Int, PyTree
 
-from jaxstab.networks.chains import Layer
+from jaxstab.networks.layers import as_layer, with_trained
 from jaxstab.networks.pullbacks import pullback
 
 Index = Int[Array, ""] | int
@@ -52,7 +52,7 @@ class Here:
     @property
     def theta(self) -> PyTree:
         """Trained parameters of the layer."""
-        return self.bound.params if isinstance(self.bound, Layer) else self.bound
+        return as_layer(self.bound).params
 
     def f(self, theta: PyTree, h: PyTree) -> PyTree:
         """Apply the layer at other parameters or another state.
@@ -64,14 +64,14 @@ class Here:
         Returns:
             State above.
         """
-        return self.function(
-            self.bound._replace(params=theta) if isinstance(self.bound, Layer) else theta, h
-        )
+        return self.function(with_trained(self.bound, theta), h)
 
     @cached_property
     def out(self) -> PyTree:
         """State above, h_l = f(theta, h)."""
-        return self._linear[0] if "_linear" in self.__dict__ else self.function(self.bound, self.h)
+        if "_linear" in self.__dict__:
+            return self._linear[0]
+        return self.function(self.bound, self.h)
 
     @property
     def push(self) -> Callable[[PyTree], PyTree]:

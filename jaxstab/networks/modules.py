@@ -17,8 +17,8 @@ from flax import nnx
 from flax.errors import InvalidRngError
 from jaxtyping import Array, Key, PyTree
 
-from jaxstab.networks.binding import as_layer
 from jaxstab.networks.chains import Dropout, Layer
+from jaxstab.networks.layers import as_layer
 
 Init = Callable[[Key[Array, ""], PyTree], PyTree]
 Apply = Callable[[PyTree, PyTree], PyTree]

@@ -17,8 +17,9 @@ from flax.errors import FlaxError
 from jaxtyping import Array, Key, PyTree
 
 from jaxstab.activations import Activation, get
-from jaxstab.networks.binding import as_layer, bind, stacked, unbind
+from jaxstab.networks.binding import bind, stacked, unbind
 from jaxstab.networks.chains import Chain, Dropout, Params, Segments, Updates
+from jaxstab.networks.layers import as_layer
 from jaxstab.networks.modules import Apply, OwnLayer, name_of, of_function, of_linen, of_nnx
 
 AnyActivation = str | Activation | Callable[[Array], Array] | None

@@ -15,7 +15,9 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from jaxstab import networks
 from jaxstab.networks import MLP, Chain, Here, Params, chains, views
 from jaxstab.networks.chains import Layer, with_network
+from jaxstab.networks.family import chain_of
 from jaxstab.networks.folds import States, layer_at
+from jaxstab.networks.layers import as_layer
 from jaxstab.norms import norm
 from jaxstab.norms.logarithms import Product
 
@@ -88,7 +90,7 @@ def value_and_grad(
     """
     chain = _checked(network, params, depth)
     deepest = _deepest(depth, params.depth)
-    stacks = [_bound(stack) for stack in params.stacks]
+    stacks = [as_layer(stack) for stack in params.stacks]
     if over is None:
         kept = _room_for_states(chain, params, x, deepest)
         d_blocks = tuple(jax.tree.map(jnp.zeros_like, stack.params) for stack in stacks[1:-1])
@@ -131,7 +133,7 @@ def value_and_grad(
 
 def _checked(network: MLP | Chain, params: Params, depth: Array | int | None) -> Chain:
     """Check that parameters and depth fit the network; return its chain."""
-    chain = network if isinstance(network, Chain) else networks.chain(network)
+    chain = chain_of(network)
     if depth is not None and not chain.prefixes:
         raise ValueError(
             "blocks of this network depend on the depth: it must be that of the network, not given"
@@ -201,17 +203,17 @@ def _new_stats(
 ) -> dict[str, PyTree]:
     """Return the statistics after the batch; empty where there are none."""
     if chain.update is None or not any(
-        jax.tree.leaves(_bound(stack).batch_stats) for stack in params.stacks
+        jax.tree.leaves(as_layer(stack).batch_stats) for stack in params.stacks
     ):
         return {}
-    embed = None if chain.update.embed is None else chain.update.embed(_bound(params.embed), x)
-    readout = chain.update.readout(_bound(params.readout), h)
+    embed = None
+    if chain.update.embed is not None:
+        embed = chain.update.embed(as_layer(params.embed), x)
+    readout = chain.update.readout(as_layer(params.readout), h)
     found = params.restacked([embed, *blocks, readout])._asdict()
-    return (
-        found
-        if chain.update.embed is not None
-        else {name: found[name] for name in ("blocks", "readout")}
-    )
+    if chain.update.embed is None:
+        del found["embed"]
+    return found
 
 
 def _deepest(depth: Array | int | None, most: int) -> Array | int:
@@ -222,10 +224,6 @@ def _deepest(depth: Array | int | None, most: int) -> Array | int:
             f"depth must be in [0, {most}], the blocks that the network has, got {depth}"
         )
     return depth
-
-
-def _bound(stack: PyTree) -> Layer:
-    return stack if isinstance(stack, Layer) else Layer(stack)
 
 
 def _put(stacks: tuple[PyTree, ...], one: PyTree, here: Here) -> tuple[PyTree, ...]:

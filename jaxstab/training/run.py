@@ -9,13 +9,13 @@ import numpy as np
 import optax
 from jaxtyping import Array, ArrayLike, Float, Int, Key, PyTree
 
-from jaxstab import networks
 from jaxstab.checks import check_batch, check_count, check_floating, check_labels, check_looks
 from jaxstab.curvature.monitors import SharpnessState, begun, measured
 from jaxstab.curvature.objectives import cross_entropy
 from jaxstab.curvature.products import hessian_by_gradient
 from jaxstab.networks import MLP, Chain, Params, binding, views
 from jaxstab.networks.chains import with_network
+from jaxstab.networks.family import chain_of
 from jaxstab.records import Training
 from jaxstab.training.gradient import Gradient, value_and_grad
 
@@ -89,7 +89,7 @@ def start(
         >>> state.stats["blocks"]["norm"]["var"].shape, int(optax.tree.norm(state.optimiser))
         ((2, 4), 0)
     """
-    trained, stats = (_chain(network).unbind or binding.unbind)(params, x)
+    trained, stats = (chain_of(network).unbind or binding.unbind)(params, x)
     return State(trained, stats, tx.init(trained))
 
 
@@ -156,9 +156,10 @@ def train(
         stability is at `curvature.largest_stable_rate`.
 
     Raises:
-        ValueError: if steps or curvature_every < 1, batch is beyond the data, evaluate is not within [0, steps], there
-            are no data, labels are no classes that the network tells apart, x is not floating where
-            the network is an MLP, a chain does not take a batch, or as `value_and_grad` does.
+        ValueError: if steps or curvature_every < 1, batch is beyond the data, evaluate is not
+            within [0, steps], there are no data, labels are no classes that the network tells
+            apart, x is not floating where the network is an MLP, a chain does not take a batch, or
+            as `value_and_grad` does.
 
     Example:
         >>> mlp = MLP(depth=2, width=16, activation="relu", features_out=2)
@@ -170,7 +171,7 @@ def train(
         >>> seen.loss.shape, bool(seen.train_accuracy[-1] > 0.9), int(seen.first_nonfinite)
         ((100,), True, -1)
     """
-    chain = _chain(network)
+    chain = chain_of(network)
     bind = chain.bind or binding.bind
     _check(data, steps, batch, evaluate, isinstance(chain.block, tuple))
     every = curvature_every
@@ -178,14 +179,7 @@ def train(
         every = check_count("curvature_every", every, 1)
     points = sorted({*evaluate, steps})
     draws, masks = jax.random.split(key)
-    # the rows that a step's gradient norms go to, those of the last step to the end's too; the last
-    # is for the rest
-    rows = (
-        jnp.full((steps, 2), len(points))
-        .at[jnp.asarray(points[:-1], jnp.int32), 0]
-        .set(jnp.arange(len(points) - 1))
-    )
-    rows = rows.at[-1, 1].set(len(points) - 1)
+    rows = _rows_of_norms(points, steps)
 
     def gradient(t: Array, state: State, some: Examples, last: Gradient | None) -> Gradient:
         bound = bind(state.params, stats=state.stats, key=jax.random.fold_in(masks, t), rate=rate)
@@ -241,6 +235,15 @@ def train(
     ), run.state
 
 
+def _rows_of_norms(points: list[int], steps: int) -> Int[Array, "step 2"]:
+    """Number the rows of gradient norms that each step writes, one row for each evaluation."""
+    # row len(points) takes what nobody reads; the last step also writes the row of the end
+    unread = jnp.full((steps, 2), len(points))
+    before = jnp.asarray(points[:-1], jnp.int32)
+    rows = unread.at[before, 0].set(jnp.arange(len(points) - 1))
+    return rows.at[-1, 1].set(len(points) - 1)
+
+
 def _begun(state: State, gradient: Gradient, examples: int, steps: int, looks: int) -> _Run:
     """Make the carry before the first update; `gradient` holds shapes."""
     dtype = gradient.loss.dtype
@@ -287,7 +290,7 @@ def _recorded(
 
 
 def _for_curvature(chain: Chain, data: Examples, batch: int | None) -> tuple[Examples, int | None]:
-    """The examples of the Hessian, and how many at a time: where blocks mix them, whole minibatches."""
+    """Select the examples of the Hessian: whole minibatches where blocks mix examples."""
     if chain.update is None:
         return data, None
     size = batch or data.size
@@ -301,12 +304,14 @@ def _minibatch(
     if size is None:
         return order, data
     per_epoch = len(order) // size
-    shuffled = lambda: jax.random.permutation(
-        jax.random.fold_in(key, t // per_epoch), jnp.arange(len(order), dtype=jnp.int32)
-    )
+
+    def shuffled() -> Array:
+        epoch = jax.random.fold_in(key, t // per_epoch)
+        return jax.random.permutation(epoch, jnp.arange(len(order), dtype=jnp.int32))
+
     order = jax.lax.cond(t % per_epoch == 0, shuffled, lambda: order)
-    here = jax.lax.dynamic_slice_in_dim(order, t % per_epoch * size, size)
-    return order, data.at(here)
+    chosen = jax.lax.dynamic_slice_in_dim(order, t % per_epoch * size, size)
+    return order, data.at(chosen)
 
 
 def _accuracy(
@@ -337,11 +342,9 @@ def _are_classes(y: PyTree, labels: PyTree) -> bool:
 def _telemetry(optimiser: PyTree, name: str, dtype: jnp.dtype) -> Array:
     """Read what `clipping.monitored` recorded, the outermost of several; NaN without."""
     found = optax.tree.get_all_with_path(optimiser, name)
-    return found[0][1].astype(dtype) if found else jnp.full((), jnp.nan, dtype)
-
-
-def _chain(network: MLP | Chain) -> Chain:
-    return network if isinstance(network, Chain) else networks.chain(network)
+    if not found:
+        return jnp.full((), jnp.nan, dtype)
+    return found[0][1].astype(dtype)
 
 
 def _check(
