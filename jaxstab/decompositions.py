@@ -1,12 +1,12 @@
 """Matrix decompositions that cannot hang on a CPU: one matrix at a time, on one BLAS thread.
 
-jaxlib 0.10 and 0.11 share a stack of matrices out among the threads of XLA's pool, and the thread
-that shares them out waits. Two such calls at once, from two devices or side by side in one program,
-fill a small pool with threads that wait for work queued behind them: for ever. A call with a single
-matrix does its work where it stands. So on a CPU a stack is a loop over its matrices, also under
-`jax.vmap`; other platforms decompose the stack as it is.
+jaxlib 0.10 and 0.11 divide a stack of matrices among the threads of XLA's pool, and the dividing
+thread waits. Two such calls at once, from two devices or side by side in one program, deadlock a
+small pool: every thread waits for work that is queued behind it. A call with a single matrix uses
+no other thread. On a CPU a stack is therefore a loop over its matrices, also under `jax.vmap`;
+other platforms decompose the whole stack.
 
-Real matrices only. Derivatives are those of `jax.numpy.linalg`: vectors of equal values have none.
+Matrices are real. Derivatives are those of `jax.numpy.linalg`; vectors of equal values have none.
 """
 
 import functools

@@ -1,13 +1,11 @@
 """Devices of a CPU, programs spread over devices, and threads of the BLAS.
 
-Small matrix products fill no more than one core, so a CPU counts as one device per core, each busy
-with networks of its own. XLA's thread pool has as many threads as there are cores, or devices if
-these are more: a larger pool slows products down by up to a half, as every one of them is handed to
-threads that first wake up.
+Small matrix products use one core, so a CPU becomes one device per core, each with networks of its
+own. XLA's thread pool has one thread per core, or per device if there are more devices. A larger
+pool slows products down by up to a half, because each product is handed to threads that must wake.
 
-Matrices are decomposed one at a time on a CPU (`jaxstab.decompositions`), which needs no thread to
-spare. What a user decomposes as a stack does: two devices that do so wait for each other for ever
-on such a pool.
+`jaxstab.decompositions` decomposes matrices one at a time on a CPU and needs no spare thread. A
+user's own decompositions of stacks need one: on two devices at once they can deadlock such a pool.
 """
 
 import contextlib
@@ -34,7 +32,9 @@ def cores() -> int:
     Returns:
         The number.
     """
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def divide_cpu(parts: int | None = None) -> None:

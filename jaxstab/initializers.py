@@ -150,14 +150,17 @@ def looks_linear(
         sigma_w,
         sigma_b,
     )
-    mirrored = lambda a, axis: jnp.concatenate([a, -a], axis)
-    columns = lambda layer: (
-        layer | {"dense": jax.tree.map(lambda a: mirrored(a, -1), layer["dense"])}
-    )
-    rows = lambda layer: (
-        layer
-        | {"dense": layer["dense"] | {"kernel": mirrored(layer["dense"]["kernel"] / odd[0], -2)}}
-    )
+
+    def mirrored(a: Array, axis: int) -> Array:
+        return jnp.concatenate([a, -a], axis)
+
+    def columns(layer: dict) -> dict:
+        return layer | {"dense": jax.tree.map(lambda a: mirrored(a, -1), layer["dense"])}
+
+    def rows(layer: dict) -> dict:
+        kernel = mirrored(layer["dense"]["kernel"] / odd[0], -2)
+        return layer | {"dense": layer["dense"] | {"kernel": kernel}}
+
     return Params(columns(half.embed), columns(rows(half.blocks)), rows(half.readout))
 
 
@@ -173,13 +176,12 @@ def lsuv(
 ) -> Params:
     """Rescale weights to unit variance, layer by layer, from data (LSUV; Mishkin & Matas 2016).
 
-    From the input on, each layer's weights are divided by sqrt(Var(W a + b) / target), the variance
-    over units and examples, before the next layer is looked at; a skip is left out of the variance.
-    Start from orthogonal weights to follow the paper. Without biases one step is exact.
+    From the input on, the weights of each layer are divided by sqrt(Var(W a + b) / target), the
+    variance over units and examples without the skip, before the next layer is measured. Start from
+    orthogonal weights to follow the paper. Without biases one step is exact.
 
-    A layer of the user's own may have n weights: each is then divided by the n-th root, and steps
-    repeat until the variance is there. Its variance is that of the whole state above, unless `part`
-    says otherwise.
+    Where a layer of the user's own has n weights, each is divided by the n-th root, and steps
+    repeat. Its variance is that of the whole state above, unless `part` selects another.
 
     Args:
         network: an MLP, any norm and skip, dropout off; or a chain that takes a batch, with the
@@ -338,7 +340,10 @@ def fixup(network: MLP | Chain, params: Params) -> Params:
         raise ValueError(
             f"fixup is for networks with skip sum, scaled or rezero and no norm, got skip {mlp.skip}, norm {mlp.norm}"
         )
-    zero = lambda layer: layer | {"dense": jax.tree.map(jnp.zeros_like, layer["dense"])}
+
+    def zero(layer: dict) -> dict:
+        return layer | {"dense": jax.tree.map(jnp.zeros_like, layer["dense"])}
+
     blocks = zero(params.blocks)
     if "alpha" in blocks:
         blocks |= {"alpha": jnp.ones_like(blocks["alpha"])}

@@ -197,7 +197,10 @@ def spectral_norm(weights: PyTree, key: Array, iterations: int = 20) -> Float[Ar
 
     def sigma(w: Array, start: Array) -> Array:
         held = jax.lax.stop_gradient(w)
-        onward = lambda v: unit(held @ v)[0]
+
+        def onward(v: Array) -> Array:
+            return unit(held @ v)[0]
+
         v, _ = jax.lax.scan(
             lambda v, _: (unit(onward(v) @ held)[0], None), unit(start)[0], length=iterations
         )

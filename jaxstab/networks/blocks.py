@@ -149,11 +149,15 @@ class Block(nn.Module):
 
     def _head(self, h: Array) -> Array:
         """Compute a, the input of the weights."""
-        a = self.activation(h) if self.norm_after else self.activation(self._normalise(h))
-        a = self._normalise(a) if self.norm_after else a
+        if self.norm_after:
+            a = self._normalise(self.activation(h))
+        else:
+            a = self.activation(self._normalise(h))
         if self.sources > 1:
             a = jnp.where(present(h, self.sources), a, 0)
-        return self._drop(a) if self.dropout and self.train and not self.is_initializing() else a
+        if self.dropout and self.train and not self.is_initializing():
+            return self._drop(a)
+        return a
 
     def _normalise(self, h: Array) -> Array:
         if self.norm is None:

@@ -98,18 +98,18 @@ class Chain(NamedTuple):
         block: (params.blocks at one layer, h [width]) -> h [width], pre-activation to
             pre-activation; a tuple of such, one for each block, where parameters are `Segments`.
         readout: (params, h [width]) -> y [d_out].
-        activation: phi, the nonlinearity at the head of each block, for saturation and dead units;
-            None where a block has no such thing.
-        present: h [width] -> which of its units exist, or None where all do; "dense" skips fill the
-            state by and by.
-        init: (key, x) -> Params; None where parameters came with the layers.
-        bind: (params, *, stats, key, rate) -> Params whose layers are `Layer`s: what training reads
-            besides parameters.
-        unbind: (params, x) -> what is trained, and the statistics that `bind` takes.
-        update: how a pass in training changes the statistics; None where nothing does.
-        inference: the same network as it runs in inference; None where nothing differs.
-        prefixes: whether the first blocks with the readout are a shallower network of the same
-            kind.
+        activation: phi at the head of each block, for saturation and dead units; None where a block
+            has none.
+        present: h [width] -> mask of the units that exist; None where all do. With "dense" skips
+            each layer adds units.
+        init: (key, x) -> Params; our own family also takes sigma_w and sigma_b. None where
+            parameters came with the layers.
+        bind: (params, *, stats, key, rate) -> Params of `Layer`s, with running statistics and masks
+            of dropout; our own family also takes sigma_w.
+        unbind: (params, x) -> trained parameters, and the statistics that `bind` takes.
+        update: updates of running statistics in training mode; None where there are none.
+        inference: the chain in inference mode; None where it is the same.
+        prefixes: whether the first blocks with the readout are a shallower network.
         family: the settings of a network of our own family, as its Flax module; None for layers of
             the user's own.
     """

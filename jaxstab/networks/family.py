@@ -39,21 +39,27 @@ def _known(layer: Layer) -> Layer:
 def chain(mlp: MLP, train: bool = True) -> Chain:
     """Make a chain of a Flax module: its embedding, block and readout as pure functions.
 
-    Every block is one: norms, dropout and skips need nothing of whoever folds. BatchNorm in
-    training mixes examples, so x and h are then a whole batch, [batch, d_in] and [batch, width];
-    see `flatten` for its Jacobian.
+    Norms, dropout and skips are part of the blocks. BatchNorm in training mode mixes examples: x
+    and h are then a whole batch, [batch, d_in] and [batch, width]. `flatten` gives it a Jacobian.
 
     Args:
         mlp: the network.
-        train: what training sees: BatchNorm with the statistics of the batch at hand, dropout with
-            the masks that `bind` gave. False for inference: running statistics from `bind`, nothing
-            dropped.
+        train: training mode: BatchNorm takes the statistics of the batch, dropout the masks that
+            `bind` gave. Inference mode takes running statistics from `bind` and drops nothing.
 
     Returns:
         A chain that computes what `mlp.apply` does, layer by layer.
     """
     embed, block, readout = mlp.layers(train)
-    differs = mlp.dropout or mlp.mixes_examples
+    exists = None
+    if mlp.sources > 1:
+        exists = partial(present, sources=mlp.sources)
+    update = None
+    if mlp.mixes_examples:
+        update = Updates(None, *statistics(mlp))
+    inference = None
+    if train and (mlp.dropout or mlp.mixes_examples):
+        inference = chain(mlp, train=False)
 
     def start(params: Params, x: Array) -> Array:
         h = _apply(embed, params.embed, x)
@@ -64,12 +70,12 @@ def chain(mlp: MLP, train: bool = True) -> Chain:
         block=lambda layer, h: _apply(block, layer, h),
         readout=lambda params, h: _apply(readout, params.readout, h),
         activation=block.activation,
-        present=(lambda h: present(h, mlp.sources)) if mlp.sources > 1 else None,
+        present=exists,
         init=partial(init, mlp),
         bind=partial(_bound, mlp),
         unbind=lambda params, x: (params, initial_stats(mlp, x)),
-        update=Updates(None, *statistics(mlp)) if mlp.mixes_examples else None,
-        inference=chain(mlp, train=False) if train and differs else None,
+        update=update,
+        inference=inference,
         prefixes=not mlp.of_one_depth,
         family=mlp,
     )

@@ -107,7 +107,9 @@ def upwards(
             chain, params, None, onward, pair, first=first, last=last, readout=readout
         )
         return carry, reads
-    states = _UNKNOWN if start is None else start
+    states = start
+    if states is None:
+        states = _UNKNOWN
     reads = []
     if first == 0:
         carry, read = step(carry, layer_at(chain, params, 0, states.x))
@@ -247,7 +249,7 @@ class _Span(NamedTuple):
 
     def here(self, index: Index) -> Here:
         """Return one block."""
-        met = None if self.below is None else _at(self.below, index)
+        met = _at(self.below, index)
         return self._layer(index, _at(self.params, index), met)
 
     def _layer(self, index: Index, bound: PyTree, met: PyTree) -> Here:
@@ -258,7 +260,10 @@ class _Span(NamedTuple):
         if isinstance(self.start, jax.core.Tracer) or isinstance(self.stop, jax.core.Tracer):
 
             def one(count: Array, carry: Any) -> Any:
-                index = self.stop - 1 - count if reverse else self.start + count
+                if reverse:
+                    index = self.stop - 1 - count
+                else:
+                    index = self.start + count
                 return step(carry, self.here(index))[0]
 
             return jax.lax.fori_loop(0, self.stop - self.start, one, carry), None
@@ -283,22 +288,27 @@ class _Span(NamedTuple):
     @property
     def _whole(self) -> bool:
         size = layers_of(self.params)
-        known = size if self.below is None else layers_of(self.below)
-        return bool(self.start == 0 and self.stop == size == known)
+        if self.below is not None and layers_of(self.below) != size:
+            return False
+        return bool(self.start == 0 and self.stop == size)
 
 
 def _spans(
     chain: Chain, params: Params, first: int, last: Index | None, states: States
 ) -> list[_Span]:
     """List the blocks of layers first..last, segment by segment."""
-    last = params.depth if last is None else last
+    if last is None:
+        last = params.depth
+    traced = isinstance(last, jax.core.Tracer)
     spans = []
     offset = 0
     for i, (block, stack) in enumerate(segments(chain, params)):
         size = layers_of(stack)
         start = max(first - 1 - offset, 0)
-        traced = isinstance(last, jax.core.Tracer)
-        stop = jnp.clip(last - offset, start, size) if traced else min(int(last) - offset, size)
+        if traced:
+            stop: Index = jnp.clip(last - offset, start, size)
+        else:
+            stop = min(int(last) - offset, size)
         # over a stack of no layers a scan still gives what is read off its shape
         if (size == 0 and not traced) or (start < size and (traced or start < stop)):
             below = states.below[i] if states.below else None

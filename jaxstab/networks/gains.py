@@ -59,8 +59,7 @@ def scale_layer(theta: PyTree, factor: ArrayLike, kernels: Kernels | None = None
 def scale_kernels(params: Params, sigma_w: ArrayLike, kernels: Kernels | None = None) -> Params:
     """Multiply the weights of layers of the user's own by a gain.
 
-    Flax draws kernels of variance 1/fan_in unless it is told otherwise (`lecun_normal`): sigma_w is
-    then the gain.
+    Flax's default kernels have variance 1/fan_in (`lecun_normal`): sigma_w is then the gain.
 
     Args:
         params: parameters of a chain, depth L.
@@ -106,10 +105,13 @@ def scale_kernels(params: Params, sigma_w: ArrayLike, kernels: Kernels | None = 
     scaled = []
     first = 0
     for i, (stack, layer, which) in enumerate(zip(params.stacks, layers, chosen, strict=True)):
-        inner = 0 < i < len(layers) - 1
-        many = layers_of(stack) if inner else 1
-        theta = _scaled(layer.params, gains[first : first + many] if inner else gains[first], which)
-        scaled.append(with_trained(stack, theta))
+        if 0 < i < len(layers) - 1:
+            many = layers_of(stack)
+            gain = gains[first : first + many]
+        else:
+            many = 1
+            gain = gains[first]
+        scaled.append(with_trained(stack, _scaled(layer.params, gain, which)))
         first += many
     return params.restacked(scaled)
 

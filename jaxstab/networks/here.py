@@ -17,8 +17,8 @@ Index = Int[Array, ""] | int
 class Here:
     """One layer at the state that it meets.
 
-    Derivatives are computed when they are first asked for. Ask for them in the step itself: what is
-    first asked for within a `vmap` or a `switch` of the step cannot leave it.
+    Derivatives are computed at their first use and kept. The first use must be in the step itself:
+    a value computed within a `vmap` or a `switch` cannot leave it.
 
     Attributes:
         layer: l; a Python integer for the embedding and the readout, traced where blocks are

@@ -27,8 +27,8 @@ class Layer(NamedTuple):
         batch_stats: running mean and variance of BatchNorm, for inference; of the user's own layers
             all collections that are not trained.
         dropout: masks, for training.
-        sigma_w: factor of the weights W, taken into products with them: networks that differ in it
-            alone share W.
+        sigma_w: factor of the weights W, applied in products: networks that differ in it alone
+            share W.
     """
 
     params: PyTree

@@ -90,7 +90,9 @@ def of_linen(module: nn.Module) -> OwnLayer:
     def init(key: Key[Array, ""], h: PyTree) -> PyTree:
         drawn = dict(module.init(key, h, **_mode(module, train=True)))
         theta = drawn.pop("params", {})
-        return Layer(theta, drawn) if drawn else theta
+        if drawn:
+            return Layer(theta, drawn)
+        return theta
 
     def passed(module: nn.Module, train: bool) -> Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]:
         keywords = _mode(module, train)
@@ -99,7 +101,9 @@ def of_linen(module: nn.Module) -> OwnLayer:
             layer = as_layer(bound)
             rest = jax.lax.stop_gradient(layer.batch_stats or {})
             key = layer.dropout and layer.dropout.key
-            rngs = {} if key is None else {"dropout": key, "params": key}
+            rngs = {}
+            if key is not None:
+                rngs = {"dropout": key, "params": key}
             try:
                 return module.apply(
                     {"params": layer.params} | rest, h, rngs=rngs, mutable=list(rest), **keywords
@@ -114,11 +118,17 @@ def of_linen(module: nn.Module) -> OwnLayer:
 
     training = passed(module, True)
     still = passed(_in_inference(module), False)
+
+    def update(bound: PyTree, h: PyTree) -> PyTree:
+        if not as_layer(bound).batch_stats:
+            return None
+        return training(bound, h)[1]
+
     return OwnLayer(
         name=name_of(module),
         apply=lambda bound, h: training(bound, h)[0],
         inference=lambda bound, h: still(bound, h)[0],
-        update=lambda bound, h: training(bound, h)[1] if as_layer(bound).batch_stats else None,
+        update=update,
         kind=module,
         init=init,
     )
@@ -142,7 +152,7 @@ def of_nnx(module: Any) -> tuple[OwnLayer, PyTree]:
         return of_function(lambda theta, h: module(h))._replace(
             name=name_of(module), kind=module
         ), {}
-    # streams of random numbers are no state of ours: their keys are bound, their counts begin anew
+    # keys of random streams are bound by the chain; counts start at zero
     graph, theta, streams, rest = _split(module)
 
     def passed(train: bool) -> Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]:
@@ -150,11 +160,9 @@ def of_nnx(module: Any) -> tuple[OwnLayer, PyTree]:
 
         def both(bound: PyTree, h: PyTree) -> tuple[PyTree, PyTree]:
             layer = as_layer(bound)
-            collections = (
-                nnx.State({})
-                if layer.batch_stats is None
-                else jax.lax.stop_gradient(layer.batch_stats)
-            )
+            collections: PyTree = nnx.State({})
+            if layer.batch_stats is not None:
+                collections = jax.lax.stop_gradient(layer.batch_stats)
             model = nnx.merge(graph, layer.params, _keyed(streams, layer.dropout), collections)
             if not train:
                 model.eval()
@@ -165,21 +173,26 @@ def of_nnx(module: Any) -> tuple[OwnLayer, PyTree]:
 
     training = passed(True)
     still = passed(False)
+
+    def update(bound: PyTree, h: PyTree) -> PyTree:
+        if as_layer(bound).batch_stats is None:
+            return None
+        return training(bound, h)[1]
+
     layer = OwnLayer(
         name=name_of(module),
         apply=lambda bound, h: training(bound, h)[0],
         inference=lambda bound, h: still(bound, h)[0],
-        update=lambda bound, h: (
-            None if as_layer(bound).batch_stats is None else training(bound, h)[1]
-        ),
+        update=update,
         kind=graph,
     )
     keys = [leaf for leaf in jax.tree.leaves(streams) if _is_key(leaf)]
-    if not keys and not jax.tree.leaves(rest):
-        return layer, theta
-    return layer, Layer(
-        theta, rest if jax.tree.leaves(rest) else None, Dropout(keys[0]) if keys else None
-    )
+    bound: PyTree = theta
+    if jax.tree.leaves(rest):
+        bound = Layer(theta, rest)
+    if keys:
+        bound = as_layer(bound)._replace(dropout=Dropout(keys[0]))
+    return layer, bound
 
 
 def _split(module: nnx.Module) -> tuple[Any, PyTree, PyTree, PyTree]:
@@ -228,10 +241,15 @@ def _in_inference(module: nn.Module) -> nn.Module:
         value = getattr(module, field.name, None)
         if field.name in ("parent", "name") or value is None:
             continue
-        new = told[field.name] if field.name in told else _submodules_in_inference(value)
+        if field.name in told:
+            new = told[field.name]
+        else:
+            new = _submodules_in_inference(value)
         if new is not value:
             changes[field.name] = new
-    return module.clone(**changes) if changes else module
+    if not changes:
+        return module
+    return module.clone(**changes)
 
 
 def _submodules_in_inference(value: Any) -> Any:
@@ -239,9 +257,12 @@ def _submodules_in_inference(value: Any) -> Any:
         return _in_inference(value)
     if type(value) in (list, tuple):
         new = [_submodules_in_inference(one) for one in value]
-        changed = any(one is not old for one, old in zip(new, value, strict=True))
-        return type(value)(new) if changed else value
+        if all(one is old for one, old in zip(new, value, strict=True)):
+            return value
+        return type(value)(new)
     if type(value) is dict:
         named = {name: _submodules_in_inference(one) for name, one in value.items()}
-        return named if any(named[name] is not value[name] for name in value) else value
+        if all(named[name] is value[name] for name in value):
+            return value
+        return named
     return value

@@ -240,11 +240,9 @@ def _functions(applies: list[Apply], activation: Activation | None) -> Chain:
 
 def _params(layers: list[OwnLayer], bounds: list[PyTree], x: PyTree) -> Params:
     """Arrange parameters, those of equal neighbours stacked."""
-    groups = (
-        [[i] for i in range(1, len(layers) - 1)]
-        if x is None
-        else _groups(layers, bounds, _shape(x))
-    )
+    groups = [[i] for i in range(1, len(layers) - 1)]
+    if x is not None:
+        groups = _groups(layers, bounds, _shape(x))
     parts = [stacked([bounds[i] for i in group]) for group in groups]
     return Params(bounds[0], Segments(tuple(parts)), bounds[-1])
 

@@ -103,7 +103,9 @@ def vector_states(chain: Chain, params: Params, x: PyTree) -> Chain:
     def flat(block: Callable, state: Callable) -> Callable:
         return lambda layer, h: ravel_pytree(block(layer, state(h)))[0]
 
-    blocks = chain.block if isinstance(chain.block, tuple) else (chain.block,) * params.depth
+    blocks = chain.block
+    if not isinstance(blocks, tuple):
+        blocks = (blocks,) * params.depth
     return chain._replace(
         embed=lambda params, x: ravel_pytree(chain.embed(params, x))[0],
         block=tuple(flat(block, state) for block, state in zip(blocks, states[:-1], strict=True)),
@@ -184,20 +186,24 @@ def over_batch(chain: Chain) -> Chain:
     Returns:
         The chain from x [batch, d_in] over h [batch, width] to y [batch, d_out].
     """
-    own = isinstance(chain.block, tuple)
     init = chain.init
 
     def first(key: Array, x: PyTree) -> Params:
         assert init is not None
         return init(key, jax.tree.map(lambda leaf: leaf[0], x))
 
-    def block(block: Callable) -> Callable:
-        return _by_example(block) if own else jax.vmap(block, (None, 0))
-
+    if isinstance(chain.block, tuple):
+        embed = _of_field(chain.embed, "embed")
+        blocks = with_blocks(chain, _by_example)
+        readout = _of_field(chain.readout, "readout")
+    else:
+        embed = jax.vmap(chain.embed, (None, 0))
+        blocks = jax.vmap(chain.block, (None, 0))
+        readout = jax.vmap(chain.readout, (None, 0))
     return chain._replace(
-        embed=_of_room(chain.embed, "embed") if own else jax.vmap(chain.embed, (None, 0)),
-        block=with_blocks(chain, block),
-        readout=_of_room(chain.readout, "readout") if own else jax.vmap(chain.readout, (None, 0)),
+        embed=embed,
+        block=blocks,
+        readout=readout,
         init=init and first,
         update=None,
         inference=chain.inference and over_batch(chain.inference),
@@ -220,15 +226,16 @@ def _by_example(layer: Callable[[PyTree, PyTree], PyTree]) -> Callable[[PyTree, 
     return batched
 
 
-def _of_room(
-    layer: Callable[[Params, PyTree], PyTree], room: str
+def _of_field(
+    layer: Callable[[Params, PyTree], PyTree], field: str
 ) -> Callable[[Params, PyTree], PyTree]:
     """Map the embedding or the readout over a batch."""
 
     def batched(params: Params, h: PyTree) -> PyTree:
-        return _by_example(lambda bound, h: layer(params._replace(**{room: bound}), h))(
-            getattr(params, room), h
-        )
+        def one(bound: PyTree, h: PyTree) -> PyTree:
+            return layer(params._replace(**{field: bound}), h)
+
+        return _by_example(one)(getattr(params, field), h)
 
     return batched
 

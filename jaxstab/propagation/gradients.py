@@ -81,10 +81,10 @@ def backward_memory(
 ) -> int:
     """Estimate the bytes of `backward` per network under `vmap`, without parameters, on a CPU.
 
-    With units n of the state, depth L, D depths and i inputs per network, i (L + 1) n for the
-    states. Of inputs that are batches of b, i (L + 1) b n, and i D gradients of a block's weights.
-    Parameters of each network by itself are there twice: a scan wants the layers first. Within 25 %
-    of what XLA says.
+    With n units of the state, depth L, D depths and i inputs per network, the states take i (L + 1)
+    n. Inputs that are batches of b take i (L + 1) b n, and i D gradients of a block's weights.
+    Parameters that differ from network to network are held twice, because a scan needs the layer
+    axis first. Within 25 % of XLA's figure.
 
     Args:
         params: parameters of one network, or their shapes.

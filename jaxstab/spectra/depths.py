@@ -105,9 +105,13 @@ def count_values(
     """
 
     def ends(params: Params, x: Array) -> tuple[Array, Array]:
-        start = x if from_layer is None else networks.state(chain, params, x, int(from_layer))
-        h = networks.state(chain, params, x, int(depth))
-        return start, chain.readout(params, h) if readout else h
+        start = x
+        if from_layer is not None:
+            start = networks.state(chain, params, x, int(from_layer))
+        end = networks.state(chain, params, x, int(depth))
+        if readout:
+            end = chain.readout(params, end)
+        return start, end
 
     return min(end.size for end in jax.eval_shape(ends, params, x))
 

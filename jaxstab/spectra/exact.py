@@ -30,15 +30,15 @@ class LogSpectrum(NamedTuple):
     """Logarithms of singular values with their errors.
 
     Attributes:
-        log_s: ln s, descending; -inf for directions killed exactly.
-        error: how far ln s may be off what exact arithmetic makes of the same layers: of their
-            Jacobians at the states that the forward pass met in working precision. Of that pass it
-            knows nothing, whose rounding a chaotic network amplifies. An estimate: five times what
-            random perturbations of every layer, of the size of its rounding, do to ln s to first
-            order. In the median it is 30 times the true error. 0 where exact zeros have killed a
-            direction, underflow included; NaN beside NaN; inf where a value is not told from zero:
-            ln s is then a bound from above. So it is of the least in saturated networks, where a
-            layer by itself spans more than 1 / eps.
+        log_s: ln s, descending; -inf for directions that exact zeros have killed.
+        error: estimated error of ln s against exact arithmetic on the same layer Jacobians. These
+            are taken at the states of a forward pass in working precision; the rounding of that
+            pass, which a chaotic network amplifies, is not included. The estimate is five times the
+            first-order effect on ln s of random perturbations of every layer, of the size of its
+            rounding. Its median is 30 times the true error. It is 0 where exact zeros have killed a
+            direction (underflow included), NaN where ln s is NaN, and inf where a value cannot be
+            distinguished from zero: ln s is then an upper bound. The least values of saturated
+            networks are such, where one layer spans more than 1 / eps.
     """
 
     log_s: Float[Array, "depth m"]
@@ -185,7 +185,9 @@ def _log_spectrum(
             for d in depths
         ]
         values_apart, errors_apart = zip(*apart, strict=True)
-        return together(values_apart, depths), together(errors_apart, depths) if errors else None
+        if not errors:
+            return together(values_apart, depths), None
+        return together(values_apart, depths), together(errors_apart, depths)
 
     def start(jacobian: Array | None, h: Array) -> graded.Product:
         if jacobian is None:
@@ -214,7 +216,9 @@ def _log_spectrum(
         return product.graded, product.disturbed.graded, product.rank.astype(h.dtype)
 
     def values(kept: tuple) -> tuple:
-        return log_values_with_errors(*kept) if errors else (log_values(*kept), None)
+        if errors:
+            return log_values_with_errors(*kept)
+        return log_values(*kept), None
 
     with jax.default_matmul_precision(precision):
         kept = at_depths(chain, params, x, depths, from_layer, start, layer, end)
@@ -223,7 +227,9 @@ def _log_spectrum(
     # a bottleneck on the way has killed as many as it is narrower than both ends
     killed = count_values(chain, params, x, depths[0], from_layer, readout) - log_s.shape[1]
     log_s = jnp.pad(log_s, ((0, 0), (0, killed)), constant_values=-jnp.inf)
-    return log_s, jnp.pad(error, ((0, 0), (0, killed))) if errors else None
+    if errors:
+        error = jnp.pad(error, ((0, 0), (0, killed)))
+    return log_s, error
 
 
 @at_one_input
@@ -280,10 +286,14 @@ def singular_values(
 
     # the transpose, a row of it for each input: products with W are then as W lies in memory
     def start(jacobian: Array | None, h: Array) -> Array:
-        return jnp.eye(h.shape[0], dtype=h.dtype) if jacobian is None else jacobian.T
+        if jacobian is None:
+            return jnp.eye(h.shape[0], dtype=h.dtype)
+        return jacobian.T
 
     def end(h: Array, rows: Array) -> Array:
-        return rows @ jax.jacrev(lambda h: chain.readout(params, h))(h).T if readout else rows
+        if not readout:
+            return rows
+        return rows @ jax.jacrev(lambda h: chain.readout(params, h))(h).T
 
     def layer(rows: Array, here: Here) -> Array:
         return jax.vmap(here.push)(rows)
@@ -327,10 +337,10 @@ def log_spectrum_memory(
     Parameters are not counted.
 
     With n units of the state, m singular values, D depths and i inputs per network: i (D m^2 + 3 n
-    m + 5/2 m^2) in the fold, 2 i D m^2 as it ends, i (D + 9) m^2 for the values of a depth, and the
-    largest of these counts. Parameters of each network by itself are there twice: a scan wants the
-    layers first. Within 25 % of what XLA says for a few depths, above it for many (1.6 times at
-    32).
+    m + 5/2 m^2) in the fold, 2 i D m^2 at its end, i (D + 9) m^2 for the values of a depth; the
+    largest of these counts. Parameters that differ from network to network are held twice, because
+    a scan needs the layer axis first. Within 25 % of XLA's figure for a few depths, above it for
+    many (1.6 times at 32).
 
     Args:
         size: units n of the state, times examples in a batch taken as one input.

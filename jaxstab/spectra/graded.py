@@ -1,13 +1,15 @@
 r"""Products of matrices in logarithms.
 
-A product F_L ... F_1 is carried as Q diag(e^d) X, Q orthonormal, X of rows of order 1. One more
-factor: F Q = Q' R by QR, columns ordered by what they weigh, then d' = d + ln |r_ii| and X' =
-(e^{-d'} R e^{d}) X, whose every exponent is at most of order 0. What is left in the end, diag(e^d)
-X, is small and graded: see `graded_values`.
+A product F_L ... F_1 is carried as Q diag(e^d) X with Q orthonormal and rows of X of order 1. One
+more factor F is absorbed by QR of F Q = Q' R, columns ordered by weight:
 
-Errors are derivatives. Rounding perturbs every factor by about eps of what its products and its QR
-add up. A few perturbations of that size, drawn at random, are pushed along as tangents of Q, d and
-X; what they do to ln s is an estimate of what rounding does.
+    d' = d + ln |r_ii|,    X' = (e^{-d'} R e^{d}) X,
+
+where no exponent exceeds order 0. `graded_values` takes the singular values of diag(e^d) X.
+
+Errors are estimated by derivatives. Rounding perturbs every factor by about eps times the sums in
+its products and its QR. A few random perturbations of that size are pushed along as tangents of Q,
+d and X. Their effect on ln s estimates that of rounding.
 """
 
 from collections.abc import Callable
@@ -78,7 +80,7 @@ class Product(NamedTuple):
         basis: Q, orthonormal columns.
         graded: the rest.
         rank: directions that no exact zeros have killed.
-        disturbed: what rounding may have done. None where nobody asks for errors.
+        disturbed: tangents along random perturbations; None where errors are not wanted.
     """
 
     basis: Float[Array, "n m"]

@@ -36,7 +36,7 @@ REACH = 0.6
 MARGIN = 0.5
 # stated error over the root mean square of what the perturbations do
 EXCESS = 5.0
-# from this error on, a value is not told from zero
+# from this error on, a value cannot be distinguished from zero
 UNKNOWN = 0.5
 
 
@@ -83,8 +83,8 @@ class Swept(NamedTuple):
 
     Attributes:
         graded: the rest, square.
-        turn: product of the orthonormal factors that the sweeps took off on the right of the first
-            one's. None where nobody asks for vectors.
+        turn: product of the orthonormal factors that the sweeps removed on the right, after the
+            first; None where vectors are not wanted.
         rounds: how many so far.
     """
 
@@ -226,8 +226,9 @@ def log_values_with_errors(
         rank: directions that no exact zeros have killed.
 
     Returns:
-        The logarithms and their errors, which have no derivative: 0 for directions that exact zeros
-        have killed, inf where a value is not told from zero, NaN beside NaN.
+        The logarithms and their errors. Errors have no derivative. They are 0 for directions that
+        exact zeros have killed, inf where a value cannot be distinguished from zero, and NaN where
+        it is NaN.
     """
     found = directions(graded)
     return found.logs, _error(*jax.lax.stop_gradient((graded, disturbed, found)), rank)

@@ -125,7 +125,10 @@ def moments(operator: Operator, key: Key[Array, ""], probes: int = 16, orders: i
     scale = jnp.zeros(probes, operator.dtype)
     logs = []
     for order in range(orders):
-        w, exponent = (operator.adjoint if order % 2 else operator.apply)(w)
+        if order % 2:
+            w, exponent = operator.adjoint(w)
+        else:
+            w, exponent = operator.apply(w)
         w, length = jax.vmap(unit)(w)
         scale = scale + length + LN2 * exponent.astype(w.dtype)
         logs.append(2 * scale)
@@ -177,7 +180,8 @@ def extremes(
         >>> bool(jnp.all(found.relative_error < 1e-3)), found.left.shape
         (True, (3, 64))
     """
-    block = top + 6 if block is None else block
+    if block is None:
+        block = top + 6
     for name, size in (("top", top), ("steps", steps), ("block", block)):
         check_count(name, size, 1)
     if top > operator.size:
@@ -204,8 +208,9 @@ def extremes(
     offset = LN2 * found.exponent.astype(s.dtype)
     smallest = jnp.log(s[-1] + rounding) + offset
     log_s = jnp.log(s[:top]) + offset
-    sides = (left, right) if tall.rows == operator.rows else (right, left)
-    return Extremes(log_s, error, *sides, smallest, log_s[0] - smallest)
+    if tall.rows != operator.rows:
+        left, right = right, left
+    return Extremes(log_s, error, left, right, smallest, log_s[0] - smallest)
 
 
 def density(operator: Operator, key: Key[Array, ""], probes: int = 8, steps: int = 20) -> Density:
@@ -393,9 +398,14 @@ def _bidiagonalise(operator: Operator, start: Float[Array, "b columns"], steps: 
         v, _, residual = orthonormal(jnp.ldexp(z, (exponents - exponent)[:, None]), right)
         return (left, matrix, right, v, residual, exponent), None
 
-    zeros = lambda *shape: jnp.zeros(shape, dtype)
-    nothing = (zeros(total, operator.rows), zeros(total, total), zeros(total, operator.columns))
-    first = (*nothing, decompositions.qr(start.T)[0].T, zeros(size, size), jnp.zeros((), jnp.int32))
+    first = (
+        jnp.zeros((total, operator.rows), dtype),
+        jnp.zeros((total, total), dtype),
+        jnp.zeros((total, operator.columns), dtype),
+        decompositions.qr(start.T)[0].T,
+        jnp.zeros((size, size), dtype),
+        jnp.zeros((), jnp.int32),
+    )
     first = varying_like(first, jax.eval_shape(operator.apply, start))
     (left, matrix, right, _, residual, exponent), _ = jax.lax.scan(
         step, first, size * jnp.arange(steps)
@@ -405,4 +415,6 @@ def _bidiagonalise(operator: Operator, start: Float[Array, "b columns"], steps: 
 
 def _tall(operator: Operator) -> Operator:
     """Return the operator or its transpose, so that every singular value has a right vector."""
-    return operator if operator.rows >= operator.columns else operator.transpose
+    if operator.rows >= operator.columns:
+        return operator
+    return operator.transpose

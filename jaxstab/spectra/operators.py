@@ -1,14 +1,13 @@
 r"""Jacobians as operators: products with blocks of vectors, without the matrix.
 
 A block of k vectors goes through the chain layer by layer, v <- (d block_l / dh) v forwards and its
-transpose backwards, linearised anew at the stored state h_l in each layer. One pass over depth L
-and width n reads every weight once, 4 n^2 L bytes in float32, for 2 k n^2 L FLOPs: k/2 FLOPs per
-byte, against 1/2 for one vector at a time. Memory is the states [L + 1, n], the vectors [k, n] and
-the weights of one layer, which XLA copies out of their stack, 1/L of all: on a CPU no product reads
-a slice where it lies.
+transpose backwards. Each layer is linearised at its stored state h_l. One pass over depth L and
+width n reads every weight once, 4 n^2 L bytes in float32, for 2 k n^2 L FLOPs: k/2 FLOPs per byte,
+against 1/2 for one vector at a time. Memory is the states [L + 1, n], the vectors [k, n] and the
+weights of one layer: on a CPU XLA copies a layer out of its stack before it multiplies.
 
-Vectors carry a power of two beside them, so that products of any depth and gain neither overflow
-nor vanish, and scaling rounds nothing.
+Each vector has a power of two beside it. Products of any depth and gain then neither over- nor
+underflow, and scaling is exact.
 """
 
 from collections.abc import Callable
@@ -150,15 +149,23 @@ def jacobian(
         raise ValueError(
             "x is not floating, as tokens are not: from_layer=0 differentiates by what they embed as"
         )
-    first = integer(0 if from_layer is None else from_layer)
-    last = integer(params.depth if to_layer is None else to_layer)
+    first: int | None = 0
+    if from_layer is not None:
+        first = integer(from_layer)
+    last: int | None = params.depth
+    if to_layer is not None:
+        last = integer(to_layer)
     if first is None or last is None or not 0 <= first <= last <= params.depth:
         raise ValueError(
             f"layers must be integers 0 <= from_layer <= to_layer <= {params.depth}, got {from_layer} and {to_layer}"
         )
     states = networks.states(chain, params, x, last)
     h = states.last
-    bounds = {"first": 0 if from_layer is None else first + 1, "last": last, "readout": readout}
+    # the layer that differentiation starts at is not part of the product
+    lowest = 0
+    if from_layer is not None:
+        lowest = first + 1
+    bounds = {"first": lowest, "last": last, "readout": readout}
 
     def push(carry: Scaled, here: Here) -> tuple[Scaled, None]:
         v, exponent = carry
@@ -184,8 +191,12 @@ def jacobian(
         )
         return ((last + 1) * h.size + k * h.size) * h.dtype.itemsize + weights
 
-    rows = jax.eval_shape(lambda h: chain.readout(params, h), h).size if readout else h.size
-    columns = x.shape[0] if from_layer is None else states.at(first).size
+    rows = h.size
+    if readout:
+        rows = jax.eval_shape(lambda h: chain.readout(params, h), h).size
+    columns = x.shape[0]
+    if from_layer is not None:
+        columns = states.at(first).size
     apply = product(networks.upwards, push)
     adjoint = product(networks.downwards, pull)
     return Operator(apply, adjoint, rows, columns, h.dtype, workspace)

@@ -147,7 +147,10 @@ def precision_report(
     branches = [lambda of=of: of(*given).astype(float) for of in spectra.values()]
     each = jax.lax.map(lambda i: jax.lax.switch(i, branches), jnp.arange(len(branches)))
     found = dict(zip(spectra, each, strict=True))
-    reference = found.pop("float64" if "float64" in found else "highest")
+    best = "highest"
+    if "float64" in found:
+        best = "float64"
+    reference = found.pop(best)
     return PrecisionReport(
         reference, {name: _error(log_s, reference) for name, log_s in found.items()}
     )
@@ -165,9 +168,13 @@ def _error(
 
 def _cast(tree: PyTree, dtype: Any) -> PyTree:
     """Cast floating leaves to another dtype."""
-    return jax.tree.map(
-        lambda a: jnp.asarray(a, dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a, tree
-    )
+
+    def one(leaf: Array) -> Array:
+        if jnp.issubdtype(leaf.dtype, jnp.floating):
+            return jnp.asarray(leaf, dtype)
+        return leaf
+
+    return jax.tree.map(one, tree)
 
 
 def _rounding(f: Callable, bits: int) -> Callable:
@@ -187,16 +194,20 @@ def _evaluate(closed: core.ClosedJaxpr, args: Sequence[Any], bits: int) -> list[
     values: dict[core.Var, Any] = dict(
         zip((*jaxpr.constvars, *jaxpr.invars), (*closed.consts, *args), strict=True)
     )
-    read = lambda atom: atom.val if isinstance(atom, core.Literal) else values[atom]
+
+    def read(atom: Any) -> Any:
+        if isinstance(atom, core.Literal):
+            return atom.val
+        return values[atom]
+
     for equation in jaxpr.eqns:
         inputs = [read(atom) for atom in equation.invars]
         given = equation.params
         name = equation.primitive.name
         if name in CALLS:
-            called = given["jaxpr"] if "jaxpr" in given else given["call_jaxpr"]
-            called = (
-                called if isinstance(called, core.ClosedJaxpr) else core.ClosedJaxpr(called, ())
-            )
+            called = given.get("jaxpr", given.get("call_jaxpr"))
+            if not isinstance(called, core.ClosedJaxpr):
+                called = core.ClosedJaxpr(called, ())
             outputs = _evaluate(called, inputs, bits)
         else:
             if name == "dot_general":
@@ -204,8 +215,9 @@ def _evaluate(closed: core.ClosedJaxpr, args: Sequence[Any], bits: int) -> list[
             outputs = equation.primitive.bind(
                 *inputs, **{k: _inner(v, bits) for k, v in given.items()}
             )
-        several = isinstance(outputs, list | tuple)
-        values.update(zip(equation.outvars, outputs if several else [outputs], strict=True))
+        if not isinstance(outputs, list | tuple):
+            outputs = [outputs]
+        values.update(zip(equation.outvars, outputs, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
 
 

@@ -59,6 +59,22 @@ class Axis(NamedTuple):
         return -(-self.length // self.chunk)
 
 
+def index_of(axes: Mapping[str, Axis], group: int) -> list[int]:
+    """Find the index of a group along every shared axis.
+
+    Args:
+        axes: the axes that all fields share.
+        group: its number.
+
+    Returns:
+        The indices; none where there are no shared axes.
+    """
+    counts = tuple(axis.groups for axis in axes.values())
+    if not counts:
+        return []
+    return [int(i) for i in np.unravel_index(group, counts)]
+
+
 def part(axes: Mapping[str, Axis], group: int) -> tuple[slice, ...]:
     """Find the place of a group's cells along the shared axes.
 
@@ -73,9 +89,8 @@ def part(axes: Mapping[str, Axis], group: int) -> tuple[slice, ...]:
         >>> part({"seed": Axis(3, 2), "sigma_w": Axis(2, 2)}, 1)
         (slice(2, 3, None), slice(0, 2, None))
     """
-    counts = tuple(axis.groups for axis in axes.values())
-    at = [int(i) for i in np.unravel_index(group, counts)] if counts else []
-    starts = [i * axis.chunk for i, axis in zip(at, axes.values(), strict=True)]
+    index = index_of(axes, group)
+    starts = [i * axis.chunk for i, axis in zip(index, axes.values(), strict=True)]
     ends = [min(s + axis.chunk, axis.length) for s, axis in zip(starts, axes.values(), strict=True)]
     return tuple(map(slice, starts, ends))
 
@@ -286,7 +301,9 @@ def dtype_name(values: np.ndarray) -> str:
     Returns:
         The name of its dtype; "str" for text of any length.
     """
-    return "str" if values.dtype.kind in "UOT" else values.dtype.name
+    if values.dtype.kind in "UOT":
+        return "str"
+    return values.dtype.name
 
 
 def cell_bytes(field: Field) -> int:
@@ -298,7 +315,9 @@ def cell_bytes(field: Field) -> int:
     Returns:
         The bytes, without checksum; of text what a pointer takes.
     """
-    return math.prod(field.shape) * (8 if field.dtype == "str" else np.dtype(field.dtype).itemsize)
+    if field.dtype == "str":
+        return 8 * math.prod(field.shape)
+    return math.prod(field.shape) * np.dtype(field.dtype).itemsize
 
 
 def chunk_bytes(field: Field, leading: Sequence[int]) -> int | None:
@@ -311,7 +330,9 @@ def chunk_bytes(field: Field, leading: Sequence[int]) -> int | None:
     Returns:
         The bytes, checksum included; None for text, of which only its checksum tells.
     """
-    return None if field.dtype == "str" else math.prod(leading) * cell_bytes(field) + _CRC
+    if field.dtype == "str":
+        return None
+    return math.prod(leading) * cell_bytes(field) + _CRC
 
 
 def documents(
@@ -345,19 +366,23 @@ def documents(
 
 
 def _described(array: Array) -> dict[str, Any]:
-    text = array.dtype == "str"
-    order = (
-        {"name": "vlen-utf8"} if text else {"name": "bytes", "configuration": {"endian": "little"}}
-    )
+    if array.dtype == "str":
+        data_type = "string"
+        kind = "U"
+        order: dict[str, Any] = {"name": "vlen-utf8"}
+    else:
+        data_type = array.dtype
+        kind = np.dtype(array.dtype).kind
+        order = {"name": "bytes", "configuration": {"endian": "little"}}
     return {
         "zarr_format": 3,
         "node_type": "array",
         "shape": array.shape,
-        "data_type": "string" if text else array.dtype,
+        "data_type": data_type,
         "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": array.chunk}},
         # all chunks of an array in one folder
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
-        "fill_value": _FILL["U" if text else np.dtype(array.dtype).kind],
+        "fill_value": _FILL[kind],
         "codecs": [order, {"name": "crc32c"}],
         "dimension_names": array.dims,
         "attributes": dict(array.attributes),

@@ -123,17 +123,16 @@ class Claim:
 
 @contextlib.contextmanager
 def claim(groups: Groups, shard: tuple[int, int] = (1, 1), join: bool = False) -> Iterator[Claim]:
-    """Own a part of a sweep while computing it.
+    """Hold a part of a sweep while computing it.
 
-    Locks lie beside a local store in STORE.lock, and go when the sweep is finished. Behind a URL
-    there are none: two runs of the same part would compute it twice (with the same result); give
-    each its own shard.
+    Locks of a local store are files in the folder STORE.lock beside it, which is removed when the
+    sweep is finished. A store behind a URL has no locks: two runs of one part compute it twice,
+    with the same result. Give each run a shard of its own.
 
     Args:
         groups: the store.
-        shard: (I, N), 1 <= I <= N: the groups g with g mod N = I - 1. Shards of one N do not meet.
-        join: whether to share the part with a run that has it, each group going to whoever is
-            first.
+        shard: (I, N), 1 <= I <= N: the groups g with g mod N = I - 1. Shards of one N are disjoint.
+        join: whether to share the part with runs that hold it; each group goes to the first.
 
     Yields:
         The groups to compute.

@@ -204,7 +204,9 @@ def load(path: str | Path) -> xr.Dataset:
         ValueError: if there is no store, or it cannot be read.
     """
     path = Path(path)
-    place = path if path.exists() or not _aside(path).exists() else _aside(path)
+    place = path
+    if not path.exists() and _aside(path).exists():
+        place = _aside(path)
     if not place.exists():
         raise ValueError(f"{path}: no such store")
     if (place / ".zmetadata").is_file():

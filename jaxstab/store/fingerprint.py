@@ -78,12 +78,16 @@ def machine() -> dict[str, Any]:
     ]
     if jax.config.read("jax_disable_most_optimizations"):
         words.append("jax_disable_most_optimizations")
-    return {
+    found = {
         "device": device.device_kind,
-        "instructions": " ".join(_instructions()) if device.platform == "cpu" else "",
-        "blas": " ".join(sorted(kernels)) if device.platform == "cpu" else "",
+        "instructions": "",
+        "blas": "",
         "flags": " ".join(sorted(words)),
     }
+    if device.platform == "cpu":
+        found["instructions"] = " ".join(_instructions())
+        found["blas"] = " ".join(sorted(kernels))
+    return found
 
 
 def _instructions() -> list[str]:
@@ -99,8 +103,10 @@ def _instructions() -> list[str]:
 
 def _cpu() -> str:
     """Read what Linux tells of its CPUs."""
-    told = Path("/proc/cpuinfo")
-    return told.read_text() if told.exists() else ""
+    described = Path("/proc/cpuinfo")
+    if not described.exists():
+        return ""
+    return described.read_text()
 
 
 def plain(value: Any, name: str = "settings") -> Any:
@@ -162,10 +168,14 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
         a = before.get(path, _ABSENT)
         b = after.get(path, _ABSENT)
         if a is _ABSENT or b is _ABSENT or a != b:
-            name = path[-1] if names.count(path[-1]) == 1 else ".".join(path)
+            name = path[-1]
+            if names.count(name) > 1:
+                name = ".".join(path)
             changed.append(f"{name}: {_change(a, b)}")
-    more = [f"and {len(changed) - _SHOWN} more"] if len(changed) > _SHOWN else []
-    return "; ".join(changed[:_SHOWN] + more)
+    shown = changed[:_SHOWN]
+    if len(changed) > _SHOWN:
+        shown.append(f"and {len(changed) - _SHOWN} more")
+    return "; ".join(shown)
 
 
 def _leaves(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
@@ -186,7 +196,9 @@ def _change(old: Any, new: Any) -> str:
     if before == after and isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         at = next(i for i, (a, b) in enumerate(zip(old, new, strict=True)) if a != b)
         return f"{before}, value {at}: {old[at]!r} -> {new[at]!r}"
-    return f"{before} -> {after}" if before != after else f"{old!r} -> {new!r}"
+    if before == after:
+        return f"{old!r} -> {new!r}"
+    return f"{before} -> {after}"
 
 
 def _short(value: Any) -> str:

@@ -1,11 +1,11 @@
 """Labelled arrays in a zarr store, committed group by group; each group is whole or absent.
 
-All fields share some axes (the cells of a sweep), which are cut into groups; an array per field has
-one chunk per group (`chunks`). Written last is a group's mark: its number, a digest of the store's
-settings, and the checksum of each of its chunks. A store without shared axes is one group: a
-finished dataset. Nothing in a store of groups depends on time, host, process or order, so two
+All fields share some axes (the cells of a sweep), which are cut into groups. The array of a field
+has one chunk per group (`chunks`). The mark of a group is written last: its number, a digest of the
+store's settings, and the checksum of each of its chunks. A store without shared axes is one group:
+a finished dataset. Nothing in a store of groups depends on time, host, process or order, so two
 finished stores of one sweep are equal file by file. Nothing read from a store can run code. The
-root's document is there twice; whichever is whole mends the other.
+root's document is stored twice; a whole copy repairs a torn one.
 """
 
 import contextlib
@@ -348,9 +348,8 @@ class Groups:
 
     def _key(self, name: str, group: int) -> str:
         """Return the file of a field's chunk."""
-        counts = tuple(axis.groups for axis in self.axes.values())
-        at = [int(i) for i in np.unravel_index(group, counts)] if counts else []
-        return chunks.key(name, [*at, *[0] * len(self._arrays[name].shape)])
+        index = chunks.index_of(self.axes, group)
+        return chunks.key(name, [*index, *[0] * len(self._arrays[name].shape)])
 
     def _mark(self, group: int) -> str:
         return chunks.key("mark", [group, 0])
@@ -401,7 +400,10 @@ def _check_array(name: str, field: Field, chunk: tuple[int, ...], array: np.ndar
     """Check that values are those of a field."""
     shape = (*chunk, *field.shape)
     dtype = array.dtype
-    fits = dtype.kind in "UOT" if field.dtype == "str" else dtype == np.dtype(field.dtype)
+    if field.dtype == "str":
+        fits = dtype.kind in "UOT"
+    else:
+        fits = dtype == np.dtype(field.dtype)
     if array.shape != shape or not fits:
         raise ValueError(
             f"{name} must be {field.dtype}{list(shape)}, got {dtype}{list(array.shape)}"

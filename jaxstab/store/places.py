@@ -12,10 +12,10 @@ from fsspec.implementations.local import LocalFileSystem
 class Place:
     """Folder of files, local or behind an fsspec URL.
 
-    A file is there whole or not at all: locally it is written beside its place and renamed (a kill
-    leaves a hidden `.partial`, which the next write of the same file replaces); an object store
-    puts it whole. The disk is not waited for: that makes a commit of five files 16 times slower,
-    and what a power cut tears has the wrong checksum.
+    A file is whole or absent. Locally it is written under a hidden name and renamed; a killed run
+    leaves a `.partial`, which the next write of the same file replaces. An object store puts a file
+    whole. Writes do not wait for the disk, which would make a commit of five files 16 times slower;
+    files that a power cut tears have a wrong checksum.
 
     Attributes:
         url: as given.
