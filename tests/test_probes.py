@@ -321,6 +321,16 @@ def test_what_cannot_be_read_is_listed():
     probe = networks.probe(model, X[0], X[1])
     assert [site.name for site in probe.sites] == ["after"]
     assert str(probe.missed[0]) == "in a branch (tag): within cond: in a branch, which may not run"
+    # layers of a chain are its submodules, and what a model itself owns is no submodule
+    mlp = networks.MLP(depth=4, width=6, features_out=3)
+    params = jax.eval_shape(lambda: networks.init(mlp, KEY, X[0]))
+    assert networks.probe(mlp, params, X).missed == ()
+    weights = [jnp.ones((X.shape[-1], X.shape[-1]), X.dtype)] * 5
+    chain, params = networks.from_params([lambda w, h: jnp.tanh(h) @ w] * 5, weights, X[0])
+    probe = networks.probe(chain, params, X)
+    assert probe.missed == () and len(probe.owned(params, "blocks/parts/0")) == 1
+    function = lambda w, x: networks.tag("y", w[0] * x)
+    assert networks.probe(function, [jnp.ones((), X.dtype)], X).missed == ()
 
 
 def test_sites_are_chosen_by_path_class_and_stride(everything):

@@ -270,8 +270,9 @@ def blocks(probe: Probe) -> tuple[int, ...]:
         groups.setdefault((parent, site.kind, stepwise), []).append(i)
 
     def size(group: tuple[Any, list[int]]) -> tuple[int, int]:
-        (parent, _, stepwise), rows = group
-        return len(rows), -(parent or stepwise).count("/")
+        # of equally many, the outermost: the blocks themselves, not what is within each
+        (parent, _, _), rows = group
+        return len(rows), -len(parent.split("/") if parent else [])
 
     largest = max(groups.items(), key=size, default=(None, []))[1]
     return tuple(largest) if len(largest) >= 3 else ()

@@ -347,10 +347,21 @@ def _collapsing(measured: Measured) -> list[Finding]:
                 certain(1 - float(correlations[bad[0]])),
                 f"is 1 - c of pairs of {what}, {first}",
                 f"in the ordered phase c tends to 1: the depth forgets which {what[:-1]} it saw {source}",
-                "raise the gain to the critical one, centre the activation (tanh for sigmoid), or add skip connections",
+                _apart(measured, what),
             )
         )
     return found
+
+
+def _apart(measured: Measured, what: str) -> str:
+    """What keeps examples or positions apart."""
+    normed = _has(measured, "LayerNorm") or _has(measured, "RMSNorm")
+    if what == "positions" and normed:
+        return (
+            "attention averages positions: put the norm within the residual branch (pre-norm; Xiong et al. 2020), "
+            "or scale the branches by 1/sqrt(L) (Noci et al. 2022)"
+        )
+    return "raise the gain to the critical one, centre the activation (tanh for sigmoid), or add skip connections"
 
 
 def _chaotic(measured: Measured) -> list[Finding]:

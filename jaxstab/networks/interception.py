@@ -285,7 +285,17 @@ def _chain(network: Chain) -> Model:
             )
         return params, {}
 
-    return Model(call, split, lambda theta, rest: theta, _owners, network.activation)
+    return Model(call, split, lambda theta, rest: theta, _layers_of_leaves, network.activation)
+
+
+def _layers_of_leaves(params: Params) -> list[str]:
+    """For each leaf of a chain's parameters, the path of the layer or segment that it is of."""
+    layers = []
+    for keys, _ in jax.tree_util.tree_leaves_with_path(params):
+        path = jax.tree_util.keystr(keys, simple=True, separator="/").split("/")
+        in_segment = path[:2] == ["blocks", "parts"]
+        layers.append("/".join(path[: 3 if in_segment else 1]))
+    return layers
 
 
 def _described(params: PyTree) -> str:

@@ -161,6 +161,8 @@ def missed_by(program: Program, owners: set[str], found: Sequence[Site]) -> list
             reason = f"within {construct}: {reason}"
         if construct != "unused" or place not in names:
             missed.append(Missed(place, label.kind, reason))
-    known = {site.path for site in found} | {label_of(name).path for name, _ in program.unreached}
+    # what the model itself owns belongs to no submodule
+    known = {"", *(site.path for site in found)}
+    known |= {label_of(name).path for name, _ in program.unreached}
     reason = "it has parameters, but none of its public methods was seen to give an array"
     return missed + [Missed(path, "", reason) for path in sorted(owners - known)]
