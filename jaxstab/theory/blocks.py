@@ -1,8 +1,8 @@
 """A block as root finding sees it: what its weights are given, as moments of one length x.
 
 x is q, the length of h, or with BatchNorm v = q (1 - c), the variance within a batch, of which
-alone the head of such a block is a function. Without a norm the moments are those of phi, at once
-for concrete numbers; else they are those of `heads.head`, in a program.
+alone the head of such a block is a function. The moments are those of phi, at once for concrete
+numbers; with BatchNorm, or LayerNorm behind phi, they are those of `heads.head`, in a program.
 """
 
 import dataclasses
@@ -97,6 +97,18 @@ def block_of(form: Form, phi: Activation, about: Features, numbers: tuple[AnyArr
     return Block(law, phi, about, table)
 
 
+def is_at_once(law: Law) -> bool:
+    """Whether a block's moments are had from those of phi alone, in NumPy where its numbers are concrete.
+
+    Args:
+        law: of the block.
+
+    Returns:
+        Whether.
+    """
+    return law.norm is None or law.norm == "rms" or (law.norm == "layer" and not law.norm_after)
+
+
 def grid_of(block: Block) -> Float[np.ndarray, " n"]:
     """The lengths on which roots are bracketed.
 
@@ -123,10 +135,10 @@ def on_grid(block: Block) -> LogMoments:
         The moments, along the grid; numbers at once unless they depend on traced ones.
     """
     grid = grid_of(block)
-    if block.law.norm is not None:
+    if not is_at_once(block.law):
         return block_moments(block, jnp.asarray(grid))
     in_program = host.is_traced(block.phi) and block.about.table is None
-    return log_moments(block.phi, block.about, jnp.asarray(grid) if in_program else grid)
+    return block_moments(block, jnp.asarray(grid) if in_program else grid)
 
 
 def block_moments(block: Block, log_x: Float[AnyArray, "*n"]) -> LogMoments:
@@ -141,8 +153,35 @@ def block_moments(block: Block, log_x: Float[AnyArray, "*n"]) -> LogMoments:
     """
     if block.law.norm is None:
         return log_moments(block.phi, block.about, log_x)
+    if is_at_once(block.law):
+        return _normed_moments(block, log_x)
     one = functools.partial(_head_moments, block)
     return one(log_x) if jnp.ndim(log_x) == 0 else jax.vmap(one)(log_x)
+
+
+def _normed_moments(block: Block, log_x: Float[AnyArray, "*n"]) -> LogMoments:
+    """`_head_moments` behind LayerNorm or RMSNorm, and before RMSNorm, by the chain rule."""
+    law = block.law
+    log_epsilon = log(law.epsilon)
+    log_z, known, _ = _before_scaling(block, log_x)
+    xp = host.namespace(log_z, log_epsilon, law.keep)
+    # what is divided by: q, or with the norm behind phi V
+    log_divisor = known.log_length if law.norm_after else log_x
+    power = known.length_power if law.norm_after else 1.0
+    log_norm = log_sum(log_divisor, log_epsilon)
+    # of the norm's argument in ln q, for one of that which is divided
+    kept = xp.exp(log_epsilon - log_norm)
+    lost = log_norm + xp.log(law.keep)
+    log_length = known.log_length - (lost if law.norm_after else xp.log(law.keep))
+    log_growth = known.log_growth - lost
+    log_slope = known.log_slope - lost
+    length_power = known.length_power * kept
+    slope_power = known.slope_power * (1.0 if law.norm_after else kept) - power * (1.0 - kept)
+    zero = xp.zeros_like(log_length)
+    return LogMoments(
+        zero, zero, log_length, log_growth, log_growth, log_slope, length_power,
+        known.power_size * kept, log_slope, slope_power,
+    )  # fmt: skip
 
 
 def head_at(block: Block, log_x: Float[AnyArray, ""]) -> Head:
@@ -262,7 +301,7 @@ def _before_scaling(block: Block, log_q: AnyArray) -> tuple[AnyArray, LogMoments
     law = block.law
     phi = block.phi
     about = block.about
-    log_z = log_q if law.norm_after else log_q - log_sum(log_q, log(jnp.asarray(law.epsilon)))
+    log_z = log_q if law.norm_after else log_q - log_sum(log_q, log(law.epsilon))
     known = log_moments(phi, about, log_z)
     if law.norm == "layer" and law.norm_after:
         many = functools.partial(variance, phi, about, nodes=about.nodes)

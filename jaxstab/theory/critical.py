@@ -19,6 +19,7 @@ from jaxstab.theory.blocks import (
     block_of,
     gains_of,
     grid_of,
+    is_at_once,
     on_grid,
     parted,
     vanishes,
@@ -124,7 +125,7 @@ def _jacobian(
 
 @functools.cache
 def _solver(form: Form) -> Callable[..., CriticalPoint]:
-    at_once = form.law.norm is None
+    at_once = is_at_once(form.law)
     return differentiable(
         functools.partial(_solve, form), functools.partial(_jacobian, form), at_once=at_once
     )

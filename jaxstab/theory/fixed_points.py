@@ -26,6 +26,7 @@ from jaxstab.theory.blocks import (
     far,
     gains_of,
     grid_of,
+    is_at_once,
     on_grid,
     parted,
     vanishes,
@@ -260,7 +261,7 @@ def _jacobian(
 
 @functools.cache
 def _solver(solve: Callable[..., FixedPoint], form: Form) -> Callable[..., FixedPoint]:
-    at_once = form.law.norm is None
+    at_once = is_at_once(form.law)
     return differentiable(
         functools.partial(solve, form), functools.partial(_jacobian, form), at_once=at_once
     )

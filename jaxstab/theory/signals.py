@@ -2,8 +2,11 @@
 
 from typing import NamedTuple
 
-import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
+
+from jaxstab.theory import host
+from jaxstab.theory.host import AnyArray
 
 
 class Signal(NamedTuple):
@@ -47,7 +50,7 @@ class Head(NamedTuple):
     log_own: Float[Array, ""]
 
 
-def log(number: Float[Array, "*n"]) -> Float[Array, "*n"]:
+def log(number: Float[AnyArray, "*n"]) -> Float[AnyArray, "*n"]:
     """ln of a number >= 0, -inf at 0 with derivative 0 there.
 
     Args:
@@ -56,5 +59,6 @@ def log(number: Float[Array, "*n"]) -> Float[Array, "*n"]:
     Returns:
         The logarithm.
     """
+    xp = host.namespace(number)
     positive = number > 0
-    return jnp.where(positive, jnp.log(jnp.where(positive, number, 1.0)), -jnp.inf)
+    return xp.where(positive, xp.log(xp.where(positive, number, 1.0)), -np.inf)
