@@ -267,6 +267,11 @@ def test_a_sweep_that_is_stopped_goes_on_to_the_same_bytes(ran, tmp_path, monkey
         ("theory --dropout 1", "--dropout must be in [0, 1), got 1"),
         ("theory --norm batch --batch 3", "batch must be an integer >= 4"),
         ("theory --activation nothing:here", "--activation nothing:here: ModuleNotFoundError"),
+        ("theory --shape tat", "--shape needs --depth"),
+        ("theory --shape-target 2", "--shape-target is that of --shape, which is not given"),
+        ("theory --shape dks --depth 5 --norm layer", "--shape is for plain networks"),
+        ("theory --shape dks --depth 5 --shape-target 0.5", "zeta must lie in (1, inf), got 0.5"),
+        ("theory --activation relu --shape tat --depth 5", "take dks, or tat of leaky_relu"),
         ("theory --plot x.gif", "--plot must end in .pdf, .png, .svg, got x.gif"),
         ("theory --plot none/x.png", "there is no folder none"),
         ("phase --sigma-w 2 1", "--sigma-w must be two numbers, the lower one first, got 2 1"),
@@ -391,6 +396,18 @@ def test_theory_takes_cures_and_draws(capsys, tmp_path):
     assert (tmp_path / "profile.svg").read_text().startswith("<?xml")
     assert cli.main("theory --skip sum".split()) == 0
     assert "no_fixed_point    residual: q grows" in capsys.readouterr().out
+
+
+def test_theory_shapes_an_activation(capsys):
+    words = "theory --activation leaky_relu --shape tat --depth 50 --shape-target 0.8"
+    assert cli.main([*words.split(), "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    found = theory.shaped("leaky_relu", 50, "tat", eta=0.8)
+    assert answer["shaped"]["slope"] == found.base.parameters["slope"]
+    assert answer["shaped"]["gamma"] == found.gamma
+    assert answer["chi_1"] == pytest.approx(1.0, abs=1e-12)
+    assert cli.main("theory --activation tanh --shape dks --depth 50".split()) == 0
+    assert "alpha                 0.128440478" in capsys.readouterr().out
 
 
 def test_phase_diagram_of_ones_own_activation(capsys, tmp_path, monkeypatch):

@@ -10,11 +10,23 @@ import numpy as np
 
 from jaxstab import theory
 from jaxstab.checks import check_gains
+from jaxstab.cli.arguments import choice
 from jaxstab.cli.blocks import Block, check_figure, law_of, strict
 from jaxstab.cli.faults import UserError, users_fault
+from jaxstab.theory.shaping import METHODS
 
 # layers of a figure, unless --depth says how many
 _LAYERS = 50
+# names under which the fields of a shaped activation are printed
+_SHAPED = {
+    "alpha": "alpha",
+    "beta": "beta",
+    "gamma": "gamma",
+    "delta": "delta",
+    "length_slope": "length_slope",
+    "correlation_slope": "slope",
+    "correlation_curvature": "curvature",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +39,10 @@ class Theory(Block):
     """Standard deviation of the biases."""
     q0: float = 1.0
     """Mean square of the input; matters where there are several fixed points, or none."""
+    shape: choice(str | None, METHODS) = None  # type: ignore[valid-type]
+    """Transform the activation for a plain network of --depth layers, and say what is then predicted of it."""
+    shape_target: float | None = None
+    """Target of --shape: zeta > 1 of dks; of tat tau > 0, or eta in (0, 1) for leaky_relu."""
     json: bool = False
     """Print JSON (infinity as the string "inf", an undefined number as null)."""
     plot: Path | None = None
@@ -49,13 +65,20 @@ def print_theory(settings: Theory) -> None:
     law = law_of(settings)
     if settings.plot is not None:
         check_figure("--plot", settings.plot)
-    answer = _answer(settings, law)
+    shaped = _shaped(settings, law)
+    if shaped is not None:
+        law = theory.law(shaped.activation, weights=settings.weights)
+    answer = _answer(settings, law, shaped)
     if settings.plot is not None:
         _draw(settings, law, settings.plot)
     if settings.json:
         print(json.dumps(strict(answer), indent=2))
         return
     lists = ("fixed_points", "critical_points")
+    # phi_hat(x) = gamma (phi(alpha x + beta) + delta)
+    shown = answer.pop("shaped", {})
+    for name, number in shown.items():
+        print(f"{name:21} {number:.10g}")
     for key, value in answer.items():
         if key not in lists:
             print(f"{key:17} {value:.8g}" if isinstance(value, float) else f"{key:17} {value}")
@@ -69,7 +92,32 @@ def print_theory(settings: Theory) -> None:
         print(f"{key:17} {'; '.join(rows) or 'none'}")
 
 
-def _answer(settings: Theory, law: theory.Law) -> dict[str, Any]:
+def _shaped(settings: Theory, law: theory.Law) -> theory.Shaped | None:
+    """The activation transformed as the flags say; None where they do not ask for it."""
+    if settings.shape is None:
+        if settings.shape_target is not None:
+            raise UserError("--shape-target is that of --shape, which is not given")
+        return None
+    if settings.norm or settings.skip or settings.dropout:
+        raise UserError("--shape is for plain networks: without --norm, --skip and --dropout")
+    if settings.depth is None:
+        raise UserError("--shape needs --depth, the layers of the network")
+    target = "zeta"
+    if settings.shape == "tat":
+        target = "eta" if settings.activation == "leaky_relu" else "tau"
+    with users_fault():
+        return theory.shaped(
+            law.activation, settings.depth, settings.shape, **{target: settings.shape_target}
+        )
+
+
+def _numbers(shaped: theory.Shaped) -> dict[str, float]:
+    """The numbers of a shaped activation, and the slope of a leaky relu."""
+    fields = {name: getattr(shaped, field) for name, field in _SHAPED.items()}
+    return shaped.base.parameters | fields
+
+
+def _answer(settings: Theory, law: theory.Law, shaped: theory.Shaped | None) -> dict[str, Any]:
     """All that is said of a block; of a plain one numbers are computed at once, and no program is compiled."""
     gains = (settings.sigma_w, settings.sigma_b)
     point = theory.fixed_point(law, *gains, settings.q0)
@@ -89,6 +137,7 @@ def _answer(settings: Theory, law: theory.Law) -> dict[str, Any]:
     return {
         "activation": settings.activation,
         **changed,
+        **({} if shaped is None else {"shape": settings.shape, "shaped": _numbers(shaped)}),
         "sigma_w": settings.sigma_w,
         "sigma_b": settings.sigma_b,
         **{field: float(value) for field, value in point._asdict().items() if field != "stable"},
@@ -120,7 +169,8 @@ def _draw(settings: Theory, law: theory.Law, file: Path) -> None:
     forward, correlation, backward, _ = theory.predict(
         law, *gains, [depth], width=64, d_in=64, q0=settings.q0
     )
-    name = f"{settings.activation}, sigma_w = {settings.sigma_w:g}, sigma_b = {settings.sigma_b:g}"
+    shape = f" by {settings.shape}" if settings.shape else ""
+    name = f"{settings.activation}{shape}, sigma_w = {settings.sigma_w:g}, sigma_b = {settings.sigma_b:g}"
     with users_fault():
         save(law_profiles(name, forward, correlation, backward), file)
 
