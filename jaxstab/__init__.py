@@ -8,9 +8,9 @@ quantity is a fold over it (`networks.upwards`, `networks.downwards`):
 - `theory` predicts; `propagation` and `spectra` measure; `training` trains. Theory and measurement
   return the same `records`.
 - `activations`, `initializers`, `clipping` and `regularizers` are the cures.
-- `jaxstab.sweeps` and `jaxstab.survey` measure and predict whole grids, `jaxstab.trainability`
-  trains them; `jaxstab.verdicts` states what they say; `jaxstab.store`, `jaxstab.report` and
-  `jaxstab.datasets` are the outside world. These need the `run` extra.
+- `jaxstab.sweeps` measures and trains whole grids; `jaxstab.analysis` predicts the same and states
+  what comes of it; `jaxstab.store`, `jaxstab.report` and `jaxstab.datasets` are the outside world.
+  These need the `run` extra.
 
 Rooms are imported when they are first used.
 

@@ -20,7 +20,7 @@ FLOORS = {
     "norms": 0, "records": 0,
     "clipping": 1, "curvature": 1, "initializers": 1, "propagation": 1, "regularizers": 1, "spectra": 1, "theory": 1,
     "training": 1,
-    "diagnosis": 2, "store": 2, "sweeps": 2, "trainability": 2, "verdicts": 2, "survey": 2,
+    "analysis": 2, "diagnosis": 2, "store": 2, "sweeps": 2,
     "datasets": 3, "report": 3, "cli": 3, "__main__": 3,
 }  # fmt: skip
 MODULES = sorted(m.name for m in pkgutil.walk_packages(jaxstab.__path__, "jaxstab."))

@@ -14,15 +14,13 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from trained_cells import dataset_of, store_of
 
-from jaxstab import cli, report, store, trainability
+from jaxstab import cli, report, sweeps
 from jaxstab.cli.arguments import as_toml, parse
 from jaxstab.cli.sweep import Sweep
 from jaxstab.cli.train import Train
-from jaxstab.records import Training, dimensions
-from jaxstab.store import opening
 from jaxstab.store.groups import COPY
-from jaxstab.trainability.run import fields as fields_of
 
 ROOT = Path(__file__).parent.parent
 GENERATED = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -260,14 +258,15 @@ def test_one_line_takes_little_memory(folder):
         assert run.returncode == 2 and run.stderr.count("\n") == 1 and run.stdout == "", run.stderr
 
 
-GRID = trainability.Grid(depths=(1,), sigma_w=(1.0,), steps=2, width=2, evaluate=())
+GRID = sweeps.Grid({"depth": (1,), "seed": (0,)}, width=2)
+DATASET = dataset_of(GRID, sweeps.Train(2, ()), {})
 
 
 def settings_of_trainings():
     """As a store of trainings has them."""
     return {
         "grid": json.loads(GRID.to_json()),
-        "plan": {"size": 1, "lanes": 1},
+        "measure": {"name": "train", "steps": 2},
         "data": {"name": "none", "classes": 10, "chance": 0.1},
     }
 
@@ -291,19 +290,12 @@ def answers(words):
 
 def stored(place, told):
     """A store of one training with these settings."""
-    fields = {
-        name: store.Field(one.shape, one.dtype.name, dimensions(Training, name, len(one.shape)))
-        for name, one in fields_of(GRID).items()
-    }
-    opened = opening.open_groups(place, told, fields, 1, 1)
-    opened.write(
-        0, {name: np.zeros((1, *field.shape), field.dtype) for name, field in fields.items()}
-    )
+    store_of(place, DATASET, settings=told)
 
 
 PATHS = (
-    "grid", "plan", "data", "plan.size", "plan.lanes", "data.classes", "data.chance",
-    *(f"grid.{name}" for name in json.loads(GRID.to_json())), "grid.variants.0", "grid.variants.0.activation",
+    "grid", "measure", "data", "measure.steps", "measure.name", "data.classes", "data.chance", "data.name",
+    *(f"grid.{name}" for name in json.loads(GRID.to_json())), "grid.depth.0",
 )  # fmt: skip
 
 

@@ -8,8 +8,10 @@ import jax
 import numpy as np
 import pytest
 
-from jaxstab import propagation, trainability
+from jaxstab import propagation
 from jaxstab.records import Data
+from jaxstab.sweeps import Grid, Train
+from jaxstab.sweeps.training_plan import flops
 
 FOLDER = str(Path(__file__).parent.parent / "experiments" / "benchmarks")
 
@@ -53,8 +55,10 @@ def trainings(training_runs):
         (np.arange(12) % 3).astype(np.int32),
         "random",
     )
-    grid = trainability.Grid(depths=(1, 3), sigma_w=(0.5, 1.0, 1.5, 2.0), width=8, steps=5, batch=4)
-    return training_runs["problem"].draw(grid, training_runs["problem"].halves(data))
+    grid = Grid(
+        {"depth": (1, 3), "sigma_w": (0.5, 1.0, 1.5, 2.0)}, sigma_b=0.05**0.5, width=8, batch=4
+    )
+    return training_runs["problem"].draw(grid, 5, training_runs["problem"].halves(data))
 
 
 def test_floor_and_ours_find_the_same_singular_values(spectral):
@@ -193,7 +197,8 @@ def test_floors_of_training_do_the_products_they_count(training_runs, trainings,
     monkeypatch.setattr(np, "matmul", counting)
     blas = floors.numpy_floor(trainings)()
     assert sum(counted) == trainings.flops
-    each = [trainability.flops(trainings.grid, 0, depth, trainings.split) for depth in (1, 3)]
+    grid = trainings.grid
+    each = [flops(grid, grid.kinds[0], Train(5), depth, trainings.split) for depth in (1, 3)]
     # one product for each layer and example at the end
     ends = [2 * 12 * (5 * 8 + depth * 8 * 8 + 8 * 3) for depth in (1, 3)]
     assert trainings.flops == 4 * (sum(each) + sum(ends))

@@ -50,12 +50,22 @@ def test_a_norm_and_a_skip_are_entries_of_their_tables(tables):
 
 
 def test_a_new_entry_is_a_setting_of_grids(tables):
-    grid = sweeps.Grid(
-        norm="halved", skip="twice", depths=(2,), sigma_w=(1.0,), seeds=1, width=4, inputs=1
-    )
-    assert (grid.norm, grid.skip) == ("halved", "twice")
+    grid = sweeps.Grid({"norm": (None, "halved"), "skip": (None, "twice")}, depth=2, width=4)
+    assert [kind["norm"] for kind in grid.kinds] == [None, None, "halved", "halved"]
     with pytest.raises(ValueError, match="norm must be one of .*halved, got 'thirded'"):
-        sweeps.Grid(norm="thirded")
+        sweeps.Grid({}, norm="thirded")
+
+
+def test_a_setting_is_an_axis_of_grids(monkeypatch):
+    share = sweeps.settings.Setting("traced", None, sweeps.settings.SETTINGS["momentum"].check)
+    monkeypatch.setitem(sweeps.settings.SETTINGS, "b1", share)
+    monkeypatch.setattr(sweeps.grid, "HYPERPARAMETERS", ("momentum", "weight_decay", "b1"))
+    x = np.linspace(-1, 1, 48, dtype=np.float32).reshape(12, 4)
+    data = Data(x, np.arange(12, dtype=np.int32) % 2, "twelve inputs")
+    grid = sweeps.Grid({"b1": (0.0, 0.9)}, optimiser="adam", depth=1, width=4)
+    found = sweeps.run(grid, sweeps.Train(3), data)
+    assert found.loss.dims == ("b1", "step")
+    assert found.loss.sel(b1=0.0)[1] == found.loss.sel(b1=0.9)[1] != found.loss.sel(b1=0.9)[2]
 
 
 class Largest(NamedTuple):
@@ -77,15 +87,9 @@ def _cubic(h):
 def test_an_activation_and_a_measure_are_functions():
     x = np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4)
     data = Data(x, np.zeros(3, np.int32), "three inputs")
-    grid = sweeps.Grid(
-        activations=(Activation("cubic", _cubic),),
-        depths=(2,),
-        sigma_w=(0.5, 1.0),
-        sigma_b=0.0,
-        seeds=2,
-        width=4,
-        inputs=1,
-    )
+    cubic = Activation("cubic", _cubic)
+    axes = {"activation": (cubic,), "seed": range(2), "sigma_w": (0.5, 1.0)}
+    grid = sweeps.Grid(axes, depth=2, width=4)
     found = sweeps.run(grid, _largest, data)
     assert found.largest.dims == ("activation", "seed", "sigma_w", "input", "layer")
     assert list(found.activation.values) == ["cubic"]

@@ -124,12 +124,12 @@ def test_other_fields_or_groups_are_another_sweep(tmp_path):
 def test_the_code_that_decides_a_number_is_named_and_no_other():
     named = fingerprint.code_version()["sources"]
     deciding = {f"{name}.py" for name in (
-        "training/run", "training/gradient", "trainability/run", "trainability/plan", "trainability/grid",
+        "training/run", "training/gradient", "sweeps/trainings", "sweeps/training_plan", "sweeps/grid",
         "networks/blocks", "networks/perceptron", "networks/chains", "networks/pullbacks", "clipping/by_norm",
         "activations/activation",
     )}  # fmt: skip
     assert deciding <= set(named) and len(set(named.values())) > len(deciding)
-    judging = {f"trainability/{name}.py" for name in ("boundary", "censored", "summary")}
+    judging = {f"analysis/{name}.py" for name in ("boundary", "censored", "trained", "verdicts")}
     assert not judging & set(named) and not any(
         name.startswith(("cli/", "report/", "store/")) for name in named
     )

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxstab import networks, propagation, survey, sweeps, theory
+from jaxstab import analysis, networks, propagation, sweeps, theory
 
 GAINS = (1.3, 0.2)
 SIZE = {"width": 64, "d_in": 32}
@@ -225,20 +225,13 @@ def test_theory_is_traced_in_either_precision():
 
 def test_sweeps_predict_networks_with_cures():
     cures = {"norm": "layer", "skip": "sum", "dropout": 0.1}
-    size = {
-        "depths": (4,),
-        "sigma_w": (GAINS[0],),
-        "sigma_b": GAINS[1],
-        "activations": ("tanh",),
-        "width": 64,
-    }
-    found = survey.predict(sweeps.Grid(**size, **cures), 32, 0.3)
+    axes = {"activation": ("tanh",), "depth": (4,), "sigma_w": (GAINS[0],)}
+    grid = sweeps.Grid(axes, sigma_b=GAINS[1], width=64)
+    found = analysis.predict(grid.but(**cures), 32, 0.3)
     block = theory.law("tanh", norm="layer", skip="sum", keep=0.9)
     np.testing.assert_allclose(
         found.log_grad_h.squeeze(), profiles(block)[2].log_grad_h[0], rtol=1e-10
     )
     # lengths of residual networks grow; BatchNorm has no law below four examples
     assert np.all(found.fixed_point_q == np.inf) and np.all(found.fixed_point_xi_grad == np.inf)
-    assert np.all(
-        np.isnan(survey.predict(sweeps.Grid(**size, norm="batch", batch=3), 32, 0.3).log_grad_h)
-    )
+    assert np.all(np.isnan(analysis.predict(grid.but(norm="batch", batch=3), 32, 0.3).log_grad_h))

@@ -8,7 +8,6 @@ from flax import linen as nn
 
 from jaxstab import networks, propagation, sweeps, training
 from jaxstab.records import Data
-from jaxstab.sweeps.own import samples_of_own
 
 RNG = np.random.default_rng(0)
 DATA = Data(
@@ -23,7 +22,8 @@ def factory(depth):
     return networks.from_linen([nn.Dense(width), *blocks, nn.Dense(3)])
 
 
-GRID = sweeps.OwnGrid(factory, depths=(1, 3), sigma_w=(0.5, 1.0, 2.0), seeds=2, inputs=2)
+AXES = {"depth": (1, 3), "seed": range(2), "sigma_w": (0.5, 1.0, 2.0)}
+GRID = sweeps.Grid(AXES, network=factory, inputs=2)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def test_a_cell_is_what_it_is_by_itself(found):
     assert found.log_grad_h.dims == ("depth", "seed", "sigma_w", "input", "layer")
     assert found.sizes["layer"] == 4 and found.depth.values.tolist() == [1, 3]
     assert "no law" in found.attrs["theory"]
-    sample = jax.tree.map(lambda field: field[1, 1], samples_of_own(GRID, DATA))
+    sample = jax.tree.map(lambda field: field[1, 1], sweeps.samples(GRID, DATA))
 
     def measured(depth):
         chain = factory(depth)
@@ -47,8 +47,8 @@ def test_a_cell_is_what_it_is_by_itself(found):
         )
         return forward.log_q, backward.log_grad_h[0]
 
-    wanted = jax.jit(lambda: [measured(depth) for depth in GRID.depths])()
-    for depth, (log_q, log_grad_h) in zip(GRID.depths, wanted, strict=True):
+    wanted = jax.jit(lambda: [measured(depth) for depth in (1, 3)])()
+    for depth, (log_q, log_grad_h) in zip((1, 3), wanted, strict=True):
         cell = found.sel(depth=depth, seed=1, sigma_w=2.0, input=1)
         np.testing.assert_allclose(cell.log_q[: depth + 1], log_q, atol=1e-5)
         np.testing.assert_allclose(cell.log_grad_h[: depth + 1], log_grad_h, atol=1e-5)
@@ -70,7 +70,7 @@ def test_a_store_of_them_is_the_same_and_resumes(found, tmp_path):
     whole = sweeps.run_into(place, GRID, sweeps.signal, DATA, chunk_size=2)
     assert bool(whole.done.all())
     xr.testing.assert_equal(whole[list(found.data_vars)].load(), found)
-    other = sweeps.OwnGrid(lambda depth: factory(depth + 1), depths=(1,))
+    other = sweeps.Grid({"depth": (1,)}, network=lambda depth: factory(depth + 1))
     with pytest.raises(ValueError, match=r"network\(1\) must be of 1 blocks, got 2"):
         sweeps.run_into(place, other, sweeps.signal, DATA)
 
@@ -86,15 +86,15 @@ def test_spectra_of_tokens_by_a_measure_of_the_users():
     def measure(chain, params, sample, depths):
         return propagation.forward(chain, params, sample.x)
 
-    grid = sweeps.OwnGrid(network, depths=[2])
+    grid = sweeps.Grid({"depth": [2]}, network=network)
     found = sweeps.run(grid, measure, data)
-    sample = jax.tree.map(lambda field: field[0, 0], samples_of_own(grid, data))
+    sample = jax.tree.map(lambda field: field[0, 0], sweeps.samples(grid, data))
     chain = network(2)
     params = chain.init(jax.random.key(0), sample.x)
     np.testing.assert_allclose(
         found.log_q.squeeze(), propagation.forward(chain, params, sample.x).log_q, atol=1e-5
     )
-    spectra = sweeps.run(sweeps.OwnGrid(factory, depths=(1, 2)), sweeps.jacobian, DATA)
+    spectra = sweeps.run(sweeps.Grid({"depth": (1, 2)}, network=factory), sweeps.jacobian, DATA)
     assert spectra.log_s.squeeze().shape == (2, 5) and np.all(np.isfinite(spectra.log_s))
 
 
@@ -105,10 +105,11 @@ def test_spectra_of_tokens_by_a_measure_of_the_users():
             {"network": nn.Dense(3)},
             "network must be a function depth -> networks.Chain, got a Dense",
         ),
-        ({"depths": (3, 1)}, "depths must be ascending"),
-        ({"depths": (0,)}, "depths must be an integer >= 1, got 0"),
+        ({"depth": (3, 1)}, "depth must be ascending"),
+        ({"depth": (0,)}, "depth must be an integer >= 1, got 0"),
         ({"sigma_w": (-1.0,)}, "sigma_w must be finite and >= 0"),
-        ({"seeds": 0}, "seeds must be an integer >= 1, got 0"),
+        ({"seed": ()}, "seed must be ascending values, at least one"),
+        ({"sigma_b": (0.0, 0.1)}, "sigma_b must be left out"),
         (
             {"network": lambda depth: nn.Dense(3)},
             r"network\(1\) must be a networks.Chain, got a Dense",
@@ -117,7 +118,7 @@ def test_spectra_of_tokens_by_a_measure_of_the_users():
     ],
 )
 def test_what_makes_no_sweep_is_said(change, said):
+    axes = {"depth": (1,)} | {n: v for n, v in change.items() if n not in ("network", "inputs")}
+    fixed = {"network": factory} | {n: v for n, v in change.items() if n not in axes}
     with pytest.raises(ValueError, match=said):
-        sweeps.run(
-            sweeps.OwnGrid(**{"network": factory, "depths": (1,)} | change), sweeps.signal, DATA
-        )
+        sweeps.run(sweeps.Grid(axes, **fixed), sweeps.signal, DATA)

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # names of packages that are imported under another name
 DISTRIBUTIONS = {"sklearn": "scikit-learn", "google_crc32c": "google-crc32c"}
-EXTRA_ROOMS = ("datasets", "report", "store", "survey", "sweeps", "trainability", "verdicts")
+EXTRA_ROOMS = ("analysis", "datasets", "report", "store", "sweeps")
 
 
 def _imported(folder):

@@ -16,7 +16,8 @@ import pandas as pd
 import pytest
 from groups_at_work import files, wait_for
 
-from jaxstab import cli, datasets, report, store, survey, sweeps, theory
+from jaxstab import analysis, cli, datasets, report, store, sweeps, theory
+from jaxstab.analysis.survey import parts
 from jaxstab.cli import interrupts
 from jaxstab.cli.arguments import parse
 from jaxstab.cli.blocks import strict
@@ -132,8 +133,8 @@ HOSTILE = (
 def test_nothing_in_a_store_becomes_markup(ran, tmp_path):
     dataset = store.load(ran[1] / "store.zarr")
     grid = json.loads(dataset.attrs["grid"])
-    hostile = grid | dict.fromkeys(("weights", "dtype", "width", "seeds", "inputs"), HOSTILE)
-    hostile["depths"] = [HOSTILE, HOSTILE]
+    hostile = grid | dict.fromkeys(("weights", "dtype", "width", "inputs"), HOSTILE)
+    hostile["depth"] = [HOSTILE, HOSTILE]
     dataset = dataset.assign_coords(activation=[HOSTILE, "relu"])
     dataset["verdict"] = dataset.verdict.astype(str)
     dataset.attrs |= {
@@ -213,7 +214,7 @@ def test_a_sweep_that_is_stopped_goes_on_to_the_same_bytes(ran, tmp_path, monkey
     killed = subprocess.Popen(
         [sys.executable, "-c", script, *command], cwd=ROOT, stdout=subprocess.DEVNULL
     )
-    profiles, spectra = survey.parts(out)
+    profiles, spectra = parts(out)
     wait_for(
         lambda: killed.poll() is not None or (profiles.exists() and store.progress(profiles).done),
         200,
@@ -317,9 +318,7 @@ def test_flags_override_the_config_which_overrides_the_defaults(tmp_path):
     settings = parse({"sweep": Sweep}, "", ["sweep", "--config", str(file), "--width", "16"])
     assert settings.width == 16 and settings.depths == (1, 2) and settings.sigma_w == (1.0, 2.5)
     assert (
-        settings.sigma_b == 0.1
-        and settings.seeds == sweeps.Grid().seeds
-        and str(settings.out) == "here"
+        settings.sigma_b == 0.1 and settings.seeds == Sweep().seeds and str(settings.out) == "here"
     )
 
 
@@ -426,18 +425,18 @@ def test_phase_diagram_of_ones_own_activation(capsys, tmp_path, monkeypatch):
 
 def test_survey_of_a_single_cell_still_reports(tmp_path):
     grid = sweeps.Grid(
-        depths=(2,), sigma_w=(1.0,), activations=("relu",), seeds=1, width=8, inputs=1
+        {"activation": ("relu",), "depth": (2,), "seed": (0,), "sigma_w": (1.0,)}, width=8
     )
-    dataset = survey.survey(grid, datasets.load("digits"))
+    dataset = analysis.survey(grid, datasets.load("digits"))
     assert np.isnan(dataset.measured_critical).all() and np.isnan(dataset.rate_se).all()
     assert report.write(dataset, tmp_path / "one.html").stat().st_size > 50_000
 
 
 def test_a_dataset_that_is_no_survey_is_refused(tmp_path):
     grid = sweeps.Grid(
-        depths=(2,), sigma_w=(1.0,), activations=("relu",), seeds=1, width=8, inputs=1
+        {"activation": ("relu",), "depth": (2,), "seed": (0,), "sigma_w": (1.0,)}, width=8
     )
     with pytest.raises(
         ValueError, match="a report needs a survey's dataset; this one lacks .*verdict"
     ):
-        report.write(survey.predict(grid, 64, 0.3), tmp_path / "none.html")
+        report.write(analysis.predict(grid, 64, 0.3), tmp_path / "none.html")

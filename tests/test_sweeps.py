@@ -1,6 +1,5 @@
 """Sweeps: cells are what single networks give, in few compiles, with the linear algebra kept sound."""
 
-import dataclasses
 import json
 import os
 import subprocess
@@ -16,14 +15,16 @@ from threadpoolctl import threadpool_info
 
 from jaxstab import networks, propagation, records, store, sweeps
 from jaxstab.activations import Activation
+from jaxstab.cli.sweep import Sweep
 from jaxstab.records import Data
 from jaxstab.store import claims, opening
-from jaxstab.sweeps.plan import MEMORY
-from jaxstab.sweeps.run import Measuring
+from jaxstab.sweeps import plan as plan_of
+from jaxstab.sweeps.measuring import Measuring
+from jaxstab.sweeps.plan import MEMORY, measuring_plan, memory
 
 GRID = sweeps.Grid(
-    depths=(1, 3), sigma_w=(0.8, 1.5, 3.0), activations=("tanh", "relu"), seeds=2, sigma_b=0.1, width=10, inputs=2,
-    dtype="float64",
+    {"activation": ("tanh", "relu"), "depth": (1, 3), "seed": range(2), "sigma_w": (0.8, 1.5, 3.0)},
+    sigma_b=0.1, width=10, inputs=2, dtype="float64",
 )  # fmt: skip
 DATA = Data(
     np.random.default_rng(0).uniform(size=(30, 7)).astype(np.float32),
@@ -61,19 +62,19 @@ def test_a_cell_is_what_the_single_network_gives(
 ):
     # same key, same gains, one network at a time and not jitted as a whole
     sample = jax.tree.map(lambda a: a[seed], sweeps.samples(GRID, DATA))
-    mlp = GRID.network(activation)
+    mlp = GRID.mlp(GRID.kinds[GRID.labels("activation").index(activation)], 3, 3)
     params, chain = (
         networks.init(mlp, jax.random.key(seed), sample.x[0], sigma_w, 0.1),
         networks.chain(mlp),
     )
     one = jax.tree.map(lambda a: a[number], sample)
     at = {"activation": activation, "sigma_w": sigma_w, "seed": seed, "input": number}
-    for record in jax.jit(lambda p: sweeps.signal(chain, p, one, GRID.depths))(params):
+    for record in jax.jit(lambda p: sweeps.signal(chain, p, one, (1, 3)))(params):
         for field, value in record._asdict().items():
             np.testing.assert_allclose(
                 signals[field].sel(at), value, rtol=1e-9, atol=1e-11, err_msg=field
             )
-    record = jax.jit(lambda p: sweeps.jacobian(chain, p, one, GRID.depths))(params)
+    record = jax.jit(lambda p: sweeps.jacobian(chain, p, one, (1, 3)))(params)
     np.testing.assert_allclose(jacobians.log_s.sel(at), record.log_s, atol=1e-9)
 
 
@@ -82,20 +83,24 @@ CURED = [{"norm": "layer", "skip": "sum", "dropout": 0.3}, {"norm": "batch", "ba
 
 @pytest.mark.parametrize("cure", CURED, ids=str)
 def test_cured_networks_sweep_too(cure):
-    grid = dataclasses.replace(GRID, sigma_w=(1.5,), activations=("tanh",), seeds=1, **cure)
+    grid = GRID.but(sigma_w=(1.5,), activation=("tanh",), seed=(0,), **cure)
 
     def both(*args):
         return *sweeps.signal(*args), sweeps.jacobian(*args)
 
-    result, sample = sweeps.run(grid, both, DATA), sweeps.samples(grid, DATA)
-    mlp, key, one = grid.network("tanh"), jax.random.key(0), jax.tree.map(lambda a: a[0, 1], sample)
+    result, sample = sweeps.run(grid, both, DATA), sweeps.samples(grid, DATA, cure.get("batch"))
+    mlp, key, one = (
+        grid.mlp(grid.kinds[0], 3, 3),
+        jax.random.key(0),
+        jax.tree.map(lambda a: a[0, 1], sample),
+    )
     params = networks.init(mlp, key, one.x, 1.5, 0.1)
     if mlp.dropout:
         params = networks.bind(
             mlp, params, key=jax.random.split(jax.random.fold_in(key, 1), 2)[1], rate=0.3
         )
     forward, correlation, backward, spectrum = jax.jit(
-        lambda p: both(networks.chain(mlp), p, one, grid.depths)
+        lambda p: both(networks.chain(mlp), p, one, (1, 3))
     )(params)
     cell = result.isel(activation=0, seed=0, sigma_w=0, input=1)
     for record in (forward, correlation, backward, spectrum):
@@ -109,7 +114,7 @@ def test_cured_networks_sweep_too(cure):
                 atol=1e-9,
                 err_msg=field,
             )
-    assert cell.sizes["index"] == 7 * (grid.batch or 1)
+    assert cell.sizes["index"] == 7 * cure.get("batch", 1)
 
 
 def test_inputs_have_unit_mean_square_and_differ():
@@ -128,11 +133,10 @@ def test_one_compile_per_activation_whatever_the_rest():
         traces.append(chain.activation.name)
         return propagation.forward(chain, params, sample.x)
 
-    wide = dataclasses.replace(
-        GRID, depths=(1, 2, 3, 5, 7), sigma_w=tuple(np.linspace(0.5, 4, 7)), seeds=3
-    )
-    plan = sweeps.plan(wide, 7, chunk_size=3)
-    assert plan.cells == 2 * 7 * 3 and plan.programs == 2 and plan.group == (1, 3)
+    wide = GRID.but(depth=(1, 2, 3, 5, 7), sigma_w=np.linspace(0.5, 4, 7), seed=range(3))
+    plan = sweeps.plan(wide, measure, DATA, chunk_size=3)
+    assert plan.cells == 2 * 7 * 3 and plan.programs == 2
+    assert [axis.chunk for axis in plan.axes.values()] == [1, 1, 3]
     events = []
     jax.monitoring.register_event_duration_secs_listener(
         lambda name, seconds, **kw: (
@@ -143,7 +147,7 @@ def test_one_compile_per_activation_whatever_the_rest():
     assert result.log_q.notnull().all()
     assert traces == ["tanh", "relu"]
     if any(events):
-        assert sum("chunk" in str(name) for name in events) == 2
+        assert sum("group" in str(name) for name in events) == 2
 
 
 def _lengths(chain, params, sample, depths):
@@ -158,7 +162,7 @@ def test_chunks_change_nothing(signals, chunk_size):
 
 
 def test_a_diverging_cell_is_data():
-    growing = dataclasses.replace(GRID, activations=("identity",), sigma_w=(1.0, 1e200), inputs=1)
+    growing = GRID.but(activation=("identity",), sigma_w=(1.0, 1e200), inputs=1)
     result = sweeps.run(growing, sweeps.signal, DATA)
     assert result.log_q.sel(sigma_w=1.0).notnull().all()
     assert not np.isfinite(result.log_q.sel(sigma_w=1e200)).all()
@@ -170,7 +174,7 @@ def test_users_measure_with_a_record_of_their_own():
             propagation.correlation(chain, params, sample.x, sample.other).c ** 2
         )
 
-    mine = dataclasses.replace(GRID, activations=(Activation("cube", lambda z: z**3 / 9),))
+    mine = GRID.but(activation=(Activation("cube", lambda z: z**3 / 9),))
     result = sweeps.run(mine, measure, DATA)
     assert result.c.dims == ("activation", "seed", "sigma_w", "input", "layer")
     assert result.activation.values.tolist() == ["cube"]
@@ -178,11 +182,11 @@ def test_users_measure_with_a_record_of_their_own():
 
 def test_orthogonal_networks_sweep_too():
     result = sweeps.run(
-        dataclasses.replace(GRID, weights="orthogonal", activations=("identity",), inputs=1),
+        GRID.but(weights="orthogonal", activation=("identity",), inputs=1),
         sweeps.jacobian,
         DATA,
     )
-    expected = np.log(GRID.sigma_w)[:, None] * (1 + np.asarray(GRID.depths))[None]
+    expected = np.log(GRID.values("sigma_w"))[:, None] * (1 + np.array([1, 3]))[None]
     # seven inputs are spread over ten units, each of which has variance sigma_w^2
     expected = expected + np.log(10 / 7) / 2
     found = result.log_s.isel(activation=0, input=0).transpose("seed", "index", "sigma_w", "depth")
@@ -198,29 +202,34 @@ def test_progress_sees_every_chunk():
             yield chunk
 
     sweeps.run(GRID, _lengths, DATA, chunk_size=3, progress=progress)
-    assert seen == [4] * 4 == [sweeps.plan(GRID, 7, chunk_size=3).groups] * 4
+    assert seen == [4] * 4 == [sweeps.plan(GRID, _lengths, DATA, chunk_size=3).groups] * 4
 
 
 def test_a_plan_grows_with_the_grid():
-    small, large = sweeps.plan(GRID, 784), sweeps.plan(dataclasses.replace(GRID, width=2000), 784)
+    images = Data(np.zeros((99, 784), np.float32), np.zeros(99, int), "images")
+    small = measuring_plan(GRID, None, images)
+    large = measuring_plan(GRID.but(width=2000), None, images)
     assert small.memory < large.memory
-    default = sweeps.plan(sweeps.Grid(), 784)
+    default = measuring_plan(Sweep().grid(), None, images)
     assert default.cells == 384 and default.programs == 4 and default.memory <= MEMORY
 
 
 @pytest.mark.parametrize(
     "settings",
     [
-        {"depths": (1, 2, 4, 8, 16), "width": 64, "inputs": 4, "activations": ("relu",)},
-        {"depths": (2, 8), "width": 16, "skip": "dense", "inputs": 2},
-        {"depths": (4, 8), "width": 32, "norm": "batch", "batch": 8, "inputs": 2},
+        {"depth": (1, 2, 4, 8, 16), "width": 64, "inputs": 4, "activation": "relu"},
+        {"depth": (2, 8), "width": 16, "skip": "dense", "inputs": 2},
+        {"depth": (4, 8), "width": 32, "norm": "batch", "batch": 8, "inputs": 2},
     ],
 )
 def test_memory_is_as_stated(settings):
-    grid = sweeps.Grid(**{"activations": ("tanh",), "seeds": 2, "sigma_w": (1.0, 2.0)} | settings)
-    mlp = grid.network(grid.activations[0])
+    depths = settings.pop("depth")
+    axes = {"depth": depths, "sigma_w": (1.0, 2.0), "seed": range(2)}
+    grid = sweeps.Grid(axes, outputs=10, **settings)
+    mlp = grid.mlp(grid.kinds[0], max(depths), 10)
     chain = networks.chain(mlp)
-    shape = (2, grid.inputs, grid.batch) if grid.batch else (2, grid.inputs)
+    inputs, batch = settings["inputs"], settings.get("batch")
+    shape = (2, inputs, batch) if batch else (2, inputs)
     x = jax.ShapeDtypeStruct((*shape, 64), jnp.float32)
     samples = sweeps.Sample(x, x, jax.ShapeDtypeStruct(shape, int))
     for measure in (sweeps.signal, sweeps.jacobian):
@@ -230,7 +239,7 @@ def test_memory_is_as_stated(settings):
             def seed(key, samples):
                 unit = networks.init(mlp, key, samples.x[0])
                 bound = lambda gain: networks.bind(mlp, unit, sigma_w=gain)
-                one = lambda gain, sample: measure(chain, bound(gain), sample, grid.depths)
+                one = lambda gain, sample: measure(chain, bound(gain), sample, depths)
                 return jax.vmap(lambda gain: jax.vmap(lambda sample: one(gain, sample))(samples))(
                     sigma_w
                 )
@@ -238,10 +247,14 @@ def test_memory_is_as_stated(settings):
             return jax.vmap(seed)(keys, samples)
 
         keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 2))
+        data = Data(np.zeros((1, 64), np.float32), np.zeros(1, int), "shape")
         compiled = run.lower(keys, jax.ShapeDtypeStruct((4,), jnp.float32), samples).compile()
         held = compiled.memory_analysis().temp_size_in_bytes
         # two seeds of four gains each
-        assert abs(sweeps.memory(grid, 64, measure).of(2, 8) / held - 1) <= 0.25, (measure, held)
+        assert abs(memory(grid, grid.kinds[0], measure, data).of(2, 8) / held - 1) <= 0.25, (
+            measure,
+            held,
+        )
 
 
 def test_blas_threads_are_limited_while_running_and_restored():
@@ -255,15 +268,13 @@ def test_blas_threads_are_limited_while_running_and_restored():
             )
 
     before = threadpool_info()
-    sweeps.run(
-        dataclasses.replace(GRID, activations=("tanh",)), sweeps.jacobian, DATA, progress=progress
-    )
+    sweeps.run(GRID.but(activation=("tanh",)), sweeps.jacobian, DATA, progress=progress)
     assert during and set(during) == {1}
     assert threadpool_info() == before
 
 
 TWO_DECOMPOSITIONS = """
-import dataclasses, numpy as np, jax, jax.numpy as jnp
+import numpy as np, jax, jax.numpy as jnp
 from jaxstab import networks, records, sweeps
 from jaxstab.records import Data
 
@@ -273,7 +284,7 @@ def measure(chain, params, sample, depths):
     return records.CorrelationProfile(two[0] + two[1] + jnp.linalg.eigvalsh(kernel + kernel.mT)[0])
 
 data = Data(np.random.default_rng(0).uniform(size=(30, 7)).astype(np.float32), np.zeros(30, np.int32), "toy")
-grid = sweeps.Grid(depths=(4,), activations=("tanh",), width=96, seeds=8, inputs=1)
+grid = sweeps.Grid({"depth": (4,), "seed": range(8), "sigma_w": np.linspace(0.5, 4, 24)}, width=96)
 for _ in range(3):
     assert sweeps.run(grid, measure, data, chunk_size=24).c.notnull().all()
 """
@@ -284,8 +295,9 @@ from jaxstab import sweeps
 from jaxstab.records import Data
 
 data = Data(np.random.default_rng(0).uniform(size=(30, 7)).astype(np.float32), np.zeros(30, np.int32), "toy")
-grid = sweeps.Grid(depths=(2, 6), sigma_w=(0.5, 1.0, 1.5), activations=("relu",), width=30, seeds=4, inputs=1)
-assert len(jax.devices()) == 2 and sweeps.plan(grid, 7).groups == 4
+axes = {"depth": (2, 6), "sigma_w": (0.5, 1.0, 1.5), "seed": range(4)}
+grid = sweeps.Grid(axes, activation="relu", width=30)
+assert len(jax.devices()) == 2 and sweeps.plan(grid, sweeps.jacobian, data).groups == 4
 one = sweeps.run(grid, sweeps.jacobian, data, devices=jax.devices()[:1])
 for _ in range(2):
     two = sweeps.run(grid, sweeps.jacobian, data)
@@ -319,13 +331,14 @@ def test_a_users_stacked_decompositions_keep_to_one_cpu_device():
     # on two, each would wait for threads that the other has
     environment = {name: value for name, value in os.environ.items() if name != "NPROC"}
     divided = 'import jax; jax.config.update("jax_num_cpu_devices", 2)\n' + TWO_DECOMPOSITIONS
-    divided += "from jaxstab.sweeps.run import Measuring\nassert len(Measuring(grid, measure, data).devices) == 1\n"
+    divided += "from jaxstab.sweeps.run import job_of\nassert len(job_of(grid, measure, data).devices) == 1\n"
     subprocess.run([sys.executable, "-c", divided], check=True, timeout=240, env=environment)
 
 
 def test_the_plan_in_numbers_is_the_one_that_runs():
     seen = []
-    plan = sweeps.plan(GRID, 7, chunk_size=4)
+    plan = sweeps.plan(GRID, _lengths, DATA, chunk_size=4)
+    chunk = tuple(axis.chunk for axis in plan.axes.values())
     sweeps.run(
         GRID,
         _lengths,
@@ -333,22 +346,21 @@ def test_the_plan_in_numbers_is_the_one_that_runs():
         chunk_size=4,
         progress=lambda found: (seen.append(f) or f for f in found),
     )
-    assert {result.values["log_q"].shape[:3] for result in seen} == {(1, *plan.group)} and len(
+    assert {result.values["log_q"].shape[:3] for result in seen} == {chunk} and len(
         seen
     ) == plan.groups
 
 
 def test_grids_take_numpy_and_are_the_same_as_of_plain_numbers():
+    axes = {"depth": np.arange(1, 4), "sigma_w": np.linspace(1, 2, 3), "clip": [1]}
     mixed = sweeps.Grid(
-        depths=np.arange(1, 4),
-        sigma_w=np.linspace(1, 2, 3),
-        sigma_b=np.float32(0.5),
-        width=np.int64(8),
+        axes, sigma_b=np.float32(0.5), width=np.int64(8), learning_rate=jnp.array(0.5)
     )
-    plain = sweeps.Grid(depths=(1, 2, 3), sigma_w=(1.0, 1.5, 2.0), sigma_b=0.5, width=8)
-    assert mixed == plain and mixed.to_json() == plain.to_json()
+    axes = {"depth": (1, 2, 3), "sigma_w": (1.0, 1.5, 2.0), "clip": (1.0,)}
+    plain = sweeps.Grid(axes, sigma_b=0.5, width=8, learning_rate=0.5)
+    assert mixed == plain and mixed.to_json() == plain.to_json() and hash(mixed) == hash(plain)
     with pytest.raises(ValueError, match=r"sigma_b must be one real number, got \(0.0, 0.1\)"):
-        sweeps.Grid(sigma_b=(0.0, 0.1))
+        sweeps.Grid({}, sigma_b=(0.0, 0.1))
 
 
 def _stop_after(count):
@@ -365,14 +377,14 @@ def _stop_after(count):
 
 def test_a_durable_run_goes_on_to_what_a_plain_run_gives(tmp_path, signals):
     whole, place = tmp_path / "whole.zarr", tmp_path / "measured.zarr"
-    one = dataclasses.replace(GRID, activations=("tanh",))
+    one = GRID.but(activation=("tanh",))
     settings = {"chunk_size": 1}
     kept = sweeps.run_into(whole, one, _lengths, DATA, **settings)
     for name in ("log_q", "dead"):
         np.testing.assert_allclose(
             kept[name], signals[name].sel(activation=["tanh"]), rtol=1e-10, atol=1e-12
         )
-    assert kept.done.all() and json.loads(kept.attrs["grid"])["sigma_w"] == list(one.sigma_w)
+    assert kept.done.all() and json.loads(kept.attrs["grid"])["sigma_w"] == [0.8, 1.5, 3.0]
     with pytest.raises(KeyboardInterrupt):
         sweeps.run_into(place, one, _lengths, DATA, **settings, progress=_stop_after(2))
     assert store.progress(place).done == 2
@@ -387,7 +399,7 @@ def test_a_durable_run_goes_on_to_what_a_plain_run_gives(tmp_path, signals):
 
 
 def _of(grid):
-    job = Measuring(grid, _lengths, DATA, chunk_size=1)
+    job = Measuring(grid, _lengths, DATA, plan_of(grid, _lengths, DATA, 1))
     return {name: getattr(job, name) for name in ("settings", "fields", "axes", "coordinates")}
 
 
@@ -399,7 +411,7 @@ def test_a_store_of_another_measure_is_refused(tmp_path):
 
         return measure
 
-    small = dataclasses.replace(GRID, activations=("tanh",), seeds=1)
+    small = GRID.but(activation=("tanh",), seed=(0,))
     sweeps.run_into(tmp_path / "own.zarr", small, times(2.0), DATA)
     sweeps.run_into(tmp_path / "own.zarr", small, times(2.0), DATA)
     # the same source, and another value that it closes over

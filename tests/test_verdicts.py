@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from jaxstab import verdicts
+from jaxstab.analysis import verdicts
 
 LAYERS = np.arange(5)
 

@@ -12,8 +12,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from jaxstab import datasets, devices, trainability
-from jaxstab.trainability.summary import SCALES, SIDES
+from jaxstab import datasets, devices
 
 SIGMA_B = 0.05**0.5
 CHANCE = 0.1
@@ -51,17 +50,23 @@ class Setting:
 
     def grid(self):
         """What is trained."""
-        return trainability.Grid(
-            depths=self.depths,
-            sigma_w=np.sqrt(self.variances).tolist(),
-            sigma_b=(SIGMA_B,),
-            learning_rates=(self.learning_rate,),
+        axes = {
+            "activation": ("tanh",),
+            "depth": self.depths,
+            "sigma_w": np.sqrt(self.variances),
+            "seed": range(self.seeds),
+        }
+        return sweeps.Grid(
+            axes,
+            sigma_b=SIGMA_B,
+            learning_rate=self.learning_rate,
             width=self.width,
             batch=self.batch,
-            steps=self.lengths[1],
-            evaluate=(self.lengths[0],),
-            seeds=self.seeds,
         )
+
+    def training(self):
+        """What each training is."""
+        return sweeps.Train(self.lengths[1], evaluate=(self.lengths[0],))
 
 
 SMALL = Setting(
@@ -92,7 +97,7 @@ def numbers(summary, look):
     for scale in SCALES:
         for side in SIDES:
             fit = at.sel(scale=scale, side=side)
-            values = {name: float(fit[f"fit_{name}"]) for name in trainability.DepthFit._fields}
+            values = {name: float(fit[f"fit_{name}"]) for name in analysis.DepthFit._fields}
             table[f"{scale}, {side}"] = {
                 name: x if np.isfinite(x) else None for name, x in values.items()
             }
@@ -142,10 +147,10 @@ def main(argv=None):
     arguments = parser.parse_args(argv)
     setting = SMALL if arguments.small else FULL if arguments.full else Setting()
     place = arguments.out / "trained.zarr"
-    data = trainability.divided(datasets.load(setting.data))
+    data = sweeps.divided(datasets.load(setting.data))
     with jax.enable_x64(True):
-        trained = trainability.run_into(place, setting.grid(), data, progress=tqdm)
-        arrays, measured = measure(trainability.summarise(trained, CHANCE))
+        trained = sweeps.run_into(place, setting.grid(), setting.training(), data, progress=tqdm)
+        arrays, measured = measure(analysis.summarise(trained, CHANCE))
     np.savez_compressed(arguments.out / "result.npz", **arrays)
     whole = measured | {"setting": dataclasses.asdict(setting)}
     (arguments.out / "measured.json").write_text(json.dumps(whole, indent=1) + "\n")

@@ -18,10 +18,10 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, PartitionSpec
 
-from jaxstab import clipping, datasets, initializers, networks, store, sweeps
+from jaxstab import clipping, datasets, initializers, networks, store
+from jaxstab.analysis import steps_to
 from jaxstab.devices import divide_cpu, spread
-from jaxstab.sweeps.durable import settings_of_run
-from jaxstab.trainability import steps_to
+from jaxstab.sweeps.durable import Result, complete, open_store, settings_of_run
 from jaxstab.training import Examples, train
 
 ERRORS = 3  # standard errors that decide
@@ -362,13 +362,6 @@ def claimed(setting, rows):
     }
 
 
-class Finished(NamedTuple):
-    """A cure at a depth, as the durable run takes it."""
-
-    group: int
-    values: dict
-
-
 class Remedies:
     """All cures at all depths as a job of the durable run: a group is a cure at a depth, a row a seed."""
 
@@ -396,6 +389,9 @@ class Remedies:
     def program(self, group):
         return group
 
+    def rank(self, group):
+        return group
+
     def compute(self, batches, pending):
         start = time.time()
         for (group,) in batches:
@@ -412,14 +408,14 @@ class Remedies:
             print(
                 f"{time.time() - start:5.0f} s  {name}, depth {depth}: {told} at {best}", flush=True
             )
-            yield Finished(group, values)
+            yield Result(group, values)
 
 
 def whole(setting, data, place):
     """{(cure, depth): ({mode: Runs}, best rate)}: what the store at `place` has not yet is trained first."""
     job = Remedies(setting, data)
     pairs = job.pairs
-    sweeps.complete(sweeps.open_store(place, job), job)
+    complete(open_store(place, job), job)
     rows = store.load_groups(place)
     everything = {}
     for group, (name, depth) in enumerate(pairs):

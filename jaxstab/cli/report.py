@@ -1,18 +1,17 @@
 """`jaxstab report`: draw the report of a store anew."""
 
 import dataclasses
-import json
 from pathlib import Path, PurePosixPath
 from typing import Annotated
 
 import tyro
 import xarray as xr
 
-from jaxstab import report, store, trainability
+from jaxstab import report, store, sweeps
+from jaxstab.analysis import summarise
 from jaxstab.cli import history
 from jaxstab.cli.faults import reading, users_fault
 from jaxstab.store import files
-from jaxstab.trainability.run import restored
 
 # the name that `jaxstab sweep` gives its store in a folder of its own
 _SWEEP = "store.zarr"
@@ -50,7 +49,7 @@ def write_report(settings: Report) -> None:
         if of_sweep:
             page = report.write(found.assign_attrs(history.told(url)), target)
         else:
-            page = report.write_trained(_summary(found, url), target)
+            page = report.write_trained(_summary(url), target)
     print(f"report: {page}")
 
 
@@ -63,9 +62,9 @@ def _page(url: str) -> Path:
     return folder / f"{name.removesuffix('.zarr') or 'report'}.html"
 
 
-def _summary(rows: xr.Dataset, url: str) -> xr.Dataset:
+def _summary(url: str) -> xr.Dataset:
     """The summary of trainings, with who ran them."""
-    runs = restored(rows)
-    data = json.loads(runs.attrs["data"])
-    chance = data["chance"] if "chance" in data else 1 / data["classes"]
-    return trainability.summarise(runs, chance).assign_attrs(history.told(url))
+    runs = sweeps.load(url)
+    if "data_chance" not in runs.attrs:
+        raise ValueError(f"{url}: not a store of trainings, which a page can be drawn of")
+    return summarise(runs, runs.attrs["data_chance"]).assign_attrs(history.told(url))

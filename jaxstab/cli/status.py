@@ -2,14 +2,15 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import tyro
 
-from jaxstab import store, survey
+from jaxstab import store
+from jaxstab.analysis.survey import parts
 from jaxstab.cli.faults import reading
 from jaxstab.store import claims
 from jaxstab.store.dataset import attributes
@@ -35,7 +36,7 @@ def print_status(settings: Status) -> None:
     """
     url = settings.store
     whole = Path(url) / "store.zarr"
-    unfinished = [part for part in survey.parts(url) if "://" not in url and part.exists()]
+    unfinished = [part for part in parts(url) if "://" not in url and part.exists()]
     if "://" not in url and whole.exists():
         url = str(whole)
     with reading(url):
@@ -57,17 +58,23 @@ def _of_sweep(url: str) -> list[str]:
     """What a finished sweep's store holds."""
     of = attributes(url)
     grid = json.loads(of["grid"])
+    many = {name: _many(grid, name) for name in ("activation", "sigma_w", "seed")}
     return [
-        f"a sweep over {len(grid['activations'])} activations, {len(grid['sigma_w'])} gains, {grid['seeds']} seeds",
-        f"depths {grid['depths']}, width {grid['width']}, data {of.get('data')}",
+        f"a sweep over {many['activation']} activations, {many['sigma_w']} gains, {many['seed']} seeds",
+        f"depths {grid['depth']}, width {grid['width']}, data {of.get('data')}",
         "finished",
     ]
 
 
-def _of_parts(whole: Path, parts: Sequence[Path]) -> list[str]:
+def _many(grid: Mapping[str, Any], name: str) -> int:
+    """How many values a setting has: a list is an axis."""
+    return len(grid[name]) if isinstance(grid[name], list) else 1
+
+
+def _of_parts(whole: Path, unfinished: Sequence[Path]) -> list[str]:
     """How far a sweep is that is not finished."""
     lines = [
-        f"{part.stem}: {line}" for part in parts for line in _groups_done(store.progress(part))
+        f"{part.stem}: {line}" for part in unfinished for line in _groups_done(store.progress(part))
     ]
     return [*lines, _at_work(str(whole))]
 
@@ -76,12 +83,13 @@ def _of_groups(url: str, progress: store.Progress) -> list[str]:
     """How far a store of groups is."""
     grid = progress.settings["grid"]
     lines = _groups_done(progress)
-    about = f"depths {grid['depths']}, {len(grid['sigma_w'])} gains, {grid['seeds']} seeds"
-    if "measure" in progress.settings:
-        lines.append(f"{about}, measured {progress.settings['measure']['name']}")
+    measure = progress.settings["measure"]
+    about = f"depths {grid['depth']}, {_many(grid, 'sigma_w')} gains, {_many(grid, 'seed')} seeds"
+    if measure["name"] != "train":
+        lines.append(f"{about}, measured {measure['name']}")
     else:
         first = column(url, "first_nonfinite")
-        lines.append(f"{about}, {grid['steps']} steps")
+        lines.append(f"{about}, {measure['steps']} steps")
         lines.append(
             f"{np.sum(first == 0)} networks were not finite from the start, {np.sum(first > 0)} later"
         )

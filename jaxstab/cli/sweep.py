@@ -13,9 +13,11 @@ import numpy as np
 import xarray as xr
 from tqdm import tqdm
 
-from jaxstab import datasets, networks, records, store, survey, sweeps
+from jaxstab import datasets, records, store, sweeps
+from jaxstab.analysis import survey
+from jaxstab.analysis.survey import parts
 from jaxstab.cli import history, interrupts
-from jaxstab.cli.arguments import choice
+from jaxstab.cli.family import Family
 from jaxstab.cli.faults import (
     UserError,
     check_memory,
@@ -26,17 +28,17 @@ from jaxstab.cli.faults import (
 )
 from jaxstab.store import fingerprint, locks
 from jaxstab.store.dataset import attributes, check_writable, remove, versions
+from jaxstab.sweeps.examples import classes
+from jaxstab.sweeps.measuring import settings as settings_of_sweep
 from jaxstab.sweeps.run import as_attributes
-from jaxstab.sweeps.run import settings as settings_of_sweep
 
-_DEFAULTS = sweeps.Grid()
 # seconds that the defaults take on two cores: to measure, and to compile and predict an activation
 _MEASURING = 40.0
 _COMPILING = 15.0
 
 
 @dataclasses.dataclass(frozen=True)
-class Sweep:
+class Sweep(Family):
     """Measure a grid of networks on real digits, predict the same, and write a store and a report.
 
     For every depth, gain, activation and seed: the forward profile (length, correlation,
@@ -49,55 +51,45 @@ class Sweep:
     out: Path = Path("runs/main")
     """Folder for the results: OUT/store.zarr (labelled arrays) and OUT/report.html; until they are finished, what is
     measured is in OUT/profiles.zarr and OUT/spectra.zarr."""
-    data: str = "mnist-5k"
-    """mnist-5k, digits, mnist (with --data-path), or an .npz file holding x and y."""
-    data_path: Path | None = None
-    """Folder of the four MNIST IDX files, for --data mnist (scripts/fetch_mnist makes one)."""
-    depths: tuple[int, ...] = _DEFAULTS.depths
-    """Depths at which gradients and spectra are read, ascending."""
-    sigma_w: tuple[float, ...] = _DEFAULTS.sigma_w
+    sigma_w: tuple[float, ...] = tuple(float(gain) for gain in np.linspace(0.5, 4.0, 24).round(4))
     """Weight gains, ascending: standard deviation of the weights times the square root of fan-in."""
-    activations: tuple[str, ...] = tuple(str(name) for name in _DEFAULTS.activations)
+    activations: tuple[str, ...] = ("tanh", "relu", "gelu", "sigmoid")
     """Activations by name: identity relu leaky_relu tanh sigmoid erf hard_tanh gelu silu softplus elu selu sin."""
-    seeds: int = _DEFAULTS.seeds
+    seeds: int = 4
     """Independent networks per cell; the standard errors are over them."""
-    sigma_b: float = _DEFAULTS.sigma_b
+    sigma_b: float = 0.05**0.5
     """Standard deviation of the biases."""
-    width: int = _DEFAULTS.width
-    """Units per layer."""
-    inputs: int = _DEFAULTS.inputs
+    inputs: int = 4
     """Digits per network."""
-    weights: choice(str, networks.WEIGHTS) = _DEFAULTS.weights  # type: ignore[valid-type]
-    """Law of the weights."""
-    norm: choice(str | None, networks.NORMS) = _DEFAULTS.norm  # type: ignore[valid-type]
-    """Norm in every block; batch needs --batch."""
-    norm_after: bool = _DEFAULTS.norm_after
-    """Norm after the activation instead of before it."""
-    skip: choice(str | None, networks.SKIPS) = _DEFAULTS.skip  # type: ignore[valid-type]
-    """Skip connection around every block."""
-    dropout: float = _DEFAULTS.dropout
+    dropout: float = 0.0
     """Share of features dropped."""
-    batch: int | None = _DEFAULTS.batch
-    """Digits that go through the network together, as one input."""
-    dtype: choice(str, ("float32", "float64")) = _DEFAULTS.dtype  # type: ignore[valid-type]
-    """Precision of the measurement; theory is always float64."""
     chunk_size: int | None = None
     """Networks computed at once; fitted to memory unless given."""
-    cpu_devices: int | None = None
-    """Parts into which JAX divides the CPU; one per core unless given."""
     overwrite: bool = False
     """Replace a store of other settings, finished or not, or measure a finished one anew."""
-    config: Path | None = None
-    """TOML file with any of these settings; flags override it."""
-    dry_run: bool = False
-    """Check the settings, say what would be computed, and stop."""
-    print_config: bool = False
-    """Print these settings as a TOML file for --config, and stop."""
 
-    def grid(self) -> sweeps.Grid:
-        """The grid of these settings."""
-        fields = {field.name for field in dataclasses.fields(sweeps.Grid)}
-        return sweeps.Grid(**{k: v for k, v in dataclasses.asdict(self).items() if k in fields})
+    def grid(self, outputs: int = 10) -> sweeps.Grid:
+        """The grid of these settings, of networks with so many outputs."""
+        axes = {
+            "activation": self.activations,
+            "depth": self.depths,
+            "seed": self.seed_axis(),
+            "sigma_w": self.sigma_w,
+        }
+        return sweeps.Grid(
+            axes,
+            sigma_b=self.sigma_b,
+            width=self.width,
+            inputs=self.inputs,
+            weights=self.weights,
+            norm=self.norm,
+            norm_after=self.norm_after,
+            skip=self.skip,
+            dropout=self.dropout,
+            batch=self.batch,
+            dtype=self.dtype,
+            outputs=outputs,
+        )
 
 
 def sweep(settings: Sweep) -> None:
@@ -115,13 +107,14 @@ def sweep(settings: Sweep) -> None:
     divide_cpu(settings.cpu_devices)
     with users_fault():
         _check_size(settings)
-        grid = settings.grid()
+        # bad settings are told before the data are read
+        settings.grid()
         data = datasets.load(settings.data, settings.data_path)
-        grid = dataclasses.replace(grid, outputs=int(data.y.max()) + 1)
+        grid = settings.grid(classes(data))
         # every seed draws as many examples
-        sweeps.samples(dataclasses.replace(grid, seeds=1), data)
+        sweeps.samples(grid.but(seed=range(1)), data, settings.batch)
         check_memory("the results", _results(grid))
-        plans = _plans(grid, data.x.shape[1], settings.chunk_size)
+        plans = _plans(grid, data, settings.chunk_size)
         for measure, plan in plans.items():
             check_memory(f"groups of {measure}", plan.memory * len(jax.local_devices()))
         finished = not settings.dry_run and _is_finished(settings, place, grid, data)
@@ -129,7 +122,7 @@ def sweep(settings: Sweep) -> None:
     if settings.dry_run:
         return
     total = sum(plan.groups for plan in plans.values())
-    if finished and page.exists() and not any(part.exists() for part in survey.parts(settings.out)):
+    if finished and page.exists() and not any(part.exists() for part in parts(settings.out)):
         print(f"nothing was left to do\nstore:  {place}\nreport: {page}")
         return
     from jaxstab import (
@@ -144,7 +137,7 @@ def sweep(settings: Sweep) -> None:
             print("nothing was left to do")
         else:
             _make(settings, place, grid, data, total)
-        for part in survey.parts(settings.out):
+        for part in parts(settings.out):
             remove(part)
         if not (finished and page.exists()):
             report.write(store.load(place).assign_attrs(history.told(str(place))), page)
@@ -153,9 +146,7 @@ def sweep(settings: Sweep) -> None:
 
 def _is_finished(settings: Sweep, place: Path, grid: sweeps.Grid, data: records.Data) -> bool:
     """Whether the store of this very sweep is there; a place that cannot be used is refused."""
-    for part, of in zip(
-        survey.parts(settings.out), (grid, dataclasses.replace(grid, inputs=1)), strict=True
-    ):
+    for part, of in zip(parts(settings.out), (grid, grid.but(inputs=1)), strict=True):
         changed = "" if settings.overwrite else _changed(part, settings_of_sweep(of, data))
         if changed:
             raise UserError(
@@ -200,14 +191,14 @@ def _make(settings: Sweep, place: Path, grid: sweeps.Grid, data: records.Data, t
     """Measure what is not measured yet, predict, judge, and write the whole."""
     begun = _kept(settings.out)
     # the groups of two measures, then every activation twice
-    steps = total + 2 * len(grid.activations)
+    steps = total + 2 * len(grid.values("activation"))
     try:
         with tqdm(
             total=steps, initial=begun, unit="step", dynamic_ncols=True, mininterval=0.5
         ) as bar:
             dataset = _surveyed(settings, grid, data, _progress(bar))
     finally:
-        cells = len(grid.activations) * len(grid.sigma_w) * grid.seeds
+        cells = _cells(grid)
         history.note(str(place), round(cells * max(0, _kept(settings.out) - begun) / total))
     store.save(dataset, place, settings.overwrite, made=versions())
 
@@ -222,19 +213,19 @@ def _surveyed(
         "progress": progress,
     }
     try:
-        return survey.survey(grid, data, **kept)
+        return survey(grid, data, **kept)
     except store.OtherSweepError as error:
         if not settings.overwrite:
             raise UserError(f"{error}, or pass --overwrite to replace it") from error
-    for part in survey.parts(settings.out):
+    for part in parts(settings.out):
         remove(part)
-    return survey.survey(grid, data, **kept)
+    return survey(grid, data, **kept)
 
 
 def _kept(out: Path) -> int:
     """How many groups of an unfinished sweep are measured."""
     done = 0
-    for part in survey.parts(out):
+    for part in parts(out):
         # what is not there, or is damaged, is measured anew
         with contextlib.suppress(ValueError, OSError):
             done += store.progress(part).done
@@ -254,19 +245,24 @@ def _check_size(settings: Sweep) -> None:
 
 def _results(grid: sweeps.Grid) -> float:
     """Bytes of all that is measured: profiles of every input, gradients of every depth, spectra."""
-    networks = len(grid.activations) * len(grid.sigma_w) * grid.seeds
-    profiles = grid.inputs * (max(grid.depths) + 1) * (5 + 2 * len(grid.depths))
-    spectra = len(grid.depths) * grid.width * (grid.batch or 1)
+    fixed = grid.fixed
+    depths = len(grid.values("depth"))
+    profiles = fixed["inputs"] * (grid.deepest + 1) * (5 + 2 * depths)
+    spectra = depths * fixed["width"] * (fixed["batch"] or 1)
     # twice while they are put together
-    return 2.0 * np.dtype(grid.dtype).itemsize * networks * (profiles + spectra)
+    return 2.0 * np.dtype(fixed["dtype"]).itemsize * _cells(grid) * (profiles + spectra)
 
 
-def _plans(grid: sweeps.Grid, d_in: int, chunk_size: int | None) -> dict[str, sweeps.Plan]:
+def _cells(grid: sweeps.Grid) -> int:
+    """Networks measured: each is read at all depths."""
+    return grid.count // len(grid.values("depth"))
+
+
+def _plans(grid: sweeps.Grid, data: records.Data, chunk_size: int | None) -> dict[str, sweeps.Plan]:
     """How the two measures of a survey are cut into groups, by what they measure."""
-    one_input = dataclasses.replace(grid, inputs=1)
     return {
-        "profiles": sweeps.plan(grid, d_in, sweeps.signal, chunk_size),
-        "spectra": sweeps.plan(one_input, d_in, sweeps.jacobian, chunk_size),
+        "profiles": sweeps.plan(grid, sweeps.signal, data, chunk_size),
+        "spectra": sweeps.plan(grid.but(inputs=1), sweeps.jacobian, data, chunk_size),
     }
 
 
@@ -274,13 +270,14 @@ def _header(grid: sweeps.Grid, plans: dict[str, sweeps.Plan]) -> str:
     """What is going to be computed, in a line."""
     devices = jax.local_devices()
     each = "; ".join(
-        f"{name}: {plan.groups} groups of {plan.group[0] * plan.group[1]} networks in about "
+        f"{name}: {plan.groups} groups of {plan.size} networks in about "
         f"{plan.memory / 2**20:.0f} MiB each, {plan.programs} programs"
         for name, plan in plans.items()
     )
+    many = {name: len(grid.values(name)) for name in grid.axes}
     return (
-        f"{plans['profiles'].cells} networks ({len(grid.names)} activations x {len(grid.sigma_w)} gains x "
-        f"{grid.seeds} seeds), each read at {len(grid.depths)} depths to {max(grid.depths)}; {each}; on "
+        f"{_cells(grid)} networks ({many['activation']} activations x {many['sigma_w']} gains x "
+        f"{many['seed']} seeds), each read at {many['depth']} depths to {grid.deepest}; {each}; on "
         f"{len(devices)} {devices[0].platform} device{'s' * (len(devices) > 1)}{_rough_time(grid, devices[0])}"
     )
 
@@ -291,11 +288,11 @@ def _rough_time(grid: sweeps.Grid, device: jax.Device) -> str:
         return ""
 
     def cost(of: sweeps.Grid) -> float:
-        networks = len(of.activations) * len(of.sigma_w) * of.seeds
-        return networks * max(of.depths) * (of.width * (of.batch or 1)) ** 3
+        state = of.fixed["width"] * (of.fixed["batch"] or 1)
+        return _cells(of) * of.deepest * state**3
 
-    measuring = _MEASURING * cost(grid) / cost(_DEFAULTS) * 2 / (os.cpu_count() or 2)
-    return f", about {told_time(measuring + _COMPILING * len(grid.activations))}"
+    measuring = _MEASURING * cost(grid) / cost(Sweep().grid()) * 2 / (os.cpu_count() or 2)
+    return f", about {told_time(measuring + _COMPILING * len(grid.kinds))}"
 
 
 def _progress(bar: tqdm) -> sweeps.ProgressBar:

@@ -1,6 +1,7 @@
 """`jaxstab train`: train a grid of networks, group by group, into a store that survives."""
 
 import dataclasses
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -10,9 +11,10 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from jaxstab import datasets, networks, store, sweeps, trainability
+from jaxstab import datasets, sweeps
 from jaxstab.cli import cluster, history, interrupts
 from jaxstab.cli.arguments import choice
+from jaxstab.cli.family import Family
 from jaxstab.cli.faults import (
     UserError,
     check_memory,
@@ -22,12 +24,11 @@ from jaxstab.cli.faults import (
     users_fault,
 )
 from jaxstab.store import export, files
-from jaxstab.sweeps.durable import Sized
-from jaxstab.trainability.durable import Trainings
-from jaxstab.trainability.plan import available
-from jaxstab.trainability.run import Result, restored
+from jaxstab.sweeps.durable import Result, Sized, complete, open_store
+from jaxstab.sweeps.settings import OPTIMISERS
+from jaxstab.sweeps.training_plan import available, flops, training_plan
+from jaxstab.sweeps.trainings import Trainings
 
-_DEFAULTS = trainability.Grid()
 # GiB of a device: more than any has
 _MOST_MEMORY = 65_536
 # of a core, at width 128 and batch 128: 166 GFLOP/s on two were measured
@@ -35,7 +36,7 @@ CORE_FLOPS = 83e9
 
 
 @dataclasses.dataclass(frozen=True)
-class Train:
+class Train(Family):
     """Train networks of every depth, gain, learning rate, ... on real digits, and keep what each did.
 
     Runs that stop for any reason go on where they were when the same command is given again.
@@ -45,54 +46,32 @@ class Train:
 
     out: str = "runs/trained.zarr"
     """Where results go: a folder, or an fsspec URL such as s3://bucket/trained.zarr."""
-    data: str = "mnist-5k"
-    """mnist-5k, digits, mnist (with --data-path), or an .npz file holding x and y."""
-    data_path: Path | None = None
-    """Folder of the four MNIST IDX files, for --data mnist."""
-    depths: tuple[int, ...] = _DEFAULTS.depths
+    depths: tuple[int, ...] = (4, 8, 16, 32, 64)
     """Depths, ascending."""
-    sigma_w: tuple[float, ...] = _DEFAULTS.sigma_w
+    sigma_w: tuple[float, ...] = tuple(float(gain) for gain in np.linspace(0.5, 2.5, 12).round(4))
     """Weight gains, ascending."""
-    sigma_b: tuple[float, ...] = _DEFAULTS.sigma_b
-    """Standard deviations of the biases, ascending."""
-    learning_rates: tuple[float, ...] = _DEFAULTS.learning_rates
-    """Learning rates, ascending."""
-    clips: tuple[float, ...] = _DEFAULTS.clips
-    """Largest norms of a gradient, ascending; inf for no clipping."""
-    dropouts: tuple[float, ...] = _DEFAULTS.dropouts
-    """Shares of features dropped, ascending."""
-    seeds: int = _DEFAULTS.seeds
-    """Independent runs of each."""
-    activations: tuple[str, ...] = ("tanh",)
-    """Activations by name: a kind of network each."""
-    weights: choice(str, networks.WEIGHTS) = "gaussian"  # type: ignore[valid-type]
-    """Law of the weights."""
-    norm: choice(str | None, networks.NORMS) = None  # type: ignore[valid-type]
-    """Norm in every block."""
-    norm_after: bool = False
-    """Norm after the activation instead of before it."""
-    skip: choice(str | None, networks.SKIPS) = None  # type: ignore[valid-type]
-    """Skip connection around every block."""
-    width: int = _DEFAULTS.width
-    """Units per layer."""
-    steps: int = _DEFAULTS.steps
-    """Updates."""
-    batch: int | None = _DEFAULTS.batch
+    batch: int | None = 128
     """Examples per update; None for all."""
-    optimiser: choice(str, trainability.OPTIMISERS, "--optimizer") = _DEFAULTS.optimiser  # type: ignore[valid-type]
+    sigma_b: tuple[float, ...] = (0.05**0.5,)
+    """Standard deviations of the biases, ascending."""
+    learning_rates: tuple[float, ...] = (0.01,)
+    """Learning rates, ascending."""
+    clips: tuple[float, ...] = (math.inf,)
+    """Largest norms of a gradient, ascending; inf for no clipping."""
+    dropouts: tuple[float, ...] = (0.0,)
+    """Shares of features dropped, ascending."""
+    steps: int = 200
+    """Updates."""
+    optimiser: choice(str, OPTIMISERS, "--optimizer") = "sgd"  # type: ignore[valid-type]
     """Optimiser."""
-    evaluate: tuple[int, ...] = _DEFAULTS.evaluate
-    """Numbers of updates after which to look at all data, besides the end."""
-    dtype: choice(str, ("float32", "float64")) = _DEFAULTS.dtype  # type: ignore[valid-type]
-    """Precision."""
+    evaluate: tuple[int, ...] = (0,)
+    """Numbers of updates after which to evaluate all data, besides the end."""
     memory: float | None = None
     """GiB of a device that may be used; from the device unless given."""
     lanes: int | None = None
     """Networks trained side by side on a device; one on a CPU, what fits elsewhere, unless given."""
     group: int | None = None
     """Networks of a group, which is computed by one device and kept as a whole; some seconds' work unless given."""
-    cpu_devices: int | None = None
-    """Parts into which JAX divides the CPU; one per core unless given."""
     shard: str = "1/1"
     """I/N: the I-th of N equal parts of the groups."""
     join: bool = False
@@ -111,25 +90,34 @@ class Train:
     """Also write a line per network to this file at the end."""
     tensorboard: Path | None = None
     """Also write TensorBoard's event files, a run per network, to this folder at the end."""
-    config: Path | None = None
-    """TOML file with any of these settings; flags override it."""
-    dry_run: bool = False
-    """Check the settings, say what would be computed, and stop."""
-    print_config: bool = False
-    """Print these settings as a TOML file for --config, and stop."""
 
-    def grid(self) -> trainability.Grid:
+    def grid(self) -> sweeps.Grid:
         """The grid of these settings."""
-        kinds = {
-            "weights": self.weights,
-            "norm": self.norm,
-            "norm_after": self.norm_after,
-            "skip": self.skip,
+        axes = {
+            "activation": self.activations,
+            "depth": self.depths,
+            "sigma_w": self.sigma_w,
+            "sigma_b": self.sigma_b,
+            "learning_rate": self.learning_rates,
+            "clip": self.clips,
+            "dropout": self.dropouts,
+            "seed": self.seed_axis(),
         }
-        variants = tuple(trainability.Variant(name, name, **kinds) for name in self.activations)
-        fields = {field.name for field in dataclasses.fields(trainability.Grid)}
-        same = {k: v for k, v in dataclasses.asdict(self).items() if k in fields}
-        return trainability.Grid(variants, **same)
+        return sweeps.Grid(
+            axes,
+            weights=self.weights,
+            norm=self.norm,
+            norm_after=self.norm_after,
+            skip=self.skip,
+            width=self.width,
+            batch=self.batch,
+            optimiser=self.optimiser,
+            dtype=self.dtype,
+        )
+
+    def measure(self) -> sweeps.Train:
+        """What a training is."""
+        return sweeps.Train(self.steps, self.evaluate)
 
     def sharing(self) -> cluster.Sharing:
         """The flags that say how processes share the grid."""
@@ -154,15 +142,15 @@ def train(settings: Train) -> None:
     """
     divide_cpu(settings.cpu_devices)
     with users_fault():
-        grid, data = _checked(settings)
+        grid, measure, data = _checked(settings)
         # before JAX first looks for its devices
         part = (1, 1) if settings.dry_run else cluster.part(settings.sharing())
-        plan = _planned(settings, grid, data)
-        print(_header(grid, plan, data), flush=True)
+        plan = _planned(settings, grid, measure, data)
+        print(_header(grid, measure, plan, data), flush=True)
         if settings.dry_run:
             return
-        job = Trainings(grid, plan, data)
-        groups = sweeps.open_store(settings.out, job)
+        job = Trainings(grid, measure, data, plan)
+        groups = open_store(settings.out, job)
     tally = _Tally()
 
     def told() -> str:
@@ -170,14 +158,14 @@ def train(settings: Train) -> None:
 
     try:
         with users_fault(), interrupts.resumable(told):
-            sweeps.complete(groups, job, part, settings.join, tally.watching(job))
+            complete(groups, job, part, settings.join, tally.watching(job))
     finally:
         history.note(settings.out, tally.cells)
     print(tally.line())
-    left = len(plan.groups) - len(groups.marks())
+    left = plan.groups - len(groups.marks())
     if settings.csv or settings.tensorboard:
         with users_fault():
-            dataset = restored(store.load_groups(settings.out))
+            dataset = sweeps.load(settings.out)
             if settings.csv:
                 print(f"table: {export.write_table(dataset, settings.csv)}")
             if settings.tensorboard:
@@ -185,21 +173,22 @@ def train(settings: Train) -> None:
     print(f"store: {settings.out}" + (f" ({left} groups are left to others)" if left else ""))
 
 
-def _checked(settings: Train) -> tuple[trainability.Grid, trainability.Split]:
-    """The grid and its data; all that can be refused is refused, and nothing is written."""
+def _checked(settings: Train) -> tuple[sweeps.Grid, sweeps.Train, sweeps.Split]:
+    """The grid, the training and its data; all that can be refused is refused, and nothing is written."""
     _check_size(settings)
     grid = settings.grid()
+    measure = settings.measure()
     cluster.check(settings.sharing())
     _check_outputs(settings)
-    return grid, split(settings.data, settings.data_path)
+    return grid, measure, split(settings.data, settings.data_path)
 
 
 def _planned(
-    settings: Train, grid: trainability.Grid, data: trainability.Split
-) -> trainability.Plan:
+    settings: Train, grid: sweeps.Grid, measure: sweeps.Train, data: sweeps.Split
+) -> sweeps.Plan:
     """How the grid is cut into groups that fit into memory."""
     budget = available() if settings.memory is None else int(settings.memory * 2**30)
-    plan = trainability.plan(grid, data, budget, settings.lanes, settings.group)
+    plan = training_plan(grid, measure, data, settings.group, budget, settings.lanes)
     if plan.memory > budget:
         raise ValueError(
             f"{plan.lanes} lanes take {plan.memory} bytes, {budget} may be used; fewer would do"
@@ -207,26 +196,26 @@ def _planned(
     return plan
 
 
-def _header(grid: trainability.Grid, plan: trainability.Plan, data: trainability.Split) -> str:
+def _header(grid: sweeps.Grid, measure: sweeps.Train, plan: sweeps.Plan, data: sweeps.Split) -> str:
     """What is going to be trained, in a line."""
     devices = jax.local_devices()
     each = [
-        trainability.flops(grid, v, depth, data)
-        for v in range(len(grid.variants))
-        for depth in grid.depths
+        flops(grid, kind, measure, depth, data)
+        for kind in grid.kinds
+        for depth in grid.values("depth")
     ]
     work = grid.count // len(each) * sum(each)
     rough = ""
     if devices[0].platform == "cpu":
         rough = f", on this CPU {told_time(work / (CORE_FLOPS * (os.cpu_count() or 1)))} or more"
     return (
-        f"{grid.count} networks in {len(plan.groups)} groups of {plan.size}, {plan.programs} programs, "
+        f"{grid.count} networks in {plan.groups} groups of {plan.size}, {plan.programs} programs, "
         f"{work / 1e12:.3g} TFLOP{rough}; {plan.lanes} at once in about {plan.memory / 2**20:.0f} MiB on each of "
         f"{len(devices)} {devices[0].platform} device{'s' * (len(devices) > 1)}"
     )
 
 
-def split(name: str, path: Path | None) -> trainability.Split:
+def split(name: str, path: Path | None) -> sweeps.Split:
     """Data to train and to test on: a fifth of them, unless they come apart.
 
     Args:
@@ -241,8 +230,8 @@ def split(name: str, path: Path | None) -> trainability.Split:
     """
     whole = datasets.load(name, path)
     if name == "mnist":
-        return trainability.Split(whole, datasets.load(name, path, train=False))
-    return trainability.divided(whole)
+        return sweeps.Split(whole, datasets.load(name, path, train=False))
+    return sweeps.divided(whole)
 
 
 @dataclasses.dataclass
@@ -271,25 +260,25 @@ class _Tally:
     def watching(self, job: Trainings) -> sweeps.ProgressBar:
         """Count the groups of a job as they are kept, and show how far it is."""
 
-        def wrap(results: Sized[Result]) -> Iterator[Result]:
+        def wrap(results: Sized) -> Iterator[Result]:
             with tqdm(total=len(results), unit="group", dynamic_ncols=True, mininterval=0.5) as bar:
                 for result in results:
                     # a signal's exception may have been lost in a callback
                     interrupts.check()
                     yield result
-                    group = job.plan.groups[result.group]
-                    self._count(result, np.asarray(result.seen.first_nonfinite)[group.cells >= 0])
-                    each = trainability.flops(job.grid, group.variant, group.depth, job.data)
-                    self.flops += each * np.sum(group.cells >= 0)
+                    ends = result.values["first_nonfinite"][job.inside(result.group)]
+                    self._count(result, np.asarray(ends))
+                    self.flops += job.flops(result.group)
+                    depth = job.place(result.group)[1]
                     bar.set_postfix_str(
-                        f"depth {group.depth}, {self.compiling:.0f} s compiling", refresh=False
+                        f"depth {depth}, {self.compiling:.0f} s compiling", refresh=False
                     )
                     bar.update()
 
         return wrap
 
     def _count(self, result: Result, first_nonfinite: np.ndarray) -> None:
-        self.cells += len(first_nonfinite)
+        self.cells += first_nonfinite.size
         self.at_once += int(np.sum(first_nonfinite == 0))
         self.later += int(np.sum(first_nonfinite > 0))
         self.working += result.seconds

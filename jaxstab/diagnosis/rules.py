@@ -35,7 +35,7 @@ JUMP = 1.0
 
 
 def gradient_rate(measured: Measured) -> Interval:
-    """The slope of ln |dL/dh_l| against l over the blocks, as `verdicts.rate` fits it.
+    """The slope of ln |dL/dh_l| against l over the blocks, as `analysis.rate` fits it.
 
     The interval is two standard errors wide to either side: of the slopes of single examples, and
     of the fit.

@@ -10,11 +10,11 @@ import pandas as pd
 import xarray as xr
 from matplotlib.figure import Figure
 
+from jaxstab.analysis.verdicts import AGREEMENTS, regions
 from jaxstab.report import figures
 from jaxstab.report.document import Picture, page, picture
 from jaxstab.report.figures import COLOURS, N_XI
 from jaxstab.store.files import whole_file
-from jaxstab.verdicts import AGREEMENTS, regions
 
 _NEEDED = ("verdict", "gradient_profile", "phase_chi_1", "log_s_quantile", "fine_xi_c")
 # variables drawn in each figure, with the dimensions that are averaged over
@@ -75,10 +75,12 @@ def write(dataset: xr.Dataset, path: str | Path) -> Path:
 def _settings(dataset: xr.Dataset) -> str:
     """What was measured, in a sentence."""
     grid = json.loads(dataset.attrs["grid"])
+    depths = grid["depth"]
+    gains = grid["sigma_w"]
     return (
-        f"{dataset.attrs['data']}, width {grid['width']}, depths {grid['depths'][0]} to {grid['depths'][-1]}, "
-        f"{len(grid['sigma_w'])} gains in [{grid['sigma_w'][0]:g}, {grid['sigma_w'][-1]:g}], "
-        f"sigma_b = {grid['sigma_b']:.4g}, {grid['seeds']} seeds, {grid['inputs']} inputs each of mean square 1, "
+        f"{dataset.attrs['data']}, width {grid['width']}, depths {depths[0]} to {depths[-1]}, "
+        f"{len(gains)} gains in [{gains[0]:g}, {gains[-1]:g}], sigma_b = {grid['sigma_b']:.4g}, "
+        f"{len(grid['seed'])} seeds, {grid['inputs']} inputs each of mean square 1, "
         f"{grid['weights']} weights, {grid['dtype']}"
     )
 

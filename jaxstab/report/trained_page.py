@@ -45,7 +45,7 @@ def write_trained(summary: xr.Dataset, path: str | Path) -> Path:
     """Write the report page of trainings, all figures and their data inside.
 
     Args:
-        summary: as `trainability.summarise` gives it.
+        summary: as `analysis.summarise` gives it.
         path: the HTML file; an existing one is replaced when the new one is complete.
 
     Returns:
@@ -101,16 +101,25 @@ def write_trained(summary: xr.Dataset, path: str | Path) -> Path:
 def _settings(summary: xr.Dataset) -> str:
     """What was trained, in a sentence."""
     grid = json.loads(summary.attrs["grid"])
-    rates = ", ".join(f"{rate:g}" for rate in grid["learning_rates"])
-    data = json.loads(summary.attrs.get("data", "{}")).get("name", "data unknown")
-    several = len(grid["learning_rates"]) > 1
-    batch = f"batch {grid['batch']}" if grid["batch"] else "full batch"
+
+    def values(name: str) -> list[Any]:
+        return grid[name] if isinstance(grid[name], list) else [grid[name]]
+
+    def told(name: str) -> str:
+        return ", ".join(f"{value}" for value in values(name))
+
+    rates = ", ".join(f"{rate:g}" for rate in values("learning_rate"))
+    several = len(values("learning_rate")) > 1
+    seeds = len(values("seed"))
+    batch = "full batch" if values("batch") == [None] else f"batch {told('batch')}"
+    depths = values("depth")
+    gains = values("sigma_w")
+    steps = json.loads(summary.attrs["measure"])["steps"] if "measure" in summary.attrs else "some"
     return (
-        f"{data}, width {grid['width']}, depths {grid['depths'][0]} to {grid['depths'][-1]}, "
-        f"{len(grid['sigma_w'])} gains in [{grid['sigma_w'][0]:g}, {grid['sigma_w'][-1]:g}], "
-        f"{grid['steps']} steps of {grid['optimiser']}, {batch}, learning rate{'s' * several} {rates}"
-        f"{', the best in every cell' * several}, {grid['seeds']} "
-        f"seed{'s' * (grid['seeds'] > 1)}, {grid['dtype']}"
+        f"{summary.attrs.get('data', 'data unknown')}, width {told('width')}, depths {depths[0]} to {depths[-1]}, "
+        f"{len(gains)} gains in [{gains[0]:g}, {gains[-1]:g}], "
+        f"{steps} steps of {told('optimiser')}, {batch}, learning rate{'s' * several} {rates}"
+        f"{', the best in every cell' * several}, {seeds} seed{'s' * (seeds > 1)}, {grid['dtype']}"
     )
 
 

@@ -49,17 +49,23 @@ class Claim:
         for batch in self.batches(1, lambda group: group):
             yield batch[0]
 
-    def batches(self, most: int, alike: Callable[[int], Hashable]) -> Iterator[list[int]]:
+    def batches(
+        self,
+        most: int,
+        alike: Callable[[int], Hashable],
+        rank: Callable[[int], Any] | None = None,
+    ) -> Iterator[list[int]]:
         """Yield groups to compute side by side; none is held while waiting for others.
 
         Args:
             most: how many of them at once.
             alike: groups go together where this is equal.
+            rank: the lowest go first; None for the order of their numbers.
 
         Yields:
             Groups that nobody else holds, at least one.
         """
-        waiting = list(self.pending)
+        waiting = sorted(self.pending, key=rank)
         while waiting:
             batch: list[int] = []
             left = []

@@ -16,7 +16,7 @@ def write_table(dataset: xr.Dataset, path: str | Path) -> Path:
     """Write a comma-separated line per finished cell: its coordinates and its results.
 
     Args:
-        dataset: trainings over their axes, as a finished `trainability.run` is labelled.
+        dataset: trainings over their axes, as `sweeps.load` gives them.
         path: the file.
 
     Returns:
@@ -27,16 +27,15 @@ def write_table(dataset: xr.Dataset, path: str | Path) -> Path:
 
     Example:
         >>> import tempfile
-        >>> from jaxstab.trainability import Grid
-        >>> from jaxstab.trainability.plan import cut
-        >>> from jaxstab.trainability.run import fields, labelled
-        >>> grid = Grid(depths=(1, 2), sigma_w=(1.5,), steps=5)
-        >>> rows = {name: np.zeros((2, *one.shape), one.dtype) for name, one in fields(grid).items()}
-        >>> dataset = labelled(grid, cut(grid, size=1), rows, np.array([True, False]))
+        >>> known = {"depth": [2, 4], "step": range(3), "evaluation": [3]}
+        >>> shares = {n: (("depth", "evaluation"), [[0.5], [0.1]]) for n in ("train_accuracy", "test_accuracy")}
+        >>> curves = {n: (("depth", "step"), np.ones((2, 3))) for n in ("loss", "accuracy")}
+        >>> ends = {"first_nonfinite": ("depth", [-1, -1]), "done": ("depth", [True, False])}
+        >>> dataset = xr.Dataset(shares | curves | ends, known)
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     lines = write_table(dataset, Path(folder) / "table.csv").read_text().splitlines()
         >>> len(lines), lines[0].split(",")[:3]
-        (2, ['variant', 'depth', 'sigma_w'])
+        (2, ['depth', 'train_accuracy', 'test_accuracy'])
     """
     end = dataset[["train_accuracy", "test_accuracy", "first_nonfinite", "done"]].isel(
         evaluation=-1, drop=True
@@ -82,7 +81,7 @@ def write_events(dataset: xr.Dataset, folder: str | Path) -> Path:
     A run has loss and accuracy of every step, and the accuracies at the end.
 
     Args:
-        dataset: trainings over their axes, as a finished `trainability.run` is labelled.
+        dataset: trainings over their axes, as `sweeps.load` gives them.
         folder: where the runs go, each into a folder named after the axes along which cells differ.
 
     Returns:
@@ -94,12 +93,11 @@ def write_events(dataset: xr.Dataset, folder: str | Path) -> Path:
 
     Example:
         >>> import tempfile
-        >>> from jaxstab.trainability import Grid
-        >>> from jaxstab.trainability.plan import cut
-        >>> from jaxstab.trainability.run import fields, labelled
-        >>> grid = Grid(depths=(1, 2), sigma_w=(1.5,), steps=5)
-        >>> rows = {name: np.zeros((2, *one.shape), one.dtype) for name, one in fields(grid).items()}
-        >>> dataset = labelled(grid, cut(grid, size=1), rows, np.array([True, False]))
+        >>> known = {"depth": [2, 4], "step": range(3), "evaluation": [3]}
+        >>> shares = {n: (("depth", "evaluation"), [[0.5], [0.1]]) for n in ("train_accuracy", "test_accuracy")}
+        >>> curves = {n: (("depth", "step"), np.ones((2, 3))) for n in ("loss", "accuracy")}
+        >>> ends = {"first_nonfinite": ("depth", [-1, -1]), "done": ("depth", [True, False])}
+        >>> dataset = xr.Dataset(shares | curves | ends, known)
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     sorted(run.name for run in write_events(dataset, folder).iterdir())
         ['depth=2']

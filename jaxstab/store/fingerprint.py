@@ -16,8 +16,7 @@ from threadpoolctl import threadpool_info
 
 # what may change between two runs without changing a number
 _NUMBERLESS = (
-    "__main__.py", "cli", "datasets.py", "extras.py", "survey.py", "verdicts.py", "report", "store",
-    "trainability/boundary.py", "trainability/censored.py", "trainability/summary.py",
+    "__main__.py", "analysis", "cli", "datasets.py", "extras.py", "report", "store",
 )  # fmt: skip
 _PACKAGES = ("jaxstab", "jax", "jaxlib", "flax", "optax", "numpy")
 # beginnings of the names of vector instructions, on x86 and Arm

@@ -1,27 +1,27 @@
-"""Sweeps: one network measure over a grid of gains, seeds and activations, in one compile per activation."""
+"""Sweeps: networks over a grid, measured or trained, in few compiles, in groups that survive."""
 
 from jaxstab.extras import extra
 
 with extra("run"):
-    from jaxstab.sweeps.durable import Job, ProgressBar, complete, open_store
-    from jaxstab.sweeps.grid import Grid, Sample, samples
-    from jaxstab.sweeps.measures import Measure, jacobian, memory, signal
-    from jaxstab.sweeps.own import OwnGrid
-    from jaxstab.sweeps.plan import Plan, plan
-    from jaxstab.sweeps.run import run, run_into
+    from jaxstab.sweeps.durable import ProgressBar
+    from jaxstab.sweeps.examples import Sample, Split, divided, samples
+    from jaxstab.sweeps.grid import Grid, Variant
+    from jaxstab.sweeps.measures import Measure, Train, jacobian, signal
+    from jaxstab.sweeps.plan import Plan
+    from jaxstab.sweeps.run import load, plan, run, run_into
 
 __all__ = [
     "Grid",
-    "Job",
     "Measure",
-    "OwnGrid",
     "Plan",
     "ProgressBar",
     "Sample",
-    "complete",
+    "Split",
+    "Train",
+    "Variant",
+    "divided",
     "jacobian",
-    "memory",
-    "open_store",
+    "load",
     "plan",
     "run",
     "run_into",

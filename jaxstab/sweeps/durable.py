@@ -4,9 +4,10 @@ Measuring and training are both run this way. What they compute is a `Job`; who 
 group, and what is finished, is the store's to say.
 """
 
+import itertools
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -18,26 +19,28 @@ from jaxstab.store import claims, fingerprint, opening
 from jaxstab.store.groups import Groups
 
 
-@runtime_checkable
-class Computed(Protocol):
-    """A group that is computed."""
+class Result(NamedTuple):
+    """A finished group.
 
-    @property
-    def group(self) -> int:
-        """Its number."""
+    Attributes:
+        group: its number.
+        values: arrays [*cells of a group, ...] by field; cells beyond the end of an axis are blank.
+        seconds: its share of the time that it and those beside it took, compiling not included.
+        compiling: its share of the seconds spent waiting for their program, next to none for most
+            groups.
+    """
 
-    @property
-    def values(self) -> Mapping[str, np.ndarray]:
-        """Arrays by name, those of the store's fields among them."""
+    group: int
+    values: Mapping[str, np.ndarray]
+    seconds: float = 0.0
+    compiling: float = 0.0
 
 
-Result = TypeVar("Result", bound=Computed)
-Found = TypeVar("Found", bound=Computed, covariant=True)
 ProgressBar = Callable[[Any], Iterable[Any]]
 
 
 @runtime_checkable
-class Job(Protocol[Found]):
+class Job(Protocol):
     """Groups of cells to compute, and the store that they go into."""
 
     @property
@@ -63,13 +66,16 @@ class Job(Protocol[Found]):
     def program(self, group: int) -> Hashable:
         """What decides the program of a group; groups of one program run side by side."""
 
+    def rank(self, group: int) -> Any:
+        """When a group is best computed: the lowest first."""
+
     def compute(
         self, batches: Iterable[Sequence[int]], pending: Collection[int]
-    ) -> Iterator[Found]:
+    ) -> Iterator[Result]:
         """Compute batches of groups of one program, no more than there are devices; pending are those that may come."""
 
 
-class Sized(Generic[Result]):
+class Sized:
     """Results as they come, whose number is known: what a progress bar takes."""
 
     def __init__(self, results: Iterable[Result], count: int) -> None:
@@ -91,6 +97,23 @@ class Sized(Generic[Result]):
         return self._count
 
 
+def batches(job: Job, groups: Iterable[int]) -> Iterator[list[int]]:
+    """Share groups out over devices: those of one program side by side.
+
+    Args:
+        job: what is computed.
+        groups: their numbers.
+
+    Yields:
+        Numbers of groups of one program, one per device.
+    """
+    ranked = sorted(groups, key=job.rank)
+    for _, same in itertools.groupby(ranked, job.program):
+        numbers = list(same)
+        most = len(job.devices)
+        yield from (numbers[i : i + most] for i in range(0, len(numbers), most))
+
+
 def settings_of_run() -> dict[str, Any]:
     """What decides a number beside grid and data: random numbers, machine and code.
 
@@ -110,7 +133,7 @@ def settings_of_run() -> dict[str, Any]:
     }
 
 
-def open_store(place: str | Path, job: Job[Result]) -> Groups:
+def open_store(place: str | Path, job: Job) -> Groups:
     """Make the store of a job, or open the one that is there if it is of the same job.
 
     Args:
@@ -131,7 +154,7 @@ def open_store(place: str | Path, job: Job[Result]) -> Groups:
 
 def complete(
     groups: Groups,
-    job: Job[Result],
+    job: Job,
     shard: tuple[int, int] | None = None,
     join: bool = False,
     progress: ProgressBar = iter,
@@ -154,7 +177,7 @@ def complete(
         OSError: if the store cannot be written to.
     """
     with claims.claim(groups, shard or (1, 1), join) as claim, one_blas_thread():
-        batches = claim.batches(len(job.devices), job.program)
+        batches = claim.batches(len(job.devices), job.program, job.rank)
         results = job.compute(batches, claim.pending)
         for result in progress(Sized(results, len(claim.pending))):
             claim.commit(result.group, {name: result.values[name] for name in groups.fields})

@@ -1,208 +1,424 @@
-"""What to sweep over: the grid, and the inputs of each cell."""
+"""What to sweep over: axes of settings, each combination of which is a cell."""
 
 import dataclasses
+import itertools
 import json
 import math
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
-import jax.numpy as jnp
-import numpy as np
-import xarray as xr
-from jaxtyping import Array, Float, Int
+import optax
 
-from jaxstab import networks
-from jaxstab.activations import Activation, get
-from jaxstab.checks import (
-    Integer,
-    Integers,
-    Real,
-    Reals,
-    check_ascending,
-    check_labels,
-    plain_axis,
-    plain_number,
-)
+from jaxstab import clipping, networks
+from jaxstab.activations import get
+from jaxstab.checks import check_ascending, check_choice, check_count, plain_axis
 from jaxstab.networks.blocks import UNIT_WEIGHTS
-from jaxstab.records import Data
+from jaxstab.sweeps.settings import (
+    HYPERPARAMETERS,
+    OPTIMISERS,
+    SETTINGS,
+    STATIC,
+    TRACED,
+    WHOLE,
+    check_hyperparameters,
+    label,
+)
 
-
-class Sample(NamedTuple):
-    """What one measurement of a network looks at.
-
-    Attributes:
-        x: input, of mean square 1; a batch of them where the grid has one.
-        other: a second input, for correlations.
-        label: class of x.
-    """
-
-    x: Float[Array, "*cells d_in"]
-    other: Float[Array, "*cells d_in"]
-    label: Int[Array, "*cells"]
+# settings of a network of the house, which a variant may have of its own
+_OF_NETWORK = ("activation", "weights", "norm", "norm_after", "skip")
+# traced settings that only networks of the house have
+_OF_FAMILY = ("sigma_b", "dropout")
+Kind = Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
-class Grid:
-    """What to sweep over.
+class Variant:
+    """A network under a name of its own: settings that go together, along the axis "variant".
 
     Attributes:
-        depths: depths at which gradients and spectra are read, ascending.
-        sigma_w: weight gains (standard deviations), ascending.
-        activations: names, or `Activation`s.
-        seeds: number of independent networks per cell.
-        sigma_b: standard deviation of the biases.
-        width: units per layer.
-        inputs: inputs per network, or batches of them.
+        name: its label.
+        activation: name, or `Activation`.
         weights: one of `networks.WEIGHTS`.
         norm: None or one of `networks.NORMS`.
         norm_after: whether the norm follows phi instead of preceding it.
         skip: None or one of `networks.SKIPS`.
-        dropout: share of features dropped, in [0, 1); masks differ from input to input.
-        batch: examples that make up one input; BatchNorm needs two or more.
-        dtype: "float32" or "float64" of the measurement.
-        outputs: of the networks; labels are below it.
     """
 
-    depths: Integers = (1, 2, 4, 8, 16, 32, 64)
-    sigma_w: Reals = tuple(float(g) for g in np.linspace(0.5, 4.0, 24).round(4))
-    activations: tuple[str | Activation, ...] = ("tanh", "relu", "gelu", "sigmoid")
-    seeds: Integer = 4
-    sigma_b: Real = 0.05**0.5
-    width: Integer = 128
-    inputs: Integer = 4
+    name: str
+    activation: Any = "tanh"
     weights: str = "gaussian"
     norm: str | None = None
     norm_after: bool = False
     skip: str | None = None
-    dropout: Real = 0.0
-    batch: Integer | None = None
-    dtype: str = "float32"
-    outputs: Integer = 10
 
-    def __post_init__(self) -> None:
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings by name."""
+        own = {name: getattr(self, name) for name in _OF_NETWORK}
+        return own | {"activation": get(self.activation)}
+
+
+@dataclasses.dataclass(frozen=True, init=False, repr=False, eq=False)
+class Grid:
+    """Every combination of the values along some axes, all other settings fixed.
+
+    An axis is static (a program for each of its values), traced (one program for all of them), or
+    the depths of networks whose shallower ones are read off from the deepest. Settings of the
+    network: activation, weights, norm, norm_after, skip, width, depth, sigma_w, sigma_b, dropout,
+    seed; of what it is measured at: inputs, batch, outputs, dtype; of trainings: optimiser,
+    learning_rate, momentum, weight_decay, clip, batch.
+
+    Attributes:
+        axes: values by name; numbers ascend. "variant" has `Variant`s.
+        fixed: the other settings.
+        network: None for the MLPs of `networks.MLP`, or depth -> the chain of that depth; other axes
+            that it takes are arguments by their names.
+        kernels: which parameters of a network of the caller's own sigma_w multiplies, as in
+            `networks.scale_kernels`.
+
+    Example:
+        >>> grid = Grid({"depth": (8, 32), "sigma_w": (1.0, 1.5), "seed": range(4)}, width=64)
+        >>> grid.count, grid.values("depth"), grid.values("width")
+        (16, (8, 32), (64,))
+    """
+
+    axes: dict[str, Sequence[Any]]
+    fixed: dict[str, Any]
+    network: Callable[..., networks.Chain] | None
+    kernels: networks.Kernels | None
+
+    def __init__(
+        self,
+        axes: Mapping[str, Iterable[Any]],
+        *,
+        network: Callable[..., networks.Chain] | None = None,
+        kernels: networks.Kernels | None = None,
+        **fixed: Any,
+    ) -> None:
         """Check what Python can know.
 
+        Args:
+            axes: values by name of the setting.
+            network: of layers of the caller's own.
+            kernels: of such a network.
+            **fixed: settings that have one value.
+
         Raises:
-            ValueError: if an axis is empty or out of order, or a value is out of range or unknown.
+            ValueError: if a setting is unknown, an axis is empty or out of order, or a value is out
+                of range.
         """
-        plain = {
-            "depths": plain_axis("depths", self.depths, integer=True),
-            "sigma_w": plain_axis("sigma_w", self.sigma_w),
-            "sigma_b": plain_number("sigma_b", self.sigma_b),
-            "dropout": plain_number("dropout", self.dropout),
-            "activations": tuple(self.activations),
-        } | {
-            name: plain_number(name, getattr(self, name), integer=True)
-            for name in ("seeds", "width", "inputs", "outputs", "batch")
-            if getattr(self, name) is not None
-        }
-        for name, value in plain.items():
-            # frozen: set as dataclasses do it
-            object.__setattr__(self, name, value)
-        for axis in ("depths", "sigma_w"):
-            check_ascending(axis, getattr(self, axis))
-        if len(self.activations) == 0 or len({get(a).name for a in self.activations}) < len(
-            self.activations
-        ):
+        # a Flax module can be called, too
+        if network is not None and (not callable(network) or hasattr(network, "init")):
             raise ValueError(
-                f"activations must be one or more different ones, got {self.activations}"
+                f"network must be a function depth -> networks.Chain, got a {type(network).__name__}"
             )
-        for name, values in (("sigma_w", self.sigma_w), ("sigma_b", (self.sigma_b,))):
-            if not all(math.isfinite(v) and v >= 0 for v in values):
-                raise ValueError(f"{name} must be finite and >= 0, got {getattr(self, name)}")
-        for name, values in (
-            ("depths", self.depths),
-            *((n, (getattr(self, n),)) for n in ("seeds", "width", "inputs", "outputs")),
-        ):
-            if not all(isinstance(v, int) and v >= 1 for v in values):
-                raise ValueError(f"{name} must be integers >= 1, got {getattr(self, name)}")
-        if self.dtype not in ("float32", "float64"):
-            raise ValueError(f"dtype must be float32 or float64, got {self.dtype!r}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
-        needs_batch = self.network(self.activations[0]).mixes_examples
-        has_batch = isinstance(self.batch, int) and self.batch >= 2
-        if (needs_batch or self.batch is not None) and not has_batch:
-            raise ValueError(
-                f"batch must be an integer >= 2, and BatchNorm needs one, got {self.batch}"
-            )
+        twice = sorted(set(axes) & set(fixed))
+        if twice:
+            raise ValueError(f"{', '.join(twice)} must be an axis or a fixed setting, got both")
+        for name in (*axes, *fixed):
+            own = network is not None and name in axes
+            if name != "variant" and not own:
+                check_choice("a setting", name, tuple(SETTINGS))
+        along = {name: _along(name, values) for name, values in axes.items()}
+        plain = {name: SETTINGS[name].check(name, value) for name, value in fixed.items()}
+        defaults = {name: one.default for name, one in SETTINGS.items() if name not in along}
+        # frozen: set as dataclasses do it
+        object.__setattr__(self, "axes", along)
+        object.__setattr__(self, "fixed", defaults | plain)
+        object.__setattr__(self, "network", network)
+        object.__setattr__(self, "kernels", kernels)
+        self._check()
+
+    def _check(self) -> None:
+        """Check what settings have to do with one another."""
+        if self.network is not None:
+            unknown = [name for name in _OF_FAMILY if name in self.axes]
+            if unknown:
+                raise ValueError(
+                    f"{', '.join(unknown)} must be left out: a network of your own knows no such axis"
+                )
+        given = tuple(name for name in HYPERPARAMETERS if self.values(name) != (None,))
+        for kind in self.kinds:
+            check_hyperparameters(kind["optimiser"], given)
+            if self.network is not None:
+                continue
+            mixes = self.mlp(kind, 1, 1).mixes_examples
+            if mixes and kind["batch"] == 1:
+                raise ValueError("BatchNorm needs a batch of at least 2 examples, got 1")
+
+    def values(self, name: str) -> Sequence[Any]:
+        """The values of a setting: those along its axis, or the one it has.
+
+        Args:
+            name: of the setting.
+
+        Returns:
+            One or more.
+        """
+        return self.axes[name] if name in self.axes else (self.fixed[name],)
+
+    def labels(self, name: str) -> list[Any]:
+        """The values of a setting as coordinates show them.
+
+        Args:
+            name: of the setting.
+
+        Returns:
+            Numbers or names.
+        """
+        return [label(value) for value in self.values(name)]
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """Names of the activations."""
-        return tuple(get(a).name for a in self.activations)
+    def static_axes(self) -> tuple[str, ...]:
+        """Axes, but for depth, each of whose values needs a program."""
+        return tuple(name for name in self.axes if _kind_of(name) == STATIC and name != "depth")
 
-    def network(self, activation: str | Activation) -> networks.MLP:
-        """The network of the deepest depth with this activation."""
+    @property
+    def traced_axes(self) -> tuple[str, ...]:
+        """Axes whose values share a program."""
+        return tuple(name for name in self.axes if _kind_of(name) == TRACED)
+
+    @property
+    def kinds(self) -> list[Kind]:
+        """The static settings of every kind of network, the last axis the fastest."""
+        names = self.static_axes
+        fixed = {name: value for name, value in self.fixed.items() if _kind_of(name) == STATIC}
+        found: list[Kind] = []
+        for values in itertools.product(*(self.axes[name] for name in names)):
+            own = dict(zip(names, values, strict=True))
+            variant = own["variant"].settings if "variant" in own else {}
+            found.append(fixed | own | variant)
+        return found
+
+    @property
+    def count(self) -> int:
+        """Number of cells."""
+        return math.prod(len(values) for values in self.axes.values())
+
+    @property
+    def deepest(self) -> int:
+        """The largest depth."""
+        return max(self.values("depth"))
+
+    @property
+    def wet(self) -> bool:
+        """Whether any cell drops features."""
+        return any(rate > 0 for rate in self.values("dropout"))
+
+    def mlp(self, kind: Kind, depth: int, outputs: int) -> networks.MLP:
+        """The MLP of one kind.
+
+        Args:
+            kind: one of `kinds`.
+            depth: blocks.
+            outputs: of the network, unless the grid says how many.
+
+        Returns:
+            The module.
+        """
         return networks.MLP(
-            max(self.depths),
-            self.width,
-            get(activation),
-            features_out=self.outputs,
-            weights=self.weights,
-            norm=self.norm,
-            norm_after=self.norm_after,
-            dropout=self.dropout > 0,
-            skip=self.skip,
+            depth,
+            kind["width"],
+            kind["activation"],
+            features_out=self.fixed["outputs"] or outputs,
+            weights=kind["weights"],
+            norm=kind["norm"],
+            norm_after=kind["norm_after"],
+            dropout=self.wet,
+            skip=kind["skip"],
         )
 
+    def chain(self, kind: Kind, depth: int) -> networks.Chain:
+        """The chain of the caller's own layers.
+
+        Args:
+            kind: one of `kinds`.
+            depth: number of blocks.
+
+        Returns:
+            The chain.
+
+        Raises:
+            ValueError: if the factory gives something else.
+        """
+        assert self.network is not None
+        found = self.network(depth, **{name: kind[name] for name in self.static_axes})
+        if not isinstance(found, networks.Chain):
+            raise ValueError(
+                f"network({depth}) must be a networks.Chain, got a {type(found).__name__}"
+            )
+        if found.init is None:
+            raise ValueError(
+                "network must draw its parameters: networks.from_linen or networks.from_functions"
+            )
+        if isinstance(found.block, tuple) and len(found.block) != depth:
+            raise ValueError(f"network({depth}) must be of {depth} blocks, got {len(found.block)}")
+        return found
+
+    def optimise(self, kind: Kind, cell: Mapping[str, Any]) -> optax.GradientTransformation:
+        """The optimiser of one cell.
+
+        Args:
+            kind: one of `kinds`.
+            cell: traced settings by name.
+
+        Returns:
+            The transformation; clipping is left out where no cell clips.
+        """
+        chosen = kind["optimiser"]
+        factory = OPTIMISERS[chosen] if isinstance(chosen, str) else chosen
+        given = {name: cell[name] for name in HYPERPARAMETERS if cell[name] is not None}
+        optimiser = factory(cell["learning_rate"], **given)
+        if not self.clips:
+            return optimiser
+        return optax.chain(clipping.monitored(clipping.clip_by_norm(cell["clip"])), optimiser)
+
     @property
-    def plain(self) -> bool:
-        """Whether the networks are those of mean-field theory: h -> W phi(h) + b, weights of unit gain."""
-        return not (self.norm or self.skip or self.dropout) and self.weights in UNIT_WEIGHTS
+    def clips(self) -> bool:
+        """Whether any cell clips its gradient."""
+        return tuple(self.values("clip")) != (math.inf,)
+
+    def is_plain(self, kind: Kind) -> bool:
+        """Whether a kind is of mean-field theory: h -> W phi(h) + b, weights of unit gain.
+
+        Args:
+            kind: one of `kinds`.
+
+        Returns:
+            Whether it is, dropout left aside.
+        """
+        return not (kind["norm"] or kind["skip"]) and kind["weights"] in UNIT_WEIGHTS
+
+    def but(self, **changes: Any) -> "Grid":
+        """The same grid with other settings.
+
+        Args:
+            **changes: values by name: along the axis of a setting that has one, else fixed.
+
+        Returns:
+            The grid.
+
+        Example:
+            >>> Grid({"depth": (2, 4)}, width=8).but(depth=(2,), width=16).values("width")
+            (16,)
+        """
+        axes = {name: changes.get(name, values) for name, values in self.axes.items()}
+        fixed = self.fixed | {name: v for name, v in changes.items() if name not in self.axes}
+        return Grid(axes, network=self.network, kernels=self.kernels, **fixed)
 
     def to_json(self) -> str:
-        """All settings, for the provenance of results."""
-        return json.dumps(dataclasses.asdict(self) | {"activations": self.names})
+        """All settings, for the provenance of results: a list is an axis; infinity is the string "inf"."""
+        settings = {name: _told(self.values(name), name in self.axes) for name in self._order}
+        if self.network is not None:
+            settings["network"] = label(self.network)
+        return json.dumps(settings)
+
+    @property
+    def _order(self) -> tuple[str, ...]:
+        return (*self.axes, *self.fixed)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Grid":
+        """The grid that `to_json` wrote, of the MLPs of the house; activations and optimisers by name.
+
+        Args:
+            text: what it wrote.
+
+        Returns:
+            The grid.
+
+        Raises:
+            ValueError: if it is no such text, or a name is not a built-in one.
+
+        Example:
+            >>> grid = Grid({"variant": (Variant("selu", "selu"),), "clip": (1.0, math.inf)})
+            >>> Grid.from_json(grid.to_json()) == grid
+            True
+        """
+        try:
+            settings = json.loads(text)
+            axes = {name: v for name, v in settings.items() if isinstance(v, list)}
+            fixed = {name: v for name, v in settings.items() if name not in axes}
+            if "variant" in axes:
+                axes["variant"] = [Variant(**one) for one in axes["variant"]]
+            if "clip" in axes:
+                axes["clip"] = [float(clip) for clip in axes["clip"]]
+            else:
+                fixed["clip"] = float(fixed["clip"])
+            return cls(axes, **fixed)
+        except (TypeError, KeyError, AttributeError, ValueError) as error:
+            raise ValueError(f"no grid of a sweep: {error}") from error
+
+    def __eq__(self, other: object) -> bool:
+        """Whether two grids have the same cells: a range of seeds is as good as a list of them."""
+        if not isinstance(other, Grid):
+            return NotImplemented
+        own = self.to_json(), self.kinds, self.network, self.kernels
+        return own == (other.to_json(), other.kinds, other.network, other.kernels)
+
+    def __hash__(self) -> int:
+        """Of the settings, as they are written."""
+        return hash(self.to_json())
+
+    def __repr__(self) -> str:
+        """The axes and what is not the default."""
+        own = {n: v for n, v in self.fixed.items() if v != SETTINGS[n].default}
+        return f"Grid({self.axes}{''.join(f', {n}={v!r}' for n, v in own.items())})"
 
 
-def samples(grid: Grid, data: Data) -> Sample:
-    """The inputs of every seed: pairs of different examples, drawn without replacement, of mean square 1.
-
-    Args:
-        grid: says how many seeds and inputs.
-        data: examples.
-
-    Returns:
-        A sample with leading axes [seeds, inputs], and [batch] where the grid has one.
-
-    Raises:
-        ValueError: if there are fewer examples than one seed needs, or a label has no output.
-    """
-    check_labels(data.y, grid.outputs)
-    shape = (2, grid.inputs) if grid.batch is None else (2, grid.inputs, grid.batch)
-    needed = math.prod(shape)
-    if len(data.x) < needed:
-        raise ValueError(
-            f"{needed // 2} inputs need {needed} examples, {data.name} has {len(data.x)}"
-        )
-    draws = [
-        np.random.default_rng(seed).choice(len(data.x), needed, replace=False)
-        for seed in range(grid.seeds)
-    ]
-    first, second = np.moveaxis(np.stack(draws).reshape(grid.seeds, *shape), 1, 0)
-    x = data.normalised().x
-    return Sample(
-        *map(
-            jnp.asarray, (x[first].astype(grid.dtype), x[second].astype(grid.dtype), data.y[first])
-        )
-    )
+def _kind_of(name: str) -> str:
+    """STATIC, TRACED or WHOLE; what only a network of the caller's own knows is static."""
+    return SETTINGS[name].kind if name in SETTINGS else STATIC
 
 
-def with_coordinates(dataset: xr.Dataset, grid: Grid) -> xr.Dataset:
-    """Label a dataset's dimensions with the grid's values, or with 0, 1, ... where the grid has none.
+def _along(name: str, values: Iterable[Any]) -> Sequence[Any]:
+    """Values along an axis, checked."""
+    if name == "variant":
+        return _variants(values)
+    if name not in SETTINGS:
+        return _some(name, values)
+    setting = SETTINGS[name]
+    if setting.kind == WHOLE:
+        raise ValueError(f"{name} must be one value of the whole grid, got an axis")
+    # a range is not listed: there may be more seeds than memory holds
+    if name == "seed" and isinstance(values, range) and len(values) > 0 and values.step > 0:
+        check_count(name, values[0], 0)
+        return values
+    if not setting.number:
+        found = tuple(setting.check(name, value) for value in _some(name, values))
+        if len({label(value) for value in found}) < len(found):
+            raise ValueError(f"{name} must be of different values, got {[label(v) for v in found]}")
+        return found
+    plain = plain_axis(name, values, integer=True)
+    found = tuple(setting.check(name, value) for value in plain)
+    check_ascending(name, found)
+    return found
 
-    Args:
-        dataset: dimensions without coordinates.
-        grid: the grid.
 
-    Returns:
-        The dataset with coordinates.
-    """
-    known = {
-        "activation": list(grid.names),
-        "sigma_w": list(grid.sigma_w),
-        "depth": list(grid.depths),
-    }
-    return dataset.assign_coords(
-        {d: known.get(str(d), np.arange(size)) for d, size in dataset.sizes.items()}
-    )
+def _some(name: str, values: Iterable[Any]) -> tuple[Any, ...]:
+    found = () if isinstance(values, str) else tuple(values)
+    if not found:
+        raise ValueError(f"{name} must be one or more values, got {values!r}")
+    return found
+
+
+def _variants(values: Iterable[Any]) -> tuple[Variant, ...]:
+    found = tuple(values)
+    names = [getattr(variant, "name", None) for variant in found]
+    if not found or len(set(names)) < len(names) or not all(isinstance(v, Variant) for v in found):
+        raise ValueError(f"variant must be one or more Variants of different names, got {names}")
+    return found
+
+
+def _told(values: Sequence[Any], several: bool) -> Any:
+    """Values of a setting for JSON."""
+
+    def one(value: Any) -> Any:
+        if isinstance(value, Variant):
+            return dataclasses.asdict(value) | {"activation": label(get(value.activation))}
+        if isinstance(value, float) and math.isinf(value):
+            return "inf"
+        return value if value is None else label(value)
+
+    told = [one(value) for value in values]
+    return told if several else told[0]

@@ -1,18 +1,13 @@
-"""What is taken of each network of a grid, and the memory that takes."""
+"""What is taken of each network of a grid: measurements, or a training."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
-
-import jax
-import jax.numpy as jnp
-import numpy as np
+from typing import Any
 
 from jaxstab import networks, propagation, spectra, training
-from jaxstab.sweeps.grid import Grid, Sample
-
-# layers' worth of weights that are there a second time, in random bits on their way to weights and
-# in slices
-LAYERS = 8
+from jaxstab.checks import Integer, Integers, check_count, check_looks, plain_axis, plain_number
+from jaxstab.sweeps.examples import Sample
+from jaxstab.training.run import Loss
 
 Record = Any
 Measure = Callable[
@@ -34,7 +29,10 @@ def signal(
     Returns:
         ForwardProfile, CorrelationProfile, BackwardProfile.
     """
-    loss = lambda y: training.cross_entropy(y, sample.label)
+
+    def loss(y: Any) -> Any:
+        return training.cross_entropy(y, sample.label)
+
     return (
         propagation.forward(chain, params, sample.x),
         propagation.correlation(chain, params, sample.x, sample.other),
@@ -63,62 +61,35 @@ def jacobian(
     return spectra.spectrum(chain, params, sample.x.ravel(), depths)
 
 
-class Memory(NamedTuple):
-    """Bytes of a grid's cells that are computed at once, on a CPU; of the two measures within 25 % of what XLA says.
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """Measure: a training run of each cell, as `training.train` makes it.
 
     Attributes:
-        seed: of all cells of one seed together: their weights, and what drawing and slicing a few
-            layers takes.
-        cell: of each network besides, at all its inputs.
+        steps: updates.
+        evaluate: numbers of updates after which all data are evaluated, besides the end; gradients
+            are kept there too.
+        loss: (outputs, labels) -> scalar.
     """
 
-    seed: int
-    cell: int
+    steps: Integer = 200
+    evaluate: Integers = (0,)
+    loss: Loss = training.cross_entropy
 
-    def of(self, seeds: int, cells: int) -> int:
-        """Bytes that so many take together.
+    def __post_init__(self) -> None:
+        """Check what Python can know.
 
-        Args:
-            seeds: draws of weights.
-            cells: networks, over all seeds.
-
-        Returns:
-            The bytes.
+        Raises:
+            ValueError: if steps is no count, or an evaluation is not within [0, steps].
         """
-        return seeds * self.seed + cells * self.cell
+        steps = check_count("steps", plain_number("steps", self.steps, integer=True), 1)
+        evaluate = plain_axis("evaluate", self.evaluate, integer=True)
+        check_looks(evaluate, steps)
+        # frozen: set as dataclasses do it
+        object.__setattr__(self, "steps", steps)
+        object.__setattr__(self, "evaluate", evaluate)
 
-
-def memory(grid: Grid, d_in: int, measure: Measure | None = None) -> Memory:
-    """What the cells of a grid take of memory at their peak.
-
-    Args:
-        grid: the grid.
-        d_in: input features.
-        measure: `signal` or `jacobian`; None for the larger of the two, which any other is taken
-            for.
-
-    Returns:
-        The bytes.
-    """
-    mlp = grid.network(grid.activations[0])
-    shapes = jax.eval_shape(
-        lambda: networks.init(mlp, jax.random.key(0), jnp.ones(d_in, jnp.float32))
-    )
-    params = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, np.dtype(grid.dtype)), shapes
-    )
-    size = grid.width * mlp.sources
-    examples = grid.batch or 1
-    of_signal = propagation.backward_memory(params, size, grid.depths, grid.inputs, grid.batch)
-    of_jacobian = spectra.log_spectrum_memory(
-        size * examples, grid.depths, grid.inputs, d_in * examples, grid.dtype
-    )
-    cell = (
-        of_signal
-        if measure is signal
-        else of_jacobian
-        if measure is jacobian
-        else max(of_signal, of_jacobian)
-    )
-    weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
-    return Memory(weights + LAYERS * weights // (mlp.depth + 2), cell)
+    @property
+    def evaluations(self) -> tuple[int, ...]:
+        """Numbers of updates after which all data are evaluated, ascending, the end among them."""
+        return tuple(sorted({*self.evaluate, self.steps}))

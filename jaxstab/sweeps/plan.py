@@ -1,105 +1,231 @@
-"""How a sweep is cut into groups that fit into memory, each computed by one device.
+"""How a grid is cut into groups of cells, each computed by one device and kept as a whole.
 
-A plan depends on the grid, the data's size and the measure, not on the number of devices. So
-neither do the numbers: a cell is always computed with the same neighbours, by the same program.
+A group is a box in the axes of the grid: one value of every static axis and, in trainings, of depth;
+some of every traced one. A plan depends on the grid, the data's size and the memory of a device, not
+on how many devices or processes share it. So neither do the numbers: a cell is always computed with
+the same neighbours, by the same program.
 """
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from jaxstab import store
-from jaxstab.sweeps.grid import Grid
-from jaxstab.sweeps.measures import Measure, Memory, memory
+import jax
+import jax.numpy as jnp
+import numpy as np
 
-# bytes a group may take, unless told otherwise: enough gains for wide products, little enough for
-# the caches
+from jaxstab import networks, propagation, spectra, store
+from jaxstab.checks import check_count
+from jaxstab.records import Data
+from jaxstab.sweeps.examples import classes
+from jaxstab.sweeps.grid import Grid, Kind
+from jaxstab.sweeps.measures import Measure, jacobian, signal
+
+# bytes a group of measurements may take, unless told otherwise: enough gains for wide products,
+# little enough for the caches
 MEMORY = 128 * 2**20
-# groups of an activation at least, if it has the cells: devices side by side then have the same to
-# do
+# groups of a program at least, if it has the cells: devices side by side then have the same to do
 SHARES = 8
-# cells of a group at least: gains share one draw of weights, and their products are one wide one
+# cells of a measured group at least: gains share one draw of weights, and their products are one
+# wide one
 LEAST = 4
+# gains of a network of the caller's own that are measured at once, unless told otherwise
+OWN_GAINS = 16
+# layers' worth of weights that are there a second time, in random bits on their way to weights and
+# in slices
+LAYERS = 8
+# cells of a store, each of which has coordinates and a place in its arrays
+MOST_CELLS = 10**7
 
 
 class Plan(NamedTuple):
-    """A sweep cut into groups.
+    """A grid cut into groups.
 
     Attributes:
-        cells: networks measured.
-        programs: compiles, one per activation.
-        group: (seeds, gains) computed at once by a device, and kept as a whole.
-        groups: how many.
-        memory: bytes that a device needs, by `memory`.
+        axes: cells along each axis of the grid, and cells of a group along it.
+        programs: compiles that a process makes at most.
+        memory: bytes that a device needs, estimated; 0 where nothing is known.
+        lanes: cells of a training group that are computed side by side; the others follow.
     """
 
-    cells: int
+    axes: dict[str, store.Axis]
     programs: int
-    group: tuple[int, int]
-    groups: int
     memory: int
+    lanes: int = 1
+
+    @property
+    def cells(self) -> int:
+        """Networks of the grid."""
+        return math.prod(axis.length for axis in self.axes.values())
+
+    @property
+    def groups(self) -> int:
+        """Number of groups."""
+        return math.prod(axis.groups for axis in self.axes.values())
+
+    @property
+    def size(self) -> int:
+        """Cells of a group."""
+        return math.prod(axis.chunk for axis in self.axes.values())
 
 
-def plan(
-    grid: Grid, d_in: int, measure: Measure | None = None, chunk_size: int | None = None
-) -> Plan:
-    """Cut a sweep into groups.
+def cut(grid: Grid, chunks: Mapping[str, int], names: Sequence[str]) -> dict[str, store.Axis]:
+    """Cut the axes of a grid.
 
     Args:
         grid: the grid.
-        d_in: input features.
+        chunks: cells of a group along axes, by name; one along the others.
+        names: axes of the cells, as `cell_axes` gives them.
+
+    Returns:
+        The axes in that order.
+
+    Raises:
+        ValueError: if there are more cells than a store can list.
+    """
+    lengths = {name: len(grid.values(name)) for name in names}
+    cells = math.prod(lengths.values())
+    if cells > MOST_CELLS:
+        raise ValueError(
+            f"{cells} networks are too many: at most {MOST_CELLS} are kept in a store; a smaller grid would do"
+        )
+    return {name: store.Axis(length, chunks.get(name, 1)) for name, length in lengths.items()}
+
+
+def even(total: int, most: int) -> int:
+    """The size of equal parts of a total, none larger than `most`.
+
+    Args:
+        total: to divide.
+        most: of a part.
+
+    Returns:
+        The size.
+
+    Example:
+        >>> even(12, 5)
+        4
+    """
+    return math.ceil(total / math.ceil(total / max(1, most)))
+
+
+def cell_axes(grid: Grid, prefixes: bool) -> tuple[str, ...]:
+    """Axes of the cells: static ones, depth, traced ones.
+
+    Args:
+        grid: the grid.
+        prefixes: whether depths are read off from one pass to the deepest, and are none.
+
+    Returns:
+        Their names, in the order of a store.
+    """
+    depth = ("depth",) if "depth" in grid.axes and not prefixes else ()
+    return (*grid.static_axes, *depth, *grid.traced_axes)
+
+
+def measuring_plan(
+    grid: Grid, measure: Measure | None, data: Data, chunk_size: int | None = None
+) -> Plan:
+    """Cut a grid that is measured.
+
+    Args:
+        grid: the grid.
         measure: `signal`, `jacobian`, or None for the larger of the two, which any other is taken
             for.
-        chunk_size: cells of a group; None for what fits into MEMORY, or an eighth of an
-            activation's if that is less.
+        data: examples.
+        chunk_size: cells of a group; None for what fits into MEMORY, or an eighth of those of a
+            program if that is less.
 
     Returns:
         The plan.
 
     Raises:
-        ValueError: if chunk_size < 1.
-
-    Example:
-        >>> plan(Grid(depths=(2,), activations=("tanh",), seeds=2), d_in=784)[:4]
-        (48, 1, (1, 6), 8)
+        ValueError: if chunk_size < 1, or there are more cells than a store can list.
     """
-    needed = memory(grid, d_in, measure)
+    if chunk_size is not None:
+        check_count("chunk_size", chunk_size, 1)
+    gains = len(grid.values("sigma_w"))
+    seeds = len(grid.values("seed"))
+    programs = len(grid.kinds)
+    if grid.network is not None:
+        chunks = {"sigma_w": min(gains, chunk_size or OWN_GAINS)}
+        programs *= len(grid.values("depth"))
+        return Plan(cut(grid, chunks, cell_axes(grid, prefixes=grid.network is None)), programs, 0)
+    needed = max(memory(grid, kind, measure, data) for kind in grid.kinds)
     if chunk_size is None:
-        share = max(LEAST, math.ceil(len(grid.sigma_w) * grid.seeds / SHARES))
-        chunk_size = min(share, _fitting(needed, len(grid.sigma_w)))
-    if chunk_size < 1:
-        raise ValueError(f"chunk_size must be >= 1, got {chunk_size}")
-    gains = _even(len(grid.sigma_w), chunk_size)
-    seeds = _even(grid.seeds, max(1, chunk_size // len(grid.sigma_w)))
-    programs = len(grid.activations)
-    groups = programs * math.ceil(grid.seeds / seeds) * math.ceil(len(grid.sigma_w) / gains)
-    cells = programs * len(grid.sigma_w) * grid.seeds
-    return Plan(cells, programs, (seeds, gains), groups, needed.of(seeds, seeds * gains))
+        share = max(LEAST, math.ceil(gains * seeds / SHARES))
+        chunk_size = min(share, _fitting(needed, gains))
+    chunks = {
+        "sigma_w": even(gains, chunk_size),
+        "seed": even(seeds, chunk_size // gains),
+    }
+    taken = needed.of(chunks["seed"], chunks["seed"] * chunks["sigma_w"])
+    return Plan(cut(grid, chunks, cell_axes(grid, prefixes=grid.network is None)), programs, taken)
 
 
-def axes(grid: Grid, plan: Plan) -> dict[str, store.Axis]:
-    """The axes that are cut into groups.
+class Memory(NamedTuple):
+    """Bytes of measured cells that are computed at once, on a CPU.
+
+    Of `signal` and `jacobian` within 25 % of what XLA says.
+
+    Attributes:
+        seed: of all cells of one seed together: their weights, and what drawing and slicing a few
+            layers takes.
+        cell: of each network besides, at all its inputs.
+    """
+
+    seed: int
+    cell: int
+
+    def of(self, seeds: int, cells: int) -> int:
+        """Bytes that so many take together.
+
+        Args:
+            seeds: draws of weights.
+            cells: networks, over all seeds.
+
+        Returns:
+            The bytes.
+        """
+        return seeds * self.seed + cells * self.cell
+
+
+def memory(grid: Grid, kind: Kind, measure: Measure | None, data: Data) -> Memory:
+    """Estimate what measured cells take of memory at their peak.
 
     Args:
         grid: the grid.
-        plan: how it is cut.
+        kind: one of its kinds.
+        measure: `signal` or `jacobian`; None for the larger of the two, which any other is taken
+            for.
+        data: examples.
 
     Returns:
-        Length and length of a group, by name.
+        The bytes.
     """
-    seeds, gains = plan.group
-    return {
-        "activation": store.Axis(len(grid.activations), 1),
-        "seed": store.Axis(grid.seeds, seeds),
-        "sigma_w": store.Axis(len(grid.sigma_w), gains),
+    mlp = grid.mlp(kind, grid.deepest, classes(data))
+    depths = tuple(grid.values("depth"))
+    inputs = grid.fixed["inputs"]
+    dtype = grid.fixed["dtype"]
+    d_in = data.x.shape[1]
+    shapes = jax.eval_shape(
+        lambda: networks.init(mlp, jax.random.key(0), jnp.ones(d_in, jnp.float32))
+    )
+    params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, np.dtype(dtype)), shapes)
+    width = kind["width"] * mlp.sources
+    examples = kind["batch"] or 1
+    estimates = {
+        signal: propagation.backward_memory(params, width, depths, inputs, kind["batch"]),
+        jacobian: spectra.log_spectrum_memory(
+            width * examples, depths, inputs, d_in * examples, dtype
+        ),
     }
+    cell = estimates[measure] if measure in estimates else max(estimates.values())
+    weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
+    return Memory(weights + LAYERS * weights // (mlp.depth + 2), cell)
 
 
 def _fitting(needed: Memory, gains: int) -> int:
     """Cells that fit into MEMORY: whole seeds, or gains of one."""
     seed = needed.of(1, gains)
     return MEMORY // seed * gains or max(1, (MEMORY - needed.of(1, 0)) // needed.cell)
-
-
-def _even(total: int, most: int) -> int:
-    """The size of equal parts of `total`, none larger than `most`."""
-    return math.ceil(total / math.ceil(total / most))

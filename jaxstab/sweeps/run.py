@@ -1,70 +1,77 @@
-"""The programs that take a measure over a grid, a group of cells per device at a time.
+"""Measure or train every cell of a grid: in memory, or into a store that survives interruptions."""
 
-Depth is no axis of the programs: a measure takes all wanted depths from one pass to the deepest.
-Gains are traced, and all gains of a seed share one draw of weights.
-"""
-
-import functools
-import hashlib
 import json
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 import xarray as xr
-from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Array
 
-from jaxstab import networks, store
-from jaxstab.activations import Activation, get
-from jaxstab.checks import check_dtype
-from jaxstab.devices import can_hang, one_blas_thread, spread
+from jaxstab import store
+from jaxstab.devices import one_blas_thread
 from jaxstab.records import Data, dimensions
 from jaxstab.store import chunks
-from jaxstab.sweeps.durable import ProgressBar, Sized, complete, open_store, settings_of_run
-from jaxstab.sweeps.grid import Grid, Sample, samples, with_coordinates
-from jaxstab.sweeps.measures import Measure, Record, jacobian, signal
-from jaxstab.sweeps.own import MeasuringOwn, OwnGrid
-from jaxstab.sweeps.plan import axes, plan
-from jaxstab.sweeps.programs import Programs
+from jaxstab.sweeps.durable import ProgressBar, Sized, batches, complete, open_store
+from jaxstab.sweeps.examples import Split, divided
+from jaxstab.sweeps.grid import Grid
+from jaxstab.sweeps.measures import Measure, Record, Train
+from jaxstab.sweeps.measuring import Measuring
+from jaxstab.sweeps.plan import Plan, measuring_plan
+from jaxstab.sweeps.training_plan import training_plan
+from jaxstab.sweeps.trainings import Trainings
 
-_OURS = (signal, jacobian)
 
+def plan(
+    grid: Grid, measure: Measure | Train, data: Data | Split, chunk_size: int | None = None
+) -> Plan:
+    """Cut a grid into groups.
 
-class Result(NamedTuple):
-    """A measured group.
+    Args:
+        grid: what to sweep over.
+        measure: what to take of every cell.
+        data: examples.
+        chunk_size: cells of a group, about; None for what fits into memory and is worth a group.
 
-    Attributes:
-        group: its number in the plan.
-        values: the records' fields [1, seed, sigma_w, input, ...] by name.
+    Returns:
+        The plan: cells, programs, groups, memory.
+
+    Raises:
+        ValueError: if data or grid do not fit, or one cell is too large for this machine.
+
+    Example:
+        >>> from jaxstab import datasets, sweeps
+        >>> grid = Grid({"sigma_w": (1.0, 1.5, 2.0), "seed": range(4)}, depth=2)
+        >>> found = plan(grid, sweeps.signal, datasets.load("digits"))
+        >>> found.cells, found.programs, found.groups
+        (12, 1, 4)
     """
-
-    group: int
-    values: dict[str, np.ndarray]
+    if isinstance(measure, Train):
+        return training_plan(grid, measure, _split(data), chunk_size)
+    return measuring_plan(grid, measure, _whole(data), chunk_size)
 
 
 def run(
-    grid: Grid | OwnGrid,
-    measure: Measure,
-    data: Data,
+    grid: Grid,
+    measure: Measure | Train,
+    data: Data | Split,
     *,
     chunk_size: int | None = None,
     progress: ProgressBar = iter,
     precision: str = "highest",
     devices: Sequence[jax.Device] | None = None,
 ) -> xr.Dataset:
-    """Measure every cell of a grid: one compile per activation, whatever the depths, gains and seeds.
+    """Measure or train every cell of a grid, in one compile per value of the static axes.
 
-    A cell that diverges holds inf or NaN; it disturbs no other.
+    A cell that diverges holds inf or NaN, or says at which step it stopped; it disturbs no other.
 
     Args:
-        grid: what to sweep over; an `OwnGrid` for layers of the user's own.
-        measure: (chain, params, sample, depths) -> record or tuple of records, such as `signal` or
-            `jacobian`; pure. All gains share the weights in params, where they stand as drawn;
-            `networks.unbind` has them scaled.
-        data: examples to measure at.
+        grid: what to sweep over.
+        measure: `Train`, or a function (chain, params, sample, depths) -> record or tuple of
+            records, such as `signal` or `jacobian`; pure. All gains share the weights in params,
+            where they stand as drawn; `networks.unbind` has them scaled.
+        data: examples to measure at; to train, a `Split`, or data of which a fifth is tested on.
         chunk_size: cells of a group, see `plan`.
         progress: wraps the groups as they are computed, such as tqdm.
         precision: of matrix products, as in `jax.default_matmul_precision`.
@@ -72,37 +79,47 @@ def run(
             decomposes stacks itself.
 
     Returns:
-        The records' fields as variables over (activation, seed, sigma_w, input, ...), the rest
-        named by the records; of an `OwnGrid` over (depth, seed, sigma_w, input, ...).
+        The records' fields as variables over the axes of the grid, static ones first, and the
+        dimensions that the records name. Depth is a dimension of the records where it is read off
+        from one pass.
 
     Raises:
         ValueError: if data or grid do not fit, or float64 is asked for while JAX has it switched
             off.
+        MemoryError: if training one cell at a time is too much.
+
+    Example:
+        >>> from jaxstab import datasets, sweeps
+        >>> grid = Grid({"depth": (1, 2), "sigma_w": (1.0, 1.5)}, width=16, learning_rate=0.1, batch=32)
+        >>> found = run(grid, sweeps.Train(steps=60), datasets.load("digits"))
+        >>> found.train_accuracy.dims, bool(found.train_accuracy.isel(evaluation=-1).min() > 0.6)
+        (('depth', 'sigma_w', 'evaluation'), True)
     """
-    job = _job(grid, measure, data, chunk_size=chunk_size, precision=precision, devices=devices)
-    every = range(job.groups)
+    job = job_of(grid, measure, data, chunk_size, precision, devices)
+    count = job.plan.groups
     lengths = tuple(axis.length for axis in job.axes.values())
-    arrays = {
+    arrays: dict[str, np.ndarray] = {
         name: np.empty((*lengths, *field.shape), field.dtype) for name, field in job.fields.items()
     }
     with one_blas_thread():
-        for result in progress(Sized(job.compute(job.batches(), every), job.groups)):
+        results = job.compute(batches(job, range(count)), range(count))
+        for result in progress(Sized(results, count)):
             at = chunks.part(job.axes, result.group)
             inside = tuple(slice(cells.stop - cells.start) for cells in at)
-            for name, values in result.values.items():
-                arrays[name][at] = values[inside]
+            for name, array in arrays.items():
+                array[at] = result.values[name][inside]
     variables = {
         name: ((*job.axes, *field.dims), arrays[name]) for name, field in job.fields.items()
     }
-    coordinates = {name: values for name, (_, values) in job.coordinates.items()}
+    coordinates = {name: (dims, values) for name, (dims, values) in job.coordinates.items()}
     return xr.Dataset(variables, coordinates).assign_attrs(as_attributes(job.decided))
 
 
 def run_into(
     place: str | Path,
-    grid: Grid | OwnGrid,
-    measure: Measure,
-    data: Data,
+    grid: Grid,
+    measure: Measure | Train,
+    data: Data | Split,
     *,
     shard: tuple[int, int] | None = None,
     join: bool = False,
@@ -111,7 +128,7 @@ def run_into(
     precision: str = "highest",
     devices: Sequence[jax.Device] | None = None,
 ) -> xr.Dataset:
-    """Measure every cell of a grid into a store, group by group; the same call goes on where a stopped one stood.
+    """Measure or train every cell of a grid into a store; the same call goes on where a stopped one stood.
 
     The finished store is the same, byte by byte, however often the run was interrupted, on any
     number of devices, and however many processes shared it.
@@ -120,7 +137,7 @@ def run_into(
         place: the store: a folder to be, or an fsspec URL such as s3://bucket/sweep.zarr.
         grid: as in `run`.
         measure: as in `run`.
-        data: examples to measure at.
+        data: as in `run`.
         shard: (I, N), the I-th of N equal parts of the groups; None for all.
         join: whether to share the groups with a run that has them, each going to whoever is first.
         progress: wraps the groups as they are computed, such as tqdm; each is kept before the next
@@ -137,282 +154,96 @@ def run_into(
         FileExistsError: if something else stands at the place; it is left alone.
         BlockingIOError: if another run has some of these groups and join is False; says who.
         OSError: if the place cannot be written to.
+        MemoryError: if training one cell at a time is too much.
 
     Example:
         >>> from jaxstab import datasets, sweeps
-        >>> grid = Grid(depths=(2,), sigma_w=(1.0, 2.0), activations=("tanh",), seeds=1, width=8, inputs=1)
+        >>> grid = Grid({"sigma_w": (1.0, 2.0), "depth": (2,)}, width=8)
         >>> found = run_into("memory://doctest/measured.zarr", grid, sweeps.signal, datasets.load("digits"))
         >>> found.log_q.dims, bool(found.done.all())
-        (('activation', 'seed', 'sigma_w', 'input', 'layer'), True)
+        (('sigma_w', 'input', 'layer'), True)
     """
-    job = _job(grid, measure, data, chunk_size=chunk_size, precision=precision, devices=devices)
+    job = job_of(grid, measure, data, chunk_size, precision, devices)
     complete(open_store(place, job), job, shard, join, progress)
+    return load(place)
+
+
+def load(place: str | Path) -> xr.Dataset:
+    """Load what `run_into` keeps: NaN, and False in `done`, where a cell is not computed.
+
+    Args:
+        place: the store.
+
+    Returns:
+        As `run_into` gives it.
+
+    Raises:
+        ValueError: if it is no store of a sweep.
+    """
     found = store.load_groups(place)
+    if not {"grid", "data"} <= set(found.attrs):
+        raise ValueError(f"{place}: not a store of a sweep: its settings lack grid or data")
     return found.assign_attrs(as_attributes(found.attrs))
 
 
-def _job(grid: Grid | OwnGrid, *arguments: Any, **options: Any) -> "Measuring | MeasuringOwn":
-    if isinstance(grid, OwnGrid):
-        return MeasuringOwn(grid, *arguments, **options)
-    return Measuring(grid, *arguments, **options)
-
-
-class Measuring:
-    """A measure over a grid as a job of the durable run.
-
-    Attributes:
-        grid: what to sweep over.
-        measure: what to take of every cell.
-        plan: how the grid is cut into groups.
-        devices: a group is computed by each.
-        fields: what is kept of each cell.
-        axes: those that are cut into groups.
-        coordinates: of the dataset, (dims, values) by name.
-        decided: all that decides a number, but for the measure.
-    """
-
-    def __init__(
-        self,
-        grid: Grid,
-        measure: Measure,
-        data: Data,
-        *,
-        chunk_size: int | None = None,
-        precision: str = "highest",
-        devices: Sequence[jax.Device] | None = None,
-    ) -> None:
-        """Plan the sweep and trace its first program.
-
-        Args:
-            grid: what to sweep over.
-            measure: what to take of every cell.
-            data: examples to measure at.
-            chunk_size: cells of a group, see `plan`.
-            precision: of matrix products.
-            devices: as in `run`.
-
-        Raises:
-            ValueError: if data or grid do not fit, or float64 is asked for while JAX has it
-                switched off.
-        """
-        check_dtype(grid.dtype)
-        self.grid = grid
-        self.measure = measure
-        self.plan = plan(grid, data.x.shape[1], measure, chunk_size)
-        self.axes = axes(grid, self.plan)
-        self._precision = precision
-        self._samples: Sample = jax.tree.map(np.asarray, samples(grid, data))
-        self._programs = Programs(self._lowered)
-        self.devices = jax.local_devices() if devices is None else devices
-        first = self._lowered(0)
-        if devices is None and measure not in _OURS and can_hang(first, self._mesh):
-            self.devices = self.devices[:1]
-            first = self._lowered(0)
-        self._programs.keep(0, first)
-        self.fields = _fields(first.out_info)
-        sizes = {name: axis.length for name, axis in self.axes.items()}
-        for field in self.fields.values():
-            sizes |= dict(zip(field.dims, field.shape, strict=True))
-        labels = with_coordinates(
-            xr.Dataset(coords={name: np.arange(size) for name, size in sizes.items()}), grid
-        )
-        self.coordinates = {name: ((name,), labels[name].values) for name in sizes}
-        self.decided = settings(grid, data, precision)
-
-    @functools.cached_property
-    def settings(self) -> dict[str, Any]:
-        """All that decides a number."""
-        return self.decided | {"measure": self._identity()}
-
-    @property
-    def groups(self) -> int:
-        """How many groups there are."""
-        return self.plan.groups
-
-    def program(self, group: int) -> int:
-        """Say which activation a group is of.
-
-        Args:
-            group: its number.
-
-        Returns:
-            The number of the activation.
-        """
-        return group * len(self.grid.activations) // self.plan.groups
-
-    def batches(self) -> Iterator[list[int]]:
-        """Groups to compute side by side, one per device.
-
-        Yields:
-            Numbers of groups of one activation.
-        """
-        of_one = self.plan.groups // len(self.grid.activations)
-        for start in range(0, self.plan.groups, of_one):
-            numbers = list(range(start, start + of_one))
-            yield from (
-                numbers[i : i + len(self.devices)] for i in range(0, of_one, len(self.devices))
-            )
-
-    def compute(
-        self, batches: Iterable[Sequence[int]], pending: Collection[int]
-    ) -> Iterator[Result]:
-        """Measure groups, each device one at a time.
-
-        Args:
-            batches: numbers of groups of one activation, no more than there are devices.
-            pending: groups that may come; programs that only others need are not compiled ahead.
-
-        Yields:
-            Each group as it is finished.
-        """
-        order = list(dict.fromkeys(map(self.program, pending)))
-        for numbers in batches:
-            wanted = self.program(numbers[0])
-            coming = order[order.index(wanted) + 1 :] if wanted in order else []
-            program = self._programs.ready(wanted, coming)
-            # fetched, hence finished, before the next is sent: one program in flight
-            found = jax.device_get(program(*self._arguments(numbers)))
-            values = {
-                name: leaf for record in _records(found) for name, leaf in record._asdict().items()
-            }
-            for place, number in enumerate(numbers):
-                yield Result(number, {name: leaf[place][None] for name, leaf in values.items()})
-
-    @property
-    def _mesh(self) -> Mesh:
-        return Mesh(np.array(self.devices), ("group",))
-
-    def _arguments(self, numbers: Sequence[int]) -> tuple[np.ndarray, np.ndarray, Sample]:
-        """Seeds [device, s], gains [device, g] and samples [device, s, ...]; devices without a group repeat one."""
-        many, (s, g) = len(self.devices), self.plan.group
-        at = [chunks.part(self.axes, number) for number in numbers]
-        # a last group repeats cells to keep its shape, so that nothing compiles anew
-        seeds = (
-            np.array([np.arange(cells[1].start, cells[1].start + s) for cells in at])
-            % self.grid.seeds
-        )
-        gains = np.array([np.arange(cells[2].start, cells[2].start + g) for cells in at]) % len(
-            self.grid.sigma_w
-        )
-        seeds = np.resize(seeds, (many, s))
-        gains = np.resize(gains, (many, g))
-        sigma_w = np.asarray(self.grid.sigma_w, self.grid.dtype)[gains]
-        return seeds, sigma_w, jax.tree.map(lambda field: field[seeds], self._samples)
-
-    def _lowered(self, activation: int) -> jax.stages.Lowered:
-        """The traced program (seeds, sigma_w, samples) -> records [device, s, g, i, ...] of an activation."""
-        cell = _cell(self.grid, self.grid.activations[activation], self.measure)
-
-        def chunk(seeds: Array, sigma_w: Array, samples: Sample) -> Record:
-            # a leading axis of one: this device's own group
-            seed, gains, x = jax.tree.map(lambda leaf: leaf[0], (seeds, sigma_w, samples))
-            with jax.default_matmul_precision(self._precision):
-                found = jax.vmap(cell, (0, None, 0))(seed, gains, x)
-            return jax.tree.map(lambda leaf: leaf[None], found)
-
-        own = PartitionSpec("group")
-        return spread(chunk, self._mesh, (own, own, own), own).lower(*self._arguments([0]))
-
-    def _identity(self) -> dict[str, str]:
-        """The measure by its name; where functions of the user's own are in it, by the programs that they make."""
-        name = getattr(self.measure, "__qualname__", type(self.measure).__qualname__)
-        if self.measure in _OURS and all(
-            _built_in(activation) for activation in self.grid.activations
-        ):
-            return {"name": name}
-        digest = hashlib.sha256()
-        one = jax.tree.map(
-            lambda field: jax.ShapeDtypeStruct(field.shape[1:], field.dtype), self._samples
-        )
-        seed = np.int32(0)
-        gain = jax.ShapeDtypeStruct((1,), self.grid.dtype)
-        for activation in self.grid.activations:
-            traced = jax.jit(_cell(self.grid, activation, self.measure)).lower(seed, gain, one)
-            digest.update(traced.as_text().encode())
-        return {"name": name, "program": digest.hexdigest()[:16]}
-
-
-def _cell(
-    grid: Grid, activation: str | Activation, measure: Measure
-) -> Callable[[Array, Array, Sample], Record]:
-    """(seed, sigma_w [g], sample [i]) -> records [g, i]: networks of one draw of weights."""
-    mlp = grid.network(activation)
-    chain = networks.chain(mlp)
-
-    def measured(seed: Array, gains: Array, samples: Sample) -> Record:
-        key = jax.random.key(seed)
-        unit = networks.init(mlp, key, samples.x[0], 1.0, grid.sigma_b)
-        masks = jax.random.split(jax.random.fold_in(key, 1), grid.inputs)
-
-        def one(sigma_w: Array, sample: Sample, masks: Array) -> Record:
-            wet = masks if mlp.dropout else None
-            # a gain of its own, not times the weights: all gains share one copy of them
-            params = networks.bind(mlp, unit, key=wet, rate=grid.dropout, sigma_w=sigma_w)
-            return measure(chain, params, sample, grid.depths)
-
-        over_inputs = jax.vmap(one, (None, 0, 0))
-        return jax.vmap(lambda sigma_w: over_inputs(sigma_w, samples, masks))(gains)
-
-    return measured
-
-
-def _built_in(activation: str | Activation) -> bool:
-    """Whether a name is enough to tell an activation."""
-    try:
-        return isinstance(activation, str) or get(activation.name) == activation
-    except ValueError:
-        return False
-
-
-def _records(found: Record | tuple[Record, ...]) -> tuple[Record, ...]:
-    return (found,) if hasattr(found, "_fields") else tuple(found)
-
-
-def _fields(found: Any) -> dict[str, store.Field]:
-    """What is kept of a cell: the records' arrays, whose axes device, seed and sigma_w are left out."""
-    return {
-        name: store.Field(
-            leaf.shape[3:],
-            np.dtype(leaf.dtype).name,
-            ("input", *dimensions(type(record), name, len(leaf.shape) - 4)),
-        )
-        for record in _records(found)
-        for name, leaf in record._asdict().items()
-    }
-
-
-def settings(grid: Grid, data: Data, precision: str = "highest") -> dict[str, Any]:
-    """All that decides a number of a sweep, but for the measure.
+def job_of(
+    grid: Grid,
+    measure: Measure | Train,
+    data: Data | Split,
+    chunk_size: int | None = None,
+    precision: str = "highest",
+    devices: Sequence[jax.Device] | None = None,
+) -> Measuring | Trainings:
+    """Make the job of the durable run that `run` and `run_into` compute.
 
     Args:
-        grid: what to sweep over.
-        data: examples to measure at.
+        grid: as in `run`.
+        measure: as in `run`.
+        data: as in `run`.
+        chunk_size: cells of a group, see `plan`.
         precision: of matrix products.
+        devices: as in `run`.
 
     Returns:
-        Plain settings for a store.
+        The job.
+
+    Raises:
+        ValueError: as `run` does.
     """
-    return {
-        "grid": json.loads(grid.to_json()),
-        "precision": precision,
-        "data": {"name": data.name, "sha256": data.sha256},
-    } | settings_of_run()
+    cuts = plan(grid, measure, data, chunk_size)
+    if isinstance(measure, Train):
+        split = _split(data)
+        return Trainings(grid, measure, split, cuts, precision=precision, devices=devices)
+    return Measuring(grid, measure, _whole(data), cuts, precision=precision, devices=devices)
 
 
-def as_attributes(settings: Mapping[str, Any]) -> dict[str, str]:
+def _split(data: Data | Split) -> Split:
+    return data if isinstance(data, Split) else divided(data)
+
+
+def _whole(data: Data | Split) -> Data:
+    if isinstance(data, Split):
+        raise ValueError("data must be one Data to measure at, got a Split; its train would do")
+    return data
+
+
+def as_attributes(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings as attributes of a dataset.
 
     Args:
         settings: of a sweep.
 
     Returns:
-        Text by name: JSON where a setting is no text, the data by their name and checksum.
+        Text by name: JSON where a setting is no text; what is known of the data by names that begin
+        with data, their own under "data".
     """
     told = {
         name: value if isinstance(value, str) else json.dumps(value)
         for name, value in settings.items()
+        if name != "data"
     }
-    return told | {"data": settings["data"]["name"], "data_sha256": settings["data"]["sha256"]}
+    data = {f"data_{name}": value for name, value in settings["data"].items() if name != "name"}
+    return told | {"data": settings["data"]["name"]} | data
 
 
 def labelled(records: Iterable[Record], cell: tuple[str, ...]) -> xr.Dataset:

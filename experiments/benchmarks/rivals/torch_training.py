@@ -53,14 +53,14 @@ class Trained:
         torch.set_flush_denormal(True)
         tensor = lambda a: torch.from_numpy(np.ascontiguousarray(a)).to(device)
         self.weights = {
-            depth: _tree(tensor, problem.weights(depth).listed()) for depth in problem.grid.depths
+            depth: _tree(tensor, problem.weights(depth).listed()) for depth in problem.depths
         }
         self.data = (
             tensor(problem.x),
             tensor(problem.y.astype(np.int64)),
             tensor(problem.batches.astype(np.int64)),
         )
-        self.choices, self.chosen = choices, dict.fromkeys(problem.grid.depths, choices[0])
+        self.choices, self.chosen = choices, dict.fromkeys(problem.depths, choices[0])
         self.accuracy = problem.accuracy
 
     def __call__(self) -> Result:

@@ -216,16 +216,13 @@ def swept(problem: Problem) -> None:
             seconds.append(time.perf_counter() - start)
 
     seeds = problem.cells // len(problem.gains)
-    grid = sweeps.Grid(
-        problem.depths,
-        problem.gains,
-        problem.activations,
-        seeds,
-        SIGMA_B,
-        problem.width,
-        inputs=1,
-        dtype="float32",
-    )
+    axes = {
+        "activation": problem.activations,
+        "depth": problem.depths,
+        "seed": range(seeds),
+        "sigma_w": problem.gains,
+    }
+    grid = sweeps.Grid(axes, sigma_b=SIGMA_B, width=problem.width)
     x = np.random.default_rng(0).standard_normal((8, problem.width), np.float32)
     sweeps.run(grid, measure, Data(x, np.zeros(8, int), "noise"), progress=clock)
     steady = [part[1:] for part in np.split(np.array(seconds), len(problem.activations))]

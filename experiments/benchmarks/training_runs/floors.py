@@ -23,7 +23,7 @@ def numpy_floor(problem: Problem) -> Callable[[], list[Any]]:
     x, batches = problem.x, problem.batches
 
     def some(kernels: list[np.ndarray], part: slice) -> list[Any]:
-        batch, width = batches.shape[1], problem.grid.width
+        batch, width = batches.shape[1], problem.width
         buffers = [np.empty((batch, width), np.float32) for _ in range(len(kernels) + 1)]
         return [one(kernels, buffers) for _ in range(part.start, part.stop)]
 
@@ -52,7 +52,7 @@ def numpy_floor(problem: Problem) -> Callable[[], list[Any]]:
 
     def run() -> list[Any]:
         found = []
-        for depth in problem.grid.depths:
+        for depth in problem.depths:
             kernels = [embed, *blocks[:depth], readout]
             parts = on_every_core(lambda part, kernels=kernels: some(kernels, part), problem.cells)
             found.append([net for part in parts for net in part])

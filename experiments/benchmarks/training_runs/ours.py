@@ -1,32 +1,34 @@
-"""Ours: the trainings of a grid through jaxstab.trainability, which draws weights and minibatches itself."""
+"""Ours: the trainings of a grid through jaxstab.sweeps, which draws weights and minibatches itself."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from jaxstab import trainability
-from jaxstab.trainability import Grid, Split
-from jaxstab.trainability.run import fields, labelled
-from training_runs.problem import Result
+from jaxstab import sweeps
+from training_runs.problem import Problem, Result
 
 
-def ours(grid: Grid, split: Split) -> Callable[[], Result]:
-    """Plan; the call compiles and trains. A cell is a gain and a seed, the seed the faster."""
-    plan = trainability.plan(grid, split)
+def ours(problem: Problem) -> Callable[[], Result]:
+    """The call plans, compiles and trains. A cell is a gain and a seed, the seed the faster."""
+    grid = problem.grid
+    measure = sweeps.Train(problem.steps, evaluate=())
 
     def run() -> Result:
-        found = sorted(trainability.run(grid, plan, split), key=lambda result: result.group)
-        rows = {
-            name: np.concatenate([getattr(one.seen, name) for one in found])
-            for name in fields(grid)
-        }
-        seen = labelled(grid, plan, rows, np.ones(len(plan.groups), bool))
-        flat = lambda name: (
-            seen[name].to_numpy().reshape(len(grid.depths), len(grid.sigma_w) * grid.seeds, -1)
-        )
+        compiling = []
+
+        def watched(results: sweeps.ProgressBar) -> Iterator[object]:
+            for result in results:
+                compiling.append(result.compiling)
+                yield result
+
+        found = sweeps.run(grid, measure, problem.split, progress=watched)
+
+        def flat(name: str) -> np.ndarray:
+            return found[name].to_numpy().reshape(len(problem.depths), -1, found[name].shape[-1])
+
         accuracy = np.stack(
             [flat("train_accuracy")[..., -1], flat("test_accuracy")[..., -1]], axis=-1
         )
-        return Result(flat("loss"), accuracy, sum(one.compiling for one in found))
+        return Result(flat("loss"), accuracy, sum(compiling))
 
     return run

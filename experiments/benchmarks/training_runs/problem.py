@@ -1,6 +1,5 @@
 """The trainings: every side starts from the same weights and sees the same minibatches, given as arrays."""
 
-import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +8,7 @@ import numpy as np
 
 from jaxstab import networks
 from jaxstab.records import Data
-from jaxstab.trainability import Grid, Split
+from jaxstab.sweeps import Grid, Split
 
 LEARNING_RATE = 0.01
 
@@ -71,12 +70,27 @@ class Problem(NamedTuple):
     @property
     def cells(self) -> int:
         """Networks of a depth."""
-        return len(self.grid.sigma_w)
+        return len(self.grid.values("sigma_w"))
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """Their depths."""
+        return tuple(self.grid.values("depth"))
+
+    @property
+    def width(self) -> int:
+        """Units of a layer."""
+        return self.grid.fixed["width"]
+
+    @property
+    def steps(self) -> int:
+        """Updates."""
+        return len(self.batches)
 
     @property
     def trainings(self) -> int:
         """Networks in all."""
-        return self.cells * len(self.grid.depths)
+        return self.cells * len(self.depths)
 
     @property
     def flops(self) -> float:
@@ -87,13 +101,11 @@ class Problem(NamedTuple):
         """
         d_in, n, classes = (
             self.unit.embed[0].shape[0],
-            self.grid.width,
+            self.width,
             self.unit.readout[1].shape[0],
         )
-        updates = sum(
-            3 * depth * n * n + 2 * d_in * n + 3 * n * classes for depth in self.grid.depths
-        )
-        looks = sum(depth * n * n + d_in * n + n * classes for depth in self.grid.depths)
+        updates = sum(3 * depth * n * n + 2 * d_in * n + 3 * n * classes for depth in self.depths)
+        looks = sum(depth * n * n + d_in * n + n * classes for depth in self.depths)
         return 2.0 * self.cells * (self.batches.size * updates + len(self.x) * looks)
 
     def weights(self, depth: int, gain: float | None = None) -> Weights:
@@ -101,7 +113,7 @@ class Problem(NamedTuple):
         gains = (
             np.full(self.cells, gain, np.float32)
             if gain
-            else np.asarray(self.grid.sigma_w, np.float32)
+            else np.asarray(self.grid.values("sigma_w"), np.float32)
         )
         kernels, biases = self.unit.blocks
         cut = self.unit._replace(blocks=(kernels[:depth], biases[:depth]))
@@ -116,13 +128,11 @@ class Problem(NamedTuple):
 
     def first(self, steps: int) -> "Problem":
         """The same, stopped early."""
-        return self._replace(
-            grid=dataclasses.replace(self.grid, steps=steps), batches=self.batches[:steps]
-        )
+        return self._replace(batches=self.batches[:steps])
 
     def only(self, cells: slice) -> "Problem":
         """Some of the gains."""
-        return self._replace(grid=dataclasses.replace(self.grid, sigma_w=self.grid.sigma_w[cells]))
+        return self._replace(grid=self.grid.but(sigma_w=self.grid.values("sigma_w")[cells]))
 
 
 def halves(data: Data, share: float = 0.8) -> Split:
@@ -132,21 +142,24 @@ def halves(data: Data, share: float = 0.8) -> Split:
     return Split(*(Data(data.x[at], data.y[at], data.name) for at in (order[:ends], order[ends:])))
 
 
-def draw(grid: Grid, split: Split) -> Problem:
-    """The weights and minibatches that `jaxstab.trainability` draws for the grid's first seed."""
-    mlp, many = grid.network(0, max(grid.depths), split.classes), len(split.train.x)
-    epochs = -(-grid.steps // (many // grid.batch))
+def draw(grid: Grid, steps: int, split: Split) -> Problem:
+    """The weights and minibatches that `jaxstab.sweeps` draws for the grid's first seed."""
+    mlp = grid.mlp(grid.kinds[0], grid.deepest, split.classes)
+    many = len(split.train.x)
+    batch = grid.fixed["batch"]
+    sigma_b = grid.fixed["sigma_b"]
+    epochs = -(-steps // (many // batch))
 
     def drawn(key: jax.Array) -> tuple[networks.Params, jax.Array]:
         weights, run = jax.random.split(key)
         orders, _ = jax.random.split(run)
         examples = jnp.arange(many, dtype=jnp.int32)
         shuffled = lambda epoch: jax.random.permutation(jax.random.fold_in(orders, epoch), examples)
-        params = networks.init(mlp, weights, jnp.asarray(split.train.x[:2]), 1.0, grid.sigma_b[0])
+        params = networks.init(mlp, weights, jnp.asarray(split.train.x[:2]), 1.0, sigma_b)
         return params, jax.vmap(shuffled)(jnp.arange(epochs, dtype=jnp.int32))
 
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
         params, orders = jax.tree.map(np.asarray, jax.jit(drawn)(jax.random.key(0)))
     unit = Weights(*((part["dense"]["kernel"], part["dense"]["bias"]) for part in params))
-    batches = orders[:, : many // grid.batch * grid.batch].reshape(-1, grid.batch)[: grid.steps]
+    batches = orders[:, : many // batch * batch].reshape(-1, batch)[:steps]
     return Problem(grid, split, unit, batches)

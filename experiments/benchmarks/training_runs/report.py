@@ -1,17 +1,17 @@
 """The table of all sides, what was asked of ours, and the cost of a training over their number."""
 
-import dataclasses
 import functools
 import time
 from collections.abc import Sequence
 
 import jax
+import numpy as np
 from measuring.machine import Rates
 from measuring.timing import Settings, Side, Timing, measure, table
 from rivals import jax_training
 
 from jaxstab import datasets
-from jaxstab.trainability import Grid
+from jaxstab.sweeps import Grid
 from training_runs import floors
 from training_runs.agreement import Truth, disagreement, truth
 from training_runs.ours import ours
@@ -24,13 +24,15 @@ FLOOR_TARGET, TARGETS, STEPS = 1.3, {ENSEMBLE: 0.7, LOOP: 0.4}, 400
 
 def report(settings: Settings, rate: Rates, steps: int, width: int, sizes: Sequence[int]) -> None:
     """Measure and print."""
-    grid = Grid(steps=steps, width=width, evaluate=())
+    gains = np.linspace(0.5, 2.5, 12).round(4)
+    axes = {"depth": (4, 8, 16, 32, 64), "sigma_w": gains, "seed": range(1)}
+    grid = Grid(axes, sigma_b=0.05**0.5, width=width, batch=128)
     if settings.small:
-        grid = dataclasses.replace(grid, depths=grid.depths[:3], sigma_w=grid.sigma_w[1::3])
-    problem = draw(grid, halves(datasets.load("digits")))
+        grid = grid.but(depth=(4, 8, 16), sigma_w=gains[1::3])
+    problem = draw(grid, steps, halves(datasets.load("digits")))
     print(
-        f"\ntraining: {problem.trainings} networks, depths {grid.depths} x {problem.cells} gains, width {grid.width}, "
-        f"batch {grid.batch}, {steps} steps: {problem.flops / 1e12:.3f} TFLOP in products"
+        f"\ntraining: {problem.trainings} networks, depths {problem.depths} x {problem.cells} gains, width {width}, "
+        f"batch 128, {steps} steps: {problem.flops / 1e12:.3f} TFLOP in products"
     )
     expected = truth(
         problem, lambda problem: jax_training.trained(problem, one_by_one=True, unrolled=True)()
@@ -38,13 +40,11 @@ def report(settings: Settings, rate: Rates, steps: int, width: int, sizes: Seque
     print(expected, flush=True)
     least = floor_sides(problem)
     agree = lambda result: disagreement(result, expected)
-    prepare = lambda: ours(grid, problem.split)
+    prepare = lambda: ours(problem)
     compiling = lambda result: result.compiling
     sides = [
         *least,
-        Side(
-            "jaxstab.trainability", prepare, "ours", agree, flops=problem.flops, compiling=compiling
-        ),
+        Side("jaxstab.sweeps", prepare, "ours", agree, flops=problem.flops, compiling=compiling),
     ]
     sides += rivals(problem, expected, settings.torch) if settings.rivals else []
     found = measure(sides, settings)
@@ -55,7 +55,7 @@ def report(settings: Settings, rate: Rates, steps: int, width: int, sizes: Seque
 
 def floor_sides(problem: Problem) -> list[Side]:
     """The products of a quarter of the steps, by JAX and by BLAS."""
-    part = problem.first(max(1, problem.grid.steps // 4))
+    part = problem.first(max(1, problem.steps // 4))
     side = functools.partial(
         Side, kind="floor", share=part.flops / problem.flops, flops=problem.flops
     )
@@ -122,7 +122,7 @@ def asked(found: Sequence[Timing], steps: int) -> str:
 def scaling(problem: Problem, sizes: Sequence[int]) -> None:
     """Seconds that one of ours costs when there are more, by more seeds; one call each, which tells its compiling."""
     for seeds in sorted({max(1, round(size / problem.trainings)) for size in sizes}):
-        call = ours(dataclasses.replace(problem.grid, seeds=seeds), problem.split)
+        call = ours(problem._replace(grid=problem.grid.but(seed=range(seeds))))
         start = time.perf_counter()
         compiling = call().compiling
         total, many = time.perf_counter() - start, seeds * problem.trainings

@@ -44,7 +44,7 @@ def spread(
     put = lambda spec, tree: jax.device_put(tree, NamedSharding(mesh, spec))
     data = put(whole, (problem.x, problem.y, problem.batches))
     programs = []
-    for depth in problem.grid.depths:
+    for depth in problem.depths:
         weights = problem.weights(depth, gain)
         if listed:
             weights = weights.listed()

@@ -12,8 +12,8 @@ import xarray as xr
 from jaxtyping import Bool, Float, Int
 from scipy import special
 
+from jaxstab.analysis import censored
 from jaxstab.checks import check_count
-from jaxstab.trainability import censored
 
 # shares of examples this close are one: sums of float32 shares differ in their last digits
 _TIE = 1e-6

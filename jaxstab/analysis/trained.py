@@ -1,11 +1,12 @@
 """What a grid of trainings says: accuracies with errors, boundaries and fits, steps, outcomes. All that a page shows.
 
-Every combination of network, bias, clip threshold and dropout is a `kind`; the learning rate is
-tuned in every cell, means and standard errors are over seeds.
+Every combination of the axes beside depth, sigma_w, learning rate and seed is a `kind`; the learning
+rate is tuned in every cell, means and standard errors are over seeds.
 """
 
 import functools
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,9 +17,7 @@ from jaxtyping import Array
 
 from jaxstab import theory
 from jaxstab.activations import Activation
-from jaxstab.networks.blocks import UNIT_WEIGHTS
-from jaxstab.records import FixedPoint
-from jaxstab.trainability.boundary import (
+from jaxstab.analysis.boundary import (
     DepthFit,
     deepest_trainable,
     fit_depth_scale,
@@ -27,8 +26,10 @@ from jaxstab.trainability.boundary import (
     steps_to,
     tuned,
 )
-from jaxstab.trainability.grid import Grid
-from jaxstab.verdicts import standard_error
+from jaxstab.analysis.verdicts import standard_error
+from jaxstab.records import FixedPoint
+from jaxstab.sweeps import Grid
+from jaxstab.sweeps.settings import label
 
 SIDES = ("both", "ordered", "chaotic")
 SCALES = ("xi_c", "xi_grad")
@@ -51,7 +52,8 @@ _TOLD = (
     "steps",
     "steps_se",
 )
-_KIND = ("variant", "sigma_b", "clip", "dropout")
+# axes that a summary keeps, tunes or averages over; all others together are the kinds
+_AXES = ("depth", "sigma_w", "learning_rate", "seed")
 
 
 def summarise(dataset: xr.Dataset, chance: float) -> xr.Dataset:
@@ -63,7 +65,7 @@ def summarise(dataset: xr.Dataset, chance: float) -> xr.Dataset:
     the store are missing, NaN.
 
     Args:
-        dataset: as `labelled` or `restored` gives it.
+        dataset: of trainings, as `sweeps.run` and `sweeps.load` give it.
         chance: share right without learning from the inputs, that of the commonest class.
 
     Returns:
@@ -84,23 +86,18 @@ def summarise(dataset: xr.Dataset, chance: float) -> xr.Dataset:
         ValueError: if chance is not in [0, 1).
 
     Example:
-        >>> from jaxstab.trainability import Variant
-        >>> from jaxstab.trainability.plan import cut
-        >>> from jaxstab.trainability.run import fields, labelled
-        >>> grid = Grid((Variant("LayerNorm", norm="layer"),), depths=(1, 2), sigma_w=(0.5, 1.5), steps=5)
-        >>> share = lambda field: np.linspace(0.2, 0.8, 4).reshape(-1, *[1] * len(field.shape))
-        >>> rows = {
-        ...     name: np.broadcast_to(-1 if field.dtype == np.int32 else share(field), (4, *field.shape))
-        ...     for name, field in fields(grid).items()
-        ... }
-        >>> found = summarise(labelled(grid, cut(grid, size=2), rows, np.array([True, True])), chance=0.1)
-        >>> float(found.threshold[-1].round(2)), dict(zip(OUTCOMES, found.runs.values[0].tolist()))["trained"]
-        (0.45, 2)
+        >>> from jaxstab import datasets, sweeps
+        >>> grid = Grid({"norm": (None, "layer"), "depth": (1, 2)}, width=8, batch=32)
+        >>> found = summarise(sweeps.run(grid, sweeps.Train(5), datasets.load("digits")), chance=0.1)
+        >>> found.kind.values.tolist(), dict(found.train_accuracy.sizes)
+        (['none', 'layer'], {'kind': 2, 'depth': 2, 'sigma_w': 1, 'evaluation': 2})
     """
     if not 0 <= chance < 1:
         raise ValueError(f"chance must be in [0, 1), got {chance}")
     grid = Grid.from_json(dataset.attrs["grid"])
-    kinds = dataset.stack(kind=_KIND, create_index=False).drop_vars((*_KIND, "learning_rate"))
+    dataset = _whole(dataset, grid)
+    told = kind_axes(grid)
+    kinds = dataset.stack(kind=told, create_index=False).drop_vars((*told, "learning_rate"))
     best = tuned(kinds.train_accuracy.transpose("learning_rate", ...))
     learned = kinds.train_accuracy.isel(learning_rate=best)
     tested = kinds.test_accuracy.isel(learning_rate=best)
@@ -109,11 +106,12 @@ def summarise(dataset: xr.Dataset, chance: float) -> xr.Dataset:
         [halfway(mean.isel(evaluation=i).values, chance) for i in range(mean.sizes["evaluation"])],
         dims="evaluation",
     )
-    between = np.linspace(min(grid.sigma_w), max(grid.sigma_w), FINE)
+    gains = tuple(grid.values("sigma_w"))
+    between = np.linspace(min(gains), max(gains), FINE)
     # one program for both
-    theirs = _fixed_points(grid, (*grid.sigma_w, *between))
-    points = {name: values[:, : len(grid.sigma_w)] for name, values in theirs.items()}
-    fine = {name: values[:, len(grid.sigma_w) :] for name, values in theirs.items()}
+    theirs = _fixed_points(grid, (*gains, *between))
+    points = {name: values[:, : len(gains)] for name, values in theirs.items()}
+    fine = {name: values[:, len(gains) :] for name, values in theirs.items()}
     last = kinds.isel(learning_rate=best.isel(evaluation=-1, drop=True))
     gradient = last.log_grad_theta.isel(evaluation=0, drop=True)
     vanished = (gradient == -np.inf).any("seed")
@@ -141,8 +139,27 @@ def summarise(dataset: xr.Dataset, chance: float) -> xr.Dataset:
     return whole.assign_coords(kind=list(names(grid))).assign_attrs(dataset.attrs | attributes)
 
 
+def _whole(dataset: xr.Dataset, grid: Grid) -> xr.Dataset:
+    """The dataset with a dimension for every axis of a summary; those of one value may be missing."""
+    missing = [name for name in (*_AXES, *kind_axes(grid)) if name not in dataset.dims]
+    return dataset.expand_dims({name: grid.labels(name) for name in missing})
+
+
+def kind_axes(grid: Grid) -> tuple[str, ...]:
+    """The axes whose combinations are the kinds of a summary.
+
+    Args:
+        grid: the grid.
+
+    Returns:
+        Their names: all axes but depth, sigma_w, learning rate and seed; the activation where there
+        is no other.
+    """
+    return tuple(name for name in grid.axes if name not in _AXES) or ("activation",)
+
+
 def names(grid: Grid) -> tuple[str, ...]:
-    """Names of the kinds: the network's, and what else there is more than one of.
+    """Names of the kinds: the first axis's value, and what else there is more than one of.
 
     Args:
         grid: the grid.
@@ -151,24 +168,26 @@ def names(grid: Grid) -> tuple[str, ...]:
         In the order of `kind`.
 
     Example:
-        >>> names(Grid(dropouts=(0.0, 0.1)))
+        >>> names(Grid({"activation": ("tanh",), "dropout": (0.0, 0.1)}))
         ('tanh, dropout 0', 'tanh, dropout 0.1')
     """
-    axes = grid.axes
-    told = [axis for axis in _KIND[1:] if len(axes[axis]) > 1]
-    values = [dict(zip(_KIND, kind, strict=True)) for kind in _kinds(grid)]
+    first, *others = kind_axes(grid)
+    several = [axis for axis in others if len(grid.values(axis)) > 1]
     return tuple(
-        ", ".join([kind["variant"], *(f"{axis} {kind[axis]:.4g}" for axis in told)])
-        for kind in values
+        ", ".join([_text(kind[first]), *(f"{axis} {_text(kind[axis])}" for axis in several)])
+        for kind in _kinds(grid)
     )
 
 
-def _kinds(grid: Grid) -> list[tuple[Any, ...]]:
-    shape = tuple(len(grid.axes[axis]) for axis in _KIND)
-    return [
-        tuple(grid.axes[axis][i] for axis, i in zip(_KIND, at, strict=True))
-        for at in np.ndindex(shape)
-    ]
+def _text(value: Any) -> str:
+    shown = label(value)
+    return f"{shown:.4g}" if isinstance(shown, float) else str(shown)
+
+
+def _kinds(grid: Grid) -> list[dict[str, Any]]:
+    axes = kind_axes(grid)
+    along = [grid.values(axis) for axis in axes]
+    return [dict(zip(axes, values, strict=True)) for values in itertools.product(*along)]
 
 
 def _best(whole: xr.Dataset) -> xr.Dataset:
@@ -202,25 +221,24 @@ def _fixed_point(activation: str | Activation, sigma_w: Array, sigma_b: Array) -
 
 def _fixed_points(grid: Grid, at: Sequence[float]) -> dict[str, np.ndarray]:
     """Depth scales and chi_1 of every kind at some gains, [kind, gain]; NaN for networks that theory does not know."""
-    kinds = _kinds(grid)
-    variants = {variant.name: variant for variant in grid.variants}
     fields = (*SCALES, "chi_1")
+    unknown = np.full((len(fields), len(at)), np.nan)
 
     @functools.cache
-    def of(name: str, sigma_b: float) -> np.ndarray:
+    def of(activation: Activation, sigma_b: float) -> np.ndarray:
         gains = jnp.asarray(at, float), jnp.asarray(sigma_b, float)
-        point = jax.device_get(_fixed_point(variants[name].activation, *gains))
+        point = jax.device_get(_fixed_point(activation, *gains))
         return np.array([getattr(point, field) for field in fields], float)
 
-    def known(name: str, dropout: float) -> bool:
-        kind = variants[name]
-        return not (kind.norm or kind.skip or dropout) and kind.weights in UNIT_WEIGHTS
+    def one(kind: Mapping[str, Any]) -> np.ndarray:
+        if not grid.is_plain(kind) or kind["dropout"]:
+            return unknown
+        return of(kind["activation"], kind["sigma_b"])
 
-    unknown = np.full((len(fields), len(at)), np.nan)
-    found = [
-        of(name, sigma_b) if known(name, dropout) else unknown
-        for name, sigma_b, _, dropout in kinds
-    ]
+    found = []
+    for own in _kinds(grid):
+        variant = own["variant"].settings if "variant" in own else {}
+        found.append(one(grid.fixed | own | variant))
     return dict(zip(fields, np.stack(found, axis=1), strict=True))
 
 

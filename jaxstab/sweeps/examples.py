@@ -1,0 +1,129 @@
+"""The examples that cells see: pairs of inputs to measure at, data to train and test on."""
+
+import math
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from jaxstab.checks import check_labels
+from jaxstab.records import Data
+from jaxstab.sweeps.grid import Grid
+
+
+class Sample(NamedTuple):
+    """What one measurement of a network is made at.
+
+    Attributes:
+        x: input, of mean square 1; a batch of them where the grid has one.
+        other: a second input, for correlations.
+        label: class of x.
+    """
+
+    x: Float[Array, "*cells d_in"]
+    other: Float[Array, "*cells d_in"]
+    label: Int[Array, "*cells"]
+
+
+def samples(grid: Grid, data: Data, batch: int | None = None) -> Sample:
+    """Draw the inputs of every seed: pairs of different examples, without replacement.
+
+    Inputs have mean square 1 and the grid's dtype; those of a network of the caller's own stay as
+    they are.
+
+    Args:
+        grid: says which seeds, and how many inputs.
+        data: examples.
+        batch: examples of an input; None for inputs of one example.
+
+    Returns:
+        A sample with leading axes [seeds, inputs], and [batch] where there is one.
+
+    Raises:
+        ValueError: if there are fewer examples than one seed needs, or a label has no output.
+    """
+    own = grid.network is not None
+    inputs = grid.fixed["inputs"]
+    if not own:
+        check_labels(data.y, grid.fixed["outputs"] or classes(data))
+    shape = (2, inputs) if batch is None else (2, inputs, batch)
+    needed = math.prod(shape)
+    if len(data.x) < needed:
+        raise ValueError(
+            f"{needed // 2} inputs need {needed} examples, {data.name} has {len(data.x)}"
+        )
+    draws = [
+        np.random.default_rng(seed).choice(len(data.x), needed, replace=False)
+        for seed in grid.values("seed")
+    ]
+    pairs = np.stack(draws).reshape(len(draws), *shape)
+    first = pairs[:, 0]
+    second = pairs[:, 1]
+    x = data.x if own else data.normalised().x.astype(grid.fixed["dtype"])
+    return Sample(jnp.asarray(x[first]), jnp.asarray(x[second]), jnp.asarray(data.y[first]))
+
+
+def classes(data: Data) -> int:
+    """Count the classes of data.
+
+    Args:
+        data: labelled from 0.
+
+    Returns:
+        The largest label and one more.
+    """
+    return int(data.y.max()) + 1
+
+
+class Split(NamedTuple):
+    """Data to train on, and to test on.
+
+    Attributes:
+        train: training data.
+        test: test data.
+    """
+
+    train: Data
+    test: Data
+
+    @property
+    def features(self) -> int:
+        """Input features."""
+        return self.train.x.shape[1]
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return max(map(classes, self))
+
+    @property
+    def chance(self) -> float:
+        """Share of the training data right by always naming the commonest class."""
+        return float(np.bincount(self.train.y).max() / len(self.train.y))
+
+
+def divided(data: Data) -> Split:
+    """Divide data at random, the same way each time: a fifth to test on, the rest to train on.
+
+    Args:
+        data: two examples at least.
+
+    Returns:
+        The two parts.
+
+    Raises:
+        ValueError: if there are fewer.
+    """
+    if len(data.x) < 2:
+        raise ValueError(
+            f"{data.name}: one example to train on and one to test on are the least, got {len(data.x)}"
+        )
+    order = np.random.default_rng(0).permutation(len(data.x))
+    cut = max(1, len(order) // 5)
+    train = order[cut:]
+    test = order[:cut]
+    return Split(
+        Data(data.x[train], data.y[train], f"{data.name}, training"),
+        Data(data.x[test], data.y[test], f"{data.name}, test"),
+    )

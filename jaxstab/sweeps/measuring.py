@@ -1,0 +1,396 @@
+"""The programs that measure a grid, a group of cells per device at a time.
+
+Depths of the house's networks are no axis of the programs: a measure reads all of them off from one
+pass to the deepest. Gains are traced, and all gains of a seed share one draw of weights. A network
+of the caller's own has a program for each depth; layers and singular values that only other programs
+have are NaN.
+"""
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array
+
+from jaxstab import networks, store
+from jaxstab.checks import check_dtype
+from jaxstab.devices import can_hang, spread
+from jaxstab.networks import binding
+from jaxstab.records import Data, dimensions
+from jaxstab.store import chunks
+from jaxstab.sweeps.durable import Result, settings_of_run
+from jaxstab.sweeps.examples import Sample, classes, samples
+from jaxstab.sweeps.grid import Grid, Kind
+from jaxstab.sweeps.measures import Measure, Record, jacobian, signal
+from jaxstab.sweeps.plan import Plan
+from jaxstab.sweeps.programs import Programs
+from jaxstab.sweeps.settings import TRAINED, is_built_in
+
+_OURS = (signal, jacobian)
+# a group has some values of these, and one of every other axis
+_INSIDE = ("seed", "sigma_w")
+NO_THEORY = "absent: layers of the user's own have no law that theory knows"
+# (seeds [s], gains [g], other traced settings, samples [s, i, ...]) -> records [s, g, i, ...]
+Cells = Callable[[Array, Array, Mapping[str, Array], Sample], Record]
+
+
+class Measuring:
+    """A measure over a grid, as a job of the durable run.
+
+    Attributes:
+        grid: what to sweep over.
+        measure: what to take of every cell.
+        plan: how the grid is cut into groups.
+        devices: a group is computed by each.
+        fields: what is kept of each cell.
+        axes: those that are cut into groups.
+        coordinates: of the dataset, (dims, values) by name.
+        decided: all that decides a number, but for the measure.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        measure: Measure,
+        data: Data,
+        plan: Plan,
+        *,
+        precision: str = "highest",
+        devices: Sequence[jax.Device] | None = None,
+    ) -> None:
+        """Trace the first program, and the others where their results may have other shapes.
+
+        Args:
+            grid: what to sweep over.
+            measure: what to take of every cell.
+            data: examples to measure at.
+            plan: how the grid is cut.
+            precision: of matrix products.
+            devices: to compute a group each; None for all, or for one CPU device if the measure
+                decomposes stacks itself.
+
+        Raises:
+            ValueError: if data or grid do not fit, or float64 is asked for while JAX has it
+                switched off.
+        """
+        check_dtype(grid.fixed["dtype"])
+        _check(grid)
+        self.grid = grid
+        self.measure = measure
+        self.plan = plan
+        self.axes = plan.axes
+        self._kinds = grid.kinds
+        self._outputs = classes(data)
+        self._precision = precision
+        batches = {kind["batch"] for kind in self._kinds}
+        self._samples: dict[int | None, Sample] = {
+            batch: jax.tree.map(np.asarray, samples(grid, data, batch)) for batch in batches
+        }
+        self._programs: Programs[tuple[int, int]] = Programs(self._lowered)
+        self.devices = jax.local_devices() if devices is None else devices
+        first = self._lowered(self.program(0))
+        if devices is None and measure not in _OURS and can_hang(first, self._mesh):
+            self.devices = self.devices[:1]
+            first = self._lowered(self.program(0))
+        traced = {self.program(0): first}
+        if grid.network is not None or set(grid.static_axes) - {"activation", "weights"}:
+            for key in dict.fromkeys(map(self.program, range(plan.groups))):
+                traced[key] = traced.get(key) or self._lowered(key)
+        for key, program in traced.items():
+            self._programs.keep(key, program)
+        self.fields = _fields([program.out_info for program in traced.values()])
+        self.coordinates = self._labels()
+        self.decided = settings(grid, data, precision)
+
+    @functools.cached_property
+    def settings(self) -> dict[str, Any]:
+        """All that decides a number."""
+        return self.decided | {"measure": self._identity()}
+
+    def program(self, group: int) -> tuple[int, int]:
+        """Say which kind of network a group is of, and of which depth its program is.
+
+        Args:
+            group: its number.
+
+        Returns:
+            The number of the kind, and the depth.
+        """
+        at = self._at(group)
+        sizes = [self.axes[name].length for name in self.grid.static_axes]
+        places = [at[name].start for name in self.grid.static_axes]
+        kind = int(np.ravel_multi_index(places, sizes)) if sizes else 0
+        if "depth" in at:
+            return kind, self.grid.values("depth")[at["depth"].start]
+        return kind, self.grid.deepest
+
+    def rank(self, group: int) -> int:
+        """Groups are computed in order.
+
+        Args:
+            group: its number.
+
+        Returns:
+            The number.
+        """
+        return group
+
+    def compute(
+        self, batches: Iterable[Sequence[int]], pending: Collection[int]
+    ) -> Iterator[Result]:
+        """Measure groups, each device one at a time.
+
+        Args:
+            batches: numbers of groups of one program, no more than there are devices.
+            pending: groups that may come; programs that only others need are not compiled ahead.
+
+        Yields:
+            Each group as it is finished.
+        """
+        order = list(dict.fromkeys(map(self.program, pending)))
+        for numbers in batches:
+            wanted = self.program(numbers[0])
+            coming = order[order.index(wanted) + 1 :] if wanted in order else []
+            program = self._programs.ready(wanted, coming)
+            # fetched, hence finished, before the next is sent: one program in flight
+            found = jax.device_get(program(*self._arguments(numbers)))
+            leaves = {
+                name: leaf for record in _records(found) for name, leaf in record._asdict().items()
+            }
+            for place, number in enumerate(numbers):
+                values = {name: self._kept(name, leaf[place]) for name, leaf in leaves.items()}
+                yield Result(number, values)
+
+    @property
+    def _mesh(self) -> Mesh:
+        return Mesh(np.array(self.devices), ("group",))
+
+    def _at(self, group: int) -> dict[str, slice]:
+        return dict(zip(self.axes, chunks.part(self.axes, group), strict=True))
+
+    def _kept(self, name: str, values: np.ndarray) -> np.ndarray:
+        """A field [seed, gain, i, ...] of one group over the axes of the store, NaN where it has nothing."""
+        names = list(self.axes)
+        if "sigma_w" in names and "seed" in names and names.index("sigma_w") < names.index("seed"):
+            values = values.swapaxes(0, 1)
+        inside = values.shape[2:]
+        wide = self.fields[name].shape
+        values = values.reshape(*(axis.chunk for axis in self.axes.values()), *inside)
+        if inside == wide:
+            return values
+        beyond = [(0, 0)] * len(names)
+        beyond += [(0, want - have) for want, have in zip(wide, inside, strict=True)]
+        blank = np.nan if np.issubdtype(values.dtype, np.floating) else 0
+        return np.pad(values, beyond, constant_values=blank)
+
+    def _arguments(
+        self, numbers: Sequence[int]
+    ) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray], Sample]:
+        """Seeds [device, s], gains [device, g], other traced settings [device] and samples [device, s, ...]."""
+        # devices without a group repeat one, a last group repeats cells: nothing compiles anew
+        at = [self._at(number) for number in numbers]
+        seeds = self._places("seed", at)
+        gains = self._places("sigma_w", at)
+        others = {
+            name: self._column(name)[self._places(name, at)[:, 0]]
+            for name in self.grid.traced_axes
+            if name not in _INSIDE
+        }
+        kind = self._kinds[self.program(numbers[0])[0]]
+        sample = jax.tree.map(lambda field: field[seeds], self._samples[kind["batch"]])
+        seed_values = np.asarray(self.grid.values("seed"), np.int32)[seeds]
+        return seed_values, self._column("sigma_w")[gains], others, sample
+
+    def _column(self, name: str) -> np.ndarray:
+        return np.asarray(self.grid.values(name), self.grid.fixed["dtype"])
+
+    def _places(self, name: str, at: Sequence[Mapping[str, slice]]) -> np.ndarray:
+        """Places along an axis [device, cells of a group]."""
+        many = len(self.devices)
+        if name not in self.axes:
+            return np.zeros((many, 1), int)
+        length, chunk = self.axes[name]
+        found = np.array([np.arange(one[name].start, one[name].start + chunk) for one in at])
+        return np.resize(found % length, (many, chunk))
+
+    def _lowered(self, key: tuple[int, int]) -> jax.stages.Lowered:
+        """The traced program (seeds, gains, others, samples) -> records [device, s, g, i, ...] of a kind and depth."""
+        kind, depth = key
+        cells = self._cells(self._kinds[kind], depth)
+
+        def group(seeds: Array, gains: Array, others: dict[str, Array], sample: Sample) -> Record:
+            # a leading axis of one: this device's own group
+            own = jax.tree.map(lambda leaf: leaf[0], (seeds, gains, others, sample))
+            with jax.default_matmul_precision(self._precision):
+                found = cells(*own)
+            return jax.tree.map(lambda leaf: leaf[None], found)
+
+        own = PartitionSpec("group")
+        programs = map(self.program, range(self.plan.groups))
+        first = next(number for number, one in enumerate(programs) if one == key)
+        program = spread(group, self._mesh, (own, own, own, own), own)
+        return program.lower(*self._arguments([first]))
+
+    def _cells(self, kind: Kind, depth: int) -> Cells:
+        if self.grid.network is None:
+            one = _cell(self.grid, kind, self.measure, self._outputs)
+        else:
+            one = _own_cell(self.grid, kind, depth, self.measure)
+        return jax.vmap(one, (0, None, None, 0))
+
+    def _labels(self) -> dict[str, tuple[tuple[str, ...], Any]]:
+        sizes = {name: axis.length for name, axis in self.axes.items()}
+        for field in self.fields.values():
+            sizes |= dict(zip(field.dims, field.shape, strict=True))
+        known = {name: self.grid.labels(name) for name in self.grid.axes}
+        return {
+            name: ((name,), np.asarray(known.get(name, np.arange(size))))
+            for name, size in sizes.items()
+        }
+
+    def _identity(self) -> dict[str, str]:
+        """The measure by its name; where functions of the user's own are in it, by the programs that they make."""
+        name = getattr(self.measure, "__qualname__", type(self.measure).__qualname__)
+        if self.measure in _OURS and self.grid.network is None and is_built_in(self._kinds):
+            return {"name": name}
+        digest = hashlib.sha256()
+        programs = dict.fromkeys(map(self.program, range(self.plan.groups)))
+        others = {
+            axis: jax.ShapeDtypeStruct((), self.grid.fixed["dtype"])
+            for axis in self.grid.traced_axes
+            if axis not in _INSIDE
+        }
+        shapes = np.zeros(1, np.int32), jax.ShapeDtypeStruct((1,), self.grid.fixed["dtype"]), others
+        for number, depth in programs:
+            kind = self._kinds[number]
+            one = jax.tree.map(lambda field: field[:1], self._samples[kind["batch"]])
+            traced = jax.jit(self._cells(kind, depth)).lower(*shapes, one)
+            digest.update(traced.as_text().encode())
+        return {"name": name, "program": digest.hexdigest()[:16]}
+
+
+def _check(grid: Grid) -> None:
+    """Refuse axes that decide nothing that is measured, and batches that BatchNorm cannot take."""
+    needless = [name for name in TRAINED if name in grid.axes]
+    if needless:
+        raise ValueError(
+            f"{', '.join(needless)} must be axes of trainings: sweeps.Train is the measure of one"
+        )
+    for kind in grid.kinds:
+        if grid.network is None and kind["batch"] in (None, 1):
+            mixes = grid.mlp(kind, 1, 1).mixes_examples
+            if mixes or kind["batch"] == 1:
+                raise ValueError(
+                    f"batch must be an integer >= 2, and BatchNorm needs one, got {kind['batch']}"
+                )
+
+
+def _cell(grid: Grid, kind: Kind, measure: Measure, outputs: int) -> Callable[..., Record]:
+    """(seed, gains [g], others, samples [i]) -> records [g, i]: networks of one draw of weights."""
+    mlp = grid.mlp(kind, grid.deepest, outputs)
+    chain = networks.chain(mlp)
+    depths = tuple(grid.values("depth"))
+    known = {name: grid.fixed[name] for name in ("sigma_b", "dropout") if name in grid.fixed}
+
+    def measured(seed: Array, gains: Array, others: dict[str, Array], samples: Sample) -> Record:
+        cell = known | others
+        key = jax.random.key(seed)
+        unit = networks.init(mlp, key, samples.x[0], 1.0, cell["sigma_b"])
+        masks = jax.random.split(jax.random.fold_in(key, 1), grid.fixed["inputs"])
+
+        def one(sigma_w: Array, sample: Sample, mask: Array) -> Record:
+            wet = mask if mlp.dropout else None
+            # a gain of its own, not times the weights: all gains share one copy of them
+            params = networks.bind(mlp, unit, key=wet, rate=cell["dropout"], sigma_w=sigma_w)
+            return measure(chain, params, sample, depths)
+
+        return _over(one, gains, samples, masks)
+
+    return measured
+
+
+def _own_cell(grid: Grid, kind: Kind, depth: int, measure: Measure) -> Callable[..., Record]:
+    """The same of layers of the user's own, of one depth."""
+    chain = grid.chain(kind, depth)
+    bind = chain.bind or binding.bind
+    scales = tuple(grid.values("sigma_w")) != (1.0,)
+
+    def measured(seed: Array, gains: Array, others: dict[str, Array], samples: Sample) -> Record:
+        key = jax.random.key(seed)
+        assert chain.init is not None
+        unit = chain.init(key, jax.tree.map(lambda leaf: leaf[0], samples.x))
+        masks = jax.random.split(jax.random.fold_in(key, 1), grid.fixed["inputs"])
+
+        def one(sigma_w: Array, sample: Sample, mask: Array) -> Record:
+            params = unit
+            if scales:
+                params = networks.scale_kernels(unit, sigma_w, grid.kernels)
+            found = measure(chain, bind(params, key=mask), sample, (depth,))
+            return jax.tree.map(
+                _without_depth, found, is_leaf=lambda node: hasattr(node, "_fields")
+            )
+
+        return _over(one, gains, samples, masks)
+
+    return measured
+
+
+def _over(one: Callable[..., Record], gains: Array, samples: Sample, masks: Array) -> Record:
+    """A measure over gains and inputs: records [g, i]."""
+    over_inputs = jax.vmap(one, (None, 0, 0))
+    return jax.vmap(over_inputs, (0, None, None))(gains, samples, masks)
+
+
+def _without_depth(record: Any) -> Any:
+    """A record whose fields over depths, of which there is one, are those of that depth."""
+
+    def field(name: str, leaf: Array) -> Array:
+        of_depth = dimensions(type(record), name, jnp.ndim(leaf))[:1] == ("depth",)
+        return leaf[0] if of_depth else leaf
+
+    return type(record)(*(field(name, leaf) for name, leaf in record._asdict().items()))
+
+
+def _records(found: Record | tuple[Record, ...]) -> tuple[Record, ...]:
+    return (found,) if hasattr(found, "_fields") else tuple(found)
+
+
+def _fields(programs: Sequence[Any]) -> dict[str, store.Field]:
+    """What is kept of a cell: the records' arrays, of the largest shape of any program."""
+    fields: dict[str, store.Field] = {}
+    for found in programs:
+        for record in _records(found):
+            for name, leaf in record._asdict().items():
+                # behind the axes device, seed and gain; inputs stand before a record's own axes
+                shape = leaf.shape[3:]
+                dims = ("input", *dimensions(type(record), name, len(shape) - 1))
+                if name in fields:
+                    shape = tuple(map(max, shape, fields[name].shape))
+                fields[name] = store.Field(shape, np.dtype(leaf.dtype).name, dims)
+    return fields
+
+
+def settings(grid: Grid, data: Data, precision: str = "highest") -> dict[str, Any]:
+    """All that decides a number of a measured grid, but for the measure.
+
+    Args:
+        grid: what to sweep over.
+        data: examples to measure at.
+        precision: of matrix products.
+
+    Returns:
+        Plain settings for a store.
+    """
+    known = {
+        "grid": json.loads(grid.to_json()),
+        "precision": precision,
+        "data": {"name": data.name, "sha256": data.sha256},
+    }
+    theory = {} if grid.network is None else {"theory": NO_THEORY}
+    return known | theory | settings_of_run()

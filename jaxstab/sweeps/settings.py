@@ -1,0 +1,222 @@
+"""The settings of a cell: what each may be, its default, and whether a change of it needs another program.
+
+A new setting of a network or of an optimiser is one entry here: any entry can be an axis of a grid.
+"""
+
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import optax
+
+from jaxstab.activations import Activation, get
+from jaxstab.checks import check_choice, check_count, plain_number
+
+# a change of it needs another program
+STATIC = "static"
+# a number of a running program
+TRACED = "traced"
+# one value for the whole grid
+WHOLE = "whole"
+
+# a 32-bit integer
+LARGEST_SEED = 2**31 - 1
+
+Optimiser = Callable[..., optax.GradientTransformation]
+
+
+def _momentum(learning_rate: float, momentum: float = 0.9) -> optax.GradientTransformation:
+    return optax.sgd(learning_rate, momentum=momentum)
+
+
+def _nesterov(learning_rate: float, momentum: float = 0.9) -> optax.GradientTransformation:
+    return optax.sgd(learning_rate, momentum=momentum, nesterov=True)
+
+
+OPTIMISERS: dict[str, Optimiser] = {
+    "sgd": optax.sgd,
+    "momentum": _momentum,
+    "nesterov": _nesterov,
+    "rmsprop": optax.rmsprop,
+    "adagrad": optax.adagrad,
+    "adam": optax.adam,
+    "adamw": optax.adamw,
+    "lion": optax.lion,
+}
+
+
+class Setting(NamedTuple):
+    """What a setting may be.
+
+    Attributes:
+        kind: STATIC, TRACED or WHOLE.
+        default: its value in a grid that does not name it.
+        check: (name, value) -> the value as a plain one; a ValueError for what will not do.
+        number: whether values are numbers, which ascend along an axis.
+    """
+
+    kind: str
+    default: Any
+    check: Callable[[str, Any], Any]
+    number: bool = True
+
+
+def _activation(name: str, value: Any) -> Activation:
+    return get(value)
+
+
+def _optimiser(name: str, value: Any) -> Any:
+    if callable(value):
+        return value
+    check_choice(name, value, tuple(OPTIMISERS))
+    return value
+
+
+def _any(name: str, value: Any) -> Any:
+    """A value that the network itself checks."""
+    return value
+
+
+def _dtype(name: str, value: Any) -> str:
+    check_choice(name, value, ("float32", "float64"))
+    return value
+
+
+def _count(name: str, value: Any) -> int:
+    return check_count(name, plain_number(name, value, integer=True), 1)
+
+
+def _count_or_none(name: str, value: Any) -> int | None:
+    return None if value is None else _count(name, value)
+
+
+def _seed(name: str, value: Any) -> int:
+    seed = check_count(name, plain_number(name, value, integer=True), 0)
+    if seed > LARGEST_SEED:
+        raise ValueError(f"{name} must be at most {LARGEST_SEED}, got {seed}")
+    return seed
+
+
+def _number(wanted: str, fits: Callable[[float], bool]) -> Callable[[str, Any], float]:
+    """A check of numbers in a range, which `wanted` names."""
+
+    def check(name: str, value: Any) -> float:
+        number = plain_number(name, value)
+        if not fits(number):
+            raise ValueError(f"{name} must be {wanted}, got {value}")
+        return number
+
+    return check
+
+
+def _number_or_none(wanted: str, fits: Callable[[float], bool]) -> Callable[[str, Any], Any]:
+    check_number = _number(wanted, fits)
+
+    def check(name: str, value: Any) -> float | None:
+        return None if value is None else check_number(name, value)
+
+    return check
+
+
+_deviation = _number("finite and >= 0", lambda value: math.isfinite(value) and value >= 0)
+_positive = _number("finite and > 0", lambda value: math.isfinite(value) and value > 0)
+_share = _number("in [0, 1)", lambda value: 0 <= value < 1)
+_threshold = _number("> 0", lambda value: value > 0)
+_decay = _number_or_none("finite and >= 0", lambda value: math.isfinite(value) and value >= 0)
+_momentum_share = _number_or_none("in [0, 1)", lambda value: 0 <= value < 1)
+
+SETTINGS: dict[str, Setting] = {
+    "activation": Setting(STATIC, get("tanh"), _activation, number=False),
+    "weights": Setting(STATIC, "gaussian", _any, number=False),
+    "norm": Setting(STATIC, None, _any, number=False),
+    "norm_after": Setting(STATIC, False, _any, number=False),
+    "skip": Setting(STATIC, None, _any, number=False),
+    "width": Setting(STATIC, 128, _count),
+    "batch": Setting(STATIC, None, _count_or_none),
+    "optimiser": Setting(STATIC, "sgd", _optimiser, number=False),
+    "depth": Setting(STATIC, 16, _count),
+    "sigma_w": Setting(TRACED, 1.0, _deviation),
+    "sigma_b": Setting(TRACED, 0.0, _deviation),
+    "dropout": Setting(TRACED, 0.0, _share),
+    "learning_rate": Setting(TRACED, 0.01, _positive),
+    "momentum": Setting(TRACED, None, _momentum_share),
+    "weight_decay": Setting(TRACED, None, _decay),
+    "clip": Setting(TRACED, math.inf, _threshold),
+    "seed": Setting(TRACED, 0, _seed),
+    "inputs": Setting(WHOLE, 1, _count),
+    "outputs": Setting(WHOLE, None, _count_or_none),
+    "dtype": Setting(WHOLE, "float32", _dtype, number=False),
+}
+# settings of trainings alone, and those of them that an optimiser may take beside its rate
+TRAINED = ("optimiser", "learning_rate", "momentum", "weight_decay", "clip")
+HYPERPARAMETERS = ("momentum", "weight_decay")
+
+
+def check_hyperparameters(optimiser: str | Optimiser, given: tuple[str, ...]) -> None:
+    """Check that an optimiser takes the hyperparameters that a grid names.
+
+    Args:
+        optimiser: one of OPTIMISERS, or a function (learning_rate, ...) -> transformation.
+        given: names of hyperparameters.
+
+    Raises:
+        ValueError: if it does not take one.
+    """
+    factory = OPTIMISERS[optimiser] if isinstance(optimiser, str) else optimiser
+    known = inspect.signature(factory).parameters
+    for name in given:
+        if name not in known:
+            takers = [
+                one
+                for one, made in OPTIMISERS.items()
+                if name in inspect.signature(made).parameters
+            ]
+            raise ValueError(
+                f"{name} must be left out: optimiser {label(optimiser)} takes none, {', '.join(takers)} do"
+            )
+
+
+def label(value: Any) -> Any:
+    """A value as a coordinate shows it: numbers as they are, all else by its name.
+
+    Args:
+        value: of a setting.
+
+    Returns:
+        A number or a text.
+
+    Example:
+        >>> label(get("tanh")), label(None), label(0.5)
+        ('tanh', 'none', 0.5)
+    """
+    if value is None:
+        return "none"
+    if isinstance(value, bool | int | float | str):
+        return value
+    return getattr(value, "name", None) or getattr(value, "__qualname__", type(value).__qualname__)
+
+
+def is_built_in(kinds: Sequence[Mapping[str, Any]]) -> bool:
+    """Say whether names are enough to tell kinds of networks: nothing of the caller's own is in them.
+
+    Args:
+        kinds: static settings by name.
+
+    Returns:
+        Whether they are.
+
+    Example:
+        >>> is_built_in([{"activation": get("tanh")}]), is_built_in([{"activation": get(lambda z: z**3)}])
+        (True, False)
+    """
+    return all(_is_named(value) for kind in kinds for value in kind.values())
+
+
+def _is_named(value: Any) -> bool:
+    if not isinstance(value, Activation):
+        return not callable(value)
+    try:
+        return get(value.name) == value
+    except ValueError:
+        return False

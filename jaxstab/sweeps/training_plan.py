@@ -1,0 +1,248 @@
+"""How a grid of trainings is cut: depths that share a program, cells of a group, FLOPs and memory."""
+
+import math
+import os
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+import optax
+
+from jaxstab import networks
+from jaxstab.checks import check_batch, check_count
+from jaxstab.sweeps.examples import Split
+from jaxstab.sweeps.grid import Grid, Kind
+from jaxstab.sweeps.measures import Train
+from jaxstab.sweeps.plan import SHARES, Plan, cell_axes, cut, even
+
+# layers that a cell does not have cost its updates memory traffic: FLOPs that could be done
+# meanwhile, per parameter and step, as measured on a CPU at batch 128
+TAIL = 40
+# FLOPs that could be done while a program compiles
+COMPILE = 5e11
+# depths within this factor always share a program, so that programs grow as the logarithm of the
+# range of depths
+BUCKET = 1.25
+# FLOPs of a group: long enough that committing it costs nothing, short enough that losing one does
+# not hurt
+WORK = 5e11
+
+
+def training_plan(
+    grid: Grid,
+    measure: Train,
+    data: Split,
+    chunk_size: int | None = None,
+    budget: int | None = None,
+    lanes: int | None = None,
+) -> Plan:
+    """Cut a grid that is trained.
+
+    Args:
+        grid: the grid.
+        measure: what a training is.
+        data: to train and test on.
+        chunk_size: cells of a group, about; None for what a core computes in about five seconds, or
+            an eighth of those of one kind and depth if that is fewer.
+        budget: bytes of a device that may be used; None for `available()`.
+        lanes: cells computed side by side; None for one on a CPU, whose cores are busy with that
+            and whose caches hold no more, and for what fits elsewhere.
+
+    Returns:
+        The plan.
+
+    Raises:
+        ValueError: if not even one cell fits, there are fewer examples than a batch takes, or lanes
+            or chunk_size < 1.
+    """
+    for name, value in (("lanes", lanes), ("chunk_size", chunk_size)):
+        if value is not None:
+            check_count(name, value, 1)
+    for kind in grid.kinds:
+        check_batch(kind["batch"], len(data.train.x))
+    budget = available() if budget is None else budget
+    most = max(memory(grid, kind, measure, grid.deepest, data) for kind in grid.kinds)
+    if most > budget:
+        raise ValueError(
+            f"one network of the largest kind takes {most} bytes to train, {budget} may be used; "
+            "a smaller width, depth or batch, or more memory, would do"
+        )
+    if lanes is None:
+        lanes = 1 if jax.default_backend() == "cpu" else max(1, budget // most)
+    lengths = {name: len(grid.values(name)) for name in grid.traced_axes}
+    alike = math.prod(lengths.values())
+    if chunk_size is None:
+        work = max(flops(grid, kind, measure, grid.deepest, data) for kind in grid.kinds)
+        chunk_size = max(lanes, min(round(WORK / work), math.ceil(alike / SHARES)))
+    chunks = box(lengths, chunk_size)
+    lanes = min(lanes, math.prod(chunks.values()))
+    programs = sum(len(set(bounds(grid, kind, measure).values())) for kind in grid.kinds)
+    return Plan(cut(grid, chunks, cell_axes(grid, prefixes=False)), programs, lanes * most, lanes)
+
+
+def box(lengths: dict[str, int], size: int) -> dict[str, int]:
+    """Share a number of cells out over axes, the last axis first, in parts as even as it goes.
+
+    Args:
+        lengths: of the axes by name.
+        size: cells wanted, about.
+
+    Returns:
+        Cells along each axis.
+
+    Example:
+        >>> box({"sigma_w": 12, "seed": 2}, 8)
+        {'sigma_w': 4, 'seed': 2}
+    """
+    chunks = {}
+    for name, length in reversed(lengths.items()):
+        chunks[name] = even(length, size)
+        size //= chunks[name]
+    return {name: chunks[name] for name in lengths}
+
+
+def bounds(grid: Grid, kind: Kind, measure: Train) -> dict[int, int]:
+    """Say which depth the program of each depth is made for: depths share one where that pays.
+
+    Args:
+        grid: the grid.
+        kind: one of its kinds.
+        measure: what a training is.
+
+    Returns:
+        The depth of the program by depth.
+    """
+    depths = tuple(grid.values("depth"))
+    if grid.network is not None or grid.mlp(kind, 1, 1).of_one_depth:
+        return {depth: depth for depth in depths}
+    alike = math.prod(len(grid.values(name)) for name in grid.traced_axes)
+    idle = float(TAIL * kind["width"] ** 2 * measure.steps * alike)
+    found: dict[int, int] = {}
+    bound = 0
+    for index, depth in reversed(list(enumerate(depths))):
+        # a program of their own spares this depth and all below it so many layers
+        spared = idle * (bound - depth) * (index + 1)
+        if not found or (spared > COMPILE and BUCKET * depth < bound):
+            bound = depth
+        found[depth] = bound
+    return found
+
+
+def flops(grid: Grid, kind: Kind, measure: Train, depth: int, data: Split) -> float:
+    """Count the FLOPs of the matrix products of one cell's updates.
+
+    Three of 2 batch fan_in fan_out per kernel and step, except that the input needs no gradient. A
+    highway's gate is a kernel too; fan_in of a "dense" network counts layers still to come, whose
+    zeros are multiplied. Of a network of the caller's own, each matrix is one product per example.
+
+    Args:
+        grid: the grid.
+        kind: one of its kinds.
+        measure: what a training is.
+        depth: of the cell.
+        data: to train on.
+
+    Returns:
+        The number.
+
+    Example:
+        >>> from jaxstab import datasets
+        >>> digits = datasets.load("digits")
+        >>> grid = Grid({"depth": (64,)}, batch=128)
+        >>> round(flops(grid, grid.kinds[0], Train(100), 64, Split(digits, digits)) / 1e9)
+        81
+    """
+    batch = kind["batch"] or len(data.train.x)
+    shapes = _parameters(grid, kind, depth, data)
+    kernels = sum(
+        leaf.size
+        for path, leaf in jax.tree.leaves_with_path(shapes)
+        if "kernel" in jax.tree_util.keystr(path)
+    )
+    first = 0 if grid.network is not None else data.features * kind["width"]
+    return float(measure.steps * batch * 2 * (3 * kernels - first))
+
+
+def memory(grid: Grid, kind: Kind, measure: Train, bound: int, data: Split) -> int:
+    """Estimate the bytes that one cell takes at its peak, on a CPU.
+
+    Parameters and their gradient, the optimiser's state, the states of all layers, three states or
+    outputs of all the examples of one evaluation, and what is kept. Within 25 % of what XLA says of
+    the house's networks; of a network of the caller's own states are taken as wide as its input.
+
+    Args:
+        grid: the grid.
+        kind: one of its kinds.
+        measure: what a training is.
+        bound: depth of the program.
+        data: to train and test on.
+
+    Returns:
+        The bytes.
+    """
+    shapes = _parameters(grid, kind, bound, data)
+    item = np.dtype(grid.fixed["dtype"]).itemsize
+    examples = max(len(part.x) for part in data)
+    batch = kind["batch"] or len(data.train.x)
+    if grid.network is None:
+        state = kind["width"] * grid.mlp(kind, bound, data.classes).sources * item
+    else:
+        state = math.prod(data.train.x.shape[1:]) * item
+    kept = (4 * measure.steps + (len(measure.evaluations) + 1) * (bound + 4)) * item
+    slots = _size(jax.eval_shape(_optimiser(grid, kind).init, shapes)) * item
+    return (
+        2 * _size(shapes) * item
+        + slots
+        + (bound + 1) * batch * state
+        + 3 * max(batch, examples) * max(state, data.classes * item)
+        + kept
+    )
+
+
+def available() -> int:
+    """Bytes of one local device that may be used: three quarters of what an accelerator has, of a CPU its share.
+
+    Returns:
+        The bytes.
+    """
+    device = jax.local_devices()[0]
+    stats = device.memory_stats() if device.platform != "cpu" else None
+    if stats:
+        return int(0.75 * stats["bytes_limit"])
+    whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return int(0.5 * whole) // jax.local_device_count()
+
+
+def _parameters(grid: Grid, kind: Kind, depth: int, data: Split) -> networks.Params:
+    """Shapes of a network's parameters."""
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    if grid.network is not None:
+        chain = grid.chain(kind, depth)
+        assert chain.init is not None
+        x = jax.ShapeDtypeStruct((2, *data.train.x.shape[1:]), data.train.x.dtype)
+        return jax.eval_shape(chain.init, key, x)
+    mlp = grid.mlp(kind, depth, data.classes)
+    x = jax.ShapeDtypeStruct((2, data.features), grid.fixed["dtype"])
+    return jax.eval_shape(lambda key, x: networks.init(mlp, key, x), key, x)
+
+
+def _optimiser(grid: Grid, kind: Kind) -> optax.GradientTransformation:
+    """The optimiser at the first value of every setting."""
+    return grid.optimise(kind, {name: grid.values(name)[0] for name in cell_settings(grid)})
+
+
+def cell_settings(grid: Grid) -> Sequence[str]:
+    """Settings that decide a training beside those of its kind and depth.
+
+    Args:
+        grid: the grid.
+
+    Returns:
+        Their names.
+    """
+    known = ("sigma_w", "sigma_b", "dropout", "learning_rate", "momentum", "weight_decay", "clip")
+    return (*known, "seed")
+
+
+def _size(tree: object) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))

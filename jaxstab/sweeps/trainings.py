@@ -1,0 +1,461 @@
+"""The programs that train a grid, a group of cells per device at a time.
+
+Depth, gains, learning rate, clip threshold, dropout and seed are traced: a program serves every
+group of its kind whose depth it is made for. Groups of different depths may run side by side, each
+device loops as far as its own.
+"""
+
+import functools
+import hashlib
+import json
+import math
+import time
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array
+
+from jaxstab import networks, store, training
+from jaxstab.checks import check_dtype
+from jaxstab.devices import spread
+from jaxstab.records import Training, dimensions
+from jaxstab.store import chunks
+from jaxstab.sweeps.durable import Result, settings_of_run
+from jaxstab.sweeps.examples import Split
+from jaxstab.sweeps.grid import Grid, Kind
+from jaxstab.sweeps.measures import Train
+from jaxstab.sweeps.plan import Plan
+from jaxstab.sweeps.programs import AHEAD, Programs
+from jaxstab.sweeps.settings import SETTINGS, TRACED, is_built_in, label
+from jaxstab.sweeps.training_plan import bounds, flops
+from jaxstab.training import Examples
+
+_TRACED = tuple(name for name, setting in SETTINGS.items() if setting.kind == TRACED)
+# number of the kind, depth of the program, cells side by side
+Key = tuple[int, int, int]
+Cell = dict[str, Any]
+
+
+class Trainings:
+    """A grid of trainings, as a job of the durable run.
+
+    What a cell gives depends on nothing but the grid, the plan and the data. A cell that diverges
+    stops and is told by its `first_nonfinite`; where memory runs out, groups are computed in fewer
+    lanes.
+
+    Attributes:
+        grid: what to train.
+        measure: what a training is.
+        plan: how the grid is cut into groups.
+        data: to train and test on.
+        devices: a group is computed by each.
+        fields: what is kept of each cell.
+        axes: those that are cut into groups.
+        coordinates: of the dataset, (dims, values) by name.
+        decided: all that decides a number, functions of the user's own by their names.
+        lanes: cells computed side by side; fewer than planned after memory ran out.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        measure: Train,
+        data: Split,
+        plan: Plan,
+        *,
+        precision: str = "highest",
+        devices: Sequence[jax.Device] | None = None,
+    ) -> None:
+        """Say what is kept of each cell, and what decides it.
+
+        Args:
+            grid: what to train.
+            measure: what a training is.
+            data: to train and test on.
+            plan: how the grid is cut.
+            precision: of matrix products.
+            devices: to compute a group each; None for all.
+
+        Raises:
+            ValueError: if float64 is asked for while JAX has it switched off.
+        """
+        check_dtype(grid.fixed["dtype"])
+        self.grid = grid
+        self.measure = measure
+        self.data = data
+        self.plan = plan
+        self.axes = plan.axes
+        self.lanes = plan.lanes
+        self.devices = jax.local_devices() if devices is None else devices
+        self.fields = fields(grid, measure)
+        self._precision = precision
+        self._kinds = grid.kinds
+        self._bounds = [bounds(grid, kind, measure) for kind in self._kinds]
+        self._mesh = Mesh(np.array(self.devices), ("cell",))
+        self._programs: Programs[Key] = Programs(self._lowered)
+        self._flops: dict[tuple[int, int], float] = {}
+        self._examples = tuple(map(self._as_examples, data))
+        self.coordinates = self._labels()
+        self.decided = self._decided()
+
+    @functools.cached_property
+    def settings(self) -> dict[str, Any]:
+        """All that decides a number; functions of the user's own by the programs that they make."""
+        own = self.grid.network is not None or self.measure.loss is not training.cross_entropy
+        if not own and is_built_in(self._kinds):
+            return self.decided
+        digest = hashlib.sha256()
+        for kind, depths in enumerate(self._bounds):
+            for bound in sorted(set(depths.values())):
+                digest.update(self._lowered((kind, bound, self.lanes)).as_text().encode())
+        program = {"program": digest.hexdigest()[:16]}
+        return self.decided | {"measure": self.decided["measure"] | program}
+
+    def place(self, group: int) -> tuple[int, int]:
+        """Say where a group stands on the axes that its cells share.
+
+        Args:
+            group: its number.
+
+        Returns:
+            The number of its kind, and its depth.
+        """
+        at = self._at(group)
+        sizes = [self.axes[name].length for name in self.grid.static_axes]
+        places = [at[name].start for name in self.grid.static_axes]
+        kind = int(np.ravel_multi_index(places, sizes)) if sizes else 0
+        if "depth" in at:
+            return kind, self.grid.values("depth")[at["depth"].start]
+        return kind, self.grid.deepest
+
+    def program(self, group: int) -> tuple[int, int]:
+        """Say what decides the program of a group.
+
+        Args:
+            group: its number.
+
+        Returns:
+            The number of its kind, and the depth that the program is made for.
+        """
+        kind, depth = self.place(group)
+        return kind, self._bounds[kind][depth]
+
+    def rank(self, group: int) -> tuple[int, int, int]:
+        """Order groups: those of one kind together, the deepest first.
+
+        Args:
+            group: its number.
+
+        Returns:
+            What is lowest comes first.
+        """
+        kind, depth = self.place(group)
+        return kind, -depth, group
+
+    def inside(self, group: int) -> tuple[slice, ...]:
+        """Say which of a group's cells there are: fewer at the end of an axis.
+
+        Args:
+            group: its number.
+
+        Returns:
+            Slices of its arrays.
+        """
+        return tuple(slice(part.stop - part.start) for part in chunks.part(self.axes, group))
+
+    def flops(self, group: int) -> float:
+        """Count the FLOPs of a group's matrix products.
+
+        Args:
+            group: its number.
+
+        Returns:
+            Their number.
+        """
+        at = self.place(group)
+        if at not in self._flops:
+            kind, depth = at
+            self._flops[at] = flops(self.grid, self._kinds[kind], self.measure, depth, self.data)
+        return self._flops[at] * math.prod(part.stop for part in self.inside(group))
+
+    def compute(
+        self, batches: Iterable[Sequence[int]], pending: Collection[int]
+    ) -> Iterator[Result]:
+        """Train groups, each device one at a time.
+
+        Args:
+            batches: numbers of groups of one program, no more than there are devices.
+            pending: groups that may come; programs that only others need are not compiled ahead.
+
+        Yields:
+            Each group as it is finished.
+
+        Raises:
+            MemoryError: if one cell at a time is too much.
+        """
+        ranked = sorted(pending, key=self.rank)
+        order = list(dict.fromkeys(map(self.program, ranked)))
+        for numbers in batches:
+            found, seconds, compiling = self._trained(numbers, order)
+            share = len(numbers)
+            for place, number in enumerate(numbers):
+                values = self._kept(number, [leaf[place] for leaf in found])
+                yield Result(number, values, seconds / share, compiling / share)
+
+    def _trained(
+        self, numbers: Sequence[int], order: Sequence[tuple[int, int]]
+    ) -> tuple[list[np.ndarray], float, float]:
+        """Fields [device, cell, ...] of groups, and the seconds of working and of compiling."""
+        compiling = 0.0
+        while True:
+            try:
+                begun = time.perf_counter()
+                program = self._ready(self.program(numbers[0]), order)
+                compiling += time.perf_counter() - begun
+                begun = time.perf_counter()
+                # fetched, hence finished, before the next is sent
+                found = jax.device_get(program(*self._arguments(numbers)))
+            except jax.errors.JaxRuntimeError as error:
+                if "RESOURCE_EXHAUSTED" not in str(error):
+                    raise
+                if self.lanes == 1:
+                    raise MemoryError(
+                        f"training one network at a time ran out of memory: {error}"
+                    ) from error
+                self.lanes //= 2
+                continue
+            seconds = time.perf_counter() - begun
+            many = len(self.devices)
+            parts = [leaf.reshape(many, -1, *leaf.shape[1:]) for leaf in found]
+            return parts, seconds, compiling
+
+    def _at(self, group: int) -> dict[str, slice]:
+        return dict(zip(self.axes, chunks.part(self.axes, group), strict=True))
+
+    def _cells(self, group: int) -> dict[str, np.ndarray]:
+        """Traced settings of a group's cells, the last axis the fastest; the first is repeated to fill its lanes."""
+        at = self._at(group)
+        dtype = self.grid.fixed["dtype"]
+        # in the order of the axes, which the store has too
+        names = [*self.grid.traced_axes, *(n for n in _TRACED if n not in self.grid.traced_axes)]
+        columns: dict[str, np.ndarray] = {}
+        for name in names:
+            values = self.grid.values(name)[at.get(name, slice(None))]
+            if values != (None,):
+                columns[name] = np.asarray(values, np.int32 if name == "seed" else dtype)
+        mesh = np.meshgrid(*columns.values(), indexing="ij")
+        rows = self._rows
+        return {
+            name: np.concatenate([column.ravel(), np.full(rows - column.size, column.flat[0])])
+            for name, column in zip(columns, mesh, strict=True)
+        }
+
+    @property
+    def _rows(self) -> int:
+        """Cells of a group, those that fill its lanes up included."""
+        return self.lanes * math.ceil(self.plan.size / self.lanes)
+
+    def _arguments(
+        self, groups: Sequence[int]
+    ) -> tuple[np.ndarray, np.ndarray, Cell, tuple[Examples, ...]]:
+        """Depths [device], numbers of cells [device], cells [device * rows] and examples, for a group per device."""
+        idle = len(self.devices) - len(groups)
+        # devices without a group loop over no cell
+        depths = [self.place(group)[1] for group in groups] + [0] * idle
+        counts = [math.prod(part.stop for part in self.inside(group)) for group in groups]
+        cells = [self._cells(group) for group in groups] + [self._cells(0)] * idle
+        columns = {name: np.concatenate([one[name] for one in cells]) for name in cells[0]}
+        return (
+            np.array(depths, np.int32),
+            np.array(counts + [0] * idle, np.int32),
+            columns,
+            self._examples,
+        )
+
+    def _kept(self, group: int, leaves: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+        """The fields of a group over the axes of the store, blank where there is nothing."""
+        parts = self.inside(group)
+        lengths = tuple(part.stop for part in parts)
+        chunk = tuple(axis.chunk for axis in self.axes.values())
+        kept = {}
+        for name, leaf in zip(Training._fields, leaves, strict=True):
+            if name not in self.fields:
+                continue
+            field = self.fields[name]
+            whole = np.full((*chunk, *field.shape), _blank(leaf.dtype), leaf.dtype)
+            values = leaf[: math.prod(lengths)].reshape(*lengths, *leaf.shape[1:])
+            # shallower networks have fewer layers
+            within = tuple(map(slice, values.shape[len(lengths) :]))
+            whole[(*parts, *within)] = values
+            kept[name] = whole
+        return kept
+
+    def _ready(self, wanted: tuple[int, int], order: Sequence[tuple[int, int]]) -> Any:
+        """The compiled program; those that come next are compiled beside it, and beside what runs."""
+        at = order.index(wanted) if wanted in order else len(order)
+        coming = [(*key, self.lanes) for key in order[at + 1 : at + AHEAD]]
+        return self._programs.ready((*wanted, self.lanes), coming)
+
+    def _lowered(self, key: Key) -> jax.stages.Lowered:
+        """The traced program of a kind, depth and number of lanes."""
+        return self._program(*key).lower(*self._arguments([]))
+
+    def _program(self, kind: int, bound: int, lanes: int) -> Any:
+        """(depths [device], counts [device], cells [device * rows], examples) -> fields [device * rows, ...]."""
+        one = self._one(self._kinds[kind], bound)
+
+        def together(cells: Cell, depth: Array, examples: tuple[Examples, Examples]) -> list[Array]:
+            if lanes == 1:
+                found = one({name: column[0] for name, column in cells.items()}, depth, examples)
+                return jax.tree.map(lambda leaf: leaf[None], found)
+            return jax.vmap(lambda cell: one(cell, depth, examples))(cells)
+
+        def device(
+            depths: Array, counts: Array, cells: Cell, examples: tuple[Examples, Examples]
+        ) -> list[Array]:
+            first = {name: column[:lanes] for name, column in cells.items()}
+            shapes = jax.eval_shape(together, first, depths[0], examples)
+            rows = cells["seed"].size
+            start = [
+                jnp.full((rows, *leaf.shape[1:]), _blank(leaf.dtype), leaf.dtype) for leaf in shapes
+            ]
+
+            def some(index: Array, kept: list[Array]) -> list[Array]:
+                at = index * lanes
+                own = {
+                    name: jax.lax.dynamic_slice_in_dim(column, at, lanes)
+                    for name, column in cells.items()
+                }
+                new = together(own, depths[0], examples)
+                return [
+                    jax.lax.dynamic_update_slice_in_dim(all_, part, at, 0)
+                    for all_, part in zip(kept, new, strict=True)
+                ]
+
+            with jax.default_matmul_precision(self._precision):
+                return jax.lax.fori_loop(0, (counts[0] + lanes - 1) // lanes, some, start)
+
+        own = PartitionSpec("cell")
+        return spread(device, self._mesh, (own, own, own, PartitionSpec()), own)
+
+    def _one(self, kind: Kind, bound: int) -> Any:
+        """(cell, depth, examples) -> fields of one training."""
+        grid = self.grid
+        network: networks.MLP | networks.Chain
+        if grid.network is None:
+            network = grid.mlp(kind, bound, self.data.classes)
+            of_one_depth = network.of_one_depth
+        else:
+            network = grid.chain(kind, bound)
+            of_one_depth = True
+        blank = dict.fromkeys(_TRACED)
+
+        def draw(cell: Cell, key: Array, x: Array) -> networks.Params:
+            if isinstance(network, networks.MLP):
+                return networks.init(network, key, x, cell["sigma_w"], cell["sigma_b"])
+            assert network.init is not None
+            params = network.init(key, x)
+            if tuple(grid.values("sigma_w")) == (1.0,):
+                return params
+            return networks.scale_kernels(params, cell["sigma_w"], grid.kernels)
+
+        def one(cell: Cell, depth: Array, examples: tuple[Examples, Examples]) -> list[Array]:
+            drawn, key = jax.random.split(jax.random.key(cell["seed"]))
+            found, _ = training.train(
+                network,
+                draw(cell, drawn, examples[0].x[:2]),
+                grid.optimise(kind, blank | cell),
+                examples[0],
+                key=key,
+                steps=self.measure.steps,
+                batch=kind["batch"],
+                test=examples[1],
+                loss=self.measure.loss,
+                rate=cell["dropout"],
+                depth=None if of_one_depth else depth,
+                evaluate=self.measure.evaluate,
+            )
+            return list(found)
+
+        return one
+
+    def _as_examples(self, part: Any) -> Examples:
+        if self.grid.network is not None:
+            return Examples(jnp.asarray(part.x), jnp.asarray(part.y))
+        x = part.normalised().x.astype(self.grid.fixed["dtype"])
+        return Examples(jnp.asarray(x), jnp.asarray(part.y))
+
+    def _labels(self) -> dict[str, tuple[tuple[str, ...], Any]]:
+        inside = {
+            "step": np.arange(self.measure.steps),
+            "evaluation": np.array(self.measure.evaluations),
+            "layer": np.arange(self.grid.deepest + 1),
+        }
+        known = {name: np.asarray(self.grid.labels(name)) for name in self.axes} | inside
+        return {name: ((name,), values) for name, values in known.items()}
+
+    def _decided(self) -> dict[str, Any]:
+        measure = {
+            "name": "train",
+            "steps": self.measure.steps,
+            "evaluate": list(self.measure.evaluate),
+            "loss": label(self.measure.loss),
+        }
+        data = self.data
+        return {
+            "grid": json.loads(self.grid.to_json()),
+            "measure": measure,
+            "plan": {"lanes": self.plan.lanes},
+            "precision": self._precision,
+            "data": {
+                "name": data.train.name,
+                "sha256": data.train.sha256,
+                "test_sha256": data.test.sha256,
+                "classes": data.classes,
+                "chance": data.chance,
+            },
+        } | settings_of_run()
+
+
+def fields(grid: Grid, measure: Train) -> dict[str, store.Field]:
+    """List what is kept of a cell that is trained.
+
+    Args:
+        grid: the grid.
+        measure: what a training is.
+
+    Returns:
+        By field of `records.Training`; those of clipping only where there is some.
+
+    Example:
+        >>> fields(Grid({"depth": (2, 4)}), Train(5, evaluate=(0,)))["train_accuracy"].shape
+        (2,)
+    """
+    evaluations = len(measure.evaluations)
+    shapes: dict[str, tuple[int, ...]] = {
+        "loss": (measure.steps,),
+        "accuracy": (measure.steps,),
+        "norm_before": (measure.steps,),
+        "coefficient": (measure.steps,),
+        "train_accuracy": (evaluations,),
+        "test_accuracy": (evaluations,),
+        "log_grad_theta": (evaluations, grid.deepest + 1),
+        "log_grad_readout": (evaluations,),
+        "first_nonfinite": (),
+    }
+    if not grid.clips:
+        del shapes["norm_before"], shapes["coefficient"]
+    found = {}
+    for name, shape in shapes.items():
+        dtype = "int32" if name == "first_nonfinite" else grid.fixed["dtype"]
+        found[name] = store.Field(shape, dtype, dimensions(Training, name, len(shape)))
+    return found
+
+
+def _blank(dtype: Any) -> Any:
+    """What stands where no cell was trained: NaN, of integers -1."""
+    return np.nan if np.issubdtype(dtype, np.floating) else -1
