@@ -42,7 +42,11 @@ def job_of(grid, measure=TRAIN, **options):
 
 def results_of(job, groups=None):
     groups = range(job.plan.groups) if groups is None else groups
-    return list(job.compute(batches(job, groups), groups))
+    return list(job.compute(parts_of(job, groups), groups))
+
+
+def parts_of(job, groups):
+    return batches(groups, len(job.devices), job.program, job.rank)
 
 
 @pytest.fixture(scope="module")
@@ -146,12 +150,12 @@ def test_any_setting_of_network_or_optimiser_is_an_axis():
         activation="relu",
         sigma_w=2**0.5,
     )
-    alone = sweeps.run(one, Train(4, ()), DATA).loss
+    alone = sweeps.run(one, Train(4, ()), DATA).loss.squeeze()
     np.testing.assert_allclose(
         found.loss.sel(width=8, batch=16, momentum=0.9, depth=1), alone, rtol=1e-5
     )
     # without momentum it is plain gradient descent
-    plain = sweeps.run(one.but(momentum=None, optimiser="sgd"), Train(4, ()), DATA).loss
+    plain = sweeps.run(one.but(momentum=None, optimiser="sgd"), Train(4, ()), DATA).loss.squeeze()
     np.testing.assert_allclose(
         found.loss.sel(width=8, batch=16, momentum=0.0, depth=1), plain, rtol=1e-5
     )
@@ -204,7 +208,8 @@ for place in sys.argv[2:]:
     plan = training_plan(grid, Train(4), data, lanes, lanes=lanes)
     job = Trainings(grid, Train(4), data, plan, devices=jax.local_devices()[:used])
     losses = np.zeros((2, 5, 4), np.float32)
-    for result in job.compute(batches(job, range(plan.groups)), range(plan.groups)):
+    parts = batches(range(plan.groups), used, job.program, job.rank)
+    for result in job.compute(parts, range(plan.groups)):
         depth = job.place(result.group)[1]
         at = [s for s in __import__("jaxstab.store.chunks", fromlist=["part"]).part(job.axes, result.group)]
         losses[tuple(at)] = result.values["loss"][job.inside(result.group)]
@@ -408,7 +413,7 @@ def test_where_a_cell_stands_does_not_depend_on_how_programs_are_shared_out(monk
     # groups of a program follow one another, the deepest first
     order = [
         after.program(group)
-        for batch in batches(after, range(after.plan.groups))
+        for batch in parts_of(after, range(after.plan.groups))
         for group in batch
     ]
     changes = sum(a != b for a, b in zip(order, order[1:], strict=False))

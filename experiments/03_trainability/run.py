@@ -12,7 +12,8 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from jaxstab import datasets, devices
+from jaxstab import analysis, datasets, devices, sweeps
+from jaxstab.analysis.trained import SCALES, SIDES
 
 SIGMA_B = 0.05**0.5
 CHANCE = 0.1

@@ -360,7 +360,7 @@ def documents(
     }
     named = {f"{name}/{DOCUMENT}": document for name, document in described.items()}
     return {
-        name: json.dumps(document, indent=1, sort_keys=True, allow_nan=False).encode()
+        name: json.dumps(document, indent=1, allow_nan=False).encode()
         for name, document in (named | {DOCUMENT: root}).items()
     }
 

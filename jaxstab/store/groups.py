@@ -28,7 +28,7 @@ from jaxstab.store.fingerprint import plain
 from jaxstab.store.locks import LockFolder
 from jaxstab.store.places import Place, flush
 
-FORMAT = "jaxstab store 2"
+FORMAT = "jaxstab store 3"
 # the root's attribute that says what the arrays are
 OWN = "jaxstab"
 # the root's document once more, with its checksum
@@ -102,7 +102,9 @@ class Groups:
         """Everything that two runs of one store must have in common."""
         fields = {name: plain(field._asdict()) for name, field in self.fields.items()}
         axes = {name: plain(axis._asdict()) for name, axis in self.axes.items()}
-        return plain(self.settings) | {OWN: {"format": FORMAT, "fields": fields, "axes": axes}}
+        # JSON's objects have no order, and that of the axes says where a group stands
+        own = {"format": FORMAT, "fields": fields, "axes": axes, "order": list(axes)}
+        return plain(self.settings) | {OWN: own}
 
     @functools.cached_property
     def digest(self) -> int:

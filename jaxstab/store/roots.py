@@ -94,7 +94,8 @@ def described(place: Place, root: Root) -> Groups:
             for name, field in own["fields"].items()
         }
         axes = {
-            str(name): Axis(axis["length"], axis["chunk"]) for name, axis in own["axes"].items()
+            str(name): Axis(own["axes"][name]["length"], own["axes"][name]["chunk"])
+            for name in own["order"]
         }
         beside = str(attributes.pop("coordinates", "")).split()
         arrays = root["consolidated_metadata"]["metadata"]

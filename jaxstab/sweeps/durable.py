@@ -97,20 +97,25 @@ class Sized:
         return self._count
 
 
-def batches(job: Job, groups: Iterable[int]) -> Iterator[list[int]]:
+def batches(
+    groups: Iterable[int],
+    most: int,
+    program: Callable[[int], Hashable],
+    rank: Callable[[int], Any],
+) -> Iterator[list[int]]:
     """Share groups out over devices: those of one program side by side.
 
     Args:
-        job: what is computed.
         groups: their numbers.
+        most: groups computed at a time.
+        program: what decides the program of a group.
+        rank: the lowest go first.
 
     Yields:
-        Numbers of groups of one program, one per device.
+        Numbers of groups of one program.
     """
-    ranked = sorted(groups, key=job.rank)
-    for _, same in itertools.groupby(ranked, job.program):
+    for _, same in itertools.groupby(sorted(groups, key=rank), program):
         numbers = list(same)
-        most = len(job.devices)
         yield from (numbers[i : i + most] for i in range(0, len(numbers), most))
 
 

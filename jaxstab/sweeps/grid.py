@@ -89,7 +89,7 @@ class Grid:
 
     def __init__(
         self,
-        axes: Mapping[str, Iterable[Any]],
+        axes: Mapping[str, Any],
         *,
         network: Callable[..., networks.Chain] | None = None,
         kernels: networks.Kernels | None = None,
@@ -371,7 +371,7 @@ def _kind_of(name: str) -> str:
     return SETTINGS[name].kind if name in SETTINGS else STATIC
 
 
-def _along(name: str, values: Iterable[Any]) -> Sequence[Any]:
+def _along(name: str, values: Any) -> Sequence[Any]:
     """Values along an axis, checked."""
     if name == "variant":
         return _variants(values)

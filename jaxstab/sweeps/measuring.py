@@ -181,7 +181,7 @@ class Measuring:
             values = values.swapaxes(0, 1)
         inside = values.shape[2:]
         wide = self.fields[name].shape
-        values = values.reshape(*(axis.chunk for axis in self.axes.values()), *inside)
+        values = values.reshape((*(axis.chunk for axis in self.axes.values()), *inside))
         if inside == wide:
             return values
         beyond = [(0, 0)] * len(names)
@@ -248,7 +248,7 @@ class Measuring:
         sizes = {name: axis.length for name, axis in self.axes.items()}
         for field in self.fields.values():
             sizes |= dict(zip(field.dims, field.shape, strict=True))
-        known = {name: self.grid.labels(name) for name in self.grid.axes}
+        known = {name: self.grid.labels(name) for name in (*self.grid.axes, *self.axes)}
         return {
             name: ((name,), np.asarray(known.get(name, np.arange(size))))
             for name, size in sizes.items()

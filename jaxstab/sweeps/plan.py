@@ -110,7 +110,7 @@ def even(total: int, most: int) -> int:
 
 
 def cell_axes(grid: Grid, prefixes: bool) -> tuple[str, ...]:
-    """Axes of the cells: static ones, depth, traced ones.
+    """Axes of the cells: static ones, depth, traced ones; the seed where there is no other.
 
     Args:
         grid: the grid.
@@ -120,7 +120,7 @@ def cell_axes(grid: Grid, prefixes: bool) -> tuple[str, ...]:
         Their names, in the order of a store.
     """
     depth = ("depth",) if "depth" in grid.axes and not prefixes else ()
-    return (*grid.static_axes, *depth, *grid.traced_axes)
+    return (*grid.static_axes, *depth, *grid.traced_axes) or ("seed",)
 
 
 def measuring_plan(

@@ -102,7 +102,8 @@ def run(
         name: np.empty((*lengths, *field.shape), field.dtype) for name, field in job.fields.items()
     }
     with one_blas_thread():
-        results = job.compute(batches(job, range(count)), range(count))
+        parts = batches(range(count), len(job.devices), job.program, job.rank)
+        results = job.compute(parts, range(count))
         for result in progress(Sized(results, count)):
             at = chunks.part(job.axes, result.group)
             inside = tuple(slice(cells.stop - cells.start) for cells in at)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import optax
+from jaxtyping import ArrayLike
 
 from jaxstab.activations import Activation, get
 from jaxstab.checks import check_choice, check_count, plain_number
@@ -26,11 +27,11 @@ LARGEST_SEED = 2**31 - 1
 Optimiser = Callable[..., optax.GradientTransformation]
 
 
-def _momentum(learning_rate: float, momentum: float = 0.9) -> optax.GradientTransformation:
+def _momentum(learning_rate: ArrayLike, momentum: ArrayLike = 0.9) -> optax.GradientTransformation:
     return optax.sgd(learning_rate, momentum=momentum)
 
 
-def _nesterov(learning_rate: float, momentum: float = 0.9) -> optax.GradientTransformation:
+def _nesterov(learning_rate: ArrayLike, momentum: ArrayLike = 0.9) -> optax.GradientTransformation:
     return optax.sgd(learning_rate, momentum=momentum, nesterov=True)
 
 

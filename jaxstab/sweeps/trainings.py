@@ -287,7 +287,7 @@ class Trainings:
                 continue
             field = self.fields[name]
             whole = np.full((*chunk, *field.shape), _blank(leaf.dtype), leaf.dtype)
-            values = leaf[: math.prod(lengths)].reshape(*lengths, *leaf.shape[1:])
+            values = leaf[: math.prod(lengths)].reshape((*lengths, *leaf.shape[1:]))
             # shallower networks have fewer layers
             within = tuple(map(slice, values.shape[len(lengths) :]))
             whole[(*parts, *within)] = values
@@ -375,7 +375,7 @@ class Trainings:
                 batch=kind["batch"],
                 test=examples[1],
                 loss=self.measure.loss,
-                rate=cell["dropout"],
+                rate=cell["dropout"] if grid.network is None else 0.0,
                 depth=None if of_one_depth else depth,
                 evaluate=self.measure.evaluate,
             )
