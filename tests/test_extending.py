@@ -17,6 +17,7 @@ from jaxstab.activations import Activation
 from jaxstab.networks.normalization import NORMS, Norm
 from jaxstab.networks.skips import SKIPS, Skip
 from jaxstab.records import Data
+from jaxstab.sweeps.settings import SETTINGS
 
 
 class Halved(nn.Module):
@@ -57,9 +58,7 @@ def test_a_new_entry_is_a_setting_of_grids(tables):
 
 
 def test_a_setting_is_an_axis_of_grids(monkeypatch):
-    share = sweeps.settings.Setting("traced", None, sweeps.settings.SETTINGS["momentum"].check)
-    monkeypatch.setitem(sweeps.settings.SETTINGS, "b1", share)
-    monkeypatch.setattr(sweeps.grid, "HYPERPARAMETERS", ("momentum", "weight_decay", "b1"))
+    monkeypatch.setitem(SETTINGS, "b1", SETTINGS["momentum"])
     x = np.linspace(-1, 1, 48, dtype=np.float32).reshape(12, 4)
     data = Data(x, np.arange(12, dtype=np.int32) % 2, "twelve inputs")
     grid = sweeps.Grid({"b1": (0.0, 0.9)}, optimiser="adam", depth=1, width=4)

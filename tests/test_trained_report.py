@@ -231,7 +231,7 @@ def test_chance_is_a_share(whole):
         summarise(whole, 1.0)
 
 
-@pytest.mark.parametrize("bad", [None, 0, [], "x", {"classes": 0}, {"name": "x", "chance": 2.0}])
+@pytest.mark.parametrize("bad", [None, 0, [], "x", {"classes": 0}, {"chance": 2.0}])
 @pytest.mark.parametrize("name", ["grid", "data", "measure", None])
 def test_settings_that_are_missing_or_null_are_one_line(tmp_path, capsys, name, bad):
     grid = Grid({"depth": (1,), "seed": (0,)})

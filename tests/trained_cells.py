@@ -8,7 +8,7 @@ import xarray as xr
 from jaxstab import store
 from jaxstab.store import chunks, opening
 from jaxstab.sweeps.plan import cell_axes
-from jaxstab.sweeps.trainings import fields as fields_of
+from jaxstab.sweeps.training_plan import fields as fields_of
 
 
 def cells(grid):

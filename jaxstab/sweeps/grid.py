@@ -14,13 +14,13 @@ from jaxstab.activations import get
 from jaxstab.checks import check_ascending, check_choice, check_count, plain_axis
 from jaxstab.networks.blocks import UNIT_WEIGHTS
 from jaxstab.sweeps.settings import (
-    HYPERPARAMETERS,
     OPTIMISERS,
     SETTINGS,
     STATIC,
     TRACED,
     WHOLE,
     check_hyperparameters,
+    hyperparameters,
     label,
 )
 
@@ -137,7 +137,7 @@ class Grid:
                 raise ValueError(
                     f"{', '.join(unknown)} must be left out: a network of your own knows no such axis"
                 )
-        given = tuple(name for name in HYPERPARAMETERS if self.values(name) != (None,))
+        given = tuple(name for name in hyperparameters() if self.values(name) != (None,))
         for kind in self.kinds:
             check_hyperparameters(kind["optimiser"], given)
             if self.network is not None:
@@ -267,7 +267,7 @@ class Grid:
         """
         chosen = kind["optimiser"]
         factory = OPTIMISERS[chosen] if isinstance(chosen, str) else chosen
-        given = {name: cell[name] for name in HYPERPARAMETERS if cell[name] is not None}
+        given = {name: cell[name] for name in hyperparameters() if cell[name] is not None}
         optimiser = factory(cell["learning_rate"], **given)
         if not self.clips:
             return optimiser

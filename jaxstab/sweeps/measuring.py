@@ -23,14 +23,13 @@ from jaxstab.checks import check_dtype
 from jaxstab.devices import can_hang, spread
 from jaxstab.networks import binding
 from jaxstab.records import Data, dimensions
-from jaxstab.store import chunks
 from jaxstab.sweeps.durable import Result, settings_of_run
 from jaxstab.sweeps.examples import Sample, classes, samples
 from jaxstab.sweeps.grid import Grid, Kind
 from jaxstab.sweeps.measures import Measure, Record, jacobian, signal
 from jaxstab.sweeps.plan import Plan
 from jaxstab.sweeps.programs import Programs
-from jaxstab.sweeps.settings import TRAINED, is_built_in
+from jaxstab.sweeps.settings import SETTINGS, is_built_in
 
 _OURS = (signal, jacobian)
 # a group has some values of these, and one of every other axis
@@ -122,13 +121,7 @@ class Measuring:
         Returns:
             The number of the kind, and the depth.
         """
-        at = self._at(group)
-        sizes = [self.axes[name].length for name in self.grid.static_axes]
-        places = [at[name].start for name in self.grid.static_axes]
-        kind = int(np.ravel_multi_index(places, sizes)) if sizes else 0
-        if "depth" in at:
-            return kind, self.grid.values("depth")[at["depth"].start]
-        return kind, self.grid.deepest
+        return self.plan.place(self.grid, group)
 
     def rank(self, group: int) -> int:
         """Groups are computed in order.
@@ -171,9 +164,6 @@ class Measuring:
     def _mesh(self) -> Mesh:
         return Mesh(np.array(self.devices), ("group",))
 
-    def _at(self, group: int) -> dict[str, slice]:
-        return dict(zip(self.axes, chunks.part(self.axes, group), strict=True))
-
     def _kept(self, name: str, values: np.ndarray) -> np.ndarray:
         """A field [seed, gain, i, ...] of one group over the axes of the store, NaN where it has nothing."""
         names = list(self.axes)
@@ -194,7 +184,7 @@ class Measuring:
     ) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray], Sample]:
         """Seeds [device, s], gains [device, g], other traced settings [device] and samples [device, s, ...]."""
         # devices without a group repeat one, a last group repeats cells: nothing compiles anew
-        at = [self._at(number) for number in numbers]
+        at = [self.plan.at(number) for number in numbers]
         seeds = self._places("seed", at)
         gains = self._places("sigma_w", at)
         others = {
@@ -277,7 +267,8 @@ class Measuring:
 
 def _check(grid: Grid) -> None:
     """Refuse axes that decide nothing that is measured, and batches that BatchNorm cannot take."""
-    needless = [name for name in TRAINED if name in grid.axes]
+    known = [name for name in grid.axes if name in SETTINGS]
+    needless = [name for name in known if SETTINGS[name].trained]
     if needless:
         raise ValueError(
             f"{', '.join(needless)} must be axes of trainings: sweeps.Train is the measure of one"

@@ -17,6 +17,7 @@ import numpy as np
 from jaxstab import networks, propagation, spectra, store
 from jaxstab.checks import check_count
 from jaxstab.records import Data
+from jaxstab.store import chunks
 from jaxstab.sweeps.examples import classes
 from jaxstab.sweeps.grid import Grid, Kind
 from jaxstab.sweeps.measures import Measure, jacobian, signal
@@ -67,6 +68,36 @@ class Plan(NamedTuple):
     def size(self) -> int:
         """Cells of a group."""
         return math.prod(axis.chunk for axis in self.axes.values())
+
+    def at(self, group: int) -> dict[str, slice]:
+        """Say where a group stands.
+
+        Args:
+            group: its number.
+
+        Returns:
+            A slice of every axis by name.
+        """
+        return dict(zip(self.axes, chunks.part(self.axes, group), strict=True))
+
+    def place(self, grid: Grid, group: int) -> tuple[int, int]:
+        """Say which kind of network a group is of, and of which depth.
+
+        Args:
+            grid: the grid that is cut.
+            group: the group's number.
+
+        Returns:
+            The number of the kind, and the depth; the deepest where depths are read off from one
+            pass.
+        """
+        at = self.at(group)
+        names = grid.static_axes
+        sizes = tuple(self.axes[name].length for name in names)
+        kind = int(np.ravel_multi_index([at[name].start for name in names], sizes)) if names else 0
+        if "depth" in at:
+            return kind, grid.values("depth")[at["depth"].start]
+        return kind, grid.deepest
 
 
 def cut(grid: Grid, chunks: Mapping[str, int], names: Sequence[str]) -> dict[str, store.Axis]:

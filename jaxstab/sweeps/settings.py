@@ -55,12 +55,16 @@ class Setting(NamedTuple):
         default: its value in a grid that does not name it.
         check: (name, value) -> the value as a plain one; a ValueError for what will not do.
         number: whether values are numbers, which ascend along an axis.
+        trained: whether it decides trainings alone.
+        passed: whether it is an argument of the optimiser, under its own name, unless it is None.
     """
 
     kind: str
     default: Any
     check: Callable[[str, Any], Any]
     number: bool = True
+    trained: bool = False
+    passed: bool = False
 
 
 def _activation(name: str, value: Any) -> Activation:
@@ -135,23 +139,38 @@ SETTINGS: dict[str, Setting] = {
     "skip": Setting(STATIC, None, _any, number=False),
     "width": Setting(STATIC, 128, _count),
     "batch": Setting(STATIC, None, _count_or_none),
-    "optimiser": Setting(STATIC, "sgd", _optimiser, number=False),
+    "optimiser": Setting(STATIC, "sgd", _optimiser, number=False, trained=True),
     "depth": Setting(STATIC, 16, _count),
     "sigma_w": Setting(TRACED, 1.0, _deviation),
     "sigma_b": Setting(TRACED, 0.0, _deviation),
     "dropout": Setting(TRACED, 0.0, _share),
-    "learning_rate": Setting(TRACED, 0.01, _positive),
-    "momentum": Setting(TRACED, None, _momentum_share),
-    "weight_decay": Setting(TRACED, None, _decay),
-    "clip": Setting(TRACED, math.inf, _threshold),
+    "learning_rate": Setting(TRACED, 0.01, _positive, trained=True),
+    "momentum": Setting(TRACED, None, _momentum_share, trained=True, passed=True),
+    "weight_decay": Setting(TRACED, None, _decay, trained=True, passed=True),
+    "clip": Setting(TRACED, math.inf, _threshold, trained=True),
     "seed": Setting(TRACED, 0, _seed),
     "inputs": Setting(WHOLE, 1, _count),
     "outputs": Setting(WHOLE, None, _count_or_none),
     "dtype": Setting(WHOLE, "float32", _dtype, number=False),
 }
-# settings of trainings alone, and those of them that an optimiser may take beside its rate
-TRAINED = ("optimiser", "learning_rate", "momentum", "weight_decay", "clip")
-HYPERPARAMETERS = ("momentum", "weight_decay")
+
+
+def traced() -> tuple[str, ...]:
+    """List the settings that are numbers of a running program.
+
+    Returns:
+        Their names.
+    """
+    return tuple(name for name, setting in SETTINGS.items() if setting.kind == TRACED)
+
+
+def hyperparameters() -> tuple[str, ...]:
+    """List the settings that an optimiser may take beside its learning rate.
+
+    Returns:
+        Their names.
+    """
+    return tuple(name for name, setting in SETTINGS.items() if setting.passed)
 
 
 def check_hyperparameters(optimiser: str | Optimiser, given: tuple[str, ...]) -> None:

@@ -2,18 +2,19 @@
 
 import math
 import os
-from collections.abc import Sequence
 
 import jax
 import numpy as np
 import optax
 
-from jaxstab import networks
+from jaxstab import networks, store
 from jaxstab.checks import check_batch, check_count
+from jaxstab.records import Training, dimensions
 from jaxstab.sweeps.examples import Split
 from jaxstab.sweeps.grid import Grid, Kind
 from jaxstab.sweeps.measures import Train
 from jaxstab.sweeps.plan import SHARES, Plan, cell_axes, cut, even
+from jaxstab.sweeps.settings import traced
 
 # layers that a cell does not have cost its updates memory traffic: FLOPs that could be done
 # meanwhile, per parameter and step, as measured on a CPU at batch 128
@@ -199,6 +200,41 @@ def memory(grid: Grid, kind: Kind, measure: Train, bound: int, data: Split) -> i
     )
 
 
+def fields(grid: Grid, measure: Train) -> dict[str, store.Field]:
+    """List what is kept of a cell that is trained.
+
+    Args:
+        grid: the grid.
+        measure: what a training is.
+
+    Returns:
+        By field of `records.Training`; those of clipping only where there is some.
+
+    Example:
+        >>> fields(Grid({"depth": (2, 4)}), Train(5, evaluate=(0,)))["train_accuracy"].shape
+        (2,)
+    """
+    evaluations = len(measure.evaluations)
+    shapes: dict[str, tuple[int, ...]] = {
+        "loss": (measure.steps,),
+        "accuracy": (measure.steps,),
+        "norm_before": (measure.steps,),
+        "coefficient": (measure.steps,),
+        "train_accuracy": (evaluations,),
+        "test_accuracy": (evaluations,),
+        "log_grad_theta": (evaluations, grid.deepest + 1),
+        "log_grad_readout": (evaluations,),
+        "first_nonfinite": (),
+    }
+    if not grid.clips:
+        del shapes["norm_before"], shapes["coefficient"]
+    found = {}
+    for name, shape in shapes.items():
+        dtype = "int32" if name == "first_nonfinite" else grid.fixed["dtype"]
+        found[name] = store.Field(shape, dtype, dimensions(Training, name, len(shape)))
+    return found
+
+
 def available() -> int:
     """Bytes of one local device that may be used: three quarters of what an accelerator has, of a CPU its share.
 
@@ -228,20 +264,7 @@ def _parameters(grid: Grid, kind: Kind, depth: int, data: Split) -> networks.Par
 
 def _optimiser(grid: Grid, kind: Kind) -> optax.GradientTransformation:
     """The optimiser at the first value of every setting."""
-    return grid.optimise(kind, {name: grid.values(name)[0] for name in cell_settings(grid)})
-
-
-def cell_settings(grid: Grid) -> Sequence[str]:
-    """Settings that decide a training beside those of its kind and depth.
-
-    Args:
-        grid: the grid.
-
-    Returns:
-        Their names.
-    """
-    known = ("sigma_w", "sigma_b", "dropout", "learning_rate", "momentum", "weight_decay", "clip")
-    return (*known, "seed")
+    return grid.optimise(kind, {name: grid.values(name)[0] for name in traced()})
 
 
 def _size(tree: object) -> int:

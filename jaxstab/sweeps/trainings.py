@@ -19,22 +19,20 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array
 
-from jaxstab import networks, store, training
+from jaxstab import networks, training
 from jaxstab.checks import check_dtype
 from jaxstab.devices import spread
-from jaxstab.records import Training, dimensions
-from jaxstab.store import chunks
+from jaxstab.records import Training
 from jaxstab.sweeps.durable import Result, settings_of_run
 from jaxstab.sweeps.examples import Split
 from jaxstab.sweeps.grid import Grid, Kind
 from jaxstab.sweeps.measures import Train
 from jaxstab.sweeps.plan import Plan
 from jaxstab.sweeps.programs import AHEAD, Programs
-from jaxstab.sweeps.settings import SETTINGS, TRACED, is_built_in, label
-from jaxstab.sweeps.training_plan import bounds, flops
+from jaxstab.sweeps.settings import is_built_in, label, traced
+from jaxstab.sweeps.training_plan import bounds, fields, flops
 from jaxstab.training import Examples
 
-_TRACED = tuple(name for name, setting in SETTINGS.items() if setting.kind == TRACED)
 # number of the kind, depth of the program, cells side by side
 Key = tuple[int, int, int]
 Cell = dict[str, Any]
@@ -124,13 +122,7 @@ class Trainings:
         Returns:
             The number of its kind, and its depth.
         """
-        at = self._at(group)
-        sizes = [self.axes[name].length for name in self.grid.static_axes]
-        places = [at[name].start for name in self.grid.static_axes]
-        kind = int(np.ravel_multi_index(places, sizes)) if sizes else 0
-        if "depth" in at:
-            return kind, self.grid.values("depth")[at["depth"].start]
-        return kind, self.grid.deepest
+        return self.plan.place(self.grid, group)
 
     def program(self, group: int) -> tuple[int, int]:
         """Say what decides the program of a group.
@@ -165,7 +157,7 @@ class Trainings:
         Returns:
             Slices of its arrays.
         """
-        return tuple(slice(part.stop - part.start) for part in chunks.part(self.axes, group))
+        return tuple(slice(part.stop - part.start) for part in self.plan.at(group).values())
 
     def flops(self, group: int) -> float:
         """Count the FLOPs of a group's matrix products.
@@ -233,15 +225,12 @@ class Trainings:
             parts = [leaf.reshape(many, -1, *leaf.shape[1:]) for leaf in found]
             return parts, seconds, compiling
 
-    def _at(self, group: int) -> dict[str, slice]:
-        return dict(zip(self.axes, chunks.part(self.axes, group), strict=True))
-
     def _cells(self, group: int) -> dict[str, np.ndarray]:
         """Traced settings of a group's cells, the last axis the fastest; the first is repeated to fill its lanes."""
-        at = self._at(group)
+        at = self.plan.at(group)
         dtype = self.grid.fixed["dtype"]
         # in the order of the axes, which the store has too
-        names = [*self.grid.traced_axes, *(n for n in _TRACED if n not in self.grid.traced_axes)]
+        names = [*self.grid.traced_axes, *(n for n in traced() if n not in self.grid.traced_axes)]
         columns: dict[str, np.ndarray] = {}
         for name in names:
             values = self.grid.values(name)[at.get(name, slice(None))]
@@ -352,7 +341,7 @@ class Trainings:
         else:
             network = grid.chain(kind, bound)
             of_one_depth = True
-        blank = dict.fromkeys(_TRACED)
+        blank = dict.fromkeys(traced())
 
         def draw(cell: Cell, key: Array, x: Array) -> networks.Params:
             if isinstance(network, networks.MLP):
@@ -419,41 +408,6 @@ class Trainings:
                 "chance": data.chance,
             },
         } | settings_of_run()
-
-
-def fields(grid: Grid, measure: Train) -> dict[str, store.Field]:
-    """List what is kept of a cell that is trained.
-
-    Args:
-        grid: the grid.
-        measure: what a training is.
-
-    Returns:
-        By field of `records.Training`; those of clipping only where there is some.
-
-    Example:
-        >>> fields(Grid({"depth": (2, 4)}), Train(5, evaluate=(0,)))["train_accuracy"].shape
-        (2,)
-    """
-    evaluations = len(measure.evaluations)
-    shapes: dict[str, tuple[int, ...]] = {
-        "loss": (measure.steps,),
-        "accuracy": (measure.steps,),
-        "norm_before": (measure.steps,),
-        "coefficient": (measure.steps,),
-        "train_accuracy": (evaluations,),
-        "test_accuracy": (evaluations,),
-        "log_grad_theta": (evaluations, grid.deepest + 1),
-        "log_grad_readout": (evaluations,),
-        "first_nonfinite": (),
-    }
-    if not grid.clips:
-        del shapes["norm_before"], shapes["coefficient"]
-    found = {}
-    for name, shape in shapes.items():
-        dtype = "int32" if name == "first_nonfinite" else grid.fixed["dtype"]
-        found[name] = store.Field(shape, dtype, dimensions(Training, name, len(shape)))
-    return found
 
 
 def _blank(dtype: Any) -> Any:
