@@ -150,7 +150,7 @@ def test_all_sides_train_the_networks_that_the_plain_loop_does(training_runs, tr
     sides = {
         "vmap of scans": jax_training.trained(trainings, one_by_one=False, unrolled=False),
         "lax.map, unrolled": jax_training.trained(trainings, one_by_one=True, unrolled=True),
-        "ours": training_runs["ours"].ours(trainings.grid, trainings.split),
+        "ours": training_runs["ours"].ours(trainings),
     }
     expected = agreement.Truth(
         training_runs["problem"].Result(losses, accuracy), np.full((2, 4), 5)
