@@ -249,15 +249,15 @@ def test_a_sweep_that_is_stopped_goes_on_to_the_same_bytes(ran, tmp_path, monkey
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ("sweep --depths 0", "depths must be integers >= 1"),
-        ("sweep --width 0", "width must be integers >= 1, got 0"),
+        ("sweep --depths 0", "depth must be an integer >= 1"),
+        ("sweep --width 0", "width must be an integer >= 1, got 0"),
         ("sweep --sigma-w 1 nan", "sigma_w must be"),
         ("sweep --sigma-w", "sigma_w must be ascending values, at least one"),
         ("sweep --activations tanh geluu", "unknown activation 'geluu'; did you mean gelu"),
         ("sweep --data cifar", "unknown data set 'cifar'"),
         ("sweep --data none.npz", "none.npz: no such file"),
         ("sweep --inputs 9999", "9999 inputs need"),
-        ("sweep --chunk-size 0", "chunk_size must be >= 1"),
+        ("sweep --chunk-size 0", "chunk_size must be an integer >= 1"),
         ("sweep --out /proc/nowhere", "cannot write to /proc/nowhere"),
         ("sweep --dephts 3", "Unrecognized options: --dephts"),
         ("sweep --seeds many", "invalid"),
