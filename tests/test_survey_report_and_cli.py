@@ -238,7 +238,7 @@ def test_a_sweep_that_is_stopped_goes_on_to_the_same_bytes(ran, tmp_path, monkey
     assert "the same command goes on from there" in capsys.readouterr().err
     assert store.progress(spectra).done == 1 and not (out / "store.zarr").exists()
     other = _fails(capsys, *command, "--seeds", 3)
-    assert "holds another sweep (seeds: 2 -> 3" in other and "pass --overwrite" in other
+    assert "holds another sweep (seed: 0, 1 -> 0, 1, 2" in other and "pass --overwrite" in other
     # drawing the page is tested elsewhere
     monkeypatch.setattr(report, "write", lambda *_: None)
     assert cli.main(command) == 0
