@@ -50,6 +50,30 @@ class Pool(nn.Module):
         return nn.max_pool(nn.Conv(3, (3, 3))(nn.relu(h)), (2, 2), strides=(2, 2))
 
 
+class Residual(nn.Module):
+    """A residual block of convolutions; where it halves the image it widens it."""
+
+    width: int = 2
+    stride: int = 1
+
+    @nn.compact
+    def __call__(self, h):
+        strides = (self.stride,) * 2
+        branch = nn.Conv(self.width, (3, 3), strides=strides)(nn.relu(nn.LayerNorm()(h)))
+        branch = nn.Conv(self.width, (3, 3))(nn.relu(branch))
+        if self.stride > 1:
+            h = nn.Conv(self.width, (1, 1), strides=strides)(h)
+        return h + branch
+
+
+class Dense(nn.Module):
+    width: int
+
+    @nn.compact
+    def __call__(self, h):
+        return nn.Dense(self.width)(nn.gelu(h))
+
+
 class UShaped(nn.Module):
     """Down, across and up again, with a long skip: one block of a chain."""
 
@@ -114,6 +138,14 @@ def vector(block, depth=3):
 
 
 LINEN = {
+    "changing widths": (
+        [nn.Dense(4), Dense(6), Dense(6), Dense(3), Dense(5), nn.Dense(2)],
+        jnp.linspace(-1, 1, 5, dtype=jnp.float32),
+    ),
+    "residual convolutions": (
+        [nn.Conv(2, (3, 3)), Residual(), Residual(3, 2), Pooled()],
+        IMAGE,
+    ),
     "convolutions and pooling": ([nn.Conv(2, (3, 3)), Pool(), Pool(), Pooled()], IMAGE),
     "vision transformer": ([Patches(), Encoder(), Encoder(), Pooled()], IMAGE),
     "language model": ([nn.Embed(5, 4), Encoder(True), Encoder(True), nn.Dense(5)], TOKENS),
