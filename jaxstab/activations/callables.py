@@ -57,7 +57,9 @@ def checked(phi: Activation) -> Activation:
         _remember(phi.static_fn)
         return phi
     of_parameters = any(isinstance(value, jax.core.Tracer) for value in phi.parameters.values())
-    return phi if of_parameters else _hoisted(phi)
+    if of_parameters:
+        return phi
+    return _hoisted(phi)
 
 
 def _same_entries(outputs: list[Array], traced: bool) -> bool:

@@ -1,4 +1,6 @@
-r"""The folds over the layers of a chain, upwards and downwards: the only loops over layers in jaxstab.
+r"""Folds over the layers of a chain, upwards and downwards.
+
+These are the only loops over layers in jaxstab.
 
 Layer 0 is the embedding, layers 1..L are the blocks, layer L + 1 is the readout. With h_{-1} = x,
 

@@ -101,7 +101,9 @@ class MLP(nn.Module):
     @property
     def sources(self) -> int:
         """Number of layers whose features the state h holds."""
-        return self.depth + 1 if self.skip and SKIPS[self.skip].every_source else 1
+        if self.skip and SKIPS[self.skip].every_source:
+            return self.depth + 1
+        return 1
 
     @property
     def mixes_examples(self) -> bool:

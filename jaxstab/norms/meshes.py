@@ -17,7 +17,9 @@ def split(x: Array) -> tuple[str | tuple[str, ...] | None, ...] | None:
         Names of mesh axes by axis; None for an array that no Explicit mesh splits.
     """
     sharding = jax.typeof(x).sharding
-    return tuple(sharding.spec) if AxisType.Explicit in sharding.mesh.axis_types else None
+    if AxisType.Explicit not in sharding.mesh.axis_types:
+        return None
+    return tuple(sharding.spec)
 
 
 def resplit(x: Array, like: Array, axes: Sequence[str | tuple[str, ...] | None]) -> Array:
@@ -56,14 +58,20 @@ def varying_like(constants: PyTree, like: PyTree) -> PyTree:
 
     def widened(leaf: Array) -> Array:
         missing = axes - _varying(leaf)
-        return jax.lax.pcast(leaf, tuple(sorted(missing)), to="varying") if missing else leaf
+        if not missing:
+            return leaf
+        return jax.lax.pcast(leaf, tuple(sorted(missing)), to="varying")
 
     return jax.tree.map(widened, constants)
 
 
 def _varying(array: Array | jax.ShapeDtypeStruct) -> frozenset[str]:
     """Return the mesh axes along which devices hold different values."""
-    kind = array if isinstance(array, jax.ShapeDtypeStruct) else jax.typeof(array)
+    if isinstance(array, jax.ShapeDtypeStruct):
+        found = array.manual_axis_type
+    else:
+        found = jax.typeof(array).manual_axis_type
     # shapes from outside of a shard_map have none
-    found = kind.manual_axis_type
-    return frozenset() if found is None else frozenset(found.varying)
+    if found is None:
+        return frozenset()
+    return frozenset(found.varying)

@@ -108,9 +108,13 @@ def _stacks(tree: PyTree, stacked: Stacked) -> list[str]:
     """List the paths below which every leaf is stacked, given or named by nodes of the tree."""
     if callable(stacked):
         return []
-    named = [stacked] if isinstance(stacked, str) else list(stacked)
-    # a part that is masked or empty is still a part of the tree
-    parts = ["/".join(path) for path, _ in named_leaves(tree, is_leaf=_is_empty)] if named else []
+    if isinstance(stacked, str):
+        stacked = [stacked]
+    named = list(stacked)
+    parts = []
+    if named:
+        # a part that is masked or empty is still a part of the tree
+        parts = ["/".join(path) for path, _ in named_leaves(tree, is_leaf=_is_empty)]
     for name in named:
         if parts and not any(_within(part, name) or _within(name, part) for part in parts):
             raise ValueError(

@@ -99,19 +99,15 @@ def backward_memory(
     Raises:
         ValueError: if size, inputs or examples < 1.
     """
-    for name, count in (
-        ("size", size),
-        ("inputs", inputs),
-        ("examples", 1 if examples is None else examples),
-    ):
-        check_count(name, count, 1)
-    leaves = jax.tree.leaves(params)
-    states = (depths[-1] + 1) * size * (examples or 1) * leaves[0].dtype.itemsize
-    block = (
-        sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params.blocks))
-        // params.depth
-    )
-    return inputs * (states + (len(depths) * block if examples else 0))
+    check_count("size", size, 1)
+    check_count("inputs", inputs, 1)
+    item = jax.tree.leaves(params)[0].dtype.itemsize
+    states = (depths[-1] + 1) * size * item
+    if examples is None:
+        return inputs * states
+    check_count("examples", examples, 1)
+    blocks = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params.blocks))
+    return inputs * (examples * states + len(depths) * (blocks // params.depth))
 
 
 class _Cotangent(NamedTuple):

@@ -53,7 +53,9 @@ def forward(chain: Chain, params: Params, x: PyTree) -> ForwardProfile:
 
     def statistics(h: PyTree) -> ForwardProfile:
         flat = ravel_pytree(h)[0]
-        exists = chain.present(h).ravel() if chain.present else jnp.ones(flat.shape, bool)
+        exists = jnp.ones(flat.shape, bool)
+        if chain.present:
+            exists = chain.present(h).ravel()
         log_q = 2 * unit(flat)[1] - jnp.log(jnp.sum(exists, dtype=flat.dtype))
         if chain.activation is None:
             unknown = jnp.full((), jnp.nan, flat.dtype)

@@ -1,4 +1,4 @@
-r"""Measure: the gradient by the input, whether nearby inputs or several networks share it, and how much is noise.
+r"""Measure the gradient by the input, its correlation between inputs or networks, and its noise.
 
 A saliency map is the gradient of an output by the input (Simonyan, Vedaldi & Zisserman 2014). Where
 the gradients at two nearby inputs are no more alike than noise, the map explains nothing: the
@@ -116,7 +116,7 @@ def gradient_correlation(
 
 
 def agreement(gradients: InputGradient) -> Estimate:
-    """Mean cosine between pairs of gradients: 1 where all point the same way, 0 where they are noise.
+    """Compute the mean cosine between pairs of gradients: 1 if all agree, 0 for noise.
 
     Over nearby inputs it measures shattering; over seeds, whether networks give the same
     explanation.
@@ -139,7 +139,7 @@ def agreement(gradients: InputGradient) -> Estimate:
 
 
 def signal_to_noise(gradients: InputGradient) -> Estimate:
-    r"""Signal to noise of a saliency map over draws, such as inputs with noise added (SmoothGrad, Smilkov et al. 2017).
+    r"""Compute the signal-to-noise ratio of a saliency map over draws, such as noisy inputs.
 
         SNR = |E g|^2 / E |g - E g|^2
 
@@ -182,7 +182,7 @@ def _jackknifed(
     products: Float[Array, " n"],
     statistic: Callable[[Array, Array, int], Array],
 ) -> Estimate:
-    """A function of the sum of squares |g_i|^2 and of products g_i . s, s = sum_i g_i, and its error."""
+    """Evaluate a function of sum |g_i|^2 and the g_i . sum_j g_j, with its jackknife error."""
     count = len(squares)
     square = jnp.sum(squares)
     product = jnp.sum(products)

@@ -410,4 +410,6 @@ def _to_texts(data: bytes, shape: tuple[int, ...]) -> np.ndarray | None:
             start += length
     except (struct.error, UnicodeDecodeError):
         return None
-    return np.array(texts).reshape(shape) if start == len(data) else None
+    if start != len(data):
+        return None
+    return np.array(texts).reshape(shape)

@@ -210,4 +210,6 @@ def _short(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     text = str(value)
-    return text if len(text) <= 40 else f"{text[:12]}..."
+    if len(text) > 40:
+        return f"{text[:12]}..."
+    return text

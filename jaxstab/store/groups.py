@@ -115,7 +115,9 @@ class Groups:
     @property
     def locks(self) -> LockFolder | None:
         """Locks beside a local store."""
-        return None if self.place.local is None else LockFolder(self.place.local)
+        if self.place.local is None:
+            return None
+        return LockFolder(self.place.local)
 
     def finished(self, groups: Iterable[int] | None = None) -> set[int]:
         """List the groups that are whole: marked, and every chunk there with its checksum.
@@ -149,7 +151,10 @@ class Groups:
             keys = [self._key(name, group) for group in sums for name in self._arrays]
             found = iter(self.place.get(keys))
             for group in batch:
-                yield group, self._values(found, sums[group]) if group in sums else None
+                values = None
+                if group in sums:
+                    values = self._values(found, sums[group])
+                yield group, values
 
     def write(self, group: int, values: Mapping[str, Any]) -> None:
         """Commit a group that the caller holds: every field's chunk, then the mark.
@@ -303,10 +308,11 @@ class Groups:
         arrays["mark"] = Array(
             (self.count, width), (1, width), "int64", ("mark_group", "mark_column"), columns
         )
+        attributes = dict(self.identity)
         beside = [name for name, (dims, _) in self.coordinates.items() if dims != (name,)]
-        # where the CF conventions, and xarray, look for them
-        named = {"coordinates": " ".join([*beside, *self.beside])} if beside or self.beside else {}
-        attributes = self.identity | named
+        if beside or self.beside:
+            # where the CF conventions, and xarray, look for them
+            attributes["coordinates"] = " ".join([*beside, *self.beside])
         documents = chunks.documents(attributes, arrays, ["mark"])
         root = documents.pop(chunks.DOCUMENT)
         return files | documents | {COPY: chunks.sealed(root), chunks.DOCUMENT: root}
@@ -331,7 +337,9 @@ class Groups:
     @property
     def _arrays(self) -> dict[str, Field]:
         """Fields of a group in the order of its mark, and `done`, the mask of computed cells."""
-        whole = self.fields | ({"done": _DONE} if self.axes else {})
+        whole = dict(self.fields)
+        if self.axes:
+            whole["done"] = _DONE
         return dict(sorted(whole.items()))
 
     def _array(self, name: str, field: Field) -> Array:

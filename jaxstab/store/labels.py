@@ -95,11 +95,13 @@ def attributes(name: str) -> dict[str, str]:
         long_name, units = _LABELS[name]
         return {"long_name": long_name, "units": units}
     for prefix, words in _PREFIXES.items():
-        inner = attributes(name.removeprefix(prefix)) if name.startswith(prefix) else {}
-        if inner:
-            return inner | {"long_name": words + inner["long_name"]}
+        if name.startswith(prefix):
+            inner = attributes(name.removeprefix(prefix))
+            if inner:
+                return inner | {"long_name": words + inner["long_name"]}
     for suffix, words in _SUFFIXES.items():
-        inner = attributes(name.removesuffix(suffix)) if name.endswith(suffix) else {}
-        if inner:
-            return inner | {"long_name": words + inner["long_name"]}
+        if name.endswith(suffix):
+            inner = attributes(name.removesuffix(suffix))
+            if inner:
+                return inner | {"long_name": words + inner["long_name"]}
     return {}

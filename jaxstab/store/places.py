@@ -210,12 +210,9 @@ class Place:
         Returns:
             The same in one line.
         """
-        ours = f"cannot write to {self.url}: "
-        return (
-            error
-            if str(error).startswith("cannot write to ")
-            else OSError(f"{ours}{error.strerror or error}")
-        )
+        if str(error).startswith("cannot write to "):
+            return error
+        return OSError(f"cannot write to {self.url}: {error.strerror or error}")
 
     def _path(self, key: str) -> str:
         return f"{self._root}/{key}" if key else str(self._root)

@@ -84,8 +84,9 @@ def start(
         The state.
 
     Example:
-        >>> mlp, x = MLP(depth=2, width=4, norm="batch"), jnp.ones((8, 5))
-        >>> state = start(mlp, networks.init(mlp, jax.random.key(0), x), optax.sgd(0.1, momentum=0.9), x)
+        >>> from jaxstab import networks
+        >>> net, x = networks.mlp(depth=2, width=4, norm="batch"), jnp.ones((8, 5))
+        >>> state = start(net, net.init(jax.random.key(0), x), optax.sgd(0.1, momentum=0.9), x)
         >>> state.stats["blocks"]["norm"]["var"].shape, int(optax.tree.norm(state.optimiser))
         ((2, 4), 0)
     """
@@ -162,11 +163,12 @@ def train(
             as `value_and_grad` does.
 
     Example:
-        >>> mlp = MLP(depth=2, width=16, activation="relu", features_out=2)
+        >>> from jaxstab import networks
+        >>> net = networks.mlp(depth=2, width=16, activation="relu", features_out=2)
         >>> x = jax.random.normal(jax.random.key(0), (64, 5))
         >>> data = Examples(x, (x[:, 0] > 0).astype(int))
-        >>> params = networks.init(mlp, jax.random.key(1), x, sigma_w=2**0.5)
-        >>> run = lambda: train(mlp, params, optax.adam(0.01), data, key=jax.random.key(2), steps=100, batch=16)
+        >>> params = net.init(jax.random.key(1), x, sigma_w=2**0.5)
+        >>> run = lambda: train(net, params, optax.adam(0.01), data, key=jax.random.key(2), steps=100, batch=16)
         >>> seen, state = jax.jit(run)()
         >>> seen.loss.shape, bool(seen.train_accuracy[-1] > 0.9), int(seen.first_nonfinite)
         ((100,), True, -1)
@@ -185,22 +187,7 @@ def train(
         bound = bind(state.params, stats=state.stats, key=jax.random.fold_in(masks, t), rate=rate)
         return value_and_grad(network, bound, some.x, lambda out: loss(out, some.y), depth, last)
 
-    whole, chunk = _for_curvature(chain, data, batch)
-
-    def curvature(t: Array, state: State) -> SharpnessState | None:
-        if state.curvature is None or every is None:
-            return None
-        known = state.curvature
-
-        def by_parameters(params: Params, some: Examples) -> Params:
-            return gradient(t, state._replace(params=params), some, None).params
-
-        def measure() -> SharpnessState:
-            operator = hessian_by_gradient(by_parameters, state.params, whole, chunk)
-            return measured(known, operator, t // every)
-
-        # t is no part of what is mapped over: a branch stays a branch
-        return jax.lax.cond(t % every == 0, measure, lambda: known)
+    curvature = _curvature_records(gradient, _for_curvature(chain, data, batch), every)
 
     def update(t: Array, run: _Run) -> _Run:
         order, some = _minibatch(data, batch, draws, t, run.order)
@@ -287,6 +274,32 @@ def _recorded(
         norms=run.norms.at[rows].set(jnp.broadcast_to(norms, (2, len(norms)))),
         first_nonfinite=jnp.where(going & ~found.finite, t, run.first_nonfinite),
     )
+
+
+def _curvature_records(
+    gradient: Callable[[Array, State, Examples, Gradient | None], Gradient],
+    examples: tuple[Examples, int | None],
+    every: int | None,
+) -> Callable[[Array, State], SharpnessState | None]:
+    """Make the function that measures the sharpness every `every` updates and else keeps it."""
+    whole, chunk = examples
+
+    def records(t: Array, state: State) -> SharpnessState | None:
+        if state.curvature is None or every is None:
+            return None
+        known = state.curvature
+
+        def by_parameters(params: Params, some: Examples) -> Params:
+            return gradient(t, state._replace(params=params), some, None).params
+
+        def measure() -> SharpnessState:
+            operator = hessian_by_gradient(by_parameters, state.params, whole, chunk)
+            return measured(known, operator, t // every)
+
+        # t is no part of what is mapped over: a branch stays a branch
+        return jax.lax.cond(t % every == 0, measure, lambda: known)
+
+    return records
 
 
 def _for_curvature(chain: Chain, data: Examples, batch: int | None) -> tuple[Examples, int | None]:
