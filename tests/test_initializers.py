@@ -47,6 +47,19 @@ def test_without_a_critical_gain_the_length_is_kept():
         initializers.critical("gelu")
 
 
+def test_selus_own_gain_misleads():
+    # held row A6: lengths contract, and the squared gradient grows by 1.0716 a layer
+    with pytest.warns(UserWarning, match=r"chi_1 = 1.0716 per layer .* \(slope 0.7826\)"):
+        own = initializers.length_gain("selu")
+    assert own.sigma_w == pytest.approx(1.0, abs=1e-6) and not own.critical
+    found = initializers.gain("selu")
+    assert found.critical
+    assert "gain 1 would keep q = 1, where lengths contract (slope 0.7826)" in found.source
+    assert "grow by 1.0716 per layer" in found.source
+    # gelu's lengths leave q = 1: nothing to warn of
+    assert "would keep" not in initializers.gain("gelu").source
+
+
 def test_critical_networks_keep_their_gradient():
     mlp = MLP(depth=20, width=150, activation="relu", weights=initializers.critical("relu"))
     x = jax.random.normal(KEY, (20,))

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxstab.activations import get
+from jaxstab.activations import Activation, get
 from jaxstab.checks import check_gains
 from jaxstab.theory.critical import critical_points
 from jaxstab.theory.maps import AnyActivation, derivative_moment, second_moment, second_moment_slope
@@ -76,13 +76,43 @@ def gain(activation: AnyActivation, sigma_b: float = 0.0) -> Gain:
         first = usable[np.argmin(np.asarray(points.sigma_w)[usable])]
         sigma_w = float(points.sigma_w[first])
         q = float(points.q[first])
-        return Gain(
-            sigma_w,
-            q,
-            True,
-            f"solved chi_1 = 1 at sigma_b = {sigma_b:g}: length fixed point q = {q:.6g}",
-        )
+        source = f"solved chi_1 = 1 at sigma_b = {sigma_b:g}: length fixed point q = {q:.6g}"
+        return Gain(sigma_w, q, True, source + _warning_of_published(phi, sigma_b))
     return length_gain(phi, sigma_b)
+
+
+class _AtUnitLength(NamedTuple):
+    """The gain that keeps q = 1, and the slopes of gradient and length there."""
+
+    sigma_w: float
+    chi_1: float
+    slope: float
+
+    @property
+    def misleads(self) -> bool:
+        """Whether lengths come back to q = 1 and gradients explode all the same."""
+        return abs(self.slope) < 1 < self.chi_1 - 1e-9
+
+
+def _at_unit_length(phi: Activation, sigma_b: float) -> _AtUnitLength | None:
+    """What holds at the gain that keeps q = 1; None where no gain does."""
+    length = float(second_moment(phi, 1.0))
+    if not (sigma_b < 1 and length > 0):
+        return None
+    sigma_w = math.sqrt((1 - sigma_b**2) / length)
+    chi_1 = sigma_w**2 * float(derivative_moment(phi, 1.0))
+    return _AtUnitLength(sigma_w, chi_1, sigma_w**2 * float(second_moment_slope(phi, 1.0)))
+
+
+def _warning_of_published(phi: Activation, sigma_b: float) -> str:
+    """What a reason adds where the gain that others publish misleads."""
+    at_one = _at_unit_length(phi, sigma_b)
+    if at_one is None or not at_one.misleads:
+        return ""
+    return (
+        f"; gain {at_one.sigma_w:.6g} would keep q = 1, where lengths contract (slope {at_one.slope:.4f}) "
+        f"but squared gradients grow by {at_one.chi_1:.4f} per layer"
+    )
 
 
 def length_gain(activation: AnyActivation, sigma_b: float = 0.0) -> Gain:
@@ -108,21 +138,19 @@ def length_gain(activation: AnyActivation, sigma_b: float = 0.0) -> Gain:
     """
     phi = get(activation)
     check_gains(0.0, sigma_b)
-    length = float(second_moment(phi, 1.0))
-    if not (sigma_b < 1 and length > 0):
+    found = _at_unit_length(phi, sigma_b)
+    if found is None:
         raise ValueError(
             f"no gain of {phi.name} keeps signal or gradient at sigma_b = {sigma_b}; try a smaller sigma_b"
         )
-    sigma_w = math.sqrt((1 - sigma_b**2) / length)
-    chi_1 = sigma_w**2 * float(derivative_moment(phi, 1.0))
-    slope = sigma_w**2 * float(second_moment_slope(phi, 1.0))
-    if abs(slope) < 1 < chi_1 - 1e-9:
+    if found.misleads:
         warnings.warn(
-            f"gain of {phi.name}: squared gradients grow by chi_1 = {chi_1:.4f} per layer although the length map "
-            f"contracts (slope {slope:.4f})",
+            f"gain of {phi.name}: squared gradients grow by chi_1 = {found.chi_1:.4f} per layer although the length "
+            f"map contracts (slope {found.slope:.4f})",
             stacklevel=2,
         )
     known = "keeps the length q = 1, sigma_w^2 = (1 - sigma_b^2) / E phi(u)^2"
-    critical_here = abs(chi_1 - 1) < 1e-9
+    critical_here = abs(found.chi_1 - 1) < 1e-9
     reason = "" if critical_here else "; no critical gain"
-    return Gain(sigma_w, 1.0, critical_here, f"{known}{reason}; chi_1 = {chi_1:.4f} there")
+    source = f"{known}{reason}; chi_1 = {found.chi_1:.4f} there"
+    return Gain(found.sigma_w, 1.0, critical_here, source)
