@@ -294,21 +294,24 @@ def test_the_jacobian_between_sites_is_that_of_jax():
             h = (jnp.tanh(h) if i else h) @ dense[i]["kernel"] + dense[i]["bias"]
         return h
 
-    h = X[0] @ dense[0]["kernel"] + dense[0]["bias"]
-    cases = {
-        None: jax.jacobian(lambda x: after(0, x))(X[0]),
-        "layers_0": jax.jacobian(lambda h: after(1, h))(h),
-    }
-    for site, reference in cases.items():
+    def references():
+        h = X[0] @ dense[0]["kernel"] + dense[0]["bias"]
+        by_input = jax.jacobian(lambda x: after(0, x))(X[0])
+        return by_input, jax.jacobian(lambda h: after(1, h))(h)
+
+    def measured(site):
         operator = spectra.jacobian_at_sites(
             probe, params, X[0], from_site=site, to_site="layers_4"
         )
         forwards = jax.vmap(operator.matvec)(jnp.eye(operator.columns, dtype="float32")).T
         backwards = jax.vmap(operator.rmatvec)(jnp.eye(operator.rows, dtype="float32"))
+        return forwards, backwards, spectra.extremes(operator, KEY, top=1).log_s[0]
+
+    for site, reference in zip((None, "layers_0"), jax.jit(references)(), strict=True):
+        forwards, backwards, largest = jax.jit(measured, static_argnums=0)(site)
         np.testing.assert_allclose(forwards, reference, atol=1e-6)
         np.testing.assert_allclose(backwards, reference, atol=1e-6)
-    largest = spectra.extremes(operator, KEY, top=1).log_s[0]
-    np.testing.assert_allclose(largest, np.log(np.linalg.norm(reference, 2)), atol=1e-5)
+        np.testing.assert_allclose(largest, np.log(np.linalg.norm(reference, 2)), atol=1e-5)
     with pytest.raises(ValueError, match="to_site must not come before from_site"):
         spectra.jacobian_at_sites(probe, params, X[0], from_site="layers_4", to_site="layers_0")
 
