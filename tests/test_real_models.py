@@ -8,7 +8,7 @@ from flax import linen as nn
 from flax import nnx
 from jax.flatten_util import ravel_pytree
 
-from jaxstab import networks, propagation, spectra
+from jaxstab import networks, propagation, spectra, theory
 from jaxstab.networks.chains import Segments
 from jaxstab.norms import log_norm
 
@@ -267,6 +267,15 @@ def test_linen_modules_of_our_networks_layers_are_our_network():
     embed, block, readout = mlp.layers(train=True)
     chain = networks.from_linen([embed, *[block] * 3, readout], activation="gelu")
     own = networks.Params(params.embed, Segments((params.blocks,)), params.readout)
+    # theory takes of either what it may assume
+    known = networks.from_linen([embed, *[block] * 3, readout], law=networks.chain(mlp).law)
+    assert chain.law is None
+    expected = theory.law("gelu", norm="layer", skip="sum", depth=3)
+    assert theory.law(**known.law) == theory.law(**known.inference.law) == expected
+    with pytest.raises(
+        ValueError, match="law must be keywords of theory.law, .*, got {'skip': 'sum'}"
+    ):
+        networks.from_linen([embed, block, readout], law={"skip": "sum"})
     drawn = jax.eval_shape(lambda: chain.init(KEY, x))
     assert jax.tree.structure(drawn) == jax.tree.structure(own)
 

@@ -1,4 +1,4 @@
-"""Optax transformations that clip gradients, guard against what is not finite, and tell what they did.
+"""Optax transformations that clip gradients, guard against non-finite ones, and report on it.
 
 Each is a factory that returns an `optax.GradientTransformationExtraArgs`, to be chained with
 optax's own (which has clipping by value, by global norm, by block RMS and adaptive gradient

@@ -234,7 +234,7 @@ def auto_clip(
 
 
 def _warmed(seen: Moments, norm: Array) -> Moments:
-    """Plain mean and population variance with one norm more; deviations by hypot, as squares may overflow."""
+    """Plain mean and population deviation with one norm more; squares might overflow."""
     n = seen.entered.astype(norm.dtype)
     off = norm - seen.mean
     return Moments(

@@ -1,4 +1,4 @@
-"""Clip or normalise by Euclidean norms: of the whole update, of each leaf, of each layer, of any groups."""
+"""Clip or normalise by Euclidean norms of the tree, of each leaf, layer or other group."""
 
 from typing import Any, NamedTuple
 

@@ -104,7 +104,7 @@ def _keep_parts(
     old: PyTree,
     kinds: tuple[type, ...],
 ) -> PyTree:
-    """Of a new state, all but the parts of bad leaves, which stay as they were; within nodes of these kinds only."""
+    """The new state, with the old parts of bad leaves within nodes of these kinds."""
     within = _leaves_within(new, kinds)
     learnt = _leaves_within(new, (AdaptiveState,))
     leaves, structure = jax.tree.flatten(new)
@@ -121,14 +121,14 @@ def _keep_parts(
 
 
 def _depending(tree: PyTree, on: Bool[Array, ""]) -> PyTree:
-    """The same values, which depend on a scalar: within shard_map they differ between devices where it does."""
+    """The same values, which within shard_map differ between devices where a scalar does."""
     return jax.tree.map(lambda x: jnp.where(on, x, x) if isinstance(x, jax.Array) else x, tree)
 
 
 def _unless(
     hit: Array, run: Callable, updates: PyTree, inner: PyTree, others: PyTree
 ) -> tuple[PyTree, PyTree]:
-    """The result of `run`, or zero updates and the state as it was; nothing is computed for the way not taken."""
+    """The result of `run`, or zero updates and the old state; only one of them is computed."""
     shapes, states = jax.eval_shape(run, updates)
     # within shard_map both ways must differ between devices alike: each depends on all that the
     # other depends on

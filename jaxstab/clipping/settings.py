@@ -1,4 +1,4 @@
-"""Thresholds and other settings: numbers, traced arrays or schedules, checked as far as Python can see."""
+"""Thresholds and other settings: numbers, traced arrays or schedules."""
 
 import math
 from collections.abc import Callable

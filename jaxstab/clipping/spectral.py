@@ -31,7 +31,7 @@ ITERATIONS = 14
 
 
 def _matrix_sign(x: Float[Array, "*batch m n"], iterations: int) -> Float[Array, "*batch m n"]:
-    """The polar factor U V^T of x = U S V^T with S in [0, 1], by Newton-Schulz steps on the smaller side."""
+    """The polar factor U V^T of x = U S V^T with S in [0, 1], by Newton-Schulz steps."""
     if x.shape[-2] < x.shape[-1]:
         return _matrix_sign(x.mT, iterations).mT
     for step in range(iterations):

@@ -116,7 +116,7 @@ def clip_spikes(
 def with_momentum_reset(
     inner: optax.GradientTransformation, every: ArrayLike = 500, warmup: ArrayLike = 150
 ) -> optax.GradientTransformationExtraArgs:
-    """Set a transformation's state back to its initial one at intervals, and warm its updates up after.
+    """Reset a transformation's state at intervals, and warm its updates up afterwards.
 
     SPAM's momentum reset (Huang et al. 2025, arXiv:2501.06842). Before updates every, 2 every, ...
     (counted from 0) the inner state becomes its initial one. Update k after a reset is multiplied

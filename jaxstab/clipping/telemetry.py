@@ -1,4 +1,4 @@
-"""See what a transformation does: norms before and after, how often it fires, what was not finite."""
+"""Report on a transformation: norms before and after, firing rate, non-finite entries."""
 
 from typing import Any, NamedTuple
 

@@ -83,7 +83,7 @@ def _tried(
     measured: Measured,
     measure: Measure,
 ) -> Prescription | None:
-    """Rescale kernels block by block, measure again, and keep the best; None if that is not half as bad."""
+    """Rescale kernels block by block and keep the best; None if it is not half as bad."""
     before = amount(measured)
     best: tuple[float, PyTree] = (before, params)
     for _ in range(ROUNDS):

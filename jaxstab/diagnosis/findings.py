@@ -1,4 +1,4 @@
-"""What a diagnosis says: findings with their place and certainty, prescriptions with what they were seen to do."""
+"""Records of a diagnosis: findings and prescriptions, with what was measured of each."""
 
 import json
 import math

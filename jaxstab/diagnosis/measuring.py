@@ -1,4 +1,4 @@
-"""What a diagnosis rests on: signal and gradient at every site of one model at one batch, forwards and backwards."""
+"""Measure signal and gradient at every site of one model at one batch."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -76,7 +76,7 @@ class Measured(NamedTuple):
 def measurement(
     probe: Probe, loss: Loss
 ) -> Callable[[PyTree, Sequence[PyTree], Key[Array, ""]], Measured]:
-    """Make the measurement of a model, compiled at its first use: the model forwards and backwards, and little else.
+    """Make the measurement of a model, compiled at its first use.
 
     Measurements of one probe and one loss share their programs.
 
@@ -250,7 +250,9 @@ def _no_gradient(site: Site) -> Array:
 
 
 def blocks(probe: Probe) -> tuple[int, ...]:
-    """The rows that are a model's depth: the largest group of calls of one class side by side, or of steps of one scan.
+    """Find the rows that are a model's depth.
+
+    They are the largest group of calls of one class side by side, or of steps of one scan.
 
     Args:
         probe: the model.

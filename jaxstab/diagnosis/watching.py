@@ -1,4 +1,4 @@
-"""Follow a training run: norms by layer, stable ranks and firing rates, every k updates, under jit and scan."""
+"""Follow a training run: norms by layer, stable ranks and firing rates every k updates."""
 
 import functools
 from collections.abc import Callable
@@ -202,7 +202,7 @@ def _summary(
 
 
 def _kernels(params: PyTree, stacked: Stacked) -> dict[str, Float[Array, "*depth m n"]]:
-    """Leaves of two axes or more, besides that of a stack, as matrices: the last axis against the others."""
+    """Leaves of two axes or more as matrices, the last axis against the others."""
     is_stacked = stack_of(params, stacked)
     kernels = {}
     for path, leaf in named_leaves(params):

@@ -1,4 +1,4 @@
-"""Where the summaries of `diagnosis.watch` can go while a run trains: a table, TensorBoard, Weights & Biases.
+"""Send the summaries of `diagnosis.watch` to a table, TensorBoard or Weights & Biases.
 
 Each function gives a `send` for `diagnosis.watch`. Nothing is written unless one is asked for.
 """

@@ -1,6 +1,6 @@
 """Chains: networks as pure functions of their parameters, layer by layer."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -112,6 +112,7 @@ class Chain(NamedTuple):
         prefixes: whether the first blocks with the readout are a shallower network.
         family: the settings of a network of our own family, as its Flax module; None for layers of
             the user's own.
+        law_of_blocks: what the maker of layers of their own says that theory may assume of a block.
     """
 
     embed: Callable[[Params, Array], Array]
@@ -127,13 +128,16 @@ class Chain(NamedTuple):
     inference: Any = None
     prefixes: bool = True
     family: MLP | None = None
+    law_of_blocks: Mapping[str, Any] | None = None
 
     @property
     def law(self) -> dict[str, Any] | None:
-        """Keywords of `theory.law` that describe a block; None for layers of the user's own.
+        """Keywords of `theory.law` that describe a block; None where the maker of the layers gave none.
 
         The keep rate and the batch belong to a run, not to the network: give them beside.
         """
+        if self.law_of_blocks is not None:
+            return dict(self.law_of_blocks)
         if self.family is None:
             return None
         names = ("norm", "norm_after", "skip", "weights", "depth", "epsilon", "gate_bias")

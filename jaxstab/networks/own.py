@@ -5,7 +5,7 @@ scanned; any other block stands alone. States may be arrays of any shape or pytr
 change from layer to layer.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,10 +22,14 @@ from jaxstab.networks.chains import Chain, Dropout, Params, Segments, Updates
 from jaxstab.networks.layers import as_layer
 from jaxstab.networks.modules import Apply, OwnLayer, name_of, of_function, of_linen, of_nnx
 
+# keywords of `theory.law`
+Law = Mapping[str, Any] | None
 AnyActivation = str | Activation | Callable[[Array], Array] | None
 
 
-def from_functions(layers: Sequence[Any], activation: AnyActivation = None) -> Chain:
+def from_functions(
+    layers: Sequence[Any], activation: AnyActivation = None, law: Law = None
+) -> Chain:
     """Make a chain of layers that are pairs of pure functions.
 
     Args:
@@ -34,6 +38,8 @@ def from_functions(layers: Sequence[Any], activation: AnyActivation = None) -> C
             Blocks that share both functions are scanned where shapes allow it.
         activation: phi at the head of each block, for saturation and dead units; None where there
             is no such thing.
+        law: keywords of `theory.law` that describe a block, {"activation": "tanh", "skip": "sum"};
+            None where no theory is known.
 
     Returns:
         The chain; `chain.init(key, x)` draws its parameters.
@@ -54,10 +60,10 @@ def from_functions(layers: Sequence[Any], activation: AnyActivation = None) -> C
     for i, layer in enumerate(_listed("layers", layers)):
         if not (isinstance(layer, tuple) and len(layer) == 2 and all(map(callable, layer))):
             raise ValueError(f"layer {i} must be a pair of functions (init, apply), got {layer!r}")
-    return _chain([of_function(apply, init) for init, apply in layers], activation)
+    return _chain([of_function(apply, init) for init, apply in layers], activation, law)
 
 
-def from_linen(modules: Any, activation: AnyActivation = None) -> Chain:
+def from_linen(modules: Any, activation: AnyActivation = None, law: Law = None) -> Chain:
     """Make a chain of linen modules, each a layer.
 
     Collections besides "params", such as running statistics, go along with the parameters and are
@@ -69,6 +75,8 @@ def from_linen(modules: Any, activation: AnyActivation = None) -> Chain:
             allow it.
         activation: phi at the head of each block, for saturation and dead units; None where there
             is no such thing.
+        law: keywords of `theory.law` that describe a block, {"activation": "tanh", "skip": "sum"};
+            None where no theory is known.
 
     Returns:
         The chain; `chain.init(key, x)` draws its parameters.
@@ -87,11 +95,11 @@ def from_linen(modules: Any, activation: AnyActivation = None) -> Chain:
             raise ValueError(
                 f"layer {i} must be a linen module, got {name_of(module)}; networks.from_nnx takes nnx's"
             )
-    return _chain([of_linen(module) for module in modules], activation)
+    return _chain([of_linen(module) for module in modules], activation, law)
 
 
 def from_nnx(
-    modules: Any, x: PyTree = None, activation: AnyActivation = None
+    modules: Any, x: PyTree = None, activation: AnyActivation = None, law: Law = None
 ) -> tuple[Chain, Params]:
     """Make a chain of nnx modules, each a layer, with the parameters that they hold.
 
@@ -105,6 +113,8 @@ def from_nnx(
             alone: compile time grows with depth.
         activation: phi at the head of each block, for saturation and dead units; None where there
             is no such thing.
+        law: keywords of `theory.law` that describe a block, {"activation": "tanh", "skip": "sum"};
+            None where no theory is known.
 
     Returns:
         The chain and its parameters.
@@ -133,7 +143,7 @@ def from_nnx(
             raise ValueError(f"layer {i} {error}") from error
         own.append(layer)
         bounds.append(bound)
-    chain = _of(own, activation)
+    chain = _of(own, activation, law)
     return chain, _params(own, bounds, x)
 
 
@@ -142,6 +152,7 @@ def from_params(
     params: Sequence[PyTree],
     x: PyTree = None,
     activation: AnyActivation = None,
+    law: Law = None,
 ) -> tuple[Chain, Params]:
     """Make a chain of functions and parameters of an existing model.
 
@@ -152,6 +163,8 @@ def from_params(
             every block stands alone: compile time grows with depth.
         activation: phi at the head of each block, for saturation and dead units; None where there
             is no such thing.
+        law: keywords of `theory.law` that describe a block, {"activation": "tanh", "skip": "sum"};
+            None where no theory is known.
 
     Returns:
         The chain and its parameters.
@@ -180,7 +193,7 @@ def from_params(
                 f"layer {i} must be a function (parameters, h) -> h, got {name_of(apply)}"
             )
     own = [of_function(apply) for apply in applies]
-    chain = _of(own, activation)
+    chain = _of(own, activation, law)
     return chain, _params(own, list(params), x)
 
 
@@ -193,7 +206,7 @@ def _listed(name: str, layers: Any) -> list[Any]:
     return list(layers)
 
 
-def _chain(layers: list[OwnLayer], activation: AnyActivation) -> Chain:
+def _chain(layers: list[OwnLayer], activation: AnyActivation, law: Law) -> Chain:
     """Make the chain of layers that draw their parameters at the state that they meet."""
 
     def init(key: Key[Array, ""], x: PyTree) -> Params:
@@ -207,10 +220,14 @@ def _chain(layers: list[OwnLayer], activation: AnyActivation) -> Chain:
             h = _above(i, layers, bounds[-1], h)
         return _params(layers, bounds, x)
 
-    return _of(layers, activation)._replace(init=init)
+    return _of(layers, activation, law)._replace(init=init)
 
 
-def _of(layers: list[OwnLayer], activation: AnyActivation) -> Chain:
+def _of(layers: list[OwnLayer], activation: AnyActivation, law: Law) -> Chain:
+    if law is not None and not (isinstance(law, Mapping) and "activation" in law):
+        raise ValueError(
+            f'law must be keywords of theory.law, such as {{"activation": "tanh"}}, got {law!r}'
+        )
     if len(layers) < 3:
         raise ValueError(
             f"a chain has an embedding, blocks and a readout: three layers at least, got {len(layers)}"
@@ -222,9 +239,10 @@ def _of(layers: list[OwnLayer], activation: AnyActivation) -> Chain:
     return _functions([layer.apply for layer in layers], phi)._replace(
         bind=bind,
         unbind=unbind,
+        law_of_blocks=law,
         update=Updates(bottom, tuple(block.update for block in blocks), top),
         inference=_functions([layer.inference for layer in layers], phi)._replace(
-            bind=bind, unbind=unbind
+            bind=bind, unbind=unbind, law_of_blocks=law
         ),
     )
 

@@ -1,4 +1,4 @@
-"""Sites of an unmodified model: what its submodules give, read and shifted without changing the model.
+"""Read and shift the outputs of the submodules of an unmodified model.
 
 The model is traced once; each public method of each submodule leaves a tag in the trace. A probe
 runs the trace as it stands and takes values out, or adds shifts, where the tags are.

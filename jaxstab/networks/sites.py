@@ -1,4 +1,4 @@
-"""Places in a model that a probe reads: sites, their steps within scans, and what cannot be reached."""
+"""Sites that a probe reads, their steps within scans, and what cannot be reached."""
 
 import itertools
 from collections import Counter
@@ -141,7 +141,7 @@ def rows_of(sites: Sequence[Site], index: tuple[int, ...] = ()) -> Iterator[Row]
 
 
 def missed_by(program: Program, owners: set[str], found: Sequence[Site]) -> list[Missed]:
-    """What cannot be read: tags in constructs without a way out, and owners of parameters without a tag.
+    """List tags in constructs without a way out, and owners of parameters without a tag.
 
     Args:
         program: the traced model.
