@@ -84,7 +84,8 @@ def sharpness_at_start(mlp, products, data, depth, gain, key):
 
     def half(moved, some):
         # J^T y(moved) / n at the parameters: its derivative by `moved` is J^T J / n
-        y = training.output(chain, networks.bind(mlp, moved), some.x, depth)
+        bound = networks.bind(mlp, moved)
+        y = chain.readout(bound, networks.state(chain, bound, some.x, depth))
         return pulled(params, some, lambda at: jnp.sum(at * y) / some.size)
 
     def largest(by):
