@@ -158,7 +158,7 @@ def predicted(setting, activation, cure, x):
         mean = (theta.sum() - np.trace(theta)) / (n * (n - 1))
         return np.linalg.eigvalsh(theta)[-1] / n, (np.trace(theta) / n + (n - 1) * mean) / n
 
-    known = np.asarray(table(jnp.asarray(setting.gains, jnp.float32)), float)
+    known = np.asarray(table(jnp.asarray(setting.gains)), float)
     return np.array([[largest(values) for values in row.T] for row in known]).swapaxes(0, 1)
 
 
