@@ -83,6 +83,23 @@ def _lsuv(t):
     return initializers.lsuv(mlp, params, batch, t).blocks["dense"]["kernel"][1, 0, 0]
 
 
+def _operator(t):
+    """A Jacobian of four singular values, apart from each other where t > 0."""
+    chain, params, x = _isometric(t)
+    return spectra.jacobian(chain, params, x)
+
+
+def _moments(t):
+    return jnp.sum(jnp.sin(spectra.moments(_operator(t), KEY)[0]))
+
+
+def _looks_linear(t):
+    mlp = networks.MLP(2, 6, "relu", features_out=2)
+    x = jnp.linspace(-1.0, 1.3, 5).astype(t.dtype)
+    params = initializers.looks_linear(mlp, KEY, x, t)
+    return jnp.sum(networks.state(networks.chain(mlp), params, x) ** 2)
+
+
 ROWS = {
     "second_moment": Row(lambda q: theory.second_moment("tanh", q), (1e-4, 1e-3, 1.0, 1e6)),
     "second_moment_slope": Row(lambda q: theory.second_moment_slope("gelu", q), (1e-3, 1.0, 50.0)),
@@ -133,6 +150,8 @@ ROWS = {
         lambda t: t + regularizers.orthogonality(_weights(t)), (1e-3, 1.0, 2.0), 1e-4
     ),
     "lsuv": Row(_lsuv, (0.5, 1.7), tolerances=(1e-6, 1e-3)),
+    "moments": Row(_moments, (0.1, 0.3)),
+    "looks_linear": Row(_looks_linear, (0.7, 1.5)),
     "log_norm": Row(
         lambda t: norms.log_norm({"a": jnp.stack([t, jnp.ones_like(t)])}), (0.0, 1.0, 1e10)
     ),
