@@ -213,3 +213,19 @@ def test_pairs_of_long_lengths_are_right_or_refused():
     long = np.isfinite(c) & (np.asarray(at[:, 0]) > 1e12)
     # tanh is a sign up to 1/sqrt(q)
     np.testing.assert_allclose(c[long], sign[long], atol=1e-6)
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize("name", ["relu", "erf"])
+def test_predictions_jitted_by_the_caller_hold_beyond_the_range_of_quadrature(name):
+    """Lengths of relu pass 1e24 at this depth; a compiler once turned a slope of 0 there into 0/0."""
+
+    def predicted(sigma_w):
+        return theory.predict(name, sigma_w, 0.2, (64,), width=8, d_in=8, c0=0.3)
+
+    found = jax.jit(predicted)(3.0)
+    wanted = predicted(3.0)
+    assert float(wanted[0].log_q[-1]) > 60 or name == "erf"
+    # ln of a length of e^98 in float32
+    np.testing.assert_allclose(found[0].log_q, wanted[0].log_q, atol=1e-4)
+    np.testing.assert_allclose(found[2].log_grad_h, wanted[2].log_grad_h, atol=1e-4)

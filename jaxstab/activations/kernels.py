@@ -63,9 +63,9 @@ def _both_positive(c: Array) -> Array:
 @_both_positive.defjvp
 def _both_positive_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     (c,), (dc,) = primals, tangents
-    # infinite at c = +-1, and there the largest number instead: times a tangent of 0 it is 0, not
-    # NaN
-    sine = jnp.maximum(2 * np.pi * _sine(c), float(jnp.finfo(c.dtype).tiny))
+    # infinite at c = +-1, and there a large number instead: times a tangent of 0 it is 0, not NaN;
+    # the floor stays a normal number where a compiler multiplies another divisor into it
+    sine = jnp.maximum(2 * np.pi * _sine(c), float(jnp.finfo(c.dtype).tiny) * 2.0**30)
     return _both_positive(c), dc / sine
 
 
