@@ -16,6 +16,12 @@ import optax
 from jaxstab import clipping, curvature, datasets, networks, training
 
 NEVER = 1e30  # a threshold that no gradient comes to
+# signs that the claim is about, by their keys in expected.toml
+SIGNS = {
+    "update": "update over parameters",
+    "sharpness": "sharpness over its edge",
+    "gradient": "gradient norm",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -252,7 +258,19 @@ def measure(setting):
                 shown = {k: round(v, 3) for k, v in at.items() if k != "roc"}
                 print(f"  {lead} steps before: {name:32}", shown, flush=True)
     kept = [{name: value for name, value in run.items() if name != "signs"} for run in runs]
-    return {"table": table, "runs": kept, "setting": dataclasses.asdict(setting)}
+    whole = {"table": table, "runs": kept, "setting": dataclasses.asdict(setting)}
+    return whole | claimed(setting, table)
+
+
+def claimed(setting, table):
+    """The numbers that expected.toml bounds; NaN where too few runs diverge to have them."""
+    first = setting.leads[0]
+    found = {"diverged": sum(row["diverged"] for row in table.values())}
+    for short, group in (("unclipped", "without clipping"), ("clipped", "with clipping")):
+        signs = table[group]["signs"].get(first, {})
+        for key, name in SIGNS.items():
+            found[f"{short}_{key}"] = signs[name]["area"] if name in signs else float("nan")
+    return found
 
 
 def main(argv=None):
