@@ -52,6 +52,8 @@ def test_dimensions_and_coordinates(signals, jacobians):
     assert signals.sigma_w.values.tolist() == [0.8, 1.5, 3.0]
     assert jacobians.depth.values.tolist() == [1, 3]
     assert signals.attrs["data"] == "toy" and '"width": 10' in signals.attrs["grid"]
+    # a rate decides nothing that is measured
+    assert "learning_rate" not in signals.attrs["grid"]
 
 
 @pytest.mark.parametrize(

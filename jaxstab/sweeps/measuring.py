@@ -378,8 +378,11 @@ def settings(grid: Grid, data: Data, precision: str = "highest") -> dict[str, An
     Returns:
         Plain settings for a store.
     """
+    # settings of trainings decide nothing here
+    whole = json.loads(grid.to_json())
+    trained = {name for name, setting in SETTINGS.items() if setting.trained}
     known = {
-        "grid": json.loads(grid.to_json()),
+        "grid": {name: value for name, value in whole.items() if name not in trained},
         "precision": precision,
         "data": {"name": data.name, "sha256": data.sha256},
     }
