@@ -39,7 +39,7 @@ def _declared(*extras):
 
 @pytest.mark.parametrize(
     ("folder", "extras"),
-    [("jaxstab", ["run", "tensorboard"]), ("tests", ["run", "tensorboard", "test"])],
+    [("jaxstab", ["run", "tensorboard", "wandb"]), ("tests", ["run", "tensorboard", "test"])],
 )
 def test_every_import_is_declared(folder, extras):
     # helpers of the tests and of the benchmarks, beside them
