@@ -166,7 +166,7 @@ def test_every_function_is_called():
         if inspect.isfunction(getattr(curvature, name))
     }
     # a probe's model is the user's: tests/test_probes.py
-    assert functions - {"jacobian_at_sites"} == set(_calls()[0])
+    assert functions - {"jacobian_at_sites"} <= set(_calls()[0])
 
 
 def _of_stacks(lowered):
