@@ -141,6 +141,9 @@ def summarise(dataset: xr.Dataset, chance: float) -> xr.Dataset:
 
 def _whole(dataset: xr.Dataset, grid: Grid) -> xr.Dataset:
     """The dataset with a dimension for every axis of a summary; those of one value may be missing."""
+    if "done" not in dataset:
+        # all cells of a run in memory are computed
+        dataset = dataset.assign(done=xr.ones_like(dataset.first_nonfinite, bool))
     missing = [name for name in (*_AXES, *kind_axes(grid)) if name not in dataset.dims]
     return dataset.expand_dims({name: grid.labels(name) for name in missing})
 
