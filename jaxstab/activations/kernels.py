@@ -65,7 +65,7 @@ def _both_positive_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[A
     (c,), (dc,) = primals, tangents
     # infinite at c = +-1, and there a large number instead: times a tangent of 0 it is 0, not NaN;
     # the floor stays a normal number where a compiler multiplies another divisor into it
-    sine = jnp.maximum(2 * np.pi * _sine(c), float(jnp.finfo(c.dtype).tiny) * 2.0**30)
+    sine = jnp.maximum(2 * np.pi * _sine(c), float(jnp.finfo(c.dtype).tiny) * 2.0**10)
     return _both_positive(c), dc / sine
 
 
