@@ -210,9 +210,8 @@ for place in sys.argv[2:]:
     losses = np.zeros((2, 5, 4), np.float32)
     parts = batches(range(plan.groups), used, job.program, job.rank)
     for result in job.compute(parts, range(plan.groups)):
-        depth = job.place(result.group)[1]
-        at = [s for s in __import__("jaxstab.store.chunks", fromlist=["part"]).part(job.axes, result.group)]
-        losses[tuple(at)] = result.values["loss"][job.inside(result.group)]
+        at = tuple(plan.at(result.group).values())
+        losses[at] = result.values["loss"][job.plan.inside(result.group)]
     np.save(place, losses)
 """
 

@@ -98,13 +98,12 @@ def _typical_shift(kind: Kind, log_q: Array) -> Array:
     return jax.vmap(shift)(q)
 
 
-def law(grid: Grid, kind: Kind, dropout: float | None = None) -> theory.Law | None:
+def law(grid: Grid, kind: Kind) -> theory.Law | None:
     """Say what theory assumes of the blocks of a kind of network.
 
     Args:
         grid: the grid.
         kind: one of its kinds.
-        dropout: share of features dropped; None for the grid's own.
 
     Returns:
         The law; None where there is none: weights drawn by a function, a norm without a law, or
@@ -121,7 +120,7 @@ def law(grid: Grid, kind: Kind, dropout: float | None = None) -> theory.Law | No
         norm=kind["norm"],
         norm_after=kind["norm_after"],
         skip=kind["skip"],
-        keep=1.0 - (grid.fixed["dropout"] if dropout is None else dropout),
+        keep=1.0 - grid.fixed["dropout"],
         weights=kind["weights"],
         depth=grid.deepest,
         batch=kind["batch"],

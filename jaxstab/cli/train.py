@@ -266,7 +266,7 @@ class _Tally:
                     # a signal's exception may have been lost in a callback
                     interrupts.check()
                     yield result
-                    ends = result.values["first_nonfinite"][job.inside(result.group)]
+                    ends = result.values["first_nonfinite"][job.plan.inside(result.group)]
                     self._count(result, np.asarray(ends))
                     self.flops += job.flops(result.group)
                     depth = job.place(result.group)[1]

@@ -80,6 +80,17 @@ class Plan(NamedTuple):
         """
         return dict(zip(self.axes, chunks.part(self.axes, group), strict=True))
 
+    def inside(self, group: int) -> tuple[slice, ...]:
+        """Say which of a group's cells there are: fewer at the end of an axis.
+
+        Args:
+            group: its number.
+
+        Returns:
+            Slices of its arrays.
+        """
+        return tuple(slice(part.stop - part.start) for part in self.at(group).values())
+
     def place(self, grid: Grid, group: int) -> tuple[int, int]:
         """Say which kind of network a group is of, and of which depth.
 

@@ -12,7 +12,6 @@ import xarray as xr
 from jaxstab import store
 from jaxstab.devices import one_blas_thread
 from jaxstab.records import Data, dimensions
-from jaxstab.store import chunks
 from jaxstab.sweeps.durable import ProgressBar, Sized, batches, complete, open_store
 from jaxstab.sweeps.examples import Split, divided
 from jaxstab.sweeps.grid import Grid
@@ -105,15 +104,14 @@ def run(
         parts = batches(range(count), len(job.devices), job.program, job.rank)
         results = job.compute(parts, range(count))
         for result in progress(Sized(results, count)):
-            at = chunks.part(job.axes, result.group)
-            inside = tuple(slice(cells.stop - cells.start) for cells in at)
+            at = tuple(job.plan.at(result.group).values())
+            inside = job.plan.inside(result.group)
             for name, array in arrays.items():
                 array[at] = result.values[name][inside]
     variables = {
         name: ((*job.axes, *field.dims), arrays[name]) for name, field in job.fields.items()
     }
-    coordinates = {name: (dims, values) for name, (dims, values) in job.coordinates.items()}
-    return xr.Dataset(variables, coordinates).assign_attrs(as_attributes(job.decided))
+    return xr.Dataset(variables, job.coordinates).assign_attrs(as_attributes(job.decided))
 
 
 def run_into(

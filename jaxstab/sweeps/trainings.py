@@ -148,17 +148,6 @@ class Trainings:
         kind, depth = self.place(group)
         return kind, -depth, group
 
-    def inside(self, group: int) -> tuple[slice, ...]:
-        """Say which of a group's cells there are: fewer at the end of an axis.
-
-        Args:
-            group: its number.
-
-        Returns:
-            Slices of its arrays.
-        """
-        return tuple(slice(part.stop - part.start) for part in self.plan.at(group).values())
-
     def flops(self, group: int) -> float:
         """Count the FLOPs of a group's matrix products.
 
@@ -172,7 +161,7 @@ class Trainings:
         if at not in self._flops:
             kind, depth = at
             self._flops[at] = flops(self.grid, self._kinds[kind], self.measure, depth, self.data)
-        return self._flops[at] * math.prod(part.stop for part in self.inside(group))
+        return self._flops[at] * math.prod(part.stop for part in self.plan.inside(group))
 
     def compute(
         self, batches: Iterable[Sequence[int]], pending: Collection[int]
@@ -255,7 +244,7 @@ class Trainings:
         idle = len(self.devices) - len(groups)
         # devices without a group loop over no cell
         depths = [self.place(group)[1] for group in groups] + [0] * idle
-        counts = [math.prod(part.stop for part in self.inside(group)) for group in groups]
+        counts = [math.prod(part.stop for part in self.plan.inside(group)) for group in groups]
         cells = [self._cells(group) for group in groups] + [self._cells(0)] * idle
         columns = {name: np.concatenate([one[name] for one in cells]) for name in cells[0]}
         return (
@@ -267,7 +256,7 @@ class Trainings:
 
     def _kept(self, group: int, leaves: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
         """The fields of a group over the axes of the store, blank where there is nothing."""
-        parts = self.inside(group)
+        parts = self.plan.inside(group)
         lengths = tuple(part.stop for part in parts)
         chunk = tuple(axis.chunk for axis in self.axes.values())
         kept = {}
