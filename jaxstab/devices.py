@@ -14,13 +14,14 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 # the rest is for the other rooms
-__all__ = ("divide_cpu", "spread")
+__all__ = ("divide_cpu", "memory", "spread")
 
 # a decomposition of a stack of matrices, in the text of a program
 _STACKED = re.compile(r"@lapack_\w+\([^\n]*tensor<(\d+x){3}")
@@ -129,6 +130,37 @@ def spread(
     return jax.jit(
         shared, compiler_options=ordered if mesh.devices.flat[0].platform == "cpu" else None
     )
+
+
+def memory(function: Callable, *arguments: PyTree) -> int:
+    """Ask XLA for the bytes that a function needs at its peak, besides its arguments.
+
+    The function is compiled, not run. On a device of its own kind XLA states other bytes: a CPU and
+    a GPU fuse differently.
+
+    Args:
+        function: of the arguments; those that decide a shape stand inside, as in a lambda.
+        arguments: arrays, or their shapes as `jax.ShapeDtypeStruct`.
+
+    Returns:
+        Bytes of what lies between arguments and results, and of the results.
+
+    Raises:
+        NotImplementedError: if the backend states none.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxstab import networks
+        >>> net, x = networks.mlp(depth=64, width=128), jnp.ones(128)
+        >>> params = jax.eval_shape(net.init, jax.random.key(0), x)
+        >>> weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
+        >>> 0 < memory(net.apply, params, x) < weights
+        True
+    """
+    analysis: Any = jax.jit(function).lower(*arguments).compile().memory_analysis()
+    if analysis is None:
+        raise NotImplementedError(f"{jax.default_backend()} does not state a program's memory")
+    return analysis.temp_size_in_bytes + analysis.output_size_in_bytes
 
 
 def can_hang(lowered: jax.stages.Lowered, mesh: Mesh) -> bool:

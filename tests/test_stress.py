@@ -15,8 +15,7 @@ import pytest
 
 from jaxstab import curvature, networks, spectra
 from jaxstab.networks import MLP
-from jaxstab.spectra.exact import log_spectrum_memory
-from jaxstab.spectra.matrix_free import Density, matrix_free_memory
+from jaxstab.spectra.matrix_free import Density
 
 ROOT = Path(__file__).parent.parent
 TIMES = 50
@@ -93,10 +92,8 @@ def _calls(width=6):
         "log_apjn_estimate": lambda p, x, key: spectra.log_apjn_estimate(chain, p, x, key),
         "log_singular_values": lambda p, x, key: spectra.log_singular_values(chain, p, x, depths),
         "log_spectrum": lambda p, x, key: spectra.log_spectrum(chain, p, x, depths, 1, True),
-        "log_spectrum_memory": lambda p, x, key: log_spectrum_memory(width, depths),
         "lyapunov_exponents": lambda p, x, key: spectra.lyapunov_exponents(chain, p, x, depths),
         "lyapunov_limit": lambda p, x, key: spectra.lyapunov_limit(chain, p, x, key, groups=2),
-        "matrix_free_memory": lambda p, x, key: matrix_free_memory(operator(p, x), 4),
         "moments": lambda p, x, key: spectra.moments(operator(p, x), key),
         "curvature.parameter_jacobian": lambda p, x, key: curvature.parameter_jacobian(
             chain, p, batch(x)
@@ -111,9 +108,6 @@ def _calls(width=6):
         "spectrum": lambda p, x, key: spectra.spectrum(chain, p, x, depths),
         "curvature.tangent_kernel": lambda p, x, key: curvature.tangent_kernel(chain, p, batch(x)),
         "curvature.tangent_kernel_by_layer": lambda p, x, key: curvature.tangent_kernel_by_layer(
-            chain, p, batch(x)
-        ),
-        "curvature.tangent_kernel_memory": lambda p, x, key: curvature.tangent_kernel_memory(
             chain, p, batch(x)
         ),
     }

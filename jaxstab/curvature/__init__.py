@@ -13,7 +13,6 @@ from jaxstab.curvature.kernels import (
     kernel_eigenvalues,
     tangent_kernel,
     tangent_kernel_by_layer,
-    tangent_kernel_memory,
 )
 from jaxstab.curvature.monitors import SharpnessState, monitor_sharpness
 from jaxstab.curvature.objectives import Objective, objective
@@ -61,6 +60,5 @@ __all__ = [
     "ravel",
     "tangent_kernel",
     "tangent_kernel_by_layer",
-    "tangent_kernel_memory",
     "trace",
 ]

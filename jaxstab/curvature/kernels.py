@@ -122,59 +122,6 @@ def tangent_kernel_by_layer(
     return TangentKernel(first, blocks, last)
 
 
-@with_network
-def tangent_kernel_memory(
-    chain: Chain, params: Params, x: Array | jax.ShapeDtypeStruct, chunk_size: int | None = None
-) -> int:
-    """Bytes that `tangent_kernel` holds at its peak besides the parameters and the kernel, on a CPU.
-
-    States [L + 1, batch, n]; cotangents [rows, n] twice; three kernels [rows, rows]; one layer's
-    parameters, which XLA copies out of their stack; and of one layer a chunk of rows of J with
-    their push, [chunk, P_l + batch n]. Within 25 % of what XLA says.
-
-    Args:
-        chain: the network.
-        params: its parameters, depth L; shapes will do.
-        x: a batch of inputs; its shape will do.
-        chunk_size: as in `tangent_kernel`.
-
-    Returns:
-        The bytes.
-
-    Raises:
-        ValueError: if chunk_size < 1, or x is not a floating batch.
-
-    Example:
-        >>> from jaxstab import networks
-        >>> mlp, x = networks.MLP(depth=2, width=512), jnp.ones((256, 784), jnp.float32)
-        >>> params = jax.eval_shape(lambda key: networks.init(mlp, key, x), jax.random.key(0))
-        >>> sizes = [tangent_kernel_memory(networks.chain(mlp), params, x, size) for size in (1, 32, None)]
-        >>> [round(size / 2**20) for size in sizes]
-        [90, 153, 343]
-    """
-    chain, x = _rows(chain, params, x, chunk_size)
-    row = jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
-    sizes = [h.size for h in views.state_shapes(chain, params, row)]
-    y = views.output_shape(chain, params, row)
-    batch = x.shape[0]
-    rows = x.shape[0] * y.size
-    width = max(sizes)
-    itemsize = y.dtype.itemsize
-    embed, *parts, readout = map(_trained, params.stacks)
-    blocks = [
-        jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), part)
-        for part in parts
-    ]
-    layers = [(embed, width), *[(block, width) for block in blocks], (readout, y.size)]
-    chunk = max(
-        _chunk(theta, batch, y.size, size, chunk_size, itemsize)[1] for theta, size in layers
-    )
-    weights = max(sum(leaf.size for leaf in jax.tree.leaves(block)) for block in blocks)
-    hidden = sum(sizes) * batch * itemsize
-    fold = (2 * rows * width + 3 * rows**2 + weights) * itemsize + chunk
-    return hidden + fold
-
-
 def kernel_eigenvalues(kernel: Float[Array, "*layer rows rows"]) -> Float[Array, "*layer rows"]:
     """Eigenvalues of kernels: the squared singular values of their J.
 

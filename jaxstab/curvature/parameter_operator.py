@@ -210,15 +210,7 @@ class _Batch(NamedTuple):
                 step = lambda found, at: (self.backwards(columns, at[0], at[1], found), None)
                 return self.levelled(columns, *jax.lax.scan(step, nothing, (xs, us))[0])
 
-        return Operator(apply, adjoint, rows, total, self.dtype, lambda k: self.workspace(k, total))
-
-    def workspace(self, block: int, columns: int) -> int:
-        """Either copies of the vectors of parameters, or a chunk's states and vectors and one layer's parameters."""
-        depth, (_, size) = self.params.depth, self.chunks(block)
-        layer = max(_sizes(self.params)[1:-1])
-        hidden = (depth + 1) * size * self.width
-        vectors = 4 * block * size * self.width + (1 + 2 * block) * layer
-        return max(2 * block * columns, hidden + vectors) * self.dtype.itemsize
+        return Operator(apply, adjoint, rows, total, self.dtype)
 
     def chunks(self, block: int) -> tuple[Shaped[Array, "count inputs"], int]:
         """The examples in chunks of one size, those at the start once more to fill up the last; and the size."""

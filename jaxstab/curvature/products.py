@@ -252,12 +252,7 @@ def _symmetric(
             values = mean_over_chunks(product, given, size)
         return scaled(values, jnp.zeros(len(v), jnp.int32))
 
-    def workspace(k: int) -> int:
-        """What the gradient of a chunk keeps, with its tangents, and vectors before and after."""
-        vectors = (2 * k + 2) * vector.size * vector.dtype.itemsize
-        return 2 * _kept(linear, _first(given, size)) + vectors
-
-    return Operator(apply, apply, vector.size, vector.size, vector.dtype, workspace)
+    return Operator(apply, apply, vector.size, vector.size, vector.dtype)
 
 
 def _chunk_size(linear: _Linear, given: tuple, chunk_size: int | None) -> int:
@@ -274,10 +269,6 @@ def _kept(linear: _Linear, chunk: tuple) -> int:
     return sum(
         leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(jax.eval_shape(linear, chunk))
     )
-
-
-def _first(given: tuple, size: int) -> tuple:
-    return jax.tree.map(lambda leaf: leaf[:size], given)
 
 
 def _given(examples: PyTree) -> tuple:

@@ -6,7 +6,6 @@ no float range is left.
 """
 
 from jaxstab.propagation.gradients import backward
-from jaxstab.propagation.gradients import backward_memory as backward_memory
 from jaxstab.propagation.profiles import correlation, forward, states
 from jaxstab.propagation.sites import backward_at_sites, correlation_at_sites, forward_at_sites
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from jaxstab import networks
-from jaxstab.checks import Depths, check_count, check_depths, check_floating
+from jaxstab.checks import Depths, check_depths, check_floating
 from jaxstab.networks import Chain, Params
 from jaxstab.networks.chains import with_network
 from jaxstab.networks.views import vector_states
@@ -74,40 +74,6 @@ def backward(
     return BackwardProfile(
         *(jnp.where(inside, jnp.pad(field, beyond), jnp.nan).T for field in rows)
     )
-
-
-def backward_memory(
-    params: Params, size: int, depths: Depths, inputs: int = 1, examples: int | None = None
-) -> int:
-    """Estimate the bytes of `backward` per network under `vmap`, without parameters, on a CPU.
-
-    With n units of the state, depth L, D depths and i inputs per network, the states take i (L + 1)
-    n. Inputs that are batches of b take i (L + 1) b n, and i D gradients of a block's weights.
-    Parameters that differ from network to network are held twice, because a scan needs the layer
-    axis first. Within 25 % of XLA's figure.
-
-    Args:
-        params: parameters of one network, or their shapes.
-        size: units n of the state.
-        depths: depths wanted.
-        inputs: inputs at which each network is measured.
-        examples: b, where an input is a batch.
-
-    Returns:
-        The bytes.
-
-    Raises:
-        ValueError: if size, inputs or examples < 1.
-    """
-    check_count("size", size, 1)
-    check_count("inputs", inputs, 1)
-    item = jax.tree.leaves(params)[0].dtype.itemsize
-    states = (depths[-1] + 1) * size * item
-    if examples is None:
-        return inputs * states
-    check_count("examples", examples, 1)
-    blocks = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params.blocks))
-    return inputs * (examples * states + len(depths) * (blocks // params.depth))
 
 
 class _Cotangent(NamedTuple):

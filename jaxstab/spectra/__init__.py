@@ -7,7 +7,6 @@ from jaxstab.spectra.exact import (
     singular_values,
     spectrum,
 )
-from jaxstab.spectra.exact import log_spectrum_memory as log_spectrum_memory
 from jaxstab.spectra.local import (
     alignment,
     local_log_singular_values,
@@ -17,7 +16,6 @@ from jaxstab.spectra.local import (
 )
 from jaxstab.spectra.lyapunov import lyapunov_exponents, lyapunov_limit
 from jaxstab.spectra.matrix_free import cdf, density, extremes, moments, quantiles
-from jaxstab.spectra.matrix_free import matrix_free_memory as matrix_free_memory
 from jaxstab.spectra.operators import Operator, jacobian
 from jaxstab.spectra.precision import precision_report
 from jaxstab.spectra.sites import jacobian_at_sites

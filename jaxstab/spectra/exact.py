@@ -10,11 +10,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jaxstab import decompositions
-from jaxstab.checks import Count, Depths, check_count, check_floating
+from jaxstab.checks import Count, Depths, check_floating
 from jaxstab.networks import Chain, Here, Params
 from jaxstab.networks.views import at_one_input
 from jaxstab.norms.meshes import varying_like
@@ -322,50 +321,3 @@ def spectrum(chain: Chain, params: Params, x: Float[Array, " d_in"], depths: Dep
     """
     log_s = log_singular_values(chain, params, x, depths)
     return Spectrum(log_s, jax.nn.logsumexp(2 * log_s, axis=-1) - jnp.log(log_s.shape[-1]))
-
-
-def log_spectrum_memory(
-    size: int,
-    depths: Depths,
-    inputs: int = 1,
-    d_in: int | None = None,
-    dtype: DTypeLike = "float32",
-    errors: bool = False,
-) -> int:
-    """Estimate the bytes of `log_singular_values` per network under `vmap`, on a CPU.
-
-    Parameters are not counted.
-
-    With n units of the state, m singular values, D depths and i inputs per network: i (D m^2 + 3 n
-    m + 5/2 m^2) in the fold, 2 i D m^2 at its end, i (D + 9) m^2 for the values of a depth; the
-    largest of these counts. Parameters that differ from network to network are held twice, because
-    a scan needs the layer axis first. Within 25 % of XLA's figure for a few depths, above it for
-    many (1.6 times at 32).
-
-    Args:
-        size: units n of the state, times examples in a batch taken as one input.
-        depths: depths wanted.
-        inputs: inputs at which each network is measured.
-        d_in: features of an input, likewise; None for from_layer, or for no fewer than n.
-        dtype: of the parameters.
-        errors: whether of `log_spectrum`: i (12 + 6 k) m^2 more, for the k perturbations that it
-            follows.
-
-    Returns:
-        The bytes.
-
-    Raises:
-        ValueError: if size or inputs < 1.
-
-    Example:
-        >>> round(log_spectrum_memory(128, (16, 32, 64)) / 2**20, 2)
-        0.75
-    """
-    check_count("size", size, 1)
-    check_count("inputs", inputs, 1)
-    values = min(size, d_in or size)
-    column = inputs * jnp.dtype(dtype).itemsize
-    kept = len(depths) * values**2 * column
-    fold = (6 * size + 5 * values) * values * column // 2
-    followed = (12 + 6 * graded.PROBES) * values**2 * column if errors else 0
-    return max(kept + fold, 2 * kept, kept + 9 * values**2 * column) + followed

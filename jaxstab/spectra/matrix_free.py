@@ -256,44 +256,6 @@ def density(operator: Operator, key: Key[Array, ""], probes: int = 8, steps: int
     return Density(jnp.where(jnp.isnan(s), s, log_s), weights)
 
 
-def matrix_free_memory(operator: Operator, probes: int = 1, block: int = 1, steps: int = 0) -> int:
-    """Estimate the peak bytes of a matrix-free measure, without parameters and results, on a CPU.
-
-    The workspace of a product with k = probes * block vectors; those vectors and the bases on both
-    sides, k (steps + 1) (rows + columns) entries; and a bidiagonal matrix for each probe, (block
-    steps)^2. Within 25 % of what XLA says.
-
-    Args:
-        operator: the Jacobian.
-        probes: of `moments` or `density`; 1 for `extremes`.
-        block: of `extremes`, whose default is top + 6; 1 for the others.
-        steps: of `extremes` or `density`; 0 for `moments`.
-
-    Returns:
-        The bytes.
-
-    Raises:
-        ValueError: if probes or block < 1, or steps < 0.
-
-    Example:
-        >>> from jaxstab import networks, spectra
-        >>> mlp = networks.MLP(depth=100, width=128)
-        >>> params = networks.init(mlp, jax.random.key(0), jnp.ones(128))
-        >>> jacobian = spectra.jacobian(networks.chain(mlp), params, jnp.ones(128))
-        >>> weights = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
-        >>> matrix_free_memory(jacobian, block=16, steps=4) / weights < 0.1
-        True
-    """
-    for name, size, least in (("probes", probes, 1), ("block", block, 1), ("steps", steps, 0)):
-        check_count(name, size, least)
-    if block * steps > operator.size:
-        block = operator.size
-        steps = 1
-    k = probes * block
-    entries = k * (steps + 1) * (operator.rows + operator.columns) + probes * (block * steps) ** 2
-    return operator.workspace(k) + entries * jnp.dtype(operator.dtype).itemsize
-
-
 def cdf(density: Density, log_s: Float[Array, "..."]) -> Estimate:
     """Compute the share of singular values at or below given ones.
 

@@ -39,8 +39,6 @@ class Operator(NamedTuple):
         rows: outputs of J.
         columns: inputs of J.
         dtype: of the vectors.
-        workspace: k -> bytes that a product with k vectors holds besides them and the parameters,
-            at most at a time.
     """
 
     apply: Product
@@ -48,7 +46,6 @@ class Operator(NamedTuple):
     rows: int
     columns: int
     dtype: DTypeLike
-    workspace: Callable[[int], int] = lambda k: 0
 
     @property
     def size(self) -> int:
@@ -183,14 +180,6 @@ def jacobian(
 
         return run
 
-    def workspace(k: int) -> int:
-        """The states, one layer's weights and the vectors."""
-        weights = (
-            sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params.blocks))
-            // params.depth
-        )
-        return ((last + 1) * h.size + k * h.size) * h.dtype.itemsize + weights
-
     rows = h.size
     if readout:
         rows = jax.eval_shape(lambda h: chain.readout(params, h), h).size
@@ -199,4 +188,4 @@ def jacobian(
         columns = states.at(first).size
     apply = product(networks.upwards, push)
     adjoint = product(networks.downwards, pull)
-    return Operator(apply, adjoint, rows, columns, h.dtype, workspace)
+    return Operator(apply, adjoint, rows, columns, h.dtype)

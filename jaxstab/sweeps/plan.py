@@ -13,8 +13,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
-from jaxstab import networks, propagation, spectra, store
+from jaxstab import networks, store
 from jaxstab.checks import check_count
 from jaxstab.records import Data
 from jaxstab.store import chunks
@@ -233,7 +234,12 @@ class Memory(NamedTuple):
 
 
 def memory(grid: Grid, kind: Kind, measure: Measure | None, data: Data) -> Memory:
-    """Estimate what measured cells take of memory at their peak.
+    """Estimate what measured cells take of memory at their peak, to size groups before compiling.
+
+    With n units of the state, depth L, D depths and i inputs per network: `signal` takes i (L + 1) n
+    for states, times b examples where an input is a batch, and i D gradients of a block's weights.
+    `jacobian` of m singular values takes i D m^2 for the triangles and the larger of i (3 n m + 5/2
+    m^2) for the fold and 9 i m^2 for the values of a depth.
 
     Args:
         grid: the grid.
@@ -256,15 +262,23 @@ def memory(grid: Grid, kind: Kind, measure: Measure | None, data: Data) -> Memor
     params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, np.dtype(dtype)), shapes)
     width = kind["width"] * mlp.sources
     examples = kind["batch"] or 1
-    estimates = {
-        signal: propagation.backward_memory(params, width, depths, inputs, kind["batch"]),
-        jacobian: spectra.log_spectrum_memory(
-            width * examples, depths, inputs, d_in * examples, dtype
-        ),
-    }
+    item = np.dtype(dtype).itemsize
+    states = examples * (depths[-1] + 1) * width * item
+    if kind["batch"] is not None:
+        states += len(depths) * _bytes(params.blocks) // params.depth
+    rows = width * examples
+    values = min(rows, d_in * examples)
+    decomposing = max((6 * rows + 5 * values) * values // 2, 9 * values**2)
+    triangles = max(len(depths) * values**2 + decomposing, 2 * len(depths) * values**2)
+    estimates = {signal: inputs * states, jacobian: inputs * triangles * item}
     cell = estimates[measure] if measure in estimates else max(estimates.values())
-    weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
+    weights = _bytes(params)
     return Memory(weights + LAYERS * weights // (mlp.depth + 2), cell)
+
+
+def _bytes(tree: PyTree) -> int:
+    """Bytes of arrays, or of their shapes."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def _fitting(needed: Memory, gains: int) -> int:
