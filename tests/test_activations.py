@@ -251,6 +251,7 @@ def _closing_over(slope):
 LEAKY = {"parameter": activations.leaky_relu, "closure": _closing_over}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", LEAKY)
 def test_moments_differentiate_map_and_compile_over_a_slope(kind):
     moments = lambda slope: jnp.stack(

@@ -187,6 +187,7 @@ wrong_flags = st.one_of(
 )
 
 
+@pytest.mark.slow
 @GENERATED
 @given(st.sampled_from(["sweep", "train"]), wrong_flags)
 def test_generated_flags(folder, command, flag):
@@ -243,6 +244,7 @@ def test_generated_files(folder, content, kind):
     refused(folder, ["train", "--config", "s.toml", "--data", "digits", "--steps", "0"])
 
 
+@pytest.mark.slow
 def test_one_line_takes_little_memory(folder):
     """In processes of their own: 1 GiB is enough, imports of JAX and all else included."""
     (folder / "s.toml").write_text("depths = " + "[" * 5000 + "]" * 5000)
@@ -299,6 +301,7 @@ PATHS = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @settings(GENERATED, max_examples=50)
 @given(
     st.sampled_from(PATHS),

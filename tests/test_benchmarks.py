@@ -75,6 +75,7 @@ def test_floor_and_ours_find_the_same_singular_values(spectral):
     np.testing.assert_allclose(matrices[0, 1, 1].T, deep, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_gradient_floors_do_the_products_they_count(spectral):
     gradients, drawing = spectral["gradients"], spectral["problem"]
     problem = drawing.draw(("tanh",), (1, 3), 8, drawing.gains(2), 1, batch=4)
@@ -140,6 +141,7 @@ def train_plainly(problem, depth, cell):
     return np.array(losses), states(x)[-1].argmax(1) == y
 
 
+@pytest.mark.slow
 def test_all_sides_train_the_networks_that_the_plain_loop_does(training_runs, trainings):
     jax_training, agreement = training_runs["jax"], training_runs["agreement"]
     assert trainings.batches.shape == (5, 4)

@@ -134,6 +134,7 @@ def _norm(tree):
     return np.sqrt(sum(np.sum(np.asarray(leaf, float) ** 2) for leaf in jax.tree.leaves(tree)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", CASES, ids=str)
 def test_forward_and_backward_agree_with_the_twin(settings):
     mlp, chain, _, bound, x = _network(settings)
@@ -182,6 +183,7 @@ def test_chain_is_the_module_in_any_dtype(settings):
     np.testing.assert_allclose(by_chain, by_module, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [CASES[3]], ids=str)
 def test_the_jacobian_of_a_batch(settings):
     _, chain, _, bound, x = _network(settings)
@@ -205,6 +207,7 @@ def test_the_jacobian_of_a_batch(settings):
     )
 
 
+@pytest.mark.slow
 def test_running_statistics():
     mlp, _, params, _, x = _network({"norm": "batch", "momentum": 0.8})
     stats = initial_stats(mlp, x)
@@ -262,6 +265,7 @@ def test_what_a_mode_lacks_is_said():
         networks.bind(wet, params, key=KEY, rate=1.5)
 
 
+@pytest.mark.slow
 def test_dropout_rates_are_traced_share_draws_and_reach_both_ends():
     mlp, _, params, _, x = _network({"dropout": True, "activation": "identity"})
 
@@ -337,6 +341,7 @@ LIMITS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("settings", "sigma_w", "rate", "factor"), LIMITS, ids=lambda v: str(v))
 def test_gradients_follow_the_large_width_limits(settings, sigma_w, rate, factor):
     mlp = MLP(depth=12, width=128, **settings)
@@ -346,6 +351,7 @@ def test_gradients_follow_the_large_width_limits(settings, sigma_w, rate, factor
     assert abs(found - np.log(factor)) < 4 * error + 12 / 128
 
 
+@pytest.mark.slow
 def test_batchnorm_explodes_as_predicted():
     # linear, batch of 8, epsilon = 0, width >> batch: (B - 2)/(B - 3) per layer (Yang et al. 2019)
     mlp = MLP(depth=12, width=256, activation="identity", norm="batch", epsilon=0.0, features_out=4)
@@ -356,6 +362,7 @@ def test_batchnorm_explodes_as_predicted():
     assert abs(found - np.log(6 / 5)) < 4 * error + 8 / 256
 
 
+@pytest.mark.slow
 def test_independent_masks_decorrelate_twins():
     # identity phi, keep rate r: the diagonal grows by sigma_w^2/r, the off-diagonal by sigma_w^2: c -> r c
     mlp = MLP(depth=1, width=2000, activation="identity", dropout=True)
@@ -369,6 +376,7 @@ def test_independent_masks_decorrelate_twins():
     np.testing.assert_allclose(propagation.correlation(chain, one, x, x).c, 1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [CASES[i] for i in (1, 3, 5)], ids=str)
 def test_gains_beside_the_weights_are_gains_of_the_weights(settings):
     mlp, chain, params, _, x = _network(settings)
@@ -397,6 +405,7 @@ def test_gains_beside_the_weights_are_gains_of_the_weights(settings):
     )
 
 
+@pytest.mark.slow
 def test_many_gains_share_one_copy_of_the_weights():
     mlp, x, gains = MLP(8, 64, "tanh"), jnp.linspace(-1, 1, 4), jnp.linspace(0.5, 2, 5)
     params, chain = networks.init(mlp, KEY, x, 1.0, 0.2), networks.chain(mlp)

@@ -40,6 +40,7 @@ def _coverage(sets, xi, **noise):
 INSIDE, CENSORED = np.geomspace(2, 15, 12), np.geomspace(0.5, 60, 12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("xi", "noise"),
     [
@@ -78,6 +79,7 @@ def test_the_exponent_is_not_flattened_by_what_is_censored_and_its_error_is_righ
     assert abs(inside - 0.95) <= 4 * (0.95 * 0.05 / sets) ** 0.5 + 0.02
 
 
+@pytest.mark.slow
 def test_noise_that_seeds_and_gains_share_out_makes_the_interval_too_wide_not_too_narrow():
     # noise of single runs shows among the gains and among the seeds, and is counted twice
     inside, _, _ = _coverage(100, INSIDE, seeds=4, both_sd=0.2)

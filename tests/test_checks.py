@@ -50,6 +50,7 @@ def test_counts():
             check_count("steps", bad, 2)
 
 
+@pytest.mark.slow
 def test_integers_of_numpy_are_depths():
     x = jnp.ones(5)
     mlp = networks.MLP(4, 8, features_out=2)

@@ -259,6 +259,7 @@ def _check(found, expected):
                 )
 
 
+@pytest.mark.slow
 def test_the_numbers_themselves(expected):
     # the module called "blocks" is one group
     usual = {path: g.astype(float) for path, g in _numbers(GRADIENTS).items()}
@@ -273,6 +274,7 @@ def test_the_numbers_themselves(expected):
     np.testing.assert_allclose(seen["stack"], np.log(lengths[-1]), rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("container", CONTAINERS, ids=lambda v: v.replace(" ", "-"))
 def test_containers(container, expected):
     _check(
@@ -280,6 +282,7 @@ def test_containers(container, expected):
     )
 
 
+@pytest.mark.slow
 def test_multi_steps():
     # once NaN, optax's accumulator stays NaN; and its arithmetic mixes dtypes
     finite = jax.tree.map(np.nan_to_num, GRADIENTS)
@@ -289,6 +292,7 @@ def test_multi_steps():
     _check(jax.device_get(found), expected)
 
 
+@pytest.mark.slow
 def test_injected_hyperparameters(expected):
     _check(
         jax.device_get(jax.jit(functools.partial(_run, _in_dicts, inject=True))(GRADIENTS)),
@@ -296,6 +300,7 @@ def test_injected_hyperparameters(expected):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", PLACES, ids=lambda v: v.replace(" ", "-"))
 def test_places(place, expected):
     run = functools.partial(_run, _in_dicts)

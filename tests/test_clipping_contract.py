@@ -136,6 +136,7 @@ def _check_contract(build, grads, atol=1e-5):
     return state, updates
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("promotion")
 @pytest.mark.parametrize("name", TRANSFORMATIONS, ids=lambda v: v.replace(" ", "-"))
 def test_bare_and_monitored(name):
@@ -163,6 +164,7 @@ def test_bare_and_monitored(name):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("promotion")
 @pytest.mark.parametrize(("name", "policy"), GUARDED, ids=lambda v: v.replace(" ", "-"))
 def test_guarded(name, policy):

@@ -23,6 +23,7 @@ from jaxstab.store.groups import Groups
 from jaxstab.store.places import Place
 
 
+@pytest.mark.slow
 def test_a_second_run_is_refused_and_told_by_whom(tmp_path, whole):
     path, log = tmp_path / "a.zarr", tmp_path / "log"
     first = started(run, path, log, 8, 0.2)

@@ -86,6 +86,7 @@ def trained():
     return runs(keys, knobs), runs(keys, jax.tree.map(lambda v: 1.1 * v, knobs))
 
 
+@pytest.mark.slow
 def test_it_trains(trained):
     (errors, accuracy, _, profile), _ = trained
     assert errors.shape == (3, 2, STEPS) and np.isfinite(errors).all()
@@ -109,6 +110,7 @@ def test_telemetry_is_read_wherever_it_stands(trained):
     np.testing.assert_allclose(np.sqrt(total), read("norm_before"), rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_a_run_alone_is_the_run_among_others(trained):
     (errors, _, _, _), _ = trained
     knobs = Knobs(1.0, 0.3, 0.01, 0.3, 1e-3)

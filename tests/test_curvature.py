@@ -106,6 +106,7 @@ def _matrices(name, loss):
     return products(vector), twins(vector)
 
 
+@pytest.mark.slow
 @pytest.mark.kernels
 @pytest.mark.parametrize("name", MODELS)
 def test_products_against_dense_matrices(name):
@@ -125,6 +126,7 @@ def _quadratic(scale=1.0):
     return matrix, lambda w: w @ matrix @ w / 2
 
 
+@pytest.mark.slow
 @pytest.mark.kernels
 @pytest.mark.parametrize("scale", [1.0, 1e-30, 1e30])
 def test_a_quadratic_loss_is_exact(scale):
@@ -153,6 +155,7 @@ def test_a_quadratic_loss_is_exact(scale):
     close(nodes, np.broadcast_to([-3, 0, 1, 2, 5], (4, 5)), atol=1e4 * eps)
 
 
+@pytest.mark.slow
 def test_a_deep_linear_network_at_its_minimum():
     # balanced layers that make A = U diag(s) V^T, whitened inputs, no bias: H = sum_l J_l^T J_l has the eigenvalues
     # sum_l (s_i^(L - l) s_j^(l - 1))^(2/L), the largest L s_1^(2 - 2/L) (Mulayoff & Michaeli 2020)
@@ -176,6 +179,7 @@ def test_a_deep_linear_network_at_its_minimum():
     assert float(found.largest[0]) == pytest.approx(depth * s[0] ** (2 - 2 / depth), rel=1e-10)
 
 
+@pytest.mark.slow
 def test_extremes_bound_their_errors_and_begin_where_told():
     rng = np.random.default_rng(1)
     q = np.linalg.qr(rng.normal(size=(60, 60)))[0]
@@ -197,6 +201,7 @@ def test_extremes_bound_their_errors_and_begin_where_told():
     assert float(again.largest[0]) == pytest.approx(10, rel=1e-7)
 
 
+@pytest.mark.slow
 def test_errors_of_trace_and_density_are_honest():
     # a few large eigenvalues over a bulk, as Hessians have them; 40 keys at once
     rng = np.random.default_rng(2)
@@ -239,6 +244,7 @@ def test_memory_of_products_is_that_of_a_chunk():
     assert product(32) < product(512) / 4
 
 
+@pytest.mark.slow
 def test_a_traced_depth_by_the_gradient_of_training():
     from jaxstab import training
 
@@ -264,6 +270,7 @@ def test_a_traced_depth_by_the_gradient_of_training():
     assert np.sum(np.abs(shorter).max(axis=0) == 0) == 4 * 4 + 4
 
 
+@pytest.mark.slow
 def test_batches_that_a_network_mixes():
     mlp = MLP(2, 4, norm="batch", features_out=3)
     x = jax.random.normal(KEY, (5, 3))
@@ -384,6 +391,7 @@ def test_rates_just_below_converge_and_just_above_diverge():
         assert below < 1e-6 and not above <= 1, name
 
 
+@pytest.mark.slow
 def test_the_preconditioner_of_adam():
     # a gradient that stays as it is: nu / (1 - b2^t) is its square
     tx = optax.chain(optax.clip(100.0), optax.adam(optax.constant_schedule(0.1), 0.9, 0.99, 1e-3))
@@ -433,6 +441,7 @@ def test_critical_sharpness_of_a_quadratic_is_the_directional_one():
     np.testing.assert_allclose(along, np.full(4, twin), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_critical_sharpness_of_a_network_and_where_there_is_none():
     model, params, x = _own()
     goal = curvature.objective(model)
@@ -467,6 +476,7 @@ def test_critical_sharpness_of_a_network_and_where_there_is_none():
     assert float(wall.rate) == pytest.approx(2, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_sharpness_along_training_is_recorded_and_frozen_where_a_run_diverges():
     from jaxstab import training
 

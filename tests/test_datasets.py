@@ -12,6 +12,7 @@ import pytest
 from jaxstab import datasets
 
 
+@pytest.mark.slow
 def test_mnist_5k():
     data = datasets.load("mnist-5k")
     assert data.x.shape == (5000, 784) and data.x.dtype == np.float32

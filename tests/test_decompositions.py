@@ -87,11 +87,13 @@ def test_values_and_derivatives_are_those_of_jax(name):
         np.testing.assert_allclose(mine, want, rtol=1e-9, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_a_wide_qr_has_derivatives_too():
     # JAX has none of a wide matrix; central differences are right to about 1e-8
     check_grads(decompositions.qr, (WIDE[0, 0],), order=1, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_second_derivatives():
     check_grads(decompositions.singular_values, (TALL[0, 0],), order=2, atol=1e-4, rtol=1e-4)
     check_grads(lambda a: decompositions.qr(a)[1], (TALL[0, 0],), order=2, atol=1e-4, rtol=1e-4)
@@ -174,6 +176,7 @@ with jax.set_mesh(explicit):
 """
 
 
+@pytest.mark.slow
 def test_any_way_over_two_devices_finishes_with_nothing_in_the_environment():
     # stacks large enough for jaxlib 0.10.2 to share them out among threads: of JAX's own, none of these finishes
     settings = {
@@ -190,6 +193,7 @@ def test_any_way_over_two_devices_finishes_with_nothing_in_the_environment():
     assert run.returncode == 0, run.stderr
 
 
+@pytest.mark.slow
 def test_the_blas_that_decomposes_has_one_thread_and_numpys_keeps_its_own():
     code = (
         "import jax.numpy as jnp, json, threadpoolctl; from jaxstab import decompositions; "

@@ -165,6 +165,7 @@ def _difference(f, t, step):
     return (8 * near - far) / 12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ROWS)
 def test_gradients_are_central_differences(name):
     function, points, step, tolerances = ROWS[name]
@@ -218,6 +219,7 @@ SCANNED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCANNED)
 def test_second_derivatives_of_scans_are_central_differences_of_the_gradient(name):
     function, point = SCANNED[name]
@@ -234,6 +236,7 @@ def test_second_derivatives_of_scans_are_central_differences_of_the_gradient(nam
     np.testing.assert_allclose((forward, reverse), slopes @ central, rtol=1e-7)
 
 
+@pytest.mark.slow
 def test_second_derivatives_by_bound_weights_are_those_by_their_product_with_the_gain():
     gain = jnp.asarray(1.3)
 
@@ -298,6 +301,7 @@ def _of_an_isometry(t):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.kernels
 def test_gradients_at_dynamical_isometry_are_central_differences():
     # values that coincide, that nearly do, and that do not

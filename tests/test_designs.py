@@ -29,6 +29,7 @@ def _root_mean_square_growth(mlp, found, change=None):
     return np.log(mean) / 2, np.std(square, ddof=1) / SEEDS**0.5 / mean / 2
 
 
+@pytest.mark.slow
 def test_a_share_of_linear_units_makes_relu_critical():
     depth = 12
 
@@ -45,6 +46,7 @@ def test_a_share_of_linear_units_makes_relu_critical():
     assert abs(mean) < 4 * error + 1e-3 * depth
 
 
+@pytest.mark.slow
 def test_a_residual_scale_reaches_the_growth_asked_for():
     depth = 24
 
@@ -72,6 +74,7 @@ def test_a_residual_scale_reaches_the_growth_asked_for():
     assert abs(mean - 0.4) < 4 * error + 0.4 / 100**0.5
 
 
+@pytest.mark.slow
 def test_held_doubly_critical_point():
     start = {"sigma_w": 1.6, "sigma_b": 0.3, "q0": 2.0}
     found = theory.design("gelu", start, goal="doubly_critical")
@@ -82,6 +85,7 @@ def test_held_doubly_critical_point():
     assert found.reached
 
 
+@pytest.mark.slow
 def test_the_most_isometric_gain_has_the_predicted_spectrum():
     depth = 10
     block = theory.law("tanh", weights="orthogonal")
@@ -106,6 +110,7 @@ def test_the_most_isometric_gain_has_the_predicted_spectrum():
         assert abs(np.mean(ours) - theirs) < 4 * error + 0.5 * abs(theirs) * depth / 100
 
 
+@pytest.mark.slow
 def test_variances_of_residual_layers_add():
     depth, width = 6, 300
 

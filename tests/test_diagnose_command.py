@@ -120,6 +120,7 @@ def _diagnose(factory, batch, out):
     )
 
 
+@pytest.mark.slow
 def test_a_dead_layer_of_a_hostile_name_is_told_three_times(tmp_path, capsys):
     out = tmp_path / "runs" / "diagnosis"
     assert _diagnose("dead", "batch.npz", out) == 0

@@ -142,6 +142,7 @@ def _whats(report):
     return [finding.what for finding in report.findings]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "what", "where"),
     [
@@ -158,6 +159,7 @@ def test_a_planted_fault_is_found_at_its_module(model, what, where):
     assert f"{what.upper()} at {where}" in str(report)
 
 
+@pytest.mark.slow
 def test_half_precision_that_underflows_is_told_from_a_gradient_that_is_none():
     model = Mlp(dtype="float16")
     report = diagnosis.diagnose(model, jax.jit(model.init)(jax.random.key(2), X), X, tiny_loss)
@@ -166,6 +168,7 @@ def test_half_precision_that_underflows_is_told_from_a_gradient_that_is_none():
     assert report.findings[0].where.startswith(("Dense_", "Mlp"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "gains", "what", "rate"),
     [
@@ -215,6 +218,7 @@ def test_the_rate_of_a_deep_chain_is_that_of_theory(settings, gains, what, rate)
         diagnosis.apply(report, "prayer")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pre", [False, True])
 def test_positions_of_a_deep_post_norm_transformer_collapse(pre):
     # Norms of the gradient stay within a factor e^2 over the 24 blocks, of either kind in each of ten draws, so that
@@ -235,6 +239,7 @@ def test_positions_of_a_deep_post_norm_transformer_collapse(pre):
         assert "pre-norm" in found.change
 
 
+@pytest.mark.slow
 def test_a_readout_is_no_odd_block():
     model = nn.Sequential(
         [part for width in (32,) * 8 + (1,) for part in (nn.sigmoid, nn.Dense(width))]
@@ -243,6 +248,7 @@ def test_a_readout_is_no_odd_block():
     assert "one block unlike the others" not in _whats(report)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [Mlp(), ResNet(), Gpt(), Cnn(), Rnn(), "chain"])
 def test_healthy_models_raise_no_alarm_over_five_seeds(model):
     x = TOKENS if isinstance(model, Gpt) else X

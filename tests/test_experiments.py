@@ -36,6 +36,7 @@ def test_an_experiment_says_what_it_asks_and_expects(folder):
     assert figure.stat().st_size < 200_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", EXPERIMENTS, ids=lambda folder: folder.name)
 def test_an_experiment_run_small_measures_what_it_claims(folder, tmp_path):
     _load(folder / "run.py").main(["--small", "--out", str(tmp_path)])

@@ -57,6 +57,7 @@ def test_a_new_entry_is_a_setting_of_grids(tables):
         sweeps.Grid({}, norm="thirded")
 
 
+@pytest.mark.slow
 def test_a_setting_is_an_axis_of_grids(monkeypatch):
     monkeypatch.setitem(SETTINGS, "b1", SETTINGS["momentum"])
     x = np.linspace(-1, 1, 48, dtype=np.float32).reshape(12, 4)

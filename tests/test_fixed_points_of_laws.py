@@ -26,6 +26,7 @@ LAWS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LAWS)
 def test_the_fold_arrives_at_the_fixed_point(name):
     block = theory.law("selu" if name == "LayerNorm, dropout" else "tanh", **LAWS[name])
@@ -94,6 +95,7 @@ def _curvature(q, sigma_w):
     return sigma_w**2 * q * float(np.sum(weight * second**2) / np.sqrt(2 * np.pi))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [4, 64])
 def test_batchnorm_on_relu_has_its_correlation(batch):
     """c* = J_1(-1/(B - 1)) (Yang et al. 2019, theorem 5), whatever the gain, without biases and epsilon."""
@@ -176,6 +178,7 @@ def test_dropout_moves_the_critical_gain_by_the_root_of_the_keep_rate():
     )
 
 
+@pytest.mark.slow
 def test_fixed_points_of_laws_are_differentiable_over_grids():
     """Derivatives in a gain, a keep rate and epsilon, within jit(vmap(vmap)), are those of differences."""
 

@@ -62,6 +62,7 @@ def test_states_are_those_of_the_layers():
         np.testing.assert_allclose(traced, h, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_derivatives_of_a_layer():
     """Products by state and by parameters, both ways, for the embedding, a block and the readout."""
     met = states()

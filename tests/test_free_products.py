@@ -118,6 +118,7 @@ def test_an_atom_lies_on_top_of_projections_of_high_rank():
         np.testing.assert_allclose(law.log_s_max, top / 2, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "sigma_w", "q", "weights"),
     [
@@ -175,6 +176,7 @@ def test_orthogonal_and_linear_is_an_isometry():
         np.testing.assert_allclose(law.cdf[-2:], [0, 1], atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "weights", "depth", "bound"),
     [
@@ -194,6 +196,7 @@ def test_the_distribution_function_is_as_good_as_it_says(name, weights, depth, b
     assert float(jnp.max(error)) < bound
 
 
+@pytest.mark.slow
 def test_one_gaussian_layer_is_marchenko_pastur():
     # held row A9: edges (1 +- sqrt(n_out / n_in))^2 of s^2
     for n_out in (32, 160):
@@ -217,6 +220,7 @@ def _orthogonal(rng, above, below):
     return (haar * np.sign(np.diag(r)))[:above, :below] * max(1.0, above / below) ** 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weights", ["gaussian", "orthogonal"])
 @pytest.mark.parametrize("widths", [(180, 360, 90, 270), (300, 60, 300, 300), (220, 220, 220)])
 def test_changing_widths_against_random_matrices(widths, weights):
@@ -250,6 +254,7 @@ def test_changing_widths_against_random_matrices(widths, weights):
         np.testing.assert_allclose(np.interp(at, law.log_s, law.cdf), want, atol=0.01)
 
 
+@pytest.mark.slow
 def test_moments_of_changing_widths():
     # by the S-transform against the points of the law, a case of either kind of weights
     for widths, weights in [((60, 20, 90, 30), "gaussian"), ((60, 30, 90, 45), "orthogonal")]:
@@ -261,6 +266,7 @@ def test_moments_of_changing_widths():
         assert second / first**2 - 1 == pytest.approx(float(moments.relative_variance), rel=3e-3)
 
 
+@pytest.mark.slow
 def test_networks_of_changing_widths_have_this_law():
     sizes = (96, 192, 48, 96)
     sigma_w = 1.4

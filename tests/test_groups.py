@@ -64,6 +64,7 @@ def test_rows_of_groups_to_come_are_fill_values_for_every_reader(tmp_path):
     assert store.progress(tmp_path / "a.zarr").settings["plan"] == {"memory": 2**20}
 
 
+@pytest.mark.slow
 @hypothesis_settings(max_examples=30)
 @given(st.sets(st.integers(0, 6)), st.integers(1, 4), st.sampled_from(["local", "memory"]))
 def test_any_subset_of_groups_reads_back_exactly(tmp_path_factory, groups, size, kind):

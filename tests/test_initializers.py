@@ -60,6 +60,7 @@ def test_selus_own_gain_misleads():
     assert "would keep" not in initializers.gain("gelu").source
 
 
+@pytest.mark.slow
 def test_critical_networks_keep_their_gradient():
     mlp = MLP(depth=20, width=150, activation="relu", weights=initializers.critical("relu"))
     x = jax.random.normal(KEY, (20,))
@@ -88,6 +89,7 @@ def test_those_of_jax_nn_by_name(name):
     assert abs(np.mean(kernel**2) / variance - 1) < 4 * np.sqrt(2 / kernel.size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("activation", "skip"), [("relu", None), ("gelu", "sum")])
 def test_looks_linear_is_linear(activation, skip):
     mlp = MLP(
@@ -119,6 +121,7 @@ def test_looks_linear_has_the_singular_values_that_it_states():
     np.testing.assert_allclose(s, 2**0.5 * sigma_w ** (depth + 1), rtol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings", [{}, {"skip": "sum"}, {"skip": "dense"}, {"norm": "batch"}], ids=str
 )
@@ -140,6 +143,7 @@ def test_lsuv_gives_every_layer_unit_variance(settings):
     np.testing.assert_array_equal(new.blocks["dense"]["bias"], params.blocks["dense"]["bias"])
 
 
+@pytest.mark.slow
 def test_fixup_and_skip_init_start_as_the_identity():
     x = jax.random.normal(KEY, (4,))
     for skip in ("sum", "rezero"):

@@ -39,6 +39,7 @@ def start(code, *words):
     return run
 
 
+@pytest.mark.slow
 def test_a_command_stops_at_any_moment_of_its_first_seconds():
     # imports of JAX, of all else, tracing, compiling
     delays = (0.1, 0.8, 1.6, 3.2)
@@ -75,6 +76,7 @@ def test_a_lost_exception_is_raised_again_at_the_end():
     assert complained.splitlines()[-1] == "KeyboardInterrupt"
 
 
+@pytest.mark.slow
 def test_nobody_reads_what_is_printed():
     reading, writing = os.pipe()
     os.close(reading)
@@ -95,6 +97,7 @@ def test_nobody_reads_what_is_printed():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("process", [0, 1])
 def test_a_cluster_that_does_not_come_is_waited_for_no_longer_than_told(process, tmp_path):
     # nobody listens at port 9, where the first process is to; the second finds a port that is free

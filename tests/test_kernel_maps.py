@@ -29,6 +29,7 @@ def test_kernel_maps_have_the_held_shares(name, mean_share, beta_0, chi_1):
     np.testing.assert_allclose(found.chi_1, chi_1, atol=6e-7)
 
 
+@pytest.mark.slow
 def test_coefficients_of_an_exponential():
     """exp: c_k^2 = e/k!, so beta_0 = 1/(e - 1)."""
     found = theory.hermite_coefficients(jnp.exp, 12)
@@ -42,6 +43,7 @@ def test_coefficients_of_an_exponential():
     np.testing.assert_allclose(np.sum(squares * 0.5 ** np.arange(40)), c, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_doubly_critical_points():
     """Held table A1 (Roberts, Yaida & Hanin 2022)."""
     *_, gelu = theory.doubly_critical("gelu")

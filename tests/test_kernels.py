@@ -68,6 +68,7 @@ def test_a_kinked_activation_agrees_with_scipy():
 CURED = {"norm": "layer", "norm_after": True, "skip": "sum", "keep": 0.8}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("activation", "settings"),
     [
@@ -93,6 +94,7 @@ def test_dropout_thins_the_tangent_kernel():
         np.testing.assert_allclose(ratio, [[0.8, beside], [beside, 0.8]], rtol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("activation", "settings"),
     [
@@ -144,6 +146,7 @@ def _correlation(nngp):
     return nngp[0, 1] / jnp.sqrt(nngp[0, 0] * nngp[1, 1])
 
 
+@pytest.mark.slow
 def test_deep_critical_kernels_tend_to_a_quarter_and_a_third():
     """Held row A10: off-diagonal over diagonal of a critical NTK at great depth, relu 1/4, smooth phi 1/3."""
     depth = 600

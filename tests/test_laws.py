@@ -17,12 +17,14 @@ def profiles(block, depth=4, c0=0.3, sigma_w=GAINS[0], sigma_b=GAINS[1], **size)
     return theory.predict(block, sigma_w, sigma_b, [depth], c0=c0, **(SIZE | size))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", ["tanh", "relu"])
 def test_the_law_of_a_plain_block_is_its_activation(activation):
     for found, wanted in zip(profiles(theory.law(activation)), profiles(activation), strict=True):
         jax.tree.map(np.testing.assert_array_equal, found, wanted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("batch", "wanted"),
     # Yang et al. 2019 (arXiv:1902.08129), theorem 8: squared gradient of relu per layer, to the digits they give
@@ -45,6 +47,7 @@ def test_batchnorm_on_relu_explodes_as_known(batch, wanted):
         np.testing.assert_allclose(per_layer, wanted, rtol=4e-6)
 
 
+@pytest.mark.slow
 def test_relu_in_closed_form():
     """E relu^2 = q/2, E relu'^2 = 1/2: residual, scaled, ReZero, dropout, RMSNorm and dense, without biases."""
     w2 = GAINS[0] ** 2
@@ -102,6 +105,7 @@ def inputs(batch):
     return jnp.asarray((root @ orthonormal).reshape(shape) * 32**0.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BLOCKS)
 def test_wide_networks_agree(name):
     settings = dict(BLOCKS[name])
@@ -143,6 +147,7 @@ def test_wide_networks_agree(name):
         )
 
 
+@pytest.mark.slow
 def test_numbers_of_a_law_are_traced():
     def slope(keep, alpha):
         block = theory.law("tanh", skip="rezero", keep=keep, alpha=alpha)
@@ -161,6 +166,7 @@ def test_numbers_of_a_law_are_traced():
     np.testing.assert_allclose(derivatives, wanted, rtol=1e-7)
 
 
+@pytest.mark.slow
 def test_what_is_not_known_is_nan_for_a_reason():
     block = theory.law("tanh", skip="highway")
     assert set(theory.missing(block).values()) == {
@@ -196,6 +202,7 @@ def test_settings_without_a_law_are_refused_in_one_line(settings, said):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.kernels
 def test_theory_is_traced_in_either_precision():
     """Within a caller's own jit and vmap, with x64 on and off: integers of one program keep one dtype."""
@@ -223,6 +230,7 @@ def test_theory_is_traced_in_either_precision():
         )
 
 
+@pytest.mark.slow
 def test_sweeps_predict_networks_with_cures():
     cures = {"norm": "layer", "skip": "sum", "dropout": 0.1}
     axes = {"activation": ("tanh",), "depth": (4,), "sigma_w": (GAINS[0],)}

@@ -61,6 +61,7 @@ def _gaussian(layers, n, seed=0):
     return np.random.default_rng(seed).normal(size=(layers, n, n)) / n**0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_block_against_dense_jacobians(kind):
     chain, params, x = _network(**KINDS[kind])
@@ -84,6 +85,7 @@ def test_every_kind_of_block_against_dense_jacobians(kind):
         )
 
 
+@pytest.mark.slow
 def test_batchnorm_goes_through_flatten():
     mlp = MLP(3, 4, norm="batch")
     x = jax.random.normal(KEY, (5, 3))
@@ -179,6 +181,7 @@ def test_aligned_random_and_opposed_layers():
     assert abs(ratio.mean() - 1) <= 4 * ratio.std(ddof=1) / ratio.size**0.5
 
 
+@pytest.mark.slow
 def test_exponents_are_logarithms_per_layer():
     chain, params, x = _network(depth=5, sigma_w=1.7)
     factors = _dense(chain, params, x)
@@ -190,6 +193,7 @@ def test_exponents_are_logarithms_per_layer():
         )
 
 
+@pytest.mark.slow
 def test_orthogonal_chains_have_one_exponent():
     mlp = MLP(80, 8, "identity", weights="orthogonal")
     x = jnp.ones(5, jnp.float32)
@@ -219,6 +223,7 @@ def test_gaussian_linear_exponents_are_newmans():
     assert np.all(np.abs(finite - theory) <= 4 * per_layer / 300**0.5 + np.log(n) / 300)
 
 
+@pytest.mark.slow
 def test_relu_kills_exponents_and_the_limit_says_so():
     chain, params, x = _network(depth=12, width=10, activation="relu", sigma_w=1.4)
     finite, found = exponents(chain, params, x, (12,))[0], limit(chain, params, x, KEY, 2, 5)
@@ -229,6 +234,7 @@ def test_relu_kills_exponents_and_the_limit_says_so():
     assert np.isnan(found.running[:2]).all() and not np.isnan(found.running[2:]).any()
 
 
+@pytest.mark.slow
 def test_vmap_and_grad():
     chain, params, x = _network(depth=3)
     batch = jnp.stack([x, 2 * x])

@@ -70,6 +70,7 @@ def _operators(chain, params, x, layers):
     return dense, values(op.apply(eye(op.columns))).T, values(op.adjoint(eye(op.rows)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "case",
     [
@@ -100,6 +101,7 @@ def _everything(chain, params, x, key, layers):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["batch"])
 def test_all_of_it_through_the_chain(case):
     settings, layers = CASES[case]
@@ -164,6 +166,7 @@ density = jax.jit(
 cdf, quantiles = jax.jit(spectra.cdf), jax.jit(spectra.quantiles)
 
 
+@pytest.mark.slow
 @pytest.mark.kernels
 def test_residual_bounds_hold_while_values_converge():
     s = np.linspace(2, 0, 120) ** 2 + 0.01
@@ -180,6 +183,7 @@ def test_residual_bounds_hold_while_values_converge():
     assert np.exp(found.log_smallest_at_most) > 1.5 * s[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.kernels
 def test_multiple_values_and_lost_rank():
     s = np.array([3.0] * 5 + [1.0] * 3 + [0.0] * 32)
@@ -196,6 +200,7 @@ def test_multiple_values_and_lost_rank():
     assert np.isneginf(quantiles(quadrature, jnp.asarray([0.5])).value[0])
 
 
+@pytest.mark.slow
 @pytest.mark.kernels
 def test_nothing_at_all():
     nothing = jnp.zeros((12, 9))
@@ -208,6 +213,7 @@ def test_nothing_at_all():
     assert np.all(np.isnan(moments(spoilt, KEY).log_mean))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sigma_w", [1e-3, 1e3])
 def test_beyond_any_float(sigma_w):
     chain, params, x = _network(
@@ -254,6 +260,7 @@ def test_moments_are_unbiased_and_their_errors_are_honest():
     assert abs(np.mean(found.effective_rank) - rank) < spread
 
 
+@pytest.mark.slow
 def test_distribution_and_quantiles():
     s = np.linalg.svd(np.random.default_rng(1).normal(size=(300, 200)) / 300**0.5, compute_uv=False)
     found = density(_with_values(s), KEY, probes=16, steps=20)
@@ -275,6 +282,7 @@ def test_distribution_and_quantiles():
     assert np.all(value.standard_error > 0)
 
 
+@pytest.mark.slow
 def test_vmap_is_a_loop():
     chain, params, x = _network(width=12, d_in=12, depth=2)
 
@@ -289,6 +297,7 @@ def test_vmap_is_a_loop():
     np.testing.assert_allclose(together, alone, atol=1e4 * float(jnp.finfo(x.dtype).eps))
 
 
+@pytest.mark.slow
 def test_moments_have_gradients():
     chain, params, x = _network(width=8, d_in=8, activation="identity", weights="orthogonal")
 
@@ -314,6 +323,7 @@ def test_memory_is_a_small_part_of_the_weights():
     assert devices.memory(extremes, params, x) <= weights / 10
 
 
+@pytest.mark.slow
 def test_agrees_with_matfree():
     decomp, eig = (pytest.importorskip(f"matfree.{name}") for name in ("decomp", "eig"))
     chain, params, x = _network()

@@ -81,6 +81,7 @@ def answers():
     return dict(zip(CASES, map(json.loads, run.stdout.splitlines()), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_one_clear_error(answers, case):
     assert re.search(CASES[case], answers[case]), answers[case]

@@ -33,6 +33,7 @@ def _of_parts(p, q, moment):
     return (1 - p) * moment("tanh", q) + p * moment("leaky_relu", q)
 
 
+@pytest.mark.slow
 def test_theory_averages_moments_over_the_units():
     p, q, w, b = 0.3, 0.8, 1.5, 0.4
     mixed = activations.mixture("tanh", "leaky_relu", p)
@@ -64,6 +65,7 @@ def test_theory_averages_moments_over_the_units():
     )
 
 
+@pytest.mark.slow
 def test_fixed_points_are_differentiable_in_the_share():
     def fields(p):
         point = theory.fixed_point(activations.mixture("tanh", "relu", p), 1.5, 0.4)
@@ -93,6 +95,7 @@ def test_kernels_are_averaged_and_the_share_is_traced():
     np.testing.assert_allclose(slopes, [[1.0, 0.5]] * 3, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_networks_give_each_unit_its_own_activation():
     mixed = activations.mixture("tanh", activations.leaky_relu(0.2), 0.3)
     z = jnp.linspace(-2.0, 2.0, 20).reshape(2, 10)

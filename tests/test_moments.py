@@ -29,6 +29,7 @@ def test_moments_agree_with_closed_forms_or_adaptive_quadrature(name):
         assert float(found_m) == pytest.approx(expected_m, rel=1e-10), f"M at q = {q}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [n for n in CLOSED if get(n).kernel is not None and n not in ("sin", "cos")]
 )
@@ -109,6 +110,7 @@ def test_expectation_of_a_smooth_callable():
     assert float(found.mean) == pytest.approx(np.exp(-0.65), rel=1e-12)
 
 
+@pytest.mark.slow
 def test_saturation_and_dead_share():
     assert float(theory.saturation("relu", 3.0, 0.0)) == pytest.approx(0.5, abs=1e-12)
     assert float(theory.saturation("hard_tanh", 4.0, 0.0)) == pytest.approx(

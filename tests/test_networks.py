@@ -42,6 +42,7 @@ SETTINGS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_mlp_is_the_chain_of_the_module_with_the_same_settings():
     net, module, x = networks.mlp(3, 6, **SETTINGS), MLP(3, 6, **SETTINGS), jnp.linspace(-1, 1, 5)
     assert net.family == module
@@ -118,6 +119,7 @@ def test_orthogonal_weights_are_haar():
     assert abs(np.mean(traces**2) - 1) < 4 * np.sqrt(2 / 400)
 
 
+@pytest.mark.slow
 def test_orthogonal_weights_have_the_gain_s_mean_square_in_every_shape():
     # E h^2 = sigma_w^2 E a^2 over outputs h for any input a, exactly where fan_in <= fan_out; else on average over a
     for shape in ((8, 8), (5, 12), (3, 3, 4, 50), (1, 7), (64, 128)):
@@ -153,6 +155,7 @@ def test_orthogonal_networks_have_the_lengths_of_theory_from_a_narrow_input_to_a
         assert float(jnp.mean(y**2)) == pytest.approx(1.5**6 * q, rel=1e-12)
 
 
+@pytest.mark.slow
 def test_units_of_layers_still_to_come_are_in_no_jacobian_of_a_dense_network():
     net = networks.mlp(depth=5, width=3, skip="dense")
     params = net.init(KEY, jnp.ones(4), 1.5)
@@ -165,6 +168,7 @@ def test_units_of_layers_still_to_come_are_in_no_jacobian_of_a_dense_network():
     np.testing.assert_array_equal(jacobian[3:9, :6], np.eye(6))
 
 
+@pytest.mark.slow
 def test_gains_share_one_draw_and_are_traced():
     mlp, x = MLP(depth=2, width=8), jnp.ones(3)
     traced = chex.assert_max_traces(lambda w, b: networks.init(mlp, KEY, x, w, b), n=1)

@@ -47,6 +47,7 @@ def model(request):
     return chain, params, x, np.asarray(y), np.asarray(jacobian)
 
 
+@pytest.mark.slow
 def test_kernels(model):
     chain, params, x, y, jacobian = model
     rows = jacobian.reshape(y.size, -1)
@@ -70,6 +71,7 @@ def test_kernels(model):
     assert by_layer.blocks.shape == (params.depth, y.size, y.size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", [None, 2])
 def test_products(model, layer):
     chain, params, x, y, jacobian = model
@@ -101,6 +103,7 @@ def test_products(model, layer):
     )
 
 
+@pytest.mark.slow
 def test_gauss_newton(model):
     chain, params, x, y, jacobian = model
     found = jax.jit(lambda params: curvature.gauss_newton_eigenvalues(chain, params, x, "squared"))(

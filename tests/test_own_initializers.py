@@ -35,6 +35,7 @@ def states(chain, params, x):
     return [*h, chain.readout(params, h[-1])]
 
 
+@pytest.mark.slow
 def test_gains_of_layers_multiply_kernels_alone():
     chain = networks.from_linen([nn.Dense(6), *[Residual()] * 3, nn.Dense(2)])
     params = chain.init(KEY, X)
@@ -84,6 +85,7 @@ def test_gains_of_nnx_layers_and_of_plain_arrays():
     )
 
 
+@pytest.mark.slow
 def test_lsuv_of_layers_with_several_weights():
     """Layers of one weight and layers of two, in whose blocks the branch is measured."""
     shrink = nn.Sequential([nn.relu, nn.Dense(6), nn.relu, nn.Dense(4)])

@@ -165,6 +165,7 @@ def model(request):
     return request.param, *MODELS[request.param]()
 
 
+@pytest.mark.slow
 @pytest.mark.kernels
 def test_equal_neighbours_are_scanned_together(model):
     name, _, params, _ = model
@@ -172,6 +173,7 @@ def test_equal_neighbours_are_scanned_together(model):
     assert params.depth == sum(SEGMENTS[name])
 
 
+@pytest.mark.slow
 @pytest.mark.kernels
 def test_profiles(model):
     _, chain, params, x = model
@@ -213,6 +215,7 @@ def test_profiles(model):
     np.testing.assert_allclose(gradient.log_grad_theta, wanted_theta, atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.kernels
 def test_spectra_and_products(model):
     _, chain, params, x = model
@@ -250,6 +253,7 @@ def test_spectra_and_products(model):
     np.testing.assert_allclose(transposed, whole.T @ np.cos(np.arange(whole.shape[0])), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_own_layers_give_what_our_network_gives():
     """Our network taken apart into functions: the same numbers in every measurement."""
     mlp = networks.MLP(
@@ -303,6 +307,7 @@ def test_blocks_stand_alone_where_no_input_is_given():
     np.testing.assert_allclose(found, wanted, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_running_statistics_go_along_and_are_not_differentiated_by():
     """BatchNorm mixes the examples of a batch, in linen and in nnx; what it writes is dropped."""
     x = jax.random.normal(KEY, (7, 5), jnp.float32)
@@ -331,6 +336,7 @@ def test_running_statistics_go_along_and_are_not_differentiated_by():
     assert np.all(np.isfinite(found.log_grad_theta))
 
 
+@pytest.mark.slow
 def test_depths_of_states_of_unequal_shapes_are_refused():
     chain, params, x = linen_model(*widths())
     with pytest.raises(ValueError, match=r"need states of one shape, got \[\(8,\), \(10,\)\]"):

@@ -31,6 +31,7 @@ def found():
     return sweeps.run(GRID, sweeps.signal, DATA, chunk_size=2)
 
 
+@pytest.mark.slow
 def test_a_cell_is_what_it_is_by_itself(found):
     assert found.log_grad_h.dims == ("depth", "seed", "sigma_w", "input", "layer")
     assert found.sizes["layer"] == 4 and found.depth.values.tolist() == [1, 3]
@@ -56,6 +57,7 @@ def test_a_cell_is_what_it_is_by_itself(found):
         assert np.all(np.isnan(cell.log_q[depth + 1 :]))
 
 
+@pytest.mark.slow
 def test_a_store_of_them_is_the_same_and_resumes(found, tmp_path):
     place = tmp_path / "own.zarr"
 
@@ -75,6 +77,7 @@ def test_a_store_of_them_is_the_same_and_resumes(found, tmp_path):
         sweeps.run_into(place, other, sweeps.signal, DATA)
 
 
+@pytest.mark.slow
 def test_spectra_of_tokens_by_a_measure_of_the_users():
     """One gain leaves the weights alone; the widths of states decide how many singular values there are."""
     data = Data(RNG.integers(0, 5, (6, 2)), RNG.integers(0, 3, 6), "tokens")

@@ -51,6 +51,7 @@ def unstacked(params):
     return [params.embed, *layers, params.readout]
 
 
+@pytest.mark.slow
 @pytest.mark.kernels
 def test_running_statistics_and_dropout_train_as_in_a_plain_loop():
     modules = [nn.Dense(6), Block(), Block(), Block(), nn.Dense(3)]
@@ -111,6 +112,7 @@ def test_running_statistics_and_dropout_train_as_in_a_plain_loop():
     )
 
 
+@pytest.mark.slow
 def test_nnx_layers_train_and_their_statistics_move():
     rngs = nnx.Rngs(0)
     layers = [
@@ -137,6 +139,7 @@ def test_nnx_layers_train_and_their_statistics_move():
     np.testing.assert_allclose(seen.train_accuracy[-1], right, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_one_gradient_of_nnx_layers_is_that_of_the_model():
     """BatchNorm in training mode: the same loss, gradient and running statistics as the merged model has."""
     rngs = nnx.Rngs(0)
@@ -170,6 +173,7 @@ def test_one_gradient_of_nnx_layers_is_that_of_the_model():
     np.testing.assert_allclose(optax.tree.norm(moved), optax.tree.norm(stats), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_images_of_one_input_each_and_a_regression():
     """A chain that takes one image trains over a batch; states change their shapes."""
     images = jax.random.normal(KEY, (8, 4, 4, 1), jnp.float32)
@@ -200,6 +204,7 @@ def whole(chain, params, x):
     return chain.readout(params, networks.state(chain, params, x))
 
 
+@pytest.mark.slow
 def test_tokens_whose_labels_are_a_class_each():
     tokens = jax.random.randint(KEY, (6, 4), 0, 5)
     data = Examples(tokens, jnp.roll(tokens, -1, axis=1))
@@ -214,6 +219,7 @@ def test_tokens_whose_labels_are_a_class_each():
     assert seen.train_accuracy[-1] > 0.4
 
 
+@pytest.mark.slow
 def test_masks_of_examples_differ_in_a_chain_of_one_input():
     chain = networks.from_linen([nn.Dense(4), nn.Dropout(0.5, deterministic=False), nn.Dense(3)])
     params = chain.init(KEY, X[0])
@@ -230,6 +236,7 @@ def test_masks_of_examples_differ_in_a_chain_of_one_input():
         whole(chain, params, X[0])
 
 
+@pytest.mark.slow
 def test_our_network_taken_apart_trains_alike():
     mlp = networks.MLP(
         depth=3, width=6, activation="gelu", norm="layer", skip="sum", features_out=3

@@ -92,6 +92,7 @@ def test_the_list_of_commands_says_what_each_says():
         assert settings.__doc__.splitlines()[0] == command.summary
 
 
+@pytest.mark.slow
 def test_without_extras_one_line_names_the_command_that_installs_them():
     code = """
 import importlib, json, sys
@@ -129,6 +130,7 @@ print(json.dumps(said))
         assert line.endswith(" is not installed: pip install 'jaxstab[run]'")
 
 
+@pytest.mark.slow
 def test_rooms_may_be_imported_first_while_jax_traces():
     # a module that computes an array as it is imported would keep a tracer of whoever used it first
     code = """

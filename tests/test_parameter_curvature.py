@@ -66,6 +66,7 @@ def _jacobian(mlp, params, x):
     return flat(jax.tree.leaves(tree.embed)), blocks, flat(jax.tree.leaves(tree.readout))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_block_against_the_dense_jacobian(kind):
     _, chain, params, x = _network(**KINDS[kind])
@@ -91,6 +92,7 @@ def test_chunks_change_nothing(chunk_size):
     )
 
 
+@pytest.mark.slow
 def test_chunks_bound_the_memory():
     net = networks.mlp(2, 128, features_out=4)
     x = jnp.ones((8, 16), jnp.float32)
@@ -104,6 +106,7 @@ def test_chunks_bound_the_memory():
     assert one < 0.5 * 32 * 128 * 128 * 4
 
 
+@pytest.mark.slow
 @pytest.mark.kernels
 def test_linear_readout_has_a_closed_form():
     # of a readout alone: dy_bk/dW = phi(h_b) e_k^T, so that Theta = (phi(h_b) . phi(h_c) + 1) delta_kl
@@ -124,6 +127,7 @@ def _last(mlp, params, x):
     return h
 
 
+@pytest.mark.slow
 def test_a_small_gradient_step_moves_the_outputs_by_the_kernel():
     mlp, chain, params, x = _network()
     residual = jax.random.normal(jax.random.key(9), (3, 3))
@@ -135,6 +139,7 @@ def test_a_small_gradient_step_moves_the_outputs_by_the_kernel():
     np.testing.assert_allclose((y(moved) - y(params)).ravel() / step, expected, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_batchnorm_and_dropout():
     mlp = MLP(2, 5, features_out=2, norm="batch", dropout=True)
     x = jax.random.normal(KEY, (4, 3))
@@ -154,6 +159,7 @@ def test_batchnorm_and_dropout():
     np.testing.assert_allclose(adjoint, j, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_gauss_newton_against_the_dense_matrix():
     mlp, chain, params, x = _network()
     embed, blocks, readout = _dense()
@@ -183,6 +189,7 @@ def test_gauss_newton_against_the_dense_matrix():
             )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_operator_against_the_dense_jacobian(kind):
     mlp, chain, params, x = _network(**KINDS[kind])
@@ -194,6 +201,7 @@ def test_operator_against_the_dense_jacobian(kind):
         np.testing.assert_allclose(product, whole, atol=1e-13)
 
 
+@pytest.mark.slow
 def test_operator_by_layer():
     _, chain, params, x = _network()
     embed, blocks, readout = _dense()
@@ -203,6 +211,7 @@ def test_operator_by_layer():
             np.testing.assert_allclose(product, expected, atol=1e-13)
 
 
+@pytest.mark.slow
 def test_roots_of_the_gauss_newton_matrix():
     mlp, chain, params, x = _network()
     y, theta = mlp.apply(variables(params), x), by_layer(chain, params, x, None)
@@ -216,6 +225,7 @@ def test_roots_of_the_gauss_newton_matrix():
             np.testing.assert_allclose(root @ root.T, gram, atol=1e-13)
 
 
+@pytest.mark.slow
 def test_matrix_free_spectra_of_parameters():
     _, chain, params, x = _network()
 
@@ -249,6 +259,7 @@ def test_matrix_free_spectra_of_parameters():
     assert float(along) == pytest.approx(eigenvalues[0], rel=2 * bound[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", [None, 1])
 def test_parameter_products_beyond_any_float(layer):
     # linear: what the first block's parameters do shrinks with every later weight, 200 times 1e-3, and with h_0

@@ -28,6 +28,7 @@ def _report():
     return jax.jit(jax.vmap(lambda x: spectra.precision_report(chain, params, x, DEPTHS)))(x)
 
 
+@pytest.mark.slow
 def test_errors_are_ordered_as_the_precisions_are():
     found, double = _report(), jax.config.read("jax_enable_x64")
     assert found.reference.dtype == (jnp.float64 if double else jnp.float32)
@@ -42,6 +43,7 @@ def test_errors_are_ordered_as_the_precisions_are():
         assert own["highest"] < 1e-5 < own["tf32"]
 
 
+@pytest.mark.slow
 def test_the_reference_is_the_double_precision_spectrum_of_the_rounded_network():
     chain, params, x = _network()
     as_single = lambda a: a.astype(jnp.float32).astype(float)
@@ -71,6 +73,7 @@ def test_what_is_right_and_what_is_dead():
     assert "float64" in text and text.count("\n") == 1 + 2 * 5 and "bfloat16" in text
 
 
+@pytest.mark.slow
 def test_dropout_draws_one_mask_in_every_precision():
     mlp, x = MLP(2, 6, "identity", dropout=True), jnp.ones(5, jnp.float32)
     params = networks.bind(mlp, networks.init(mlp, KEY, x), key=KEY, rate=0.3)
@@ -84,6 +87,7 @@ def test_dropout_draws_one_mask_in_every_precision():
     np.testing.assert_allclose(single, double, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_emulated_rounding_is_that_of_the_product_of_rounded_matrices():
     # one block, h -> W h, with W = diag of values between two neighbours of bfloat16: every rounding can be said
     values = jnp.asarray([1 + 2.0**-8 + 2.0**-12, 1.0, 0.5 + 2.0**-12], jnp.float32)
@@ -104,6 +108,7 @@ def test_emulated_rounding_is_that_of_the_product_of_rounded_matrices():
     np.testing.assert_allclose(found.modes["tf32"].error[0], expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_what_makes_no_sense_is_refused_and_nothing_is_configured():
     chain, params, x = _network()
     before = jax.config.jax_default_matmul_precision

@@ -90,6 +90,7 @@ def _same_bits(one, other):
         assert a.dtype == b.dtype and np.asarray(a).tobytes() == np.asarray(b).tobytes()
 
 
+@pytest.mark.slow
 def test_reading_and_pushing_by_zero_keep_every_bit_of_a_linen_model(everything):
     module, params, tokens, rngs, probe = everything
     output, updates = jax.jit(
@@ -128,6 +129,7 @@ def test_sites_are_the_submodules_in_order_of_execution(everything):
     ]
 
 
+@pytest.mark.slow
 def test_a_nnx_model_keeps_its_bits_its_class_and_its_state():
     model = NnxModel(nnx.Rngs(0, dropout=1))
     before = nnx.state(model)
@@ -201,6 +203,7 @@ def _nnx_mlp(weights):
     return nnx.Sequential(*[part for layer in layers for part in (layer, jnp.tanh)][:-1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("door", ["linen", "nnx", "function"])
 def test_a_probe_measures_what_a_chain_measures(mlp, door):
     weights, (backward, forward) = mlp
@@ -244,6 +247,7 @@ class Unrolled(nn.Module):
         return x
 
 
+@pytest.mark.slow
 def test_rows_of_a_scan_are_those_of_the_unrolled_model():
     stacked = Unrolled(True).init(KEY, X)
     layers = [jax.tree.map(lambda leaf, i=i: leaf[i], stacked["params"]["block"]) for i in range(3)]
@@ -283,6 +287,7 @@ def test_gradients_are_those_of_jax_grad_under_vmap():
     )
 
 
+@pytest.mark.slow
 def test_the_jacobian_between_sites_is_that_of_jax():
     layers = nn.Sequential([nn.Dense(6), nn.tanh, nn.Dense(5), nn.tanh, nn.Dense(3)])
     params = layers.init(KEY, X[0])
@@ -336,6 +341,7 @@ def test_what_cannot_be_read_is_listed():
     assert networks.probe(function, [jnp.ones((), X.dtype)], X).missed == ()
 
 
+@pytest.mark.slow
 def test_sites_are_chosen_by_path_class_and_stride(everything):
     module, params, tokens, rngs, whole = everything
 

@@ -112,6 +112,7 @@ def test_backward_agrees_with_one_gradient_at_a_time(activation):
         assert np.isnan(profile.log_grad_theta[row, depth + 1 :]).all()
 
 
+@pytest.mark.slow
 def test_depth_is_a_prefix():
     chain, params, x = _network("gelu", depth=9)
     deep, whole = backward(chain, params, x, LOSS, (2, 5, 9)), forward(chain, params, x)
@@ -128,6 +129,7 @@ def test_depth_is_a_prefix():
         np.testing.assert_allclose(whole.log_q[: depth + 1], own.log_q, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_every_depth_at_once_is_each_by_itself():
     chain, params, x = _network("tanh", depth=9)
     together = backward(chain, params, x, LOSS, tuple(range(9)))
@@ -160,6 +162,7 @@ def _gradients(f, params, h, v):
     return full, jax.vjp(f, params, h)[1](v), products, log_norms
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", BLOCKS, ids=str)
 def test_factored_gradients_are_those_of_every_block(block):
     mlp = MLP(1, 7, **block)
@@ -187,6 +190,7 @@ def test_factored_gradients_are_those_of_every_block(block):
     assert set(products) == {2 if mlp.skip == "highway" else 1}
 
 
+@pytest.mark.slow
 def test_kernels_read_in_other_ways_get_their_gradient_in_full():
     chain, params, x = _network(depth=1)
     layer, h = _layers(params)[0], chain.embed(params, x)
@@ -225,6 +229,7 @@ def test_a_zero_gradient_is_minus_infinity_and_nothing_else_breaks():
     assert np.all(np.asarray(silent.log_q) == -np.inf) and np.all(np.asarray(silent.dead) == 1)
 
 
+@pytest.mark.slow
 def test_jit_vmap_and_grad():
     chain, params, x = _network("tanh", depth=3)
     eager = propagation.backward(chain, params, x, LOSS, [1, 3])

@@ -203,6 +203,7 @@ def flat(tree):
     return ravel_pytree(tree)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.kernels
 @pytest.mark.parametrize("name", [*LINEN, "nnx language model", "nnx vision transformer"])
 def test_every_measurement_is_that_of_the_modules(name):
@@ -257,6 +258,7 @@ def test_every_measurement_is_that_of_the_modules(name):
     np.testing.assert_allclose(s, wanted_s, atol=1e-5 * wanted_s[0])
 
 
+@pytest.mark.slow
 def test_linen_modules_of_our_networks_layers_are_our_network():
     """`from_linen` of an MLP's own blocks, and the MLP: everything equal."""
     mlp = networks.MLP(

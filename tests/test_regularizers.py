@@ -79,6 +79,7 @@ def _dense_omega(chain, params, x):
     return total, jnp.stack(immediate[::-1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", ["tanh", pytest.param("relu", marks=pytest.mark.kernels)])
 def test_omega_and_its_immediate_derivative_agree_with_full_jacobians(activation):
     chain, params, x = _network(activation)
@@ -190,6 +191,7 @@ def _cured(index):
     return both(networks.init(mlp, KEY, x, 1.3, 0.1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("index", range(len(CURES)), ids=lambda index: str(CURES[index]))
 def test_omega_of_every_cure_is_that_of_its_gradient_norms(index):
     (value, _), profile = _cured(index)
@@ -270,6 +272,7 @@ def test_the_slope_of_jacobian_norm_is_unbiased():
     assert abs(samples.mean() - _central(square, params, direction)) <= 4 * error
 
 
+@pytest.mark.slow
 def test_jacobian_norm_without_spread():
     linear = lambda x: 3 * x
     exact = regularizers.jacobian_norm(linear, jnp.ones(5), KEY, 3)

@@ -19,6 +19,7 @@ def _first(y):
     return y[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("skip", [None, "sum"])
 def test_gradients_are_those_of_autodiff(skip):
     mlp = MLP(3, 6, "tanh", skip=skip)
@@ -51,6 +52,7 @@ def test_gradients_are_those_of_autodiff(skip):
     np.testing.assert_allclose(cosines[-1], cosine(*by_last), rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_relu_shatters_as_wide_networks_do():
     mlp = MLP(5, 256, "relu")
     chain = networks.chain(mlp)

@@ -113,6 +113,7 @@ def _bump(z):
 
 
 # a callable of the user's own, a kinked activation, and a periodic one
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", [_bump, "elu", "sin"])
 def test_conditions_by_another_route(activation):
     depth = 30

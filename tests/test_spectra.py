@@ -63,6 +63,7 @@ def _dense(chain, params, x, depth):
     return np.linalg.svd(np.asarray(jax.jacobian(state)(x)), compute_uv=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("layers", "n"), [(60, 8), (1, 8)])
 def test_product_of_gaussian_factors_against_multiprecision(layers, n):
     factors = np.random.default_rng(0).normal(size=(layers, n, n)).astype(np.float32).astype(float)
@@ -134,6 +135,7 @@ def _with_errors(factors):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("regime", _regimes())
 @pytest.mark.kernels
 def test_every_regime_against_multiprecision(regime):
@@ -164,6 +166,7 @@ def _saturated(gain, layers=30, n=12):
     return np.stack(factors).astype(np.float32).astype(float)
 
 
+@pytest.mark.slow
 @pytest.mark.kernels
 def test_error_of_saturated_networks_is_never_understated():
     offs, errors = [], []
@@ -204,6 +207,7 @@ def _disturbed_families(layers=20, n=12):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.kernels
 def test_stated_errors_cover_and_are_tight():
     excess = []
@@ -219,6 +223,7 @@ def test_stated_errors_cover_and_are_tight():
     assert np.median(np.concatenate(excess)) < 50
 
 
+@pytest.mark.slow
 def test_errors_beside_what_floats_do_not_hold():
     # a value that an SVD of its layer cannot tell from zero is not known, and NaN has no error
     wide = jnp.asarray([[1.0, 1.0], [1.0, 1.0]])
@@ -227,6 +232,7 @@ def test_errors_beside_what_floats_do_not_hold():
     assert np.isnan(_with_errors(jnp.full((2, 2, 2), jnp.nan))[1]).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("activation", "weights", "width", "depth", "d_in", "gain"),
     [
@@ -297,6 +303,7 @@ def _second_slopes(t, mask):
     ])  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("killed", [False, True])
 def test_second_derivatives_in_every_order_of_modes(killed):
     # against differences of first derivatives; killed as a unit that relu has switched off
@@ -305,6 +312,7 @@ def test_second_derivatives_in_every_order_of_modes(killed):
     np.testing.assert_allclose(_second_slopes(0.0, mask), jnp.full(4, difference), rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [3, 4])
 def test_nilpotent_products_are_killed_with_a_derivative_of_zero(n):
     factor = jnp.triu(jnp.asarray(_gaussian(1, n)[0]), 1)
@@ -320,6 +328,7 @@ def test_nilpotent_products_are_killed_with_a_derivative_of_zero(n):
         assert np.isfinite(slopes).all() and (power < n or not slopes.any())
 
 
+@pytest.mark.slow
 def test_factors_at_the_ends_of_the_float_range():
     # XLA takes 1e-40 for zero in arithmetic
     steps = np.array([[1e38, 1.0, 1.0], [1.0, 1e-40, 1e-20], [1e-40, 1e-40, 0.0]], np.float32)
@@ -332,6 +341,7 @@ def test_factors_at_the_ends_of_the_float_range():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", [2, 12])
 @pytest.mark.kernels
 def test_values_too_many_for_one_block(depth):
@@ -403,6 +413,7 @@ def test_scaling_and_grading_are_followed_exactly(seed, shift, spread):
     assert float(jnp.sum(base)) == pytest.approx(total, abs=1e-8), "the logarithms sum to ln |det|"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("d_in", "activation"),
     [pytest.param(5, "tanh", marks=pytest.mark.kernels), (12, "gelu"), (30, "identity")],
@@ -440,6 +451,7 @@ def _dense_between(chain, params, x, first, last, readout):
     return np.linalg.svd(np.asarray(jax.jacobian(state)(start)), compute_uv=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("first", "readout", "d_in"), [(None, True, 30), (2, True, 9), (3, False, 30), (None, True, 3)]
 )
@@ -469,6 +481,7 @@ def test_from_any_layer_to_any_layer_and_the_output(first, readout, d_in):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.kernels
 def test_relu_rank_is_the_smallest_active_count():
     chain, params, x = _network("relu", depth=8, width=20, d_in=40)
@@ -490,6 +503,7 @@ def test_saturated_tanh_is_small_but_not_dead_in_float32():
     assert log_s.dtype == jnp.float32 and np.isfinite(log_s).all()
 
 
+@pytest.mark.slow
 @pytest.mark.kernels
 def test_orthogonal_chain_is_an_isometry_at_any_depth():
     chain, params, x = _network(
@@ -503,6 +517,7 @@ def test_orthogonal_chain_is_an_isometry_at_any_depth():
         np.testing.assert_allclose(found, ln_s, atol=100 * eps + eps * abs(ln_s))
 
 
+@pytest.mark.slow
 def test_gradient_of_the_living_values_of_a_relu_network():
     # every layer is linear in its gain once the mask is fixed: d ln s / d ln sigma_w = number of weight matrices
     mlp, x = MLP(4, 10, "relu"), jax.random.normal(jax.random.key(2), (12,))
@@ -518,6 +533,7 @@ def test_gradient_of_the_living_values_of_a_relu_network():
     assert float(reverse) == pytest.approx(10.0, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_depth_is_a_prefix():
     chain, params, x = _network("tanh", depth=9)
     deep = log_singular_values(chain, params, x, (2, 5, 9))
@@ -532,6 +548,7 @@ def test_depth_is_a_prefix():
         )
 
 
+@pytest.mark.slow
 def test_spectrum_record_carries_the_mean_square():
     chain, params, x = _network("relu")
     record = jax.jit(lambda: spectra.spectrum(chain, params, x, [2, 5]))()
@@ -539,6 +556,7 @@ def test_spectrum_record_carries_the_mean_square():
     np.testing.assert_allclose(record.log_mean_square, np.log(np.mean(s**2, axis=1)), rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_jit_vmap_and_grad():
     factors = jnp.asarray(np.stack([_gaussian(6, 5, seed) for seed in range(3)]))
     one = lambda f: product_log_singular_values(f)

@@ -9,6 +9,7 @@ import pytest
 FOLDER = str(Path(__file__).parent.parent / "experiments" / "benchmarks")
 
 
+@pytest.mark.slow
 @pytest.mark.kernels
 def test_stated_errors_cover_and_are_tight_on_held_out_families(monkeypatch):
     monkeypatch.syspath_prepend(FOLDER)

@@ -173,6 +173,7 @@ def _of_stacks(lowered):
     return [line for line in calls if 'num_batch_dims = "0"' not in line]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", _calls()[0])
 def test_no_hang_and_one_matrix_at_a_time(name, stress):
     assert stress[name] == "0"
@@ -190,6 +191,7 @@ def test_stacks_are_seen():
 BYTES = {name for name in _calls()[0] if name.endswith("_memory")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(set(_calls()[0]) - BYTES))
 def test_every_function_traces_within_shard_map(name):
     calls, of = _calls()

@@ -46,6 +46,7 @@ def _fails(capsys, *arguments):
     return err
 
 
+@pytest.mark.slow
 def test_sweep_writes_a_store_with_everything_promised(ran):
     code, out = ran
     assert code == 0
@@ -130,6 +131,7 @@ HOSTILE = (
 )
 
 
+@pytest.mark.slow
 def test_nothing_in_a_store_becomes_markup(ran, tmp_path):
     dataset = store.load(ran[1] / "store.zarr")
     grid = json.loads(dataset.attrs["grid"])
@@ -163,6 +165,7 @@ class _Tags(HTMLParser):
         self.handlers += [name for name, _ in attrs if name.startswith("on")]
 
 
+@pytest.mark.slow
 def test_report_of_a_stored_run_is_drawn_again(ran, tmp_path, capsys):
     assert cli.main(["report", str(ran[1]), "--out", str(tmp_path / "again.html")]) == 0
     assert "again.html" in capsys.readouterr().out
@@ -185,6 +188,7 @@ def test_sweep_refuses_the_store_of_another_at_once(ran, capsys):
     assert before == sorted(p.stat().st_mtime_ns for p in ran[1].rglob("*"))
 
 
+@pytest.mark.slow
 def test_sweep_once_finished_has_nothing_left_to_do(ran, capsys):
     before = files(ran[1] / "store.zarr")
     (ran[1] / "report.html").unlink()
@@ -206,6 +210,7 @@ def _interrupted(monkeypatch, steps):
     monkeypatch.setattr(interrupts, "check", check)
 
 
+@pytest.mark.slow
 def test_a_sweep_that_is_stopped_goes_on_to_the_same_bytes(ran, tmp_path, monkeypatch, capsys):
     out = tmp_path / "stopped"
     command = [*FLAGS.split(), "--out", str(out)]
@@ -381,6 +386,7 @@ def test_theory_writes_infinity_as_a_string_and_the_undefined_as_null(capsys):
     assert "chi_1             0.5" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_theory_takes_cures_and_draws(capsys, tmp_path):
     words = (
         "theory --activation tanh --sigma-w 1.5 --sigma-b 0.3 --dropout 0.1 --json --plot".split()
@@ -397,6 +403,7 @@ def test_theory_takes_cures_and_draws(capsys, tmp_path):
     assert "no_fixed_point    residual: q grows" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_theory_shapes_an_activation(capsys):
     words = "theory --activation leaky_relu --shape tat --depth 50 --shape-target 0.8"
     assert cli.main([*words.split(), "--json"]) == 0
@@ -409,6 +416,7 @@ def test_theory_shapes_an_activation(capsys):
     assert "alpha                 0.128440478" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_phase_diagram_of_ones_own_activation(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine_of_this_test.py").write_text(
@@ -423,6 +431,7 @@ def test_phase_diagram_of_ones_own_activation(capsys, tmp_path, monkeypatch):
     assert np.shape(found["chi_1"]) == (3, 3) and (tmp_path / "mine.png").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_survey_of_a_single_cell_still_reports(tmp_path):
     grid = sweeps.Grid(
         {"activation": ("relu",), "depth": (2,), "seed": (0,), "sigma_w": (1.0,)}, width=8

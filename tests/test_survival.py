@@ -28,6 +28,7 @@ from jaxstab import store
 from jaxstab.store import claims, places, reading
 
 
+@pytest.mark.slow
 def test_twenty_kills_lose_nothing_and_count_nothing_twice(tmp_path):
     path, log, groups = tmp_path / "sweep.zarr", tmp_path / "log", 150
     rng = np.random.default_rng(5)

@@ -43,6 +43,7 @@ def jacobians():
     return sweeps.run(GRID, sweeps.jacobian, DATA)
 
 
+@pytest.mark.slow
 def test_dimensions_and_coordinates(signals, jacobians):
     cell = {"activation": 2, "seed": 2, "sigma_w": 3, "input": 2}
     assert dict(signals.log_q.sizes) == cell | {"layer": 4}
@@ -56,6 +57,7 @@ def test_dimensions_and_coordinates(signals, jacobians):
     assert "learning_rate" not in signals.attrs["grid"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("activation", "sigma_w", "seed", "number"), [("tanh", 1.5, 0, 1), ("relu", 3.0, 1, 0)]
 )
@@ -83,6 +85,7 @@ def test_a_cell_is_what_the_single_network_gives(
 CURED = [{"norm": "layer", "skip": "sum", "dropout": 0.3}, {"norm": "batch", "batch": 3}]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cure", CURED, ids=str)
 def test_cured_networks_sweep_too(cure):
     grid = GRID.but(sigma_w=(1.5,), activation=("tanh",), seed=(0,), **cure)
@@ -163,6 +166,7 @@ def test_chunks_change_nothing(signals, chunk_size):
         np.testing.assert_allclose(again[name], signals[name], rtol=1e-10, atol=1e-12, err_msg=name)
 
 
+@pytest.mark.slow
 def test_a_diverging_cell_is_data():
     growing = GRID.but(activation=("identity",), sigma_w=(1.0, 1e200), inputs=1)
     result = sweeps.run(growing, sweeps.signal, DATA)
@@ -182,6 +186,7 @@ def test_users_measure_with_a_record_of_their_own():
     assert result.activation.values.tolist() == ["cube"]
 
 
+@pytest.mark.slow
 def test_orthogonal_networks_sweep_too():
     result = sweeps.run(
         GRID.but(weights="orthogonal", activation=("identity",), inputs=1),
@@ -216,6 +221,7 @@ def test_a_plan_grows_with_the_grid():
     assert default.cells == 384 and default.programs == 4 and default.memory <= MEMORY
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
@@ -259,6 +265,7 @@ def test_memory_is_as_stated(settings):
         )
 
 
+@pytest.mark.slow
 def test_blas_threads_are_limited_while_running_and_restored():
     during = []
 
@@ -319,16 +326,19 @@ np.testing.assert_allclose(found, program(factors), rtol=1e-5)
 """
 
 
+@pytest.mark.slow
 def test_several_batched_decompositions_in_one_program_do_not_hang():
     # side by side on a 2-thread pool with BLAS threads of their own, such programs have stalled for good
     subprocess.run([sys.executable, "-c", TWO_DECOMPOSITIONS], check=True, timeout=240)
 
 
+@pytest.mark.slow
 def test_two_devices_do_what_one_does_and_do_not_hang():
     environment = {name: value for name, value in os.environ.items() if name != "NPROC"}
     subprocess.run([sys.executable, "-c", TWO_DEVICES], check=True, timeout=240, env=environment)
 
 
+@pytest.mark.slow
 def test_a_users_stacked_decompositions_keep_to_one_cpu_device():
     # on two, each would wait for threads that the other has
     environment = {name: value for name, value in os.environ.items() if name != "NPROC"}
@@ -377,6 +387,7 @@ def _stop_after(count):
     return progress
 
 
+@pytest.mark.slow
 def test_a_durable_run_goes_on_to_what_a_plain_run_gives(tmp_path, signals):
     whole, place = tmp_path / "whole.zarr", tmp_path / "measured.zarr"
     one = GRID.but(activation=("tanh",))
@@ -405,6 +416,7 @@ def _of(grid):
     return {name: getattr(job, name) for name in ("settings", "fields", "axes", "coordinates")}
 
 
+@pytest.mark.slow
 def test_a_store_of_another_measure_is_refused(tmp_path):
     def times(factor):
         def measure(chain, params, sample, depths):

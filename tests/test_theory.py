@@ -162,6 +162,7 @@ def test_usable_critical_gains():
     assert critical("sigmoid", 0.05**0.5) ** 2 == pytest.approx(103.1, rel=1e-3), "near 100"
 
 
+@pytest.mark.slow
 def test_no_nan_over_the_whole_range_of_gains():
     for name in names():
         for gain in np.linspace(0.1, 10.0, 8):
@@ -173,6 +174,7 @@ def test_no_nan_over_the_whole_range_of_gains():
             )
 
 
+@pytest.mark.slow
 def test_fixed_points_are_differentiable_in_the_gains():
     fields = ("q", "c", "chi_1", "xi_c", "xi_grad")
     several = lambda w: jnp.stack(
@@ -263,6 +265,7 @@ def test_relu_correlation_decays_polynomially_at_criticality():
     )
 
 
+@pytest.mark.slow
 def test_prediction_is_the_iterated_maps():
     forward, correlation, backward, spectrum = jax.jit(
         lambda: theory.predict("tanh", 1.5, 0.3, [2, 5], width=32, d_in=20, q0=1.3, c0=0.2)

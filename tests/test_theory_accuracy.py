@@ -96,6 +96,7 @@ BARE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BARE)
 def test_undeclared_kinks_agree_with_scipy(name):
     # the record satisfies its equations as nested adaptive quadrature has them, z2 conditioned on z1
@@ -128,6 +129,7 @@ def test_a_finite_length_beside_a_singular_slope():
     assert "E phi'^2 is infinite" in theory.moment_error(logarithm, 1.0).reason
 
 
+@pytest.mark.slow
 def test_what_cancels_has_no_depth_scale():
     # dV/dq of sin 40 z is 1600 exp(-3200 q), far below rounding
     point = theory.fixed_point(lambda z: jnp.sin(40 * z), 1.0, 0.1**0.5)
@@ -188,6 +190,7 @@ def test_theory_traced_by_a_caller_in_float32_is_what_it_is_at_once(phi):
         np.testing.assert_allclose(value, expected, rtol=2e-6, equal_nan=True, err_msg=field)
 
 
+@pytest.mark.slow
 def test_pairs_of_long_lengths_are_right_or_refused():
     """erf without its kernel, and tanh, whose limit is that of a sign, (2/pi) arcsin c."""
     plain = Activation("plain_erf", jax.scipy.special.erf)

@@ -61,6 +61,7 @@ def _compared(name):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["relu", "tanh", "sigmoid", "gelu"])
 def test_measured_agrees_with_predicted_within_its_error(name):
     measured, predicted, gains = _compared(name)
@@ -80,6 +81,7 @@ def test_the_three_points_are_ordered_critical_and_chaotic():
     assert rates[0] < -0.1 and abs(rates[1]) < 0.1 and rates[2] > 0.05
 
 
+@pytest.mark.slow
 def test_the_comparison_has_teeth():
     # the theory of another activation is refused by the same bound
     measured, _, gains = _compared("relu")

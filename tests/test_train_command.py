@@ -74,6 +74,7 @@ def whole(start, tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_runs_beside_each_other_told_to_stop_go_on_to_the_same_bytes(
     start, whole, tmp_path, capsys
 ):
@@ -102,6 +103,7 @@ def test_runs_beside_each_other_told_to_stop_go_on_to_the_same_bytes(
     assert content(out) == content(whole)
 
 
+@pytest.mark.slow
 def test_shards_and_processes_of_a_cluster_fill_one_store(start, whole, tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -123,6 +125,7 @@ def test_shards_and_processes_of_a_cluster_fill_one_store(start, whole, tmp_path
     assert content(shared) == content(whole) == content(clustered)
 
 
+@pytest.mark.slow
 def test_a_lost_process_of_a_cluster_ends_nobody_else(start, whole, tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))

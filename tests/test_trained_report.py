@@ -67,6 +67,7 @@ def summary(whole):
     return summarise(whole, 0.1)
 
 
+@pytest.mark.slow
 def test_fits_find_the_n_that_is_there_and_only_where_theory_knows_the_network(summary):
     for look in (30, 60):
         plain = summary.sel(kind="tanh", evaluation=look, scale="xi_c", side="both")
@@ -102,6 +103,7 @@ def test_means_errors_and_the_tuned_learning_rate(summary, whole):
     assert best.best_sigma_w == GAINS[int(accuracies.values.argmax())]
 
 
+@pytest.mark.slow
 def test_a_gradient_that_vanished_for_one_seed_is_not_left_out(whole, tmp_path):
     whole = whole.copy(deep=True)
     gone = {"seed": 0, "depth": 8, "evaluation": 0, "layer": 3, "variant": "tanh"}
@@ -171,6 +173,7 @@ def _pictures(page):
     return found
 
 
+@pytest.mark.slow
 def test_the_page_holds_everything_and_no_markup_of_names(summary, tmp_path):
     page = report.write_trained(summary, tmp_path / "report.html").read_text(encoding="utf-8")
     assert len(_pictures(page)) == 8 and "missing (" not in page and "Not finished" not in page
@@ -182,6 +185,7 @@ def test_the_page_holds_everything_and_no_markup_of_names(summary, tmp_path):
     assert "<norm>" not in page
 
 
+@pytest.mark.slow
 def test_report_of_a_store_half_way_says_how_much_is_missing(tmp_path, capsys):
     half = np.arange(12).reshape(2, 6, 1, 1, 1) % 2 == 0
     dataset = _made_up(GRID, TRAIN, half)
@@ -194,6 +198,7 @@ def test_report_of_a_store_half_way_says_how_much_is_missing(tmp_path, capsys):
     assert len(_pictures(page)) == 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("done", [False, True], ids=["nothing yet", "one cell"])
 def test_report_of_next_to_nothing(done, tmp_path):
     grid = GRID.but(
@@ -231,6 +236,7 @@ def test_chance_is_a_share(whole):
         summarise(whole, 1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bad", [None, 0, [], "x", {"classes": 0}, {"chance": 2.0}])
 @pytest.mark.parametrize("name", ["grid", "data", "measure", None])
 def test_settings_that_are_missing_or_null_are_one_line(tmp_path, capsys, name, bad):

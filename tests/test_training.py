@@ -38,6 +38,7 @@ def _first(tree, depth):
     return tree._replace(blocks=jax.tree.map(lambda leaf: leaf[:depth], tree.blocks))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
@@ -117,6 +118,7 @@ def runs():
     return traced, jax.jit(lambda rate, seed: _run(short, rate, None, seed))
 
 
+@pytest.mark.slow
 def test_a_run_is_that_of_the_network_built_at_that_depth(runs):
     for rate, seed in ((0.01, 3), (0.03, 4)):
         (seen, state), (wanted, end) = runs[0](LIVE, rate, seed), runs[1](rate, seed)
@@ -129,6 +131,7 @@ def test_a_run_is_that_of_the_network_built_at_that_depth(runs):
     assert runs[0](DEEP, 0.02, 5)[0].first_nonfinite == -1
 
 
+@pytest.mark.slow
 def test_a_run_is_a_plain_loop(runs):
     mlp = MLP(LIVE, 6, features_out=3, **BLOCKS["batch, dropout"])
     seen, end = runs[1](0.01, 3)
@@ -194,6 +197,7 @@ def test_a_run_is_a_plain_loop(runs):
         np.testing.assert_allclose(whole(row), np.log(wanted[t][2]), rtol=2e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("evaluate", [(0, 5, STEPS - 1), (0,)])
 def test_every_look_has_its_gradients(evaluate):
     # a look is at what the next step sees; the end, which has none, at what the last one saw
@@ -209,6 +213,7 @@ def test_every_look_has_its_gradients(evaluate):
     np.testing.assert_allclose(seen.log_grad_readout, wanted, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_an_example_that_is_not_finite_ends_a_run_for_good():
     mlp = MLP(2, 6, features_out=3)
     bad = Examples(X.at[7].set(jnp.nan), DATA.y)
@@ -242,6 +247,7 @@ def test_a_gradient_that_is_not_finite_ends_a_run_though_its_loss_is():
     chex.assert_trees_all_equal(state.params, start)
 
 
+@pytest.mark.slow
 def test_the_optimiser_is_given_gradient_parameters_and_loss():
     mlp, rates = MLP(2, 6, features_out=3), (0.3, 0.02)
     start = networks.init(mlp, KEY, X)
@@ -261,6 +267,7 @@ def test_the_optimiser_is_given_gradient_parameters_and_loss():
     _near(state.params, wanted)
 
 
+@pytest.mark.slow
 @pytest.mark.kernels
 def test_a_diverged_run_freezes_and_leaves_its_neighbours_alone():
     mlp = MLP(DEEP, 6, "relu", features_out=3)
@@ -287,6 +294,7 @@ def test_a_diverged_run_freezes_and_leaves_its_neighbours_alone():
     _near(jax.tree.map(lambda leaf: leaf[::2], mapped), jax.tree.map(lambda leaf: leaf[::2], many))
 
 
+@pytest.mark.slow
 def test_full_batches_any_loss_and_no_telemetry():
     mlp = MLP(2, 8, "tanh", features_out=1)
     data = Examples(X, X[:, 0] * X[:, 1])

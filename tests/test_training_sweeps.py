@@ -59,12 +59,14 @@ def swept():
     return found, made
 
 
+@pytest.mark.slow
 def test_a_program_serves_all_depths_and_settings(swept):
     found, made = swept
     assert sorted(made) == [(0, 6, 1), (1, 6, 1)] and sweeps.plan(GRID, TRAIN, DATA).programs == 2
     assert found.loss.dims == (*AXES, "step") and found.loss.size == 6 * GRID.count == 6 * 192
 
 
+@pytest.mark.slow
 def test_a_cell_is_its_network_trained(swept):
     found, _ = swept
     mlp = GRID.mlp(GRID.kinds[1], 3, 10)
@@ -91,6 +93,7 @@ def test_a_cell_is_its_network_trained(swept):
         chex.assert_trees_all_close(own, wanted, rtol=2e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_cells_that_diverge_are_told_and_disturb_nobody(swept):
     dataset, _ = swept
     wild = dataset.sel(learning_rate=1e30, clip=math.inf, variant="plain")
@@ -107,6 +110,7 @@ def test_cells_that_diverge_are_told_and_disturb_nobody(swept):
     np.testing.assert_array_equal(layers.sum("layer"), [3, 4, 7])
 
 
+@pytest.mark.slow
 def test_a_store_resumes_and_unfinished_cells_are_holes(swept, tmp_path):
     whole, _ = swept
     grid = GRID.but(variant=AXES["variant"][:1])
@@ -134,6 +138,7 @@ def test_a_store_resumes_and_unfinished_cells_are_holes(swept, tmp_path):
     assert other.depth.attrs["units"] == "layers"
 
 
+@pytest.mark.slow
 def test_any_setting_of_network_or_optimiser_is_an_axis():
     axes = {"width": (4, 8), "batch": (8, 16), "momentum": (0.0, 0.9), "depth": (1, 2)}
     grid = Grid(axes, optimiser="momentum", activation="relu", sigma_w=2**0.5)
@@ -161,6 +166,7 @@ def test_any_setting_of_network_or_optimiser_is_an_axis():
     )
 
 
+@pytest.mark.slow
 def test_networks_of_the_users_own_train_by_depth_and_gain():
     def init(key, h):
         return {"kernel": jax.random.normal(key, (h.shape[-1], 10), h.dtype) / h.shape[-1] ** 0.5}
@@ -216,6 +222,7 @@ for place in sys.argv[2:]:
 """
 
 
+@pytest.mark.slow
 def test_numbers_do_not_depend_on_the_number_of_devices(tmp_path):
     # devices used, and lanes; the first in a process of one device, the others in one of eight
     files = [tmp_path / f"{used}-{lanes}.npy" for used, lanes in ((1, 1), (8, 1), (2, 2))]
@@ -236,6 +243,7 @@ def test_numbers_do_not_depend_on_the_number_of_devices(tmp_path):
     np.testing.assert_allclose(one, lanes, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_where_memory_runs_out_lanes_are_halved(monkeypatch):
     grid = Grid({"sigma_w": (1.0, 1.2, 1.4, 1.6)}, depth=2, width=8, batch=16)
     make, tried = Trainings._program, []
@@ -265,6 +273,7 @@ def test_where_memory_runs_out_lanes_are_halved(monkeypatch):
         results_of(job_of(grid, Train(3), lanes=4))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("pending", "made"), [(range(2), 2), ([0], 1)])
 def test_programs_of_groups_that_do_not_come_are_not_compiled(monkeypatch, pending, made):
     grid = Grid({"activation": ("tanh", "relu")}, depth=1, width=4, batch=8)
@@ -276,6 +285,7 @@ def test_programs_of_groups_that_do_not_come_are_not_compiled(monkeypatch, pendi
     assert np.all(np.isfinite(result.values["loss"])) and len(lowered) == made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimiser", ["sgd", "adam"])
 def test_memory_is_what_xla_says(optimiser):
     grid = Grid({}, depth=12, width=64, batch=48, optimiser=optimiser)
@@ -382,6 +392,7 @@ def test_a_grid_too_large_for_memory_says_so():
         training_plan(GRID, TRAIN, DATA, budget=1000)
 
 
+@pytest.mark.slow
 def test_a_precision_switched_on_for_a_while_reaches_the_compiler():
     switched = not jax.config.jax_enable_x64
     dtype = "float64" if switched else "float32"

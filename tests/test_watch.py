@@ -48,6 +48,7 @@ def bare(params):
     return jax.device_get(jax.jit(lambda params: _run(BARE, params))(params))
 
 
+@pytest.mark.slow
 def test_summaries_are_what_numpy_finds(params, bare, tmp_path):
     sent = []
     board = pytest.importorskip("tensorboardX.event_file_writer")
@@ -99,6 +100,7 @@ def test_summaries_are_what_numpy_finds(params, bare, tmp_path):
     assert of_layer == {step: float(last[step, 2]) for step in due}
 
 
+@pytest.mark.slow
 def test_many_runs_at_once_and_gradients_that_are_not_finite():
     sent = []
     tx = diagnosis.watch(optax.sgd(1.0), every=2, send=lambda step, _: sent.append(step))
