@@ -157,7 +157,22 @@ def memory(function: Callable, *arguments: PyTree) -> int:
         >>> 0 < memory(net.apply, params, x) < weights
         True
     """
-    analysis: Any = jax.jit(function).lower(*arguments).compile().memory_analysis()
+    return stated_memory(jax.jit(function).lower(*arguments).compile())
+
+
+def stated_memory(program: jax.stages.Compiled) -> int:
+    """Read what XLA says of a program's memory.
+
+    Args:
+        program: a compiled one.
+
+    Returns:
+        Bytes on each of its devices, of its arguments not.
+
+    Raises:
+        NotImplementedError: if the backend states none.
+    """
+    analysis: Any = program.memory_analysis()
     if analysis is None:
         raise NotImplementedError(f"{jax.default_backend()} does not state a program's memory")
     return analysis.temp_size_in_bytes + analysis.output_size_in_bytes

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -139,13 +140,18 @@ def test_a_printed_config_gives_the_same_settings(folder, words, capsys):
     assert as_toml(found) == as_toml(wanted)
 
 
+@pytest.mark.slow
 def test_a_dry_run_says_what_would_be_computed_and_writes_nothing(folder, capsys):
-    assert cli.main(["sweep", "--data", "digits", "--dry-run"]) == 0
-    said = capsys.readouterr().out
-    assert said.startswith("384 networks (4 activations x 24 gains x 4 seeds)") and "about" in said
-    assert cli.main(["train", "--data", "digits", "--dry-run", "--csv", "table.csv"]) == 0
-    said = capsys.readouterr().out
-    assert said.startswith("60 networks in ") and "programs" in said and "MiB" in said
+    small = "--data digits --width 8 --depths 1 2 --seeds 2 --dry-run".split()
+    assert cli.main(["sweep", *small, "--activations", "tanh"]) == 0
+    said, profiles, spectra = capsys.readouterr().out.splitlines()
+    assert said.startswith("48 networks (1 activations x 24 gains x 2 seeds)") and "about" in said
+    for line, name in ((profiles, "profiles"), (spectra, "spectra")):
+        assert re.match(rf"{name}, tried: \d+ networks on \d+ devices take \S+ s and, by the", line)
+    assert cli.main(["train", *small, "--steps", "2", "--csv", "table.csv"]) == 0
+    said, tried = capsys.readouterr().out.splitlines()
+    assert said.startswith("4 networks in ") and "programs" in said and "MiB" in said
+    assert re.match(r"trainings, tried: \d+ networks on \d+ devices take", tried)
     assert files(folder) == []
 
 

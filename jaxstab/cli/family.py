@@ -44,7 +44,7 @@ class Family:
     config: Path | None = None
     """TOML file with any of these settings; flags override it."""
     dry_run: bool = False
-    """Check the settings, say what would be computed, and stop."""
+    """Check the settings, say what would be computed and what its first networks took, and stop."""
     print_config: bool = False
     """Print these settings as a TOML file for --config, and stop."""
 

@@ -26,9 +26,11 @@ from jaxstab.cli.faults import (
     told_time,
     users_fault,
 )
+from jaxstab.cli.tried import tried
 from jaxstab.store import fingerprint, locks
 from jaxstab.store.dataset import attributes, check_writable, remove, versions
 from jaxstab.sweeps.examples import classes
+from jaxstab.sweeps.measuring import Measuring
 from jaxstab.sweeps.measuring import settings as settings_of_sweep
 from jaxstab.sweeps.run import as_attributes
 
@@ -120,6 +122,7 @@ def sweep(settings: Sweep) -> None:
         finished = not settings.dry_run and _is_finished(settings, place, grid, data)
     print(_header(grid, plans), flush=True)
     if settings.dry_run:
+        _try(grid, data, plans)
         return
     total = sum(plan.groups for plan in plans.values())
     if finished and page.exists() and not any(part.exists() for part in parts(settings.out)):
@@ -142,6 +145,14 @@ def sweep(settings: Sweep) -> None:
         if not (finished and page.exists()):
             report.write(store.load(place).assign_attrs(history.told(str(place))), page)
     print(f"store:  {place}\nreport: {page}")
+
+
+def _try(grid: sweeps.Grid, data: records.Data, plans: dict[str, sweeps.Plan]) -> None:
+    """Compute the first groups of both measures, and say what the whole takes."""
+    whole = {"profiles": (grid, sweeps.signal), "spectra": (grid.but(inputs=1), sweeps.jacobian)}
+    for name, (of, measure) in whole.items():
+        plan = plans[name]
+        print(tried(name, Measuring(of, measure, data, plan)), flush=True)
 
 
 def _is_finished(settings: Sweep, place: Path, grid: sweeps.Grid, data: records.Data) -> bool:

@@ -23,10 +23,11 @@ from jaxstab.cli.faults import (
     told_time,
     users_fault,
 )
+from jaxstab.cli.tried import tried
 from jaxstab.store import export, files
 from jaxstab.sweeps.durable import Result, Sized, complete, open_store
 from jaxstab.sweeps.settings import OPTIMISERS
-from jaxstab.sweeps.training_plan import available, flops, training_plan
+from jaxstab.sweeps.training_plan import available, total_flops, training_plan
 from jaxstab.sweeps.trainings import Trainings
 
 # GiB of a device: more than any has
@@ -147,9 +148,10 @@ def train(settings: Train) -> None:
         part = (1, 1) if settings.dry_run else cluster.part(settings.sharing())
         plan = _planned(settings, grid, measure, data)
         print(_header(grid, measure, plan, data), flush=True)
-        if settings.dry_run:
-            return
         job = Trainings(grid, measure, data, plan)
+        if settings.dry_run:
+            print(tried("trainings", job))
+            return
         groups = open_store(settings.out, job)
     tally = _Tally()
 
@@ -199,12 +201,7 @@ def _planned(
 def _header(grid: sweeps.Grid, measure: sweeps.Train, plan: sweeps.Plan, data: sweeps.Split) -> str:
     """What is going to be trained, in a line."""
     devices = jax.local_devices()
-    each = [
-        flops(grid, kind, measure, depth, data)
-        for kind in grid.kinds
-        for depth in grid.values("depth")
-    ]
-    work = grid.count // len(each) * sum(each)
+    work = total_flops(grid, measure, data)
     rough = ""
     if devices[0].platform == "cpu":
         rough = f", on this CPU {told_time(work / (CORE_FLOPS * (os.cpu_count() or 1)))} or more"

@@ -20,7 +20,7 @@ from jaxtyping import Array
 
 from jaxstab import networks, store
 from jaxstab.checks import check_dtype
-from jaxstab.devices import can_hang, spread
+from jaxstab.devices import can_hang, spread, stated_memory
 from jaxstab.networks import binding
 from jaxstab.records import Data, dimensions
 from jaxstab.sweeps.durable import Result, settings_of_run
@@ -133,6 +133,28 @@ class Measuring:
             The number.
         """
         return group
+
+    def share(self, groups: Sequence[int]) -> float:
+        """Say which part of the whole work groups are.
+
+        Args:
+            groups: their numbers.
+
+        Returns:
+            The part of all groups: those of one depth and kind of network are alike.
+        """
+        return len(groups) / self.plan.groups
+
+    def memory(self, group: int) -> int:
+        """Ask the compiler for the memory of a group.
+
+        Args:
+            group: its number.
+
+        Returns:
+            Bytes on its device.
+        """
+        return stated_memory(self._programs.ready(self.program(group)))
 
     def compute(
         self, batches: Iterable[Sequence[int]], pending: Collection[int]

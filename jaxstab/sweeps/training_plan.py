@@ -164,6 +164,25 @@ def flops(grid: Grid, kind: Kind, measure: Train, depth: int, data: Split) -> fl
     return float(measure.steps * batch * 2 * (3 * kernels - first))
 
 
+def total_flops(grid: Grid, measure: Train, data: Split) -> float:
+    """Count the FLOPs of all cells.
+
+    Args:
+        grid: the grid.
+        measure: what a training is.
+        data: to train on.
+
+    Returns:
+        The number.
+    """
+    each = [
+        flops(grid, kind, measure, depth, data)
+        for kind in grid.kinds
+        for depth in grid.values("depth")
+    ]
+    return grid.count // len(each) * sum(each)
+
+
 def memory(grid: Grid, kind: Kind, measure: Train, bound: int, data: Split) -> int:
     """Estimate the bytes that one cell takes at its peak, on a CPU.
 

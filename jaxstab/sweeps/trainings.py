@@ -21,7 +21,7 @@ from jaxtyping import Array
 
 from jaxstab import networks, training
 from jaxstab.checks import check_dtype
-from jaxstab.devices import spread
+from jaxstab.devices import spread, stated_memory
 from jaxstab.records import Training
 from jaxstab.sweeps.durable import Result, settings_of_run
 from jaxstab.sweeps.examples import Split
@@ -30,7 +30,7 @@ from jaxstab.sweeps.measures import Train
 from jaxstab.sweeps.plan import Plan
 from jaxstab.sweeps.programs import AHEAD, Programs
 from jaxstab.sweeps.settings import is_built_in, label, traced
-from jaxstab.sweeps.training_plan import bounds, fields, flops
+from jaxstab.sweeps.training_plan import bounds, fields, flops, total_flops
 from jaxstab.training import Examples
 
 # number of the kind, depth of the program, cells side by side
@@ -162,6 +162,28 @@ class Trainings:
             kind, depth = at
             self._flops[at] = flops(self.grid, self._kinds[kind], self.measure, depth, self.data)
         return self._flops[at] * math.prod(part.stop for part in self.plan.inside(group))
+
+    def share(self, groups: Sequence[int]) -> float:
+        """Say which part of the whole work groups are.
+
+        Args:
+            groups: their numbers.
+
+        Returns:
+            The part of all FLOPs.
+        """
+        return sum(map(self.flops, groups)) / total_flops(self.grid, self.measure, self.data)
+
+    def memory(self, group: int) -> int:
+        """Ask the compiler for the memory of a group.
+
+        Args:
+            group: its number.
+
+        Returns:
+            Bytes on its device.
+        """
+        return stated_memory(self._programs.ready((*self.program(group), self.lanes)))
 
     def compute(
         self, batches: Iterable[Sequence[int]], pending: Collection[int]

@@ -1,0 +1,30 @@
+"""What `--dry-run` tells of a job whose first groups were computed."""
+
+import math
+
+from jaxstab.cli.faults import told_time
+from jaxstab.sweeps.measuring import Measuring
+from jaxstab.sweeps.trainings import Trainings
+from jaxstab.sweeps.trial import trial
+
+
+def tried(name: str, job: Measuring | Trainings) -> str:
+    """Compute the first groups of a job, and say in a line what the whole takes.
+
+    Args:
+        name: of the job.
+        job: what would be run.
+
+    Returns:
+        The line.
+    """
+    found = trial(job)
+    networks = sum(
+        math.prod(part.stop for part in job.plan.inside(group)) for group in found.groups
+    )
+    return (
+        f"{name}, tried: {networks} networks on {len(job.devices)} devices take {found.seconds:.2g} s "
+        f"and, by the compiler, {found.memory / 2**20:.2g} MiB on each; hence all about "
+        f"{told_time(found.seconds / job.share(found.groups))}, "
+        f"and {job.plan.programs} x {found.compiling:.1f} s of compiling, two programs at a time"
+    )
