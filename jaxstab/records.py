@@ -94,6 +94,21 @@ class Spectrum(NamedTuple):
     log_mean_square: Float[Array, "*depth"]
 
 
+class Sharpness(NamedTuple):
+    """Largest curvature of a loss by the parameters, for networks of every wanted depth.
+
+    Attributes:
+        log_sharpness: ln of the largest eigenvalue of the Hessian; -inf where it is not positive.
+        sharpness_error: bound on the relative distance of that eigenvalue to one of the Hessian's.
+        log_gauss_newton: ln of the largest eigenvalue of the Gauss-Newton matrix, for cross-entropy
+            the Fisher matrix.
+    """
+
+    log_sharpness: Float[Array, "*depth"]
+    sharpness_error: Float[Array, "*depth"]
+    log_gauss_newton: Float[Array, "*depth"]
+
+
 class Training(NamedTuple):
     """One training run.
 

@@ -13,7 +13,7 @@ import pytest
 from groups_at_work import files
 from threadpoolctl import threadpool_info
 
-from jaxstab import networks, propagation, records, store, sweeps
+from jaxstab import networks, propagation, records, store, sweeps, training
 from jaxstab.activations import Activation
 from jaxstab.cli.sweep import Sweep
 from jaxstab.records import Data
@@ -120,6 +120,37 @@ def test_cured_networks_sweep_too(cure):
                 err_msg=field,
             )
     assert cell.sizes["index"] == 7 * cure.get("batch", 1)
+
+
+@pytest.mark.parametrize("cure", [{"norm": "batch", "batch": 4}, {"skip": "dense"}], ids=str)
+def test_sharpness_is_that_of_the_dense_matrices(cure):
+    """Depths that are traced, and those of blocks that depend on it, against `jax.hessian` of the shallower network."""
+    grid = GRID.but(sigma_w=(1.5,), activation=("tanh",), seed=(1,), inputs=1, width=3, **cure)
+    found = sweeps.run(grid, sweeps.sharpness, DATA)
+    sample = jax.tree.map(lambda a: a[0, 0], sweeps.samples(grid, DATA, cure.get("batch")))
+    mlp = grid.mlp(grid.kinds[0], 3, 3)
+    params = networks.init(mlp, jax.random.key(1), sample.x, 1.5, 0.1)
+    chain = networks.chain(mlp)
+
+    def matrices(depth):
+        shallower = params._replace(blocks=jax.tree.map(lambda leaf: leaf[:depth], params.blocks))
+        vector, unravel = jax.flatten_util.ravel_pytree(shallower)
+        outputs = lambda vector: chain.apply(unravel(vector), sample.x)
+        loss = lambda y: training.cross_entropy(y, sample.label)
+        y = outputs(vector)
+        jacobian = jax.jacobian(outputs)(vector).reshape(y.size, -1)
+        inner = jax.hessian(loss)(y).reshape(y.size, y.size)
+        return jax.hessian(lambda v: loss(outputs(v)))(vector), jacobian.T @ inner @ jacobian
+
+    for depth in (1, 3):
+        hessian, outer = (
+            np.linalg.eigvalsh(a)[-1] for a in jax.jit(matrices, static_argnums=0)(depth)
+        )
+        cell = found.squeeze().sel(depth=depth)
+        # twelve products find the largest of a hundred well-separated values to 1e-6
+        np.testing.assert_allclose(cell.log_sharpness, np.log(hessian), atol=1e-5)
+        np.testing.assert_allclose(cell.log_gauss_newton, np.log(outer), atol=1e-5)
+        assert cell.sharpness_error < 1e-2
 
 
 def test_inputs_have_unit_mean_square_and_differ():
@@ -240,7 +271,11 @@ def test_memory_is_as_stated(settings):
     shape = (2, inputs, batch) if batch else (2, inputs)
     x = jax.ShapeDtypeStruct((*shape, 64), jnp.float32)
     samples = sweeps.Sample(x, x, jax.ShapeDtypeStruct(shape, int))
-    for measure in (sweeps.signal, sweeps.jacobian):
+    measures = [sweeps.signal, sweeps.jacobian]
+    if mlp.norm is None and mlp.skip is None:
+        # twice the compile of the others: one network is enough
+        measures.append(sweeps.sharpness)
+    for measure in measures:
 
         @jax.jit
         def run(keys, sigma_w, samples, measure=measure):

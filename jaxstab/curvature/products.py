@@ -77,7 +77,7 @@ def hessian(
 
         return jax.linearize(gradient, vector)[1]
 
-    return _symmetric(linear, vector, given, chunk_size, precision)
+    return symmetric(linear, vector, given, chunk_size, precision)
 
 
 def hessian_by_gradient(
@@ -120,7 +120,7 @@ def hessian_by_gradient(
     def linear(chunk: tuple) -> Callable:
         return jax.linearize(lambda v: ravel(gradient(unravel(v), *chunk))[0], vector)[1]
 
-    return _symmetric(linear, vector, given, chunk_size, precision)
+    return symmetric(linear, vector, given, chunk_size, precision)
 
 
 def gauss_newton(
@@ -167,7 +167,7 @@ def gauss_newton(
         curve = jax.linearize(jax.grad(lambda y: objective.loss(y, targets)), y)[1]
         return Partial(_between, push, curve, vector)
 
-    return _symmetric(linear, vector, given, chunk_size, precision)
+    return symmetric(linear, vector, given, chunk_size, precision)
 
 
 def empirical_fisher(
@@ -220,7 +220,7 @@ def empirical_fisher(
         push = jax.linearize(losses, vector)[1]
         return Partial(_between, push, Partial(_shared, examples_of(chunk)), vector)
 
-    return _symmetric(linear, vector, given, chunk_size, precision)
+    return symmetric(linear, vector, given, chunk_size, precision)
 
 
 def _between(
@@ -234,14 +234,25 @@ def _shared(count: int, t: Float[Array, " batch"]) -> Float[Array, " batch"]:
     return t / count
 
 
-def _symmetric(
+def symmetric(
     linear: _Linear,
     vector: Float[Array, " n"],
     given: tuple,
     chunk_size: int | None,
     precision: Precision,
 ) -> Operator:
-    """The operator of a mean over chunks."""
+    """Make the operator of a mean over chunks of examples.
+
+    Args:
+        linear: of a chunk, the product with its matrix.
+        vector: the parameters.
+        given: the examples, in a tuple; empty for none.
+        chunk_size: as in `hessian`.
+        precision: as in `hessian`.
+
+    Returns:
+        The operator, symmetric.
+    """
     size = _chunk_size(linear, given, chunk_size)
 
     def apply(v: Float[Array, "k n"]) -> Scaled:

@@ -136,15 +136,81 @@ def extremes(
     found = _tridiagonalise(operator, begun, steps)
     theta, s = decompositions.eigh(found.matrix)
     residual = jnp.linalg.norm(found.residual.T @ s[-block:], axis=0)
-    # each product rounds relative to the largest value, more so over more terms
-    rounding = jnp.finfo(theta.dtype).eps * math.sqrt(2 * size) * jnp.max(jnp.abs(theta))
     values = jnp.ldexp(theta, found.exponent)
-    errors = jnp.ldexp(residual + rounding, found.exponent)
+    errors = jnp.ldexp(residual + _rounding(theta, size), found.exponent)
 
     def some(chosen: slice) -> tuple[Array, Array, Array]:
         return values[chosen], errors[chosen], s.T[chosen] @ found.vectors
 
     return Extremes(*some(slice(None, -top - 1, -1)), *some(slice(None, bottom)))
+
+
+class Largest(NamedTuple):
+    """The largest eigenvalue, with a power of two beside it: its range is that of no float.
+
+    Attributes:
+        value: the eigenvalue over 2^exponent.
+        error: bound on the distance to some eigenvalue, likewise.
+        exponent: of both.
+    """
+
+    value: Float[Array, ""]
+    error: Float[Array, ""]
+    exponent: Int[Array, ""]
+
+
+def largest(operator: Operator, key: Key[Array, ""], steps: int = 20) -> Largest:
+    """The largest eigenvalue alone, by Lanczos steps that keep three vectors.
+
+    Without reorthogonalisation the Krylov basis loses its orthogonality only towards eigenvectors
+    that have converged, whose values then come up twice; the largest stays right (Paige 1980).
+    Memory and time besides the products are those of three vectors, where `extremes` keeps all.
+
+    Args:
+        operator: symmetric, such as `hessian`.
+        key: PRNG key of the start.
+        steps: products, >= 1.
+
+    Returns:
+        The value with its bound; see `extremes`.
+
+    Raises:
+        ValueError: if the operator is not square, or steps < 1.
+
+    Example:
+        >>> from jaxstab import curvature
+        >>> scales = jnp.asarray([-2.0, 0.5, 1.0, 3.0])
+        >>> operator = curvature.hessian(lambda w: jnp.sum(scales * w**2) / 2, jnp.ones(4))
+        >>> found = largest(operator, jax.random.key(0))
+        >>> round(float(jnp.ldexp(found.value, found.exponent)), 4)
+        3.0
+    """
+    check_square(operator)
+    steps = min(check_count("steps", steps, 1), operator.columns)
+    start = sphere(operator, key, 1)
+
+    def step(state: tuple, at: Array) -> tuple[tuple, tuple[Array, Array]]:
+        before, v, beta, exponent = state
+        product = operator.apply(v)
+        exponent = jnp.where(at == 0, _levelled(product, None)[1], exponent)
+        w = _levelled(product, exponent)[0] - beta * before
+        alpha = jnp.sum(v * w)
+        w = w - alpha * v
+        length = jnp.linalg.norm(w)
+        # a space that is exhausted goes on with zeros
+        after = w / jnp.where(length > 0, length, jnp.ones_like(length))
+        return (v, after, length, exponent), (alpha, length)
+
+    first = (jnp.zeros_like(start), start, jnp.zeros((), start.dtype), jnp.zeros((), jnp.int32))
+    first = varying_like(first, jax.eval_shape(operator.apply, start))
+    (*_, exponent), (alpha, beta) = jax.lax.scan(step, first, jnp.arange(steps))
+    # what follows an exhausted space must not be larger than what was found
+    exhausted = jnp.cumsum(jnp.concatenate([jnp.zeros(1, bool), beta[:-1] == 0])) > 0
+    alpha = jnp.where(exhausted, alpha[0], alpha)
+    matrix = jnp.diag(alpha) + jnp.diag(beta[:-1], 1) + jnp.diag(beta[:-1], -1)
+    theta, s = decompositions.eigh(matrix)
+    error = beta[-1] * jnp.abs(s[-1, -1]) + _rounding(theta, operator.columns)
+    return Largest(theta[-1], error, exponent)
 
 
 def density(
@@ -276,6 +342,11 @@ def check_square(operator: Operator) -> None:
         raise ValueError(
             f"operator must be symmetric, got {operator.rows} rows and {operator.columns} columns"
         )
+
+
+def _rounding(theta: Float[Array, " p"], size: int) -> Float[Array, ""]:
+    """Error of a product: it rounds relative to the largest value, more so over more terms."""
+    return jnp.finfo(theta.dtype).eps * math.sqrt(2 * size) * jnp.max(jnp.abs(theta))
 
 
 def _levelled(

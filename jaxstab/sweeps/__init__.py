@@ -6,7 +6,7 @@ with extra("run"):
     from jaxstab.sweeps.durable import ProgressBar
     from jaxstab.sweeps.examples import Sample, Split, divided, samples
     from jaxstab.sweeps.grid import Grid, Variant
-    from jaxstab.sweeps.measures import Measure, Train, jacobian, signal
+    from jaxstab.sweeps.measures import Measure, Train, jacobian, sharpness, signal
     from jaxstab.sweeps.plan import Plan
     from jaxstab.sweeps.run import load, plan, run, run_into
 
@@ -26,5 +26,6 @@ __all__ = [
     "run",
     "run_into",
     "samples",
+    "sharpness",
     "signal",
 ]

@@ -61,6 +61,29 @@ def jacobian(
     return spectra.spectrum(chain, params, sample.x.ravel(), depths)
 
 
+def sharpness(
+    chain: networks.Chain, params: networks.Params, sample: Sample, depths: Sequence[int]
+) -> Record:
+    """Measure: largest eigenvalues of the Hessian and the Gauss-Newton matrix, of networks of every depth.
+
+    The loss is that of `signal`, (mean) softmax cross-entropy.
+
+    Args:
+        chain: the network.
+        params: its parameters.
+        sample: inputs and label.
+        depths: depths wanted.
+
+    Returns:
+        Sharpness.
+    """
+
+    def loss(y: Any) -> Any:
+        return training.cross_entropy(y, sample.label)
+
+    return training.sharpness(chain, params, sample.x, loss, depths)
+
+
 @dataclasses.dataclass(frozen=True)
 class Train:
     """Measure: a training run of each cell, as `training.train` makes it.

@@ -26,12 +26,12 @@ from jaxstab.records import Data, dimensions
 from jaxstab.sweeps.durable import Result, settings_of_run
 from jaxstab.sweeps.examples import Sample, classes, samples
 from jaxstab.sweeps.grid import Grid, Kind
-from jaxstab.sweeps.measures import Measure, Record, jacobian, signal
+from jaxstab.sweeps.measures import Measure, Record, jacobian, sharpness, signal
 from jaxstab.sweeps.plan import Plan
 from jaxstab.sweeps.programs import Programs
 from jaxstab.sweeps.settings import SETTINGS, is_built_in
 
-_OURS = (signal, jacobian)
+_OURS = (signal, jacobian, sharpness)
 # a group has some values of these, and one of every other axis
 _INSIDE = ("seed", "sigma_w")
 NO_THEORY = "absent: layers of the user's own have no law that theory knows"

@@ -21,7 +21,7 @@ from jaxstab.records import Data
 from jaxstab.store import chunks
 from jaxstab.sweeps.examples import classes
 from jaxstab.sweeps.grid import Grid, Kind
-from jaxstab.sweeps.measures import Measure, jacobian, signal
+from jaxstab.sweeps.measures import Measure, jacobian, sharpness, signal
 
 # bytes a group of measurements may take, unless told otherwise: enough gains for wide products,
 # little enough for the caches
@@ -173,8 +173,8 @@ def measuring_plan(
 
     Args:
         grid: the grid.
-        measure: `signal`, `jacobian`, or None for the larger of the two, which any other is taken
-            for.
+        measure: `signal`, `jacobian` or `sharpness`; None for the larger of the first two, which
+            any other is taken for.
         data: examples.
         chunk_size: cells of a group; None for what fits into MEMORY, or an eighth of those of a
             program if that is less.
@@ -209,7 +209,7 @@ def measuring_plan(
 class Memory(NamedTuple):
     """Bytes of measured cells that are computed at once, on a CPU.
 
-    Of `signal` and `jacobian` within 25 % of what XLA says.
+    Of `signal`, `jacobian` and `sharpness` within 25 % of what XLA says.
 
     Attributes:
         seed: of all cells of one seed together: their weights, and what drawing and slicing a few
@@ -244,8 +244,8 @@ def memory(grid: Grid, kind: Kind, measure: Measure | None, data: Data) -> Memor
     Args:
         grid: the grid.
         kind: one of its kinds.
-        measure: `signal` or `jacobian`; None for the larger of the two, which any other is taken
-            for.
+        measure: `signal`, `jacobian` or `sharpness`; None for the larger of the first two, which
+            any other is taken for.
         data: examples.
 
     Returns:
@@ -271,7 +271,13 @@ def memory(grid: Grid, kind: Kind, measure: Measure | None, data: Data) -> Memor
     decomposing = max((6 * rows + 5 * values) * values // 2, 9 * values**2)
     triangles = max(len(depths) * values**2 + decomposing, 2 * len(depths) * values**2)
     estimates = {signal: inputs * states, jacobian: inputs * triangles * item}
-    cell = estimates[measure] if measure in estimates else max(estimates.values())
+    if measure is sharpness:
+        # a gradient and its tangents; networks that share no program are held side by side
+        copies = 16 if mlp.of_one_depth else 8
+        passes = 4 * examples * (depths[-1] + 1) * width * item
+        cell = inputs * (copies * _bytes(params) + passes)
+    else:
+        cell = estimates[measure] if measure in estimates else max(estimates.values())
     weights = _bytes(params)
     return Memory(weights + LAYERS * weights // (mlp.depth + 2), cell)
 

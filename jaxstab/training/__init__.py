@@ -1,11 +1,13 @@
-"""Train one network under any optax transformation, to a depth that may be traced."""
+"""Train one network under any optax transformation, or measure its loss, to a depth that may be traced."""
 
 from jaxstab.training.gradient import value_and_grad
 from jaxstab.training.run import Examples, cross_entropy, train
+from jaxstab.training.sharpness import sharpness
 
 __all__ = [
     "Examples",
     "cross_entropy",
+    "sharpness",
     "train",
     "value_and_grad",
 ]
