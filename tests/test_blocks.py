@@ -244,6 +244,7 @@ def test_running_statistics():
     )
 
 
+@pytest.mark.slow
 def test_what_a_mode_lacks_is_said():
     mlp, chain, params, _, x = _network({"norm": "batch"})
     with pytest.raises(

@@ -96,6 +96,7 @@ def test_it_trains(trained):
     assert profile.log_q.shape == (3, 2, 7) and np.isfinite(profile.log_q).all()
 
 
+@pytest.mark.slow
 def test_telemetry_is_read_wherever_it_stands(trained):
     (_, _, state, _), _ = trained
     read = lambda name: np.asarray(optax.tree.get(state, name))

@@ -54,6 +54,7 @@ def test_the_reference_is_the_double_precision_spectrum_of_the_rounded_network()
     )
 
 
+@pytest.mark.slow
 def test_what_is_right_and_what_is_dead():
     found = _report()
     for mode in found.modes.values():

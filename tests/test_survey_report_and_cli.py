@@ -88,6 +88,7 @@ def pictures(page):
     return drawn
 
 
+@pytest.mark.slow
 def test_report_is_one_self_contained_page(ran):
     page = (ran[1] / "report.html").read_text(encoding="utf-8")
     assert len(pictures(page)) == 10 and page.count("<img alt=") == 5
@@ -104,6 +105,7 @@ def test_report_is_one_self_contained_page(ran):
         assert said in page, said
 
 
+@pytest.mark.slow
 def test_data_behind_every_figure_is_in_the_page(ran):
     page = (ran[1] / "report.html").read_text(encoding="utf-8")
     dataset = store.load(ran[1] / "store.zarr")
@@ -119,6 +121,7 @@ def test_data_behind_every_figure_is_in_the_page(ran):
     assert tables["forward_signal"].c.between(-1, 1).all()
 
 
+@pytest.mark.slow
 def test_figures_say_what_is_seen(ran):
     page = (ran[1] / "report.html").read_text(encoding="utf-8")
     alts = re.findall(r'<img alt="([^"]+)"', page)
@@ -172,6 +175,7 @@ def test_report_of_a_stored_run_is_drawn_again(ran, tmp_path, capsys):
     assert (tmp_path / "again.html").stat().st_size > 100_000
 
 
+@pytest.mark.slow
 def test_status_of_a_sweep(ran, capsys):
     for place in (ran[1], ran[1] / "store.zarr"):
         assert cli.main(["status", str(place)]) == 0
@@ -181,6 +185,7 @@ def test_status_of_a_sweep(ran, capsys):
         )
 
 
+@pytest.mark.slow
 def test_sweep_refuses_the_store_of_another_at_once(ran, capsys):
     before = sorted(p.stat().st_mtime_ns for p in ran[1].rglob("*"))
     said = _fails(capsys, *FLAGS.split(), "--width", 25, "--out", ran[1])

@@ -190,6 +190,7 @@ def _lengths(chain, params, sample, depths):
     return propagation.forward(chain, params, sample.x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk_size", [1, 4])
 def test_chunks_change_nothing(signals, chunk_size):
     again = sweeps.run(GRID, _lengths, DATA, chunk_size=chunk_size)

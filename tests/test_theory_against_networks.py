@@ -74,6 +74,7 @@ def test_measured_agrees_with_predicted_within_its_error(name):
         )
 
 
+@pytest.mark.slow
 def test_the_three_points_are_ordered_critical_and_chaotic():
     _, predicted, _ = _compared("tanh")
     rates = predicted[2] / DEPTH
