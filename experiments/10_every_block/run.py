@@ -24,7 +24,7 @@ QUANTITIES = ("ln q", "c", "ln |g|^2")
 WEIGHTS = ("gaussian", "orthogonal")
 # correlation of the two inputs, and of any two examples of a batch
 C0 = 0.3
-# of the band size * depth / width that finite width may move a mean by: twice what it moves ln |g|^2 of relu, 5/4 a layer
+# of the band size * depth/width by which finite width may move a mean: twice 5/4, by which it moves ln |g|^2 of relu
 BAND = 2.5
 
 
