@@ -6,7 +6,8 @@ small pool: every thread waits for work that is queued behind it. A call with a 
 no other thread. On a CPU a stack is therefore a loop over its matrices, also under `jax.vmap`;
 other platforms decompose the whole stack.
 
-Matrices are real. Derivatives are those of `jax.numpy.linalg`; vectors of equal values have none.
+Matrices are real. Derivatives are those of `jax.numpy.linalg`. Vectors of equal values have none:
+theirs leave out how the vectors turn among each other, which no function of their span asks for.
 """
 
 import functools
@@ -197,17 +198,16 @@ def _svd_jvp(primals: Arrays, tangents: tuple) -> tuple[Arrays, Arrays]:
     # of u or v turns them
     u, s, vt = svd(*primals)
     inside = u.mT @ tangents[0] @ vt.mT
-    eye = jnp.eye(s.shape[-1], dtype=s.dtype)
     gap = (s[..., None, :] - s[..., :, None]) * (s[..., None, :] + s[..., :, None])
-    turn = (1 - eye) / (gap + eye)
+    turn = _reciprocal(gap)
     du = u @ (turn * (inside * s[..., None, :] + s[..., :, None] * inside.mT))
     dv = vt.mT @ (turn * (s[..., :, None] * inside + inside.mT * s[..., None, :]))
     if u.shape[-2] > s.shape[-1]:
         beyond = tangents[0] @ vt.mT
-        du = du + (beyond - u @ (u.mT @ beyond)) / s[..., None, :]
+        du = du + (beyond - u @ (u.mT @ beyond)) * _reciprocal(s)[..., None, :]
     if vt.shape[-1] > s.shape[-1]:
         beyond = jnp.asarray(tangents[0]).mT @ u
-        dv = dv + (beyond - vt.mT @ (vt @ beyond)) / s[..., None, :]
+        dv = dv + (beyond - vt.mT @ (vt @ beyond)) * _reciprocal(s)[..., None, :]
     return (u, s, vt), (du, jnp.diagonal(inside, axis1=-2, axis2=-1), dv.mT)
 
 
@@ -255,10 +255,14 @@ def _eigh_jvp(primals: Arrays, tangents: tuple) -> tuple[Arrays, Arrays]:
     values, vectors = _eigh(*primals)
     da = jnp.asarray(tangents[0])
     inside = vectors.mT @ ((da + da.mT) / 2) @ vectors
-    eye = jnp.eye(values.shape[-1], dtype=values.dtype)
-    gap = values[..., None, :] - values[..., :, None]
-    turn = (1 - eye) / (gap + eye)
+    turn = _reciprocal(values[..., None, :] - values[..., :, None])
     return (values, vectors), (jnp.diagonal(inside, axis1=-2, axis2=-1), vectors @ (turn * inside))
+
+
+def _reciprocal(gap: Array) -> Array:
+    """Compute 1 / gap, 0 for a gap of 0."""
+    none = gap == 0
+    return jnp.where(none, 0.0, 1 / jnp.where(none, 1.0, gap))
 
 
 def _lapack_values(a: Array) -> Arrays:

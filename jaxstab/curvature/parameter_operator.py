@@ -27,6 +27,7 @@ from jaxstab.curvature.kernels import BYTES, _check_loss, _rows, _trained
 from jaxstab.networks import Chain, Here, Params, chains, flatten, views
 from jaxstab.networks.chains import with_network
 from jaxstab.networks.folds import States, layer_at
+from jaxstab.norms.logarithms import times_power
 from jaxstab.norms.meshes import varying_like
 from jaxstab.spectra.operators import Operator, Precision, Scaled, scaled
 
@@ -193,7 +194,7 @@ class _Batch(NamedTuple):
             with jax.default_matmul_precision(self.precision):
                 t, exponents = jax.lax.map(lambda x: self.forwards(columns, x, v), xs)
                 top = jnp.max(_effective(t, exponents), axis=0)
-                t = jnp.moveaxis(jnp.ldexp(t, (exponents - top[None])[..., None]), 0, 1)
+                t = jnp.moveaxis(times_power(t, (exponents - top[None])[..., None]), 0, 1)
                 return scaled(t.reshape(len(v), -1)[:, :rows], top)
 
         def adjoint(u: Float[Array, "k rows"]) -> Scaled:
@@ -290,7 +291,7 @@ class _Batch(NamedTuple):
         def level(values: Array, room: int, index: Array | int) -> Array:
             place = columns.place(room, index)
             exponent = exponents[:, columns.firsts[room] + index]
-            return place.write(values, jnp.ldexp(place.read(values), (exponent - top)[:, None]))
+            return place.write(values, times_power(place.read(values), (exponent - top)[:, None]))
 
         if self.layer is not None:
             return values, top
@@ -367,5 +368,5 @@ def _effective(
 
 def _add(a: Scaled, b: Scaled) -> Scaled:
     top = jnp.maximum(_effective(*a), _effective(*b))
-    at = lambda v, exponent: jnp.ldexp(v, (exponent - top)[:, None])
+    at = lambda v, exponent: times_power(v, (exponent - top)[:, None])
     return scaled(at(*a) + at(*b), top)

@@ -15,6 +15,7 @@ from jaxtyping import Array, ArrayLike, Float, Int, Key
 
 from jaxstab import decompositions, spectra
 from jaxstab.checks import check_count
+from jaxstab.norms.logarithms import times_power
 from jaxstab.norms.meshes import varying_like
 from jaxstab.records import Estimate, standard_error
 from jaxstab.spectra.krylov import orthonormal, sphere
@@ -136,8 +137,8 @@ def extremes(
     found = _tridiagonalise(operator, begun, steps)
     theta, s = decompositions.eigh(found.matrix)
     residual = jnp.linalg.norm(found.residual.T @ s[-block:], axis=0)
-    values = jnp.ldexp(theta, found.exponent)
-    errors = jnp.ldexp(residual + _rounding(theta, size), found.exponent)
+    values = times_power(theta, found.exponent)
+    errors = times_power(residual + _rounding(theta, size), found.exponent)
 
     def some(chosen: slice) -> tuple[Array, Array, Array]:
         return values[chosen], errors[chosen], s.T[chosen] @ found.vectors
@@ -182,7 +183,7 @@ def largest(operator: Operator, key: Key[Array, ""], steps: int = 20) -> Largest
         >>> scales = jnp.asarray([-2.0, 0.5, 1.0, 3.0])
         >>> operator = curvature.hessian(lambda w: jnp.sum(scales * w**2) / 2, jnp.ones(4))
         >>> found = largest(operator, jax.random.key(0))
-        >>> round(float(jnp.ldexp(found.value, found.exponent)), 4)
+        >>> round(float(times_power(found.value, found.exponent)), 4)
         3.0
     """
     check_square(operator)
@@ -248,7 +249,7 @@ def density(
     def quadrature(v: Float[Array, " n"]) -> tuple[Array, Array]:
         found = _tridiagonalise(operator, v[None], steps)
         theta, s = decompositions.eigh(found.matrix)
-        return jnp.ldexp(theta, found.exponent), s[0] ** 2
+        return times_power(theta, found.exponent), s[0] ** 2
 
     # one after the other: a product holds what its gradient keeps
     return EigenvalueDensity(*jax.lax.map(quadrature, sphere(operator, key, probes)))
@@ -321,7 +322,7 @@ def trace(operator: Operator, key: Key[Array, ""], probes: int = 16) -> Estimate
     beyond = jnp.sum(rest * (y - x.T @ z), axis=1)
     length = jnp.sum(rest**2, axis=1)
     each = along + (operator.columns - m + 1) * beyond / length
-    samples = jnp.ldexp(each, exponent)
+    samples = times_power(each, exponent)
     return Estimate(jnp.mean(samples), standard_error(samples))
 
 
@@ -356,7 +357,7 @@ def _levelled(
     y, exponents = product
     if exponent is None:
         exponent = jnp.max(jnp.where(jnp.any(y != 0, axis=1), exponents, jnp.min(exponents)))
-    return jnp.ldexp(y, (exponents - exponent)[:, None]), exponent
+    return times_power(y, (exponents - exponent)[:, None]), exponent
 
 
 def _tridiagonalise(operator: Operator, start: Float[Array, "b n"], steps: int) -> _Tridiagonal:

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 
 def unit(v: Float[Array, "..."]) -> tuple[Float[Array, "..."], Float[Array, ""]]:
@@ -30,6 +30,37 @@ def unit(v: Float[Array, "..."]) -> tuple[Float[Array, "..."], Float[Array, ""]]
     # the root is taken of 1 where there is nothing, so that its gradient stays finite
     length = jnp.sqrt(jnp.where(zero, 1.0, jnp.sum(scaled**2)))
     return scaled / length, jnp.where(zero, -jnp.inf, jnp.log(scale) + jnp.log(length))
+
+
+def times_power(
+    values: Float[Array, "..."], exponent: Int[Array, "..."] | int
+) -> Float[Array, "..."]:
+    """Multiply by a power of two, values 2^exponent, without rounding.
+
+    `jnp.ldexp` does so on the bits of a float, with a derivative rule. JAX before 0.12 forgets such
+    rules in loops that are differentiated twice, and bits have no derivative.
+
+    Args:
+        values: any shape.
+        exponent: integers that broadcast to it.
+
+    Returns:
+        The products; 0 where values are 0, whatever the exponent.
+
+    Example:
+        >>> float(times_power(jnp.asarray(3.0), -2))
+        0.75
+    """
+    info = jnp.finfo(values.dtype)
+    left = jnp.asarray(exponent)
+    # 2^exponent may leave the range of floats where the product does not; three powers within it
+    # reach from its one end to the other
+    for _ in range(3):
+        part = jnp.clip(left, info.minexp, info.maxexp - 1)
+        left = left - part
+        field = (part.astype(f"int{info.bits}") + (info.maxexp - 1)) << info.nmant
+        values = values * jax.lax.bitcast_convert_type(field, values.dtype)
+    return values
 
 
 class Product(NamedTuple):

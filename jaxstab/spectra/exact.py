@@ -147,7 +147,7 @@ def log_singular_values(
 
     Derivatives are those of an SVD of the same Jacobian, also where values are close, and 0 for
     -inf. Of values that coincide each has the derivative that the SVD's choice of vectors gives it;
-    only their sum means something.
+    only their sum means something. Second derivatives are right where values are distinct.
 
     Args:
         chain: the network.

@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxstab import decompositions
 from jaxstab.derivatives import custom_jvp
+from jaxstab.norms.logarithms import times_power
 from jaxstab.norms.meshes import varying_like
 
 # random perturbations that are followed: with four, one value in a hundred of products of equal
@@ -221,17 +222,8 @@ def in_range(factor: Float[Array, "n m"]) -> tuple[Float[Array, "n m"], Int[Arra
     target = jnp.where(jnp.any(subnormal), reach, jnp.clip(largest, -reach, reach))
     by = jnp.where(jnp.isfinite(jnp.max(jnp.abs(factor))), target - largest, 0)
     by = jnp.where(jnp.all((factor == 0) & ~subnormal), 0, by)
-    scaled = _times_power(factor, by) + jax.lax.stop_gradient(_times_power(tiny, by + lowest))
+    scaled = times_power(factor, by) + jax.lax.stop_gradient(times_power(tiny, by + lowest))
     return scaled, -by
-
-
-def _times_power(values: Array, exponent: Int[Array, ""]) -> Array:
-    """Multiply by 2^exponent in three factors: the power alone may leave the range of floats."""
-    info = jnp.finfo(values.dtype)
-    for part in (exponent // 3, (exponent + 1) // 3, (exponent + 2) // 3):
-        field = (part.astype(f"int{info.bits}") + (info.maxexp - 1)) << info.nmant
-        values = values * jax.lax.bitcast_convert_type(field, values.dtype)
-    return values
 
 
 def sorted_rows(lengths: Float[Array, " m"], graded: Graded) -> tuple[Int[Array, " m"], Graded]:
@@ -357,7 +349,7 @@ def _log_of_multiple(
 ) -> Float[Array, " m"]:
     """Compute ln |values 2^power| with the digits that a sum of two logarithms would lose."""
     info = jnp.finfo(values.dtype)
-    multiple = jnp.abs(jax.lax.stop_gradient(_times_power(values, power)))
+    multiple = jnp.abs(jax.lax.stop_gradient(times_power(values, power)))
     held = (multiple > info.tiny) & (multiple < info.max)
     added = power.astype(values.dtype) * jnp.log(jnp.asarray(2.0, values.dtype))
     added = jnp.where(

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from jaxstab import decompositions
 from jaxstab.checks import check_count
-from jaxstab.norms.logarithms import unit
+from jaxstab.norms.logarithms import times_power, unit
 from jaxstab.norms.meshes import varying_like
 from jaxstab.records import Estimate, standard_error
 from jaxstab.spectra.krylov import orthonormal, sphere
@@ -157,6 +157,10 @@ def extremes(
     the random start has nothing in its direction, or it is not resolved from others yet; a block of
     at least `top` finds multiple values.
 
+    Derivatives are those of these numbers, the Krylov space included. Of values that coincide only
+    the sum has one, of a value of 0 it is 0; vectors, and values a second time, have derivatives
+    where the values are distinct.
+
     Args:
         operator: the Jacobian.
         key: PRNG key of the start.
@@ -197,7 +201,9 @@ def extremes(
     start = jax.random.normal(key, (block, tall.columns), tall.dtype)
     found = _bidiagonalise(tall, start, steps)
     p, s, qt = decompositions.svd(found.matrix)
-    residual = jnp.linalg.norm(p[-block:, :top].T @ found.residual, axis=1)
+    square = jnp.sum((p[-block:, :top].T @ found.residual) ** 2, axis=1)
+    # the root is taken of 1 where there is nothing, so that its gradient stays finite
+    residual = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), square)
     # each product rounds relative to the largest value, more so over more terms
     rounding = jnp.finfo(s.dtype).eps * math.sqrt(tall.rows + tall.columns) * s[0]
     error = jnp.where(
@@ -207,7 +213,8 @@ def extremes(
     right = qt[:top] @ found.right
     offset = LN2 * found.exponent.astype(s.dtype)
     smallest = jnp.log(s[-1] + rounding) + offset
-    log_s = jnp.log(s[:top]) + offset
+    none = s[:top] == 0
+    log_s = jnp.where(none, -jnp.inf, jnp.log(jnp.where(none, 1.0, s[:top]))) + offset
     if tall.rows != operator.rows:
         left, right = right, left
     return Extremes(log_s, error, left, right, smallest, log_s[0] - smallest)
@@ -352,12 +359,12 @@ def _bidiagonalise(operator: Operator, start: Float[Array, "b columns"], steps: 
             jnp.any(y != 0, axis=1), exponents, jnp.iinfo(exponents.dtype).min
         ).max()
         exponent = jnp.where((at == 0) & jnp.any(y != 0), largest, exponent)
-        u, inside, own = orthonormal(jnp.ldexp(y, (exponents - exponent)[:, None]), left)
+        u, inside, own = orthonormal(times_power(y, (exponents - exponent)[:, None]), left)
         left = jax.lax.dynamic_update_slice_in_dim(left, u, at, 0)
         columns = jax.lax.dynamic_update_slice_in_dim(inside, own, at, 1).T
         matrix = jax.lax.dynamic_update_slice_in_dim(matrix, columns, at, 1)
         z, exponents = operator.adjoint(u)
-        v, _, residual = orthonormal(jnp.ldexp(z, (exponents - exponent)[:, None]), right)
+        v, _, residual = orthonormal(times_power(z, (exponents - exponent)[:, None]), right)
         return (left, matrix, right, v, residual, exponent), None
 
     first = (

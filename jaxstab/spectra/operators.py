@@ -22,6 +22,7 @@ from jaxstab import networks
 from jaxstab.checks import check_floating, integer
 from jaxstab.networks import Chain, Here, Params
 from jaxstab.networks.views import at_one_input
+from jaxstab.norms.logarithms import times_power
 
 Precision = str | jax.lax.Precision
 # vectors y_i 2^(e_i): y [k, n] and e [k]
@@ -69,7 +70,7 @@ class Operator(NamedTuple):
             J v.
         """
         y, exponent = self.apply(v[None])
-        return jnp.ldexp(y[0], exponent[0])
+        return times_power(y[0], exponent[0])
 
     def rmatvec(self, u: Float[Array, " rows"]) -> Float[Array, " columns"]:
         """Compute J^T u as a plain array, which may under- or overflow.
@@ -101,7 +102,7 @@ def scaled(
     """
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(v), axis=-1))
     shift = jnp.where(jnp.isfinite(largest), jnp.frexp(largest)[1], 0)
-    return jnp.ldexp(v, -shift[:, None]), exponent + shift
+    return times_power(v, -shift[:, None]), exponent + shift
 
 
 @at_one_input
