@@ -39,15 +39,21 @@ def differentiable(solve: Solve, jacobian: Jacobian, at_once: bool = True) -> Ca
         def activation(leaves: tuple[Array, ...]) -> Activation:
             return static if static is not None else jax.tree.unflatten(structure, leaves)
 
-        @custom_jvp
-        def solved(leaves: tuple[Array, ...], numbers: tuple[Array, ...]) -> Any:
+        def found(leaves: tuple[Array, ...], numbers: tuple[Array, ...]) -> Any:
             return solution(activation(leaves), *numbers)
+
+        solved = custom_jvp(found)
 
         @solved.defjvp
         def rule(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:
             leaves, numbers = primals
             with jax.enable_x64(True):
-                record = solved(leaves, numbers)
+                if host.is_traced(primals):
+                    record = solved(leaves, numbers)
+                else:
+                    # in NumPy: `solved` would compile
+                    with jax.core.eval_context():
+                        record = found(leaves, numbers)
                 by_leaf = slopes(activation(leaves), tuple(record), *numbers)
                 along = jax.tree.leaves(tangents)
                 tangent = (_tangent(*pair, along) for pair in zip(record, by_leaf, strict=True))
@@ -103,7 +109,9 @@ def derivatives(
 def _tangent(value: Array, by_leaf: Float[Array, "*n leaf"], along: list[Array]) -> Any:
     if not jnp.issubdtype(value.dtype, jnp.floating):
         return np.zeros(value.shape, jax.dtypes.float0)
+    # slices of a NumPy array are not compiled
+    rates: Any = by_leaf if host.is_traced(by_leaf) else np.asarray(by_leaf)
     total = jnp.zeros_like(value)
     for place, tangent in enumerate(along):
-        total = total + by_leaf[..., place] * tangent
+        total = total + rates[..., place] * tangent
     return total

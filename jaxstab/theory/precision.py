@@ -81,7 +81,7 @@ def _program(function: Callable, *static: str) -> Callable:
         if host.is_traced((phi, numbers)):
             return inner(*jax.tree.map(widened, (traced, *numbers)), same=same, **settings)
         # numbers at once, also where something around is being traced
-        with jax.ensure_compile_time_eval():
+        with jax.core.eval_context():
             return outermost()(*jax.tree.map(widened, (traced, *numbers)), same=same, **settings)
 
     return call
