@@ -17,7 +17,6 @@ lambda (Belinschi & Bercovici 2005; Huang & Zhong 2014), found by bisection, and
 |w|. Where widths change from layer to layer, `rectangular` has the curve.
 """
 
-import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -28,6 +27,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from jaxstab.activations import Activation, Mixture, get
 from jaxstab.checks import check_count
+from jaxstab.theory import host
 from jaxstab.theory.maps import AnyActivation, _float, _inside
 from jaxstab.theory.panels import centres, density, graded_panels
 from jaxstab.theory.rectangular import curve
@@ -221,7 +221,7 @@ def squared_slopes(
     return _squared_slopes(get(activation), _float(sigma_w), _inside(_float(q)))
 
 
-@jax.jit
+@host.program
 def _squared_slopes(phi: Activation, w: Array, q: Array) -> tuple[Array, Array]:
     if not isinstance(phi, Mixture):
         return _atoms(phi, w, q)
@@ -327,10 +327,9 @@ def product_law(
     if changing is not None:
         return _rectangular_law(jnp.asarray(d), jnp.asarray(share), changing, points)
     assert depth is not None
-    return _product_law(_factor(d, share, depth, weights), points)
+    return _solved_product_law(_factor(d, share, depth, weights), points)
 
 
-@functools.partial(jax.jit, static_argnames="points")
 def _product_law(factor: _Factor, points: int) -> JacobianLaw:
     r = _moduli(factor, points - 2)
     log_lambda, above, density = _law_at(factor, r, _real_angle(factor, r))
@@ -351,6 +350,9 @@ def _product_law(factor: _Factor, points: int) -> JacobianLaw:
         jnp.sum(jnp.where(factor.d == 0, factor.share, 0)),
         top / 2,
     )
+
+
+_solved_product_law = host.program(_product_law, "points")
 
 
 def _rectangular_law(d: Array, share: Array, widths: Widths, points: int) -> JacobianLaw:

@@ -174,15 +174,47 @@ def _on_host(
     return call
 
 
-@functools.cache
+def program(function: Callable[..., Any], *static: str) -> Callable[..., Any]:
+    """Compile a function as `jax.jit` does, at half the cost where its arguments are known.
+
+    Args:
+        function: of arrays; its derivatives are not needed where the arguments are known.
+        static: names of the arguments that are static.
+
+    Returns:
+        The function.
+    """
+    within = jax.jit(function, static_argnames=static)
+
+    @functools.cache
+    def outermost() -> Callable[..., Any]:
+        options = _options(xla_backend_optimization_level=3)
+        return jax.jit(function, static_argnames=static, compiler_options=options)
+
+    @functools.wraps(function)
+    def call(*arguments: Any, **settings: Any) -> Any:
+        if is_traced(arguments):
+            return within(*arguments, **settings)
+        # at once, also where something around is being traced
+        with jax.core.eval_context():
+            return outermost()(*arguments, **settings)
+
+    return call
+
+
 def quick_options() -> dict[str, bool | int] | None:
     """Options that make compiling four times cheaper, if this XLA knows them.
 
     Returns:
         The options, None where it does not.
     """
+    return _options(xla_backend_optimization_level=0)
+
+
+@functools.cache
+def _options(xla_backend_optimization_level: int) -> dict[str, bool | int] | None:
     options = {
-        "xla_backend_optimization_level": 0,
+        "xla_backend_optimization_level": xla_backend_optimization_level,
         "xla_llvm_disable_expensive_passes": True,
         "xla_cpu_use_fusion_emitters": False,
         "xla_cpu_parallel_codegen_split_count": 1,
