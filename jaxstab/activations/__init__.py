@@ -6,6 +6,7 @@ replaces the quadrature.
 """
 
 from jaxstab.activations.activation import Activation
+from jaxstab.activations.choice import one_of
 from jaxstab.activations.mixtures import Mixture, mixture
 from jaxstab.activations.named import celu, elu, get, leaky_relu, names, swish
 
@@ -18,5 +19,6 @@ __all__ = [
     "leaky_relu",
     "mixture",
     "names",
+    "one_of",
     "swish",
 ]

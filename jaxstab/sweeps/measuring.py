@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array
 
-from jaxstab import networks, store
+from jaxstab import activations, networks, store
 from jaxstab.checks import check_dtype
 from jaxstab.devices import can_hang, spread, stated_memory
 from jaxstab.networks import binding
@@ -26,14 +26,15 @@ from jaxstab.records import Data, dimensions
 from jaxstab.sweeps.durable import Result, settings_of_run
 from jaxstab.sweeps.examples import Sample, classes, samples
 from jaxstab.sweeps.grid import Grid, Kind
-from jaxstab.sweeps.measures import Measure, Record, jacobian, sharpness, signal
-from jaxstab.sweeps.plan import Plan
+from jaxstab.sweeps.measures import OURS, Measure, Record
+from jaxstab.sweeps.plan import Plan, sharing
 from jaxstab.sweeps.programs import Programs
 from jaxstab.sweeps.settings import SETTINGS, is_built_in
 
-_OURS = (signal, jacobian, sharpness)
 # a group has some values of these, and one of every other axis
 _INSIDE = ("seed", "sigma_w")
+# by this name a program of several activations is told which one a group has
+CHOICE = "activation"
 NO_THEORY = "absent: layers of the user's own have no law that theory knows"
 # (seeds [s], gains [g], other traced settings, samples [s, i, ...]) -> records [s, g, i, ...]
 Cells = Callable[[Array, Array, Mapping[str, Array], Sample], Record]
@@ -85,6 +86,7 @@ class Measuring:
         self.plan = plan
         self.axes = plan.axes
         self._kinds = grid.kinds
+        self._sharing = sharing(grid, measure)
         self._outputs = classes(data)
         self._precision = precision
         batches = {kind["batch"] for kind in self._kinds}
@@ -94,7 +96,7 @@ class Measuring:
         self._programs: Programs[tuple[int, int]] = Programs(self._lowered)
         self.devices = jax.local_devices() if devices is None else devices
         first = self._lowered(self.program(0))
-        if devices is None and measure not in _OURS and can_hang(first, self._mesh):
+        if devices is None and measure not in OURS and can_hang(first, self._mesh):
             self.devices = self.devices[:1]
             first = self._lowered(self.program(0))
         traced = {self.program(0): first}
@@ -113,15 +115,16 @@ class Measuring:
         return self.decided | {"measure": self._identity()}
 
     def program(self, group: int) -> tuple[int, int]:
-        """Say which kind of network a group is of, and of which depth its program is.
+        """Say of which kind of network and of which depth the program of a group is.
 
         Args:
             group: its number.
 
         Returns:
-            The number of the kind, and the depth.
+            The number of the first kind that shares the program, and the depth.
         """
-        return self.plan.place(self.grid, group)
+        kind, depth = self.plan.place(self.grid, group)
+        return self._sharing[kind].first, depth
 
     def rank(self, group: int) -> int:
         """Groups are computed in order.
@@ -214,7 +217,12 @@ class Measuring:
             for name in self.grid.traced_axes
             if name not in _INSIDE
         }
-        kind = self._kinds[self.program(numbers[0])[0]]
+        first = self.program(numbers[0])[0]
+        if len(self._choices(first)) > 1:
+            kinds = [self.plan.place(self.grid, number)[0] for number in numbers]
+            choice = np.array([self._sharing[kind].place for kind in kinds], np.int32)
+            others[CHOICE] = np.resize(choice, len(self.devices))
+        kind = self._kinds[first]
         sample = jax.tree.map(lambda field: field[seeds], self._samples[kind["batch"]])
         seed_values = np.asarray(self.grid.values("seed"), np.int32)[seeds]
         return seed_values, self._column("sigma_w")[gains], others, sample
@@ -234,7 +242,7 @@ class Measuring:
     def _lowered(self, key: tuple[int, int]) -> jax.stages.Lowered:
         """The traced program (seeds, gains, others, samples) -> records [device, s, g, i, ...] of a kind and depth."""
         kind, depth = key
-        cells = self._cells(self._kinds[kind], depth)
+        cells = self._cells(kind, depth)
 
         def group(seeds: Array, gains: Array, others: dict[str, Array], sample: Sample) -> Record:
             # a leading axis of one: this device's own group
@@ -249,12 +257,18 @@ class Measuring:
         program = spread(group, self._mesh, (own, own, own, own), own)
         return program.lower(*self._arguments([first]))
 
-    def _cells(self, kind: Kind, depth: int) -> Cells:
+    def _cells(self, kind: int, depth: int) -> Cells:
         if self.grid.network is None:
-            one = _cell(self.grid, kind, self.measure, self._outputs)
+            choices = self._choices(kind)
+            one = _cell(self.grid, self._kinds[kind], choices, self.measure, self._outputs)
         else:
-            one = _own_cell(self.grid, kind, depth, self.measure)
+            one = _own_cell(self.grid, self._kinds[kind], depth, self.measure)
         return jax.vmap(one, (0, None, None, 0))
+
+    def _choices(self, first: int) -> list[Any]:
+        """Activations of the kinds that share the program of the first of them."""
+        pairs = zip(self._kinds, self._sharing, strict=True)
+        return [kind["activation"] for kind, share in pairs if share.first == first]
 
     def _labels(self) -> dict[str, tuple[tuple[str, ...], Any]]:
         sizes = {name: axis.length for name, axis in self.axes.items()}
@@ -269,20 +283,22 @@ class Measuring:
     def _identity(self) -> dict[str, str]:
         """The measure by its name; where functions of the user's own are in it, by the programs that they make."""
         name = getattr(self.measure, "__qualname__", type(self.measure).__qualname__)
-        if self.measure in _OURS and self.grid.network is None and is_built_in(self._kinds):
+        if self.measure in OURS and self.grid.network is None and is_built_in(self._kinds):
             return {"name": name}
         digest = hashlib.sha256()
-        programs = dict.fromkeys(map(self.program, range(self.plan.groups)))
+        kinds = dict.fromkeys(
+            self.plan.place(self.grid, group) for group in range(self.plan.groups)
+        )
         others = {
             axis: jax.ShapeDtypeStruct((), self.grid.fixed["dtype"])
             for axis in self.grid.traced_axes
             if axis not in _INSIDE
         }
         shapes = np.zeros(1, np.int32), jax.ShapeDtypeStruct((1,), self.grid.fixed["dtype"]), others
-        for number, depth in programs:
+        for number, depth in kinds:
             kind = self._kinds[number]
             one = jax.tree.map(lambda field: field[:1], self._samples[kind["batch"]])
-            traced = jax.jit(self._cells(kind, depth)).lower(*shapes, one)
+            traced = jax.jit(self._cells(number, depth)).lower(*shapes, one)
             digest.update(traced.as_text().encode())
         return {"name": name, "program": digest.hexdigest()[:16]}
 
@@ -304,15 +320,20 @@ def _check(grid: Grid) -> None:
                 )
 
 
-def _cell(grid: Grid, kind: Kind, measure: Measure, outputs: int) -> Callable[..., Record]:
+def _cell(
+    grid: Grid, kind: Kind, choices: Sequence[Any], measure: Measure, outputs: int
+) -> Callable[..., Record]:
     """(seed, gains [g], others, samples [i]) -> records [g, i]: networks of one draw of weights."""
-    mlp = grid.mlp(kind, grid.deepest, outputs)
-    chain = networks.chain(mlp)
     depths = tuple(grid.values("depth"))
     known = {name: grid.fixed[name] for name in ("sigma_b", "dropout") if name in grid.fixed}
 
     def measured(seed: Array, gains: Array, others: dict[str, Array], samples: Sample) -> Record:
         cell = known | others
+        own = dict(kind)
+        if CHOICE in others:
+            own |= {"activation": activations.one_of(choices, others[CHOICE])}
+        mlp = grid.mlp(own, grid.deepest, outputs)
+        chain = networks.chain(mlp)
         key = jax.random.key(seed)
         unit = networks.init(mlp, key, samples.x[0], 1.0, cell["sigma_b"])
         masks = jax.random.split(jax.random.fold_in(key, 1), grid.fixed["inputs"])

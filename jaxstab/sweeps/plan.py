@@ -15,13 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from jaxstab import networks, store
+from jaxstab import activations, networks, store
 from jaxstab.checks import check_count
 from jaxstab.records import Data
 from jaxstab.store import chunks
 from jaxstab.sweeps.examples import classes
 from jaxstab.sweeps.grid import Grid, Kind
-from jaxstab.sweeps.measures import Measure, jacobian, sharpness, signal
+from jaxstab.sweeps.measures import OURS, Measure, jacobian, sharpness, signal
 
 # bytes a group of measurements may take, unless told otherwise: enough gains for wide products,
 # little enough for the caches
@@ -189,7 +189,7 @@ def measuring_plan(
         check_count("chunk_size", chunk_size, 1)
     gains = len(grid.values("sigma_w"))
     seeds = len(grid.values("seed"))
-    programs = len(grid.kinds)
+    programs = len({share.first for share in sharing(grid, measure)})
     if grid.network is not None:
         chunks = {"sigma_w": min(gains, chunk_size or OWN_GAINS)}
         programs *= len(grid.values("depth"))
@@ -204,6 +204,48 @@ def measuring_plan(
     }
     taken = needed.of(chunks["seed"], chunks["seed"] * chunks["sigma_w"])
     return Plan(cut(grid, chunks, cell_axes(grid, prefixes=grid.network is None)), programs, taken)
+
+
+class Share(NamedTuple):
+    """The part of a kind of network in a program.
+
+    Attributes:
+        first: number of the first kind that shares the program.
+        place: of the kind among those that share it.
+    """
+
+    first: int
+    place: int
+
+
+def sharing(grid: Grid, measure: Measure | None) -> list[Share]:
+    """Say which kinds of network share a program: those that differ in their activation alone.
+
+    Compiling takes longer than a branch in each layer. A measure of the caller's own may read the
+    activation, and has a program for each kind.
+
+    Args:
+        grid: the grid.
+        measure: what is taken of every cell; None for one of the house's.
+
+    Returns:
+        The share of each kind.
+    """
+    names = grid.static_axes
+    alone = [Share(number, 0) for number in range(len(grid.kinds))]
+    if grid.network is not None or "activation" not in names:
+        return alone
+    if measure is not None and measure not in OURS:
+        return alone
+    if not all(activations.get(phi).elementwise for phi in grid.values("activation")):
+        return alone
+    sizes = tuple(len(grid.values(name)) for name in names)
+    places = np.array(np.unravel_index(np.arange(len(alone)), sizes))
+    along = names.index("activation")
+    chosen = places[along].copy()
+    places[along] = 0
+    first = np.ravel_multi_index(tuple(places), sizes)
+    return [Share(int(number), int(place)) for number, place in zip(first, chosen, strict=True)]
 
 
 class Memory(NamedTuple):
