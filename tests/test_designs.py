@@ -86,6 +86,43 @@ def test_held_doubly_critical_point():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("q", "share", "square"), [(0.01, 0.91120560, 3.15893005), (1.0, 0.77581455, 2.74415492)]
+)
+def test_held_shares_of_mixtures_whose_length_stays(q, share, square):
+    """Hold row A4, and that networks of the design keep small changes of the length."""
+    depth, width = 4, 400
+
+    def mixed(share):
+        return activations.mixture("tanh", "swish", share)
+
+    start = {"share": 0.5, "sigma_w": 1.5}
+    found = theory.design(mixed, start, goal="length_critical", q0=q, bounds={"share": (0, 1)})
+    assert found.reached
+    # eight digits are held, to the last one of which both round
+    assert found.parameters["share"] == pytest.approx(share, abs=1.5e-8)
+    assert found.sigma_w**2 == pytest.approx(square, abs=1.5e-8)
+    mlp = MLP(depth, width, mixed(round(width * share) / width))
+    chain = networks.chain(mlp)
+    # the embedding has the same gain, and its output is the first length
+    x = jnp.full(width, q**0.5 / found.sigma_w)
+
+    def measured(key):
+        params = networks.init(mlp, key, x, found.sigma_w, 0.0)
+
+        def log_growth(scale):
+            log_q = propagation.forward(chain, params, scale * x).log_q
+            return log_q[-1] - log_q[0]
+
+        return jnp.stack(jax.jvp(log_growth, (1.0,), (1.0,)))
+
+    numbers = np.asarray(jax.jit(jax.vmap(measured))(jax.random.split(jax.random.key(7), SEEDS)))
+    error = np.std(numbers, axis=0, ddof=1) / SEEDS**0.5
+    # both are zero, up to O(depth / width)
+    assert np.all(np.abs(np.mean(numbers, axis=0)) < 4 * error + depth / width)
+
+
+@pytest.mark.slow
 def test_the_most_isometric_gain_has_the_predicted_spectrum():
     depth = 10
     block = theory.law("tanh", weights="orthogonal")
@@ -146,6 +183,10 @@ def test_variances_of_residual_layers_add():
         (
             {"block": theory.law("tanh", norm="layer"), "goal": "isometric"},
             "isometric is for blocks without norm",
+        ),
+        (
+            {"block": theory.law("tanh", skip="sum"), "goal": "length_critical"},
+            "length_critical is for blocks without norm, skip and dropout, got norm None, skip sum",
         ),
     ],
 )

@@ -21,11 +21,15 @@ from jaxstab.theory.maps import (
 )
 from jaxstab.theory.prediction import predict
 
-GOALS = ("critical", "isometric", "doubly_critical")
+GOALS = ("critical", "isometric", "length_critical", "doubly_critical")
+# those of one layer, which no depth changes
+_OF_LAYER = ("length_critical", "doubly_critical")
 # what a block's maps take besides its own parameters, and where it may lie
 _GAINS = {"sigma_w": (0.0, math.inf), "sigma_b": (0.0, math.inf), "q0": (0.0, math.inf)}
 # of every condition, in nats or relative to 1
 _REACHED = 1e-6
+# below which the search ends: the share of a mixture at q = 0.01 moves by a hundred times as much
+_ENOUGH = 1e-11
 # halvings of a step, and the share of the promised fall that a step must bring
 _HALVINGS = 30
 _FALL = 1e-4
@@ -39,7 +43,8 @@ class Design(NamedTuple):
         block: the law of the block with them.
         sigma_w: weight gain.
         sigma_b: bias standard deviation.
-        q0: mean square of the input; with "doubly_critical" the length fixed point.
+        q0: mean square of the input; with "length_critical" and "doubly_critical" the length fixed
+            point.
         missed: what is left of each condition of the goal, 0 where it is met.
         reached: whether all of them are met to 1e-6. Isometry is met by linear networks only:
             there it is as near as the parameters come.
@@ -84,7 +89,10 @@ def design(
         isometric         ln E s^2 = 0 and Var s^2 / (E s^2)^2 = 0, s the singular values of
                           dh_L/dh_0; layers' variances add (Pennington et al. 2017), those of
                           residual blocks too, whose J = 1 + alpha W D are free
-        doubly_critical   chi_1 = 1, dq'/dq = 1 and q' = q at q = q0 (Roberts et al. 2022, 5.3)
+        length_critical   dq'/dq = 1 and q' = q at q = q0: the length map stays at each length near
+                          q0 to first order. With a mixture of units and its share free,
+                          q0 g'(q0) = g(q0), g = E phi^2 (Lesser & Chowdhury 2026)
+        doubly_critical   chi_1 = 1 besides (Roberts et al. 2022, 5.3)
 
     It finds the solution nearest downhill from the start: another start may find another.
 
@@ -93,8 +101,8 @@ def design(
             such as `activations.leaky_relu` of "slope".
         start: what is free, by name, with its first value: parameters of `block`, and "sigma_w",
             "sigma_b" and "q0", which are > 0 there.
-        depth: blocks L; None for "doubly_critical".
-        goal: "critical", "isometric" or "doubly_critical".
+        depth: blocks L; None for "length_critical" and "doubly_critical".
+        goal: "critical", "isometric", "length_critical" or "doubly_critical".
         target: of "critical": nats by which the gradient's norm grows from h_L down to h_0. Skips
             add, so that a residual scale reaches only targets > 0.
         sigma_w: weight gain, unless it is free.
@@ -117,7 +125,7 @@ def design(
         0.42829, reached: True
     """
     check_choice("goal", goal, GOALS)
-    if goal != "doubly_critical":
+    if goal not in _OF_LAYER:
         if depth is None:
             raise ValueError(f"depth must be given for {goal}, got None")
         depth = check_count("depth", depth, 1)
@@ -134,11 +142,15 @@ def design(
 
     if goal == "isometric":
         _check_isometric(as_law(net(free).block))
+    if goal in _OF_LAYER:
+        _check_plain(goal, as_law(net(free).block))
 
     def conditions(parameters: dict[str, Any]) -> Float[Array, " condition"]:
         made = net(parameters)
         if goal == "doubly_critical":
             return _doubly_critical(made)
+        if goal == "length_critical":
+            return _length_critical(made)
         assert depth is not None
         return _critical(made, depth, target) if goal == "critical" else _isometric(made, depth)
 
@@ -185,6 +197,15 @@ def _check_isometric(law: Law) -> None:
         )
 
 
+def _check_plain(goal: str, law: Law) -> None:
+    """Refuse blocks whose length map is not that of their activation."""
+    if law.norm is not None or law.skip is not None or law.keep != 1:
+        raise ValueError(
+            f"{goal} is for blocks without norm, skip and dropout, got norm {law.norm}, "
+            f"skip {law.skip}, keep {law.keep}"
+        )
+
+
 def _critical(net: _Net, depth: int, target: float) -> Array:
     # neither size counts for gradients of states
     backward = predict(net.block, net.sigma_w, net.sigma_b, [depth], width=64, d_in=64, q0=net.q0)[
@@ -193,16 +214,19 @@ def _critical(net: _Net, depth: int, target: float) -> Array:
     return backward.log_grad_h[0, :1] - target
 
 
-def _doubly_critical(net: _Net) -> Array:
+def _length_critical(net: _Net) -> Array:
     phi = net.block.activation
-    square = net.sigma_w**2
     return jnp.stack(
         [
-            square * derivative_moment(phi, net.q0) - 1,
-            square * second_moment_slope(phi, net.q0) - 1,
+            net.sigma_w**2 * second_moment_slope(phi, net.q0) - 1,
             length_map(phi, net.sigma_w, net.sigma_b, net.q0) / net.q0 - 1,
         ]
     )
+
+
+def _doubly_critical(net: _Net) -> Array:
+    chi_1 = net.sigma_w**2 * derivative_moment(net.block.activation, net.q0)
+    return jnp.concatenate([chi_1[None] - 1, _length_critical(net)])
 
 
 def _isometric(net: _Net, depth: int) -> Array:
@@ -275,7 +299,7 @@ def _minimised(
     state = optimiser.init(x)
     fresh = True
     for _ in range(steps):
-        if not np.isfinite(value) or np.max(np.abs(missed)) <= _REACHED / 100:
+        if not np.isfinite(value) or np.max(np.abs(missed)) <= _ENOUGH:
             break
         # L-BFGS of optax mixes integers of two widths, which a caller may have forbidden
         with jax.numpy_dtype_promotion("standard"):
