@@ -175,7 +175,7 @@ def test_variances_of_residual_layers_add():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"goal": "chaotic"}, "goal must be one of critical, isometric, doubly_critical"),
+        ({"goal": "chaotic"}, "goal must be one of critical, isometric, length_critical, doubly"),
         ({"depth": None}, "depth must be given for critical, got None"),
         ({"start": {}}, "start must name at least one free parameter, got none"),
         ({"start": {"sigma_w": -1.0}}, r"start of sigma_w must lie in \(0, inf\), got -1"),

@@ -27,10 +27,12 @@ def tiny_loss(y):
 
 
 class Mlp(nn.Module):
-    """Eight layers of relu; the module of number 4 may have a fault."""
+    """Eight layers of relu; the module of number 4 may have a fault, or floats of its own."""
 
     fault: str = ""
     dtype: str = "float32"
+    of_four: str = ""
+    factor: float = 1.0
 
     @nn.compact
     def __call__(self, x):
@@ -44,9 +46,22 @@ class Mlp(nn.Module):
                     h += jnp.sqrt(0 * h)
                 if self.fault == "stop_gradient":
                     h = jax.lax.stop_gradient(h)
+                h *= self.factor
+            if self.fault == "frozen" and i == 4:
+                x = Frozen()(h)
+                continue
             biases = nn.initializers.constant(-50.0 if self.fault == "dead" and i == 4 else 0.0)
-            x = nn.Dense(32, kernel_init=HE, bias_init=biases, dtype=self.dtype)(h)
+            dtype = self.of_four if self.of_four and i == 4 else self.dtype
+            x = nn.Dense(32, kernel_init=HE, bias_init=biases, dtype=dtype)(h)
         return nn.Dense(4, dtype=self.dtype)(nn.relu(x))
+
+
+class Frozen(nn.Module):
+    """A layer whose kernel is not trained."""
+
+    @nn.compact
+    def __call__(self, x):
+        return x @ jax.lax.stop_gradient(self.param("kernel", HE, (32, 32), "float32"))
 
 
 class Residual(nn.Module):
@@ -149,7 +164,11 @@ def _whats(report):
         (Mlp("log of zero"), "non-finite signal, forward", "Dense_4"),
         (Mlp("root of zero"), "non-finite gradient, backward", "Dense_4"),
         (Mlp("stop_gradient"), "no gradient", "Dense_4"),
+        (Mlp("frozen"), "frozen parameters", "Frozen_0"),
         (Mlp("dead"), "dead units", "Dense_4"),
+        # float16 ends at 6e-8, and has all of its digits above 6e-5
+        (Mlp(of_four="float16", factor=1e-6), "signal underflow", "Dense_4"),
+        (Mlp(of_four="float16", factor=1e-9), "signal underflow", "Dense_4"),
         (ResNet(3), "one block unlike the others", "Residual_3"),
     ],
 )
@@ -160,12 +179,15 @@ def test_a_planted_fault_is_found_at_its_module(model, what, where):
 
 
 @pytest.mark.slow
-def test_half_precision_that_underflows_is_told_from_a_gradient_that_is_none():
-    model = Mlp(dtype="float16")
+@pytest.mark.parametrize(
+    ("model", "where"), [(Mlp(dtype="float16"), "Mlp"), (Mlp(of_four="float16"), "Dense_4")]
+)
+def test_half_precision_that_underflows_is_told_from_a_gradient_that_is_none(model, where):
+    """The place is the first, from the output on, whose float16 loses more than a tenth."""
     report = diagnosis.diagnose(model, jax.jit(model.init)(jax.random.key(2), X), X, tiny_loss)
-    assert _whats(report) == ["gradient underflow"]
-    # the first place, from the output on, whose float16 loses more than a tenth
-    assert report.findings[0].where.startswith(("Dense_", "Mlp"))
+    assert [(finding.what, finding.where) for finding in report.findings] == [
+        ("gradient underflow", where)
+    ]
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
@@ -78,6 +79,8 @@ def findings(measured: Measured) -> tuple[Finding, ...]:
     nonfinite = [*_nonfinite_signal(measured), *_nonfinite_gradient(measured)]
     if nonfinite:
         return tuple(nonfinite)
+    if small := _signal_underflow(measured):
+        return tuple(small)
     if np.any(measured.signal.dead == 1):
         # all layers above it are dead as well, and nothing below it learns
         return tuple(_dead(measured)[:1])
@@ -122,6 +125,30 @@ def _nonfinite_gradient(measured: Measured) -> list[Finding]:
             "give sqrt, log or norm a safe argument where it is zero (the double where), in the forward pass",
         )
     ]
+
+
+def _signal_underflow(measured: Measured) -> list[Finding]:
+    for i, site in enumerate(measured.sites):
+        # wider floats than those of two bytes end where nobody comes
+        if not site.floating or jnp.dtype(site.dtype).itemsize > 2:
+            continue
+        normal = float(jnp.finfo(site.dtype).smallest_normal)
+        log_q = float(measured.signal.log_q[i])
+        # zeros of parameters that are zero themselves, such as a branch's at its start, get gradients
+        lost = log_q == -np.inf and measured.log_grad_theta[i] == -np.inf
+        if not lost and not -np.inf < log_q < 2 * math.log(normal):
+            continue
+        return [
+            Finding(
+                "signal underflow",
+                measured.rows[i].name,
+                certain(math.exp(log_q / 2)),
+                f"is the root mean square of its values; {site.dtype} loses digits below {normal:.2g}",
+                "floats of few bits end soon: what is below their range is zero (IEEE 754)",
+                "scale its input up, normalise it, or keep this part in bfloat16 or float32",
+            )
+        ]
+    return []
 
 
 def _vanishing_or_exploding(measured: Measured) -> list[Finding]:
