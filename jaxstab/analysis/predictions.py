@@ -87,6 +87,47 @@ def predict(grid: Grid, d_in: int, c0: float, progress: ProgressBar = iter) -> x
     )
 
 
+def predict_sharpness(
+    grid: Grid, d_in: int, outputs: int, c0: float, progress: ProgressBar = iter
+) -> xr.Dataset:
+    """Predict the Gauss-Newton matrix's largest eigenvalue over a grid that `sharpness` measures.
+
+    Args:
+        grid: whose axis of kinds is the activation.
+        d_in: input features.
+        outputs: of the network.
+        c0: mean correlation of the inputs.
+        progress: wraps the sequence of activations, such as tqdm.
+
+    Returns:
+        `predicted_log_gauss_newton` over (activation, sigma_w, depth); NaN where theory has no
+        kernels.
+    """
+    gains = jnp.asarray(gains_of(grid))
+    depths = tuple(grid.values("depth"))
+    parts = []
+    for kind in progress(grid.kinds):
+        block = law(grid, kind)
+        known = block is not None and not theory.missing_kernels(block)
+        sizes = {"width": kind["width"], "d_in": d_in, "outputs": outputs}
+
+        def one(sigma_w: Array, block: Any = block, kind: Kind = kind, sizes: Any = sizes) -> Array:
+            examples = kind["batch"] or 1
+            sigma_b = grid.fixed["sigma_b"]
+            found = theory.sharpness(
+                block, sigma_w, sigma_b, depths, c0=c0, examples=examples, **sizes
+            )
+            return found.log_gauss_newton
+
+        if known:
+            parts.append(np.asarray(jax.jit(jax.vmap(one))(gains)))
+        else:
+            parts.append(np.full((len(gains), len(depths)), np.nan))
+    labels = {name: grid.labels(name) for name in ("activation", "sigma_w", "depth")}
+    dims = ("activation", "sigma_w", "depth")
+    return xr.Dataset({"predicted_log_gauss_newton": (dims, np.stack(parts))}, labels)
+
+
 def _typical_shift(kind: Kind, log_q: Array) -> Array:
     """The shift of finite width at the deepest layer's length, beside which a skip or a norm makes it no larger."""
     q = jnp.exp(jnp.clip(log_q, *_LENGTHS))

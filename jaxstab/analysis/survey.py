@@ -9,10 +9,27 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
-from jaxstab.analysis.predictions import depth_scales, phase_diagram, predict
+from jaxstab.analysis.predictions import (
+    depth_scales,
+    phase_diagram,
+    predict,
+    predict_sharpness,
+)
 from jaxstab.analysis.verdicts import judge
+from jaxstab.checks import check_count
 from jaxstab.records import Data
-from jaxstab.sweeps import Grid, ProgressBar, jacobian, run, run_into, samples, signal
+from jaxstab.sweeps import (
+    Grid,
+    Measure,
+    ProgressBar,
+    jacobian,
+    run,
+    run_into,
+    samples,
+    sharpness,
+    signal,
+)
+from jaxstab.sweeps.examples import classes
 from jaxstab.sweeps.measuring import settings
 from jaxstab.sweeps.run import as_attributes
 
@@ -23,6 +40,7 @@ def survey(
     grid: Grid,
     data: Data,
     *,
+    sharp: int | None = None,
     into: str | Path | None = None,
     chunk_size: int | None = None,
     progress: ProgressBar = iter,
@@ -32,10 +50,12 @@ def survey(
     Args:
         grid: over the axes activation, depth, seed and sigma_w.
         data: examples to measure at.
+        sharp: examples over which the sharpness of the loss is measured too, >= 2; the grid's batch
+            where it has one. None for no sharpness.
         into: a folder that keeps what is measured, in the stores `parts`: the same call goes on
             where a stopped one stood. None to keep nothing.
         chunk_size: cells computed at once; None to fit them into memory.
-        progress: wraps each sequence of steps: the groups of two measures, then the activations
+        progress: wraps each sequence of steps: the groups of every measure, then the activations
             twice.
 
     Returns:
@@ -44,50 +64,97 @@ def survey(
         them.
 
     Raises:
-        ValueError: if data or grid do not fit, or a store is of another sweep; says what differs.
+        ValueError: if data or grid do not fit, sharp < 2, or a store is of another sweep; says what
+            differs.
     """
     if set(grid.axes) != set(AXES) or grid.network is not None:
         raise ValueError(
             f"a survey needs a grid over the axes {', '.join(AXES)}, got {', '.join(grid.axes)}"
         )
-    measured = _measured(grid, data, into, chunk_size, progress)
+    wanted = measures(grid, sharp)
+    measured = _measured(wanted, data, into, chunk_size, progress)
     batch = grid.fixed["batch"]
     x, other, _ = samples(grid, data, batch)
     predicted = predict(grid, data.x.shape[1], float(np.mean(x * other)), progress)
     beside = predicted.rename({name: f"predicted_{name}" for name in predicted if name in measured})
     pieces = [measured, beside, phase_diagram(grid, progress=progress), depth_scales(grid)]
+    if sharp is not None:
+        of_batch = wanted["sharpness"][0]
+        pair = samples(of_batch, data, of_batch.fixed["batch"])
+        outputs = grid.fixed["outputs"] or classes(data)
+        alike = float(np.mean(pair.x * pair.other))
+        pieces.append(predict_sharpness(of_batch, data.x.shape[1], outputs, alike))
     # a network of a batch, or one with dense skips, has more singular values than the plain one
     # that theory sees
     dataset = xr.merge(pieces, join="outer", compat="no_conflicts", combine_attrs="override")
-    return dataset.merge(judge(dataset)).assign_attrs(as_attributes(settings(grid, data)))
+    told = as_attributes(settings(grid, data)) | sharp_setting(sharp)
+    return dataset.merge(judge(dataset)).assign_attrs(told)
 
 
-def parts(into: str | Path) -> tuple[Path, Path]:
+def measures(grid: Grid, sharp: int | None = None) -> dict[str, tuple[Grid, Measure]]:
+    """List what a survey measures.
+
+    Args:
+        grid: as in `survey`.
+        sharp: likewise.
+
+    Returns:
+        Grid and measure by the name of the store.
+
+    Raises:
+        ValueError: if sharp < 2.
+    """
+    found: dict[str, tuple[Grid, Measure]] = {
+        "profiles": (grid, signal),
+        "spectra": (grid.but(inputs=1), jacobian),
+    }
+    if sharp is not None:
+        examples = grid.fixed["batch"] or check_count("sharpness", sharp, 2)
+        found["sharpness"] = (grid.but(inputs=1, batch=examples), sharpness)
+    return found
+
+
+def sharp_setting(sharp: int | None) -> dict[str, int]:
+    """The setting of the sharpness as an attribute of a dataset.
+
+    Args:
+        sharp: as in `survey`.
+
+    Returns:
+        It by its name; nothing for None.
+    """
+    return {} if sharp is None else {"sharpness": sharp}
+
+
+def parts(into: str | Path) -> dict[str, Path]:
     """Where a survey keeps what it has measured.
 
     Args:
         into: the folder.
 
     Returns:
-        The stores of the profiles and of the spectra.
+        The stores by name, as in `measures`.
     """
-    return Path(into) / "profiles.zarr", Path(into) / "spectra.zarr"
+    return {name: Path(into) / f"{name}.zarr" for name in ("profiles", "spectra", "sharpness")}
 
 
 def _measured(
-    grid: Grid, data: Data, into: str | Path | None, chunk_size: int | None, progress: ProgressBar
+    wanted: dict[str, tuple[Grid, Measure]],
+    data: Data,
+    into: str | Path | None,
+    chunk_size: int | None,
+    progress: ProgressBar,
 ) -> xr.Dataset:
-    """Profiles at all inputs, and spectra at each seed's first."""
-    one_input = grid.but(inputs=1)
-    if into is None:
-        signals = run(grid, signal, data, chunk_size=chunk_size, progress=progress)
-        spectra = run(one_input, jacobian, data, chunk_size=chunk_size, progress=progress)
-    else:
-        profiles, values = parts(into)
-        signals = run_into(profiles, grid, signal, data, chunk_size=chunk_size, progress=progress)
-        spectra = run_into(
-            values, one_input, jacobian, data, chunk_size=chunk_size, progress=progress
-        )
-    measured = [signals, spectra.isel(input=0, drop=True)]
-    # all cells are computed: what says so, and attributes that a store adds, are left out
-    return xr.merge([part.drop_vars("done", errors="ignore").drop_attrs() for part in measured])
+    """Profiles at all inputs, all else at each seed's first."""
+    found = []
+    for name, (grid, measure) in wanted.items():
+        if into is None:
+            part = run(grid, measure, data, chunk_size=chunk_size, progress=progress)
+        else:
+            place = parts(into)[name]
+            part = run_into(place, grid, measure, data, chunk_size=chunk_size, progress=progress)
+        if name != "profiles":
+            part = part.isel(input=0, drop=True)
+        # all cells are computed: what says so, and attributes that a store adds, are left out
+        found.append(part.drop_vars("done", errors="ignore").drop_attrs())
+    return xr.merge(found)

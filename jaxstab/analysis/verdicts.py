@@ -133,7 +133,7 @@ def judge(dataset: xr.Dataset) -> xr.Dataset:
         `measured_critical`, `measured_critical_se`, `measured_critical_seeds`, `predicted_critical`
         over (activation). A standard error of fewer than two seeds is NaN. For drawing,
         `gradient_ratio`, `gradient_profile` with its standard error, their predictions, and the
-        quantiles of the spectra.
+        quantiles of the spectra. Of a dataset with sharpness, what `over_seeds` gives.
     """
     by_seed = rate(dataset.log_grad_h).mean("input")
     profiles = gradient_profile(dataset.log_grad_h).mean("input")
@@ -147,7 +147,7 @@ def judge(dataset: xr.Dataset) -> xr.Dataset:
     critical = (over_depth <= 1) | (np.abs(mean) <= 2 * error)
     verdict = xr.where(critical, "critical", xr.where(mean > 0, "vanish", "explode"))
     gains = crossing(by_seed)
-    return xr.Dataset(
+    found = xr.Dataset(
         {
             "rate": mean,
             "rate_se": error,
@@ -165,6 +165,25 @@ def judge(dataset: xr.Dataset) -> xr.Dataset:
             "predicted_gradient_profile": gradient_profile(dataset.predicted_log_grad_h),
         }
     ).merge(spectrum_quantiles(dataset.log_s))
+    return found.merge(over_seeds(dataset)) if "log_sharpness" in dataset else found
+
+
+def over_seeds(dataset: xr.Dataset) -> xr.Dataset:
+    """Means of the sharpness over seeds, with their standard errors.
+
+    Args:
+        dataset: with `log_sharpness` and `log_gauss_newton` (activation, seed, sigma_w, depth).
+
+    Returns:
+        `mean_log_sharpness`, `mean_log_gauss_newton` and their `_se` over (activation, sigma_w,
+        depth); NaN where no seed has a finite one.
+    """
+    found = {}
+    for name in ("log_sharpness", "log_gauss_newton"):
+        known = dataset[name].where(np.isfinite(dataset[name]))
+        found[f"mean_{name}"] = known.mean("seed")
+        found[f"mean_{name}_se"] = standard_error(known)
+    return xr.Dataset(found)
 
 
 def agreement(

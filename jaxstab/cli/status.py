@@ -36,7 +36,7 @@ def print_status(settings: Status) -> None:
     """
     url = settings.store
     whole = Path(url) / "store.zarr"
-    unfinished = [part for part in parts(url) if "://" not in url and part.exists()]
+    unfinished = [part for part in parts(url).values() if "://" not in url and part.exists()]
     if "://" not in url and whole.exists():
         url = str(whole)
     with reading(url):

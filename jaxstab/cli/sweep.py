@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from jaxstab import datasets, records, store, sweeps
 from jaxstab.analysis import survey
-from jaxstab.analysis.survey import parts
+from jaxstab.analysis.survey import measures, parts, sharp_setting
 from jaxstab.cli import history, interrupts
 from jaxstab.cli.family import Family
 from jaxstab.cli.faults import (
@@ -33,10 +33,13 @@ from jaxstab.sweeps.examples import classes
 from jaxstab.sweeps.measuring import Measuring
 from jaxstab.sweeps.measuring import settings as settings_of_sweep
 from jaxstab.sweeps.run import as_attributes
+from jaxstab.training.sharpness import PRODUCTS
 
 # seconds that the defaults take on two cores: to measure, and to compile and predict an activation
 _MEASURING = 40.0
 _COMPILING = 15.0
+# FLOPs of products a second and core
+_FLOPS = 1e10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +68,8 @@ class Sweep(Family):
     """Digits per network."""
     dropout: float = 0.0
     """Share of features dropped."""
+    sharpness: int | None = None
+    """Examples over which the curvature of the loss is measured too, at every depth; not measured unless given."""
     chunk_size: int | None = None
     """Networks computed at once; fitted to memory unless given."""
     overwrite: bool = False
@@ -116,16 +121,24 @@ def sweep(settings: Sweep) -> None:
         # every seed draws as many examples
         sweeps.samples(grid.but(seed=range(1)), data, settings.batch)
         check_memory("the results", _results(grid))
-        plans = _plans(grid, data, settings.chunk_size)
+        wanted = measures(grid, settings.sharpness)
+        for of, _ in wanted.values():
+            sweeps.samples(of.but(seed=range(1)), data, of.fixed["batch"])
+        plans = {
+            name: sweeps.plan(of, measure, data, settings.chunk_size)
+            for name, (of, measure) in wanted.items()
+        }
         for measure, plan in plans.items():
             check_memory(f"groups of {measure}", plan.memory * len(jax.local_devices()))
         finished = not settings.dry_run and _is_finished(settings, place, grid, data)
-    print(_header(grid, plans), flush=True)
+    print(_header(grid, plans, wanted), flush=True)
     if settings.dry_run:
-        _try(grid, data, plans)
+        for name, (of, taken) in wanted.items():
+            print(tried(name, Measuring(of, taken, data, plans[name])), flush=True)
         return
     total = sum(plan.groups for plan in plans.values())
-    if finished and page.exists() and not any(part.exists() for part in parts(settings.out)):
+    kept = parts(settings.out).values()
+    if finished and page.exists() and not any(part.exists() for part in kept):
         print(f"nothing was left to do\nstore:  {place}\nreport: {page}")
         return
     from jaxstab import (
@@ -140,24 +153,17 @@ def sweep(settings: Sweep) -> None:
             print("nothing was left to do")
         else:
             _make(settings, place, grid, data, total)
-        for part in parts(settings.out):
+        for part in kept:
             remove(part)
         if not (finished and page.exists()):
             report.write(store.load(place).assign_attrs(history.told(str(place))), page)
     print(f"store:  {place}\nreport: {page}")
 
 
-def _try(grid: sweeps.Grid, data: records.Data, plans: dict[str, sweeps.Plan]) -> None:
-    """Compute the first groups of both measures, and say what the whole takes."""
-    whole = {"profiles": (grid, sweeps.signal), "spectra": (grid.but(inputs=1), sweeps.jacobian)}
-    for name, (of, measure) in whole.items():
-        plan = plans[name]
-        print(tried(name, Measuring(of, measure, data, plan)), flush=True)
-
-
 def _is_finished(settings: Sweep, place: Path, grid: sweeps.Grid, data: records.Data) -> bool:
     """Whether the store of this very sweep is there; a place that cannot be used is refused."""
-    for part, of in zip(parts(settings.out), (grid, grid.but(inputs=1)), strict=True):
+    for name, (of, _) in measures(grid, settings.sharpness).items():
+        part = parts(settings.out)[name]
         changed = "" if settings.overwrite else _changed(part, settings_of_sweep(of, data))
         if changed:
             raise UserError(
@@ -168,7 +174,8 @@ def _is_finished(settings: Sweep, place: Path, grid: sweeps.Grid, data: records.
     except FileExistsError as error:
         if not _is_ours(place):
             raise
-        changed = _changed(place, as_attributes(settings_of_sweep(grid, data)))
+        told = as_attributes(settings_of_sweep(grid, data)) | sharp_setting(settings.sharpness)
+        changed = _changed(place, told)
         if changed:
             raise UserError(f"{error}: it holds another sweep ({changed})") from error
         return True
@@ -201,7 +208,7 @@ def _decoded(value: Any) -> Any:
 def _make(settings: Sweep, place: Path, grid: sweeps.Grid, data: records.Data, total: int) -> None:
     """Measure what is not measured yet, predict, judge, and write the whole."""
     begun = _kept(settings.out)
-    # the groups of two measures, then every activation twice
+    # the groups of every measure, then every activation twice
     steps = total + 2 * len(grid.values("activation"))
     try:
         with tqdm(
@@ -219,6 +226,7 @@ def _surveyed(
 ) -> xr.Dataset:
     """The survey; with --overwrite it begins anew where an unfinished one of other settings is."""
     kept: dict[str, Any] = {
+        "sharp": settings.sharpness,
         "into": settings.out,
         "chunk_size": settings.chunk_size,
         "progress": progress,
@@ -228,7 +236,7 @@ def _surveyed(
     except store.OtherSweepError as error:
         if not settings.overwrite:
             raise UserError(f"{error}, or pass --overwrite to replace it") from error
-    for part in parts(settings.out):
+    for part in parts(settings.out).values():
         remove(part)
     return survey(grid, data, **kept)
 
@@ -236,7 +244,7 @@ def _surveyed(
 def _kept(out: Path) -> int:
     """How many groups of an unfinished sweep are measured."""
     done = 0
-    for part in parts(out):
+    for part in parts(out).values():
         # what is not there, or is damaged, is measured anew
         with contextlib.suppress(ValueError, OSError):
             done += store.progress(part).done
@@ -269,15 +277,11 @@ def _cells(grid: sweeps.Grid) -> int:
     return grid.count // len(grid.values("depth"))
 
 
-def _plans(grid: sweeps.Grid, data: records.Data, chunk_size: int | None) -> dict[str, sweeps.Plan]:
-    """How the two measures of a survey are cut into groups, by what they measure."""
-    return {
-        "profiles": sweeps.plan(grid, sweeps.signal, data, chunk_size),
-        "spectra": sweeps.plan(grid.but(inputs=1), sweeps.jacobian, data, chunk_size),
-    }
-
-
-def _header(grid: sweeps.Grid, plans: dict[str, sweeps.Plan]) -> str:
+def _header(
+    grid: sweeps.Grid,
+    plans: dict[str, sweeps.Plan],
+    wanted: Mapping[str, tuple[sweeps.Grid, sweeps.Measure]],
+) -> str:
     """What is going to be computed, in a line."""
     devices = jax.local_devices()
     each = "; ".join(
@@ -289,11 +293,15 @@ def _header(grid: sweeps.Grid, plans: dict[str, sweeps.Plan]) -> str:
     return (
         f"{_cells(grid)} networks ({many['activation']} activations x {many['sigma_w']} gains x "
         f"{many['seed']} seeds), each read at {many['depth']} depths to {grid.deepest}; {each}; on "
-        f"{len(devices)} {devices[0].platform} device{'s' * (len(devices) > 1)}{_rough_time(grid, devices[0])}"
+        f"{len(devices)} {devices[0].platform} device{'s' * (len(devices) > 1)}{_rough_time(grid, wanted, devices[0])}"
     )
 
 
-def _rough_time(grid: sweeps.Grid, device: jax.Device) -> str:
+def _rough_time(
+    grid: sweeps.Grid,
+    wanted: Mapping[str, tuple[sweeps.Grid, sweeps.Measure]],
+    device: jax.Device,
+) -> str:
     """How long it takes, from what the defaults take: spectra cost as networks x depth x width^3 do."""
     if device.platform != "cpu":
         return ""
@@ -303,7 +311,18 @@ def _rough_time(grid: sweeps.Grid, device: jax.Device) -> str:
         return _cells(of) * of.deepest * state**3
 
     measuring = _MEASURING * cost(grid) / cost(Sweep().grid()) * 2 / (os.cpu_count() or 2)
-    return f", about {told_time(measuring + _COMPILING * len(grid.kinds))}"
+    compiling = _COMPILING * len(grid.kinds)
+    if "sharpness" in wanted:
+        measuring += _products(wanted["sharpness"][0]) / (_FLOPS * (os.cpu_count() or 2))
+        compiling *= 2
+    return f", about {told_time(measuring + compiling)}"
+
+
+def _products(grid: sweeps.Grid) -> float:
+    """FLOPs of a sharpness: a Hessian product is nine matrix products per layer, a Gauss-Newton one six."""
+    layers = sum(grid.values("depth"))
+    each = 2.0 * (9 + 6) * grid.fixed["batch"] * grid.fixed["width"] ** 2
+    return _cells(grid) * layers * each * PRODUCTS
 
 
 def _progress(bar: tqdm) -> sweeps.ProgressBar:

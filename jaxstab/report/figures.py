@@ -18,6 +18,7 @@ from jaxstab.report.panels import (
     Curve,
     colour_bar,
     curve_legend,
+    curves,
     edges,
     label_axes,
     panels,
@@ -231,6 +232,42 @@ def gradient_heat_map(dataset: xr.Dataset, columns: int = COLUMNS) -> Figure:
     )  # fmt: skip
     label_axes(figure, r"weight gain $\sigma_w$", "depth $L$")
     colour_bar(figure, axes, mesh, r"$\ln\,|dL/dh_0|\,/\,|dL/dh_L|$")
+    return figure
+
+
+def sharpness(dataset: xr.Dataset, columns: int = COLUMNS) -> Figure:
+    """Largest curvature of the loss against the gain: measured with standard errors, and predicted, for some depths.
+
+    Args:
+        dataset: a survey with sharpness.
+        columns: panels in a row.
+
+    Returns:
+        The figure.
+    """
+    figure, axes = panels(dataset.activation.values.tolist(), 2.9, columns=columns)
+    depths = dataset.depth.values
+    shown = np.unique(np.linspace(0, len(depths) - 1, min(5, len(depths))).round().astype(int))
+    for name, axis in axes:
+        of = dataset.sel(activation=name)
+        for curve in curves({int(at): f"{depths[at]:d}" for at in shown}):
+            cell = of.isel(depth=curve.at)
+            predicted = cell.predicted_log_gauss_newton / np.log(10)
+            axis.plot(cell.sigma_w, predicted, color=curve.colour, lw=1.3, zorder=1)
+            axis.plot(
+                cell.sigma_w, cell.mean_log_gauss_newton / np.log(10), "x", ms=3.4,
+                color=curve.colour, mew=0.9, zorder=2,
+            )  # fmt: skip
+            axis.errorbar(
+                cell.sigma_w, cell.mean_log_sharpness / np.log(10), cell.mean_log_sharpness_se / np.log(10),
+                fmt=curve.marker, ms=3.6, mfc=PAPER, mec=curve.colour, ecolor=curve.colour, mew=1.1,
+                elinewidth=1.0, zorder=3, label=curve.label,
+            )  # fmt: skip
+        axis.axvline(float(of.critical_here), color=MUTED, lw=0.6, zorder=0)
+        axis.yaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axis.yaxis.set_major_formatter(FuncFormatter(power_of_ten))
+        curve_legend(axis, "$L$")
+    label_axes(figure, r"weight gain $\sigma_w$", "largest eigenvalue of the loss's Hessian")
     return figure
 
 

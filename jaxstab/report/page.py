@@ -28,6 +28,16 @@ _DRAWN: dict[str, tuple[Callable[[xr.Dataset, int], Figure], tuple[str, ...]]] =
         figures.gradient_heat_map,
         ("gradient_ratio", "fixed_point_xi_c", "fixed_point_xi_grad"),
     ),
+    "sharpness": (
+        figures.sharpness,
+        (
+            "mean_log_sharpness",
+            "mean_log_sharpness_se",
+            "mean_log_gauss_newton",
+            "mean_log_gauss_newton_se",
+            "predicted_log_gauss_newton",
+        ),
+    ),
     "singular_values": (figures.singular_values, ("log_s_quantile", "predicted_log_mean_square")),
     "forward_signal": (figures.forward_signal, ("log_q", "predicted_log_q", "c", "predicted_c")),
 }
@@ -58,7 +68,12 @@ def write(dataset: xr.Dataset, path: str | Path) -> Path:
         "n_xi": N_XI,
         "colours": [(verdict, COLOURS[verdict]) for verdict in ("vanish", "critical", "explode")],
         "rows": [_row(dataset.sel(activation=name)) for name in dataset.activation.values.tolist()],
-        "figures": {name: _picture(dataset, name, told[name]) for name in _DRAWN},
+        "figures": {
+            name: _picture(dataset, name, told[name])
+            for name, (_, variables) in _DRAWN.items()
+            if name != "sharpness" or set(variables) <= set(dataset)
+        },
+        "examples": dataset.attrs.get("sharpness"),
     }
     text = page(
         "survey.html",
@@ -153,8 +168,11 @@ def _alts(dataset: xr.Dataset) -> dict[str, str]:
             f"{float(values[0]):.2g} at the smallest gain, {float(values[-1]):.2g} at the largest"
         )
 
+    def sharpest(of: xr.Dataset) -> str:
+        return ends(of.mean_log_sharpness.isel(depth=-1))
+
     deepest = dataset.isel(depth=-1)
-    return {
+    told = {
         "phase_diagram": f"Predicted ln chi_1 over {span} and biases, with measured verdicts. {each(verdicts)}.",
         "gradient_norms": (
             f"Norm of the gradient against the layer, depth {depth}, relative to the last layer, measured over "
@@ -179,3 +197,9 @@ def _alts(dataset: xr.Dataset) -> dict[str, str]:
             + "."
         ),
     }
+    if "mean_log_sharpness" in dataset:
+        told["sharpness"] = (
+            f"Largest Hessian eigenvalue of the loss at the start, over {span}, measured beside the predicted "
+            f"Gauss-Newton eigenvalue. Its logarithm at depth {depth}: {each(sharpest)}."
+        )
+    return told

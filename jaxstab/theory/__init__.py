@@ -13,6 +13,7 @@ from jaxstab.theory.finite_width import (
     log_growth,
     typical_shift,
 )
+from jaxstab.theory.fisher import sharpness
 from jaxstab.theory.fixed_points import fixed_point, fixed_points
 from jaxstab.theory.free_products import (
     JacobianLaw,
@@ -24,7 +25,7 @@ from jaxstab.theory.free_products import (
     squared_slopes,
 )
 from jaxstab.theory.hermite import KernelMap, hermite_coefficients, kernel_map
-from jaxstab.theory.kernels import Kernels, kernels
+from jaxstab.theory.kernels import Kernels, kernels, missing_kernels
 from jaxstab.theory.laws import (
     NORMS,
     SKIPS,
@@ -88,6 +89,7 @@ __all__ = [
     "missing",
     "missing_critical_points",
     "missing_fixed_point",
+    "missing_kernels",
     "moment_error",
     "predict",
     "product_law",
@@ -95,6 +97,7 @@ __all__ = [
     "second_moment",
     "second_moment_slope",
     "shaped",
+    "sharpness",
     "squared_slopes",
     "typical_shift",
 ]

@@ -40,10 +40,16 @@ class Kernels(NamedTuple):
     Attributes:
         nngp: covariance K of one unit over networks.
         ntk: Theta, summed over the parameters up to this layer.
+        readout_nngp: K of one output of a readout behind this layer.
+        readout_own: Theta of that output, over the readout's own parameters.
+        readout_below: Theta of that output, over all parameters below the readout.
     """
 
     nngp: Float[Array, "layer 2 2"]
     ntk: Float[Array, "layer 2 2"]
+    readout_nngp: Float[Array, "layer 2 2"]
+    readout_own: Float[Array, "layer 2 2"]
+    readout_below: Float[Array, "layer 2 2"]
 
 
 class _Moments(NamedTuple):
@@ -127,8 +133,9 @@ def _kernels(
         known = _head(phi, about, law, nngp)
         branch = w2 * known.values + b2
         own = branch if width is None else width * known.values + 1.0
-        new = kept * nngp + square * branch, kept * ntk + square * (own + w2 * known.slopes * ntk)
-        return new, Kernels(nngp, ntk)
+        below = w2 * known.slopes * ntk
+        new = kept * nngp + square * branch, kept * ntk + square * (own + below)
+        return new, Kernels(nngp, ntk, branch, own, below)
 
     given = _matrix(jnp.stack([first, second]), c0 * jnp.sqrt(first * second))
     nngp = w2 * given + b2
@@ -136,8 +143,15 @@ def _kernels(
     return jax.lax.scan(layer, (nngp, ntk), None, length=depth + 1)[1]
 
 
-def _missing(law: Law) -> str:
-    """Why no kernel is known of a block; empty where it is."""
+def missing_kernels(law: Law) -> str:
+    """Say why no kernel is known of a block.
+
+    Args:
+        law: of the block.
+
+    Returns:
+        The reason; empty where there is a kernel.
+    """
     if isinstance(law.activation, Mixture):
         return "pairs of a mixture's units of two lengths have no rule here; take one activation"
     if law.norm == "batch":
@@ -188,7 +202,7 @@ def kernels(
     known = as_law(block)
     check_gains(sigma_w, sigma_b)
     depth = check_count("depth", depth, 0)
-    if reason := _missing(known):
+    if reason := missing_kernels(known):
         raise ValueError(f"no kernels of {known.activation.name}: {reason}")
     if (width is None) != (d_in is None):
         raise ValueError(f"width and d_in are given together, got width {width} and d_in {d_in}")
