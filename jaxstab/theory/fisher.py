@@ -113,7 +113,7 @@ def _log_largest(
 
         def mixed(kernel: Array, u: Float[Array, "n out"]) -> Float[Array, "n out"]:
             beyond = kernel[0, 0] - kernel[0, 1]
-            return beyond * u + kernel[0, 1] * jnp.sum(u, axis=0)
+            return beyond * u + kernel[0, 1] * jnp.sum(u, axis=0, keepdims=True)
 
         def curved(u: Float[Array, "n out"]) -> Float[Array, "n out"]:
             return p * (u - jnp.sum(p * u, axis=1, keepdims=True))
