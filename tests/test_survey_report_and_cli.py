@@ -444,7 +444,7 @@ def test_survey_of_a_single_cell_still_reports(tmp_path):
     dataset = analysis.survey(grid, datasets.load("digits"), sharp=4)
     # width 8 is not wide: within a nat of the prediction
     missed = dataset.mean_log_gauss_newton - dataset.predicted_log_gauss_newton
-    assert abs(float(missed)) < 1 and dataset.attrs["sharpness"] == 4
+    assert abs(missed.item()) < 1 and dataset.attrs["sharpness"] == 4
     assert np.isnan(dataset.measured_critical).all() and np.isnan(dataset.rate_se).all()
     page = report.write(dataset, tmp_path / "one.html")
     assert page.stat().st_size > 50_000 and "Curvature of the loss" in page.read_text()
