@@ -324,22 +324,64 @@ def _of_an_isometry(t):
 
 
 @pytest.mark.slow
-@pytest.mark.kernels
-def test_gradients_at_dynamical_isometry_are_central_differences():
+def _at_depth_200(t):
+    """Every kind of public function of a network 200 layers deep, by its gain."""
+    rng = np.random.default_rng(1)
+
+    # the same in either precision, which JAX's draws are not
+    def layer(*shape):
+        kernel = jnp.asarray(rng.normal(size=shape) / shape[-2] ** 0.5, t.dtype)
+        return {
+            "dense": {"kernel": t * kernel, "bias": jnp.full(shape[:-2] + shape[-1:], 0.1, t.dtype)}
+        }
+
+    params = networks.Params(layer(4, 4), layer(200, 4, 4), layer(4, 2))
+    chain = networks.chain(networks.MLP(200, 4, "tanh", features_out=2))
+    x = jnp.linspace(-1.0, 1.3, 4).astype(t.dtype)
+    depths = [200]
+    weights = jnp.arange(1.0, 5.0, dtype=t.dtype)
+    operator = spectra.jacobian(chain, params, x)
+    largest = spectra.extremes(operator, KEY, top=1)
+    return {
+        "log_singular_values": spectra.log_singular_values(chain, params, x, depths)[0] @ weights,
+        "log_spectrum": spectra.log_spectrum(chain, params, x, depths).log_s[0] @ weights,
+        "extremes": largest.log_s[0],
+        "lyapunov_exponents": spectra.lyapunov_exponents(chain, params, x, depths)[0] @ weights,
+        "local_log_singular_values": jnp.sum(spectra.local_log_singular_values(chain, params, x)),
+        "log_apjn": spectra.log_apjn(chain, params, x)[-1],
+        "partial_jacobian": spectra.partial_jacobian(chain, params, x, 0, 200).log_norm,
+        "forward": propagation.forward(chain, params, x).log_q[-1],
+        "backward": propagation.backward(chain, params, x, lambda y: y[0]).log_grad_h[0],
+        "omega": regularizers.omega(chain, params, x, lambda y: y[0], immediate=False),
+    }
+
+
+# functions of one number, where, the step of differences, and how far off slopes may be in float64 and float32:
+# differences are of the fourth order; float32 carries 7 digits, of which a product of five layers loses two
+TABLES = {
     # values that coincide, that nearly do, and that do not
-    points, step = np.array([0.0, 1e-6, 1e-3, 0.3]), 1e-3
-    around = (points[:, None] + step * np.arange(-2, 3)).ravel()
+    "isometry": (_of_an_isometry, (0.0, 1e-6, 1e-3, 0.3), 1e-3, 1e-8, 1e-4),
+    "depth 200": (_at_depth_200, (0.8, 1.1), 1e-4, 1e-6, 1e-2),
+}
+
+
+@pytest.mark.parametrize("name", [pytest.param("isometry", marks=pytest.mark.kernels), "depth 200"])
+def test_gradients_of_every_kind_are_central_differences(name):
+    function, points, step, *tolerances = TABLES[name]
+    around = (np.array(points)[:, None] + step * np.arange(-2, 3)).ravel()
     x64 = jax.config.jax_enable_x64
     with jax.enable_x64(True):
-        values = jax.jit(jax.vmap(_of_an_isometry))(jnp.asarray(around, jnp.float64))
+        values = jax.jit(jax.vmap(function))(jnp.asarray(around, jnp.float64))
     dtype = jnp.float64 if x64 else jnp.float32
-    slopes = jax.jit(jax.vmap(jax.jacrev(_of_an_isometry)))(jnp.asarray(points, dtype))
+    slopes = jax.jit(jax.vmap(jax.jacrev(function)))(jnp.asarray(points, dtype))
     central = np.array([1.0, -8.0, 0.0, 8.0, -1.0]) / (12 * step)
-    for name in slopes:
-        value = values[name]
-        expected = np.asarray(value).reshape(len(points), 5) @ central
-        # differences of the fourth order; float32 carries 7 digits, of which a product of five layers loses two
-        tolerance = 1e-8 if x64 else 1e-4
-        np.testing.assert_allclose(
-            slopes[name], expected, rtol=tolerance, atol=tolerance, err_msg=name
-        )
+    tolerance = tolerances[0 if x64 else 1]
+    for kind, slope in slopes.items():
+        expected = np.asarray(values[kind]).reshape(len(points), 5) @ central
+        np.testing.assert_allclose(slope, expected, rtol=tolerance, atol=tolerance, err_msg=kind)
+
+
+def test_a_gradient_at_known_numbers_is_that_of_a_program():
+    # outside of any program the root is found in NumPy
+    slope = jax.grad(lambda w: theory.fixed_point("tanh", w, 0.3).chi_1)
+    np.testing.assert_allclose(slope(1.5), jax.jit(slope)(1.5), rtol=1e-10)

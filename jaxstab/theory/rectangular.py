@@ -17,7 +17,6 @@ equations are bisected. From there lambda turns about 0 to the positive axis, Ne
 following.
 """
 
-import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -115,7 +114,7 @@ def curve(d: AnyArray, share: AnyArray, widths: Widths, points: int) -> Curve:
         share = np.bincount(which, np.asarray(share, float))
         d = values
     with jax.enable_x64(True):
-        found = _curve(widened(d), widened(share), widths, points)
+        found = _solved_curve(widened(d), widened(share), widths, points)
     return narrowed(found, dtype)
 
 
@@ -133,7 +132,6 @@ def _net(d: Array, share: Array, widths: Widths) -> _Net:
     )
 
 
-@functools.partial(jax.jit, static_argnames=("widths", "points"))
 def _curve(d: Array, share: Array, widths: Widths, points: int) -> Curve:
     net = _net(d, share, widths)
     alive = 1 - jnp.sum(jnp.where(d == 0, share, 0.0))
@@ -166,6 +164,9 @@ def _curve(d: Array, share: Array, widths: Widths, points: int) -> Curve:
     above, density = jax.vmap(law_from)(*starts, wanted)
     values = widths.values
     return Curve(wanted, above / values, density / values, 1 - rank / values)
+
+
+_solved_curve = host.program(_curve, "widths", "points")
 
 
 def _complex(x: Array) -> Array:
