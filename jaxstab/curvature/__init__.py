@@ -27,7 +27,16 @@ from jaxstab.curvature.stability import (
     largest_stable_rate,
     preconditioned,
 )
-from jaxstab.curvature.symmetric import EigenvalueDensity, Extremes, cdf, density, extremes, trace
+from jaxstab.curvature.symmetric import (
+    EigenvalueDensity,
+    Extremes,
+    Largest,
+    cdf,
+    density,
+    extremes,
+    largest,
+    trace,
+)
 from jaxstab.curvature.vectors import ravel
 
 __all__ = [
@@ -36,6 +45,7 @@ __all__ = [
     "CriticalSharpness",
     "EigenvalueDensity",
     "Extremes",
+    "Largest",
     "Objective",
     "SharpnessState",
     "TangentKernel",
@@ -52,6 +62,7 @@ __all__ = [
     "hessian",
     "hessian_by_gradient",
     "kernel_eigenvalues",
+    "largest",
     "largest_stable_rate",
     "monitor_sharpness",
     "objective",
