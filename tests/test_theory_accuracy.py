@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy import integrate
+from scipy import integrate, optimize, special
 
 from jaxstab import theory
 from jaxstab.activations import Activation
@@ -232,3 +232,59 @@ def test_predictions_jitted_by_the_caller_hold_beyond_the_range_of_quadrature(na
     # ln of a length of e^98 in float32
     np.testing.assert_allclose(found[0].log_q, wanted[0].log_q, atol=1e-4)
     np.testing.assert_allclose(found[2].log_grad_h, wanted[2].log_grad_h, atol=1e-4)
+
+
+def _normal_density(z):
+    return np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi)
+
+
+# phi and phi'
+SMOOTH = {
+    "tanh": (np.tanh, lambda z: 1 - np.tanh(z) ** 2),
+    "erf": (special.erf, lambda z: 2 * np.exp(-(z**2)) / np.sqrt(np.pi)),
+    "gelu": (lambda z: z * special.ndtr(z), lambda z: special.ndtr(z) + z * _normal_density(z)),
+    "silu": (
+        lambda z: z * special.expit(z),
+        lambda z: special.expit(z) * (1 + z * special.expit(-z)),
+    ),
+}
+
+
+def _correlation_by_trapezoids(name, sigma_w, q):
+    """(1 - c*, chi_1, chi_c) at length q, by a two-dimensional trapezoid rule: for analytic phi good to rounding."""
+    phi, slope = SMOOTH[name]
+    u = np.arange(-9.5, 9.55, 0.1)
+    weight = np.exp(-(u**2) / 2)
+    weight = weight / weight.sum()
+    root = np.sqrt(q)
+    chi_1 = sigma_w**2 * np.sum(weight * slope(root * u) ** 2)
+    if chi_1 <= 1:
+        return 0.0, chi_1, chi_1
+    shared, own = np.meshgrid(u, u, indexing="ij")
+
+    def pair(distance):
+        other = (1 - distance) * shared + np.sqrt(distance * (2 - distance)) * own
+        return root * shared, root * other
+
+    def excess(log_distance):
+        first, second = pair(np.exp(log_distance))
+        square = weight @ (phi(first) - phi(second)) ** 2 @ weight
+        return sigma_w**2 * square / (2 * q * np.exp(log_distance)) - 1
+
+    distance = np.exp(optimize.brentq(excess, -25, 0, xtol=1e-14))
+    first, second = pair(distance)
+    return distance, chi_1, sigma_w**2 * (weight @ (slope(first) * slope(second)) @ weight)
+
+
+@pytest.mark.parametrize("name", SMOOTH)
+def test_correlations_at_fixed_points_are_those_of_trapezoids(name):
+    # ordered, chaotic, and within 1 % of criticality for tanh
+    for sigma_w, sigma_b in ((0.5, 1.0), (1.25, 0.4), (1.335, 0.3), (2.0, 0.01), (3.0, 1.0)):
+        point = theory.fixed_point(name, sigma_w, sigma_b)
+        if np.isinf(point.q):
+            continue
+        distance, chi_1, chi_c = _correlation_by_trapezoids(name, sigma_w, float(point.q))
+        tolerance = 1e-8 if abs(chi_1 - 1) < 0.01 else 1e-9
+        found = (point.c, point.chi_1, point.chi_c, point.xi_c)
+        expected = (1 - distance, chi_1, chi_c, -1 / np.log(chi_c))
+        np.testing.assert_allclose(found, expected, rtol=tolerance, err_msg=f"{sigma_w}, {sigma_b}")
