@@ -59,6 +59,20 @@ class SiteProfile(NamedTuple):
     nonfinite: Float[Array, " row"]
 
 
+class AttentionProfile(NamedTuple):
+    """What softmaxes read and give, over examples and positions, for each head.
+
+    Attributes:
+        max_logit: the largest of what the softmax reads.
+        entropy: mean entropy of its weights, nats.
+        uniform: that of equal weights of all that no mask takes away, nats.
+    """
+
+    max_logit: Float[Array, "row head"]
+    entropy: Float[Array, "row head"]
+    uniform: Float[Array, "row head"]
+
+
 class CorrelationProfile(NamedTuple):
     """Correlation of two inputs at every layer 0..L.
 

@@ -1,5 +1,7 @@
 """Probes of unmodified models: the output keeps every bit, sites are what submodules give, gradients are jax.grad's."""
 
+import operator
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -393,3 +395,75 @@ def test_mistakes_are_told_in_one_line(everything, call, message):
     _, params, tokens, _, probe = everything
     with pytest.raises(ValueError, match=message):
         call(probe, params, tokens)
+
+
+class Attention(nn.Module):
+    """Attention in a scan, and a hand-written one."""
+
+    @nn.compact
+    def __call__(self, x):
+        mask = nn.make_causal_mask(x[..., 0])
+        blocks = nn.scan(
+            lambda module, x, _: (module(x, mask=mask), None),
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            length=2,
+        )
+        x, _ = blocks(nn.MultiHeadDotProductAttention(2, name="heads"), x, None)
+        return jax.nn.softmax(3 * x @ x.mT) @ x
+
+
+def _entropy(p):
+    return -np.sum(p * np.log(np.where(p > 0, p, 1)), -1)
+
+
+@pytest.mark.parametrize("kind", ["linen", "nnx"])
+def test_logits_and_entropies_of_heads_are_those_of_the_hand_written_attention(kind):
+    """Hold max logit, entropy and that of equal weights, in a scan, under a mask, and by hand."""
+    x = jax.random.normal(jax.random.key(0), (3, 4, 6), "float32")
+    if kind == "nnx":
+        heads = nnx.MultiHeadAttention(
+            2, 6, decode=False, rngs=nnx.Rngs(1), param_dtype=x.dtype, dtype=x.dtype
+        )
+        probe = networks.probe(heads, None, x, kind=("*", "softmax"))
+        got = jax.jit(lambda: propagation.attention_at_sites(probe, None, x))()
+        at = [row.name for row in probe.rows].index("softmax.logits")
+        got = jax.tree.map(lambda rows: rows[at : at + 1], got)
+        q, k = (layer(x) for layer in (heads.query, heads.key))
+        logits = [np.einsum("bqhd,bkhd->bhqk", q, k) / 3**0.5]
+        uniform = [np.log(4)]
+    else:
+        model = Attention()
+        params = jax.jit(model.init)(jax.random.key(2), x)
+        probe = networks.probe(model, params, x, kind="softmax")
+        assert [row.name for row in probe.rows] == [
+            "heads.logits@0",
+            "heads.logits@1",
+            "softmax.logits",
+        ]
+        got = jax.jit(lambda: propagation.attention_at_sites(probe, params, x))()
+        logits, uniform = [], [np.mean(np.log([1, 2, 3, 4]))] * 2
+        h = x
+        for step in range(2):
+            w = jax.tree.map(operator.itemgetter(step), params["params"]["heads"])
+            q, k, v = (
+                np.einsum("bti,ihd->bthd", h, w[name]["kernel"])
+                for name in ("query", "key", "value")
+            )
+            z = np.einsum("bqhd,bkhd->bhqk", q, k) / 3**0.5
+            z = np.where(np.tri(4, dtype=bool), z, -np.inf)
+            logits.append(z)
+            mixed = np.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(z), v)
+            h = np.einsum("bqhd,hdo->bqo", mixed, w["out"]["kernel"])
+    for row, z in enumerate(logits):
+        assert np.allclose(got.max_logit[row, :2], np.max(z, axis=(0, 2, 3)), rtol=1e-5)
+        entropy = np.mean(_entropy(np.asarray(jax.nn.softmax(z))), axis=(0, 2))
+        assert np.allclose(got.entropy[row, :2], entropy, rtol=1e-5)
+        assert np.allclose(got.uniform[row, :2], uniform[row], rtol=1e-6)
+    if kind == "linen":
+        # three examples are its heads: nothing tells them apart
+        z = 3 * h @ np.swapaxes(h, 1, 2)
+        assert np.allclose(got.max_logit[2], np.max(z, axis=(1, 2)), rtol=1e-5)
+        assert np.isnan(got.entropy[0, 2])
+        same = probe.read(params, x, shifts=probe.zeros()).output
+        assert np.array_equal(same, model.apply(params, x))

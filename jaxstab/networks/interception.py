@@ -1,8 +1,10 @@
 """Unmodified models as pure functions whose submodules tag what they give."""
 
+import contextlib
 import functools
 import inspect
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -20,6 +22,10 @@ from jaxstab.networks.tagged import tag
 
 # what begins the names of our own tags
 _OURS = "jaxstab:"
+# what begins the names of our scopes, which name the submodule of what is computed within
+_SCOPE = "jaxstab@"
+# class of what a softmax reads
+SOFTMAX = "softmax"
 # classes of the sites of a chain whose activation reads them
 EMBED = "embed"
 BLOCK = "block"
@@ -73,6 +79,25 @@ def label_of(name: str) -> Label:
     # the place of the value within a tree is appended to the name of the tag
     (path, kind, method), end = json.JSONDecoder().raw_decode(name, len(_OURS))
     return Label(path, kind, ("" if method == "__call__" else f".{method}") + name[end:])
+
+
+def softmax_name(stack: str) -> str:
+    """Name the tag of what a softmax reads.
+
+    Args:
+        stack: JAX's name stack where it is computed.
+
+    Returns:
+        A name that `label_of` reads.
+    """
+    scopes = re.findall(f"{_SCOPE}([^/()]*)", stack)
+    path = scopes[-1].replace("|", "/") if scopes else ""
+    return _OURS + json.dumps([path, SOFTMAX, "logits"])
+
+
+def _scope(path: str) -> contextlib.AbstractContextManager:
+    """Let what is computed within bear the path of its submodule."""
+    return jax.named_scope(_SCOPE + path.replace("/", "|"))
 
 
 def model_of(model: Any, keywords: Mapping[str, Any]) -> Model:
@@ -144,7 +169,8 @@ def _tagging() -> Callable:
         inherited = bool(active) and active[-1] == here
         active.append(here)
         try:
-            output = call(*args, **kwargs)
+            with _scope("/".join(module.path)):
+                output = call(*args, **kwargs)
         finally:
             active.pop()
         return (
@@ -218,7 +244,9 @@ def _tagged_class(kind: type, path: str) -> type:
     def tagged(method: str, function: Callable) -> Callable:
         @functools.wraps(function)
         def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-            return _named(path, kind.__name__, method, function(self, *args, **kwargs))
+            with _scope(path):
+                output = function(self, *args, **kwargs)
+            return _named(path, kind.__name__, method, output)
 
         return call
 
@@ -258,7 +286,12 @@ def _function(function: Callable, keywords: Mapping[str, Any]) -> Model:
 def _chain(network: Chain) -> Model:
     def call(theta: PyTree, rest: PyTree, inputs: tuple, rngs: PyTree) -> tuple[PyTree, PyTree]:
         def named(path: str, kind: str, layer: Callable) -> Callable:
-            return lambda *given: _named(path, kind, "__call__", layer(*given))
+            def call(*given: Any) -> PyTree:
+                with _scope(path):
+                    output = layer(*given)
+                return _named(path, kind, "__call__", output)
+
+            return call
 
         if isinstance(network.block, tuple):
             parts = [

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from jaxstab.checks import check_count
-from jaxstab.networks.interception import Model, model_of
+from jaxstab.networks.interception import SOFTMAX, Model, model_of, softmax_name
 from jaxstab.networks.sites import Missed, Row, Site, missed_by, named_sites, rows_of
 from jaxstab.networks.tagged import Program
 
@@ -243,7 +243,9 @@ def probe(
             differentiated by.
         inputs: as the model takes them; arrays or their shapes.
         path: which sites, a pattern of their path, "encoder/*".
-        kind: which sites, a pattern of their class or several, "Dense".
+        kind: which sites, a pattern of their class or several, "Dense". "softmax", named so, stands
+            for what softmaxes over the last axis read, wherever they are computed: `attention_at_sites`
+            of `propagation` takes these.
         every: stride, in order of execution, over the sites that path and class select.
         rngs: keys by name of stream, {"dropout": key}.
         keywords: other arguments of the call, such as train=False; they are static.
@@ -273,9 +275,9 @@ def probe(
     theta, rest = pure.split(params)
     given = (theta, rest, inputs, {} if rngs is None else rngs)
     closed, gives = jax.make_jaxpr(pure.call, return_shape=True)(*given)
-    program = Program.of(closed)
-    found = named_sites(program.marks, pure.activation)
     patterns = [kind] if isinstance(kind, str) else list(kind)
+    program = Program.of(closed, softmax_name if SOFTMAX in patterns else None)
+    found = named_sites(program.marks, pure.activation)
     chosen = [
         (number, site)
         for number, site in enumerate(found)

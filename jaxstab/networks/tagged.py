@@ -10,18 +10,22 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 from jaxtyping import Array, PyTree
 
+from jaxstab.networks.recognised import (
+    JITS,
+    activation_of,
+    inner_of,
+    opened,
+    readers_of,
+    softmaxes,
+    softmaxes_within,
+)
+
 # what the versions of JAX call them
-_JITS = ("jit", "pjit")
 _REMATS = ("checkpoint", "remat", "remat2")
-# primitives -> activations that saturate; relu is a maximum with zero
-_ACTIVATIONS = {"tanh": "tanh", "logistic": "sigmoid"}
-# what makes something else of a value before or beside its activation
-_GATES = ("mul", "div", "integer_pow", "pow", "square")
 Shifts = dict[int, Array]
 
 
@@ -144,21 +148,24 @@ class Program:
     unreached: list[Unreached] = field(default_factory=list)
     sliced: set[int] = field(default_factory=set)
     _loops: int = 0
+    _softmax: Callable[[str], str] | None = None
     _arguments: dict[Any, int] = field(default_factory=dict)
     _body: Callable = lambda *_: None
 
     @classmethod
-    def of(cls, closed: Any) -> "Program":
+    def of(cls, closed: Any, softmax: Callable[[str], str] | None = None) -> "Program":
         """Divide a traced function.
 
         Args:
             closed: what `jax.make_jaxpr` gives.
+            softmax: name stack -> name of the mark of what a softmax over the last axis reads; None
+                for no such marks.
 
         Returns:
             The program.
         """
-        program = cls()
-        jaxpr, consts = _opened(closed)
+        program = cls(_softmax=softmax)
+        jaxpr, consts = opened(closed)
         program._arguments = {variable: i for i, variable in enumerate(jaxpr.invars)}
         body = program._divided(jaxpr, ())
 
@@ -185,13 +192,14 @@ class Program:
         """
         return self._body(list(inputs), shifts, frozenset(wanted))
 
-    def _divided(self, jaxpr: Any, loops: tuple[Loop, ...]) -> Callable:
+    def _divided(self, jaxpr: Any, loops: tuple[Loop, ...], place: str = "") -> Callable:
         """The function of a jaxpr, its constants first among the inputs."""
         steps: list[_Step] = []
         plain: list[Any] = []
         last_read = _last_read(jaxpr)
-        readers = _readers(jaxpr)
+        readers = readers_of(jaxpr)
         used = _used(jaxpr)
+        numbers = softmaxes(jaxpr) if self._softmax else set()
 
         def flush(before: int) -> None:
             if plain:
@@ -203,7 +211,11 @@ class Program:
                 # nn.scan traces its body once more, for what does not change from step to step
                 self.unreached += [Unreached(name, "unused") for name in _names(equation)]
                 continue
-            step = self._opened_step(equation, loops, readers)
+            here = f"{place}/{equation.source_info.name_stack}"
+            if i in numbers:
+                flush(i)
+                steps.append(self._logits(equation.invars[0], loops, here))
+            step = self._opened_step(equation, loops, readers, here)
             if step is None:
                 plain.append(equation)
             else:
@@ -227,30 +239,43 @@ class Program:
         return run
 
     def _opened_step(
-        self, equation: Any, loops: tuple[Loop, ...], readers: dict[Any, list]
+        self, equation: Any, loops: tuple[Loop, ...], readers: dict[Any, list], here: str
     ) -> _Step | None:
         """A tag, or an equation around tags that they can be read out of; None for what runs as it stands."""
         name = equation.primitive.name
         if name == "name":
             return self._marked(equation, loops, readers)
         inside = list(_names(equation))
+        if self._softmax:
+            inside += [self._softmax(here)] * softmaxes_within(equation)
         if not inside:
             return None
-        if name in _JITS:
-            return self._called(equation, loops, _jitted)
+        if name in JITS:
+            return self._called(equation, loops, _jitted, here)
         if name in _REMATS:
-            return self._called(equation, loops, _checkpointed(equation.params))
+            return self._called(equation, loops, _checkpointed(equation.params), here)
         if name == "scan":
-            return self._scanned(equation, loops)
+            return self._scanned(equation, loops, here)
         self.unreached += [Unreached(tagged, name) for tagged in inside]
         return None
 
     def _marked(self, equation: Any, loops: tuple[Loop, ...], readers: dict[Any, list]) -> _Step:
-        aval = equation.outvars[0].aval
+        given, value = equation.invars[0], equation.outvars[0]
+        return self._mark(
+            equation.params["name"], given, value, loops, activation_of(value, readers)
+        )
+
+    def _logits(self, variable: Any, loops: tuple[Loop, ...], here: str) -> _Step:
+        """What a softmax reads; all that reads it later gets it shifted."""
+        assert self._softmax is not None
+        return self._mark(self._softmax(here), variable, variable, loops, None)
+
+    def _mark(
+        self, name: str, given: Any, named: Any, loops: tuple[Loop, ...], activation: str | None
+    ) -> _Step:
         number = len(self.marks)
-        shape = (*(loop.length for loop in loops), *aval.shape)
-        activation = _activation(equation.outvars[0], readers)
-        self.marks.append(Mark(equation.params["name"], shape, aval.dtype, loops, activation))
+        shape = (*(loop.length for loop in loops), *named.aval.shape)
+        self.marks.append(Mark(name, shape, named.aval.dtype, loops, activation))
 
         def run(
             inputs: list, shifts: Shifts, wanted: frozenset[int]
@@ -260,15 +285,19 @@ class Program:
                 value = shifted(value, shifts[number])
             return [value], {number: value} if number in wanted else {}
 
-        return _Step(equation.invars, equation.outvars, run)
+        return _Step([given], [named], run)
 
     def _called(
-        self, equation: Any, loops: tuple[Loop, ...], around: Callable[[Callable], Callable]
+        self,
+        equation: Any,
+        loops: tuple[Loop, ...],
+        around: Callable[[Callable], Callable],
+        here: str,
     ) -> _Step:
         """A function called, such as a jitted one; `around` puts back what was around it."""
-        jaxpr, consts = _opened(equation.params["jaxpr"])
+        jaxpr, consts = opened(equation.params["jaxpr"])
         first = len(self.marks)
-        body = self._divided(jaxpr, loops)
+        body = self._divided(jaxpr, loops, here)
         own = range(first, len(self.marks))
 
         def run(
@@ -281,17 +310,17 @@ class Program:
 
         return _Step(equation.invars, equation.outvars, run)
 
-    def _scanned(self, equation: Any, loops: tuple[Loop, ...]) -> _Step:
+    def _scanned(self, equation: Any, loops: tuple[Loop, ...], here: str) -> _Step:
         """A scan; what is tagged in its body gets an axis of steps in front."""
         params = equation.params
-        jaxpr, closed_over = _opened(params["jaxpr"])
+        jaxpr, closed_over = opened(params["jaxpr"])
         first = len(self.marks)
         num_consts, num_carry = _scan_arguments(params)
         slices = equation.invars[num_consts + num_carry :]
         self.sliced |= {self._arguments[atom] for atom in slices if atom in self._arguments}
         self._loops += 1
         body = self._divided(
-            jaxpr, (*loops, Loop(self._loops, params["length"], params["reverse"]))
+            jaxpr, (*loops, Loop(self._loops, params["length"], params["reverse"])), here
         )
         own = range(first, len(self.marks))
 
@@ -365,52 +394,8 @@ def _last_read(jaxpr: Any) -> dict[Any, int]:
     return last | {atom: len(jaxpr.eqns) for atom in jaxpr.outvars if not isinstance(atom, Literal)}
 
 
-def _readers(jaxpr: Any) -> dict[Any, list]:
-    """For each variable, the equations that read it."""
-    readers: dict[Any, list] = {}
-    for equation in jaxpr.eqns:
-        for atom in equation.invars:
-            if not isinstance(atom, Literal):
-                readers.setdefault(atom, []).append(equation)
-    return readers
-
-
-def _activation(variable: Any, readers: dict[Any, list]) -> str | None:
-    """The activation that reads a variable, as far as its equation or the function within carries its name."""
-    equations = readers.get(variable, [])
-    if any(equation.primitive.name in _GATES for equation in equations):
-        # silu is z times sigmoid
-        return None
-    for equation in equations:
-        primitive = equation.primitive.name
-        at_zero = any(
-            isinstance(atom, Literal) and np.ndim(atom.val) == 0 and atom.val == 0
-            for atom in equation.invars
-        )
-        if primitive in _ACTIVATIONS or (primitive == "max" and at_zero):
-            return _ACTIVATIONS.get(primitive, "relu")
-        if primitive == "name":
-            known = _activation(equation.outvars[0], readers)
-            if known is not None:
-                return known
-        for inner in _inner(equation.params):
-            if len(inner.invars) == len(equation.invars) and primitive in (
-                *_JITS,
-                "custom_jvp_call",
-            ):
-                known = _activation(inner.invars[equation.invars.index(variable)], _readers(inner))
-                if known is not None:
-                    return known
-    return None
-
-
 def _value(values: dict, atom: Any) -> Any:
     return atom.val if isinstance(atom, Literal) else values[atom]
-
-
-def _opened(function: Any) -> tuple[Any, Sequence[Any]]:
-    """A jaxpr and its constants, of a closed or an open one."""
-    return getattr(function, "jaxpr", function), getattr(function, "consts", ())
 
 
 def _scan_arguments(params: dict[str, Any]) -> tuple[int, int]:
@@ -421,22 +406,11 @@ def _scan_arguments(params: dict[str, Any]) -> tuple[int, int]:
     return len(consts), len(carry)
 
 
-def _inner(value: Any) -> Iterator[Any]:
-    """The functions in the parameters of an equation."""
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, list | tuple):
-        for item in value:
-            yield from _inner(item)
-    elif hasattr(_opened(value)[0], "eqns"):
-        yield _opened(value)[0]
-
-
 def _names(equation: Any) -> Iterator[str]:
     """Names of all tags of an equation and within it."""
     if equation.primitive.name == "name":
         yield equation.params["name"]
-    for inner in _inner(equation.params):
+    for inner in inner_of(equation.params):
         for within in inner.eqns:
             yield from _names(within)
 

@@ -7,9 +7,15 @@ no float range is left.
 
 from jaxstab.propagation.gradients import backward
 from jaxstab.propagation.profiles import correlation, forward, states
-from jaxstab.propagation.sites import backward_at_sites, correlation_at_sites, forward_at_sites
+from jaxstab.propagation.sites import (
+    attention_at_sites,
+    backward_at_sites,
+    correlation_at_sites,
+    forward_at_sites,
+)
 
 __all__ = [
+    "attention_at_sites",
     "backward",
     "backward_at_sites",
     "correlation",
