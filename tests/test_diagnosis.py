@@ -261,6 +261,21 @@ def test_positions_of_a_deep_post_norm_transformer_collapse(pre):
         assert "pre-norm" in found.change
 
 
+def test_a_mask_of_attention_is_no_fault():
+    """Hold that -inf in what a softmax reads raises no alarm."""
+    x = jax.random.normal(jax.random.key(0), (5, 4, 6), "float32")
+
+    def attend(w, x):
+        logits = jnp.where(jnp.tri(4, dtype=bool), x @ w @ x.mT, -jnp.inf)
+        return networks.tag("attended", jax.nn.softmax(logits) @ x)
+
+    w = jnp.eye(6, dtype="float32") / 6
+    probe = networks.probe(attend, w, x, kind=("*", "softmax"))
+    report = diagnosis.diagnose(probe, w, x, loss)
+    assert [row.name for row in probe.rows] == ["softmax.logits", "attended"]
+    assert report.healthy, str(report)
+
+
 @pytest.mark.slow
 def test_a_readout_is_no_odd_block():
     model = nn.Sequential(

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from jaxstab.diagnosis.findings import Finding, Interval
 from jaxstab.diagnosis.intervals import certain, share, slope
@@ -88,7 +88,7 @@ def findings(measured: Measured) -> tuple[Finding, ...]:
 
 
 def _nonfinite_signal(measured: Measured) -> list[Finding]:
-    bad = np.flatnonzero(measured.signal.nonfinite > 0)
+    bad = np.flatnonzero(_nonfinite(measured))
     if not len(bad):
         return []
     first = int(bad[0])
@@ -109,9 +109,15 @@ def _nonfinite_signal(measured: Measured) -> list[Finding]:
     ]
 
 
+def _nonfinite(measured: Measured) -> Bool[np.ndarray, " row"]:
+    """Rows whose values are not finite; a mask may put -inf into what a softmax reads."""
+    read = np.asarray([site.kind == "softmax" for site in measured.sites])
+    return (np.asarray(measured.signal.nonfinite) > 0) & ~read
+
+
 def _nonfinite_gradient(measured: Measured) -> list[Finding]:
     bad = np.flatnonzero((measured.nonfinite > 0) & measured.floating)
-    if not len(bad) or np.any(measured.signal.nonfinite > 0):
+    if not len(bad) or np.any(_nonfinite(measured)):
         return []
     last = int(bad[-1])
     after = min(last + 1, len(measured.rows) - 1)
