@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 HERE = Path(__file__).parent
 COLOURS = ("#0072b2", "#d55e00", "#009e73")
+VARIANT_COLOURS = (*COLOURS, "#cc79a7", "#e69f00", "#56b4e9")
 NAMES = {"sgd": "gradient descent", "adam": "Adam, preconditioned"}
 
 
@@ -45,6 +46,25 @@ def main(results, figure_path):
     figure.savefig(figure_path, dpi=110, facecolor="white")
 
 
+def variants(results, figure_path):
+    """Sharpness of every variant in units of the largest stable one."""
+    measured = json.loads((Path(results) / "measured.json").read_text())
+    every = measured["setting"]["every"]
+    figure = Figure(figsize=(6.4, 3.4), layout="constrained")
+    axis = figure.subplots()
+    for colour, run in zip(VARIANT_COLOURS, measured["variants"], strict=False):
+        relative = np.array(run["sharpness"], float) / run["edge"]
+        steps = every * np.arange(len(relative))
+        axis.plot(steps, relative, color=colour, lw=1.2, label=run["variant"])
+    axis.axhline(1, color="#5c6672", lw=1, ls="--")
+    axis.set(xlabel="step", ylabel="sharpness / largest stable", ylim=(0, None))
+    axis.legend(fontsize=8, frameon=False, ncols=2, loc="lower right")
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(figure_path, dpi=110, facecolor="white")
+
+
 if __name__ == "__main__":
     results = sys.argv[1] if len(sys.argv) > 1 else HERE.parents[1] / "runs" / HERE.name
-    main(results, sys.argv[2] if len(sys.argv) > 2 else HERE / "figure.png")
+    path = Path(sys.argv[2]) if len(sys.argv) > 2 else HERE / "figure.png"
+    main(results, path)
+    variants(results, path.with_name("variants.png"))

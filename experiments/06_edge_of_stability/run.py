@@ -15,6 +15,21 @@ from jaxstab import curvature, datasets, networks
 
 
 @dataclasses.dataclass(frozen=True)
+class Variant:
+    """A network or an optimiser that differs from the first tanh run in one thing.
+
+    Its rate is a share of the largest stable one at the start: its sharpness there is another.
+    """
+
+    name: str
+    activation: str = "tanh"
+    norm: str | None = None
+    depth: int | None = None  # blocks; None for those of the setting
+    clip: float | None = None  # largest norm of a gradient, in units of that at the start
+    seed: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
 class Setting:
     """Sizes of the experiment; those of --small only show that it runs."""
 
@@ -28,6 +43,15 @@ class Setting:
         ("relu", "sgd", (0.2, 0.3, 0.5)),
         ("tanh", "adam", (1e-3,)),
     )
+    variants: tuple[Variant, ...] = (
+        Variant("seed 11", seed=11),
+        Variant("seed 12", seed=12),
+        Variant("BatchNorm, tanh", norm="batch"),
+        Variant("BatchNorm, relu", "relu", norm="batch"),
+        Variant("depth 4", depth=4),
+        Variant("clipped", clip=0.1),
+    )
+    share: float = 0.8  # of the largest stable rate at the start, for variants
     steps: int = 2000
     every: int = 25  # steps between measurements of the sharpness
     products: int = 10  # of the Hessian for one measurement, begun at the last eigenvector
@@ -37,27 +61,37 @@ SMALL = Setting(
     digits=100,
     width=16,
     rates=(("tanh", "sgd", (0.1,)), ("tanh", "adam", (3e-3,))),
+    variants=(Variant("clipped", clip=0.1),),
     steps=200,
     every=20,
 )
 
 
-def problem(setting, activation):
-    """The network, its parameters and the examples: centred digits of mean square 1, one-hot targets."""
+def problem(setting, variant):
+    """The loss, the parameters and the examples: centred digits of mean square 1, one-hot targets."""
     data = datasets.load("mnist-5k")
     chosen = np.random.default_rng(0).permutation(len(data.x))[: setting.digits]
     centred = data.x[chosen] - data.x[chosen].mean(axis=0)
     x = jnp.asarray(centred / np.sqrt(np.mean(centred**2)), jnp.float32)
     targets = jax.nn.one_hot(data.y[chosen], 10, dtype=jnp.float32)
-    mlp = networks.MLP(setting.depth, setting.width, activation)
-    params = networks.init(mlp, jax.random.key(1), x[0], sigma_w=setting.sigma_w)
-    return networks.chain(mlp), params, (x, targets)
+    depth = variant.depth or setting.depth
+    mlp = networks.MLP(depth, setting.width, variant.activation, norm=variant.norm)
+    params = networks.init(mlp, jax.random.key(variant.seed), x[0], sigma_w=setting.sigma_w)
+    goal = curvature.objective(networks.chain(mlp), "squared", mixes=variant.norm is not None)
+    return goal, params, (x, targets)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def at_start(goal, params, examples):
+    """Sharpness and norm of the gradient before the first update."""
+    operator = curvature.hessian(goal, params, examples)
+    top = curvature.extremes(operator, jax.random.key(2), steps=30).largest[0]
+    return top, optax.tree.norm(jax.grad(goal)(params, examples))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 3))
-def train(setting, chain, params, optimiser, examples, rate):
+def train(setting, goal, params, optimiser, examples, rate, clip):
     """One run: the loss of every step; sharpness and critical sharpness of every so many."""
-    goal = curvature.objective(chain, "squared")
     tx = optax.sgd(rate) if optimiser == "sgd" else optax.adam(rate)
     key = jax.random.key(2)
 
@@ -69,8 +103,9 @@ def train(setting, chain, params, optimiser, examples, rate):
     def update(carry, _):
         params, state = carry
         loss, gradient = jax.value_and_grad(goal)(params, examples)
-        updates, state = moved(gradient, state, params)
-        return (optax.apply_updates(params, updates), state), loss
+        coefficient = jnp.minimum(1.0, clip / optax.tree.norm(gradient))
+        updates, state = moved(optax.tree.scale(coefficient, gradient), state, params)
+        return (optax.apply_updates(params, updates), state), (loss, coefficient)
 
     def sharpness(params, state, start):
         operator = curvature.hessian(goal, params, examples)
@@ -85,12 +120,15 @@ def train(setting, chain, params, optimiser, examples, rate):
         critical = (
             curvature.critical_sharpness(goal, params, move, examples, passes=6).sharpness / rate
         )
-        (params, state), losses = jax.lax.scan(update, (params, state), length=setting.every)
+        (params, state), (losses, coefficients) = jax.lax.scan(
+            update, (params, state), length=setting.every
+        )
         read = {
             "sharpness": top.largest[0],
             "error": top.largest_error[0],
             "critical": critical,
             "loss": losses,
+            "coefficient": coefficients,
         }
         # Adam has no preconditioner before its first update
         vector = jnp.where(jnp.isnan(top.largest_vectors), start, top.largest_vectors)
@@ -121,28 +159,41 @@ def summary(optimiser, rate, found):
         "error": float(np.nanmedian(found["error"] / found["sharpness"])),
         "rises": float(np.mean(np.diff(quarter) > 0)),
         "fall": float(np.mean(quarter) / losses[0]),
+        "clipped": float(np.mean(found["coefficient"].ravel()[-len(quarter) :] < 1)),
         "sharpness": [None if np.isnan(value) else float(value) for value in found["sharpness"]],
         "losses": found["loss"][:, 0].astype(float).tolist(),
     }
 
 
+def run(setting, variant, optimiser, rate=None):
+    """One run as a row; without a rate, at a share of the largest stable one at the start."""
+    goal, params, examples = problem(setting, variant)
+    clip = np.inf
+    if rate is None:
+        top, norm = map(float, at_start(goal, params, examples))
+        rate = setting.share * float(curvature.largest_stable_rate(top, optimiser))
+        clip = norm * (variant.clip or np.inf)
+    numbers = jnp.float32(rate), jnp.float32(clip)
+    found = train(setting, goal, params, optimiser, examples, *numbers)
+    row = summary(optimiser, rate, jax.tree.map(np.asarray, found))
+    row |= {"activation": variant.activation, "variant": variant.name}
+    shown = {name: round(value, 4) for name, value in row.items() if isinstance(value, float)}
+    print(variant.name, variant.activation, optimiser, shown, flush=True)
+    return row
+
+
 def measure(setting):
     """Every run, and the numbers that expected.toml bounds."""
-    runs = []
-    for activation, optimiser, rates in setting.rates:
-        chain, params, examples = problem(setting, activation)
-        for rate in rates:
-            found = train(setting, chain, params, optimiser, examples, jnp.float32(rate))
-            row = summary(optimiser, rate, jax.tree.map(np.asarray, found)) | {
-                "activation": activation
-            }
-            numbers = {
-                name: round(value, 4) for name, value in row.items() if isinstance(value, float)
-            }
-            print(activation, optimiser, numbers, flush=True)
-            runs.append(row)
+    runs = [
+        run(setting, Variant("", activation), optimiser, rate)
+        for activation, optimiser, rates in setting.rates
+        for rate in rates
+    ]
+    variants = {variant.name: run(setting, variant, "sgd", None) for variant in setting.variants}
     descents = [row for row in runs if row["optimiser"] == "sgd"]
     settled = [row["settled"] for row in descents]
+    plain = [row["settled"] for name, row in variants.items() if name[:4] in ("seed", "dept")]
+    batch_norm = [row["settled"] for name, row in variants.items() if "BatchNorm" in name]
     return {
         "start": max(row["start"] for row in descents),
         "settled_least": min(settled),
@@ -153,7 +204,12 @@ def measure(setting):
         "rises": min(row["rises"] for row in descents),
         "fall": max(row["fall"] for row in descents),
         "error": max(row["error"] for row in runs),
+        "variants_least": min(plain, default=float("nan")),
+        "variants_most": max(plain, default=float("nan")),
+        "batch_norm_settled": max(batch_norm, default=float("nan")),
+        "clipped_settled": variants["clipped"]["settled"],
         "runs": runs,
+        "variants": list(variants.values()),
         "setting": dataclasses.asdict(setting),
     }
 
