@@ -9,6 +9,9 @@ import pytest
 from flax import linen as nn
 
 from jaxstab import diagnosis, networks
+from jaxstab.diagnosis.comparing import compared
+from jaxstab.diagnosis.rules import disagreement
+from jaxstab.networks.chains import Segments
 
 X = jax.random.normal(jax.random.key(0), (16, 12), "float32")
 TOKENS = jax.random.randint(jax.random.key(1), (8, 6), 0, 11)
@@ -227,6 +230,9 @@ def test_the_rate_of_a_deep_chain_is_that_of_theory(settings, gains, what, rate)
     # width 64: the scatter of one network's rate over this depth
     np.testing.assert_allclose(finding.measured.value, rate, rtol=0.2)
     assert finding.measured.low < finding.measured.value < finding.measured.high
+    # theory at the gains of the parameters, within the scatter of finite width
+    np.testing.assert_allclose(report.theory.rate, rate, rtol=0.1)
+    assert abs(report.theory.beyond) < 4 and f"theory: {report.theory.rate:.3g}" in str(report)
     if settings["activation"] != "relu" or "norm" in settings:
         return
     # relu is cured by its kernels alone
@@ -238,6 +244,31 @@ def test_the_rate_of_a_deep_chain_is_that_of_theory(settings, gains, what, rate)
     assert "measured to help" in str(report)
     with pytest.raises(ValueError, match="no prescription prayer; there are: critical kernels"):
         diagnosis.apply(report, "prayer")
+
+
+def test_a_chain_is_compared_with_the_law_that_it_carries():
+    """Layers of one's own with our network's law, with a wrong one, and with none."""
+    mlp = networks.MLP(12, 48, "relu", features_out=4)
+    embed, block, readout = mlp.layers(train=True)
+    layers = [embed, *[block] * 12, readout]
+    chain = networks.from_linen(layers, law={"activation": "relu"})
+    drawn = networks.init(mlp, jax.random.key(3), X, 1.2)
+    params = drawn._replace(blocks=Segments((drawn.blocks,)))
+    report = diagnosis.diagnose(chain, params, X, loss)
+    # -ln(sigma_w^2 / 2) / 2; the gain is that of twelve layers' 48^2 weights each
+    np.testing.assert_allclose(report.theory.rate, -np.log(1.2**2 / 2) / 2, atol=0.02)
+    assert abs(report.theory.beyond) < 4
+    ours = compared(networks.chain(mlp), drawn, report.measured)
+    np.testing.assert_allclose(ours[:-1], report.theory[:-1], rtol=1e-6)
+    wrong = compared(
+        chain._replace(law_of_blocks={"activation": "identity"}), params, report.measured
+    )
+    (found,) = disagreement(report.measured, wrong)
+    assert found.what == "gradient unlike theory" and wrong.beyond > 4
+    np.testing.assert_allclose(found.measured.value, report.rate.value, rtol=0.05)
+    lawless = compared(networks.from_linen(layers), params, report.measured)
+    assert "carries no law" in str(lawless) and not disagreement(report.measured, lawless)
+    assert "theory is of chains" in str(compared(None, params, report.measured))
 
 
 @pytest.mark.slow

@@ -230,6 +230,28 @@ def test_theory_is_traced_in_either_precision():
         )
 
 
+def test_theory_takes_a_chain_for_the_law_that_it_carries():
+    chain = networks.mlp(4, 8, "tanh", skip="sum")
+    assert theory.missing(chain) == theory.missing(theory.law("tanh", skip="sum"))
+    for function in (theory.predict, theory.fixed_point, theory.fixed_points):
+        given = ([4],) if function is theory.predict else ()
+        sizes = {"width": 8, "d_in": 8} if function is theory.predict else {}
+        found = function(chain, *GAINS, *given, **sizes)
+        wanted = function(theory.law("tanh", skip="sum"), *GAINS, *given, **sizes)
+        jax.tree.map(np.testing.assert_array_equal, found, wanted)
+    # the band of a comparison is what the law's activation shifts
+    relu = networks.mlp(4, 8, "relu")
+    one = theory.compare(-1.24, 0.0, 0.1, depth=100, width=100, block=relu)
+    np.testing.assert_allclose(one.band, 1.25)
+    with pytest.raises(ValueError, match="takes a size or the block that has one, got both"):
+        theory.compare(0.0, 0.0, 0.1, depth=1, width=8, size=1.0, block=relu)
+    mine = relu._replace(family=None)
+    with pytest.raises(ValueError, match="the chain carries no law"):
+        theory.fixed_point(mine, 1.0, 0.0)
+    with pytest.raises(ValueError, match="keyword of law must be one of activation, .* got 'skp'"):
+        theory.fixed_point(mine._replace(law_of_blocks={"activation": "relu", "skp": 1}), 1.0, 0.0)
+
+
 @pytest.mark.slow
 def test_sweeps_predict_networks_with_cures():
     cures = {"norm": "layer", "skip": "sum", "dropout": 0.1}

@@ -1,12 +1,14 @@
 """Sweeps over factories of a user's own layers, against cells measured one by one."""
 
+import re
+
 import jax
 import numpy as np
 import pytest
 import xarray as xr
 from flax import linen as nn
 
-from jaxstab import networks, propagation, sweeps, training
+from jaxstab import analysis, networks, propagation, report, sweeps, theory, training
 from jaxstab.records import Data
 
 RNG = np.random.default_rng(0)
@@ -125,3 +127,62 @@ def test_what_makes_no_sweep_is_said(change, said):
     fixed = {"network": factory} | {n: v for n, v in change.items() if n not in axes}
     with pytest.raises(ValueError, match=said):
         sweeps.run(sweeps.Grid(axes, **fixed), sweeps.signal, DATA)
+
+
+LAW = {"activation": "tanh", "norm": "layer", "skip": "scaled"}
+
+
+def residual(depth):
+    """Layers of an MLP of ours, and the law that it carries."""
+    mlp = networks.MLP(depth, 8, "tanh", norm="layer", skip="scaled", features_out=3)
+    embed, block, readout = mlp.layers(train=True)
+    return networks.from_linen([embed, *[block] * depth, readout], law=LAW)
+
+
+def test_layers_with_a_law_are_predicted_as_our_network_of_the_same_blocks(tmp_path):
+    """`survey` and its page, of `from_linen(..., law=)` and of networks.mlp."""
+    axes = {"depth": (3,), "seed": range(2), "sigma_w": (0.8, 1.5)}
+    fixed = {"inputs": 2, "width": 8, "sigma_b": 0.1}
+    data = DATA.normalised()
+    own = analysis.survey(sweeps.Grid(axes, network=residual, **fixed), data)
+    assert own.activation.values.tolist() == ["residual"]
+    assert "theory" not in own.attrs and own.no_theory.values.tolist() == [""]
+    assert "layers of residual" in report.write(own, tmp_path / "own.html").read_text()
+    ours = sweeps.Grid(axes | {"activation": ("tanh",)}, norm="layer", skip="scaled", **fixed)
+    x, other, _ = sweeps.samples(ours, data)
+    wanted = analysis.predict(ours, 5, float(np.mean(x * other)))
+    assert np.all(np.isfinite(wanted.log_grad_h)) and np.all(np.isfinite(wanted.fixed_point_c))
+    for name in set(wanted) - {"no_theory"}:
+        found = own[f"predicted_{name}"] if f"predicted_{name}" in own else own[name]
+        # means of the same inputs, in another order of sums
+        np.testing.assert_allclose(found, wanted[name], rtol=1e-5, err_msg=str(name))
+
+
+def test_each_depth_is_predicted_by_its_own_law_or_says_why_not():
+    grid = sweeps.Grid({"depth": (2, 4), "sigma_w": (1.2,)}, network=residual, width=8)
+    found = analysis.predict(grid, 5, 0.3).squeeze()
+    for depth in (2, 4):
+        # the branch of a block is the weaker the deeper the network is
+        _, _, backward, spectrum = theory.predict(
+            residual(depth)._replace(law_of_blocks=LAW | {"depth": depth}),
+            1.2,
+            0.0,
+            [depth],
+            width=8,
+            d_in=5,
+            c0=0.3,
+        )
+        row = found.sel(depth=depth)
+        np.testing.assert_allclose(row.log_grad_h[: depth + 1], backward.log_grad_h[0], rtol=1e-10)
+        np.testing.assert_allclose(row.log_mean_square, spectrum.log_mean_square[0], rtol=1e-10)
+        assert np.all(np.isnan(row.log_grad_h[depth + 1 :]))
+    changing = [nn.Dense(4), nn.Dense(5), nn.Dense(3)]
+    lawless = {
+        factory: "the chain carries no law",
+        lambda depth: networks.from_linen(changing, law=LAW): r"states of one width, got .*\[4\]",
+        lambda depth: networks.from_linen(changing, law=LAW | {"skp": 1}): "keyword of law must be",
+    }
+    for network, why in lawless.items():
+        found = analysis.predict(sweeps.Grid({"depth": (1,)}, network=network), 5, 0.3)
+        assert np.all(np.isnan(found.log_grad_h)) and np.all(np.isnan(found.finite_width_rate))
+        assert re.search(why, str(found.no_theory.item())), found.no_theory.item()

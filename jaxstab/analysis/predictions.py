@@ -1,6 +1,6 @@
 """What theory predicts of a grid: records, fixed points, depth scales and phase diagrams."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,12 +10,11 @@ import xarray as xr
 from jaxtyping import Array
 
 from jaxstab import theory
-from jaxstab.activations import Activation
+from jaxstab.analysis.assumed import Assumed, assumed, laws, names
 from jaxstab.sweeps import Grid, ProgressBar
 from jaxstab.sweeps.grid import Kind
 from jaxstab.sweeps.measures import Record
 from jaxstab.sweeps.run import labelled
-from jaxstab.theory.laws import SMALLEST_BATCH, WEIGHT_VARIANCES
 
 # ln of the lengths at which a shift of finite width is taken: beyond, phi' is that at 0 or at
 # infinity
@@ -36,52 +35,58 @@ def gains_of(grid: Grid) -> np.ndarray:
     return np.asarray(grid.values("sigma_w"), float)
 
 
-def predict(grid: Grid, d_in: int, c0: float, progress: ProgressBar = iter) -> xr.Dataset:
+def predict(
+    grid: Grid, d_in: int, c0: float, progress: ProgressBar = iter, *, q0: float = 1.0
+) -> xr.Dataset:
     """Predict `signal` and `jacobian` over a grid, and the fixed point of every cell.
 
+    Networks of the caller's own are predicted by the law that their chains carry. Their sigma_w is
+    the gain that the grid gives to weights of the law's variance, their sigma_b the grid's.
+
     NaN in what `theory.missing` and `theory.missing_fixed_point` say of the networks' law, and
-    throughout where they have none.
+    throughout where they have none, for the reason in `no_theory`.
 
     Args:
-        grid: whose axis of kinds is the activation.
+        grid: whose axis of kinds is the activation; networks of the caller's own may have none.
         d_in: input features.
         c0: correlation of the two inputs.
         progress: wraps the sequence of activations, such as tqdm.
+        q0: mean square of the inputs; those of a network of the house have 1.
 
     Returns:
-        The records' fields over (activation, sigma_w, ...), `fixed_point_*`, and
-        `finite_width_rate`, by which the rate of a typical network exceeds that of infinite width,
-        to the order 1/width.
+        The records' fields over (activation, sigma_w, ...), `fixed_point_*`, `no_theory`, empty
+        where there is a law, and `finite_width_rate`, by which the rate of a typical network
+        exceeds that of infinite width, to the order 1/width. Fields over layers alone are those of
+        the deepest network.
     """
     gains = jnp.asarray(gains_of(grid))
     sigma_b = grid.fixed["sigma_b"]
-    depths = tuple(grid.values("depth"))
 
     def one(kind: Kind) -> xr.Dataset:
-        block = law(grid, kind)
-        known = kind["activation"] if block is None else block
+        by_depth = laws(grid, kind, d_in)
+        why = next((known.why for known in by_depth.values() if known.why), "")
+        deepest = by_depth[grid.deepest]
 
         def profiles(sigma_w: Array) -> tuple[Record, ...]:
-            return theory.predict(
-                known, sigma_w, sigma_b, depths, width=kind["width"], d_in=d_in, c0=c0
-            )
+            return _profiles(by_depth, sigma_w, sigma_b, d_in=d_in, c0=c0, q0=q0)
 
         def point(sigma_w: Array) -> Record:
-            return theory.fixed_point(known, sigma_w, sigma_b)
+            return theory.fixed_point(deepest.block, sigma_w, sigma_b)
 
-        records = _theory(block is not None, jax.vmap(profiles), gains)
-        fixed = _theory(block is not None, jax.vmap(point), gains)
+        records = _theory(not why, jax.vmap(profiles), gains)
+        fixed = _theory(not why, jax.vmap(point), gains)
         fixed_point = {
             f"fixed_point_{field}": ("sigma_w", array) for field, array in fixed._asdict().items()
         }
-        shift = np.asarray(_typical_shift(kind, jnp.asarray(records[0].log_q[:, -1])))
+        log_q = jnp.asarray(records[0].log_q[:, -1])
+        shift = np.full(len(gains), np.nan) if why else np.asarray(_typical_shift(deepest, log_q))
         return labelled(records, ("sigma_w",)).assign(
-            fixed_point | {"finite_width_rate": ("sigma_w", -shift)}
+            fixed_point | {"finite_width_rate": ("sigma_w", -shift), "no_theory": why}
         )
 
     parts = [one(kind) for kind in progress(grid.kinds)]
     whole = xr.concat(parts, "activation")
-    known = {name: grid.labels(name) for name in ("activation", "sigma_w", "depth")}
+    known = {name: grid.labels(name) for name in ("sigma_w", "depth")} | {"activation": names(grid)}
     return whole.assign_coords(
         {dim: known.get(str(dim), np.arange(size)) for dim, size in whole.sizes.items()}
     )
@@ -107,9 +112,10 @@ def predict_sharpness(
     depths = tuple(grid.values("depth"))
     parts = []
     for kind in progress(grid.kinds):
-        block = law(grid, kind)
-        known = block is not None and not theory.missing_kernels(block)
-        sizes = {"width": kind["width"], "d_in": d_in, "outputs": outputs}
+        about = assumed(grid, kind, d_in)
+        block = about.block
+        known = not about.why and not theory.missing_kernels(block)
+        sizes = {"width": about.width or kind["width"], "d_in": d_in, "outputs": outputs}
 
         def one(sigma_w: Array, block: Any = block, kind: Kind = kind, sizes: Any = sizes) -> Array:
             examples = kind["batch"] or 1
@@ -123,49 +129,50 @@ def predict_sharpness(
             parts.append(np.asarray(jax.jit(jax.vmap(one))(gains)))
         else:
             parts.append(np.full((len(gains), len(depths)), np.nan))
-    labels = {name: grid.labels(name) for name in ("activation", "sigma_w", "depth")}
+    labels = {"activation": names(grid)} | {n: grid.labels(n) for n in ("sigma_w", "depth")}
     dims = ("activation", "sigma_w", "depth")
     return xr.Dataset({"predicted_log_gauss_newton": (dims, np.stack(parts))}, labels)
 
 
-def _typical_shift(kind: Kind, log_q: Array) -> Array:
+def _profiles(
+    by_depth: Mapping[int, Assumed], sigma_w: Array, sigma_b: float, **inputs: Any
+) -> tuple[Record, ...]:
+    """Records of all depths; networks of the caller's own may have another law at each."""
+    depths = list(by_depth)
+    one_law = len({id(known) for known in by_depth.values()}) == 1
+    groups = [depths] if one_law else [[depth] for depth in depths]
+    found = []
+    for group in groups:
+        known = by_depth[group[0]]
+        found.append(
+            theory.predict(known.block, sigma_w, sigma_b, group, width=known.width, **inputs)
+        )
+    forward, correlation, _, _ = found[-1]
+    gradients = [backward for _, _, backward, _ in found]
+    spectra = [spectrum for *_, spectrum in found]
+    return forward, correlation, _joined(gradients), _joined(spectra)
+
+
+def _joined(records: Sequence[Record]) -> Record:
+    """Records of several depths as one, NaN where one has fewer layers or singular values."""
+
+    def along_depths(*leaves: Array) -> Array:
+        longest = max(leaf.shape[-1] for leaf in leaves)
+        padded = [
+            jnp.pad(leaf, ((0, 0), (0, longest - leaf.shape[-1])), constant_values=jnp.nan)
+            if leaf.ndim == 2
+            else leaf
+            for leaf in leaves
+        ]
+        return jnp.concatenate(padded)
+
+    return jax.tree.map(along_depths, *records)
+
+
+def _typical_shift(known: Assumed, log_q: Array) -> Array:
     """The shift of finite width at the deepest layer's length, beside which a skip or a norm makes it no larger."""
     q = jnp.exp(jnp.clip(log_q, *_LENGTHS))
-    weights = "orthogonal" if kind["weights"] == "orthogonal" else "gaussian"
-
-    def shift(q: Array) -> Array:
-        return theory.typical_shift(kind["activation"], q, kind["width"], weights)
-
-    return jax.vmap(shift)(q)
-
-
-def law(grid: Grid, kind: Kind) -> theory.Law | None:
-    """Say what theory assumes of the blocks of a kind of network.
-
-    Args:
-        grid: the grid.
-        kind: one of its kinds.
-
-    Returns:
-        The law; None where there is none: weights drawn by a function, a norm without a law, or
-        BatchNorm over fewer than four examples.
-    """
-    if kind["weights"] not in WEIGHT_VARIANCES or kind["norm"] not in (None, *theory.NORMS):
-        return None
-    if kind["skip"] not in (None, *theory.SKIPS):
-        return None
-    if kind["norm"] == "batch" and (kind["batch"] is None or kind["batch"] < SMALLEST_BATCH):
-        return None
-    return theory.law(
-        kind["activation"],
-        norm=kind["norm"],
-        norm_after=kind["norm_after"],
-        skip=kind["skip"],
-        keep=1.0 - grid.fixed["dropout"],
-        weights=kind["weights"],
-        depth=grid.deepest,
-        batch=kind["batch"],
-    )
+    return jax.vmap(lambda q: theory.typical_shift(known.block, q, known.width))(q)
 
 
 def _theory(known: bool, predict: Callable, *args: Array) -> Any:
@@ -180,11 +187,12 @@ def _theory(known: bool, predict: Callable, *args: Array) -> Any:
     return jax.tree.map(unknown, jax.eval_shape(predict, *args))
 
 
-def depth_scales(grid: Grid, points: int = FINE) -> xr.Dataset:
+def depth_scales(grid: Grid, d_in: int, points: int = FINE) -> xr.Dataset:
     """Predict depth scales over the range of the grid's gains, for lines without corners.
 
     Args:
         grid: its activations, range of gains, and sigma_b.
+        d_in: input features.
         points: how many gains.
 
     Returns:
@@ -195,10 +203,8 @@ def depth_scales(grid: Grid, points: int = FINE) -> xr.Dataset:
     gains = np.linspace(own[0], own[-1], points)
     scales: dict[str, list[np.ndarray]] = {"xi_c": [], "xi_grad": []}
     for kind in grid.kinds:
-        block = law(grid, kind)
-        found = _theory(
-            block is not None, _along(grid, block or kind["activation"]), jnp.asarray(gains)
-        )
+        known = assumed(grid, kind, d_in)
+        found = _theory(not known.why, _along(grid, known.block), jnp.asarray(gains))
         for name, values in scales.items():
             values.append(getattr(found, name))
     return xr.Dataset(
@@ -206,20 +212,23 @@ def depth_scales(grid: Grid, points: int = FINE) -> xr.Dataset:
             f"fine_{name}": (("activation", "fine_sigma_w"), np.stack(values))
             for name, values in scales.items()
         },
-        {"activation": grid.labels("activation"), "fine_sigma_w": gains},
+        {"activation": names(grid), "fine_sigma_w": gains},
     )
 
 
-def _along(grid: Grid, block: theory.Law | Activation) -> Callable[[Array], Record]:
+def _along(grid: Grid, block: theory.Law) -> Callable[[Array], Record]:
     """Fixed points along gains."""
     return jax.vmap(lambda sigma_w: theory.fixed_point(block, sigma_w, grid.fixed["sigma_b"]))
 
 
-def phase_diagram(grid: Grid, points: int = 33, progress: ProgressBar = iter) -> xr.Dataset:
+def phase_diagram(
+    grid: Grid, d_in: int, points: int = 33, progress: ProgressBar = iter
+) -> xr.Dataset:
     """Predict chi_1 over the plane of (sigma_b, sigma_w), and the critical line in it.
 
     Args:
         grid: its activations and range of gains.
+        d_in: input features.
         points: resolution of either axis.
         progress: wraps the sequence of activations, such as tqdm.
 
@@ -236,10 +245,10 @@ def phase_diagram(grid: Grid, points: int = 33, progress: ProgressBar = iter) ->
     line = []
     here = []
     for kind in progress(grid.kinds):
-        block = law(grid, kind)
-        plane, critical = _phase(block or kind["activation"], sigma_w)
-        chi.append(_theory(block is not None, plane, sigma_b))
-        found = _theory(block is not None, critical, jnp.append(sigma_b, at))
+        known = assumed(grid, kind, d_in)
+        plane, critical = _phase(known.block, sigma_w)
+        chi.append(_theory(not known.why, plane, sigma_b))
+        found = _theory(not known.why, critical, jnp.append(sigma_b, at))
         line.append(found[:-1])
         here.append(found[-1])
     return xr.Dataset(
@@ -249,7 +258,7 @@ def phase_diagram(grid: Grid, points: int = 33, progress: ProgressBar = iter) ->
             "critical_here": ("activation", np.stack(here)),
         },
         {
-            "activation": grid.labels("activation"),
+            "activation": names(grid),
             "phase_sigma_b": np.asarray(sigma_b),
             "phase_sigma_w": np.asarray(sigma_w),
         },
@@ -257,7 +266,7 @@ def phase_diagram(grid: Grid, points: int = 33, progress: ProgressBar = iter) ->
 
 
 def _phase(
-    block: theory.Law | Activation, sigma_w: Array
+    block: theory.Law, sigma_w: Array
 ) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
     """chi_1 and the critical gain, as functions of sigma_b."""
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
+from jaxstab.analysis.assumed import names
 from jaxstab.analysis.predictions import (
     depth_scales,
     phase_diagram,
@@ -17,7 +18,7 @@ from jaxstab.analysis.predictions import (
 )
 from jaxstab.analysis.verdicts import judge
 from jaxstab.checks import check_count
-from jaxstab.records import Data
+from jaxstab.records import CorrelationProfile, Data, ForwardProfile
 from jaxstab.sweeps import (
     Grid,
     Measure,
@@ -34,6 +35,8 @@ from jaxstab.sweeps.measuring import settings
 from jaxstab.sweeps.run import as_attributes
 
 AXES = ("activation", "depth", "seed", "sigma_w")
+# fields of a network at each layer, which are not of each depth in ours
+_OF_LAYERS = (*ForwardProfile._fields, *CorrelationProfile._fields)
 
 
 def survey(
@@ -47,8 +50,12 @@ def survey(
 ) -> xr.Dataset:
     """Measure, predict and judge every cell of a grid.
 
+    A network of the caller's own is predicted by the law that its chains carry. Profiles over layers
+    alone are those of the deepest one.
+
     Args:
-        grid: over the axes activation, depth, seed and sigma_w.
+        grid: over the axes activation, depth, seed and sigma_w; a network of the caller's own may
+            have no activation to choose.
         data: examples to measure at.
         sharp: examples over which the sharpness of the loss is measured too, >= 2; the grid's batch
             where it has one. None for no sharpness.
@@ -67,7 +74,8 @@ def survey(
         ValueError: if data or grid do not fit, sharp < 2, or a store is of another sweep; says what
             differs.
     """
-    if set(grid.axes) != set(AXES) or grid.network is not None:
+    optional = set() if grid.network is None else {"activation"}
+    if set(grid.axes) | optional != set(AXES):
         raise ValueError(
             f"a survey needs a grid over the axes {', '.join(AXES)}, got {', '.join(grid.axes)}"
         )
@@ -75,15 +83,19 @@ def survey(
     measured = _measured(wanted, data, into, chunk_size, progress)
     batch = grid.fixed["batch"]
     x, other, _ = samples(grid, data, batch)
-    predicted = predict(grid, data.x.shape[1], float(np.mean(x * other)), progress)
+    q0 = float(np.mean(np.square((x, other))))
+    c0 = float(np.mean(x * other)) / q0
+    d_in = data.x.shape[-1]
+    predicted = predict(grid, d_in, c0, progress, q0=q0)
     beside = predicted.rename({name: f"predicted_{name}" for name in predicted if name in measured})
-    pieces = [measured, beside, phase_diagram(grid, progress=progress), depth_scales(grid)]
+    plane = phase_diagram(grid, d_in, progress=progress)
+    pieces = [measured, beside, plane, depth_scales(grid, d_in)]
     if sharp is not None:
         of_batch = wanted["sharpness"][0]
         pair = samples(of_batch, data, of_batch.fixed["batch"])
         outputs = grid.fixed["outputs"] or classes(data)
         alike = float(np.mean(pair.x * pair.other))
-        pieces.append(predict_sharpness(of_batch, data.x.shape[1], outputs, alike))
+        pieces.append(predict_sharpness(of_batch, d_in, outputs, alike))
     # a network of a batch, or one with dense skips, has more singular values than the plain one
     # that theory sees
     dataset = xr.merge(pieces, join="outer", compat="no_conflicts", combine_attrs="override")
@@ -156,5 +168,15 @@ def _measured(
         if name != "profiles":
             part = part.isel(input=0, drop=True)
         # all cells are computed: what says so, and attributes that a store adds, are left out
-        found.append(part.drop_vars("done", errors="ignore").drop_attrs())
+        found.append(_as_ours(grid, part.drop_vars("done", errors="ignore").drop_attrs()))
     return xr.merge(found)
+
+
+def _as_ours(grid: Grid, found: xr.Dataset) -> xr.Dataset:
+    """What was measured of networks of the caller's own, over the axes of ours."""
+    if grid.network is None:
+        return found
+    if "activation" not in grid.axes:
+        found = found.expand_dims(activation=names(grid))
+    of_layers = [name for name in _OF_LAYERS if name in found]
+    return found.assign(found[of_layers].isel(depth=-1, drop=True, missing_dims="ignore"))

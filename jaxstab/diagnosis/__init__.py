@@ -9,7 +9,8 @@ params = diagnosis.apply(report)
 
 from jaxstab.diagnosis import writers
 from jaxstab.diagnosis.diagnosing import apply, diagnose
-from jaxstab.diagnosis.findings import Diagnosis, Finding, Interval, Prescription
+from jaxstab.diagnosis.findings import Diagnosis, Finding, Prescription
+from jaxstab.diagnosis.intervals import Interval
 from jaxstab.diagnosis.watching import Watched, watch
 
 __all__ = [

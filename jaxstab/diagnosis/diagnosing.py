@@ -6,10 +6,11 @@ import jax
 from jaxtyping import Array, Key, PyTree
 
 from jaxstab import networks
+from jaxstab.diagnosis.comparing import compared
 from jaxstab.diagnosis.cures import prescriptions
 from jaxstab.diagnosis.findings import Diagnosis
 from jaxstab.diagnosis.measuring import Loss, Measured, measurement
-from jaxstab.diagnosis.rules import findings, gradient_rate, small_share
+from jaxstab.diagnosis.rules import disagreement, findings, gradient_rate, small_share
 from jaxstab.networks import Probe
 
 
@@ -24,6 +25,8 @@ def diagnose(
     **keywords: Any,
 ) -> Diagnosis:
     """Say what is wrong with a model at one batch: of its signal, of its gradient, and where.
+
+    The gradient of a chain that carries a law is compared with the predicted one.
 
     Args:
         model: what `networks.probe` takes, a chain among them, or a probe of such. Kernels can be
@@ -62,7 +65,8 @@ def diagnose(
     measure = measurement(probe, loss)
     key = jax.random.key(0) if key is None else key
     measured = measure(params, inputs, key)
-    found = findings(measured)
+    beside = compared(probe.model.chain, params, measured)
+    found = (*findings(measured), *disagreement(measured, beside))
 
     def remeasure(changed: PyTree) -> Measured:
         return measure(changed, inputs, key)
@@ -72,6 +76,7 @@ def diagnose(
         prescriptions=prescriptions(probe, params, measured, found, remeasure),
         rate=gradient_rate(measured),
         small=small_share(measured),
+        theory=beside,
         missed=probe.missed,
         measured=measured,
     )

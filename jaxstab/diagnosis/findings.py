@@ -7,28 +7,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import PyTree
 
+from jaxstab.diagnosis.comparing import Theory
+from jaxstab.diagnosis.intervals import Interval
 from jaxstab.diagnosis.measuring import Measured
 from jaxstab.networks.sites import Missed
-
-
-class Interval(NamedTuple):
-    """A number with the range that holds it in about 95 of 100 cases.
-
-    Attributes:
-        value: the number.
-        low: lower end; NaN where nothing tells.
-        high: upper end.
-    """
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        """Three digits, and the range where it is known."""
-        if math.isnan(self.low):
-            return f"{self.value:.3g}"
-        return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]"
 
 
 class Finding(NamedTuple):
@@ -91,6 +73,7 @@ class Diagnosis(NamedTuple):
         rate: d ln |dL/dh| / dl over the blocks, in nats per block; positive where the gradient
             vanishes.
         small: share of the blocks below 1 % of the largest gradient of a block.
+        theory: the rate beside the predicted one, or why nothing is predicted.
         missed: submodules that could not be measured.
         measured: the numbers.
     """
@@ -99,6 +82,7 @@ class Diagnosis(NamedTuple):
     prescriptions: tuple[Prescription, ...]
     rate: Interval
     small: float
+    theory: Theory
     missed: tuple[Missed, ...]
     measured: Measured
 
@@ -138,6 +122,7 @@ class Diagnosis(NamedTuple):
             "rate": self.rate._asdict(),
             "blocks": [measured.rows[i].name for i in measured.blocks],
             "share_of_blocks_below_1_percent": self.small,
+            "theory": self.theory._asdict(),
             "missed": [missed._asdict() for missed in self.missed],
             "loss": measured.loss,
             "rows": rows,
@@ -156,6 +141,7 @@ class Diagnosis(NamedTuple):
                 f"ln of the gradient: {self.rate} nats a block, positive where it vanishes towards the input"
             )
             lines.append(f"blocks below 1 % of the largest gradient: {self.small:.0%}")
+            lines.append(f"theory: {self.theory}")
         else:
             lines.append(
                 "depth: no three modules of one class side by side, so that no rate is fitted"

@@ -1,11 +1,30 @@
 """Numbers of a diagnosis with the ranges that hold them."""
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
-from jaxstab.diagnosis.findings import Interval
+
+class Interval(NamedTuple):
+    """A number with the range that holds it in about 95 of 100 cases.
+
+    Attributes:
+        value: the number.
+        low: lower end; NaN where nothing tells.
+        high: upper end.
+    """
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        """Three digits, and the range where it is known."""
+        if math.isnan(self.low):
+            return f"{self.value:.3g}"
+        return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]"
 
 
 def slope(

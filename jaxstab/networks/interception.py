@@ -41,6 +41,7 @@ class Model(NamedTuple):
         join: theta and rest -> parameters as the user holds them.
         owners: theta -> for each of its leaves, the path of the submodule that owns it.
         activation: what reads the states of a chain; None where it is not known.
+        chain: the model itself, where it is a chain.
     """
 
     call: Callable[[PyTree, PyTree, tuple, PyTree], tuple[PyTree, PyTree]]
@@ -48,6 +49,7 @@ class Model(NamedTuple):
     join: Callable[[PyTree, PyTree], PyTree]
     owners: Callable[[PyTree], list[str]]
     activation: Activation | None = None
+    chain: Chain | None = None
 
 
 class Label(NamedTuple):
@@ -318,7 +320,9 @@ def _chain(network: Chain) -> Model:
             )
         return params, {}
 
-    return Model(call, split, lambda theta, rest: theta, _layers_of_leaves, network.activation)
+    return Model(
+        call, split, lambda theta, rest: theta, _layers_of_leaves, network.activation, network
+    )
 
 
 def _layers_of_leaves(params: Params) -> list[str]:

@@ -92,6 +92,12 @@ def _settings(dataset: xr.Dataset) -> str:
     grid = json.loads(dataset.attrs["grid"])
     depths = grid["depth"]
     gains = grid["sigma_w"]
+    if "network" in grid:
+        return (
+            f"{dataset.attrs['data']}, layers of {grid['network']}, depths {depths[0]} to {depths[-1]}, "
+            f"{len(gains)} gains in [{gains[0]:g}, {gains[-1]:g}], {len(grid['seed'])} seeds, "
+            f"{grid['inputs']} inputs each"
+        )
     return (
         f"{dataset.attrs['data']}, width {grid['width']}, depths {depths[0]} to {depths[-1]}, "
         f"{len(gains)} gains in [{gains[0]:g}, {gains[-1]:g}], sigma_b = {grid['sigma_b']:.4g}, "
@@ -127,6 +133,7 @@ def _row(of: xr.Dataset) -> dict[str, Any]:
         "predicted": _number(float(of.predicted_critical), " in range"),
         "measured": measured + (f" \N{PLUS-MINUS SIGN} {error:.3f}" if np.isfinite(error) else ""),
         "agreement": _agreement(of),
+        "no_theory": str(of.no_theory.item()) if "no_theory" in of else "",
         "verdicts": [
             {
                 "verdict": verdict,

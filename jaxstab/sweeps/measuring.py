@@ -30,12 +30,13 @@ from jaxstab.sweeps.measures import OURS, Measure, Record
 from jaxstab.sweeps.plan import Plan, sharing
 from jaxstab.sweeps.programs import Programs
 from jaxstab.sweeps.settings import SETTINGS, is_built_in
+from jaxstab.theory.laws import NO_LAW
 
 # a group has some values of these, and one of every other axis
 _INSIDE = ("seed", "sigma_w")
 # by this name a program of several activations is told which one a group has
 CHOICE = "activation"
-NO_THEORY = "absent: layers of the user's own have no law that theory knows"
+NO_THEORY = f"absent: {NO_LAW}"
 # (seeds [s], gains [g], other traced settings, samples [s, i, ...]) -> records [s, g, i, ...]
 Cells = Callable[[Array, Array, Mapping[str, Array], Sample], Record]
 
@@ -429,5 +430,12 @@ def settings(grid: Grid, data: Data, precision: str = "highest") -> dict[str, An
         "precision": precision,
         "data": {"name": data.name, "sha256": data.sha256},
     }
-    theory = {} if grid.network is None else {"theory": NO_THEORY}
+    theory = {"theory": NO_THEORY} if _lawless(grid) else {}
     return known | theory | settings_of_run()
+
+
+def _lawless(grid: Grid) -> bool:
+    """Whether a network of the caller's own carries no law."""
+    if grid.network is None:
+        return False
+    return any(grid.chain(kind, grid.deepest).law is None for kind in grid.kinds)

@@ -27,8 +27,8 @@ from jaxstab.theory.blocks import (
 from jaxstab.theory.features import Features
 from jaxstab.theory.host import AnyArray
 from jaxstab.theory.implicit import derivatives, differentiable
-from jaxstab.theory.laws import Law, as_law, missing_critical_points
-from jaxstab.theory.maps import AnyActivation, log_sum
+from jaxstab.theory.laws import AnyBlock, as_law, missing_critical_points
+from jaxstab.theory.maps import log_sum
 from jaxstab.theory.moments import LOG_LONGEST, LogMoments, inside
 from jaxstab.theory.roots import CAPACITY, ROUNDING, Known, Samples, all_roots
 
@@ -131,15 +131,15 @@ def _solver(form: Form) -> Callable[..., CriticalPoint]:
     )
 
 
-def critical_points(block: AnyActivation | Law, sigma_b: ArrayLike) -> CriticalPoint:
+def critical_points(block: AnyBlock, sigma_b: ArrayLike) -> CriticalPoint:
     """All gains at which chi_1 = 1 on a length fixed point, ascending in q, and whether a network stays there.
 
     Along the critical line sigma_w^2 = 1/M(q) and sigma_b^2 = q - V(q)/M(q). For gelu and silu at
     small sigma_b the point sits on a length fixed point that repels: it is listed, and not usable.
 
     Args:
-        block: `law` of a block; of a plain one the activation will do, as name, `Activation` or
-            elementwise callable.
+        block: `law` of a block, or a chain that carries one; of a plain block the activation will
+            do, as name, `Activation` or elementwise callable.
         sigma_b: bias standard deviation, >= 0.
 
     Returns:
@@ -164,12 +164,12 @@ def critical_points(block: AnyActivation | Law, sigma_b: ArrayLike) -> CriticalP
     return _solver(form)(known.activation, sigma_b, *numbers)
 
 
-def critical_sigma_w(block: AnyActivation | Law, sigma_b: ArrayLike) -> Float[Array, ""]:
+def critical_sigma_w(block: AnyBlock, sigma_b: ArrayLike) -> Float[Array, ""]:
     """The weight gain on the critical line chi_1 = 1 at this sigma_b, where a network stays on it.
 
     Args:
-        block: `law` of a block; of a plain one the activation will do, as name, `Activation` or
-            elementwise callable.
+        block: `law` of a block, or a chain that carries one; of a plain block the activation will
+            do, as name, `Activation` or elementwise callable.
         sigma_b: bias standard deviation, >= 0.
 
     Returns:

@@ -25,6 +25,7 @@ from jaxstab.activations import Activation, Mixture, get
 from jaxstab.checks import check_choice, check_count
 from jaxstab.theory import host
 from jaxstab.theory.free_products import squared_slopes
+from jaxstab.theory.laws import AnyBlock, as_law
 from jaxstab.theory.maps import AnyActivation
 
 _STEP = 0.05
@@ -141,7 +142,7 @@ def linear_exponents(width: int, sigma_w: float = 1.0) -> Float[np.ndarray, " n"
 
 
 def typical_shift(
-    activation: AnyActivation, q: ArrayLike, width: ArrayLike, weights: str = "gaussian"
+    block: AnyBlock, q: ArrayLike, width: ArrayLike, weights: str | None = None
 ) -> Float[Array, ""]:
     """How far the mean of ln |J u| lies from ln of its root-mean-square, per layer, to the order 1/width.
 
@@ -149,10 +150,11 @@ def typical_shift(
     phi'^2)^2.
 
     Args:
-        activation: name, `Activation` or elementwise callable.
+        block: activation, `law` or a chain that carries one. Its norm and skip are left out: they
+            make the shift no larger.
         q: length of the pre-activations, > 0.
         width: units n per layer.
-        weights: those that are "orthogonal", and others.
+        weights: those that are "orthogonal", and others; None for those of the law.
 
     Returns:
         The shift, nats per layer, at most 0.
@@ -161,7 +163,9 @@ def typical_shift(
         >>> print(f"{typical_shift('relu', 1.0, 100):.4f}")
         -0.0125
     """
-    squares, shares = squared_slopes(activation, 1.0, q)
+    known = as_law(block)
+    weights = known.weights if weights is None else weights
+    squares, shares = squared_slopes(known.activation, 1.0, q)
     kurtosis = 3 * jnp.sum(shares * squares**2) / jnp.sum(shares * squares) ** 2
     return -(kurtosis - (3.0 if weights == "orthogonal" else 1.0)) / (
         4 * jnp.asarray(width, kurtosis.dtype)
@@ -189,7 +193,9 @@ def compare(
     *,
     depth: ArrayLike,
     width: ArrayLike,
-    size: ArrayLike = 1.0,
+    size: ArrayLike | None = None,
+    block: AnyBlock | None = None,
+    q: ArrayLike = 1.0,
 ) -> Comparison:
     """Hold a measurement against a prediction of infinite width.
 
@@ -199,16 +205,28 @@ def compare(
         standard_error: of the mean.
         depth: layers L that it depends on.
         width: units n per layer.
-        size: of the band size * L/n. 1.25 is what relu shifts ln |J u|.
+        size: of the band size * L/n; None for `block`'s, and 1 without one.
+        block: activation, `law` or a chain that carries one, whose `typical_shift` of ln |J u| is
+            the band. relu has a size of 1.25.
+        q: length of the pre-activations of `block`, > 0.
 
     Returns:
         z scores, without the band and beyond it.
+
+    Raises:
+        ValueError: if both size and block are given.
 
     Example:
         >>> lost = compare(-1.24, 0.0, 0.1, depth=100, width=100, size=1.25)
         >>> print(f"z = {lost.z:.1f}, beyond finite width {abs(lost.beyond):.1f}")
         z = -12.4, beyond finite width 0.0
     """
+    if size is not None and block is not None:
+        raise ValueError(f"compare takes a size or the block that has one, got both, size {size}")
+    if block is not None:
+        size = -typical_shift(block, q, 1.0)
+    elif size is None:
+        size = 1.0
     difference = jnp.asarray(measured) - jnp.asarray(predicted)
     error = jnp.asarray(standard_error, difference.dtype)
     band = jnp.asarray(size) * jnp.asarray(depth) / jnp.asarray(width, difference.dtype)

@@ -34,8 +34,8 @@ from jaxstab.theory.blocks import (
 from jaxstab.theory.features import Features
 from jaxstab.theory.host import AnyArray
 from jaxstab.theory.implicit import derivatives, differentiable
-from jaxstab.theory.laws import Law, as_law, unsolvable
-from jaxstab.theory.maps import AnyActivation, log_length_map, log_sum
+from jaxstab.theory.laws import AnyBlock, Law, as_law, unsolvable
+from jaxstab.theory.maps import log_length_map, log_sum
 from jaxstab.theory.moments import LOG_LONGEST, LOG_SHORTEST, LogMoments, log_pair
 from jaxstab.theory.quadrature import rule
 from jaxstab.theory.roots import CAPACITY, ROUNDING, Function, Known, Samples, all_roots, next_root
@@ -281,7 +281,7 @@ def _solved(
 
 
 def fixed_points(
-    block: AnyActivation | Law, sigma_w: ArrayLike, sigma_b: ArrayLike, q0: ArrayLike = 1.0
+    block: AnyBlock, sigma_w: ArrayLike, sigma_b: ArrayLike, q0: ArrayLike = 1.0
 ) -> FixedPoint:
     """All fixed points of the length map, ascending in q, stable or not.
 
@@ -290,8 +290,8 @@ def fixed_points(
     length.
 
     Args:
-        block: `law` of a block; of a plain one the activation will do, as name, `Activation` or
-            elementwise callable.
+        block: `law` of a block, or a chain that carries one; of a plain block the activation will
+            do, as name, `Activation` or elementwise callable.
         sigma_w: weight gain, >= 0.
         sigma_b: bias standard deviation, >= 0.
         q0: mean square of the input; matters only where every length is a fixed point (relu at
@@ -314,7 +314,7 @@ def fixed_points(
 
 
 def fixed_point(
-    block: AnyActivation | Law, sigma_w: ArrayLike, sigma_b: ArrayLike, q0: ArrayLike = 1.0
+    block: AnyBlock, sigma_w: ArrayLike, sigma_b: ArrayLike, q0: ArrayLike = 1.0
 ) -> FixedPoint:
     """The fixed point that a network reaches from inputs of mean square q0.
 
@@ -324,8 +324,8 @@ def fixed_point(
     eqs. 7-9); xi_grad = 1/|ln chi_1|.
 
     Args:
-        block: `law` of a block; of a plain one the activation will do, as name, `Activation` or
-            elementwise callable.
+        block: `law` of a block, or a chain that carries one; of a plain block the activation will
+            do, as name, `Activation` or elementwise callable.
         sigma_w: weight gain, >= 0.
         sigma_b: bias standard deviation, >= 0.
         q0: mean square of the input, >= 0.

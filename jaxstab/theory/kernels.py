@@ -24,8 +24,8 @@ from jaxtyping import Array, ArrayLike, Float
 from jaxstab.activations import Activation, Mixture
 from jaxstab.checks import check_count, check_gains
 from jaxstab.theory.features import Features
-from jaxstab.theory.laws import Law, as_law
-from jaxstab.theory.maps import AnyActivation, log_square
+from jaxstab.theory.laws import AnyBlock, Law, as_law
+from jaxstab.theory.maps import log_square
 from jaxstab.theory.moments import inside, log_moments
 from jaxstab.theory.precision import compiled
 from jaxstab.theory.quadrature import joint
@@ -162,7 +162,7 @@ def missing_kernels(law: Law) -> str:
 
 
 def kernels(
-    block: AnyActivation | Law,
+    block: AnyBlock,
     sigma_w: ArrayLike,
     sigma_b: ArrayLike,
     depth: int,

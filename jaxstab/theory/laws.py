@@ -5,8 +5,10 @@ dropout(norm(phi(h))).
 """
 
 import dataclasses
+import inspect
 import math
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -31,6 +33,10 @@ WEIGHT_VARIANCES = {
     "he_normal": 2.0,
     "he_uniform": 2.0,
 }
+NO_LAW = (
+    'the chain carries no law: law={"activation": "tanh", ...} of networks.from_linen, from_nnx or '
+    "from_functions says what theory may assume of a block"
+)
 # BatchNorm's mean squared gradient is infinite for smaller batches
 SMALLEST_BATCH = 4
 
@@ -103,6 +109,18 @@ class Law:
         """Whether BatchNorm takes its statistics over a batch of a given size."""
         return self.norm == "batch" and self.batch is not None
 
+
+@runtime_checkable
+class Network(Protocol):
+    """A network that carries keywords of `law`, such as `networks.Chain`."""
+
+    @property
+    def law(self) -> Mapping[str, Any] | None:
+        """The keywords; None where nobody gave any."""
+
+
+# what stands for a block: an activation for a plain one, a law, or a chain that carries one
+AnyBlock = AnyActivation | Law | Network
 
 _NUMBERS = ("activation", "keep", "alpha", "epsilon", "gate_bias")
 _NAMES = tuple(field.name for field in dataclasses.fields(Law) if field.name not in _NUMBERS)
@@ -213,16 +231,46 @@ def _check_number(
     raise ValueError(f"{name} must be {allowed}, got {value}")
 
 
-def as_law(block: AnyActivation | Law) -> Law:
+def as_law(block: AnyBlock) -> Law:
     """The law of a block, which for an activation is the plain one.
 
     Args:
-        block: a law, or the activation of a plain block.
+        block: a law, a chain that carries one, or the activation of a plain block.
 
     Returns:
         The law.
+
+    Raises:
+        ValueError: if a chain carries no law, or one that `law` does not take.
     """
-    return block if isinstance(block, Law) else Law(get(block))
+    if isinstance(block, Law):
+        return block
+    if isinstance(block, Network):
+        return law_of(block)
+    return Law(get(block))
+
+
+def law_of(network: Network, **of_run: Any) -> Law:
+    """The law that a network carries.
+
+    Args:
+        network: a chain.
+        **of_run: further keywords of `law`, such as the keep rate and the batch; the network's own
+            precede them.
+
+    Returns:
+        The law.
+
+    Raises:
+        ValueError: if it carries none, or one that `law` does not take.
+    """
+    keywords = network.law
+    if keywords is None:
+        raise ValueError(NO_LAW)
+    known = tuple(inspect.signature(law).parameters)
+    for name in keywords:
+        check_choice("a keyword of law", name, known)
+    return law(**(of_run | dict(keywords)))
 
 
 # what `predict` gives, by the name of its field
@@ -238,11 +286,11 @@ FIELDS = (
 )
 
 
-def missing(block: AnyActivation | Law) -> dict[str, str]:
+def missing(block: AnyBlock) -> dict[str, str]:
     """What `predict` does not know of a block, and why; those fields are NaN.
 
     Args:
-        block: a law, or the activation of a plain block.
+        block: a law, a chain that carries one, or the activation of a plain block.
 
     Returns:
         Reasons by the name of a record's field.
@@ -277,11 +325,11 @@ def _no_law(known: Law) -> str:
     return ""
 
 
-def missing_fixed_point(block: AnyActivation | Law) -> str:
+def missing_fixed_point(block: AnyBlock) -> str:
     """Why a law has no fixed point, or which of its fields are limits of infinite depth; empty where all is known.
 
     Args:
-        block: a law, or the activation of a plain block.
+        block: a law, a chain that carries one, or the activation of a plain block.
 
     Returns:
         The reason. `fixed_point` is NaN throughout for a highway, for BatchNorm after phi, and for
@@ -317,11 +365,11 @@ def unsolvable(known: Law) -> str:
     return _no_law(known)
 
 
-def missing_critical_points(block: AnyActivation | Law) -> str:
+def missing_critical_points(block: AnyBlock) -> str:
     """Why no gain of a law has chi_1 = 1; empty where one may.
 
     Args:
-        block: a law, or the activation of a plain block.
+        block: a law, a chain that carries one, or the activation of a plain block.
 
     Returns:
         The reason.

@@ -12,8 +12,8 @@ from jaxstab.checks import Depths, check_depths, check_gains
 from jaxstab.records import SATURATED, BackwardProfile, CorrelationProfile, ForwardProfile, Spectrum
 from jaxstab.theory.features import Features
 from jaxstab.theory.folds import Gains, Layers, first_signal, gains, layers
-from jaxstab.theory.laws import Law, as_law, missing
-from jaxstab.theory.maps import AnyActivation, flat_share
+from jaxstab.theory.laws import AnyBlock, Law, as_law, missing
+from jaxstab.theory.maps import flat_share
 from jaxstab.theory.precision import compiled
 from jaxstab.theory.signals import log
 from jaxstab.theory.squashes import unsquashed
@@ -106,7 +106,7 @@ def _without(record: Any, reasons: dict[str, str]) -> Any:
 
 
 def predict(
-    block: AnyActivation | Law,
+    block: AnyBlock,
     sigma_w: ArrayLike,
     sigma_b: ArrayLike,
     depths: Depths,
@@ -124,8 +124,8 @@ def predict(
     root-mean-square; the typical one of a network of finite width N lies lower by O(depth/N).
 
     Args:
-        block: `law` of a block with norm, skip or dropout; of a plain one the activation will do,
-            as name, `Activation` or elementwise callable.
+        block: `law` of a block with norm, skip or dropout, or a chain that carries one; of a plain
+            block the activation will do, as name, `Activation` or elementwise callable.
         sigma_w: weight gain, >= 0.
         sigma_b: bias standard deviation, >= 0.
         depths: the depths wanted, each >= 0.

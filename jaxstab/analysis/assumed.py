@@ -1,0 +1,122 @@
+"""What theory may assume of the networks of a grid: a law and a width, or a reason why there is none."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+from jaxstab import networks, theory
+from jaxstab.activations import Activation
+from jaxstab.networks.chains import state_shapes
+from jaxstab.sweeps import Grid
+from jaxstab.sweeps.grid import Kind
+from jaxstab.sweeps.settings import label
+from jaxstab.theory.laws import law_of
+
+# stands for a block where shapes alone are wanted
+_ANY = theory.law("identity")
+
+
+class Assumed(NamedTuple):
+    """What theory assumes of the blocks of one kind of network.
+
+    Attributes:
+        law: of a block; None where there is none.
+        width: units of a state.
+        why: why there is no law; empty where there is one.
+    """
+
+    law: theory.Law | None
+    width: int
+    why: str
+
+    @property
+    def block(self) -> theory.Law:
+        """The law, or one that only has the right shapes."""
+        return self.law or _ANY
+
+    @property
+    def activation(self) -> Activation:
+        """Phi of the law."""
+        return self.block.activation
+
+
+def assumed(grid: Grid, kind: Kind, d_in: int, depth: int | None = None) -> Assumed:
+    """Say what theory assumes of the blocks of a kind of network.
+
+    Args:
+        grid: the grid.
+        kind: one of its kinds.
+        d_in: input features.
+        depth: number of blocks; None for the deepest.
+
+    Returns:
+        The law, or why there is none: a chain that carries none, states of several shapes, weights
+        drawn by a function, a norm without a law, or BatchNorm over fewer than four examples.
+    """
+    depth = grid.deepest if depth is None else depth
+    of_run = {"keep": 1.0 - grid.fixed["dropout"], "batch": kind["batch"]}
+    try:
+        if grid.network is None:
+            chain = networks.chain(grid.mlp(kind, depth, 1))
+            width = kind["width"]
+        else:
+            chain = grid.chain(kind, depth)
+            of_run["depth"] = depth
+            width = 0 if chain.law is None else _width(chain, kind["batch"], d_in)
+        return Assumed(law_of(chain, **of_run), width, "")
+    except ValueError as error:
+        return Assumed(None, kind["width"], str(error))
+
+
+def laws(grid: Grid, kind: Kind, d_in: int) -> dict[int, Assumed]:
+    """List what theory assumes at each depth.
+
+    Blocks of our own networks are those of the deepest, whose first ones are the shallower networks.
+
+    Args:
+        grid: the grid.
+        kind: one of its kinds.
+        d_in: input features.
+
+    Returns:
+        By depth.
+    """
+    deepest = assumed(grid, kind, d_in)
+    if grid.network is None:
+        return dict.fromkeys(grid.values("depth"), deepest)
+    return {depth: assumed(grid, kind, d_in, depth) for depth in grid.values("depth")}
+
+
+def names(grid: Grid) -> list[str]:
+    """Label the networks of a grid: by activation, or a network of the caller's own by its name.
+
+    Args:
+        grid: whose axis of kinds is the activation, or that has one kind.
+
+    Returns:
+        The labels.
+    """
+    if grid.network is not None and "activation" not in grid.axes:
+        return [label(grid.network)]
+    return grid.labels("activation")
+
+
+def _width(chain: networks.Chain, batch: int | None, d_in: int) -> int:
+    """Units of a state, which all must have."""
+    shape = (d_in,) if batch is None else (batch, d_in)
+    x = jax.ShapeDtypeStruct(shape, jnp.float32)
+
+    def drawn(x: PyTree) -> networks.Params:
+        assert chain.init is not None
+        return chain.init(jax.random.key(0), x)
+
+    params = jax.eval_shape(drawn, x)
+    states = state_shapes(chain, params, x)
+    shapes = {tuple(leaf.shape) for state in states for leaf in jax.tree.leaves(state)}
+    wanted = len(jax.tree.leaves(states)) == len(states) and len(shapes) == 1
+    if not wanted or len(next(iter(shapes))) != len(shape):
+        told = ", ".join(str(list(one)) for one in sorted(shapes))
+        raise ValueError(f"theory takes states of one width, got states of shapes {told}")
+    return next(iter(shapes))[-1]
