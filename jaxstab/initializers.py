@@ -3,7 +3,7 @@
 Two kinds. What acts on one matrix is an initialiser as jax.nn.initializers has them, for
 `MLP(weights=...)` or any Flax layer: `critical` here, and by name in `networks.WEIGHTS` those of
 Glorot, He and LeCun, and Haar-orthogonal ones. What must see the network draws or changes its
-parameters: `looks_linear`, `lsuv`, `fixup`, `skip_init`.
+parameters: `looks_linear`, `lsuv`, `auto_init`, `fixup`, `skip_init`.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 from jax.typing import DTypeLike
-from jaxtyping import Array, ArrayLike, Float, PyTree
+from jaxtyping import Array, ArrayLike, Float, Key, PyTree
 
 from jaxstab import theory
 from jaxstab.activations import Activation, get
@@ -228,7 +228,7 @@ def lsuv(
         def times(layer: dict, factor: Array) -> dict:
             return layer | {"dense": layer["dense"] | {"kernel": layer["dense"]["kernel"] * factor}}
 
-        return _to_variance(layer, output, times, target, steps)
+        return _to_size(layer, lambda layer: jnp.var(output(layer)), times, target, steps)
 
     def block(h: Array, here: Here) -> tuple[Array, dict]:
         new = scaled(here.theta, lambda layer: without_skip(layer, h))
@@ -252,26 +252,120 @@ def _lsuv_of_own(
     kernels: Kernels | None,
     part: Callable[[PyTree, PyTree], PyTree] | None,
 ) -> Params:
+    def variance(here: Here, h: PyTree) -> Callable[[PyTree], Array]:
+        selected = part if here.segment is not None else None
+
+        def of(theta: PyTree) -> Array:
+            above = here.f(theta, h)
+            return jnp.var(ravel_pytree(above if selected is None else selected(h, above))[0])
+
+        return of
+
+    return _layer_by_layer(chain, params, x, variance, target, steps, kernels)
+
+
+@with_network
+def auto_init(
+    network: MLP | Chain,
+    params: Params,
+    x: PyTree,
+    key: Key[Array, ""],
+    *,
+    steps: int = 10,
+    samples: int = 4,
+    kernels: Kernels | None = None,
+) -> Params:
+    """Rescale the weights of each block until its partial Jacobian has norm 1 (AutoInit; Doshi et al. 2023).
+
+    From the input on, the weights of block l are divided by the square root of
+
+        J^{l-1,l} = sum_ij (dh_{l,i} / dh_{l-1,j})^2 / N_l  =  E |u^T dh_l/dh_{l-1}|^2 / N_l,
+
+    u standard normal, so that gradients keep their mean square at these data. J^{l-1,l} of a norm
+    before the weights counts as the batch has it. Embedding and readout are left alone.
+
+    Args:
+        network: a chain of any layers, or an MLP; without skips that hand h on, whose Jacobian no
+            weights bring to 1.
+        params: its parameters, bound or not.
+        x: an input, or a batch where the layers take one.
+        key: PRNG key of u.
+        steps: rescalings per block, >= 1; one is exact where a block has one kernel, at its end.
+        samples: vectors u, >= 1. The relative error of J is about (2 / (samples N_l))^(1/2).
+        kernels: which parameters are weights, as in `networks.scale_kernels`.
+
+    Returns:
+        Parameters; blocks without weights, or whose Jacobian is 0, are left alone.
+
+    Raises:
+        ValueError: if steps or samples < 1, no layer has weights, or the network's law has a skip.
+
+    Example:
+        >>> from jaxstab import networks, propagation
+        >>> net = networks.mlp(depth=30, width=64, activation="relu")
+        >>> x = jnp.ones(64)
+        >>> params = auto_init(net, net.init(jax.random.key(0), x), x, jax.random.key(1))
+        >>> log_norm = propagation.backward(net, params, x, lambda y: y[0]).log_grad_h
+        >>> bool(abs(log_norm[0] - log_norm[-1]) < 2)
+        True
+    """
+    check_count("steps", steps, 1)
+    check_count("samples", samples, 1)
+    known = network if isinstance(network, Chain) else chain(network)
+    skip = (known.law or {}).get("skip")
+    if skip is not None:
+        raise ValueError(
+            f"auto_init is for blocks without a skip, got {skip!r}: scale its branch instead, as skip_init does"
+        )
+
+    def squared_jacobian(here: Here, h: PyTree) -> Callable[[PyTree], Array] | None:
+        if here.segment is None:
+            return None
+        own = jax.random.fold_in(key, here.layer)
+
+        def of(theta: PyTree) -> Array:
+            above, pull = jax.vjp(lambda h: here.f(theta, h), h)
+            flat, tree = ravel_pytree(above)
+            draws = jax.random.normal(own, (samples, flat.size), flat.dtype)
+            pulled = jax.vmap(lambda u: ravel_pytree(pull(tree(u)))[0])(draws)
+            return jnp.sum(pulled**2) / (samples * flat.size)
+
+        return of
+
+    return _layer_by_layer(known, params, x, squared_jacobian, 1.0, steps, kernels)
+
+
+# what the weights of a layer at a state bring to a target: it grows as their square
+Size = Callable[[Here, PyTree], Callable[[PyTree], Array] | None]
+
+
+def _layer_by_layer(
+    chain: Chain,
+    params: Params,
+    x: PyTree,
+    size: Size,
+    target: ArrayLike,
+    steps: int,
+    kernels: Kernels | None,
+) -> Params:
+    """Rescale the weights of each layer, from the input on, until `size` has the wanted value."""
     # refuses a chain without weights
     scale_kernels(params, 1.0, kernels)
 
-    def new_theta(here: Here, h: PyTree, part: Callable[[PyTree, PyTree], PyTree] | None) -> PyTree:
+    def new_theta(here: Here, h: PyTree) -> PyTree:
         many = count_kernels(here.theta, kernels)
-        if not many:
+        own = size(here, h)
+        if not many or own is None:
             return here.theta
-
-        def output(theta: PyTree) -> Array:
-            above = here.f(theta, h)
-            return ravel_pytree(above if part is None else part(h, above))[0]
 
         def times(theta: PyTree, factor: Array) -> PyTree:
             return scale_layer(theta, factor ** (1 / many), kernels)
 
-        return _to_variance(here.theta, output, times, target, steps)
+        return _to_size(here.theta, own, times, target, steps)
 
     def layer(carry: tuple[PyTree, tuple], here: Here) -> tuple[tuple[PyTree, tuple], None]:
         h, stacks = carry
-        theta = new_theta(here, h, part if here.segment is not None else None)
+        theta = new_theta(here, h)
         at = _number(here, stacks)
         stacks = (*stacks[:at], _written(stacks[at], theta, here), *stacks[at + 1 :])
         return (here.f(theta, h), stacks), None
@@ -300,19 +394,19 @@ def _written(stack: PyTree, theta: PyTree, here: Here) -> PyTree:
     )
 
 
-def _to_variance(
+def _to_size(
     theta: PyTree,
-    output: Callable[[PyTree], Array],
+    size: Callable[[PyTree], Array],
     times: Callable[[PyTree, Array], PyTree],
     target: ArrayLike,
     steps: int,
 ) -> PyTree:
-    """Rescale the weights of a layer until its output has the wanted variance."""
+    """Rescale the weights of a layer until a size that grows as their square has the wanted value."""
 
     def step(_: Array | int, theta: PyTree) -> PyTree:
-        var = jnp.var(output(theta))
-        factor = jnp.sqrt(jnp.asarray(target, var.dtype) / jnp.where(var > 0, var, 1))
-        return times(theta, jnp.where(var > 0, factor, 1))
+        square = size(theta)
+        factor = jnp.sqrt(jnp.asarray(target, square.dtype) / jnp.where(square > 0, square, 1))
+        return times(theta, jnp.where(square > 0, factor, 1))
 
     return jax.lax.fori_loop(0, steps, step, theta)
 

@@ -152,3 +152,26 @@ def test_gains_that_are_none_are_refused():
         match=r"network must be a networks.MLP or a networks.Chain, got a Dense: a model of",
     ):
         initializers.lsuv(nn.Dense(3), params, X)
+
+
+def test_auto_init_brings_partial_jacobians_of_a_chain_to_one():
+    """Against the dense Jacobian of each block, of changing widths and one or two kernels."""
+    wide = nn.Sequential([nn.sigmoid, nn.Dense(9), nn.tanh, nn.Dense(7)])
+    narrow = nn.Sequential([nn.relu, nn.Dense(11)])
+    chain = networks.from_linen([nn.Dense(6), wide, narrow, narrow, nn.Dense(2)])
+    x = X[0]
+    params = chain.init(KEY, x)
+    draw = jax.jit(
+        lambda params: initializers.auto_init(chain, params, x, KEY, samples=400, steps=30)
+    )
+    found = draw(params)
+    chex.assert_trees_all_equal(found.embed, params.embed)
+    chex.assert_trees_all_equal(found.readout, params.readout)
+    h = states(chain, found, x)
+    for block, part, state in zip(chain.block, found.blocks.parts, h[:3], strict=True):
+        theta = jax.tree.map(lambda leaf: leaf[0], part)
+        square = np.sum(np.square(jax.jacobian(block, 1)(theta, state)))
+        # 400 vectors: the relative error of a squared norm of N = 7 or 11 units is below (2 / 400)^(1/2)
+        np.testing.assert_allclose(square / len(block(theta, state)), 1.0, rtol=4 * 0.07)
+    with pytest.raises(ValueError, match="auto_init is for blocks without a skip, got 'sum'"):
+        initializers.auto_init(networks.mlp(2, 4, skip="sum"), params, x, KEY)
