@@ -173,5 +173,6 @@ def test_auto_init_brings_partial_jacobians_of_a_chain_to_one():
         square = np.sum(np.square(jax.jacobian(block, 1)(theta, state)))
         # 400 vectors: the relative error of a squared norm of N = 7 or 11 units is below (2 / 400)^(1/2)
         np.testing.assert_allclose(square / len(block(theta, state)), 1.0, rtol=4 * 0.07)
+    residual = networks.mlp(2, 4, skip="sum")
     with pytest.raises(ValueError, match="auto_init is for blocks without a skip, got 'sum'"):
-        initializers.auto_init(networks.mlp(2, 4, skip="sum"), params, x, KEY)
+        initializers.auto_init(residual, residual.init(KEY, x), x, KEY)
