@@ -60,12 +60,10 @@ def assumed(grid: Grid, kind: Kind, d_in: int, depth: int | None = None) -> Assu
     try:
         if grid.network is None:
             chain = networks.chain(grid.mlp(kind, depth, 1))
-            width = kind["width"]
-        else:
-            chain = grid.chain(kind, depth)
-            of_run["depth"] = depth
-            width = 0 if chain.law is None else _width(chain, kind["batch"], d_in)
-        return Assumed(law_of(chain, **of_run), width, "")
+            return Assumed(law_of(chain, **of_run), kind["width"], "")
+        chain = grid.chain(kind, depth)
+        law = law_of(chain, depth=depth, **of_run)
+        return Assumed(law, _width(chain, kind["batch"], d_in), "")
     except ValueError as error:
         return Assumed(None, kind["width"], str(error))
 
