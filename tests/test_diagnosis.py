@@ -10,7 +10,7 @@ from flax import linen as nn
 
 from jaxstab import diagnosis, networks
 from jaxstab.diagnosis.comparing import compared
-from jaxstab.diagnosis.rules import disagreement
+from jaxstab.diagnosis.disagreeing import disagreement
 from jaxstab.networks.chains import Segments
 
 X = jax.random.normal(jax.random.key(0), (16, 12), "float32")

@@ -8,9 +8,10 @@ from jaxtyping import Array, Key, PyTree
 from jaxstab import networks
 from jaxstab.diagnosis.comparing import compared
 from jaxstab.diagnosis.cures import prescriptions
+from jaxstab.diagnosis.disagreeing import disagreement
 from jaxstab.diagnosis.findings import Diagnosis
 from jaxstab.diagnosis.measuring import Loss, Measured, measurement
-from jaxstab.diagnosis.rules import disagreement, findings, gradient_rate, small_share
+from jaxstab.diagnosis.rules import findings, gradient_rate, small_share
 from jaxstab.networks import Probe
 
 

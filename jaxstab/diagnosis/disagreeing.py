@@ -1,0 +1,42 @@
+"""The finding of a gradient that is not the one that theory predicts."""
+
+from jaxstab.diagnosis.comparing import Theory
+from jaxstab.diagnosis.findings import Finding
+from jaxstab.diagnosis.intervals import Interval
+from jaxstab.diagnosis.measuring import Measured
+
+# standard errors beyond the band of finite width, and nats over the depth, from which on a rate is
+# not the predicted one
+APART_FROM_THEORY = 4.0
+MATTERS = 1.0
+
+
+def disagreement(measured: Measured, theory: Theory) -> list[Finding]:
+    """Tell a gradient that is not the one that theory predicts for the chain's law.
+
+    Args:
+        measured: the model.
+        theory: the comparison.
+
+    Returns:
+        One finding, or none.
+    """
+    apart = theory.z * theory.standard_error
+    far = abs(apart) * (len(measured.blocks) - 1)
+    if not (abs(theory.beyond) > APART_FROM_THEORY and far > MATTERS):
+        return []
+    value = theory.rate + apart
+    reach = 2 * theory.standard_error
+    return [
+        Finding(
+            "gradient unlike theory",
+            measured.rows[measured.blocks[0]].name,
+            Interval(value, value - reach, value + reach),
+            f"nats a block, where {theory.rate:.3g} are predicted; z = {theory.z:.1f}, beyond finite width "
+            f"{theory.beyond:.1f}",
+            f"a block of the chain's law at sigma_w {theory.sigma_w:.3g}, sigma_b {theory.sigma_b:.3g} has one rate "
+            "up to the scatter of finite width (Schoenholz et al. 2017; Hanin & Nica 2018)",
+            "look for a block that is not what its law says: activation, norm, skip; or for weights that training or "
+            "an initialiser made unlike independent draws",
+        )
+    ]
