@@ -284,8 +284,7 @@ def auto_init(
     u standard normal, so that gradients keep their mean square at these data.
 
     Args:
-        network: a chain of any layers, or an MLP; without skips that hand h on, whose Jacobian no
-            weights bring to 1.
+        network: a chain, or an MLP, without skips, beside which no weights bring J to 1.
         params: its parameters, bound or not.
         x: an input, or a batch where the layers take one.
         key: PRNG key of u.
