@@ -116,7 +116,11 @@ class Network(Protocol):
 
     @property
     def law(self) -> Mapping[str, Any] | None:
-        """The keywords; None where nobody gave any."""
+        """The keywords.
+
+        Returns:
+            The keywords; None where nobody gave any.
+        """
 
 
 # what stands for a block: an activation for a plain one, a law, or a chain that carries one
@@ -255,7 +259,7 @@ def law_of(network: Network, **of_run: Any) -> Law:
 
     Args:
         network: a chain.
-        **of_run: further keywords of `law`, such as the keep rate and the batch; the network's own
+        of_run: further keywords of `law`, such as the keep rate and the batch; the network's own
             precede them.
 
     Returns:
