@@ -1,16 +1,18 @@
 """What theory predicts of a grid: records, fixed points, depth scales and phase diagrams."""
 
-from collections.abc import Callable, Mapping, Sequence
+import functools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
-from jaxtyping import Array
+from jaxtyping import Array, ArrayLike
 
 from jaxstab import theory
 from jaxstab.analysis.assumed import Assumed, assumed, laws, names
+from jaxstab.analysis.pointwise import each, fixed_points
 from jaxstab.sweeps import Grid, ProgressBar
 from jaxstab.sweeps.grid import Kind
 from jaxstab.sweeps.measures import Record
@@ -59,7 +61,7 @@ def predict(
         exceeds that of infinite width, to the order 1/width. Fields over layers alone are those of
         the deepest network.
     """
-    gains = jnp.asarray(gains_of(grid))
+    gains = gains_of(grid)
     sigma_b = grid.fixed["sigma_b"]
 
     def one(kind: Kind) -> xr.Dataset:
@@ -67,19 +69,15 @@ def predict(
         why = next((known.why for known in by_depth.values() if known.why), "")
         deepest = by_depth[grid.deepest]
 
-        def profiles(sigma_w: Array) -> tuple[Record, ...]:
+        def profiles(sigma_w: ArrayLike) -> tuple[Record, ...]:
             return _profiles(by_depth, sigma_w, sigma_b, d_in=d_in, c0=c0, q0=q0)
 
-        def point(sigma_w: Array) -> Record:
-            return theory.fixed_point(deepest.block, sigma_w, sigma_b)
-
-        records = _theory(not why, jax.vmap(profiles), gains)
-        fixed = _theory(not why, jax.vmap(point), gains)
+        records = each(profiles, gains.tolist(), not why)
+        fixed = fixed_points(deepest.block, gains, sigma_b, not why)
         fixed_point = {
             f"fixed_point_{field}": ("sigma_w", array) for field, array in fixed._asdict().items()
         }
-        log_q = jnp.asarray(records[0].log_q[:, -1])
-        shift = np.full(len(gains), np.nan) if why else np.asarray(_typical_shift(deepest, log_q))
+        shift = _typical_shift(deepest, records[0].log_q[:, -1])
         return labelled(records, ("sigma_w",)).assign(
             fixed_point | {"finite_width_rate": ("sigma_w", -shift), "no_theory": why}
         )
@@ -135,7 +133,7 @@ def predict_sharpness(
 
 
 def _profiles(
-    by_depth: Mapping[int, Assumed], sigma_w: Array, sigma_b: float, **inputs: Any
+    by_depth: Mapping[int, Assumed], sigma_w: ArrayLike, sigma_b: float, **inputs: Any
 ) -> tuple[Record, ...]:
     """Records of all depths; networks of the caller's own may have another law at each."""
     depths = list(by_depth)
@@ -169,22 +167,15 @@ def _joined(records: Sequence[Record]) -> Record:
     return jax.tree.map(along_depths, *records)
 
 
-def _typical_shift(known: Assumed, log_q: Array) -> Array:
+def _typical_shift(known: Assumed, log_q: np.ndarray) -> np.ndarray:
     """The shift of finite width at the deepest layer's length, beside which a skip or a norm makes it no larger."""
-    q = jnp.exp(jnp.clip(log_q, *_LENGTHS))
-    return jax.vmap(lambda q: theory.typical_shift(known.block, q, known.width))(q)
 
+    def shift(log_q: float) -> ArrayLike:
+        if np.isnan(log_q):
+            return np.nan
+        return theory.typical_shift(known.block, np.exp(np.clip(log_q, *_LENGTHS)), known.width)
 
-def _theory(known: bool, predict: Callable, *args: Array) -> Any:
-    """A prediction, or NaN in its place where theory does not know the networks."""
-    if known:
-        return jax.device_get(jax.jit(predict)(*args))
-
-    def unknown(leaf: Any) -> np.ndarray:
-        blank = np.nan if jnp.issubdtype(leaf.dtype, jnp.floating) else 0
-        return np.full(leaf.shape, blank, leaf.dtype)
-
-    return jax.tree.map(unknown, jax.eval_shape(predict, *args))
+    return np.array([shift(float(value)) for value in log_q], log_q.dtype)
 
 
 def depth_scales(grid: Grid, d_in: int, points: int = FINE) -> xr.Dataset:
@@ -204,7 +195,7 @@ def depth_scales(grid: Grid, d_in: int, points: int = FINE) -> xr.Dataset:
     scales: dict[str, list[np.ndarray]] = {"xi_c": [], "xi_grad": []}
     for kind in grid.kinds:
         known = assumed(grid, kind, d_in)
-        found = _theory(not known.why, _along(grid, known.block), jnp.asarray(gains))
+        found = fixed_points(known.block, gains, grid.fixed["sigma_b"], not known.why)
         for name, values in scales.items():
             values.append(getattr(found, name))
     return xr.Dataset(
@@ -214,11 +205,6 @@ def depth_scales(grid: Grid, d_in: int, points: int = FINE) -> xr.Dataset:
         },
         {"activation": names(grid), "fine_sigma_w": gains},
     )
-
-
-def _along(grid: Grid, block: theory.Law) -> Callable[[Array], Record]:
-    """Fixed points along gains."""
-    return jax.vmap(lambda sigma_w: theory.fixed_point(block, sigma_w, grid.fixed["sigma_b"]))
 
 
 def phase_diagram(
@@ -239,16 +225,17 @@ def phase_diagram(
     """
     own = gains_of(grid)
     at = grid.fixed["sigma_b"]
-    sigma_w = jnp.linspace(own[0], max(own[-1], own[0] + 1e-3), points)
-    sigma_b = jnp.linspace(0.0, max(1.0, 1.5 * at), points)
+    sigma_w = np.linspace(own[0], max(own[-1], own[0] + 1e-3), points)
+    sigma_b = np.linspace(0.0, max(1.0, 1.5 * at), points)
     chi = []
     line = []
     here = []
     for kind in progress(grid.kinds):
         known = assumed(grid, kind, d_in)
-        plane, critical = _phase(known.block, sigma_w)
-        chi.append(_theory(not known.why, plane, sigma_b))
-        found = _theory(not known.why, critical, jnp.append(sigma_b, at))
+        plane = fixed_points(known.block, sigma_w, sigma_b[:, None], not known.why)
+        chi.append(plane.chi_1)
+        critical = functools.partial(theory.critical_sigma_w, known.block)
+        found = each(critical, [*sigma_b, at], not known.why)
         line.append(found[:-1])
         here.append(found[-1])
     return xr.Dataset(
@@ -259,24 +246,7 @@ def phase_diagram(
         },
         {
             "activation": names(grid),
-            "phase_sigma_b": np.asarray(sigma_b),
-            "phase_sigma_w": np.asarray(sigma_w),
+            "phase_sigma_b": sigma_b,
+            "phase_sigma_w": sigma_w,
         },
     )
-
-
-def _phase(
-    block: theory.Law, sigma_w: Array
-) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
-    """chi_1 and the critical gain, as functions of sigma_b."""
-
-    def chi_1(w: Array, b: Array) -> Array:
-        return theory.fixed_point(block, w, b).chi_1
-
-    def plane(sigma_b: Array) -> Array:
-        return jax.vmap(lambda b: jax.vmap(chi_1, (0, None))(sigma_w, b))(sigma_b)
-
-    def line(sigma_b: Array) -> Array:
-        return jax.vmap(lambda b: theory.critical_sigma_w(block, b))(sigma_b)
-
-    return plane, line
