@@ -1,0 +1,69 @@
+"""Residual networks whose branches begin small or at nothing."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import ArrayLike
+
+from jaxstab.networks import MLP, Chain, Params
+from jaxstab.networks.chains import with_network
+from jaxstab.networks.family import module_of
+
+
+@with_network
+def fixup(network: MLP | Chain, params: Params) -> Params:
+    """Set residual branches and readout to zero: Fixup (Zhang et al. 2019, section 3).
+
+    Its rule 1, the last layer of each branch and the classifier at 0, is all that applies where a
+    branch has m = 1 layers: rule 2 scales the others by L^(-1/(2m-2)), and there are none.
+    Multipliers alpha start at 1, biases at 0.
+
+    Args:
+        network: one of our family, with skip "sum", "scaled" or "rezero" and no norm.
+        params: its parameters, drawn with He's gain.
+
+    Returns:
+        Parameters.
+
+    Raises:
+        ValueError: if the network is not such a one.
+    """
+    mlp = module_of(network)
+    if mlp.skip not in ("sum", "scaled", "rezero") or mlp.norm:
+        raise ValueError(
+            f"fixup is for networks with skip sum, scaled or rezero and no norm, got skip {mlp.skip}, norm {mlp.norm}"
+        )
+
+    def zero(layer: dict) -> dict:
+        return layer | {"dense": jax.tree.map(jnp.zeros_like, layer["dense"])}
+
+    blocks = zero(params.blocks)
+    if "alpha" in blocks:
+        blocks |= {"alpha": jnp.ones_like(blocks["alpha"])}
+    embed = params.embed["dense"] | {"bias": jnp.zeros_like(params.embed["dense"]["bias"])}
+    return Params(params.embed | {"dense": embed}, blocks, zero(params.readout))
+
+
+@with_network
+def skip_init(params: Params, alpha: ArrayLike = 0.0) -> Params:
+    """Set the multipliers alpha of residual branches h + alpha F; 0 is ReZero and SkipInit.
+
+    Bachlechner et al. 2021 (ReZero); De & Smith 2020 (SkipInit), who also try 1/sqrt(depth).
+
+    Args:
+        params: parameters of a network with skip "rezero".
+        alpha: the multiplier, one or one per block; may be traced.
+
+    Returns:
+        Parameters.
+
+    Raises:
+        ValueError: if there are no multipliers.
+    """
+    if "alpha" not in params.blocks:
+        raise ValueError(
+            'skip_init sets the multipliers alpha of MLP(..., skip="rezero"); these parameters have none'
+        )
+    old = params.blocks["alpha"]
+    return params._replace(
+        blocks=params.blocks | {"alpha": jnp.broadcast_to(jnp.asarray(alpha, old.dtype), old.shape)}
+    )
