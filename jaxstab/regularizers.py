@@ -108,10 +108,10 @@ def jacobian_norm(
 
     Example:
         >>> from jaxstab import networks
-        >>> mlp = networks.MLP(depth=4, width=8, activation="identity", features_out=8, weights="orthogonal")
-        >>> params = networks.init(mlp, jax.random.key(0), jnp.ones(8))
+        >>> net = networks.mlp(4, 8, "identity", features_out=8, weights="orthogonal")
+        >>> params = net.init(jax.random.key(0), jnp.ones(8))
         >>> def penalty(params, x, key):
-        ...     return jacobian_norm(lambda x: mlp.apply(networks.variables(params), x), x, key).value
+        ...     return jacobian_norm(lambda x: net.apply(params, x), x, key).value
         >>> round(float(penalty(params, jnp.ones(8), jax.random.key(1))), 4)  # eight singular values of 1
         8.0
         >>> slope = jax.grad(penalty)(params, jnp.ones(8), jax.random.key(1)).blocks["dense"]["kernel"].shape

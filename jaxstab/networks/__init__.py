@@ -8,7 +8,6 @@ share one draw. What is imported here and not in `__all__` is for the other room
 
 from jaxstab.networks.blocks import WEIGHTS
 from jaxstab.networks.chains import Chain, Params
-from jaxstab.networks.chains import Layer as Layer
 from jaxstab.networks.family import (
     bind,
     chain,
@@ -16,7 +15,6 @@ from jaxstab.networks.family import (
     mlp,
     rescale,
 )
-from jaxstab.networks.family import initial_stats as initial_stats
 from jaxstab.networks.family import unbind as unbind
 from jaxstab.networks.family import variables as variables
 from jaxstab.networks.folds import downwards, state, states, upwards

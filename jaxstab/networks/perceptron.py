@@ -50,7 +50,8 @@ class MLP(nn.Module):
         >>> from jaxstab import networks
         >>> mlp = MLP(depth=8, width=32, activation="relu", norm="layer", skip="sum")
         >>> params = networks.init(mlp, jax.random.key(0), jnp.ones(784), sigma_w=2**0.5)
-        >>> params.blocks["dense"]["kernel"].shape, mlp.apply(networks.variables(params), jnp.ones(784)).shape
+        >>> y = networks.chain(mlp).apply(params, jnp.ones(784))
+        >>> params.blocks["dense"]["kernel"].shape, y.shape
         ((8, 32, 32), (10,))
     """
 

@@ -69,7 +69,7 @@ def run(
         grid: what to sweep over.
         measure: `Train`, or a function (chain, params, sample, depths) -> record or tuple of
             records, such as `signal` or `jacobian`; pure. All gains share the weights in params,
-            where they stand as drawn; `networks.unbind` has them scaled.
+            where they stand as drawn; `networks.family.unbind` scales them.
         data: examples to measure at; to train, a `Split`, or data of which a fifth is tested on.
         chunk_size: cells of a group, see `plan`.
         progress: wraps the groups as they are computed, such as tqdm.
