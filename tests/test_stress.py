@@ -65,6 +65,7 @@ def _calls(width=6):
         "curvature.hessian_by_gradient": lambda p, x, key: product(
             curvature.hessian_by_gradient(lambda p: jax.tree.map(jnp.tanh, p), p), p
         ),
+        "curvature.largest": lambda p, x, key: curvature.largest(hessian(p, x), key, 4),
         "curvature.largest_stable_rate": lambda p, x, key: curvature.largest_stable_rate(x),
         "curvature.monitor_sharpness": lambda p, x, key: monitored(lambda p: hessian(p, x), p),
         "curvature.objective": lambda p, x, key: goal(p, (batch(x), labels)),
