@@ -269,6 +269,7 @@ def test_moments_differentiate_map_and_compile_over_a_slope(kind):
     np.testing.assert_allclose(slope_of, [0.6, 0.3], rtol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", LEAKY)
 def test_networks_differentiate_map_and_compile_over_a_slope(kind):
     x = jnp.linspace(-1.0, 1.0, 5)
@@ -325,6 +326,7 @@ def test_a_function_of_traced_values_is_freed_of_them():
     assert float(derivative) == 0.5 and derivative.dtype == jnp.float32 and count == 2
 
 
+@pytest.mark.slow
 def test_activations_without_a_hash():
     @dataclasses.dataclass
     class Bent:

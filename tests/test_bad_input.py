@@ -222,6 +222,7 @@ def toml(value):
     return {True: "true", False: "false"}[value] if isinstance(value, bool) else json.dumps(value)
 
 
+@pytest.mark.slow
 @GENERATED
 @given(st.sampled_from(["width", "sigma_w", "weights", "no_key", "norm_after", "out"]), values)
 def test_generated_configs(folder, key, value):
@@ -230,6 +231,7 @@ def test_generated_configs(folder, key, value):
     refused(folder, ["sweep", "--config", "s.toml", "--data", "digits", "--seeds", "0"])
 
 
+@pytest.mark.slow
 @settings(GENERATED, max_examples=30)
 @given(st.binary(max_size=200), st.sampled_from(["plain", "archive", "behind a mark"]))
 def test_generated_files(folder, content, kind):

@@ -61,6 +61,7 @@ def trainings(training_runs):
     return training_runs["problem"].draw(grid, 5, training_runs["problem"].halves(data))
 
 
+@pytest.mark.slow
 def test_floor_and_ours_find_the_same_singular_values(spectral):
     dense, drawing = spectral["dense"], spectral["problem"]
     problem = drawing.draw(("tanh", "relu"), (1, 3), 8, drawing.gains(2), 2)

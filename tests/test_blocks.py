@@ -164,6 +164,7 @@ def test_forward_and_backward_agree_with_the_twin(settings):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [CASES[1], CASES[2], CASES[4]], ids=str)
 def test_chain_is_the_module_in_any_dtype(settings):
     mlp, chain, params, bound, x = _network(settings, jnp.float32)
@@ -292,6 +293,7 @@ def test_dropout_rates_are_traced_share_draws_and_reach_both_ends():
     )
 
 
+@pytest.mark.slow
 def test_a_dense_network_draws_each_layer_for_the_sources_it_has():
     mlp = MLP(depth=8, width=32, skip="dense", features_out=3)
     blocks = networks.init(mlp, KEY, jnp.ones(7), 1.5).blocks["dense"]["kernel"]
@@ -430,6 +432,7 @@ def test_many_gains_share_one_copy_of_the_weights():
     assert held(beside) < 2 * weights and held(whole) > 5 * weights
 
 
+@pytest.mark.slow
 def test_a_network_with_no_gain_of_its_own_comes_back_as_it_is():
     mlp, _, params, bound, x = _network({"dropout": True, "norm": "layer"})
     chex.assert_trees_all_equal(unbind(bound), params)

@@ -61,6 +61,7 @@ def test_the_interval_holds_the_truth_as_often_as_it_says(xi, noise):
     assert abs(bias) <= 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "xi", [INSIDE, CENSORED, INSIDE[:4]], ids=["all known", "censored", "few gains"]
 )
@@ -86,6 +87,7 @@ def test_noise_that_seeds_and_gains_share_out_makes_the_interval_too_wide_not_to
     assert inside >= 0.95
 
 
+@pytest.mark.slow
 def test_gains_whose_neighbours_miss_alike_are_fewer():
     # a correlation of 0.6 between neighbours: uncorrected, the interval holds the truth in 62 of 100
     inside, _, _ = _coverage(300, np.geomspace(2, 15, 20), gains_sd=0.2, neighbours=0.6)

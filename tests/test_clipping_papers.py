@@ -80,6 +80,7 @@ def _scanned(build):
     return jax.jit(run)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("history", [1000, 50, 1])
 def test_auto_clip(history):
     gradients = _gradients()

@@ -231,6 +231,7 @@ def test_errors_of_trace_and_density_are_honest():
     )
 
 
+@pytest.mark.slow
 def test_memory_of_products_is_that_of_a_chunk():
     net, x = networks.mlp(3, 64, features_out=4), jnp.ones((512, 32), jnp.float32)
     params = net.init(KEY, x)
@@ -413,6 +414,7 @@ def test_the_preconditioner_of_adam():
         curvature.adam_preconditioner(optax.sgd(0.1).init(params))
 
 
+@pytest.mark.slow
 @pytest.mark.kernels
 def test_critical_sharpness_of_a_quadratic_is_the_directional_one():
     matrix, _ = _quadratic()

@@ -364,6 +364,7 @@ TABLES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [pytest.param("isometry", marks=pytest.mark.kernels), "depth 200"])
 def test_gradients_of_every_kind_are_central_differences(name):
     function, points, step, *tolerances = TABLES[name]
@@ -380,6 +381,7 @@ def test_gradients_of_every_kind_are_central_differences(name):
         np.testing.assert_allclose(slope, expected, rtol=tolerance, atol=tolerance, err_msg=kind)
 
 
+@pytest.mark.slow
 def test_a_gradient_at_known_numbers_is_that_of_a_program():
     # outside of any program the root is found in NumPy
     slope = jax.grad(lambda w: theory.fixed_point("tanh", w, 0.3).chi_1)

@@ -141,6 +141,7 @@ def test_a_dead_layer_of_a_hostile_name_is_told_three_times(tmp_path, capsys):
     assert sorted(file.name for file in out.iterdir()) == ["diagnosis.html", "diagnosis.json"]
 
 
+@pytest.mark.slow
 def test_a_function_without_labels(tmp_path, capsys):
     # a file of a machine of the other byte order
     assert _diagnose("tagged", "swapped.npz", tmp_path) == 0

@@ -246,6 +246,7 @@ def test_the_rate_of_a_deep_chain_is_that_of_theory(settings, gains, what, rate)
         diagnosis.apply(report, "prayer")
 
 
+@pytest.mark.slow
 def test_a_chain_is_compared_with_the_law_that_it_carries():
     """Layers of one's own with our network's law, with a wrong one, and with none."""
     mlp = networks.MLP(12, 48, "relu", features_out=4)
@@ -292,6 +293,7 @@ def test_positions_of_a_deep_post_norm_transformer_collapse(pre):
         assert "pre-norm" in found.change
 
 
+@pytest.mark.slow
 def test_a_mask_of_attention_is_no_fault():
     """Hold that -inf in what a softmax reads raises no alarm."""
     x = jax.random.normal(jax.random.key(0), (5, 4, 6), "float32")

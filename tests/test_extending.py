@@ -34,6 +34,7 @@ def tables(monkeypatch):
     monkeypatch.setitem(SKIPS, "twice", Skip(lambda block, h, branch, a: 2 * h + branch))
 
 
+@pytest.mark.slow
 def test_a_norm_and_a_skip_are_entries_of_their_tables(tables):
     mlp = networks.MLP(
         depth=2, width=4, activation="relu", norm="halved", skip="twice", features_out=1
@@ -84,6 +85,7 @@ def _cubic(h):
     return h - h**3 / 9
 
 
+@pytest.mark.slow
 def test_an_activation_and_a_measure_are_functions():
     x = np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4)
     data = Data(x, np.zeros(3, np.int32), "three inputs")

@@ -51,6 +51,7 @@ def test_the_mean_is_the_integral_of_multi_precision():
     np.testing.assert_allclose([haar.mean, haar.variance], [math.log(1.3), 0.0], atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("activation", "weights"), [("relu", "gaussian"), (leaky_relu(0.1), "orthogonal")]
 )

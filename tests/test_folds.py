@@ -117,6 +117,7 @@ def test_a_fold_without_layers_gives_its_carry():
     assert carry == 7 and read is None
 
 
+@pytest.mark.slow
 def test_a_stack_of_no_layers_reads_off_stacks_of_none():
     # a program that takes the first blocks of a network takes none of them for depth 0
     mlp = networks.MLP(depth=2, width=3, features_out=1)

@@ -150,6 +150,7 @@ def test_any_activation_has_the_moments_of_its_s_transform(name, sigma_w, q, wei
         assert law.cdf[0] < 1e-4 and law.cdf[-1] == 1
 
 
+@pytest.mark.slow
 def test_random_matrices_have_this_law():
     n, depth, rng = 300, 2, np.random.default_rng(0)
     q, sigma_w = 1.0, 1.3

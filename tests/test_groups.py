@@ -223,6 +223,7 @@ def test_a_missing_store_and_an_unknown_url():
         opened("ftpz://a")
 
 
+@pytest.mark.slow
 def test_reading_imports_and_runs_nothing(tmp_path, whole):
     path = tmp_path / "whole.zarr"
     # what zarr itself would look up and run

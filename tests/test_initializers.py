@@ -103,6 +103,7 @@ def test_looks_linear_is_linear(activation, skip):
     np.testing.assert_allclose(mlp.apply(variables(params), x), expected, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_looks_linear_has_the_singular_values_that_it_states():
     depth, half, sigma_w = 4, 6, 1.1
     mlp = MLP(depth, 2 * half, "relu", weights="orthogonal")

@@ -13,6 +13,7 @@ from jaxstab import activations, curvature, networks, theory
 LENGTHS = (0.5, 3.0)
 
 
+@pytest.mark.slow
 def test_erf_in_closed_form():
     """E erf erf = (2/pi) arcsin(2 K12 / sqrt((1 + 2 K11)(1 + 2 K22))) (Williams 1997), at either sign of c."""
     for c0 in (-0.4, 0.7):

@@ -75,6 +75,7 @@ def test_relu_in_closed_form():
     np.testing.assert_allclose(forward.q, 2.0, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_masks_of_their_own_tell_equal_inputs_apart():
     """c' = rho q_a a' / E a^2 = rho for equal inputs of relu, without biases (Schoenholz et al. 2017, section 5)."""
     apart = theory.law("relu", keep=0.8, shared_masks=False)
@@ -230,6 +231,7 @@ def test_theory_is_traced_in_either_precision():
         )
 
 
+@pytest.mark.slow
 def test_theory_takes_a_chain_for_the_law_that_it_carries():
     chain = networks.mlp(4, 8, "tanh", skip="sum")
     assert theory.missing(chain) == theory.missing(theory.law("tanh", skip="sum"))

@@ -124,6 +124,7 @@ def test_averaged_norm_of_gaussian_linear_layers_is_the_gain():
     assert np.all(np.abs(error) <= 4 * samples.std(axis=0, ddof=1) / draws**0.5 + 1e-14)
 
 
+@pytest.mark.slow
 def test_hutchinson_estimates_within_its_error():
     chain, params, x = _network(depth=6, width=16, sigma_w=1.8)
     exact = np.asarray(log_apjn(chain, params, x, first=1))
@@ -136,6 +137,7 @@ def test_hutchinson_estimates_within_its_error():
     assert np.isnan(estimate(chain, params, x, KEY, 1, 1).standard_error).all()
 
 
+@pytest.mark.slow
 def test_hutchinson_error_bars_have_the_spread_that_they_claim():
     chain, params, x = _network(depth=3, width=16, sigma_w=1.5)
     runs = jax.jit(jax.vmap(lambda key: spectra.log_apjn_estimate(chain, params, x, key, 64)))(
@@ -146,6 +148,7 @@ def test_hutchinson_error_bars_have_the_spread_that_they_claim():
     np.testing.assert_allclose(np.std(runs.log_value, axis=0)[1:], claimed, rtol=0.15)
 
 
+@pytest.mark.slow
 def test_alignment_against_numpy_and_its_meaning():
     chain, params, x = _network(depth=4, width=7)
     factors, found = _dense(chain, params, x), alignment(chain, params, x)
@@ -207,6 +210,7 @@ def test_orthogonal_chains_have_one_exponent():
     np.testing.assert_allclose(found.standard_error, 0, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_gaussian_linear_exponents_are_newmans():
     # Newman 1986: E ln r_ii = ln sigma_w + (psi((n - i + 1) / 2) + ln(2 / n)) / 2, at any depth
     n, sigma_w = 8, 1.3
@@ -250,6 +254,7 @@ def test_vmap_and_grad():
     assert float(jax.grad(scalar)(1.1)) == pytest.approx(float(slope), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_what_makes_no_sense_is_refused():
     chain, params, x = _network(depth=3)
     with pytest.raises(ValueError, match=r"first must be an integer in \[0, 3\], got 4"):

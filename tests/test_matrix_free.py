@@ -338,6 +338,7 @@ def test_agrees_with_matfree():
     np.testing.assert_allclose(np.exp(ours), theirs[:5], rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_mistakes_are_named():
     chain, params, x = _network(width=8, d_in=8)
     op = spectra.jacobian(chain, params, x)

@@ -112,6 +112,7 @@ def test_networks_give_each_unit_its_own_activation():
     assert float(jnp.exp(measured[1])) == pytest.approx(float(expected), rel=0.1)
 
 
+@pytest.mark.slow
 def test_networks_are_differentiable_in_the_share():
     x = jnp.linspace(-1.0, 1.0, 4)
     params = networks.init(networks.MLP(2, 10, "tanh"), jax.random.key(1), x, 1.5, 0.2)

@@ -14,6 +14,7 @@ from jaxstab.networks.family import variables
 KEY = jax.random.key(0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.float32, None])
 @pytest.mark.parametrize("weights", ["gaussian", "orthogonal"])
 @pytest.mark.kernels
@@ -74,6 +75,7 @@ def test_chains_of_other_layers_have_no_law():
             call()
 
 
+@pytest.mark.slow
 def test_network_is_the_formula():
     mlp, x = MLP(depth=2, width=5, activation="tanh", features_out=3), jnp.linspace(0.1, 1, 4)
     params = networks.init(mlp, KEY, x, 1.3, 0.2)
@@ -138,6 +140,7 @@ def test_orthogonal_weights_have_the_gain_s_mean_square_in_every_shape():
             networks.WEIGHTS["orthogonal"](KEY, shape)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("skip", [None, "dense"])
 def test_orthogonal_networks_have_the_lengths_of_theory_from_a_narrow_input_to_a_wide_output(skip):
     mlp = MLP(

@@ -97,6 +97,7 @@ def test_gradient_of_the_norm():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [1.0, 1e25, 1e-30])
 def test_groups(scale):
     params = jax.tree.map(lambda p: p * np.float32(scale), _params())
@@ -125,6 +126,7 @@ def test_groups(scale):
     assert norm(params).value == pytest.approx(_length(*jax.tree.leaves(params)), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_what_is_stacked_is_told_and_never_guessed():
     ones = {
         "blocks": {"a": {"w": jnp.ones((4, 4))}},

@@ -60,6 +60,7 @@ def test_gains_of_layers_multiply_kernels_alone():
     chex.assert_trees_all_equal(only.blocks.parts[0]["Dense_0"], wanted["Dense_0"])
 
 
+@pytest.mark.slow
 def test_gains_of_nnx_layers_and_of_plain_arrays():
     rngs = nnx.Rngs(0)
     blocks = [
@@ -154,6 +155,7 @@ def test_gains_that_are_none_are_refused():
         initializers.lsuv(nn.Dense(3), params, X)
 
 
+@pytest.mark.slow
 def test_auto_init_brings_partial_jacobians_of_a_chain_to_one():
     """Against the dense Jacobian of each block, of changing widths and one or two kernels."""
     wide = nn.Sequential([nn.sigmoid, nn.Dense(9), nn.tanh, nn.Dense(7)])

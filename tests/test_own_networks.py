@@ -291,6 +291,7 @@ def test_own_layers_give_what_our_network_gives():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-9), found, wanted)
 
 
+@pytest.mark.slow
 def test_blocks_stand_alone_where_no_input_is_given():
     rngs = nnx.Rngs(0)
     layers = [
@@ -400,6 +401,7 @@ def test_what_makes_no_chain_is_said_in_one_line(make, said):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_parameters_of_another_model_are_refused():
     _, params, x = linen_model(*widths())
     other = networks.from_linen([nn.Dense(8), dense(8), nn.Dense(3)])

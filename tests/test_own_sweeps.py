@@ -139,6 +139,7 @@ def residual(depth):
     return networks.from_linen([embed, *[block] * depth, readout], law=LAW)
 
 
+@pytest.mark.slow
 def test_layers_with_a_law_are_predicted_as_our_network_of_the_same_blocks():
     """Every predicted field of `from_linen(..., law=)` is that of networks.mlp."""
     axes = {"depth": (3,), "sigma_w": (0.8, 1.5)}
@@ -156,6 +157,7 @@ def test_layers_with_a_law_are_predicted_as_our_network_of_the_same_blocks():
     assert "theory" not in sweeps.measuring.settings(sweeps.Grid(axes, network=residual), DATA)
 
 
+@pytest.mark.slow
 def test_each_depth_is_predicted_by_its_own_law_or_says_why_not():
     grid = sweeps.Grid({"depth": (2, 4), "sigma_w": (1.2,)}, network=residual, width=8)
     found = analysis.predict(grid, 5, 0.3).squeeze()

@@ -84,6 +84,7 @@ def test_every_kind_of_block_against_the_dense_jacobian(kind):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk_size", [1, 4, 100])
 def test_chunks_change_nothing(chunk_size):
     _, chain, params, x = _network()

@@ -417,6 +417,7 @@ def _entropy(p):
     return -np.sum(p * np.log(np.where(p > 0, p, 1)), -1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["linen", "nnx"])
 def test_logits_and_entropies_of_heads_are_those_of_the_hand_written_attention(kind):
     """Hold max logit, entropy and that of equal weights, in a scan, under a mask, and by hand."""

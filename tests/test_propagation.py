@@ -59,6 +59,7 @@ def _naive_backward(phi, params, x, depth):
     return np.array([norm(g) for g in by_h]), np.array([norm(g) for g in by_theta])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", ["relu", "hard_tanh"])
 def test_forward_agrees_with_numpy(activation):
     chain, params, x = _network(activation)
@@ -94,6 +95,7 @@ def test_correlation_agrees_with_numpy_and_keeps_precision_near_1():
     assert np.all(near <= 1) and np.all(1 - near < 1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", ["tanh", pytest.param("relu", marks=pytest.mark.kernels)])
 def test_backward_agrees_with_one_gradient_at_a_time(activation):
     chain, params, x = _network(activation)

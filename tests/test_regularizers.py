@@ -98,6 +98,7 @@ def test_omega_and_its_immediate_derivative_agree_with_full_jacobians(activation
     )
 
 
+@pytest.mark.slow
 def test_the_full_derivative_of_omega_agrees_with_finite_differences():
     chain, params, x = _network("gelu")
     direction = _toward(params)
@@ -107,6 +108,7 @@ def test_the_full_derivative_of_omega_agrees_with_finite_differences():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("immediate", [True, False])
 def test_dead_layers_and_zero_gradients_are_no_nan(immediate):
     chain, params, x = _network("relu")
@@ -207,6 +209,7 @@ def test_the_slope_of_omega_is_finite_for_every_cure(index):
     )
 
 
+@pytest.mark.slow
 def test_descending_omega_lets_the_gradient_through():
     chain, params, x = _network("tanh", depth=10, sigma_w=0.5, sigma_b=0.0)
 
@@ -316,6 +319,7 @@ def test_orthogonality_counts_singular_values(gain):
     )
 
 
+@pytest.mark.slow
 def test_orthogonality_of_parameters_and_of_their_slope():
     # no layer has more outputs than inputs, where rows of weights cannot be orthonormal
     mlp = MLP(3, 6, "tanh", features_out=4, weights="orthogonal")

@@ -78,6 +78,7 @@ def test_relu_shatters_as_wide_networks_do():
     assert cosines[:, 0].mean() < 0.6 * cosines[:, -1].mean()
 
 
+@pytest.mark.slow
 def test_gradients_beyond_the_range_of_floats():
     mlp = MLP(300, 4, "identity")
     x = jnp.ones(3, jnp.float32)
@@ -87,6 +88,7 @@ def test_gradients_beyond_the_range_of_floats():
     assert found.log_norm < -1500 and np.isclose(np.linalg.norm(found.direction), 1, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_estimates_are_the_means_over_pairs():
     rng = np.random.default_rng(0)
     g = rng.standard_normal((5, 7)) + 0.5

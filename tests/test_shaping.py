@@ -32,6 +32,7 @@ def test_held_numbers(name, method, target, alpha, beta, gamma, delta):
     np.testing.assert_allclose(numbers, [alpha, beta, gamma, delta], rtol=5e-8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "above", "below"),
     # published values at 0.6 and -0.6 of the same network, tau = 4.5
@@ -127,6 +128,7 @@ def test_conditions_by_another_route(activation):
     assert curvature * depth == pytest.approx(0.6, rel=1e-7)
 
 
+@pytest.mark.slow
 def test_it_is_an_activation_like_any_other():
     found = shaped("tanh", 40, zeta=1.5)
     again = shaped("tanh", 40, zeta=1.5)

@@ -372,6 +372,7 @@ def test_order_and_gaps_beyond_any_float():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("killed", [[2], [0, 5], [1, 3, 4]])
 @pytest.mark.kernels
 def test_killed_directions_are_minus_infinity_and_the_rest_is_right(killed):
@@ -388,6 +389,7 @@ def test_killed_directions_are_minus_infinity_and_the_rest_is_right(killed):
     )
 
 
+@pytest.mark.slow
 def test_a_factor_of_zeros_kills_everything():
     factors = _gaussian(4, 5)
     factors[2] = 0.0
@@ -400,6 +402,7 @@ def test_what_is_not_finite_stays_so():
     assert np.isnan(product_log_singular_values(jnp.asarray(factors))).all()
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(st.integers(0, 10**6), st.floats(-200, 200), st.floats(0, 12))
 def test_scaling_and_grading_are_followed_exactly(seed, shift, spread):
@@ -496,6 +499,7 @@ def test_relu_rank_is_the_smallest_active_count():
     assert min(active) < 20
 
 
+@pytest.mark.slow
 @pytest.mark.kernels
 def test_saturated_tanh_is_small_but_not_dead_in_float32():
     chain, params, x = _network("tanh", depth=6, width=16, sigma_w=30.0, dtype=jnp.float32)

@@ -450,6 +450,7 @@ def test_survey_of_a_single_cell_still_reports(tmp_path):
     assert page.stat().st_size > 50_000 and "Curvature of the loss" in page.read_text()
 
 
+@pytest.mark.slow
 def test_a_dataset_that_is_no_survey_is_refused(tmp_path):
     grid = sweeps.Grid(
         {"activation": ("relu",), "depth": (2,), "seed": (0,), "sigma_w": (1.0,)}, width=8

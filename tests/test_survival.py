@@ -60,6 +60,7 @@ class Crash(BaseException):
     """A kill: nothing catches it, nothing is cleaned up."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["within a write", "before a rename", "after a rename"])
 def test_a_crash_at_every_single_write(tmp_path, monkeypatch, moment):
     run(tmp_path / "whole.zarr", groups=2)

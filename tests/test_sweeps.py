@@ -122,6 +122,7 @@ def test_cured_networks_sweep_too(cure):
     assert cell.sizes["index"] == 7 * cure.get("batch", 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cure", [{"norm": "batch", "batch": 4}, {"skip": "dense"}], ids=str)
 def test_sharpness_is_that_of_the_dense_matrices(cure):
     """Depths that are traced, and those of blocks that depend on it, against `jax.hessian` of the shallower network."""
@@ -162,6 +163,7 @@ def test_inputs_have_unit_mean_square_and_differ():
     chex.assert_trees_all_equal(sample, again)
 
 
+@pytest.mark.slow
 def test_one_compile_per_activation_whatever_the_rest():
     traces = []
 
@@ -186,6 +188,7 @@ def test_one_compile_per_activation_whatever_the_rest():
         assert sum("group" in str(name) for name in events) == 2
 
 
+@pytest.mark.slow
 def test_activations_share_the_programs_of_the_houses_measures():
     axes = {"activation": ("tanh", "relu", "gelu"), "norm": (None, "layer"), "sigma_w": (0.8, 1.5)}
     grid = sweeps.Grid(axes, depth=3, width=10, inputs=1, dtype="float64")
@@ -220,6 +223,7 @@ def test_a_diverging_cell_is_data():
     assert not np.isfinite(result.log_q.sel(sigma_w=1e200)).all()
 
 
+@pytest.mark.slow
 def test_users_measure_with_a_record_of_their_own():
     def measure(chain, params, sample, depths):
         return records.CorrelationProfile(
@@ -246,6 +250,7 @@ def test_orthogonal_networks_sweep_too():
     np.testing.assert_allclose(found, np.broadcast_to(expected, found.shape), atol=1e-10)
 
 
+@pytest.mark.slow
 def test_progress_sees_every_chunk():
     seen = []
 
@@ -397,6 +402,7 @@ def test_a_users_stacked_decompositions_keep_to_one_cpu_device():
     subprocess.run([sys.executable, "-c", divided], check=True, timeout=240, env=environment)
 
 
+@pytest.mark.slow
 def test_the_plan_in_numbers_is_the_one_that_runs():
     seen = []
     plan = sweeps.plan(GRID, _lengths, DATA, chunk_size=4)

@@ -17,6 +17,7 @@ def _fixed(name):
     return functools.partial(theory.fixed_point, name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tanh", "relu", "gelu", "hard_tanh", "softplus"])
 def test_fixed_points_agree_with_scalar_root_finding(name):
     for sigma_w in (0.1, 0.6, 1.0, 1.35, 2.5, 10.0):
@@ -185,12 +186,14 @@ def test_fixed_points_are_differentiable_in_the_gains():
     np.testing.assert_allclose(gradient, [(above[f] - below[f]) / 2e-5 for f in fields], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_critical_line_is_differentiable_in_sigma_b():
     line = jax.jit(jax.grad(lambda b: theory.critical_sigma_w("tanh", b)))(0.3)
     above, below = (_critical("tanh")(0.3 + step)[1] for step in (1e-5, -1e-5))
     assert float(line) == pytest.approx(float((above - below) / 2e-5), rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["relu", "tanh"])
 def test_jit_and_vmap_change_nothing(name):
     # by NumPy at once, as a program, and as a program over gains: a closed form, and a table with quadrature
@@ -202,6 +205,7 @@ def test_jit_and_vmap_change_nothing(name):
         np.testing.assert_allclose(two[0], one, rtol=1e-10, err_msg=field)
 
 
+@pytest.mark.slow
 def test_jit_changes_no_list_of_fixed_points():
     at_once, compiled = (f(1.995**0.5) for f in (_list_of_lengths, jax.jit(_list_of_lengths)))
     # two of them are about to merge: half of the digits are gone
@@ -240,6 +244,7 @@ def test_hard_tanh_length_scale_feels_its_kinks():
     assert float(point.xi_q) == pytest.approx(-1 / np.log(slope), rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["hard_tanh", "gelu"])
 def test_correlation_map_is_1_at_1_and_has_chi_1_as_slope_there(name):
     point = _fixed(name)(1.2, 0.3)
@@ -255,6 +260,7 @@ def test_correlation_map_is_1_at_1_and_has_chi_1_as_slope_there(name):
 # ---- the fold -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_relu_correlation_decays_polynomially_at_criticality():
     # 1 - c ~ 9 pi^2 / (2 l^2): logarithmic corrections leave a tenth at l = 2000
     _, correlation, _, _ = jax.jit(

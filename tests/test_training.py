@@ -345,6 +345,7 @@ def test_depth_is_not_given_to_blocks_that_depend_on_it():
         training.value_and_grad(mlp, networks.bind(mlp, networks.init(mlp, KEY, X)), X, jnp.sum, 1)
 
 
+@pytest.mark.slow
 def test_a_gradient_needs_bound_parameters_and_running_statistics():
     mlp = MLP(2, 6, norm="batch")
     params = networks.init(mlp, KEY, X)

@@ -297,6 +297,7 @@ def test_memory_is_what_xla_says(optimiser):
     assert abs(stated / (analysis.temp_size_in_bytes + analysis.output_size_in_bytes) - 1) < 0.25
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("skip", [None, "sum", "highway", "dense"])
 def test_flops_are_three_products_per_kernel_but_two_for_the_first(skip):
     grid = Grid({"variant": (Variant("other"), Variant("this", skip=skip))}, width=8, batch=16)
