@@ -37,7 +37,7 @@ from jaxstab.training.sharpness import PRODUCTS
 
 # seconds that the defaults take on two cores: to measure, and to compile and predict an activation
 _MEASURING = 40.0
-_COMPILING = 15.0
+_COMPILING = 8.0
 # FLOPs of products a second and core
 _FLOPS = 1e10
 
