@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxstab import analysis, networks, propagation, sweeps, theory
+from jaxstab import activations, analysis, networks, propagation, sweeps, theory
+from jaxstab.analysis.pointwise import fixed_points
 
 GAINS = (1.3, 0.2)
 SIZE = {"width": 64, "d_in": 32}
@@ -267,3 +268,10 @@ def test_sweeps_predict_networks_with_cures():
     # lengths of residual networks grow; BatchNorm has no law below four examples
     assert np.all(found.fixed_point_q == np.inf) and np.all(found.fixed_point_xi_grad == np.inf)
     assert np.all(np.isnan(analysis.predict(grid.but(norm="batch", batch=3), 32, 0.3).log_grad_h))
+
+
+def test_sweeps_predict_activations_whose_parameters_are_arrays():
+    leaky = activations.leaky_relu(jnp.asarray(0.2))
+    numbers = activations.leaky_relu(0.2)
+    found = [fixed_points(theory.law(phi), np.array([1.0, 1.3]), 0.1).q for phi in (leaky, numbers)]
+    np.testing.assert_array_equal(*found)

@@ -13,7 +13,7 @@ import pytest
 from groups_at_work import files
 from threadpoolctl import threadpool_info
 
-from jaxstab import networks, propagation, records, store, sweeps, training
+from jaxstab import activations, networks, propagation, records, store, sweeps, training
 from jaxstab.activations import Activation
 from jaxstab.cli.sweep import Sweep
 from jaxstab.records import Data
@@ -190,7 +190,12 @@ def test_one_compile_per_activation_whatever_the_rest():
 
 @pytest.mark.slow
 def test_activations_share_the_programs_of_the_houses_measures():
-    axes = {"activation": ("tanh", "relu", "gelu"), "norm": (None, "layer"), "sigma_w": (0.8, 1.5)}
+    leaky = activations.leaky_relu(jnp.asarray(0.2))
+    axes = {
+        "activation": ("tanh", "relu", "gelu", leaky),
+        "norm": (None, "layer"),
+        "sigma_w": (0.8, 1.5),
+    }
     grid = sweeps.Grid(axes, depth=3, width=10, inputs=1, dtype="float64")
     assert sweeps.plan(grid, sweeps.signal, DATA).programs == 2
     whole = sweeps.run(grid, sweeps.signal, DATA)

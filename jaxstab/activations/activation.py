@@ -175,6 +175,20 @@ class Activation:
         return f"{type(self).__name__}({self.name!r}{values})"
 
 
+def concrete(phi: Activation) -> Activation:
+    """The activation with numbers in place of arrays, if none of them is traced.
+
+    Args:
+        phi: the activation.
+
+    Returns:
+        One that can be hashed, or the same.
+    """
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(phi)):
+        return phi
+    return jax.tree.map(float, phi)
+
+
 def _bound(f: Callable, parameters: dict[str, Any], first: Array, *rest: Array) -> Any:
     """Call f(first, *rest, **parameters) with the parameters in the dtype of first."""
     dtype = jnp.result_type(first)

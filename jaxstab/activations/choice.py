@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import jax
 from jaxtyping import Array, ArrayLike
 
-from jaxstab.activations.activation import Activation
+from jaxstab.activations.activation import Activation, concrete
 from jaxstab.activations.named import AnyActivation, get
 
 
@@ -47,7 +47,7 @@ def one_of(choices: Sequence[AnyActivation], index: ArrayLike) -> Activation:
         >>> [f"{float(choose(index, jnp.asarray(2.0))):.3f}" for index in (0, 1)]
         ['0.964', '2.000']
     """
-    known = tuple(map(get, choices))
+    known = tuple(concrete(get(choice)) for choice in choices)
     mixed = [phi.name for phi in known if not phi.elementwise]
     if mixed or not known:
         raise ValueError(f"choices must be one or more elementwise activations, got {mixed}")

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from jaxstab import networks, theory
-from jaxstab.activations import Activation
 from jaxstab.networks.chains import state_shapes
 from jaxstab.sweeps import Grid
 from jaxstab.sweeps.grid import Kind
@@ -35,11 +34,6 @@ class Assumed(NamedTuple):
     def block(self) -> theory.Law:
         """The law, or one that only has the right shapes."""
         return self.law or _ANY
-
-    @property
-    def activation(self) -> Activation:
-        """Phi of the law."""
-        return self.block.activation
 
 
 def assumed(grid: Grid, kind: Kind, d_in: int, depth: int | None = None) -> Assumed:

@@ -3,6 +3,7 @@
 Concrete numbers cost `jaxstab.theory` milliseconds, a program seconds of compiling.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 from jaxtyping import ArrayLike
 
 from jaxstab import theory
+from jaxstab.activations.activation import concrete
 from jaxstab.records import FixedPoint
 from jaxstab.theory.host import quick_options
 
@@ -82,7 +84,8 @@ def fixed_points(
     chunks = -(-w.size // _CHUNK)
     # the last chunk begins anew where it has no more points
     columns = [np.resize(gains.ravel(), (chunks, _CHUNK)) for gains in (w, b)]
-    program = _program(block)
+    # parameters of an activation may be arrays, which have no hash
+    program = _program(dataclasses.replace(block, activation=concrete(block.activation)))
     found = [jax.device_get(program(*some)) for some in zip(*columns, strict=True)]
     return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: w.size].reshape(w.shape), *found)
 

@@ -90,9 +90,7 @@ def predict(
     )
 
 
-def predict_sharpness(
-    grid: Grid, d_in: int, outputs: int, c0: float, progress: ProgressBar = iter
-) -> xr.Dataset:
+def predict_sharpness(grid: Grid, d_in: int, outputs: int, c0: float) -> xr.Dataset:
     """Predict the Gauss-Newton matrix's largest eigenvalue over a grid that `sharpness` measures.
 
     Args:
@@ -100,33 +98,36 @@ def predict_sharpness(
         d_in: input features.
         outputs: of the network.
         c0: mean correlation of the inputs.
-        progress: wraps the sequence of activations, such as tqdm.
 
     Returns:
         `predicted_log_gauss_newton` over (activation, sigma_w, depth); NaN where theory has no
         kernels.
     """
-    gains = jnp.asarray(gains_of(grid))
+    gains = gains_of(grid).tolist()
     depths = tuple(grid.values("depth"))
-    parts = []
-    for kind in progress(grid.kinds):
-        about = assumed(grid, kind, d_in)
-        block = about.block
-        known = not about.why and not theory.missing_kernels(block)
-        sizes = {"width": about.width or kind["width"], "d_in": d_in, "outputs": outputs}
 
-        def one(sigma_w: Array, block: Any = block, kind: Kind = kind, sizes: Any = sizes) -> Array:
-            examples = kind["batch"] or 1
-            sigma_b = grid.fixed["sigma_b"]
+    def one(kind: Kind) -> np.ndarray:
+        about = assumed(grid, kind, d_in)
+        if about.why or theory.missing_kernels(about.block):
+            return np.full((len(gains), len(depths)), np.nan)
+
+        def largest(sigma_w: ArrayLike) -> Array:
             found = theory.sharpness(
-                block, sigma_w, sigma_b, depths, c0=c0, examples=examples, **sizes
+                about.block,
+                sigma_w,
+                grid.fixed["sigma_b"],
+                depths,
+                width=about.width,
+                d_in=d_in,
+                outputs=outputs,
+                examples=kind["batch"] or 1,
+                c0=c0,
             )
             return found.log_gauss_newton
 
-        if known:
-            parts.append(np.asarray(jax.jit(jax.vmap(one))(gains)))
-        else:
-            parts.append(np.full((len(gains), len(depths)), np.nan))
+        return each(largest, gains)
+
+    parts = [one(kind) for kind in grid.kinds]
     labels = {"activation": names(grid)} | {n: grid.labels(n) for n in ("sigma_w", "depth")}
     dims = ("activation", "sigma_w", "depth")
     return xr.Dataset({"predicted_log_gauss_newton": (dims, np.stack(parts))}, labels)

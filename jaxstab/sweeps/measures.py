@@ -29,14 +29,10 @@ def signal(
     Returns:
         ForwardProfile, CorrelationProfile, BackwardProfile.
     """
-
-    def loss(y: Any) -> Any:
-        return training.cross_entropy(y, sample.label)
-
     return (
         propagation.forward(chain, params, sample.x),
         propagation.correlation(chain, params, sample.x, sample.other),
-        propagation.backward(chain, params, sample.x, loss, depths),
+        propagation.backward(chain, params, sample.x, _loss(sample), depths),
     )
 
 
@@ -77,11 +73,16 @@ def sharpness(
     Returns:
         Sharpness.
     """
+    return training.sharpness(chain, params, sample.x, _loss(sample), depths)
+
+
+def _loss(sample: Sample) -> Callable[[Any], Any]:
+    """(Mean) softmax cross-entropy of outputs with the sample's labels."""
 
     def loss(y: Any) -> Any:
         return training.cross_entropy(y, sample.label)
 
-    return training.sharpness(chain, params, sample.x, loss, depths)
+    return loss
 
 
 # the house's own: what they take of a network depends on no name of its activation

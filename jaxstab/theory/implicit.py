@@ -10,9 +10,10 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxstab.activations import Activation
+from jaxstab.activations.activation import concrete
 from jaxstab.derivatives import custom_jvp
 from jaxstab.theory import host
-from jaxstab.theory.precision import common_dtype, compiled, concrete, narrowed, widened
+from jaxstab.theory.precision import common_dtype, compiled, narrowed, widened
 
 # record of a root, and its derivatives in the arguments
 Solve = Callable[..., Any]

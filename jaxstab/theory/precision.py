@@ -10,6 +10,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from jaxstab.activations import Activation
+from jaxstab.activations.activation import concrete
 from jaxstab.theory import host
 from jaxstab.theory.features import Features, features
 from jaxstab.theory.tables import tabulated
@@ -85,18 +86,6 @@ def _program(function: Callable, *static: str) -> Callable:
             return outermost()(*jax.tree.map(widened, (traced, *numbers)), same=same, **settings)
 
     return call
-
-
-def concrete(phi: Activation) -> Activation:
-    """The activation with numbers in place of arrays, if none of them is traced.
-
-    Args:
-        phi: the activation.
-
-    Returns:
-        One that can be hashed, or the same.
-    """
-    return phi if host.is_traced(phi) else jax.tree.map(float, phi)
 
 
 def known(phi: Activation) -> Features:
