@@ -96,18 +96,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         what is printed.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
-    with interrupts.watched() if arguments is None else contextlib.nullcontext():
+    if arguments is None:
+        interrupts.watch()
+    try:
         try:
-            try:
-                return _answered(words)
-            finally:
-                sys.stdout.flush()
-        except BrokenPipeError:
-            _discard_output()
-            return UNREAD
-        except OSError as error:
-            _discard_output()
-            return _complained(f"cannot write to standard output: {error.strerror or error}")
+            return _answered(words)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        _discard_output()
+        return UNREAD
+    except OSError as error:
+        _discard_output()
+        return _complained(f"cannot write to standard output: {error.strerror or error}")
 
 
 def _answered(words: Sequence[str]) -> int:

@@ -26,38 +26,22 @@ class _State:
 _state = _State()
 
 
-@contextlib.contextmanager
-def watched() -> Iterator[None]:
-    """Stop the process with one line and exit code 130 at the first signal, outside of `orderly`.
+def watch() -> None:
+    """From now on stop the process with one line and exit code 130 at the first signal, outside of `orderly`.
 
+    It lasts until the process ends: Python's own handler would interrupt what JAX cleans up at exit.
     Elsewhere than in the main thread signals stay as they are.
-
-    Yields:
-        Nothing.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield
         return
-    _state.orderly = False
-    _state.received = 0
-    _state.interrupted = False
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
-    # what was ignored, as behind nohup, stays ignored
-    caught = [number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
-    before = {number: signal.signal(number, _handle) for number in caught}
-    wakeup = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    for number in _SIGNALS:
+        # what was ignored, as behind nohup, stays ignored
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _handle)
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     threading.Thread(target=_watch, args=(reading,), daemon=True).start()
-    try:
-        yield
-    finally:
-        signal.set_wakeup_fd(wakeup)
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        _state.received = 0
-        _state.interrupted = False
-        # the end of the pipe ends the thread
-        os.close(writing)
 
 
 @contextlib.contextmanager
@@ -123,7 +107,6 @@ def _watch(reading: int) -> None:
             _end("nothing more was written")
         if _state.received > 1:
             _end("at once, as told twice")
-    os.close(reading)
 
 
 def _end(line: str) -> None:
