@@ -24,6 +24,7 @@ from jaxtyping import Array, ArrayLike, Float
 from jaxstab.checks import check_floating
 from jaxstab.derivatives import custom_jvp
 from jaxstab.devices import one_lapack_thread
+from jaxstab.precision import at_full_precision
 
 Arrays = tuple[Array, ...]
 Decomposition = Callable[..., Arrays]
@@ -182,6 +183,7 @@ def _values(a: Array) -> Array:
 
 
 @_values.defjvp
+@at_full_precision
 def _values_jvp(primals: Arrays, tangents: tuple) -> tuple[Array, Array]:
     u, s, vt = svd(*primals)
     return s, jnp.einsum("...mk,...mn,...kn->...k", u, tangents[0], vt)
@@ -193,6 +195,7 @@ def _svd(a: Array) -> Arrays:
 
 
 @_svd.defjvp
+@at_full_precision
 def _svd_jvp(primals: Arrays, tangents: tuple) -> tuple[Arrays, Arrays]:
     # Townsend 2016, "Differentiating the singular value decomposition"; what of da leaves the span
     # of u or v turns them
@@ -217,6 +220,7 @@ def _qr(a: Array) -> Arrays:
 
 
 @_qr.defjvp
+@at_full_precision
 def _qr_jvp(primals: Arrays, tangents: tuple) -> tuple[Arrays, Arrays]:
     # da R^-1 = dQ + Q dR R^-1; Q^T dQ is antisymmetric and dR R^-1 upper triangular
     q, r = qr(*primals)
@@ -240,6 +244,7 @@ def _eigenvalues(a: Array) -> Array:
 
 
 @_eigenvalues.defjvp
+@at_full_precision
 def _eigenvalues_jvp(primals: Arrays, tangents: tuple) -> tuple[Array, Array]:
     values, vectors = _eigh(*primals)
     return values, jnp.einsum("...mk,...mn,...nk->...k", vectors, tangents[0], vectors)
@@ -251,6 +256,7 @@ def _eigh(a: Array) -> Arrays:
 
 
 @_eigh.defjvp
+@at_full_precision
 def _eigh_jvp(primals: Arrays, tangents: tuple) -> tuple[Arrays, Arrays]:
     values, vectors = _eigh(*primals)
     da = jnp.asarray(tangents[0])

@@ -7,6 +7,7 @@ from pathlib import Path
 from jaxstab import networks
 from jaxstab.checks import check_count
 from jaxstab.cli.arguments import choice
+from jaxstab.precision import FULL
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +38,10 @@ class Family:
     """Skip connection around every block."""
     batch: int | None = None
     """Examples that go through the network together; in training None for all of them."""
+    precision: str = FULL
+    """Precision of matrix products: highest is full float32, default is what the device does fastest."""
     dtype: choice(str, ("float32", "float64")) = "float32"  # type: ignore[valid-type]
-    """Precision of what is computed; theory is always float64."""
+    """Floating-point numbers of what is computed; theory is always float64."""
     cpu_devices: int | None = None
     """Parts into which JAX divides the CPU; one per core unless given."""
     config: Path | None = None

@@ -91,6 +91,7 @@ class Sweep(Family):
             weights=self.weights,
             norm=self.norm,
             norm_after=self.norm_after,
+            precision=self.precision,
             skip=self.skip,
             dropout=self.dropout,
             batch=self.batch,

@@ -109,6 +109,7 @@ class Train(Family):
             weights=self.weights,
             norm=self.norm,
             norm_after=self.norm_after,
+            precision=self.precision,
             skip=self.skip,
             width=self.width,
             batch=self.batch,

@@ -25,7 +25,7 @@ from jaxstab.networks import Chain, Here, Params, views
 from jaxstab.networks.chains import Layer, with_network
 from jaxstab.networks.folds import layer_at
 from jaxstab.norms.meshes import varying_like
-from jaxstab.spectra.exact import Precision
+from jaxstab.precision import at_full_precision
 
 LOSSES = ("cross_entropy", "squared")
 # what a chunk of rows of one layer's Jacobian and its push may take by default
@@ -57,7 +57,6 @@ def tangent_kernel(
     params: Params,
     x: Shaped[Array, "batch ..."],
     chunk_size: int | None = None,
-    precision: Precision = "highest",
 ) -> Float[Array, "rows rows"]:
     """The empirical neural tangent kernel Theta = (dy/dtheta)(dy/dtheta)^T over a batch (Jacot et al. 2018).
 
@@ -72,7 +71,6 @@ def tangent_kernel(
             the chain takes.
         chunk_size: rows of J at a time, >= 1; None for as many as fit into BYTES = 256 MiB, at
             least one.
-        precision: of the matrix products, as in `jax.default_matmul_precision`.
 
     Returns:
         Theta, symmetric, [batch d_out, batch d_out].
@@ -89,7 +87,7 @@ def tangent_kernel(
         >>> kernel.shape, bool(jnp.all(jnp.linalg.eigvalsh(kernel) > 0))
         ((3, 3), True)
     """
-    last, blocks, first = _kernel(chain, params, x, chunk_size, precision, by_layer=False)
+    last, blocks, first = _kernel(chain, params, x, chunk_size, by_layer=False)
     return last + blocks + first
 
 
@@ -99,7 +97,6 @@ def tangent_kernel_by_layer(
     params: Params,
     x: Shaped[Array, "batch ..."],
     chunk_size: int | None = None,
-    precision: Precision = "highest",
 ) -> TangentKernel:
     """`tangent_kernel` with the contribution of each layer apart; they sum to the whole.
 
@@ -110,7 +107,6 @@ def tangent_kernel_by_layer(
             the chain takes.
         chunk_size: rows of J at a time, >= 1; None for as many as fit into BYTES = 256 MiB, at
             least one.
-        precision: of the matrix products, as in `jax.default_matmul_precision`.
 
     Returns:
         The L + 2 kernels.
@@ -118,10 +114,11 @@ def tangent_kernel_by_layer(
     Raises:
         ValueError: as `tangent_kernel`.
     """
-    last, blocks, first = _kernel(chain, params, x, chunk_size, precision, by_layer=True)
+    last, blocks, first = _kernel(chain, params, x, chunk_size, by_layer=True)
     return TangentKernel(first, blocks, last)
 
 
+@at_full_precision
 def kernel_eigenvalues(kernel: Float[Array, "*layer rows rows"]) -> Float[Array, "*layer rows"]:
     """Eigenvalues of kernels: the squared singular values of their J.
 
@@ -137,6 +134,7 @@ def kernel_eigenvalues(kernel: Float[Array, "*layer rows rows"]) -> Float[Array,
     return decompositions.eigenvalues(kernel)[..., ::-1]
 
 
+@at_full_precision
 def gauss_newton_gram(
     kernel: Float[Array, "*layer rows rows"],
     y: Float[Array, "batch d_out"],
@@ -171,11 +169,8 @@ def gauss_newton_gram(
         return kernel / batch
     root = jax.vmap(_softmax_root)(y)
     grid = kernel.reshape(*kernel.shape[:-2], batch, out, batch, out)
-    half = jnp.einsum("...bicj,cjl->...bicl", grid, root, precision="highest")
-    return (
-        jnp.einsum("bik,...bicl->...bkcl", root, half, precision="highest").reshape(kernel.shape)
-        / batch
-    )
+    half = jnp.einsum("...bicj,cjl->...bicl", grid, root)
+    return jnp.einsum("bik,...bicl->...bkcl", root, half).reshape(kernel.shape) / batch
 
 
 @with_network
@@ -185,7 +180,6 @@ def gauss_newton_eigenvalues(
     x: Shaped[Array, "batch ..."],
     loss: str = "cross_entropy",
     chunk_size: int | None = None,
-    precision: Precision = "highest",
 ) -> Float[Array, " rows"]:
     """Eigenvalues of the Gauss-Newton matrix of the mean loss of a batch, for cross-entropy those of the Fisher matrix.
 
@@ -198,7 +192,6 @@ def gauss_newton_eigenvalues(
         x: a batch of inputs.
         loss: "cross_entropy" or "squared" (|y - t|^2 / 2), averaged over the batch.
         chunk_size: as in `tangent_kernel`.
-        precision: of the matrix products, as in `jax.default_matmul_precision`.
 
     Returns:
         The batch d_out largest eigenvalues, descending.
@@ -215,10 +208,9 @@ def gauss_newton_eigenvalues(
         >>> top.shape, int(jnp.sum(top > 1e-6))  # one direction of each example's logits shifts them all
         ((6,), 3)
     """
-    kernel = tangent_kernel(chain, params, x, chunk_size, precision)
+    kernel = tangent_kernel(chain, params, x, chunk_size)
     chain, x = _rows(chain, params, x, chunk_size)
-    with jax.default_matmul_precision(precision):
-        y = jax.vmap(lambda x: chain.readout(params, networks.state(chain, params, x)))(x)
+    y = jax.vmap(lambda x: chain.readout(params, networks.state(chain, params, x)))(x)
     return kernel_eigenvalues(gauss_newton_gram(kernel, y, loss))
 
 
@@ -258,33 +250,29 @@ def _kernel(
     params: Params,
     x: Shaped[Array, "batch ..."],
     chunk_size: int | None,
-    precision: Precision,
     by_layer: bool,
 ) -> tuple[Array, Array, Array]:
     """Kernels of readout, blocks (each, or their sum) and embedding, in the order of the backward fold."""
     chain, x = _rows(chain, params, x, chunk_size)
-    with jax.default_matmul_precision(precision):
-        states = networks.states(networks.over_batch(chain), params, x)
-        hidden = states.last
+    states = networks.states(networks.over_batch(chain), params, x)
+    hidden = states.last
 
-        def layer(
-            carry: tuple[Array, Array], here: Here
-        ) -> tuple[tuple[Array, Array], Array | None]:
-            cotangents, total = carry
-            gram = _gram(here, cotangents, chunk_size)
-            below = _pulled(here, cotangents)
-            return (below, total if by_layer else total + gram), gram if by_layer else None
+    def layer(carry: tuple[Array, Array], here: Here) -> tuple[tuple[Array, Array], Array | None]:
+        cotangents, total = carry
+        gram = _gram(here, cotangents, chunk_size)
+        below = _pulled(here, cotangents)
+        return (below, total if by_layer else total + gram), gram if by_layer else None
 
-        y = jax.eval_shape(chain.readout, params, hidden[0])
-        cotangents = jnp.broadcast_to(
-            jnp.eye(y.size, dtype=y.dtype)[None], (x.shape[0], y.size, y.size)
-        )
-        cotangents = varying_like(cotangents, hidden)
-        top = layer_at(chain, params, params.depth + 1, hidden)
-        last = _gram(top, cotangents, chunk_size)
-        start = (_pulled(top, cotangents), jnp.zeros_like(last))
-        (cotangents, total), each = networks.downwards(chain, params, states, layer, start, first=1)
-        first = _gram(layer_at(chain, params, 0, x), cotangents, chunk_size)
+    y = jax.eval_shape(chain.readout, params, hidden[0])
+    cotangents = jnp.broadcast_to(
+        jnp.eye(y.size, dtype=y.dtype)[None], (x.shape[0], y.size, y.size)
+    )
+    cotangents = varying_like(cotangents, hidden)
+    top = layer_at(chain, params, params.depth + 1, hidden)
+    last = _gram(top, cotangents, chunk_size)
+    start = (_pulled(top, cotangents), jnp.zeros_like(last))
+    (cotangents, total), each = networks.downwards(chain, params, states, layer, start, first=1)
+    first = _gram(layer_at(chain, params, 0, x), cotangents, chunk_size)
     return last, total if each is None else each, first
 
 

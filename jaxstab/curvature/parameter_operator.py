@@ -29,7 +29,8 @@ from jaxstab.networks.chains import with_network
 from jaxstab.networks.folds import States, layer_at
 from jaxstab.norms.logarithms import times_power
 from jaxstab.norms.meshes import varying_like
-from jaxstab.spectra.operators import Operator, Precision, Scaled, scaled
+from jaxstab.precision import at_precision_of
+from jaxstab.spectra.operators import Operator, Scaled, scaled
 
 # the exponent of what is zero
 NOTHING = -(2**30)
@@ -43,7 +44,6 @@ def parameter_jacobian(
     loss: str | None = None,
     layer: int | None = None,
     chunk_size: int | None = None,
-    precision: Precision = "highest",
 ) -> Operator:
     """The Jacobian J of a batch's outputs by the parameters, or a root R of the Gauss-Newton matrix, R^T R = G.
 
@@ -65,7 +65,6 @@ def parameter_jacobian(
             + 1 for the readout's. Of R, it gives G's diagonal block.
         chunk_size: examples at a time, >= 1; None for as many as fit into BYTES = 256 MiB, at least
             one.
-        precision: of the matrix products, as in `jax.default_matmul_precision`.
 
     Returns:
         The operator. Rows are ordered as y.ravel(), columns as `jax.flatten_util.ravel_pytree` has
@@ -98,9 +97,7 @@ def parameter_jacobian(
     row = jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
     width = max(h.size for h in views.state_shapes(chain, params, row))
     y = views.output_shape(chain, params, row)
-    return _Batch(
-        chain, params, x, loss, layer, chunk_size, precision, width, y.size, y.dtype
-    ).operator()
+    return _Batch(chain, params, x, loss, layer, chunk_size, width, y.size, y.dtype).operator()
 
 
 class _Chunk(NamedTuple):
@@ -180,7 +177,6 @@ class _Batch(NamedTuple):
     loss: str | None
     layer: int | None
     chunk_size: int | None
-    precision: Precision
     width: int
     out: int
     dtype: jnp.dtype
@@ -191,7 +187,7 @@ class _Batch(NamedTuple):
 
         def apply(v: Float[Array, "k columns"]) -> Scaled:
             xs, _ = self.chunks(len(v))
-            with jax.default_matmul_precision(self.precision):
+            with at_precision_of(self.chain):
                 t, exponents = jax.lax.map(lambda x: self.forwards(columns, x, v), xs)
                 top = jnp.max(_effective(t, exponents), axis=0)
                 t = jnp.moveaxis(times_power(t, (exponents - top[None])[..., None]), 0, 1)
@@ -207,7 +203,7 @@ class _Batch(NamedTuple):
                 jnp.full((len(u), self.params.depth + 2), NOTHING, jnp.int32),
             )
             nothing = varying_like(nothing, (self.params, self.x, u))
-            with jax.default_matmul_precision(self.precision):
+            with at_precision_of(self.chain):
                 step = lambda found, at: (self.backwards(columns, at[0], at[1], found), None)
                 return self.levelled(columns, *jax.lax.scan(step, nothing, (xs, us))[0])
 

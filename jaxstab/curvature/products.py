@@ -27,7 +27,8 @@ from jaxstab.checks import check_count, check_floating
 from jaxstab.curvature.chunks import examples_of, mean_over_chunks
 from jaxstab.curvature.objectives import Objective
 from jaxstab.curvature.vectors import ravel
-from jaxstab.spectra.operators import Operator, Precision, Scaled, scaled
+from jaxstab.precision import at_full_precision
+from jaxstab.spectra.operators import Operator, Scaled, scaled
 
 # what the residuals of one chunk's gradient may take by default
 BYTES = 2**28
@@ -41,7 +42,6 @@ def hessian(
     params: PyTree,
     examples: PyTree = None,
     chunk_size: int | None = None,
-    precision: Precision = "highest",
 ) -> Operator:
     """The Hessian of a loss by the parameters, as products with vectors.
 
@@ -53,7 +53,6 @@ def hessian(
             none.
         chunk_size: examples at a time, >= 1; None for as many as fit into BYTES = 256 MiB, at least
             one. A loss that mixes examples (BatchNorm) sees each chunk as a batch.
-        precision: of the matrix products, as in `jax.default_matmul_precision`.
 
     Returns:
         The operator, symmetric. Vectors are ordered as `ravel` has them.
@@ -77,7 +76,7 @@ def hessian(
 
         return jax.linearize(gradient, vector)[1]
 
-    return symmetric(linear, vector, given, chunk_size, precision)
+    return symmetric(linear, vector, given, chunk_size)
 
 
 def hessian_by_gradient(
@@ -85,7 +84,6 @@ def hessian_by_gradient(
     params: PyTree,
     examples: PyTree = None,
     chunk_size: int | None = None,
-    precision: Precision = "highest",
 ) -> Operator:
     """The Hessian from a gradient that is computed by other means than `jax.grad`.
 
@@ -98,7 +96,6 @@ def hessian_by_gradient(
         params: as in `hessian`.
         examples: as in `hessian`.
         chunk_size: as in `hessian`.
-        precision: of the matrix products, as in `jax.default_matmul_precision`.
 
     Returns:
         The operator.
@@ -120,7 +117,7 @@ def hessian_by_gradient(
     def linear(chunk: tuple) -> Callable:
         return jax.linearize(lambda v: ravel(gradient(unravel(v), *chunk))[0], vector)[1]
 
-    return symmetric(linear, vector, given, chunk_size, precision)
+    return symmetric(linear, vector, given, chunk_size)
 
 
 def gauss_newton(
@@ -128,7 +125,6 @@ def gauss_newton(
     params: PyTree,
     examples: tuple[PyTree, PyTree],
     chunk_size: int | None = None,
-    precision: Precision = "highest",
 ) -> Operator:
     """The generalised Gauss-Newton matrix of a mean loss, as products with vectors (Schraudolph 2002).
 
@@ -141,7 +137,6 @@ def gauss_newton(
         params: as in `hessian`.
         examples: inputs and targets.
         chunk_size: as in `hessian`.
-        precision: of the matrix products, as in `jax.default_matmul_precision`.
 
     Returns:
         The operator.
@@ -167,7 +162,7 @@ def gauss_newton(
         curve = jax.linearize(jax.grad(lambda y: objective.loss(y, targets)), y)[1]
         return Partial(_between, push, curve, vector)
 
-    return symmetric(linear, vector, given, chunk_size, precision)
+    return symmetric(linear, vector, given, chunk_size)
 
 
 def empirical_fisher(
@@ -175,7 +170,6 @@ def empirical_fisher(
     params: PyTree,
     examples: tuple[PyTree, PyTree],
     chunk_size: int | None = None,
-    precision: Precision = "highest",
 ) -> Operator:
     """The empirical Fisher matrix, the mean of g_b g_b^T with g_b the gradient of one example's loss.
 
@@ -187,7 +181,6 @@ def empirical_fisher(
         params: as in `hessian`.
         examples: inputs and targets.
         chunk_size: as in `hessian`.
-        precision: of the matrix products, as in `jax.default_matmul_precision`.
 
     Returns:
         The operator.
@@ -220,7 +213,7 @@ def empirical_fisher(
         push = jax.linearize(losses, vector)[1]
         return Partial(_between, push, Partial(_shared, examples_of(chunk)), vector)
 
-    return symmetric(linear, vector, given, chunk_size, precision)
+    return symmetric(linear, vector, given, chunk_size)
 
 
 def _between(
@@ -239,7 +232,6 @@ def symmetric(
     vector: Float[Array, " n"],
     given: tuple,
     chunk_size: int | None,
-    precision: Precision,
 ) -> Operator:
     """Make the operator of a mean over chunks of examples.
 
@@ -248,19 +240,18 @@ def symmetric(
         vector: the parameters.
         given: the examples, in a tuple; empty for none.
         chunk_size: as in `hessian`.
-        precision: as in `hessian`.
 
     Returns:
         The operator, symmetric.
     """
     size = _chunk_size(linear, given, chunk_size)
 
+    @at_full_precision
     def apply(v: Float[Array, "k n"]) -> Scaled:
         def product(chunk: tuple) -> Float[Array, "k n"]:
             return jax.lax.map(linear(chunk), v)
 
-        with jax.default_matmul_precision(precision):
-            values = mean_over_chunks(product, given, size)
+        values = mean_over_chunks(product, given, size)
         return scaled(values, jnp.zeros(len(v), jnp.int32))
 
     return Operator(apply, apply, vector.size, vector.size, vector.dtype)

@@ -17,6 +17,7 @@ from jaxstab import decompositions, spectra
 from jaxstab.checks import check_count
 from jaxstab.norms.logarithms import times_power
 from jaxstab.norms.meshes import varying_like
+from jaxstab.precision import at_full_precision
 from jaxstab.records import Estimate, standard_error
 from jaxstab.spectra.krylov import orthonormal, sphere
 from jaxstab.spectra.matrix_free import Density
@@ -65,6 +66,7 @@ class _Tridiagonal(NamedTuple):
     exponent: Int[Array, ""]
 
 
+@at_full_precision
 def extremes(
     operator: Operator,
     key: Key[Array, ""],
@@ -160,6 +162,7 @@ class Largest(NamedTuple):
     exponent: Int[Array, ""]
 
 
+@at_full_precision
 def largest(operator: Operator, key: Key[Array, ""], steps: int = 20) -> Largest:
     """The largest eigenvalue alone, by Lanczos steps that keep three vectors.
 
@@ -214,6 +217,7 @@ def largest(operator: Operator, key: Key[Array, ""], steps: int = 20) -> Largest
     return Largest(theta[-1], error, exponent)
 
 
+@at_full_precision
 def density(
     operator: Operator, key: Key[Array, ""], probes: int = 8, steps: int = 20
 ) -> EigenvalueDensity:
@@ -277,6 +281,7 @@ def cdf(density: EigenvalueDensity, values: Float[ArrayLike, "..."]) -> Estimate
     return spectra.cdf(nodes, jnp.asarray(values, density.eigenvalues.dtype))
 
 
+@at_full_precision
 def trace(operator: Operator, key: Key[Array, ""], probes: int = 16) -> Estimate:
     r"""The trace by leave-one-out estimates, XTrace (Epperly, Tropp & Webber 2024).
 

@@ -12,6 +12,8 @@ from typing import Any, ParamSpec, TypeVar
 import jax.numpy as jnp
 from flax.errors import FlaxError
 
+from jaxstab.precision import at_precision_of
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -27,6 +29,8 @@ def takes_network(
     walk: Callable | None = None,
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Make the decorator that checks arguments called network, chain, params, mlp and x.
+
+    What it decorates multiplies matrices at the precision of its network.
 
     Args:
         chain: the class of chains.
@@ -66,20 +70,22 @@ def takes_network(
                     f"network must be a networks.MLP or a networks.Chain, got {_kind(given['network'])}: {_OWN}"
                 )
             _check_params(given, params)
-            own = given.get("chain", given.get("network"))
+            own = given.get("chain", given.get("network", given.get("mlp")))
             blocks = getattr(own, "block", None)
             if blocks is not None and "params" in given:
                 _check_kind(isinstance(blocks, tuple), hasattr(given["params"].blocks, "parts"))
             if as_vectors and isinstance(given["chain"].block, tuple):
                 given["chain"], given["x"] = as_vectors(given["chain"], given["params"], given["x"])
-                return function(*call.args, **call.kwargs)
+                with at_precision_of(own):
+                    return function(*call.args, **call.kwargs)
             if one_input and jnp.ndim(given["x"]) != 1:
                 raise ValueError(
                     f"x must be one input [d_in], got shape {jnp.shape(given['x'])}: jax.vmap over a batch, or "
                     "networks.flatten where a block mixes examples"
                 )
             try:
-                return function(*args, **kwargs)
+                with at_precision_of(own):
+                    return function(*args, **kwargs)
             except (TypeError, FlaxError):
                 x = given.get("x", given.get("x1"))
                 if walk and x is not None and "params" in given and isinstance(blocks, tuple):

@@ -15,6 +15,7 @@ from jaxstab.networks.arguments import takes_network
 from jaxstab.networks.layers import Dropout as Dropout
 from jaxstab.networks.layers import Layer as Layer
 from jaxstab.networks.perceptron import MLP
+from jaxstab.precision import at_precision_of
 
 
 class Segments(NamedTuple):
@@ -113,6 +114,10 @@ class Chain(NamedTuple):
         family: the settings of a network of our own family, as its Flax module; None for layers of
             the user's own.
         law_of_blocks: what the maker of layers of their own says that theory may assume of a block.
+        precision: of matrix products, forward and in every derivative, as
+            `jax.default_matmul_precision` takes it: "highest" is full float32 on every device,
+            "default" TF32 on recent GPUs; None leaves JAX's setting. A layer that names its own
+            keeps it.
     """
 
     embed: Callable[[Params, Array], Array]
@@ -129,6 +134,7 @@ class Chain(NamedTuple):
     prefixes: bool = True
     family: MLP | None = None
     law_of_blocks: Mapping[str, Any] | None = None
+    precision: str | None = "highest"
 
     @property
     def law(self) -> dict[str, Any] | None:
@@ -172,7 +178,8 @@ class Chain(NamedTuple):
             depth = check_count("depth", depth, 0)
             if depth > params.depth:
                 raise ValueError(f"depth must be in [0, {params.depth}], got {depth}")
-        return self.readout(params, state(self, params, x, depth))
+        with at_precision_of(self):
+            return self.readout(params, state(self, params, x, depth))
 
 
 def layers_of(stack: PyTree) -> int:

@@ -78,6 +78,7 @@ def chain(mlp: MLP, train: bool = True) -> Chain:
         inference=inference,
         prefixes=not mlp.of_one_depth,
         family=mlp,
+        precision=mlp.precision,
     )
 
 
@@ -95,6 +96,7 @@ def mlp(
     epsilon: float = 1e-5,
     momentum: float = 0.9,
     gate_bias: float = -2.0,
+    precision: str | None = "highest",
 ) -> Chain:
     """Make a fully connected network: embedding, `depth` equal blocks, readout.
 
@@ -117,6 +119,7 @@ def mlp(
         epsilon: added to variances in a norm, >= 0.
         momentum: of BatchNorm's running statistics, in [0, 1].
         gate_bias: initial bias of a highway's gates.
+        precision: of matrix products in everything that takes the chain, see `networks.Chain`.
 
     Returns:
         The chain. `init(key, x, sigma_w, sigma_b)` draws its parameters, `apply(params, x)` is its
@@ -146,6 +149,7 @@ def mlp(
             epsilon,
             momentum,
             gate_bias,
+            precision,
         )
     )
 

@@ -11,6 +11,7 @@ from jaxstab.checks import check_count
 from jaxstab.networks.blocks import WEIGHTS, Block
 from jaxstab.networks.normalization import NORMS
 from jaxstab.networks.skips import SKIPS
+from jaxstab.precision import check_precision
 
 
 class MLP(nn.Module):
@@ -44,6 +45,7 @@ class MLP(nn.Module):
         momentum: of BatchNorm's running statistics, in [0, 1]: running = momentum running + (1 -
             momentum) batch.
         gate_bias: initial bias b_T of a highway's gates; the more negative, the more is carried.
+        precision: of matrix products in everything that takes the chain, see `networks.Chain`.
 
     Example:
         >>> import jax
@@ -67,6 +69,7 @@ class MLP(nn.Module):
     epsilon: float = 1e-5
     momentum: float = 0.9
     gate_bias: float = -2.0
+    precision: str | None = "highest"
 
     def __post_init__(self) -> None:
         """Check what Python can know.
@@ -91,6 +94,7 @@ class MLP(nn.Module):
             raise ValueError(f"epsilon must be >= 0, got {self.epsilon}")
         if not 0 <= self.momentum <= 1:
             raise ValueError(f"momentum must be in [0, 1], got {self.momentum}")
+        check_precision("precision", self.precision)
         phi = get(self.activation)
         if not phi.elementwise and self.sources > 1:
             raise ValueError(

@@ -17,12 +17,11 @@ from jaxstab.checks import Count, Depths, check_floating
 from jaxstab.networks import Chain, Here, Params
 from jaxstab.networks.views import at_one_input
 from jaxstab.norms.meshes import varying_like
+from jaxstab.precision import at_full_precision
 from jaxstab.records import Spectrum
 from jaxstab.spectra import graded
 from jaxstab.spectra.depths import at_depths, check_layers, count_values, together, unequal
 from jaxstab.spectra.graded_values import log_values, log_values_with_errors
-
-Precision = str | jax.lax.Precision
 
 
 class LogSpectrum(NamedTuple):
@@ -44,9 +43,8 @@ class LogSpectrum(NamedTuple):
     error: Float[Array, "depth m"]
 
 
-def product_log_singular_values(
-    factors: Float[Array, "layers n n"], precision: Precision = "highest"
-) -> Float[Array, " n"]:
+@at_full_precision
+def product_log_singular_values(factors: Float[Array, "layers n n"]) -> Float[Array, " n"]:
     """Compute ln of the singular values of a product factors[L-1] ... factors[1] factors[0].
 
     A row or column of exact zeros makes exact zeros of the product, -inf here. Any other loss of
@@ -54,7 +52,6 @@ def product_log_singular_values(
 
     Args:
         factors: square matrices, first factor applied first.
-        precision: of the matrix products, as in `jax.default_matmul_precision`.
 
     Returns:
         The logarithms, descending. How accurate they are depends on the product: `log_spectrum`
@@ -82,11 +79,10 @@ def product_log_singular_values(
         most = jnp.minimum(graded.rank(scaled), graded.rank(pushed, product.alive))
         return product.then(pushed, most, power=power), None
 
-    with jax.default_matmul_precision(precision):
-        start = graded.identity(factors.shape[1], factors.dtype, errors=False)
-        start = varying_like(start, factors)
-        product, _ = jax.lax.scan(layer, start, factors)
-        return log_values(product.graded)
+    start = graded.identity(factors.shape[1], factors.dtype, errors=False)
+    start = varying_like(start, factors)
+    product, _ = jax.lax.scan(layer, start, factors)
+    return log_values(product.graded)
 
 
 @at_one_input
@@ -97,7 +93,6 @@ def log_spectrum(
     depths: Depths,
     from_layer: Count | None = None,
     readout: bool = False,
-    precision: Precision = "highest",
 ) -> LogSpectrum:
     """Compute ln of the singular values of dh_L/dx, with errors, for every wanted depth L.
 
@@ -109,7 +104,6 @@ def log_spectrum(
         from_layer: k for dh_L/dh_k; None for dh_L/dx, the embedding included.
         readout: whether to go on to the output: the network of depth L is the first L blocks with
             the same readout.
-        precision: of the matrix products, as in `jax.default_matmul_precision`.
 
     Returns:
         The values, as many as the Jacobian has rows or columns, whichever are fewer, and their
@@ -128,9 +122,7 @@ def log_spectrum(
         >>> float(jnp.abs(found.log_s / jnp.log(10.0) + 200).max()) < 0.001
         True
     """
-    return LogSpectrum(
-        *_log_spectrum(chain, params, x, depths, from_layer, readout, precision, errors=True)
-    )
+    return LogSpectrum(*_log_spectrum(chain, params, x, depths, from_layer, readout, errors=True))
 
 
 @at_one_input
@@ -141,7 +133,6 @@ def log_singular_values(
     depths: Depths,
     from_layer: Count | None = None,
     readout: bool = False,
-    precision: Precision = "highest",
 ) -> Float[Array, "depth m"]:
     """Compute ln of the singular values of dh_L/dx: `log_spectrum` without the cost of its errors.
 
@@ -156,7 +147,6 @@ def log_singular_values(
         depths: depths wanted, ascending.
         from_layer: layer to differentiate by; None for the input.
         readout: whether to go on to the output.
-        precision: of the matrix products, as in `jax.default_matmul_precision`.
 
     Returns:
         The logarithms, descending; -inf for directions killed exactly.
@@ -164,7 +154,7 @@ def log_singular_values(
     Raises:
         ValueError: as `log_spectrum`.
     """
-    return _log_spectrum(chain, params, x, depths, from_layer, readout, precision, errors=False)[0]
+    return _log_spectrum(chain, params, x, depths, from_layer, readout, errors=False)[0]
 
 
 def _log_spectrum(
@@ -174,15 +164,11 @@ def _log_spectrum(
     depths: Depths,
     from_layer: Count | None,
     readout: bool,
-    precision: Precision,
     errors: bool,
 ) -> tuple:
     depths = check_layers(params, x, depths, from_layer)
     if len(depths) > 1 and unequal(params):
-        apart = [
-            _log_spectrum(chain, params, x, [d], from_layer, readout, precision, errors)
-            for d in depths
-        ]
+        apart = [_log_spectrum(chain, params, x, [d], from_layer, readout, errors) for d in depths]
         values_apart, errors_apart = zip(*apart, strict=True)
         if not errors:
             return together(values_apart, depths), None
@@ -219,10 +205,9 @@ def _log_spectrum(
             return log_values_with_errors(*kept)
         return log_values(*kept), None
 
-    with jax.default_matmul_precision(precision):
-        kept = at_depths(chain, params, x, depths, from_layer, start, layer, end)
-        # one depth after the other: each has its own number of SVDs
-        log_s, error = jax.lax.map(values, kept)
+    kept = at_depths(chain, params, x, depths, from_layer, start, layer, end)
+    # one depth after the other: each has its own number of SVDs
+    log_s, error = jax.lax.map(values, kept)
     # a bottleneck on the way has killed as many as it is narrower than both ends
     killed = count_values(chain, params, x, depths[0], from_layer, readout) - log_s.shape[1]
     log_s = jnp.pad(log_s, ((0, 0), (0, killed)), constant_values=-jnp.inf)
@@ -239,7 +224,6 @@ def singular_values(
     depths: Depths,
     from_layer: Count | None = None,
     readout: bool = False,
-    precision: Precision = "highest",
 ) -> Float[Array, "depth m"]:
     """Compute the singular values of dh_L/dx for every wanted depth L by an SVD of each Jacobian.
 
@@ -254,7 +238,6 @@ def singular_values(
         depths: depths L wanted, ascending, each in [from_layer, depth of the chain].
         from_layer: k for dh_L/dh_k; None for dh_L/dx, the embedding included.
         readout: whether to go on to the output, as in `log_spectrum`.
-        precision: of the matrix products, as in `jax.default_matmul_precision`.
 
     Returns:
         The values, descending.
@@ -279,7 +262,6 @@ def singular_values(
             x,
             from_layer=from_layer,
             readout=readout,
-            precision=precision,
         )
         return together([one([depth]) for depth in depths], depths)
 
@@ -297,10 +279,9 @@ def singular_values(
     def layer(rows: Array, here: Here) -> Array:
         return jax.vmap(here.push)(rows)
 
-    with jax.default_matmul_precision(precision):
-        return decompositions.singular_values(
-            at_depths(chain, params, x, depths, from_layer, start, layer, end)
-        )
+    return decompositions.singular_values(
+        at_depths(chain, params, x, depths, from_layer, start, layer, end)
+    )
 
 
 @at_one_input

@@ -23,6 +23,7 @@ from jaxstab import decompositions
 from jaxstab.derivatives import custom_jvp
 from jaxstab.norms.logarithms import times_power
 from jaxstab.norms.meshes import varying_like
+from jaxstab.precision import at_full_precision
 
 # random perturbations that are followed: with four, one value in a hundred of products of equal
 # factors was understated
@@ -259,6 +260,7 @@ def qr(
 
 
 @qr.defjvp
+@at_full_precision
 def _qr_jvp(primals: tuple, tangents: tuple) -> tuple[tuple, tuple]:
     factor, within = primals
     q, r = qr(factor, within)

@@ -23,6 +23,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxstab import decompositions
 from jaxstab.derivatives import custom_jvp
 from jaxstab.norms.meshes import varying_like
+from jaxstab.precision import at_full_precision
 from jaxstab.spectra.graded import Graded, coupled, difference, log_lengths, qr, sorted_rows
 
 # QR sweeps in a round, and rounds at most until all that is left can be settled by SVDs
@@ -154,6 +155,7 @@ def log_values(graded: Graded) -> Float[Array, " m"]:
 
 
 @log_values.defjvp
+@at_full_precision
 def _log_values_jvp(primals: tuple[Graded], tangents: tuple[Graded]) -> tuple[Array, Array]:
     (graded,), (moved,) = primals, tangents
     found = directions(graded)
@@ -174,6 +176,7 @@ def directions(graded: Graded) -> Directions:
 
 
 @directions.defjvp
+@at_full_precision
 def _directions_jvp(
     primals: tuple[Graded], tangents: tuple[Graded]
 ) -> tuple[Directions, Directions]:

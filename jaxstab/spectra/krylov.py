@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Key
 from jaxstab import decompositions
 from jaxstab.derivatives import custom_jvp
 from jaxstab.norms.meshes import varying_like
+from jaxstab.precision import at_full_precision
 from jaxstab.spectra.operators import Operator
 
 Split = tuple[Float[Array, "b n"], Float[Array, "b p"], Float[Array, "b b"]]
@@ -55,6 +56,7 @@ def _orthonormal(w: Array, basis: Array) -> Split:
 
 
 @_orthonormal.defjvp
+@at_full_precision
 def _orthonormal_jvp(primals: tuple, tangents: tuple) -> tuple[Split, Split]:
     # dw = d inside basis + inside d basis + d own q + own dq; dq has no part within q, and that
     # within the basis keeps the two orthogonal

@@ -20,7 +20,6 @@ from jaxstab.networks.views import at_one_input
 from jaxstab.norms.logarithms import unit
 from jaxstab.norms.meshes import varying_like
 from jaxstab.records import standard_error
-from jaxstab.spectra.exact import Precision
 from jaxstab.spectra.graded import rank
 
 
@@ -70,7 +69,7 @@ class Alignment(NamedTuple):
 
 @at_one_input
 def local_log_singular_values(
-    chain: Chain, params: Params, x: Float[Array, " d_in"], precision: Precision = "highest"
+    chain: Chain, params: Params, x: Float[Array, " d_in"]
 ) -> Float[Array, "layer n"]:
     """Compute ln of the singular values of every block's Jacobian F_l = dh_l/dh_{l-1}.
 
@@ -81,7 +80,6 @@ def local_log_singular_values(
         chain: the network; blocks of one width.
         params: its parameters, depth L.
         x: one input.
-        precision: of the matrix products, as in `jax.default_matmul_precision`.
 
     Returns:
         The logarithms for l = 1..L, descending; -inf for directions killed exactly (relu).
@@ -97,7 +95,7 @@ def local_log_singular_values(
         >>> bool(jnp.allclose(log_s, jnp.log(2.0), atol=1e-5))
         True
     """
-    jacobians = _jacobians(chain, params, x, precision)
+    jacobians = _jacobians(chain, params, x)
     s = decompositions.singular_values(jacobians)
     dead = jnp.arange(s.shape[-1])[None] >= jax.vmap(rank)(jacobians)[:, None]
     # beside a zero the logarithm is taken of 1, so that its gradient is zero and not NaN
@@ -112,7 +110,6 @@ def partial_jacobian(
     x: Float[Array, " d_in"],
     first: int,
     last: int,
-    precision: Precision = "highest",
 ) -> PartialJacobian:
     """Compute the partial Jacobian dh_last/dh_first, scaled against overflow.
 
@@ -124,7 +121,6 @@ def partial_jacobian(
         x: one input.
         first: the layer differentiated by, in [0, last].
         last: the layer differentiated, in [first, L].
-        precision: of the matrix products, as in `jax.default_matmul_precision`.
 
     Returns:
         Direction and ln of the norm.
@@ -135,11 +131,10 @@ def partial_jacobian(
     check_depths([last], params.depth)
     _check_first(first, last)
     check_floating("x", jnp.result_type(x))
-    with jax.default_matmul_precision(precision):
-        h = networks.state(chain, params, x, first)
-        eye = jnp.eye(h.shape[0], dtype=h.dtype)
-        (rows, _), logs = _push(chain, params, h, eye[None], first, last)
-        return PartialJacobian(rows[0].T, logs[-1, 0])
+    h = networks.state(chain, params, x, first)
+    eye = jnp.eye(h.shape[0], dtype=h.dtype)
+    (rows, _), logs = _push(chain, params, h, eye[None], first, last)
+    return PartialJacobian(rows[0].T, logs[-1, 0])
 
 
 @at_one_input
@@ -148,7 +143,6 @@ def log_apjn(
     params: Params,
     x: Float[Array, " d_in"],
     first: int = 0,
-    precision: Precision = "highest",
 ) -> Float[Array, " layer"]:
     """Compute ln of the squared norms J^{m,l} = |dh_l/dh_m|_F^2 / n, for every l >= m = `first`.
 
@@ -163,7 +157,6 @@ def log_apjn(
         params: its parameters, depth L.
         x: one input.
         first: the layer differentiated by, m in [0, L].
-        precision: of the matrix products, as in `jax.default_matmul_precision`.
 
     Returns:
         ln J^{m,l} for l = 0..L: NaN below m, 0 at m, -inf where all is killed.
@@ -181,12 +174,11 @@ def log_apjn(
     """
     _check_first(first, params.depth)
     check_floating("x", jnp.result_type(x))
-    with jax.default_matmul_precision(precision):
-        h = networks.state(chain, params, x, first)
-        eye = jnp.eye(h.shape[0], dtype=h.dtype)
-        _, logs = _push(chain, params, h, eye[None], first, params.depth)
-        log_j = 2 * logs[:, 0] - jnp.log(jnp.asarray(h.shape[0], h.dtype))
-        return _after(first, log_j)
+    h = networks.state(chain, params, x, first)
+    eye = jnp.eye(h.shape[0], dtype=h.dtype)
+    _, logs = _push(chain, params, h, eye[None], first, params.depth)
+    log_j = 2 * logs[:, 0] - jnp.log(jnp.asarray(h.shape[0], h.dtype))
+    return _after(first, log_j)
 
 
 @at_one_input
@@ -197,7 +189,6 @@ def log_apjn_estimate(
     key: Key[Array, ""],
     probes: int = 16,
     first: int = 0,
-    precision: Precision = "highest",
 ) -> LogEstimate:
     """Estimate `log_apjn` without a matrix: the mean of |dh_l/dh_m u|^2 over random unit u.
 
@@ -214,7 +205,6 @@ def log_apjn_estimate(
         key: PRNG key of the probes.
         probes: how many, >= 1; one gives no standard error.
         first: the layer differentiated by, m in [0, L].
-        precision: of the matrix products, as in `jax.default_matmul_precision`.
 
     Returns:
         ln of the estimate and its standard error for l = 0..L, NaN below m.
@@ -226,20 +216,17 @@ def log_apjn_estimate(
     check_floating("x", jnp.result_type(x))
     if probes < 1:
         raise ValueError(f"probes must be >= 1, got {probes}")
-    with jax.default_matmul_precision(precision):
-        h = networks.state(chain, params, x, first)
-        n = jnp.asarray(h.shape[0], h.dtype)
-        signs = jax.random.rademacher(key, (probes, 1, h.shape[0]), h.dtype) / jnp.sqrt(n)
-        _, logs = _push(chain, params, h, signs, first, params.depth)
-        log_mean = jax.nn.logsumexp(2 * logs, axis=1) - jnp.log(jnp.asarray(probes, h.dtype))
-        ratios = jnp.exp(2 * logs - jnp.where(jnp.isfinite(log_mean), log_mean, 0.0)[:, None])
-        return LogEstimate(_after(first, log_mean), _after(first, standard_error(ratios)))
+    h = networks.state(chain, params, x, first)
+    n = jnp.asarray(h.shape[0], h.dtype)
+    signs = jax.random.rademacher(key, (probes, 1, h.shape[0]), h.dtype) / jnp.sqrt(n)
+    _, logs = _push(chain, params, h, signs, first, params.depth)
+    log_mean = jax.nn.logsumexp(2 * logs, axis=1) - jnp.log(jnp.asarray(probes, h.dtype))
+    ratios = jnp.exp(2 * logs - jnp.where(jnp.isfinite(log_mean), log_mean, 0.0)[:, None])
+    return LogEstimate(_after(first, log_mean), _after(first, standard_error(ratios)))
 
 
 @at_one_input
-def alignment(
-    chain: Chain, params: Params, x: Float[Array, " d_in"], precision: Precision = "highest"
-) -> Alignment:
+def alignment(chain: Chain, params: Params, x: Float[Array, " d_in"]) -> Alignment:
     """Compute overlaps |V_{l+1}^T U_l| of singular vectors and their effect on the product.
 
     F_{l+1} F_l = U_{l+1} diag(s_{l+1}) (V_{l+1}^T U_l) diag(s_l) V_l^T. The theory of random
@@ -250,7 +237,6 @@ def alignment(
         chain: the network; blocks of one width, depth >= 2.
         params: its parameters.
         x: one input.
-        precision: of the matrix products, as in `jax.default_matmul_precision`.
 
     Returns:
         The record, a pair of layers per row.
@@ -262,29 +248,25 @@ def alignment(
         raise ValueError(
             f"alignment is between layers and needs a chain of depth >= 2, got {params.depth}"
         )
-    jacobians = _jacobians(chain, params, x, precision)
-    with jax.default_matmul_precision(precision):
-        u, s, vt = decompositions.svd(jacobians)
-        overlap = vt[1:] @ u[:-1]
-        # at unit length: |F_l|_F cancels
-        (above, _), (below, _) = jax.vmap(unit)(s[1:]), jax.vmap(unit)(s[:-1])
-        _, joint = jax.vmap(unit)(above[:, :, None] * overlap * below[:, None, :])
-        alive = (s[1:, 0] > 0) & (s[:-1, 0] > 0)
-        excess = jnp.where(alive, 2 * joint + jnp.log(jnp.asarray(s.shape[-1], s.dtype)), jnp.nan)
-        return Alignment(jnp.abs(overlap), excess)
+    jacobians = _jacobians(chain, params, x)
+    u, s, vt = decompositions.svd(jacobians)
+    overlap = vt[1:] @ u[:-1]
+    # at unit length: |F_l|_F cancels
+    (above, _), (below, _) = jax.vmap(unit)(s[1:]), jax.vmap(unit)(s[:-1])
+    _, joint = jax.vmap(unit)(above[:, :, None] * overlap * below[:, None, :])
+    alive = (s[1:, 0] > 0) & (s[:-1, 0] > 0)
+    excess = jnp.where(alive, 2 * joint + jnp.log(jnp.asarray(s.shape[-1], s.dtype)), jnp.nan)
+    return Alignment(jnp.abs(overlap), excess)
 
 
-def _jacobians(
-    chain: Chain, params: Params, x: Float[Array, " d_in"], precision: Precision
-) -> Float[Array, "layer n n"]:
+def _jacobians(chain: Chain, params: Params, x: Float[Array, " d_in"]) -> Float[Array, "layer n n"]:
     check_floating("x", jnp.result_type(x))
 
     def jacobian(carry: None, here: Here) -> tuple[None, Array]:
         eye = varying_like(jnp.eye(here.h.shape[0], dtype=here.h.dtype), here.h)
         return carry, jax.vmap(here.push, 1, 1)(eye)
 
-    with jax.default_matmul_precision(precision):
-        return networks.upwards(chain, params, chain.embed(params, x), jacobian, None, first=1)[1]
+    return networks.upwards(chain, params, chain.embed(params, x), jacobian, None, first=1)[1]
 
 
 def _push(

@@ -16,7 +16,7 @@ from jaxstab.networks import Chain, Here, Params
 from jaxstab.networks.views import at_one_input
 from jaxstab.norms.meshes import varying_like
 from jaxstab.records import standard_error
-from jaxstab.spectra.exact import Precision, log_singular_values
+from jaxstab.spectra.exact import log_singular_values
 from jaxstab.spectra.graded import pushed
 
 
@@ -42,7 +42,6 @@ def lyapunov_exponents(
     params: Params,
     x: Float[Array, " d_in"],
     depths: Depths,
-    precision: Precision = "highest",
 ) -> Float[Array, "depth n"]:
     """Compute finite-time Lyapunov exponents ln s_i / L, s_i the singular values of dh_L/dh_0.
 
@@ -51,7 +50,6 @@ def lyapunov_exponents(
         params: its parameters.
         x: one input.
         depths: depths L wanted, each in [1, depth of the chain], ascending.
-        precision: of the matrix products, as in `jax.default_matmul_precision`.
 
     Returns:
         Nats per layer, descending; -inf for directions killed exactly.
@@ -72,7 +70,7 @@ def lyapunov_exponents(
     depths = check_depths(depths, params.depth)
     if depths[0] < 1:
         raise ValueError(f"an exponent is per layer: depths must be >= 1, got {list(depths)}")
-    log_s = log_singular_values(chain, params, x, depths, from_layer=0, precision=precision)
+    log_s = log_singular_values(chain, params, x, depths, from_layer=0)
     return log_s / jnp.asarray(depths, log_s.dtype)[:, None]
 
 
@@ -84,7 +82,6 @@ def lyapunov_limit(
     key: Key[Array, ""],
     skip: int = 0,
     groups: int = 16,
-    precision: Precision = "highest",
 ) -> LyapunovLimit:
     """Estimate Lyapunov exponents in the limit of depth.
 
@@ -103,7 +100,6 @@ def lyapunov_limit(
         skip: first layers left out, >= 0.
         groups: groups of consecutive layers whose means give the standard error, >= 2; L - skip >=
             groups. What does not divide is left out, too.
-        precision: of the matrix products, as in `jax.default_matmul_precision`.
 
     Returns:
         Exponents, their standard errors and the running mean.
@@ -117,24 +113,21 @@ def lyapunov_limit(
             f"need skip >= 0, groups >= 2 and depth - skip >= groups, got {skip=}, {groups=}, depth {params.depth}"
         )
     check_floating("x", jnp.result_type(x))
-    with jax.default_matmul_precision(precision):
-        h_0 = chain.embed(params, x)
-        q_0 = decompositions.qr(jax.random.normal(key, (h_0.size, h_0.size), h_0.dtype))[0]
+    h_0 = chain.embed(params, x)
+    q_0 = decompositions.qr(jax.random.normal(key, (h_0.size, h_0.size), h_0.dtype))[0]
 
-        def layer(carry: tuple[Array, Array], here: Here) -> tuple[tuple[Array, Array], Array]:
-            q, rank = carry
-            columns, most = pushed(here.push, here.h, q)
-            # columns up to the rank do not depend on those beyond it
-            q, r = decompositions.qr(columns)
-            rank = jnp.minimum(rank, most)
-            dead = (jnp.arange(h_0.size) >= rank) | (jnp.diagonal(r) == 0)
-            steps = jnp.where(
-                dead, -jnp.inf, jnp.log(jnp.abs(jnp.where(dead, 1.0, jnp.diagonal(r))))
-            )
-            return (q, rank), steps
+    def layer(carry: tuple[Array, Array], here: Here) -> tuple[tuple[Array, Array], Array]:
+        q, rank = carry
+        columns, most = pushed(here.push, here.h, q)
+        # columns up to the rank do not depend on those beyond it
+        q, r = decompositions.qr(columns)
+        rank = jnp.minimum(rank, most)
+        dead = (jnp.arange(h_0.size) >= rank) | (jnp.diagonal(r) == 0)
+        steps = jnp.where(dead, -jnp.inf, jnp.log(jnp.abs(jnp.where(dead, 1.0, jnp.diagonal(r)))))
+        return (q, rank), steps
 
-        start = varying_like((q_0, jnp.asarray(h_0.size)), h_0)
-        _, steps = networks.upwards(chain, params, h_0, layer, start, first=1)
+    start = varying_like((q_0, jnp.asarray(h_0.size)), h_0)
+    _, steps = networks.upwards(chain, params, h_0, layer, start, first=1)
     return _mean_of_steps(steps, (params.depth - skip) // groups * groups, groups)
 
 

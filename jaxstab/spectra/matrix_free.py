@@ -21,6 +21,7 @@ from jaxstab import decompositions
 from jaxstab.checks import check_count
 from jaxstab.norms.logarithms import times_power, unit
 from jaxstab.norms.meshes import varying_like
+from jaxstab.precision import at_full_precision
 from jaxstab.records import Estimate, standard_error
 from jaxstab.spectra.krylov import orthonormal, sphere
 from jaxstab.spectra.operators import Operator
@@ -90,6 +91,7 @@ class _Bidiagonal(NamedTuple):
     exponent: Int[Array, ""]
 
 
+@at_full_precision
 def moments(operator: Operator, key: Key[Array, ""], probes: int = 16, orders: int = 2) -> Moments:
     """Estimate moments E s^(2k) = E |w_k|^2, w_0 random, w_k = J w_(k-1) or J^T w_(k-1).
 
@@ -144,6 +146,7 @@ def moments(operator: Operator, key: Key[Array, ""], probes: int = 16, orders: i
     )
 
 
+@at_full_precision
 def extremes(
     operator: Operator, key: Key[Array, ""], top: int = 1, steps: int = 8, block: int | None = None
 ) -> Extremes:
@@ -220,6 +223,7 @@ def extremes(
     return Extremes(log_s, error, left, right, smallest, log_s[0] - smallest)
 
 
+@at_full_precision
 def density(operator: Operator, key: Key[Array, ""], probes: int = 8, steps: int = 20) -> Density:
     """Estimate the distribution of singular values by stochastic Lanczos quadrature.
 

@@ -24,7 +24,6 @@ from jaxstab.networks import Chain, Here, Params
 from jaxstab.networks.views import at_one_input
 from jaxstab.norms.logarithms import times_power
 
-Precision = str | jax.lax.Precision
 # vectors y_i 2^(e_i): y [k, n] and e [k]
 Scaled = tuple[Array, Array]
 Product = Callable[[Float[Array, "k n"]], tuple[Float[Array, "k m"], Int[Array, " k"]]]
@@ -113,7 +112,6 @@ def jacobian(
     from_layer: int | None = None,
     to_layer: int | None = None,
     readout: bool = False,
-    precision: Precision = "highest",
 ) -> Operator:
     """Make the Jacobian dh_l/dh_k = F_l ... F_(k+1) of a chain at one input as an operator.
 
@@ -124,7 +122,6 @@ def jacobian(
         from_layer: k in [0, L]; None for dh_l/dx, the embedding included.
         to_layer: l in [k, L]; None for L.
         readout: whether to go on to the output, y = readout(h_l).
-        precision: of the matrix products, as in `jax.default_matmul_precision`.
 
     Returns:
         The operator; layers are folded in a scan, so that it compiles in the same time at every
@@ -175,9 +172,9 @@ def jacobian(
 
     def product(fold: Callable, step: Callable) -> Product:
         def run(v: Array) -> Scaled:
-            with jax.default_matmul_precision(precision):
-                start = scaled(v, jnp.zeros(len(v), jnp.int32))
-                return fold(chain, params, states, step, start, **bounds)[0]
+            # the folds multiply at the precision of the chain
+            start = scaled(v, jnp.zeros(len(v), jnp.int32))
+            return fold(chain, params, states, step, start, **bounds)[0]
 
         return run
 

@@ -137,7 +137,8 @@ def precision_report(
     given = _cast((params, x), jnp.float32)
 
     def at(precision: str) -> Callable[[Params, Array], Array]:
-        return lambda params, x: log_singular_values(chain, params, x, depths, precision=precision)
+        precise = chain._replace(precision=precision)
+        return lambda params, x: log_singular_values(precise, params, x, depths)
 
     spectra = {name: at(name) for name in SETTINGS}
     spectra |= {name: _rounding(at("highest"), bits) for name, bits in EMULATED.items()}

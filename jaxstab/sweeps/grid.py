@@ -65,7 +65,7 @@ class Grid:
     An axis is static (a program for each of its values), traced (one program for all of them), or
     the depths of networks whose shallower ones are read off from the deepest. Settings of the
     network: activation, weights, norm, norm_after, skip, width, depth, sigma_w, sigma_b, dropout,
-    seed; of what it is measured at: inputs, batch, outputs, dtype; of trainings: optimiser,
+    seed, precision; of what it is measured at: inputs, batch, outputs, dtype; of trainings: optimiser,
     learning_rate, momentum, weight_decay, clip, batch.
 
     Attributes:
@@ -226,6 +226,7 @@ class Grid:
             norm_after=kind["norm_after"],
             dropout=self.wet,
             skip=kind["skip"],
+            precision=kind["precision"],
         )
 
     def chain(self, kind: Kind, depth: int) -> networks.Chain:

@@ -22,6 +22,7 @@ from jaxstab import activations, networks, store
 from jaxstab.checks import check_dtype
 from jaxstab.devices import can_hang, spread, stated_memory
 from jaxstab.networks import binding
+from jaxstab.precision import at_precision_of
 from jaxstab.records import Data, dimensions
 from jaxstab.sweeps.durable import Result, settings_of_run
 from jaxstab.sweeps.examples import Sample, classes, samples
@@ -62,7 +63,6 @@ class Measuring:
         data: Data,
         plan: Plan,
         *,
-        precision: str = "highest",
         devices: Sequence[jax.Device] | None = None,
     ) -> None:
         """Trace the first program, and the others where their results may have other shapes.
@@ -72,7 +72,6 @@ class Measuring:
             measure: what to take of every cell.
             data: examples to measure at.
             plan: how the grid is cut.
-            precision: of matrix products.
             devices: to compute a group each; None for all, or for one CPU device if the measure
                 decomposes stacks itself.
 
@@ -89,7 +88,6 @@ class Measuring:
         self._kinds = grid.kinds
         self._sharing = sharing(grid, measure)
         self._outputs = classes(data)
-        self._precision = precision
         batches = {kind["batch"] for kind in self._kinds}
         self._samples: dict[int | None, Sample] = {
             batch: jax.tree.map(np.asarray, samples(grid, data, batch)) for batch in batches
@@ -108,7 +106,7 @@ class Measuring:
             self._programs.keep(key, program)
         self.fields = _fields([program.out_info for program in traced.values()])
         self.coordinates = self._labels()
-        self.decided = settings(grid, data, precision)
+        self.decided = settings(grid, data)
 
     @functools.cached_property
     def settings(self) -> dict[str, Any]:
@@ -248,8 +246,7 @@ class Measuring:
         def group(seeds: Array, gains: Array, others: dict[str, Array], sample: Sample) -> Record:
             # a leading axis of one: this device's own group
             own = jax.tree.map(lambda leaf: leaf[0], (seeds, gains, others, sample))
-            with jax.default_matmul_precision(self._precision):
-                found = cells(*own)
+            found = cells(*own)
             return jax.tree.map(lambda leaf: leaf[None], found)
 
         own = PartitionSpec("group")
@@ -343,7 +340,8 @@ def _cell(
             wet = mask if mlp.dropout else None
             # a gain of its own, not times the weights: all gains share one copy of them
             params = networks.bind(mlp, unit, key=wet, rate=cell["dropout"], sigma_w=sigma_w)
-            return measure(chain, params, sample, depths)
+            with at_precision_of(chain):
+                return measure(chain, params, sample, depths)
 
         return _over(one, gains, samples, masks)
 
@@ -366,7 +364,8 @@ def _own_cell(grid: Grid, kind: Kind, depth: int, measure: Measure) -> Callable[
             params = unit
             if scales:
                 params = networks.scale_kernels(unit, sigma_w, grid.kernels)
-            found = measure(chain, bind(params, key=mask), sample, (depth,))
+            with at_precision_of(chain):
+                found = measure(chain, bind(params, key=mask), sample, (depth,))
             return jax.tree.map(
                 _without_depth, found, is_leaf=lambda node: hasattr(node, "_fields")
             )
@@ -411,13 +410,12 @@ def _fields(programs: Sequence[Any]) -> dict[str, store.Field]:
     return fields
 
 
-def settings(grid: Grid, data: Data, precision: str = "highest") -> dict[str, Any]:
+def settings(grid: Grid, data: Data) -> dict[str, Any]:
     """All that decides a number of a measured grid, but for the measure.
 
     Args:
         grid: what to sweep over.
         data: examples to measure at.
-        precision: of matrix products.
 
     Returns:
         Plain settings for a store.
@@ -427,7 +425,6 @@ def settings(grid: Grid, data: Data, precision: str = "highest") -> dict[str, An
     trained = {name for name, setting in SETTINGS.items() if setting.trained}
     known = {
         "grid": {name: value for name, value in whole.items() if name not in trained},
-        "precision": precision,
         "data": {"name": data.name, "sha256": data.sha256},
     }
     theory = {"theory": NO_THEORY} if _lawless(grid) else {}

@@ -58,7 +58,6 @@ def run(
     *,
     chunk_size: int | None = None,
     progress: ProgressBar = iter,
-    precision: str = "highest",
     devices: Sequence[jax.Device] | None = None,
 ) -> xr.Dataset:
     """Measure or train every cell of a grid, in one compile per value of the static axes.
@@ -73,7 +72,6 @@ def run(
         data: examples to measure at; to train, a `Split`, or data of which a fifth is tested on.
         chunk_size: cells of a group, see `plan`.
         progress: wraps the groups as they are computed, such as tqdm.
-        precision: of matrix products, as in `jax.default_matmul_precision`.
         devices: to compute a group each; None for all, or for one CPU device if the measure
             decomposes stacks itself.
 
@@ -94,7 +92,7 @@ def run(
         >>> found.train_accuracy.dims, bool(found.train_accuracy.isel(evaluation=-1).min() > 0.6)
         (('depth', 'sigma_w', 'evaluation'), True)
     """
-    job = job_of(grid, measure, data, chunk_size, precision, devices)
+    job = job_of(grid, measure, data, chunk_size, devices)
     count = job.plan.groups
     lengths = tuple(axis.length for axis in job.axes.values())
     arrays: dict[str, np.ndarray] = {
@@ -124,7 +122,6 @@ def run_into(
     join: bool = False,
     progress: ProgressBar = iter,
     chunk_size: int | None = None,
-    precision: str = "highest",
     devices: Sequence[jax.Device] | None = None,
 ) -> xr.Dataset:
     """Measure or train every cell of a grid into a store; the same call goes on where a stopped one stood.
@@ -142,7 +139,6 @@ def run_into(
         progress: wraps the groups as they are computed, such as tqdm; each is kept before the next
             is asked for.
         chunk_size: cells of a group, see `plan`.
-        precision: of matrix products.
         devices: as in `run`.
 
     Returns:
@@ -162,7 +158,7 @@ def run_into(
         >>> found.log_q.dims, bool(found.done.all())
         (('sigma_w', 'input', 'layer'), True)
     """
-    job = job_of(grid, measure, data, chunk_size, precision, devices)
+    job = job_of(grid, measure, data, chunk_size, devices)
     complete(open_store(place, job), job, shard, join, progress)
     return load(place)
 
@@ -190,7 +186,6 @@ def job_of(
     measure: Measure | Train,
     data: Data | Split,
     chunk_size: int | None = None,
-    precision: str = "highest",
     devices: Sequence[jax.Device] | None = None,
 ) -> Measuring | Trainings:
     """Make the job of the durable run that `run` and `run_into` compute.
@@ -200,7 +195,6 @@ def job_of(
         measure: as in `run`.
         data: as in `run`.
         chunk_size: cells of a group, see `plan`.
-        precision: of matrix products.
         devices: as in `run`.
 
     Returns:
@@ -212,8 +206,8 @@ def job_of(
     cuts = plan(grid, measure, data, chunk_size)
     if isinstance(measure, Train):
         split = _split(data)
-        return Trainings(grid, measure, split, cuts, precision=precision, devices=devices)
-    return Measuring(grid, measure, _whole(data), cuts, precision=precision, devices=devices)
+        return Trainings(grid, measure, split, cuts, devices=devices)
+    return Measuring(grid, measure, _whole(data), cuts, devices=devices)
 
 
 def _split(data: Data | Split) -> Split:

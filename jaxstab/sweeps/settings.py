@@ -13,6 +13,7 @@ from jaxtyping import ArrayLike
 
 from jaxstab.activations import Activation, get
 from jaxstab.checks import check_choice, check_count, plain_number
+from jaxstab.precision import FULL, check_precision
 
 # a change of it needs another program
 STATIC = "static"
@@ -83,6 +84,11 @@ def _any(name: str, value: Any) -> Any:
     return value
 
 
+def _precision(name: str, value: Any) -> str | None:
+    check_precision(name, value)
+    return value
+
+
 def _dtype(name: str, value: Any) -> str:
     check_choice(name, value, ("float32", "float64"))
     return value
@@ -137,6 +143,7 @@ SETTINGS: dict[str, Setting] = {
     "norm": Setting(STATIC, None, _any, number=False),
     "norm_after": Setting(STATIC, False, _any, number=False),
     "skip": Setting(STATIC, None, _any, number=False),
+    "precision": Setting(STATIC, FULL, _precision, number=False),
     "width": Setting(STATIC, 128, _count),
     "batch": Setting(STATIC, None, _count_or_none),
     "optimiser": Setting(STATIC, "sgd", _optimiser, number=False, trained=True),

@@ -65,7 +65,6 @@ class Trainings:
         data: Split,
         plan: Plan,
         *,
-        precision: str = "highest",
         devices: Sequence[jax.Device] | None = None,
     ) -> None:
         """Say what is kept of each cell, and what decides it.
@@ -75,7 +74,6 @@ class Trainings:
             measure: what a training is.
             data: to train and test on.
             plan: how the grid is cut.
-            precision: of matrix products.
             devices: to compute a group each; None for all.
 
         Raises:
@@ -90,7 +88,6 @@ class Trainings:
         self.lanes = plan.lanes
         self.devices = jax.local_devices() if devices is None else devices
         self.fields = fields(grid, measure)
-        self._precision = precision
         self._kinds = grid.kinds
         self._bounds = [bounds(grid, kind, measure) for kind in self._kinds]
         self._mesh = Mesh(np.array(self.devices), ("cell",))
@@ -336,8 +333,7 @@ class Trainings:
                     for all_, part in zip(kept, new, strict=True)
                 ]
 
-            with jax.default_matmul_precision(self._precision):
-                return jax.lax.fori_loop(0, (counts[0] + lanes - 1) // lanes, some, start)
+            return jax.lax.fori_loop(0, (counts[0] + lanes - 1) // lanes, some, start)
 
         own = PartitionSpec("cell")
         return spread(device, self._mesh, (own, own, own, PartitionSpec()), own)
@@ -410,7 +406,6 @@ class Trainings:
             "grid": json.loads(self.grid.to_json()),
             "measure": measure,
             "plan": {"lanes": self.plan.lanes},
-            "precision": self._precision,
             "data": {
                 "name": data.train.name,
                 "sha256": data.train.sha256,

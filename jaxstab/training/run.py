@@ -334,7 +334,7 @@ def _accuracy(
     if data is None:
         return jnp.full((), jnp.nan)
     params = (chain.bind or binding.bind)(state.params, stats=state.stats)
-    dry = chain.inference or chain
+    dry = (chain.inference or chain)._replace(precision=chain.precision)
     return _right(dry.apply(params, data.x, depth), data.y)
 
 

@@ -143,7 +143,7 @@ class _Network(NamedTuple):
 
             return ravel(self.pull(self.params, along))[0]
 
-        return symmetric(linear, vector, (), None, "highest")
+        return symmetric(linear, vector, (), None)
 
 
 def _log(found: Largest) -> Float[Array, ""]:
