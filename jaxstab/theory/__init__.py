@@ -9,8 +9,8 @@ from jaxstab.theory.finite_width import (
     compare,
     critical_width_gain,
     fourth_moment,
-    linear_exponents,
     log_growth,
+    lyapunov_exponents,
     typical_shift,
 )
 from jaxstab.theory.fisher import sharpness
@@ -84,8 +84,8 @@ __all__ = [
     "kernels",
     "law",
     "length_map",
-    "linear_exponents",
     "log_growth",
+    "lyapunov_exponents",
     "missing",
     "missing_critical_points",
     "missing_fixed_point",

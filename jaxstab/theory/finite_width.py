@@ -19,7 +19,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
-from scipy import special
+from scipy import special, stats
 
 from jaxstab.activations import Activation, Mixture, get
 from jaxstab.checks import check_choice, check_count
@@ -121,24 +121,56 @@ def fourth_moment(activation: AnyActivation, widths: Sequence[int]) -> float:
     return float(np.prod([1 + (kurtosis - 1) / check_count("width", width, 1) for width in widths]))
 
 
-def linear_exponents(width: int, sigma_w: float = 1.0) -> Float[np.ndarray, " n"]:
-    """Lyapunov exponents of products of Gaussian matrices, (ln(2 sigma_w^2/n) + psi((n - i + 1)/2)) / 2.
+def lyapunov_exponents(
+    width: int, sigma_w: float = 1.0, *, alive: float = 1.0, weights: str = "gaussian"
+) -> Float[np.ndarray, " n"]:
+    """Lyapunov exponents of products of sigma_w D W, D masks of units and W random.
 
-    Newman 1986. They are the rates of the log singular values of a deep linear network.
+    The rates of the log singular values of a deep network with fixed gates (Haas et al. 2026, arXiv
+    2602.12384; without masks Newman 1986). With k ~ Binomial(n, alive) units alive,
+
+        lambda_i = ln sigma_w + E[psi((k - i + 1)/2) - s_i | k >= i] / 2,
+
+    s_i = ln(n/2) for Gaussian W, psi((n - i + 1)/2) for Haar W: an i-volume grows by a product of
+    chi^2, or of Beta, variables. The Jacobian of a relu network at its initialisation has the law of
+    such a product with alive = 1/2, at any sigma_b: weights that change their sign with the gate
+    have the same law. Singular values of a product of L layers follow as exp(L lambda_i) times what
+    is bounded in L.
 
     Args:
         width: n.
         sigma_w: weight gain, > 0.
+        alive: probability that a unit passes the signal, in (0, 1].
+        weights: "gaussian" or "orthogonal".
 
     Returns:
-        The exponents, nats per layer, descending.
+        The exponents, nats per layer, descending, given that no layer has fewer than i units alive:
+        L layers all have with probability P(k >= i)^L.
+
+    Raises:
+        ValueError: if a number is out of range or the weights are others.
 
     Example:
-        >>> linear_exponents(2).round(4).tolist()
+        >>> lyapunov_exponents(2).round(4).tolist()
         [-0.2886, -0.9818]
+        >>> lyapunov_exponents(64, 2**0.5, alive=0.5)[:2].round(4).tolist()
+        [-0.0201, -0.0367]
     """
-    freedom = np.arange(check_count("width", width, 1), 0, -1)
-    return (math.log(2 * sigma_w**2 / width) + special.digamma(freedom / 2)) / 2
+    n = check_count("width", width, 1)
+    check_choice("weights", weights, ("gaussian", "orthogonal"))
+    if not sigma_w > 0:
+        raise ValueError(f"sigma_w must be > 0, got {sigma_w}")
+    if not 0 < alive <= 1:
+        raise ValueError(f"alive must be in (0, 1], got {alive}")
+    counts = np.arange(n + 1)
+    free = counts - np.arange(n)[:, None]
+    shares = np.where(free > 0, stats.binom.pmf(counts, n, alive), 0.0)
+    grown = np.where(free > 0, special.digamma(np.maximum(free, 1) / 2), 0.0)
+    mean = np.sum(shares * grown, axis=1) / np.sum(shares, axis=1)
+    whole = np.full(n, math.log(n / 2))
+    if weights == "orthogonal":
+        whole = special.digamma(np.arange(n, 0, -1) / 2)
+    return math.log(sigma_w) + (mean - whole) / 2
 
 
 def typical_shift(
