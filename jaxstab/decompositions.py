@@ -173,7 +173,13 @@ def solve_triangular(
 
 
 def _floating(a: ArrayLike) -> Array:
-    check_floating("a matrix", jnp.result_type(a))
+    dtype = jnp.result_type(a)
+    check_floating("a matrix", dtype)
+    if dtype.itemsize < 4:
+        raise ValueError(
+            f"a matrix must be of float32 or float64, got {dtype}: singular values of layers of few "
+            "bits are those of the same layers in float32"
+        )
     return jnp.asarray(a)
 
 

@@ -21,6 +21,7 @@ from jaxstab import networks
 from jaxstab.checks import check_count, check_floating
 from jaxstab.networks import Chain, Here, Params
 from jaxstab.networks.chains import with_network
+from jaxstab.networks.views import vector_states
 from jaxstab.norms.logarithms import unit
 from jaxstab.records import Estimate, standard_error
 
@@ -67,7 +68,10 @@ def omega(
         1.0
         >>> slope = jax.grad(penalty)(params).blocks["dense"]["kernel"].shape
     """
-    check_floating("x", jnp.result_type(x))
+    if isinstance(chain.block, tuple):
+        chain = vector_states(chain, params, x)
+    else:
+        check_floating("x", jnp.result_type(x))
     hold = jax.lax.stop_gradient if immediate else lambda held: held
     states = hold(networks.states(chain, params, x))
     arriving = hold(unit(jax.grad(lambda h: loss(chain.readout(params, h)))(states.last))[0])

@@ -162,7 +162,7 @@ def test_a_function_without_labels(tmp_path, capsys):
         ("vector", "plain.npz", "the loss must be a scalar float, got float32 of shape (3,)"),
         ("dead", "plain.npz", "loss() missing 1 required positional argument: 'labels'"),
         ("tagged", "batch.npz", "takes 1 positional argument but 2 were given"),
-        ("tagged", "wide.npz", "the model at x of shape (8, 5): TypeError: dot_general"),
+        ("tagged", "wide.npz", "does not take float32[8, 5]: dot_general"),
         ("tagged", "short.npz", "x has 8 and y has 7 examples along the first axis"),
         ("tagged", "objects.npz", "not an .npz archive of numbers: Object arrays cannot be loaded"),
         (

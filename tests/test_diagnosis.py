@@ -9,6 +9,7 @@ import pytest
 from flax import linen as nn
 
 from jaxstab import diagnosis, networks
+from jaxstab.diagnosis import measuring
 from jaxstab.diagnosis.comparing import compared
 from jaxstab.diagnosis.disagreeing import disagreement
 from jaxstab.networks.chains import Segments
@@ -307,6 +308,17 @@ def test_a_mask_of_attention_is_no_fault():
     report = diagnosis.diagnose(probe, w, x, loss)
     assert [row.name for row in probe.rows] == ["softmax.logits", "attended"]
     assert report.healthy, str(report)
+
+
+def test_the_depth_is_of_one_method_and_a_loss_is_a_scalar():
+    """Hold that what wraps a module, and so calls a method of it as well, is no second depth."""
+    model = nn.Sequential([nn.WeightNorm(nn.Dense(12)) for _ in range(3)])
+    params = jax.eval_shape(model.init, jax.random.key(0), X)
+    probe = networks.probe(model, params, X)
+    names = [probe.rows[i].name for i in measuring.blocks(probe)]
+    assert names == [f"layers_{i}" for i in range(3)]
+    with pytest.raises(ValueError, match=r"must be a scalar float, got float32\[16, 12\]"):
+        diagnosis.diagnose(probe, params, X, jnp.square)
 
 
 @pytest.mark.slow

@@ -343,6 +343,38 @@ def test_what_cannot_be_read_is_listed():
     assert networks.probe(function, [jnp.ones((), X.dtype)], X).missed == ()
 
 
+class Jitted(nnx.Module):
+    """Methods under nnx.jit and jax.checkpoint, and one that needs no object."""
+
+    def __init__(self, rngs):
+        self.dense = nnx.Linear(4, 4, rngs=rngs)
+
+    @nnx.jit
+    def __call__(self, x):
+        return self.twice(self.dense(x))
+
+    @nnx.remat
+    def twice(self, x):
+        return self.other(self.dense(x))
+
+    @staticmethod
+    def other(x):
+        return x
+
+
+def test_boxed_parameters_and_methods_under_transforms_have_their_places():
+    """Hold owners of linen's boxed leaves, and sites of methods that nnx wraps."""
+    kernel = nn.with_partitioning(nn.initializers.lecun_normal(), ("in", "out"))
+    boxed = nn.Sequential([nn.Dense(4, kernel_init=kernel) for _ in range(2)])
+    params = jax.eval_shape(boxed.init, KEY, X)
+    probe = networks.probe(boxed, params, X)
+    assert probe.missed == () and probe.owned(params["params"], "layers_1") == [2, 3]
+    jitted = nnx.Sequential(Jitted(nnx.Rngs(0)))
+    names = [site.name for site in networks.probe(jitted, None, X).sites]
+    inner = ["layers/0/dense", "layers/0/dense:1", "layers/0.twice", "layers/0"]
+    assert names == [*inner, "Sequential"]
+
+
 @pytest.mark.slow
 def test_sites_are_chosen_by_path_class_and_stride(everything):
     module, params, tokens, rngs, whole = everything
@@ -388,6 +420,14 @@ def test_sites_are_chosen_by_path_class_and_stride(everything):
         (
             lambda p, v, t: networks.probe(Everything, v, X, t),
             "a linen module, an nnx module, a chain or",
+        ),
+        (
+            lambda p, v, t: networks.probe(Everything(), {"params": {}}, X, t),
+            r"with these parameters, does not take float32\[5, 4\], int64\[5\]: .*Dense_0",
+        ),
+        (
+            lambda p, v, t: networks.probe(lambda w, x: x @ w, X.T, X),
+            r"no value that can be read: name some with networks.tag",
         ),
     ],
 )

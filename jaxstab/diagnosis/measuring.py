@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Key, PyTree
 
 from jaxstab.networks import Probe, Site
+from jaxstab.networks.interception import BLOCK
 from jaxstab.networks.sites import Row
 from jaxstab.norms.logarithms import unit
 from jaxstab.propagation.sites import (
@@ -124,6 +125,7 @@ def measurement(
         return at_rows, _of_parameters(probe, d_theta), float(value)
 
     def measured(params: PyTree, inputs: Sequence[PyTree], key: Key[Array, ""]) -> Measured:
+        _check_loss(probe, loss, params, inputs)
         at_rows = signal(params, inputs, key)
         grad, log_grad_theta, value = gradient(params, inputs, 1.0)
         lost = np.zeros(len(of_rows))
@@ -151,6 +153,19 @@ def measurement(
         )
 
     return measured
+
+
+def _check_loss(probe: Probe, loss: Loss, params: PyTree, inputs: Sequence[PyTree]) -> None:
+    """Check that the loss is a real scalar."""
+
+    def of_output(params: PyTree, inputs: Sequence[PyTree]) -> Any:
+        return loss(probe.read(params, *inputs, sites=()).output)
+
+    value = jax.eval_shape(of_output, params, inputs)
+    shape = getattr(value, "shape", None)
+    if shape != () or not jnp.issubdtype(value.dtype, jnp.floating):
+        got = type(value).__name__ if shape is None else f"{value.dtype}{list(shape)}"
+        raise ValueError(f"the loss of the output must be a scalar float, got {got}")
 
 
 class _Signal(NamedTuple):
@@ -268,12 +283,14 @@ def blocks(probe: Probe) -> tuple[int, ...]:
             continue
         parent = site.path.rpartition("/")[0]
         # segments of a chain are one depth
-        stepwise = site.name if site.loops and site.kind != "block" else ""
-        groups.setdefault((parent, site.kind, stepwise), []).append(i)
+        stepwise = site.name if site.loops and site.kind != BLOCK else ""
+        # methods besides `__call__`, and parts of a tuple, are depths of their own
+        value = site.name.removeprefix(site.path).partition(":")[0]
+        groups.setdefault((parent, site.kind, value, stepwise), []).append(i)
 
     def size(group: tuple[Any, list[int]]) -> tuple[int, int]:
         # of equally many, the outermost: the blocks themselves, not what is within each
-        (parent, _, _), rows = group
+        (parent, *_), rows = group
         return len(rows), -len(parent.split("/") if parent else [])
 
     largest = max(groups.items(), key=size, default=(None, []))[1]

@@ -185,9 +185,12 @@ def _tagging() -> Callable:
 
 
 def _owners(theta: PyTree) -> list[str]:
-    """Paths of leaves without the last key."""
-    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(theta)]
-    return [jax.tree_util.keystr(path[:-1], simple=True, separator="/") for path in paths]
+    """Paths of leaves without the last key; a boxed leaf is one."""
+    boxed = jax.tree_util.tree_leaves_with_path(
+        theta, is_leaf=lambda leaf: isinstance(leaf, nn.meta.AxisMetadata)
+    )
+    paths = [path[:-1] for path, box in boxed for _ in jax.tree.leaves(box)]
+    return [jax.tree_util.keystr(path, simple=True, separator="/") for path in paths]
 
 
 def _nnx(module: nnx.Module, keywords: Mapping[str, Any]) -> Model:
@@ -247,7 +250,7 @@ def _tagged_class(kind: type, path: str) -> type:
         @functools.wraps(function)
         def call(self: Any, *args: Any, **kwargs: Any) -> Any:
             with _scope(path):
-                output = function(self, *args, **kwargs)
+                output = function.__get__(self, type(self))(*args, **kwargs)
             return _named(path, kind.__name__, method, output)
 
         return call
@@ -271,11 +274,19 @@ def _public_methods(kind: type) -> list[tuple[str, Callable]]:
         for name in dict.fromkeys(name for base in kind.__mro__ for name in vars(base)):
             function = inspect.getattr_static(kind, name)
             inherited = inspect.getattr_static(nnx.Module, name, None)
-            if _is_public(name) and inspect.isfunction(function) and function is not inherited:
+            if _is_public(name) and _is_method(function) and function is not inherited:
                 yield name, function
 
     containers = tuple(getattr(nnx, name) for name in ("List", "Dict") if hasattr(nnx, name))
     return [] if issubclass(kind, containers) else list(own())
+
+
+def _is_method(attribute: Any) -> bool:
+    """Whether an attribute of a class is a function of its objects, such as one under `nnx.jit`."""
+    wrapped = callable(attribute) and hasattr(attribute, "__wrapped__")
+    return inspect.isfunction(attribute) or (
+        wrapped and not isinstance(attribute, staticmethod | classmethod | type)
+    )
 
 
 def _function(function: Callable, keywords: Mapping[str, Any]) -> Model:

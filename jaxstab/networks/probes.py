@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.errors import FlaxError
 from jaxtyping import Array, PyTree
 
 from jaxstab.checks import check_count
@@ -254,8 +255,8 @@ def probe(
         The probe.
 
     Raises:
-        ValueError: if the model is none of these, the parameters are not its own, or no site is
-            selected.
+        ValueError: if the model is none of these, it does not take these parameters and inputs, it
+            has no site, or none is selected.
 
     Example:
         >>> from flax import linen as nn
@@ -274,21 +275,27 @@ def probe(
     pure = model_of(model, keywords)
     theta, rest = pure.split(params)
     given = (theta, rest, inputs, {} if rngs is None else rngs)
-    closed, gives = jax.make_jaxpr(pure.call, return_shape=True)(*given)
+    closed, gives = _traced(pure, given)
     patterns = [kind] if isinstance(kind, str) else list(kind)
     program = Program.of(closed, softmax_name if SOFTMAX in patterns else None)
     found = named_sites(program.marks, pure.activation)
+    missed = missed_by(program, set(pure.owners(theta)), found)
+    if not found:
+        reasons = f": {'; '.join(map(str, missed[:3]))}" if missed else ""
+        raise ValueError(
+            "the model has no value that can be read: name some with networks.tag(name, value) or "
+            f"jax.named_scope(name){reasons}"
+        )
     chosen = [
         (number, site)
         for number, site in enumerate(found)
         if fnmatch.fnmatchcase(site.path, path)
         and any(fnmatch.fnmatchcase(site.kind, one) for one in patterns)
     ][::every]
-    if found and not chosen:
+    if not chosen:
         raise ValueError(
             f"no site has a path like {path!r} and a class like {kind!r}; there are {_some(found)}"
         )
-    missed = missed_by(program, set(pure.owners(theta)), found)
     return Probe(
         sites=tuple(site for _, site in chosen),
         rows=tuple(rows_of([site for _, site in chosen])),
@@ -302,6 +309,19 @@ def probe(
         _inputs=len(inputs),
         _sliced=frozenset(program.sliced),
     )
+
+
+def _traced(model: Model, given: PyTree) -> tuple[Any, PyTree]:
+    """The traced model and the shapes of what it gives."""
+    try:
+        return jax.make_jaxpr(model.call, return_shape=True)(*given)
+    except (TypeError, ValueError, FlaxError) as error:
+        _, _, inputs, _ = given
+        shapes = ", ".join(_text(_shape(leaf)) for leaf in jax.tree.leaves(inputs))
+        reason = str(error).strip().splitlines()[0].split(" (https:")[0]
+        raise ValueError(
+            f"the model, with these parameters, does not take {shapes}: {reason}"
+        ) from error
 
 
 def _rows_first(loops: int, leaf: Array) -> Array:
