@@ -28,6 +28,7 @@ CASES = [
     {"dropout": True},
     {"norm": "dyt", "norm_after": True, "skip": "sum"},
     {"norm": "derf"},
+    {"norm": "peri", "skip": "sum", "dropout": True},
 ]
 
 
@@ -94,6 +95,8 @@ class Twin:
     def block(self, state, layer):
         a = self.head(state, layer)
         out = self.dense(layer.params, a)
+        if self.mlp.norm == "peri":
+            out = self.norm(out, **layer.params["branch_norm"])
         match self.mlp.skip:
             case "sum":
                 return [state[0] + out]

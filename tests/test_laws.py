@@ -93,6 +93,8 @@ BLOCKS = {
     "RMSNorm after": {"norm": "rms", "norm_after": True},
     "dense, LayerNorm": {"norm": "layer", "skip": "dense"},
     "DyT": {"norm": "dyt"},
+    "Peri-LN": {"norm": "peri"},
+    "Peri-LN, scaled, dropout": {"norm": "peri", "skip": "scaled", "keep": 0.8},
     "Derf after, residual": {"norm": "derf", "norm_after": True, "skip": "sum"},
     "BatchNorm, residual": {"norm": "batch", "batch": 8, "skip": "sum"},
 }

@@ -199,7 +199,7 @@ def test_gains_share_one_draw_and_are_traced():
         ({"depth": 2, "width": 4, "weights": "uniform"}, "gaussian, orthogonal, .*, got 'uniform'"),
         (
             {"depth": 2, "width": 4, "norm": "group"},
-            "norm must be one of None, batch, layer, rms, dyt, derf, got 'group'",
+            "norm must be one of None, batch, layer, rms, peri, dyt, derf, got 'group'",
         ),
         (
             {"depth": 2, "width": 4, "skip": "resnet"},

@@ -31,7 +31,7 @@ BAND = 2.5
 class Setting:
     """Sizes of the experiment; those of --small only show that it runs."""
 
-    norms: tuple[str | None, ...] = (None, *theory.NORMS)
+    norms: tuple[str | None, ...] = (None, "batch", "layer", "rms", "dyt", "derf")
     skips: tuple[str | None, ...] = (None, *theory.SKIPS)
     dropouts: tuple[float, ...] = (0.0, 0.2)
     depth: int = 5

@@ -86,6 +86,7 @@ class Block(nn.Module):
         epsilon: added to the variance in a norm.
         momentum: of BatchNorm's running statistics.
         gate_bias: initial bias of a highway's gate.
+        inner: whether it is a block, whose branch a norm may normalise, and no readout.
     """
 
     features: int
@@ -101,6 +102,7 @@ class Block(nn.Module):
     epsilon: float = 1e-5
     momentum: float = 0.9
     gate_bias: float = -2.0
+    inner: bool = True
 
     @nn.compact
     def __call__(self, h: Array, index: Array | int = 0) -> Array:
@@ -113,6 +115,8 @@ class Block(nn.Module):
             "dense", initializers.normal(1.0), h.dtype, self._kernel_init(index), product
         )
         branch = dense(a)
+        if self.inner and self.norm is not None and NORMS[self.norm].on_branch:
+            branch = NORMS[self.norm].module(self._settings(h, "branch_norm"))(branch)
         if self.skip is None:
             return branch
         return SKIPS[self.skip].join(self, h, branch, a)
@@ -162,13 +166,15 @@ class Block(nn.Module):
     def _normalise(self, h: Array) -> Array:
         if self.norm is None:
             return h
-        settings = NormSettings(self.epsilon, self.momentum, self.train, h.dtype)
         chosen = NORMS[self.norm]
-        norm = chosen.module(settings)
+        norm = chosen.module(self._settings(h, "norm"))
         if chosen.over_batch:
             return norm(h)
         # each layer's features by themselves, where h holds those of several
         return norm(h.reshape(*h.shape[:-1], self.sources, -1)).reshape(h.shape)
+
+    def _settings(self, h: Array, name: str) -> NormSettings:
+        return NormSettings(self.epsilon, self.momentum, self.train, h.dtype, name)
 
     def _drop(self, a: Array) -> Array:
         if not self.has_variable("dropout", "key"):

@@ -25,12 +25,14 @@ class NormSettings(NamedTuple):
         momentum: of running statistics, in [0, 1].
         train: whether statistics are those of the batch at hand.
         dtype: of the features and the parameters.
+        name: of the module.
     """
 
     epsilon: float
     momentum: float
     train: bool
     dtype: DTypeLike
+    name: str = "norm"
 
 
 class BatchNorm(nn.Module):
@@ -97,7 +99,7 @@ class Squash(nn.Module):
 
 
 def _batch(settings: NormSettings) -> nn.Module:
-    return BatchNorm(settings.epsilon, settings.momentum, settings.train, name="norm")
+    return BatchNorm(settings.epsilon, settings.momentum, settings.train, name=settings.name)
 
 
 def _layer(settings: NormSettings) -> nn.Module:
@@ -107,7 +109,7 @@ def _layer(settings: NormSettings) -> nn.Module:
         settings.dtype,
         use_fast_variance=False,
         force_float32_reductions=False,
-        name="norm",
+        name=settings.name,
     )
 
 
@@ -117,35 +119,39 @@ def _rms(settings: NormSettings) -> nn.Module:
         settings.dtype,
         settings.dtype,
         force_float32_reductions=False,
-        name="norm",
+        name=settings.name,
     )
 
 
 def _dyt(settings: NormSettings) -> nn.Module:
-    return Squash(jnp.tanh, 0.5, name="norm")
+    return Squash(jnp.tanh, 0.5, name=settings.name)
 
 
 def _derf(settings: NormSettings) -> nn.Module:
-    return Squash(jax.scipy.special.erf, 0.5, name="norm")
+    return Squash(jax.scipy.special.erf, 0.5, name=settings.name)
 
 
 class Norm(NamedTuple):
     """A norm that a block can have.
 
     Attributes:
-        module: settings -> the Flax module, named "norm".
+        module: settings -> the Flax module, of the name that they say.
         over_batch: whether training normalises over the examples of a batch, and keeps running
             statistics.
+        on_branch: whether the branch W a + b is normalised too, before it joins its skip.
     """
 
     module: Callable[[NormSettings], nn.Module]
     over_batch: bool = False
+    on_branch: bool = False
 
 
 NORMS = {
     "batch": Norm(_batch, over_batch=True),
     "layer": Norm(_layer),
     "rms": Norm(_rms),
+    # Kim et al. 2025, arXiv 2502.02732: LayerNorm around every branch
+    "peri": Norm(_layer, on_branch=True),
     # Zhu et al. 2025, "Transformers without normalization"
     "dyt": Norm(_dyt),
     # the same with erf

@@ -36,8 +36,9 @@ class MLP(nn.Module):
         features_out: outputs, >= 1.
         weights: one of WEIGHTS, such as "gaussian" or "orthogonal", or an initialiser as
             jax.nn.initializers has them.
-        norm: None or one of NORMS: "batch", "layer", "rms", "dyt" or "derf". BatchNorm in training
-            mixes examples: x is then a batch.
+        norm: None or one of NORMS: "batch", "layer", "rms", "peri", "dyt" or "derf". "peri" is
+            LayerNorm of h and of the branch W a + b (Kim et al. 2025). BatchNorm in training mixes
+            examples: x is then a batch.
         norm_after: whether the norm follows phi instead of preceding it.
         dropout: whether training drops features, at a rate that `bind` gives.
         skip: None, "sum", "scaled", "rezero", "highway" or "dense".
@@ -147,7 +148,7 @@ class MLP(nn.Module):
         return (
             Block(self.width, get("identity"), weights, parent=None),
             Block(self.width, phi, weights, skip=self.skip, train=train, parent=None, **head),
-            Block(self.features_out, phi, weights, train=train, parent=None, **head),
+            Block(self.features_out, phi, weights, train=train, inner=False, parent=None, **head),
         )
 
     @nn.compact

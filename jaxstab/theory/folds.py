@@ -6,7 +6,8 @@ With A, D the moments of a block's head (`heads`), of weights of variance sigma_
     residual   q' = q + s^2 (sigma_w^2 A + sigma_b^2)       |dL/dh|^2 = (1 + s^2 sigma_w^2 D) |dL/dh'|^2
     dense      q_l = sigma_w^2 mean_{k<l} A_k + sigma_b^2   |dL/dh|^2 = (1 + sigma_w^2 D_l/l) (S_{l-1}/S_l) |dL/dh'|^2
 
-with s = 1 for "sum" (Yang & Schoenholz 2017, arXiv:1712.08969), depth^-1/2 for "scaled", alpha for
+where "peri" normalises the branch, sigma_w^2 and sigma_b^2 are those divided by its length
+sigma_w^2 A + sigma_b^2 + epsilon, with s = 1 for "sum" (Yang & Schoenholz 2017, arXiv:1712.08969), depth^-1/2 for "scaled", alpha for
 "rezero", and S_l = sum_{k<=l} D_k for the state (h_0, .., h_l) of "dense" skips, whose gradient at
 its end is as the readout's is.
 """
@@ -28,6 +29,8 @@ from jaxstab.theory.maps import log_square, log_sum
 from jaxstab.theory.moments import inside
 from jaxstab.theory.signals import Head, Signal, log
 from jaxstab.theory.squashes import is_squashed
+
+LOG_2 = math.log(2)
 
 
 class Layers(NamedTuple):
@@ -87,6 +90,23 @@ def gains(law: Law, sigma_w: Array, sigma_b: Array, deepest: int) -> Gains:
     if law.skip == "rezero":
         branch = branch + log_square(jnp.abs(law.alpha))
     return Gains(log_weight, log_square(sigma_b), branch)
+
+
+def normed(law: Law, gains: Gains, known: Head) -> Gains:
+    """The gains of a block whose branch is normalised: both divided by its length.
+
+    Args:
+        law: of the block.
+        gains: of W and b as they stand.
+        known: the block's head.
+
+    Returns:
+        The gains of what joins the skip.
+    """
+    if not law.branch_norm:
+        return gains
+    length = log_sum(log_sum(gains.weight + known.log_power, gains.bias), log(law.epsilon))
+    return gains._replace(weight=gains.weight - length, bias=gains.bias - length)
 
 
 def carried(law: Law) -> float:
@@ -237,12 +257,19 @@ def _sequential(law: Law, gains: Gains, at: functools.partial, first: Signal, de
     ) -> tuple[tuple[Signal, Array, Array], Layers]:
         signal, climbed, isotropic = carry
         known = at(signal)
-        stepped = step(law, gains, signal, known)
-        many, few = _fed(law, gains, signal, known)
-        few = gains.branch + few
+        own = normed(law, gains, known)
+        stepped = step(law, own, signal, known)
+        many, few = _fed(law, own, signal, known)
+        if law.branch_norm:
+            # W and b lie behind the division by the branch's length, scale and bias of its norm
+            # before it
+            shrunk = own.weight - gains.weight
+            many = many + shrunk
+            few = log_sum(log_sum(own.weight + known.log_own, shrunk), jnp.full_like(few, LOG_2))
+        few = own.branch + few
         if law.skip == "rezero":
             # the gradient of alpha is the branch's sum with that of the state
-            few = log_sum(few, log_sum(gains.weight + known.log_power, gains.bias))
+            few = log_sum(few, log_sum(own.weight + known.log_power, own.bias))
         kept = carried(law) + isotropic if not math.isinf(carried(law)) else log_none
         new = (
             stepped.signal,
@@ -254,7 +281,7 @@ def _sequential(law: Law, gains: Gains, at: functools.partial, first: Signal, de
             signal.log_q,
             signal.distance,
             stepped.log_chi,
-            gains.branch + many,
+            own.branch + many,
             few,
             isotropic,
         )

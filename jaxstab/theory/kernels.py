@@ -154,6 +154,8 @@ def missing_kernels(law: Law) -> str:
     """
     if isinstance(law.activation, Mixture):
         return "pairs of a mixture's units of two lengths have no rule here; take one activation"
+    if law.branch_norm:
+        return "kernels know no norm of the branch, as peri has"
     if law.norm == "batch":
         return "BatchNorm mixes the examples, and kernels are those of a whole batch"
     if not (law.skip is None or law.residual):

@@ -20,7 +20,7 @@ from jaxstab.theory.maps import AnyActivation
 from jaxstab.theory.squashes import SQUASHES, squashed
 
 # those of `networks` that have a law; imported from there, theory would wait for Flax
-NORMS = ("batch", "layer", "rms", *SQUASHES)
+NORMS = ("batch", "layer", "rms", "peri", *SQUASHES)
 SKIPS = ("sum", "scaled", "rezero", "highway", "dense")
 # variance of the weights times fan_in, at unit gain and as many inputs as outputs
 WEIGHT_VARIANCES = {
@@ -60,6 +60,7 @@ class Law:
         batch: examples that go through the network together; None for one, and for BatchNorm's
             limit of many.
         shared_masks: whether the two inputs of a correlation go through the same masks of dropout.
+        branch_norm: whether the branch W a + b is normalised too, as by "peri".
     """
 
     activation: Activation
@@ -74,6 +75,7 @@ class Law:
     depth: int | None = None
     batch: int | None = None
     shared_masks: bool = True
+    branch_norm: bool = False
 
     @property
     def log_variance(self) -> float:
@@ -150,8 +152,8 @@ def law(
 
     Args:
         activation: name, `Activation` or elementwise callable.
-        norm: None, "batch", "layer", "rms", "dyt" or "derf"; the last two are elementwise, at the
-            alpha = 0.5 of a fresh network.
+        norm: None, "batch", "layer", "rms", "peri", "dyt" or "derf"; the last two are elementwise,
+            at the alpha = 0.5 of a fresh network, "peri" is LayerNorm of h and of the branch.
         norm_after: whether the norm follows phi instead of preceding it.
         skip: None, "sum", "scaled", "rezero", "highway" or "dense", as `networks.MLP` has them.
         keep: keep rate of dropout, in (0, 1]; those kept grow by 1/keep.
@@ -200,6 +202,9 @@ def law(
     if norm in SQUASHES:
         phi = squashed(phi, norm, norm_after)
         norm = None
+    branch_norm = norm == "peri"
+    if branch_norm:
+        norm = "layer"
     return Law(
         phi,
         keep,
@@ -213,6 +218,7 @@ def law(
         depth,
         batch,
         shared_masks,
+        branch_norm,
     )
 
 
@@ -326,6 +332,8 @@ def _no_law(known: Law) -> str:
         return (
             "BatchNorm after phi: a quotient of moments of the whole batch, without a closed form"
         )
+    if known.branch_norm and known.skip == "dense":
+        return "peri beside dense: the branch's length is that of all layers' features together"
     return ""
 
 
@@ -336,8 +344,8 @@ def missing_fixed_point(block: AnyBlock) -> str:
         block: a law, a chain that carries one, or the activation of a plain block.
 
     Returns:
-        The reason. `fixed_point` is NaN throughout for a highway, for BatchNorm after phi, and for
-        "scaled" skips without a depth.
+        The reason. `fixed_point` is NaN throughout for a highway, for BatchNorm after phi, for "peri",
+        and for "scaled" skips without a depth.
 
     Example:
         >>> from jaxstab import theory
@@ -366,6 +374,8 @@ def unsolvable(known: Law) -> str:
     """
     if known.skip == "scaled" and known.depth is None:
         return "scaled: branches get weaker with the depth of the network, which the law must say"
+    if known.branch_norm:
+        return "peri: the norm of the branch stands in the fold alone; predict has every layer"
     return _no_law(known)
 
 
