@@ -42,6 +42,25 @@ def test_the_fold_arrives_at_the_fixed_point(name):
     np.testing.assert_allclose(growth, np.log(point.chi_1), atol=1e-10)
 
 
+@pytest.mark.slow
+def test_a_normalised_branch_has_the_limits_of_one_that_is_not():
+    """c* = 1 at strong biases, neared as L^-(1 - M/(V + 1)): the branch's length cancels."""
+    gains = (1.0, 1.0)
+    peri, layer = (theory.law("tanh", norm=norm, skip="sum") for norm in ("peri", "layer"))
+    point = theory.fixed_point(peri, *gains)
+    jax.tree.map(np.testing.assert_array_equal, point, theory.fixed_point(layer, *gains))
+    at = [1000, 4000]
+    fold = jax.jit(lambda: theory.predict(peri, *gains, [at[1]], width=16, d_in=16, c0=0.1))
+    forward, correlation, _, _ = fold()
+    np.testing.assert_allclose(forward.q[at[1]], at[1] + forward.q[0], rtol=1e-4)
+    off = 1 - np.asarray(correlation.c)[at]
+    slope = float(theory.derivative_moment("tanh", 1.0))
+    kept = slope / (float(theory.second_moment("tanh", 1.0)) + 1)
+    np.testing.assert_allclose(point.c, 1.0, atol=1e-12)
+    # the next order in 1/L
+    np.testing.assert_allclose(off[1] / off[0], 4 ** (kept - 1), rtol=5e-3)
+
+
 def _arccos_map(c):
     """E relu(u1) relu(u2) / E relu^2 of correlation c (Cho & Saul 2009)."""
     return (mpmath.sqrt(1 - c**2) + c * (mpmath.pi - mpmath.acos(c))) / mpmath.pi

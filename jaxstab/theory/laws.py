@@ -344,8 +344,8 @@ def missing_fixed_point(block: AnyBlock) -> str:
         block: a law, a chain that carries one, or the activation of a plain block.
 
     Returns:
-        The reason. `fixed_point` is NaN throughout for a highway, for BatchNorm after phi, for "peri",
-        and for "scaled" skips without a depth.
+        The reason. `fixed_point` is NaN throughout for a highway, for BatchNorm after phi, for "peri"
+        without a residual skip, and for "scaled" skips without a depth.
 
     Example:
         >>> from jaxstab import theory
@@ -374,8 +374,8 @@ def unsolvable(known: Law) -> str:
     """
     if known.skip == "scaled" and known.depth is None:
         return "scaled: branches get weaker with the depth of the network, which the law must say"
-    if known.branch_norm:
-        return "peri: the norm of the branch stands in the fold alone; predict has every layer"
+    if known.branch_norm and not known.residual:
+        return "peri without a skip: normalised twice, it has the rates of norm layer at length 1"
     return _no_law(known)
 
 
