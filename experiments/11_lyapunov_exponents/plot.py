@@ -40,10 +40,11 @@ def spectrum(axis, data):
     for family, colour in COLOURS.items():
         log_s = data[f"{family} ln s"]
         exponents = data[f"{family} exponents"]
-        rates = (log_s[:, -1] - log_s[:, -2]) / (whole - half)
+        finite = np.where(np.isfinite(log_s[:, -2:]), log_s[:, -2:], np.nan)
+        rates = (finite[:, 1] - finite[:, 0]) / (whole - half)
         kept = np.mean(np.isfinite(rates), axis=0) > 0.5
         many = int(np.sum(kept))
-        mean = np.nanmean(np.where(np.isfinite(rates), rates, np.nan)[:, kept], axis=0)
+        mean = np.nanmean(rates[:, kept], axis=0)
         index = np.arange(1, many + 1)
         axis.plot(index, exponents[:many], "-", color="black", lw=0.8)
         axis.plot(index, mean, "o", color=colour, ms=4, label=family)
