@@ -227,7 +227,11 @@ def standard_error(samples: Float[Array, "*rows sample"]) -> Float[Array, "*rows
     count = samples.shape[-1]
     if count == 1:
         return jnp.full(samples.shape[:-1], jnp.nan, samples.dtype)
-    return jnp.std(samples, axis=-1, ddof=1) / math.sqrt(count)
+    variance = jnp.var(samples, axis=-1, ddof=1)
+    # the root is taken of 1 where samples are equal, so that its gradient stays finite
+    equal = variance == 0
+    deviation = jnp.where(equal, 0.0, jnp.sqrt(jnp.where(equal, 1.0, variance)))
+    return deviation / math.sqrt(count)
 
 
 class Data(NamedTuple):

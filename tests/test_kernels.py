@@ -39,6 +39,17 @@ def test_relu_in_closed_form():
     np.testing.assert_allclose(ntk[1][0, 1], wanted, rtol=1e-12)
 
 
+def test_an_input_and_itself_have_one_kernel_and_its_derivative():
+    """relu keeps c = 1; its D is infinitely steep there, where the rounding of c would be half of its digits."""
+
+    def tangent_kernels(sigma_w):
+        return theory.kernels("relu", sigma_w, 0.0, 3, q0=LENGTHS, c0=1.0).ntk
+
+    for found in jax.jit(lambda w: (tangent_kernels(w), jax.jacfwd(tangent_kernels)(w)))(1.3):
+        between = np.sqrt(found[:, 0, 0] * found[:, 1, 1])
+        np.testing.assert_allclose(found[:, 0, 1], between, rtol=1e-13)
+
+
 def test_a_kinked_activation_agrees_with_scipy():
     """hard_tanh, by nested adaptive quadrature of z2 given z1."""
     found = np.asarray(theory.kernels("hard_tanh", 1.0, 0.0, 1, q0=LENGTHS, c0=0.8).nngp)

@@ -113,6 +113,20 @@ def test_estimates_are_the_means_over_pairs():
     assert np.isnan(saliency.agreement(alone).value)
 
 
+def test_equal_gradients_agree_without_error_and_have_derivatives():
+    """Their errors are roots of 0 and their noise is 0, of which neither may reach a derivative as NaN."""
+
+    def found(t):
+        directions = jnp.stack([jnp.stack([jnp.cos(t), jnp.sin(t)])] * 4)
+        gradients = InputGradient(directions, jnp.full(4, t))
+        agreement = saliency.agreement(gradients)
+        return *agreement, *saliency.signal_to_noise(gradients)
+
+    values, slopes = jax.jit(lambda t: (found(t), jax.jacrev(found)(t)))(0.3)
+    assert np.isclose(values[0], 1, rtol=1e-15) and values[1] == 0 and values[2] == np.inf
+    np.testing.assert_allclose(slopes[:3], 0, atol=1e-15)
+
+
 def test_signal_to_noise_is_unbiased():
     """Draws of mean m and unit noise in d dimensions have |m|^2 / d."""
     keys = jax.random.split(KEY, 400)

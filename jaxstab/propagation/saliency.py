@@ -10,6 +10,7 @@ correlation c_l,
 for relu a product of 1 - arccos(c_l) / pi, since M is (pi - arccos c) / (2 pi) (Cho & Saul 2009).
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -134,8 +135,7 @@ def agreement(gradients: InputGradient) -> Estimate:
         >>> round(float(agreement(three).value), 4)
         0.3333
     """
-    u = _rows(gradients.direction)
-    return _jackknifed(jnp.sum(u**2, axis=1), u @ jnp.sum(u, axis=0), _share)
+    return _jackknifed(_rows(gradients.direction), _signal)
 
 
 def signal_to_noise(gradients: InputGradient) -> Estimate:
@@ -161,33 +161,48 @@ def signal_to_noise(gradients: InputGradient) -> Estimate:
     # the ratio has no scale: the longest is 1
     g = _rows(gradients.direction) * jnp.exp(log_norm - jnp.max(log_norm))[:, None]
 
-    def ratio(square: Array, products: Array, count: int) -> Array:
-        signal = _share(square, products, count)
-        return signal / (square / count - signal)
+    def ratio(power: Array, spread: Array, count: int) -> Array:
+        if count < 2:
+            return power * jnp.nan
+        noise = spread / (count - 1)
+        signal = _signal(power, spread, count)
+        silent = noise == 0
+        # without noise no derivative is, and 0 stands for it
+        held = jnp.where(signal == 0, jnp.nan, jnp.sign(signal) * jnp.inf)
+        return jnp.where(silent, held, signal / jnp.where(silent, 1.0, noise))
 
-    return _jackknifed(jnp.sum(g**2, axis=1), g @ jnp.sum(g, axis=0), ratio)
+    return _jackknifed(g, ratio)
 
 
 def _rows(directions: Float[Array, "n ..."]) -> Float[Array, "n d"]:
     return jax.vmap(lambda direction: ravel_pytree(direction)[0])(directions)
 
 
-def _share(square: Array, products: Array, count: int) -> Array:
-    """Mean of g_i . g_j over pairs i != j, from sum_i |g_i|^2 and |sum_i g_i|^2."""
-    return (products - square) / (count * (count - 1)) if count > 1 else products * jnp.nan
+def _signal(power: Array, spread: Array, count: int) -> Array:
+    """Mean of g_i . g_j over pairs i != j, from |m|^2 and sum_i |g_i - m|^2 with m the mean."""
+    return power - spread / (count * (count - 1)) if count > 1 else power * jnp.nan
 
 
 def _jackknifed(
-    squares: Float[Array, " n"],
-    products: Float[Array, " n"],
-    statistic: Callable[[Array, Array, int], Array],
+    draws: Float[Array, "n d"], statistic: Callable[[Array, Array, int], Array]
 ) -> Estimate:
-    """Evaluate a function of sum |g_i|^2 and the g_i . sum_j g_j, with its jackknife error."""
-    count = len(squares)
-    square = jnp.sum(squares)
-    product = jnp.sum(products)
-    value = statistic(square, product, count)
-    # |s - g_i|^2 = |s|^2 - 2 g_i . s + |g_i|^2
-    without = statistic(square - squares, product - 2 * products + squares, count - 1)
-    spread = jnp.sum((without - jnp.mean(without)) ** 2)
-    return Estimate(value, jnp.sqrt(spread * (count - 1) / count))
+    """Evaluate a function of |m|^2 and sum_i |g_i - m|^2, with its jackknife error."""
+    count = len(draws)
+    # differences from the mean m keep the digits of what is nearly the same in all draws
+    mean = jnp.mean(draws, axis=0)
+    off = draws - mean
+    power = jnp.sum(mean**2)
+    squares = jnp.sum(off**2, axis=1)
+    spread = jnp.sum(squares)
+    value = statistic(power, spread, count)
+    if count < 3:
+        return Estimate(value, jnp.full_like(value, jnp.nan))
+    # without g_i the mean is m - (g_i - m) / (n - 1)
+    powers = power - 2 * (off @ mean) / (count - 1) + squares / (count - 1) ** 2
+    spreads = spread - squares * count / (count - 1)
+    without = statistic(powers, spreads, count - 1)
+    variance = jnp.sum((without - jnp.mean(without)) ** 2)
+    # the root is taken of 1 where there is nothing, so that its gradient stays finite
+    nothing = variance == 0
+    error = jnp.where(nothing, 0.0, jnp.sqrt(jnp.where(nothing, 1.0, variance)))
+    return Estimate(value, error * math.sqrt((count - 1) / count))

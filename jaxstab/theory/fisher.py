@@ -107,9 +107,9 @@ def _log_largest(
     drawn = _draws(width, outputs, examples, draws)
 
     def one(drawn: _Draws, nngp: Array, own: Array, below: Array) -> Float[Array, ""]:
-        together = jnp.maximum(nngp[0, 1], 0.0)
-        apart = jnp.maximum(nngp[0, 0] - together, 0.0)
-        p = jax.nn.softmax(jnp.sqrt(together) * drawn.shared + jnp.sqrt(apart) * drawn.own)
+        together = nngp[0, 1]
+        apart = nngp[0, 0] - jnp.maximum(together, 0.0)
+        p = jax.nn.softmax(_root(together) * drawn.shared + _root(apart) * drawn.own)
 
         def mixed(kernel: Array, u: Float[Array, "n out"]) -> Float[Array, "n out"]:
             beyond = kernel[0, 0] - kernel[0, 1]
@@ -135,6 +135,12 @@ def _log_largest(
     at = jnp.asarray(depths)
     kernel = (found.readout_nngp[at], found.readout_own[at], found.readout_below[at])
     return jax.lax.map(typical, kernel)
+
+
+def _root(square: Array) -> Array:
+    """The root of a number, 0 with derivative 0 where it is not positive."""
+    positive = square > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1.0)), 0.0)
 
 
 class _Draws(NamedTuple):

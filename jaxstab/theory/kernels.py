@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from jaxstab.activations import Activation, Mixture
@@ -32,6 +33,8 @@ from jaxstab.theory.quadrature import joint
 
 # phi(a z) = a phi(z) for a > 0: kernels of two lengths are those of one
 _HOMOGENEOUS = ("identity", "relu", "leaky_relu")
+# up to rounding, c of an input and itself
+_AT_END = 1.0 - 8 * np.finfo(np.float64).eps
 
 
 class Kernels(NamedTuple):
@@ -64,14 +67,26 @@ def _moments(phi: Activation, about: Features, covariance: Array) -> _Moments:
     own = log_moments(phi, about, jnp.log(lengths))
     q = jnp.exp(inside(jnp.log(lengths)))
     root = jnp.sqrt(lengths[0] * lengths[1])
-    c = jnp.clip(covariance[0, 1] / jnp.where(root > 0, root, 1.0), -1.0, 1.0)
+    c, change = _correlation(covariance[0, 1] / jnp.where(root > 0, root, 1.0))
     if phi.kernel is not None and phi.name in _HOMOGENEOUS:
         values, slopes = phi.kernel(root, c)
     else:
         values, slopes = joint(phi, about, (q[0], q[1]), c, about.nodes)
+    # Price's theorem: dA/dc = sqrt(q1 q2) D
+    values = values + root * slopes * change
     return _Moments(
         _matrix(jnp.exp(own.log_length), values), _matrix(jnp.exp(own.log_slope), slopes)
     )
+
+
+def _correlation(ratio: Array) -> tuple[Array, Array]:
+    """c in [-1, 1], constant at either end, and a 0 that has its derivative there."""
+    # D of a kinked phi is infinitely steep at c = 1: of an input and itself, the rounding of c would
+    # be half the digits of D, and that of dc all of dD
+    held = jax.lax.stop_gradient(ratio)
+    at_end = jnp.abs(held) >= _AT_END
+    c = jnp.where(at_end, jnp.sign(held), ratio)
+    return c, jnp.where(at_end, ratio - held, 0.0)
 
 
 def _head(phi: Activation, about: Features, law: Law, covariance: Array) -> _Moments:
