@@ -231,7 +231,7 @@ def alignment(chain: Chain, params: Params, x: Float[Array, " d_in"]) -> Alignme
 
     F_{l+1} F_l = U_{l+1} diag(s_{l+1}) (V_{l+1}^T U_l) diag(s_l) V_l^T. The theory of random
     products takes the middle factor as random (freeness); trained networks align it. The definition
-    is ours. The vectors of distinct singular values only have derivatives.
+    is ours. The overlaps of distinct singular values only have derivatives.
 
     Args:
         chain: the network; blocks of one width, depth >= 2.
@@ -249,13 +249,15 @@ def alignment(chain: Chain, params: Params, x: Float[Array, " d_in"]) -> Alignme
             f"alignment is between layers and needs a chain of depth >= 2, got {params.depth}"
         )
     jacobians = _jacobians(chain, params, x)
-    u, s, vt = decompositions.svd(jacobians)
+    u, _, vt = decompositions.svd(jacobians)
     overlap = vt[1:] @ u[:-1]
-    # at unit length: |F_l|_F cancels
-    (above, _), (below, _) = jax.vmap(unit)(s[1:]), jax.vmap(unit)(s[:-1])
-    _, joint = jax.vmap(unit)(above[:, :, None] * overlap * below[:, None, :])
-    alive = (s[1:, 0] > 0) & (s[:-1, 0] > 0)
-    excess = jnp.where(alive, 2 * joint + jnp.log(jnp.asarray(s.shape[-1], s.dtype)), jnp.nan)
+    # of the products, not of overlaps: those are a choice where singular values coincide, and
+    # have no derivative there; at unit length |F_l|_F cancels
+    directions, log_norms = jax.vmap(unit)(jacobians)
+    joint = jax.vmap(unit)(directions[1:] @ directions[:-1])[1]
+    alive = jnp.isfinite(log_norms[1:]) & jnp.isfinite(log_norms[:-1])
+    width = jnp.asarray(jacobians.shape[-1], jacobians.dtype)
+    excess = jnp.where(alive, 2 * joint + jnp.log(width), jnp.nan)
     return Alignment(jnp.abs(overlap), excess)
 
 

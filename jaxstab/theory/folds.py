@@ -7,9 +7,10 @@ With A, D the moments of a block's head (`heads`), of weights of variance sigma_
     dense      q_l = sigma_w^2 mean_{k<l} A_k + sigma_b^2   |dL/dh|^2 = (1 + sigma_w^2 D_l/l) (S_{l-1}/S_l) |dL/dh'|^2
 
 where "peri" normalises the branch, sigma_w^2 and sigma_b^2 are those divided by its length
-sigma_w^2 A + sigma_b^2 + epsilon, with s = 1 for "sum" (Yang & Schoenholz 2017, arXiv:1712.08969), depth^-1/2 for "scaled", alpha for
-"rezero", and S_l = sum_{k<=l} D_k for the state (h_0, .., h_l) of "dense" skips, whose gradient at
-its end is as the readout's is.
+sigma_w^2 A + sigma_b^2 + epsilon, with s = 1 for "sum" (Yang & Schoenholz 2017,
+arXiv:1712.08969), depth^-1/2 for "scaled", alpha for "rezero", and
+S_l = sum_{k<=l} D_k for the state (h_0, .., h_l) of "dense" skips, whose gradient at its end is as
+the readout's is.
 """
 
 import functools
