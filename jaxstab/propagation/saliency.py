@@ -190,7 +190,7 @@ def _jackknifed(
     count = len(draws)
     # differences from the mean m keep the digits of what is nearly the same in all draws
     mean = jnp.mean(draws, axis=0)
-    off = draws - mean
+    off = draws - mean[None]
     power = jnp.sum(mean**2)
     squares = jnp.sum(off**2, axis=1)
     spread = jnp.sum(squares)
