@@ -119,6 +119,18 @@ def test_precision_is_an_axis_of_a_grid(measure):
     assert not any(fast)
 
 
+@pytest.mark.usefixtures("_as_on_a_device")
+@pytest.mark.parametrize(("precision", "full"), [("highest", True), ("default", False)])
+def test_layers_of_your_own_have_a_precision(precision, full):
+    def dense(w, h):
+        return jnp.tanh(h) @ w
+
+    weights = [jnp.ones((5, 4)), jnp.eye(4), jnp.ones((4, 2))]
+    net, params = networks.from_params([dense] * 3, weights, X[0], precision=precision)
+    traced = jax.jit(lambda params: propagation.backward(net, params, X[0], LOSS)).lower(params)
+    assert set(_products(traced)) == {full}
+
+
 def test_what_jax_does_not_know_is_refused():
     with pytest.raises(ValueError, match="precision must be None or one that jax.* got 'double'"):
         networks.mlp(2, 4, precision="double")

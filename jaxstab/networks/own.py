@@ -21,6 +21,7 @@ from jaxstab.networks.binding import bind, stacked, unbind
 from jaxstab.networks.chains import Chain, Dropout, Params, Segments, Updates
 from jaxstab.networks.layers import as_layer
 from jaxstab.networks.modules import Apply, OwnLayer, name_of, of_function, of_linen, of_nnx
+from jaxstab.precision import FULL, check_precision
 
 # keywords of `theory.law`
 Law = Mapping[str, Any] | None
@@ -28,7 +29,10 @@ AnyActivation = str | Activation | Callable[[Array], Array] | None
 
 
 def from_functions(
-    layers: Sequence[Any], activation: AnyActivation = None, law: Law = None
+    layers: Sequence[Any],
+    activation: AnyActivation = None,
+    law: Law = None,
+    precision: str | None = FULL,
 ) -> Chain:
     """Make a chain of layers that are pairs of pure functions.
 
@@ -40,6 +44,7 @@ def from_functions(
             is no such thing.
         law: keywords of `theory.law` that describe a block, {"activation": "tanh", "skip": "sum"};
             None where no theory is known.
+        precision: of matrix products, as in `networks.Chain`; a layer that names its own keeps it.
 
     Returns:
         The chain; `chain.init(key, x)` draws its parameters.
@@ -60,10 +65,15 @@ def from_functions(
     for i, layer in enumerate(_listed("layers", layers)):
         if not (isinstance(layer, tuple) and len(layer) == 2 and all(map(callable, layer))):
             raise ValueError(f"layer {i} must be a pair of functions (init, apply), got {layer!r}")
-    return _chain([of_function(apply, init) for init, apply in layers], activation, law)
+    return _chain([of_function(apply, init) for init, apply in layers], activation, law, precision)
 
 
-def from_linen(modules: Any, activation: AnyActivation = None, law: Law = None) -> Chain:
+def from_linen(
+    modules: Any,
+    activation: AnyActivation = None,
+    law: Law = None,
+    precision: str | None = FULL,
+) -> Chain:
     """Make a chain of linen modules, each a layer.
 
     Collections besides "params", such as running statistics, go along with the parameters and are
@@ -77,6 +87,7 @@ def from_linen(modules: Any, activation: AnyActivation = None, law: Law = None) 
             is no such thing.
         law: keywords of `theory.law` that describe a block, {"activation": "tanh", "skip": "sum"};
             None where no theory is known.
+        precision: of matrix products, as in `networks.Chain`; a layer that names its own keeps it.
 
     Returns:
         The chain; `chain.init(key, x)` draws its parameters.
@@ -95,11 +106,15 @@ def from_linen(modules: Any, activation: AnyActivation = None, law: Law = None) 
             raise ValueError(
                 f"layer {i} must be a linen module, got {name_of(module)}; networks.from_nnx takes nnx's"
             )
-    return _chain([of_linen(module) for module in modules], activation, law)
+    return _chain([of_linen(module) for module in modules], activation, law, precision)
 
 
 def from_nnx(
-    modules: Any, x: PyTree = None, activation: AnyActivation = None, law: Law = None
+    modules: Any,
+    x: PyTree = None,
+    activation: AnyActivation = None,
+    law: Law = None,
+    precision: str | None = FULL,
 ) -> tuple[Chain, Params]:
     """Make a chain of nnx modules, each a layer, with the parameters that they hold.
 
@@ -115,6 +130,7 @@ def from_nnx(
             is no such thing.
         law: keywords of `theory.law` that describe a block, {"activation": "tanh", "skip": "sum"};
             None where no theory is known.
+        precision: of matrix products, as in `networks.Chain`; a layer that names its own keeps it.
 
     Returns:
         The chain and its parameters.
@@ -143,7 +159,7 @@ def from_nnx(
             raise ValueError(f"layer {i} {error}") from error
         own.append(layer)
         bounds.append(bound)
-    chain = _of(own, activation, law)
+    chain = _of(own, activation, law, precision)
     return chain, _params(own, bounds, x)
 
 
@@ -153,6 +169,7 @@ def from_params(
     x: PyTree = None,
     activation: AnyActivation = None,
     law: Law = None,
+    precision: str | None = FULL,
 ) -> tuple[Chain, Params]:
     """Make a chain of functions and parameters of an existing model.
 
@@ -165,6 +182,7 @@ def from_params(
             is no such thing.
         law: keywords of `theory.law` that describe a block, {"activation": "tanh", "skip": "sum"};
             None where no theory is known.
+        precision: of matrix products, as in `networks.Chain`; a layer that names its own keeps it.
 
     Returns:
         The chain and its parameters.
@@ -193,7 +211,7 @@ def from_params(
                 f"layer {i} must be a function (parameters, h) -> h, got {name_of(apply)}"
             )
     own = [of_function(apply) for apply in applies]
-    chain = _of(own, activation, law)
+    chain = _of(own, activation, law, precision)
     return chain, _params(own, list(params), x)
 
 
@@ -206,7 +224,9 @@ def _listed(name: str, layers: Any) -> list[Any]:
     return list(layers)
 
 
-def _chain(layers: list[OwnLayer], activation: AnyActivation, law: Law) -> Chain:
+def _chain(
+    layers: list[OwnLayer], activation: AnyActivation, law: Law, precision: str | None
+) -> Chain:
     """Make the chain of layers that draw their parameters at the state that they meet."""
 
     def init(key: Key[Array, ""], x: PyTree) -> Params:
@@ -220,10 +240,12 @@ def _chain(layers: list[OwnLayer], activation: AnyActivation, law: Law) -> Chain
             h = _above(i, layers, bounds[-1], h)
         return _params(layers, bounds, x)
 
-    return _of(layers, activation, law)._replace(init=init)
+    return _of(layers, activation, law, precision)._replace(init=init)
 
 
-def _of(layers: list[OwnLayer], activation: AnyActivation, law: Law) -> Chain:
+def _of(
+    layers: list[OwnLayer], activation: AnyActivation, law: Law, precision: str | None
+) -> Chain:
     if law is not None and not (isinstance(law, Mapping) and "activation" in law):
         raise ValueError(
             f'law must be keywords of theory.law, such as {{"activation": "tanh"}}, got {law!r}'
@@ -232,18 +254,16 @@ def _of(layers: list[OwnLayer], activation: AnyActivation, law: Law) -> Chain:
         raise ValueError(
             f"a chain has an embedding, blocks and a readout: three layers at least, got {len(layers)}"
         )
+    check_precision("precision", precision)
     phi = None if activation is None else get(activation)
+    known: dict[str, Any] = {"bind": bind, "unbind": unbind, "law_of_blocks": law}
+    known["precision"] = precision
     embed, *blocks, readout = layers
-    bottom = embed.update
-    top = readout.update
-    return _functions([layer.apply for layer in layers], phi)._replace(
-        bind=bind,
-        unbind=unbind,
-        law_of_blocks=law,
-        update=Updates(bottom, tuple(block.update for block in blocks), top),
-        inference=_functions([layer.inference for layer in layers], phi)._replace(
-            bind=bind, unbind=unbind, law_of_blocks=law
-        ),
+    trained = _functions([layer.apply for layer in layers], phi)
+    return trained._replace(
+        update=Updates(embed.update, tuple(block.update for block in blocks), readout.update),
+        inference=_functions([layer.inference for layer in layers], phi)._replace(**known),
+        **known,
     )
 
 

@@ -6,11 +6,10 @@ With A, D the moments of a block's head (`heads`), of weights of variance sigma_
     residual   q' = q + s^2 (sigma_w^2 A + sigma_b^2)       |dL/dh|^2 = (1 + s^2 sigma_w^2 D) |dL/dh'|^2
     dense      q_l = sigma_w^2 mean_{k<l} A_k + sigma_b^2   |dL/dh|^2 = (1 + sigma_w^2 D_l/l) (S_{l-1}/S_l) |dL/dh'|^2
 
-where "peri" normalises the branch, sigma_w^2 and sigma_b^2 are those divided by its length
-sigma_w^2 A + sigma_b^2 + epsilon, with s = 1 for "sum" (Yang & Schoenholz 2017,
-arXiv:1712.08969), depth^-1/2 for "scaled", alpha for "rezero", and
-S_l = sum_{k<=l} D_k for the state (h_0, .., h_l) of "dense" skips, whose gradient at its end is as
-the readout's is.
+with s = 1 for "sum" (Yang & Schoenholz 2017, arXiv:1712.08969), depth^-1/2 for "scaled", alpha for
+"rezero", and S_l = sum_{k<=l} D_k for the state (h_0, .., h_l) of "dense" skips, whose gradient at
+its end is as the readout's is. Where "peri" normalises the branch, sigma_w^2 and sigma_b^2 are those
+divided by its length sigma_w^2 A + sigma_b^2 + epsilon.
 """
 
 import functools
