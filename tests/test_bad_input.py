@@ -76,7 +76,7 @@ LINES = {
     "train --processes 3 --process 1": "add --distributed",
     "train --csv nowhere/table.csv": "there is no folder nowhere",
     "train --csv .": "it is a folder",
-    "train --tensorboard /dev/null/events": "cannot write /dev/null/events",
+    "train --tensorboard /dev/null/events": "cannot write to /dev/null/events: /dev/null is not a folder",
     "train --out ~nobody-here/x.zarr": "--out: no home folder is known for '~nobody-here'",
     "sweep --depths 3000000000": "--depths must be within",
     "sweep --width 10000000": "GiB needed for one network",

@@ -129,6 +129,11 @@ def _answered(words: Sequence[str]) -> int:
             run(settings)
     except (UserError, MissingExtraError) as error:
         return _complained(str(error))
+    except OSError as error:
+        # what is printed has no file's name
+        if error.filename is None:
+            raise
+        return _complained(f"{error.filename}: {error.strerror}")
     except MemoryError as error:
         return _complained(f"out of memory{f': {error}' if str(error) else ''}")
     except KeyboardInterrupt as stop:

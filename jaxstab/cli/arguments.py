@@ -126,7 +126,7 @@ def _converted(path: Path, key: str, value: Any, wanted: Any) -> Any:
         int: lambda v: isinstance(v, int) and not isinstance(v, bool),
         str: lambda v: isinstance(v, str),
         bool: lambda v: isinstance(v, bool),
-        Path: lambda v: isinstance(v, str),
+        Path: lambda v: isinstance(v, str) and v != "",
     }
     if get_origin(wanted) is Annotated:
         wanted = get_args(wanted)[0]
@@ -164,6 +164,7 @@ def parse(kinds: Mapping[str, type], description: str, words: Sequence[str]) -> 
     """
     name = words[0] if words else "--help"
     rest = list(words[1:])
+    _check_words(rest)
     options: dict[str, Any] = {
         "prog": f"jaxstab {name}",
         "args": rest,
@@ -191,6 +192,17 @@ def parse(kinds: Mapping[str, type], description: str, words: Sequence[str]) -> 
         if stop.code in (0, None):
             raise
         raise UserError(_one_line(said.getvalue())) from stop
+
+
+def _check_words(words: Sequence[str]) -> None:
+    """Refuse empty words, which a variable leaves that is not set: as a path one is the current folder."""
+    before = "the command"
+    for word in words:
+        if not word:
+            raise UserError(f"an empty word stands after {before}")
+        if word.startswith("--") and word.endswith("="):
+            raise UserError(f"{word} needs a value")
+        before = word
 
 
 def _checked(settings: Any) -> Any:

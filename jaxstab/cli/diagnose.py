@@ -15,7 +15,7 @@ from jaxstab import diagnosis, networks
 from jaxstab.cli.faults import UserError, users_fault
 from jaxstab.cli.own import imported, users_code
 from jaxstab.store.dataset import provenance
-from jaxstab.store.files import check_file, whole_file
+from jaxstab.store.files import check_file, check_folder, whole_file
 
 # files of the folder
 _JSON = "diagnosis.json"
@@ -80,10 +80,11 @@ def print_diagnosis(settings: Diagnose) -> None:
 
 def _check_folder(out: Path) -> None:
     """Refuse a folder that cannot be made or written to, before anything is computed."""
-    nearest = next(place for place in (out, *out.absolute().parents) if place.exists())
     with users_fault():
-        for name in (_JSON, _PAGE):
-            check_file(nearest / name)
+        check_folder(out)
+        if out.is_dir():
+            for name in (_JSON, _PAGE):
+                check_file(out / name)
 
 
 def _batch(path: Path) -> dict[str, Array]:

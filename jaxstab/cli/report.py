@@ -42,8 +42,8 @@ def write_report(settings: Report) -> None:
     target = settings.out or _page(url)
     with users_fault():
         files.check_file(target)
-        found = store.load_groups(url)
     with reading(url):
+        found = store.load_groups(url)
         # what a sweep holds, and no store of trainings does
         of_sweep = "verdict" in found
         if of_sweep:

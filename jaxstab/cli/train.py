@@ -148,12 +148,14 @@ def train(settings: Train) -> None:
         # before JAX first looks for its devices
         part = (1, 1) if settings.dry_run else cluster.part(settings.sharing())
         plan = _planned(settings, grid, measure, data)
-        print(_header(grid, measure, plan, data), flush=True)
+        header = _header(grid, measure, plan, data)
         job = Trainings(grid, measure, data, plan)
         if settings.dry_run:
+            print(header, flush=True)
             print(tried("trainings", job))
             return
         groups = open_store(settings.out, job)
+    print(header, flush=True)
     tally = _Tally()
 
     def told() -> str:

@@ -18,6 +18,7 @@ import xarray as xr
 
 from jaxstab.store import chunks
 from jaxstab.store.chunks import DTYPES, Field
+from jaxstab.store.files import check_folder
 from jaxstab.store.fingerprint import plain
 from jaxstab.store.groups import OWN, Groups
 from jaxstab.store.places import Place, flush
@@ -52,12 +53,7 @@ def check_writable(path: str | Path, overwrite: bool = False) -> Path:
             raise FileExistsError(
                 f"{path} exists; pass --overwrite to replace it, or choose another place"
             )
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise OSError(f"cannot write to {path.parent}: {error.strerror or error}") from error
+    check_folder(path.parent)
     return path
 
 
@@ -115,6 +111,7 @@ def save(
         ValueError: if the dataset holds what a store cannot.
     """
     path = check_writable(path, overwrite)
+    path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as staging:
         whole = Path(staging) / "store"
         _write(dataset.assign_attrs(provenance() if made is None else made), whole)

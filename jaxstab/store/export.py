@@ -3,13 +3,12 @@
 import importlib.util
 import itertools
 import math
-import tempfile
 from pathlib import Path
 
 import numpy as np
 import xarray as xr
 
-from jaxstab.store.files import whole_file
+from jaxstab.store.files import check_folder, whole_file
 
 
 def write_table(dataset: xr.Dataset, path: str | Path) -> Path:
@@ -62,17 +61,11 @@ def check_events(folder: str | Path) -> Path:
     Example:
         >>> check_events("/dev/null/events")
         Traceback (most recent call last):
-        OSError: cannot write /dev/null/events: Not a directory
+        NotADirectoryError: cannot write to /dev/null/events: /dev/null is not a folder
     """
     if importlib.util.find_spec("tensorboardX") is None:
         raise ValueError("event files need tensorboardX; install jaxstab[tensorboard]")
-    folder = Path(folder)
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    try:
-        with tempfile.TemporaryFile(dir=there):
-            return folder
-    except OSError as error:
-        raise OSError(f"cannot write {folder}: {error.strerror or error}") from error
+    return check_folder(folder)
 
 
 def write_events(dataset: xr.Dataset, folder: str | Path) -> Path:

@@ -6,6 +6,11 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+# bytes of a file's name, on the file systems of Linux, macOS and Windows
+_LONGEST_NAME = 255
+# characters of it that stand in the name of the file aside, of up to four bytes each
+_KEPT = 40
+
 
 def check_file(path: str | Path) -> Path:
     """Check that a file can be written at a place, before anything is computed.
@@ -34,10 +39,55 @@ def check_file(path: str | Path) -> Path:
     if path.exists() and not path.is_file():
         return path
     try:
-        with tempfile.TemporaryFile(dir=path.resolve().parent):
+        _check_name(path)
+        with tempfile.TemporaryFile(dir=_target(path).parent):
             return path
     except OSError as error:
         raise OSError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def check_folder(path: str | Path) -> Path:
+    """Check that a folder can be written to, or made with those above it; nothing is made.
+
+    Args:
+        path: the folder, there or to be.
+
+    Returns:
+        The path.
+
+    Raises:
+        OSError: if it cannot; says why.
+
+    Example:
+        >>> check_folder("/dev/null/events")
+        Traceback (most recent call last):
+        NotADirectoryError: cannot write to /dev/null/events: /dev/null is not a folder
+    """
+    path = Path(path)
+    nearest = path.absolute()
+    try:
+        while not nearest.exists():
+            if nearest.is_symlink():
+                raise FileExistsError(f"{nearest} is a link that leads nowhere")
+            _check_name(nearest)
+            nearest = nearest.parent
+        if not nearest.is_dir():
+            raise NotADirectoryError(f"{nearest} is not a folder")
+        with tempfile.TemporaryFile(dir=nearest):
+            return path
+    except OSError as error:
+        raise type(error)(f"cannot write to {path}: {error.strerror or error}") from error
+
+
+def _check_name(path: Path) -> None:
+    """Refuse a name that is too long for the file system, which says so only when it is made."""
+    if len(os.fsencode(path.name)) > _LONGEST_NAME:
+        raise OSError(f"{path.name[:20]}... is longer than {_LONGEST_NAME} bytes")
+
+
+def _target(path: Path) -> Path:
+    """Return the file that a link leads to; of links in a circle, the link itself."""
+    return Path(os.path.realpath(path))
 
 
 @contextlib.contextmanager
@@ -65,8 +115,8 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     if path.exists() and not path.is_file():
         yield path
         return
-    target = path.resolve()
-    aside = target.with_name(f".{target.name[:100]}.{os.getpid()}.partial")
+    target = _target(path)
+    aside = target.with_name(f".{target.name[:_KEPT]}.{os.getpid()}.partial")
     try:
         yield aside
         aside.replace(target)

@@ -24,6 +24,7 @@ import numpy as np
 
 from jaxstab.store import chunks, labels
 from jaxstab.store.chunks import Array, Axis, Field
+from jaxstab.store.files import check_folder
 from jaxstab.store.fingerprint import plain
 from jaxstab.store.locks import LockFolder
 from jaxstab.store.places import Place, flush
@@ -256,6 +257,8 @@ class Groups:
         locks = self.locks
         if locks is None:
             return self.place.fill(documents)
+        # what cannot be made is refused before the folders above it are
+        check_folder(locks.path)
         with locks.gate():
             if self.place.exists():
                 return False

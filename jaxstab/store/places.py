@@ -29,13 +29,16 @@ class Place:
             url: a path, or a URL such as s3://bucket/sweep.zarr.
 
         Raises:
-            ValueError: if nothing installed serves such URLs.
+            ValueError: if nothing installed serves such URLs, or the URL will not do.
         """
         self.url = str(url)
         try:
             self._files, self._root = url_to_fs(self.url)
         except (ImportError, ValueError) as error:
             raise ValueError(f"{self.url}: {error}") from error
+        # a file system inside another, such as zip://, looks for that, and may raise anything
+        except Exception as error:
+            raise ValueError(f"{self.url}: cannot be opened ({_reason(error)})") from error
         # a store that a link leads to has its locks where it lies itself
         self.local = (
             Path(os.path.realpath(self._root)) if isinstance(self._files, LocalFileSystem) else None
@@ -49,9 +52,18 @@ class Place:
 
         Returns:
             Whether it is there.
+
+        Raises:
+            OSError: if the file system cannot tell.
         """
         self._files.invalidate_cache()
-        return bool(self._files.exists(self._path(key)))
+        try:
+            return bool(self._files.exists(self._path(key)))
+        except OSError:
+            raise
+        # clients of object stores have errors of their own
+        except Exception as error:
+            raise OSError(f"cannot read {self.url}: {_reason(error)}") from error
 
     def get(self, keys: Sequence[str]) -> list[bytes | None]:
         """Read files, many at once behind a URL.
@@ -74,8 +86,7 @@ class Place:
             if isinstance(answer, Exception) and not isinstance(
                 answer, (FileNotFoundError, NotADirectoryError)
             ):
-                reason = getattr(answer, "strerror", None) or answer
-                raise OSError(f"cannot read {self.url}: {reason}") from answer
+                raise OSError(f"cannot read {self.url}: {_reason(answer)}") from answer
         return [answer if isinstance(answer, bytes) else None for answer in found]
 
     def put(self, key: str, data: bytes) -> None:
@@ -216,6 +227,11 @@ class Place:
 
     def _path(self, key: str) -> str:
         return f"{self._root}/{key}" if key else str(self._root)
+
+
+def _reason(error: Exception) -> str:
+    """Say what is wrong: as the system does, or with the kind of error."""
+    return getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
 
 
 def flush(path: Path) -> None:
