@@ -56,7 +56,9 @@ def check_folder(path: str | Path) -> Path:
         The path.
 
     Raises:
-        OSError: if it cannot; says why.
+        FileExistsError: if a link stands in its way that leads nowhere.
+        NotADirectoryError: if a file does.
+        OSError: if a name is too long, or the folder cannot be written to.
 
     Example:
         >>> check_folder("/dev/null/events")
