@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from jaxstab import diagnosis, networks
-from jaxstab.diagnosis import measuring
+from jaxstab import diagnosis, networks, propagation
+from jaxstab.diagnosis import diagnosing, measuring
 from jaxstab.diagnosis.comparing import compared
 from jaxstab.diagnosis.disagreeing import disagreement
 from jaxstab.networks.chains import Segments
@@ -295,6 +295,27 @@ def test_positions_of_a_deep_post_norm_transformer_collapse(pre):
 
 
 @pytest.mark.slow
+def test_attention_that_has_settled_is_found_at_its_module():
+    """Hold place, size and interval of an entropy collapse; the query's kernel times 100."""
+    model = Gpt()
+    params = jax.jit(model.init)(jax.random.key(2), TOKENS)
+    query = params["params"]["block_1"]["MultiHeadDotProductAttention_0"]["query"]
+    query["kernel"] *= 100
+    report = diagnosis.diagnose(model, params, TOKENS, loss)
+    (found,) = report.findings
+    where = "block_1/MultiHeadDotProductAttention_0.logits"
+    assert (found.what, found.where) == ("entropy collapse", where)
+    heads = networks.probe(model, params, TOKENS, kind="attention")
+    found_heads = jax.jit(lambda: propagation.attention_at_sites(heads, params, TOKENS))()
+    profile = jax.device_get(found_heads)
+    shares = profile.entropy[1] / profile.uniform[1]
+    np.testing.assert_allclose(found.measured.value, np.mean(shares), rtol=1e-5)
+    reach = 2 * np.std(shares, ddof=1) / np.sqrt(4)
+    np.testing.assert_allclose(found.measured.high - found.measured.value, reach, rtol=1e-4)
+    assert f"largest logit {np.max(profile.max_logit[1]):.3g}; 1 of 3" in found.unit
+
+
+@pytest.mark.slow
 def test_a_mask_of_attention_is_no_fault():
     """Hold that -inf in what a softmax reads raises no alarm."""
     x = jax.random.normal(jax.random.key(0), (5, 4, 6), "float32")
@@ -339,7 +360,7 @@ def test_healthy_models_raise_no_alarm_over_five_seeds(model):
         draw = jax.jit(lambda key: networks.init(model, key, x))
     else:
         draw = jax.jit(lambda key: model.init(key, x))
-    probe = networks.probe(model, jax.eval_shape(draw, jax.random.key(0)), x)
+    probe = diagnosing.probed(model, jax.eval_shape(draw, jax.random.key(0)), x)
     for seed in range(5):
         report = diagnosis.diagnose(probe, draw(jax.random.key(seed)), x, loss)
         assert report.healthy, f"seed {seed}: {report}"

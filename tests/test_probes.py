@@ -508,3 +508,32 @@ def test_logits_and_entropies_of_heads_are_those_of_the_hand_written_attention(k
         assert np.isnan(got.entropy[0, 2])
         same = probe.read(params, x, shifts=probe.zeros()).output
         assert np.array_equal(same, model.apply(params, x))
+
+
+def test_attention_is_told_from_other_softmaxes():
+    """Hold which softmaxes are attention: those whose weights average over positions, by hand or not."""
+
+    def by_hand(z):
+        power = jnp.exp(z)
+        return power / power.sum(-1, keepdims=True)
+
+    def jitted(z, x):
+        return jax.jit(jax.nn.softmax)(z) @ x
+
+    def model(w, x):
+        z = x @ w @ x.mT
+        experts = x[:, None] * w[None]
+        router = jax.nn.softmax(x @ w)
+        thinned = jnp.where(x @ x.T > 0, jax.nn.softmax(z), 0.0)
+        mixed = jitted(z, x) + by_hand(z) @ x + jax.checkpoint(jitted)(z, x) + thinned @ x
+        chosen = (router[..., None] * experts).sum(1) + jnp.einsum("te,ted->td", router, experts)
+        return jax.nn.log_softmax(mixed + chosen), jax.nn.softmax(mixed)
+
+    x = X[:4]
+    count = {
+        kind: len(networks.probe(model, x, x, kind=kind).sites) for kind in ("softmax", "attention")
+    }
+    assert count == {"softmax": 6, "attention": 4}
+    probe = networks.probe(lambda w, x: by_hand(x @ w) @ x, x, x, kind="attention")
+    entropy = jax.jit(lambda: propagation.attention_at_sites(probe, x, x).entropy)()
+    np.testing.assert_allclose(entropy, [[np.mean(_entropy(by_hand(x @ x)))]], rtol=1e-5)

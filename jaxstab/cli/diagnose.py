@@ -14,6 +14,7 @@ from jaxtyping import Array, PyTree
 from jaxstab import diagnosis, networks
 from jaxstab.cli.faults import UserError, users_fault
 from jaxstab.cli.own import imported, users_code
+from jaxstab.diagnosis.diagnosing import probed
 from jaxstab.store.dataset import provenance
 from jaxstab.store.files import check_file, check_folder, whole_file
 
@@ -160,7 +161,7 @@ def _probe(model: Any, params: PyTree, x: Array) -> networks.Probe:
     if isinstance(model, networks.Probe):
         return model
     with users_code(f"the model at x of shape {x.shape}"):
-        return networks.probe(model, params, x)
+        return probed(model, params, x)
 
 
 def _of_output(loss: Callable[..., Any], batch: dict[str, Array]) -> Callable[[PyTree], Any]:

@@ -13,6 +13,7 @@ from jaxstab.diagnosis.findings import Diagnosis
 from jaxstab.diagnosis.measuring import Loss, Measured, measurement
 from jaxstab.diagnosis.rules import findings, gradient_rate, small_share
 from jaxstab.networks import Probe
+from jaxstab.networks.interception import ATTENTION
 
 
 def diagnose(
@@ -62,7 +63,7 @@ def diagnose(
     """
     inputs = batch if isinstance(batch, tuple) else (batch,)
     given = isinstance(model, Probe)
-    probe = model if given else networks.probe(model, params, *inputs, rngs=rngs, **keywords)
+    probe = model if given else probed(model, params, *inputs, rngs=rngs, **keywords)
     measure = measurement(probe, loss)
     key = jax.random.key(0) if key is None else key
     measured = measure(params, inputs, key)
@@ -81,6 +82,21 @@ def diagnose(
         missed=probe.missed,
         measured=measured,
     )
+
+
+def probed(model: Any, params: PyTree, *inputs: PyTree, **keywords: Any) -> Probe:
+    """Make the probe that a diagnosis measures with: every value, and what attention reads.
+
+    Args:
+        model: as `networks.probe` takes it.
+        params: likewise.
+        inputs: likewise.
+        keywords: likewise.
+
+    Returns:
+        The probe.
+    """
+    return networks.probe(model, params, *inputs, kind=("*", ATTENTION), **keywords)
 
 
 def apply(report: Diagnosis, name: str | None = None) -> PyTree:

@@ -110,6 +110,8 @@ class Diagnosis(NamedTuple):
                 **{field: values[i] for field, values in measured.signal._asdict().items()},
                 "alike": measured.alike[i],
                 "tokens": measured.tokens[i],
+                "max_logit": measured.attention.max_logit[i],
+                "share_of_entropy": measured.attention.entropy[i],
             }
             for i, (row, site) in enumerate(zip(measured.rows, measured.sites, strict=True))
         }

@@ -13,6 +13,7 @@ from jaxstab.networks import Probe, Site
 from jaxstab.networks.interception import BLOCK
 from jaxstab.networks.sites import Row
 from jaxstab.norms.logarithms import unit
+from jaxstab.propagation.attention import Attention, attention
 from jaxstab.propagation.sites import (
     floating,
     gradients_at_sites,
@@ -49,6 +50,7 @@ class Measured(NamedTuple):
         alike: mean correlation of pairs of examples; NaN where the first axis is not the batch.
         tokens: mean correlation of pairs of positions, the axis before the last, within an example.
         nearby: correlation of the signals of two inputs that differ by `NEARBY`.
+        attention: largest logit and entropy of softmaxes; NaN at other rows.
         loss: its value.
     """
 
@@ -65,12 +67,18 @@ class Measured(NamedTuple):
     alike: Float[np.ndarray, " row"]
     tokens: Float[np.ndarray, " row"]
     nearby: Float[np.ndarray, " row"]
+    attention: Attention
     loss: float
 
     @property
     def floating(self) -> Bool[np.ndarray, " row"]:
         """Which rows have a gradient."""
         return np.asarray([site.floating for site in self.sites])
+
+    @property
+    def values(self) -> Bool[np.ndarray, " row"]:
+        """Which rows are values of the model that have a gradient, not what a softmax reads."""
+        return np.asarray([site.floating and not site.softmax for site in self.sites])
 
 
 @functools.lru_cache(16)
@@ -92,7 +100,8 @@ def measurement(
     """
     sites = {site.name: site for site in probe.sites}
     of_rows = tuple(sites[row.site] for row in probe.rows)
-    floats = np.asarray([site.floating for site in of_rows])
+    # what a mask hides from a softmax has no gradient
+    floats = np.asarray([site.floating and not site.softmax for site in of_rows])
     first = next((site for site in probe.sites if site.floating), None)
 
     @jax.jit
@@ -149,6 +158,7 @@ def measurement(
             alike=at_rows.alike,
             tokens=at_rows.tokens,
             nearby=at_rows.nearby,
+            attention=at_rows.attention,
             loss=value,
         )
 
@@ -175,6 +185,7 @@ class _Signal(NamedTuple):
     alike: Any
     tokens: Any
     nearby: Any
+    attention: Any
 
 
 class _Gradient(NamedTuple):
@@ -188,7 +199,13 @@ class _Gradient(NamedTuple):
 
 def _of_signal(site: Site, examples: int, h: Array, disturbed: Array) -> _Signal:
     nearby = site_correlation(site, h, disturbed)
-    return _Signal(site_statistics(site, h), _pairs(h, examples), _positions(h, examples), nearby)
+    return _Signal(
+        profile=site_statistics(site, h),
+        alike=_pairs(h, examples),
+        tokens=_positions(h, examples),
+        nearby=nearby,
+        attention=attention(site, h),
+    )
 
 
 def _of_gradient(site: Site, examples: int, gradient: Array) -> _Gradient:
@@ -216,7 +233,8 @@ def _at_rows(probe: Probe, function: Callable, examples: int, *values: Mapping[s
     parts = []
     for site in probe.sites:
         # what sites of one shape do not share, their program does not read
-        alike = site._replace(name="", path="", kind="", call=0)
+        kind = site.kind if site.softmax else ""
+        alike = site._replace(name="", path="", kind=kind, call=0)
         parts.append(
             jax.device_get(
                 _at_site(function, alike, examples, *(known[site.name] for known in values))
@@ -279,7 +297,7 @@ def blocks(probe: Probe) -> tuple[int, ...]:
     groups: dict[Any, list[int]] = {}
     for i, row in enumerate(probe.rows):
         site = sites[row.site]
-        if not site.floating or not site.path:
+        if not site.floating or site.softmax or not site.path:
             continue
         parent = site.path.rpartition("/")[0]
         # segments of a chain are one depth

@@ -29,6 +29,8 @@ SATURATED = 0.5
 # first
 COLLAPSED = 0.999
 APART = 0.95
+# share of the entropy of equal weights below which attention has settled on single places
+SETTLED = 0.1
 # share of a gradient that floats may lose
 LOST = 0.1
 # nats by which one block may differ from the others
@@ -111,12 +113,12 @@ def _nonfinite_signal(measured: Measured) -> list[Finding]:
 
 def _nonfinite(measured: Measured) -> Bool[np.ndarray, " row"]:
     """Rows whose values are not finite; a mask may put -inf into what a softmax reads."""
-    read = np.asarray([site.kind == "softmax" for site in measured.sites])
+    read = np.asarray([site.softmax for site in measured.sites])
     return (np.asarray(measured.signal.nonfinite) > 0) & ~read
 
 
 def _nonfinite_gradient(measured: Measured) -> list[Finding]:
-    bad = np.flatnonzero((measured.nonfinite > 0) & measured.floating)
+    bad = np.flatnonzero((measured.nonfinite > 0) & measured.values)
     if not len(bad) or np.any(_nonfinite(measured)):
         return []
     last = int(bad[-1])
@@ -136,7 +138,7 @@ def _nonfinite_gradient(measured: Measured) -> list[Finding]:
 def _signal_underflow(measured: Measured) -> list[Finding]:
     for i, site in enumerate(measured.sites):
         # wider floats than those of two bytes end where nobody comes
-        if not site.floating or jnp.dtype(site.dtype).itemsize > 2:
+        if not site.floating or site.softmax or jnp.dtype(site.dtype).itemsize > 2:
             continue
         normal = float(jnp.finfo(site.dtype).smallest_normal)
         log_q = float(measured.signal.log_q[i])
@@ -302,10 +304,11 @@ def _units(
 
 
 def _no_gradient(measured: Measured) -> list[Finding]:
-    if np.all(~np.isfinite(measured.log_grad_h[measured.floating])):
+    if np.all(~np.isfinite(measured.log_grad_h[measured.values])):
         return []
     by_site: dict[str, bool] = {}
-    for row, none in zip(measured.rows, measured.log_grad_h == -np.inf, strict=True):
+    nothing = (measured.log_grad_h == -np.inf) & measured.values
+    for row, none in zip(measured.rows, nothing, strict=True):
         by_site[row.site] = by_site.get(row.site, True) and bool(none)
     stopped = [
         i for i, row in enumerate(measured.rows) if by_site[row.site] and measured.lost[i] == 0
@@ -328,7 +331,7 @@ def _no_gradient(measured: Measured) -> list[Finding]:
     frozen = [
         i
         for i, log in enumerate(measured.log_grad_theta)
-        if log == -np.inf and np.isfinite(measured.log_grad_h[i])
+        if log == -np.inf and np.isfinite(measured.log_grad_h[i]) and measured.values[i]
     ]
     return [
         Finding(
@@ -347,7 +350,7 @@ def _no_gradient(measured: Measured) -> list[Finding]:
 
 
 def _underflow(measured: Measured) -> list[Finding]:
-    bad = np.flatnonzero(measured.lost > LOST)
+    bad = np.flatnonzero((measured.lost > LOST) & measured.values)
     if not len(bad):
         return []
     last = int(bad[-1])
@@ -397,6 +400,30 @@ def _apart(measured: Measured, what: str) -> str:
     return "raise the gain to the critical one, centre the activation (tanh for sigmoid), or add skip connections"
 
 
+def _settled(measured: Measured) -> list[Finding]:
+    entropy = measured.attention.entropy
+    bad = np.flatnonzero(entropy < SETTLED)
+    if not len(bad):
+        return []
+    first = int(bad[0])
+    value = float(entropy[first])
+    reach = 2 * float(measured.attention.error[first])
+    count = int(np.sum(np.isfinite(entropy)))
+    return [
+        Finding(
+            "entropy collapse",
+            measured.rows[first].name,
+            Interval(value, value - reach, value + reach),
+            f"of the entropy of equal weights is left; largest logit {measured.attention.max_logit[first]:.3g}; "
+            f"{len(bad)} of {count} softmaxes are below {SETTLED:.0%}",
+            "attention that has settled on single places passes next to no gradient to its logits, and training grows "
+            "unstable (Zhai et al. 2023); logits of a spread above sqrt(2 ln T) settle so (Derrida 1981)",
+            "normalise queries and keys (Dehghani et al. 2023), or scale their kernels down; if training has brought "
+            "it, lower the learning rate or clip updates",
+        )
+    ]
+
+
 def _chaotic(measured: Measured) -> list[Finding]:
     if not measured.blocks:
         return []
@@ -424,6 +451,7 @@ RULES: tuple[Callable[[Measured], list[Finding]], ...] = (
     _signal_scale,
     _dead,
     _saturated,
+    _settled,
     _collapsing,
     _chaotic,
 )

@@ -24,8 +24,9 @@ from jaxstab.networks.tagged import tag
 _OURS = "jaxstab:"
 # what begins the names of our scopes, which name the submodule of what is computed within
 _SCOPE = "jaxstab@"
-# class of what a softmax reads
+# classes of what a softmax reads: of any, and of those whose weights average over positions
 SOFTMAX = "softmax"
+ATTENTION = "attention"
 # classes of the sites of a chain whose activation reads them
 EMBED = "embed"
 BLOCK = "block"
@@ -83,18 +84,19 @@ def label_of(name: str) -> Label:
     return Label(path, kind, ("" if method == "__call__" else f".{method}") + name[end:])
 
 
-def softmax_name(stack: str) -> str:
+def softmax_name(stack: str, kind: str = SOFTMAX) -> str:
     """Name the tag of what a softmax reads.
 
     Args:
         stack: JAX's name stack where it is computed.
+        kind: its class.
 
     Returns:
         A name that `label_of` reads.
     """
     scopes = re.findall(f"{_SCOPE}([^/()]*)", stack)
     path = scopes[-1].replace("|", "/") if scopes else ""
-    return _OURS + json.dumps([path, SOFTMAX, "logits"])
+    return _OURS + json.dumps([path, kind, "logits"])
 
 
 def _scope(path: str) -> contextlib.AbstractContextManager:

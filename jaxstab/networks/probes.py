@@ -18,7 +18,7 @@ from flax.errors import FlaxError
 from jaxtyping import Array, PyTree
 
 from jaxstab.checks import check_count
-from jaxstab.networks.interception import SOFTMAX, Model, model_of, softmax_name
+from jaxstab.networks.interception import ATTENTION, SOFTMAX, Model, model_of, softmax_name
 from jaxstab.networks.sites import Missed, Row, Site, missed_by, named_sites, rows_of
 from jaxstab.networks.tagged import Program
 
@@ -245,8 +245,8 @@ def probe(
         inputs: as the model takes them; arrays or their shapes.
         path: which sites, a pattern of their path, "encoder/*".
         kind: which sites, a pattern of their class or several, "Dense". "softmax", named so, stands
-            for what softmaxes over the last axis read, wherever they are computed: `attention_at_sites`
-            of `propagation` takes these.
+            for what softmaxes over the last axis read, wherever they are computed, "attention" for
+            those whose weights average over positions: `propagation.attention_at_sites` takes both.
         every: stride, in order of execution, over the sites that path and class select.
         rngs: keys by name of stream, {"dropout": key}.
         keywords: other arguments of the call, such as train=False; they are static.
@@ -277,7 +277,9 @@ def probe(
     given = (theta, rest, inputs, {} if rngs is None else rngs)
     closed, gives = _traced(pure, given)
     patterns = [kind] if isinstance(kind, str) else list(kind)
-    program = Program.of(closed, softmax_name if SOFTMAX in patterns else None)
+    softmax = next((one for one in (SOFTMAX, ATTENTION) if one in patterns), None)
+    name = None if softmax is None else functools.partial(softmax_name, kind=softmax)
+    program = Program.of(closed, name, softmax == ATTENTION)
     found = named_sites(program.marks, pure.activation)
     missed = missed_by(program, set(pure.owners(theta)), found)
     if not found:

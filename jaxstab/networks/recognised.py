@@ -22,6 +22,17 @@ _OF_MAXIMUM = (
     "convert_element_type",
 )
 _OF_EXPONENT = ("select_n", "convert_element_type")
+# what becomes of a softmax's weights before they weigh something: dropout, casts, other axes
+_OF_WEIGHTS = (
+    "convert_element_type",
+    "mul",
+    "div",
+    "select_n",
+    "transpose",
+    "reshape",
+    "broadcast_in_dim",
+    "name",
+)
 
 
 def opened(function: Any) -> tuple[Any, Sequence[Any]]:
@@ -127,24 +138,83 @@ def softmaxes_within(equation: Any) -> int:
     )
 
 
-def softmaxes(jaxpr: Any) -> set[int]:
-    """Find the equations z - max z of exp(z - max z) / sum exp(z - max z) over the last axis.
+def softmaxes(jaxpr: Any) -> dict[int, list[Any]]:
+    """Find softmaxes over the last axis, exp(z - max z) / sum exp(z - max z), or without the maximum.
 
     Args:
         jaxpr: the traced function.
 
     Returns:
-        Their numbers.
+        The variables of the weights by the number of the equation z - max z, or of exp z.
     """
     readers = readers_of(jaxpr)
     makers = {made: equation for equation in jaxpr.eqns for made in equation.outvars}
-    return {
-        i
-        for i, equation in enumerate(jaxpr.eqns)
-        if equation.primitive.name == "sub"
-        and _is_without_maximum(equation, makers)
-        and _is_normalised(equation.outvars[0], readers)
-    }
+    found: dict[int, list[Any]] = {}
+    known: list[Any] = []
+    for i, equation in enumerate(jaxpr.eqns):
+        name = equation.primitive.name
+        if name == "sub" and _is_without_maximum(equation, makers):
+            powers = _followed(equation.outvars[0], _OF_EXPONENT, readers)
+            powers = [power for power in powers if power.primitive.name == "exp"]
+            known += powers
+        elif name == "exp" and not any(equation is power for power in known):
+            powers = [equation]
+        else:
+            continue
+        weights = [made for power in powers for made in _weights(power, readers)]
+        if weights:
+            found[i] = weights
+    return found
+
+
+def averages(
+    weights: Sequence[Any], readers: dict[Any, list], outside: frozenset = frozenset()
+) -> bool:
+    """Tell whether weights average something over positions, as attention does.
+
+    A product sums over one of their axes and keeps another. A router's weights, one sum for each
+    position, are none such.
+
+    Args:
+        weights: variables.
+        readers: of every variable of their function.
+        outside: results of that function that do so outside of it.
+
+    Returns:
+        Whether one of them does.
+    """
+    waiting = list(weights)
+    seen = set()
+    while waiting:
+        variable = waiting.pop()
+        if variable in outside:
+            return True
+        if variable in seen:
+            continue
+        seen.add(variable)
+        for equation in readers.get(variable, []):
+            name = equation.primitive.name
+            if name == "dot_general" and _keeps_an_axis(equation, variable):
+                return True
+            if name in JITS:
+                inner, _ = opened(equation.params["jaxpr"])
+                within = inner.invars[equation.invars.index(variable)]
+                further = {
+                    one
+                    for one, made in zip(inner.outvars, equation.outvars, strict=True)
+                    if not isinstance(one, Literal) and averages([made], readers, outside)
+                }
+                if averages([within], readers_of(inner), frozenset(further)):
+                    return True
+            elif name in _OF_WEIGHTS and equation.outvars[0].aval.size == variable.aval.size:
+                waiting += equation.outvars
+    return False
+
+
+def _keeps_an_axis(product: Any, weights: Any) -> bool:
+    contracted, batch = product.params["dimension_numbers"]
+    side = product.invars.index(weights)
+    return bool(len(contracted[side]) + len(batch[side]) < weights.aval.ndim)
 
 
 def _is_without_maximum(less: Any, makers: dict[Any, Any]) -> bool:
@@ -171,13 +241,20 @@ def _is_without_maximum(less: Any, makers: dict[Any, Any]) -> bool:
     )
 
 
-def _is_normalised(difference: Any, readers: dict[Any, list]) -> bool:
-    for power in _followed(difference, _OF_EXPONENT, readers):
-        if power.primitive.name == "exp":
-            weights = _followed(power.outvars[0], _OF_EXPONENT, readers)
-            if {"reduce_sum", "div"} <= {equation.primitive.name for equation in weights}:
-                return True
-    return False
+def _weights(power: Any, readers: dict[Any, list]) -> list[Any]:
+    """Variables of exp z over its sum along the last axis; none where it is not normalised."""
+    read = _followed(power.outvars[0], _OF_EXPONENT, readers)
+    last = (power.outvars[0].aval.ndim - 1,)
+    names = [equation.primitive.name for equation in read]
+    sums = [
+        equation
+        for equation, name in zip(read, names, strict=True)
+        if name == "reduce_sum" and tuple(equation.params["axes"]) == last
+    ]
+    quotients = [
+        equation.outvars[0] for equation, name in zip(read, names, strict=True) if name == "div"
+    ]
+    return quotients if sums else []
 
 
 def _followed(variable: Any, through: Sequence[str], readers: dict[Any, list]) -> list[Any]:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from jaxstab.activations import Activation
-from jaxstab.networks.interception import BLOCK, EMBED, Label, label_of
+from jaxstab.networks.interception import ATTENTION, BLOCK, EMBED, SOFTMAX, Label, label_of
 from jaxstab.networks.tagged import Loop, Mark, Program
 
 # why nothing is read out of these constructs
@@ -52,6 +52,11 @@ class Site(NamedTuple):
     def floating(self) -> bool:
         """Whether the site can be shifted."""
         return bool(jnp.issubdtype(self.dtype, jnp.floating))
+
+    @property
+    def softmax(self) -> bool:
+        """Whether the site is what a softmax reads."""
+        return self.kind in (SOFTMAX, ATTENTION)
 
     def __str__(self) -> str:
         """Name, class, dtype and shape."""

@@ -17,6 +17,7 @@ from jaxtyping import Array, PyTree
 from jaxstab.networks.recognised import (
     JITS,
     activation_of,
+    averages,
     inner_of,
     opened,
     readers_of,
@@ -149,22 +150,26 @@ class Program:
     sliced: set[int] = field(default_factory=set)
     _loops: int = 0
     _softmax: Callable[[str], str] | None = None
+    _attention: bool = False
     _arguments: dict[Any, int] = field(default_factory=dict)
     _body: Callable = lambda *_: None
 
     @classmethod
-    def of(cls, closed: Any, softmax: Callable[[str], str] | None = None) -> "Program":
+    def of(
+        cls, closed: Any, softmax: Callable[[str], str] | None = None, attention: bool = False
+    ) -> "Program":
         """Divide a traced function.
 
         Args:
             closed: what `jax.make_jaxpr` gives.
             softmax: name stack -> name of the mark of what a softmax over the last axis reads; None
                 for no such marks.
+            attention: whether only softmaxes whose weights average over positions are marked.
 
         Returns:
             The program.
         """
-        program = cls(_softmax=softmax)
+        program = cls(_softmax=softmax, _attention=attention)
         jaxpr, consts = opened(closed)
         program._arguments = {variable: i for i, variable in enumerate(jaxpr.invars)}
         body = program._divided(jaxpr, ())
@@ -192,14 +197,26 @@ class Program:
         """
         return self._body(list(inputs), shifts, frozenset(wanted))
 
-    def _divided(self, jaxpr: Any, loops: tuple[Loop, ...], place: str = "") -> Callable:
-        """The function of a jaxpr, its constants first among the inputs."""
+    def _divided(
+        self,
+        jaxpr: Any,
+        loops: tuple[Loop, ...],
+        place: str = "",
+        averaging: frozenset = frozenset(),
+    ) -> Callable:
+        """The function of a jaxpr, its constants first; `averaging`: results that average outside."""
         steps: list[_Step] = []
         plain: list[Any] = []
         last_read = _last_read(jaxpr)
         readers = readers_of(jaxpr)
         used = _used(jaxpr)
-        numbers = softmaxes(jaxpr) if self._softmax else set()
+        numbers = softmaxes(jaxpr) if self._softmax else {}
+        if self._attention:
+            numbers = {
+                i: weights
+                for i, weights in numbers.items()
+                if averages(weights, readers, averaging)
+            }
 
         def flush(before: int) -> None:
             if plain:
@@ -215,7 +232,7 @@ class Program:
             if i in numbers:
                 flush(i)
                 steps.append(self._logits(equation.invars[0], loops, here))
-            step = self._opened_step(equation, loops, readers, here)
+            step = self._opened_step(equation, loops, readers, here, averaging)
             if step is None:
                 plain.append(equation)
             else:
@@ -239,7 +256,12 @@ class Program:
         return run
 
     def _opened_step(
-        self, equation: Any, loops: tuple[Loop, ...], readers: dict[Any, list], here: str
+        self,
+        equation: Any,
+        loops: tuple[Loop, ...],
+        readers: dict[Any, list],
+        here: str,
+        averaging: frozenset,
     ) -> _Step | None:
         """A tag, or an equation around tags that they can be read out of; None for what runs as it stands."""
         name = equation.primitive.name
@@ -250,14 +272,27 @@ class Program:
             inside += [self._softmax(here)] * softmaxes_within(equation)
         if not inside:
             return None
-        if name in JITS:
-            return self._called(equation, loops, _jitted, here)
-        if name in _REMATS:
-            return self._called(equation, loops, _checkpointed(equation.params), here)
+        if name in JITS or name in _REMATS:
+            around = _jitted if name in JITS else _checkpointed(equation.params)
+            within = self._averaging_within(equation, readers, averaging)
+            return self._called(equation, loops, around, here, within)
         if name == "scan":
             return self._scanned(equation, loops, here)
         self.unreached += [Unreached(tagged, name) for tagged in inside]
         return None
+
+    def _averaging_within(
+        self, equation: Any, readers: dict[Any, list], averaging: frozenset
+    ) -> frozenset:
+        """Results of the function within an equation that average over positions outside of it."""
+        if not self._attention:
+            return frozenset()
+        inner, _ = opened(equation.params["jaxpr"])
+        return frozenset(
+            one
+            for one, made in zip(inner.outvars, equation.outvars, strict=True)
+            if not isinstance(one, Literal) and averages([made], readers, averaging)
+        )
 
     def _marked(self, equation: Any, loops: tuple[Loop, ...], readers: dict[Any, list]) -> _Step:
         given, value = equation.invars[0], equation.outvars[0]
@@ -293,11 +328,12 @@ class Program:
         loops: tuple[Loop, ...],
         around: Callable[[Callable], Callable],
         here: str,
+        averaging: frozenset,
     ) -> _Step:
         """A function called, such as a jitted one; `around` puts back what was around it."""
         jaxpr, consts = opened(equation.params["jaxpr"])
         first = len(self.marks)
-        body = self._divided(jaxpr, loops, here)
+        body = self._divided(jaxpr, loops, here, averaging)
         own = range(first, len(self.marks))
 
         def run(

@@ -5,14 +5,10 @@ inputs, seeds and gains. Norms travel as natural logarithms next to vectors of u
 no float range is left.
 """
 
+from jaxstab.propagation.attention import attention_at_sites
 from jaxstab.propagation.gradients import backward
 from jaxstab.propagation.profiles import correlation, forward, states
-from jaxstab.propagation.sites import (
-    attention_at_sites,
-    backward_at_sites,
-    correlation_at_sites,
-    forward_at_sites,
-)
+from jaxstab.propagation.sites import backward_at_sites, correlation_at_sites, forward_at_sites
 
 __all__ = [
     "attention_at_sites",

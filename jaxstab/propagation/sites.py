@@ -18,14 +18,10 @@ from jaxstab.norms import log_norm
 from jaxstab.norms.logarithms import unit
 from jaxstab.records import (
     SATURATED,
-    AttentionProfile,
     BackwardProfile,
     CorrelationProfile,
     SiteProfile,
 )
-
-# below which only masks put what a softmax reads: float16 ends at -65504
-_MASKED = -4e4
 
 Loss = Callable[[PyTree], Float[Array, ""]]
 
@@ -74,69 +70,6 @@ def correlation_at_sites(
     one = probe.read(params, *first).sites
     other = probe.read(params, *second).sites
     return CorrelationProfile(probe.over_rows(site_correlation, one, other))
-
-
-def attention_at_sites(probe: Probe, params: PyTree, *inputs: PyTree) -> AttentionProfile:
-    """Compute the largest logit and the entropy of each head of attention.
-
-    An entropy near zero, heads that look at one place each, goes with unstable training (Zhai et al.
-    2023, arXiv 2303.06296).
-
-    Args:
-        probe: the model, made with kind="softmax".
-        params: its parameters.
-        inputs: as the model takes them.
-
-    Returns:
-        The profile over `probe.rows`, heads along the axis before the last two; one head where there
-        is none. NaN at sites that are no softmax, and beyond the heads of those that have fewer.
-
-    Raises:
-        ValueError: if no site is a softmax.
-
-    Example:
-        >>> from jaxstab import networks
-        >>> def model(w, x):
-        ...     return jax.nn.softmax(x @ w @ x.T) @ x
-        >>> w, x = jnp.zeros((3, 3)), jnp.ones((4, 3))
-        >>> probe = networks.probe(model, w, x, kind="softmax")
-        >>> bool(jnp.allclose(attention_at_sites(probe, w, x).entropy, math.log(4)))
-        True
-    """
-    attention = [site for site in probe.sites if site.kind == "softmax"]
-    if not attention:
-        raise ValueError(
-            'no site of the probe is a softmax; make it with networks.probe(..., kind="softmax")'
-        )
-    most = max(_heads(site) for site in attention)
-
-    def of_site(site: Site, value: Array) -> AttentionProfile:
-        z = floating(value)
-        if site.kind != "softmax":
-            nothing = jnp.full(most, jnp.nan, z.dtype)
-            return AttentionProfile(nothing, nothing, nothing)
-        heads = _heads(site)
-        z = jnp.moveaxis(z, -3, 0) if z.ndim > 2 else z
-        z = z.reshape(heads, -1, z.shape[-1])
-        log_p = jax.nn.log_softmax(z)
-        p = jnp.exp(log_p)
-        entropy = -jnp.sum(jnp.where(p > 0, p * log_p, 0.0), axis=-1)
-        seen = jnp.sum(z > _MASKED, axis=-1, dtype=z.dtype)
-        numbers = AttentionProfile(
-            jnp.max(z, axis=(1, 2)),
-            jnp.mean(entropy, axis=1),
-            jnp.mean(jnp.log(jnp.maximum(seen, 1.0)), axis=1),
-        )
-        padding = (0, most - heads)
-        return jax.tree.map(lambda row: jnp.pad(row, padding, constant_values=jnp.nan), numbers)
-
-    return probe.over_rows(of_site, probe.read(params, *inputs).sites)
-
-
-def _heads(site: Site) -> int:
-    """Number of heads of a softmax."""
-    own = site.shape[len(site.loops) :]
-    return own[-3] if len(own) > 2 else 1
 
 
 class SiteGradients(NamedTuple):

@@ -1,0 +1,125 @@
+"""Largest logit and entropy of what softmaxes of an unmodified model weigh with."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from jaxstab.networks import Probe, Site
+from jaxstab.propagation.sites import floating
+from jaxstab.records import AttentionProfile
+
+# below which only masks put what a softmax reads: float16 ends at -65504
+_MASKED = -4e4
+
+
+def attention_at_sites(probe: Probe, params: PyTree, *inputs: PyTree) -> AttentionProfile:
+    """Compute the largest logit and the entropy of each head of attention.
+
+    An entropy near zero, heads that look at one place each, goes with unstable training (Zhai et al.
+    2023, arXiv 2303.06296).
+
+    Args:
+        probe: the model, made with kind="softmax" or "attention".
+        params: its parameters.
+        inputs: as the model takes them.
+
+    Returns:
+        The profile over `probe.rows`, heads along the axis before the last two; one head where there
+        is none. NaN at sites that are no softmax, and beyond the heads of those that have fewer.
+
+    Raises:
+        ValueError: if no site is a softmax.
+
+    Example:
+        >>> import math
+        >>> from jaxstab import networks
+        >>> def model(w, x):
+        ...     return jax.nn.softmax(x @ w @ x.T) @ x
+        >>> w, x = jnp.zeros((3, 3)), jnp.ones((4, 3))
+        >>> probe = networks.probe(model, w, x, kind="softmax")
+        >>> bool(jnp.allclose(attention_at_sites(probe, w, x).entropy, math.log(4)))
+        True
+    """
+    attention = [site for site in probe.sites if site.softmax]
+    if not attention:
+        raise ValueError(
+            'no site of the probe is a softmax; make it with networks.probe(..., kind="softmax")'
+        )
+    most = max(_heads(site) for site in attention)
+
+    def of_site(site: Site, value: Array) -> AttentionProfile:
+        if not site.softmax:
+            nothing = jnp.full(most, jnp.nan, floating(value).dtype)
+            return AttentionProfile(nothing, nothing, nothing)
+        heads = _by_head(site, value)
+        numbers = AttentionProfile(
+            jnp.max(heads.logits, axis=(1, 2)),
+            jnp.mean(heads.entropy, axis=1),
+            jnp.mean(heads.uniform, axis=1),
+        )
+        padding = (0, most - len(heads.entropy))
+        return jax.tree.map(lambda row: jnp.pad(row, padding, constant_values=jnp.nan), numbers)
+
+    return probe.over_rows(of_site, probe.read(params, *inputs).sites)
+
+
+class Attention(NamedTuple):
+    """One softmax over all of its heads.
+
+    Attributes:
+        max_logit: the largest of what it reads.
+        entropy: of its weights, as a share of the entropy of equal weights; NaN where a mask leaves
+            one place or fewer.
+        error: standard error of that share, from head to head; NaN for one head.
+    """
+
+    max_logit: Float[Array, ""]
+    entropy: Float[Array, ""]
+    error: Float[Array, ""]
+
+
+def attention(site: Site, value: Array) -> Attention:
+    """Compute the statistics of what one softmax reads, of one step where it is in a scan.
+
+    Args:
+        site: the site.
+        value: there.
+
+    Returns:
+        The numbers; NaN where the site is no softmax.
+    """
+    if not site.softmax:
+        nothing = jnp.full((), jnp.nan, floating(value).dtype)
+        return Attention(nothing, nothing, nothing)
+    heads = _by_head(site, value)
+    uniform = jnp.sum(heads.uniform, axis=1)
+    shares = jnp.sum(heads.entropy, axis=1) / jnp.where(uniform > 0, uniform, jnp.nan)
+    error = jnp.std(shares, ddof=1) / len(shares) ** 0.5 if len(shares) > 1 else shares[0] * jnp.nan
+    return Attention(jnp.max(heads.logits), jnp.mean(shares), error)
+
+
+class _Heads(NamedTuple):
+    """What a softmax reads [head, query, key], entropies of its weights and of equal ones [head, query]."""
+
+    logits: Array
+    entropy: Array
+    uniform: Array
+
+
+def _by_head(site: Site, value: Array) -> _Heads:
+    z = floating(value)
+    z = jnp.moveaxis(z, -3, 0) if z.ndim > 2 else z
+    z = z.reshape(_heads(site), -1, z.shape[-1])
+    log_p = jax.nn.log_softmax(z)
+    p = jnp.exp(log_p)
+    entropy = -jnp.sum(jnp.where(p > 0, p * log_p, 0.0), axis=-1)
+    seen = jnp.sum(z > _MASKED, axis=-1, dtype=z.dtype)
+    return _Heads(z, entropy, jnp.log(jnp.maximum(seen, 1.0)))
+
+
+def _heads(site: Site) -> int:
+    """Number of heads of a softmax."""
+    own = site.shape[len(site.loops) :]
+    return own[-3] if len(own) > 2 else 1
