@@ -80,6 +80,17 @@ class Measured(NamedTuple):
         """Which rows are values of the model that have a gradient, not what a softmax reads."""
         return np.asarray([site.floating and not site.softmax for site in self.sites])
 
+    def has(self, kind: str) -> bool:
+        """Whether a module of a class is there.
+
+        Args:
+            kind: part of the name of the class.
+
+        Returns:
+            Whether it is.
+        """
+        return any(kind in site.kind for site in self.sites)
+
 
 @functools.lru_cache(16)
 def measurement(

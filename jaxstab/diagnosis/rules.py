@@ -15,7 +15,8 @@ from jaxtyping import Bool, Float
 
 from jaxstab.diagnosis.findings import Finding
 from jaxstab.diagnosis.intervals import Interval, certain, share, slope
-from jaxstab.diagnosis.measuring import NEARBY, Measured
+from jaxstab.diagnosis.measuring import Measured
+from jaxstab.diagnosis.similarity import chaotic, collapsing, settled
 from jaxstab.networks import Site
 
 # nats; a factor of 30 over the depth
@@ -25,12 +26,6 @@ SMALL = 0.01
 # share of dead units; half of them are at most off for all of a batch whose examples are all alike
 DEAD = 0.75
 SATURATED = 0.5
-# correlation at which examples are one to a linear readout, and below which they were told apart at
-# first
-COLLAPSED = 0.999
-APART = 0.95
-# share of the entropy of equal weights below which attention has settled on single places
-SETTLED = 0.1
 # share of a gradient that floats may lose
 LOST = 0.1
 # nats by which one block may differ from the others
@@ -183,7 +178,7 @@ def _vanishing_or_exploding(measured: Measured) -> list[Finding]:
 
 
 def _reason(measured: Measured, vanishes: bool) -> str:
-    if not vanishes and _has(measured, "BatchNorm"):
+    if not vanishes and measured.has("BatchNorm"):
         return "; BatchNorm explodes in any chain without skips, by pi/(pi - 1) a layer with relu (Yang et al. 2019)"
     if not vanishes:
         return ""
@@ -195,9 +190,9 @@ def _reason(measured: Measured, vanishes: bool) -> str:
 
 
 def _change(measured: Measured, vanishes: bool) -> str:
-    if not vanishes and _has(measured, "BatchNorm"):
+    if not vanishes and measured.has("BatchNorm"):
         return "add skip connections around the blocks, or leave BatchNorm out: no initialisation helps"
-    if _has(measured, "LayerNorm") or _has(measured, "RMSNorm"):
+    if measured.has("LayerNorm") or measured.has("RMSNorm"):
         return "put the norm within the residual branch (pre-norm; Xiong et al. 2020), or scale the branches"
     gains = {"relu": "variance_scaling(2.0, 'fan_in')", "tanh": "variance_scaling(1.0, 'fan_in')"}
     for activation in _activations(measured):
@@ -367,82 +362,6 @@ def _underflow(measured: Measured) -> list[Finding]:
     ]
 
 
-def _collapsing(measured: Measured) -> list[Finding]:
-    found = []
-    for correlations, what in ((measured.alike, "examples"), (measured.tokens, "positions")):
-        known = np.flatnonzero(np.isfinite(correlations) & measured.floating)
-        bad = [i for i in measured.blocks if correlations[i] > COLLAPSED]
-        if not len(known) or not bad or correlations[known[0]] > APART:
-            continue
-        source = "(Schoenholz et al. 2017)" if what == "examples" else "(Dong et al. 2021)"
-        first = f"{1 - float(correlations[known[0]]):.2g} at {measured.rows[known[0]].name}"
-        found.append(
-            Finding(
-                "collapsing correlation",
-                measured.rows[bad[0]].name,
-                certain(1 - float(correlations[bad[0]])),
-                f"is 1 - c of pairs of {what}, {first}",
-                f"in the ordered phase c tends to 1: the depth forgets which {what[:-1]} it saw {source}",
-                _apart(measured, what),
-            )
-        )
-    return found
-
-
-def _apart(measured: Measured, what: str) -> str:
-    """What keeps examples or positions apart."""
-    normed = _has(measured, "LayerNorm") or _has(measured, "RMSNorm")
-    if what == "positions" and normed:
-        return (
-            "attention averages positions: put the norm within the residual branch (pre-norm; Xiong et al. 2020), "
-            "or scale the branches by 1/sqrt(L) (Noci et al. 2022)"
-        )
-    return "raise the gain to the critical one, centre the activation (tanh for sigmoid), or add skip connections"
-
-
-def _settled(measured: Measured) -> list[Finding]:
-    entropy = measured.attention.entropy
-    bad = np.flatnonzero(entropy < SETTLED)
-    if not len(bad):
-        return []
-    first = int(bad[0])
-    value = float(entropy[first])
-    reach = 2 * float(measured.attention.error[first])
-    count = int(np.sum(np.isfinite(entropy)))
-    return [
-        Finding(
-            "entropy collapse",
-            measured.rows[first].name,
-            Interval(value, value - reach, value + reach),
-            f"of the entropy of equal weights is left; largest logit {measured.attention.max_logit[first]:.3g}; "
-            f"{len(bad)} of {count} softmaxes are below {SETTLED:.0%}",
-            "attention that has settled on single places passes next to no gradient to its logits, and training grows "
-            "unstable (Zhai et al. 2023); logits of a spread above sqrt(2 ln T) settle so (Derrida 1981)",
-            "normalise queries and keys (Dehghani et al. 2023), or scale their kernels down; if training has brought "
-            "it, lower the learning rate or clip updates",
-        )
-    ]
-
-
-def _chaotic(measured: Measured) -> list[Finding]:
-    if not measured.blocks:
-        return []
-    bad = [i for i in measured.blocks if measured.nearby[i] < 0.5]
-    if not bad:
-        return []
-    return [
-        Finding(
-            "chaos",
-            measured.rows[bad[0]].name,
-            certain(float(measured.nearby[bad[0]])),
-            f"is the correlation of inputs that differ by {NEARBY:.0%}",
-            "in the chaotic phase, chi_1 > 1, nearby inputs part, and their gradients have nothing in common "
-            "(Poole et al. 2016; Balduzzi et al. 2017)",
-            "lower the gain to the critical one, or add skip connections",
-        )
-    ]
-
-
 RULES: tuple[Callable[[Measured], list[Finding]], ...] = (
     _no_gradient,
     _underflow,
@@ -451,9 +370,9 @@ RULES: tuple[Callable[[Measured], list[Finding]], ...] = (
     _signal_scale,
     _dead,
     _saturated,
-    _settled,
-    _collapsing,
-    _chaotic,
+    settled,
+    collapsing,
+    chaotic,
 )
 
 
@@ -468,10 +387,6 @@ def _name(site: Site) -> str:
         if isinstance(site.activation, str)
         else getattr(site.activation, "name", "")
     )
-
-
-def _has(measured: Measured, kind: str) -> bool:
-    return any(kind in site.kind for site in measured.sites)
 
 
 def _activations(measured: Measured) -> list[str]:

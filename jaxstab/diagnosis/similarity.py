@@ -1,0 +1,114 @@
+"""Rules of similarity: examples and positions that grow alike, nearby inputs that part, attention that settles."""
+
+import numpy as np
+
+from jaxstab.diagnosis.findings import Finding
+from jaxstab.diagnosis.intervals import Interval, certain
+from jaxstab.diagnosis.measuring import NEARBY, Measured
+
+# correlation at which examples are one to a linear readout, and below which they were told apart at
+# first
+COLLAPSED = 0.999
+APART = 0.95
+# share of the entropy of equal weights below which attention has settled on single places
+SETTLED = 0.1
+
+
+def collapsing(measured: Measured) -> list[Finding]:
+    """Find correlations of examples, or of positions, that tend to one.
+
+    Args:
+        measured: the model.
+
+    Returns:
+        The findings.
+    """
+    found = []
+    for correlations, what in ((measured.alike, "examples"), (measured.tokens, "positions")):
+        known = np.flatnonzero(np.isfinite(correlations) & measured.floating)
+        bad = [i for i in measured.blocks if correlations[i] > COLLAPSED]
+        if not len(known) or not bad or correlations[known[0]] > APART:
+            continue
+        source = "(Schoenholz et al. 2017)" if what == "examples" else "(Dong et al. 2021)"
+        first = f"{1 - float(correlations[known[0]]):.2g} at {measured.rows[known[0]].name}"
+        found.append(
+            Finding(
+                "collapsing correlation",
+                measured.rows[bad[0]].name,
+                certain(1 - float(correlations[bad[0]])),
+                f"is 1 - c of pairs of {what}, {first}",
+                f"in the ordered phase c tends to 1: the depth forgets which {what[:-1]} it saw {source}",
+                _apart(measured, what),
+            )
+        )
+    return found
+
+
+def _apart(measured: Measured, what: str) -> str:
+    """What keeps examples or positions apart."""
+    normed = measured.has("LayerNorm") or measured.has("RMSNorm")
+    if what == "positions" and normed:
+        return (
+            "attention averages positions: put the norm within the residual branch (pre-norm; Xiong et al. 2020), "
+            "or scale the branches by 1/sqrt(L) (Noci et al. 2022)"
+        )
+    return "raise the gain to the critical one, centre the activation (tanh for sigmoid), or add skip connections"
+
+
+def settled(measured: Measured) -> list[Finding]:
+    """Find attention that looks at single places.
+
+    Args:
+        measured: the model.
+
+    Returns:
+        The findings.
+    """
+    entropy = measured.attention.entropy
+    bad = np.flatnonzero(entropy < SETTLED)
+    if not len(bad):
+        return []
+    first = int(bad[0])
+    value = float(entropy[first])
+    reach = 2 * float(measured.attention.error[first])
+    count = int(np.sum(np.isfinite(entropy)))
+    return [
+        Finding(
+            "entropy collapse",
+            measured.rows[first].name,
+            Interval(value, value - reach, value + reach),
+            f"of the entropy of equal weights is left; largest logit {measured.attention.max_logit[first]:.3g}; "
+            f"{len(bad)} of {count} softmaxes are below {SETTLED:.0%}",
+            "attention that has settled on single places passes next to no gradient to its logits, and training grows "
+            "unstable (Zhai et al. 2023); logits of a spread above sqrt(2 ln T) settle so (Derrida 1981)",
+            "normalise queries and keys (Dehghani et al. 2023), or scale their kernels down; if training has brought "
+            "it, lower the learning rate or clip updates",
+        )
+    ]
+
+
+def chaotic(measured: Measured) -> list[Finding]:
+    """Find nearby inputs that part on their way.
+
+    Args:
+        measured: the model.
+
+    Returns:
+        The findings.
+    """
+    if not measured.blocks:
+        return []
+    bad = [i for i in measured.blocks if measured.nearby[i] < 0.5]
+    if not bad:
+        return []
+    return [
+        Finding(
+            "chaos",
+            measured.rows[bad[0]].name,
+            certain(float(measured.nearby[bad[0]])),
+            f"is the correlation of inputs that differ by {NEARBY:.0%}",
+            "in the chaotic phase, chi_1 > 1, nearby inputs part, and their gradients have nothing in common "
+            "(Poole et al. 2016; Balduzzi et al. 2017)",
+            "lower the gain to the critical one, or add skip connections",
+        )
+    ]
