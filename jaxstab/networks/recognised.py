@@ -265,3 +265,68 @@ def _followed(variable: Any, through: Sequence[str], readers: dict[Any, list]) -
         if equation.primitive.name in through:
             found += _followed(equation.outvars[0], through, readers)
     return found
+
+
+def last_read(jaxpr: Any) -> dict[Any, int]:
+    """Find the last equation that reads each variable.
+
+    Args:
+        jaxpr: the traced function.
+
+    Returns:
+        Its number; for results, one beyond all.
+    """
+    last: dict[Any, int] = {}
+    for i, equation in enumerate(jaxpr.eqns):
+        last |= {atom: i for atom in equation.invars if not isinstance(atom, Literal)}
+    return last | {atom: len(jaxpr.eqns) for atom in jaxpr.outvars if not isinstance(atom, Literal)}
+
+
+def scan_arguments(params: dict[str, Any]) -> tuple[int, int]:
+    """Count the constants and the carried values of a scan.
+
+    Args:
+        params: of its equation.
+
+    Returns:
+        The two numbers.
+    """
+    if "num_carry" in params:
+        return params["num_consts"], params["num_carry"]
+    consts, carry, _ = params["ft_in"].unpack()
+    return len(consts), len(carry)
+
+
+def names_within(equation: Any) -> Iterator[str]:
+    """List the tags of an equation and within it.
+
+    Args:
+        equation: the equation.
+
+    Yields:
+        Their names.
+    """
+    if equation.primitive.name == "name":
+        yield equation.params["name"]
+    for inner in inner_of(equation.params):
+        for within in inner.eqns:
+            yield from names_within(within)
+
+
+def used_in(jaxpr: Any) -> set[int]:
+    """Find the equations that results depend on, or that do something besides.
+
+    Args:
+        jaxpr: the traced function.
+
+    Returns:
+        Their numbers.
+    """
+    read = {atom for atom in jaxpr.outvars if not isinstance(atom, Literal)}
+    used = set()
+    for i in reversed(range(len(jaxpr.eqns))):
+        equation = jaxpr.eqns[i]
+        if equation.effects or any(variable in read for variable in equation.outvars):
+            used.add(i)
+            read |= {atom for atom in equation.invars if not isinstance(atom, Literal)}
+    return used

@@ -4,7 +4,7 @@ A tag is JAX's own `checkpoint_name`: an identity that leaves its name in the tr
 through `jit`, `scan`, `vmap` and `checkpoint`, and that costs nothing where nobody looks for it.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -18,11 +18,14 @@ from jaxstab.networks.recognised import (
     JITS,
     activation_of,
     averages,
-    inner_of,
+    last_read,
+    names_within,
     opened,
     readers_of,
+    scan_arguments,
     softmaxes,
     softmaxes_within,
+    used_in,
 )
 
 # what the versions of JAX call them
@@ -207,9 +210,9 @@ class Program:
         """The function of a jaxpr, its constants first; `averaging`: results that average outside."""
         steps: list[_Step] = []
         plain: list[Any] = []
-        last_read = _last_read(jaxpr)
+        read_last = last_read(jaxpr)
         readers = readers_of(jaxpr)
-        used = _used(jaxpr)
+        used = used_in(jaxpr)
         numbers = softmaxes(jaxpr) if self._softmax else {}
         if self._attention:
             numbers = {
@@ -220,13 +223,13 @@ class Program:
 
         def flush(before: int) -> None:
             if plain:
-                steps.append(_plain(jaxpr, list(plain), before, last_read))
+                steps.append(_plain(jaxpr, list(plain), before, read_last))
                 plain.clear()
 
         for i, equation in enumerate(jaxpr.eqns):
             if i not in used:
                 # nn.scan traces its body once more, for what does not change from step to step
-                self.unreached += [Unreached(name, "unused") for name in _names(equation)]
+                self.unreached += [Unreached(name, "unused") for name in names_within(equation)]
                 continue
             here = f"{place}/{equation.source_info.name_stack}"
             if i in numbers:
@@ -267,7 +270,7 @@ class Program:
         name = equation.primitive.name
         if name == "name":
             return self._marked(equation, loops, readers)
-        inside = list(_names(equation))
+        inside = list(names_within(equation))
         if self._softmax:
             inside += [self._softmax(here)] * softmaxes_within(equation)
         if not inside:
@@ -351,7 +354,7 @@ class Program:
         params = equation.params
         jaxpr, closed_over = opened(params["jaxpr"])
         first = len(self.marks)
-        num_consts, num_carry = _scan_arguments(params)
+        num_consts, num_carry = scan_arguments(params)
         slices = equation.invars[num_consts + num_carry :]
         self.sliced |= {self._arguments[atom] for atom in slices if atom in self._arguments}
         self._loops += 1
@@ -422,42 +425,5 @@ def _plain(jaxpr: Any, equations: list[Any], end: int, last_read: dict[Any, int]
     return _Step(list(needed), outputs, run)
 
 
-def _last_read(jaxpr: Any) -> dict[Any, int]:
-    """For each variable, the number of the last equation that reads it; results are read after all."""
-    last: dict[Any, int] = {}
-    for i, equation in enumerate(jaxpr.eqns):
-        last |= {atom: i for atom in equation.invars if not isinstance(atom, Literal)}
-    return last | {atom: len(jaxpr.eqns) for atom in jaxpr.outvars if not isinstance(atom, Literal)}
-
-
 def _value(values: dict, atom: Any) -> Any:
     return atom.val if isinstance(atom, Literal) else values[atom]
-
-
-def _scan_arguments(params: dict[str, Any]) -> tuple[int, int]:
-    """Numbers of constants and of carried values of a scan."""
-    if "num_carry" in params:
-        return params["num_consts"], params["num_carry"]
-    consts, carry, _ = params["ft_in"].unpack()
-    return len(consts), len(carry)
-
-
-def _names(equation: Any) -> Iterator[str]:
-    """Names of all tags of an equation and within it."""
-    if equation.primitive.name == "name":
-        yield equation.params["name"]
-    for inner in inner_of(equation.params):
-        for within in inner.eqns:
-            yield from _names(within)
-
-
-def _used(jaxpr: Any) -> set[int]:
-    """Numbers of the equations that results depend on, or that do something besides."""
-    read = {atom for atom in jaxpr.outvars if not isinstance(atom, Literal)}
-    used = set()
-    for i in reversed(range(len(jaxpr.eqns))):
-        equation = jaxpr.eqns[i]
-        if equation.effects or any(variable in read for variable in equation.outvars):
-            used.add(i)
-            read |= {atom for atom in equation.invars if not isinstance(atom, Literal)}
-    return used
