@@ -172,17 +172,13 @@ def test_residual_blocks_keep_the_correlation_of_their_branch():
 )
 def test_laws_without_a_fixed_point_say_why(settings):
     block = theory.law("tanh", **settings)
-    assert theory.missing_fixed_point(block) and theory.missing_critical_points(block)
+    assert {"fixed_point", "critical_points"} <= theory.missing(block).keys()
     for found in (theory.fixed_point(block, *GAINS), theory.fixed_points(block, *GAINS)):
         assert (
             np.all(np.isnan(found.q)) and np.all(np.isnan(found.xi_c)) and not np.any(found.stable)
         )
     assert np.isnan(theory.critical_sigma_w(block, 0.3))
-    assert (
-        theory.missing_fixed_point("tanh")
-        == ""
-        == theory.missing_critical_points(theory.law("tanh", keep=0.5))
-    )
+    assert set(theory.missing(theory.law("tanh", keep=0.5))) == {"log_s"}
 
 
 def test_dropout_moves_the_critical_gain_by_the_root_of_the_keep_rate():

@@ -173,7 +173,9 @@ def test_numbers_of_a_law_are_traced():
 @pytest.mark.slow
 def test_what_is_not_known_is_nan_for_a_reason():
     block = theory.law("tanh", skip="highway")
-    assert set(theory.missing(block).values()) == {
+    reasons = theory.missing(block)
+    assert reasons.pop("kernels") == "skip must be None, sum, scaled or rezero, got highway"
+    assert set(reasons.values()) == {
         "highway: states are no Gaussians, as gates differ from unit to unit"
     }
     assert all(np.all(np.isnan(leaf)) for leaf in jax.tree.leaves(profiles(block)))

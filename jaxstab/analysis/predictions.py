@@ -45,8 +45,8 @@ def predict(
     Networks of the caller's own are predicted by the law that their chains carry. Their sigma_w is
     the gain that the grid gives to weights of the law's variance, their sigma_b the grid's.
 
-    NaN in what `theory.missing` and `theory.missing_fixed_point` say of the networks' law, and
-    throughout where they have none, for the reason in `no_theory`.
+    NaN in what `theory.missing` says of the networks' law, and throughout where they have none, for
+    the reason in `no_theory`.
 
     Args:
         grid: whose axis of kinds is the activation; networks of the caller's own may have none.
@@ -108,7 +108,7 @@ def predict_sharpness(grid: Grid, d_in: int, outputs: int, c0: float) -> xr.Data
 
     def one(kind: Kind) -> np.ndarray:
         about = assumed(grid, kind, d_in)
-        if about.why or theory.missing_kernels(about.block):
+        if about.why or "kernels" in theory.missing(about.block):
             return np.full((len(gains), len(depths)), np.nan)
 
         def largest(sigma_w: ArrayLike) -> Array:

@@ -74,7 +74,7 @@ def draw_phase(settings: Phase) -> None:
         print(json.dumps(strict({name: values.tolist() for name, values in found.items()})))
         return
     print(f"phase diagram: {settings.out}")
-    if reason := theory.missing_critical_points(law):
+    if reason := theory.missing(law).get("critical_points", ""):
         print(f"no critical line: {reason}")
         return
     shown = np.linspace(0, settings.points - 1, min(settings.points, 5)).astype(int)

@@ -131,8 +131,8 @@ def _answer(settings: Theory, law: theory.Law, shaped: theory.Shaped | None) -> 
         if getattr(settings, name) != getattr(Block, name)
     }
     reasons = {
-        "no_fixed_point": theory.missing_fixed_point(law),
-        "no_critical_point": theory.missing_critical_points(law),
+        "no_fixed_point": theory.missing(law).get("fixed_point", ""),
+        "no_critical_point": theory.missing(law).get("critical_points", ""),
     }
     return {
         "activation": settings.activation,

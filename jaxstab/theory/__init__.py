@@ -25,15 +25,13 @@ from jaxstab.theory.free_products import (
     squared_slopes,
 )
 from jaxstab.theory.hermite import KernelMap, hermite_coefficients, kernel_map
-from jaxstab.theory.kernels import Kernels, kernels, missing_kernels
+from jaxstab.theory.kernels import Kernels, kernels
 from jaxstab.theory.laws import (
     NORMS,
     SKIPS,
     Law,
     law,
     missing,
-    missing_critical_points,
-    missing_fixed_point,
 )
 from jaxstab.theory.maps import (
     correlation_map,
@@ -87,9 +85,6 @@ __all__ = [
     "log_growth",
     "lyapunov_exponents",
     "missing",
-    "missing_critical_points",
-    "missing_fixed_point",
-    "missing_kernels",
     "moment_error",
     "predict",
     "product_law",

@@ -144,7 +144,7 @@ def critical_points(block: AnyBlock, sigma_b: ArrayLike) -> CriticalPoint:
 
     Returns:
         A record with a leading axis of 9; NaN where there is none, for the reason of
-        `missing_critical_points` where the law has no such line. The last entry is the one at q =
+        `missing` where the law has no such line. The last entry is the one at q =
         inf. Where every gain is critical (relu behind LayerNorm at sigma_b = 0), the one of q = 1.
 
     Raises:

@@ -12,7 +12,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from jaxstab.checks import check_choice, check_count, plain_number
 from jaxstab.theory.free_products import squared_slopes
-from jaxstab.theory.laws import Law, as_law, missing
+from jaxstab.theory.laws import Law, as_law, missing_fields
 from jaxstab.theory.maps import (
     AnyActivation,
     derivative_moment,
@@ -157,7 +157,9 @@ def design(
     with jax.enable_x64(True):
         found, missed = _minimised(conditions, free, ranges, steps)
     if not np.all(np.isfinite(missed)):
-        reason = missing(net(free).block).get("log_grad_h", "moments there are not finite")
+        reason = missing_fields(as_law(net(free).block)).get(
+            "log_grad_h", "moments there are not finite"
+        )
         raise ValueError(f"no prediction of {goal} at start {dict(start)}: {reason}")
     made = net(found)
     return Design(

@@ -26,8 +26,8 @@ from jaxstab.activations import Activation
 from jaxstab.checks import check_count, check_depths, check_gains
 from jaxstab.records import Sharpness
 from jaxstab.theory.features import Features
-from jaxstab.theory.kernels import kernels, missing_kernels
-from jaxstab.theory.laws import Law, as_law
+from jaxstab.theory.kernels import kernels
+from jaxstab.theory.laws import Law, as_law, missing_kernels
 from jaxstab.theory.maps import AnyActivation
 from jaxstab.theory.precision import compiled
 

@@ -22,10 +22,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from jaxstab.activations import Activation, Mixture
+from jaxstab.activations import Activation
 from jaxstab.checks import check_count, check_gains
 from jaxstab.theory.features import Features
-from jaxstab.theory.laws import AnyBlock, Law, as_law
+from jaxstab.theory.laws import AnyBlock, Law, as_law, missing_kernels
 from jaxstab.theory.maps import log_square
 from jaxstab.theory.moments import inside, log_moments
 from jaxstab.theory.precision import compiled
@@ -156,26 +156,6 @@ def _kernels(
     nngp = w2 * given + b2
     ntk = nngp if d_in is None else d_in * given + 1.0
     return jax.lax.scan(layer, (nngp, ntk), None, length=depth + 1)[1]
-
-
-def missing_kernels(law: Law) -> str:
-    """Say why no kernel is known of a block.
-
-    Args:
-        law: of the block.
-
-    Returns:
-        The reason; empty where there is a kernel.
-    """
-    if isinstance(law.activation, Mixture):
-        return "pairs of a mixture's units of two lengths have no rule here; take one activation"
-    if law.branch_norm:
-        return "kernels know no norm of the branch, as peri has"
-    if law.norm == "batch":
-        return "BatchNorm mixes the examples, and kernels are those of a whole batch"
-    if not (law.skip is None or law.residual):
-        return f"skip must be None, sum, scaled or rezero, got {law.skip}"
-    return ""
 
 
 def kernels(

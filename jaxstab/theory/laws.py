@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jaxtyping import ArrayLike
 
-from jaxstab.activations import Activation, get
+from jaxstab.activations import Activation, Mixture, get
 from jaxstab.checks import check_choice, check_count
 from jaxstab.theory.maps import AnyActivation
 from jaxstab.theory.squashes import SQUASHES, squashed
@@ -297,20 +297,41 @@ FIELDS = (
 
 
 def missing(block: AnyBlock) -> dict[str, str]:
-    """What `predict` does not know of a block, and why; those fields are NaN.
+    """What theory does not know of a block, and why.
 
     Args:
         block: a law, a chain that carries one, or the activation of a plain block.
 
     Returns:
-        Reasons by the name of a record's field.
+        Reasons by name: of a field of `predict`'s records, which is NaN; "fixed_point", where
+        there is none or its fields are limits of infinite depth; "critical_points", where no gain
+        has chi_1 = 1; "kernels", where there are none.
 
     Example:
         >>> from jaxstab import theory
         >>> sorted(theory.missing(theory.law("relu", norm="batch", batch=32)))
-        ['dead', 'log_s']
+        ['dead', 'kernels', 'log_s']
+        >>> theory.missing(theory.law("tanh", skip="sum"))["fixed_point"]
+        'residual: q grows with every block, c* and the rates are those it tends to'
     """
     known = as_law(block)
+    functions = {
+        "fixed_point": missing_fixed_point(known),
+        "critical_points": missing_critical_points(known),
+        "kernels": missing_kernels(known),
+    }
+    return missing_fields(known) | {name: why for name, why in functions.items() if why}
+
+
+def missing_fields(known: Law) -> dict[str, str]:
+    """What `predict` does not know of a block, and why; those fields are NaN.
+
+    Args:
+        known: the law.
+
+    Returns:
+        Reasons by the name of a record's field.
+    """
     reasons = {"log_s": "single singular values are random; their mean square is predicted"}
     why = _no_law(known)
     if why:
@@ -322,6 +343,26 @@ def missing(block: AnyBlock) -> dict[str, str]:
                 "gradients of weights add up over a batch as its labels have it"
             )
     return reasons
+
+
+def missing_kernels(known: Law) -> str:
+    """Why no kernel is known of a block; empty where one is.
+
+    Args:
+        known: the law.
+
+    Returns:
+        The reason.
+    """
+    if isinstance(known.activation, Mixture):
+        return "pairs of a mixture's units of two lengths have no rule here; take one activation"
+    if known.branch_norm:
+        return "kernels know no norm of the branch, as peri has"
+    if known.norm == "batch":
+        return "BatchNorm mixes the examples, and kernels are those of a whole batch"
+    if not (known.skip is None or known.residual):
+        return f"skip must be None, sum, scaled or rezero, got {known.skip}"
+    return ""
 
 
 def _no_law(known: Law) -> str:
@@ -337,22 +378,15 @@ def _no_law(known: Law) -> str:
     return ""
 
 
-def missing_fixed_point(block: AnyBlock) -> str:
+def missing_fixed_point(known: Law) -> str:
     """Why a law has no fixed point, or which of its fields are limits of infinite depth; empty where all is known.
 
     Args:
-        block: a law, a chain that carries one, or the activation of a plain block.
+        known: the law.
 
     Returns:
-        The reason. `fixed_point` is NaN throughout for a highway, for BatchNorm after phi, for "peri"
-        without a residual skip, and for "scaled" skips without a depth.
-
-    Example:
-        >>> from jaxstab import theory
-        >>> theory.missing_fixed_point(theory.law("tanh", skip="sum"))
-        'residual: q grows with every block, c* and the rates are those it tends to'
+        The reason. `fixed_point` is NaN throughout where `unsolvable` has one too.
     """
-    known = as_law(block)
     why = unsolvable(known)
     if why:
         return why
@@ -379,21 +413,15 @@ def unsolvable(known: Law) -> str:
     return _no_law(known)
 
 
-def missing_critical_points(block: AnyBlock) -> str:
+def missing_critical_points(known: Law) -> str:
     """Why no gain of a law has chi_1 = 1; empty where one may.
 
     Args:
-        block: a law, a chain that carries one, or the activation of a plain block.
+        known: the law.
 
     Returns:
         The reason.
-
-    Example:
-        >>> from jaxstab import theory
-        >>> theory.missing_critical_points(theory.law("tanh", skip="sum"))
-        'residual: chi_1 = 1 + s^2 sigma_w^2 D exceeds 1 at every gain, and may tend to 1 with depth'
     """
-    known = as_law(block)
     why = unsolvable(known)
     if why:
         return why

@@ -12,7 +12,7 @@ from jaxstab.checks import Depths, check_depths, check_gains
 from jaxstab.records import SATURATED, BackwardProfile, CorrelationProfile, ForwardProfile, Spectrum
 from jaxstab.theory.features import Features
 from jaxstab.theory.folds import Gains, Layers, first_signal, gains, layers
-from jaxstab.theory.laws import AnyBlock, Law, as_law, missing
+from jaxstab.theory.laws import AnyBlock, Law, as_law, missing_fields
 from jaxstab.theory.maps import flat_share
 from jaxstab.theory.precision import compiled
 from jaxstab.theory.signals import log
@@ -65,7 +65,7 @@ def _predict(
         Spectrum(log_s, log_mean_square),
     )
     profile, correlation, gradient, spectrum = (
-        _without(record, missing(law)) for record in records
+        _without(record, missing_fields(law)) for record in records
     )
     return profile, correlation, gradient, spectrum
 
