@@ -40,7 +40,7 @@ def test_gains_of_layers_multiply_kernels_alone():
     chain = networks.from_linen([nn.Dense(6), *[Residual()] * 3, nn.Dense(2)])
     params = chain.init(KEY, X)
     gains = jnp.asarray([2.0, 3.0, 4.0, 5.0, 6.0])
-    found = jax.jit(networks.scale_kernels)(params, gains)
+    found = jax.jit(networks.rescale)(params, gains)
     np.testing.assert_allclose(found.embed["kernel"], 2 * params.embed["kernel"], rtol=1e-6)
     np.testing.assert_allclose(found.readout["kernel"], 6 * params.readout["kernel"], rtol=1e-6)
     blocks, wanted = found.blocks.parts[0], params.blocks.parts[0]
@@ -52,7 +52,7 @@ def test_gains_of_layers_multiply_kernels_alone():
         chex.assert_trees_all_equal(blocks[name]["bias"], wanted[name]["bias"])
     chex.assert_trees_all_equal(blocks["LayerNorm_0"], wanted["LayerNorm_0"])
     # the caller's rule
-    only = networks.scale_kernels(params, 2.0, lambda path: path == ("Dense_1", "kernel"))
+    only = networks.rescale(params, 2.0, kernels=lambda path: path == ("Dense_1", "kernel"))
     chex.assert_trees_all_equal(only.embed, params.embed)
     np.testing.assert_allclose(
         only.blocks.parts[0]["Dense_1"]["kernel"], 2 * wanted["Dense_1"]["kernel"]
@@ -70,7 +70,7 @@ def test_gains_of_nnx_layers_and_of_plain_arrays():
     _, params = networks.from_nnx(
         [nnx.Linear(5, 6, rngs=rngs), *blocks, nnx.Linear(6, 2, rngs=rngs)], X
     )
-    found = networks.scale_kernels(params, 2.0)
+    found = networks.rescale(params, 2.0)
     assert jax.tree.structure(found) == jax.tree.structure(params)
     np.testing.assert_allclose(found.embed["kernel"][...], 2 * params.embed["kernel"][...])
     changed = jax.tree.map(
@@ -82,7 +82,7 @@ def test_gains_of_nnx_layers_and_of_plain_arrays():
     weights = [jnp.ones((5, 4)), jnp.eye(4), jnp.eye(4), jnp.ones((4, 2))]
     _, params = networks.from_params([lambda w, h: h @ w] * 4, weights, jnp.ones(5))
     np.testing.assert_allclose(
-        networks.scale_kernels(params, 3.0).blocks.parts[0], 3 * params.blocks.parts[0]
+        networks.rescale(params, 3.0).blocks.parts[0], 3 * params.blocks.parts[0]
     )
 
 
@@ -91,7 +91,7 @@ def test_lsuv_of_layers_with_several_weights():
     """Layers of one weight and layers of two, in whose blocks the branch is measured."""
     shrink = nn.Sequential([nn.relu, nn.Dense(6), nn.relu, nn.Dense(4)])
     chain = networks.from_linen([nn.Dense(6), *[Residual()] * 3, shrink, nn.Dense(3)])
-    params = networks.scale_kernels(chain.init(KEY, X), 0.3)
+    params = networks.rescale(chain.init(KEY, X), 0.3)
 
     def branch(below, above):
         return above - below if above.shape == below.shape else above
@@ -128,7 +128,7 @@ def test_lsuv_is_that_of_our_network():
     )
 
 
-@pytest.mark.parametrize("scale", [networks.scale_kernels, None])
+@pytest.mark.parametrize("scale", [networks.rescale, None])
 def test_a_network_without_weights_is_refused(scale):
     chain, params = networks.from_params(
         [lambda w, h: h * w["w"]] * 3, [{"w": jnp.ones(2, jnp.float32)}] * 3, X[0, :2]
@@ -143,9 +143,9 @@ def test_gains_that_are_none_are_refused():
     chain = networks.from_linen([nn.Dense(6), nn.Dense(6), nn.Dense(2)])
     params = chain.init(KEY, X)
     with pytest.raises(ValueError, match=r"one per layer, \[3\], got shape \(2,\)"):
-        networks.scale_kernels(params, jnp.ones(2))
+        networks.rescale(params, jnp.ones(2))
     with pytest.raises(ValueError, match="must be finite and >= 0, got -1"):
-        networks.scale_kernels(params, -1.0)
+        networks.rescale(params, -1.0)
     with pytest.raises(ValueError, match="kernels and part are for chains of your own layers"):
         initializers.lsuv(networks.MLP(1, 3), params, X, part=lambda h, y: y)
     with pytest.raises(

@@ -421,5 +421,5 @@ def test_parameters_of_another_model_are_refused():
         ValueError, match="the chain is of a networks.MLP, they of layers of your own"
     ):
         propagation.forward(networks.chain(ours), params, x)
-    with pytest.raises(ValueError, match="networks.scale_kernels scales those of your own layers"):
-        networks.rescale(params, 2.0, 1.0)
+    with pytest.raises(ValueError, match="sigma_b must be 1, got 0.5: biases"):
+        networks.rescale(params, 2.0, 0.5)

@@ -43,7 +43,7 @@ def test_a_cell_is_what_it_is_by_itself(found):
     def measured(depth):
         chain = factory(depth)
         unit = chain.init(jax.random.key(1), sample.x)
-        params = networks.scale_kernels(unit, 2.0)
+        params = networks.rescale(unit, 2.0)
         forward = propagation.forward(chain, params, sample.x)
         backward = propagation.backward(
             chain, params, sample.x, lambda y: training.cross_entropy(y, sample.label), [depth]

@@ -183,7 +183,7 @@ def test_networks_of_the_users_own_train_by_depth_and_gain():
     x = training.Examples(jnp.asarray(DATA.train.x), jnp.asarray(DATA.train.y))
     chain = network(3)
     drawn, key = jax.random.split(jax.random.key(0))
-    params = networks.scale_kernels(chain.init(drawn, x.x[:2]), 1.5)
+    params = networks.rescale(chain.init(drawn, x.x[:2]), 1.5)
     alone = jax.jit(
         lambda p: training.train(
             chain, p, grid.optimise(grid.kinds[0], dict(CELL)), x, key=key, steps=3, batch=16

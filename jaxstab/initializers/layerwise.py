@@ -8,7 +8,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, ArrayLike, Key, PyTree
 
 from jaxstab.checks import check_count
-from jaxstab.networks import MLP, Chain, Here, Params, chain, scale_kernels, upwards
+from jaxstab.networks import MLP, Chain, Here, Params, chain, rescale, upwards
 from jaxstab.networks.chains import with_network
 from jaxstab.networks.family import branch, module_of
 from jaxstab.networks.gains import Kernels, count_kernels, scale_layer
@@ -42,7 +42,7 @@ def lsuv(
         target: variance wanted, > 0; may be traced.
         steps: rescalings per layer, >= 1.
         kernels: which parameters of the user's own layers are weights, as in
-            `networks.scale_kernels`.
+            `networks.rescale`.
         part: of blocks of the user's own, (state below, state above) -> what has the variance, such
             as their difference where a skip is a sum; None for the state above.
 
@@ -141,7 +141,7 @@ def auto_init(
         key: PRNG key of u.
         steps: rescalings per block, >= 1; one is exact where a block ends in its only kernel.
         samples: vectors u, >= 1.
-        kernels: which parameters are weights, as in `networks.scale_kernels`.
+        kernels: which parameters are weights, as in `networks.rescale`.
 
     Returns:
         Parameters; blocks without weights, or whose Jacobian is 0, are left alone.
@@ -190,7 +190,7 @@ def _layer_by_layer(
 ) -> Params:
     """Rescale the weights of each layer, from the input on, until `size` has the wanted value."""
     # refuses a chain without weights
-    scale_kernels(params, 1.0, kernels)
+    rescale(params, 1.0, kernels=kernels)
 
     def new_theta(here: Here, h: PyTree) -> PyTree:
         many = count_kernels(here.theta, kernels)

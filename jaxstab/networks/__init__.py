@@ -13,13 +13,12 @@ from jaxstab.networks.family import (
     chain,
     init,
     mlp,
-    rescale,
 )
 from jaxstab.networks.family import unbind as unbind
 from jaxstab.networks.family import variables as variables
 from jaxstab.networks.folds import downwards, state, states, upwards
 from jaxstab.networks.gains import Kernels as Kernels
-from jaxstab.networks.gains import scale_kernels
+from jaxstab.networks.gains import rescale
 from jaxstab.networks.here import Here
 from jaxstab.networks.normalization import NORMS
 from jaxstab.networks.own import from_functions, from_linen, from_nnx, from_params
@@ -54,7 +53,6 @@ __all__ = [
     "over_batch",
     "probe",
     "rescale",
-    "scale_kernels",
     "state",
     "states",
     "tag",

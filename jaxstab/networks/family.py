@@ -12,7 +12,8 @@ from jaxtyping import Array, ArrayLike, Float, Key, PyTree
 from jaxstab.activations import Activation
 from jaxstab.checks import check_floating, check_gains
 from jaxstab.networks.blocks import Block
-from jaxstab.networks.chains import Chain, Dropout, Layer, Params, Segments, Updates, with_network
+from jaxstab.networks.chains import Chain, Dropout, Layer, Params, Updates, with_network
+from jaxstab.networks.gains import rescale
 from jaxstab.networks.layers import as_layer
 from jaxstab.networks.normalization import NORMS
 from jaxstab.networks.perceptron import MLP
@@ -364,36 +365,6 @@ def _drawn(mlp: MLP, key: Array, x: Array, sigma_w: ArrayLike, sigma_b: ArrayLik
 
 # one program for each network: without it, Flax's scan compiles at every call
 _drawn_by_program = jax.jit(_drawn, static_argnums=0)
-
-
-@with_network
-def rescale(params: Params, sigma_w: ArrayLike, sigma_b: ArrayLike) -> Params:
-    """Multiply all weights by sigma_w and all biases by sigma_b; norms, gates and alphas stay.
-
-    Args:
-        params: parameters, usually of unit gains, init(..., sigma_w=1, sigma_b=1), before `bind`.
-        sigma_w: factor of the weights.
-        sigma_b: factor of the biases.
-
-    Returns:
-        Parameters of the same dtypes.
-
-    Raises:
-        ValueError: if the parameters are of layers of the user's own.
-    """
-    if isinstance(params.blocks, Segments):
-        raise ValueError(
-            "rescale is for parameters of an MLP: networks.scale_kernels scales those of your own layers"
-        )
-    factors = {"kernel": sigma_w, "bias": sigma_b}
-
-    def scaled(path: tuple, leaf: Array) -> Array:
-        module, name = path[-2:]
-        if getattr(module, "key", None) != "dense":
-            return leaf
-        return leaf * jnp.asarray(factors[name.key], leaf.dtype)
-
-    return jax.tree.map_with_path(scaled, params)
 
 
 @with_network

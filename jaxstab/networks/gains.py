@@ -1,6 +1,6 @@
-"""Gains of layers of the user's own: find their weights and scale them."""
+"""Gains: find the weights of layers and scale them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, PyTree
 
 from jaxstab.checks import check_gains
-from jaxstab.networks.chains import Params, layers_of, with_network
+from jaxstab.networks.chains import Params, Segments, layers_of, with_network
 from jaxstab.networks.layers import as_layer, with_trained
 from jaxstab.norms.paths import named_leaves
 
@@ -56,47 +56,93 @@ def scale_layer(theta: PyTree, factor: ArrayLike, kernels: Kernels | None = None
 
 
 @with_network
-def scale_kernels(params: Params, sigma_w: ArrayLike, kernels: Kernels | None = None) -> Params:
-    """Multiply the weights of layers of the user's own by a gain.
+def rescale(
+    params: Params,
+    sigma_w: ArrayLike,
+    sigma_b: ArrayLike = 1.0,
+    kernels: Kernels | None = None,
+) -> Params:
+    """Multiply weights by sigma_w and biases by sigma_b; norms, gates and alphas stay.
 
-    Flax's default kernels have variance 1/fan_in (`lecun_normal`): sigma_w is then the gain.
+    Parameters of unit gain, init(..., sigma_w=1, sigma_b=1), get these gains. Flax's default
+    kernels have variance 1/fan_in (`lecun_normal`), too.
 
     Args:
-        params: parameters of a chain, depth L.
-        sigma_w: factor, >= 0: one, or one for the embedding, one per block and one for the readout;
-            may be traced.
+        params: parameters of a chain, depth L, before `bind`.
+        sigma_w: factor of the weights, >= 0: one, or one for the embedding, one per block and one
+            for the readout; may be traced.
+        sigma_b: factor of the biases, >= 0; of layers of the user's own they stay, and it is 1.
         kernels: which parameters of two axes or more are weights, by their paths within their
-            layer; None for those called `kernel`, and for a layer that is one array.
+            layer; None for those of W in an MLP, in layers of the user's own for those called
+            `kernel` and for a layer that is one array.
 
     Returns:
         Parameters of the same dtypes.
 
     Raises:
-        ValueError: if a concrete sigma_w is negative or not finite, or has another shape, or no
-            layer has a weight.
+        ValueError: if a concrete factor is negative or not finite, or has another shape, no layer
+            has a weight, or sigma_b is given for layers of the user's own.
 
     Example:
         >>> from flax import linen as nn
         >>> from jaxstab import networks
         >>> chain = networks.from_linen([nn.Dense(4), *[nn.Sequential([nn.tanh, nn.Dense(4)])] * 3, nn.Dense(2)])
         >>> params = chain.init(jax.random.key(0), jnp.ones(4, jnp.float32))
-        >>> louder = scale_kernels(params, 1.5)
+        >>> louder = rescale(params, 1.5)
         >>> bool(jnp.all(louder.embed["kernel"] == 1.5 * params.embed["kernel"]))
         True
     """
-    check_gains(sigma_w, 0.0)
-    if jnp.shape(sigma_w) not in ((), (params.depth + 2,)):
+    check_gains(sigma_w, sigma_b)
+    if kernels is None and _of_family(params):
+        if jnp.ndim(sigma_b) != 0:
+            raise ValueError(f"sigma_b must be one number, got shape {jnp.shape(sigma_b)}")
+        scaled = _scaled_layers(params, sigma_w, _is_weight)
+        return _scaled_layers(scaled, sigma_b, _is_bias)
+    if isinstance(sigma_b, jax.core.Tracer) or np.any(np.asarray(sigma_b) != 1):
         raise ValueError(
-            f"sigma_w must be one, or one per layer, [{params.depth + 2}], got shape {jnp.shape(sigma_w)}"
+            f"sigma_b must be 1, got {sigma_b}: biases of layers of your own stay as they are"
         )
-    gains = jnp.broadcast_to(jnp.asarray(sigma_w, float), params.depth + 2)
+    rule = kernels or is_kernel
+
+    def is_weight(path: tuple[str, ...], axes: int) -> bool:
+        return axes >= 2 and bool(rule(path))
+
+    return _scaled_layers(params, sigma_w, is_weight)
+
+
+def _of_family(params: Params) -> bool:
+    """Tell parameters of an MLP, each layer of which has its W in a module called "dense"."""
+    if isinstance(params.blocks, Segments):
+        return False
+    layers = [as_layer(stack).params for stack in params.stacks]
+    return all(isinstance(layer, Mapping) and "dense" in layer for layer in layers)
+
+
+def _is_weight(path: tuple[str, ...], axes: int) -> bool:
+    return path == ("dense", "kernel")
+
+
+def _is_bias(path: tuple[str, ...], axes: int) -> bool:
+    return path == ("dense", "bias")
+
+
+def _scaled_layers(
+    params: Params, factors: ArrayLike, chosen: Callable[[tuple[str, ...], int], bool]
+) -> Params:
+    """Multiply the leaves that a rule of path and number of axes chooses, by one factor or one per layer."""
+    shape = jnp.shape(factors)
+    if shape not in ((), (params.depth + 2,)):
+        raise ValueError(
+            f"sigma_w must be one, or one per layer, [{params.depth + 2}], got shape {shape}"
+        )
     layers = [as_layer(stack) for stack in params.stacks]
     # parameters of blocks carry a layer axis
-    axes = [2, *[3] * (len(layers) - 2), 2]
-    chosen = [
-        _which(layer.params, kernels, least) for layer, least in zip(layers, axes, strict=True)
+    axes = [0, *[1] * (len(layers) - 2), 0]
+    which = [
+        [bool(chosen(path, np.ndim(leaf) - extra)) for path, leaf in named_leaves(layer.params)]
+        for layer, extra in zip(layers, axes, strict=True)
     ]
-    if not any(map(any, chosen)):
+    if not any(map(any, which)):
         names = {path[-1] for layer in layers for path, _ in named_leaves(layer.params) if path}
         raise ValueError(
             f"no parameter of two axes or more is a weight by this rule; there are {', '.join(sorted(names))}: "
@@ -104,15 +150,13 @@ def scale_kernels(params: Params, sigma_w: ArrayLike, kernels: Kernels | None = 
         )
     scaled = []
     first = 0
-    for i, (stack, layer, which) in enumerate(zip(params.stacks, layers, chosen, strict=True)):
-        if 0 < i < len(layers) - 1:
-            many = layers_of(stack)
-            gain = gains[first : first + many]
-        else:
-            many = 1
-            gain = gains[first]
-        scaled.append(with_trained(stack, _scaled(layer.params, gain, which)))
-        first += many
+    for stack, layer, extra, leaves in zip(params.stacks, layers, axes, which, strict=True):
+        factor = jnp.asarray(factors, float)
+        if shape:
+            many = layers_of(stack) if extra else 1
+            factor = factor[first : first + many] if extra else factor[first]
+            first += many
+        scaled.append(with_trained(stack, _scaled(layer.params, factor, leaves)))
     return params.restacked(scaled)
 
 

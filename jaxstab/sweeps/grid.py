@@ -74,7 +74,7 @@ class Grid:
         network: None for the MLPs of `networks.MLP`, or depth -> the chain of that depth; other axes
             that it takes are arguments by their names.
         kernels: which parameters of a network of the caller's own sigma_w multiplies, as in
-            `networks.scale_kernels`.
+            `networks.rescale`.
 
     Example:
         >>> grid = Grid({"depth": (8, 32), "sigma_w": (1.0, 1.5), "seed": range(4)}, width=64)

@@ -363,7 +363,7 @@ def _own_cell(grid: Grid, kind: Kind, depth: int, measure: Measure) -> Callable[
         def one(sigma_w: Array, sample: Sample, mask: Array) -> Record:
             params = unit
             if scales:
-                params = networks.scale_kernels(unit, sigma_w, grid.kernels)
+                params = networks.rescale(unit, sigma_w, kernels=grid.kernels)
             with at_precision_of(chain):
                 found = measure(chain, bind(params, key=mask), sample, (depth,))
             return jax.tree.map(

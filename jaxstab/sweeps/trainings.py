@@ -357,7 +357,7 @@ class Trainings:
             params = network.init(key, x)
             if tuple(grid.values("sigma_w")) == (1.0,):
                 return params
-            return networks.scale_kernels(params, cell["sigma_w"], grid.kernels)
+            return networks.rescale(params, cell["sigma_w"], kernels=grid.kernels)
 
         def one(cell: Cell, depth: Array, examples: tuple[Examples, Examples]) -> list[Array]:
             drawn, key = jax.random.split(jax.random.key(cell["seed"]))
