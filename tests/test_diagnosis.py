@@ -316,6 +316,48 @@ def test_attention_that_has_settled_is_found_at_its_module():
 
 
 @pytest.mark.slow
+def test_gradients_of_nearby_inputs_in_a_chaotic_chain_are_those_of_the_chain_rule():
+    """Hold cosines and signal to noise of gradients at two nearby inputs against NumPy's chain rule."""
+    depth, width = 14, 32
+    draws = np.random.default_rng(0)
+    weights = (3.5 * draws.normal(size=(depth, width, width)) / width**0.5).astype("float32")
+
+    def model(weights, h):
+        for i, w in enumerate(weights):
+            h = networks.tag(f"block{i}", jnp.tanh(h) @ w)
+        return h
+
+    h = draws.normal(size=(6, width)).astype("float32")
+    key = jax.random.key(4)
+    report = diagnosis.diagnose(model, list(weights), h, lambda y: jnp.sum(y**2), key=key)
+    found = next(finding for finding in report.findings if finding.what == "shattered gradient")
+    first = networks.probe(model, list(weights), h).sites[0]
+    at_first = np.tanh(h) @ weights[0]
+    shift = np.asarray(measuring._disturbance(first, jnp.asarray(at_first), key)["block0"])
+
+    def gradient(state):
+        states = [state.astype(float)]
+        for w in weights[1:]:
+            states.append(np.tanh(states[-1]) @ w)
+        cotangent = 2 * states[-1]
+        for state, w in zip(states[-2::-1], weights[:0:-1], strict=True):
+            cotangent = (1 - np.tanh(state) ** 2) * (cotangent @ w.T)
+        return cotangent
+
+    one, other = gradient(at_first), gradient(at_first + shift)
+    product = np.sum(one * other, 1)
+    squares = np.sum(one**2, 1), np.sum(other**2, 1)
+    cosines = product / np.sqrt(squares[0] * squares[1])
+    # float32 in a chaotic chain: 3e-6 in the cosine
+    np.testing.assert_allclose(found.measured.value, np.mean(cosines), atol=1e-3)
+    reach = 2 * np.std(cosines, ddof=1) / np.sqrt(6)
+    np.testing.assert_allclose(found.measured.high - found.measured.value, reach, rtol=1e-2)
+    noise = (squares[0] + squares[1]) / 2 - product
+    ratio = report.measured.saliency.signal_to_noise[0]
+    np.testing.assert_allclose(ratio, np.median(product / noise), rtol=2e-2, atol=1e-3)
+
+
+@pytest.mark.slow
 def test_a_mask_of_attention_is_no_fault():
     """Hold that -inf in what a softmax reads raises no alarm."""
     x = jax.random.normal(jax.random.key(0), (5, 4, 6), "float32")

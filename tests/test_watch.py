@@ -12,6 +12,7 @@ import pytest
 
 from jaxstab import clipping, diagnosis, networks
 from jaxstab.diagnosis import writers
+from jaxstab.diagnosis.running import of_run
 from jaxstab.extras import MissingExtraError
 
 STEPS, EVERY = 30, 7
@@ -148,3 +149,53 @@ def test_writers_of_extras(monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", fake)
     writers.wandb(project="mine")(3, {"a": 1.0, "b": float("nan")})
     assert logged == [{"project": "mine"}, (3, {"a": 1.0})]
+
+
+def _watched(steps, gradient, ratio, rate):
+    """Summaries of a run with the given norms of gradients, ratios by group and firing rate."""
+    ones = np.ones(len(steps))
+    groups = {name: np.log(value) * ones for name, value in ratio.items()}
+    return diagnosis.Watched(
+        last_step=np.asarray(steps),
+        log_gradient={name: np.log(gradient / len(ratio) ** 0.5) for name in ratio},
+        log_update=groups,
+        log_parameters=dict.fromkeys(ratio, 0 * ones),
+        stable_rank={},
+        firing_rates={"0": rate * ones},
+        nonfinite=np.zeros(len(steps), int),
+    )
+
+
+def test_a_run_is_told_that_its_clipping_and_updates_are_out_of_line():
+    """Hold clippers that never or always fire, a threshold from norms, and layers that move too little."""
+    steps = np.arange(0, 410, 10)
+    norms = np.linspace(1, 2, 41)
+    even = {"a": 1e-3, "b": 2e-3, "c": 1e-3}
+    assert of_run(_watched(steps, norms, even, 0.1)) == []
+    (never,) = of_run(_watched(steps, norms, even, 0.0))
+    assert (never.what, never.where) == ("clipping never fires", "clipper 0")
+    # Wilson's upper end at z = 2: z^2 / (n + z^2)
+    np.testing.assert_allclose(never.measured.high, 4 / 405, rtol=1e-9)
+    assert "a threshold of 1.9 lets 90% of them through" in never.change
+    (always,) = of_run(_watched(steps, norms, even, 1.0))
+    assert always.what == "clipping always fires"
+    (odd,) = of_run(_watched(steps, norms, even | {"d": 1e-6}, 0.1))
+    assert (odd.what, odd.where) == ("update out of line", "d")
+    np.testing.assert_allclose(odd.measured, [1e-6] * 3, rtol=1e-9)
+    (large,) = of_run(_watched(steps, norms, {"a": 0.5, "b": 0.5}, 0.1))
+    assert large.what == "updates too large" and "lower the learning rate by 2.7" in large.change
+    # one summary, no update yet, few updates, a stack of layers
+    one = jax.tree.map(lambda leaf: leaf[-1], _watched(steps, norms, even, 0.0))
+    assert [finding.what for finding in of_run(one)] == ["clipping never fires"]
+    assert of_run(one._replace(last_step=np.asarray(-1))) == []
+    assert of_run(one._replace(last_step=np.asarray(5))) == []
+    layers = {name: np.zeros((41, 5)) for name in even}
+    stacked = _watched(steps, norms, even, 0.1)._replace(
+        log_update={"a": np.log(1e-3) - np.eye(5)[3] * 9 * np.ones((41, 1))},
+        log_parameters={"a": layers["a"]},
+    )
+    assert [finding.where for finding in of_run(stacked)] == ["a@3"]
+    spoilt = stacked._replace(
+        nonfinite=np.arange(41) // 40, log_update=layers, log_parameters=layers
+    )
+    assert of_run(spoilt)[0].where == "update 400"

@@ -12,6 +12,8 @@ from jaxstab.diagnosis.disagreeing import disagreement
 from jaxstab.diagnosis.findings import Diagnosis
 from jaxstab.diagnosis.measuring import Loss, Measured, measurement
 from jaxstab.diagnosis.rules import findings, gradient_rate, small_share
+from jaxstab.diagnosis.running import of_run
+from jaxstab.diagnosis.watching import Watched
 from jaxstab.networks import Probe
 from jaxstab.networks.interception import ATTENTION
 
@@ -24,6 +26,7 @@ def diagnose(
     *,
     key: Key[Array, ""] | None = None,
     rngs: PyTree = None,
+    watched: Watched | None = None,
     **keywords: Any,
 ) -> Diagnosis:
     """Say what is wrong with a model at one batch: of its signal, of its gradient, and where.
@@ -38,6 +41,8 @@ def diagnose(
         loss: scalar function of the output, such as a mean over the batch.
         key: PRNG key of small disturbances; None for a fixed one.
         rngs: keys by name of stream, {"dropout": key}.
+        watched: what `watch` kept of a run of the model, one summary or those of a scan along a
+            leading axis: its clipping and its updates are judged as well. None for no run.
         keywords: other arguments of the model's call, such as train=True.
 
     Returns:
@@ -68,7 +73,8 @@ def diagnose(
     key = jax.random.key(0) if key is None else key
     measured = measure(params, inputs, key)
     beside = compared(probe.model.chain, params, measured)
-    found = (*findings(measured), *disagreement(measured, beside))
+    run = [] if watched is None else of_run(watched)
+    found = (*findings(measured), *disagreement(measured, beside), *run)
 
     def remeasure(changed: PyTree) -> Measured:
         return measure(changed, inputs, key)

@@ -112,6 +112,8 @@ class Diagnosis(NamedTuple):
                 "tokens": measured.tokens[i],
                 "max_logit": measured.attention.max_logit[i],
                 "share_of_entropy": measured.attention.entropy[i],
+                "gradient_cosine_nearby": measured.saliency.cosine[i],
+                "saliency_signal_to_noise": measured.saliency.signal_to_noise[i],
             }
             for i, (row, site) in enumerate(zip(measured.rows, measured.sites, strict=True))
         }

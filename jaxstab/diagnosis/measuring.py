@@ -31,6 +31,21 @@ NEARBY = 1e-2
 SCALES = (2.0**100, 2.0**60, 2.0**24, 2.0**12, 2.0**6)
 
 
+class Saliency(NamedTuple):
+    """Gradients dL/dh, dL/dh' of two nearby inputs, at one row or along the axis of rows.
+
+    Attributes:
+        cosine: of the two, mean over examples.
+        error: standard error of that mean; NaN where the first axis is not the batch.
+        signal_to_noise: |E g|^2 / E |g - E g|^2 from the two, as `signal_to_noise` of
+            `propagation.saliency` estimates it.
+    """
+
+    cosine: Float[Array, ""]
+    error: Float[Array, ""]
+    signal_to_noise: Float[Array, ""]
+
+
 class Measured(NamedTuple):
     """A model at one batch, along the axis of its rows.
 
@@ -51,6 +66,7 @@ class Measured(NamedTuple):
         tokens: mean correlation of pairs of positions, the axis before the last, within an example.
         nearby: correlation of the signals of two inputs that differ by `NEARBY`.
         attention: largest logit and entropy of softmaxes; NaN at other rows.
+        saliency: how alike gradients of two inputs are that differ by `NEARBY`.
         loss: its value.
     """
 
@@ -68,6 +84,7 @@ class Measured(NamedTuple):
     tokens: Float[np.ndarray, " row"]
     nearby: Float[np.ndarray, " row"]
     attention: Attention
+    saliency: Saliency
     loss: float
 
     @property
@@ -121,37 +138,46 @@ def measurement(
     ) -> dict[str, Array]:
         return probe.read(params, *inputs, shifts=shifts).sites
 
-    @jax.jit
-    def gradients(params: PyTree, inputs: Sequence[PyTree], scale: Float[Array, ""]) -> tuple:
-        return gradients_at_sites(probe, params, *inputs, loss=loss, scale=scale)
+    nothing = {} if first is None else {first.name: jnp.zeros(first.shape, first.dtype)}
 
-    def signal(params: PyTree, inputs: Sequence[PyTree], key: Key[Array, ""]) -> _Signal:
-        examples = _examples(inputs)
-        nothing = {} if first is None else {first.name: jnp.zeros(first.shape, first.dtype)}
+    @jax.jit
+    def gradients(
+        params: PyTree,
+        inputs: Sequence[PyTree],
+        scale: Float[Array, ""],
+        shifts: dict[str, Array],
+    ) -> tuple:
+        return gradients_at_sites(probe, params, *inputs, loss=loss, scale=scale, shifts=shifts)
+
+    def signal(
+        params: PyTree, inputs: Sequence[PyTree], key: Key[Array, ""]
+    ) -> tuple[_Signal, dict[str, Array]]:
         plain = values(params, inputs, nothing)
-        disturbed = (
-            plain
-            if first is None
-            else values(params, inputs, _disturbance(first, plain[first.name], key))
-        )
-        return _at_rows(probe, _of_signal, examples, plain, disturbed)
+        shifts = nothing if first is None else _disturbance(first, plain[first.name], key)
+        disturbed = values(params, inputs, shifts)
+        return _at_rows(probe, _of_signal, _examples(inputs), plain, disturbed), shifts
 
     def gradient(
-        params: PyTree, inputs: Sequence[PyTree], scale: float
-    ) -> tuple[_Gradient, np.ndarray, float]:
-        value, d_theta, d_sites = gradients(params, inputs, jnp.float32(scale))
+        params: PyTree, inputs: Sequence[PyTree], scale: float, shifts: dict[str, Array] = nothing
+    ) -> tuple[dict[str, Array], PyTree, float]:
+        value, d_theta, d_sites = gradients(params, inputs, jnp.float32(scale), shifts)
         known = {name: d_sites.get(name, _no_gradient(site)) for name, site in sites.items()}
-        at_rows = _at_rows(probe, _of_gradient, _examples(inputs), known)
-        return at_rows, _of_parameters(probe, d_theta), float(value)
+        return known, d_theta, float(value)
+
+    def of_gradient(known: dict[str, Array], inputs: Sequence[PyTree]) -> _Gradient:
+        return _at_rows(probe, _of_gradient, _examples(inputs), known)
 
     def measured(params: PyTree, inputs: Sequence[PyTree], key: Key[Array, ""]) -> Measured:
         _check_loss(probe, loss, params, inputs)
-        at_rows = signal(params, inputs, key)
-        grad, log_grad_theta, value = gradient(params, inputs, 1.0)
+        at_rows, shifts = signal(params, inputs, key)
+        plain, d_theta, value = gradient(params, inputs, 1.0)
+        grad = of_gradient(plain, inputs)
+        disturbed, _, _ = gradient(params, inputs, 1.0, shifts)
+        saliency = _at_rows(probe, _of_saliency, _examples(inputs), plain, disturbed)
         lost = np.zeros(len(of_rows))
         if np.any(grad.zero[floats] > 0) and not np.any(grad.nonfinite[floats] > 0):
             for scale in SCALES:
-                scaled, _, _ = gradient(params, inputs, scale)
+                scaled = of_gradient(gradient(params, inputs, scale)[0], inputs)
                 if not np.any(scaled.nonfinite[floats] > 0):
                     lost = grad.zero - scaled.zero
                     break
@@ -161,7 +187,7 @@ def measurement(
             blocks=blocks(probe),
             signal=at_rows.profile,
             log_grad_h=grad.log_norm,
-            log_grad_theta=log_grad_theta,
+            log_grad_theta=_of_parameters(probe, d_theta),
             by_example=grad.by_example,
             nonfinite=grad.nonfinite,
             zero=grad.zero,
@@ -170,6 +196,7 @@ def measurement(
             tokens=at_rows.tokens,
             nearby=at_rows.nearby,
             attention=at_rows.attention,
+            saliency=saliency,
             loss=value,
         )
 
@@ -227,6 +254,23 @@ def _of_gradient(site: Site, examples: int, gradient: Array) -> _Gradient:
         jnp.mean(numbers == 0, dtype=numbers.dtype),
         jnp.mean(~jnp.isfinite(numbers), dtype=numbers.dtype),
     )
+
+
+def _of_saliency(site: Site, examples: int, one: Array, other: Array) -> Saliency:
+    gradients = [floating(one), floating(other)]
+    if not _is_batch(one, examples):
+        gradients = [gradient[None] for gradient in gradients]
+
+    def of_example(one: Array, other: Array) -> tuple[Array, Array]:
+        cosine = site_correlation(site, one, other)
+        log_ratio = unit(one)[1] - unit(other)[1]
+        return cosine, cosine / (jnp.cosh(log_ratio) - cosine)
+
+    cosines, ratios = jax.vmap(of_example)(*gradients)
+    count = len(cosines)
+    error = jnp.std(cosines, ddof=1) / count**0.5 if count > 1 else cosines[0] * jnp.nan
+    # a ratio of nearly equal gradients is nearly infinite: the median has a meaning
+    return Saliency(jnp.mean(cosines), error, jnp.median(ratios))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))

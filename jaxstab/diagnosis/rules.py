@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float
 from jaxstab.diagnosis.findings import Finding
 from jaxstab.diagnosis.intervals import Interval, certain, share, slope
 from jaxstab.diagnosis.measuring import Measured
-from jaxstab.diagnosis.similarity import chaotic, collapsing, settled
+from jaxstab.diagnosis.similarity import chaotic, collapsing, settled, shattered
 from jaxstab.networks import Site
 
 # nats; a factor of 30 over the depth
@@ -373,6 +373,7 @@ RULES: tuple[Callable[[Measured], list[Finding]], ...] = (
     settled,
     collapsing,
     chaotic,
+    shattered,
 )
 
 

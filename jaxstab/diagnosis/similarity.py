@@ -10,6 +10,8 @@ from jaxstab.diagnosis.measuring import NEARBY, Measured
 # first
 COLLAPSED = 0.999
 APART = 0.95
+# cosine of the gradients of nearby inputs below which a saliency map is mostly noise
+SHATTERED = 0.5
 # share of the entropy of equal weights below which attention has settled on single places
 SETTLED = 0.1
 
@@ -110,5 +112,36 @@ def chaotic(measured: Measured) -> list[Finding]:
             "in the chaotic phase, chi_1 > 1, nearby inputs part, and their gradients have nothing in common "
             "(Poole et al. 2016; Balduzzi et al. 2017)",
             "lower the gain to the critical one, or add skip connections",
+        )
+    ]
+
+
+def shattered(measured: Measured) -> list[Finding]:
+    """Find gradients that nearby inputs do not share.
+
+    Args:
+        measured: the model.
+
+    Returns:
+        The findings.
+    """
+    saliency = measured.saliency
+    bad = [i for i in measured.blocks if saliency.cosine[i] < SHATTERED]
+    if not bad:
+        return []
+    # towards the input, each block shatters it more
+    lowest = measured.blocks[0]
+    value = float(saliency.cosine[lowest])
+    reach = 2 * float(saliency.error[lowest])
+    return [
+        Finding(
+            "shattered gradient",
+            measured.rows[bad[-1]].name,
+            Interval(value, value - reach, value + reach),
+            f"is the cosine of the gradients at {measured.rows[lowest].name} of inputs that differ by {NEARBY:.0%}; "
+            f"signal to noise of a saliency map {saliency.signal_to_noise[lowest]:.2g}",
+            "without skip connections gradients of nearby inputs lose what they share with depth, as noise does "
+            "(Balduzzi et al. 2017)",
+            "add skip connections, scaled down with depth where BatchNorm is used, or lower the gain",
         )
     ]

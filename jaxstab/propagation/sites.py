@@ -136,7 +136,12 @@ def backward_at_sites(
 
 
 def gradients_at_sites(
-    probe: Probe, params: PyTree, *inputs: PyTree, loss: Loss, scale: ArrayLike = 1.0
+    probe: Probe,
+    params: PyTree,
+    *inputs: PyTree,
+    loss: Loss,
+    scale: ArrayLike = 1.0,
+    shifts: Mapping[str, Array] | None = None,
 ) -> tuple[Float[Array, ""], PyTree, Mapping[str, Array]]:
     """Compute the gradient of a loss by parameters and by floating sites.
 
@@ -146,6 +151,7 @@ def gradients_at_sites(
         inputs: as the model takes them.
         loss: scalar function of the output.
         scale: factor of the gradient on its way.
+        shifts: added to the values of these sites; None for nothing.
 
     Returns:
         The loss, and its gradients times the scale.
@@ -157,7 +163,7 @@ def gradients_at_sites(
             probe.read(probe.model.join(theta, rest), *inputs, shifts=shifts, sites=()).output
         )
 
-    value, pull = jax.vjp(objective, theta, probe.zeros())
+    value, pull = jax.vjp(objective, theta, probe.zeros() | dict(shifts or {}))
     d_theta, d_sites = pull(jnp.asarray(scale, value.dtype))
     return value, d_theta, d_sites
 

@@ -1,0 +1,168 @@
+"""Rules of a training run: clipping that never or always fires, updates out of line with their parameters."""
+
+import math
+
+import numpy as np
+from jaxtyping import Float
+
+from jaxstab.diagnosis.findings import Finding
+from jaxstab.diagnosis.intervals import Interval, certain, share
+from jaxstab.diagnosis.watching import Watched
+
+# updates from which on a firing rate says something
+ENOUGH = 20
+# firing rate of a clipper that is part of the learning rate
+ALWAYS = 0.99
+# share of gradients that a threshold should let through
+THROUGH = 0.9
+# size of an update over that of its parameters, for the median group
+LARGEST = 0.1
+SMALLEST = 1e-6
+# nats by which a group may differ from the median group
+APART = math.log(100.0)
+
+
+def of_run(watched: Watched) -> list[Finding]:
+    """Tell what is wrong with a run from what `watch` kept of it.
+
+    Args:
+        watched: one summary, or those of a run along a leading axis.
+
+    Returns:
+        The findings.
+    """
+    steps = np.atleast_1d(np.asarray(watched.last_step))
+    _, rows = np.unique(steps, return_index=True)
+    rows = rows[steps[rows] >= 0]
+    if not len(rows):
+        return []
+    stacked = np.ndim(watched.last_step) > 0
+
+    def logs(groups: dict) -> dict[str, Float[np.ndarray, " summary"]]:
+        return _by_layer(groups, rows, stacked)
+
+    gradient = logs(watched.log_gradient)
+    ratios = {
+        name: log - of_parameters
+        for (name, log), of_parameters in zip(
+            logs(watched.log_update).items(), logs(watched.log_parameters).values(), strict=True
+        )
+    }
+    updates = int(steps[rows[-1]]) + 1
+    rates = {name: rate[-1] for name, rate in logs(watched.firing_rates).items()}
+    nonfinite = np.atleast_1d(np.asarray(watched.nonfinite))[rows]
+    return [
+        *_nonfinite(steps[rows], nonfinite),
+        *_clipping(rates, updates, gradient),
+        *_updates(ratios),
+    ]
+
+
+def _by_layer(
+    groups: dict, rows: np.ndarray, stacked: bool
+) -> dict[str, Float[np.ndarray, " summary"]]:
+    """Numbers of each group, those of a stack by layer."""
+    found = {}
+    for name, values in groups.items():
+        numbers = np.asarray(values, float)
+        numbers = numbers[rows] if stacked else numbers[None]
+        if numbers.ndim == 1:
+            found[name] = numbers
+            continue
+        found |= {f"{name}@{i}": numbers[:, i] for i in range(numbers.shape[1])}
+    return found
+
+
+def _nonfinite(steps: np.ndarray, counts: np.ndarray) -> list[Finding]:
+    if not np.any(counts > 0):
+        return []
+    first = int(np.flatnonzero(counts > 0)[0])
+    return [
+        Finding(
+            "non-finite gradient while training",
+            f"update {steps[first]}",
+            certain(float(counts[first])),
+            f"entries of the gradient are NaN or infinite, as in {np.mean(counts > 0):.0%} of the summaries",
+            "one such entry makes every parameter NaN that reads it (IEEE 754)",
+            "diagnose the parameters of that update; clipping.guarded skips it",
+        )
+    ]
+
+
+def _clipping(
+    rates: dict[str, float], updates: int, gradient: dict[str, np.ndarray]
+) -> list[Finding]:
+    if updates < ENOUGH:
+        return []
+    with np.errstate(invalid="ignore"):
+        whole = np.logaddexp.reduce([2 * log for log in gradient.values()]) / 2
+    known = whole[np.isfinite(whole)]
+    seen = "no finite norm of a gradient was seen"
+    if len(known):
+        low, middle, high = np.exp(np.quantile(known, [0.05, 0.5, THROUGH]))
+        seen = (
+            f"gradients had norms around {middle:.3g}, 90 % of them between {low:.3g} and the largest; a threshold "
+            f"of {high:.3g} lets {THROUGH:.0%} of them through"
+        )
+    found = []
+    for name, rate in rates.items():
+        if 0 < rate < ALWAYS:
+            continue
+        never = rate == 0
+        found.append(
+            Finding(
+                "clipping never fires" if never else "clipping always fires",
+                f"clipper {name}",
+                share(float(rate), updates),
+                f"of {updates} updates were clipped",
+                "a threshold that nothing reaches guards against nothing"
+                if never
+                else "a norm that is always cut to the threshold makes every step of one length: the threshold is part "
+                "of the learning rate (Zhang et al. 2020)",
+                f"{seen}; or clipping.auto_clip, which follows them (Seetharaman et al. 2020)",
+            )
+        )
+    return found
+
+
+def _updates(ratios: dict[str, np.ndarray]) -> list[Finding]:
+    sizes = {}
+    for name, logs in ratios.items():
+        # the second half: a warm-up of the learning rate is over, or further on
+        known = logs[len(logs) // 2 :]
+        known = known[np.isfinite(known)]
+        if len(known):
+            sizes[name] = known
+    if not sizes:
+        return []
+    medians = {name: float(np.median(known)) for name, known in sizes.items()}
+    middle = float(np.median(list(medians.values())))
+    found = []
+    if not math.log(SMALLEST) < middle < math.log(LARGEST):
+        large = middle >= math.log(LARGEST)
+        powers = abs(middle - math.log(1e-3)) / math.log(10)
+        found.append(
+            Finding(
+                "updates too large" if large else "updates too small",
+                "the median group",
+                certain(math.exp(middle)),
+                "is the norm of an update over that of its parameters",
+                "healthy runs move a layer by a thousandth of its norm at an update (You et al. 2017 fix the ratio)",
+                f"{'lower' if large else 'raise'} the learning rate by {powers:.1f} powers of ten",
+            )
+        )
+    odd = [name for name, log in medians.items() if abs(log - middle) > APART and len(medians) > 2]
+    for name in sorted(odd, key=lambda name: -abs(medians[name] - middle))[:3]:
+        low, high = np.exp(np.quantile(sizes[name], [0.05, 0.95]))
+        found.append(
+            Finding(
+                "update out of line",
+                name,
+                Interval(math.exp(medians[name]), float(low), float(high)),
+                f"is the norm of its update over that of its parameters; of the median group {math.exp(middle):.3g}",
+                "layers that move at very different rates make training unstable or leave one behind (You et al. 2017)",
+                "look at its scale and its gradient; an optimiser with a trust ratio (optax.lamb), or a learning rate "
+                "of its own",
+            )
+        )
+    return found
