@@ -3,6 +3,8 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Key, PyTree
 
 from jaxstab import networks
@@ -69,6 +71,9 @@ def diagnose(
     inputs = batch if isinstance(batch, tuple) else (batch,)
     given = isinstance(model, Probe)
     probe = model if given else probed(model, params, *inputs, rngs=rngs, **keywords)
+    # parameters read from a file are NumPy's
+    if any(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(params)):
+        params = jax.tree.map(jnp.asarray, params)
     measure = measurement(probe, loss)
     key = jax.random.key(0) if key is None else key
     measured = measure(params, inputs, key)
