@@ -180,6 +180,11 @@ def test_a_planted_fault_is_found_at_its_module(model, what, where):
     report = diagnosis.diagnose(model, jax.jit(model.init)(jax.random.key(2), X), X, loss)
     assert [(finding.what, finding.where) for finding in report.findings] == [(what, where)]
     assert f"{what.upper()} at {where}" in str(report)
+    if what == "dead units":
+        (cure,) = report.prescriptions
+        assert (cure.name, cure.before) == ("zero biases", 1.0)
+        # of 32 units at 16 examples, some are off for all at any draw
+        assert cure.after < 0.5
 
 
 @pytest.mark.slow
@@ -313,6 +318,15 @@ def test_attention_that_has_settled_is_found_at_its_module():
     reach = 2 * np.std(shares, ddof=1) / np.sqrt(4)
     np.testing.assert_allclose(found.measured.high - found.measured.value, reach, rtol=1e-4)
     assert f"largest logit {np.max(profile.max_logit[1]):.3g}; 1 of 3" in found.unit
+    # its queries and keys are scaled down, nothing else
+    (cure,) = report.prescriptions
+    assert cure.name == "cooler attention" and cure.after < 0.5 * cure.before
+    changed = jax.tree_util.tree_leaves_with_path(
+        jax.tree.map(lambda a, b: bool(jnp.any(a != b)), params, diagnosis.apply(report))
+    )
+    paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, new in changed if new]
+    module = "params/block_1/MultiHeadDotProductAttention_0"
+    assert paths == [f"{module}/key/kernel", f"{module}/query/kernel"]
 
 
 @pytest.mark.slow
@@ -382,6 +396,42 @@ def test_the_depth_is_of_one_method_and_a_loss_is_a_scalar():
     assert names == [f"layers_{i}" for i in range(3)]
     with pytest.raises(ValueError, match=r"must be a scalar float, got float32\[16, 12\]"):
         diagnosis.diagnose(probe, params, X, jnp.square)
+
+
+class Unnormalised(nn.Module):
+    """Twelve residual blocks without norms; the branch ends in the kernel called last."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Dense(32)(x)
+        for _ in range(12):
+            x = Plain()(x)
+        return nn.Dense(4)(x)
+
+
+class Plain(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return x + nn.Dense(32, kernel_init=HE)(nn.relu(nn.Dense(32, kernel_init=HE)(x)))
+
+
+@pytest.mark.slow
+def test_branches_of_an_exploding_residual_network_are_scaled_down():
+    """Hold that the last kernel of each block, and no other, is divided by sqrt(12)."""
+    model = Unnormalised()
+    params = jax.jit(model.init)(jax.random.key(2), X)
+    report = diagnosis.diagnose(model, params, X, loss)
+    assert _whats(report)[:2] == ["exploding gradient", "exploding signal"]
+    cured = diagnosis.apply(report, "scaled branches")
+    for block, before in params["params"].items():
+        after = cured["params"][block]
+        if block.startswith("Plain"):
+            # Flax names the outer one first, which is called last
+            kernel = before["Dense_0"]["kernel"] / 12**0.5
+            np.testing.assert_allclose(after["Dense_0"]["kernel"], kernel, rtol=1e-6)
+            after = after["Dense_1"]
+            before = before["Dense_1"]
+        jax.tree.map(np.testing.assert_array_equal, after, before)
 
 
 @pytest.mark.slow

@@ -2,8 +2,10 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
@@ -17,12 +19,21 @@ Measure = Callable[[PyTree], Measured]
 ROUNDS = 6
 # nats by which one round may scale a kernel
 LARGEST = 2.0
+# nats by which one round scales the kernels of attention down
+COOLER = 1.0
+# size of a logit from which on it is a mask
+MASKED = 4e4
 # share of what a cure promised to remove that it has to remove
 HALF = 0.5
 
 
 def prescriptions(
-    probe: Probe, params: PyTree, measured: Measured, found: tuple[Finding, ...], measure: Measure
+    probe: Probe,
+    params: PyTree,
+    measured: Measured,
+    found: tuple[Finding, ...],
+    inputs: tuple,
+    measure: Measure,
 ) -> tuple[Prescription, ...]:
     """Cures that were measured to help.
 
@@ -31,6 +42,7 @@ def prescriptions(
         params: its parameters.
         measured: what was measured with them.
         found: what is wrong.
+        inputs: of the model.
         measure: parameters -> what is measured with them.
 
     Returns:
@@ -69,7 +81,151 @@ def prescriptions(
                 measure,
             )
         )
+    if whats & {"exploding gradient", "exploding signal"}:
+        cures += _scaled_branches(probe, params, measured, whats, measure)
+    if "dead units" in whats:
+        cures.append(_zero_biases(probe, params, measured, found, measure))
+    if "entropy collapse" in whats:
+        cures.append(_cooled(probe, params, measured, inputs, measure))
     return tuple(cure for cure in cures if cure is not None)
+
+
+def _scaled_branches(
+    probe: Probe, params: PyTree, measured: Measured, whats: set[str], measure: Measure
+) -> list[Prescription | None]:
+    """The last kernel of each block times 1 / sqrt(L): of a residual block, its branch."""
+    theta, rest = probe.model.split(params)
+    leaves, structure = jax.tree.flatten(theta)
+    log = -math.log(len(measured.blocks)) / 2
+    for row in {measured.rows[i].site: measured.rows[i] for i in measured.blocks}.values():
+        path = next(site.path for site in probe.sites if site.name == row.site)
+        # a site stands in the order of its output: a block's own comes last
+        within = [site.path for site in probe.sites if site.path.startswith(f"{path}/")]
+        for inner in [*reversed(within), path]:
+            kernels = [
+                i for i in probe.owned(theta, inner) if leaves[i].ndim - bool(row.steps) >= 2
+            ]
+            if kernels:
+                last = kernels[-1]
+                leaves[last] = leaves[last] * np.asarray(math.exp(log), leaves[last].dtype)
+                break
+    changed = probe.model.join(jax.tree.unflatten(structure, leaves), rest)
+    scaled = measure(changed)
+    name = "scaled branches"
+    what = "the last kernel of each block times 1/sqrt(L) (Hanin & Rolnick 2018; Zhang et al. 2019)"
+    amounts = {
+        "exploding gradient": (
+            "ln of the gradient's change over the depth, in nats",
+            _gradient_change,
+        ),
+        "exploding signal": ("ln of the signal's change over the depth, in nats", _signal_change),
+    }
+    return [
+        _kept(name, what, quantity, amount, measured, scaled, changed)
+        for finding, (quantity, amount) in amounts.items()
+        if finding in whats
+    ][:1]
+
+
+def _zero_biases(
+    probe: Probe,
+    params: PyTree,
+    measured: Measured,
+    found: tuple[Finding, ...],
+    measure: Measure,
+) -> Prescription | None:
+    """Biases of the modules whose units are dead, set to zero."""
+    theta, rest = probe.model.split(params)
+    leaves, structure = jax.tree.flatten(theta)
+    names = {finding.where for finding in found if finding.what == "dead units"}
+    sites = [
+        site for row, site in zip(measured.rows, measured.sites, strict=True) if row.name in names
+    ]
+    for site in sites:
+        for i in probe.owned(theta, site.path):
+            if leaves[i].ndim - bool(site.loops) == 1:
+                leaves[i] = leaves[i] * 0
+    changed = probe.model.join(jax.tree.unflatten(structure, leaves), rest)
+    what = f"biases of {', '.join(sorted(names))} set to zero (He et al. 2015)"
+    quantity = "largest share of dead units of a layer"
+    return _kept("zero biases", what, quantity, _dead_share, measured, measure(changed), changed)
+
+
+def _cooled(
+    probe: Probe, params: PyTree, measured: Measured, inputs: tuple, measure: Measure
+) -> Prescription | None:
+    """Kernels that make the logits of settled attention scaled down until it looks at many places."""
+    before = _missing_entropy(measured)
+    bad = {
+        measured.rows[i].site
+        for i in np.flatnonzero(1 - measured.attention.entropy > HALF * before)
+    }
+    theta, rest = probe.model.split(params)
+    names = sorted(bad)
+
+    @jax.jit
+    def influence(theta: PyTree) -> PyTree:
+        def logits(theta: PyTree) -> Any:
+            read = probe.read(probe.model.join(theta, rest), *inputs, sites=names).sites
+            # what a mask puts in place of a logit is as large as floats are
+            kept = [jnp.where(jnp.abs(z) < MASKED, z, 0).astype(jnp.float32) for z in read.values()]
+            return sum(jnp.sum(z**2) for z in kept)
+
+        return jax.grad(logits, allow_int=True)(theta)
+
+    slopes = jax.tree.leaves(influence(theta))
+    leaves, structure = jax.tree.flatten(theta)
+    owned = {
+        i
+        for site in probe.sites
+        if site.name in bad
+        for i in probe.owned(theta, site.path)
+        if leaves[i].ndim - bool(site.loops) >= 2 and np.any(np.asarray(slopes[i], np.float32))
+    }
+    best: Prescription | None = None
+    for _ in range(ROUNDS):
+        for i in owned:
+            leaves[i] = leaves[i] * np.asarray(math.exp(-COOLER), leaves[i].dtype)
+        changed = probe.model.join(jax.tree.unflatten(structure, leaves), rest)
+        what = "kernels of queries and keys scaled down (Zhai et al. 2023)"
+        quantity = "largest share of a softmax's entropy that is missing"
+        best = _kept(
+            "cooler attention",
+            what,
+            quantity,
+            _missing_entropy,
+            measured,
+            measure(changed),
+            changed,
+        )
+        if best is not None:
+            break
+    return best
+
+
+def _kept(
+    name: str,
+    what: str,
+    quantity: str,
+    amount: Callable[[Measured], float],
+    measured: Measured,
+    changed: Measured,
+    params: PyTree,
+) -> Prescription | None:
+    """The prescription, if it halves what it is to bring towards zero."""
+    before = amount(measured)
+    after = amount(changed)
+    if not (math.isfinite(changed.loss) and after <= HALF * before):
+        return None
+    return Prescription(name, what, quantity, before, after, params)
+
+
+def _dead_share(measured: Measured) -> float:
+    return float(np.nanmax(measured.signal.dead))
+
+
+def _missing_entropy(measured: Measured) -> float:
+    return float(1 - np.nanmin(measured.attention.entropy))
 
 
 def _tried(

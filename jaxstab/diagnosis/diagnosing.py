@@ -86,7 +86,7 @@ def diagnose(
 
     return Diagnosis(
         findings=found,
-        prescriptions=prescriptions(probe, params, measured, found, remeasure),
+        prescriptions=prescriptions(probe, params, measured, found, inputs, remeasure),
         rate=gradient_rate(measured),
         small=small_share(measured),
         theory=beside,

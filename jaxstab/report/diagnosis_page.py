@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from jaxstab.diagnosis import Diagnosis
-from jaxstab.report.document import page
+from jaxstab.report.diagnosis_figures import along_the_model, table_of
+from jaxstab.report.document import page, picture
 from jaxstab.store.files import whole_file
 
 
@@ -28,14 +29,20 @@ def write_diagnosis(
     """
     content = {
         "summary": found.summary,
+        "figure": picture(
+            lambda columns: along_the_model(found, columns),
+            "along_the_model",
+            _seen(found),
+            table_of(found),
+        ),
         "findings": found.findings,
         "cures": [
             {
                 "name": cure.name,
                 "what": cure.what,
                 "quantity": cure.quantity,
-                "before": f"{cure.before:.3g}",
-                "after": f"{cure.after:.3g}",
+                "before": _short(cure.before),
+                "after": _short(cure.after),
             }
             for cure in found.prescriptions
         ],
@@ -46,6 +53,17 @@ def write_diagnosis(
     with whole_file(path) as aside:
         aside.write_text(text, encoding="utf-8")
     return Path(path)
+
+
+def _seen(found: Diagnosis) -> str:
+    """What the figure shows, in words."""
+    where = "; ".join(f"{finding.what} at {finding.where}" for finding in found.findings)
+    return f"Gradient and signal at {len(found.measured.rows)} places; {where or 'nothing found'}."
+
+
+def _short(value: float) -> str:
+    """Three digits; what is nothing but rounding is 0."""
+    return f"{value:.3g}" if abs(value) > 1e-3 else "0"
 
 
 def _places(found: Diagnosis) -> list[dict[str, str]]:

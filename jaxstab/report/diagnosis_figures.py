@@ -1,0 +1,74 @@
+"""The figure of a diagnosis: signal and gradient along a model."""
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from jaxstab.diagnosis import Diagnosis
+from jaxstab.report.figures import EXPLODE, VANISH
+from jaxstab.report.panels import INK, MUTED, panels
+
+GRADIENT = "ln |dL/dh|"
+SIGNAL = "ln of the signal's root mean square"
+
+
+def along_the_model(found: Diagnosis, columns: int = 2) -> Figure:
+    """Draw ln |dL/dh| and ln of the signal's size at every place, the blocks as one line.
+
+    Args:
+        found: the diagnosis.
+        columns: panels in a row, at most 2.
+
+    Returns:
+        The figure.
+    """
+    table = table_of(found)
+    figure, axes = panels([GRADIENT, SIGNAL], 3.0, columns=min(columns, 2))
+    figure.set_figwidth(5.2 * min(columns, 2) + 0.6)
+    blocks = list(found.measured.blocks)
+    names = found.measured.rows
+    wrong = {finding.where for finding in found.findings}
+    marked = [i for i, row in enumerate(names) if row.name in wrong]
+    for name, axis in axes:
+        values = table[name].replace([np.inf, -np.inf], np.nan).to_numpy(float)
+        axis.plot(values, ".", color=MUTED, markersize=4, label="a place")
+        if blocks:
+            axis.plot(blocks, values[blocks], "o-", color=VANISH, markersize=4, label="blocks")
+        for i in marked:
+            axis.axvline(
+                i, color=EXPLODE, linewidth=1.2, label="a finding" if i == marked[0] else None
+            )
+        _predicted(found, name, axis, values)
+        axis.set_xlabel("place, in order of execution", color=INK)
+        axis.legend(fontsize=8, frameon=False)
+    return figure
+
+
+def _predicted(found: Diagnosis, name: str, axis: Axes, values: np.ndarray) -> None:
+    """The gradient's predicted rate, through the middle of the blocks."""
+    blocks = np.asarray(found.measured.blocks)
+    if found.theory.why or name != GRADIENT or not np.all(np.isfinite(values[blocks])):
+        return
+    number = np.arange(len(blocks)) - (len(blocks) - 1) / 2
+    line = np.mean(values[blocks]) + found.theory.rate * number
+    axis.plot(blocks, line, "--", color=INK, linewidth=1, label="predicted rate")
+
+
+def table_of(found: Diagnosis) -> pd.DataFrame:
+    """List the numbers of the figure.
+
+    Args:
+        found: the diagnosis.
+
+    Returns:
+        A row for each place.
+    """
+    measured = found.measured
+    return pd.DataFrame(
+        {
+            "place": [row.name for row in measured.rows],
+            GRADIENT: measured.log_grad_h,
+            SIGNAL: np.asarray(measured.signal.log_q) / 2,
+        }
+    )
