@@ -1,7 +1,6 @@
 """No hang: every public function of `spectra` and `curvature` fifty times over, batched, on a pool of two threads."""
 
 import functools
-import inspect
 import os
 import re
 import subprocess
@@ -10,120 +9,49 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import optax
 import pytest
 
-from jaxstab import curvature, networks, spectra
-from jaxstab.networks import MLP
-from jaxstab.spectra.matrix_free import Density
+from jaxstab import networks
 
 ROOT = Path(__file__).parent.parent
+FOLDER = str(ROOT / "experiments" / "benchmarks")
+WIDTH = 6
+DEPTH = 4
 TIMES = 50
 NETWORKS = 8
 # seconds for the process, against hangs alone: most of it is compiling
 LIMIT = 240
 
 
+def _table():
+    """The calls of all public functions, which `experiments/benchmarks/hangs.py` makes too."""
+    if FOLDER not in sys.path:
+        sys.path.append(FOLDER)
+    from public_functions import calls
+
+    return calls
+
+
 @functools.cache
-def _calls(width=6):
-    """A call of every function: (params, x [d_in], key) of one network -> anything."""
-    mlp = MLP(depth=4, width=width, features_out=2)
-    chain, depths = networks.chain(mlp), [2, 4]
-    operator = lambda p, x: spectra.jacobian(chain, p, x)
-    batch = lambda x: jnp.stack([x, -x, 2 * x])
-    # whatever a kernel or a density may be
-    square = lambda x: x[:, None] * x[None]
-    shares = lambda x: Density(jnp.sort(square(x)), jax.nn.softmax(square(x)))
-    goal, labels = curvature.objective(chain), jnp.asarray([0, 1, 1])
-    hessian = lambda p, x: curvature.hessian(goal, p, (batch(x), labels), chunk_size=2)
-    product = lambda operator, p: operator.matvec(curvature.ravel(p)[0])
-    monitor = lambda operator: curvature.monitor_sharpness(operator, steps=2, products=2)
-    monitored = lambda operator, p: monitor(operator).update(p, monitor(operator).init(p), p)[1]
-    unit = lambda p: jax.tree.map(jnp.ones_like, p)
-    adam = lambda p: optax.ScaleByAdamState(jnp.asarray(3), unit(p), unit(p))
-    eigenvalues = lambda x: curvature.EigenvalueDensity(
-        jnp.sort(square(x)), jax.nn.softmax(square(x))
-    )
-    calls = {
-        "curvature.adam_preconditioner": lambda p, x, key: curvature.adam_preconditioner(adam(p)),
-        "curvature.cdf": lambda p, x, key: curvature.cdf(eigenvalues(x), x),
-        "curvature.critical_sharpness": lambda p, x, key: curvature.critical_sharpness(
-            goal, p, unit(p), (batch(x), labels), passes=2, chunk_size=2
-        ),
-        "curvature.density": lambda p, x, key: curvature.density(hessian(p, x), key, 2, 3),
-        "curvature.directional_sharpness": lambda p, x, key: curvature.directional_sharpness(
-            hessian(p, x), unit(p)
-        ),
-        "curvature.empirical_fisher": lambda p, x, key: product(
-            curvature.empirical_fisher(goal, p, (batch(x), labels)), p
-        ),
-        "curvature.extremes": lambda p, x, key: curvature.extremes(hessian(p, x), key, 2, 1, 2, 2),
-        "curvature.gauss_newton": lambda p, x, key: product(
-            curvature.gauss_newton(goal, p, (batch(x), labels)), p
-        ),
-        "curvature.hessian": lambda p, x, key: product(hessian(p, x), p),
-        "curvature.hessian_by_gradient": lambda p, x, key: product(
-            curvature.hessian_by_gradient(lambda p: jax.tree.map(jnp.tanh, p), p), p
-        ),
-        "curvature.largest": lambda p, x, key: curvature.largest(hessian(p, x), key, 4),
-        "curvature.largest_stable_rate": lambda p, x, key: curvature.largest_stable_rate(x),
-        "curvature.monitor_sharpness": lambda p, x, key: monitored(lambda p: hessian(p, x), p),
-        "curvature.objective": lambda p, x, key: goal(p, (batch(x), labels)),
-        "curvature.preconditioned": lambda p, x, key: product(
-            curvature.preconditioned(hessian(p, x), unit(p)), p
-        ),
-        "curvature.ravel": lambda p, x, key: curvature.ravel(p)[0],
-        "curvature.trace": lambda p, x, key: curvature.trace(hessian(p, x), key, 3),
-        "alignment": lambda p, x, key: spectra.alignment(chain, p, x),
-        "cdf": lambda p, x, key: spectra.cdf(shares(x), x),
-        "density": lambda p, x, key: spectra.density(operator(p, x), key, 2, 3),
-        "extremes": lambda p, x, key: spectra.extremes(operator(p, x), key, 2, 2, 2),
-        "curvature.gauss_newton_eigenvalues": lambda p, x, key: curvature.gauss_newton_eigenvalues(
-            chain, p, batch(x)
-        ),
-        "curvature.gauss_newton_gram": lambda p, x, key: curvature.gauss_newton_gram(
-            square(x[:6]), batch(x[:2])
-        ),
-        "jacobian": lambda p, x, key: operator(p, x).matvec(x),
-        "curvature.kernel_eigenvalues": lambda p, x, key: curvature.kernel_eigenvalues(square(x)),
-        "local_log_singular_values": lambda p, x, key: spectra.local_log_singular_values(
-            chain, p, x
-        ),
-        "log_apjn": lambda p, x, key: spectra.log_apjn(chain, p, x),
-        "log_apjn_estimate": lambda p, x, key: spectra.log_apjn_estimate(chain, p, x, key),
-        "log_singular_values": lambda p, x, key: spectra.log_singular_values(chain, p, x, depths),
-        "log_spectrum": lambda p, x, key: spectra.log_spectrum(chain, p, x, depths, 1, True),
-        "lyapunov_exponents": lambda p, x, key: spectra.lyapunov_exponents(chain, p, x, depths),
-        "lyapunov_limit": lambda p, x, key: spectra.lyapunov_limit(chain, p, x, key, groups=2),
-        "moments": lambda p, x, key: spectra.moments(operator(p, x), key),
-        "curvature.parameter_jacobian": lambda p, x, key: curvature.parameter_jacobian(
-            chain, p, batch(x)
-        ).rmatvec(x[:6]),
-        "partial_jacobian": lambda p, x, key: spectra.partial_jacobian(chain, p, x, 1, 3),
-        "precision_report": lambda p, x, key: spectra.precision_report(chain, p, x, depths),
-        "product_log_singular_values": lambda p, x, key: spectra.product_log_singular_values(
-            p.blocks["dense"]["kernel"]
-        ),
-        "quantiles": lambda p, x, key: spectra.quantiles(shares(x), jnp.asarray([0.5])),
-        "singular_values": lambda p, x, key: spectra.singular_values(chain, p, x, depths),
-        "spectrum": lambda p, x, key: spectra.spectrum(chain, p, x, depths),
-        "curvature.tangent_kernel": lambda p, x, key: curvature.tangent_kernel(chain, p, batch(x)),
-        "curvature.tangent_kernel_by_layer": lambda p, x, key: curvature.tangent_kernel_by_layer(
-            chain, p, batch(x)
-        ),
-    }
-    keys, x = (
-        jax.random.split(jax.random.key(0), NETWORKS),
-        jnp.linspace(-1.0, 1.0, NETWORKS * width).reshape(NETWORKS, -1),
-    )
-    params = jax.vmap(lambda key, x: networks.init(mlp, key, x, 1.3))(keys, x)
-    return calls, (params, x, keys)
+def _calls():
+    """A call of every function of `spectra` and `curvature`, by name."""
+    calls = _table().calls(WIDTH, DEPTH)
+    return {name: call for name, call in calls.items() if name.startswith(("spectra", "curvature"))}
+
+
+@functools.cache
+def _arguments():
+    """Parameters, inputs and keys of a few networks."""
+    keys = jax.random.split(jax.random.key(0), NETWORKS)
+    x = jnp.linspace(-1.0, 1.0, NETWORKS * WIDTH).reshape(NETWORKS, -1)
+    mlp = _table().mlp(WIDTH, DEPTH)
+    return jax.vmap(lambda key, x: networks.init(mlp, key, x, 1.3))(keys, x), x, keys
 
 
 def main():
     """Call every function, and print its name as it begins and the stacks that its program decomposes."""
-    calls, of = _calls()
-    for name, call in calls.items():
+    of = _arguments()
+    for name, call in _calls().items():
         print(name, end=" ", flush=True)
         lowered = jax.jit(jax.vmap(call)).lower(*of)
         program = lowered.compile()
@@ -153,15 +81,14 @@ def stress():
     return dict(line.split() for line in run.stdout.splitlines())
 
 
-def test_every_function_is_called():
-    functions = {name for name in spectra.__all__ if inspect.isfunction(getattr(spectra, name))}
-    functions |= {
-        f"curvature.{name}"
-        for name in curvature.__all__
-        if inspect.isfunction(getattr(curvature, name))
-    }
-    # a probe's model is the user's: tests/test_probes.py
-    assert functions - {"jacobian_at_sites"} <= set(_calls()[0])
+def test_every_public_function_is_called():
+    """A public function has a call in the table, or a reason to have none; neither holds others."""
+    table = _table()
+    named = set(table.calls(WIDTH, DEPTH))
+    public = set(table.public())
+    assert public == named | set(table.UNCALLED)
+    assert set(table.PLAIN) <= named
+    assert named.isdisjoint(table.UNCALLED)
 
 
 def _of_stacks(lowered):
@@ -175,7 +102,7 @@ def _of_stacks(lowered):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", _calls()[0])
+@pytest.mark.parametrize("name", _calls())
 def test_no_hang_and_one_matrix_at_a_time(name, stress):
     assert stress[name] == "0"
 
@@ -189,13 +116,10 @@ def test_stacks_are_seen():
     assert stacks(jnp.linalg.eigvalsh, stack[0]) == []
 
 
-BYTES = {name for name in _calls()[0] if name.endswith("_memory")}
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(set(_calls()[0]) - BYTES))
+@pytest.mark.parametrize("name", _calls())
 def test_every_function_traces_within_shard_map(name):
-    calls, of = _calls()
+    calls, of = _calls(), _arguments()
     mesh = jax.make_mesh((1,), ("device",), axis_types=(jax.sharding.AxisType.Auto,))
     sharded = jax.shard_map(
         jax.vmap(calls[name]), mesh=mesh, in_specs=jax.P("device"), out_specs=jax.P("device")

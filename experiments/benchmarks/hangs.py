@@ -1,8 +1,6 @@
 """Whether anything waits for ever: public functions, in every way of batching, on 1, 2 and 8 host devices."""
 
 import argparse
-import functools
-import inspect
 import os
 import queue
 import subprocess
@@ -17,136 +15,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from public_functions.calls import PLAIN, UNCALLED, Call, calls, mlp, public
 
-from jaxstab import curvature, initializers, networks, propagation, spectra, theory
-from jaxstab.networks.family import initial_stats, unbind
-from jaxstab.spectra.matrix_free import Density
+from jaxstab import networks
 
 # stacks of this many matrices of this width are what jaxlib 0.10.2 shares out among threads
 NETWORKS, WIDTH, DEPTH = 8, 32, 4
 DEVICES = (1, 2, 8)
 EAGER = ("plain", "vmap")
 WAYS = (*EAGER, "jit(vmap)", "shard_map", "pmap", "jit of sharded")
-ROOMS = (spectra, curvature, networks, propagation, initializers, theory)
-
-Call = Callable[[networks.Params, jax.Array, jax.Array], Any]
 
 
-@functools.cache
-def calls() -> dict[str, Call]:
-    """A call of every public function that computes: (params, x [d_in], key) of one network -> arrays."""
-    mlp = networks.MLP(DEPTH, WIDTH, features_out=WIDTH, weights="orthogonal")
-    normed = networks.MLP(DEPTH, WIDTH, norm="batch")
-    relu = networks.MLP(DEPTH, WIDTH, "relu", skip="rezero", weights="orthogonal")
-    chain, depths = networks.chain(mlp), [2, DEPTH]
-    gain = lambda x: 1 + 0.1 * x[0]
-    square = lambda x: x[:, None] * x[None]
-    shares = lambda x: Density(jnp.sort(square(x)), jax.nn.softmax(square(x)))
-    batch = lambda x: jnp.stack([x, -x])
-    jacobian = lambda p, x: spectra.jacobian(chain, p, x)
-    drawn = lambda x, key: networks.init(relu, key, x)
-    law = lambda x: theory.jacobian_law("tanh", gain(x), 0.1, 8, points=32)
-    return {
-        "spectra.alignment": lambda p, x, key: spectra.alignment(chain, p, x),
-        "spectra.cdf": lambda p, x, key: spectra.cdf(shares(x), x),
-        "spectra.density": lambda p, x, key: spectra.density(jacobian(p, x), key, 2, 3),
-        "spectra.extremes": lambda p, x, key: spectra.extremes(jacobian(p, x), key, 2, 2, 8),
-        "curvature.gauss_newton_eigenvalues": lambda p, x, key: curvature.gauss_newton_eigenvalues(
-            chain, p, batch(x)
-        ),
-        "curvature.gauss_newton_gram": lambda p, x, key: curvature.gauss_newton_gram(
-            square(x[:6]), batch(x[:3])
-        ),
-        "spectra.jacobian": lambda p, x, key: jacobian(p, x).matvec(x),
-        "curvature.kernel_eigenvalues": lambda p, x, key: curvature.kernel_eigenvalues(square(x)),
-        "spectra.local_log_singular_values": lambda p, x, key: spectra.local_log_singular_values(
-            chain, p, x
-        ),
-        "spectra.log_apjn": lambda p, x, key: spectra.log_apjn(chain, p, x),
-        "spectra.log_apjn_estimate": lambda p, x, key: spectra.log_apjn_estimate(chain, p, x, key),
-        "spectra.log_singular_values": lambda p, x, key: spectra.log_singular_values(
-            chain, p, x, depths
-        ),
-        "spectra.log_spectrum": lambda p, x, key: spectra.log_spectrum(
-            chain, p, x, depths, 1, True
-        ),
-        "spectra.lyapunov_exponents": lambda p, x, key: spectra.lyapunov_exponents(
-            chain, p, x, depths
-        ),
-        "spectra.lyapunov_limit": lambda p, x, key: spectra.lyapunov_limit(
-            chain, p, x, key, groups=2
-        ),
-        "spectra.moments": lambda p, x, key: spectra.moments(jacobian(p, x), key),
-        "curvature.parameter_jacobian": lambda p, x, key: curvature.parameter_jacobian(
-            chain, p, batch(x)
-        ).rmatvec(jnp.tile(x, 2)),
-        "spectra.partial_jacobian": lambda p, x, key: spectra.partial_jacobian(chain, p, x, 1, 3),
-        "spectra.precision_report": lambda p, x, key: spectra.precision_report(chain, p, x, depths),
-        "spectra.product_log_singular_values": lambda p, x, key: (
-            spectra.product_log_singular_values(p.blocks["dense"]["kernel"])
-        ),
-        "spectra.quantiles": lambda p, x, key: spectra.quantiles(shares(x), jnp.asarray([0.5])),
-        "spectra.singular_values": lambda p, x, key: spectra.singular_values(chain, p, x, depths),
-        "spectra.spectrum": lambda p, x, key: spectra.spectrum(chain, p, x, depths),
-        "curvature.tangent_kernel": lambda p, x, key: curvature.tangent_kernel(chain, p, batch(x)),
-        "curvature.tangent_kernel_by_layer": lambda p, x, key: curvature.tangent_kernel_by_layer(
-            chain, p, batch(x)
-        ),
-        "networks.bind": lambda p, x, key: unbind(networks.bind(mlp, p, sigma_w=2.0)),
-        "networks.init": lambda p, x, key: networks.init(mlp, key, x[: WIDTH // 2]),
-        "networks.rescale": lambda p, x, key: networks.rescale(p, gain(x), 1.0),
-        "networks.initial_stats": lambda p, x, key: (x, initial_stats(normed, batch(x)))[0],
-        "propagation.backward": lambda p, x, key: propagation.backward(
-            chain, p, x, jnp.sum, depths
-        ),
-        "propagation.correlation": lambda p, x, key: propagation.correlation(chain, p, x, x[::-1]),
-        "propagation.forward": lambda p, x, key: propagation.forward(chain, p, x),
-        "propagation.states": lambda p, x, key: propagation.states(chain, p, x),
-        "initializers.fixup": lambda p, x, key: initializers.fixup(relu, drawn(x, key)),
-        "initializers.looks_linear": lambda p, x, key: initializers.looks_linear(relu, key, x),
-        "initializers.lsuv": lambda p, x, key: initializers.lsuv(mlp, p, batch(x)),
-        "initializers.skip_init": lambda p, x, key: initializers.skip_init(drawn(x, key)),
-        "theory.correlation_map": lambda p, x, key: theory.correlation_map(
-            "tanh", gain(x), 0.1, 1.0, 0.5
-        ),
-        "theory.correlation_slope": lambda p, x, key: theory.correlation_slope(
-            "tanh", gain(x), 0.1, 1.0, 0.5
-        ),
-        "theory.critical_points": lambda p, x, key: theory.critical_points("tanh", 0.1 * gain(x)),
-        "theory.critical_sigma_w": lambda p, x, key: theory.critical_sigma_w("tanh", 0.1 * gain(x)),
-        "theory.derivative_moment": lambda p, x, key: theory.derivative_moment("tanh", gain(x)),
-        "theory.fixed_point": lambda p, x, key: theory.fixed_point("tanh", gain(x), 0.1),
-        "theory.fixed_points": lambda p, x, key: theory.fixed_points("tanh", gain(x), 0.1),
-        "theory.jacobian_cdf": lambda p, x, key: theory.jacobian_cdf(law(x), x),
-        "theory.jacobian_law": lambda p, x, key: law(x),
-        "theory.jacobian_moments": lambda p, x, key: theory.jacobian_moments(
-            "tanh", gain(x), 0.1, 8
-        ),
-        "theory.length_map": lambda p, x, key: theory.length_map("tanh", gain(x), 0.1, 1.0),
-        "theory.predict": lambda p, x, key: theory.predict(
-            "tanh", gain(x), 0.1, depths, width=WIDTH, d_in=WIDTH
-        ),
-        "theory.second_moment": lambda p, x, key: theory.second_moment("tanh", gain(x)),
-    }
-
-
-def uncalled() -> list[str]:
-    """Public functions that have no call here, for the head of the report."""
-    names = []
-    for room in ROOMS:
-        for name, function in vars(room).items():
-            own = inspect.isfunction(function) and function.__module__.startswith(room.__name__)
-            if own and not name.startswith("_"):
-                names.append(f"{room.__name__.split('.')[1]}.{name}")
-    return sorted(set(names) - set(calls()))
+def uncalled() -> dict[str, str]:
+    """Public functions that have no call, with the reason, for the head of the report."""
+    named = set(calls(WIDTH, DEPTH))
+    return {name: UNCALLED.get(name, "forgotten") for name in public() if name not in named}
 
 
 def arguments() -> tuple[networks.Params, jax.Array, jax.Array]:
     """Parameters, inputs and keys of a few networks."""
-    mlp = networks.MLP(DEPTH, WIDTH, features_out=WIDTH)
     keys = jax.random.split(jax.random.key(0), NETWORKS)
     x = jnp.linspace(-1.0, 1.0, NETWORKS * WIDTH).reshape(NETWORKS, -1)
-    return jax.vmap(lambda key, x: networks.init(mlp, key, x, 1.3))(keys, x), x, keys
+    ours = mlp(WIDTH, DEPTH)
+    return jax.vmap(lambda key, x: networks.init(ours, key, x, 1.3))(keys, x), x, keys
 
 
 def program(way: str, call: Call) -> Callable[[], Any]:
@@ -180,7 +71,7 @@ def work(devices: int, way: str, names: list[str], times: int) -> None:
     for name in names:
         print("start", name, flush=True)
         try:
-            run = program(way, calls()[name])
+            run = program(way, calls(WIDTH, DEPTH)[name])
             for _ in range(times):
                 jax.block_until_ready(run())
             print("end", name, flush=True)
@@ -265,18 +156,19 @@ def main() -> None:
     args = parser.parse_args()
     names = [
         name
-        for name in calls()
+        for name in calls(WIDTH, DEPTH)
         if not args.functions or name in args.functions or name.split(".")[0] in args.functions
     ]
     print(
-        f"jax {jax.__version__}, {os.cpu_count()} cores; not called: {', '.join(uncalled())}",
+        f"jax {jax.__version__}, {os.cpu_count()} cores; not called: {uncalled()}",
         flush=True,
     )
     bad = 0
     for devices in args.devices:
         for way in args.ways:
             times = args.eager_times if way in EAGER else args.times
-            found = watch(devices, way, names, times, args.limit)
+            batched = [name for name in names if way == "plain" or name not in PLAIN]
+            found = watch(devices, way, batched, times, args.limit)
             wrong = {
                 name: text
                 for name, text in found.items()

@@ -1,0 +1,1 @@
+"""A small call of every public function that computes."""
