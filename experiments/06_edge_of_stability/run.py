@@ -1,4 +1,7 @@
-"""Does sharpness settle at 2 over the learning rate? python run.py [--small] [--out DIR] writes measured.json."""
+"""Does sharpness settle at 2 over the learning rate? python run.py [--small] [--out DIR] writes measured.json.
+
+Each run's row goes into DIR/rows.jsonl, so that what was stopped goes on where it was.
+"""
 
 import argparse
 import dataclasses
@@ -32,15 +35,14 @@ class Variant:
 
 
 # BatchNorm flattens its sharp start by itself, so rates beyond that edge are stable too
-BATCH_NORM_SHARES = ((0.8, "BatchNorm, slow"), (3.0, "BatchNorm"), (5.0, "BatchNorm"))
+BATCH_NORM_SHARES = (5.0, 3.0, 2.0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
     """Sizes of the experiment; those of --small only show that it runs."""
 
-    digits: int = 5000  # of the runs at given rates
-    variant_digits: int = 1000  # of the variants
+    digits: int = 1000
     depth: int = 1  # blocks: with embedding and readout, two hidden layers, as in the paper
     width: int = 64
     sigma_w: float = 3**-0.5  # of PyTorch's default weights, those of the paper
@@ -51,15 +53,17 @@ class Setting:
         ("tanh", "adam", (1e-3,)),
     )
     variants: tuple[Variant, ...] = (
+        *(
+            Variant(
+                f"BatchNorm, {share:g}", activation, norm="batch", share=share, kind="BatchNorm"
+            )
+            for share in BATCH_NORM_SHARES
+            for activation in ("tanh", "relu")
+        ),
+        Variant("clipped", clip=0.1, kind="clipped"),
+        Variant("depth 4", depth=4),
         Variant("seed 102", seed=102),
         Variant("seed 103", seed=103),
-        Variant("depth 4", depth=4),
-        Variant("clipped", clip=0.1, kind="clipped"),
-        *(
-            Variant("BatchNorm", activation, norm="batch", share=share, kind=kind)
-            for activation in ("tanh", "relu")
-            for share, kind in BATCH_NORM_SHARES
-        ),
     )
     steps: int = 2000
     every: int = 25  # steps between measurements of the sharpness
@@ -68,7 +72,6 @@ class Setting:
 
 SMALL = Setting(
     digits=100,
-    variant_digits=100,
     width=16,
     rates=(("tanh", "sgd", (0.1,)), ("tanh", "adam", (3e-3,))),
     variants=(Variant("clipped", clip=0.1, kind="clipped"),),
@@ -77,10 +80,10 @@ SMALL = Setting(
 )
 
 
-def problem(setting, variant, digits):
+def problem(setting, variant):
     """The loss, the parameters and the examples: centred digits of mean square 1, one-hot targets."""
     data = datasets.load("mnist-5k")
-    chosen = np.random.default_rng(0).permutation(len(data.x))[:digits]
+    chosen = np.random.default_rng(0).permutation(len(data.x))[: setting.digits]
     centred = data.x[chosen] - data.x[chosen].mean(axis=0)
     x = jnp.asarray(centred / np.sqrt(np.mean(centred**2)), jnp.float32)
     targets = jax.nn.one_hot(data.y[chosen], 10, dtype=jnp.float32)
@@ -177,8 +180,7 @@ def summary(optimiser, rate, found):
 
 def run(setting, variant, optimiser, rate=None):
     """One run as a row; without a rate, at a share of the largest stable one at the start."""
-    digits = setting.variant_digits if rate is None else setting.digits
-    goal, params, examples = problem(setting, variant, digits)
+    goal, params, examples = problem(setting, variant)
     clip = np.inf
     if rate is None:
         top, norm = map(float, at_start(goal, params, examples))
@@ -187,21 +189,32 @@ def run(setting, variant, optimiser, rate=None):
     numbers = jnp.float32(rate), jnp.float32(clip)
     found = train(setting, goal, params, optimiser, examples, *numbers)
     row = summary(optimiser, rate, jax.tree.map(np.asarray, found))
-    row |= {"activation": variant.activation, "variant": variant.name, "digits": digits}
-    row |= {"share": variant.share, "kind": variant.kind}
+    row |= {"activation": variant.activation, "variant": variant.name, "kind": variant.kind}
     shown = {name: round(value, 4) for name, value in row.items() if isinstance(value, float)}
     print(variant.name, variant.activation, optimiser, shown, flush=True)
     return row
 
 
-def measure(setting):
-    """Every run, and the numbers that expected.toml bounds."""
+def kept(path, setting, *which):
+    """The row of a run from the file at `path`, to which it is added if it is not there."""
+    name = repr((dataclasses.replace(setting, rates=(), variants=()), *which))
+    lines = path.read_text().splitlines() if path.exists() else []
+    rows = dict(json.loads(line) for line in lines)
+    if name not in rows:
+        rows[name] = run(setting, *which)
+        with path.open("a") as file:
+            file.write(json.dumps([name, rows[name]]) + "\n")
+    return rows[name]
+
+
+def measure(setting, path):
+    """Every run, and the numbers that expected.toml bounds; rows are kept in the file at `path`."""
     runs = [
-        run(setting, Variant("", activation), optimiser, rate)
+        kept(path, setting, Variant("", activation), optimiser, rate)
         for activation, optimiser, rates in setting.rates
         for rate in rates
     ]
-    variants = [run(setting, variant, "sgd", None) for variant in setting.variants]
+    variants = [kept(path, setting, variant, "sgd") for variant in setting.variants]
     descents = [row for row in runs if row["optimiser"] == "sgd"]
     settled = [row["settled"] for row in descents]
 
@@ -220,7 +233,6 @@ def measure(setting):
         "error": max(row["error"] for row in runs),
         "variants_least": min(settled_of("plain")),
         "variants_most": max(settled_of("plain")),
-        "batch_norm_slow": max(settled_of("BatchNorm, slow")),
         "batch_norm_least": min(settled_of("BatchNorm")),
         "batch_norm_most": max(settled_of("BatchNorm")),
         "clipped_settled": settled_of("clipped")[0],
@@ -239,8 +251,8 @@ def main(argv=None):
         "--out", type=Path, default=Path(__file__).parents[2] / "runs" / Path(__file__).parent.name
     )
     arguments = parser.parse_args(argv)
-    measured = measure(SMALL if arguments.small else Setting())
     arguments.out.mkdir(parents=True, exist_ok=True)
+    measured = measure(SMALL if arguments.small else Setting(), arguments.out / "rows.jsonl")
     (arguments.out / "measured.json").write_text(json.dumps(measured, indent=1) + "\n")
 
 
