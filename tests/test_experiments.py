@@ -38,7 +38,9 @@ def test_an_experiment_says_what_it_asks_and_expects(folder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("folder", EXPERIMENTS, ids=lambda folder: folder.name)
-def test_an_experiment_run_small_measures_what_it_claims(folder, tmp_path):
+def test_an_experiment_run_small_measures_what_it_claims(folder, tmp_path, monkeypatch):
+    # a script finds the modules beside it
+    monkeypatch.syspath_prepend(folder)
     _load(folder / "run.py").main(["--small", "--out", str(tmp_path)])
     measured = json.loads((tmp_path / "measured.json").read_text())
     for name, claim in _claims(folder).items():

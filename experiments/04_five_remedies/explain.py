@@ -161,7 +161,7 @@ def one_cure(setting, cure, depth, row, data):
         found = explained(mlp, *network, depth, digits)
         values |= {f"{moment}_{name}": value for name, value in found.items()}
     blank = np.full(setting.seeds, np.nan)
-    return {name: values.get(name, blank) for name in FIELDS}
+    return {name: np.asarray(values.get(name, blank), float) for name in FIELDS}
 
 
 def benefits(base, cure):

@@ -50,8 +50,44 @@ def gradients(axis, table, places, colour):
             )
 
 
+MAPS = {
+    "end_nearby": "maps of one digit with other noise",
+    "end_seeds": "maps of one digit, other seeds",
+    "start_nearby": "other noise, before training",
+}
+
+
+def maps(measured, target):
+    """Mean cosines of the saliency maps of every cure."""
+    explained, kinds = measured["explained"], measured["kinds"]
+    places = {name: -place for place, name in enumerate(kinds)}
+    colours = dict(zip(map(str, measured["setting"]["depths"]), COLOURS, strict=False))
+    figure = Figure(figsize=(10, 1.2 + 0.3 * len(kinds)), layout="constrained")
+    axes = figure.subplots(1, len(MAPS), sharey=True)
+    for axis, (field, title) in zip(axes, MAPS.items(), strict=True):
+        known = {
+            depth: {name: row for name, row in table.items() if row[field][0] is not None}
+            for depth, table in explained.items()
+        }
+        points(axis, known, places, colours, field)
+        axis.set_title(title, loc="left", fontsize=9.5, color=INK)
+        axis.set_xlabel("mean cosine", fontsize=9, color=INK)
+        axis.set(xlim=(-0.15, 1.05))
+        axis.axvline(0, color=MUTED, lw=0.8, ls=":", zorder=1)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.tick_params(labelsize=8, colors=MUTED)
+    axes[0].set_yticks(list(places.values()), list(places), fontsize=9, color=INK)
+    axes[0].set_ylim(-len(kinds) + 0.4, 0.6)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(
+        handles, labels, fontsize=9, frameon=False, loc="outside upper center", ncols=len(labels)
+    )
+    figure.savefig(target, dpi=100, facecolor="white")
+
+
 def main(source=HERE.parents[1] / "runs" / HERE.name, target=HERE / "figure.png"):
     measured = json.loads((Path(source) / "measured.json").read_text())
+    maps(measured, Path(target).with_name("maps.png"))
     rows, kinds, setting = measured["rows"], measured["kinds"], measured["setting"]
     places = {name: -place for place, name in enumerate(kinds)}
     colours = dict(zip(map(str, setting["depths"]), COLOURS, strict=False))

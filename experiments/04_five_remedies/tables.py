@@ -129,6 +129,7 @@ def said(verdict, claim):
     factor, unit, digits = {
         "speeds training": (1, "", 2),
         "improves accuracy": (100, " points", 1),
+        "explanations agree": (1, "", 2),
     }.get(claim, (1, " nats", 2))
     return f"{SIGNS[word]}, {mean * factor:+.{digits}f} ± {error * factor:.{digits}f}{unit}"
 
@@ -144,6 +145,50 @@ def verdicts(measured, mode, depth):
     )
 
 
+def moments(row, field, digits):
+    """A number of the maps, before training and after it; a dash where there is none."""
+    pair = [row[f"{time}_{field}"] for time in ("start", "end")]
+    return ["-" if one[0] is None else number(one, digits) for one in pair]
+
+
+def maps(measured, depth):
+    """What the saliency maps of every cure at one depth are like, with the verdicts."""
+    claims = list(measured["explained_verdicts"][depth]["sigmoid"])
+    fields = {
+        "noise, cosine": ("nearby", 2),
+        "ln signal / noise": ("noise", 1),
+        "seeds, cosine": ("seeds", 2),
+        "class, cosine": ("others", 2),
+    }
+    head = [f"{name}: {time}" for name in fields for time in ("start", "trained")]
+
+    def cells(name, row):
+        numbers = [cell for field in fields.values() for cell in moments(row, *field)]
+        judged = measured["explained_verdicts"][depth][name]
+        words = [said(judged[claim], claim) for claim in claims]
+        return [name, *numbers, *(words if name != "sigmoid" else [""] * len(claims))]
+
+    rows = [cells(name, row) for name, row in measured["explained"][depth].items()]
+    return lines(["", *head, *claims], rows)
+
+
+def maps_overview(measured):
+    """The maps of the trained networks at every depth: of other noise, then of other seeds."""
+    explained = measured["explained"]
+
+    def cell(name, depth):
+        row = explained[depth].get(name)
+        if row is None:
+            return "no block"
+        if row["test"][0] is None:
+            return "at chance"
+        nearby = moments(row, "nearby", 2)[1]
+        return f"{nearby}; {moments(row, 'noise', 1)[1]}; {moments(row, 'seeds', 2)[1]}"
+
+    rows = [[name, *(cell(name, depth) for depth in explained)] for name in measured["kinds"]]
+    return lines(["", *map(named, explained)], rows)
+
+
 def short(measured):
     """The README's part."""
     fixed, tuned = overview(measured, "fixed"), overview(measured, "tuned")
@@ -152,7 +197,9 @@ def short(measured):
         [
             *holding(measured), "",
             f"**At learning rate {measured['setting']['rate']}** ({told}):", "", *fixed, "",
-            f"**Each at its best learning rate** ({told}; rate):", "", *tuned,
+            f"**Each at its best learning rate** ({told}; rate):", "", *tuned, "",
+            "**Saliency maps when trained** (cosine under other noise; ln signal / noise; cosine between seeds):",
+            "", *maps_overview(measured),
         ]
     )  # fmt: skip
 
@@ -175,6 +222,13 @@ def long(measured):
                 "",
             ]
             out += ["Against the sigmoid network:", "", *verdicts(measured, mode, depth), ""]
+    for depth in measured["explained"]:
+        out += [
+            f"## Saliency maps, {named(depth)}, {MODES['tuned']}",
+            "",
+            *maps(measured, depth),
+            "",
+        ]
     return "\n".join(out)
 
 
