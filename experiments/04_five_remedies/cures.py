@@ -82,7 +82,7 @@ class Setting:
 
 SMALL = Setting(
     width=16, depths=(0, 6), tuned=(0, 6), rates=(0.01, 0.16), long_updates=60, updates=60, seeds=2,
-    reached=0.3, train=400, test=100, explained_depths=(0, 6), explained_seeds=2, alone=False,
+    reached=0.3, train=400, test=100, explained_depths=(6,), explained_seeds=2, alone=False,
     cures=("sigmoid", "relu, He, BatchNorm"),
 )  # fmt: skip
 FULL = Setting(batch=128, updates=4690, train=60_000, test=10_000)

@@ -1,7 +1,7 @@
 """How well the gradient by the input explains each network: python explain.py [--small] [--out DIR].
 
 Goes on from the measured.json that run.py wrote: every cure that learns is trained once more at its best learning rate,
-as there, into a store, DIR/explained.zarr, and what its saliency maps are like is added to measured.json.
+as there, into a store, DIR/explained, and what its saliency maps are like is added to measured.json.
 """
 
 import argparse
@@ -210,23 +210,33 @@ def claimed(setting, rows, found):
 def measure(setting, place, data, measured):
     """The maps of every cure at its best rate: {"explained": rows, "explained_verdicts": ..., the claims}."""
     tuned = measured["rows"]["tuned"]
-    some = dataclasses.replace(
-        setting, depths=setting.explained_depths, seeds=setting.explained_seeds
-    )
+    some = dataclasses.replace(setting, seeds=setting.explained_seeds)
 
     def one(name, depth):
         values = one_cure(some, CURES[name], depth, tuned[str(depth)][name], data)
         return values, {field: f"{value.mean():.3f}" for field, value in values.items()}
 
-    found = Job(some, data, FIELDS, one, __file__, tuned).complete(place)
     rows, verdicts = {}, {}
-    for (name, depth), values in found.items():
-        rows.setdefault(str(depth), {})[name] = {
-            field: estimate(value) for field, value in values.items()
+    for depth in sorted(setting.explained_depths):
+        job = Job(
+            dataclasses.replace(some, depths=(depth,)),
+            data,
+            FIELDS,
+            one,
+            __file__,
+            tuned[str(depth)],
+        )
+        found = job.complete(place / f"depth{depth}.zarr")
+        better = {
+            name: benefits(found["sigmoid", depth], each) for (name, _), each in found.items()
         }
-        better = benefits(found["sigmoid", depth], values)
-        verdicts.setdefault(str(depth), {})[name] = {
-            claim: verdict(better[claim], margin) for claim, margin in CLAIMS.items()
+        rows[str(depth)] = {
+            name: {field: estimate(value) for field, value in each.items()}
+            for (name, _), each in found.items()
+        }
+        verdicts[str(depth)] = {
+            name: {claim: verdict(benefit[claim], margin) for claim, margin in CLAIMS.items()}
+            for name, benefit in better.items()
         }
     known = {"explained": rows, "explained_verdicts": verdicts}
     return claimed(setting, tuned, known) | known
@@ -242,7 +252,7 @@ def main(argv=None):
     setting = SMALL if arguments.small else Setting()
     path = arguments.out / "measured.json"
     measured = json.loads(path.read_text())
-    measured |= measure(setting, arguments.out / "explained.zarr", split(setting, None), measured)
+    measured |= measure(setting, arguments.out / "explained", split(setting, None), measured)
     path.write_text(json.dumps(measured, indent=1) + "\n")
 
 

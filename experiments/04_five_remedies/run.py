@@ -1,7 +1,7 @@
 """The five remedies, and others, at four depths: python run.py [--small | --full] [--data-path DIR] [--out DIR].
 
 Runs go into a store, DIR/runs.zarr, a cure at a depth at a time: one that is stopped goes on where it was.
-explain.py comes next, into DIR/explained.zarr.
+explain.py comes next, into DIR/explained.
 """
 
 import argparse
@@ -262,7 +262,7 @@ def main(argv=None):
     setting = SMALL if arguments.small else FULL if arguments.full else Setting()
     data = split(setting, arguments.data_path)
     measured = measure(setting, arguments.out / "runs.zarr", data)
-    measured |= explain.measure(setting, arguments.out / "explained.zarr", data, measured)
+    measured |= explain.measure(setting, arguments.out / "explained", data, measured)
     (arguments.out / "measured.json").write_text(json.dumps(measured, indent=1) + "\n")
 
 
