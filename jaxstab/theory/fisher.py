@@ -7,12 +7,16 @@ Amari 2019). Of a softmax model it is that of
     (1/n) S^T K S,    S S^T = diag(p) - p p^T at each example,
 
 with the logits a draw from the Gaussian process of the network, correlated between examples. K
-joins outputs too: with W the readout's weights, [width, C], of variance 1,
+joins outputs too:
 
-    K = Theta_readout (x) 1 + Theta_below (x) W^T W / width,
+    K = Theta_readout (x) 1 + sum_l Theta_l (x) G_l,
 
-which is Theta (x) 1 only for width far above C. Masks of the last activation are taken for
-independent of W.
+G_l the Gram matrix of the outputs' gradients by the state of layer l (`gradient_grams`). It is 1
+for width far above C times depth only. What is left out is of the order depth / width as well:
+lengths of states fluctuate, and gradients of different examples about their mean correlation. The
+median of networks at depth 16, 24 examples, 10 outputs, tanh at sigma_w 1.5, lies above the
+prediction by 1.0 nats at width 48, 0.4 at 128 and 256, and 0.0 at 1024 (by 1.7, 0.9 and 0.8 with
+G = 1); of relu at sqrt 2 within what two networks differ by, 0.6.
 """
 
 from typing import NamedTuple
@@ -26,6 +30,7 @@ from jaxstab.activations import Activation
 from jaxstab.checks import check_count, check_depths, check_gains
 from jaxstab.records import Sharpness
 from jaxstab.theory.features import Features
+from jaxstab.theory.gradient_grams import BelowReadout, below_readout, root
 from jaxstab.theory.kernels import kernels
 from jaxstab.theory.laws import Law, as_law, missing_kernels
 from jaxstab.theory.maps import AnyActivation
@@ -60,7 +65,7 @@ def sharpness(
         outputs: C, classes.
         examples: n over which the loss is a mean.
         c0: correlation of any two of them.
-        draws: of logits and of the readout's weights.
+        draws: of logits and of gradients.
 
     Returns:
         The median over draws, since a softmax that saturates has next to none; NaN for the Hessian,
@@ -104,12 +109,13 @@ def _log_largest(
     draws: int,
 ) -> Float[Array, " depth"]:
     found = kernels(law, sigma_w, sigma_b, depths[-1], c0=c0, width=width, d_in=d_in)
-    drawn = _draws(width, outputs, examples, draws)
+    drawn = _draws(outputs, examples, draws)
+    keys = jax.random.split(jax.random.key(0), draws)
 
-    def one(drawn: _Draws, nngp: Array, own: Array, below: Array) -> Float[Array, ""]:
+    def one(drawn: _Draws, below: BelowReadout, nngp: Array, own: Array) -> Float[Array, ""]:
         together = nngp[0, 1]
         apart = nngp[0, 0] - jnp.maximum(together, 0.0)
-        p = jax.nn.softmax(_root(together) * drawn.shared + _root(apart) * drawn.own)
+        p = jax.nn.softmax(root(together) * drawn.shared + root(apart) * drawn.own)
 
         def mixed(kernel: Array, u: Float[Array, "n out"]) -> Float[Array, "n out"]:
             beyond = kernel[0, 0] - kernel[0, 1]
@@ -120,7 +126,8 @@ def _log_largest(
 
         def step(u: Float[Array, "n out"], _: None) -> tuple[Array, Array]:
             h = curved(u)
-            new = (mixed(own, h) + mixed(below, h) @ drawn.gram) / examples
+            together = jnp.sum(h, axis=0, keepdims=True)
+            new = (mixed(own, h) + h @ below.apart + together @ below.shared) / examples
             # in the norm of the loss's Hessian the matrix is symmetric
             length = jnp.sum(h * u)
             value = jnp.sum(curved(new) * u) / jnp.where(length > 0, length, 1.0)
@@ -129,18 +136,16 @@ def _log_largest(
 
         return jnp.log(jax.lax.scan(step, drawn.start, None, length=_PRODUCTS)[1][-1])
 
-    def typical(kernel: tuple[Array, Array, Array]) -> Float[Array, ""]:
-        return jnp.median(jax.vmap(lambda drawn: one(drawn, *kernel))(drawn))
+    def typical(depth: Array) -> Float[Array, ""]:
+        kernel = found.readout_nngp[depth], found.readout_own[depth]
 
-    at = jnp.asarray(depths)
-    kernel = (found.readout_nngp[at], found.readout_own[at], found.readout_below[at])
-    return jax.lax.map(typical, kernel)
+        def each(drawn: _Draws, key: Array) -> Float[Array, ""]:
+            below = below_readout(phi, about, law, found, depth, key, width, outputs)
+            return one(drawn, below, *kernel)
 
+        return jnp.median(jax.vmap(each)(drawn, keys))
 
-def _root(square: Array) -> Array:
-    """The root of a number, 0 with derivative 0 where it is not positive."""
-    positive = square > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1.0)), 0.0)
+    return jax.lax.map(typical, jnp.asarray(depths))
 
 
 class _Draws(NamedTuple):
@@ -149,22 +154,18 @@ class _Draws(NamedTuple):
     Attributes:
         shared: what logits of all examples share.
         own: what each has of its own.
-        gram: W^T W / width of the readout's weights.
         start: of the power iteration.
     """
 
     shared: Float[Array, "draw 1 out"]
     own: Float[Array, "draw n out"]
-    gram: Float[Array, "draw out out"]
     start: Float[Array, "draw n out"]
 
 
-def _draws(width: int, outputs: int, examples: int, draws: int) -> _Draws:
+def _draws(outputs: int, examples: int, draws: int) -> _Draws:
     normal = np.random.default_rng(0).standard_normal
-    weights = normal((draws, width, outputs))
     return _Draws(
         shared=jnp.asarray(normal((draws, 1, outputs))),
         own=jnp.asarray(normal((draws, examples, outputs))),
-        gram=jnp.asarray(weights.swapaxes(1, 2) @ weights / width),
         start=jnp.asarray(normal((draws, examples, outputs))),
     )
