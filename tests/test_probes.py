@@ -537,3 +537,43 @@ def test_attention_is_told_from_other_softmaxes():
     probe = networks.probe(lambda w, x: by_hand(x @ w) @ x, x, x, kind="attention")
     entropy = jax.jit(lambda: propagation.attention_at_sites(probe, x, x).entropy)()
     np.testing.assert_allclose(entropy, [[np.mean(_entropy(by_hand(x @ x)))]], rtol=1e-5)
+
+
+def test_scopes_of_a_function_without_tags_are_its_sites():
+    """Hold names, values and gradients of what leaves `jax.named_scope`, nested, in jit and in scan."""
+
+    def model(w, x):
+        with jax.named_scope("stem"):
+            with jax.named_scope("dense"):
+                h = x @ w[0]
+            h = jnp.tanh(h)
+
+        @jax.jit
+        def inner(h):
+            with jax.named_scope("inner"):
+                return jnp.sin(h @ w[1])
+
+        def step(h, w):
+            with jax.named_scope("block"):
+                return jnp.tanh(h @ w), None
+
+        h, _ = jax.lax.scan(step, inner(h), w)
+        with jax.named_scope("pair"):
+            left = h + 1
+            right = h * 2
+        return left @ right.T
+
+    w = jax.random.normal(KEY, (3, 4, 4), "float32")
+    probe = networks.probe(model, w, X)
+    names = ["stem/dense", "stem", "inner", "block", "pair[0]", "pair[1]"]
+    assert [site.name for site in probe.sites] == names
+    assert probe.sites[0].activation == "tanh" and probe.sites[3].shape == (3, 5, 4)
+    read = jax.jit(lambda w: probe.read(w, X, shifts=probe.zeros()))(w)
+    _same_bits(read.output, jax.jit(model)(w, X))
+    dense = X @ w[0]
+    np.testing.assert_allclose(read.sites["stem/dense"], dense, rtol=1e-6)
+    np.testing.assert_allclose(read.sites["stem"], np.tanh(dense), rtol=1e-5)
+    left, right = read.sites["pair[0]"], read.sites["pair[1]"]
+    np.testing.assert_allclose(left - 1, right / 2, atol=1e-6)
+    found = jax.jit(lambda: propagation.backward_at_sites(probe, w, X, loss=jnp.sum).sites)()
+    np.testing.assert_allclose(found["pair[0]"], np.ones((5, 5)) @ np.asarray(right), rtol=1e-5)

@@ -43,6 +43,7 @@ class Model(NamedTuple):
         owners: theta -> for each of its leaves, the path of the submodule that owns it.
         activation: what reads the states of a chain; None where it is not known.
         chain: the model itself, where it is a chain.
+        scopes: whether scopes of `jax.named_scope` are its submodules, where it has no tags.
     """
 
     call: Callable[[PyTree, PyTree, tuple, PyTree], tuple[PyTree, PyTree]]
@@ -51,6 +52,7 @@ class Model(NamedTuple):
     owners: Callable[[PyTree], list[str]]
     activation: Activation | None = None
     chain: Chain | None = None
+    scopes: bool = False
 
 
 class Label(NamedTuple):
@@ -97,6 +99,18 @@ def softmax_name(stack: str, kind: str = SOFTMAX) -> str:
     scopes = re.findall(f"{_SCOPE}([^/()]*)", stack)
     path = scopes[-1].replace("|", "/") if scopes else ""
     return _OURS + json.dumps([path, kind, "logits"])
+
+
+def scope_name(path: str) -> str:
+    """Name the tag of what leaves a scope of the user's.
+
+    Args:
+        path: names of the scopes around it.
+
+    Returns:
+        A name that `label_of` reads.
+    """
+    return _OURS + json.dumps([path, "scope", "__call__"])
 
 
 def _scope(path: str) -> contextlib.AbstractContextManager:
@@ -295,7 +309,7 @@ def _function(function: Callable, keywords: Mapping[str, Any]) -> Model:
     def call(theta: PyTree, rest: PyTree, inputs: tuple, rngs: PyTree) -> tuple[PyTree, PyTree]:
         return function(theta, *inputs, **({"rngs": rngs} if rngs else {}), **keywords), rest
 
-    return Model(call, lambda params: (params, {}), lambda theta, rest: theta, _owners)
+    return Model(call, lambda params: (params, {}), lambda theta, rest: theta, _owners, scopes=True)
 
 
 def _chain(network: Chain) -> Model:

@@ -18,9 +18,19 @@ from flax.errors import FlaxError
 from jaxtyping import Array, PyTree
 
 from jaxstab.checks import check_count
-from jaxstab.networks.interception import ATTENTION, SOFTMAX, Model, model_of, softmax_name
+from jaxstab.networks.interception import (
+    ATTENTION,
+    SOFTMAX,
+    Model,
+    label_of,
+    model_of,
+    scope_name,
+    softmax_name,
+)
 from jaxstab.networks.sites import Missed, Row, Site, missed_by, named_sites, rows_of
 from jaxstab.networks.tagged import Program
+
+_SOFTMAXES = (SOFTMAX, ATTENTION)
 
 
 class Reading(NamedTuple):
@@ -237,7 +247,8 @@ def probe(
 
     Args:
         model: a linen module, an nnx module, a chain, or a function (params, *inputs) -> output
-            with `networks.tag` in it. Names of `jax.ad_checkpoint.checkpoint_name` are sites too.
+            with `networks.tag` in it; one without is read where its scopes of `jax.named_scope` end.
+            Names of `jax.ad_checkpoint.checkpoint_name` are sites too.
         params: its parameters: the variables of a linen module; the `nnx.State` of an nnx module,
             None for what it holds; any pytree of a function. Collections other than "params", and
             variables other than `nnx.Param`, go along, may be changed by the model and are not
@@ -280,6 +291,8 @@ def probe(
     softmax = next((one for one in (SOFTMAX, ATTENTION) if one in patterns), None)
     name = None if softmax is None else functools.partial(softmax_name, kind=softmax)
     program = Program.of(closed, name, softmax == ATTENTION)
+    if pure.scopes and all(label_of(mark.name).kind in _SOFTMAXES for mark in program.marks):
+        program = Program.of(closed, name, softmax == ATTENTION, scope_name)
     found = named_sites(program.marks, pure.activation)
     missed = missed_by(program, set(pure.owners(theta)), found)
     if not found:

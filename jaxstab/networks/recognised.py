@@ -313,6 +313,68 @@ def names_within(equation: Any) -> Iterator[str]:
             yield from names_within(within)
 
 
+def scopes_of(equation: Any) -> tuple[str, ...]:
+    """List the scopes of `jax.named_scope` around an equation.
+
+    Args:
+        equation: the equation.
+
+    Returns:
+        Their names, the outermost first.
+    """
+    return tuple(part for part in str(equation.source_info.name_stack).split("/") if part)
+
+
+def scopes_within(equation: Any) -> Iterator[str]:
+    """List the scopes in the functions within an equation.
+
+    Args:
+        equation: the equation.
+
+    Yields:
+        Their paths.
+    """
+    for inner in inner_of(equation.params):
+        for within in inner.eqns:
+            scopes = scopes_of(within)
+            if scopes:
+                yield "/".join(scopes)
+            yield from scopes_within(within)
+
+
+def closing_scopes(jaxpr: Any, read_last: dict[Any, int]) -> dict[int, list[tuple[str, list]]]:
+    """Find the scopes that end with each equation.
+
+    Args:
+        jaxpr: the traced function.
+        read_last: from `last_read`.
+
+    Returns:
+        By number of the equation, the paths of scopes, the innermost first, with the variables
+        that leave them.
+    """
+    ends: dict[int, list[tuple[str, list]]] = {}
+    opened_at: list[int] = []
+    paths = [scopes_of(equation) for equation in jaxpr.eqns]
+    for i, path in enumerate(paths):
+        opened_at += [i] * (len(path) - len(opened_at))
+        after = paths[i + 1] if i + 1 < len(paths) else ()
+        shared = 0
+        while shared < min(len(path), len(after)) and path[shared] == after[shared]:
+            shared += 1
+        for level in range(len(path), shared, -1):
+            made = [
+                variable
+                for equation in jaxpr.eqns[opened_at[level - 1] : i + 1]
+                for variable in equation.outvars
+                if read_last.get(variable, -1) > i
+            ]
+            if made:
+                ends.setdefault(i, []).append(("/".join(path[:level]), made))
+        del opened_at[shared:]
+    return ends
+
+
 def used_in(jaxpr: Any) -> set[int]:
     """Find the equations that results depend on, or that do something besides.
 

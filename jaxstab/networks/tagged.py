@@ -18,11 +18,13 @@ from jaxstab.networks.recognised import (
     JITS,
     activation_of,
     averages,
+    closing_scopes,
     last_read,
     names_within,
     opened,
     readers_of,
     scan_arguments,
+    scopes_within,
     softmaxes,
     softmaxes_within,
     used_in,
@@ -154,12 +156,17 @@ class Program:
     _loops: int = 0
     _softmax: Callable[[str], str] | None = None
     _attention: bool = False
+    _scope: Callable[[str], str] | None = None
     _arguments: dict[Any, int] = field(default_factory=dict)
     _body: Callable = lambda *_: None
 
     @classmethod
     def of(
-        cls, closed: Any, softmax: Callable[[str], str] | None = None, attention: bool = False
+        cls,
+        closed: Any,
+        softmax: Callable[[str], str] | None = None,
+        attention: bool = False,
+        scope: Callable[[str], str] | None = None,
     ) -> "Program":
         """Divide a traced function.
 
@@ -168,11 +175,12 @@ class Program:
             softmax: name stack -> name of the mark of what a softmax over the last axis reads; None
                 for no such marks.
             attention: whether only softmaxes whose weights average over positions are marked.
+            scope: path -> name of the mark of what leaves a `jax.named_scope`; None for no such marks.
 
         Returns:
             The program.
         """
-        program = cls(_softmax=softmax, _attention=attention)
+        program = cls(_softmax=softmax, _attention=attention, _scope=scope)
         jaxpr, consts = opened(closed)
         program._arguments = {variable: i for i, variable in enumerate(jaxpr.invars)}
         body = program._divided(jaxpr, ())
@@ -213,6 +221,7 @@ class Program:
         read_last = last_read(jaxpr)
         readers = readers_of(jaxpr)
         used = used_in(jaxpr)
+        closing = closing_scopes(jaxpr, read_last) if self._scope else {}
         numbers = softmaxes(jaxpr) if self._softmax else {}
         if self._attention:
             numbers = {
@@ -241,6 +250,9 @@ class Program:
             else:
                 flush(i)
                 steps.append(step)
+            for scope, variables in closing.get(i, []):
+                flush(i + 1)
+                steps += self._leaving(f"{place}/{scope}", variables, loops, readers)
         flush(len(jaxpr.eqns))
 
         def run(
@@ -273,6 +285,8 @@ class Program:
         inside = list(names_within(equation))
         if self._softmax:
             inside += [self._softmax(here)] * softmaxes_within(equation)
+        if self._scope:
+            inside += map(self._scope, scopes_within(equation))
         if not inside:
             return None
         if name in JITS or name in _REMATS:
@@ -283,6 +297,18 @@ class Program:
             return self._scanned(equation, loops, here)
         self.unreached += [Unreached(tagged, name) for tagged in inside]
         return None
+
+    def _leaving(
+        self, scope: str, variables: list, loops: tuple[Loop, ...], readers: dict[Any, list]
+    ) -> list[_Step]:
+        """What leaves a scope."""
+        assert self._scope is not None
+        name = self._scope("/".join(part for part in scope.split("/") if part))
+        ends = [f"[{i}]" for i in range(len(variables))] if len(variables) > 1 else [""]
+        return [
+            self._mark(name + end, variable, variable, loops, activation_of(variable, readers))
+            for end, variable in zip(ends, variables, strict=True)
+        ]
 
     def _averaging_within(
         self, equation: Any, readers: dict[Any, list], averaging: frozenset
