@@ -323,7 +323,6 @@ def _of_an_isometry(t):
     }
 
 
-@pytest.mark.slow
 def _at_depth_200(t):
     """Every kind of public function of a network 200 layers deep, by its gain."""
     rng = np.random.default_rng(1)

@@ -1,5 +1,6 @@
 """Cap the singular values of matrix-shaped updates."""
 
+import functools
 from typing import Any
 
 import jax
@@ -17,6 +18,7 @@ from jaxstab.clipping.settings import (
     setting_at,
     static_integer,
 )
+from jaxstab.derivatives import custom_jvp
 from jaxstab.norms.groups import accumulator, safe_scale
 from jaxstab.norms.meshes import resplit, split
 from jaxstab.norms.paths import Stacked, stacked_leaves
@@ -46,10 +48,56 @@ def _matrix_sign(x: Float[Array, "*batch m n"], iterations: int) -> Float[Array,
 Capped = tuple[Float[Array, "*batch m n"], Bool[Array, "*batch"]]
 
 
-def _capped_by_svd(m: Float[Array, "*batch m n"], limit: Float[Array, "*batch"]) -> Capped:
+@custom_jvp
+def _capped_with_largest(
+    m: Float[Array, "*batch m n"], limit: Float[Array, "*batch"]
+) -> tuple[Float[Array, "*batch m n"], Float[Array, "*batch"]]:
+    """U min(S, limit) V^T, and the largest of S."""
     u, s, v = decompositions.svd(m)
     capped = jnp.matmul(u * jnp.minimum(s, limit[..., None])[..., None, :], v, precision="highest")
-    return capped, s[..., 0] <= limit
+    return capped, s[..., 0]
+
+
+@_capped_with_largest.defjvp
+def _capped_with_largest_jvp(
+    primals: tuple[Array, Array], tangents: tuple[Array, Array]
+) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+    """Divided differences of min(s, limit), which exist where singular values coincide (Noferini 2017)."""
+    m, limit = primals
+    d_m, d_limit = tangents
+    u, s, v = decompositions.svd(m)
+    product = functools.partial(jnp.matmul, precision="highest")
+    limit = limit[..., None]
+    c = jnp.minimum(s, limit)
+    size = s[..., :, None] + s[..., None, :]
+    gap = s[..., :, None] - s[..., None, :]
+    below = s <= limit
+    one_side = below[..., :, None] == below[..., None, :]
+    # of a pair on one side of the limit, min(s, limit) has one slope
+    slope = jnp.broadcast_to(below[..., None, :], gap.shape).astype(s.dtype)
+    rise = c[..., :, None] - c[..., None, :]
+    along = jnp.where(one_side, slope, rise / jnp.where(one_side, 1.0, gap))
+    across = (c[..., :, None] + c[..., None, :]) / jnp.where(size > 0, size, 1.0)
+    across = jnp.where(size > 0, across, 1.0)
+    share = jnp.where(s > 0, c / jnp.where(s > 0, s, 1.0), 1.0)
+    inner = product(product(u.mT, d_m), v.mT)
+    even = (inner + inner.mT) / 2
+    odd = (inner - inner.mT) / 2
+    core = along * even + across * odd
+    diagonal = jnp.broadcast_to(jnp.eye(s.shape[-1], dtype=s.dtype), core.shape)
+    core = core + diagonal * jnp.where(below, 0.0, d_limit[..., None])[..., None]
+    # outside the span of u, or of v, of a matrix that is not square
+    left = product(d_m, v.mT) - product(u, inner)
+    right = product(u.mT, d_m) - product(inner, v)
+    change = product(product(u, core) + left * share[..., None, :], v)
+    change = change + product(u, share[..., :, None] * right)
+    capped = product(u * c[..., None, :], v)
+    return (capped, s[..., 0]), (change, inner[..., 0, 0])
+
+
+def _capped_by_svd(m: Float[Array, "*batch m n"], limit: Float[Array, "*batch"]) -> Capped:
+    capped, largest = _capped_with_largest(m, limit)
+    return capped, largest <= limit
 
 
 def _capped_by_signs(

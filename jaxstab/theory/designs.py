@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Array, ArrayLike, Float
 
 from jaxstab.checks import check_choice, check_count, plain_number
@@ -284,6 +283,9 @@ def _minimised(
     steps: int,
 ) -> tuple[dict[str, float], np.ndarray]:
     """Parameters of the least sum of squares, and the conditions there; NaN conditions at the start end it."""
+    # optax takes a third of a second to import, which all of theory would pay
+    import optax
+
     names = list(start)
 
     def named(x: Array) -> dict[str, Array]:

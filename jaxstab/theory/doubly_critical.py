@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
-from scipy import optimize
+import scipy
 
 from jaxstab.activations import Activation, Mixture, get
 from jaxstab.theory import host
@@ -62,7 +62,7 @@ def doubly_critical(activation: AnyActivation) -> list[DoublyCritical]:
             return [_point(phi, 0.0)]
         turns = np.flatnonzero((excess[:-1] * excess[1:] < 0) & (np.abs(excess[:-1]) > ROUNDING))
         roots = [
-            optimize.brentq(
+            scipy.optimize.brentq(
                 lambda log_q: _excess(phi, log_q), *_SEARCHED[place : place + 2], xtol=1e-14
             )
             for place in turns

@@ -18,8 +18,8 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+import scipy
 from jaxtyping import Array, ArrayLike, Float
-from scipy import special, stats
 
 from jaxstab.activations import Activation, Mixture, get
 from jaxstab.checks import check_choice, check_count
@@ -78,8 +78,8 @@ def log_growth(
     if weights == "gaussian":
         mean -= math.log(width)
     else:
-        mean -= float(special.digamma(width / 2)) + math.log(2)
-        variance -= float(special.polygamma(1, width / 2))
+        mean -= float(scipy.special.digamma(width / 2)) + math.log(2)
+        variance -= float(scipy.special.polygamma(1, width / 2))
     survival = 1.0 - 0.5**width if min(_two_slopes(activation)) == 0 else 1.0
     return LogGrowth(mean / 2 + jnp.log(sigma_w), jnp.asarray(variance / 4), survival)
 
@@ -164,12 +164,17 @@ def lyapunov_exponents(
         raise ValueError(f"alive must be in (0, 1], got {alive}")
     counts = np.arange(n + 1)
     free = counts - np.arange(n)[:, None]
-    shares = np.where(free > 0, stats.binom.pmf(counts, n, alive), 0.0)
-    grown = np.where(free > 0, special.digamma(np.maximum(free, 1) / 2), 0.0)
+    # the binomial law by its logarithm: scipy.stats would take a second to import
+    choices = -scipy.special.betaln(n - counts + 1, counts + 1) - math.log(n + 1)
+    log_share = (
+        choices + scipy.special.xlogy(counts, alive) + scipy.special.xlog1py(n - counts, -alive)
+    )
+    shares = np.where(free > 0, np.exp(log_share), 0.0)
+    grown = np.where(free > 0, scipy.special.digamma(np.maximum(free, 1) / 2), 0.0)
     mean = np.sum(shares * grown, axis=1) / np.sum(shares, axis=1)
     whole = np.full(n, math.log(n / 2))
     if weights == "orthogonal":
-        whole = special.digamma(np.arange(n, 0, -1) / 2)
+        whole = scipy.special.digamma(np.arange(n, 0, -1) / 2)
     return math.log(sigma_w) + (mean - whole) / 2
 
 
@@ -306,9 +311,13 @@ def _of_square(slopes: tuple[float, float], width: int) -> tuple[float, float]:
 def _alive(slope: float, width: int) -> tuple[float, float]:
     """Mean and variance of ln S, S = slope^2 chi^2_k with k > 0 of the units alive."""
     k = np.arange(1, width + 1)
-    log_share = special.gammaln(width + 1) - special.gammaln(k + 1) - special.gammaln(width - k + 1)
+    log_share = (
+        scipy.special.gammaln(width + 1)
+        - scipy.special.gammaln(k + 1)
+        - scipy.special.gammaln(width - k + 1)
+    )
     share = np.exp(log_share - width * math.log(2))
     share = share / np.sum(share)
-    centre = special.digamma(k / 2) + math.log(2) + 2 * math.log(slope)
+    centre = scipy.special.digamma(k / 2) + math.log(2) + 2 * math.log(slope)
     mean = float(np.sum(share * centre))
-    return mean, float(np.sum(share * (special.polygamma(1, k / 2) + (centre - mean) ** 2)))
+    return mean, float(np.sum(share * (scipy.special.polygamma(1, k / 2) + (centre - mean) ** 2)))

@@ -18,7 +18,7 @@ lambda (Belinschi & Bercovici 2005; Huang & Zhong 2014), found by bisection, and
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from jaxstab.activations import Activation, Mixture, get
 from jaxstab.checks import check_count
+from jaxstab.derivatives import custom_jvp
 from jaxstab.theory import host
 from jaxstab.theory.maps import AnyActivation, _float, _inside
 from jaxstab.theory.panels import centres, density, graded_panels
@@ -255,8 +256,8 @@ def jacobian_law(
     Pennington et al. 2017, solved as the head of this module says. They state it for D W ... D W;
     the product here, W D ... W D, has the same law, as a free product does not know its order.
     Where phi' crosses zero at finite h (gelu, silu, sin), the smallest half per cent of singular
-    values are not resolved. Roots are bisected, so the law has no derivatives; `jacobian_moments`
-    has.
+    values are not resolved. Roots are bisected, so the law has no derivatives and refuses them;
+    `jacobian_moments` has.
 
     Args:
         activation: name, `Activation` or elementwise callable.
@@ -277,7 +278,7 @@ def jacobian_law(
         The law.
 
     Raises:
-        ValueError: if depth, weights or points are none of these.
+        ValueError: if depth, weights or points are none of these, or the law is differentiated.
 
     Example:
         >>> law = jax.jit(lambda: jacobian_law("relu", 2**0.5, 1.0, 8, "orthogonal"))()
@@ -315,7 +316,7 @@ def product_law(
         The law.
 
     Raises:
-        ValueError: if depth, weights or points are none of these.
+        ValueError: if depth, weights or points are none of these, or the law is differentiated.
 
     Example:
         >>> law = jax.jit(lambda: product_law(jnp.asarray([0.0, 1.25]), jnp.asarray([0.2, 0.8]), 3, "orthogonal"))()
@@ -325,9 +326,25 @@ def product_law(
     check_count("points", points, 16)
     changing = _checked(depth, weights, widths)
     if changing is not None:
-        return _rectangular_law(jnp.asarray(d), jnp.asarray(share), changing, points)
-    assert depth is not None
-    return _solved_product_law(_factor(d, share, depth, weights), points)
+        law = _rectangular_law(jnp.asarray(d), jnp.asarray(share), changing, points)
+    else:
+        assert depth is not None
+        law = _solved_product_law(_factor(d, share, depth, weights), points)
+    return _without_derivatives(law) if host.is_traced(law) else law
+
+
+@custom_jvp
+def _without_derivatives(law: JacobianLaw) -> JacobianLaw:
+    """A law whose derivatives, wrong as bisection leaves them, are refused."""
+    return law
+
+
+@_without_derivatives.defjvp
+def _refused(primals: tuple[JacobianLaw], tangents: tuple[JacobianLaw]) -> Any:
+    raise ValueError(
+        "the law of singular values is found by bisection and has no derivatives; "
+        "take those of theory.jacobian_moments"
+    )
 
 
 def _product_law(factor: _Factor, points: int) -> JacobianLaw:

@@ -35,18 +35,23 @@ from jaxstab.theory.roots import ROUNDING
 _LONGEST_PAIR = 27.6
 
 
-def depth_scale(chi: AnyArray) -> AnyArray:
+# as far as this from 1, factors that are read off at a finite length are 1 at the infinite one
+_TOWARDS_INFINITY = 1e-10
+
+
+def depth_scale(chi: AnyArray, rounding: AnyArray | float = ROUNDING) -> AnyArray:
     """-1/ln chi, inf where chi is 1 to working precision.
 
     Args:
         chi: factor per layer.
+        rounding: of ln chi.
 
     Returns:
         Layers.
     """
     xp = host.namespace(chi)
     rate = xp.log(xp.abs(chi))
-    critical = xp.abs(rate) <= ROUNDING
+    critical = xp.abs(rate) <= rounding
     return xp.where(critical, np.inf, -1.0 / xp.where(critical, 1.0, rate))
 
 
@@ -122,10 +127,11 @@ def around(
     slopes = with_skip(block, length.log_ratio, branch)
     # what is left of sums that cancel has no digits, and its logarithm none at all
     cancelled = xp.abs(slopes.length) < CANCELLED * growth * moments.power_size
-    xi_q = xp.where(cancelled, np.nan, depth_scale(slopes.length))
+    rounding = xp.where(log_x == np.inf, _TOWARDS_INFINITY, ROUNDING)
+    xi_q = xp.where(cancelled, np.nan, depth_scale(slopes.length, rounding))
     if block.law.skip == "dense":
         xi_q = xp.full_like(xi_q, np.inf)
-    xi_c = xp.where(lost, np.nan, depth_scale(slopes.chi_c))
+    xi_c = xp.where(lost, np.nan, depth_scale(slopes.chi_c, rounding))
     is_stable = (xp.abs(slopes.length) < 1.0 - ROUNDING) & (log_x < np.inf)
     record = FixedPoint(
         q=xp.exp(log_q),
@@ -134,7 +140,7 @@ def around(
         chi_c=slopes.chi_c,
         xi_q=xi_q,
         xi_c=xi_c,
-        xi_grad=xp.abs(depth_scale(slopes.chi_1)),
+        xi_grad=xp.abs(depth_scale(slopes.chi_1, rounding)),
         stable=is_stable,
         log_q=log_q,
         distance=stable.distance,

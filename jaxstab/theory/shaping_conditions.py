@@ -4,7 +4,7 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from scipy import optimize
+import scipy
 
 from jaxstab.activations import Activation
 from jaxstab.theory import host
@@ -209,7 +209,7 @@ def _scaling(conditions: Conditions) -> Solution:
     for beta, ends in _LOG_RATIOS:
         reached = [rise(end, beta) for end in ends]
         if min(reached) <= conditions.rise <= max(reached):
-            root = optimize.brentq(
+            root = scipy.optimize.brentq(
                 lambda place, beta: rise(place, beta) - conditions.rise, *ends, (beta,), xtol=1e-14
             )
             return _verified(conditions, root, beta, 1.0)
@@ -240,7 +240,9 @@ def _general(conditions: Conditions) -> Solution:
         if best and start.bend > _FARTHER * best.bend:
             break
         place = (start.log_alpha, start.beta)
-        root = optimize.root(_at_one, place, (conditions, start.sign), tol=1e-13, options=_EFFORT)
+        root = scipy.optimize.root(
+            _at_one, place, (conditions, start.sign), tol=1e-13, options=_EFFORT
+        )
         if np.max(np.abs(root.fun)) < max(_SOLVED, _ROUNDED / conditions.rise):
             log_alpha, beta = map(float, root.x)
             found = _start(conditions, log_alpha, beta, start.sign)

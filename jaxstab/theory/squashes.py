@@ -11,15 +11,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy
 from jaxtyping import Array, Float
-from scipy import special
 
 from jaxstab.activations import Activation, Mixture
 from jaxstab.theory.features import Features
 from jaxstab.theory.panels import density, flat, gaussian_panels, legendre
 
 SQUASHES = {"dyt": jnp.tanh, "derf": jax.scipy.special.erf}
-_INVERSES = {"dyt": np.arctanh, "derf": special.erfinv}
 # alpha of a fresh network; scale is 1 and bias 0 there
 _ALPHA = 0.5
 
@@ -41,6 +40,11 @@ class _Squashed:
         return self.function(f(_ALPHA * h), **parameters)
 
 
+def _inverse(squash: str, value: float) -> float:
+    # of scipy what is used is imported, at its first use
+    return float(np.arctanh(value) if squash == "dyt" else scipy.special.erfinv(value))
+
+
 def squashed(phi: Activation, squash: str, after: bool) -> Activation:
     """The head of a block with such a norm, as an activation.
 
@@ -57,7 +61,7 @@ def squashed(phi: Activation, squash: str, after: bool) -> Activation:
         return Mixture(first, squashed(phi.second, squash, after), phi.share)
     kinks = list(phi.kinks)
     if not after:
-        kinks = [float(_INVERSES[squash](kink)) / _ALPHA for kink in kinks if abs(kink) < 1]
+        kinks = [_inverse(squash, kink) / _ALPHA for kink in kinks if abs(kink) < 1]
     function = _Squashed(phi.static_fn, squash, after, phi.name, phi.kinks)
     return Activation(f"{squash}_{phi.name}", function, kinks, parameters=phi.parameters)
 

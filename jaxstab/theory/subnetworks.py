@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-from scipy import optimize
+import scipy
 
 from jaxstab.checks import check_count
 
@@ -125,4 +125,4 @@ def solved(
             f"subnetworks of these layers reach values in [{low:.6g}, {high:.6g}], got {target:g}"
         )
     smallest = 4 * math.ulp(1.0)
-    return float(optimize.brentq(excess, *ends, xtol=1e-18, rtol=smallest, maxiter=200))
+    return float(scipy.optimize.brentq(excess, *ends, xtol=1e-18, rtol=smallest, maxiter=200))

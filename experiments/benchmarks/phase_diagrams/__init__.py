@@ -1,0 +1,1 @@
+"""A phase diagram by slow quadrature in NumPy and SciPy, to hold theory against."""
