@@ -179,7 +179,7 @@ def maps_overview(measured):
     def cell(name, depth):
         row = explained[depth].get(name)
         if row is None:
-            return "no block"
+            return "not run" if name in measured["rows"]["tuned"][depth] else "no block"
         if row["test"][0] is None:
             return "at chance"
         nearby = moments(row, "nearby", 2)[1]

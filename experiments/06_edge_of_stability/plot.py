@@ -50,16 +50,24 @@ def variants(results, figure_path):
     """Sharpness of every variant in units of the largest stable one."""
     measured = json.loads((Path(results) / "measured.json").read_text())
     every = measured["setting"]["every"]
-    figure = Figure(figsize=(6.4, 3.4), layout="constrained")
-    axis = figure.subplots()
-    for colour, run in zip(VARIANT_COLOURS, measured["variants"], strict=False):
-        relative = np.array(run["sharpness"], float) / run["edge"]
-        steps = every * np.arange(len(relative))
-        axis.plot(steps, relative, color=colour, lw=1.2, label=run["variant"])
-    axis.axhline(1, color="#5c6672", lw=1, ls="--")
-    axis.set(xlabel="step", ylabel="sharpness / largest stable", ylim=(0, None))
-    axis.legend(fontsize=8, frameon=False, ncols=2, loc="lower right")
-    axis.spines[["top", "right"]].set_visible(False)
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    groups = {True: [], False: []}
+    for run in measured["variants"]:
+        groups[run["kind"] == "BatchNorm"].append(run)
+    titles = ("BatchNorm; begins at so many times its edge", "no BatchNorm")
+    for axis, title, runs in zip(axes, titles, groups.values(), strict=True):
+        for colour, run in zip(VARIANT_COLOURS, runs, strict=False):
+            relative = np.array(run["sharpness"], float) / run["edge"]
+            steps = every * np.arange(len(relative))
+            label = f"{run['activation']}, {run['variant'].removeprefix('BatchNorm, ')}"
+            axis.plot(steps, relative, color=colour, lw=1.1, label=label)
+        axis.axhline(1, color="#5c6672", lw=1, ls="--")
+        axis.set(xlabel="step", ylim=(0, 2.4))
+        axis.set_title(title, fontsize=10)
+        axis.legend(fontsize=8, frameon=False, ncols=2, loc="upper right")
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].set(ylabel="sharpness / largest stable")
     figure.savefig(figure_path, dpi=110, facecolor="white")
 
 
