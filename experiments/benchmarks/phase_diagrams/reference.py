@@ -4,6 +4,7 @@ Nothing of jaxstab is used. Where phi is analytic beside the real line, equal st
 (Trefethen & Weideman 2014); else composite Gauss-Legendre rules are split where phi bends.
 """
 
+import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -109,6 +110,16 @@ def _rule(phi: Phi, root: float) -> tuple[np.ndarray, np.ndarray]:
     return _split(np.zeros(()), min(LONGEST, phi.scale / root))
 
 
+def _graded(width: float, longest: float) -> tuple[np.ndarray, np.ndarray]:
+    """A rule for standard normal u of what changes within a width of 0: panels double from there."""
+    ends = [0.0, *(width * 2.0 ** np.arange(1, 60)), REACH]
+    ends = sorted(end for end in set(ends) if end <= REACH)
+    pieces = [_panels(*map(np.asarray, pair), longest) for pair in itertools.pairwise(ends)]
+    u, weight = (np.concatenate(parts) for parts in zip(*pieces, strict=True))
+    weight = weight * _normal(u)
+    return np.concatenate([-u, u]), np.concatenate([weight, weight])
+
+
 def moments(phi: Phi, q: float) -> tuple[float, float, float]:
     """V = E phi^2, V' and M = E phi'^2 at a length."""
     root = np.sqrt(q)
@@ -122,11 +133,12 @@ def moments(phi: Phi, q: float) -> tuple[float, float, float]:
 def pair(phi: Phi, q: float, distance: float) -> tuple[float, float]:
     """E (phi(z1) - phi(z2))^2 / 2 and E phi'(z1) phi'(z2) at correlation 1 - distance."""
     root = np.sqrt(q)
-    u, weight = _rule(phi, root)
     beside = np.sqrt(distance * (2 - distance))
     if phi.pole is not None:
+        u, weight = _steps(phi, root)
         v, inner = (part[None] for part in _steps(phi, root))
     else:
+        u, weight = _graded(beside, min(LONGEST, phi.scale / root))
         longest = min(LONGEST, phi.scale / root / beside)
         v, inner = _split(-(1 - distance) * u / beside, longest)
     z1 = root * u[:, None]
