@@ -64,8 +64,9 @@ LINES = {
     "train --memory 0": "--memory must be",
     "train --seeds 99999999999999999999": "--seeds must be within 2147483647 of 0",
     "train --seeds 1000000000": "60000000000 networks, at most 10000000 make a grid",
-    "train --group 1000000000": "--group must be at most 60, the number of networks",
-    "train --lanes 1000000000": "--lanes must be at most 60",
+    "train --group 1000000000": "--group must be in 1..60, the number of networks",
+    "train --lanes 1000000000": "--lanes must be in 1..60",
+    "train --group 0": "--group must be in 1..60",
     "train --cpu-devices 100000": "--cpu-devices must be in 1..",
     "train --cpu-devices 99999999999": "--cpu-devices must be within",
     "train --depths 2000000000": "GiB needed for one network",
@@ -89,6 +90,11 @@ LINES = {
     "sweep --config ~nobody-here/x.toml": "no home folder is known",
     "status .": "not a",
     "report nothing.zarr": "no such store",
+    "report dir://x": "dir://x: cannot be opened",
+    "train --out=": "--out= needs a value",
+    f"status {'x' * 300}": "File name too long",
+    f"sweep --out new/{'x' * 300}": "xxx... is longer than 255 bytes",
+    f"train --out new/{'x' * 252}.zarr": "xxx... is longer than 255 bytes",
 }
 
 

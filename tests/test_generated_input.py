@@ -159,6 +159,11 @@ def test_lines(place, command, size):
     try_all(size, wrong_inputs.lines(command), place.answer)
 
 
+@pytest.mark.parametrize("out", ["dangling", "loop/x", f"new/{'x' * 300}", "file.txt/x"])
+def test_a_folder_that_cannot_be_made_is_refused_before_the_diagnosis(place, out):
+    assert place.answer([*refusable("diagnose"), "--out", out]) == 2
+
+
 @sized(5, 60)
 @pytest.mark.parametrize("command", ["sweep", "train"])
 def test_configs(place, command, size):

@@ -294,10 +294,8 @@ def _check_size(settings: Train) -> None:
     if settings.memory is not None and not 0 < settings.memory <= _MOST_MEMORY:
         raise UserError(f"--memory must be in (0, {_MOST_MEMORY}] GiB, got {settings.memory:g}")
     for flag, value in (("--lanes", settings.lanes), ("--group", settings.group)):
-        if value is not None and value > networks:
-            raise UserError(
-                f"{flag} must be at most {networks}, the number of networks, got {value}"
-            )
+        if value is not None and not 1 <= value <= networks:
+            raise UserError(f"{flag} must be in 1..{networks}, the number of networks, got {value}")
 
 
 def _check_outputs(settings: Train) -> None:
