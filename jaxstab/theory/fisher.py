@@ -28,6 +28,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from jaxstab.activations import Activation
 from jaxstab.checks import check_count, check_depths, check_gains
+from jaxstab.norms.meshes import varying_like
 from jaxstab.records import Sharpness
 from jaxstab.theory.features import Features
 from jaxstab.theory.gradient_grams import BelowReadout, below_readout, root
@@ -109,7 +110,7 @@ def _log_largest(
     draws: int,
 ) -> Float[Array, " depth"]:
     found = kernels(law, sigma_w, sigma_b, depths[-1], c0=c0, width=width, d_in=d_in)
-    drawn = _draws(outputs, examples, draws)
+    drawn = varying_like(_draws(outputs, examples, draws), found.nngp)
     keys = jax.random.split(jax.random.key(0), draws)
 
     def one(drawn: _Draws, below: BelowReadout, nngp: Array, own: Array) -> Float[Array, ""]:

@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 
 from jaxstab.activations import Activation
 from jaxstab.activations.activation import concrete
+from jaxstab.norms.meshes import varying_like
 from jaxstab.theory import host
 from jaxstab.theory.features import Features, features
 from jaxstab.theory.tables import tabulated
@@ -80,7 +81,9 @@ def _program(function: Callable, *static: str) -> Callable:
         arrays = any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(phi))
         traced, same = (phi, None) if arrays else (None, phi)
         if host.is_traced((phi, numbers)):
-            return inner(*jax.tree.map(widened, (traced, *numbers)), same=same, **settings)
+            wide = jax.tree.map(widened, (traced, *numbers))
+            # folds carry numbers that differ from device to device beside those that do not
+            return inner(*varying_like(wide, wide), same=same, **settings)
         # numbers at once, also where something around is being traced
         with jax.core.eval_context():
             return outermost()(*jax.tree.map(widened, (traced, *numbers)), same=same, **settings)

@@ -23,6 +23,7 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxstab.activations import Activation
+from jaxstab.norms.meshes import varying_like
 from jaxstab.theory import host
 from jaxstab.theory.features import Features, Nodes
 from jaxstab.theory.host import AnyArray
@@ -378,7 +379,7 @@ def _summed_in_turn(
 
         return jax.lax.scan(add, sums, along)
 
-    zeros = (jnp.zeros(shape, given[0].dtype),) * 4
+    zeros = varying_like((jnp.zeros(shape, given[0].dtype),) * 4, given)
     if few:
         in_turn = Panels(*(jnp.moveaxis(jnp.asarray(part), 1, 0) for part in panels))
         sums = jax.lax.scan(over_nodes, zeros, in_turn)[0]
