@@ -30,8 +30,8 @@ from jaxstab.records import Estimate, standard_error
 def omega(
     chain: Chain,
     params: Params,
-    x: Float[Array, "*batch d_in"],
-    loss: Callable[[Float[Array, "*batch d_out"]], Float[Array, ""]],
+    x: PyTree,
+    loss: Callable[[PyTree], Float[Array, ""]],
     immediate: bool = True,
 ) -> Float[Array, ""]:
     """Compute Pascanu's Omega: the squared relative change of the gradient's length at each block.
@@ -46,7 +46,7 @@ def omega(
     Args:
         chain: the network.
         params: its parameters, depth L.
-        x: one input [d_in], or a batch where blocks mix examples, whose gradient then has one
+        x: one input, tokens too, or a batch where blocks mix examples, whose gradient then has one
             length.
         loss: E, scalar function of the output.
         immediate: whether, as in their eq. 10, derivatives of Omega hold h_{l-1} and dE/dh_l
@@ -57,7 +57,7 @@ def omega(
         The penalty, >= 0.
 
     Raises:
-        ValueError: if x is not floating.
+        ValueError: if x is not floating where blocks are ours.
 
     Example:
         >>> from jaxstab import networks

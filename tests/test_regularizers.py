@@ -435,3 +435,32 @@ def test_leaves_of_several_dtypes_are_added_in_the_widest():
 def test_what_makes_no_sense_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_omega_of_tokens_and_of_states_that_are_pytrees_is_that_of_vectors():
+    """Hold that Omega does not ask what x is, nor how a state is laid out."""
+    w = jax.random.normal(jax.random.key(0), (5, 4, 4))
+    x = jnp.asarray(2)
+
+    def join(h):
+        return jnp.concatenate(h) if isinstance(h, tuple) else h
+
+    def chain(first, split):
+        def block(w, h):
+            out = jnp.tanh(join(h)) @ w
+            return (out[:1], out[1:]) if split else out
+
+        def embed(w, x):
+            return block(jnp.eye(4), w[x] if first is None else first)
+
+        layers = [embed, block, block, block, lambda w, h: join(h) @ w]
+        return networks.from_params(layers, list(w), x)
+
+    found = jax.jit(
+        lambda: [
+            regularizers.omega(*chain(first, split), x, lambda y: y[0])
+            for first, split in ((None, False), (None, True), (w[0, 2], False))
+        ]
+    )()
+    np.testing.assert_allclose(found, found[2], rtol=1e-5)
+    assert found[2] > 0.01

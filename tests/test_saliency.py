@@ -146,3 +146,33 @@ def test_signal_to_noise_is_unbiased():
     assert abs(np.mean(found.value) - wanted) < 4 * error + np.var(found.value)
     # of pairs, the jackknife says between once and sqrt(2) times what the draws scatter
     assert 0.9 < np.mean(found.standard_error) / np.std(found.value) < 1.5
+
+
+def test_gradients_of_states_that_are_pytrees_are_those_of_vectors():
+    """Hold that the layout of a state does not matter, and that tokens have no gradient."""
+    w = jax.random.normal(jax.random.key(0), (4, 3, 3), "float32")
+
+    def join(h):
+        return jnp.concatenate(h) if isinstance(h, tuple) else h
+
+    def chain(split, x):
+        def block(w, h):
+            out = jnp.tanh(join(h) if h.shape != () else w[h]) @ w
+            return (out[:1], out[1:]) if split else out
+
+        def above(w, h):
+            out = jnp.tanh(join(h)) @ w
+            return (out[:1], out[1:]) if split else out
+
+        return networks.from_params([block, above, above, lambda w, h: join(h) @ w], list(w), x)
+
+    def cosines(split, x1, x2):
+        return saliency.gradient_correlation(*chain(split, x1), x1, x2, jnp.sum)
+
+    x = jnp.ones(3, "float32"), jnp.arange(3, dtype="float32")
+    tokens = jnp.asarray(0), jnp.asarray(1)
+    found = jax.jit(lambda: [cosines(s, *x) for s in (True, False)] + [cosines(True, *tokens)])()
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-5)
+    assert np.isnan(found[2][0]) and np.all(np.isfinite(found[2][1:]))
+    with pytest.raises(ValueError, match="x must be floating, got dtype int"):
+        saliency.input_gradient(*chain(False, tokens[0]), tokens[0], jnp.sum)

@@ -20,9 +20,10 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
 from jaxstab import networks
+from jaxstab.checks import check_floating
 from jaxstab.networks import Chain, Here, Params
 from jaxstab.networks.chains import with_network
-from jaxstab.networks.views import pair
+from jaxstab.networks.views import pair, vector_states
 from jaxstab.norms.logarithms import unit
 from jaxstab.records import Estimate
 
@@ -54,6 +55,9 @@ def input_gradient(
     Returns:
         The gradient.
 
+    Raises:
+        ValueError: if x is not floating.
+
     Example:
         >>> mlp = networks.MLP(depth=2, width=8, activation="identity")
         >>> params = networks.init(mlp, jax.random.key(0), jnp.ones(3))
@@ -61,6 +65,9 @@ def input_gradient(
         >>> found.direction.shape, round(float(jnp.linalg.norm(found.direction)), 4)
         ((3,), 1.0)
     """
+    check_floating("x", jnp.result_type(x))
+    if isinstance(chain.block, tuple):
+        chain = vector_states(chain, params, x)
     states = networks.states(chain, params, x)
 
     def step(above: InputGradient, here: Here) -> tuple[InputGradient, None]:
@@ -99,11 +106,16 @@ def gradient_correlation(
         >>> gradient_correlation(networks.chain(mlp), params, jnp.ones(3), jnp.arange(3.0), jnp.sum).round(4).tolist()
         [1.0, 1.0, 1.0, 1.0]
     """
+    if isinstance(chain.block, tuple):
+        chain = vector_states(chain, params, x1)
     both, weights = pair(chain, params, params)
     states = networks.states(both, weights, (x1, x2))
 
     def step(above: tuple[Array, Array], here: Here) -> tuple[tuple[Array, Array], Array]:
         first, second = here.pull(above)
+        if first.dtype == jax.dtypes.float0:
+            # tokens have no gradient
+            return above, jnp.full((), jnp.nan, above[0].dtype)
         u1, log_1 = unit(first)
         u2, log_2 = unit(second)
         defined = jnp.isfinite(log_1) & jnp.isfinite(log_2)
