@@ -242,7 +242,9 @@ def plain_number(name: str, value: Any, integer: bool = False) -> Any:
     if array.ndim or array.dtype.kind not in "buif":
         raise ValueError(f"{name} must be one real number, got {value!r}")
     number = array.item()
-    return number if integer and array.dtype.kind != "f" else float(number)
+    if integer and array.dtype.kind != "f":
+        return number
+    return float(number)
 
 
 def plain_axis(name: str, values: Any, integer: bool = False) -> tuple[Any, ...]:

@@ -64,7 +64,8 @@ def load(name: str | Path, path: str | Path | None = None, train: bool = True) -
     if name == "mnist":
         if path is None:
             raise ValueError(
-                'load("mnist") needs path=, the folder of the four IDX files; scripts/fetch_mnist makes one'
+                'load("mnist") needs path=, the folder of the four IDX files; scripts/fetch_mnist '
+                "makes one"
             )
         part = "train" if train else "t10k"
         images = _read_idx(Path(path), f"{part}-images-idx3-ubyte")
@@ -73,7 +74,8 @@ def load(name: str | Path, path: str | Path | None = None, train: bool = True) -
             raise ValueError(f"{path}: {len(images)} {part} images but {len(labels)} labels")
         return _checked(images.reshape(len(images), -1) / 255.0, labels, f"mnist-{part}")
     raise ValueError(
-        f"unknown data set {name!r}; known are {', '.join(NAMES)}, or the path of an .npz file with x and y"
+        f"unknown data set {name!r}; known are {', '.join(NAMES)}, or the path of an .npz file "
+        "with x and y"
     )
 
 
@@ -97,14 +99,16 @@ def _inputs(x: np.ndarray, name: str) -> np.ndarray:
     infinite = ~np.isfinite(single).all(axis=1)
     zero = np.abs(single).max(axis=1) < np.finfo(np.float32).tiny
     if infinite.any():
-        at = int(np.argmax(infinite))
-        beyond = np.isfinite(x[at]).all()
+        first_bad = int(np.argmax(infinite))
+        beyond = np.isfinite(x[first_bad]).all()
         raise ValueError(
-            f"{name}: input {at} holds {'numbers beyond float32' if beyond else 'NaN or inf'}"
+            f"{name}: input {first_bad} holds "
+            f"{'numbers beyond float32' if beyond else 'NaN or inf'}"
         )
     if zero.any():
         raise ValueError(
-            f"{name}: input {int(np.argmax(zero))} is zero in float32 and has no length to normalise"
+            f"{name}: input {int(np.argmax(zero))} is zero in float32 and has no length to "
+            "normalise"
         )
     return single
 
@@ -170,7 +174,8 @@ def _check_size(name: str, unpacked: int, packed: int) -> None:
     """Check that a file is not too large to read, and does not unpack to implausibly much."""
     if unpacked > LARGEST:
         raise ValueError(
-            f"{name} unpacks to {unpacked} bytes, at most {LARGEST} are read; fewer examples would do"
+            f"{name} unpacks to {unpacked} bytes, at most {LARGEST} are read; fewer examples would "
+            "do"
         )
     if unpacked > _SMALL and unpacked > _RATIO * packed:
         raise ValueError(
@@ -180,12 +185,12 @@ def _check_size(name: str, unpacked: int, packed: int) -> None:
 
 def _read_idx(folder: Path, stem: str) -> np.ndarray:
     """Read an IDX file: magic 0, 0, 8, rank; the sizes, big-endian; then unsigned bytes."""
-    found = [folder / name for name in (stem, f"{stem}.gz") if (folder / name).is_file()]
-    if not found:
+    paths = [folder / name for name in (stem, f"{stem}.gz") if (folder / name).is_file()]
+    if not paths:
         raise ValueError(
             f"{folder / stem}[.gz]: no such file; scripts/fetch_mnist fetches the four IDX files"
         )
-    path = found[0]
+    path = paths[0]
     rank = int(stem.split("idx")[1][0])
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
@@ -203,7 +208,8 @@ def _read_idx(folder: Path, stem: str) -> np.ndarray:
             content = file.read(promised + 1)
             if len(content) > promised and path.suffix != ".gz":
                 raise ValueError(
-                    f"its header promises {promised} bytes of data, it holds {path.stat().st_size - len(head)}"
+                    f"its header promises {promised} bytes of data, it holds "
+                    f"{path.stat().st_size - len(head)}"
                 )
     except (OSError, EOFError, zlib.error) as error:
         kind = "gzip file" if path.suffix == ".gz" else "file"

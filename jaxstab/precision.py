@@ -33,7 +33,8 @@ def check_precision(name: str, value: Any) -> None:
             return
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f'{name} must be None or one that jax.default_matmul_precision takes, such as "highest" '
+            f"{name} must be None or one that jax.default_matmul_precision takes, such as "
+            '"highest" '
             f'or "default", got {value!r}'
         ) from error
 

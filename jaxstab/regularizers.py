@@ -199,7 +199,7 @@ def spectral_norm(weights: PyTree, key: Array, iterations: int = 20) -> Float[Ar
         2.0
     """
     check_count("iterations", iterations, 1)
-    found = _stacks(weights)
+    stacks = _stacks(weights)
 
     def sigma(w: Array, start: Array) -> Array:
         held = jax.lax.stop_gradient(w)
@@ -216,9 +216,9 @@ def spectral_norm(weights: PyTree, key: Array, iterations: int = 20) -> Float[Ar
         starts = jax.random.normal(key, (stack.shape[0], stack.shape[2]), stack.dtype)
         return jnp.sum(jax.vmap(sigma)(stack, starts) ** 2) / 2
 
-    keys = jax.random.split(key, len(found))
+    keys = jax.random.split(key, len(stacks))
     return jnp.sum(
-        jnp.stack([penalty(stack, part) for stack, part in zip(found, keys, strict=True)])
+        jnp.stack([penalty(stack, part) for stack, part in zip(stacks, keys, strict=True)])
     )
 
 
@@ -228,21 +228,21 @@ def _stacks(weights: PyTree) -> list[Float[Array, "stack m n"]]:
     names = [
         jax.tree_util.keystr(path[-1:], simple=True) if path else "kernel" for path, _ in leaves
     ]
-    found = [
+    stacks = [
         leaf
         for name, (_, leaf) in zip(names, leaves, strict=True)
         if name == "kernel" and jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
     ]
-    if not found:
+    if not stacks:
         raise ValueError(
             f'no weights: a floating leaf named "kernel" is needed, got leaves {sorted(set(names))}'
         )
-    for leaf in found:
+    for leaf in stacks:
         if jnp.ndim(leaf) < 2:
             raise ValueError(
                 f"a weight must be a matrix or a stack of them, got shape {jnp.shape(leaf)}"
             )
     dtype = max(
-        (jnp.result_type(leaf) for leaf in [*found, jnp.float32]), key=lambda dtype: dtype.itemsize
+        (jnp.result_type(leaf) for leaf in [*stacks, jnp.float32]), key=lambda dtype: dtype.itemsize
     )
-    return [jnp.asarray(leaf, dtype).reshape(-1, *leaf.shape[-2:]) for leaf in found]
+    return [jnp.asarray(leaf, dtype).reshape(-1, *leaf.shape[-2:]) for leaf in stacks]

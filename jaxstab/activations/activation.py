@@ -164,7 +164,8 @@ class Activation:
         leaves, static = self.tree_flatten()
         if not all(isinstance(leaf, numbers.Number) for leaf in leaves):
             raise TypeError(
-                f"activation {self.name!r} has arrays as parameters and no hash: pass it as a pytree, not as a static "
+                f"activation {self.name!r} has arrays as parameters and no hash: pass it as a "
+                "pytree, not as a static "
                 f"argument, or give it Python numbers"
             )
         return hash((static, leaves))

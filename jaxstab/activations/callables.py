@@ -50,7 +50,8 @@ def checked(phi: Activation) -> Activation:
     traced = any(isinstance(output, jax.core.Tracer) for output in outputs)
     if not _same_entries(outputs, traced):
         raise ValueError(
-            f"activation {phi.name!r} is not elementwise: each output must depend on its own input alone "
+            f"activation {phi.name!r} is not elementwise: each output must depend on its own input "
+            "alone "
             f"and keep its shape (softmax, for one, is not an activation here)"
         )
     if not traced:
@@ -170,4 +171,6 @@ class _Program:
 
         outputs = jax.vmap(at_one)(*rows)
         whole = tuple(output.reshape(shape).astype(given) for output in outputs)
-        return whole[0] if self.arity == 1 else whole
+        if self.arity == 1:
+            return whole[0]
+        return whole

@@ -65,7 +65,8 @@ class Mixture(Activation):
     def fn(self) -> Callable[[Array], Array]:
         """Refused: one function for all units does not exist."""
         raise ValueError(
-            f"the mixture {self.name!r} has a function for each unit, not one for all: take its `average` of a moment"
+            f"the mixture {self.name!r} has a function for each unit, not one for all: take its "
+            "`average` of a moment"
         )
 
     @property

@@ -148,21 +148,24 @@ def get(activation: AnyActivation) -> Activation:
     if isinstance(activation, str):
         return _named(activation)
     if isinstance(activation, Activation):
-        found = activation
+        phi = activation
         # the parts of a mixture were checked when it was made
-        if any(found is known for known in _BUILT_IN.values()) or not found.elementwise:
-            return found
+        if any(phi is known for known in _BUILT_IN.values()) or not phi.elementwise:
+            return phi
     elif callable(activation):
         name = getattr(activation, "__name__", type(activation).__name__)
-        found = Activation(name, activation)
+        phi = Activation(name, activation)
     else:
         raise TypeError(f"an activation is a name or a callable, got {type(activation).__name__}")
-    return checked(found)
+    return checked(phi)
 
 
 def _named(name: str) -> Activation:
     if _plain(name) in _BY_PLAIN_NAME:
         return _BY_PLAIN_NAME[_plain(name)]
     near = difflib.get_close_matches(name, _BUILT_IN, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(', '.join(near).rsplit(', ', 1))}? " if near else ""
+    if near:
+        hint = f"did you mean {' or '.join(', '.join(near).rsplit(', ', 1))}? "
+    else:
+        hint = ""
     raise ValueError(f"unknown activation {name!r}; {hint}built in are {', '.join(_BUILT_IN)}")

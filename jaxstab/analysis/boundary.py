@@ -90,7 +90,9 @@ def halfway(accuracy: Float[np.ndarray, "..."], chance: float) -> float:
         (0.5, nan)
     """
     best = float(np.max(accuracy, initial=0.0, where=np.isfinite(accuracy)))
-    return (best + chance) / 2 if best - chance >= 0.1 * (1 - chance) else float("nan")
+    if best - chance >= 0.1 * (1 - chance):
+        return (best + chance) / 2
+    return float("nan")
 
 
 def deepest_trainable(
@@ -172,10 +174,10 @@ def fit_depth_scale(
     usable = np.isfinite(xi) & (xi > 0)
     accuracy = accuracy[:, usable]
     log_xi = np.log(xi[usable])
-    found = deepest_trainable(_mean(accuracy), depths, threshold)
-    known = np.isfinite(found.depth)
-    bounds = ~np.isnan(found.low) & (found.low != found.high)
-    proportional, power = (_censored(found, log_xi, free) for free in (False, True))
+    boundary = deepest_trainable(_mean(accuracy), depths, threshold)
+    known = np.isfinite(boundary.depth)
+    bounds = ~np.isnan(boundary.low) & (boundary.low != boundary.high)
+    proportional, power = (_censored(boundary, log_xi, free) for free in (False, True))
     centre = float(proportional.coefficients[0])
     error_gains = float(proportional.errors[0])
     seeds = accuracy.shape[2]
@@ -198,7 +200,7 @@ def fit_depth_scale(
     degrees = np.array([proportional.freedom, seeds - 1.0])
     told = np.append(True, np.isfinite(error_seeds))
     reach = _student(errors[told], degrees[told], confidence)
-    log_depth = np.log(found.depth[known])
+    log_depth = np.log(boundary.depth[known])
     return DepthFit(
         n=float(np.exp(centre)),
         low=float(np.exp(centre - reach)),
@@ -270,15 +272,15 @@ def _mean(accuracy: Float[np.ndarray, "depth gain seed"]) -> Float[np.ndarray, "
 
 
 def _censored(
-    found: Boundary, log_xi: Float[np.ndarray, " gain"], free: bool = False
+    boundary: Boundary, log_xi: Float[np.ndarray, " gain"], free: bool = False
 ) -> censored.Regression:
     """Of ln depth on ln xi, its slope 1 or free."""
     with np.errstate(divide="ignore"):
-        low = np.log(found.low)
-        high = np.log(found.high)
+        low = np.log(boundary.low)
+        high = np.log(boundary.high)
     if not free:
         return censored.regression(np.ones((len(log_xi), 1)), low - log_xi, high - log_xi)
-    known = np.isfinite(found.depth)
+    known = np.isfinite(boundary.depth)
     centred = log_xi - (np.mean(log_xi[known]) if known.any() else 0.0)
     return censored.regression(np.column_stack([centred, np.ones(len(log_xi))]), low, high)
 

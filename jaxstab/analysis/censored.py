@@ -89,7 +89,7 @@ def regression(
 
 
 def _climb(
-    at: Float[np.ndarray, " free"],
+    place: Float[np.ndarray, " free"],
     x: Float[np.ndarray, "known column"],
     y: Float[np.ndarray, " known"],
     beyond: Float[np.ndarray, "bounds column"],
@@ -110,19 +110,19 @@ def _climb(
             + np.sum(special.log_ndtr(reach @ at))
         )
 
-    last = np.eye(len(at))[-1]
+    last = np.eye(len(place))[-1]
     for _ in range(100):
-        a = reach @ at
+        a = reach @ place
         ratio = np.exp(-(a**2) / 2 - special.log_ndtr(a)) / np.sqrt(2 * np.pi)
-        gradient = len(y) / at[-1] * last - miss.T @ (miss @ at) + reach.T @ ratio
-        bend = -len(y) / at[-1] ** 2 * np.outer(last, last)
+        gradient = len(y) / place[-1] * last - miss.T @ (miss @ place) + reach.T @ ratio
+        bend = -len(y) / place[-1] ** 2 * np.outer(last, last)
         hessian = bend - miss.T @ miss - reach.T @ ((ratio * (ratio + a))[:, None] * reach)
         step = np.linalg.solve(hessian, -gradient)
-        here = likelihood(at)
+        here = likelihood(place)
         if gradient @ step < 1e-12:
             break
         size = 1.0
-        while likelihood(at + size * step) < here and size > 1e-9:
+        while likelihood(place + size * step) < here and size > 1e-9:
             size /= 2
-        at = at + size * step
-    return at, hessian
+        place = place + size * step
+    return place, hessian

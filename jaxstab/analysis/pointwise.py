@@ -35,8 +35,8 @@ def each(predict: Callable[[float], Any], points: Sequence[float], known: bool =
     """
     if not known:
         return unknown(jax.eval_shape(predict, jnp.float32(points[0])), (len(points),))
-    found = [jax.device_get(predict(float(point))) for point in points]
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *found)
+    records = [jax.device_get(predict(float(point))) for point in points]
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *records)
 
 
 def unknown(shapes: Any, axes: tuple[int, ...]) -> Any:
@@ -86,8 +86,8 @@ def fixed_points(
     columns = [np.resize(gains.ravel(), (chunks, _CHUNK)) for gains in (w, b)]
     # parameters of an activation may be arrays, which have no hash
     program = _program(dataclasses.replace(block, activation=concrete(block.activation)))
-    found = [jax.device_get(program(*some)) for some in zip(*columns, strict=True)]
-    return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: w.size].reshape(w.shape), *found)
+    records = [jax.device_get(program(*some)) for some in zip(*columns, strict=True)]
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: w.size].reshape(w.shape), *records)
 
 
 @functools.lru_cache(maxsize=64)

@@ -112,7 +112,7 @@ def predict_sharpness(grid: Grid, d_in: int, outputs: int, c0: float) -> xr.Data
             return np.full((len(gains), len(depths)), np.nan)
 
         def largest(sigma_w: ArrayLike) -> Array:
-            found = theory.sharpness(
+            sharpness = theory.sharpness(
                 about.block,
                 sigma_w,
                 grid.fixed["sigma_b"],
@@ -123,7 +123,7 @@ def predict_sharpness(grid: Grid, d_in: int, outputs: int, c0: float) -> xr.Data
                 examples=kind["batch"] or 1,
                 c0=c0,
             )
-            return found.log_gauss_newton
+            return sharpness.log_gauss_newton
 
         return each(largest, gains)
 
@@ -140,15 +140,15 @@ def _profiles(
     depths = list(by_depth)
     one_law = len({id(known) for known in by_depth.values()}) == 1
     groups = [depths] if one_law else [[depth] for depth in depths]
-    found = []
+    profiles = []
     for group in groups:
         known = by_depth[group[0]]
-        found.append(
+        profiles.append(
             theory.predict(known.block, sigma_w, sigma_b, group, width=known.width, **inputs)
         )
-    forward, correlation, _, _ = found[-1]
-    gradients = [backward for _, _, backward, _ in found]
-    spectra = [spectrum for *_, spectrum in found]
+    forward, correlation, _, _ = profiles[-1]
+    gradients = [backward for _, _, backward, _ in profiles]
+    spectra = [spectrum for *_, spectrum in profiles]
     return forward, correlation, _joined(gradients), _joined(spectra)
 
 
@@ -196,9 +196,9 @@ def depth_scales(grid: Grid, d_in: int, points: int = FINE) -> xr.Dataset:
     scales: dict[str, list[np.ndarray]] = {"xi_c": [], "xi_grad": []}
     for kind in grid.kinds:
         known = assumed(grid, kind, d_in)
-        found = fixed_points(known.block, gains, grid.fixed["sigma_b"], not known.why)
+        fixed = fixed_points(known.block, gains, grid.fixed["sigma_b"], not known.why)
         for name, values in scales.items():
-            values.append(getattr(found, name))
+            values.append(getattr(fixed, name))
     return xr.Dataset(
         {
             f"fine_{name}": (("activation", "fine_sigma_w"), np.stack(values))
@@ -225,9 +225,9 @@ def phase_diagram(
         the grid's own sigma_b.
     """
     own = gains_of(grid)
-    at = grid.fixed["sigma_b"]
+    sigma_b_of_slice = grid.fixed["sigma_b"]
     sigma_w = np.linspace(own[0], max(own[-1], own[0] + 1e-3), points)
-    sigma_b = np.linspace(0.0, max(1.0, 1.5 * at), points)
+    sigma_b = np.linspace(0.0, max(1.0, 1.5 * sigma_b_of_slice), points)
     chi = []
     line = []
     here = []
@@ -236,9 +236,9 @@ def phase_diagram(
         plane = fixed_points(known.block, sigma_w, sigma_b[:, None], not known.why)
         chi.append(plane.chi_1)
         critical = functools.partial(theory.critical_sigma_w, known.block)
-        found = each(critical, [*sigma_b, at], not known.why)
-        line.append(found[:-1])
-        here.append(found[-1])
+        lines = each(critical, [*sigma_b, sigma_b_of_slice], not known.why)
+        line.append(lines[:-1])
+        here.append(lines[-1])
     return xr.Dataset(
         {
             "phase_chi_1": (("activation", "phase_sigma_b", "phase_sigma_w"), np.stack(chi)),

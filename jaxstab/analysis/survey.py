@@ -116,14 +116,14 @@ def measures(grid: Grid, sharp: int | None = None) -> dict[str, tuple[Grid, Meas
     Raises:
         ValueError: if sharp < 2.
     """
-    found: dict[str, tuple[Grid, Measure]] = {
+    pairs: dict[str, tuple[Grid, Measure]] = {
         "profiles": (grid, signal),
         "spectra": (grid.but(inputs=1), jacobian),
     }
     if sharp is not None:
         examples = grid.fixed["batch"] or check_count("sharpness", sharp, 2)
-        found["sharpness"] = (grid.but(inputs=1, batch=examples), sharpness)
-    return found
+        pairs["sharpness"] = (grid.but(inputs=1, batch=examples), sharpness)
+    return pairs
 
 
 def sharp_setting(sharp: int | None) -> dict[str, int]:
@@ -135,7 +135,9 @@ def sharp_setting(sharp: int | None) -> dict[str, int]:
     Returns:
         It by its name; nothing for None.
     """
-    return {} if sharp is None else {"sharpness": sharp}
+    if sharp is None:
+        return {}
+    return {"sharpness": sharp}
 
 
 def parts(into: str | Path) -> dict[str, Path]:
@@ -158,7 +160,7 @@ def _measured(
     progress: ProgressBar,
 ) -> xr.Dataset:
     """Profiles at all inputs, all else at each seed's first."""
-    found = []
+    datasets = []
     for name, (grid, measure) in wanted.items():
         if into is None:
             part = run(grid, measure, data, chunk_size=chunk_size, progress=progress)
@@ -168,15 +170,15 @@ def _measured(
         if name != "profiles":
             part = part.isel(input=0, drop=True)
         # all cells are computed: what says so, and attributes that a store adds, are left out
-        found.append(_as_ours(grid, part.drop_vars("done", errors="ignore").drop_attrs()))
-    return xr.merge(found)
+        datasets.append(_as_ours(grid, part.drop_vars("done", errors="ignore").drop_attrs()))
+    return xr.merge(datasets)
 
 
-def _as_ours(grid: Grid, found: xr.Dataset) -> xr.Dataset:
+def _as_ours(grid: Grid, dataset: xr.Dataset) -> xr.Dataset:
     """What was measured of networks of the caller's own, over the axes of ours."""
     if grid.network is None:
-        return found
+        return dataset
     if "activation" not in grid.axes:
-        found = found.expand_dims(activation=names(grid))
-    of_layers = [name for name in _OF_LAYERS if name in found]
-    return found.assign(found[of_layers].isel(depth=-1, drop=True, missing_dims="ignore"))
+        dataset = dataset.expand_dims(activation=names(grid))
+    of_layers = [name for name in _OF_LAYERS if name in dataset]
+    return dataset.assign(dataset[of_layers].isel(depth=-1, drop=True, missing_dims="ignore"))

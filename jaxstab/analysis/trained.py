@@ -116,7 +116,7 @@ def summarise(dataset: xr.Dataset, chance: float) -> xr.Dataset:
     gradient = last.log_grad_theta.isel(evaluation=0, drop=True)
     vanished = (gradient == -np.inf).any("seed")
     gradient = gradient.where(np.isfinite(gradient))
-    found = {
+    variables = {
         "train_accuracy": mean,
         "train_accuracy_se": standard_error(learned),
         "test_accuracy": tested.mean("seed"),
@@ -129,7 +129,7 @@ def summarise(dataset: xr.Dataset, chance: float) -> xr.Dataset:
         "log_grad_theta": gradient.mean("seed").where(~vanished, -np.inf),
         "log_grad_theta_se": standard_error(gradient).where(~vanished),
     } | {name: (("kind", "sigma_w"), values) for name, values in points.items()}
-    whole = xr.Dataset(found).merge(_steps(last.accuracy, float(threshold[-1])))
+    whole = xr.Dataset(variables).merge(_steps(last.accuracy, float(threshold[-1])))
     whole = whole.merge(_boundaries(learned, threshold, points)).merge(_outcomes(kinds, threshold))
     whole = whole.merge(_best(whole)).merge(_curves(last.loss, whole.train_accuracy))
     lines = {f"fine_{name}": (("kind", "fine_sigma_w"), fine[name]) for name in SCALES}
@@ -184,7 +184,9 @@ def names(grid: Grid) -> tuple[str, ...]:
 
 def _text(value: Any) -> str:
     shown = label(value)
-    return f"{shown:.4g}" if isinstance(shown, float) else str(shown)
+    if isinstance(shown, float):
+        return f"{shown:.4g}"
+    return str(shown)
 
 
 def _kinds(grid: Grid) -> list[dict[str, Any]]:
@@ -196,16 +198,16 @@ def _kinds(grid: Grid) -> list[dict[str, Any]]:
 def _best(whole: xr.Dataset) -> xr.Dataset:
     """What the gain of the highest training accuracy at the end gives, at every depth."""
     end = whole[[*_TOLD]].isel(evaluation=-1, drop=True)
-    at = end.train_accuracy.fillna(-np.inf).argmax("sigma_w")
-    best = end.isel(sigma_w=at).reset_coords("sigma_w")
+    chosen = end.train_accuracy.fillna(-np.inf).argmax("sigma_w")
+    best = end.isel(sigma_w=chosen).reset_coords("sigma_w")
     best["sigma_w"] = best.sigma_w.where(best.train_accuracy.notnull())
     return best.rename({name: f"best_{name}" for name in best.data_vars})
 
 
 def _curves(loss: xr.DataArray, accuracy: xr.DataArray) -> xr.Dataset:
     """The loss of every step at the gain of the highest training accuracy at the end, at every depth."""
-    at = accuracy.isel(evaluation=-1, drop=True).fillna(-np.inf).argmax("sigma_w")
-    best = loss.isel(sigma_w=at).drop_vars("sigma_w")
+    chosen = accuracy.isel(evaluation=-1, drop=True).fillna(-np.inf).argmax("sigma_w")
+    best = loss.isel(sigma_w=chosen).drop_vars("sigma_w")
     # zero times infinity is NaN
     known = (best * 0).notnull().all("seed")
     return xr.Dataset(
@@ -238,11 +240,11 @@ def _fixed_points(grid: Grid, at: Sequence[float]) -> dict[str, np.ndarray]:
             return unknown
         return of(kind["activation"], kind["sigma_b"])
 
-    found = []
+    points = []
     for own in _kinds(grid):
         variant = own["variant"].settings if "variant" in own else {}
-        found.append(one(grid.fixed | own | variant))
-    return dict(zip(fields, np.stack(found, axis=1), strict=True))
+        points.append(one(grid.fixed | own | variant))
+    return dict(zip(fields, np.stack(points, axis=1), strict=True))
 
 
 def _steps(accuracy: xr.DataArray, threshold: float) -> xr.Dataset:
@@ -250,8 +252,8 @@ def _steps(accuracy: xr.DataArray, threshold: float) -> xr.Dataset:
     accuracy = accuracy.transpose(..., "step")
     first = accuracy.isel(step=0, drop=True).copy(data=steps_to(accuracy.values, threshold, WINDOW))
     # a run that stopped before its first step was looked at is as much there as any
-    there = accuracy.notnull().any("step")
-    reached = (first.notnull() & there).sum("seed") / there.sum("seed").where(there.any("seed"))
+    passed = accuracy.notnull().any("step")
+    reached = (first.notnull() & passed).sum("seed") / passed.sum("seed").where(passed.any("seed"))
     return xr.Dataset(
         {
             "steps": first.mean("seed").where(reached == 1),
@@ -286,7 +288,7 @@ def _boundaries(
         for k in kinds
     ]
     numbers = np.array(fits, float)
-    found = {
+    variables = {
         f"fit_{name}": (("kind", "evaluation", "scale", "side"), numbers[..., i])
         for i, name in enumerate(DepthFit._fields)
     } | {
@@ -296,7 +298,7 @@ def _boundaries(
         )
         for name in ("low", "high")
     }
-    return xr.Dataset(found, {"scale": list(SCALES), "side": list(SIDES)})
+    return xr.Dataset(variables, {"scale": list(SCALES), "side": list(SIDES)})
 
 
 def _fits(

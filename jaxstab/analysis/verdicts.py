@@ -140,14 +140,15 @@ def judge(dataset: xr.Dataset) -> xr.Dataset:
     mean = by_seed.mean("seed")
     error = standard_error(by_seed)
     predicted = rate(dataset.predicted_log_grad_h)
-    shift = (
-        dataset.finite_width_rate if "finite_width_rate" in dataset else xr.zeros_like(predicted)
-    )
+    if "finite_width_rate" in dataset:
+        shift = dataset.finite_width_rate
+    else:
+        shift = xr.zeros_like(predicted)
     over_depth = np.abs(mean) * int(dataset.depth.max())
     critical = (over_depth <= 1) | (np.abs(mean) <= 2 * error)
     verdict = xr.where(critical, "critical", xr.where(mean > 0, "vanish", "explode"))
     gains = crossing(by_seed)
-    found = xr.Dataset(
+    verdicts = xr.Dataset(
         {
             "rate": mean,
             "rate_se": error,
@@ -165,7 +166,9 @@ def judge(dataset: xr.Dataset) -> xr.Dataset:
             "predicted_gradient_profile": gradient_profile(dataset.predicted_log_grad_h),
         }
     ).merge(spectrum_quantiles(dataset.log_s))
-    return found.merge(over_seeds(dataset)) if "log_sharpness" in dataset else found
+    if "log_sharpness" in dataset:
+        return verdicts.merge(over_seeds(dataset))
+    return verdicts
 
 
 def over_seeds(dataset: xr.Dataset) -> xr.Dataset:
@@ -178,12 +181,12 @@ def over_seeds(dataset: xr.Dataset) -> xr.Dataset:
         `mean_log_sharpness`, `mean_log_gauss_newton` and their `_se` over (activation, sigma_w,
         depth); NaN where no seed has a finite one.
     """
-    found = {}
+    variables = {}
     for name in ("log_sharpness", "log_gauss_newton"):
         known = dataset[name].where(np.isfinite(dataset[name]))
-        found[f"mean_{name}"] = known.mean("seed")
-        found[f"mean_{name}_se"] = standard_error(known)
-    return xr.Dataset(found)
+        variables[f"mean_{name}"] = known.mean("seed")
+        variables[f"mean_{name}_se"] = standard_error(known)
+    return xr.Dataset(variables)
 
 
 def agreement(

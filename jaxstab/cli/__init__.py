@@ -41,12 +41,14 @@ class _Command(NamedTuple):
 
 _COMMANDS = {
     "sweep": _Command(
-        "Measure a grid of networks on real digits, predict the same, and write a store and a report.",
+        "Measure a grid of networks on real digits, predict the same, and write a store and a "
+        "report.",
         "Sweep",
         "sweep",
     ),
     "train": _Command(
-        "Train networks of every depth, gain, learning rate, ... on real digits, and keep what each did.",
+        "Train networks of every depth, gain, learning rate, ... on real digits, and keep what "
+        "each did.",
         "Train",
         "train",
     ),
@@ -56,12 +58,14 @@ _COMMANDS = {
         "print_status",
     ),
     "theory": _Command(
-        "Print what mean-field theory says of one block, plain or with cures, at one point (sigma_w, sigma_b).",
+        "Print what mean-field theory says of one block, plain or with cures, at one point "
+        "(sigma_w, sigma_b).",
         "Theory",
         "print_theory",
     ),
     "phase": _Command(
-        "Draw the phase diagram of one block, plain or with cures: ln chi_1 over (sigma_w, sigma_b).",
+        "Draw the phase diagram of one block, plain or with cures: ln chi_1 over (sigma_w, "
+        "sigma_b).",
         "Phase",
         "draw_phase",
     ),

@@ -61,7 +61,8 @@ def check(sharing: Sharing) -> None:
     if given and len(given) < len(named):
         missing = [flag for flag in named if flag not in given]
         raise UserError(
-            f"{', '.join(given)} need {', '.join(missing)} too; JAX finds all of them itself, or none"
+            f"{', '.join(given)} need {', '.join(missing)} too; JAX finds all of them itself, or "
+            "none"
         )
     if given:
         _check_place(sharing)
@@ -83,7 +84,9 @@ def part(sharing: Sharing) -> tuple[int, int]:
     Raises:
         UserError: if the cluster cannot be reached.
     """
-    return _joined(sharing) if sharing.distributed else _shard(sharing.shard)
+    if sharing.distributed:
+        return _joined(sharing)
+    return _shard(sharing.shard)
 
 
 def _shard(text: str) -> tuple[int, int]:
@@ -133,11 +136,10 @@ def _joined(sharing: Sharing) -> tuple[int, int]:
             )
     # what is wrong with a cluster comes as an error of any kind
     except Exception as error:
-        hint = (
-            ""
-            if sharing.coordinator
-            else "; where JAX knows no cluster: --coordinator, --processes and --process"
-        )
+        if sharing.coordinator:
+            hint = ""
+        else:
+            hint = "; where JAX knows no cluster: --coordinator, --processes and --process"
         raise UserError(
             f"--distributed: {str(error).rstrip('.') or type(error).__name__}{hint}"
         ) from error

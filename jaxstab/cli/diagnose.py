@@ -63,19 +63,19 @@ def print_diagnosis(settings: Diagnose) -> None:
     loss = _of_output(loss, batch)
     _check_loss(loss, probe, params, x)
     with users_fault():
-        found = diagnosis.diagnose(probe, params, x, loss)
+        report = diagnosis.diagnose(probe, params, x, loss)
 
     from jaxstab.report import write_diagnosis  # matplotlib is slow to import
 
     shapes = ", ".join(f"{name} {a.dtype} {list(a.shape)}" for name, a in batch.items())
     subject = f"{settings.factory} at {settings.batch}: {shapes}"
-    text = found.as_json()
+    text = report.as_json()
     with users_fault():
         settings.out.mkdir(parents=True, exist_ok=True)
-        page = write_diagnosis(found, settings.out / _PAGE, subject, provenance())
+        page = write_diagnosis(report, settings.out / _PAGE, subject, provenance())
         with whole_file(settings.out / _JSON) as aside:
             aside.write_text(f"{text}\n", encoding="utf-8")
-    print(found)
+    print(report)
     print(f"\nreport: {page}\nnumbers: {settings.out / _JSON}")
 
 
@@ -100,7 +100,7 @@ def _batch(path: Path) -> dict[str, Array]:
     if "x" not in arrays or set(arrays) - {"x", "y"}:
         held = ", ".join(arrays) or "nothing"
         raise UserError(f"--batch {path}: must hold x and, for labels, y; holds {held}")
-    batch = {name: _array(f"--batch {path}: {name}", found) for name, found in arrays.items()}
+    batch = {name: _array(f"--batch {path}: {name}", values) for name, values in arrays.items()}
     if len({len(array) for array in batch.values()}) > 1:
         told = " and ".join(f"{name} has {len(array)}" for name, array in batch.items())
         raise UserError(f"--batch {path}: {told} examples along the first axis")
@@ -117,23 +117,23 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
             raise ValueError("it is one array; np.savez(path, x=x) writes an archive")
         with archive:
             # a member that is no array is bytes
-            found = {name: np.asarray(archive[name]) for name in sorted(archive.files)}
-    return {name: array.astype(array.dtype.newbyteorder("=")) for name, array in found.items()}
+            arrays = {name: np.asarray(archive[name]) for name in sorted(archive.files)}
+    return {name: array.astype(array.dtype.newbyteorder("=")) for name, array in arrays.items()}
 
 
-def _array(what: str, found: np.ndarray) -> Array:
+def _array(what: str, values: np.ndarray) -> Array:
     """An array on the device, of the precision that JAX has there; bad ones are refused."""
-    if found.dtype.kind not in _NUMBERS or found.dtype.itemsize > _LARGEST:
+    if values.dtype.kind not in _NUMBERS or values.dtype.itemsize > _LARGEST:
         wanted = "bool, integers or floats of at most 64 bits"
-        raise UserError(f"{what} must be {wanted}, got dtype {found.dtype}")
-    if not found.size or not found.ndim:
-        raise UserError(f"{what} must hold examples along its first axis, got shape {found.shape}")
+        raise UserError(f"{what} must be {wanted}, got dtype {values.dtype}")
+    if not values.size or not values.ndim:
+        raise UserError(f"{what} must hold examples along its first axis, got shape {values.shape}")
     # a float64 may be too large for a float32
     with np.errstate(over="ignore"):
-        array = jnp.asarray(found)
-    bad = found.size - np.count_nonzero(np.isfinite(np.asarray(array)))
+        array = jnp.asarray(values)
+    bad = values.size - np.count_nonzero(np.isfinite(np.asarray(array)))
     if bad:
-        raise UserError(f"{what} must be finite in {array.dtype}, {bad} of {found.size} are not")
+        raise UserError(f"{what} must be finite in {array.dtype}, {bad} of {values.size} are not")
     return array
 
 
@@ -183,8 +183,11 @@ def _check_loss(
         return loss(probe.read(params, x).output)
 
     with users_code(f"the loss of the output at x of shape {x.shape}"):
-        found = jax.eval_shape(value, params, x)
-    shape = getattr(found, "shape", None)
-    if shape != () or not jnp.issubdtype(found.dtype, jnp.floating):
-        got = type(found).__name__ if shape is None else f"{found.dtype} of shape {shape}"
+        value_shape = jax.eval_shape(value, params, x)
+    shape = getattr(value_shape, "shape", None)
+    if shape != () or not jnp.issubdtype(value_shape.dtype, jnp.floating):
+        if shape is None:
+            got = type(value_shape).__name__
+        else:
+            got = f"{value_shape.dtype} of shape {shape}"
         raise UserError(f"the loss must be a scalar float, got {got}")

@@ -59,10 +59,10 @@ def check_memory(what: str, needed: float) -> None:
     Raises:
         UserError: if that is more than half of what the machine has.
     """
-    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    if needed > there:
+    available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    if needed > available:
         raise UserError(
-            f"{needed / 2**30:.3g} GiB needed for {what}, {there / 2**30:.3g} GiB may be used"
+            f"{needed / 2**30:.3g} GiB needed for {what}, {available / 2**30:.3g} GiB may be used"
         )
 
 

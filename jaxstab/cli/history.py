@@ -50,7 +50,8 @@ def told(out: str) -> dict[str, str]:
         with contextlib.suppress(ValueError, TypeError, RecursionError):
             run = dict(json.loads(line))
             runs.append(
-                f"{run.get('created')}: {run.get('command')} ({run.get('networks')} networks on {run.get('device')}, "
+                f"{run.get('created')}: {run.get('command')} ({run.get('networks')} networks on "
+                f"{run.get('device')}, "
                 f"{run.get('processor')}, {run.get('platform')}, Python {run.get('python')})"
             )
     first = max(0, len(runs) - _SHOWN)

@@ -43,11 +43,11 @@ def write_report(settings: Report) -> None:
     with users_fault():
         files.check_file(target)
     with reading(url):
-        found = store.load_groups(url)
+        dataset = store.load_groups(url)
         # what a sweep holds, and no store of trainings does
-        of_sweep = "verdict" in found
+        of_sweep = "verdict" in dataset
         if of_sweep:
-            page = report.write(found.assign_attrs(history.told(url)), target)
+            page = report.write(dataset.assign_attrs(history.told(url)), target)
         else:
             page = report.write_trained(_summary(url), target)
     print(f"report: {page}")

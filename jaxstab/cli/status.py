@@ -60,7 +60,8 @@ def _of_sweep(url: str) -> list[str]:
     grid = json.loads(of["grid"])
     many = {name: _many(grid, name) for name in ("activation", "sigma_w", "seed")}
     return [
-        f"a sweep over {many['activation']} activations, {many['sigma_w']} gains, {many['seed']} seeds",
+        f"a sweep over {many['activation']} activations, {many['sigma_w']} gains, {many['seed']} "
+        "seeds",
         f"depths {grid['depth']}, width {grid['width']}, data {of.get('data')}",
         "finished",
     ]
@@ -68,7 +69,9 @@ def _of_sweep(url: str) -> list[str]:
 
 def _many(grid: Mapping[str, Any], name: str) -> int:
     """How many values a setting has: a list is an axis."""
-    return len(grid[name]) if isinstance(grid[name], list) else 1
+    if isinstance(grid[name], list):
+        return len(grid[name])
+    return 1
 
 
 def _of_parts(whole: Path, unfinished: Sequence[Path]) -> list[str]:
@@ -91,7 +94,8 @@ def _of_groups(url: str, progress: store.Progress) -> list[str]:
         first = column(url, "first_nonfinite")
         lines.append(f"{about}, {measure['steps']} steps")
         lines.append(
-            f"{np.sum(first == 0)} networks were not finite from the start, {np.sum(first > 0)} later"
+            f"{np.sum(first == 0)} networks were not finite from the start, {np.sum(first > 0)} "
+            "later"
         )
     return [*lines, "finished" if progress.done == progress.groups else _at_work(url)]
 
@@ -99,7 +103,8 @@ def _of_groups(url: str, progress: store.Progress) -> list[str]:
 def _groups_done(progress: store.Progress) -> list[str]:
     """How many groups of a store are there, in words."""
     lines = [
-        f"{progress.done} of {progress.groups} groups done, {100 * progress.done // progress.groups} %"
+        f"{progress.done} of {progress.groups} groups done, "
+        f"{100 * progress.done // progress.groups} %"
     ]
     if progress.torn:
         lines.append(

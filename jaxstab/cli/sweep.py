@@ -165,7 +165,10 @@ def _is_finished(settings: Sweep, place: Path, grid: sweeps.Grid, data: records.
     """Whether the store of this very sweep is there; a place that cannot be used is refused."""
     for name, (of, _) in measures(grid, settings.sharpness).items():
         part = parts(settings.out)[name]
-        changed = "" if settings.overwrite else _changed(part, settings_of_sweep(of, data))
+        if settings.overwrite:
+            changed = ""
+        else:
+            changed = _changed(part, settings_of_sweep(of, data))
         if changed:
             raise UserError(
                 f"{part} holds another sweep ({changed}); choose another place, or pass --overwrite"
@@ -202,7 +205,9 @@ def _changed(place: Path, wanted: Mapping[str, Any]) -> str:
 def _decoded(value: Any) -> Any:
     """A setting out of an attribute, which may be JSON."""
     with contextlib.suppress(ValueError):
-        return json.loads(value) if isinstance(value, str) else value
+        if isinstance(value, str):
+            return json.loads(value)
+        return value
     return value
 
 
@@ -294,7 +299,8 @@ def _header(
     return (
         f"{_cells(grid)} networks ({many['activation']} activations x {many['sigma_w']} gains x "
         f"{many['seed']} seeds), each read at {many['depth']} depths to {grid.deepest}; {each}; on "
-        f"{len(devices)} {devices[0].platform} device{'s' * (len(devices) > 1)}{_rough_time(grid, wanted, devices[0])}"
+        f"{len(devices)} {devices[0].platform} "
+        f"device{'s' * (len(devices) > 1)}{_rough_time(grid, wanted, devices[0])}"
     )
 
 

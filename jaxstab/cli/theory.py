@@ -180,4 +180,6 @@ def _stability(xi_q: float, stable: bool) -> str:
         return "undefined"
     if stable:
         return "stable"
-    return "marginal" if math.isinf(xi_q) else "unstable"
+    if math.isinf(xi_q):
+        return "marginal"
+    return "unstable"

@@ -146,7 +146,10 @@ def train(settings: Train) -> None:
     with users_fault():
         grid, measure, data = _checked(settings)
         # before JAX first looks for its devices
-        part = (1, 1) if settings.dry_run else cluster.part(settings.sharing())
+        if settings.dry_run:
+            part = (1, 1)
+        else:
+            part = cluster.part(settings.sharing())
         plan = _planned(settings, grid, measure, data)
         header = _header(grid, measure, plan, data)
         job = Trainings(grid, measure, data, plan)
@@ -192,7 +195,10 @@ def _planned(
     settings: Train, grid: sweeps.Grid, measure: sweeps.Train, data: sweeps.Split
 ) -> sweeps.Plan:
     """How the grid is cut into groups that fit into memory."""
-    budget = available() if settings.memory is None else int(settings.memory * 2**30)
+    if settings.memory is None:
+        budget = available()
+    else:
+        budget = int(settings.memory * 2**30)
     plan = training_plan(grid, measure, data, settings.group, budget, settings.lanes)
     if plan.memory > budget:
         raise ValueError(
@@ -210,7 +216,8 @@ def _header(grid: sweeps.Grid, measure: sweeps.Train, plan: sweeps.Plan, data: s
         rough = f", on this CPU {told_time(work / (CORE_FLOPS * (os.cpu_count() or 1)))} or more"
     return (
         f"{grid.count} networks in {plan.groups} groups of {plan.size}, {plan.programs} programs, "
-        f"{work / 1e12:.3g} TFLOP{rough}; {plan.lanes} at once in about {plan.memory / 2**20:.0f} MiB on each of "
+        f"{work / 1e12:.3g} TFLOP{rough}; {plan.lanes} at once in about {plan.memory / 2**20:.0f} "
+        "MiB on each of "
         f"{len(devices)} {devices[0].platform} device{'s' * (len(devices) > 1)}"
     )
 
@@ -252,7 +259,8 @@ class _Tally:
             return "nothing was left to do"
         whole = time.perf_counter() - self.begun
         return (
-            f"{self.cells} networks trained in {whole:.1f} s, {self.at_once} not finite from the start, {self.later} "
+            f"{self.cells} networks trained in {whole:.1f} s, {self.at_once} not finite from the "
+            f"start, {self.later} "
             f"later; {self.flops / max(self.working, 1e-9) / 1e9:.0f} GFLOP/s; "
             f"{100 * self.compiling / whole:.0f} % of the time compiling"
         )

@@ -18,13 +18,14 @@ def tried(name: str, job: Measuring | Trainings) -> str:
     Returns:
         The line.
     """
-    found = trial(job)
+    first = trial(job)
     networks = sum(
-        math.prod(part.stop for part in job.plan.inside(group)) for group in found.groups
+        math.prod(part.stop for part in job.plan.inside(group)) for group in first.groups
     )
     return (
-        f"{name}, tried: {networks} networks on {len(job.devices)} devices take {found.seconds:.2g} s "
-        f"and, by the compiler, {found.memory / 2**20:.2g} MiB on each; hence all about "
-        f"{told_time(found.seconds / job.share(found.groups))}, "
-        f"and {job.plan.programs} x {found.compiling:.1f} s of compiling, two programs at a time"
+        f"{name}, tried: {networks} networks on {len(job.devices)} devices take "
+        f"{first.seconds:.2g} s "
+        f"and, by the compiler, {first.memory / 2**20:.2g} MiB on each; hence all about "
+        f"{told_time(first.seconds / job.share(first.groups))}, "
+        f"and {job.plan.programs} x {first.compiling:.1f} s of compiling, two programs at a time"
     )

@@ -114,7 +114,10 @@ def _keep_parts(
     ):
         # what has been learnt from the norm of all leaves belongs to each of them
         everyone = range(len(bad)) if learnt[index] and path[-1] != "calls" else []
-        owning = [bad[owner] for owner in owners.get(path, everyone)] if within[index] else []
+        if within[index]:
+            owning = [bad[owner] for owner in owners.get(path, everyone)]
+        else:
+            owning = []
         hit = functools.reduce(jnp.logical_or, owning) if owning else None
         kept.append(now if hit is None else jnp.where(hit, jnp.asarray(before, now.dtype), now))
     return jax.tree.unflatten(structure, kept)
@@ -250,7 +253,9 @@ def guarded(
         if per == "tree" and policy in {"propagate", "raise"}:
             return run(updates)
         if per == "tree" and policy == "skip":
-            return _unless(bad[0], run, updates, inner, (params, extra)) if bad else run(updates)
+            if bad:
+                return _unless(bad[0], run, updates, inner, (params, extra))
+            return run(updates)
         out, new = run(_where_bad(bad, zeros, updates))
         new = kept_parts(updates, bad, new, inner)
         if policy == "zero":

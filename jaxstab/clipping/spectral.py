@@ -157,7 +157,10 @@ def clip_by_spectral_norm(
     check_setting("max_norm", max_norm)
     check_choice("method", method, ("svd", "newton_schulz"))
     check_integer("iterations", ITERATIONS if iterations is None else iterations, POLISHES + 1)
-    steps = ITERATIONS if iterations is None else static_integer("iterations", iterations)
+    if iterations is None:
+        steps = ITERATIONS
+    else:
+        steps = static_integer("iterations", iterations)
 
     def cap(g: Array, limit: Array) -> Array:
         over = split(g)

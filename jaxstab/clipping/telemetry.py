@@ -131,8 +131,11 @@ def monitored(
         fired = jnp.abs(coefficient - 1) > ROUNDINGS * rounding
         step = optax.safe_increment(state.step)
         weight = jnp.maximum(1 - setting_at(decay, state.step, dtype), 1 / step.astype(dtype))
-        sizes = norm(()) if params is None else quick_norm(params, jnp.ones((), dtype))
-        found = (before.nonfinite > 0) & (state.first_nonfinite < 0)
+        if params is None:
+            sizes = norm(())
+        else:
+            sizes = quick_norm(params, jnp.ones((), dtype))
+        newly_bad = (before.nonfinite > 0) & (state.first_nonfinite < 0)
         return out, TelemetryState(
             inner=inner,
             step=step,
@@ -143,7 +146,7 @@ def monitored(
             firing_rate=state.firing_rate + weight * (fired.astype(dtype) - state.firing_rate),
             update_ratio=_ratio(after, sizes, dtype, jnp.nan),
             nonfinite_count=saturating_sum(state.nonfinite_count, before.nonfinite),
-            first_nonfinite=jnp.where(found, state.step, state.first_nonfinite),
+            first_nonfinite=jnp.where(newly_bad, state.step, state.first_nonfinite),
             log_norms={k: groups[k].log.astype(old.dtype) for k, old in state.log_norms.items()},
         )
 

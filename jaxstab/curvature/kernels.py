@@ -242,7 +242,9 @@ def _softmax_root(logits: Float[Array, " out"]) -> Float[Array, "out out"]:
 
 
 def _trained(layer: PyTree) -> PyTree:
-    return layer.params if isinstance(layer, Layer) else layer
+    if isinstance(layer, Layer):
+        return layer.params
+    return layer
 
 
 def _kernel(
@@ -291,8 +293,8 @@ def _gram(
     """J J^T of one layer at a batch of states, J = cotangents d f(theta, h) / d theta."""
     batch, out, size = cotangents.shape
 
-    def row(at: tuple[Array, Array]) -> Array:
-        example, cotangent = at
+    def row(index: tuple[Array, Array]) -> Array:
+        example, cotangent = index
         gradient = here.meeting(here.h[example]).pull_theta(cotangent)
 
         def push(h: Array) -> Array:

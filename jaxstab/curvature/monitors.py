@@ -122,11 +122,11 @@ def measured(
     Returns:
         The state.
     """
-    found = extremes(operator, jax.random.key(0), steps=products, start=state.vector)
+    top = extremes(operator, jax.random.key(0), steps=products, start=state.vector)
     # parameters that are not finite have no eigenvector
-    vector = jnp.where(jnp.isnan(found.largest_vectors), state.vector, found.largest_vectors)
+    vector = jnp.where(jnp.isnan(top.largest_vectors), state.vector, top.largest_vectors)
     return state._replace(
-        sharpness=state.sharpness.at[record].set(found.largest[0]),
-        error=state.error.at[record].set(found.largest_error[0]),
+        sharpness=state.sharpness.at[record].set(top.largest[0]),
+        error=state.error.at[record].set(top.largest_error[0]),
         vector=vector,
     )

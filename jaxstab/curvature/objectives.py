@@ -68,9 +68,10 @@ def objective(
     """
     if not callable(loss):
         check_choice("loss", loss, LOSSES)
-    of_outputs = (
-        loss if callable(loss) else {"cross_entropy": cross_entropy, "squared": squared}[loss]
-    )
+    if callable(loss):
+        of_outputs = loss
+    else:
+        of_outputs = {"cross_entropy": cross_entropy, "squared": squared}[loss]
     return Objective(_outputs(model, mixes), of_outputs)
 
 
@@ -134,11 +135,13 @@ def _outputs(model: Any, mixes: bool) -> Outputs:
         )
     if hasattr(model, "apply") and hasattr(model, "init"):
         raise ValueError(
-            f"model must be a function (params, x) -> y, got a {type(model).__name__}: lambda params, x: "
+            f"model must be a function (params, x) -> y, got a {type(model).__name__}: lambda "
+            "params, x: "
             "model.apply(params, x) is one"
         )
     if not callable(model):
         raise ValueError(
-            f"model must be a networks.Chain or a function (params, x) -> y, got a {type(model).__name__}"
+            "model must be a networks.Chain or a function (params, x) -> y, got a "
+            f"{type(model).__name__}"
         )
     return model

@@ -107,10 +107,10 @@ class _Chunk(NamedTuple):
     params: Params
     states: States
 
-    def layer(self, at: int) -> Here:
+    def layer(self, number: int) -> Here:
         """The layer that makes h_at."""
-        h = self.states.x if at == 0 else self.states.at(at - 1)
-        return layer_at(self.chain, self.params, at, h)
+        h = self.states.x if number == 0 else self.states.at(number - 1)
+        return layer_at(self.chain, self.params, number, h)
 
 
 def _push_theta(here: Here, v: Float[Array, "k p"]) -> Float[Array, "k n"]:
@@ -242,41 +242,43 @@ class _Batch(NamedTuple):
         carry = scaled(_push_theta(lowest, columns.of(lowest).read(v)), zero)
         if first < last:
             carry, _ = networks.upwards(*chunk, onward, carry, first=first + 1, readout=True)
-        return (self.root(chunk)[0](carry[0]), carry[1]) if self.loss else carry
+        if self.loss:
+            return (self.root(chunk)[0](carry[0]), carry[1])
+        return carry
 
     def backwards(
         self,
         columns: _Columns,
         x: Shaped[Array, " inputs"],
         u: Float[Array, "k rows"],
-        found: tuple[Array, Array],
+        collected: tuple[Array, Array],
     ) -> tuple[Array, Array]:
         """What was found so far plus one chunk's part of J^T u, or R^T u; every layer with an exponent of its own."""
         chunk = self.chunk(x)
         first = self.layer or 0
         last = self.params.depth + 1
 
-        def collect(c: Scaled, found: tuple[Array, Array], here: Here) -> tuple[Array, Array]:
+        def collect(c: Scaled, collected: tuple[Array, Array], here: Here) -> tuple[Array, Array]:
             if not jax.tree.leaves(here.theta):
-                return found
-            values, exponents = found
+                return collected
+            values, exponents = collected
             place = columns.of(here)
             new = scaled(_pull_theta(here, c[0]), c[1])
             part, exponent = _add((place.read(values), exponents[:, here.layer]), new)
             return place.write(values, part), exponents.at[:, here.layer].set(exponent)
 
         def back(carry: tuple, here: Here) -> tuple[tuple, None]:
-            c, found = carry
+            c, collected = carry
             if self.layer is None:
-                found = collect(c, found, here)
-            return (scaled(jax.vmap(here.pull)(c[0]), c[1]), found), None
+                collected = collect(c, collected, here)
+            return (scaled(jax.vmap(here.pull)(c[0]), c[1]), collected), None
 
         c = scaled(self.root(chunk)[1](u) if self.loss else u, jnp.zeros(len(u), jnp.int32))
         if first < last:
-            (c, found), _ = networks.downwards(
-                *chunk, back, (c, found), first=first + 1, readout=True
+            (c, collected), _ = networks.downwards(
+                *chunk, back, (c, collected), first=first + 1, readout=True
             )
-        return collect(c, found, chunk.layer(first))
+        return collect(c, collected, chunk.layer(first))
 
     def levelled(
         self, columns: _Columns, values: Float[Array, "k columns"], exponents: Int[Array, "k layer"]
@@ -364,5 +366,5 @@ def _effective(
 
 def _add(a: Scaled, b: Scaled) -> Scaled:
     top = jnp.maximum(_effective(*a), _effective(*b))
-    at = lambda v, exponent: times_power(v, (exponent - top)[:, None])
-    return scaled(at(*a) + at(*b), top)
+    levelled = lambda v, exponent: times_power(v, (exponent - top)[:, None])
+    return scaled(levelled(*a) + levelled(*b), top)

@@ -110,9 +110,9 @@ def hessian_by_gradient(
     """
     vector, unravel = ravel(params)
     given = _given(examples)
-    found = jax.eval_shape(lambda: ravel(gradient(params, *given))[0])
-    if found.shape != vector.shape:
-        raise ValueError(f"gradient must have {vector.size} entries, as params, got {found.size}")
+    flat = jax.eval_shape(lambda: ravel(gradient(params, *given))[0])
+    if flat.shape != vector.shape:
+        raise ValueError(f"gradient must have {vector.size} entries, as params, got {flat.size}")
 
     def linear(chunk: tuple) -> Callable:
         return jax.linearize(lambda v: ravel(gradient(unravel(v), *chunk))[0], vector)[1]
@@ -292,5 +292,6 @@ def _check_scalar(loss: Any) -> None:
 def _check_objective(objective: Any) -> None:
     if not isinstance(objective, Objective):
         raise ValueError(
-            f"objective must be from curvature.objective(model, loss), got a {type(objective).__name__}"
+            "objective must be from curvature.objective(model, loss), got a "
+            f"{type(objective).__name__}"
         )

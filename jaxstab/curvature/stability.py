@@ -148,13 +148,14 @@ def adam_preconditioner(
         [0.3, 0.4]
     """
     nodes = jax.tree.leaves(state, is_leaf=_is_adam)
-    found = [node for node in nodes if _is_adam(node)]
-    if len(found) != 1:
+    states = [node for node in nodes if _is_adam(node)]
+    if len(states) != 1:
         raise ValueError(
-            f"state must hold the moments of one optax.adam, got {len(found)} optax.ScaleByAdamState"
+            f"state must hold the moments of one optax.adam, got {len(states)} "
+            "optax.ScaleByAdamState"
         )
-    nu = ravel(found[0].nu)[0]
-    t = found[0].count.astype(nu.dtype)
+    nu = ravel(states[0].nu)[0]
+    t = states[0].count.astype(nu.dtype)
     b1, b2, eps = (jnp.asarray(value, nu.dtype) for value in (b1, b2, eps))
     return (1 - b1**t) * (jnp.sqrt(nu / (1 - b2**t)) + eps)
 
@@ -254,9 +255,9 @@ def critical_sharpness(
     zero = jnp.zeros_like(rate)
     infinite = jnp.full_like(rate, jnp.inf)
     begun = _Bracket(rate, zero, zero, infinite, infinite, jnp.full_like(rate, 4.0))
-    found = jax.lax.fori_loop(0, passes, step, varying_like(begun, here))
-    rate = jnp.where(found.closed, found.crossing, jnp.nan)
-    return CriticalSharpness(2 / rate, rate, found.low, found.high)
+    narrowed = jax.lax.fori_loop(0, passes, step, varying_like(begun, here))
+    rate = jnp.where(narrowed.closed, narrowed.crossing, jnp.nan)
+    return CriticalSharpness(2 / rate, rate, narrowed.low, narrowed.high)
 
 
 class _Bracket(NamedTuple):

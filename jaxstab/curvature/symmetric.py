@@ -136,14 +136,14 @@ def extremes(
                 f"start must be vectors of {size} entries, one per row, got shape {start.shape}"
             )
         begun = jnp.concatenate([start.astype(operator.dtype), begun])[:block]
-    found = _tridiagonalise(operator, begun, steps)
-    theta, s = decompositions.eigh(found.matrix)
-    residual = jnp.linalg.norm(found.residual.T @ s[-block:], axis=0)
-    values = times_power(theta, found.exponent)
-    errors = times_power(residual + _rounding(theta, size), found.exponent)
+    reduced = _tridiagonalise(operator, begun, steps)
+    theta, s = decompositions.eigh(reduced.matrix)
+    residual = jnp.linalg.norm(reduced.residual.T @ s[-block:], axis=0)
+    values = times_power(theta, reduced.exponent)
+    errors = times_power(residual + _rounding(theta, size), reduced.exponent)
 
     def some(chosen: slice) -> tuple[Array, Array, Array]:
-        return values[chosen], errors[chosen], s.T[chosen] @ found.vectors
+        return values[chosen], errors[chosen], s.T[chosen] @ reduced.vectors
 
     return Extremes(*some(slice(None, -top - 1, -1)), *some(slice(None, bottom)))
 
@@ -193,10 +193,10 @@ def largest(operator: Operator, key: Key[Array, ""], steps: int = 20) -> Largest
     steps = min(check_count("steps", steps, 1), operator.columns)
     start = sphere(operator, key, 1)
 
-    def step(state: tuple, at: Array) -> tuple[tuple, tuple[Array, Array]]:
+    def step(state: tuple, index: Array) -> tuple[tuple, tuple[Array, Array]]:
         before, v, beta, exponent = state
         product = operator.apply(v)
-        exponent = jnp.where(at == 0, _levelled(product, None)[1], exponent)
+        exponent = jnp.where(index == 0, _levelled(product, None)[1], exponent)
         w = _levelled(product, exponent)[0] - beta * before
         alpha = jnp.sum(v * w)
         w = w - alpha * v
@@ -251,9 +251,9 @@ def density(
     steps = min(check_count("steps", steps, 1), operator.columns)
 
     def quadrature(v: Float[Array, " n"]) -> tuple[Array, Array]:
-        found = _tridiagonalise(operator, v[None], steps)
-        theta, s = decompositions.eigh(found.matrix)
-        return times_power(theta, found.exponent), s[0] ** 2
+        reduced = _tridiagonalise(operator, v[None], steps)
+        theta, s = decompositions.eigh(reduced.matrix)
+        return times_power(theta, reduced.exponent), s[0] ** 2
 
     # one after the other: a product holds what its gradient keeps
     return EigenvalueDensity(*jax.lax.map(quadrature, sphere(operator, key, probes)))
@@ -342,7 +342,8 @@ def check_square(operator: Operator) -> None:
     """
     if not isinstance(operator, Operator):
         raise ValueError(
-            f"operator must be products with a matrix, such as curvature.hessian(...), got a {type(operator).__name__}"
+            "operator must be products with a matrix, such as curvature.hessian(...), got a "
+            f"{type(operator).__name__}"
         )
     if operator.rows != operator.columns:
         raise ValueError(
@@ -371,14 +372,14 @@ def _tridiagonalise(operator: Operator, start: Float[Array, "b n"], steps: int) 
     dtype = operator.dtype
     total = size * steps
 
-    def step(state: tuple, at: Array) -> tuple[tuple, None]:
+    def step(state: tuple, index: Array) -> tuple[tuple, None]:
         vectors, matrix, v, _, exponent = state
-        vectors = jax.lax.dynamic_update_slice_in_dim(vectors, v, at, 0)
+        vectors = jax.lax.dynamic_update_slice_in_dim(vectors, v, index, 0)
         product = operator.apply(v)
         # random vectors see the largest value up to a factor that no range minds
-        exponent = jnp.where(at == 0, _levelled(product, None)[1], exponent)
+        exponent = jnp.where(index == 0, _levelled(product, None)[1], exponent)
         v, inside, own = orthonormal(_levelled(product, exponent)[0], vectors)
-        matrix = jax.lax.dynamic_update_slice_in_dim(matrix, inside, at, 0)
+        matrix = jax.lax.dynamic_update_slice_in_dim(matrix, inside, index, 0)
         return (vectors, matrix, v, own, exponent), None
 
     def zeros(*shape: int) -> Array:

@@ -67,7 +67,9 @@ def trained(params: PyTree) -> PyTree:
     """
 
     def own(node: PyTree) -> PyTree:
-        return node.params if isinstance(node, Layer) else node
+        if isinstance(node, Layer):
+            return node.params
+        return node
 
     return jax.tree.map(own, params, is_leaf=_is_layer)
 
@@ -76,7 +78,9 @@ def _bound(params: PyTree, own: PyTree) -> PyTree:
     """Put trained parameters back into bound ones."""
 
     def rebound(node: PyTree, own: PyTree) -> PyTree:
-        return node._replace(params=own) if isinstance(node, Layer) else own
+        if isinstance(node, Layer):
+            return node._replace(params=own)
+        return own
 
     return jax.tree.map(rebound, params, own, is_leaf=_is_layer)
 

@@ -51,7 +51,8 @@ class Theory(NamedTuple):
             return f"no prediction: {self.why}"
         return (
             f"{self.rate:.3g} nats a block are predicted at sigma_w {self.sigma_w:.3g}, sigma_b "
-            f"{self.sigma_b:.3g}, and up to {2 * self.band:.2g} more at this width; z = {self.z:.1f}, "
+            f"{self.sigma_b:.3g}, and up to {2 * self.band:.2g} more at this width; z = "
+            f"{self.z:.1f}, "
             f"beyond finite width {self.beyond:.1f}"
         )
 

@@ -55,7 +55,8 @@ def prescriptions(
         cures.append(
             _tried(
                 "critical kernels",
-                "kernels of the blocks scaled until each keeps the norm of the gradient (Doshi et al. 2023)",
+                "kernels of the blocks scaled until each keeps the norm of the gradient (Doshi et "
+                "al. 2023)",
                 "ln of the gradient's change over the depth, in nats",
                 _gradient_change,
                 lambda measured: np.diff(measured.log_grad_h[list(measured.blocks)]),
@@ -69,7 +70,8 @@ def prescriptions(
         cures.append(
             _tried(
                 "unit variance",
-                "kernels of the blocks scaled until each keeps the variance of the signal (LSUV, Mishkin & Matas 2016)",
+                "kernels of the blocks scaled until each keeps the variance of the signal (LSUV, "
+                "Mishkin & Matas 2016)",
                 "ln of the signal's change over the depth, in nats",
                 _signal_change,
                 lambda measured: (

@@ -70,7 +70,10 @@ def diagnose(
     """
     inputs = batch if isinstance(batch, tuple) else (batch,)
     given = isinstance(model, Probe)
-    probe = model if given else probed(model, params, *inputs, rngs=rngs, **keywords)
+    if given:
+        probe = model
+    else:
+        probe = probed(model, params, *inputs, rngs=rngs, **keywords)
     # parameters read from a file are NumPy's
     if any(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(params)):
         params = jax.tree.map(jnp.asarray, params)
@@ -79,14 +82,14 @@ def diagnose(
     measured = measure(params, inputs, key)
     beside = compared(probe.model.chain, params, measured)
     run = [] if watched is None else of_run(watched)
-    found = (*findings(measured), *disagreement(measured, beside), *run)
+    everything = (*findings(measured), *disagreement(measured, beside), *run)
 
     def remeasure(changed: PyTree) -> Measured:
         return measure(changed, inputs, key)
 
     return Diagnosis(
-        findings=found,
-        prescriptions=prescriptions(probe, params, measured, found, inputs, remeasure),
+        findings=everything,
+        prescriptions=prescriptions(probe, params, measured, everything, inputs, remeasure),
         rate=gradient_rate(measured),
         small=small_share(measured),
         theory=beside,

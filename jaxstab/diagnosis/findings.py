@@ -142,7 +142,8 @@ class Diagnosis(NamedTuple):
             first, last = (measured.rows[measured.blocks[i]].name for i in (0, -1))
             lines.append(f"depth: {len(measured.blocks)} blocks, {first} to {last}")
             lines.append(
-                f"ln of the gradient: {self.rate} nats a block, positive where it vanishes towards the input"
+                f"ln of the gradient: {self.rate} nats a block, positive where it vanishes towards "
+                "the input"
             )
             lines.append(f"blocks below 1 % of the largest gradient: {self.small:.0%}")
             lines.append(f"theory: {self.theory}")
@@ -177,5 +178,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     if isinstance(value, float | np.floating):
-        return float(value) if math.isfinite(value) else None
+        if math.isfinite(value):
+            return float(value)
+        return None
     return value

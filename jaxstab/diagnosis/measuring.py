@@ -138,7 +138,10 @@ def measurement(
     ) -> dict[str, Array]:
         return probe.read(params, *inputs, shifts=shifts).sites
 
-    nothing = {} if first is None else {first.name: jnp.zeros(first.shape, first.dtype)}
+    if first is None:
+        nothing = {}
+    else:
+        nothing = {first.name: jnp.zeros(first.shape, first.dtype)}
 
     @jax.jit
     def gradients(
@@ -153,7 +156,10 @@ def measurement(
         params: PyTree, inputs: Sequence[PyTree], key: Key[Array, ""]
     ) -> tuple[_Signal, dict[str, Array]]:
         plain = values(params, inputs, nothing)
-        shifts = nothing if first is None else _disturbance(first, plain[first.name], key)
+        if first is None:
+            shifts = nothing
+        else:
+            shifts = _disturbance(first, plain[first.name], key)
         disturbed = values(params, inputs, shifts)
         return _at_rows(probe, _of_signal, _examples(inputs), plain, disturbed), shifts
 
@@ -212,7 +218,10 @@ def _check_loss(probe: Probe, loss: Loss, params: PyTree, inputs: Sequence[PyTre
     value = jax.eval_shape(of_output, params, inputs)
     shape = getattr(value, "shape", None)
     if shape != () or not jnp.issubdtype(value.dtype, jnp.floating):
-        got = type(value).__name__ if shape is None else f"{value.dtype}{list(shape)}"
+        if shape is None:
+            got = type(value).__name__
+        else:
+            got = f"{value.dtype}{list(shape)}"
         raise ValueError(f"the loss of the output must be a scalar float, got {got}")
 
 
@@ -268,7 +277,10 @@ def _of_saliency(site: Site, examples: int, one: Array, other: Array) -> Salienc
 
     cosines, ratios = jax.vmap(of_example)(*gradients)
     count = len(cosines)
-    error = jnp.std(cosines, ddof=1) / count**0.5 if count > 1 else cosines[0] * jnp.nan
+    if count > 1:
+        error = jnp.std(cosines, ddof=1) / count**0.5
+    else:
+        error = cosines[0] * jnp.nan
     # a ratio of nearly equal gradients is nearly infinite: the median has a meaning
     return Saliency(jnp.mean(cosines), error, jnp.median(ratios))
 
@@ -323,13 +335,13 @@ def _of_parameters(probe: Probe, d_theta: PyTree) -> Float[np.ndarray, " row"]:
     logs = []
     for row in probe.rows:
         numbers = own[sites[row.site].path]
-        found = [
+        rows = [
             float(by_step[i][row.steps[0]]) if row.steps and i in by_step else whole[i]
             for i in numbers
         ]
         with np.errstate(invalid="ignore"):
             # -inf and NaN come back as such
-            logs.append(np.logaddexp.reduce(2 * np.asarray(found)) / 2 if found else np.nan)
+            logs.append(np.logaddexp.reduce(2 * np.asarray(rows)) / 2 if rows else np.nan)
     return np.asarray(logs)
 
 
@@ -367,13 +379,17 @@ def blocks(probe: Probe) -> tuple[int, ...]:
         return len(rows), -len(parent.split("/") if parent else [])
 
     largest = max(groups.items(), key=size, default=(None, []))[1]
-    return tuple(largest) if len(largest) >= 3 else ()
+    if len(largest) >= 3:
+        return tuple(largest)
+    return ()
 
 
 def _examples(inputs: Sequence[PyTree]) -> int:
     """Size of the first axis of the first input; 0 where there is none."""
     shape = jnp.shape(jax.tree.leaves(inputs)[0])
-    return shape[0] if shape else 0
+    if shape:
+        return shape[0]
+    return 0
 
 
 @functools.partial(jax.jit, static_argnums=0)

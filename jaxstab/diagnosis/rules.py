@@ -89,11 +89,10 @@ def _nonfinite_signal(measured: Measured) -> list[Finding]:
     if not len(bad):
         return []
     first = int(bad[0])
-    before = (
-        f"all is finite up to {measured.rows[first - 1].name}"
-        if first
-        else "it is the first place measured"
-    )
+    if first:
+        before = f"all is finite up to {measured.rows[first - 1].name}"
+    else:
+        before = "it is the first place measured"
     return [
         Finding(
             "non-finite signal, forward",
@@ -101,7 +100,8 @@ def _nonfinite_signal(measured: Measured) -> list[Finding]:
             certain(float(measured.signal.nonfinite[first])),
             "of its values are NaN or infinite",
             f"{before}; what reads a NaN is NaN (IEEE 754)",
-            "look for log, sqrt, a division or an overflow in this module; guard its argument, not its result",
+            "look for log, sqrt, a division or an overflow in this module; guard its argument, not "
+            "its result",
         )
     ]
 
@@ -124,8 +124,10 @@ def _nonfinite_gradient(measured: Measured) -> list[Finding]:
             measured.rows[after].name,
             certain(float(measured.nonfinite[last])),
             f"of the gradient at {measured.rows[last].name}, which it reads, is not finite",
-            "the signal is finite, a derivative is not: 0 times an infinite slope is NaN also behind jnp.where",
-            "give sqrt, log or norm a safe argument where it is zero (the double where), in the forward pass",
+            "the signal is finite, a derivative is not: 0 times an infinite slope is NaN also "
+            "behind jnp.where",
+            "give sqrt, log or norm a safe argument where it is zero (the double where), in the "
+            "forward pass",
         )
     ]
 
@@ -146,7 +148,8 @@ def _signal_underflow(measured: Measured) -> list[Finding]:
                 "signal underflow",
                 measured.rows[i].name,
                 certain(math.exp(log_q / 2)),
-                f"is the root mean square of its values; {site.dtype} loses digits below {normal:.2g}",
+                f"is the root mean square of its values; {site.dtype} loses digits below "
+                f"{normal:.2g}",
                 "floats of few bits end soon: what is below their range is zero (IEEE 754)",
                 "scale its input up, normalise it, or keep this part in bfloat16 or float32",
             )
@@ -169,8 +172,10 @@ def _vanishing_or_exploding(measured: Measured) -> list[Finding]:
             "vanishing gradient" if vanishes else "exploding gradient",
             measured.rows[numbers[bad]].name,
             rate,
-            f"nats a block towards the input, over {len(numbers)} blocks; depth scale {1 / abs(rate.value):.2g} blocks",
-            f"each block multiplies the squared gradient by chi = {math.exp(-2 * rate.value):.3g}, which must be 1 "
+            f"nats a block towards the input, over {len(numbers)} blocks; depth scale "
+            f"{1 / abs(rate.value):.2g} blocks",
+            f"each block multiplies the squared gradient by chi = {math.exp(-2 * rate.value):.3g}, "
+            "which must be 1 "
             "(Schoenholz et al. 2017)" + _reason(measured, vanishes),
             _change(measured, vanishes),
         )
@@ -213,7 +218,7 @@ def _one_block_apart(measured: Measured) -> list[Finding]:
     shapes = [measured.sites[i].shape for i in numbers]
     # a readout is of the same class as the layers before it, and not their like
     equal = np.asarray([below == above for below, above in itertools.pairwise(shapes)])
-    found: dict[int, float] = {}
+    ratios: dict[int, float] = {}
     for steps in (np.where(equal, growth, np.nan), np.where(equal, gradient, np.nan)):
         known = steps[np.isfinite(steps)]
         if len(known) < 4:
@@ -221,17 +226,19 @@ def _one_block_apart(measured: Measured) -> list[Finding]:
         apart = steps - np.median(known)
         scatter = 1.4826 * np.median(np.abs(known - np.median(known)))
         for i in np.flatnonzero(np.isfinite(apart) & (np.abs(apart) > max(JUMP, 6 * scatter))):
-            found.setdefault(int(i), float(apart[i]))
+            ratios.setdefault(int(i), float(apart[i]))
     return [
         Finding(
             "one block unlike the others",
             measured.rows[numbers[i + 1]].name,
             certain(math.exp(apart)),
             "times what the others do to the signal or the gradient",
-            "equal blocks of one initialisation have one gain up to the scatter of finite width (Hanin 2018)",
-            "compare the scale of its branch, its initialiser and its parameters with those of its neighbours",
+            "equal blocks of one initialisation have one gain up to the scatter of finite width "
+            "(Hanin 2018)",
+            "compare the scale of its branch, its initialiser and its parameters with those of its "
+            "neighbours",
         )
-        for i, apart in sorted(found.items())
+        for i, apart in sorted(ratios.items())
     ]
 
 
@@ -247,8 +254,10 @@ def _signal_scale(measured: Measured) -> list[Finding]:
             measured.rows[numbers[-1]].name,
             rate,
             f"nats of its root mean square a block, over {len(numbers)} blocks",
-            "the length map q' = sigma_w^2 E phi^2 + sigma_b^2 has no fixed point nearby (Poole et al. 2016)",
-            "scale kernels to unit variance (LSUV), scale residual branches by 1/sqrt(L), or normalise",
+            "the length map q' = sigma_w^2 E phi^2 + sigma_b^2 has no fixed point nearby (Poole et "
+            "al. 2016)",
+            "scale kernels to unit variance (LSUV), scale residual branches by 1/sqrt(L), or "
+            "normalise",
         )
     ]
 
@@ -288,14 +297,16 @@ def _units(
     change: str,
     skip: Sequence[str] = (),
 ) -> list[Finding]:
-    found = []
+    findings = []
     for i in np.flatnonzero(shares >= limit):
         site = measured.sites[i]
         if _name(site) not in skip:
             units = share(float(shares[i]), site.shape[-1])
-            found.append(Finding(what, measured.rows[i].name, units, unit, why, change))
+            findings.append(Finding(what, measured.rows[i].name, units, unit, why, change))
     # a net of many such layers is one finding, at the first of them
-    return found[:1] if len(found) > 3 else found
+    if len(findings) > 3:
+        return findings[:1]
+    return findings
 
 
 def _no_gradient(measured: Measured) -> list[Finding]:
@@ -320,7 +331,8 @@ def _no_gradient(measured: Measured) -> list[Finding]:
                 certain(len(stopped) / len(measured.rows)),
                 f"of all places get none; {measured.rows[last].name} is the last of them",
                 theory,
-                "look for stop_gradient, an argmax, rounding, an output that the loss does not use, or dead units",
+                "look for stop_gradient, an argmax, rounding, an output that the loss does not "
+                "use, or dead units",
             )
         ]
     frozen = [
@@ -355,7 +367,8 @@ def _underflow(measured: Measured) -> list[Finding]:
             "gradient underflow",
             measured.rows[last].name,
             certain(float(measured.lost[last])),
-            f"of the gradient is below the range of {dtype}, and {len(bad)} places lose more than a tenth",
+            f"of the gradient is below the range of {dtype}, and {len(bad)} places lose more than "
+            "a tenth",
             "scaled up, the same gradient is there (Micikevicius et al. 2018)",
             "scale the loss (dynamic loss scaling), or keep this part in bfloat16 or float32",
         )
@@ -383,11 +396,9 @@ def _within(path: str, parent: str) -> bool:
 
 def _name(site: Site) -> str:
     """Name of the activation that reads a site; "" for none."""
-    return (
-        site.activation
-        if isinstance(site.activation, str)
-        else getattr(site.activation, "name", "")
-    )
+    if isinstance(site.activation, str):
+        return site.activation
+    return getattr(site.activation, "name", "")
 
 
 def _activations(measured: Measured) -> list[str]:

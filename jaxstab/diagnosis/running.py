@@ -82,7 +82,8 @@ def _nonfinite(steps: np.ndarray, counts: np.ndarray) -> list[Finding]:
             "non-finite gradient while training",
             f"update {steps[first]}",
             certain(float(counts[first])),
-            f"entries of the gradient are NaN or infinite, as in {np.mean(counts > 0):.0%} of the summaries",
+            f"entries of the gradient are NaN or infinite, as in {np.mean(counts > 0):.0%} of the "
+            "summaries",
             "one such entry makes every parameter NaN that reads it (IEEE 754)",
             "diagnose the parameters of that update; clipping.guarded skips it",
         )
@@ -101,7 +102,8 @@ def _clipping(
     if len(known):
         low, middle, high = np.exp(np.quantile(known, [0.05, 0.5, THROUGH]))
         seen = (
-            f"gradients had norms around {middle:.3g}, 90 % of them between {low:.3g} and the largest; a threshold "
+            f"gradients had norms around {middle:.3g}, 90 % of them between {low:.3g} and the "
+            "largest; a threshold "
             f"of {high:.3g} lets {THROUGH:.0%} of them through"
         )
     found = []
@@ -147,7 +149,8 @@ def _updates(ratios: dict[str, np.ndarray]) -> list[Finding]:
                 "the median group",
                 certain(math.exp(middle)),
                 "is the norm of an update over that of its parameters",
-                "healthy runs move a layer by a thousandth of its norm at an update (You et al. 2017 fix the ratio)",
+                "healthy runs move a layer by a thousandth of its norm at an update (You et al. "
+                "2017 fix the ratio)",
                 f"{'lower' if large else 'raise'} the learning rate by {powers:.1f} powers of ten",
             )
         )
@@ -159,9 +162,12 @@ def _updates(ratios: dict[str, np.ndarray]) -> list[Finding]:
                 "update out of line",
                 name,
                 Interval(math.exp(medians[name]), float(low), float(high)),
-                f"is the norm of its update over that of its parameters; of the median group {math.exp(middle):.3g}",
-                "layers that move at very different rates make training unstable or leave one behind (You et al. 2017)",
-                "look at its scale and its gradient; an optimiser with a trust ratio (optax.lamb), or a learning rate "
+                "is the norm of its update over that of its parameters; of the median group "
+                f"{math.exp(middle):.3g}",
+                "layers that move at very different rates make training unstable or leave one "
+                "behind (You et al. 2017)",
+                "look at its scale and its gradient; an optimiser with a trust ratio (optax.lamb), "
+                "or a learning rate "
                 "of its own",
             )
         )

@@ -31,7 +31,10 @@ def collapsing(measured: Measured) -> list[Finding]:
         bad = [i for i in measured.blocks if correlations[i] > COLLAPSED]
         if not len(known) or not bad or correlations[known[0]] > APART:
             continue
-        source = "(Schoenholz et al. 2017)" if what == "examples" else "(Dong et al. 2021)"
+        if what == "examples":
+            source = "(Schoenholz et al. 2017)"
+        else:
+            source = "(Dong et al. 2021)"
         first = f"{1 - float(correlations[known[0]]):.2g} at {measured.rows[known[0]].name}"
         found.append(
             Finding(
@@ -39,7 +42,8 @@ def collapsing(measured: Measured) -> list[Finding]:
                 measured.rows[bad[0]].name,
                 certain(1 - float(correlations[bad[0]])),
                 f"is 1 - c of pairs of {what}, {first}",
-                f"in the ordered phase c tends to 1: the depth forgets which {what[:-1]} it saw {source}",
+                f"in the ordered phase c tends to 1: the depth forgets which {what[:-1]} it saw "
+                f"{source}",
                 _apart(measured, what),
             )
         )
@@ -51,7 +55,8 @@ def _apart(measured: Measured, what: str) -> str:
     normed = measured.has("LayerNorm") or measured.has("RMSNorm")
     if what == "positions" and normed:
         return (
-            "attention averages positions: put the norm within the residual branch (pre-norm; Xiong et al. 2020), "
+            "attention averages positions: put the norm within the residual branch (pre-norm; "
+            "Xiong et al. 2020), "
             "or scale the branches by 1/sqrt(L) (Noci et al. 2022)"
         )
     return "raise the gain to the critical one, centre the activation (tanh for sigmoid), or add skip connections"
@@ -79,11 +84,15 @@ def settled(measured: Measured) -> list[Finding]:
             "entropy collapse",
             measured.rows[first].name,
             Interval(value, value - reach, value + reach),
-            f"of the entropy of equal weights is left; largest logit {measured.attention.max_logit[first]:.3g}; "
+            "of the entropy of equal weights is left; largest logit "
+            f"{measured.attention.max_logit[first]:.3g}; "
             f"{len(bad)} of {count} softmaxes are below {SETTLED:.0%}",
-            "attention that has settled on single places passes next to no gradient to its logits, and training grows "
-            "unstable (Zhai et al. 2023); logits of a spread above sqrt(2 ln T) settle so (Derrida 1981)",
-            "normalise queries and keys (Dehghani et al. 2023), or scale their kernels down; if training has brought "
+            "attention that has settled on single places passes next to no gradient to its logits, "
+            "and training grows "
+            "unstable (Zhai et al. 2023); logits of a spread above sqrt(2 ln T) settle so (Derrida "
+            "1981)",
+            "normalise queries and keys (Dehghani et al. 2023), or scale their kernels down; if "
+            "training has brought "
             "it, lower the learning rate or clip updates",
         )
     ]
@@ -109,7 +118,8 @@ def chaotic(measured: Measured) -> list[Finding]:
             measured.rows[bad[0]].name,
             certain(float(measured.nearby[bad[0]])),
             f"is the correlation of inputs that differ by {NEARBY:.0%}",
-            "in the chaotic phase, chi_1 > 1, nearby inputs part, and their gradients have nothing in common "
+            "in the chaotic phase, chi_1 > 1, nearby inputs part, and their gradients have nothing "
+            "in common "
             "(Poole et al. 2016; Balduzzi et al. 2017)",
             "lower the gain to the critical one, or add skip connections",
         )
@@ -138,10 +148,13 @@ def shattered(measured: Measured) -> list[Finding]:
             "shattered gradient",
             measured.rows[bad[-1]].name,
             Interval(value, value - reach, value + reach),
-            f"is the cosine of the gradients at {measured.rows[lowest].name} of inputs that differ by {NEARBY:.0%}; "
+            f"is the cosine of the gradients at {measured.rows[lowest].name} of inputs that differ "
+            f"by {NEARBY:.0%}; "
             f"signal to noise of a saliency map {saliency.signal_to_noise[lowest]:.2g}",
-            "without skip connections gradients of nearby inputs lose what they share with depth, as noise does "
+            "without skip connections gradients of nearby inputs lose what they share with depth, "
+            "as noise does "
             "(Balduzzi et al. 2017)",
-            "add skip connections, scaled down with depth where BatchNorm is used, or lower the gain",
+            "add skip connections, scaled down with depth where BatchNorm is used, or lower the "
+            "gain",
         )
     ]

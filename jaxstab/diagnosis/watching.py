@@ -138,10 +138,10 @@ def watch(
             # made a second time: XLA would write updates that are read here to memory at every step
             out, inner = tx.update(updates, state.inner, params, **extra)
             trees = jax.lax.stop_gradient((updates, out, params))
-            found = _summary(*trees, inner, state, grouping)
+            summarised = _summary(*trees, inner, state, grouping)
             if send is not None:
-                jax.debug.callback(functools.partial(_send, send), due, found[0])
-            return found
+                jax.debug.callback(functools.partial(_send, send), due, summarised[0])
+            return summarised
 
         watched, vectors = jax.lax.cond(due, summary, lambda: (state.watched, state.vectors))
         # XLA overwrites moments in place only where their new values depend on the summary
@@ -157,7 +157,9 @@ def _after(done: Bool[Array, ""], state: PyTree) -> PyTree:
 
     def depending(x: Any) -> Any:
         floating = isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jnp.floating)
-        return jnp.where(done, x, jnp.zeros_like(x)) if floating else x
+        if floating:
+            return jnp.where(done, x, jnp.zeros_like(x))
+        return x
 
     return jax.tree.map(depending, state)
 
@@ -249,8 +251,8 @@ def _largest(
 
 def _firing_rates(inner: PyTree) -> dict[str, Float[Array, ""]]:
     nodes = jax.tree.leaves(inner, is_leaf=lambda node: isinstance(node, TelemetryState))
-    found = [node for node in nodes if isinstance(node, TelemetryState)]
-    return {str(i): node.firing_rate for i, node in enumerate(found)}
+    states = [node for node in nodes if isinstance(node, TelemetryState)]
+    return {str(i): node.firing_rate for i, node in enumerate(states)}
 
 
 def _send(send: Send, due: ArrayLike, watched: Watched) -> None:

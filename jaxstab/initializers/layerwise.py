@@ -155,7 +155,8 @@ def auto_init(
     skip = (known.law or {}).get("skip")
     if skip is not None:
         raise ValueError(
-            f"auto_init is for blocks without a skip, got {skip!r}: scale its branch instead, as skip_init does"
+            f"auto_init is for blocks without a skip, got {skip!r}: scale its branch instead, as "
+            "skip_init does"
         )
 
     def squared_jacobian(here: Here, h: PyTree) -> Callable[[PyTree], Array] | None:
@@ -206,8 +207,8 @@ def _layer_by_layer(
     def layer(carry: tuple[PyTree, tuple], here: Here) -> tuple[tuple[PyTree, tuple], None]:
         h, stacks = carry
         theta = new_theta(here, h)
-        at = _number(here, stacks)
-        stacks = (*stacks[:at], _written(stacks[at], theta, here), *stacks[at + 1 :])
+        number = _number(here, stacks)
+        stacks = (*stacks[:number], _written(stacks[number], theta, here), *stacks[number + 1 :])
         return (here.f(theta, h), stacks), None
 
     start = (x, tuple(as_layer(stack).params for stack in params.stacks))

@@ -30,7 +30,8 @@ def fixup(network: MLP | Chain, params: Params) -> Params:
     mlp = module_of(network)
     if mlp.skip not in ("sum", "scaled", "rezero") or mlp.norm:
         raise ValueError(
-            f"fixup is for networks with skip sum, scaled or rezero and no norm, got skip {mlp.skip}, norm {mlp.norm}"
+            "fixup is for networks with skip sum, scaled or rezero and no norm, got skip "
+            f"{mlp.skip}, norm {mlp.norm}"
         )
 
     def zero(layer: dict) -> dict:
@@ -61,7 +62,8 @@ def skip_init(params: Params, alpha: ArrayLike = 0.0) -> Params:
     """
     if "alpha" not in params.blocks:
         raise ValueError(
-            'skip_init sets the multipliers alpha of MLP(..., skip="rezero"); these parameters have none'
+            'skip_init sets the multipliers alpha of MLP(..., skip="rezero"); these parameters '
+            "have none"
         )
     old = params.blocks["alpha"]
     return params._replace(

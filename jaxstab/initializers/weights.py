@@ -58,14 +58,15 @@ def critical(
     if width is not None:
         check_gains(0.0, sigma_b)
         return _scaled(weights, theory.critical_width_gain(activation, width, weights))
-    found = gain(activation, sigma_b)
-    if not found.critical:
+    known = gain(activation, sigma_b)
+    if not known.critical:
         name = get(activation).name
         raise ValueError(
-            f"{name} has no critical gain at sigma_b = {sigma_b}; gain({name!r}, {sigma_b}) keeps its length"
+            f"{name} has no critical gain at sigma_b = {sigma_b}; gain({name!r}, {sigma_b}) keeps "
+            "its length"
         )
 
-    return _scaled(weights, found.sigma_w)
+    return _scaled(weights, known.sigma_w)
 
 
 def _scaled(weights: str, sigma_w: float) -> Initializer:

@@ -67,7 +67,8 @@ def takes_network(
             )
             if not isinstance(given.get("network", None), mlp | chain | None):
                 raise ValueError(
-                    f"network must be a networks.MLP or a networks.Chain, got {_kind(given['network'])}: {_OWN}"
+                    "network must be a networks.MLP or a networks.Chain, got "
+                    f"{_kind(given['network'])}: {_OWN}"
                 )
             _check_params(given, params)
             own = given.get("chain", given.get("network", given.get("mlp")))
@@ -80,7 +81,8 @@ def takes_network(
                     return function(*call.args, **call.kwargs)
             if one_input and jnp.ndim(given["x"]) != 1:
                 raise ValueError(
-                    f"x must be one input [d_in], got shape {jnp.shape(given['x'])}: jax.vmap over a batch, or "
+                    f"x must be one input [d_in], got shape {jnp.shape(given['x'])}: jax.vmap over "
+                    "a batch, or "
                     "networks.flatten where a block mixes examples"
                 )
             try:
@@ -115,17 +117,21 @@ def _check_kind(own_chain: bool, own_params: bool) -> None:
     if own_chain != own_params:
         names = {True: "layers of your own", False: "a networks.MLP"}
         raise ValueError(
-            f"params are of another model: the chain is of {names[own_chain]}, they of {names[own_params]}"
+            f"params are of another model: the chain is of {names[own_chain]}, they of "
+            f"{names[own_params]}"
         )
 
 
 def _check_params(given: dict[str, Any], wanted: type) -> None:
     if "params" in given and not isinstance(given["params"], wanted):
         raise ValueError(
-            f"params must be networks.Params(embed, blocks, readout), as networks.init(mlp, key, x) draws them, "
+            "params must be networks.Params(embed, blocks, readout), as networks.init(mlp, key, "
+            "x) draws them, "
             f"got {_kind(given['params'])}"
         )
 
 
 def _kind(thing: Any) -> str:
-    return f"the class {thing.__name__}" if isinstance(thing, type) else f"a {type(thing).__name__}"
+    if isinstance(thing, type):
+        return f"the class {thing.__name__}"
+    return f"a {type(thing).__name__}"

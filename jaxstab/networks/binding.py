@@ -62,7 +62,8 @@ def bind(
     """
     if not (isinstance(rate, int | float) and rate == 0):
         raise ValueError(
-            f"rate is for dropout of a networks.MLP; layers of your own have their own rates, got {rate}"
+            "rate is for dropout of a networks.MLP; layers of your own have their own rates, got "
+            f"{rate}"
         )
     layers = [as_layer(stack) for stack in params.stacks]
     if stats:
@@ -79,13 +80,13 @@ def bind(
 def _with_keys(params: Params, layers: list[Layer], keys: Array) -> list[Layer]:
     """Give the embedding, each block and the readout a key."""
     embed, *parts, readout = layers
-    found = [embed._replace(dropout=Dropout(keys[0]))]
+    layers_with_keys = [embed._replace(dropout=Dropout(keys[0]))]
     first = 1
     for part in parts:
         many = layers_of(part)
-        found.append(part._replace(dropout=Dropout(keys[first : first + many])))
+        layers_with_keys.append(part._replace(dropout=Dropout(keys[first : first + many])))
         first += many
-    return [*found, readout._replace(dropout=Dropout(keys[-1]))]
+    return [*layers_with_keys, readout._replace(dropout=Dropout(keys[-1]))]
 
 
 def stacked(bounds: list[PyTree]) -> Any:

@@ -179,7 +179,8 @@ class Block(nn.Module):
     def _drop(self, a: Array) -> Array:
         if not self.has_variable("dropout", "key"):
             raise ValueError(
-                "dropout in training mode needs a key and a rate: networks.bind(mlp, params, key=..., rate=...)"
+                "dropout in training mode needs a key and a rate: networks.bind(mlp, params, "
+                "key=..., rate=...)"
             )
         rate: Array = jax.lax.stop_gradient(self.get_variable("dropout", "rate"))
         # drawn in float32 whatever a is: one key, one mask
@@ -203,8 +204,8 @@ class Block(nn.Module):
             parts = jax.vmap(lambda key: self.weights(key, size, dtype))(
                 jax.random.split(key, self.sources)
             )
-            there = (jnp.arange(self.sources) <= index)[:, None, None]
-            return (jnp.where(there, parts, 0) / jnp.sqrt(jnp.asarray(index + 1, dtype))).reshape(
+            exists = (jnp.arange(self.sources) <= index)[:, None, None]
+            return (jnp.where(exists, parts, 0) / jnp.sqrt(jnp.asarray(index + 1, dtype))).reshape(
                 shape
             )
 

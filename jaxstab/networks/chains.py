@@ -192,7 +192,9 @@ def layers_of(stack: PyTree) -> int:
         Its length; 1 for a block without parameters.
     """
     leaves = jax.tree.leaves(stack)
-    return leaves[0].shape[0] if leaves else 1
+    if leaves:
+        return leaves[0].shape[0]
+    return 1
 
 
 def segments(chain: Chain, params: Params) -> list[tuple[Callable[[PyTree, Array], Array], PyTree]]:
@@ -214,12 +216,12 @@ def segments(chain: Chain, params: Params) -> list[tuple[Callable[[PyTree, Array
         raise ValueError(
             f"the chain has {len(chain.block)} blocks, its parameters have {params.depth}"
         )
-    found = []
+    pairs = []
     first = 0
     for part in params.blocks.parts:
-        found.append((chain.block[first], part))
+        pairs.append((chain.block[first], part))
         first += layers_of(part)
-    return found
+    return pairs
 
 
 def _walk(chain: Chain, params: Params, x: PyTree) -> None:

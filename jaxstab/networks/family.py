@@ -262,7 +262,8 @@ def bind(
     if key is not None:
         if not mlp.dropout:
             raise ValueError(
-                "a key is for the masks of dropout, and this network has none: MLP(..., dropout=True)"
+                "a key is for the masks of dropout, and this network has none: MLP(..., "
+                "dropout=True)"
             )
         if not isinstance(rate, jax.core.Tracer) and not np.all(
             (np.asarray(rate) >= 0) & (np.asarray(rate) <= 1)
@@ -278,7 +279,8 @@ def bind(
         check_gains(sigma_w, 0.0)
         if jnp.shape(sigma_w) not in ((), (mlp.depth + 2,)):
             raise ValueError(
-                f"sigma_w must be one, or one per layer, [{mlp.depth + 2}], got shape {jnp.shape(sigma_w)}"
+                f"sigma_w must be one, or one per layer, [{mlp.depth + 2}], got shape "
+                f"{jnp.shape(sigma_w)}"
             )
         factors = jnp.broadcast_to(
             jnp.asarray(sigma_w, params.embed["dense"]["kernel"].dtype), mlp.depth + 2

@@ -273,8 +273,8 @@ class _Span(NamedTuple):
             carry, read = step(carry, self.here(self.start))
             return carry, _with_layer_axis(read)
 
-        def scanned(carry: Any, at: tuple) -> tuple[Any, PyTree]:
-            index, bound, met = at
+        def scanned(carry: Any, layer: tuple) -> tuple[Any, PyTree]:
+            index, bound, met = layer
             return step(carry, self._layer(index, bound, met))
 
         def indexed(carry: Any, index: Array) -> tuple[Any, PyTree]:

@@ -145,7 +145,8 @@ def _scaled_layers(
     if not any(map(any, which)):
         names = {path[-1] for layer in layers for path, _ in named_leaves(layer.params) if path}
         raise ValueError(
-            f"no parameter of two axes or more is a weight by this rule; there are {', '.join(sorted(names))}: "
+            "no parameter of two axes or more is a weight by this rule; there are "
+            f"{', '.join(sorted(names))}: "
             "kernels=lambda path: path[-1] == ... says which"
         )
     scaled = []

@@ -106,8 +106,8 @@ class Here:
         return self.f(theta, h)
 
 
-def _transposed(function: Callable[[PyTree], PyTree], at: PyTree) -> Callable[[PyTree], PyTree]:
-    pull = jax.vjp(function, at)[1]
+def _transposed(function: Callable[[PyTree], PyTree], point: PyTree) -> Callable[[PyTree], PyTree]:
+    pull = jax.vjp(function, point)[1]
 
     def transposed(cotangent: PyTree) -> PyTree:
         return pull(cotangent)[0]

@@ -164,7 +164,8 @@ def _linen(module: nn.Module, keywords: Mapping[str, Any]) -> Model:
     def split(params: PyTree) -> tuple[PyTree, PyTree]:
         if not (isinstance(params, Mapping) and "params" in params):
             raise ValueError(
-                f'a linen module takes its variables, a dict with "params", got {_described(params)}'
+                'a linen module takes its variables, a dict with "params", got '
+                f"{_described(params)}"
             )
         rest = dict(params)
         theta = rest.pop("params")
@@ -191,11 +192,9 @@ def _tagging() -> Callable:
                 output = call(*args, **kwargs)
         finally:
             active.pop()
-        return (
-            output
-            if inherited
-            else _named("/".join(module.path), type(module).__name__, method, output)
-        )
+        if inherited:
+            return output
+        return _named("/".join(module.path), type(module).__name__, method, output)
 
     return tagging
 
@@ -294,7 +293,9 @@ def _public_methods(kind: type) -> list[tuple[str, Callable]]:
                 yield name, function
 
     containers = tuple(getattr(nnx, name) for name in ("List", "Dict") if hasattr(nnx, name))
-    return [] if issubclass(kind, containers) else list(own())
+    if issubclass(kind, containers):
+        return []
+    return list(own())
 
 
 def _is_method(attribute: Any) -> bool:
@@ -363,5 +364,8 @@ def _layers_of_leaves(params: Params) -> list[str]:
 
 
 def _described(params: PyTree) -> str:
-    keys = f" of {', '.join(map(str, params))}" if isinstance(params, Mapping) else ""
+    if isinstance(params, Mapping):
+        keys = f" of {', '.join(map(str, params))}"
+    else:
+        keys = ""
     return type(params).__name__ + keys

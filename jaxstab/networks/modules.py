@@ -110,7 +110,8 @@ def of_linen(module: nn.Module) -> OwnLayer:
                 )
             except InvalidRngError as error:
                 raise ValueError(
-                    f"{name_of(module)} draws random numbers: chain.bind(params, key=...) gives it a key, "
+                    f"{name_of(module)} draws random numbers: chain.bind(params, key=...) gives it "
+                    "a key, "
                     "chain.inference draws none"
                 ) from error
 

@@ -57,7 +57,8 @@ class BatchNorm(nn.Module):
         features = h.shape[-1:]
         if self.train and not axes and not self.is_initializing():
             raise ValueError(
-                f"BatchNorm in training mode mixes examples: it needs a batch [batch, width], got {h.shape}"
+                "BatchNorm in training mode mixes examples: it needs a batch [batch, width], got "
+                f"{h.shape}"
             )
         scale = self.param("scale", initializers.ones, features, h.dtype)
         bias = self.param("bias", initializers.zeros, features, h.dtype)

@@ -104,7 +104,8 @@ def from_linen(
     for i, module in enumerate(_listed("modules", modules)):
         if not isinstance(module, nn.Module):
             raise ValueError(
-                f"layer {i} must be a linen module, got {name_of(module)}; networks.from_nnx takes nnx's"
+                f"layer {i} must be a linen module, got {name_of(module)}; networks.from_nnx takes "
+                "nnx's"
             )
     return _chain([of_linen(module) for module in modules], activation, law, precision)
 
@@ -147,9 +148,10 @@ def from_nnx(
         >>> params.depth, len(params.blocks.parts)
         (8, 1)
     """
-    layers = (
-        list(modules.layers) if isinstance(modules, nnx.Sequential) else _listed("modules", modules)
-    )
+    if isinstance(modules, nnx.Sequential):
+        layers = list(modules.layers)
+    else:
+        layers = _listed("modules", modules)
     own: list[OwnLayer] = []
     bounds: list[PyTree] = []
     for i, module in enumerate(layers):
@@ -203,7 +205,8 @@ def from_params(
     params = _listed("params", params)
     if len(applies) != len(params):
         raise ValueError(
-            f"needs parameters for each layer, got {len(applies)} functions and {len(params)} parameters"
+            f"needs parameters for each layer, got {len(applies)} functions and {len(params)} "
+            "parameters"
         )
     for i, apply in enumerate(applies):
         if not callable(apply):
@@ -218,7 +221,8 @@ def from_params(
 def _listed(name: str, layers: Any) -> list[Any]:
     if not isinstance(layers, list | tuple):
         raise ValueError(
-            f"{name} must be a list, embedding, blocks and readout, got {name_of(layers)}: a model that is not to be "
+            f"{name} must be a list, embedding, blocks and readout, got {name_of(layers)}: a model "
+            "that is not to be "
             "taken apart is for networks.probe"
         )
     return list(layers)
@@ -252,7 +256,8 @@ def _of(
         )
     if len(layers) < 3:
         raise ValueError(
-            f"a chain has an embedding, blocks and a readout: three layers at least, got {len(layers)}"
+            "a chain has an embedding, blocks and a readout: three layers at least, got "
+            f"{len(layers)}"
         )
     check_precision("precision", precision)
     phi = None if activation is None else get(activation)

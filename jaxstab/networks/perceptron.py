@@ -99,7 +99,8 @@ class MLP(nn.Module):
         phi = get(self.activation)
         if not phi.elementwise and self.sources > 1:
             raise ValueError(
-                f"skip={self.skip!r} keeps the features of all layers, and a mixture is one of one layer's units: "
+                f"skip={self.skip!r} keeps the features of all layers, and a mixture is one of one "
+                "layer's units: "
                 f"take one activation, or another skip"
             )
         super().__post_init__()
@@ -130,7 +131,10 @@ class MLP(nn.Module):
         Returns:
             The three, unbound.
         """
-        weights = WEIGHTS[self.weights] if isinstance(self.weights, str) else self.weights
+        if isinstance(self.weights, str):
+            weights = WEIGHTS[self.weights]
+        else:
+            weights = self.weights
         head = {
             field: getattr(self, field)
             for field in (

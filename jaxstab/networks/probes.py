@@ -100,7 +100,10 @@ class Probe:
             ValueError: if a site is unknown or a shift has another shape than its site, or
                 parameters and inputs differ in shape from those that the probe was made with.
         """
-        names = [site.name for site in self.sites] if sites is None else list(sites)
+        if sites is None:
+            names = [site.name for site in self.sites]
+        else:
+            names = list(sites)
         shifts = {} if shifts is None else dict(shifts)
         for name in [*names, *shifts]:
             self._site(name)
@@ -289,7 +292,10 @@ def probe(
     closed, gives = _traced(pure, given)
     patterns = [kind] if isinstance(kind, str) else list(kind)
     softmax = next((one for one in (SOFTMAX, ATTENTION) if one in patterns), None)
-    name = None if softmax is None else functools.partial(softmax_name, kind=softmax)
+    if softmax is None:
+        name = None
+    else:
+        name = functools.partial(softmax_name, kind=softmax)
     program = Program.of(closed, name, softmax == ATTENTION)
     if pure.scopes and all(label_of(mark.name).kind in _SOFTMAXES for mark in program.marks):
         program = Program.of(closed, name, softmax == ATTENTION, scope_name)
@@ -367,7 +373,8 @@ def _check_alike(made_with: PyTree, given: PyTree) -> None:
             if leaf != _shape(value):
                 place = jax.tree_util.keystr(where)
                 raise ValueError(
-                    f"the probe was made with {part}{place} of {_text(leaf)}, got {_text(_shape(value))}: "
+                    f"the probe was made with {part}{place} of {_text(leaf)}, got "
+                    f"{_text(_shape(value))}: "
                     "make another for other shapes"
                 )
 

@@ -254,17 +254,19 @@ def _weights(power: Any, readers: dict[Any, list]) -> list[Any]:
     quotients = [
         equation.outvars[0] for equation, name in zip(read, names, strict=True) if name == "div"
     ]
-    return quotients if sums else []
+    if sums:
+        return quotients
+    return []
 
 
 def _followed(variable: Any, through: Sequence[str], readers: dict[Any, list]) -> list[Any]:
     """Equations that read a variable, and those that read what these make of it."""
-    found = []
+    followed = []
     for equation in readers.get(variable, []):
-        found.append(equation)
+        followed.append(equation)
         if equation.primitive.name in through:
-            found += _followed(equation.outvars[0], through, readers)
-    return found
+            followed += _followed(equation.outvars[0], through, readers)
+    return followed
 
 
 def last_read(jaxpr: Any) -> dict[Any, int]:

@@ -92,11 +92,9 @@ class Missed(NamedTuple):
 
     def __str__(self) -> str:
         """Name, class and reason."""
-        return (
-            f"{self.name} ({self.kind}): {self.reason}"
-            if self.kind
-            else f"{self.name}: {self.reason}"
-        )
+        if self.kind:
+            return f"{self.name} ({self.kind}): {self.reason}"
+        return f"{self.name}: {self.reason}"
 
 
 def named_sites(marks: Sequence[Mark], of_states: Activation | None) -> list[Site]:
@@ -145,19 +143,19 @@ def rows_of(sites: Sequence[Site], index: tuple[int, ...] = ()) -> Iterator[Row]
             yield from rows_of(within, (*index, i))
 
 
-def missed_by(program: Program, owners: set[str], found: Sequence[Site]) -> list[Missed]:
+def missed_by(program: Program, owners: set[str], sites: Sequence[Site]) -> list[Missed]:
     """List tags in constructs without a way out, and owners of parameters without a tag.
 
     Args:
         program: the traced model.
         owners: paths of submodules that own parameters.
-        found: sites that can be read.
+        sites: sites that can be read.
 
     Returns:
         What is missed, with reasons.
     """
     missed = []
-    names = {site.name for site in found}
+    names = {site.name for site in sites}
     for name, construct in program.unreached:
         label = label_of(name)
         place = (label.path or label.kind) + label.suffix
@@ -167,7 +165,7 @@ def missed_by(program: Program, owners: set[str], found: Sequence[Site]) -> list
         if construct != "unused" or place not in names:
             missed.append(Missed(place, label.kind, reason))
     # what the model itself owns belongs to no submodule
-    known = {"", *(site.path for site in found)}
+    known = {"", *(site.path for site in sites)}
     known |= {label_of(name).path for name, _ in program.unreached}
     reason = "it has parameters, but none of its public methods was seen to give an array"
     return missed + [Missed(path, "", reason) for path in sorted(owners - known)]

@@ -261,11 +261,11 @@ class Program:
             values = dict(zip([*jaxpr.constvars, *jaxpr.invars], inputs, strict=True))
             read: dict[int, Array] = {}
             for step in steps:
-                outputs, found = step.run(
+                outputs, values_read = step.run(
                     [_value(values, atom) for atom in step.inputs], shifts, wanted
                 )
                 values.update(zip(step.outputs, outputs, strict=True))
-                read |= found
+                read |= values_read
             return [_value(values, atom) for atom in jaxpr.outvars], read
 
         return run
@@ -304,7 +304,10 @@ class Program:
         """What leaves a scope."""
         assert self._scope is not None
         name = self._scope("/".join(part for part in scope.split("/") if part))
-        ends = [f"[{i}]" for i in range(len(variables))] if len(variables) > 1 else [""]
+        if len(variables) > 1:
+            ends = [f"[{i}]" for i in range(len(variables))]
+        else:
+            ends = [""]
         return [
             self._mark(name + end, variable, variable, loops, activation_of(variable, readers))
             for end, variable in zip(ends, variables, strict=True)
@@ -452,4 +455,6 @@ def _plain(jaxpr: Any, equations: list[Any], end: int, last_read: dict[Any, int]
 
 
 def _value(values: dict, atom: Any) -> Any:
-    return atom.val if isinstance(atom, Literal) else values[atom]
+    if isinstance(atom, Literal):
+        return atom.val
+    return values[atom]

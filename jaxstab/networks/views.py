@@ -45,7 +45,7 @@ def flatten(whole: Chain, batch: int) -> Chain:
         >>> flatten(networks.chain(mlp), 6).embed(params, jnp.ones(30)).shape
         (48,)
     """
-    there = whole.present
+    exists = whole.present
 
     def rows(h: Array) -> Array:
         return h.reshape(batch, -1)
@@ -57,7 +57,7 @@ def flatten(whole: Chain, batch: int) -> Chain:
         embed=lambda params, x: whole.embed(params, rows(x)).ravel(),
         block=with_blocks(whole, flat),
         readout=lambda params, h: whole.readout(params, rows(h)).ravel(),
-        present=there and (lambda h: there(rows(h)).ravel()),
+        present=exists and (lambda h: exists(rows(h)).ravel()),
         **_MEASURED_ONLY,
     )
 

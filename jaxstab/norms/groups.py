@@ -110,7 +110,8 @@ def _plain_sum(members: list[_Member], dtype: jnp.dtype) -> Array:
     shapes = {s.shape for s in squares}
     if len(shapes) > 1:
         raise ValueError(
-            f"leaves of group {members[0].label!r} disagree on the number of layers: {sorted(shapes)}"
+            f"leaves of group {members[0].label!r} disagree on the number of layers: "
+            f"{sorted(shapes)}"
         )
     return functools.reduce(jnp.add, squares)
 
@@ -205,9 +206,9 @@ def group_norms(tree: PyTree, per: Per = "tree", stacked: Stacked = ()) -> dict[
     groups = _grouped(tree, Grouping(per, stacked))
     if not groups:
         nothing = jnp.zeros((), jnp.float32)
-        return (
-            {"tree": Norm(nothing + 1, nothing, jnp.zeros((), jnp.int32))} if per == "tree" else {}
-        )
+        if per == "tree":
+            return {"tree": Norm(nothing + 1, nothing, jnp.zeros((), jnp.int32))}
+        return {}
     dtypes = {k: accumulator(*(m.leaf.dtype for m in group)) for k, group in groups.items()}
     sums = {label: _plain_sum(group, dtypes[label]) for label, group in groups.items()}
     fits = {

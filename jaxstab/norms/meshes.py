@@ -68,10 +68,10 @@ def varying_like(constants: PyTree, like: PyTree) -> PyTree:
 def _varying(array: Array | jax.ShapeDtypeStruct) -> frozenset[str]:
     """Return the mesh axes along which devices hold different values."""
     if isinstance(array, jax.ShapeDtypeStruct):
-        found = array.manual_axis_type
+        axes = array.manual_axis_type
     else:
-        found = jax.typeof(array).manual_axis_type
+        axes = jax.typeof(array).manual_axis_type
     # shapes from outside of a shard_map have none
-    if found is None:
+    if axes is None:
         return frozenset()
-    return frozenset(found.varying)
+    return frozenset(axes.varying)

@@ -46,7 +46,8 @@ def check_grouping(per: Per, stacked: Stacked = ()) -> Grouping:
         )
     if per != "layer" and (callable(stacked) or len(stacked) > 0):
         raise ValueError(
-            f'stacked needs per="layer", which gives a norm to each layer of a stack, got per={per!r}'
+            'stacked needs per="layer", which gives a norm to each layer of a stack, got '
+            f"per={per!r}"
         )
     return Grouping(per, stacked)
 
@@ -91,17 +92,20 @@ def named_leaves(
         >>> [("/".join(path), leaf) for path, leaf in named_leaves({"l": [{"bias": 1.0}, {"bias": 2.0}]})]
         [('l/0/bias', 1.0), ('l/1/bias', 2.0)]
     """
-    stops = _is_box if is_leaf is None else lambda node: _is_box(node) or is_leaf(node)
-    found = []
+    if is_leaf is None:
+        stops = _is_box
+    else:
+        stops = lambda node: _is_box(node) or is_leaf(node)
+    leaves = []
     for path, node in jax.tree_util.tree_leaves_with_path(tree, is_leaf=stops):
         names = _names(path)
         if not _is_box(node):
-            found.append((names, node))
+            leaves.append((names, node))
             continue
         for inside, leaf in jax.tree_util.tree_leaves_with_path(node, is_leaf=is_leaf):
             # the box's own key is no name that its owner gave
-            found.append((names + _names(inside[1:]), leaf))
-    return found
+            leaves.append((names + _names(inside[1:]), leaf))
+    return leaves
 
 
 def _stacks(tree: PyTree, stacked: Stacked) -> list[str]:

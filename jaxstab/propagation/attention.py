@@ -96,7 +96,10 @@ def attention(site: Site, value: Array) -> Attention:
     heads = _by_head(site, value)
     uniform = jnp.sum(heads.uniform, axis=1)
     shares = jnp.sum(heads.entropy, axis=1) / jnp.where(uniform > 0, uniform, jnp.nan)
-    error = jnp.std(shares, ddof=1) / len(shares) ** 0.5 if len(shares) > 1 else shares[0] * jnp.nan
+    if len(shares) > 1:
+        error = jnp.std(shares, ddof=1) / len(shares) ** 0.5
+    else:
+        error = shares[0] * jnp.nan
     return Attention(jnp.max(heads.logits), jnp.mean(shares), error)
 
 
@@ -122,4 +125,6 @@ def _by_head(site: Site, value: Array) -> _Heads:
 def _heads(site: Site) -> int:
     """Number of heads of a softmax."""
     own = site.shape[len(site.loops) :]
-    return own[-3] if len(own) > 2 else 1
+    if len(own) > 2:
+        return own[-3]
+    return 1

@@ -192,7 +192,9 @@ def _rows(directions: Float[Array, "n ..."]) -> Float[Array, "n d"]:
 
 def _signal(power: Array, spread: Array, count: int) -> Array:
     """Mean of g_i . g_j over pairs i != j, from |m|^2 and sum_i |g_i - m|^2 with m the mean."""
-    return power - spread / (count * (count - 1)) if count > 1 else power * jnp.nan
+    if count > 1:
+        return power - spread / (count * (count - 1))
+    return power * jnp.nan
 
 
 def _jackknifed(

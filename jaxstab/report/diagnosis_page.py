@@ -63,12 +63,14 @@ def _seen(found: Diagnosis) -> str:
 
 def _short(value: float) -> str:
     """Three digits; what is nothing but rounding is 0."""
-    return f"{value:.3g}" if abs(value) > 1e-3 else "0"
+    if abs(value) > 1e-3:
+        return f"{value:.3g}"
+    return "0"
 
 
-def _places(found: Diagnosis) -> list[dict[str, str]]:
+def _places(diagnosis: Diagnosis) -> list[dict[str, str]]:
     """Signal and gradient at every place, in order of execution."""
-    measured = found.measured
+    measured = diagnosis.measured
     return [
         {
             "name": row.name,
@@ -83,4 +85,6 @@ def _places(found: Diagnosis) -> list[dict[str, str]]:
 
 def _number(value: float) -> str:
     """Four digits; a dash for what is not defined."""
-    return "\N{EN DASH}" if math.isnan(value) else f"{value:.4g}"
+    if math.isnan(value):
+        return "\N{EN DASH}"
+    return f"{value:.4g}"

@@ -135,4 +135,6 @@ def _told(value: Any) -> str:
             )
         except (ValueError, TypeError, AttributeError, KeyError):
             pass
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."
+    if len(text) <= _LONGEST:
+        return text
+    return f"{text[:_LONGEST]} ..."

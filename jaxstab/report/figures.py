@@ -289,13 +289,13 @@ def singular_values(dataset: xr.Dataset, columns: int = COLUMNS) -> Figure:
         for offset, (gain, colour, marker, label) in zip(offsets, shown, strict=True):
             cell = dataset.sel(activation=name).isel(sigma_w=gain)
             low, lower, middle, upper, high, top = (cell.log_s_quantile.values / np.log(10)).T
-            at = depths + offset
-            axis.vlines(at, low, high, color=colour, lw=1.2)
-            axis.vlines(at, lower, upper, color=colour, lw=5.0, alpha=0.45)
-            axis.plot(at, middle, marker, ms=3.6, mfc=PAPER, mec=colour, mew=1.1, label=label)
-            axis.plot(at, top, "_", ms=6, color=colour, mew=1.4)
+            places = depths + offset
+            axis.vlines(places, low, high, color=colour, lw=1.2)
+            axis.vlines(places, lower, upper, color=colour, lw=5.0, alpha=0.45)
+            axis.plot(places, middle, marker, ms=3.6, mfc=PAPER, mec=colour, mew=1.1, label=label)
+            axis.plot(places, top, "_", ms=6, color=colour, mew=1.4)
             axis.plot(
-                at,
+                places,
                 cell.predicted_log_mean_square / 2 / np.log(10),
                 ":",
                 color=colour,

@@ -60,7 +60,8 @@ def write(dataset: xr.Dataset, path: str | Path) -> Path:
     missing = set(_NEEDED) - set(dataset)
     if missing or "grid" not in dataset.attrs:
         raise ValueError(
-            f"a report needs a survey's dataset; this one lacks {', '.join(sorted(missing)) or 'its grid'}"
+            "a report needs a survey's dataset; this one lacks "
+            f"{', '.join(sorted(missing)) or 'its grid'}"
         )
     told = _alts(dataset)
     content = {
@@ -94,7 +95,8 @@ def _settings(dataset: xr.Dataset) -> str:
     gains = grid["sigma_w"]
     if "network" in grid:
         return (
-            f"{dataset.attrs['data']}, layers of {grid['network']}, depths {depths[0]} to {depths[-1]}, "
+            f"{dataset.attrs['data']}, layers of {grid['network']}, depths {depths[0]} to "
+            f"{depths[-1]}, "
             f"{len(gains)} gains in [{gains[0]:g}, {gains[-1]:g}], {len(grid['seed'])} seeds, "
             f"{grid['inputs']} inputs each"
         )
@@ -120,7 +122,9 @@ def _table(dataset: xr.Dataset, names: tuple[str, ...]) -> pd.DataFrame:
 
 
 def _number(value: float, where: str = "") -> str:
-    return f"{value:.3f}" if np.isfinite(value) else f"none{where}"
+    if np.isfinite(value):
+        return f"{value:.3f}"
+    return f"none{where}"
 
 
 def _row(of: xr.Dataset) -> dict[str, Any]:
@@ -182,19 +186,23 @@ def _alts(dataset: xr.Dataset) -> dict[str, str]:
     told = {
         "phase_diagram": f"Predicted ln chi_1 over {span} and biases, with measured verdicts. {each(verdicts)}.",
         "gradient_norms": (
-            f"Norm of the gradient against the layer, depth {depth}, relative to the last layer, measured over "
+            f"Norm of the gradient against the layer, depth {depth}, relative to the last layer, "
+            "measured over "
             f"predicted. Fitted rate in nats per layer: {each(lambda of: ends(of.rate))}."
         ),
         "gradient_heat_map": (
-            f"Logarithm of the gradient at the input over that at the output, over {span} and depths to {depth}. At "
+            f"Logarithm of the gradient at the input over that at the output, over {span} and "
+            f"depths to {depth}. At "
             f"the deepest: {each(lambda of: ends(of.gradient_ratio.isel(depth=-1)))}."
         ),
         "singular_values": (
-            "Quantiles of the logarithm of the Jacobian's singular values against depth, for three gains. Median at "
+            "Quantiles of the logarithm of the Jacobian's singular values against depth, for three "
+            "gains. Median at "
             f"the deepest: {each(lambda of: ends(of.log_s_quantile.isel(depth=-1).sel(quantile=0.5)))}."
         ),
         "forward_signal": (
-            "Length and correlation of the signal against the layer, measured over predicted. Correlation at layer "
+            "Length and correlation of the signal against the layer, measured over predicted. "
+            "Correlation at layer "
             f"{depth}: "
             + each(
                 lambda of: ends(
@@ -206,7 +214,8 @@ def _alts(dataset: xr.Dataset) -> dict[str, str]:
     }
     if "mean_log_sharpness" in dataset:
         told["sharpness"] = (
-            f"Largest Hessian eigenvalue of the loss at the start, over {span}, measured beside the predicted "
+            f"Largest Hessian eigenvalue of the loss at the start, over {span}, measured beside "
+            "the predicted "
             f"Gauss-Newton eigenvalue. Its logarithm at depth {depth}: {each(sharpest)}."
         )
     return told

@@ -161,7 +161,7 @@ def curves(labels: Mapping[int, str]) -> list[Curve]:
         The curves.
     """
     last = len(CURVE_COLOURS) - 1
-    places = np.linspace(0, last, len(labels)).round().astype(int) if len(labels) > 1 else [0]
+    places = np.linspace(0, last, len(labels)).round().astype(int)
     return [
         Curve(at, CURVE_COLOURS[place], CURVE_MARKERS[place], label)
         for (at, label), place in zip(labels.items(), places, strict=True)

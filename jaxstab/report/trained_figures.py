@@ -39,7 +39,9 @@ def _looks(summary: xr.Dataset) -> list[int]:
     known = np.flatnonzero(np.isfinite(summary.threshold.values)).tolist() or [
         summary.sizes["evaluation"] - 1
     ]
-    return known if summary.sizes["kind"] == 1 else known[-1:]
+    if summary.sizes["kind"] == 1:
+        return known
+    return known[-1:]
 
 
 def _shown_gains(summary: xr.Dataset, kind: int) -> list[Curve]:
@@ -49,7 +51,9 @@ def _shown_gains(summary: xr.Dataset, kind: int) -> list[Curve]:
 
 
 def _short(value: xr.DataArray) -> str:
-    return f"{float(value):.2g}" if float(value) < 99.5 else f"{float(value):.0f}"
+    if float(value) < 99.5:
+        return f"{float(value):.2g}"
+    return f"{float(value):.0f}"
 
 
 def _depth_ticks(depths: np.ndarray) -> np.ndarray:
@@ -128,11 +132,10 @@ def _boundary(axis: Axes, of: xr.Dataset) -> None:
         xi = of[f"fine_{scale}"].values
         if np.isfinite(fit.fit_n):
             line = float(fit.fit_n) * np.where(np.isfinite(xi) & (xi > 0), xi, np.nan)
-            interval = (
-                f" [{_short(fit.fit_low)}, {_short(fit.fit_high)}]"
-                if np.isfinite(fit.fit_low)
-                else ""
-            )
+            if np.isfinite(fit.fit_low):
+                interval = f" [{_short(fit.fit_low)}, {_short(fit.fit_high)}]"
+            else:
+                interval = ""
             axis.plot(fine, line, style, color=UNDER_MAP, lw=3.0, alpha=0.85, zorder=2)
             label = rf"$n\,{symbol}$, $n$ = {_short(fit.fit_n)}{interval}"
             axis.plot(fine, line, style, color=ON_MAP, lw=1.4, zorder=3, label=label)
@@ -220,8 +223,8 @@ def learning_curves(summary: xr.Dataset, columns: int = COLUMNS) -> Figure:
     )
     steps = summary.step.values + 1
     for kind, (_, axis) in enumerate(axes):
-        for at, colour, marker, label in curves({int(i): str(depths[i]) for i in spread}):
-            cell = summary.isel(kind=kind, depth=at)
+        for index, colour, marker, label in curves({int(i): str(depths[i]) for i in spread}):
+            cell = summary.isel(kind=kind, depth=index)
             mean = cell.learning_curve.values
             error = cell.learning_curve_se.fillna(0.0).values
             axis.fill_between(steps, mean - error, mean + error, color=colour, alpha=0.2, lw=0)

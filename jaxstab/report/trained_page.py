@@ -58,14 +58,14 @@ def write_trained(summary: xr.Dataset, path: str | Path) -> Path:
     missing = set(_NEEDED) - set(summary)
     if missing or not {"grid", "done"} <= set(summary.attrs):
         raise ValueError(
-            f"a page of trainings needs their summary; this dataset lacks {', '.join(sorted(missing))}"
+            "a page of trainings needs their summary; this dataset lacks "
+            f"{', '.join(sorted(missing))}"
         )
     level = float(summary.threshold[-1])
-    threshold = (
-        f"an accuracy of {level:.3g}, half-way between chance and the best"
-        if np.isfinite(level)
-        else "none"
-    )
+    if np.isfinite(level):
+        threshold = f"an accuracy of {level:.3g}, half-way between chance and the best"
+    else:
+        threshold = "none"
     hidden = summary.sizes["kind"] - trained_figures.MOST
     shown = _spread(summary.depth.values)
     told = _alts(summary)
@@ -103,7 +103,9 @@ def _settings(summary: xr.Dataset) -> str:
     grid = json.loads(summary.attrs["grid"])
 
     def values(name: str) -> list[Any]:
-        return grid[name] if isinstance(grid[name], list) else [grid[name]]
+        if isinstance(grid[name], list):
+            return grid[name]
+        return [grid[name]]
 
     def told(name: str) -> str:
         return ", ".join(f"{value}" for value in values(name))
@@ -111,12 +113,19 @@ def _settings(summary: xr.Dataset) -> str:
     rates = ", ".join(f"{rate:g}" for rate in values("learning_rate"))
     several = len(values("learning_rate")) > 1
     seeds = len(values("seed"))
-    batch = "full batch" if values("batch") == [None] else f"batch {told('batch')}"
+    if values("batch") == [None]:
+        batch = "full batch"
+    else:
+        batch = f"batch {told('batch')}"
     depths = values("depth")
     gains = values("sigma_w")
-    steps = json.loads(summary.attrs["measure"])["steps"] if "measure" in summary.attrs else "some"
+    if "measure" in summary.attrs:
+        steps = json.loads(summary.attrs["measure"])["steps"]
+    else:
+        steps = "some"
     return (
-        f"{summary.attrs.get('data', 'data unknown')}, width {told('width')}, depths {depths[0]} to {depths[-1]}, "
+        f"{summary.attrs.get('data', 'data unknown')}, width {told('width')}, depths {depths[0]} "
+        f"to {depths[-1]}, "
         f"{len(gains)} gains in [{gains[0]:g}, {gains[-1]:g}], "
         f"{steps} steps of {told('optimiser')}, {batch}, learning rate{'s' * several} {rates}"
         f"{', the best in every cell' * several}, {seeds} seed{'s' * (seeds > 1)}, {grid['dtype']}"
@@ -143,8 +152,8 @@ def _alts(summary: xr.Dataset) -> dict[str, str]:
         values = of.train_accuracy.isel(evaluation=-1)
         if not values.notnull().any():
             return "nothing known"
-        at = values.fillna(-np.inf).argmax(("depth", "sigma_w"))
-        cell = values.isel(at)
+        index = values.fillna(-np.inf).argmax(("depth", "sigma_w"))
+        cell = values.isel(index)
         return f"best {float(cell):.3g} at depth {int(cell.depth)}, gain {float(cell.sigma_w):.3g}"
 
     def last(of: xr.Dataset) -> str:
@@ -246,9 +255,8 @@ def _fits(summary: xr.Dataset) -> list[dict[str, Any]]:
 def _interval(fit: xr.Dataset) -> str:
     if not np.isfinite(fit.fit_n):
         return "\N{EN DASH}"
-    ends = (
-        f" [{float(fit.fit_low):.3g}, {float(fit.fit_high):.3g}]"
-        if np.isfinite(fit.fit_low)
-        else ""
-    )
+    if np.isfinite(fit.fit_low):
+        ends = f" [{float(fit.fit_low):.3g}, {float(fit.fit_high):.3g}]"
+    else:
+        ends = ""
     return f"{float(fit.fit_n):.3g}{ends}"

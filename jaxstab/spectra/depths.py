@@ -144,7 +144,8 @@ def together(rows: Sequence[Array], depths: Sequence[Count]) -> Array:
     sizes = [row.shape[-1] for row in rows]
     if len(set(sizes)) > 1:
         raise ValueError(
-            f"Jacobians to depths {list(depths)} have {sizes} singular values: ask for one at a time"
+            f"Jacobians to depths {list(depths)} have {sizes} singular values: ask for one at a "
+            "time"
         )
     return jnp.concatenate(rows)
 
@@ -171,7 +172,8 @@ def check_layers(
     check_floating("x", jnp.result_type(x))
     if from_layer is None and jnp.size(x) == 0:
         raise ValueError(
-            "x is not floating, as tokens are not: from_layer=0 differentiates by what they embed as"
+            "x is not floating, as tokens are not: from_layer=0 differentiates by what they embed "
+            "as"
         )
     layer = known[0] if from_layer is None else integer(from_layer)
     if layer is None or not 0 <= layer <= known[0]:

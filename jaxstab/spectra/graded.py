@@ -326,7 +326,10 @@ def coupled(
     diagonal = jnp.diagonal(r)
     alive = within[:size] & (diagonal != 0) & (d != -jnp.inf)
     pivot = jnp.log(jnp.abs(jnp.where(alive, diagonal, 1.0)))
-    grown = pivot if power is None else _log_of_multiple(diagonal, pivot, power)
+    if power is None:
+        grown = pivot
+    else:
+        grown = _log_of_multiple(diagonal, pivot, power)
     # the sum with what it rounds off (Kahan 1965)
     start = jnp.where(alive, d, 0.0)
     step = grown + low

@@ -158,8 +158,10 @@ def log_values(graded: Graded) -> Float[Array, " m"]:
 @at_full_precision
 def _log_values_jvp(primals: tuple[Graded], tangents: tuple[Graded]) -> tuple[Array, Array]:
     (graded,), (moved,) = primals, tangents
-    found = directions(graded)
-    return found.logs, jnp.sum(found.left * (_moved_rows(graded, moved) @ found.right), axis=0)
+    triplets = directions(graded)
+    return triplets.logs, jnp.sum(
+        triplets.left * (_moved_rows(graded, moved) @ triplets.right), axis=0
+    )
 
 
 @custom_jvp
@@ -183,11 +185,11 @@ def _directions_jvp(
     # with P = W^T dM V, dV = V B and dU = U A: s_i P_ij = A_ij s_j - s_i B_ij, and the same with i
     # and j exchanged
     (graded,), (moved,) = primals, tangents
-    found = directions(graded)
-    alive = found.logs != -jnp.inf
+    triplets = directions(graded)
+    alive = triplets.logs != -jnp.inf
     change = _moved_rows(graded, moved)
-    relative = found.left.T @ change @ found.right
-    logs = jnp.where(alive, found.logs, 0.0)
+    relative = triplets.left.T @ change @ triplets.right
+    logs = jnp.where(alive, triplets.logs, 0.0)
     # (s_j / s_i)^2 for j below i, 0 beside a killed value; each pair once, from the side of the
     # larger
     below = jnp.tril(jnp.ones_like(relative, bool), -1).T
@@ -198,17 +200,17 @@ def _directions_jvp(
     pair = below & alive[:, None]
     right_turn = jnp.where(pair, -(ratio * relative.T + relative) / apart, 0.0)
     right_turn = right_turn - right_turn.T
-    right = found.right @ right_turn
+    right = triplets.right @ right_turn
     # beyond the columns of V
-    outside = change.T @ found.left
-    right = right + outside - found.right @ (found.right.T @ outside)
+    outside = change.T @ triplets.left
+    right = right + outside - triplets.right @ (triplets.right.T @ outside)
     # S A S^-1: above the diagonal by the smaller value, below it by the larger
     upper = jnp.where(pair & alive[None], -(relative + relative.T) / apart, 0.0)
     lower = jnp.where(pair & alive[None], ratio * (relative.T + right_turn.T), 0.0).T
     shift = jnp.where(alive, jnp.diagonal(relative), 0.0)
-    left = found.left @ (upper + lower) - found.left * shift[None]
-    left = left + (moved.logs + moved.low)[:, None] * found.left
-    return found, Directions(shift, left, right, jnp.zeros_like(shift))
+    left = triplets.left @ (upper + lower) - triplets.left * shift[None]
+    left = left + (moved.logs + moved.low)[:, None] * triplets.left
+    return triplets, Directions(shift, left, right, jnp.zeros_like(shift))
 
 
 def _moved_rows(graded: Graded, moved: Graded) -> Float[Array, "m k"]:
@@ -233,33 +235,33 @@ def log_values_with_errors(
         exact zeros have killed, inf where a value cannot be distinguished from zero, and NaN where
         it is NaN.
     """
-    found = directions(graded)
-    return found.logs, _error(*jax.lax.stop_gradient((graded, disturbed, found)), rank)
+    triplets = directions(graded)
+    return triplets.logs, _error(*jax.lax.stop_gradient((graded, disturbed, triplets)), rank)
 
 
 def _error(
-    graded: Graded, disturbed: Graded, found: Directions, rank: Float[Array, ""]
+    graded: Graded, disturbed: Graded, triplets: Directions, rank: Float[Array, ""]
 ) -> Float[Array, " m"]:
     eps = jnp.finfo(graded.logs.dtype).eps
-    alive = found.logs != -jnp.inf
-    logs = jnp.where(alive, found.logs, 0.0)
+    alive = triplets.logs != -jnp.inf
+    logs = jnp.where(alive, triplets.logs, 0.0)
     # the QRs of the sweeps round relative to the length of a row
     lengths = jnp.sqrt(jnp.mean(graded.rows**2, axis=1, keepdims=True))
     draws = jax.random.normal(jax.random.key(1), disturbed.rows.shape, lengths.dtype)
     disturbed = disturbed._replace(rows=disturbed.rows + SWEEPS * eps * lengths[None] * draws)
     changes = jax.vmap(_moved_rows, (None, 0))(graded, disturbed)
-    relative = jnp.einsum("ji,pjk,kl->pil", found.left, changes, found.right)
+    relative = jnp.einsum("ji,pjk,kl->pil", triplets.left, changes, triplets.right)
     own = jnp.diagonal(relative, axis1=1, axis2=2) ** 2
     # close values move each other too
-    others = jax.vmap(disturbances, (0, None, None))(relative, found.logs, jnp.zeros_like(logs))
+    others = jax.vmap(disturbances, (0, None, None))(relative, triplets.logs, jnp.zeros_like(logs))
     square = jnp.mean(own + jnp.sum(others**2, axis=2), axis=0)
-    rounding = EXCESS * jnp.sqrt(square) + found.error + eps * jnp.abs(logs)
+    rounding = EXCESS * jnp.sqrt(square) + triplets.error + eps * jnp.abs(logs)
     # a value not told from zero may belong below any that follows
     told = alive & (rounding < UNKNOWN)
     lost = jax.lax.cummax(jnp.where(told, 0, 1)) == 1
     error = jnp.where(lost, jnp.inf, rounding)
     error = jnp.where(jnp.arange(len(alive)) < rank.astype(int), error, 0.0)
-    return jnp.where(jnp.isnan(found.logs), jnp.nan, error)
+    return jnp.where(jnp.isnan(triplets.logs), jnp.nan, error)
 
 
 def _decompose(graded: Graded, care: Care) -> Directions:
@@ -346,7 +348,9 @@ def disturbances(
     apart = 1 - smaller**2
     angle = jnp.where(entry < apart, entry / jnp.where(apart == 0, 1.0, apart), 1.0)
     angle = jnp.where(entry == 0, 0.0, angle)
-    return angle if angles else entry * angle
+    if angles:
+        return angle
+    return entry * angle
 
 
 def _neighbours(graded: Graded, care: Care) -> Neighbours:
@@ -359,7 +363,10 @@ def _neighbours(graded: Graded, care: Care) -> Neighbours:
     low = graded.low[order]
     rows = graded.rows[order][:, order]
     by_value = disturbances(rows, logs, low)
-    disturbing = disturbances(rows, logs, low, angles=True) if care.angles else by_value
+    if care.angles:
+        disturbing = disturbances(rows, logs, low, angles=True)
+    else:
+        disturbing = by_value
     partners = (disturbing > tolerance) & jnp.isfinite(logs)[:, None] & jnp.isfinite(logs)[None]
     itself = index[:, None] == index[None]
     first = jax.lax.cummin(
@@ -383,26 +390,26 @@ def _settled(near: Neighbours, care: Care) -> Settled:
     dtype = near.logs.dtype
     window = care.window[dtype.itemsize]
     vectors = jnp.eye(size, dtype=dtype) if care.angles else None
-    found = Settled(near.logs + near.low, jnp.zeros_like(near.logs), near.left, vectors)
-    found = varying_like(found, near.logs)
+    state = Settled(near.logs + near.low, jnp.zeros_like(near.logs), near.left, vectors)
+    state = varying_like(state, near.logs)
     deep = near.within(window, near.first)
     reach = near.last - near.first
     for width in (*(block for block in BLOCKS if block < size), size):
         within = deep & (reach < (int(REACH * width) if width < size else size))
 
-        def some(found: Settled, within: Array = within) -> Array:
-            return jnp.any(within & (found.left > 0))
+        def some(state: Settled, within: Array = within) -> Array:
+            return jnp.any(within & (state.left > 0))
 
-        def step(found: Settled, within: Array = within, width: int = width) -> Settled:
-            row = jnp.argmax(within & (found.left > 0))
-            return _block(near, found, row, width, window)
+        def step(state: Settled, within: Array = within, width: int = width) -> Settled:
+            row = jnp.argmax(within & (state.left > 0))
+            return _block(near, state, row, width, window)
 
-        found = jax.lax.while_loop(some, step, found)
-    return found
+        state = jax.lax.while_loop(some, step, state)
+    return state
 
 
 def _block(
-    near: Neighbours, found: Settled, row: Int[Array, ""], width: int, window: float
+    near: Neighbours, state: Settled, row: Int[Array, ""], width: int, window: float
 ) -> Settled:
     """Settle the rows of one block, which starts at the first partner of a row."""
     size = len(near.logs)
@@ -421,9 +428,9 @@ def _block(
     matrix = scale[:, None] * jax.lax.dynamic_slice(near.rows, (begin, begin), (width, width))
     index = jnp.arange(size)
     stands = (
-        (index >= row) & (near.last < begin + width) & near.within(window, top) & (found.left > 0)
+        (index >= row) & (near.last < begin + width) & near.within(window, top) & (state.left > 0)
     )
-    vectors = found.vectors
+    vectors = state.vectors
     if vectors is None:
         s = decompositions.singular_values(matrix)
     else:
@@ -432,12 +439,12 @@ def _block(
         turned = jax.lax.dynamic_update_slice(jnp.zeros_like(columns), u, (begin, 0))
         columns = jnp.where(part(stands)[None], turned, columns)
         vectors = jax.lax.dynamic_update_slice(vectors, columns, (0, begin))
-    logs = whole(jnp.log(s) + (MARGIN + near.low[top]) + near.logs[top], found.logs)
+    logs = whole(jnp.log(s) + (MARGIN + near.low[top]) + near.logs[top], state.logs)
     # an SVD rounds to eps times the largest
-    error = whole(jnp.finfo(dtype).eps * s[0] / s, found.error)
+    error = whole(jnp.finfo(dtype).eps * s[0] / s, state.error)
     return Settled(
-        jnp.where(stands, logs, found.logs),
-        jnp.where(stands, error, found.error),
-        jnp.where(stands, 0.0, found.left),
+        jnp.where(stands, logs, state.logs),
+        jnp.where(stands, error, state.error),
+        jnp.where(stands, 0.0, state.left),
         vectors,
     )

@@ -110,7 +110,8 @@ def lyapunov_limit(
     """
     if skip < 0 or groups < 2 or params.depth - skip < groups:
         raise ValueError(
-            f"need skip >= 0, groups >= 2 and depth - skip >= groups, got {skip=}, {groups=}, depth {params.depth}"
+            f"need skip >= 0, groups >= 2 and depth - skip >= groups, got {skip=}, {groups=}, "
+            f"depth {params.depth}"
         )
     check_floating("x", jnp.result_type(x))
     h_0 = chain.embed(params, x)

@@ -202,9 +202,9 @@ def extremes(
         steps = 1
     tall = _tall(operator)
     start = jax.random.normal(key, (block, tall.columns), tall.dtype)
-    found = _bidiagonalise(tall, start, steps)
-    p, s, qt = decompositions.svd(found.matrix)
-    square = jnp.sum((p[-block:, :top].T @ found.residual) ** 2, axis=1)
+    reduced = _bidiagonalise(tall, start, steps)
+    p, s, qt = decompositions.svd(reduced.matrix)
+    square = jnp.sum((p[-block:, :top].T @ reduced.residual) ** 2, axis=1)
     # the root is taken of 1 where there is nothing, so that its gradient stays finite
     residual = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), square)
     # each product rounds relative to the largest value, more so over more terms
@@ -212,9 +212,9 @@ def extremes(
     error = jnp.where(
         s[:top] > 0, (residual + rounding) / jnp.where(s[:top] > 0, s[:top], 1.0), jnp.inf
     )
-    left = p[:, :top].T @ found.left
-    right = qt[:top] @ found.right
-    offset = LN2 * found.exponent.astype(s.dtype)
+    left = p[:, :top].T @ reduced.left
+    right = qt[:top] @ reduced.right
+    offset = LN2 * reduced.exponent.astype(s.dtype)
     smallest = jnp.log(s[-1] + rounding) + offset
     none = s[:top] == 0
     log_s = jnp.where(none, -jnp.inf, jnp.log(jnp.where(none, 1.0, s[:top]))) + offset
@@ -257,9 +257,9 @@ def density(operator: Operator, key: Key[Array, ""], probes: int = 8, steps: int
     steps = min(steps, tall.columns)
 
     def quadrature(v: Array) -> tuple[Array, Array, Array]:
-        found = _bidiagonalise(tall, v[None], steps)
-        _, s, qt = decompositions.svd(found.matrix)
-        return s[::-1], qt[::-1, 0] ** 2, LN2 * found.exponent.astype(s.dtype)
+        reduced = _bidiagonalise(tall, v[None], steps)
+        _, s, qt = decompositions.svd(reduced.matrix)
+        return s[::-1], qt[::-1, 0] ** 2, LN2 * reduced.exponent.astype(s.dtype)
 
     s, weights, offset = jax.vmap(quadrature)(sphere(tall, key, probes))
     seen = s > jnp.finfo(s.dtype).eps * math.sqrt(tall.rows + tall.columns) * s[:, -1:]
@@ -354,19 +354,19 @@ def _bidiagonalise(operator: Operator, start: Float[Array, "b columns"], steps: 
     dtype = operator.dtype
     total = size * steps
 
-    def step(state: tuple, at: Array) -> tuple[tuple, None]:
+    def step(state: tuple, index: Array) -> tuple[tuple, None]:
         left, matrix, right, v, _, exponent = state
-        right = jax.lax.dynamic_update_slice_in_dim(right, v, at, 0)
+        right = jax.lax.dynamic_update_slice_in_dim(right, v, index, 0)
         y, exponents = operator.apply(v)
         # random vectors see the largest value up to a factor that no range minds
         largest = jnp.where(
             jnp.any(y != 0, axis=1), exponents, jnp.iinfo(exponents.dtype).min
         ).max()
-        exponent = jnp.where((at == 0) & jnp.any(y != 0), largest, exponent)
+        exponent = jnp.where((index == 0) & jnp.any(y != 0), largest, exponent)
         u, inside, own = orthonormal(times_power(y, (exponents - exponent)[:, None]), left)
-        left = jax.lax.dynamic_update_slice_in_dim(left, u, at, 0)
-        columns = jax.lax.dynamic_update_slice_in_dim(inside, own, at, 1).T
-        matrix = jax.lax.dynamic_update_slice_in_dim(matrix, columns, at, 1)
+        left = jax.lax.dynamic_update_slice_in_dim(left, u, index, 0)
+        columns = jax.lax.dynamic_update_slice_in_dim(inside, own, index, 1).T
+        matrix = jax.lax.dynamic_update_slice_in_dim(matrix, columns, index, 1)
         z, exponents = operator.adjoint(u)
         v, _, residual = orthonormal(times_power(z, (exponents - exponent)[:, None]), right)
         return (left, matrix, right, v, residual, exponent), None

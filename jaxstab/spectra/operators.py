@@ -142,7 +142,8 @@ def jacobian(
     check_floating("x", jnp.result_type(x))
     if from_layer is None and jnp.size(x) == 0:
         raise ValueError(
-            "x is not floating, as tokens are not: from_layer=0 differentiates by what they embed as"
+            "x is not floating, as tokens are not: from_layer=0 differentiates by what they embed "
+            "as"
         )
     first: int | None = 0
     if from_layer is not None:
@@ -152,7 +153,8 @@ def jacobian(
         last = integer(to_layer)
     if first is None or last is None or not 0 <= first <= last <= params.depth:
         raise ValueError(
-            f"layers must be integers 0 <= from_layer <= to_layer <= {params.depth}, got {from_layer} and {to_layer}"
+            f"layers must be integers 0 <= from_layer <= to_layer <= {params.depth}, got "
+            f"{from_layer} and {to_layer}"
         )
     states = networks.states(chain, params, x, last)
     h = states.last

@@ -93,7 +93,8 @@ class PrecisionReport(NamedTuple):
                 depths, mode.largest, mode.median, mode.right, strict=True
             ):
                 lines.append(
-                    f"{name:9} {depth:5}  {float(largest):.1e}   {float(median):.1e}   first {int(right)}"
+                    f"{name:9} {depth:5}  {float(largest):.1e}   {float(median):.1e}   first "
+                    f"{int(right)}"
                 )
         return "\n".join(lines)
 
@@ -147,13 +148,13 @@ def precision_report(
     # one after the other: batched decompositions side by side can deadlock a small pool of threads
     branches = [lambda of=of: of(*given).astype(float) for of in spectra.values()]
     each = jax.lax.map(lambda i: jax.lax.switch(i, branches), jnp.arange(len(branches)))
-    found = dict(zip(spectra, each, strict=True))
+    by_mode = dict(zip(spectra, each, strict=True))
     best = "highest"
-    if "float64" in found:
+    if "float64" in by_mode:
         best = "float64"
-    reference = found.pop(best)
+    reference = by_mode.pop(best)
     return PrecisionReport(
-        reference, {name: _error(log_s, reference) for name, log_s in found.items()}
+        reference, {name: _error(log_s, reference) for name, log_s in by_mode.items()}
     )
 
 

@@ -153,7 +153,8 @@ def check_fields(
         # names become folders: nothing may lead out of the store
         if not name.isidentifier() or name in reserved:
             raise ValueError(
-                f"a field's name must be an identifier other than {', '.join(reserved)}, got {name!r}"
+                f"a field's name must be an identifier other than {', '.join(reserved)}, got "
+                f"{name!r}"
             )
         check_choice(f"{name}: dtype", field.dtype, DTYPES)
         if not all(isinstance(n, int) and n >= 1 for n in field.shape):
@@ -170,23 +171,27 @@ def _check_dimensions(fields: Mapping[str, Field], axes: Sequence[str]) -> None:
     for name, field in fields.items():
         if len({*axes, *field.dims}) < len(axes) + len(field.dims):
             raise ValueError(
-                f"{name}: dims must differ from one another and from {', '.join(axes) or 'none'}, got {field.dims}"
+                f"{name}: dims must differ from one another and from {', '.join(axes) or 'none'}, "
+                f"got {field.dims}"
             )
         for dim, size in zip(field.dims, field.shape, strict=True):
             # a field that labels its own only axis is a coordinate
             labels = dim in fields and not axes and fields[dim].dims == (dim,)
             if (dim in fields and not labels) or sizes.setdefault(dim, size) != size:
                 wrong = dim in fields and not labels
-                other = "a field too" if wrong else f"{sizes[dim]} long in another field"
+                if wrong:
+                    other = "a field too"
+                else:
+                    other = f"{sizes[dim]} long in another field"
                 raise ValueError(f"{name}: dimension {dim} of length {size} is {other}")
 
 
-def key(name: str, at: Sequence[int]) -> str:
+def key(name: str, places: Sequence[int]) -> str:
     """Return the key of a chunk in zarr's layout.
 
     Args:
         name: of the array.
-        at: number of the chunk along every axis.
+        places: number of the chunk along every axis.
 
     Returns:
         The file, relative to the store.
@@ -195,7 +200,7 @@ def key(name: str, at: Sequence[int]) -> str:
         >>> key("loss", (7, 0)), key("threshold", ())
         ('loss/c.7.0', 'threshold/c')
     """
-    return ".".join([f"{name}/c", *map(str, at)])
+    return ".".join([f"{name}/c", *map(str, places)])
 
 
 def empty(field: Field, leading: Sequence[int]) -> np.ndarray:

@@ -69,9 +69,9 @@ class Claim:
         while waiting:
             batch: list[int] = []
             left = []
-            for at, group in enumerate(waiting):
+            for index, group in enumerate(waiting):
                 if len(batch) == most:
-                    left += waiting[at:]
+                    left += waiting[index:]
                     break
                 if (batch and alike(group) != alike(batch[0])) or not self._take(group):
                     left.append(group)
@@ -166,7 +166,8 @@ def claim(groups: Groups, shard: tuple[int, int] = (1, 1), join: bool = False) -
     locks = groups.locks
     if join and locks is None:
         raise ValueError(
-            f"{groups.place.url} is behind a URL, where there are no locks to join by; use --shard I/N"
+            f"{groups.place.url} is behind a URL, where there are no locks to join by; use --shard "
+            "I/N"
         )
     own = range(part - 1, groups.count, parts)
     if locks is None or _nothing_left(groups, locks, own):
@@ -206,4 +207,6 @@ def runs(url: str | Path) -> list[Run]:
         The runs that are alive; none behind a URL, where nobody can tell.
     """
     place = Place(url)
-    return [] if place.local is None else LockFolder(place.local).runs()
+    if place.local is None:
+        return []
+    return LockFolder(place.local).runs()

@@ -225,8 +225,8 @@ def attributes(path: str | Path) -> dict[str, Any]:
     Raises:
         ValueError: if there is no store, or its root is damaged.
     """
-    found = dict(read_root(Place(path))["attributes"])
-    return {name: value for name, value in found.items() if name not in (OWN, "coordinates")}
+    settings = dict(read_root(Place(path))["attributes"])
+    return {name: value for name, value in settings.items() if name not in (OWN, "coordinates")}
 
 
 def remove(path: str | Path) -> None:

@@ -101,8 +101,8 @@ def write_events(dataset: xr.Dataset, folder: str | Path) -> Path:
         raise ValueError("event files need tensorboardX; install jaxstab[tensorboard]") from error
     axes = [str(dim) for dim in dataset.done.dims]
     varied = [axis for axis in axes if dataset.sizes[axis] > 1]
-    for at in itertools.product(*(range(dataset.sizes[axis]) for axis in axes)):
-        cell = dataset.isel(dict(zip(axes, at, strict=True)))
+    for indices in itertools.product(*(range(dataset.sizes[axis]) for axis in axes)):
+        cell = dataset.isel(dict(zip(axes, indices, strict=True)))
         if not cell.done:
             continue
         name = ",".join(f"{axis}={cell[axis].item()}" for axis in varied) or "run"

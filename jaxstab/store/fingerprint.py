@@ -77,16 +77,16 @@ def machine() -> dict[str, Any]:
     ]
     if jax.config.read("jax_disable_most_optimizations"):
         words.append("jax_disable_most_optimizations")
-    found = {
+    traits = {
         "device": device.device_kind,
         "instructions": "",
         "blas": "",
         "flags": " ".join(sorted(words)),
     }
     if device.platform == "cpu":
-        found["instructions"] = " ".join(_instructions())
-        found["blas"] = " ".join(sorted(kernels))
-    return found
+        traits["instructions"] = " ".join(_instructions())
+        traits["blas"] = " ".join(sorted(kernels))
+    return traits
 
 
 def _instructions() -> list[str]:
@@ -138,7 +138,8 @@ def plain(value: Any, name: str = "settings") -> Any:
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     raise ValueError(
-        f"{name} must be plain values (numbers, strings, lists, mappings), got {type(value).__name__}"
+        f"{name} must be plain values (numbers, strings, lists, mappings), got "
+        f"{type(value).__name__}"
     )
 
 
@@ -193,8 +194,8 @@ def _change(old: Any, new: Any) -> str:
     before = _short(old)
     after = _short(new)
     if before == after and isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        at = next(i for i, (a, b) in enumerate(zip(old, new, strict=True)) if a != b)
-        return f"{before}, value {at}: {old[at]!r} -> {new[at]!r}"
+        first = next(i for i, (a, b) in enumerate(zip(old, new, strict=True)) if a != b)
+        return f"{before}, value {first}: {old[first]!r} -> {new[first]!r}"
     if before == after:
         return f"{old!r} -> {new!r}"
     return f"{before} -> {after}"

@@ -150,11 +150,11 @@ class Groups:
             batch = todo[start : start + step]
             sums = self.checksums(batch)
             keys = [self._key(name, group) for group in sums for name in self._arrays]
-            found = iter(self.place.get(keys))
+            files = iter(self.place.get(keys))
             for group in batch:
                 values = None
                 if group in sums:
-                    values = self._values(found, sums[group])
+                    values = self._values(files, sums[group])
                 yield group, values
 
     def write(self, group: int, values: Mapping[str, Any]) -> None:
@@ -282,8 +282,8 @@ class Groups:
         wanted = self.documents()
 
         def torn() -> list[str]:
-            found = zip(wanted, self.place.get(list(wanted)), strict=True)
-            return [key for key, document in found if document != wanted[key]]
+            files = zip(wanted, self.place.get(list(wanted)), strict=True)
+            return [key for key, document in files if document != wanted[key]]
 
         if not torn():
             return
@@ -330,11 +330,15 @@ class Groups:
             Its values in each group whose chunk is the one that was committed.
         """
         sums = self.checksums(self.marks())
-        at = list(self._arrays).index(name)
-        found = self.place.get([self._key(name, group) for group in sums])
-        for chunk, wanted in zip(found, sums.values(), strict=True):
+        position = list(self._arrays).index(name)
+        contents = self.place.get([self._key(name, group) for group in sums])
+        for chunk, wanted in zip(contents, sums.values(), strict=True):
             values = chunks.decode(chunk, self.fields[name], self.chunk)
-            if chunk is not None and values is not None and chunks.checksum(chunk) == wanted[at]:
+            if (
+                chunk is not None
+                and values is not None
+                and chunks.checksum(chunk) == wanted[position]
+            ):
                 yield values
 
     @property
@@ -390,17 +394,17 @@ class Groups:
             A checksum per array by group; groups without a mark of this store are left out.
         """
         shape = Field((2 + len(self._arrays),), "int64", ("mark_column",))
-        found = zip(groups, self.place.get([self._mark(group) for group in groups]), strict=True)
-        marks = {group: chunks.decode(mark, shape, ()) for group, mark in found}
+        contents = zip(groups, self.place.get([self._mark(group) for group in groups]), strict=True)
+        marks = {group: chunks.decode(mark, shape, ()) for group, mark in contents}
         own = {group: mark.tolist() for group, mark in marks.items() if mark is not None}
         return {group: mark[2:] for group, mark in own.items() if mark[:2] == [group, self.digest]}
 
     def _values(
-        self, found: Iterator[bytes | None], sums: list[int]
+        self, files: Iterator[bytes | None], sums: list[int]
     ) -> dict[str, np.ndarray] | None:
         """Decode the next chunk of every field; None if one is missing or not as committed."""
         values = {}
-        taken = list(itertools.islice(found, len(sums)))
+        taken = list(itertools.islice(files, len(sums)))
         for (name, field), chunk, wanted in zip(self._arrays.items(), taken, sums, strict=True):
             value = chunks.decode(chunk, field, self.chunk)
             if chunk is None or value is None or chunks.checksum(chunk) != wanted:

@@ -39,7 +39,10 @@ class Run(NamedTuple):
 
     def __str__(self) -> str:
         """Name the process in words."""
-        part = "all groups" if self.part[1] == 1 else f"shard {self.part[0]}/{self.part[1]}"
+        if self.part[1] == 1:
+            part = "all groups"
+        else:
+            part = f"shard {self.part[0]}/{self.part[1]}"
         return f"pid {self.pid} on {self.host} ({part})"
 
     def overlaps(self, part: tuple[int, int]) -> bool:
@@ -119,7 +122,8 @@ class LockFolder:
             others = [run for run in self._runs() if run.overlaps(part)]
             if others and not join:
                 raise BlockingIOError(
-                    f"{self.path.with_suffix('')} is being computed by {', '.join(map(str, others))}; "
+                    f"{self.path.with_suffix('')} is being computed by "
+                    f"{', '.join(map(str, others))}; "
                     "wait for it, share the rest with --join, or take another part with --shard"
                 )
             host = re.sub(r"[^\w.-]", "_", socket.gethostname())

@@ -111,16 +111,16 @@ def open_grid(
         wanted.create()
     root = find_root(wanted.place)
     if root is not None:
-        found = described(wanted.place, root)
-        if wanted.axes and not found.axes:
+        held = described(wanted.place, root)
+        if wanted.axes and not held.axes:
             raise FileExistsError(
                 f"{url} exists and is a finished dataset, not a sweep; choose another place"
             )
-        changed = differences(found.identity, wanted.identity)
+        changed = differences(held.identity, wanted.identity)
         if changed:
             raise OtherSweepError(f"{url} holds another sweep ({changed}); choose another place")
         # 4 and 4.0 are equal, and have not the same digest
-        wanted = dataclasses.replace(wanted, settings=found.settings)
+        wanted = dataclasses.replace(wanted, settings=held.settings)
     elif not _lost_its_root(wanted):
         raise FileExistsError(f"{url} exists and is not a sweep; choose another place")
     wanted.mend()

@@ -79,15 +79,15 @@ class Place:
         """
         if not keys:
             return []
-        found = self._files.cat_ranges(
+        contents = self._files.cat_ranges(
             [self._path(key) for key in keys], None, None, on_error="return"
         )
-        for answer in found:
+        for answer in contents:
             if isinstance(answer, Exception) and not isinstance(
                 answer, (FileNotFoundError, NotADirectoryError)
             ):
                 raise OSError(f"cannot read {self.url}: {_reason(answer)}") from answer
-        return [answer if isinstance(answer, bytes) else None for answer in found]
+        return [answer if isinstance(answer, bytes) else None for answer in contents]
 
     def put(self, key: str, data: bytes) -> None:
         """Write a file, whole or not at all.
@@ -149,9 +149,9 @@ class Place:
             OSError: if a folder cannot be listed.
         """
         self._files.invalidate_cache()
-        found = self._files.find(self._root, maxdepth=2, detail=True)
+        entries = self._files.find(self._root, maxdepth=2, detail=True)
         start = len(self._path("x")) - 1
-        return {name[start:]: int(entry["size"] or 0) for name, entry in found.items()}
+        return {name[start:]: int(entry["size"] or 0) for name, entry in entries.items()}
 
     def fill(self, documents: Mapping[str, bytes]) -> bool:
         """Write files into a new place, the last one only if it does not exist yet.
@@ -226,7 +226,9 @@ class Place:
         return OSError(f"cannot write to {self.url}: {error.strerror or error}")
 
     def _path(self, key: str) -> str:
-        return f"{self._root}/{key}" if key else str(self._root)
+        if key:
+            return f"{self._root}/{key}"
+        return str(self._root)
 
 
 def _reason(error: Exception) -> str:

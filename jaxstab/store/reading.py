@@ -71,12 +71,12 @@ def load_groups(url: str | Path) -> xr.Dataset:
     for group, values in store.read(store.marks()):
         if values is None:
             continue
-        at = chunks.part(store.axes, group)
-        done[at] = True
+        slices = chunks.part(store.axes, group)
+        done[slices] = True
         for name, value in values.items():
             # the last group along an axis may reach beyond its end
-            inside = tuple(slice(part.stop - part.start) for part in at)
-            arrays[name][at] = value[inside]
+            inside = tuple(slice(part.stop - part.start) for part in slices)
+            arrays[name][slices] = value[inside]
     if not store.axes and not done:
         raise ValueError(f"{url}: damaged store (its data are missing or torn)")
     variables: dict[str, Any] = {
@@ -116,7 +116,9 @@ def column(url: str | Path, name: str) -> np.ndarray:
         raise ValueError(f"{url}: no field {name!r}; there are {', '.join(store.fields)}")
     field = store.fields[name]
     whole = [values.reshape(-1, *field.shape) for values in store.column(name)]
-    return np.concatenate(whole) if whole else chunks.empty(field, (0,))
+    if whole:
+        return np.concatenate(whole)
+    return chunks.empty(field, (0,))
 
 
 def progress(url: str | Path) -> Progress:
@@ -146,8 +148,8 @@ def progress(url: str | Path) -> Progress:
         raise ValueError(f"{url}: not a sweep but a finished dataset")
     listing = place.listing()
     read = place.local is not None and sum(listing.values()) <= _READ
-    there = store.present(listing)
-    whole = store.finished(there) if read else there
+    keys = store.present(listing)
+    whole = store.finished(keys) if read else keys
     # a group that another run commits meanwhile is not torn
     torn = len(set(store.marks_in(listing)) - set(whole))
     done = len(whole)
@@ -164,12 +166,15 @@ def progress(url: str | Path) -> Progress:
 
 def _coordinates(place: Place, root: Root, store: Groups) -> dict[str, Any]:
     """Read the whole coordinates of a root. Opening the store for another run mends torn ones."""
-    found = {}
+    coordinates = {}
     for name, array in root["consolidated_metadata"]["metadata"].items():
         if name in store.fields or name == "done":
             continue
         try:
-            kind = "str" if array["data_type"] == "string" else str(array["data_type"])
+            if array["data_type"] == "string":
+                kind = "str"
+            else:
+                kind = str(array["data_type"])
             field = Field(tuple(array["shape"]), kind, tuple(map(str, array["dimension_names"])))
             chunks.check_fields({str(name): field})
             check_memory(place.url, chunks.cell_bytes(field))
@@ -178,5 +183,5 @@ def _coordinates(place: Place, root: Root, store: Groups) -> dict[str, Any]:
         (chunk,) = place.get([chunks.key(name, [0] * len(field.shape))])
         values = chunks.decode(chunk, field, ())
         if values is not None:
-            found[str(name)] = (field.dims, values)
-    return found
+            coordinates[str(name)] = (field.dims, values)
+    return coordinates

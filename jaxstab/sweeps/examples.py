@@ -117,7 +117,8 @@ def divided(data: Data) -> Split:
     """
     if len(data.x) < 2:
         raise ValueError(
-            f"{data.name}: one example to train on and one to test on are the least, got {len(data.x)}"
+            f"{data.name}: one example to train on and one to test on are the least, got "
+            f"{len(data.x)}"
         )
     order = np.random.default_rng(0).permutation(len(data.x))
     cut = max(1, len(order) // 5)

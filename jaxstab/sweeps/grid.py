@@ -110,7 +110,8 @@ class Grid:
         # a Flax module can be called, too
         if network is not None and (not callable(network) or hasattr(network, "init")):
             raise ValueError(
-                f"network must be a function depth -> networks.Chain, got a {type(network).__name__}"
+                "network must be a function depth -> networks.Chain, got a "
+                f"{type(network).__name__}"
             )
         twice = sorted(set(axes) & set(fixed))
         if twice:
@@ -135,7 +136,8 @@ class Grid:
             unknown = [name for name in _OF_FAMILY if name in self.axes]
             if unknown:
                 raise ValueError(
-                    f"{', '.join(unknown)} must be left out: a network of your own knows no such axis"
+                    f"{', '.join(unknown)} must be left out: a network of your own knows no such "
+                    "axis"
                 )
         given = tuple(name for name in hyperparameters() if self.values(name) != (None,))
         for kind in self.kinds:
@@ -155,7 +157,9 @@ class Grid:
         Returns:
             One or more.
         """
-        return self.axes[name] if name in self.axes else (self.fixed[name],)
+        if name in self.axes:
+            return self.axes[name]
+        return (self.fixed[name],)
 
     def labels(self, name: str) -> list[Any]:
         """The values of a setting as coordinates show them.
@@ -183,12 +187,12 @@ class Grid:
         """The static settings of every kind of network, the last axis the fastest."""
         names = self.static_axes
         fixed = {name: value for name, value in self.fixed.items() if _kind_of(name) == STATIC}
-        found: list[Kind] = []
+        every_kind: list[Kind] = []
         for values in itertools.product(*(self.axes[name] for name in names)):
             own = dict(zip(names, values, strict=True))
             variant = own["variant"].settings if "variant" in own else {}
-            found.append(fixed | own | variant)
-        return found
+            every_kind.append(fixed | own | variant)
+        return every_kind
 
     @property
     def count(self) -> int:
@@ -243,18 +247,20 @@ class Grid:
             ValueError: if the factory gives something else.
         """
         assert self.network is not None
-        found = self.network(depth, **{name: kind[name] for name in self.static_axes})
-        if not isinstance(found, networks.Chain):
+        network = self.network(depth, **{name: kind[name] for name in self.static_axes})
+        if not isinstance(network, networks.Chain):
             raise ValueError(
-                f"network({depth}) must be a networks.Chain, got a {type(found).__name__}"
+                f"network({depth}) must be a networks.Chain, got a {type(network).__name__}"
             )
-        if found.init is None:
+        if network.init is None:
             raise ValueError(
                 "network must draw its parameters: networks.from_linen or networks.from_functions"
             )
-        if isinstance(found.block, tuple) and len(found.block) != depth:
-            raise ValueError(f"network({depth}) must be of {depth} blocks, got {len(found.block)}")
-        return found
+        if isinstance(network.block, tuple) and len(network.block) != depth:
+            raise ValueError(
+                f"network({depth}) must be of {depth} blocks, got {len(network.block)}"
+            )
+        return network
 
     def optimise(self, kind: Kind, cell: Mapping[str, Any]) -> optax.GradientTransformation:
         """The optimiser of one cell.
@@ -369,7 +375,9 @@ class Grid:
 
 def _kind_of(name: str) -> str:
     """STATIC, TRACED or WHOLE; what only a network of the caller's own knows is static."""
-    return SETTINGS[name].kind if name in SETTINGS else STATIC
+    if name in SETTINGS:
+        return SETTINGS[name].kind
+    return STATIC
 
 
 def _along(name: str, values: Any) -> Sequence[Any]:
@@ -386,29 +394,35 @@ def _along(name: str, values: Any) -> Sequence[Any]:
         check_count(name, values[0], 0)
         return values
     if not setting.number:
-        found = tuple(setting.check(name, value) for value in _some(name, values))
-        if len({label(value) for value in found}) < len(found):
-            raise ValueError(f"{name} must be of different values, got {[label(v) for v in found]}")
-        return found
+        checked = tuple(setting.check(name, value) for value in _some(name, values))
+        if len({label(value) for value in checked}) < len(checked):
+            raise ValueError(
+                f"{name} must be of different values, got {[label(v) for v in checked]}"
+            )
+        return checked
     plain = plain_axis(name, values, integer=True)
-    found = tuple(setting.check(name, value) for value in plain)
-    check_ascending(name, found)
-    return found
+    checked = tuple(setting.check(name, value) for value in plain)
+    check_ascending(name, checked)
+    return checked
 
 
 def _some(name: str, values: Iterable[Any]) -> tuple[Any, ...]:
-    found = () if isinstance(values, str) else tuple(values)
-    if not found:
+    several = () if isinstance(values, str) else tuple(values)
+    if not several:
         raise ValueError(f"{name} must be one or more values, got {values!r}")
-    return found
+    return several
 
 
 def _variants(values: Iterable[Any]) -> tuple[Variant, ...]:
-    found = tuple(values)
-    names = [getattr(variant, "name", None) for variant in found]
-    if not found or len(set(names)) < len(names) or not all(isinstance(v, Variant) for v in found):
+    variants = tuple(values)
+    names = [getattr(variant, "name", None) for variant in variants]
+    if (
+        not variants
+        or len(set(names)) < len(names)
+        or not all(isinstance(v, Variant) for v in variants)
+    ):
         raise ValueError(f"variant must be one or more Variants of different names, got {names}")
-    return found
+    return variants
 
 
 def _told(values: Sequence[Any], several: bool) -> Any:
@@ -419,7 +433,11 @@ def _told(values: Sequence[Any], several: bool) -> Any:
             return dataclasses.asdict(value) | {"activation": label(get(value.activation))}
         if isinstance(value, float) and math.isinf(value):
             return "inf"
-        return value if value is None else label(value)
+        if value is None:
+            return value
+        return label(value)
 
     told = [one(value) for value in values]
-    return told if several else told[0]
+    if several:
+        return told
+    return told[0]

@@ -173,12 +173,17 @@ class Measuring:
         order = list(dict.fromkeys(map(self.program, pending)))
         for numbers in batches:
             wanted = self.program(numbers[0])
-            coming = order[order.index(wanted) + 1 :] if wanted in order else []
+            if wanted in order:
+                coming = order[order.index(wanted) + 1 :]
+            else:
+                coming = []
             program = self._programs.ready(wanted, coming)
             # fetched, hence finished, before the next is sent: one program in flight
-            found = jax.device_get(program(*self._arguments(numbers)))
+            records = jax.device_get(program(*self._arguments(numbers)))
             leaves = {
-                name: leaf for record in _records(found) for name, leaf in record._asdict().items()
+                name: leaf
+                for record in _records(records)
+                for name, leaf in record._asdict().items()
             }
             for place, number in enumerate(numbers):
                 values = {name: self._kept(name, leaf[place]) for name, leaf in leaves.items()}
@@ -208,11 +213,11 @@ class Measuring:
     ) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray], Sample]:
         """Seeds [device, s], gains [device, g], other traced settings [device] and samples [device, s, ...]."""
         # devices without a group repeat one, a last group repeats cells: nothing compiles anew
-        at = [self.plan.at(number) for number in numbers]
-        seeds = self._places("seed", at)
-        gains = self._places("sigma_w", at)
+        slices = [self.plan.at(number) for number in numbers]
+        seeds = self._places("seed", slices)
+        gains = self._places("sigma_w", slices)
         others = {
-            name: self._column(name)[self._places(name, at)[:, 0]]
+            name: self._column(name)[self._places(name, slices)[:, 0]]
             for name in self.grid.traced_axes
             if name not in _INSIDE
         }
@@ -229,14 +234,14 @@ class Measuring:
     def _column(self, name: str) -> np.ndarray:
         return np.asarray(self.grid.values(name), self.grid.fixed["dtype"])
 
-    def _places(self, name: str, at: Sequence[Mapping[str, slice]]) -> np.ndarray:
+    def _places(self, name: str, slices: Sequence[Mapping[str, slice]]) -> np.ndarray:
         """Places along an axis [device, cells of a group]."""
         many = len(self.devices)
         if name not in self.axes:
             return np.zeros((many, 1), int)
         length, chunk = self.axes[name]
-        found = np.array([np.arange(one[name].start, one[name].start + chunk) for one in at])
-        return np.resize(found % length, (many, chunk))
+        places = np.array([np.arange(one[name].start, one[name].start + chunk) for one in slices])
+        return np.resize(places % length, (many, chunk))
 
     def _lowered(self, key: tuple[int, int]) -> jax.stages.Lowered:
         """The traced program (seeds, gains, others, samples) -> records [device, s, g, i, ...] of a kind and depth."""
@@ -246,8 +251,8 @@ class Measuring:
         def group(seeds: Array, gains: Array, others: dict[str, Array], sample: Sample) -> Record:
             # a leading axis of one: this device's own group
             own = jax.tree.map(lambda leaf: leaf[0], (seeds, gains, others, sample))
-            found = cells(*own)
-            return jax.tree.map(lambda leaf: leaf[None], found)
+            records = cells(*own)
+            return jax.tree.map(lambda leaf: leaf[None], records)
 
         own = PartitionSpec("group")
         programs = map(self.program, range(self.plan.groups))
@@ -365,9 +370,9 @@ def _own_cell(grid: Grid, kind: Kind, depth: int, measure: Measure) -> Callable[
             if scales:
                 params = networks.rescale(unit, sigma_w, kernels=grid.kernels)
             with at_precision_of(chain):
-                found = measure(chain, bind(params, key=mask), sample, (depth,))
+                record = measure(chain, bind(params, key=mask), sample, (depth,))
             return jax.tree.map(
-                _without_depth, found, is_leaf=lambda node: hasattr(node, "_fields")
+                _without_depth, record, is_leaf=lambda node: hasattr(node, "_fields")
             )
 
         return _over(one, gains, samples, masks)
@@ -386,20 +391,24 @@ def _without_depth(record: Any) -> Any:
 
     def field(name: str, leaf: Array) -> Array:
         of_depth = dimensions(type(record), name, jnp.ndim(leaf))[:1] == ("depth",)
-        return leaf[0] if of_depth else leaf
+        if of_depth:
+            return leaf[0]
+        return leaf
 
     return type(record)(*(field(name, leaf) for name, leaf in record._asdict().items()))
 
 
-def _records(found: Record | tuple[Record, ...]) -> tuple[Record, ...]:
-    return (found,) if hasattr(found, "_fields") else tuple(found)
+def _records(records: Record | tuple[Record, ...]) -> tuple[Record, ...]:
+    if hasattr(records, "_fields"):
+        return (records,)
+    return tuple(records)
 
 
 def _fields(programs: Sequence[Any]) -> dict[str, store.Field]:
     """What is kept of a cell: the records' arrays, of the largest shape of any program."""
     fields: dict[str, store.Field] = {}
-    for found in programs:
-        for record in _records(found):
+    for records in programs:
+        for record in _records(records):
             for name, leaf in record._asdict().items():
                 # behind the axes device, seed and gain; inputs stand before a record's own axes
                 shape = leaf.shape[3:]

@@ -103,12 +103,15 @@ class Plan(NamedTuple):
             The number of the kind, and the depth; the deepest where depths are read off from one
             pass.
         """
-        at = self.at(group)
+        slices = self.at(group)
         names = grid.static_axes
         sizes = tuple(self.axes[name].length for name in names)
-        kind = int(np.ravel_multi_index([at[name].start for name in names], sizes)) if names else 0
-        if "depth" in at:
-            return kind, grid.values("depth")[at["depth"].start]
+        if names:
+            kind = int(np.ravel_multi_index([slices[name].start for name in names], sizes))
+        else:
+            kind = 0
+        if "depth" in slices:
+            return kind, grid.values("depth")[slices["depth"].start]
         return kind, grid.deepest
 
 
@@ -130,7 +133,8 @@ def cut(grid: Grid, chunks: Mapping[str, int], names: Sequence[str]) -> dict[str
     cells = math.prod(lengths.values())
     if cells > MOST_CELLS:
         raise ValueError(
-            f"{cells} networks are too many: at most {MOST_CELLS} are kept in a store; a smaller grid would do"
+            f"{cells} networks are too many: at most {MOST_CELLS} are kept in a store; a smaller "
+            "grid would do"
         )
     return {name: store.Axis(length, chunks.get(name, 1)) for name, length in lengths.items()}
 
@@ -319,7 +323,10 @@ def memory(grid: Grid, kind: Kind, measure: Measure | None, data: Data) -> Memor
         passes = 4 * examples * (depths[-1] + 1) * width * item
         cell = inputs * (copies * _bytes(params) + passes)
     else:
-        cell = estimates[measure] if measure in estimates else max(estimates.values())
+        if measure in estimates:
+            cell = estimates[measure]
+        else:
+            cell = max(estimates.values())
     weights = _bytes(params)
     return Memory(weights + LAYERS * weights // (mlp.depth + 2), cell)
 

@@ -52,8 +52,9 @@ class Programs(Generic[Key]):
         for wanted in (key, *coming[: AHEAD - 1]):
             if wanted not in self.compiled:
                 # in the caller's thread: a context such as jax.enable_x64 is seen in no other
-                lowered = (
-                    self._traced.pop(wanted) if wanted in self._traced else self._lower(wanted)
-                )
+                if wanted in self._traced:
+                    lowered = self._traced.pop(wanted)
+                else:
+                    lowered = self._lower(wanted)
                 self.compiled[wanted] = self._compilers.submit(lowered.compile)
         return self.compiled[key].result()

@@ -102,10 +102,10 @@ def run(
         parts = batches(range(count), len(job.devices), job.program, job.rank)
         results = job.compute(parts, range(count))
         for result in progress(Sized(results, count)):
-            at = tuple(job.plan.at(result.group).values())
+            slices = tuple(job.plan.at(result.group).values())
             inside = job.plan.inside(result.group)
             for name, array in arrays.items():
-                array[at] = result.values[name][inside]
+                array[slices] = result.values[name][inside]
     variables = {
         name: ((*job.axes, *field.dims), arrays[name]) for name, field in job.fields.items()
     }
@@ -175,10 +175,10 @@ def load(place: str | Path) -> xr.Dataset:
     Raises:
         ValueError: if it is no store of a sweep.
     """
-    found = store.load_groups(place)
-    if not {"grid", "data"} <= set(found.attrs):
+    dataset = store.load_groups(place)
+    if not {"grid", "data"} <= set(dataset.attrs):
         raise ValueError(f"{place}: not a store of a sweep: its settings lack grid or data")
-    return found.assign_attrs(as_attributes(found.attrs))
+    return dataset.assign_attrs(as_attributes(dataset.attrs))
 
 
 def job_of(
@@ -211,7 +211,9 @@ def job_of(
 
 
 def _split(data: Data | Split) -> Split:
-    return data if isinstance(data, Split) else divided(data)
+    if isinstance(data, Split):
+        return data
+    return divided(data)
 
 
 def _whole(data: Data | Split) -> Data:

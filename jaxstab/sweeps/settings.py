@@ -99,7 +99,9 @@ def _count(name: str, value: Any) -> int:
 
 
 def _count_or_none(name: str, value: Any) -> int | None:
-    return None if value is None else _count(name, value)
+    if value is None:
+        return None
+    return _count(name, value)
 
 
 def _seed(name: str, value: Any) -> int:
@@ -125,7 +127,9 @@ def _number_or_none(wanted: str, fits: Callable[[float], bool]) -> Callable[[str
     check_number = _number(wanted, fits)
 
     def check(name: str, value: Any) -> float | None:
-        return None if value is None else check_number(name, value)
+        if value is None:
+            return None
+        return check_number(name, value)
 
     return check
 
@@ -190,7 +194,10 @@ def check_hyperparameters(optimiser: str | Optimiser, given: tuple[str, ...]) ->
     Raises:
         ValueError: if it does not take one.
     """
-    factory = OPTIMISERS[optimiser] if isinstance(optimiser, str) else optimiser
+    if isinstance(optimiser, str):
+        factory = OPTIMISERS[optimiser]
+    else:
+        factory = optimiser
     known = inspect.signature(factory).parameters
     for name in given:
         if name not in known:
@@ -200,7 +207,8 @@ def check_hyperparameters(optimiser: str | Optimiser, given: tuple[str, ...]) ->
                 if name in inspect.signature(made).parameters
             ]
             raise ValueError(
-                f"{name} must be left out: optimiser {label(optimiser)} takes none, {', '.join(takers)} do"
+                f"{name} must be left out: optimiser {label(optimiser)} takes none, "
+                f"{', '.join(takers)} do"
             )
 
 

@@ -69,7 +69,10 @@ def training_plan(
             "a smaller width, depth or batch, or more memory, would do"
         )
     if lanes is None:
-        lanes = 1 if jax.default_backend() == "cpu" else max(1, budget // most)
+        if jax.default_backend() == "cpu":
+            lanes = 1
+        else:
+            lanes = max(1, budget // most)
     lengths = {name: len(grid.values(name)) for name in grid.traced_axes}
     alike = math.prod(lengths.values())
     if chunk_size is None:
@@ -118,15 +121,15 @@ def bounds(grid: Grid, kind: Kind, measure: Train) -> dict[int, int]:
         return {depth: depth for depth in depths}
     alike = math.prod(len(grid.values(name)) for name in grid.traced_axes)
     idle = float(TAIL * kind["width"] ** 2 * measure.steps * alike)
-    found: dict[int, int] = {}
+    bound_of: dict[int, int] = {}
     bound = 0
     for index, depth in reversed(list(enumerate(depths))):
         # a program of their own spares this depth and all below it so many layers
         spared = idle * (bound - depth) * (index + 1)
-        if not found or (spared > COMPILE and BUCKET * depth < bound):
+        if not bound_of or (spared > COMPILE and BUCKET * depth < bound):
             bound = depth
-        found[depth] = bound
-    return found
+        bound_of[depth] = bound
+    return bound_of
 
 
 def flops(grid: Grid, kind: Kind, measure: Train, depth: int, data: Split) -> float:
@@ -247,11 +250,11 @@ def fields(grid: Grid, measure: Train) -> dict[str, store.Field]:
     }
     if not grid.clips:
         del shapes["norm_before"], shapes["coefficient"]
-    found = {}
+    kept = {}
     for name, shape in shapes.items():
         dtype = "int32" if name == "first_nonfinite" else grid.fixed["dtype"]
-        found[name] = store.Field(shape, dtype, dimensions(Training, name, len(shape)))
-    return found
+        kept[name] = store.Field(shape, dtype, dimensions(Training, name, len(shape)))
+    return kept
 
 
 def available() -> int:

@@ -154,11 +154,11 @@ class Trainings:
         Returns:
             Their number.
         """
-        at = self.place(group)
-        if at not in self._flops:
-            kind, depth = at
-            self._flops[at] = flops(self.grid, self._kinds[kind], self.measure, depth, self.data)
-        return self._flops[at] * math.prod(part.stop for part in self.plan.inside(group))
+        place = self.place(group)
+        if place not in self._flops:
+            kind, depth = place
+            self._flops[place] = flops(self.grid, self._kinds[kind], self.measure, depth, self.data)
+        return self._flops[place] * math.prod(part.stop for part in self.plan.inside(group))
 
     def share(self, groups: Sequence[int]) -> float:
         """Say which part of the whole work groups are.
@@ -200,10 +200,10 @@ class Trainings:
         ranked = sorted(pending, key=self.rank)
         order = list(dict.fromkeys(map(self.program, ranked)))
         for numbers in batches:
-            found, seconds, compiling = self._trained(numbers, order)
+            records, seconds, compiling = self._trained(numbers, order)
             share = len(numbers)
             for place, number in enumerate(numbers):
-                values = self._kept(number, [leaf[place] for leaf in found])
+                values = self._kept(number, [leaf[place] for leaf in records])
                 yield Result(number, values, seconds / share, compiling / share)
 
     def _trained(
@@ -218,7 +218,7 @@ class Trainings:
                 compiling += time.perf_counter() - begun
                 begun = time.perf_counter()
                 # fetched, hence finished, before the next is sent
-                found = jax.device_get(program(*self._arguments(numbers)))
+                records = jax.device_get(program(*self._arguments(numbers)))
             except jax.errors.JaxRuntimeError as error:
                 if "RESOURCE_EXHAUSTED" not in str(error):
                     raise
@@ -230,18 +230,18 @@ class Trainings:
                 continue
             seconds = time.perf_counter() - begun
             many = len(self.devices)
-            parts = [leaf.reshape(many, -1, *leaf.shape[1:]) for leaf in found]
+            parts = [leaf.reshape(many, -1, *leaf.shape[1:]) for leaf in records]
             return parts, seconds, compiling
 
     def _cells(self, group: int) -> dict[str, np.ndarray]:
         """Traced settings of a group's cells, the last axis the fastest; the first is repeated to fill its lanes."""
-        at = self.plan.at(group)
+        slices = self.plan.at(group)
         dtype = self.grid.fixed["dtype"]
         # in the order of the axes, which the store has too
         names = [*self.grid.traced_axes, *(n for n in traced() if n not in self.grid.traced_axes)]
         columns: dict[str, np.ndarray] = {}
         for name in names:
-            values = self.grid.values(name)[at.get(name, slice(None))]
+            values = self.grid.values(name)[slices.get(name, slice(None))]
             if values != (None,):
                 columns[name] = np.asarray(values, np.int32 if name == "seed" else dtype)
         mesh = np.meshgrid(*columns.values(), indexing="ij")
@@ -293,8 +293,8 @@ class Trainings:
 
     def _ready(self, wanted: tuple[int, int], order: Sequence[tuple[int, int]]) -> Any:
         """The compiled program; those that come next are compiled beside it, and beside what runs."""
-        at = order.index(wanted) if wanted in order else len(order)
-        coming = [(*key, self.lanes) for key in order[at + 1 : at + AHEAD]]
+        position = order.index(wanted) if wanted in order else len(order)
+        coming = [(*key, self.lanes) for key in order[position + 1 : position + AHEAD]]
         return self._programs.ready((*wanted, self.lanes), coming)
 
     def _lowered(self, key: Key) -> jax.stages.Lowered:
@@ -307,8 +307,8 @@ class Trainings:
 
         def together(cells: Cell, depth: Array, examples: tuple[Examples, Examples]) -> list[Array]:
             if lanes == 1:
-                found = one({name: column[0] for name, column in cells.items()}, depth, examples)
-                return jax.tree.map(lambda leaf: leaf[None], found)
+                records = one({name: column[0] for name, column in cells.items()}, depth, examples)
+                return jax.tree.map(lambda leaf: leaf[None], records)
             return jax.vmap(lambda cell: one(cell, depth, examples))(cells)
 
         def device(
@@ -322,14 +322,14 @@ class Trainings:
             ]
 
             def some(index: Array, kept: list[Array]) -> list[Array]:
-                at = index * lanes
+                first = index * lanes
                 own = {
-                    name: jax.lax.dynamic_slice_in_dim(column, at, lanes)
+                    name: jax.lax.dynamic_slice_in_dim(column, first, lanes)
                     for name, column in cells.items()
                 }
                 new = together(own, depths[0], examples)
                 return [
-                    jax.lax.dynamic_update_slice_in_dim(all_, part, at, 0)
+                    jax.lax.dynamic_update_slice_in_dim(all_, part, first, 0)
                     for all_, part in zip(kept, new, strict=True)
                 ]
 
@@ -361,7 +361,7 @@ class Trainings:
 
         def one(cell: Cell, depth: Array, examples: tuple[Examples, Examples]) -> list[Array]:
             drawn, key = jax.random.split(jax.random.key(cell["seed"]))
-            found, _ = training.train(
+            training_record, _ = training.train(
                 network,
                 draw(cell, drawn, examples[0].x[:2]),
                 grid.optimise(kind, blank | cell),
@@ -375,7 +375,7 @@ class Trainings:
                 depth=None if of_one_depth else depth,
                 evaluate=self.measure.evaluate,
             )
-            return list(found)
+            return list(training_record)
 
         return one
 
@@ -418,4 +418,6 @@ class Trainings:
 
 def _blank(dtype: Any) -> Any:
     """What stands where no cell was trained: NaN, of integers -1."""
-    return np.nan if np.issubdtype(dtype, np.floating) else -1
+    if np.issubdtype(dtype, np.floating):
+        return np.nan
+    return -1

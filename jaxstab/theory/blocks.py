@@ -118,11 +118,9 @@ def grid_of(block: Block) -> Float[np.ndarray, " n"]:
     Returns:
         ln x, ascending.
     """
-    return (
-        LOG_LENGTHS[np.abs(LOG_LENGTHS) <= _LONGEST_BATCH]
-        if block.law.norm == "batch"
-        else LOG_LENGTHS
-    )
+    if block.law.norm == "batch":
+        return LOG_LENGTHS[np.abs(LOG_LENGTHS) <= _LONGEST_BATCH]
+    return LOG_LENGTHS
 
 
 def on_grid(block: Block) -> LogMoments:
@@ -156,7 +154,9 @@ def block_moments(block: Block, log_x: Float[AnyArray, "*n"]) -> LogMoments:
     if is_at_once(block.law):
         return _normed_moments(block, log_x)
     one = functools.partial(_head_moments, block)
-    return one(log_x) if jnp.ndim(log_x) == 0 else jax.vmap(one)(log_x)
+    if jnp.ndim(log_x) == 0:
+        return one(log_x)
+    return jax.vmap(one)(log_x)
 
 
 def _normed_moments(block: Block, log_x: Float[AnyArray, "*n"]) -> LogMoments:
@@ -245,7 +245,10 @@ def gains_of(block: Block, sigma_w: AnyArray, sigma_b: AnyArray) -> Gains:
     """
     embed = log_square(sigma_w) + block.law.log_variance
     # the head of a normed block has dropout's factor
-    kept = 0.0 if block.law.norm is not None else host.namespace(block.law.keep).log(block.law.keep)
+    if block.law.norm is not None:
+        kept = 0.0
+    else:
+        kept = host.namespace(block.law.keep).log(block.law.keep)
     bias = log_square(sigma_b)
     return Gains(embed, embed - kept, bias - np.inf if block.law.norm == "batch" else bias, bias)
 
@@ -301,7 +304,10 @@ def _before_scaling(block: Block, log_q: AnyArray) -> tuple[AnyArray, LogMoments
     law = block.law
     phi = block.phi
     about = block.about
-    log_z = log_q if law.norm_after else log_q - log_sum(log_q, log(law.epsilon))
+    if law.norm_after:
+        log_z = log_q
+    else:
+        log_z = log_q - log_sum(log_q, log(law.epsilon))
     known = log_moments(phi, about, log_z)
     if law.norm == "layer" and law.norm_after:
         many = functools.partial(variance, phi, about, nodes=about.nodes)
@@ -340,7 +346,9 @@ def vanishes(block: Block) -> AnyArray:
     law = block.law
     centred = law.norm == "batch" or (law.norm == "layer" and law.norm_after)
     still = True if centred else _zero_at_zero(block.phi)
-    return still & (law.epsilon > 0) if law.norm is not None else still
+    if law.norm is not None:
+        return still & (law.epsilon > 0)
+    return still
 
 
 def _zero_at_zero(phi: Activation) -> AnyArray:
@@ -392,4 +400,6 @@ def branch_of(block: Block) -> AnyArray:
     law = block.law
     if law.skip == "rezero":
         return log_square(abs(law.alpha))
-    return -float(np.log(law.depth)) if law.skip == "scaled" and law.depth else 0.0
+    if law.skip == "scaled" and law.depth:
+        return -float(np.log(law.depth))
+    return 0.0

@@ -99,10 +99,13 @@ def stable_distance(
     other = rule(about, check=True)
 
     def step(search: _Search) -> _Search:
-        nodes = fine if about.check is None else _either(search.stage == _CHECK, other, fine)
-        found = log_pair(phi, about, log_q, search.root**2, nodes)
-        ratio = share * found.gap / search.root**2
-        chi = share * found.slope
+        if about.check is None:
+            nodes = fine
+        else:
+            nodes = _either(search.stage == _CHECK, other, fine)
+        pair = log_pair(phi, about, log_q, search.root**2, nodes)
+        ratio = share * pair.gap / search.root**2
+        chi = share * pair.slope
         excess = ratio - 1.0
         fall = 2 * (chi - ratio) / search.root
         if field is not None:

@@ -57,10 +57,10 @@ def _solve(
     # beyond, phi that grows linearly is critical to rounding, and signs mean nothing
     searched = slice(int(np.searchsorted(grid, _LONGEST)))
     samples = Samples(grid[searched], known.value[searched], known.slope[searched])
-    known_roots, found, marginal = all_roots(
+    known_roots, is_root, marginal = all_roots(
         lambda log_x: _excess(block_moments(block, log_x), unit.bias, log_x), samples
     )
-    roots = xp.where(found, known_roots.log_q, np.nan)
+    roots = xp.where(is_root, known_roots.log_q, np.nan)
     at_zero = (unit.bias == -np.inf) & vanishes(block)
     leading = np.arange(len(roots)) == 0
     roots = xp.where(at_zero, xp.where(leading, -np.inf, xp.roll(roots, 1)), roots)
@@ -104,10 +104,10 @@ def _local(form: Form, phi: Activation, about: Features, *scalars: AnyArray) -> 
 def _jacobian(
     form: Form, phi: Activation, about: Features, record: tuple[AnyArray, ...], *numbers: AnyArray
 ) -> CriticalPoint:
-    def one(found: CriticalPoint) -> CriticalPoint:
-        known = jnp.isfinite(found.log_q)
+    def one(point: CriticalPoint) -> CriticalPoint:
+        known = jnp.isfinite(point.log_q)
         log_q = jnp.where(
-            known, found.log_q, inside(jnp.where(jnp.isnan(found.log_q), 0.0, found.log_q))
+            known, point.log_q, inside(jnp.where(jnp.isnan(point.log_q), 0.0, point.log_q))
         )
         by = derivatives(
             lambda phi, *scalars: _local(form, phi, about, *scalars), phi, numbers, (log_q,)
@@ -115,10 +115,10 @@ def _jacobian(
         along = by["length"][-1]
         fixed = ~known | (jnp.abs(along) <= ROUNDING)
         d_log_q = jnp.where(fixed, 0.0, -by["length"][:-1] / jnp.where(fixed, 1.0, along))
-        d_sigma_w = found.sigma_w * (by["log_w"][:-1] + by["log_w"][-1] * d_log_q)
-        d_q = jnp.where(known, found.q, 0.0) * d_log_q
+        d_sigma_w = point.sigma_w * (by["log_w"][:-1] + by["log_w"][-1] * d_log_q)
+        d_q = jnp.where(known, point.q, 0.0) * d_log_q
         slopes = CriticalPoint(d_sigma_w, d_q, jnp.zeros_like(d_log_q), d_log_q)
-        return CriticalPoint(*(jnp.where(jnp.isnan(found.log_q), 0.0, slope) for slope in slopes))
+        return CriticalPoint(*(jnp.where(jnp.isnan(point.log_q), 0.0, slope) for slope in slopes))
 
     return jax.vmap(one)(CriticalPoint(*record))
 

@@ -151,18 +151,20 @@ def design(
         if goal == "length_critical":
             return _length_critical(made)
         assert depth is not None
-        return _critical(made, depth, target) if goal == "critical" else _isometric(made, depth)
+        if goal == "critical":
+            return _critical(made, depth, target)
+        return _isometric(made, depth)
 
     with jax.enable_x64(True):
-        found, missed = _minimised(conditions, free, ranges, steps)
+        values, missed = _minimised(conditions, free, ranges, steps)
     if not np.all(np.isfinite(missed)):
         reason = missing_fields(as_law(net(free).block)).get(
             "log_grad_h", "moments there are not finite"
         )
         raise ValueError(f"no prediction of {goal} at start {dict(start)}: {reason}")
-    made = net(found)
+    made = net(values)
     return Design(
-        found,
+        values,
         made.block,
         float(made.sigma_w),
         float(made.sigma_b),
@@ -323,8 +325,8 @@ def _minimised(
             # what it remembers of the curvature may be wrong
             state = optimiser.init(x)
             fresh = True
-    found = {name: float(part) for name, part in named(x).items()}
-    return found, np.asarray(missed)
+    values = {name: float(part) for name, part in named(x).items()}
+    return values, np.asarray(missed)
 
 
 def _moved(
@@ -333,9 +335,9 @@ def _moved(
     """The first of halved steps that brings enough; None where none does."""
     for halving in range(_HALVINGS):
         size = 0.5**halving
-        there = x + size * step
-        (new, missed), slope = value_and_slope(there)
+        trial = x + size * step
+        (new, missed), slope = value_and_slope(trial)
         enough = value + size * (wanted - value)
         if np.isfinite(new) and bool(jnp.all(jnp.isfinite(slope))) and new < enough:
-            return there, new, missed, slope
+            return trial, new, missed, slope
     return None

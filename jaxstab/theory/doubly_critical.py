@@ -54,7 +54,8 @@ def doubly_critical(activation: AnyActivation) -> list[DoublyCritical]:
     phi = get(activation)
     if isinstance(phi, Mixture) or host.is_traced(phi):
         raise ValueError(
-            f"doubly critical points are sought of one activation without traced parameters, got {phi!r}"
+            "doubly critical points are sought of one activation without traced parameters, got "
+            f"{phi!r}"
         )
     with np.errstate(all="ignore"):
         excess = np.array([_excess(phi, log_q) for log_q in _SEARCHED])
@@ -67,13 +68,13 @@ def doubly_critical(activation: AnyActivation) -> list[DoublyCritical]:
             )
             for place in turns
         ]
-        found = [_point(phi, root) for root in roots]
-    found = [point for point in found if point.sigma_b >= 0]
+        points = [_point(phi, root) for root in roots]
+    points = [point for point in points if point.sigma_b >= 0]
     value = float(host.value_and_slope(phi)(np.zeros(1))[0][0])
     at_zero = log_moments(phi, known(phi)._replace(table=None), np.float64(-50.0)).log_slope
     if value == 0 and np.exp(at_zero) > _NOTHING:
-        found.insert(0, DoublyCritical(float(np.exp(-at_zero / 2)), 0.0, 0.0))
-    return found
+        points.insert(0, DoublyCritical(float(np.exp(-at_zero / 2)), 0.0, 0.0))
+    return points
 
 
 def _excess(phi: Activation, log_q: float) -> float:

@@ -158,11 +158,11 @@ def _check(nodes: Nodes) -> Nodes:
 @functools.lru_cache(maxsize=256)
 def _probed(phi: Activation) -> Features:
     probe = host.value_and_slope(phi)
-    found = panels(probe, phi.kinks)
-    kinks = tuple(float(kink) for kink in found.kinks)
+    cut = panels(probe, phi.kinks)
+    kinks = tuple(float(kink) for kink in cut.kinks)
     singular = {kink: singularity(probe, kink) for kink in sorted(kinks, key=abs)[:_PANELS]}
     growth = _growth(probe)
-    breaks = _with_centres(found, dict.fromkeys(kinks, 1.0), growth)
+    breaks = _with_centres(cut, dict.fromkeys(kinks, 1.0), growth)
     common = Features(
         jumps=any(kind.jump for kind in singular.values()),
         growth=growth,
@@ -187,8 +187,8 @@ def _probed(phi: Activation) -> Features:
         )
         return shaped._replace(check=_check(nodes)._replace(outer=48))
     # edges that crowd around a kink give way to it
-    crowded = [np.any(np.abs(edge - found.kinks) < _CROWDED) for edge in found.edges]
-    nearest = sorted([*found.edges[~np.asarray(crowded, bool)].tolist(), *kinks], key=abs)[:_PANELS]
+    crowded = [np.any(np.abs(edge - cut.kinks) < _CROWDED) for edge in cut.edges]
+    nearest = sorted([*cut.edges[~np.asarray(crowded, bool)].tolist(), *kinks], key=abs)[:_PANELS]
     places = tuple(sorted(nearest[: len(nearest) // 4 * 4]))
     return common._replace(
         breaks=places,
@@ -200,15 +200,15 @@ def _probed(phi: Activation) -> Features:
 
 
 def _with_centres(
-    found: Panels, breaks: dict[float, float], growth: float
+    cut: Panels, breaks: dict[float, float], growth: float
 ) -> dict[float, float] | None:
     """Breaks around which grading resolves every panel: kinks, and where phi varies fast; None where too many."""
-    middle = (found.edges[1:] + found.edges[:-1]) / 2
-    width = np.diff(found.edges)
+    middle = (cut.edges[1:] + cut.edges[:-1]) / 2
+    width = np.diff(cut.edges)
     breaks = dict(breaks) or {0.0: 1.0}
     for _ in range(_CENTRES):
-        explained = ~found.halved | (width * growth >= 1)
-        for kink in found.kinks:
+        explained = ~cut.halved | (width * growth >= 1)
+        for kink in cut.kinks:
             explained |= np.abs(middle - kink) < 1e-9 * max(1.0, abs(kink))
         for place, scale in breaks.items():
             explained |= width >= _EXPLAINED * (np.abs(middle - place) + scale * (scale < 1.0))
@@ -229,7 +229,9 @@ def _growth(probe: Probe) -> float:
         size = np.log(np.abs(probe(np.array([-40.0, -20.0, 20.0, 40.0]))[0]))
         rates = np.array([size[0] - size[1], size[3] - size[2]]) / 20
     rate = float(np.max(np.where(np.isfinite(rates), rates, 0.0)))
-    return rate if rate > _EXPONENTIAL else 0.0
+    if rate > _EXPONENTIAL:
+        return rate
+    return 0.0
 
 
 def _reason(
@@ -239,4 +241,6 @@ def _reason(
     what: str,
 ) -> str:
     guilty = sorted((kink for kink, kind in singular.items() if infinite(kind)), key=abs)
-    return f"{moment} is infinite: {what} z = {guilty[0]:.6g}" if guilty else ""
+    if guilty:
+        return f"{moment} is infinite: {what} z = {guilty[0]:.6g}"
+    return ""

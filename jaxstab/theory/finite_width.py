@@ -280,7 +280,8 @@ def _two_slopes(activation: AnyActivation) -> tuple[float, float]:
         if above is not None and below is not None and max(above, below) > 0:
             return above, below
     raise ValueError(
-        f"exact laws of finite width are those of phi linear either side of 0, such as relu and leaky_relu, "
+        "exact laws of finite width are those of phi linear either side of 0, such as relu and "
+        "leaky_relu, "
         f"got {phi.name}; typical_shift has the order 1/width of any other"
     )
 
@@ -288,7 +289,9 @@ def _two_slopes(activation: AnyActivation) -> tuple[float, float]:
 def _slope(phi: Activation, z: Float[np.ndarray, " n"]) -> float | None:
     values = host.value_and_slope(phi)(z)[0]
     slopes = np.abs(values / z)
-    return float(slopes[0]) if np.allclose(slopes, slopes[0], rtol=1e-12, atol=0.0) else None
+    if np.allclose(slopes, slopes[0], rtol=1e-12, atol=0.0):
+        return float(slopes[0])
+    return None
 
 
 @functools.lru_cache(maxsize=1024)

@@ -109,8 +109,8 @@ def _log_largest(
     examples: int,
     draws: int,
 ) -> Float[Array, " depth"]:
-    found = kernels(law, sigma_w, sigma_b, depths[-1], c0=c0, width=width, d_in=d_in)
-    drawn = varying_like(_draws(outputs, examples, draws), found.nngp)
+    both = kernels(law, sigma_w, sigma_b, depths[-1], c0=c0, width=width, d_in=d_in)
+    drawn = varying_like(_draws(outputs, examples, draws), both.nngp)
     keys = jax.random.split(jax.random.key(0), draws)
 
     def one(drawn: _Draws, below: BelowReadout, nngp: Array, own: Array) -> Float[Array, ""]:
@@ -138,10 +138,10 @@ def _log_largest(
         return jnp.log(jax.lax.scan(step, drawn.start, None, length=_PRODUCTS)[1][-1])
 
     def typical(depth: Array) -> Float[Array, ""]:
-        kernel = found.readout_nngp[depth], found.readout_own[depth]
+        kernel = both.readout_nngp[depth], both.readout_own[depth]
 
         def each(drawn: _Draws, key: Array) -> Float[Array, ""]:
-            below = below_readout(phi, about, law, found, depth, key, width, outputs)
+            below = below_readout(phi, about, law, both, depth, key, width, outputs)
             return one(drawn, below, *kernel)
 
         return jnp.median(jax.vmap(each)(drawn, keys))

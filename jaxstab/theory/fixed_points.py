@@ -92,20 +92,20 @@ def _solve_one(
     if block.law.residual:
         still = _still(block, gains)
         log_x = xp.where(still, first, xp.where(empty, -np.inf, np.inf))
-        at = xp.where(
+        log_root = xp.where(
             still, xp.maximum(first, LOG_SHORTEST), xp.where(empty, LOG_SHORTEST, far(block))
         )
-        return around(block, gains, at, block_moments(block, at), log_x)
+        return around(block, gains, log_root, block_moments(block, log_root), log_x)
     f = _length_function(block, gains)
     samples = _length_samples(block, gains)
     first = xp.maximum(first, samples.log_q[0])
     root, log_x = next_root(f, samples, first, (LOG_SHORTEST, LOG_LONGEST))
-    at = root.log_q
+    log_root = root.log_q
     moments = root.known.moments
     if xp is np and about.table is not None:
-        at, moments = _by_quadrature(block, gains, at)
-    log_x = xp.where(xp.isfinite(log_x), at, log_x)
-    return around(block, gains, at, moments, xp.where(empty, -np.inf, log_x))
+        log_root, moments = _by_quadrature(block, gains, log_root)
+    log_x = xp.where(xp.isfinite(log_x), log_root, log_x)
+    return around(block, gains, log_root, moments, xp.where(empty, -np.inf, log_x))
 
 
 def _solve_all(
@@ -128,10 +128,10 @@ def _solve_all(
         log_x = xp.full(CAPACITY, np.nan)
         inner = xp.full(CAPACITY, far(block))
     else:
-        roots, found, marginal = all_roots(
+        roots, is_root, marginal = all_roots(
             _length_function(block, gains), _length_samples(block, gains)
         )
-        log_x = xp.where(found, roots.log_q, np.nan)
+        log_x = xp.where(is_root, roots.log_q, np.nan)
         inner = roots.log_q
     # a signal without length keeps it; where every length is a fixed point it is the input's
     first = _first_length(gains, q0)
@@ -140,13 +140,15 @@ def _solve_all(
     log_x = xp.where(
         special, xp.where(leading, named, xp.where(marginal, np.nan, xp.roll(log_x, 1))), log_x
     )
-    at = xp.where(xp.isfinite(log_x), log_x, xp.where(special & leading, LOG_SHORTEST, inner))
+    log_roots = xp.where(
+        xp.isfinite(log_x), log_x, xp.where(special & leading, LOG_SHORTEST, inner)
+    )
     if xp is np and about.table is not None and not block.law.residual:
-        at, moments = _by_quadrature(block, gains, at)
-        log_x = xp.where(xp.isfinite(log_x), at, log_x)
+        log_roots, moments = _by_quadrature(block, gains, log_roots)
+        log_x = xp.where(xp.isfinite(log_x), log_roots, log_x)
     else:
-        moments = block_moments(block, at)
-    return around(block, gains, at, moments, log_x)
+        moments = block_moments(block, log_roots)
+    return around(block, gains, log_roots, moments, log_x)
 
 
 def _by_quadrature(block: Block, gains: Gains, log_x: AnyArray) -> tuple[AnyArray, LogMoments]:
@@ -177,11 +179,11 @@ def _local(form: Form, phi: Activation, about: Features, *scalars: AnyArray) -> 
         paired = paired_at(block, gains, log_x, moments, length)
         ordered = distance == 0
         apart = jnp.where(ordered, 1.0, distance)
-        found = log_pair(phi, about, paired.log_z, apart, rule(about))
+        pair = log_pair(phi, about, paired.log_z, apart, rule(about))
         field = 0.0 if paired.field is None else paired.field / apart
-        correlation = paired.share * found.gap / apart + field - 1.0
+        correlation = paired.share * pair.gap / apart + field - 1.0
         at_one = paired.share * jnp.exp(paired.moments.near_slope)
-        chi_c = jnp.where(ordered, at_one, paired.share * found.slope)
+        chi_c = jnp.where(ordered, at_one, paired.share * pair.slope)
     branch = Slopes(slope, jnp.exp(gains.weight + moments.log_slope), chi_c)
     slopes = with_skip(block, length.log_ratio, branch)
     return {
@@ -196,19 +198,19 @@ def _local(form: Form, phi: Activation, about: Features, *scalars: AnyArray) -> 
 
 
 def _derivatives_at(
-    form: Form, phi: Activation, about: Features, numbers: tuple[AnyArray, ...], found: FixedPoint
+    form: Form, phi: Activation, about: Features, numbers: tuple[AnyArray, ...], point: FixedPoint
 ) -> FixedPoint:
     """Derivatives of one record in the numbers, by the implicit function theorem."""
     law = form.law
-    known = jnp.isfinite(found.log_q)
-    distance = found.distance
+    known = jnp.isfinite(point.log_q)
+    distance = point.distance
     longest = LOG_LONGEST
-    log_x = jnp.where(known, found.log_q, 0.0)
+    log_x = jnp.where(known, point.log_q, 0.0)
     if law.norm == "batch":
         log_x = log_x + jnp.log(distance)
     if law.residual:
         longest = far(block_of(form, phi, about, numbers[3:]))
-    log_x = jnp.where(known, log_x, jnp.where(found.log_q > 0, longest, LOG_SHORTEST))
+    log_x = jnp.where(known, log_x, jnp.where(point.log_q > 0, longest, LOG_SHORTEST))
     of_scalars = lambda phi, *scalars: _local(form, phi, about, *scalars)
     by = derivatives(of_scalars, phi, numbers, (log_x, distance))
     outer = {name: slopes[:-2] for name, slopes in by.items()}
@@ -232,18 +234,18 @@ def _derivatives_at(
         # xi = -1/ln chi
         return jnp.where(jnp.isfinite(scale), scale**2 / chi, 0.0) * total(name)
 
-    slope = jnp.where(found.xi_q == 0, 1.0, jnp.exp(-1.0 / found.xi_q))
-    sign = jnp.sign(jnp.log(found.chi_1))
-    missing = jnp.isnan(found.log_q)
+    slope = jnp.where(point.xi_q == 0, 1.0, jnp.exp(-1.0 / point.xi_q))
+    sign = jnp.sign(jnp.log(point.chi_1))
+    missing = jnp.isnan(point.log_q)
     d_log_q = jnp.where(known, total("log_q"), 0.0)
     slopes = FixedPoint(
-        q=jnp.where(known, found.q, 0.0) * d_log_q,
+        q=jnp.where(known, point.q, 0.0) * d_log_q,
         c=-d_distance,
         chi_1=total("chi_1"),
         chi_c=total("chi_c"),
-        xi_q=of_scale(found.xi_q, slope, "slope"),
-        xi_c=of_scale(found.xi_c, found.chi_c, "chi_c"),
-        xi_grad=-sign * of_scale(found.xi_grad, found.chi_1, "chi_1"),
+        xi_q=of_scale(point.xi_q, slope, "slope"),
+        xi_c=of_scale(point.xi_c, point.chi_c, "chi_c"),
+        xi_grad=-sign * of_scale(point.xi_grad, point.chi_1, "chi_1"),
         stable=jnp.zeros_like(d_log_q),
         log_q=d_log_q,
         distance=d_distance,
@@ -254,9 +256,11 @@ def _derivatives_at(
 def _jacobian(
     form: Form, phi: Activation, about: Features, record: tuple[AnyArray, ...], *numbers: AnyArray
 ) -> FixedPoint:
-    found = FixedPoint(*record)
+    point = FixedPoint(*record)
     one = lambda found: _derivatives_at(form, phi, about, numbers, found)
-    return one(found) if found.q.ndim == 0 else jax.vmap(one)(found)
+    if point.q.ndim == 0:
+        return one(point)
+    return jax.vmap(one)(point)
 
 
 @functools.cache

@@ -118,7 +118,9 @@ def carried(law: Law) -> float:
     Returns:
         The logarithm.
     """
-    return 0.0 if law.skip in ("sum", "scaled", "rezero") else -math.inf
+    if law.skip in ("sum", "scaled", "rezero"):
+        return 0.0
+    return -math.inf
 
 
 class Stepped(NamedTuple):
@@ -169,8 +171,8 @@ def step(law: Law, gains: Gains, signal: Signal, known: Head) -> Stepped:
     divisor = jnp.where(jnp.isfinite(ratio), ratio, 0.0)
     share = jnp.exp(log_gap - divisor)
     kept = jnp.exp(carry - divisor)
-    there = jnp.isfinite(log_gap)
-    share = jnp.where(there, share, 0.0)
+    passes = jnp.isfinite(log_gap)
+    share = jnp.where(passes, share, 0.0)
     new = Signal(
         log_next,
         kept * signal.distance + share * known.gap,
@@ -181,11 +183,9 @@ def step(law: Law, gains: Gains, signal: Signal, known: Head) -> Stepped:
 
 def _features_table(law: Law, phi: Activation, about: Features, dtype: jnp.dtype) -> Sphere | None:
     """Moments on spheres, where a law wants them."""
-    return (
-        spheres(phi, about, law.batch, dtype)
-        if law.norm == "batch" and law.batch is not None
-        else None
-    )
+    if law.norm == "batch" and law.batch is not None:
+        return spheres(phi, about, law.batch, dtype)
+    return None
 
 
 def first_signal(gains: Gains, log_input: Array, c0: Array) -> Signal:
@@ -227,9 +227,9 @@ def layers(
         What is read off at layers 0..L.
     """
     table = _features_table(law, phi, about, first.log_q.dtype)
-    at = functools.partial(head, law, phi, about, table)
+    head_of = functools.partial(head, law, phi, about, table)
     fold = _dense if law.skip == "dense" else _sequential
-    return fold(law, gains, at, first, depth)
+    return fold(law, gains, head_of, first, depth)
 
 
 def _has_parameters(law: Law) -> bool:
@@ -249,14 +249,16 @@ def _fed(law: Law, gains: Gains, signal: Signal, known: Head) -> tuple[Array, Ar
     return known.log_power, log_sum(own, jnp.zeros_like(own))
 
 
-def _sequential(law: Law, gains: Gains, at: functools.partial, first: Signal, depth: int) -> Layers:
+def _sequential(
+    law: Law, gains: Gains, head_of: functools.partial, first: Signal, depth: int
+) -> Layers:
     log_none = jnp.full_like(first.log_q, -jnp.inf)
 
     def layer(
         carry: tuple[Signal, Array, Array], _: None
     ) -> tuple[tuple[Signal, Array, Array], Layers]:
         signal, climbed, isotropic = carry
-        known = at(signal)
+        known = head_of(signal)
         own = normed(law, gains, known)
         stepped = step(law, own, signal, known)
         many, few = _fed(law, own, signal, known)
@@ -270,7 +272,10 @@ def _sequential(law: Law, gains: Gains, at: functools.partial, first: Signal, de
         if law.skip == "rezero":
             # the gradient of alpha is the branch's sum with that of the state
             few = log_sum(few, log_sum(own.weight + known.log_power, own.bias))
-        kept = carried(law) + isotropic if not math.isinf(carried(law)) else log_none
+        if not math.isinf(carried(law)):
+            kept = carried(law) + isotropic
+        else:
+            kept = log_none
         new = (
             stepped.signal,
             climbed + stepped.log_chi,
@@ -307,7 +312,7 @@ class _Sums(NamedTuple):
     log_jacobian: Array
 
 
-def _dense(law: Law, gains: Gains, at: functools.partial, first: Signal, depth: int) -> Layers:
+def _dense(law: Law, gains: Gains, head_of: functools.partial, first: Signal, depth: int) -> Layers:
     none = jnp.full_like(first.log_q, -jnp.inf)
     zero = jnp.zeros_like(first.log_q)
     nothing = _Sums(none, zero, none, zero, zero, none, none, none, none)
@@ -316,7 +321,7 @@ def _dense(law: Law, gains: Gains, at: functools.partial, first: Signal, depth: 
         carry: tuple[Signal, _Sums, Array, Array], count: Array
     ) -> tuple[tuple, tuple[Layers, Array, Array]]:
         signal, sums, log_new, _ = carry
-        known = at(signal)
+        known = head_of(signal)
         many, _ = _fed(law, gains, signal, known)
         own = gains.weight + known.log_own if _has_parameters(law) else none
         # the gap of a source, relative to the length of the sum so far
@@ -374,5 +379,7 @@ def _dense(law: Law, gains: Gains, at: functools.partial, first: Signal, depth: 
 
 def _share(part: Array, whole: Array) -> Array:
     """e^(part - whole), 0 where the whole is."""
-    there = jnp.isfinite(whole)
-    return jnp.where(there & jnp.isfinite(part), jnp.exp(part - jnp.where(there, whole, 0.0)), 0.0)
+    positive = jnp.isfinite(whole)
+    return jnp.where(
+        positive & jnp.isfinite(part), jnp.exp(part - jnp.where(positive, whole, 0.0)), 0.0
+    )

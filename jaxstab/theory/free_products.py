@@ -110,10 +110,10 @@ def _resolvent(factor: _Factor, r: Array, theta: Array) -> _Resolvent:
     return _Resolvent(mean(d * (cosine - d)), mean(r**2 - d * cosine), mean(d * sine))
 
 
-def _angle(factor: _Factor, at: _Resolvent, theta: Array) -> Array:
+def _angle(factor: _Factor, resolvent: _Resolvent, theta: Array) -> Array:
     """arg lambda: negative below the one angle where lambda is real."""
-    outer = -jnp.arctan2(at.b, at.one_plus_m)
-    inner = -jnp.arctan2(at.b, at.m)
+    outer = -jnp.arctan2(resolvent.b, resolvent.one_plus_m)
+    inner = -jnp.arctan2(resolvent.b, resolvent.m)
     return factor.depth * (theta + factor.gaussian * outer) + (factor.depth - 1) * (inner - outer)
 
 
@@ -131,17 +131,17 @@ def _real_angle(factor: _Factor, r: Array) -> Array:
 
 def _law_at(factor: _Factor, r: Array, theta: Array) -> tuple[Array, Array, Array]:
     """ln lambda, the share above it, and the density of ln lambda, at w = r e^(i theta)."""
-    at = _resolvent(factor, r, theta)
+    resolvent = _resolvent(factor, r, theta)
     depth = factor.depth
-    size = jnp.log(jnp.hypot(at.one_plus_m, at.b))
+    size = jnp.log(jnp.hypot(resolvent.one_plus_m, resolvent.b))
     log_lambda = depth * (jnp.log(r) + factor.gaussian * size) + (depth - 1) * (
-        jnp.log(jnp.hypot(at.m, at.b)) - size
+        jnp.log(jnp.hypot(resolvent.m, resolvent.b)) - size
     )
-    outer = -jnp.arctan2(at.b, at.one_plus_m)
+    outer = -jnp.arctan2(resolvent.b, resolvent.one_plus_m)
     w_d = jnp.arctan2((r * jnp.sin(theta))[:, None], (r * jnp.cos(theta))[:, None] - factor.d[None])
     turned = jnp.sum(factor.share[None] * (w_d - theta[:, None]), axis=1)
-    above = depth * turned + (depth - 1) * outer + factor.gaussian * depth * (-at.b - outer)
-    return log_lambda, jnp.clip(above / np.pi, 0, 1), at.b / np.pi
+    above = depth * turned + (depth - 1) * outer + factor.gaussian * depth * (-resolvent.b - outer)
+    return log_lambda, jnp.clip(above / np.pi, 0, 1), resolvent.b / np.pi
 
 
 def _upper_edge(factor: _Factor, r: Array, theta: Array) -> Array:
@@ -191,7 +191,8 @@ def _checked(depth: ArrayLike | None, weights: str, widths: Sequence[int] | None
         )
     if weights == "orthogonal" and layers == 1 and checked.ratios[1] >= 1:
         raise ValueError(
-            f"widths of one orthogonal layer must fall, else its law is that of phi'^2, got {widths!r}"
+            "widths of one orthogonal layer must fall, else its law is that of phi'^2, got "
+            f"{widths!r}"
         )
     return checked
 
@@ -330,7 +331,9 @@ def product_law(
     else:
         assert depth is not None
         law = _solved_product_law(_factor(d, share, depth, weights), points)
-    return _without_derivatives(law) if host.is_traced(law) else law
+    if host.is_traced(law):
+        return _without_derivatives(law)
+    return law
 
 
 @custom_jvp
@@ -373,17 +376,17 @@ _solved_product_law = host.program(_product_law, "points")
 
 
 def _rectangular_law(d: Array, share: Array, widths: Widths, points: int) -> JacobianLaw:
-    found = curve(d, share, widths, points - 2)
+    curved = curve(d, share, widths, points - 2)
     atom, top = top_atom(d, share, widths)
-    top = jnp.where(atom > 0, top, found.log_lambda[-1])
+    top = jnp.where(atom > 0, top, curved.log_lambda[-1])
     # an atom on top is above every point below it
-    above = jnp.maximum(found.above, atom)
+    above = jnp.maximum(curved.above, atom)
     cdf = jnp.concatenate([1 - above, jnp.stack([1 - atom, jnp.ones_like(atom)])])
     return JacobianLaw(
-        jax.lax.cummax(jnp.concatenate([found.log_lambda, top[None], top[None]])) / 2,
+        jax.lax.cummax(jnp.concatenate([curved.log_lambda, top[None], top[None]])) / 2,
         jax.lax.cummax(cdf),
-        2 * jnp.concatenate([found.density, jnp.zeros_like(found.density[:2])]),
-        found.zeros,
+        2 * jnp.concatenate([curved.density, jnp.zeros_like(curved.density[:2])]),
+        curved.zeros,
         top / 2,
     )
 

@@ -110,7 +110,8 @@ def _warning_of_published(phi: Activation, sigma_b: float) -> str:
     if at_one is None or not at_one.misleads:
         return ""
     return (
-        f"; gain {at_one.sigma_w:.6g} would keep q = 1, where lengths contract (slope {at_one.slope:.4f}) "
+        f"; gain {at_one.sigma_w:.6g} would keep q = 1, where lengths contract (slope "
+        f"{at_one.slope:.4f}) "
         f"but squared gradients grow by {at_one.chi_1:.4f} per layer"
     )
 
@@ -138,19 +139,21 @@ def length_gain(activation: AnyActivation, sigma_b: float = 0.0) -> Gain:
     """
     phi = get(activation)
     check_gains(0.0, sigma_b)
-    found = _at_unit_length(phi, sigma_b)
-    if found is None:
+    at_unit = _at_unit_length(phi, sigma_b)
+    if at_unit is None:
         raise ValueError(
-            f"no gain of {phi.name} keeps signal or gradient at sigma_b = {sigma_b}; try a smaller sigma_b"
+            f"no gain of {phi.name} keeps signal or gradient at sigma_b = {sigma_b}; try a smaller "
+            "sigma_b"
         )
-    if found.misleads:
+    if at_unit.misleads:
         warnings.warn(
-            f"gain of {phi.name}: squared gradients grow by chi_1 = {found.chi_1:.4f} per layer although the length "
-            f"map contracts (slope {found.slope:.4f})",
+            f"gain of {phi.name}: squared gradients grow by chi_1 = {at_unit.chi_1:.4f} per layer "
+            "although the length "
+            f"map contracts (slope {at_unit.slope:.4f})",
             stacklevel=2,
         )
     known = "keeps the length q = 1, sigma_w^2 = (1 - sigma_b^2) / E phi(u)^2"
-    critical_here = abs(found.chi_1 - 1) < 1e-9
+    critical_here = abs(at_unit.chi_1 - 1) < 1e-9
     reason = "" if critical_here else "; no critical gain"
-    source = f"{known}{reason}; chi_1 = {found.chi_1:.4f} there"
-    return Gain(found.sigma_w, 1.0, critical_here, source)
+    source = f"{known}{reason}; chi_1 = {at_unit.chi_1:.4f} there"
+    return Gain(at_unit.sigma_w, 1.0, critical_here, source)

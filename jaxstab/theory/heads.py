@@ -92,7 +92,10 @@ def _normed_before(
     log_factor = -log_sum(signal.log_q, log_epsilon)
     dry = _activated(phi, about, signal.log_q + log_factor, signal)
     # RMSNorm has no bias
-    bias = dry.log_slope if law.norm == "layer" else jnp.full_like(dry.log_slope, -jnp.inf)
+    if law.norm == "layer":
+        bias = dry.log_slope
+    else:
+        bias = jnp.full_like(dry.log_slope, -jnp.inf)
     return _scaled(dry._replace(log_own=log_sum(dry.log_own, bias)), log_factor)
 
 

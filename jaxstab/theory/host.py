@@ -34,7 +34,9 @@ def namespace(*arrays: Any) -> ModuleType:
     Returns:
         `jax.numpy` if one is a JAX array, traced or not, else `numpy`.
     """
-    return jnp if any(isinstance(array, jax.Array) for array in arrays) else np
+    if any(isinstance(array, jax.Array) for array in arrays):
+        return jnp
+    return np
 
 
 def is_traced(tree: Any) -> bool:
@@ -58,7 +60,9 @@ def held(x: Any) -> Any:
     Returns:
         It.
     """
-    return jax.lax.stop_gradient(x) if isinstance(x, jax.Array) else x
+    if isinstance(x, jax.Array):
+        return jax.lax.stop_gradient(x)
+    return x
 
 
 def repeat(count: int, step: Callable[[Any], tuple[Any, Any]], state: Any) -> Any:
@@ -89,9 +93,9 @@ def running_maximum(values: Any) -> Any:
     Returns:
         As many.
     """
-    return (
-        jax.lax.cummax(values) if isinstance(values, jax.Array) else np.maximum.accumulate(values)
-    )
+    if isinstance(values, jax.Array):
+        return jax.lax.cummax(values)
+    return np.maximum.accumulate(values)
 
 
 @functools.lru_cache(maxsize=256)

@@ -38,7 +38,9 @@ def differentiable(solve: Solve, jacobian: Jacobian, at_once: bool = True) -> Ca
     @functools.cache
     def with_rule(static: Activation | None, structure: Any) -> Callable[..., Any]:
         def activation(leaves: tuple[Array, ...]) -> Activation:
-            return static if static is not None else jax.tree.unflatten(structure, leaves)
+            if static is not None:
+                return static
+            return jax.tree.unflatten(structure, leaves)
 
         def found(leaves: tuple[Array, ...], numbers: tuple[Array, ...]) -> Any:
             return solution(activation(leaves), *numbers)

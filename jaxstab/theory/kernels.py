@@ -106,7 +106,10 @@ def _head(phi: Activation, about: Features, law: Law, covariance: Array) -> _Mom
         known = _moments(phi, about, factor * covariance)
         known = known._replace(slopes=factor * known.slopes)
     # inputs with masks of their own share those of a product by chance
-    apart = jnp.ones((2, 2)) if law.shared_masks else _matrix(jnp.ones(2), law.keep)
+    if law.shared_masks:
+        apart = jnp.ones((2, 2))
+    else:
+        apart = _matrix(jnp.ones(2), law.keep)
     return _Moments(*(part * apart / law.keep for part in known))
 
 

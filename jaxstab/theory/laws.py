@@ -187,7 +187,8 @@ def law(
         check_choice("skip", skip, SKIPS)
     if not isinstance(weights, str):
         raise ValueError(
-            f"weights must be named for theory, one of {', '.join(WEIGHT_VARIANCES)}, got {weights!r}"
+            f"weights must be named for theory, one of {', '.join(WEIGHT_VARIANCES)}, got "
+            f"{weights!r}"
         )
     check_choice("weights", weights, tuple(WEIGHT_VARIANCES))
     if depth is not None:

@@ -155,25 +155,25 @@ def distance_map(
         # at c = 0 the root of c has no derivative: a point beside it, and its slope from there
         shift = host.held(xp.maximum(apart - (1.0 - _BESIDE_ZERO), 0.0))
         apart = apart - shift
-    found = log_pair(phi, about, log_q, apart, rule(about), opposite)
+    mapped = log_pair(phi, about, log_q, apart, rule(about), opposite)
     if phi.kernel is None:
         shift = xp.where(opposite, -shift, shift)
-        found = found._replace(gap=found.gap + found.slope * shift)
+        mapped = mapped._replace(gap=mapped.gap + mapped.slope * shift)
         # at c = +-1 the nodes stand still, and the derivative is the slope
         ends = xp.where(apart <= CLOSEST, distance - host.held(distance), 0.0)
-        found = found._replace(gap=found.gap + found.slope * ends)
+        mapped = mapped._replace(gap=mapped.gap + mapped.slope * ends)
     if about.check is not None:
         other = log_pair(phi, about, log_q, apart, rule(about, check=True), opposite)
         size = xp.exp(log_moments(phi, about, log_q).log_growth)
         long = log_q > about.check_from
-        unsure = long & (xp.abs(found.gap - other.gap) > ACCURACY * size)
-        found = found._replace(gap=xp.where(unsure, np.nan, found.gap))
+        unsure = long & (xp.abs(mapped.gap - other.gap) > ACCURACY * size)
+        mapped = mapped._replace(gap=xp.where(unsure, np.nan, mapped.gap))
         # slopes of steps are as small as V/q, whatever the length
         floor = ACCURACY / 100 * xp.minimum(size, 1.0)
-        off = xp.abs(found.slope - other.slope)
-        unsure = long & (off > ACCURACY * xp.abs(found.slope) + floor)
-        found = found._replace(slope=xp.where(unsure, np.nan, found.slope))
-    return Distance(share * found.gap, share * found.slope)
+        off = xp.abs(mapped.slope - other.slope)
+        unsure = long & (off > ACCURACY * xp.abs(mapped.slope) + floor)
+        mapped = mapped._replace(slope=xp.where(unsure, np.nan, mapped.slope))
+    return Distance(share * mapped.gap, share * mapped.slope)
 
 
 @compiled(at_once=True)
@@ -287,9 +287,9 @@ def _correlation(
     log_q = xp.log(q)
     moments = log_moments(phi, about, log_q)
     length = log_length_map(moments, log_square(sigma_w), log_square(sigma_b), log_q)
-    found = distance_map(phi, about, log_q, length.pair_share, 1.0 - c)
-    slope = xp.where(c >= 1.0, xp.exp(length.log_share + moments.log_slope), found.slope)
-    return 1.0 - found.distance, slope
+    mapped = distance_map(phi, about, log_q, length.pair_share, 1.0 - c)
+    slope = xp.where(c >= 1.0, xp.exp(length.log_share + moments.log_slope), mapped.slope)
+    return 1.0 - mapped.distance, slope
 
 
 def correlation_map(

@@ -191,7 +191,10 @@ def gaussian_panels(
     reach = (_REACH + 2 * about.growth * spread)[..., None]
     wide = xp.broadcast_to(spread[..., None], edges)
     exact = (along(about.breaks) - centre[..., None]) / wide
-    limit = xp.broadcast_to(reach, edges) if about.sharp else np.full(edges, _CENTRAL)
+    if about.sharp:
+        limit = xp.broadcast_to(reach, edges)
+    else:
+        limit = np.full(edges, _CENTRAL)
     places = xp.clip(exact, -limit, limit)
     width = along(about.scales)
     if blur is not None:

@@ -100,7 +100,9 @@ def known(phi: Activation) -> Features:
     Returns:
         Its features, with a table unless its parameters are traced.
     """
-    return features(phi) if host.is_traced(phi) else tabulated(phi)
+    if host.is_traced(phi):
+        return features(phi)
+    return tabulated(phi)
 
 
 def in_numpy(
@@ -165,7 +167,9 @@ def narrowed(results: Any, dtype: DTypeLike) -> Any:
     def narrow(result: Any) -> jax.Array:
         floating = jnp.issubdtype(result.dtype, jnp.floating)
         if isinstance(result, jax.Array):
-            return result.astype(dtype) if floating else result
+            if floating:
+                return result.astype(dtype)
+            return result
         return jnp.asarray(np.asarray(result, dtype if floating else result.dtype))
 
     return jax.tree.map(narrow, results)

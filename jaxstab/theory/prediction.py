@@ -72,13 +72,17 @@ def _predict(
 
 def _embedding(law: Law, width: int, d_in: int) -> float:
     """ln of the variance of the embedding's weights times fan_in, relative to a block's."""
-    return math.log(2 * d_in / (d_in + width)) if law.weights.startswith("glorot") else 0.0
+    if law.weights.startswith("glorot"):
+        return math.log(2 * d_in / (d_in + width))
+    return 0.0
 
 
 def _embedding_entries(law: Law, d_in: int, log_input: Array, c0: Array) -> Array:
     """ln of the squared gradient of the embedding's parameters over that of h_0."""
     log_fed = jnp.log(d_in) + log_input
-    return log_fed + log(1.0 - c0) if law.finite_batch else jnp.logaddexp(0.0, log_fed)
+    if law.finite_batch:
+        return log_fed + log(1.0 - c0)
+    return jnp.logaddexp(0.0, log_fed)
 
 
 def _forward(law: Law, phi: Activation, known: Layers) -> ForwardProfile:

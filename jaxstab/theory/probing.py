@@ -132,7 +132,10 @@ def _merged(kinks: list[float]) -> np.ndarray:
     merged: list[float] = []
     for kink in sorted(kinks):
         simple = round(kink, 9)
-        near = simple if abs(kink - simple) <= 1e-12 * max(1.0, abs(kink)) else kink
+        if abs(kink - simple) <= 1e-12 * max(1.0, abs(kink)):
+            near = simple
+        else:
+            near = kink
         if not merged or near - merged[-1] > 1e-10 * max(1.0, abs(near)):
             merged.append(near + 0.0)
     return np.asarray(merged)
@@ -181,4 +184,6 @@ def _order(values: np.ndarray, steps: np.ndarray) -> float:
     if not np.all(np.isfinite(size)) or np.any(size == 0):
         return 0.0
     power = float(np.log(size[-1] / size[-2]) / np.log(steps[-1] / steps[-2]))
-    return power if power < -1e-3 else 0.0
+    if power < -1e-3:
+        return power
+    return 0.0

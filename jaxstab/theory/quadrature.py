@@ -103,17 +103,17 @@ def single(phi: Activation, about: Features, q: Float[AnyArray, "*b"]) -> Single
         The moments, NaN where two rules differ by more than ACCURACY.
     """
     xp = host.namespace(q)
-    found = _single(phi, about, q, about.nodes.single)
+    moments = _single(phi, about, q, about.nodes.single)
     if about.check is not None:
         other = _single(phi, about, q, about.check.single)
-        found = found._replace(
-            length=_agreed(found.length, other.length), slope=_agreed(found.slope, other.slope)
+        moments = moments._replace(
+            length=_agreed(moments.length, other.length), slope=_agreed(moments.slope, other.slope)
         )
     if about.no_length:
-        found = found._replace(length=xp.full_like(q, np.nan))
+        moments = moments._replace(length=xp.full_like(q, np.nan))
     if about.no_slope:
-        found = found._replace(slope=xp.full_like(q, np.inf), slope_power=xp.zeros_like(q))
-    return found
+        moments = moments._replace(slope=xp.full_like(q, np.inf), slope_power=xp.zeros_like(q))
+    return moments
 
 
 def _agreed(found: AnyArray, other: AnyArray) -> AnyArray:
@@ -346,7 +346,10 @@ def _integrands(
     weights = weights * density(y)
     value, slope = _value_and_slope(phi, about, shared + spread * y)
     off = weights * (value - middle)
-    tilt = off * y / spread if about.jumps or about.no_slope else weights * slope
+    if about.jumps or about.no_slope:
+        tilt = off * y / spread
+    else:
+        tilt = weights * slope
     return weights, off, off * (value - middle), tilt
 
 
@@ -370,11 +373,14 @@ def _summed_in_turn(
     """The sums as loops, whose body is small to compile and stays in cache."""
     along = Legendre(jnp.asarray(nodes.node), jnp.asarray(nodes.weight))
     shape = given[0].shape if few else panels.span.shape
-    beside = given if few else tuple(jnp.broadcast_to(part[:, None], shape) for part in given)
+    if few:
+        beside = given
+    else:
+        beside = tuple(jnp.broadcast_to(part[:, None], shape) for part in given)
 
     def over_nodes(sums: tuple[AnyArray, ...], panels: Panels) -> tuple[tuple[AnyArray, ...], None]:
-        def add(sums: tuple[AnyArray, ...], at: Legendre) -> tuple[tuple[AnyArray, ...], None]:
-            parts = _integrands(phi, about, panels, beside, at.node, at.weight)
+        def add(sums: tuple[AnyArray, ...], node: Legendre) -> tuple[tuple[AnyArray, ...], None]:
+            parts = _integrands(phi, about, panels, beside, node.node, node.weight)
             return tuple(total + part for total, part in zip(sums, parts, strict=True)), None
 
         return jax.lax.scan(add, sums, along)

@@ -114,8 +114,8 @@ def curve(d: AnyArray, share: AnyArray, widths: Widths, points: int) -> Curve:
         share = np.bincount(which, np.asarray(share, float))
         d = values
     with jax.enable_x64(True):
-        found = _solved_curve(widened(d), widened(share), widths, points)
-    return narrowed(found, dtype)
+        solved = _solved_curve(widened(d), widened(share), widths, points)
+    return narrowed(solved, dtype)
 
 
 def _net(d: Array, share: Array, widths: Widths) -> _Net:
@@ -143,9 +143,9 @@ def _curve(d: Array, share: Array, widths: Widths, points: int) -> Curve:
 
     def law_from(log_w: Array, log_t: Array, log_lambda: Array) -> tuple[Array, Array]:
         start = _Point(jax.lax.complex(log_w, jnp.full_like(log_w, np.pi)), _complex(log_t))
-        found = _turned(net, start, log_lambda)
-        above = jnp.clip(_above(net, found), 0.0, rank)
-        return above, jnp.maximum(jnp.exp(found.log_t).imag, 0.0) / np.pi
+        turned = _turned(net, start, log_lambda)
+        above = jnp.clip(_above(net, turned), 0.0, rank)
+        return above, jnp.maximum(jnp.exp(turned.log_t).imag, 0.0) / np.pi
 
     log_lambda = jax.vmap(lambda log_w, log_t: _log_size(net, log_w, log_t))(log_w, log_t)
     above, _ = jax.vmap(law_from)(log_w, log_t, log_lambda)
@@ -200,12 +200,12 @@ def _factors(net: _Net, tau: Array) -> Array:
     return jnp.log(1 + tau / _complex(net.ratios))
 
 
-def _log_lambda(net: _Net, at: _Point) -> Array:
+def _log_lambda(net: _Net, point: _Point) -> Array:
     """ln lambda, its imaginary part in [0, pi] and continuous."""
-    factors = jnp.sum(_complex(net.powers) * _factors(net, -jnp.exp(at.log_t)))
+    factors = jnp.sum(_complex(net.powers) * _factors(net, -jnp.exp(point.log_t)))
     # tau lies below the real axis: ln tau = ln(-tau) - i pi
-    log_tau = at.log_t - 1j * np.pi
-    own = jnp.sum(_complex(net.counts) * at.log_w)
+    log_tau = point.log_t - 1j * np.pi
+    own = jnp.sum(_complex(net.counts) * point.log_w)
     return own + net.junctions * log_tau + factors + net.log_scale
 
 
@@ -215,16 +215,16 @@ def _log_size(net: _Net, log_w: Array, log_t: Array) -> Array:
     return jnp.sum(net.counts * log_w) + net.junctions * log_t + factors + net.log_scale
 
 
-def _above(net: _Net, at: _Point) -> Array:
+def _above(net: _Net, point: _Point) -> Array:
     """Im G / pi, the share of n_0 values above lambda."""
-    tau = -jnp.exp(at.log_t)
+    tau = -jnp.exp(point.log_t)
 
     def own(log_w: Array) -> Array:
         return jnp.sum(net.share * jnp.log(1 - _complex(net.d) / jnp.exp(log_w)).imag)
 
     # int tau dln(1 + tau / r) = tau - r ln(1 + tau / r)
     beside = tau.imag - net.ratios * _factors(net, tau).imag
-    diagonals = jnp.sum(net.counts * net.sizes * jax.vmap(own)(at.log_w))
+    diagonals = jnp.sum(net.counts * net.sizes * jax.vmap(own)(point.log_w))
     whole = diagonals + net.junctions * tau.imag + jnp.sum(net.powers * beside)
     return whole / np.pi
 
@@ -292,17 +292,17 @@ def _turned(net: _Net, start: _Point, log_size: Array) -> _Point:
     powers = _complex(net.powers)
     ratios = _complex(net.ratios)
 
-    def newton(at: _Point, target: Array) -> tuple[_Point, Array]:
+    def newton(point: _Point, target: Array) -> tuple[_Point, Array]:
         """One step, and the residual before it."""
-        tau = -jnp.exp(at.log_t)
-        m, slope = jax.vmap(lambda log_w: _resolvent(net, log_w))(at.log_w)
+        tau = -jnp.exp(point.log_t)
+        m, slope = jax.vmap(lambda log_w: _resolvent(net, log_w))(point.log_w)
         missed = (tau / sizes - m) / slope
-        residual = target - _log_lambda(net, at)
+        residual = target - _log_lambda(net, point)
         # dln(lambda) / dln(tau)
         turned = tau / sizes / slope
         along = net.junctions + jnp.sum(powers * tau / (ratios + tau)) + jnp.sum(counts * turned)
         step = (residual - jnp.sum(counts * missed)) / along
-        new = _Point(at.log_w + missed + turned * step, at.log_t + step)
+        new = _Point(point.log_w + missed + turned * step, point.log_t + step)
         return new, jnp.abs(residual) + jnp.max(jnp.abs(missed))
 
     def turn(good: _Point, angle: Array) -> tuple[_Point, None]:

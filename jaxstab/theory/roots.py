@@ -139,16 +139,16 @@ def polished(
     def step(
         state: tuple[AnyArray, AnyArray, AnyArray],
     ) -> tuple[tuple[AnyArray, AnyArray, AnyArray], Root]:
-        low, high, at = state
-        found = f(at)
-        before = xp.sign(found.value) == sign
-        low = xp.where(before, at, low)
-        high = xp.where(before, high, at)
-        usable = (xp.abs(found.slope) > ROUNDING) & xp.isfinite(found.value)
-        new = at - xp.where(usable, found.value, 0.0) / xp.where(usable, found.slope, 1.0)
+        low, high, root = state
+        sample = f(root)
+        before = xp.sign(sample.value) == sign
+        low = xp.where(before, root, low)
+        high = xp.where(before, high, root)
+        usable = (xp.abs(sample.slope) > ROUNDING) & xp.isfinite(sample.value)
+        new = root - xp.where(usable, sample.value, 0.0) / xp.where(usable, sample.slope, 1.0)
         inside = (new - low) * (new - high) <= ROUNDING
-        new = xp.where(usable & inside, new, xp.where(usable, (low + high) / 2, at))
-        return (low, high, xp.where(sign == 0, start, new)), Root(at, found)
+        new = xp.where(usable & inside, new, xp.where(usable, (low + high) / 2, root))
+        return (low, high, xp.where(sign == 0, start, new)), Root(root, sample)
 
     # from short lengths, where a map's excess is steep, one step comes near
     first = xp.where(sign == 0, start, xp.minimum(low, high))

@@ -97,30 +97,32 @@ def with_skip(block: Block, log_ratio: AnyArray, of_branch: Slopes) -> Slopes:
 
 
 def around(
-    block: Block, gains: Gains, at: AnyArray, moments: LogMoments, log_x: AnyArray
+    block: Block, gains: Gains, log_length: AnyArray, moments: LogMoments, log_x: AnyArray
 ) -> FixedPoint:
     """The record of the fixed point at a length: the root's, or 0 or inf with the limits on the way; NaN gives NaN.
 
     Args:
         block: the block.
         gains: of it.
-        at: ln x, finite.
+        log_length: ln x, finite.
         moments: of the block there.
         log_x: ln x of the fixed point.
 
     Returns:
         The record.
     """
-    xp = host.namespace(gains.weight, at)
+    xp = host.namespace(gains.weight, log_length)
     nowhere = xp.isnan(log_x)
-    length = log_length_map(moments, gains.weight, gains.bias, at)
+    length = log_length_map(moments, gains.weight, gains.bias, log_length)
     growth = xp.exp(gains.weight + moments.log_growth)
     if block.law.norm == "batch":
-        log_q, stable, lost = _batch(block, gains, at, moments, growth)
+        log_q, stable, lost = _batch(block, gains, log_length, moments, growth)
         log_q = xp.where(xp.isfinite(log_q) & (log_x < np.inf), log_q, log_x)
     else:
         log_q = log_x
-        stable, lost = _correlations(block, paired_at(block, gains, at, moments, length), nowhere)
+        stable, lost = _correlations(
+            block, paired_at(block, gains, log_length, moments, length), nowhere
+        )
     branch = Slopes(
         growth * moments.length_power, xp.exp(gains.weight + moments.log_slope), stable.chi
     )
@@ -151,14 +153,14 @@ def around(
 
 
 def paired_at(
-    block: Block, gains: Gains, at: AnyArray, moments: LogMoments, length: Length
+    block: Block, gains: Gains, log_x: AnyArray, moments: LogMoments, length: Length
 ) -> Pairing:
     """The correlation map at a length, or at a shorter one that stands for the infinite one of residual blocks.
 
     Args:
         block: the block.
         gains: of it.
-        at: ln q.
+        log_x: ln q.
         moments: of the block there.
         length: its map of the length there.
 
@@ -166,18 +168,18 @@ def paired_at(
         The map.
     """
     if block.law.residual:
-        at = host.namespace(at).minimum(at, _LONGEST_PAIR)
-        moments = block_moments(block, at)
-        length = log_length_map(moments, gains.weight, gains.bias, at)
-    return pairing(block, at, moments, length, gains)
+        log_x = host.namespace(log_x).minimum(log_x, _LONGEST_PAIR)
+        moments = block_moments(block, log_x)
+        length = log_length_map(moments, gains.weight, gains.bias, log_x)
+    return pairing(block, log_x, moments, length, gains)
 
 
 def _batch(
-    block: Block, gains: Gains, at: AnyArray, moments: LogMoments, growth: AnyArray
+    block: Block, gains: Gains, log_x: AnyArray, moments: LogMoments, growth: AnyArray
 ) -> tuple[AnyArray, Stable, bool]:
     """Length and correlation within a batch, whose map has the slope of the map of v."""
     state = lambda at, moments: batch_state(block, at, moments, gains)
-    log_q, distance = state(at, moments) if at.ndim == 0 else jax.vmap(state)(at, moments)
+    log_q, distance = state(log_x, moments) if log_x.ndim == 0 else jax.vmap(state)(log_x, moments)
     return log_q, Stable(distance, growth * moments.length_power), False
 
 
@@ -197,8 +199,8 @@ def _correlations(block: Block, paired: Pairing, nowhere: AnyArray) -> tuple[Sta
     else:
         missing = Stable(np.float64(np.nan), np.float64(np.nan))
         rows = (jax.tree.map(lambda column, i=i: column[i], paired) for i in range(len(nowhere)))
-        found = [missing if skip else one(row) for skip, row in zip(nowhere, rows, strict=True)]
-        stable = Stable(*map(np.stack, zip(*found, strict=True)))
+        records = [missing if skip else one(row) for skip, row in zip(nowhere, rows, strict=True)]
+        stable = Stable(*map(np.stack, zip(*records, strict=True)))
     known = paired.moments
     smoothed = xp.minimum(known.near_slope, known.near_growth - xp.log(stable.distance))
     lost = (stable.distance > 0) & (stable.chi < CANCELLED_SQUARE * paired.share * xp.exp(smoothed))

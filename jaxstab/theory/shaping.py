@@ -129,8 +129,8 @@ def shaped(
             rise = solved(layers, target, 1.0, lambda rise, x: x + x * rise, (0.0, target - 1.0))
         if leaky:
             return _leaky_by_slope(rise)
-        found = solution(Conditions(phi, features(phi), wanted == "tau", rise))
-        return _record(phi, found)
+        solution_of_phi = solution(Conditions(phi, features(phi), wanted == "tau", rise))
+        return _record(phi, solution_of_phi)
 
 
 def _target(what: str, wanted: str, given: dict[str, float | None]) -> float:
@@ -139,7 +139,10 @@ def _target(what: str, wanted: str, given: dict[str, float | None]) -> float:
     if others:
         raise ValueError(f"{what} has the target {wanted}, got {', '.join(others)}")
     value = given[wanted]
-    target = _DEFAULTS[wanted] if value is None else plain_number(wanted, value)
+    if value is None:
+        target = _DEFAULTS[wanted]
+    else:
+        target = plain_number(wanted, value)
     low, high = _RANGES[wanted]
     if not low < target < high:
         raise ValueError(f"{wanted} must lie in ({low:g}, {high:g}), got {target:g}")
@@ -174,12 +177,12 @@ def _leaky_by_slope(rise: float) -> Shaped:
 def _leaky(slope: float, delta: float) -> Shaped:
     power = (1.0 + slope**2) / 2.0
     gamma = 1.0 / math.sqrt(power - delta**2)
-    found = Solution(1.0, 0.0, gamma, delta, 1.0, gamma**2 * power, math.inf)
-    return _record(leaky_relu(slope), found)
+    solved = Solution(1.0, 0.0, gamma, delta, 1.0, gamma**2 * power, math.inf)
+    return _record(leaky_relu(slope), solved)
 
 
-def _record(phi: Activation, found: Solution) -> Shaped:
-    kinks = [(kink - found.beta) / found.alpha for kink in phi.kinks]
-    parameters = {name: getattr(found, name) for name in ("alpha", "beta", "gamma", "delta")}
+def _record(phi: Activation, solved: Solution) -> Shaped:
+    kinks = [(kink - solved.beta) / solved.alpha for kink in phi.kinks]
+    parameters = {name: getattr(solved, name) for name in ("alpha", "beta", "gamma", "delta")}
     activation = Activation(f"shaped_{phi.name}", _Transformed(phi), kinks, parameters=parameters)
-    return Shaped(activation, phi, *found)
+    return Shaped(activation, phi, *solved)

@@ -245,8 +245,11 @@ def _general(conditions: Conditions) -> Solution:
         )
         if np.max(np.abs(root.fun)) < max(_SOLVED, _ROUNDED / conditions.rise):
             log_alpha, beta = map(float, root.x)
-            found = _start(conditions, log_alpha, beta, start.sign)
-            best = found if best is None or _goes_before(found, best) else best
+            begun = _start(conditions, log_alpha, beta, start.sign)
+            if best is None or _goes_before(begun, best):
+                best = begun
+            else:
+                best = best
     if best is None:
         raise ValueError(
             f"{conditions} has no solution with alpha in [{math.exp(_LOG_ALPHA[0]):.3g}, "
@@ -255,13 +258,13 @@ def _general(conditions: Conditions) -> Solution:
     return _verified(conditions, best.log_alpha, best.beta, best.sign)
 
 
-def _goes_before(found: _Start, best: _Start) -> bool:
+def _goes_before(begun: _Start, best: _Start) -> bool:
     """Whether it bends less; or as much and is shifted less; or is mirrored and shifted to the right."""
-    if not math.isclose(found.bend, best.bend, rel_tol=_ALIKE):
-        return found.bend < best.bend
-    if not math.isclose(abs(found.beta), abs(best.beta), rel_tol=_ALIKE):
-        return abs(found.beta) < abs(best.beta)
-    return found.beta > 0 > best.beta
+    if not math.isclose(begun.bend, best.bend, rel_tol=_ALIKE):
+        return begun.bend < best.bend
+    if not math.isclose(abs(begun.beta), abs(best.beta), rel_tol=_ALIKE):
+        return abs(begun.beta) < abs(best.beta)
+    return begun.beta > 0 > best.beta
 
 
 def _start(conditions: Conditions, log_alpha: float, beta: float, sign: float) -> _Start:
@@ -299,30 +302,30 @@ def _both_change(grid: np.ndarray) -> np.ndarray:
 
 
 def _at_one(place: np.ndarray, conditions: Conditions, sign: float) -> np.ndarray:
-    found = _moments(conditions, np.exp(place[:1]), place[1:], sign)
-    return np.concatenate(_residuals(conditions, found))
+    moments = _moments(conditions, np.exp(place[:1]), place[1:], sign)
+    return np.concatenate(_residuals(conditions, moments))
 
 
 def _verified(conditions: Conditions, log_alpha: float, beta: float, sign: float) -> Solution:
     """The numbers of a solution, whose moments two rules agree on."""
     fewer = conditions.about.nodes.single * 3 // 4
-    found, check = (
+    solved, check = (
         _Moments(
             *map(float, np.concatenate(_moments(conditions, *_place(log_alpha, beta), sign, nodes)))
         )
         for nodes in (None, fewer)
     )
-    unsure = np.abs(np.subtract(found, check)) > ACCURACY * (1.0 + np.abs(found))
+    unsure = np.abs(np.subtract(solved, check)) > ACCURACY * (1.0 + np.abs(solved))
     if np.any(unsure):
         raise ValueError(f"{conditions} has moments that quadrature cannot give to {ACCURACY:g}")
     return Solution(
         math.exp(log_alpha),
         beta,
-        found.power**-0.5,
-        found.delta,
-        1.0 + found.length_excess,
-        1.0 + found.slope_excess,
-        math.inf if _bends(conditions) else found.curvature,
+        solved.power**-0.5,
+        solved.delta,
+        1.0 + solved.length_excess,
+        1.0 + solved.slope_excess,
+        math.inf if _bends(conditions) else solved.curvature,
     )
 
 

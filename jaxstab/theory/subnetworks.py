@@ -54,7 +54,9 @@ def checked_layers(layers: Layers) -> Layers:
                 f"residual stages need a block and a shortcut's weight in [0, 1), got {layers}"
             )
         return ResidualStages(blocks, branch, layers.shortcut)
-    return layers if callable(layers) else check_count("layers", layers, 1)
+    if callable(layers):
+        return layers
+    return check_count("layers", layers, 1)
 
 
 def largest(layers: Layers, x: float, layer: Layer) -> float:

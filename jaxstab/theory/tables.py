@@ -107,26 +107,26 @@ def _points() -> Float[np.ndarray, " point"]:
     return _LOW + _STEP * (np.arange(_CELLS + _POINTS - 1) - _POINTS / 2 + 1)
 
 
-def logarithms(found: Single, q: AnyArray) -> list[AnyArray]:
+def logarithms(moments: Single, q: AnyArray) -> list[AnyArray]:
     """Moments of one Gaussian as the columns of a table.
 
     Args:
-        found: the moments.
+        moments: the moments.
         q: its variance.
 
     Returns:
         E phi / sqrt(q), E phi', ln (E phi^2 / q), its power of q and the size of that one's
         terms, ln E phi'^2 and its power.
     """
-    xp = host.namespace(found.length)
+    xp = host.namespace(moments.length)
     return [
-        found.mean / xp.sqrt(q),
-        found.mean_slope,
-        xp.log(found.length),
-        found.length_power,
-        found.power_size,
-        xp.log(found.slope),
-        found.slope_power,
+        moments.mean / xp.sqrt(q),
+        moments.mean_slope,
+        xp.log(moments.length),
+        moments.length_power,
+        moments.power_size,
+        xp.log(moments.slope),
+        moments.slope_power,
     ]
 
 
@@ -153,12 +153,14 @@ def tabulated(phi: Activation) -> Features:
         return about
     points = _points()
     table = Table(_columns(phi, about, points))
-    at = (points + _STEP / 2)[_POINTS // 2 - 1 : -_POINTS // 2 : _CHECKED]
-    direct = _columns(phi, about, at)
-    looked_up = np.stack(table(at), -1)
+    middles = (points + _STEP / 2)[_POINTS // 2 - 1 : -_POINTS // 2 : _CHECKED]
+    direct = _columns(phi, about, middles)
+    looked_up = np.stack(table(middles), -1)
     with np.errstate(invalid="ignore"):
         off = np.abs(direct - looked_up) / np.maximum(1.0, np.abs(direct))
-    return about if np.any(off > _ALLOWED) else about._replace(table=table)
+    if np.any(off > _ALLOWED):
+        return about
+    return about._replace(table=table)
 
 
 def _columns(

@@ -210,10 +210,10 @@ def _new_stats(
     if chain.update.embed is not None:
         embed = chain.update.embed(as_layer(params.embed), x)
     readout = chain.update.readout(as_layer(params.readout), h)
-    found = params.restacked([embed, *blocks, readout])._asdict()
+    by_field = params.restacked([embed, *blocks, readout])._asdict()
     if chain.update.embed is None:
-        del found["embed"]
-    return found
+        del by_field["embed"]
+    return by_field
 
 
 def _deepest(depth: Array | int | None, most: int) -> Array | int:
@@ -228,12 +228,12 @@ def _deepest(depth: Array | int | None, most: int) -> Array | int:
 
 def _put(stacks: tuple[PyTree, ...], one: PyTree, here: Here) -> tuple[PyTree, ...]:
     """Write the values of one layer into the stack of its segment."""
-    at = here.segment or 0
+    segment = here.segment or 0
 
     def write(stack: Array, one: Array) -> Array:
         return jax.lax.dynamic_update_index_in_dim(stack, one, here.index, 0)
 
-    return (*stacks[:at], jax.tree.map(write, stacks[at], one), *stacks[at + 1 :])
+    return (*stacks[:segment], jax.tree.map(write, stacks[segment], one), *stacks[segment + 1 :])
 
 
 def _full(tree: PyTree) -> PyTree:
@@ -246,6 +246,6 @@ def _full(tree: PyTree) -> PyTree:
 
 def _length(gradient: PyTree) -> tuple[Array, Array]:
     """Return ln of the norm, NaN where an entry is not finite, and whether all are finite."""
-    found = norm(gradient)
-    finite = found.nonfinite == 0
-    return jnp.where(finite, found.log, jnp.nan), finite
+    both = norm(gradient)
+    finite = both.nonfinite == 0
+    return jnp.where(finite, both.log, jnp.nan), finite

@@ -191,10 +191,12 @@ def train(
 
     def update(t: Array, run: _Run) -> _Run:
         order, some = _minibatch(data, batch, draws, t, run.order)
-        found = gradient(t, run.state, some, run.last)
-        new = _updated(tx, run.state, found)
+        gradient_now = gradient(t, run.state, some, run.last)
+        new = _updated(tx, run.state, gradient_now)
         new = new._replace(curvature=curvature(t, run.state))
-        return _recorded(run._replace(order=order), t, rows[t], found, new, _right(found.y, some.y))
+        return _recorded(
+            run._replace(order=order), t, rows[t], gradient_now, new, _right(gradient_now.y, some.y)
+        )
 
     def segment(run: _Run, ends: tuple[Array, Array]) -> tuple[_Run, tuple[Array, Array]]:
         run = jax.lax.fori_loop(*ends, update, run)
@@ -244,35 +246,39 @@ def _begun(state: State, gradient: Gradient, examples: int, steps: int, looks: i
     )
 
 
-def _updated(tx: optax.GradientTransformation, state: State, found: Gradient) -> State:
+def _updated(tx: optax.GradientTransformation, state: State, gradient: Gradient) -> State:
     """Compute the state after an update, whatever the gradient is."""
     # optax mixes integers and floats, which strict users have switched off
     with jax.numpy_dtype_promotion("standard"):
         updates, optimiser = optax.with_extra_args_support(tx).update(
-            found.params, state.optimiser, state.params, value=found.loss, grad=found.params
+            gradient.params,
+            state.optimiser,
+            state.params,
+            value=gradient.loss,
+            grad=gradient.params,
         )
-    return State(optax.apply_updates(state.params, updates), found.stats, optimiser)
+    return State(optax.apply_updates(state.params, updates), gradient.stats, optimiser)
 
 
 def _recorded(
-    run: _Run, t: Array, rows: Array, found: Gradient, new: State, accuracy: Array
+    run: _Run, t: Array, rows: Array, gradient: Gradient, new: State, accuracy: Array
 ) -> _Run:
     """Record step t; freeze the state from the first non-finite loss or gradient on."""
     going = run.first_nonfinite < 0
-    clipped = {name: _telemetry(new.optimiser, name, found.loss.dtype) for name in _TELEMETRY}
-    series = {"loss": found.loss, "accuracy": accuracy.astype(found.loss.dtype)} | clipped
-    norms = jnp.append(found.log_norms, found.log_norm_readout).astype(run.norms.dtype)
+    clipped = {name: _telemetry(new.optimiser, name, gradient.loss.dtype) for name in _TELEMETRY}
+    series = {"loss": gradient.loss, "accuracy": accuracy.astype(gradient.loss.dtype)} | clipped
+    norms = jnp.append(gradient.log_norms, gradient.log_norm_readout).astype(run.norms.dtype)
     norms = jnp.where(going, norms, jnp.nan)
     return run._replace(
         state=jax.tree.map(
-            lambda new, old: jnp.where(going & found.finite, new, old), new, run.state
+            lambda new, old: jnp.where(going & gradient.finite, new, old), new, run.state
         ),
-        last=found,
+        last=gradient,
         series=jax.tree.map(
             lambda row, value: row.at[t].set(jnp.where(going, value, jnp.nan)), run.series, series
         ),
         norms=run.norms.at[rows].set(jnp.broadcast_to(norms, (2, len(norms)))),
-        first_nonfinite=jnp.where(going & ~found.finite, t, run.first_nonfinite),
+        first_nonfinite=jnp.where(going & ~gradient.finite, t, run.first_nonfinite),
     )
 
 
@@ -354,10 +360,10 @@ def _are_classes(y: PyTree, labels: PyTree) -> bool:
 
 def _telemetry(optimiser: PyTree, name: str, dtype: jnp.dtype) -> Array:
     """Read what `clipping.monitored` recorded, the outermost of several; NaN without."""
-    found = optax.tree.get_all_with_path(optimiser, name)
-    if not found:
+    telemetry = optax.tree.get_all_with_path(optimiser, name)
+    if not telemetry:
         return jnp.full((), jnp.nan, dtype)
-    return found[0][1].astype(dtype)
+    return telemetry[0][1].astype(dtype)
 
 
 def _check(

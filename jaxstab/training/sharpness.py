@@ -74,8 +74,8 @@ def sharpness(
         return _Network(chain, bound, x, loss, None).sharpness(products)
     depths = check_depths(depths, params.depth)
     if depths == (params.depth,):
-        found = _Network(chain, bound, x, loss, None).sharpness(products)
-        return jax.tree.map(lambda leaf: leaf[None], found)
+        record = _Network(chain, bound, x, loss, None).sharpness(products)
+        return jax.tree.map(lambda leaf: leaf[None], record)
     if not chain.prefixes:
         each = [
             _Network(chain, prefix(bound, depth), x, loss, None).sharpness(products)
@@ -146,8 +146,8 @@ class _Network(NamedTuple):
         return symmetric(linear, vector, (), None)
 
 
-def _log(found: Largest) -> Float[Array, ""]:
+def _log(eigenvalue: Largest) -> Float[Array, ""]:
     """ln of an eigenvalue; -inf where it is not positive."""
-    positive = jnp.where(found.value < 0, jnp.zeros_like(found.value), found.value)
-    exponent = found.exponent.astype(positive.dtype)
+    positive = jnp.where(eigenvalue.value < 0, jnp.zeros_like(eigenvalue.value), eigenvalue.value)
+    exponent = eigenvalue.exponent.astype(positive.dtype)
     return jnp.log(positive) + exponent * math.log(2)
