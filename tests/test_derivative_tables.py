@@ -210,7 +210,7 @@ def _parameters(t):
     batch = jnp.stack([x, -x, x**2])
     ones = jax.tree.map(lambda leaf: leaf / (1 + jnp.abs(leaf)), params)
     small = {"kernel": t * jnp.ones((2, 3), t.dtype), "bias": jnp.ones(3, t.dtype)}
-    gains = networks.scale_kernels(ones, 1.0 + t)
+    gains = networks.rescale(ones, 1.0 + jnp.stack([t, 0 * t, t, 2 * t, t]))
     parallel = networks.flatten(networks.over_batch(chain), 3)
     loss = lambda y: training.cross_entropy(y, jnp.asarray([0, 1, 1]))
     bound = networks.bind(mlp, params)
@@ -224,7 +224,7 @@ def _parameters(t):
             norm.value for norm in norms.group_norms({"a": x + t, "b": t * x + 1}, "leaf").values()
         ],
         "spectral_norm": regularizers.spectral_norm(small, KEY),
-        "scale_kernels": read(gains),
+        "rescale layer by layer": read(gains),
         "rescale": read(networks.rescale(params, 1.0 + t, 0.5 + t)),
         "fixup": networks.state(networks.chain(skipping), fixed, x),
         "flatten": networks.state(parallel, params, batch.ravel()),
@@ -293,6 +293,10 @@ def _numbers(tree):
     }
 
 
+# of other draws in float32 than in float64, or differentiable with float64 switched on alone
+_IN_FLOAT64 = ("log_apjn_estimate", "density", "trace", "sharpness")
+
+
 @pytest.mark.slow
 @pytest.mark.kernels
 @pytest.mark.parametrize("room", TABLES)
@@ -305,7 +309,10 @@ def test_derivatives_are_central_differences(room):
         values = jax.jit(jax.vmap(function))(jnp.asarray(around, jnp.float64))
     x64 = jax.config.jax_enable_x64
     dtype = jnp.float64 if x64 else jnp.float32
-    slopes = jax.jit(jax.vmap(jax.jacrev(function)))(jnp.asarray(points, dtype))
+    held = lambda t: {
+        name: leaf for name, leaf in function(t).items() if x64 or name not in _IN_FLOAT64
+    }
+    slopes = jax.jit(jax.vmap(jax.jacrev(held)))(jnp.asarray(points, dtype))
     # of the fourth order
     central = np.array([1.0, -8.0, 0.0, 8.0, -1.0]) / (12 * table.step)
     tolerance = table.tolerances[0 if x64 else 1]

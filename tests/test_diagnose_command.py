@@ -216,7 +216,7 @@ def test_a_damaged_batch_is_one_line(tmp_path, capsys):
         (["models_of_this_test:tagged"], "--batch"),
         (
             ["models_of_this_test:tagged", "--batch", "plain.npz", "--out", "taken"],
-            "cannot write taken/diagnosis.json: there is no folder taken",
+            "taken is not a folder",
         ),
     ],
 )

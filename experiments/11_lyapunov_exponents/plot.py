@@ -15,17 +15,24 @@ COLOURS = {
 SHOWN = 4
 
 
+def over_networks(values):
+    """Mean over the networks that have a value, and its standard error; NaN where fewer than two have one."""
+    alive = np.isfinite(values)
+    counts = np.where(np.sum(alive, axis=0) > 1, np.sum(alive, axis=0), np.nan)
+    mean = np.sum(values, axis=0, where=alive) / counts
+    spread = np.sum((values - mean) ** 2, axis=0, where=alive)
+    return mean, np.sqrt(spread / counts / (counts - 1))
+
+
 def growth(axis, data, family):
     """ln s_i / L against L, and the exponents that they go to."""
     depths = data["depths"]
     log_s = data[f"{family} ln s"]
     exponents = data[f"{family} exponents"]
     for i in range(SHOWN):
-        values = np.where(np.isfinite(log_s[:, :, i]), log_s[:, :, i], np.nan) / depths
-        error = np.nanstd(values, axis=0) / len(values) ** 0.5
+        mean, error = over_networks(log_s[:, :, i] / depths)
         shade = COLOURS[family]
         axis.axhline(exponents[i], color="black", lw=0.8, ls="--")
-        mean = np.nanmean(values, axis=0)
         axis.errorbar(depths, mean, error, fmt="o-", color=shade, ms=4, lw=1, alpha=1 - 0.2 * i)
         axis.annotate(f"$i={i + 1}$", (depths[0], mean[0]), (-6, 0), ha="right", va="center",
                       textcoords="offset points", fontsize=8)  # fmt: skip
@@ -40,11 +47,10 @@ def spectrum(axis, data):
     for family, colour in COLOURS.items():
         log_s = data[f"{family} ln s"]
         exponents = data[f"{family} exponents"]
-        finite = np.where(np.isfinite(log_s[:, -2:]), log_s[:, -2:], np.nan)
-        rates = (finite[:, 1] - finite[:, 0]) / (whole - half)
-        kept = np.mean(np.isfinite(rates), axis=0) > 0.5
-        many = int(np.sum(kept))
-        mean = np.nanmean(rates[:, kept], axis=0)
+        alive = np.all(np.isfinite(log_s[:, -2:]), axis=1)
+        last, before = (np.where(alive, log_s[:, i], np.nan) for i in (-1, -2))
+        many = int(np.sum(np.mean(alive, axis=0) > 0.5))
+        mean, _ = over_networks((last - before)[:, :many] / (whole - half))
         index = np.arange(1, many + 1)
         axis.plot(index, exponents[:many], "-", color="black", lw=0.8)
         axis.plot(index, mean, "o", color=colour, ms=4, label=family)
@@ -59,8 +65,7 @@ def alignment(axis, data):
     for family, colour in COLOURS.items():
         angles = data[f"{family} ln sin"]
         exponents = data[f"{family} exponents"]
-        mean = np.nanmean(angles, axis=0)
-        error = np.nanstd(angles, axis=0) / len(angles) ** 0.5
+        mean, error = over_networks(angles)
         axis.errorbar(depths, mean, error, fmt="o", color=colour, ms=4, label=family)
         line = mean[-1] + (exponents[1] - exponents[0]) * (depths - depths[-1])
         axis.plot(depths, line, "-", color="black", lw=0.8)

@@ -70,7 +70,7 @@ def sharpness(
 
     Returns:
         The median over draws, since a softmax that saturates has next to none; NaN for the Hessian,
-        of which no theory is known here.
+        of which no theory is known here. Its derivatives need `jax_enable_x64`.
 
     Raises:
         ValueError: as `kernels`; or if depths are not ascending, or a count is < 1.
