@@ -19,7 +19,7 @@ CASES = {
     "networks.MLP(2, 1.5)": r"width must be an integer >= 1, got 1.5",
     "networks.init(mlp, key, np.arange(3))": r"x must be floating, got dtype int",
     "networks.init(mlp, key, jnp.ones(3), float('nan'))": r"sigma_w must be finite and >= 0, got nan",
-    "networks.MLP(2, 4, norm='group')": r"norm must be one of None, batch, layer, rms, dyt, derf, got 'group'",
+    "networks.MLP(2, 4, norm='group')": r"norm must be one of None, batch, layer, rms, peri, dyt, derf, got 'group'",
     "networks.MLP(2, 4, skip='resnet')": r"skip must be one of None, sum, .* got 'resnet'",
     "networks.bind(mlp, params, key=key)": r"this network has none: MLP\(..., dropout=True\)",
     "networks.bind(mlp.clone(dropout=True), params, key=key, rate=-0.1)": r"rate must be in \[0, 1\], got -0.1",
