@@ -54,8 +54,8 @@ def test_a_command_stops_at_any_moment_of_its_first_seconds():
         run.send_signal(number)
     for run, delay in zip(runs, delays, strict=True):
         printed, complained = run.communicate(timeout=240)
-        if delay > 1.0 and run.returncode == 0:
-            # a fast machine was done before the signal came
+        if delay > 1.0 and run.returncode in (0, -signal.SIGINT):
+            # it was done before the signal came; Python ends with its handlers taken away
             assert printed and not complained
             continue
         assert run.returncode == 130, complained
