@@ -13,6 +13,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
+import wrong_inputs
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from trained_cells import dataset_of, store_of
@@ -210,22 +211,9 @@ def test_generated_flags(folder, command, flag):
     )
 
 
-values = st.recursive(
-    st.one_of(st.none(), st.booleans(), st.integers(-(10**30), 10**30), st.floats(), junk),
-    lambda inner: st.one_of(
-        st.lists(inner, max_size=3), st.dictionaries(st.sampled_from("ab"), inner, max_size=2)
-    ),
-    max_leaves=4,
+values = wrong_inputs.nested(
+    st.one_of(st.none(), st.booleans(), st.integers(-(10**30), 10**30), st.floats(), junk)
 )
-
-
-def toml(value):
-    """A value as TOML writes it; None as what TOML cannot read."""
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{key} = {toml(inner)}" for key, inner in value.items()) + "}"
-    if isinstance(value, list):
-        return f"[{', '.join(map(toml, value))}]"
-    return {True: "true", False: "false"}[value] if isinstance(value, bool) else json.dumps(value)
 
 
 @pytest.mark.slow
@@ -233,7 +221,7 @@ def toml(value):
 @given(st.sampled_from(["width", "sigma_w", "weights", "no_key", "norm_after", "out"]), values)
 def test_generated_configs(folder, key, value):
     # a flag that no grid takes, so that a config that happens to be right is refused too
-    (folder / "s.toml").write_text(f"{key} = {toml(value)}\n", encoding="utf-8")
+    (folder / "s.toml").write_text(f"{key} = {wrong_inputs.toml(value)}\n", encoding="utf-8")
     refused(folder, ["sweep", "--config", "s.toml", "--data", "digits", "--seeds", "0"])
 
 

@@ -216,7 +216,7 @@ def test_a_damaged_batch_is_one_line(tmp_path, capsys):
         (["models_of_this_test:tagged"], "--batch"),
         (
             ["models_of_this_test:tagged", "--batch", "plain.npz", "--out", "taken"],
-            "taken is not a folder",
+            "cannot write to taken: {project}/taken is not a folder",
         ),
     ],
 )
@@ -224,7 +224,7 @@ def test_bad_words_are_one_line_as_well(words, said, capsys, project):
     before = sorted(project.iterdir())
     assert cli.main(["diagnose", *words]) == 2
     complaint = capsys.readouterr().err
-    assert said in complaint and complaint.count("\n") == 1
+    assert said.format(project=project) in complaint and complaint.count("\n") == 1
     assert [place for place in sorted(project.iterdir()) if place.name != "__pycache__"] == [
         place for place in before if place.name != "__pycache__"
     ]

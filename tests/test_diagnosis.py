@@ -394,7 +394,9 @@ def test_the_depth_is_of_one_method_and_a_loss_is_a_scalar():
     probe = networks.probe(model, params, X)
     names = [probe.rows[i].name for i in measuring.blocks(probe)]
     assert names == [f"layers_{i}" for i in range(3)]
-    with pytest.raises(ValueError, match=r"must be a scalar float, got float32\[16, 12\]"):
+    with pytest.raises(
+        ValueError, match=r"the loss must be a scalar float, got float32 of shape \(16, 12\)"
+    ):
         diagnosis.diagnose(probe, params, X, jnp.square)
 
 

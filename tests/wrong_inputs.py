@@ -169,13 +169,20 @@ SCALARS = st.one_of(
     WORDS,
     st.sampled_from([10**400, "1979-05-27", math.inf, 0, 1, 2, 0.5, "a\0b"]),
 )
-VALUES = st.recursive(
-    SCALARS,
-    lambda inner: st.one_of(
-        st.lists(inner, max_size=3), st.dictionaries(st.sampled_from("ab"), inner, max_size=2)
-    ),
-    max_leaves=4,
-)
+
+
+def nested(scalars):
+    """Lists and tables of scalars, a few levels deep."""
+    return st.recursive(
+        scalars,
+        lambda inner: st.one_of(
+            st.lists(inner, max_size=3), st.dictionaries(st.sampled_from("ab"), inner, max_size=2)
+        ),
+        max_leaves=4,
+    )
+
+
+VALUES = nested(SCALARS)
 
 
 def toml(value):

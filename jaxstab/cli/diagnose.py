@@ -15,6 +15,7 @@ from jaxstab import diagnosis, networks
 from jaxstab.cli.faults import UserError, users_fault
 from jaxstab.cli.own import imported, users_code
 from jaxstab.diagnosis.diagnosing import probed
+from jaxstab.diagnosis.measuring import check_scalar
 from jaxstab.store.dataset import provenance
 from jaxstab.store.files import check_file, check_folder, whole_file
 
@@ -184,10 +185,5 @@ def _check_loss(
 
     with users_code(f"the loss of the output at x of shape {x.shape}"):
         value_shape = jax.eval_shape(value, params, x)
-    shape = getattr(value_shape, "shape", None)
-    if shape != () or not jnp.issubdtype(value_shape.dtype, jnp.floating):
-        if shape is None:
-            got = type(value_shape).__name__
-        else:
-            got = f"{value_shape.dtype} of shape {shape}"
-        raise UserError(f"the loss must be a scalar float, got {got}")
+    with users_fault():
+        check_scalar(value_shape)

@@ -4,6 +4,7 @@ Python runs its handlers between two of its own instructions, and XLA compiles f
 one. A thread that reads the signals' numbers as they come from the operating system acts meanwhile.
 """
 
+import atexit
 import contextlib
 import os
 import signal
@@ -29,7 +30,8 @@ _state = _State()
 def watch() -> None:
     """From now on stop the process with one line and exit code 130 at the first signal, outside of `orderly`.
 
-    It lasts until the process ends: Python's own handler would interrupt what JAX cleans up at exit.
+    It lasts until all is cleaned up at exit: Python's own handler would interrupt JAX there. Then
+    signals are ignored, so that a command that is done has its own exit code.
     Elsewhere than in the main thread signals stay as they are.
     """
     if threading.current_thread() is not threading.main_thread():
@@ -40,6 +42,8 @@ def watch() -> None:
         # what was ignored, as behind nohup, stays ignored
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _handle)
+            # the first to be registered is the last to be called
+            atexit.register(signal.signal, number, signal.SIG_IGN)
     signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     threading.Thread(target=_watch, args=(reading,), daemon=True).start()
 

@@ -204,10 +204,9 @@ def _changed(place: Path, wanted: Mapping[str, Any]) -> str:
 
 def _decoded(value: Any) -> Any:
     """A setting out of an attribute, which may be JSON."""
-    with contextlib.suppress(ValueError):
-        if isinstance(value, str):
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
             return json.loads(value)
-        return value
     return value
 
 

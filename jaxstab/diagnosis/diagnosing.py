@@ -12,7 +12,7 @@ from jaxstab.diagnosis.comparing import compared
 from jaxstab.diagnosis.cures import prescriptions
 from jaxstab.diagnosis.disagreeing import disagreement
 from jaxstab.diagnosis.findings import Diagnosis
-from jaxstab.diagnosis.measuring import Loss, Measured, measurement
+from jaxstab.diagnosis.measuring import Loss, Measured, check_loss, measurement
 from jaxstab.diagnosis.rules import findings, gradient_rate, small_share
 from jaxstab.diagnosis.running import of_run
 from jaxstab.diagnosis.watching import Watched
@@ -77,6 +77,7 @@ def diagnose(
     # parameters read from a file are NumPy's
     if any(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(params)):
         params = jax.tree.map(jnp.asarray, params)
+    check_loss(probe, loss, params, inputs)
     measure = measurement(probe, loss)
     key = jax.random.key(0) if key is None else key
     measured = measure(params, inputs, key)

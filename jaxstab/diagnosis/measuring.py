@@ -174,7 +174,6 @@ def measurement(
         return _at_rows(probe, _of_gradient, _examples(inputs), known)
 
     def measured(params: PyTree, inputs: Sequence[PyTree], key: Key[Array, ""]) -> Measured:
-        _check_loss(probe, loss, params, inputs)
         at_rows, shifts = signal(params, inputs, key)
         plain, d_theta, value = gradient(params, inputs, 1.0)
         grad = of_gradient(plain, inputs)
@@ -209,20 +208,41 @@ def measurement(
     return measured
 
 
-def _check_loss(probe: Probe, loss: Loss, params: PyTree, inputs: Sequence[PyTree]) -> None:
-    """Check that the loss is a real scalar."""
+def check_loss(probe: Probe, loss: Loss, params: PyTree, inputs: Sequence[PyTree]) -> None:
+    """Check that the loss is a real scalar.
+
+    Args:
+        probe: the model.
+        loss: scalar function of the output.
+        params: of the model.
+        inputs: likewise.
+
+    Raises:
+        ValueError: if it is something else.
+    """
 
     def of_output(params: PyTree, inputs: Sequence[PyTree]) -> Any:
         return loss(probe.read(params, *inputs, sites=()).output)
 
-    value = jax.eval_shape(of_output, params, inputs)
+    check_scalar(jax.eval_shape(of_output, params, inputs))
+
+
+def check_scalar(value: Any) -> None:
+    """Check that what a loss gives is a real scalar.
+
+    Args:
+        value: its shape, as `jax.eval_shape` has it.
+
+    Raises:
+        ValueError: if it is something else.
+    """
     shape = getattr(value, "shape", None)
-    if shape != () or not jnp.issubdtype(value.dtype, jnp.floating):
-        if shape is None:
-            got = type(value).__name__
-        else:
-            got = f"{value.dtype}{list(shape)}"
-        raise ValueError(f"the loss of the output must be a scalar float, got {got}")
+    if shape == () and jnp.issubdtype(value.dtype, jnp.floating):
+        return
+    got = type(value).__name__
+    if shape is not None:
+        got = f"{value.dtype} of shape {shape}"
+    raise ValueError(f"the loss must be a scalar float, got {got}")
 
 
 class _Signal(NamedTuple):

@@ -96,18 +96,13 @@ def rescale(
     if kernels is None and _of_family(params):
         if jnp.ndim(sigma_b) != 0:
             raise ValueError(f"sigma_b must be one number, got shape {jnp.shape(sigma_b)}")
-        scaled = _scaled_layers(params, sigma_w, _is_weight)
-        return _scaled_layers(scaled, sigma_b, _is_bias)
+        scaled = _scaled_layers(params, sigma_w, _is_weight, 2)
+        return _scaled_layers(scaled, sigma_b, _is_bias, 1)
     if isinstance(sigma_b, jax.core.Tracer) or np.any(np.asarray(sigma_b) != 1):
         raise ValueError(
             f"sigma_b must be 1, got {sigma_b}: biases of layers of your own stay as they are"
         )
-    rule = kernels or is_kernel
-
-    def is_weight(path: tuple[str, ...], axes: int) -> bool:
-        return axes >= 2 and bool(rule(path))
-
-    return _scaled_layers(params, sigma_w, is_weight)
+    return _scaled_layers(params, sigma_w, kernels, 2)
 
 
 def _of_family(params: Params) -> bool:
@@ -118,18 +113,16 @@ def _of_family(params: Params) -> bool:
     return all(isinstance(layer, Mapping) and "dense" in layer for layer in layers)
 
 
-def _is_weight(path: tuple[str, ...], axes: int) -> bool:
+def _is_weight(path: tuple[str, ...]) -> bool:
     return path == ("dense", "kernel")
 
 
-def _is_bias(path: tuple[str, ...], axes: int) -> bool:
+def _is_bias(path: tuple[str, ...]) -> bool:
     return path == ("dense", "bias")
 
 
-def _scaled_layers(
-    params: Params, factors: ArrayLike, chosen: Callable[[tuple[str, ...], int], bool]
-) -> Params:
-    """Multiply the leaves that a rule of path and number of axes chooses, by one factor or one per layer."""
+def _scaled_layers(params: Params, factors: ArrayLike, rule: Kernels | None, least: int) -> Params:
+    """Multiply the leaves of at least so many axes that a rule names, by one factor or one per layer."""
     shape = jnp.shape(factors)
     if shape not in ((), (params.depth + 2,)):
         raise ValueError(
@@ -139,15 +132,13 @@ def _scaled_layers(
     # parameters of blocks carry a layer axis
     axes = [0, *[1] * (len(layers) - 2), 0]
     which = [
-        [bool(chosen(path, np.ndim(leaf) - extra)) for path, leaf in named_leaves(layer.params)]
-        for layer, extra in zip(layers, axes, strict=True)
+        _which(layer.params, rule, least + extra) for layer, extra in zip(layers, axes, strict=True)
     ]
     if not any(map(any, which)):
         names = {path[-1] for layer in layers for path, _ in named_leaves(layer.params) if path}
         raise ValueError(
             "no parameter of two axes or more is a weight by this rule; there are "
-            f"{', '.join(sorted(names))}: "
-            "kernels=lambda path: path[-1] == ... says which"
+            f"{', '.join(sorted(names))}: kernels=lambda path: path[-1] == ... says which"
         )
     scaled = []
     first = 0

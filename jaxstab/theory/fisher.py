@@ -31,10 +31,11 @@ from jaxstab.checks import check_count, check_depths, check_gains
 from jaxstab.norms.meshes import varying_like
 from jaxstab.records import Sharpness
 from jaxstab.theory.features import Features
-from jaxstab.theory.gradient_grams import BelowReadout, below_readout, root
+from jaxstab.theory.gradient_grams import BelowReadout, below_readout
 from jaxstab.theory.kernels import kernels
 from jaxstab.theory.laws import Law, as_law, missing_kernels
 from jaxstab.theory.maps import AnyActivation
+from jaxstab.theory.moments import root
 from jaxstab.theory.precision import compiled
 
 # products for the largest of the C eigenvalues that lie above all others

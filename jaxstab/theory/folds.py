@@ -237,7 +237,9 @@ def _has_parameters(law: Law) -> bool:
     return law.norm is not None or is_squashed(law.activation)
 
 
-def _fed(law: Law, gains: Gains, signal: Signal, known: Head) -> tuple[Array, Array]:
+def _fed(
+    law: Law, gains: Gains, signal: Signal, known: Head, shrunk: Array | None = None
+) -> tuple[Array, Array]:
     """ln of a branch's squared gradient of parameters over that of the branch: per unit of width, and besides."""
     own = jnp.full_like(known.log_power, -jnp.inf)
     if _has_parameters(law):
@@ -246,7 +248,10 @@ def _fed(law: Law, gains: Gains, signal: Signal, known: Head) -> tuple[Array, Ar
         # gradients add up to zero over a batch: only what differs between examples counts, and no
         # bias
         return signal.log_q + known.log_unit + log(known.within), own
-    return known.log_power, log_sum(own, jnp.zeros_like(own))
+    if shrunk is None or not law.branch_norm:
+        return known.log_power, log_sum(own, jnp.zeros_like(own))
+    # W and b lie behind the division by the branch's length, scale and bias of its norm before it
+    return known.log_power + shrunk, log_sum(log_sum(own, shrunk), jnp.full_like(own, LOG_2))
 
 
 def _sequential(
@@ -261,13 +266,7 @@ def _sequential(
         known = head_of(signal)
         own = normed(law, gains, known)
         stepped = step(law, own, signal, known)
-        many, few = _fed(law, own, signal, known)
-        if law.branch_norm:
-            # W and b lie behind the division by the branch's length, scale and bias of its norm
-            # before it
-            shrunk = own.weight - gains.weight
-            many = many + shrunk
-            few = log_sum(log_sum(own.weight + known.log_own, shrunk), jnp.full_like(few, LOG_2))
+        many, few = _fed(law, own, signal, known, shrunk=own.weight - gains.weight)
         few = own.branch + few
         if law.skip == "rezero":
             # the gradient of alpha is the branch's sum with that of the state

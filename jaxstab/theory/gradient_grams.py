@@ -20,7 +20,7 @@ from jaxstab.activations import Activation
 from jaxstab.theory.features import Features
 from jaxstab.theory.kernels import Kernels
 from jaxstab.theory.laws import Law
-from jaxstab.theory.moments import log_moments
+from jaxstab.theory.moments import log_moments, root
 
 # of Newton and Schulz, for singular values within 1/2 and 3/2
 _ORTHOGONALISING = 10
@@ -107,19 +107,6 @@ def below_readout(
         return jax.tree.map(lambda new, old: jnp.where(there, new, old), new, step), None
 
     return jax.lax.scan(down, top, jnp.arange(1, deepest + 1))[0].sums
-
-
-def root(square: Float[Array, ""]) -> Float[Array, ""]:
-    """Compute the root of a number, 0 with derivative 0 where it is not positive.
-
-    Args:
-        square: the number.
-
-    Returns:
-        Its root.
-    """
-    positive = square > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1.0)), 0.0)
 
 
 def _slopes(

@@ -139,8 +139,8 @@ def _closed(phi: Activation, log_q: AnyArray) -> list[AnyArray]:
         )
     square, square_slope = _kernel(phi, q, xp.zeros_like(q))
     return [
-        _root(square) / xp.sqrt(q),
-        _root(square_slope),
+        root(square) / xp.sqrt(q),
+        root(square_slope),
         xp.log(length / q),
         length_rate / length,
         xp.abs(length_rate / length),
@@ -149,8 +149,15 @@ def _closed(phi: Activation, log_q: AnyArray) -> list[AnyArray]:
     ]
 
 
-def _root(square: AnyArray) -> AnyArray:
-    """The square root, 0 with derivative 0 where there is none."""
+def root(square: AnyArray) -> AnyArray:
+    """The square root, 0 with derivative 0 where there is none.
+
+    Args:
+        square: the number.
+
+    Returns:
+        Its root.
+    """
     xp = host.namespace(square)
     positive = square > 0
     return xp.where(positive, xp.sqrt(xp.where(positive, square, 1.0)), 0.0)
