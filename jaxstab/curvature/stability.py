@@ -182,7 +182,7 @@ def directional_sharpness(operator: Operator, direction: PyTree) -> Float[Array,
     check_square(operator)
     d = _direction(operator, direction, "direction")
     # to unit length before the product, whatever the direction's magnitude
-    d = d / jnp.max(jnp.abs(d))
+    d = d / jax.lax.stop_gradient(jnp.max(jnp.abs(d)))
     d = d / jnp.linalg.norm(d)
     return jnp.sum(d * operator.matvec(d))
 

@@ -170,8 +170,9 @@ def signal_to_noise(gradients: InputGradient) -> Estimate:
         1.5
     """
     log_norm = gradients.log_norm
-    # the ratio has no scale: the longest is 1
-    g = _rows(gradients.direction) * jnp.exp(log_norm - jnp.max(log_norm))[:, None]
+    # the ratio has no scale, nor has its derivative: the longest is 1
+    longest = jax.lax.stop_gradient(jnp.max(log_norm))
+    g = _rows(gradients.direction) * jnp.exp(log_norm - longest)[:, None]
 
     def ratio(power: Array, spread: Array, count: int) -> Array:
         if count < 2:

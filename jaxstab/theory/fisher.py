@@ -133,7 +133,8 @@ def _log_largest(
             # in the norm of the loss's Hessian the matrix is symmetric
             length = jnp.sum(h * u)
             value = jnp.sum(curved(new) * u) / jnp.where(length > 0, length, 1.0)
-            largest = jnp.max(jnp.abs(new))
+            # no value depends on the scale; a maximum's derivative is 0/0 where XLA rounds it twice
+            largest = jax.lax.stop_gradient(jnp.max(jnp.abs(new)))
             return new / jnp.where(largest > 0, largest, 1.0), value
 
         return jnp.log(jax.lax.scan(step, drawn.start, None, length=_PRODUCTS)[1][-1])
