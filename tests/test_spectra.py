@@ -183,7 +183,10 @@ def test_error_of_saturated_networks_is_never_understated():
         "the least of the most saturated are not told from zero, and said to be so"
     )
     known = np.isfinite(error)
-    assert np.median(error[known] / off[known]) < 60, "stated errors are not far above true ones"
+    # some are right to the last digit
+    with np.errstate(divide="ignore"):
+        excess = np.median(error[known] / off[known])
+    assert excess < 60, "stated errors are not far above true ones"
 
 
 def _disturbed_families(layers=20, n=12):

@@ -226,7 +226,7 @@ def test_finished_and_other_sweeps(whole, capsys, tmp_path, monkeypatch):
         ("--optimiser sdg", "optimiser must be one of"),
         ("--depths 0", "depth must be an integer >= 1"),
         ("--memory 0.00001", "one network of the largest kind takes"),
-        ("--lanes 0", "--lanes must be in 1..60, the number of networks, got 0"),
+        ("--lanes 0", "--lanes must be in 1..8, the number of networks, got 0"),
         ("--shard 3", "--shard must be I/N with 1 <= I <= N, got '3'"),
         ("--shard 3/2", "--shard must be I/N with 1 <= I <= N, got '3/2'"),
         ("--data nonsense", "unknown data set 'nonsense'"),
