@@ -252,7 +252,9 @@ def density(
 
     def quadrature(v: Float[Array, " n"]) -> tuple[Array, Array]:
         reduced = _tridiagonalise(operator, v[None], steps)
-        theta, s = decompositions.eigh(reduced.matrix)
+        matrix, count = _within_krylov_space(reduced.matrix, operator.columns)
+        theta, s = decompositions.eigh(matrix)
+        theta = jnp.where(jnp.arange(steps) < count, theta, theta[count - 1])
         return times_power(theta, reduced.exponent), s[0] ** 2
 
     # one after the other: a product holds what its gradient keeps
@@ -392,6 +394,24 @@ def _tridiagonalise(operator: Operator, start: Float[Array, "b n"], steps: int) 
     # row i holds what A v_i has of v_j, j <= i; the upper half is its mirror image
     below = jnp.tril(lower, -1)
     return _Tridiagonal(vectors, below + below.T + jnp.diag(jnp.diag(lower)), residual, exponent)
+
+
+def _within_krylov_space(
+    matrix: Float[Array, "k k"], columns: int
+) -> tuple[Float[Array, "k k"], Int[Array, ""]]:
+    """Cut a tridiagonal matrix where the Krylov space ends, and count the rows up to there.
+
+    Vectors beyond are made of rounding. Their Ritz values repeat those before, and no derivative
+    tells equal values apart. So they stand uncoupled above all others, with no weight.
+    """
+    size = len(matrix)
+    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(matrix)))
+    links = jnp.abs(jnp.diagonal(matrix, -1))
+    # as where `orthonormal` has no derivative
+    linked = links > 32 * jnp.finfo(matrix.dtype).eps * math.sqrt(columns) * largest
+    alive = jnp.concatenate([jnp.ones(1, bool), jnp.cumprod(linked).astype(bool)])
+    above = jnp.diag(largest * (4 + jnp.arange(size, dtype=matrix.dtype)))
+    return jnp.where(alive[:, None] & alive[None], matrix, above), jnp.sum(alive)
 
 
 def _invertible(r: Float[Array, "m m"]) -> Float[Array, "m m"]:
