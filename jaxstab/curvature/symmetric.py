@@ -399,11 +399,9 @@ def _tridiagonalise(operator: Operator, start: Float[Array, "b n"], steps: int) 
 def _within_krylov_space(
     matrix: Float[Array, "k k"], columns: int
 ) -> tuple[Float[Array, "k k"], Int[Array, ""]]:
-    """Cut a tridiagonal matrix where the Krylov space ends, and count the rows up to there.
-
-    Vectors beyond are made of rounding. Their Ritz values repeat those before, and no derivative
-    tells equal values apart. So they stand uncoupled above all others, with no weight.
-    """
+    """Cut a tridiagonal matrix where the Krylov space ends, and count the rows up to there."""
+    # Vectors beyond are made of rounding. Their Ritz values repeat those before, and no derivative
+    # tells equal values apart: they stand uncoupled above all others, with no weight.
     size = len(matrix)
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(matrix)))
     links = jnp.abs(jnp.diagonal(matrix, -1))
