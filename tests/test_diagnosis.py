@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from flax import nnx
 
 from jaxstab import diagnosis, networks, propagation
-from jaxstab.diagnosis import diagnosing, measuring
+from jaxstab.diagnosis import depths, diagnosing, measuring
 from jaxstab.diagnosis.comparing import compared
 from jaxstab.diagnosis.disagreeing import disagreement
 from jaxstab.networks.chains import Segments
@@ -90,14 +91,16 @@ class ResNet(nn.Module):
 
 
 class Gpt(nn.Module):
-    """Three blocks of attention, pre-norm; the positions' embedding is a parameter of the model itself."""
+    """Blocks of attention, pre-norm; the positions' embedding is a parameter of the model itself."""
+
+    depth: int = 3
 
     @nn.compact
     def __call__(self, tokens):
         x = nn.Embed(11, 32)(tokens) + self.param(
             "positions", nn.initializers.normal(0.5), (1, 6, 32), "float32"
         )
-        for i in range(3):
+        for i in range(self.depth):
             x = GptBlock(name=f"block_{i}")(x)
         return nn.Dense(11)(nn.LayerNorm()(x))
 
@@ -392,12 +395,41 @@ def test_the_depth_is_of_one_method_and_a_loss_is_a_scalar():
     model = nn.Sequential([nn.WeightNorm(nn.Dense(12)) for _ in range(3)])
     params = jax.eval_shape(model.init, jax.random.key(0), X)
     probe = networks.probe(model, params, X)
-    names = [probe.rows[i].name for i in measuring.blocks(probe)]
-    assert names == [f"layers_{i}" for i in range(3)]
+    assert _depth(probe) == [f"layers_{i}" for i in range(3)]
     with pytest.raises(
         ValueError, match=r"the loss must be a scalar float, got float32 of shape \(16, 12\)"
     ):
         diagnosis.diagnose(probe, params, X, jnp.square)
+
+
+def _depth(probe):
+    return [probe.rows[i].name for i in depths.blocks(probe)]
+
+
+class Stages(nnx.Module):
+    """Two layers in each of three entries of a list, which are no modules."""
+
+    def __init__(self, rngs):
+        layers = [[nnx.Linear(12, 12, rngs=rngs) for _ in range(2)] for _ in range(3)]
+        self.stages = nnx.List(
+            [nnx.Dict(norm=nnx.LayerNorm(12, rngs=rngs), parts=nnx.List(of)) for of in layers]
+        )
+
+    def __call__(self, h):
+        for stage in self.stages:
+            h = h + stage["parts"][1](nnx.relu(stage["parts"][0](stage["norm"](h))))
+        return h
+
+
+def test_the_depth_is_of_blocks_and_not_of_their_parts():
+    """Hold it where blocks have more parts than there are blocks, and where they are no modules."""
+    for count, expected in ((3, [f"block_{i}" for i in range(3)]), (2, [])):
+        gpt = Gpt(depth=count)
+        params = jax.eval_shape(gpt.init, jax.random.key(0), TOKENS)
+        # query, key, value and out of attention are four of a kind
+        assert _depth(networks.probe(gpt, params, TOKENS)) == expected
+    stages = networks.probe(Stages(nnx.Rngs(0)), None, X)
+    assert _depth(stages) == [f"stages/{i}/parts/1" for i in range(3)]
 
 
 class Unnormalised(nn.Module):
@@ -458,6 +490,8 @@ def test_healthy_models_raise_no_alarm_over_five_seeds(model):
     for seed in range(5):
         report = diagnosis.diagnose(probe, draw(jax.random.key(seed)), x, loss)
         assert report.healthy, f"seed {seed}: {report}"
+        # a cell's last state, which nothing reads, is no zero gradient
+        assert np.isfinite(report.rate.value)
     assert "nothing found" in str(report)
     rows = json.loads(report.as_json())["rows"]
     assert list(rows) == [row.name for row in probe.rows]

@@ -308,6 +308,25 @@ def test_blocks_stand_alone_where_no_input_is_given():
     np.testing.assert_allclose(found, wanted, atol=1e-5)
 
 
+def test_a_layer_that_transforms_itself_has_its_jacobian():
+    """`nnx.RNN` scans its variables, here while it is differentiated; h_t = tanh(u x_t + v h_{t-1})."""
+    rnn = nnx.RNN(nnx.SimpleCell(1, 1, rngs=nnx.Rngs(0)))
+    x = jnp.linspace(-1, 1, 3, dtype=jnp.float32)[:, None]
+    chain, params = networks.from_nnx([lambda x: x, rnn, lambda h: h], x)
+    s = jax.jit(lambda params: spectra.singular_values(chain, params, x, [1])[0])(params)
+    u, v = (float(dense.kernel[...][0, 0]) for dense in (rnn.cell.dense_i, rnn.cell.dense_h))
+    state = 0.0
+    jacobian = np.zeros((3, 3))
+    for t in range(3):
+        state = np.tanh(u * float(x[t, 0]) + v * state)
+        if t:
+            jacobian[t] = v * jacobian[t - 1]
+        jacobian[t, t] = u
+        jacobian[t] *= 1 - state**2
+    # float32
+    np.testing.assert_allclose(s, np.linalg.svd(jacobian, compute_uv=False), rtol=1e-5)
+
+
 @pytest.mark.slow
 def test_running_statistics_go_along_and_are_not_differentiated_by():
     """BatchNorm mixes the examples of a batch, in linen and in nnx; what it writes is dropped."""

@@ -289,6 +289,33 @@ def test_gradients_are_those_of_jax_grad_under_vmap():
     )
 
 
+def test_complex_sites_have_gradients_and_chains_of_them_are_refused():
+    """Hold |dL/dh| = 2 |w^+ w h| and |dL/dy| = 2 |y| of L = |y|^2, y = w h; |dL/d(a + i b)| is of (a, b)."""
+    w = jax.lax.complex(*jax.random.normal(KEY, (2, 4, 4), "float32"))
+
+    def model(w, x):
+        return jnp.abs(networks.tag("y", w @ networks.tag("h", x.astype("complex64")))) ** 2
+
+    probe = networks.probe(model, w, X[0])
+
+    @jax.jit
+    def measured(w):
+        gradient = propagation.backward_at_sites(probe, w, X[0], loss=jnp.sum).profile
+        return gradient.log_grad_h, propagation.forward_at_sites(probe, w, X[0]).log_q
+
+    log_grad_h, log_q = measured(w)
+    w, h = np.asarray(w), np.asarray(X[0])
+    y = w @ h
+    norms = [np.linalg.norm(w.conj().T @ y), np.linalg.norm(y)]
+    # float32; a complex unit is two real ones
+    np.testing.assert_allclose(log_grad_h, np.log(2 * np.asarray(norms)), atol=1e-5)
+    np.testing.assert_allclose(
+        log_q, np.log([np.mean(h**2) / 2, np.mean(np.abs(y) ** 2) / 2]), atol=1e-5
+    )
+    with pytest.raises(ValueError, match=r"layer 0 \(<lambda>\) gives complex64, and states"):
+        networks.from_params([lambda w, h: w @ h.astype(w.dtype)] * 3, [w] * 3, X[0])
+
+
 @pytest.mark.slow
 def test_the_jacobian_between_sites_is_that_of_jax():
     layers = nn.Sequential([nn.Dense(6), nn.tanh, nn.Dense(5), nn.tanh, nn.Dense(3)])

@@ -1,6 +1,7 @@
 """Measure signal and gradient at every site of one model at one batch."""
 
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -9,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Key, PyTree
 
+from jaxstab.diagnosis.depths import blocks, with_readers
 from jaxstab.networks import Probe, Site
-from jaxstab.networks.interception import BLOCK
 from jaxstab.networks.sites import Row
 from jaxstab.norms.logarithms import unit
 from jaxstab.propagation.attention import Attention, attention
@@ -189,7 +190,7 @@ def measurement(
         return Measured(
             rows=probe.rows,
             sites=of_rows,
-            blocks=blocks(probe),
+            blocks=with_readers(probe, blocks(probe), grad.log_norm),
             signal=at_rows.profile,
             log_grad_h=grad.log_norm,
             log_grad_theta=_of_parameters(probe, d_theta),
@@ -369,41 +370,6 @@ def _no_gradient(site: Site) -> Array:
     return jnp.full(site.shape, jnp.nan, jnp.float32)
 
 
-def blocks(probe: Probe) -> tuple[int, ...]:
-    """Find the rows that are a model's depth.
-
-    They are the largest group of calls of one class side by side, or of steps of one scan.
-
-    Args:
-        probe: the model.
-
-    Returns:
-        Numbers of the rows, in order of execution; none where no group has three.
-    """
-    sites = {site.name: site for site in probe.sites}
-    groups: dict[Any, list[int]] = {}
-    for i, row in enumerate(probe.rows):
-        site = sites[row.site]
-        if not site.floating or site.softmax or not site.path:
-            continue
-        parent = site.path.rpartition("/")[0]
-        # segments of a chain are one depth
-        stepwise = site.name if site.loops and site.kind != BLOCK else ""
-        # methods besides `__call__`, and parts of a tuple, are depths of their own
-        value = site.name.removeprefix(site.path).partition(":")[0]
-        groups.setdefault((parent, site.kind, value, stepwise), []).append(i)
-
-    def size(group: tuple[Any, list[int]]) -> tuple[int, int]:
-        # of equally many, the outermost: the blocks themselves, not what is within each
-        (parent, *_), rows = group
-        return len(rows), -len(parent.split("/") if parent else [])
-
-    largest = max(groups.items(), key=size, default=(None, []))[1]
-    if len(largest) >= 3:
-        return tuple(largest)
-    return ()
-
-
 def _examples(inputs: Sequence[PyTree]) -> int:
     """Size of the first axis of the first input; 0 where there is none."""
     shape = jnp.shape(jax.tree.leaves(inputs)[0])
@@ -441,7 +407,7 @@ def _positions(h: Array, examples: int) -> Float[Array, ""]:
     """Mean correlation of pairs of positions within an example."""
     if not _is_batch(h, examples) or h.ndim < 3 or h.shape[-2] < 2:
         return jnp.full((), jnp.nan)
-    rows = floating(h).reshape(-1, *h.shape[-2:])
+    rows = floating(h).reshape(math.prod(h.shape[:-2]), h.shape[-2], -1)
     return jnp.mean(jax.vmap(_mean_correlation)(rows))
 
 

@@ -164,7 +164,8 @@ def of_nnx(module: Any) -> tuple[OwnLayer, PyTree]:
             collections: PyTree = nnx.State({})
             if layer.batch_stats is not None:
                 collections = jax.lax.stop_gradient(layer.batch_stats)
-            model = nnx.merge(graph, layer.params, _keyed(streams, layer.dropout), collections)
+            states = (layer.params, _keyed(streams, layer.dropout), collections)
+            model = nnx.merge(graph, *_own_variables(states))
             if not train:
                 model.eval()
             out = model(h, **keywords)
@@ -201,6 +202,11 @@ def _split(module: nnx.Module) -> tuple[Any, PyTree, PyTree, PyTree]:
     graph, *states = nnx.split(module, nnx.Param, nnx.RngState, ...)
     theta, streams, rest = states
     return graph, theta, streams, rest
+
+
+def _own_variables(states: PyTree) -> PyTree:
+    """Copy variables: the module changes its own, and may be transformed within any trace of JAX."""
+    return jax.tree.map(lambda leaf: leaf, states)
 
 
 def _unchanged(bound: PyTree, h: PyTree) -> PyTree:

@@ -317,9 +317,16 @@ def _groups(layers: list[OwnLayer], bounds: list[PyTree], x: PyTree) -> list[lis
 def _above(i: int, layers: list[OwnLayer], bound: PyTree, h: PyTree) -> PyTree:
     """Return the shape of the state above a layer."""
     with _named(i, layers, h):
-        return jax.eval_shape(
+        above = jax.eval_shape(
             layers[i].apply, as_layer(bound)._replace(dropout=Dropout(jax.random.key(0))), h
         )
+    for leaf in jax.tree.leaves(above):
+        if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+            raise ValueError(
+                f"layer {i} ({layers[i].name}) gives {leaf.dtype}, and states of a chain are real: "
+                "give real and imaginary parts, or measure the model by networks.probe"
+            )
+    return above
 
 
 def _equal(one: Any, other: Any) -> bool:

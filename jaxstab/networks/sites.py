@@ -50,8 +50,8 @@ class Site(NamedTuple):
 
     @property
     def floating(self) -> bool:
-        """Whether the site can be shifted."""
-        return bool(jnp.issubdtype(self.dtype, jnp.floating))
+        """Whether the site can be shifted; complex numbers can."""
+        return bool(jnp.issubdtype(self.dtype, jnp.inexact))
 
     @property
     def softmax(self) -> bool:
