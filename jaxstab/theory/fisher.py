@@ -71,7 +71,7 @@ def sharpness(
 
     Returns:
         The median over draws, since a softmax that saturates has next to none; NaN for the Hessian,
-        of which no theory is known here. Its derivatives need `jax_enable_x64`.
+        of which no theory is known here.
 
     Raises:
         ValueError: as `kernels`; or if depths are not ascending, or a count is < 1.
@@ -112,7 +112,8 @@ def _log_largest(
 ) -> Float[Array, " depth"]:
     both = kernels(law, sigma_w, sigma_b, depths[-1], c0=c0, width=width, d_in=d_in)
     drawn = varying_like(_draws(outputs, examples, draws), both.nngp)
-    keys = jax.random.split(jax.random.key(0), draws)
+    # a seed of int64 could not be lowered where JAX has float64 switched off
+    keys = jax.random.split(jax.random.key(np.uint32(0)), draws)
 
     def one(drawn: _Draws, below: BelowReadout, nngp: Array, own: Array) -> Float[Array, ""]:
         together = nngp[0, 1]

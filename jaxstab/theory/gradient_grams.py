@@ -89,7 +89,7 @@ def below_readout(
         return _slopes(phi, about, law, found.nngp[layer, 0, 0], key, width)[:, None]
 
     first, last, rest = jax.random.split(key, 3)
-    readout = jax.random.normal(first, (width, outputs)) / jnp.sqrt(width)
+    readout = _normal(first, (width, outputs)) / jnp.sqrt(width)
     empty = jnp.zeros((outputs, outputs))
     top = _Step(slopes(depth, last) * readout, branch[depth], BelowReadout(empty, empty))
     top = top._replace(sums=added(top, depth))
@@ -116,8 +116,8 @@ def _slopes(
     if law.norm is not None and not law.norm_after:
         q = q / (q + law.epsilon)
     unit, mask = jax.random.split(key)
-    slope = phi.derivative(root(q) * jax.random.normal(unit, (width,)))
-    kept = jax.random.uniform(mask, (width,)) < law.keep
+    slope = phi.derivative(root(q) * _normal(unit, (width,)))
+    kept = jax.random.uniform(mask, (width,), jnp.float32).astype(float) < law.keep
     mean_square = jnp.exp(log_moments(phi, about, jnp.log(q)).log_slope) * law.keep
     return jnp.where(kept, slope, 0.0) / jnp.sqrt(mean_square)
 
@@ -126,8 +126,8 @@ def _pulled(rows: Float[Array, "n out"], law: Law, key: Array) -> Float[Array, "
     """W^T rows for square weights of mean square 1/n, Gaussian unless they are orthogonal."""
     width, outputs = rows.shape
     if outputs > width:
-        return jax.random.normal(key, (width, width)) @ rows / jnp.sqrt(width)
-    z = jax.random.normal(key, (width, outputs)) / jnp.sqrt(width)
+        return _normal(key, (width, width)) @ rows / jnp.sqrt(width)
+    z = _normal(key, (width, outputs)) / jnp.sqrt(width)
     if law.weights == "orthogonal" and 4 * outputs <= width:
 
         def nearer(_: int, z: Array) -> Array:
@@ -135,6 +135,11 @@ def _pulled(rows: Float[Array, "n out"], law: Law, key: Array) -> Float[Array, "
 
         z = jax.lax.fori_loop(0, _ORTHOGONALISING, nearer, z)
     return z @ _factor(rows.T @ rows).T
+
+
+def _normal(key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, "*shape"]:
+    # of 32 bits: those of 64 cannot be lowered where JAX has float64 switched off
+    return jax.random.normal(key, shape, jnp.float32).astype(float)
 
 
 def _factor(gram: Float[Array, "out out"]) -> Float[Array, "out out"]:

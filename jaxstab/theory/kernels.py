@@ -63,7 +63,7 @@ class _Moments(NamedTuple):
 
 
 def _moments(phi: Activation, about: Features, covariance: Array) -> _Moments:
-    lengths = _diagonal(covariance)
+    lengths = jnp.diagonal(covariance)
     own = log_moments(phi, about, jnp.log(lengths))
     q = jnp.exp(inside(jnp.log(lengths)))
     root = jnp.sqrt(lengths[0] * lengths[1])
@@ -96,7 +96,7 @@ def _head(phi: Activation, about: Features, law: Law, covariance: Array) -> _Mom
     elif law.norm_after:
         known = _moments(phi, about, covariance)
         if law.norm == "layer":
-            lengths = _diagonal(covariance)
+            lengths = jnp.diagonal(covariance)
             own = log_moments(phi, about, inside(jnp.log(lengths)))
             mean = own.mean * jnp.sqrt(lengths)
             known = known._replace(values=known.values - mean[:, None] * mean[None])
@@ -115,13 +115,8 @@ def _head(phi: Activation, about: Features, law: Law, covariance: Array) -> _Mom
 
 def _per_length(covariance: Array, law: Law) -> Float[Array, "2 2"]:
     """1 / sqrt((K11 + epsilon) (K22 + epsilon)), and so on."""
-    factor = jax.lax.rsqrt(_diagonal(covariance) + law.epsilon)
+    factor = jax.lax.rsqrt(jnp.diagonal(covariance) + law.epsilon)
     return factor[:, None] * factor[None]
-
-
-def _diagonal(covariance: Array) -> Float[Array, "2"]:
-    # the transpose of jnp.diagonal, a gather, has no float64 where JAX has it switched off
-    return jnp.stack([covariance[0, 0], covariance[1, 1]])
 
 
 def _matrix(diagonal: Array, beside: Array) -> Float[Array, "2 2"]:

@@ -7,7 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.custom_derivatives import SymbolicZero
 from jax.typing import DTypeLike
+from jaxtyping import Array, Float, PyTree
 
 from jaxstab.activations import Activation
 from jaxstab.activations.activation import concrete
@@ -49,8 +51,9 @@ def compiled(
             phi = plain if constant else phi
             if at_once and not host.is_traced((phi, numbers)):
                 return narrowed(in_numpy(function, phi, about, *numbers, **settings), dtype)
+            wide = jax.config.read("jax_enable_x64")
             with jax.enable_x64(True):
-                return narrowed(program(phi, *numbers, about=about, **settings), dtype)
+                return narrowed(program(phi, *numbers, about=about, wide=wide, **settings), dtype)
 
         return call
 
@@ -76,19 +79,65 @@ def _program(function: Callable, *static: str) -> Callable:
     def outermost() -> Callable:
         return jax.jit(ordered, static_argnames=names, compiler_options=host.quick_options())
 
-    def call(phi: Activation, *numbers: Any, **settings: Any) -> Any:
+    def call(phi: Activation, *numbers: Any, wide: bool, **settings: Any) -> Any:
         # an activation without traced parameters is part of the program
         arrays = any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(phi))
         traced, same = (phi, None) if arrays else (None, phi)
         if host.is_traced((phi, numbers)):
-            wide = jax.tree.map(widened, (traced, *numbers))
+            given = jax.tree.map(widened, (traced, *numbers))
             # folds carry numbers that differ from device to device beside those that do not
-            return inner(*varying_like(wide, wide), same=same, **settings)
+            given = varying_like(given, given)
+            leaves, structure = jax.tree.flatten(given)
+
+            def of_leaves(*leaves: Array) -> Any:
+                results = inner(*jax.tree.unflatten(structure, leaves), same=same, **settings)
+                return varying_like(results, leaves)
+
+            # functions of arrays are elementwise, and their Jacobians would be large
+            if wide or any(leaf.ndim for leaf in leaves):
+                return inner(*given, same=same, **settings)
+            return by_jacobian(of_leaves)(*leaves)
         # numbers at once, also where something around is being traced
         with jax.core.eval_context():
             return outermost()(*jax.tree.map(widened, (traced, *numbers)), same=same, **settings)
 
     return call
+
+
+def by_jacobian(function: Callable[..., PyTree[Float[Array, "..."]]]) -> Callable[..., PyTree]:
+    """A function of scalars in float64, to be differentiated where float64 is switched off.
+
+    JAX transposes a program where a caller's reverse pass meets it, in the caller's precision:
+    zeros of float32 then meet cotangents of float64. Here the reverse pass meets products with the
+    Jacobian alone, which forward mode has found.
+
+    Args:
+        function: of scalars, to arrays.
+
+    Returns:
+        The same function, differentiable to any order.
+    """
+    held = jax.custom_jvp(function)
+
+    def twice(*scalars: Float[Array, ""]) -> tuple[PyTree, PyTree]:
+        value = function(*scalars)
+        return value, value
+
+    def rule(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[PyTree, PyTree]:
+        moved = [place for place, t in enumerate(tangents) if not isinstance(t, SymbolicZero)]
+        with jax.enable_x64(True):
+            jacobian = by_jacobian(jax.jacfwd(twice, argnums=tuple(moved), has_aux=True))
+            slopes, value = jacobian(*primals)
+
+            def along(_: Array, slopes: tuple[Array, ...]) -> Array:
+                return sum(
+                    slope * tangents[place] for slope, place in zip(slopes, moved, strict=True)
+                )
+
+            return value, jax.tree.map(along, value, slopes)
+
+    held.defjvp(rule, symbolic_zeros=True)
+    return held
 
 
 def known(phi: Activation) -> Features:

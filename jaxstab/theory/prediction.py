@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, ArrayLike
 
 from jaxstab.activations import Activation
 from jaxstab.checks import Depths, check_depths, check_gains
@@ -46,8 +46,7 @@ def _predict(
     wanted = jnp.asarray(depths)[:, None]
     places = jnp.arange(len(climbed))
     inside = places[None] <= wanted
-    climb = _at_depths(climbed, depths)[:, None] - climbed[None]
-    log_grad_h = jnp.where(inside, climb / 2, jnp.nan)
+    log_grad_h = jnp.where(inside, (climbed[wanted] - climbed[None]) / 2, jnp.nan)
     # one gradient entry per weight, its input times its cotangent, and one per bias
     log_entries = jnp.logaddexp(jnp.log(width) + known.log_entries[:-1], known.log_few[:-1])
     log_entries = jnp.concatenate([_embedding_entries(law, d_in, log_input, c0)[None], log_entries])
@@ -55,8 +54,9 @@ def _predict(
 
     units = width * (max(depths) + 1 if law.skip == "dense" else 1)
     values = min(units, d_in)
-    log_jacobian = _at_depths(known.log_jacobian, depths)
-    log_mean_square = embed.weight + log_jacobian + jnp.log(width / values)
+    log_mean_square = (
+        embed.weight + known.log_jacobian[jnp.asarray(depths)] + jnp.log(width / values)
+    )
     log_s = jnp.full((len(depths), values * (law.batch or 1)), jnp.nan)
     records = (
         forward,
@@ -68,12 +68,6 @@ def _predict(
         _without(record, missing_fields(law)) for record in records
     )
     return profile, correlation, gradient, spectrum
-
-
-def _at_depths(values: Float[Array, " layer"], depths: tuple[int, ...]) -> Float[Array, " depth"]:
-    """Pick layers as sums over all: a gather's transpose has no float64 where JAX has it switched off."""
-    chosen = jnp.asarray(depths)[:, None] == jnp.arange(len(values))[None]
-    return jnp.sum(jnp.where(chosen, values[None], 0.0), axis=1)
 
 
 def _embedding(law: Law, width: int, d_in: int) -> float:
