@@ -247,6 +247,7 @@ def test_generated_files(folder, content, kind):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_one_line_takes_little_memory(folder):
     """In processes of their own: 1 GiB is enough, imports of JAX and all else included."""
     (folder / "s.toml").write_text("depths = " + "[" * 5000 + "]" * 5000)
@@ -304,6 +305,7 @@ PATHS = (
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @settings(GENERATED, max_examples=50)
 @given(
     st.sampled_from(PATHS),

@@ -41,6 +41,7 @@ INSIDE, CENSORED = np.geomspace(2, 15, 12), np.geomspace(0.5, 60, 12)
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("xi", "noise"),
     [

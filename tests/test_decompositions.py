@@ -177,6 +177,7 @@ with jax.set_mesh(explicit):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_any_way_over_two_devices_finishes_with_nothing_in_the_environment():
     # stacks large enough for jaxlib 0.10.2 to share them out among threads: of JAX's own, none of these finishes
     settings = {

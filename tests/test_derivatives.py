@@ -166,6 +166,7 @@ def _difference(f, t, step):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", ROWS)
 def test_gradients_are_central_differences(name):
     function, points, step, tolerances = ROWS[name]
@@ -229,6 +230,7 @@ SCANNED = {
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", SCANNED)
 def test_second_derivatives_of_scans_are_central_differences_of_the_gradient(name):
     function, point = SCANNED[name]
@@ -365,6 +367,7 @@ TABLES = {
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", [pytest.param("isometry", marks=pytest.mark.kernels), "depth 200"])
 def test_gradients_of_every_kind_are_central_differences(name):
     function, points, step, *tolerances = TABLES[name]

@@ -86,6 +86,7 @@ def test_held_doubly_critical_point():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("q", "share", "square"), [(0.01, 0.91120560, 3.15893005), (1.0, 0.77581455, 2.74415492)]
 )

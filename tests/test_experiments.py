@@ -37,6 +37,7 @@ def test_an_experiment_says_what_it_asks_and_expects(folder):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("folder", EXPERIMENTS, ids=lambda folder: folder.name)
 def test_an_experiment_run_small_measures_what_it_claims(folder, tmp_path, monkeypatch):
     # a script finds the modules beside it

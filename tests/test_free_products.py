@@ -222,6 +222,7 @@ def _orthogonal(rng, above, below):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("weights", ["gaussian", "orthogonal"])
 @pytest.mark.parametrize("widths", [(180, 360, 90, 270), (300, 60, 300, 300), (220, 220, 220)])
 def test_changing_widths_against_random_matrices(widths, weights):

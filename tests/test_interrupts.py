@@ -122,6 +122,7 @@ def test_nobody_reads_what_is_printed():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("process", [0, 1])
 def test_a_cluster_that_does_not_come_is_waited_for_no_longer_than_told(process, tmp_path):
     # nobody listens at port 9, where the first process is to; the second finds a port that is free

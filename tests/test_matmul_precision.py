@@ -84,6 +84,7 @@ def _as_on_a_device():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures("_as_on_a_device")
 @pytest.mark.parametrize("case", CASES)
 def test_every_product_is_at_full_precision(case):

@@ -29,6 +29,7 @@ def _report():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_errors_are_ordered_as_the_precisions_are():
     found, double = _report(), jax.config.read("jax_enable_x64")
     assert found.reference.dtype == (jnp.float64 if double else jnp.float32)

@@ -307,6 +307,7 @@ def _second_slopes(t, mask):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("killed", [False, True])
 def test_second_derivatives_in_every_order_of_modes(killed):
     # against differences of first derivatives; killed as a unit that relu has switched off

@@ -216,6 +216,7 @@ def _interrupted(monkeypatch, steps):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_sweep_that_is_stopped_goes_on_to_the_same_bytes(ran, tmp_path, monkeypatch, capsys):
     out = tmp_path / "stopped"
     command = [*FLAGS.split(), "--out", str(out)]
@@ -437,6 +438,7 @@ def test_phase_diagram_of_ones_own_activation(capsys, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_survey_of_a_single_cell_still_reports(tmp_path):
     grid = sweeps.Grid(
         {"activation": ("relu",), "depth": (2,), "seed": (0,), "sigma_w": (1.0,)}, width=8

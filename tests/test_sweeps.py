@@ -86,6 +86,7 @@ CURED = [{"norm": "layer", "skip": "sum", "dropout": 0.3}, {"norm": "batch", "ba
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("cure", CURED, ids=str)
 def test_cured_networks_sweep_too(cure):
     grid = GRID.but(sigma_w=(1.5,), activation=("tanh",), seed=(0,), **cure)
@@ -123,6 +124,7 @@ def test_cured_networks_sweep_too(cure):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("cure", [{"norm": "batch", "batch": 4}, {"skip": "dense"}], ids=str)
 def test_sharpness_is_that_of_the_dense_matrices(cure):
     """Depths that are traced, and those of blocks that depend on it, against `jax.hessian` of the shallower network."""
@@ -189,6 +191,7 @@ def test_one_compile_per_activation_whatever_the_rest():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_activations_share_the_programs_of_the_houses_measures():
     leaky = activations.leaky_relu(jnp.asarray(0.2))
     axes = {
@@ -278,6 +281,7 @@ def test_a_plan_grows_with_the_grid():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     "settings",
     [
@@ -387,18 +391,21 @@ np.testing.assert_allclose(found, program(factors), rtol=1e-5)
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_several_batched_decompositions_in_one_program_do_not_hang():
     # side by side on a 2-thread pool with BLAS threads of their own, such programs have stalled for good
     subprocess.run([sys.executable, "-c", TWO_DECOMPOSITIONS], check=True, timeout=240)
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_two_devices_do_what_one_does_and_do_not_hang():
     environment = {name: value for name, value in os.environ.items() if name != "NPROC"}
     subprocess.run([sys.executable, "-c", TWO_DEVICES], check=True, timeout=240, env=environment)
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_users_stacked_decompositions_keep_to_one_cpu_device():
     # on two, each would wait for threads that the other has
     environment = {name: value for name, value in os.environ.items() if name != "NPROC"}

@@ -164,6 +164,7 @@ def test_usable_critical_gains():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_no_nan_over_the_whole_range_of_gains():
     for name in names():
         for gain in np.linspace(0.1, 10.0, 8):

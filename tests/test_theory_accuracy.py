@@ -97,6 +97,7 @@ BARE = {
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", BARE)
 def test_undeclared_kinks_agree_with_scipy(name):
     # the record satisfies its equations as nested adaptive quadrature has them, z2 conditioned on z1

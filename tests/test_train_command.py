@@ -75,6 +75,7 @@ def whole(start, tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_runs_beside_each_other_told_to_stop_go_on_to_the_same_bytes(
     start, whole, tmp_path, capsys
 ):
@@ -104,6 +105,7 @@ def test_runs_beside_each_other_told_to_stop_go_on_to_the_same_bytes(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_shards_and_processes_of_a_cluster_fill_one_store(start, whole, tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -126,6 +128,7 @@ def test_shards_and_processes_of_a_cluster_fill_one_store(start, whole, tmp_path
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_lost_process_of_a_cluster_ends_nobody_else(start, whole, tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))

@@ -104,6 +104,7 @@ def test_means_errors_and_the_tuned_learning_rate(summary, whole):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_gradient_that_vanished_for_one_seed_is_not_left_out(whole, tmp_path):
     whole = whole.copy(deep=True)
     gone = {"seed": 0, "depth": 8, "evaluation": 0, "layer": 3, "variant": "tanh"}

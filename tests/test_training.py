@@ -39,6 +39,7 @@ def _first(tree, depth):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name",
     [

@@ -139,6 +139,7 @@ def test_a_store_resumes_and_unfinished_cells_are_holes(swept, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_any_setting_of_network_or_optimiser_is_an_axis():
     axes = {"width": (4, 8), "batch": (8, 16), "momentum": (0.0, 0.9), "depth": (1, 2)}
     grid = Grid(axes, optimiser="momentum", activation="relu", sigma_w=2**0.5)
@@ -223,6 +224,7 @@ for place in sys.argv[2:]:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_numbers_do_not_depend_on_the_number_of_devices(tmp_path):
     # devices used, and lanes; the first in a process of one device, the others in one of eight
     files = [tmp_path / f"{used}-{lanes}.npy" for used, lanes in ((1, 1), (8, 1), (2, 2))]
