@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import integrate, special
 
 from jaxstab import activations, analysis, networks, propagation, sweeps, theory
 from jaxstab.analysis.pointwise import fixed_points
@@ -151,6 +152,79 @@ def test_wide_networks_agree(name):
         )
 
 
+def _conditional_relu(q, c, epsilon):
+    """E[Var(relu | u) / (Var + epsilon)] and E[E(relu'^2 | u) / (Var + epsilon)] by SciPy, moments in closed form."""
+
+    def ratios(u):
+        centre, spread = math.sqrt(q * c) * u, math.sqrt(q * (1 - c))
+        share = special.ndtr(centre / spread)
+        density = spread * math.exp(-((centre / spread) ** 2) / 2) / math.sqrt(2 * math.pi)
+        mean = centre * share + density
+        variance = (centre**2 + spread**2) * share + centre * density - mean**2 + epsilon
+        return np.array([variance - epsilon, share]) / variance
+
+    def integrand(u):
+        return ratios(u) * math.exp(-(u**2) / 2) / math.sqrt(2 * math.pi)
+
+    # beyond, the normal density is below 1e-14
+    return integrate.quad_vec(integrand, -8.0, 8.0, epsabs=1e-13)[0]
+
+
+@pytest.mark.parametrize(("sigma_b", "c0", "epsilon"), [(0.5, 0.3, 1e-5), (0.0, 0.7, 1e-2)])
+def test_batchnorm_behind_relu_agrees_with_scipy(sigma_b, c0, epsilon):
+    block = theory.law("relu", norm="batch", norm_after=True, epsilon=epsilon)
+    forward, correlation, backward, _ = profiles(block, depth=2, sigma_b=sigma_b, c0=c0)
+    w2 = GAINS[0] ** 2
+    q = w2 + sigma_b**2
+    power, slope = _conditional_relu(q, (w2 * c0 + sigma_b**2) / q, epsilon)
+    after = w2 * power + sigma_b**2
+    chi = np.exp(2 * (backward.log_grad_h[0, 0] - backward.log_grad_h[0, 1]))
+    np.testing.assert_allclose(forward.q[1], after, rtol=1e-11)
+    np.testing.assert_allclose(correlation.c[1], sigma_b**2 / after, atol=1e-12)
+    np.testing.assert_allclose(chi, w2 * slope, rtol=1e-11)
+    # without biases nothing is shared behind the first block: Var relu = (1 - 1/pi) q / 2
+    if sigma_b == 0:
+        wanted = w2 / (after * (1 - 1 / np.pi) + 2 * epsilon)
+        np.testing.assert_allclose(2 * backward.log_grad_h[0, 1], np.log(wanted), rtol=1e-9)
+
+
+def test_batchnorm_behind_phi_agrees_with_networks_of_large_batches():
+    """Means and variances of units over a batch differ, as its examples share much: c = 0.49, then 0.27."""
+    width, batch, depth, seeds, sigma_b = 512, 256, 2, 6, 0.8
+    mlp = networks.MLP(depth, width, "tanh", features_out=6, norm="batch", norm_after=True)
+    chain = networks.chain(mlp)
+    orthonormal = np.linalg.qr(np.random.default_rng(5).normal(size=(width, batch)))[0].T
+    common = np.full((batch, batch), 0.3) + 0.7 * np.eye(batch)
+    x = jnp.asarray(np.linalg.cholesky(common) @ orthonormal * width**0.5)
+
+    @jax.jit
+    def measured(key):
+        weights, ends = jax.random.split(key)
+        params = networks.init(mlp, weights, x, GAINS[0], sigma_b)
+        end = jax.random.normal(ends, (batch, 6))
+        states = networks.states(chain, params, x)
+        h = jnp.concatenate([states.below[0], states.last[None]])
+        q = jnp.mean(h**2, axis=(1, 2))
+        both = jnp.mean(jnp.sum(h, axis=1) ** 2, axis=1) / batch
+        log_grad_h = propagation.backward(chain, params, x, lambda y: jnp.sum(end * y)).log_grad_h
+        return q, (both / q - 1) / (batch - 1), jnp.exp(2 * (log_grad_h[:-1] - log_grad_h[1:]))
+
+    samples = [measured(key) for key in jax.random.split(jax.random.key(1), seeds)]
+    block = theory.law("tanh", norm="batch", norm_after=True)
+    forward, correlation, backward, _ = profiles(block, depth=depth, sigma_b=sigma_b)
+    log_grad_h = backward.log_grad_h[0]
+    chi = np.exp(2 * (log_grad_h[:-1] - log_grad_h[1:]))
+    for found, wanted in zip(
+        zip(*samples, strict=True), (forward.q, correlation.c, chi), strict=True
+    ):
+        mean = np.mean(found, axis=0)
+        error = np.std(found, axis=0, ddof=1) / seeds**0.5
+        # four standard errors; two layers of finite width; a finite batch, by whose statistics
+        # examples are as correlated as -1/(B - 1), and whose linear chi is (B - 2)/(B - 3)
+        band = 4 * error + 2 / width * np.abs(wanted) + 2 / batch
+        assert np.all(np.abs(mean - wanted) < band), (mean, wanted, band)
+
+
 @pytest.mark.slow
 def test_numbers_of_a_law_are_traced():
     def slope(keep, alpha):
@@ -187,6 +261,9 @@ def test_what_is_not_known_is_nan_for_a_reason():
         and np.all(np.isfinite(forward.log_q))
     )
     assert "saturation" not in theory.missing(block) and np.all(np.isfinite(forward.saturation))
+    behind = {"norm": "batch", "norm_after": True}
+    assert "log_grad_theta" in theory.missing(theory.law("relu", **behind))
+    assert "batch None is its limit" in theory.missing(theory.law("relu", batch=8, **behind))["c"]
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxstab.activations import Activation
-from jaxstab.theory.batches import Sphere, finite_head, limit_head
+from jaxstab.theory.batches import Sphere, finite_head, limit_head, limit_head_after
 from jaxstab.theory.features import Features
 from jaxstab.theory.laws import Law
 from jaxstab.theory.maps import distance_map, log_sum
@@ -42,6 +42,8 @@ def head(law: Law, phi: Activation, about: Features, table: Sphere | None, signa
     log_epsilon = log(law.epsilon)
     if table is not None:
         dry = finite_head(law, table, signal, log_epsilon)
+    elif law.norm == "batch" and law.norm_after:
+        dry = limit_head_after(law, phi, about, signal, log_epsilon)
     elif law.norm == "batch":
         dry = limit_head(law, phi, about, signal, log_epsilon)
     elif law.norm is None:

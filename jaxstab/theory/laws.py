@@ -337,6 +337,10 @@ def missing_fields(known: Law) -> dict[str, str]:
     why = _no_law(known)
     if why:
         return dict.fromkeys(FIELDS, why)
+    if known.norm == "batch" and known.norm_after:
+        reasons["log_grad_theta"] = (
+            "gradients of weights add up over a batch, and those of its examples are correlated"
+        )
     if known.batch is not None and known.batch > 1:
         reasons["dead"] = "units dead for every example of a batch"
         if known.norm != "batch":
@@ -370,9 +374,10 @@ def _no_law(known: Law) -> str:
     """Why nothing is known of a block; empty where something is."""
     if known.skip == "highway":
         return "highway: states are no Gaussians, as gates differ from unit to unit"
-    if known.norm == "batch" and known.norm_after:
+    if known.finite_batch and known.norm_after:
         return (
-            "BatchNorm after phi: a quotient of moments of the whole batch, without a closed form"
+            "BatchNorm after phi: a quotient of moments of the whole batch, without a closed form; "
+            "batch None is its limit of many examples"
         )
     if known.branch_norm and known.skip == "dense":
         return "peri beside dense: the branch's length is that of all layers' features together"
@@ -409,6 +414,10 @@ def unsolvable(known: Law) -> str:
     """
     if known.skip == "scaled" and known.depth is None:
         return "scaled: branches get weaker with the depth of the network, which the law must say"
+    if known.norm == "batch" and known.norm_after:
+        return (
+            "BatchNorm after phi: rates depend on q and c together, and predict has them by layer"
+        )
     if known.branch_norm and not known.residual:
         return "peri without a skip: normalised twice, it has the rates of norm layer at length 1"
     return _no_law(known)
