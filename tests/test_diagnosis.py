@@ -306,7 +306,7 @@ def test_positions_of_a_deep_post_norm_transformer_collapse(pre):
 @pytest.mark.slow
 def test_attention_that_has_settled_is_found_at_its_module():
     """Hold place, size and interval of an entropy collapse; the query's kernel times 100."""
-    model = Gpt()
+    model = Gpt(depth=2)
     params = jax.jit(model.init)(jax.random.key(2), TOKENS)
     query = params["params"]["block_1"]["MultiHeadDotProductAttention_0"]["query"]
     query["kernel"] *= 100
@@ -321,7 +321,7 @@ def test_attention_that_has_settled_is_found_at_its_module():
     np.testing.assert_allclose(found.measured.value, np.mean(shares), rtol=1e-5)
     reach = 2 * np.std(shares, ddof=1) / np.sqrt(4)
     np.testing.assert_allclose(found.measured.high - found.measured.value, reach, rtol=1e-4)
-    assert f"largest logit {np.max(profile.max_logit[1]):.3g}; 1 of 3" in found.unit
+    assert f"largest logit {np.max(profile.max_logit[1]):.3g}; 1 of 2" in found.unit
     # its queries and keys are scaled down, nothing else
     (cure,) = report.prescriptions
     assert cure.name == "cooler attention" and cure.after < 0.5 * cure.before

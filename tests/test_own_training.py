@@ -56,7 +56,7 @@ def unstacked(params):
 def test_running_statistics_and_dropout_train_as_in_a_plain_loop():
     modules = [nn.Dense(6), Block(), Block(), Block(), nn.Dense(3)]
     chain = networks.from_linen(modules)
-    params = chain.init(KEY, X)
+    params = jax.jit(chain.init)(KEY, X)
     assert len(params.blocks.parts) == 1
     tx = optax.chain(clipping.monitored(clipping.clip_by_norm(0.5), per="layer"), optax.adam(0.03))
 
@@ -106,7 +106,12 @@ def test_running_statistics_and_dropout_train_as_in_a_plain_loop():
     chex.assert_trees_all_close(end.params, trained, atol=2e-5)
     for found, wanted in zip(unstacked(networks.Params(**end.stats))[1:4], stats[1:4], strict=True):
         chex.assert_trees_all_close(found, wanted, atol=1e-5)
-    y, _ = output(trained, stats, jax.random.split(KEY, 5), train=False)
+
+    @jax.jit
+    def inference(trained, stats):
+        return output(trained, stats, jax.random.split(KEY, 5), train=False)[0]
+
+    y = inference(trained, stats)
     np.testing.assert_allclose(
         seen.test_accuracy[-1], jnp.mean(jnp.argmax(y, -1) == DATA.y), atol=1e-6
     )
@@ -183,7 +188,7 @@ def test_images_of_one_input_each_and_a_regression():
     chain = networks.from_linen(
         [nn.Conv(2, (3, 3)), shrink, nn.Sequential([nn.tanh, nn.Conv(3, (3, 3))]), head]
     )
-    params = chain.init(KEY, images[0])
+    params = jax.jit(chain.init)(KEY, images[0])
     many = networks.over_batch(chain)
 
     def run(params):
@@ -191,7 +196,8 @@ def test_images_of_one_input_each_and_a_regression():
 
     seen, _ = jax.jit(run)(params)
     assert seen.loss[-1] < 0.2 * seen.loss[0] and np.all(np.isnan(seen.accuracy))
-    wanted = jnp.mean((jax.vmap(lambda x: whole(chain, params, x))(images) - data.y) ** 2)
+    outputs = jax.jit(jax.vmap(lambda x: whole(chain, params, x)))(images)
+    wanted = jnp.mean((outputs - data.y) ** 2)
     np.testing.assert_allclose(seen.loss[0], wanted, rtol=1e-5)
     with pytest.raises(
         ValueError,
@@ -211,7 +217,7 @@ def test_tokens_whose_labels_are_a_class_each():
     chain = networks.from_linen(
         [nn.Embed(5, 4), *[nn.Sequential([nn.tanh, nn.Dense(4)])] * 2, nn.Dense(5)]
     )
-    params = chain.init(KEY, tokens)
+    params = jax.jit(chain.init)(KEY, tokens)
     seen, _ = jax.jit(
         lambda params: train(chain, params, optax.adam(0.1), data, key=KEY, steps=40, batch=3)
     )(params)

@@ -172,17 +172,23 @@ def nnx_layers(name):
 def of_linen(modules, x):
     """The chain with its parameters, and the layers as Flax has them: function and parameters."""
     chain = networks.from_linen(modules)
-    thetas = []
-    h = x
-    for i, module in enumerate(modules):
-        # as the chain draws them
-        variables = module.init(jax.random.fold_in(KEY, i), h)
-        thetas.append(variables["params"])
-        h = module.apply(variables, h)
+
+    @jax.jit
+    def drawn():
+        thetas = []
+        h = x
+        for i, module in enumerate(modules):
+            # as the chain draws them
+            variables = module.init(jax.random.fold_in(KEY, i), h)
+            thetas.append(variables["params"])
+            h = module.apply(variables, h)
+        return chain.init(KEY, x), thetas
+
+    params, thetas = drawn()
     applies = [
         lambda theta, h, module=module: module.apply({"params": theta}, h) for module in modules
     ]
-    return chain, chain.init(KEY, x), applies, thetas
+    return chain, params, applies, thetas
 
 
 def of_nnx(modules, x):
@@ -226,21 +232,24 @@ def test_every_measurement_is_that_of_the_modules(name):
         for apply, theta in zip(applies[1:-1], thetas[1:-1], strict=True):
             states.append(apply(theta, states[-1]))
 
-        def above(h, first, thetas):
-            for apply, theta in zip(applies[first:-1], thetas[first:-1], strict=True):
+        def above(h):
+            for apply, theta in zip(applies[1:-1], thetas[1:-1], strict=True):
                 h = apply(theta, h)
             return h
 
-        def value(h, first, thetas):
-            return loss(applies[-1](thetas[-1], above(h, first, thetas)))
+        def shifted(thetas, shifts):
+            h = x
+            for apply, theta, shift in zip(applies[:-1], thetas[:-1], shifts, strict=True):
+                h = apply(theta, h) + shift
+            return loss(applies[-1](thetas[-1], h))
 
         log_q = [jnp.log(jnp.mean(flat(h) ** 2)) for h in states]
-        log_grad_h = [
-            log_norm(flat(jax.grad(value)(h, first + 1, thetas))) for first, h in enumerate(states)
-        ]
-        gradient = jax.grad(lambda thetas: value(applies[0](thetas[0], x), 1, thetas))(thetas)
+        # the gradient by the shift of a state is dL/dh
+        zeros = [jnp.zeros_like(h) for h in states]
+        gradient, by_shift = jax.grad(shifted, (0, 1))(thetas, zeros)
+        log_grad_h = [log_norm(flat(cotangent)) for cotangent in by_shift]
         h_0, back = ravel_pytree(states[0])
-        jacobian = jax.jacobian(lambda h: flat(above(back(h), 1, thetas)))(h_0)
+        jacobian = jax.jacobian(lambda h: flat(above(back(h))))(h_0)
         return (
             jnp.stack(log_q),
             jnp.stack(log_grad_h),
