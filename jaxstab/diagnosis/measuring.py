@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Key, PyTree
 
 from jaxstab.diagnosis.depths import blocks, with_readers
+from jaxstab.diagnosis.steps import stepped
 from jaxstab.networks import Probe, Site
 from jaxstab.networks.sites import Row
 from jaxstab.norms.logarithms import unit
@@ -60,6 +61,9 @@ class Measured(NamedTuple):
         log_grad_theta: ln |dL/dtheta| of the parameters of the row's submodule; NaN where it has
             none.
         by_example: ln |dL/dh| of each example; NaN where the first axis is not the batch.
+        cut_off: rows without a gradient, here and one small step down the gradient: not only behind
+            a kernel that starts at zero.
+        frozen: rows without a gradient by the parameters of their submodule, likewise.
         nonfinite: share of the gradient that is not finite.
         zero: share of the gradient that is exactly zero.
         lost: share of the gradient that is zero only because floats end.
@@ -78,6 +82,8 @@ class Measured(NamedTuple):
     log_grad_h: Float[np.ndarray, " row"]
     log_grad_theta: Float[np.ndarray, " row"]
     by_example: Float[np.ndarray, "row example"]
+    cut_off: Bool[np.ndarray, " row"]
+    frozen: Bool[np.ndarray, " row"]
     nonfinite: Float[np.ndarray, " row"]
     zero: Float[np.ndarray, " row"]
     lost: Float[np.ndarray, " row"]
@@ -178,6 +184,13 @@ def measurement(
         at_rows, shifts = signal(params, inputs, key)
         plain, d_theta, value = gradient(params, inputs, 1.0)
         grad = of_gradient(plain, inputs)
+        log_grad_theta = _of_parameters(probe, d_theta)
+        cut_off = grad.log_norm == -np.inf
+        frozen = log_grad_theta == -np.inf
+        if np.any(cut_off[floats]) or np.any(frozen):
+            later, later_theta, _ = gradient(stepped(probe, params, d_theta), inputs, 1.0)
+            cut_off &= of_gradient(later, inputs).log_norm == -np.inf
+            frozen &= _of_parameters(probe, later_theta) == -np.inf
         disturbed, _, _ = gradient(params, inputs, 1.0, shifts)
         saliency = _at_rows(probe, _of_saliency, _examples(inputs), plain, disturbed)
         lost = np.zeros(len(of_rows))
@@ -193,8 +206,10 @@ def measurement(
             blocks=with_readers(probe, blocks(probe), grad.log_norm),
             signal=at_rows.profile,
             log_grad_h=grad.log_norm,
-            log_grad_theta=_of_parameters(probe, d_theta),
+            log_grad_theta=log_grad_theta,
             by_example=grad.by_example,
+            cut_off=cut_off,
+            frozen=frozen,
             nonfinite=grad.nonfinite,
             zero=grad.zero,
             lost=lost,

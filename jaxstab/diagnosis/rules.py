@@ -313,7 +313,9 @@ def _no_gradient(measured: Measured) -> list[Finding]:
     if np.all(~np.isfinite(measured.log_grad_h[measured.values])):
         return []
     by_site: dict[str, bool] = {}
-    nothing = (measured.log_grad_h == -np.inf) & measured.values
+    # an output of the model that the loss does not read is no part of it
+    inside = np.asarray([bool(site.path) for site in measured.sites])
+    nothing = measured.cut_off & measured.values & inside
     for row, none in zip(measured.rows, nothing, strict=True):
         by_site[row.site] = by_site.get(row.site, True) and bool(none)
     stopped = [
@@ -337,8 +339,8 @@ def _no_gradient(measured: Measured) -> list[Finding]:
         ]
     frozen = [
         i
-        for i, log in enumerate(measured.log_grad_theta)
-        if log == -np.inf and np.isfinite(measured.log_grad_h[i]) and measured.values[i]
+        for i in np.flatnonzero(measured.frozen)
+        if np.isfinite(measured.log_grad_h[i]) and measured.values[i]
     ]
     return [
         Finding(
