@@ -203,6 +203,7 @@ def test_half_precision_that_underflows_is_told_from_a_gradient_that_is_none(mod
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("settings", "gains", "what", "rate"),
     [
@@ -498,6 +499,7 @@ def test_a_readout_is_no_odd_block():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("model", [Mlp(), ResNet(), Gpt(), Cnn(), Rnn(), "chain"])
 def test_healthy_models_raise_no_alarm_over_five_seeds(model):
     x = TOKENS if isinstance(model, Gpt) else X
