@@ -130,7 +130,9 @@ def place(template, tmp_path, monkeypatch):
 
 def sized(few, many):
     """Two sizes of a test: a few examples always, many where slow tests run."""
-    return pytest.mark.parametrize("size", [few, pytest.param(many, marks=[pytest.mark.slow, pytest.mark.long])])
+    return pytest.mark.parametrize(
+        "size", [few, pytest.param(many, marks=[pytest.mark.slow, pytest.mark.long])]
+    )
 
 
 def try_all(size, strategy, check):

@@ -181,21 +181,11 @@ def fit_depth_scale(
     centre = float(proportional.coefficients[0])
     error_gains = float(proportional.errors[0])
     seeds = accuracy.shape[2]
-    kept = [
-        deepest_trainable(_mean(np.delete(accuracy, s, 2)), depths, threshold)
-        for s in range(seeds)
-        if seeds > 1
-    ]
-    error_seeds, power_seeds = (
-        float(
-            np.sqrt(
-                (seeds - 1) * np.var([_censored(one, log_xi, free).coefficients[0] for one in kept])
-            )
-        )
-        if seeds > 1
-        else float("nan")
-        for free in (False, True)
-    )
+    kept = []
+    if seeds > 1:
+        rest = [np.delete(accuracy, s, 2) for s in range(seeds)]
+        kept = [deepest_trainable(_mean(one), depths, threshold) for one in rest]
+    error_seeds, power_seeds = (_jackknifed(kept, log_xi, free) for free in (False, True))
     errors = np.array([error_gains, error_seeds])
     degrees = np.array([proportional.freedom, seeds - 1.0])
     told = np.append(True, np.isfinite(error_seeds))
@@ -269,6 +259,14 @@ def _mean(accuracy: Float[np.ndarray, "depth gain seed"]) -> Float[np.ndarray, "
     """Over seeds that are known; NaN for none."""
     count = np.isfinite(accuracy).sum(-1)
     return np.where(count > 0, np.nansum(accuracy, -1) / np.maximum(count, 1), np.nan)
+
+
+def _jackknifed(kept: list[Boundary], log_xi: Float[np.ndarray, " gain"], free: bool) -> float:
+    """Standard error of the first coefficient from fits without one seed each; NaN without any."""
+    if not kept:
+        return float("nan")
+    coefficients = [_censored(one, log_xi, free).coefficients[0] for one in kept]
+    return float(np.sqrt((len(kept) - 1) * np.var(coefficients)))
 
 
 def _censored(

@@ -40,10 +40,15 @@ def check_setting(
     if isinstance(value, jax.core.Tracer):
         return
     number = float(np.asarray(value))
-    if not (low <= number < high if below else low <= number <= high):
-        interval = (
-            f">= {low:g}" if high == math.inf else f"in [{low:g}, {high:g}{')' if below else ']'}"
-        )
+    if below:
+        within = low <= number < high
+        interval = f"in [{low:g}, {high:g})"
+    else:
+        within = low <= number <= high
+        interval = f"in [{low:g}, {high:g}]"
+    if high == math.inf:
+        interval = f">= {low:g}"
+    if not within:
         raise ValueError(f"{name} must be {interval}, got {value}")
 
 

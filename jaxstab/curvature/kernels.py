@@ -221,9 +221,9 @@ def _rows(chain: Chain, params: Params, x: Any, chunk_size: int | None) -> tuple
     if isinstance(chain.block, tuple):
         vectors = views.of_rows(chain, params, x)
         rows = (x.shape[0], math.prod(x.shape[1:]))
-        return vectors, jax.ShapeDtypeStruct(rows, x.dtype) if isinstance(
-            x, jax.ShapeDtypeStruct
-        ) else x.reshape(rows)
+        if isinstance(x, jax.ShapeDtypeStruct):
+            return vectors, jax.ShapeDtypeStruct(rows, x.dtype)
+        return vectors, x.reshape(rows)
     check_floating("x", x.dtype)
     if len(x.shape) != 2:
         raise ValueError(f"x must be a batch [batch, d_in], got shape {x.shape}")

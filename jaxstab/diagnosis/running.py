@@ -110,17 +110,22 @@ def _clipping(
     for name, rate in rates.items():
         if 0 < rate < ALWAYS:
             continue
-        never = rate == 0
+        if rate == 0:
+            what = "clipping never fires"
+            why = "a threshold that nothing reaches guards against nothing"
+        else:
+            what = "clipping always fires"
+            why = (
+                "a norm that is always cut to the threshold makes every step of one length: the "
+                "threshold is part of the learning rate (Zhang et al. 2020)"
+            )
         found.append(
             Finding(
-                "clipping never fires" if never else "clipping always fires",
+                what,
                 f"clipper {name}",
                 share(float(rate), updates),
                 f"of {updates} updates were clipped",
-                "a threshold that nothing reaches guards against nothing"
-                if never
-                else "a norm that is always cut to the threshold makes every step of one length: the threshold is part "
-                "of the learning rate (Zhang et al. 2020)",
+                why,
                 f"{seen}; or clipping.auto_clip, which follows them (Seetharaman et al. 2020)",
             )
         )
@@ -141,17 +146,19 @@ def _updates(ratios: dict[str, np.ndarray]) -> list[Finding]:
     middle = float(np.median(list(medians.values())))
     found = []
     if not math.log(SMALLEST) < middle < math.log(LARGEST):
-        large = middle >= math.log(LARGEST)
+        size, change = "small", "raise"
+        if middle >= math.log(LARGEST):
+            size, change = "large", "lower"
         powers = abs(middle - math.log(1e-3)) / math.log(10)
         found.append(
             Finding(
-                "updates too large" if large else "updates too small",
+                f"updates too {size}",
                 "the median group",
                 certain(math.exp(middle)),
                 "is the norm of an update over that of its parameters",
                 "healthy runs move a layer by a thousandth of its norm at an update (You et al. "
                 "2017 fix the ratio)",
-                f"{'lower' if large else 'raise'} the learning rate by {powers:.1f} powers of ten",
+                f"{change} the learning rate by {powers:.1f} powers of ten",
             )
         )
     odd = [name for name, log in medians.items() if abs(log - middle) > APART and len(medians) > 2]

@@ -73,15 +73,12 @@ def accuracy_heat_map(summary: xr.Dataset, columns: int = COLUMNS) -> Figure:
         The figure: a panel per number of updates where there is one kind of network, else one per
         kind.
     """
-    shown = [(kind, look) for kind in range(summary.sizes["kind"]) for look in _looks(summary)][
-        :MOST
-    ]
-    titles = [
-        f"{summary.kind.values[kind]}, {summary.evaluation.values[look]} steps"
-        if summary.sizes["kind"] == 1
-        else str(summary.kind.values[kind])
-        for kind, look in shown
-    ]
+    pairs = [(kind, look) for kind in range(summary.sizes["kind"]) for look in _looks(summary)]
+    shown = pairs[:MOST]
+    titles = [str(summary.kind.values[kind]) for kind, _ in shown]
+    if summary.sizes["kind"] == 1:
+        steps = [summary.evaluation.values[look] for _, look in shown]
+        titles = [f"{title}, {n} steps" for title, n in zip(titles, steps, strict=True)]
     figure, axes = panels(titles, 3.6, columns=columns)
     depths = summary.depth.values
     gains = summary.sigma_w.values

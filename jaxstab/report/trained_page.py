@@ -67,6 +67,9 @@ def write_trained(summary: xr.Dataset, path: str | Path) -> Path:
     else:
         threshold = "none"
     hidden = summary.sizes["kind"] - trained_figures.MOST
+    more = ""
+    if hidden > 0:
+        more = f" The first {trained_figures.MOST} kinds; {hidden} more are in the tables."
     shown = _spread(summary.depth.values)
     told = _alts(summary)
     content = {
@@ -81,9 +84,7 @@ def write_trained(summary: xr.Dataset, path: str | Path) -> Path:
         "best": _best(summary, shown),
         "fits": _fits(summary),
         "first": int(summary.evaluation[0]),
-        "more": f" The first {trained_figures.MOST} kinds; {hidden} more are in the tables."
-        if hidden > 0
-        else "",
+        "more": more,
         "figures": {name: _picture(summary, name, told[name]) for name in _DRAWN},
     }
     text = page(

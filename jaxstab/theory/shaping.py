@@ -118,7 +118,12 @@ def shaped(
     check_choice("method", method, METHODS)
     layers = checked_layers(layers)
     leaky = phi.static_fn == leaky_relu().static_fn
-    wanted = "zeta" if method == "dks" else "eta" if leaky else "tau"
+    if method == "dks":
+        wanted = "zeta"
+    elif leaky:
+        wanted = "eta"
+    else:
+        wanted = "tau"
     target = _target(f"{method} of {phi.name}", wanted, {"zeta": zeta, "tau": tau, "eta": eta})
     with np.errstate(all="ignore"):
         if wanted == "eta":
