@@ -2,6 +2,7 @@
 
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -529,3 +530,63 @@ def test_sharpness_along_training_is_recorded_and_frozen_where_a_run_diverges():
         monitor.update(params, monitor.init(params))
     with pytest.raises(ValueError, match="every must be an integer >= 1, got 0"):
         curvature.monitor_sharpness(at, 3, 0)
+
+
+def test_a_convolutional_network_as_it_is():
+    """Hessian, Gauss-Newton, kernel and Jacobian of a linen model by products, against dense derivatives."""
+
+    class Network(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            kinds = {"param_dtype": x.dtype, "dtype": x.dtype}
+            h = jnp.tanh(nn.Conv(2, (3,), **kinds)(x))
+            return nn.Dense(2, **kinds)(jnp.mean(h, axis=1))
+
+    model = Network()
+    x = jax.random.normal(KEY, (3, 4, 1), jnp.result_type(float))
+    params = jax.jit(model.init)(KEY, x)
+    vector, unravel = curvature.ravel(params)
+    goal = curvature.objective(lambda params, x: model.apply(params, x))
+    examples = x, jnp.asarray([0, 1, 1])
+    directions = jax.random.normal(KEY, (2, vector.size), vector.dtype)
+
+    def times(operator, vectors):
+        values, exponents = operator.apply(vectors)
+        return jnp.ldexp(values, exponents[:, None])
+
+    @jax.jit
+    def by_products(vector):
+        params = unravel(vector)
+        jacobian = curvature.parameter_jacobian(goal.outputs, params, x)
+        found = [
+            curvature.hessian(goal, params, examples),
+            curvature.gauss_newton(goal, params, examples),
+            jacobian,
+        ]
+        products = [times(one, directions) for one in found]
+        back = times(jacobian.transpose, jnp.arange(6.0, dtype=vector.dtype)[None])
+        kernel = curvature.tangent_kernel(goal.outputs, params, x, chunk_size=4)
+        top = curvature.gauss_newton_eigenvalues(goal.outputs, params, x)
+        return *products, back, kernel, top
+
+    @jax.jit
+    def dense(vector):
+        def y(vector):
+            return goal.outputs(unravel(vector), x)
+
+        hessian = jax.hessian(lambda vector: goal(unravel(vector), examples))(vector)
+        j = jax.jacobian(y)(vector)
+        p = jax.nn.softmax(y(vector))
+        curves = jax.vmap(jnp.diag)(p) - p[:, :, None] * p[:, None]
+        outer = jnp.einsum("bin,bij,bjm->nm", j, curves, j) / 3
+        j = j.reshape(6, -1)
+        products = [directions @ m.T for m in (hessian, outer, j)]
+        top = jnp.linalg.eigvalsh(outer)[::-1][:6]
+        back = jnp.arange(6.0, dtype=vector.dtype)[None] @ j
+        return *products, back, j @ j.T, top
+
+    bound = 1e-10 if vector.dtype == jnp.float64 else 1e-5
+    for found, wanted in zip(by_products(vector), dense(vector), strict=True):
+        assert jnp.max(jnp.abs(found - wanted)) <= bound * jnp.max(jnp.abs(wanted))
+    with pytest.raises(ValueError, match="of a function parameter_jacobian takes no loss"):
+        curvature.parameter_jacobian(goal.outputs, params, x, loss="squared")

@@ -244,11 +244,10 @@ def _theory(t):
     slopes = theory.squared_slopes("tanh", 1.2, 0.5 + t)
     growth = theory.log_growth("leaky_relu", 8, gain)
     equal = theory.kernels("relu", gain, 0.0, 2, c0=1.0, q0=(1.0, 1.0))
+    sharpness = theory.sharpness("relu", gain, 0.0, (1,), **sizes, outputs=3, examples=2, draws=3)
     return {
         "kernels": equal.ntk,
-        "sharpness": theory.sharpness(
-            "relu", gain, 0.0, (1,), **sizes, outputs=3, examples=2, draws=3
-        ).log_gauss_newton,
+        "sharpness": [sharpness.log_gauss_newton, sharpness.log_gauss_newton_sd],
         "predict": correlation.c[-1] + backward.log_grad_h,
         "fixed_points": theory.fixed_points("relu", 1.0 + t, 0.3).q[0],
         "critical_points": critical.sigma_w[0] + critical.q[0],

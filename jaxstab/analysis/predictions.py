@@ -100,8 +100,8 @@ def predict_sharpness(grid: Grid, d_in: int, outputs: int, c0: float) -> xr.Data
         c0: mean correlation of the inputs.
 
     Returns:
-        `predicted_log_gauss_newton` over (activation, sigma_w, depth); NaN where theory has no
-        kernels.
+        `predicted_log_gauss_newton` and its `_sd`, that of one network about it, over (activation,
+        sigma_w, depth); NaN where theory has no kernels.
     """
     gains = gains_of(grid).tolist()
     depths = tuple(grid.values("depth"))
@@ -109,7 +109,7 @@ def predict_sharpness(grid: Grid, d_in: int, outputs: int, c0: float) -> xr.Data
     def one(kind: Kind) -> np.ndarray:
         about = assumed(grid, kind, d_in)
         if about.why or "kernels" in theory.missing(about.block):
-            return np.full((len(gains), len(depths)), np.nan)
+            return np.full((len(gains), 2, len(depths)), np.nan)
 
         def largest(sigma_w: ArrayLike) -> Array:
             sharpness = theory.sharpness(
@@ -123,14 +123,18 @@ def predict_sharpness(grid: Grid, d_in: int, outputs: int, c0: float) -> xr.Data
                 examples=kind["batch"] or 1,
                 c0=c0,
             )
-            return sharpness.log_gauss_newton
+            return jnp.stack([sharpness.log_gauss_newton, sharpness.log_gauss_newton_sd])
 
         return each(largest, gains)
 
-    parts = [one(kind) for kind in grid.kinds]
+    median, sd = np.moveaxis(np.stack([one(kind) for kind in grid.kinds]), 2, 0)
     labels = {"activation": names(grid)} | {n: grid.labels(n) for n in ("sigma_w", "depth")}
     dims = ("activation", "sigma_w", "depth")
-    return xr.Dataset({"predicted_log_gauss_newton": (dims, np.stack(parts))}, labels)
+    fields = {
+        "predicted_log_gauss_newton": (dims, median),
+        "predicted_log_gauss_newton_sd": (dims, sd),
+    }
+    return xr.Dataset(fields, labels)
 
 
 def _profiles(

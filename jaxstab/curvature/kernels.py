@@ -13,6 +13,7 @@ Examples see the same parameters and, under dropout, the same masks; a network t
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +22,7 @@ from jaxtyping import Array, Float, PyTree, Shaped
 
 from jaxstab import decompositions, networks
 from jaxstab.checks import check_count, check_floating
+from jaxstab.curvature.functions import is_function, kernel_of_function
 from jaxstab.networks import Chain, Here, Params, views
 from jaxstab.networks.chains import Layer, with_network
 from jaxstab.networks.folds import layer_at
@@ -51,10 +53,9 @@ class TangentKernel(NamedTuple):
         return self.embed + jnp.sum(self.blocks, axis=0) + self.readout
 
 
-@with_network
 def tangent_kernel(
-    chain: Chain,
-    params: Params,
+    chain: Chain | Callable,
+    params: PyTree,
     x: Shaped[Array, "batch ..."],
     chunk_size: int | None = None,
 ) -> Float[Array, "rows rows"]:
@@ -62,21 +63,21 @@ def tangent_kernel(
 
     Cost about rows x batch passes forwards through the parameters, rows = batch d_out: that of
     NTK-vector products (Novak, Sohl-Dickstein & Schoenholz 2022), but each row passes through one
-    layer only.
+    layer only. Each row of a function passes through all of it.
 
     Args:
-        chain: the network.
-        params: its parameters; what `networks.bind` adds to them is not differentiated by.
+        chain: the network; or any model as a function (params, x [batch, ...]) -> y [batch, ...].
+        params: its parameters, of a function any pytree; what `networks.bind` adds to them is not differentiated by.
         x: a batch of inputs [batch, d_in]; of layers of the user's own [batch, ...], each of which
             the chain takes.
         chunk_size: rows of J at a time, >= 1; None for as many as fit into BYTES = 256 MiB, at
-            least one.
+            least one; of a function, one.
 
     Returns:
         Theta, symmetric, [batch d_out, batch d_out].
 
     Raises:
-        ValueError: if chunk_size < 1, or x is not a floating batch.
+        ValueError: if chunk_size < 1, or x is not a floating batch, of a function y.
 
     Example:
         >>> from jaxstab import networks
@@ -87,6 +88,8 @@ def tangent_kernel(
         >>> kernel.shape, bool(jnp.all(jnp.linalg.eigvalsh(kernel) > 0))
         ((3, 3), True)
     """
+    if is_function(chain):
+        return kernel_of_function(chain, params, x, chunk_size)
     last, blocks, first = _kernel(chain, params, x, chunk_size, by_layer=False)
     return last + blocks + first
 
@@ -173,10 +176,9 @@ def gauss_newton_gram(
     return jnp.einsum("bik,...bicl->...bkcl", root, half).reshape(kernel.shape) / batch
 
 
-@with_network
 def gauss_newton_eigenvalues(
-    chain: Chain,
-    params: Params,
+    chain: Chain | Callable,
+    params: PyTree,
     x: Shaped[Array, "batch ..."],
     loss: str = "cross_entropy",
     chunk_size: int | None = None,
@@ -187,7 +189,7 @@ def gauss_newton_eigenvalues(
     enough for a matrix of [batch d_out]^2.
 
     Args:
-        chain: the network.
+        chain: as in `tangent_kernel`.
         params: its parameters.
         x: a batch of inputs.
         loss: "cross_entropy" or "squared" (|y - t|^2 / 2), averaged over the batch.
@@ -209,9 +211,24 @@ def gauss_newton_eigenvalues(
         ((6,), 3)
     """
     kernel = tangent_kernel(chain, params, x, chunk_size)
-    chain, x = _rows(chain, params, x, chunk_size)
-    y = jax.vmap(lambda x: chain.readout(params, networks.state(chain, params, x)))(x)
+    if is_function(chain):
+        y = chain(params, x)
+        # a squared loss is a mean over the first axis, a cross-entropy over all but the logits
+        if loss == "squared":
+            y = y.reshape(len(y), -1)
+        else:
+            y = y.reshape(-1, y.shape[-1])
+    else:
+        y = _outputs(chain, params, x, chunk_size)
     return kernel_eigenvalues(gauss_newton_gram(kernel, y, loss))
+
+
+@with_network
+def _outputs(
+    chain: Chain, params: Params, x: Any, chunk_size: int | None
+) -> Float[Array, "batch d_out"]:
+    chain, x = _rows(chain, params, x, chunk_size)
+    return jax.vmap(lambda x: chain.readout(params, networks.state(chain, params, x)))(x)
 
 
 def _rows(chain: Chain, params: Params, x: Any, chunk_size: int | None) -> tuple[Chain, Any]:
@@ -247,6 +264,7 @@ def _trained(layer: PyTree) -> PyTree:
     return layer
 
 
+@with_network
 def _kernel(
     chain: Chain,
     params: Params,

@@ -19,10 +19,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Float, Int, PyTree, Shaped
 
 from jaxstab import networks
 from jaxstab.checks import integer
+from jaxstab.curvature.functions import is_function, jacobian_of_function
 from jaxstab.curvature.kernels import BYTES, _check_loss, _rows, _trained
 from jaxstab.networks import Chain, Here, Params, chains, flatten, views
 from jaxstab.networks.chains import with_network
@@ -36,10 +37,9 @@ from jaxstab.spectra.operators import Operator, Scaled, scaled
 NOTHING = -(2**30)
 
 
-@with_network
 def parameter_jacobian(
-    chain: Chain,
-    params: Params,
+    chain: Chain | Callable,
+    params: PyTree,
     x: Shaped[Array, "batch ..."],
     loss: str | None = None,
     layer: int | None = None,
@@ -55,7 +55,8 @@ def parameter_jacobian(
     have an entry per parameter.
 
     Args:
-        chain: the network.
+        chain: the network; or any model as a function (params, x [batch, ...]) -> y [batch, ...],
+            of which J alone is known, and that by the whole batch at a time.
         params: its parameters, depth L; what `networks.bind` adds to them is not differentiated by.
         x: a batch of inputs [batch, d_in]; of layers of the user's own [batch, ...], each of which
             the chain takes.
@@ -71,8 +72,8 @@ def parameter_jacobian(
         the parameters.
 
     Raises:
-        ValueError: if the loss is unknown, there is no such layer, chunk_size < 1, or x is not a
-            floating batch.
+        ValueError: if the loss is unknown, there is no such layer, chunk_size < 1, x is not a
+            floating batch, or a function is given with a loss, a layer or a chunk_size.
 
     Example:
         >>> from jaxstab import curvature, networks, spectra
@@ -85,6 +86,25 @@ def parameter_jacobian(
         >>> bool(jnp.allclose(jnp.exp(2 * found.log_s), exact[:3], rtol=1e-4))
         True
     """
+    if is_function(chain):
+        if (loss, layer, chunk_size) != (None, None, None):
+            raise ValueError(
+                "of a function parameter_jacobian takes no loss, layer or chunk_size, got "
+                f"{loss!r}, {layer!r}, {chunk_size!r}; curvature.gauss_newton takes losses"
+            )
+        return jacobian_of_function(chain, params, x)
+    return _of_chain(chain, params, x, loss, layer, chunk_size)
+
+
+@with_network
+def _of_chain(
+    chain: Chain,
+    params: Params,
+    x: Shaped[Array, "batch ..."],
+    loss: str | None,
+    layer: int | None,
+    chunk_size: int | None,
+) -> Operator:
     chain, x = _rows(chain, params, x, chunk_size)
     if loss is not None:
         _check_loss(loss)

@@ -35,6 +35,8 @@ DIVERGING = LinearSegmentedColormap.from_list(
     "gradient", ["#174a84", VANISH, "#f4f3f0", EXPLODE, "#8c2f0f"]
 )
 N_XI = 6
+# half of the central 90 % of a normal law, in standard deviations
+NINE_OF_TEN = 1.645
 
 
 def symmetric(values: np.ndarray, least: float) -> TwoSlopeNorm:
@@ -238,6 +240,8 @@ def gradient_heat_map(dataset: xr.Dataset, columns: int = COLUMNS) -> Figure:
 def sharpness(dataset: xr.Dataset, columns: int = COLUMNS) -> Figure:
     """Largest curvature of the loss against the gain: measured with standard errors, and predicted, for some depths.
 
+    The band about a prediction is where nine of ten networks of this width are to lie.
+
     Args:
         dataset: a survey with sharpness.
         columns: panels in a row.
@@ -254,6 +258,12 @@ def sharpness(dataset: xr.Dataset, columns: int = COLUMNS) -> Figure:
             cell = of.isel(depth=curve.at)
             predicted = cell.predicted_log_gauss_newton / np.log(10)
             axis.plot(cell.sigma_w, predicted, color=curve.colour, lw=1.3, zorder=1)
+            if "predicted_log_gauss_newton_sd" in cell:
+                band = NINE_OF_TEN * cell.predicted_log_gauss_newton_sd / np.log(10)
+                axis.fill_between(
+                    cell.sigma_w, predicted - band, predicted + band,
+                    color=curve.colour, alpha=0.12, lw=0, zorder=0,
+                )  # fmt: skip
             axis.plot(
                 cell.sigma_w, cell.mean_log_gauss_newton / np.log(10), "x", ms=3.4,
                 color=curve.colour, mew=0.9, zorder=2,

@@ -13,7 +13,7 @@ from jaxstab.theory.finite_width import (
     lyapunov_exponents,
     typical_shift,
 )
-from jaxstab.theory.fisher import sharpness
+from jaxstab.theory.fisher import PredictedSharpness, sharpness
 from jaxstab.theory.fixed_points import fixed_point, fixed_points
 from jaxstab.theory.free_products import (
     JacobianLaw,
@@ -60,6 +60,7 @@ __all__ = [
     "Law",
     "LogGrowth",
     "MomentError",
+    "PredictedSharpness",
     "ResidualStages",
     "Shaped",
     "compare",
