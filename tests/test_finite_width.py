@@ -235,6 +235,6 @@ def test_the_largest_fisher_eigenvalue_of_deep_networks(phi, gain):
     scatter = measured.std(ddof=1) / 12**0.5
     # lengths that fluctuate move it by O(depth / width)
     assert abs(missed) < 1.5 * depth / width + 3 * scatter
-    # the band's share of what networks show: 0.85 to 2.2, and of 12 networks to 0.21 of it
+    # the band's share of what networks show: 0.85 to 2.3, and of 12 networks to 0.21 of it
     share = float(predicted.log_gauss_newton_sd[0]) / measured.std(ddof=1)
     assert 0.5 < share < 3.5
