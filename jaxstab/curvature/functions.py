@@ -23,7 +23,14 @@ if TYPE_CHECKING:
 
 
 def is_function(model: Any) -> "TypeIs[Callable]":
-    """Tell a function (params, x) -> y from a chain, an MLP or a module, which has `init` and `apply`."""
+    """Tell a function (params, x) -> y from a chain, an MLP or a module, which has `init` and `apply`.
+
+    Args:
+        model: anything.
+
+    Returns:
+        Whether it is a function.
+    """
     module = hasattr(model, "init") and hasattr(model, "apply")
     return callable(model) and not module and not isinstance(model, Chain | MLP)
 
