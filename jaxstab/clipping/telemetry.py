@@ -57,6 +57,25 @@ def _ratio(above: Norm, below: Norm, dtype: jnp.dtype, empty: float) -> Float[Ar
     return jnp.where(nothing, empty, above.scale.astype(dtype) / below.scale.astype(dtype) * roots)
 
 
+def _before_any_step(
+    inner: PyTree, zero: Float[Array, ""], groups: dict[str, Float[Array, "*depth"]]
+) -> TelemetryState:
+    """The state before the first update, with norms of the dtype and shapes of zero and groups."""
+    return TelemetryState(
+        inner=inner,
+        step=jnp.zeros((), jnp.int32),
+        norm_before=zero,
+        norm_after=jnp.zeros_like(zero),
+        coefficient=jnp.ones_like(zero),
+        fired=jnp.zeros_like(zero, bool),
+        firing_rate=jnp.zeros_like(zero),
+        update_ratio=jnp.full_like(zero, jnp.nan),
+        nonfinite_count=jnp.zeros_like(zero, jnp.int32),
+        first_nonfinite=jnp.full_like(zero, -1, jnp.int32),
+        log_norms={k: jnp.full_like(n, -jnp.inf) for k, n in groups.items()},
+    )
+
+
 def monitored(
     tx: optax.GradientTransformation,
     per: Per | None = None,
@@ -96,21 +115,8 @@ def monitored(
     tx = optax.with_extra_args_support(tx)
 
     def init(params: PyTree) -> TelemetryState:
-        zero = zero_norms(params)["tree"]
         groups = {} if per is None else zero_norms(params, *grouping)
-        return TelemetryState(
-            inner=tx.init(params),
-            step=jnp.zeros((), jnp.int32),
-            norm_before=zero,
-            norm_after=jnp.zeros_like(zero),
-            coefficient=jnp.ones_like(zero),
-            fired=jnp.zeros_like(zero, bool),
-            firing_rate=jnp.zeros_like(zero),
-            update_ratio=jnp.full_like(zero, jnp.nan),
-            nonfinite_count=jnp.zeros_like(zero, jnp.int32),
-            first_nonfinite=jnp.full_like(zero, -1, jnp.int32),
-            log_norms={k: jnp.full_like(n, -jnp.inf) for k, n in groups.items()},
-        )
+        return _before_any_step(tx.init(params), zero_norms(params)["tree"], groups)
 
     def update(
         updates: PyTree, state: TelemetryState, params: PyTree | None = None, **extra: Any

@@ -197,9 +197,9 @@ def _spread(values: np.ndarray) -> list[int]:
 def _plus_minus(value: float, error: float, digits: int = 3) -> str:
     if not np.isfinite(value):
         return "\N{EN DASH}"
-    return f"{value:.{digits}f}" + (
-        f" \N{PLUS-MINUS SIGN} {error:.{digits}f}" if np.isfinite(error) else ""
-    )
+    if not np.isfinite(error):
+        return f"{value:.{digits}f}"
+    return f"{value:.{digits}f} \N{PLUS-MINUS SIGN} {error:.{digits}f}"
 
 
 def _best(summary: xr.Dataset, shown: list[int]) -> list[dict[str, Any]]:

@@ -40,9 +40,9 @@ class Place:
         except Exception as error:
             raise ValueError(f"{self.url}: cannot be opened ({_reason(error)})") from error
         # a store that a link leads to has its locks where it lies itself
-        self.local = (
-            Path(os.path.realpath(self._root)) if isinstance(self._files, LocalFileSystem) else None
-        )
+        self.local: Path | None = None
+        if isinstance(self._files, LocalFileSystem):
+            self.local = Path(os.path.realpath(self._root))
 
     def exists(self, key: str = "") -> bool:
         """Tell whether a file or folder exists.
