@@ -158,6 +158,18 @@ def _agreement(of: xr.Dataset) -> str:
     return ", ".join(f"{told.count(kind)} {kind}" for kind in AGREEMENTS if kind in told)
 
 
+def _verdicts(of: xr.Dataset) -> str:
+    """Ranges of gain by verdict, in words."""
+    return ", ".join(
+        f"{verdict} from {low:.2f} to {high:.2f}" for verdict, low, high, _ in regions(of.verdict)
+    )
+
+
+def _ends(values: xr.DataArray) -> str:
+    """The values at both ends of the gains, in words."""
+    return f"{float(values[0]):.2g} at the smallest gain, {float(values[-1]):.2g} at the largest"
+
+
 def _alts(dataset: xr.Dataset) -> dict[str, str]:
     """What is seen in every figure, in words."""
     names = dataset.activation.values.tolist()
@@ -168,48 +180,34 @@ def _alts(dataset: xr.Dataset) -> dict[str, str]:
     def each(tell: Callable[[xr.Dataset], str]) -> str:
         return "; ".join(f"{name}: {tell(dataset.sel(activation=name))}" for name in names)
 
-    def verdicts(of: xr.Dataset) -> str:
-        return ", ".join(
-            f"{verdict} from {low:.2f} to {high:.2f}"
-            for verdict, low, high, _ in regions(of.verdict)
-        )
-
-    def ends(values: xr.DataArray) -> str:
-        return (
-            f"{float(values[0]):.2g} at the smallest gain, {float(values[-1]):.2g} at the largest"
-        )
-
     def sharpest(of: xr.Dataset) -> str:
-        return ends(of.mean_log_sharpness.isel(depth=-1))
+        return _ends(of.mean_log_sharpness.isel(depth=-1))
 
-    deepest = dataset.isel(depth=-1)
+    def correlation(of: xr.Dataset) -> str:
+        layer = min(depth, dataset.sizes["layer"] - 1)
+        return _ends(of.c.mean(("seed", "input")).isel(layer=layer))
+
     told = {
-        "phase_diagram": f"Predicted ln chi_1 over {span} and biases, with measured verdicts. {each(verdicts)}.",
+        "phase_diagram": f"Predicted ln chi_1 over {span} and biases, with measured verdicts. {each(_verdicts)}.",
         "gradient_norms": (
             f"Norm of the gradient against the layer, depth {depth}, relative to the last layer, "
             "measured over "
-            f"predicted. Fitted rate in nats per layer: {each(lambda of: ends(of.rate))}."
+            f"predicted. Fitted rate in nats per layer: {each(lambda of: _ends(of.rate))}."
         ),
         "gradient_heat_map": (
             f"Logarithm of the gradient at the input over that at the output, over {span} and "
             f"depths to {depth}. At "
-            f"the deepest: {each(lambda of: ends(of.gradient_ratio.isel(depth=-1)))}."
+            f"the deepest: {each(lambda of: _ends(of.gradient_ratio.isel(depth=-1)))}."
         ),
         "singular_values": (
             "Quantiles of the logarithm of the Jacobian's singular values against depth, for three "
             "gains. Median at "
-            f"the deepest: {each(lambda of: ends(of.log_s_quantile.isel(depth=-1).sel(quantile=0.5)))}."
+            f"the deepest: {each(lambda of: _ends(of.log_s_quantile.isel(depth=-1).sel(quantile=0.5)))}."
         ),
         "forward_signal": (
             "Length and correlation of the signal against the layer, measured over predicted. "
             "Correlation at layer "
-            f"{depth}: "
-            + each(
-                lambda of: ends(
-                    of.c.mean(("seed", "input")).isel(layer=min(depth, deepest.sizes["layer"] - 1))
-                )
-            )
-            + "."
+            f"{depth}: {each(correlation)}."
         ),
     }
     if "mean_log_sharpness" in dataset:
