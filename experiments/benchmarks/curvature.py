@@ -1,8 +1,9 @@
 """The largest Hessian eigenvalue to 1 %, of a 784-256-256-10 network on 5,000 digits, beside curvlinops (PyTorch).
 
 Seconds of processor, since what else runs does not change them much, and of the clock; the least of the repeats,
-sides interleaved. Every side runs on one thread of BLAS or PyTorch, at the fewest products or the loosest tolerance
-that comes within 1 % of the eigenvalue that ours finds with many. That one and curvlinops' at a tight tolerance must
+sides interleaved. Every side runs on one thread of BLAS or PyTorch, at the fewest products, or the smallest basis and
+loosest tolerance, that come within 1 % of the eigenvalue that ours finds with many, from each of five starts: one start
+may be lucky. Times are means over the starts. The eigenvalues of ours and of curvlinops at a tight tolerance must
 agree to 1e-4 first. What an un-jitted first call costs stands below the table.
 """
 
@@ -20,8 +21,10 @@ from jaxstab import curvature, datasets, networks
 from jaxstab.devices import one_blas_thread
 
 ACCURACY, AGREEMENT = 1e-2, 1e-4
+STARTS = range(5)
 STEPS = (8, 10, 12, 14, 16, 18, 20, 24)
-TOLERANCES = (0.3, 0.1, 0.03, 0.01)
+# ARPACK's basis and tolerance, from cheap to dear; its default is (20, ...)
+ARPACK = tuple((basis, tol) for basis in (8, 10, 12, 16, 20) for tol in (0.3, 0.1, 0.03, 0.01))
 
 
 def problem(examples: int, width: int):
@@ -34,17 +37,17 @@ def problem(examples: int, width: int):
     return networks.chain(mlp), params, (x, jnp.asarray(data.y[:examples], jnp.int32))
 
 
-def ours(chain: Any, params: Any, examples: Any, steps: int) -> Callable[[], Any]:
+def ours(chain: Any, params: Any, examples: Any, steps: int) -> Callable[[int], float]:
     """`curvature.largest` in one program."""
     goal = curvature.objective(chain)
 
-    def run(params: Any, examples: Any) -> jax.Array:
+    def run(params: Any, examples: Any, start: jax.Array) -> jax.Array:
         operator = curvature.hessian(goal, params, examples)
-        found = curvature.largest(operator, jax.random.key(0), steps=steps)
+        found = curvature.largest(operator, jax.random.key(start), steps=steps)
         return jnp.ldexp(found.value, found.exponent)
 
-    compiled = jax.jit(run).lower(params, examples).compile()
-    return lambda: float(compiled(params, examples))
+    compiled = jax.jit(run).lower(params, examples, jnp.int32(0)).compile()
+    return lambda start: float(compiled(params, examples, jnp.int32(start)))
 
 
 def weights_of(params: Any) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -56,21 +59,27 @@ def weights_of(params: Any) -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 def cheapest(name: str, settings: Any, make: Callable, truth: float) -> tuple[str, Callable, float]:
-    """The first setting that is accurate enough, and its error."""
+    """The first setting that is accurate enough from every start, and its largest error."""
     for setting in settings:
         call = make(setting)
-        error = abs(call() / truth - 1)
-        if error <= ACCURACY:
+        error = 0.0
+        for start in STARTS:
+            error = max(error, abs(call(start) / truth - 1))
+            if error > ACCURACY:
+                break
+        else:
             return f"{name} {setting}", call, error
     raise SystemExit(f"{name} does not come within {ACCURACY:.0%}: {error:.1e}")
 
 
-def seconds(call: Callable[[], Any]) -> tuple[float, float]:
-    """Of processor and of the clock."""
+def seconds(call: Callable[[int], Any]) -> tuple[float, float]:
+    """Of processor and of the clock, a mean over the starts."""
     processor = time.process_time()
     clock = time.perf_counter()
-    call()
-    return time.process_time() - processor, time.perf_counter() - clock
+    for start in STARTS:
+        call(start)
+    spent = np.array([time.process_time() - processor, time.perf_counter() - clock])
+    return tuple(spent / len(STARTS))
 
 
 def main() -> None:
@@ -81,7 +90,7 @@ def main() -> None:
     args = parser.parse_args()
     one_blas_thread()
     chain, params, examples = problem(*((500, 64) if args.small else (5000, 256)))
-    truth = ours(chain, params, examples, 30)()
+    truth = ours(chain, params, examples, 30)(0)
     sides = [cheapest("ours, products", STEPS, lambda n: ours(chain, params, examples, n), truth)]
     if not args.no_rivals and importlib.util.find_spec("curvlinops"):
         sides += rivals(params, examples, truth)
@@ -94,10 +103,12 @@ def main() -> None:
             f"   error {error:.0e}"
         )
     operator = curvature.hessian(curvature.objective(chain), params, examples)
-    alone = lambda: curvature.extremes(
-        operator, jax.random.key(0), steps=1
-    ).largest.block_until_ready()
-    first, again = seconds(alone)[0], seconds(alone)[0]
+    spent = []
+    for _ in range(2):
+        processor = time.process_time()
+        curvature.extremes(operator, jax.random.key(0), steps=1).largest.block_until_ready()
+        spent.append(time.process_time() - processor)
+    first, again = spent
     print(f"un-jitted, one product: {first:.1f} s of processor, {again:.1f} s the second time")
 
 
@@ -108,14 +119,14 @@ def rivals(params: Any, examples: Any, truth: float) -> list[tuple[str, Callable
 
     torch.set_num_threads(1)
     given = (weights_of(params), np.array(examples[0]), np.array(examples[1], np.int64))
-    theirs = torch_curvature.curvlinops_arpack(*given, tol=1e-5)()
+    theirs = torch_curvature.curvlinops_arpack(*given, basis=20, tol=1e-5)(0)
     print(f"curvlinops {theirs:.6g}, off ours by {abs(theirs / truth - 1):.1e}", flush=True)
     if not abs(theirs / truth - 1) <= AGREEMENT:
         raise SystemExit(f"eigenvalues must agree to {AGREEMENT}")
-    arpack = lambda tol: torch_curvature.curvlinops_arpack(*given, tol=tol)
+    arpack = lambda setting: torch_curvature.curvlinops_arpack(*given, *setting)
     power = lambda steps: torch_curvature.power_iteration(*given, steps=steps)
     return [
-        cheapest("curvlinops, ARPACK, tolerance", TOLERANCES, arpack, truth),
+        cheapest("curvlinops, ARPACK", ARPACK, arpack, truth),
         cheapest("power iteration, products", (20, 40, 80, 160), power, truth),
     ]
 

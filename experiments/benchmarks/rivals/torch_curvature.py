@@ -20,8 +20,10 @@ def network(weights: list[tuple[np.ndarray, np.ndarray]]) -> torch.nn.Sequential
     return torch.nn.Sequential(*layers[1:])
 
 
-def curvlinops_arpack(weights: Any, x: np.ndarray, y: np.ndarray, tol: float) -> Callable[[], Any]:
-    """`eigsh` to a relative tolerance, on curvlinops' products with the Hessian."""
+def curvlinops_arpack(
+    weights: Any, x: np.ndarray, y: np.ndarray, basis: int, tol: float
+) -> Callable[[int], float]:
+    """`eigsh` to a relative tolerance with a basis of some vectors, on curvlinops' products with the Hessian."""
     model = network(weights)
     data = [(torch.from_numpy(x), torch.from_numpy(y))]
     operator = HessianLinearOperator(
@@ -31,22 +33,28 @@ def curvlinops_arpack(weights: Any, x: np.ndarray, y: np.ndarray, tol: float) ->
         data,
         check_deterministic=False,
     ).to_scipy(dtype=np.float32)
-    start = np.random.default_rng(0).standard_normal(operator.shape[0]).astype(np.float32)
+    size = operator.shape[0]
 
-    def run() -> float:
-        return eigsh(operator, k=1, which="LA", tol=tol, v0=start, return_eigenvectors=False)[0]
+    def run(start: int) -> float:
+        v0 = np.random.default_rng(start).standard_normal(size).astype(np.float32)
+        found = eigsh(
+            operator, k=1, which="LA", ncv=basis, tol=tol, v0=v0, return_eigenvectors=False
+        )
+        return found[0]
 
     return run
 
 
-def power_iteration(weights: Any, x: np.ndarray, y: np.ndarray, steps: int) -> Callable[[], Any]:
+def power_iteration(
+    weights: Any, x: np.ndarray, y: np.ndarray, steps: int
+) -> Callable[[int], float]:
     """What a user writes by hand: double back-propagation, the Rayleigh quotient of the last vector."""
     model = network(weights)
     inputs, labels = torch.from_numpy(x), torch.from_numpy(y)
     params = list(model.parameters())
 
-    def run() -> float:
-        torch.manual_seed(0)
+    def run(start: int) -> float:
+        torch.manual_seed(start)
         loss = torch.nn.functional.cross_entropy(model(inputs), labels)
         gradients = torch.autograd.grad(loss, params, create_graph=True)
         v = [torch.randn_like(p) for p in params]
