@@ -125,6 +125,8 @@ class Place:
 def place(template, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
+    # Python keeps what it compiles of a user's module beside it
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
     return Place(template, tmp_path / "work")
 
 

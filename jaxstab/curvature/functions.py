@@ -5,7 +5,7 @@ one push through the whole batch, linearised once.
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -18,11 +18,8 @@ from jaxstab.networks import MLP, Chain
 from jaxstab.precision import at_full_precision
 from jaxstab.spectra.operators import Operator, Scaled, scaled
 
-if TYPE_CHECKING:
-    from typing_extensions import TypeIs
 
-
-def is_function(model: Any) -> "TypeIs[Callable]":
+def is_function(model: Any) -> TypeGuard[Callable]:
     """Tell a function (params, x) -> y from a chain, an MLP or a module, which has `init` and `apply`.
 
     Args:

@@ -14,7 +14,7 @@ Examples see the same parameters and, under dropout, the same masks; a network t
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -90,7 +90,7 @@ def tangent_kernel(
     """
     if is_function(chain):
         return kernel_of_function(chain, params, x, chunk_size)
-    last, blocks, first = _kernel(chain, params, x, chunk_size, by_layer=False)
+    last, blocks, first = _kernel(cast(Chain, chain), params, x, chunk_size, by_layer=False)
     return last + blocks + first
 
 
@@ -219,7 +219,7 @@ def gauss_newton_eigenvalues(
         else:
             y = y.reshape(-1, y.shape[-1])
     else:
-        y = _outputs(chain, params, x, chunk_size)
+        y = _outputs(cast(Chain, chain), params, x, chunk_size)
     return kernel_eigenvalues(gauss_newton_gram(kernel, y, loss))
 
 

@@ -14,7 +14,7 @@ every layer's part carries powers of two of its own until the end.
 import itertools
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -93,7 +93,7 @@ def parameter_jacobian(
                 f"{loss!r}, {layer!r}, {chunk_size!r}; curvature.gauss_newton takes losses"
             )
         return jacobian_of_function(chain, params, x)
-    return _of_chain(chain, params, x, loss, layer, chunk_size)
+    return _of_chain(cast(Chain, chain), params, x, loss, layer, chunk_size)
 
 
 @with_network
