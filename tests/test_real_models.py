@@ -261,8 +261,8 @@ def test_every_measurement_is_that_of_the_modules(name):
     wanted_q, wanted_h, wanted_theta, jacobian = by_hand(thetas)
     # float32, some layers
     np.testing.assert_allclose(log_q, wanted_q, atol=1e-5)
-    np.testing.assert_allclose(gradient.log_grad_h, wanted_h, atol=2e-5)
-    np.testing.assert_allclose(gradient.log_grad_theta, wanted_theta, atol=2e-5)
+    np.testing.assert_allclose(gradient.log_grad_h, wanted_h, atol=1e-5)
+    np.testing.assert_allclose(gradient.log_grad_theta, wanted_theta, atol=1e-5)
     wanted_s = np.linalg.svd(jacobian, compute_uv=False)
     np.testing.assert_allclose(s, wanted_s, atol=1e-5 * wanted_s[0])
 
