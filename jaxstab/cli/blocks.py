@@ -10,7 +10,6 @@ from jaxstab.checks import check_choice
 from jaxstab.cli.arguments import choice
 from jaxstab.cli.faults import UserError, users_fault
 from jaxstab.cli.own import imported
-from jaxstab.store.files import check_file
 from jaxstab.theory.laws import WEIGHT_VARIANCES
 
 # of a figure's file
@@ -91,6 +90,9 @@ def check_figure(flag: str, path: Path) -> None:
     """
     if path.suffix.lower() not in _FORMATS:
         raise UserError(f"{flag} must end in {', '.join(_FORMATS)}, got {path}")
+    # xarray and pandas come with the room of stores, and are slow to import
+    from jaxstab.store.files import check_file
+
     with users_fault():
         check_file(path)
 
