@@ -59,26 +59,29 @@ def test_a_command_stops_at_any_moment_of_its_first_seconds(tmp_path):
         assert complained.split() == "jaxstab: interrupted, nothing more was written".split()
 
 
-def test_a_signal_in_what_is_cleaned_up_at_exit_is_one_line():
-    clean = "atexit.register(lambda: (print('here', flush=True), time.sleep(3600)))"
-    run = start(
-        f"{BEGIN}import atexit\nfrom jaxstab.cli import interrupts\ninterrupts.watch()\n{clean}"
-    )
+WATCH = "from jaxstab.cli import interrupts\ninterrupts.watch()"
+
+
+def interrupted_at_exit(*lines):
+    """Exit code and complaints of a program that a signal meets while it sleeps at exit."""
+    run = start("\n".join((f"{BEGIN}import atexit", *lines)))
     run.send_signal(signal.SIGINT)
     _, complained = run.communicate(timeout=240)
-    assert run.returncode == 130, complained
+    return run.returncode, complained
+
+
+def test_a_signal_in_what_is_cleaned_up_at_exit_is_one_line():
+    clean = "atexit.register(lambda: (print('here', flush=True), time.sleep(3600)))"
+    code, complained = interrupted_at_exit(WATCH, clean)
+    assert code == 130, complained
     assert complained.split() == "jaxstab: interrupted, nothing more was written".split()
 
 
 def test_a_signal_after_all_else_changes_nothing():
     """What is registered before is called after: then signals are ignored."""
     last = "atexit.register(lambda: (print('here', flush=True), time.sleep(2)))"
-    run = start(
-        f"{BEGIN}import atexit\n{last}\nfrom jaxstab.cli import interrupts\ninterrupts.watch()"
-    )
-    run.send_signal(signal.SIGINT)
-    _, complained = run.communicate(timeout=240)
-    assert run.returncode == 0 and not complained
+    code, complained = interrupted_at_exit(last, WATCH)
+    assert code == 0 and not complained
 
 
 def test_a_second_signal_stops_what_loses_the_first_exception():
