@@ -133,36 +133,21 @@ def design(
     ranges = _ranges(free, bounds or {})
     fixed = {"sigma_w": sigma_w, "sigma_b": sigma_b, "q0": q0}
 
-    def net(parameters: dict[str, Any]) -> _Net:
-        own = {name: value for name, value in parameters.items() if name not in _GAINS}
-        gains = fixed | {name: value for name, value in parameters.items() if name in _GAINS}
-        made: Any = block(**own) if own else block  # type: ignore[operator,call-arg]
-        return _Net(as_law(made), *(gains[name] for name in _GAINS))
-
+    first = _net(block, fixed, free).block
     if goal == "isometric":
-        _check_isometric(as_law(net(free).block))
+        _check_isometric(first)
     if goal in _OF_LAYER:
-        _check_plain(goal, as_law(net(free).block))
+        _check_plain(goal, first)
 
     def conditions(parameters: dict[str, Any]) -> Float[Array, " condition"]:
-        made = net(parameters)
-        if goal == "doubly_critical":
-            return _doubly_critical(made)
-        if goal == "length_critical":
-            return _length_critical(made)
-        assert depth is not None
-        if goal == "critical":
-            return _critical(made, depth, target)
-        return _isometric(made, depth)
+        return _conditions(_net(block, fixed, parameters), goal, depth, target)
 
     with jax.enable_x64(True):
         values, missed = _minimised(conditions, free, ranges, steps)
     if not np.all(np.isfinite(missed)):
-        reason = missing_fields(as_law(net(free).block)).get(
-            "log_grad_h", "moments there are not finite"
-        )
+        reason = missing_fields(first).get("log_grad_h", "moments there are not finite")
         raise ValueError(f"no prediction of {goal} at start {dict(start)}: {reason}")
-    made = net(values)
+    made = _net(block, fixed, values)
     return Design(
         values,
         made.block,
@@ -189,6 +174,34 @@ def _ranges(
             raise ValueError(f"start of {name} must lie in ({low:g}, {high:g}), got {value:g}")
         ranges[name] = (low, high)
     return ranges
+
+
+def _net(
+    block: AnyActivation | Law | Callable[..., AnyActivation | Law],
+    fixed: dict[str, float],
+    parameters: dict[str, Any],
+) -> _Net:
+    """The network of given parameters; gains that are not among them are `fixed`."""
+    own = {name: value for name, value in parameters.items() if name not in _GAINS}
+    gains = fixed | {name: value for name, value in parameters.items() if name in _GAINS}
+    made: Any = block
+    if own:
+        made = block(**own)  # type: ignore[operator,call-arg]
+    return _Net(as_law(made), *(gains[name] for name in _GAINS))
+
+
+def _conditions(
+    net: _Net, goal: str, depth: int | None, target: float
+) -> Float[Array, " condition"]:
+    """The conditions of a goal, each 0 where it is met."""
+    if goal == "doubly_critical":
+        return _doubly_critical(net)
+    if goal == "length_critical":
+        return _length_critical(net)
+    assert depth is not None
+    if goal == "critical":
+        return _critical(net, depth, target)
+    return _isometric(net, depth)
 
 
 def _check_isometric(law: Law) -> None:

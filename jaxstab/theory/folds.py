@@ -312,6 +312,7 @@ class _Sums(NamedTuple):
 
 
 def _dense(law: Law, gains: Gains, head_of: functools.partial, first: Signal, depth: int) -> Layers:
+    """Records of blocks whose state is all states before it, side by side."""
     none = jnp.full_like(first.log_q, -jnp.inf)
     zero = jnp.zeros_like(first.log_q)
     nothing = _Sums(none, zero, none, zero, zero, none, none, none, none)
@@ -321,33 +322,14 @@ def _dense(law: Law, gains: Gains, head_of: functools.partial, first: Signal, de
     ) -> tuple[tuple, tuple[Layers, Array, Array]]:
         signal, sums, log_new, _ = carry
         known = head_of(signal)
-        many, _ = _fed(law, gains, signal, known)
-        own = gains.weight + known.log_own if _has_parameters(law) else none
-        # the gap of a source, relative to the length of the sum so far
-        log_power = log_sum(sums.log_power, known.log_power)
-        log_q = log_sum(sums.log_q, signal.log_q)
-        old_share = _share(sums.log_power, log_power)
-        gap_share = _share(signal.log_q + known.log_unit, log_power)
-        log_slope = log_sum(sums.log_slope, known.log_slope)
-        new = _Sums(
-            log_q=log_q,
-            distance=_share(sums.log_q, log_q) * sums.distance
-            + _share(signal.log_q, log_q) * signal.distance,
-            log_power=log_power,
-            gap=old_share * sums.gap + gap_share * known.gap,
-            within=old_share * sums.within + gap_share * known.within,
-            log_slope=log_slope,
-            few=log_sum(sums.few, own),
-            log_fed=log_sum(sums.log_fed, many),
-            log_jacobian=log_sum(sums.log_jacobian, known.log_slope + log_new),
-        )
+        new = _with_layer(law, gains, sums, signal, known, log_new)
         log_count = jnp.log(count)
-        mean = gains.weight + log_power - log_count
+        mean = gains.weight + new.log_power - log_count
         log_next = log_sum(mean, gains.bias)
         share = _share(mean, log_next)
         following = Signal(log_next, share * new.gap, share * new.within)
         read = Layers(
-            log_q=log_q - log_count,
+            log_q=new.log_q - log_count,
             own_log_q=signal.log_q,
             distance=new.distance,
             log_chi=none,
@@ -356,12 +338,48 @@ def _dense(law: Law, gains: Gains, head_of: functools.partial, first: Signal, de
             log_jacobian=log_new,
         )
         log_following = gains.weight + new.log_jacobian - log_count
-        return (following, new, log_following, log_slope), (read, known.log_slope, log_slope)
+        slopes = (known.log_slope, new.log_slope)
+        return (following, new, log_following, new.log_slope), (read, *slopes)
 
     counts = jnp.arange(1, depth + 2).astype(first.log_q.dtype)
     _, (read, slopes, summed) = jax.lax.scan(layer, (first, nothing, zero, none), counts)
+    return _with_gradients(read, gains.weight, slopes, summed)
+
+
+def _with_layer(
+    law: Law, gains: Gains, sums: _Sums, signal: Signal, known: Head, log_new: Array
+) -> _Sums:
+    """The sums with one layer more, whose Jacobian from the input has ln E s^2 = log_new."""
+    many, _ = _fed(law, gains, signal, known)
+    if _has_parameters(law):
+        own = gains.weight + known.log_own
+    else:
+        own = jnp.full_like(signal.log_q, -jnp.inf)
+    # the gap of a source, relative to the length of the sum so far
+    log_power = log_sum(sums.log_power, known.log_power)
+    log_q = log_sum(sums.log_q, signal.log_q)
+    old_share = _share(sums.log_power, log_power)
+    gap_share = _share(signal.log_q + known.log_unit, log_power)
+    old_distance = _share(sums.log_q, log_q) * sums.distance
+    return _Sums(
+        log_q=log_q,
+        distance=old_distance + _share(signal.log_q, log_q) * signal.distance,
+        log_power=log_power,
+        gap=old_share * sums.gap + gap_share * known.gap,
+        within=old_share * sums.within + gap_share * known.within,
+        log_slope=log_sum(sums.log_slope, known.log_slope),
+        few=log_sum(sums.few, own),
+        log_fed=log_sum(sums.log_fed, many),
+        log_jacobian=log_sum(sums.log_jacobian, known.log_slope + log_new),
+    )
+
+
+def _with_gradients(read: Layers, log_weight: Array, slopes: Array, summed: Array) -> Layers:
+    """The records with growth of gradients, from the slope of each layer and the sums over layers."""
+    depth = len(slopes) - 1
+    counts = jnp.arange(1, depth + 1).astype(slopes.dtype)
     # from state l to state l - 1: l = 1..L
-    grown = jax.vmap(log_sum)(jnp.zeros(depth), gains.weight + slopes[1:] - jnp.log(counts[:-1]))
+    grown = jax.vmap(log_sum)(jnp.zeros(depth), log_weight + slopes[1:] - jnp.log(counts))
     log_chi = jnp.append(grown + summed[:-1] - summed[1:], -jnp.inf)
     # of a state's gradient, the share of its newest layer, which is what the branch's parameters
     # see

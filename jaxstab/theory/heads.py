@@ -9,15 +9,16 @@ large width:
     rms, after       V / (V + epsilon) / rho         M / (V + epsilon) / rho
     layer, after     Var / (Var + epsilon) / rho     M / (Var + epsilon) / rho,   Var = V - (E phi)^2
 
-BatchNorm's are in `batches`. Two inputs under the same masks have E a a' / rho, under different
-ones E a a'.
+BatchNorm's are in `batches` and `batches_behind`. Two inputs under the same masks have E a a' / rho,
+under different ones E a a'.
 """
 
 import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxstab.activations import Activation
-from jaxstab.theory.batches import Sphere, finite_head, limit_head, limit_head_after
+from jaxstab.theory.batches import Sphere, finite_head, limit_head
+from jaxstab.theory.batches_behind import limit_head_after
 from jaxstab.theory.features import Features
 from jaxstab.theory.laws import Law
 from jaxstab.theory.maps import distance_map, log_sum
