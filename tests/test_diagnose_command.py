@@ -13,6 +13,7 @@ HOSTILE = "<img src=x onerror=alert(1)>{{7*7}}"
 MODELS = f"""
 import jax
 import jax.numpy as jnp
+import optax
 from flax import linen as nn
 from jaxstab import networks
 
@@ -42,6 +43,12 @@ def vector():
 
 def pair():
     return tagged()[:2]
+
+def trained():
+    return *tagged(), optax.sgd(1e4)
+
+def no_tx():
+    return *tagged(), 3
 
 def of_a_number():
     return 3, None, loss
@@ -150,12 +157,24 @@ def test_a_function_without_labels(tmp_path, capsys):
     assert "Nothing found" in (tmp_path / "diagnosis.html").read_text(encoding="utf-8")
 
 
+def test_an_optimiser(tmp_path, capsys):
+    assert _diagnose("trained", "plain.npz", tmp_path) == 0
+    assert "LEARNING RATE TOO LARGE at the first update" in capsys.readouterr().out
+    assert "largest stable rate" in (tmp_path / "diagnosis.html").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     ("factory", "batch", "said"),
     [
         ("nothing", "plain.npz", "has no attribute 'nothing'"),
         ("number", "plain.npz", "models_of_this_test:number: must be a function, got int"),
-        ("pair", "plain.npz", "must return a tuple (model, params, loss), returned tuple of 2"),
+        (
+            "pair",
+            "plain.npz",
+            "must return a tuple (model, params, loss) or (model, params, loss, tx), returned "
+            "tuple of 2",
+        ),
+        ("no_tx", "plain.npz", "tx must be an optax.GradientTransformation, got int"),
         ("takes", "plain.npz", "takes() missing 1 required positional argument: 'width'"),
         ("stops", "plain.npz", "models_of_this_test:stops(): SystemExit: no GPU here"),
         ("no_loss", "plain.npz", "loss must be a function, got NoneType"),

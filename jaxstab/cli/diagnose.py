@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import tyro
 from jaxtyping import Array, PyTree
 
@@ -35,7 +36,8 @@ class Diagnose:
     The factory is a function without arguments that returns (model, params, loss). The model is a
     linen or nnx module, a chain, a function (params, x) -> output with networks.tag in it, or a
     networks.probe of one of these. The loss is a function of the output that returns a scalar;
-    where the batch holds labels it is called as loss(output, y).
+    where the batch holds labels it is called as loss(output, y). With an optax optimiser as well,
+    (model, params, loss, tx), its first update is compared with the steps that the loss stands.
     """
 
     factory: Annotated[str, tyro.conf.Positional]
@@ -59,12 +61,12 @@ def print_diagnosis(settings: Diagnose) -> None:
     _check_folder(settings.out)
     batch = _batch(settings.batch)
     x = batch["x"]
-    model, params, loss = _made(settings.factory)
+    model, params, loss, tx = _made(settings.factory)
     probe = _probe(model, params, x)
     loss = _of_output(loss, batch)
     _check_loss(loss, probe, params, x)
     with users_fault():
-        report = diagnosis.diagnose(probe, params, x, loss)
+        report = diagnosis.diagnose(probe, params, x, loss, tx=tx)
 
     from jaxstab.report import write_diagnosis  # matplotlib is slow to import
 
@@ -138,8 +140,10 @@ def _array(what: str, values: np.ndarray) -> Array:
     return array
 
 
-def _made(word: str) -> tuple[Any, PyTree, Callable[..., Any]]:
-    """Model, parameters and loss of the factory."""
+def _made(
+    word: str,
+) -> tuple[Any, PyTree, Callable[..., Any], optax.GradientTransformation | None]:
+    """Model, parameters, loss and optimiser of the factory; None where it has no optimiser."""
     module, colon, name = word.partition(":")
     if not (module and colon and name):
         raise UserError(f"the factory must be module:function, got {word!r}")
@@ -148,14 +152,21 @@ def _made(word: str) -> tuple[Any, PyTree, Callable[..., Any]]:
         raise UserError(f"{word}: must be a function, got {type(factory).__name__}")
     with users_code(f"{word}()"):
         made = factory()
-    if not isinstance(made, tuple) or len(made) != 3:
+    if not isinstance(made, tuple) or len(made) not in (3, 4):
         size = f" of {len(made)}" if isinstance(made, tuple) else ""
         got = f"{type(made).__name__}{size}"
-        raise UserError(f"{word}: must return a tuple (model, params, loss), returned {got}")
-    model, params, loss = made
+        raise UserError(
+            f"{word}: must return a tuple (model, params, loss) or (model, params, loss, tx), "
+            f"returned {got}"
+        )
+    model, params, loss, tx = (*made, None)[:4]
     if not callable(loss):
         raise UserError(f"{word}: loss must be a function, got {type(loss).__name__}")
-    return model, params, loss
+    if tx is not None and not isinstance(tx, optax.GradientTransformation):
+        raise UserError(
+            f"{word}: tx must be an optax.GradientTransformation, got {type(tx).__name__}"
+        )
+    return model, params, loss, tx
 
 
 def _probe(model: Any, params: PyTree, x: Array) -> networks.Probe:

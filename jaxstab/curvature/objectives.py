@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from jaxstab import networks
 from jaxstab.checks import check_choice, check_labels
 from jaxstab.curvature.kernels import LOSSES
-from jaxstab.networks import MLP, Chain
+from jaxstab.networks import MLP, Chain, Probe
 
 Outputs = Callable[[PyTree, PyTree], PyTree]
 MeanLoss = Callable[[PyTree, PyTree], Float[Array, ""]]
@@ -129,6 +129,11 @@ def _outputs(model: Any, mixes: bool) -> Outputs:
     if isinstance(model, Chain):
         batched = model if mixes else networks.over_batch(model)
         return lambda params, x: batched.readout(params, networks.state(batched, params, x))
+    if isinstance(model, Probe):
+        raise ValueError(
+            "model must be a function (params, x) -> y, got a networks.Probe: outputs, theta = "
+            "probe.function(params) gives one"
+        )
     if isinstance(model, MLP):
         raise ValueError(
             "model must be a chain, got a networks.MLP: networks.chain(mlp) makes a chain of it"

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import Array, Key, PyTree
 
 from jaxstab import networks
@@ -14,7 +15,8 @@ from jaxstab.diagnosis.disagreeing import disagreement
 from jaxstab.diagnosis.findings import Diagnosis
 from jaxstab.diagnosis.measuring import Loss, Measured, check_loss, measurement
 from jaxstab.diagnosis.rules import findings, gradient_rate, small_share
-from jaxstab.diagnosis.running import of_run
+from jaxstab.diagnosis.running import of_run, of_stability
+from jaxstab.diagnosis.stability import stability
 from jaxstab.diagnosis.watching import Watched
 from jaxstab.networks import Probe
 from jaxstab.networks.interception import ATTENTION
@@ -28,6 +30,7 @@ def diagnose(
     *,
     key: Key[Array, ""] | None = None,
     rngs: PyTree = None,
+    tx: optax.GradientTransformation | None = None,
     watched: Watched | None = None,
     **keywords: Any,
 ) -> Diagnosis:
@@ -43,6 +46,9 @@ def diagnose(
         loss: scalar function of the output, such as a mean over the batch.
         key: PRNG key of small disturbances; None for a fixed one.
         rngs: keys by name of stream, {"dropout": key}.
+        tx: the optimiser, for what is trained (the "params" of a linen module, the `nnx.Param` of an
+            nnx module): its first update is compared with the steps that the loss stands, by 20
+            products with the Hessian and 12 forward passes. None for no such comparison.
         watched: what `watch` kept of a run of the model, one summary or those of a scan along a
             leading axis: its clipping and its updates are judged as well. None for no run.
         keywords: other arguments of the model's call, such as train=True.
@@ -52,7 +58,7 @@ def diagnose(
 
     Raises:
         ValueError: if the loss is not a scalar, or model and parameters are not such as
-            `networks.probe` takes.
+            `networks.probe` takes, or the optimiser does not take what is trained.
 
     Example:
         >>> import jax.numpy as jnp
@@ -83,6 +89,10 @@ def diagnose(
     measured = measure(params, inputs, key)
     beside = compared(probe.model.chain, params, measured)
     run = [] if watched is None else of_run(watched)
+    steps = None
+    if tx is not None and np.isfinite(measured.loss) and not np.any(measured.nonfinite > 0):
+        steps = stability(probe, params, inputs, loss, tx, key)
+        run = [*of_stability(steps), *run]
     everything = (*findings(measured), *disagreement(measured, beside), *run)
 
     def remeasure(changed: PyTree) -> Measured:
@@ -96,6 +106,7 @@ def diagnose(
         theory=beside,
         missed=probe.missed,
         measured=measured,
+        stability=steps,
     )
 
 

@@ -10,6 +10,7 @@ from jaxtyping import PyTree
 from jaxstab.diagnosis.comparing import Theory
 from jaxstab.diagnosis.intervals import Interval
 from jaxstab.diagnosis.measuring import Measured
+from jaxstab.diagnosis.stability import Stability
 from jaxstab.networks.sites import Missed
 
 
@@ -76,6 +77,8 @@ class Diagnosis(NamedTuple):
         theory: the rate beside the predicted one, or why nothing is predicted.
         missed: submodules that could not be measured.
         measured: the numbers.
+        stability: how large steps the loss stands; None where no optimiser was given, or signal or
+            gradient is not finite.
     """
 
     findings: tuple[Finding, ...]
@@ -85,6 +88,7 @@ class Diagnosis(NamedTuple):
     theory: Theory
     missed: tuple[Missed, ...]
     measured: Measured
+    stability: Stability | None = None
 
     @property
     def healthy(self) -> bool:
@@ -129,6 +133,7 @@ class Diagnosis(NamedTuple):
             "theory": self.theory._asdict(),
             "missed": [missed._asdict() for missed in self.missed],
             "loss": measured.loss,
+            "stability": _of_steps(self.stability),
             "rows": rows,
         }
         return json.dumps(_plain(text), indent=1, allow_nan=False)
@@ -151,6 +156,8 @@ class Diagnosis(NamedTuple):
             lines.append(
                 "depth: no three modules of one class side by side, so that no rate is fitted"
             )
+        if self.stability is not None:
+            lines.append(f"steps: {self.stability}")
         if self.missed:
             lines.append(
                 f"not measured: {'; '.join(map(str, self.missed[:5]))}{'; ...' if self.missed[5:] else ''}"
@@ -169,6 +176,13 @@ class Diagnosis(NamedTuple):
 
 def _without_params(cure: Prescription) -> dict[str, Any]:
     return {name: value for name, value in cure._asdict().items() if name != "params"}
+
+
+def _of_steps(stability: Stability | None) -> dict[str, Any] | None:
+    if stability is None:
+        return None
+    named = stability._asdict()
+    return named | {name: named[name]._asdict() for name in ("sharpness", "share")}
 
 
 def _plain(value: Any) -> Any:

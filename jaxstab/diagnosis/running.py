@@ -1,4 +1,4 @@
-"""Rules of a training run: clipping that never or always fires, updates out of line with their parameters."""
+"""Rules of a training run: too large a first update, clipping that never or always fires, updates out of line."""
 
 import math
 
@@ -7,6 +7,7 @@ from jaxtyping import Float
 
 from jaxstab.diagnosis.findings import Finding
 from jaxstab.diagnosis.intervals import Interval, certain, share
+from jaxstab.diagnosis.stability import Stability
 from jaxstab.diagnosis.watching import Watched
 
 # updates from which on a firing rate says something
@@ -20,6 +21,11 @@ LARGEST = 0.1
 SMALLEST = 1e-6
 # nats by which a group may differ from the median group
 APART = math.log(100.0)
+# share of an update up to which the loss must fall
+SHARE = 0.1
+# a rate over the largest stable one: networks stand 6 times it by moving to a flatter place
+# (Lewkowycz et al. 2020), and momentum of 0.9 twice as much
+BEYOND = 12.0
 
 
 def of_run(watched: Watched) -> list[Finding]:
@@ -56,6 +62,54 @@ def of_run(watched: Watched) -> list[Finding]:
         *_clipping(rates, updates, gradient),
         *_updates(ratios),
     ]
+
+
+def of_stability(found: Stability) -> list[Finding]:
+    """Tell whether the first update is too large.
+
+    Args:
+        found: what was measured.
+
+    Returns:
+        One finding or none.
+    """
+    # a search that never saw the loss fall knows no more than an upper end
+    share = found.share.value
+    if math.isnan(share):
+        share = found.share.high
+    ratio = found.rate / found.largest_rate
+    if ratio > BEYOND:
+        return [
+            Finding(
+                "learning rate too large",
+                "the first update",
+                certain(ratio),
+                f"times the largest stable rate of gradient descent, {found.largest_rate:.3g}",
+                "an error along the sharpest direction grows by |1 - rate sharpness| in each update "
+                "(LeCun et al. 1998); networks stand up to 6 times that rate (Lewkowycz et al. 2020)",
+                f"a rate of {found.largest_rate:.2g} or a few times that, reached by a warm-up if "
+                "it is to be more",
+            )
+        ]
+    if share < SHARE:
+        return [
+            Finding(
+                "learning rate too large",
+                "the first update",
+                Interval(share, found.share.low, found.share.high),
+                "of it is where the loss of this batch begins to rise",
+                "a step beyond 2 over the curvature along the update raises the loss (Kalra et al. "
+                "2026)",
+                f"divide the learning rate by {_divisor(share)}, or begin with a warm-up",
+            )
+        ]
+    return []
+
+
+def _divisor(share: float) -> str:
+    if share > 0:
+        return f"{1 / share:.2g}"
+    return "much more than was tried"
 
 
 def _by_layer(

@@ -18,6 +18,10 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _OWN = "a model of your own is networks.from_linen([...]), from_nnx, from_functions or from_params"
+_PROBED = (
+    ": functions whose names end in _at_sites take probes, and curvature takes the function that "
+    "probe.function(params) gives"
+)
 
 
 def takes_network(
@@ -110,7 +114,9 @@ def _check_model(given: dict[str, Any], name: str, wanted: type, other: type, wo
         raise ValueError(
             f"{name} must be a networks.{wanted.__name__}, got a networks.{other.__name__}: {hint}"
         )
-    raise ValueError(f"{name} must be a {words}, got {_kind(model)}")
+    # a probe, whose file is above this one
+    hint = _PROBED if hasattr(model, "sites") and hasattr(model, "function") else ""
+    raise ValueError(f"{name} must be a {words}, got {_kind(model)}{hint}")
 
 
 def _check_kind(own_chain: bool, own_params: bool) -> None:

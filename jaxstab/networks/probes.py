@@ -27,6 +27,7 @@ from jaxstab.networks.interception import (
     scope_name,
     softmax_name,
 )
+from jaxstab.networks.shapes import check_alike, shape_of, text_of
 from jaxstab.networks.sites import Missed, Row, Site, missed_by, named_sites, rows_of
 from jaxstab.networks.tagged import Program
 
@@ -115,12 +116,38 @@ class Probe:
                 )
         theta, rest = self.model.split(params)
         given = (theta, rest, inputs, self._rngs if rngs is None else rngs)
-        _check_alike(self._given, given)
+        check_alike(self._given, given)
         added = {self._marks[name]: shift for name, shift in shifts.items()}
         wanted = [self._marks[name] for name in names]
         flat, read = self._program.run(jax.tree.leaves(given), added, wanted)
         output, updates = jax.tree.unflatten(self._gives, flat)
         return Reading(output, {name: read[self._marks[name]] for name in names}, updates)
+
+    def function(self, params: PyTree, rngs: PyTree = None) -> tuple[Callable[..., PyTree], PyTree]:
+        """The model as a function of what is trained, for `curvature` and JAX's own derivatives.
+
+        Args:
+            params: parameters of the model.
+            rngs: as `read` takes them.
+
+        Returns:
+            f and theta: f(theta, *inputs) is the output. Inputs may have other shapes than those
+            that the probe was made with; what the model changes besides is dropped.
+
+        Example:
+            >>> from jaxstab import curvature
+            >>> model = probe(lambda w, x: tag("h", x @ w), jnp.ones((3, 2)), jnp.ones((5, 3)))
+            >>> outputs, theta = model.function(jnp.ones((3, 2)))
+            >>> curvature.tangent_kernel(outputs, theta, jnp.ones((4, 3))).shape
+            (8, 8)
+        """
+        theta, rest = self.model.split(params)
+        keys = self._rngs if rngs is None else rngs
+
+        def outputs(theta: PyTree, *inputs: PyTree) -> PyTree:
+            return self.model.call(theta, rest, inputs, keys)[0]
+
+        return outputs, theta
 
     def zeros(self) -> dict[str, Array]:
         """Shifts that change nothing, of all floating sites; the gradient by them is dL/dsite.
@@ -324,7 +351,7 @@ def probe(
         model=pure,
         _program=program,
         _marks={site.name: number for number, site in chosen},
-        _given=jax.tree.map(_shape, given),
+        _given=jax.tree.map(shape_of, given),
         _gives=jax.tree.structure(gives),
         _rngs=given[3],
         _inputs=len(inputs),
@@ -338,7 +365,7 @@ def _traced(model: Model, given: PyTree) -> tuple[Any, PyTree]:
         return jax.make_jaxpr(model.call, return_shape=True)(*given)
     except (TypeError, ValueError, FlaxError) as error:
         _, _, inputs, _ = given
-        shapes = ", ".join(_text(_shape(leaf)) for leaf in jax.tree.leaves(inputs))
+        shapes = ", ".join(text_of(shape_of(leaf)) for leaf in jax.tree.leaves(inputs))
         reason = str(error).strip().splitlines()[0].split(" (https:")[0]
         raise ValueError(
             f"the model, with these parameters, does not take {shapes}: {reason}"
@@ -353,31 +380,3 @@ def _some(sites: Sequence[Site]) -> str:
     return ", ".join(f"{site.name} ({site.kind})" for site in sites[:8]) + (
         ", ..." if len(sites) > 8 else ""
     )
-
-
-def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf))
-
-
-def _check_alike(made_with: PyTree, given: PyTree) -> None:
-    """Check that parameters and inputs have the structure and shapes that a probe was made with."""
-    parts = ("parameters", "other variables", "inputs", "rngs")
-    for part, made, now in zip(parts, made_with, given, strict=True):
-        structures = [str(jax.tree.structure(tree)) for tree in (made, now)]
-        if structures[0] != structures[1]:
-            raise ValueError(
-                f"the probe was made with other {part}: {structures[0]}, got {structures[1]}"
-            )
-        paths = jax.tree_util.tree_leaves_with_path(made)
-        for (where, leaf), value in zip(paths, jax.tree.leaves(now), strict=True):
-            if leaf != _shape(value):
-                place = jax.tree_util.keystr(where)
-                raise ValueError(
-                    f"the probe was made with {part}{place} of {_text(leaf)}, got "
-                    f"{_text(_shape(value))}: "
-                    "make another for other shapes"
-                )
-
-
-def _text(leaf: jax.ShapeDtypeStruct) -> str:
-    return f"{leaf.dtype}{list(leaf.shape)}"

@@ -1,0 +1,168 @@
+"""How large steps a loss stands at one batch: its sharpness, and how far along an update it falls."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Key, PyTree
+
+from jaxstab import curvature
+from jaxstab.diagnosis.intervals import Interval
+from jaxstab.networks import Probe
+from jaxstab.norms import log_norm
+
+# with the Hessian, for its largest eigenvalue
+PRODUCTS = 20
+# evaluations of the loss along the update
+PASSES = 12
+# cosine from which on an update is a step of gradient descent
+ALONG = 0.999
+
+
+class Stability(NamedTuple):
+    """The first update of an optimiser beside what the loss stands.
+
+    Attributes:
+        sharpness: largest eigenvalue of the Hessian of the loss by what is trained, within the
+            bound of its residual; NaN where it is not known.
+        largest_rate: of gradient descent, 2 / sharpness; inf where no curvature is positive.
+        rate: |update| / |gradient| where the update is a step of gradient descent, else NaN.
+        share: of the update up to which the loss falls, between the last share tried at which it
+            fell and the first at which it rose; NaN where the search ended before both were seen.
+        why: why numbers are missing; empty where none is.
+    """
+
+    sharpness: Interval
+    largest_rate: float
+    rate: float
+    share: Interval
+    why: str
+
+    def __str__(self) -> str:
+        """One line."""
+        parts = []
+        if not math.isnan(self.sharpness.value):
+            parts.append(
+                f"largest stable rate of gradient descent {self.largest_rate:.3g} "
+                f"(2 / sharpness, {self.sharpness})"
+            )
+        if not math.isnan(self.rate):
+            parts.append(f"rate of the first update {self.rate:.3g}")
+        if not math.isnan(self.share.value):
+            parts.append(f"the loss falls along {self.share.value:.3g} of the first update")
+        if self.why:
+            parts.append(self.why)
+        return "; ".join(parts)
+
+
+def stability(
+    probe: Probe,
+    params: PyTree,
+    inputs: Sequence[PyTree],
+    loss: Callable[[PyTree], Float[Array, ""]],
+    tx: optax.GradientTransformation,
+    key: Key[Array, ""],
+) -> Stability:
+    """Measure the sharpness of a loss, and how far it falls along an optimiser's first update.
+
+    Twenty products with the Hessian, each of two gradients' time, and twelve forward passes.
+
+    Args:
+        probe: the model.
+        params: its parameters.
+        inputs: its inputs.
+        loss: scalar function of the output.
+        tx: the optimiser, for what is trained: the "params" of a linen module, the `nnx.Param` of
+            an nnx module.
+        key: PRNG key of the first vector.
+
+    Returns:
+        What was measured.
+
+    Raises:
+        ValueError: if the optimiser does not take what is trained.
+    """
+    outputs, theta = probe.function(params)
+
+    def goal(theta: PyTree, inputs: Sequence[PyTree]) -> Float[Array, ""]:
+        return loss(outputs(theta, *inputs))
+
+    gradient = jax.jit(jax.grad(goal, allow_int=True))(theta, inputs)
+    gradient = jax.tree.map(_real, theta, gradient)
+    update = _first_update(tx, theta, gradient)
+    rate = _rate(update, gradient)
+
+    def along(theta: PyTree, update: PyTree, inputs: Sequence[PyTree]) -> tuple:
+        found = curvature.critical_sharpness(
+            lambda theta: goal(theta, inputs), theta, update, passes=PASSES
+        )
+        return found.rate, found.rate_low, found.rate_high
+
+    log_size = float(log_norm(update))
+    if not math.isfinite(log_size):
+        share = Interval(math.nan, math.nan, math.nan)
+        why = (
+            "the first update is zero or not finite: give the optimiser as it is after its warm-up"
+        )
+    else:
+        share = Interval(*map(float, jax.jit(along)(theta, update, inputs)))
+        why = ""
+    sharpness, missing = _sharpness(goal, theta, inputs, key)
+    largest_rate = math.nan
+    if not math.isnan(sharpness.value):
+        largest_rate = float(curvature.largest_stable_rate(sharpness.value))
+    reasons = "; ".join(reason for reason in (why, missing) if reason)
+    return Stability(sharpness, largest_rate, rate, share, reasons)
+
+
+def _real(leaf: Array, gradient: Array) -> Array:
+    """A gradient of integers, which has a type of its own, as zeros."""
+    if gradient.dtype == jax.dtypes.float0:
+        return jnp.zeros_like(leaf)
+    return gradient
+
+
+def _first_update(tx: optax.GradientTransformation, theta: PyTree, gradient: PyTree) -> PyTree:
+    def update(theta: PyTree, gradient: PyTree) -> PyTree:
+        # optax mixes integers and floats, which strict users have switched off
+        with jax.numpy_dtype_promotion("standard"):
+            return tx.update(gradient, tx.init(theta), theta)[0]
+
+    try:
+        return jax.jit(update)(theta, gradient)
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"tx does not take what is trained: {reason}") from error
+
+
+def _rate(update: PyTree, gradient: PyTree) -> float:
+    """|update| / |gradient| where the update points down the gradient; NaN elsewhere."""
+    u = curvature.ravel(update)[0]
+    g = curvature.ravel(gradient)[0]
+    log_u, log_g = log_norm(u), log_norm(g)
+    cosine = -jnp.sum(u * jnp.exp(-log_u) * g * jnp.exp(-log_g))
+    if cosine > ALONG:
+        return float(jnp.exp(log_u - log_g))
+    return math.nan
+
+
+def _sharpness(
+    goal: Callable, theta: PyTree, inputs: Sequence[PyTree], key: Key[Array, ""]
+) -> tuple[Interval, str]:
+    """The largest eigenvalue, or why there is none."""
+
+    def measured(theta: PyTree, inputs: Sequence[PyTree], key: Key[Array, ""]) -> Any:
+        operator = curvature.hessian(lambda theta: goal(theta, inputs), theta)
+        return curvature.largest(operator, key, PRODUCTS)
+
+    try:
+        found = jax.jit(measured)(theta, inputs, key)
+    except (TypeError, ValueError, NotImplementedError) as refused:
+        reason = str(refused).strip().splitlines()[0]
+        return Interval(math.nan, math.nan, math.nan), f"no sharpness: {reason}"
+    value = math.ldexp(float(found.value), int(found.exponent))
+    bound = math.ldexp(float(found.error), int(found.exponent))
+    return Interval(value, value - bound, value + bound), ""
