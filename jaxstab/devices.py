@@ -50,7 +50,8 @@ def divide_cpu(parts: int | None = None) -> None:
         ValueError: if there are none, or more than the cores can serve.
     """
     most = max(8, 2 * cores())
-    parts = cores() if parts is None else parts
+    if parts is None:
+        parts = cores()
     if not 1 <= parts <= most:
         raise ValueError(f"parts must be in 1..{most} on {cores()} cores, got {parts}")
     with contextlib.suppress(RuntimeError):
@@ -126,10 +127,10 @@ def spread(
     shared = jax.shard_map(
         function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
     )
-    ordered = {"xla_cpu_enable_concurrency_optimized_scheduler": False}
-    return jax.jit(
-        shared, compiler_options=ordered if mesh.devices.flat[0].platform == "cpu" else None
-    )
+    options = None
+    if mesh.devices.flat[0].platform == "cpu":
+        options = {"xla_cpu_enable_concurrency_optimized_scheduler": False}
+    return jax.jit(shared, compiler_options=options)
 
 
 def memory(function: Callable, *arguments: PyTree) -> int:

@@ -49,7 +49,8 @@ def assumed(grid: Grid, kind: Kind, d_in: int, depth: int | None = None) -> Assu
         The law, or why there is none: a chain that carries none, states of several shapes, weights
         drawn by a function, a norm without a law, or BatchNorm over fewer than four examples.
     """
-    depth = grid.deepest if depth is None else depth
+    if depth is None:
+        depth = grid.deepest
     of_run = {"keep": 1.0 - grid.fixed["dropout"], "batch": kind["batch"]}
     try:
         if grid.network is None:

@@ -279,8 +279,9 @@ def _censored(
     if not free:
         return censored.regression(np.ones((len(log_xi), 1)), low - log_xi, high - log_xi)
     known = np.isfinite(boundary.depth)
-    centred = log_xi - (np.mean(log_xi[known]) if known.any() else 0.0)
-    return censored.regression(np.column_stack([centred, np.ones(len(log_xi))]), low, high)
+    if known.any():
+        log_xi = log_xi - np.mean(log_xi[known])
+    return censored.regression(np.column_stack([log_xi, np.ones(len(log_xi))]), low, high)
 
 
 def _student(errors: np.ndarray, degrees: np.ndarray, confidence: float) -> float:

@@ -81,7 +81,9 @@ def regression(
     # neighbours that miss alike: fewer of them are independent
     residual = y - x @ line
     ordered = np.sum(residual[1:] * residual[:-1]) / np.sum(residual**2)
-    alike = (1 + ordered) / (1 - ordered) if ordered > 0 else 1.0
+    alike = 1.0
+    if ordered > 0:
+        alike = (1 + ordered) / (1 - ordered)
     freedom = max(count / alike - columns, min(2.0, count - columns))
     return Regression(
         line, np.sqrt(variance * alike), float(unbiased**0.5 / precision), float(freedom)

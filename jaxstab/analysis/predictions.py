@@ -160,16 +160,21 @@ def _joined(records: Sequence[Record]) -> Record:
     """Records of several depths as one, NaN where one has fewer layers or singular values."""
 
     def along_depths(*leaves: Array) -> Array:
-        longest = max(leaf.shape[-1] for leaf in leaves)
-        padded = [
-            jnp.pad(leaf, ((0, 0), (0, longest - leaf.shape[-1])), constant_values=jnp.nan)
-            if leaf.ndim == 2
-            else leaf
-            for leaf in leaves
-        ]
-        return jnp.concatenate(padded)
+        if leaves[0].ndim == 2:
+            leaves = _of_one_length(leaves)
+        return jnp.concatenate(leaves)
 
     return jax.tree.map(along_depths, *records)
+
+
+def _of_one_length(leaves: Sequence[Array]) -> tuple[Array, ...]:
+    """Rows of matrices padded with NaN to the longest."""
+    longest = max(leaf.shape[-1] for leaf in leaves)
+    missing = [longest - leaf.shape[-1] for leaf in leaves]
+    return tuple(
+        jnp.pad(leaf, ((0, 0), (0, count)), constant_values=jnp.nan)
+        for leaf, count in zip(leaves, missing, strict=True)
+    )
 
 
 def _typical_shift(known: Assumed, log_q: np.ndarray) -> np.ndarray:

@@ -29,6 +29,7 @@ from jaxstab.analysis.boundary import (
 from jaxstab.analysis.verdicts import standard_error
 from jaxstab.records import FixedPoint
 from jaxstab.sweeps import Grid
+from jaxstab.sweeps.axes import with_variant
 from jaxstab.sweeps.settings import label
 
 SIDES = ("both", "ordered", "chaotic")
@@ -240,10 +241,7 @@ def _fixed_points(grid: Grid, at: Sequence[float]) -> dict[str, np.ndarray]:
             return unknown
         return of(kind["activation"], kind["sigma_b"])
 
-    points = []
-    for own in _kinds(grid):
-        variant = own["variant"].settings if "variant" in own else {}
-        points.append(one(grid.fixed | own | variant))
+    points = [one(with_variant(grid.fixed | own)) for own in _kinds(grid)]
     return dict(zip(fields, np.stack(points, axis=1), strict=True))
 
 

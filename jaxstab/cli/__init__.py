@@ -99,9 +99,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0, 2 for what a user got wrong, 130 when interrupted, 141 when nobody reads
         what is printed.
     """
-    words = list(sys.argv[1:] if arguments is None else arguments)
     if arguments is None:
+        arguments = sys.argv[1:]
         interrupts.watch()
+    words = list(arguments)
     try:
         try:
             return _answered(words)
@@ -139,7 +140,7 @@ def _answered(words: Sequence[str]) -> int:
             raise
         return _complained(f"{error.filename}: {error.strerror}")
     except MemoryError as error:
-        return _complained(f"out of memory{f': {error}' if str(error) else ''}")
+        return _complained(f"out of memory: {error}".removesuffix(": "))
     except KeyboardInterrupt as stop:
         _complained(f"interrupted, {stop or 'nothing was written'}")
         return interrupts.STOPPED
@@ -149,8 +150,9 @@ def _answered(words: Sequence[str]) -> int:
 def _complained(message: str) -> int:
     """Exit code 2, after one line on stderr that no content of a user's files can break or colour."""
     line = "".join(letter if letter.isprintable() else " " for letter in " ".join(message.split()))
-    shown = line if len(line) <= _LONGEST else f"{line[:_LONGEST]} ..."
-    print(f"jaxstab: {shown}", file=sys.stderr)
+    if len(line) > _LONGEST:
+        line = f"{line[:_LONGEST]} ..."
+    print(f"jaxstab: {line}", file=sys.stderr)
     return 2
 
 
@@ -164,10 +166,11 @@ def _parsed(words: Sequence[str]) -> tuple[Any, Callable[[Any], None]]:
     """The settings that the words ask for, and what to call with them."""
     from jaxstab.cli.arguments import parse
 
-    name = words[0] if words else "--help"
+    words = words or ["--help"]
+    name = words[0]
     if name not in _COMMANDS:
         summaries = {known: _stub(command.summary) for known, command in _COMMANDS.items()}
-        return parse(summaries, _DESCRIPTION, [name, *words[1:]]), print
+        return parse(summaries, _DESCRIPTION, words), print
     command = _COMMANDS[name]
     module = importlib.import_module(f"jaxstab.cli.{name}")
     if command.float64:

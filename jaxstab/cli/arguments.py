@@ -40,10 +40,10 @@ def choice(kind: Any, names: Iterable[str], *aliases: str) -> Any:
     Returns:
         The type with what the help shows.
     """
-    none = ["None"] if kind == str | None else []
-    return Annotated[
-        kind, tyro.conf.arg(metavar=f"{{{','.join([*none, *names])}}}", aliases=aliases or None)
-    ]
+    shown = list(names)
+    if kind == str | None:
+        shown.insert(0, "None")
+    return Annotated[kind, tyro.conf.arg(metavar=f"{{{','.join(shown)}}}", aliases=aliases or None)]
 
 
 def as_toml(settings: Any) -> str:
@@ -75,7 +75,9 @@ def _toml_value(value: Any) -> str:
     if isinstance(value, int | float):
         return repr(value)
     # a string of JSON is one of TOML, which has no null
-    return json.dumps(_NOTHING if value is None else str(value))
+    if value is None:
+        return json.dumps(_NOTHING)
+    return json.dumps(str(value))
 
 
 def _read_config(path: Path) -> str:
@@ -111,10 +113,11 @@ def _from_toml(path: Path, kind: Any) -> dict[str, Any]:
     for key, value in settings.items():
         name = _ALIASES.get(key, key.replace("-", "_"))
         if name not in fields:
+            message = f"{path}: unknown key {key!r}"
             near = difflib.get_close_matches(name, fields, n=1)
-            raise UserError(
-                f"{path}: unknown key {key!r}{f'; did you mean {near[0]!r}?' if near else ''}"
-            )
+            if near:
+                message += f"; did you mean {near[0]!r}?"
+            raise UserError(message)
         read[name] = _converted(path, key, value, fields[name].type)
     return read
 
@@ -162,8 +165,7 @@ def parse(kinds: Mapping[str, type], description: str, words: Sequence[str]) -> 
         UserError: if the words do not fit.
         SystemExit: with code 0, after printing help.
     """
-    name = words[0] if words else "--help"
-    rest = list(words[1:])
+    name, *rest = words or ["--help"]
     _check_words(rest)
     options: dict[str, Any] = {
         "prog": f"jaxstab {name}",

@@ -97,10 +97,11 @@ def _shard(text: str) -> tuple[int, int]:
     plain = len(words) == 2 and all(
         word.isascii() and word.isdigit() and len(word) <= 9 for word in words
     )
-    own, parts = map(int, words) if plain else (0, 0)
-    if not 1 <= own <= parts:
-        raise UserError(f"--shard must be I/N with 1 <= I <= N, got {text!r}")
-    return own, parts
+    if plain:
+        own, parts = map(int, words)
+        if 1 <= own <= parts:
+            return own, parts
+    raise UserError(f"--shard must be I/N with 1 <= I <= N, got {text!r}")
 
 
 def _check_place(sharing: Sharing) -> None:

@@ -153,8 +153,9 @@ def _made(
     with users_code(f"{word}()"):
         made = factory()
     if not isinstance(made, tuple) or len(made) not in (3, 4):
-        size = f" of {len(made)}" if isinstance(made, tuple) else ""
-        got = f"{type(made).__name__}{size}"
+        got = type(made).__name__
+        if isinstance(made, tuple):
+            got += f" of {len(made)}"
         raise UserError(
             f"{word}: must return a tuple (model, params, loss) or (model, params, loss, tx), "
             f"returned {got}"
@@ -178,10 +179,11 @@ def _probe(model: Any, params: PyTree, x: Array) -> networks.Probe:
 
 def _of_output(loss: Callable[..., Any], batch: dict[str, Array]) -> Callable[[PyTree], Any]:
     """The loss as a function of the output alone."""
-    labels = [batch["y"]] if "y" in batch else []
+    if "y" not in batch:
+        return loss
 
     def of_output(output: PyTree) -> Any:
-        return loss(output, *labels)
+        return loss(output, batch["y"])
 
     return of_output
 

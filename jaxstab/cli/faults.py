@@ -99,7 +99,10 @@ def reading(place: str) -> Iterator[None]:
         with users_fault():
             yield
     except UserError as error:
-        raise UserError(str(error) if place in str(error) else f"{place}: {error}") from error
+        message = str(error)
+        if place not in message:
+            message = f"{place}: {message}"
+        raise UserError(message) from error
     # settings of any kind may stand where a grid is expected
     except Exception as error:
         raise UserError(f"{place}: damaged store ({type(error).__name__}: {error})") from error

@@ -45,10 +45,9 @@ def draw_phase(settings: Phase) -> None:
         UserError: if the activation is unknown, a gain out of range, or the file cannot be written.
     """
     law = law_of(settings)
+    with users_fault():
+        check_gains(np.array(settings.sigma_w), np.array(settings.sigma_b))
     for flag, (low, high) in (("--sigma-w", settings.sigma_w), ("--sigma-b", settings.sigma_b)):
-        with users_fault():
-            check_gains(*((low, high) if flag == "--sigma-w" else (0.0, low)))
-            check_gains(high, high)
         if not low < high:
             raise UserError(
                 f"{flag} must be two numbers, the lower one first, got {low:g} {high:g}"
@@ -99,5 +98,6 @@ def _plane(law: theory.Law, sigma_w: Array, sigma_b: Array) -> tuple[Array, Arra
 
 def _name(settings: Phase) -> str:
     cures = [settings.norm and f"{settings.norm} norm", settings.skip and f"{settings.skip} skip"]
-    dropout = f"dropout {settings.dropout:g}" if settings.dropout else ""
-    return ", ".join(filter(None, [settings.activation, *cures, dropout]))
+    if settings.dropout:
+        cures.append(f"dropout {settings.dropout:g}")
+    return ", ".join(filter(None, [settings.activation, *cures]))

@@ -56,7 +56,10 @@ def write_report(settings: Report) -> None:
 def _page(url: str) -> Path:
     """Where a store's page goes unless told: beside it, and named after it where others may lie there too."""
     name = PurePosixPath(url).name
-    folder = Path() if "://" in url else Path(url).parent
+    if "://" in url:
+        folder = Path()
+    else:
+        folder = Path(url).parent
     if name == _SWEEP:
         return folder / "report.html"
     return folder / f"{name.removesuffix('.zarr') or 'report'}.html"

@@ -97,7 +97,9 @@ def _of_groups(url: str, progress: store.Progress) -> list[str]:
             f"{np.sum(first == 0)} networks were not finite from the start, {np.sum(first > 0)} "
             "later"
         )
-    return [*lines, "finished" if progress.done == progress.groups else _at_work(url)]
+    if progress.done == progress.groups:
+        return [*lines, "finished"]
+    return [*lines, _at_work(url)]
 
 
 def _groups_done(progress: store.Progress) -> list[str]:

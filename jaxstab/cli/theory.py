@@ -81,15 +81,20 @@ def print_theory(settings: Theory) -> None:
         print(f"{name:21} {number:.10g}")
     for key, value in answer.items():
         if key not in lists:
-            print(f"{key:17} {value:.8g}" if isinstance(value, float) else f"{key:17} {value}")
+            print(f"{key:17} {_rounded(value, 8)}")
     for key in lists:
         rows = (
-            ", ".join(
-                f"{k} {v:.6g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()
-            )
+            ", ".join(f"{name} {_rounded(value, 6)}" for name, value in row.items())
             for row in answer[key]
         )
         print(f"{key:17} {'; '.join(rows) or 'none'}")
+
+
+def _rounded(value: Any, digits: int) -> str:
+    """A value in words; floats with so many digits."""
+    if isinstance(value, float):
+        return f"{value:.{digits}g}"
+    return str(value)
 
 
 def _shaped(settings: Theory, law: theory.Law) -> theory.Shaped | None:
@@ -130,6 +135,9 @@ def _answer(settings: Theory, law: theory.Law, shaped: theory.Shaped | None) -> 
         for name in cures
         if getattr(settings, name) != getattr(Block, name)
     }
+    shape: dict[str, Any] = {}
+    if shaped is not None:
+        shape = {"shape": settings.shape, "shaped": _numbers(shaped)}
     reasons = {
         "no_fixed_point": theory.missing(law).get("fixed_point", ""),
         "no_critical_point": theory.missing(law).get("critical_points", ""),
@@ -137,7 +145,7 @@ def _answer(settings: Theory, law: theory.Law, shaped: theory.Shaped | None) -> 
     return {
         "activation": settings.activation,
         **changed,
-        **({} if shaped is None else {"shape": settings.shape, "shaped": _numbers(shaped)}),
+        **shape,
         "sigma_w": settings.sigma_w,
         "sigma_b": settings.sigma_b,
         **{field: float(value) for field, value in point._asdict().items() if field != "stable"},
@@ -169,8 +177,10 @@ def _draw(settings: Theory, law: theory.Law, file: Path) -> None:
     forward, correlation, backward, _ = theory.predict(
         law, *gains, [depth], width=64, d_in=64, q0=settings.q0
     )
-    shape = f" by {settings.shape}" if settings.shape else ""
-    name = f"{settings.activation}{shape}, sigma_w = {settings.sigma_w:g}, sigma_b = {settings.sigma_b:g}"
+    name = settings.activation
+    if settings.shape:
+        name += f" by {settings.shape}"
+    name += f", sigma_w = {settings.sigma_w:g}, sigma_b = {settings.sigma_b:g}"
     with users_fault():
         save(law_profiles(name, forward, correlation, backward), file)
 

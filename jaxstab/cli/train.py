@@ -178,7 +178,10 @@ def train(settings: Train) -> None:
                 print(f"table: {export.write_table(dataset, settings.csv)}")
             if settings.tensorboard:
                 print(f"events: {export.write_events(dataset, settings.tensorboard)}")
-    print(f"store: {settings.out}" + (f" ({left} groups are left to others)" if left else ""))
+    others = ""
+    if left:
+        others = f" ({left} groups are left to others)"
+    print(f"store: {settings.out}{others}")
 
 
 def _checked(settings: Train) -> tuple[sweeps.Grid, sweeps.Train, sweeps.Split]:

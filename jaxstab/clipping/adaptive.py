@@ -199,7 +199,10 @@ def auto_clip(
         [2.0]
     """
     check_setting("percentile", percentile, high=100.0)
-    check_integer("history", 1000 if history is None else history, 1)
+    slots: ArrayLike = 1000
+    if history is not None:
+        slots = history
+    check_integer("history", slots, 1)
 
     def rule(seen: History, norm: Array, enters: Array, calls: Array) -> tuple[Array, History]:
         history = seen.norms.shape[0]
@@ -224,7 +227,7 @@ def auto_clip(
         return jnp.where(known == 0, jnp.inf, between), seen
 
     def first(zero: Array) -> History:
-        rows = 1000 if history is None else static_integer("history", history)
+        rows = static_integer("history", slots)
         return History(
             jnp.repeat(jnp.full_like(zero, jnp.inf)[None], rows, axis=0),
             jnp.zeros_like(zero, jnp.int32),
@@ -292,12 +295,10 @@ def z_clip(
         >>> updates.tolist()
         [4.0]
     """
-    for name, value in (
-        ("z", z),
-        ("factor", factor),
-        ("max_norm", 0.0 if max_norm is None else max_norm),
-    ):
-        check_setting(name, value)
+    check_setting("z", z)
+    check_setting("factor", factor)
+    if max_norm is not None:
+        check_setting("max_norm", max_norm)
     check_setting("decay", decay, high=1.0, below=True)
     check_choice("mode", mode, ("zscore", "percentile"))
     check_choice("option", option, ("adaptive_scaling", "mean"))

@@ -73,9 +73,9 @@ def _owners(init: Callable, updates: PyTree) -> dict[tuple[str, ...], list[int]]
 
     def parts(kept: int | None) -> set[tuple[str, ...]]:
         # what optax.masked puts in the place of a leaf
-        some = [
-            shape if index == kept else optax.MaskedNode() for index, shape in enumerate(shapes)
-        ]
+        some: list[Any] = [optax.MaskedNode()] * len(shapes)
+        if kept is not None:
+            some[kept] = shapes[kept]
         try:
             return set(_paths(jax.eval_shape(init, jax.tree.unflatten(structure, some))))
         except Exception as error:
@@ -112,14 +112,14 @@ def _keep_parts(
     for index, (path, now, before) in enumerate(
         zip(_paths(new), leaves, jax.tree.leaves(old), strict=True)
     ):
-        # what has been learnt from the norm of all leaves belongs to each of them
-        everyone = range(len(bad)) if learnt[index] and path[-1] != "calls" else []
-        if within[index]:
-            owning = [bad[owner] for owner in owners.get(path, everyone)]
-        else:
-            owning = []
-        hit = functools.reduce(jnp.logical_or, owning) if owning else None
-        kept.append(now if hit is None else jnp.where(hit, jnp.asarray(before, now.dtype), now))
+        owning = owners.get(path, [])
+        if path not in owners and learnt[index] and path[-1] != "calls":
+            # what has been learnt from the norm of all leaves belongs to each of them
+            owning = list(range(len(bad)))
+        if within[index] and owning:
+            hit = functools.reduce(jnp.logical_or, [bad[owner] for owner in owning])
+            now = jnp.where(hit, jnp.asarray(before, now.dtype), now)
+        kept.append(now)
     return jax.tree.unflatten(structure, kept)
 
 

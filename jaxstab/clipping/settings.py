@@ -103,7 +103,9 @@ def setting_at(value: Setting, calls: Array, dtype: DTypeLike) -> Float[Array, "
         >>> float(setting_at(lambda calls: 10.0 / (1 + calls), jnp.asarray(4), jnp.float32))
         2.0
     """
-    return jnp.asarray(value(calls) if callable(value) else value).astype(dtype)
+    if callable(value):
+        value = value(calls)
+    return jnp.asarray(value).astype(dtype)
 
 
 def setting_like(value: Setting, calls: Array, like: Float[Array, "..."]) -> Float[Array, "..."]:

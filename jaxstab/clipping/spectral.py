@@ -156,11 +156,10 @@ def clip_by_spectral_norm(
     """
     check_setting("max_norm", max_norm)
     check_choice("method", method, ("svd", "newton_schulz"))
-    check_integer("iterations", ITERATIONS if iterations is None else iterations, POLISHES + 1)
     if iterations is None:
-        steps = ITERATIONS
-    else:
-        steps = static_integer("iterations", iterations)
+        iterations = ITERATIONS
+    check_integer("iterations", iterations, POLISHES + 1)
+    steps = static_integer("iterations", iterations)
 
     def cap(g: Array, limit: Array) -> Array:
         over = split(g)
@@ -176,10 +175,10 @@ def clip_by_spectral_norm(
         scale = safe_scale(largest)
         scaled = m / scale[..., None, None]
         share = limit / scale
-        by_signs = method == "newton_schulz"
-        capped, within = (
-            _capped_by_signs(scaled, share, steps) if by_signs else _capped_by_svd(scaled, share)
-        )
+        if method == "newton_schulz":
+            capped, within = _capped_by_signs(scaled, share, steps)
+        else:
+            capped, within = _capped_by_svd(scaled, share)
         stays = ~finite | within[..., None, None]
         return jnp.where(stays, g, (capped * scale[..., None, None]).astype(g.dtype))
 

@@ -80,7 +80,9 @@ def clip_updates(
             )
         norms = group_norms(updates, *grouping)
         sizes = group_sizes(updates, *grouping)
-        weights = group_norms(params, *grouping) if relative_to else {}
+        weights = {}
+        if relative_to:
+            weights = group_norms(params, *grouping)
 
         def limit(label: str) -> Array:
             """The largest norm of a group: its largest RMS times the root of its size."""

@@ -79,7 +79,9 @@ def kernel_of_function(
     Raises:
         ValueError: if chunk_size < 1, or the model returns no floating batch.
     """
-    size = 1 if chunk_size is None else check_count("chunk_size", chunk_size, 1)
+    if chunk_size is None:
+        chunk_size = 1
+    size = check_count("chunk_size", chunk_size, 1)
     linear = _linear(model, params, x)
     places = jnp.arange(linear.y.size)
 

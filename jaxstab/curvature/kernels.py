@@ -281,7 +281,9 @@ def _kernel(
         cotangents, total = carry
         gram = _gram(here, cotangents, chunk_size)
         below = _pulled(here, cotangents)
-        return (below, total if by_layer else total + gram), gram if by_layer else None
+        if by_layer:
+            return (below, total), gram
+        return (below, total + gram), None
 
     y = jax.eval_shape(chain.readout, params, hidden[0])
     cotangents = jnp.broadcast_to(
@@ -293,7 +295,9 @@ def _kernel(
     start = (_pulled(top, cotangents), jnp.zeros_like(last))
     (cotangents, total), each = networks.downwards(chain, params, states, layer, start, first=1)
     first = _gram(layer_at(chain, params, 0, x), cotangents, chunk_size)
-    return last, total if each is None else each, first
+    if by_layer:
+        return last, each, first
+    return last, total, first
 
 
 def _pulled(here: Here, cotangents: Float[Array, "batch out m"]) -> Float[Array, "batch out n"]:

@@ -129,7 +129,10 @@ class _Chunk(NamedTuple):
 
     def layer(self, number: int) -> Here:
         """The layer that makes h_at."""
-        h = self.states.x if number == 0 else self.states.at(number - 1)
+        if number == 0:
+            h = self.states.x
+        else:
+            h = self.states.at(number - 1)
         return layer_at(self.chain, self.params, number, h)
 
 
@@ -160,11 +163,11 @@ class _Columns(NamedTuple):
 
     def of(self, here: Here) -> "_Place":
         """Where the parameters of a layer lie."""
-        if len(self.rooms) == 1:
+        if here.segment is not None and len(self.rooms) > 1:
+            return self.place(here.segment + 1, here.index)
+        if here.layer == 0:
             return self.place(0, 0)
-        if here.segment is None:
-            return self.place(0 if here.layer == 0 else len(self.rooms) - 1, 0)
-        return self.place(here.segment + 1, here.index)
+        return self.place(len(self.rooms) - 1, 0)
 
     def place(self, room: int, index: Array | int) -> "_Place":
         """Where those of a layer within a room lie."""
@@ -293,7 +296,9 @@ class _Batch(NamedTuple):
                 collected = collect(c, collected, here)
             return (scaled(jax.vmap(here.pull)(c[0]), c[1]), collected), None
 
-        c = scaled(self.root(chunk)[1](u) if self.loss else u, jnp.zeros(len(u), jnp.int32))
+        if self.loss:
+            u = self.root(chunk)[1](u)
+        c = scaled(u, jnp.zeros(len(u), jnp.int32))
         if first < last:
             (c, collected), _ = networks.downwards(
                 *chunk, back, (c, collected), first=first + 1, readout=True

@@ -80,7 +80,8 @@ def largest_stable_rate(
     ):
         raise ValueError(f"beta must be in [0, 1), got {beta}")
     h = jnp.asarray(largest)
-    h = h if jnp.issubdtype(h.dtype, jnp.floating) else h.astype(float)
+    if not jnp.issubdtype(h.dtype, jnp.floating):
+        h = h.astype(float)
     beta = jnp.asarray(beta, h.dtype)
     factors = {
         "sgd": jnp.ones_like(beta),
@@ -237,8 +238,11 @@ def critical_sharpness(
     direction = ravel(update)[0]
     if direction.shape != vector.shape:
         raise ValueError(f"update must have {vector.size} entries, as params, got {direction.size}")
-    given = () if examples is None else (examples,)
-    size = examples_of(given) if given else 1
+    given: tuple[PyTree, ...] = ()
+    size = 1
+    if examples is not None:
+        given = (examples,)
+        size = examples_of(examples)
     if chunk_size is not None:
         size = min(size, check_count("chunk_size", chunk_size, 1))
 

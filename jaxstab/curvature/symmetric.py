@@ -117,7 +117,9 @@ def extremes(
     check_count("top", top, 0)
     check_count("bottom", bottom, 0)
     check_count("steps", steps, 1)
-    block = check_count("block", 1 if block is None else block, 1)
+    if block is None:
+        block = 1
+    block = check_count("block", block, 1)
     if not 1 <= top + bottom <= size:
         raise ValueError(
             f"top + bottom must be in [1, {size}], the number of eigenvalues, got {top} + {bottom}"

@@ -87,8 +87,13 @@ def _unknown(why: str) -> Theory:
 
 def _compared(chain: Chain, params: Params, measured: Measured) -> Theory:
     examples = measured.by_example.shape[1]
-    of_run = {"batch": examples if examples >= SMALLEST_BATCH else None}
-    known = law_of(chain, depth=params.depth, **(of_run if _over_batch(chain) else {}))
+    batch = None
+    if examples >= SMALLEST_BATCH:
+        batch = examples
+    of_run = {}
+    if _over_batch(chain):
+        of_run["batch"] = batch
+    known = law_of(chain, depth=params.depth, **of_run)
     reasons = theory.missing(known)
     if "log_grad_h" in reasons:
         raise ValueError(reasons["log_grad_h"])

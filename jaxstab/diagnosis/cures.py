@@ -283,5 +283,8 @@ def _rescaled(probe: Probe, params: PyTree, measured: Measured, logs: np.ndarray
             if leaf.ndim - in_scan < 2:
                 continue
             factor = np.asarray(math.exp(log), leaf.dtype)
-            leaves[i] = leaf.at[row.steps[0]].multiply(factor) if in_scan else leaf * factor
+            if in_scan:
+                leaves[i] = leaf.at[row.steps[0]].multiply(factor)
+            else:
+                leaves[i] = leaf * factor
     return probe.model.join(jax.tree.unflatten(structure, leaves), rest)

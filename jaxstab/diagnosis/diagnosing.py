@@ -85,7 +85,8 @@ def diagnose(
         params = jax.tree.map(jnp.asarray, params)
     check_loss(probe, loss, params, inputs)
     measure = measurement(probe, loss)
-    key = jax.random.key(0) if key is None else key
+    if key is None:
+        key = jax.random.key(0)
     measured = measure(params, inputs, key)
     beside = compared(probe.model.chain, params, measured)
     run = [] if watched is None else of_run(watched)

@@ -159,9 +159,10 @@ class Diagnosis(NamedTuple):
         if self.stability is not None:
             lines.append(f"steps: {self.stability}")
         if self.missed:
-            lines.append(
-                f"not measured: {'; '.join(map(str, self.missed[:5]))}{'; ...' if self.missed[5:] else ''}"
-            )
+            shown = list(map(str, self.missed[:5]))
+            if len(self.missed) > 5:
+                shown.append("...")
+            lines.append(f"not measured: {'; '.join(shown)}")
         return lines
 
     def _body(self) -> list[str]:

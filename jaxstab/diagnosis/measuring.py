@@ -371,13 +371,16 @@ def _of_parameters(probe: Probe, d_theta: PyTree) -> Float[np.ndarray, " row"]:
     logs = []
     for row in probe.rows:
         numbers = own[sites[row.site].path]
-        rows = [
-            float(by_step[i][row.steps[0]]) if row.steps and i in by_step else whole[i]
-            for i in numbers
-        ]
+        if not numbers:
+            logs.append(np.nan)
+            continue
+        of_step = {}
+        if row.steps:
+            of_step = {i: by_step[i][row.steps[0]] for i in numbers if i in by_step}
+        norms = np.array([of_step.get(i, whole[i]) for i in numbers], float)
         with np.errstate(invalid="ignore"):
             # -inf and NaN come back as such
-            logs.append(np.logaddexp.reduce(2 * np.asarray(rows)) / 2 if rows else np.nan)
+            logs.append(np.logaddexp.reduce(2 * norms) / 2)
     return np.asarray(logs)
 
 

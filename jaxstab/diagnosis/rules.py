@@ -324,12 +324,14 @@ def _no_gradient(measured: Measured) -> list[Finding]:
     theory = "the chain rule: what lies before a factor of zero does not learn"
     if stopped:
         last = stopped[-1]
-        dead = measured.signal.dead[last] == 1
-        where = measured.rows[last if dead or last + 1 == len(measured.rows) else last + 1].name
+        # dead units stop the gradient themselves; else what follows does
+        cause = last
+        if measured.signal.dead[last] != 1 and last + 1 < len(measured.rows):
+            cause = last + 1
         return [
             Finding(
                 "no gradient",
-                where,
+                measured.rows[cause].name,
                 certain(len(stopped) / len(measured.rows)),
                 f"of all places get none; {measured.rows[last].name} is the last of them",
                 theory,

@@ -175,7 +175,9 @@ def _summary(
     """The summary of one update, and the vectors that the next one starts from."""
     old = state.watched
     norms = group_norms(gradient, *grouping)
-    weights = {} if params is None else group_norms(params, *grouping)
+    weights = {}
+    if params is not None:
+        weights = group_norms(params, *grouping)
 
     def logs(norms: dict[str, Norm]) -> dict[str, Array]:
         nothing = {label: jnp.full_like(log, jnp.nan) for label, log in old.log_update.items()}

@@ -144,10 +144,13 @@ def _scaled_layers(params: Params, factors: ArrayLike, rule: Kernels | None, lea
     first = 0
     for stack, layer, extra, leaves in zip(params.stacks, layers, axes, which, strict=True):
         factor = jnp.asarray(factors, float)
-        if shape:
-            many = layers_of(stack) if extra else 1
-            factor = factor[first : first + many] if extra else factor[first]
+        if shape and extra:
+            many = layers_of(stack)
+            factor = factor[first : first + many]
             first += many
+        elif shape:
+            factor = factor[first]
+            first += 1
         scaled.append(with_trained(stack, _scaled(layer.params, factor, leaves)))
     return params.restacked(scaled)
 

@@ -349,7 +349,9 @@ def _named(i: int, layers: list[OwnLayer], h: PyTree) -> Iterator[None]:
     try:
         yield
     except (TypeError, ValueError, FlaxError) as error:
-        before = f"layer {i - 1} ({layers[i - 1].name})" if i else "the input"
+        before = "the input"
+        if i > 0:
+            before = f"layer {i - 1} ({layers[i - 1].name})"
         shapes = ", ".join(f"{leaf.dtype}{list(leaf.shape)}" for leaf in jax.tree.leaves(h))
         reason = str(error).strip().splitlines()[0].split(" (https:")[0]
         raise ValueError(

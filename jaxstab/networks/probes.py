@@ -105,7 +105,7 @@ class Probe:
             names = [site.name for site in self.sites]
         else:
             names = list(sites)
-        shifts = {} if shifts is None else dict(shifts)
+        shifts = dict(shifts or {})
         for name in [*names, *shifts]:
             self._site(name)
         for name, shift in shifts.items():
@@ -257,10 +257,7 @@ class Probe:
         raise ValueError(self._unknown(name))
 
     def _unknown(self, name: str) -> str:
-        some = ", ".join(site.name for site in self.sites[:8])
-        return (
-            f"no site is named {name!r}; there are {some}{', ...' if len(self.sites) > 8 else ''}"
-        )
+        return f"no site is named {name!r}; there are {_first([site.name for site in self.sites])}"
 
 
 def probe(
@@ -315,7 +312,9 @@ def probe(
     check_count("every", every, 1)
     pure = model_of(model, keywords)
     theta, rest = pure.split(params)
-    given = (theta, rest, inputs, {} if rngs is None else rngs)
+    if rngs is None:
+        rngs = {}
+    given = (theta, rest, inputs, rngs)
     closed, gives = _traced(pure, given)
     patterns = [kind] if isinstance(kind, str) else list(kind)
     softmax = next((one for one in (SOFTMAX, ATTENTION) if one in patterns), None)
@@ -329,11 +328,13 @@ def probe(
     found = named_sites(program.marks, pure.activation)
     missed = missed_by(program, set(pure.owners(theta)), found)
     if not found:
-        reasons = f": {'; '.join(map(str, missed[:3]))}" if missed else ""
-        raise ValueError(
+        message = (
             "the model has no value that can be read: name some with networks.tag(name, value) or "
-            f"jax.named_scope(name){reasons}"
+            "jax.named_scope(name)"
         )
+        if missed:
+            message += f": {'; '.join(map(str, missed[:3]))}"
+        raise ValueError(message)
     chosen = [
         (number, site)
         for number, site in enumerate(found)
@@ -377,6 +378,12 @@ def _rows_first(loops: int, leaf: Array) -> Array:
 
 
 def _some(sites: Sequence[Site]) -> str:
-    return ", ".join(f"{site.name} ({site.kind})" for site in sites[:8]) + (
-        ", ..." if len(sites) > 8 else ""
-    )
+    return _first([f"{site.name} ({site.kind})" for site in sites])
+
+
+def _first(names: Sequence[str]) -> str:
+    """The first eight names, and an ellipsis where there are more."""
+    shown = list(names[:8])
+    if len(names) > 8:
+        shown.append("...")
+    return ", ".join(shown)

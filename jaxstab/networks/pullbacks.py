@@ -65,7 +65,8 @@ def pullback(
                 kernel: Array = context.module.get_variable("params", "kernel")
                 for i in (i for i, leaf in enumerate(leaves) if leaf is kernel):
                     taps[i] = (args[0], z)
-                    z = z + shifts[i] if i in shifts else z
+                    if i in shifts:
+                        z = z + shifts[i]
             return z
 
         with nn.intercept_methods(tap):

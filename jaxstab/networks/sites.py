@@ -114,7 +114,9 @@ def named_sites(marks: Sequence[Mark], of_states: Activation | None) -> list[Sit
         call = calls[label]
         calls[label] += 1
         activation = of_states if label.kind in (EMBED, BLOCK) else mark.activation
-        name = (label.path or label.kind) + label.suffix + (f":{call}" if call else "")
+        name = (label.path or label.kind) + label.suffix
+        if call:
+            name += f":{call}"
         sites.append(
             Site(name, label.path, label.kind, call, mark.shape, mark.dtype, mark.loops, activation)
         )

@@ -350,7 +350,9 @@ class Program:
             value = inputs[0]
             if number in shifts:
                 value = shifted(value, shifts[number])
-            return [value], {number: value} if number in wanted else {}
+            if number in wanted:
+                return [value], {number: value}
+            return [value], {}
 
         return _Step([given], [named], run)
 

@@ -113,7 +113,8 @@ class _Heads(NamedTuple):
 
 def _by_head(site: Site, value: Array) -> _Heads:
     z = floating(value)
-    z = jnp.moveaxis(z, -3, 0) if z.ndim > 2 else z
+    if z.ndim > 2:
+        z = jnp.moveaxis(z, -3, 0)
     z = z.reshape(_heads(site), -1, z.shape[-1])
     log_p = jax.nn.log_softmax(z)
     p = jnp.exp(log_p)

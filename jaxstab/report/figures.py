@@ -50,7 +50,9 @@ def symmetric(values: np.ndarray, least: float) -> TwoSlopeNorm:
         The norm.
     """
     finite = np.abs(values[np.isfinite(values)])
-    reach = max(least, float(np.quantile(finite, 0.98)) if len(finite) else least)
+    reach = least
+    if len(finite):
+        reach = max(least, float(np.quantile(finite, 0.98)))
     return TwoSlopeNorm(0.0, -reach, reach)
 
 
@@ -295,7 +297,9 @@ def singular_values(dataset: xr.Dataset, columns: int = COLUMNS) -> Figure:
     depths = np.log2(dataset.depth.values)
     for name, axis in axes:
         shown = _shown_gains(dataset, name, 3)
-        offsets = np.linspace(-0.24, 0.24, len(shown)) if len(shown) > 1 else [0.0]
+        offsets = np.zeros(1)
+        if len(shown) > 1:
+            offsets = np.linspace(-0.24, 0.24, len(shown))
         for offset, (gain, colour, marker, label) in zip(offsets, shown, strict=True):
             cell = dataset.sel(activation=name).isel(sigma_w=gain)
             low, lower, middle, upper, high, top = (cell.log_s_quantile.values / np.log(10)).T

@@ -131,11 +131,13 @@ def _row(of: xr.Dataset) -> dict[str, Any]:
     """Critical gains and verdicts of one activation."""
     error = float(of.measured_critical_se)
     measured = _number(float(of.measured_critical), " in range")
+    if np.isfinite(error):
+        measured += f" \N{PLUS-MINUS SIGN} {error:.3f}"
     return {
         "name": of.activation.item(),
         "line": _number(float(of.critical_here)),
         "predicted": _number(float(of.predicted_critical), " in range"),
-        "measured": measured + (f" \N{PLUS-MINUS SIGN} {error:.3f}" if np.isfinite(error) else ""),
+        "measured": measured,
         "agreement": _agreement(of),
         "no_theory": str(of.no_theory.item()) if "no_theory" in of else "",
         "verdicts": [
@@ -143,11 +145,18 @@ def _row(of: xr.Dataset) -> dict[str, Any]:
                 "verdict": verdict,
                 "count": count,
                 "colour": COLOURS[verdict],
-                "range": f"{low:.2f}\N{EN DASH}{high:.2f}" if high > low else f"{low:.2f}",
+                "range": _span(low, high),
             }
             for verdict, low, high, count in regions(of.verdict)
         ],
     }
+
+
+def _span(low: float, high: float) -> str:
+    """A range of gains, or the one gain that it holds."""
+    if high > low:
+        return f"{low:.2f}\N{EN DASH}{high:.2f}"
+    return f"{low:.2f}"
 
 
 def _agreement(of: xr.Dataset) -> str:

@@ -75,7 +75,8 @@ def title(axis: Axes, name: str, pad: float | None = None) -> None:
     # names come from a store: no line breaks, no mathematics, no characters that an image cannot
     # hold
     shown = "".join(letter if letter.isprintable() else " " for letter in name[:80])
-    size = 10.5 if len(shown) <= 24 else max(6.0, 10.5 * 24 / len(shown))
+    # points: 10.5 up to 24 letters
+    size = min(10.5, max(6.0, 10.5 * 24 / max(1, len(shown))))
     axis.set_title(
         shown, loc="left", fontsize=size, color=INK, fontweight="bold", pad=pad, parse_math=False
     )
@@ -123,7 +124,9 @@ def colour_bar(
         extend: whether there are values beyond the ends.
     """
     column = len({axis.get_position().x0 for _, axis in axes}) == 1 and len(axes) > 1
-    location: Literal["bottom", "right"] = "bottom" if column else "right"
+    location: Literal["bottom", "right"] = "right"
+    if column:
+        location = "bottom"
     bar = figure.colorbar(
         mesh, ax=[axis for _, axis in axes], location=location, pad=0.01, aspect=30, extend=extend
     )

@@ -182,7 +182,10 @@ def first_gradients(summary: xr.Dataset, columns: int = COLUMNS) -> Figure:
     for kind, (_, axis) in enumerate(axes):
         of = summary.isel(kind=kind)
         known = np.flatnonzero(of.log_grad_theta.notnull().any(("sigma_w", "layer")).values)
-        of = of.isel(depth=int(known[-1]) if len(known) else -1)
+        deepest = -1
+        if len(known):
+            deepest = int(known[-1])
+        of = of.isel(depth=deepest)
         every = max(1, int(of.depth) // 13)
         for gain, colour, marker, label in _shown_gains(summary, kind):
             cell = of.isel(sigma_w=gain)

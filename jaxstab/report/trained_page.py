@@ -209,13 +209,15 @@ def _best(summary: xr.Dataset, shown: list[int]) -> list[dict[str, Any]]:
         of = summary.isel(kind=kind, depth=depth)
         if not np.isfinite(of.best_sigma_w):
             return None
-        steps = float(of.best_steps)
+        steps = ""
+        if np.isfinite(float(of.best_steps)):
+            steps = f", {float(of.best_steps):.0f} steps"
         return {
             "test": _plus_minus(float(of.best_test_accuracy), float(of.best_test_accuracy_se)),
             "train": _plus_minus(float(of.best_train_accuracy), float(of.best_train_accuracy_se)),
             "gain": f"{float(of.best_sigma_w):.3g}",
             "rate": f"{float(of.best_learning_rate):g}",
-            "steps": f", {steps:.0f} steps" if np.isfinite(steps) else "",
+            "steps": steps,
         }
 
     return [

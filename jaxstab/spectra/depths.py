@@ -175,7 +175,9 @@ def check_layers(
             "x is not floating, as tokens are not: from_layer=0 differentiates by what they embed "
             "as"
         )
-    layer = known[0] if from_layer is None else integer(from_layer)
+    if from_layer is None:
+        from_layer = known[0]
+    layer = integer(from_layer)
     if layer is None or not 0 <= layer <= known[0]:
         raise ValueError(
             f"from_layer must be an integer in [0, {known[0]}], the first depth, got {from_layer!r}"

@@ -395,7 +395,10 @@ def _settled(near: Neighbours, care: Care) -> Settled:
     deep = near.within(window, near.first)
     reach = near.last - near.first
     for width in (*(block for block in BLOCKS if block < size), size):
-        within = deep & (reach < (int(REACH * width) if width < size else size))
+        most = size
+        if width < size:
+            most = int(REACH * width)
+        within = deep & (reach < most)
 
         def some(state: Settled, within: Array = within) -> Array:
             return jnp.any(within & (state.left > 0))

@@ -114,11 +114,13 @@ class Claim:
             self._release(group)
 
     def _take(self, group: int) -> bool:
-        lock = self._locks.group(group) if self._locks is not None else None
-        free = self._locks is None or lock is not None
-        if free:
-            self._held[group] = lock
-        return free
+        lock = None
+        if self._locks is not None:
+            lock = self._locks.group(group)
+            if lock is None:
+                return False
+        self._held[group] = lock
+        return True
 
     def _release(self, group: int) -> None:
         lock = self._held.pop(group)

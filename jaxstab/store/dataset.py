@@ -112,9 +112,11 @@ def save(
     """
     path = check_writable(path, overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
+    if made is None:
+        made = provenance()
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as staging:
         whole = Path(staging) / "store"
-        _write(dataset.assign_attrs(provenance() if made is None else made), whole)
+        _write(dataset.assign_attrs(made), whole)
         _swap(whole, path)
     return path
 

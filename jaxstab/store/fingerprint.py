@@ -91,12 +91,12 @@ def machine() -> dict[str, Any]:
 
 def _instructions() -> list[str]:
     """List this CPU's vector instructions as Linux names them; elsewhere the processor's name."""
-    lines = [
+    lines = (
         line.split(":", 1)[1].split()
         for line in _cpu().splitlines()
         if line.startswith(("flags", "Features"))
-    ]
-    known = sorted({word for word in (lines[0] if lines else []) if word.startswith(_VECTOR)})
+    )
+    known = sorted({word for word in next(lines, []) if word.startswith(_VECTOR)})
     return known or [platform.machine(), platform.processor()]
 
 

@@ -8,7 +8,6 @@ finished stores of one sweep are equal file by file. Nothing read from a store c
 root's document is stored twice; a whole copy repairs a torn one.
 """
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -18,6 +17,7 @@ import math
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -72,7 +72,10 @@ class Groups:
             ValueError: if a number, name, dtype or shape is not what a store can hold.
         """
         chunks.check_axes(self.axes)
-        chunks.check_fields(self.fields, tuple(self.axes), _RESERVED if self.axes else ("mark",))
+        reserved: tuple[str, ...] = ("mark",)
+        if self.axes:
+            reserved = _RESERVED
+        chunks.check_fields(self.fields, tuple(self.axes), reserved)
         if self.coordinates:
             given = {
                 name: Field(values.shape, "str", dims)
@@ -131,8 +134,9 @@ class Groups:
         Returns:
             Those that are whole. All others are to be computed, torn ones too.
         """
-        wanted = self.marks() if groups is None else groups
-        return {group for group, values in self.read(wanted) if values is not None}
+        if groups is None:
+            groups = self.marks()
+        return {group for group, values in self.read(groups) if values is not None}
 
     def read(self, groups: Iterable[int]) -> Iterator[tuple[int, dict[str, np.ndarray] | None]]:
         """Yield the values of groups, one after the other.
@@ -287,7 +291,10 @@ class Groups:
 
         if not torn():
             return
-        with contextlib.nullcontext() if self.locks is None else self.locks.gate():
+        gate: AbstractContextManager = nullcontext()
+        if self.locks is not None:
+            gate = self.locks.gate()
+        with gate:
             broken = torn()
             self.place.restore({key: wanted[key] for key in broken})
             self.place.flush(broken)

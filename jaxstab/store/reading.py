@@ -1,6 +1,7 @@
 """Read stores into memory: a whole one, one field, or its progress."""
 
 import math
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -149,7 +150,9 @@ def progress(url: str | Path) -> Progress:
     listing = place.listing()
     read = place.local is not None and sum(listing.values()) <= _READ
     keys = store.present(listing)
-    whole = store.finished(keys) if read else keys
+    whole: Collection[int] = keys
+    if read:
+        whole = store.finished(keys)
     # a group that another run commits meanwhile is not torn
     torn = len(set(store.marks_in(listing)) - set(whole))
     done = len(whole)

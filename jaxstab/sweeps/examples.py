@@ -47,7 +47,9 @@ def samples(grid: Grid, data: Data, batch: int | None = None) -> Sample:
     inputs = grid.fixed["inputs"]
     if not own:
         check_labels(data.y, grid.fixed["outputs"] or classes(data))
-    shape = (2, inputs) if batch is None else (2, inputs, batch)
+    shape: tuple[int, ...] = (2, inputs)
+    if batch is not None:
+        shape = (*shape, batch)
     needed = math.prod(shape)
     if len(data.x) < needed:
         raise ValueError(
@@ -60,7 +62,10 @@ def samples(grid: Grid, data: Data, batch: int | None = None) -> Sample:
     pairs = np.stack(draws).reshape(len(draws), *shape)
     first = pairs[:, 0]
     second = pairs[:, 1]
-    x = data.x if own else data.normalised().x.astype(grid.fixed["dtype"])
+    if own:
+        x = data.x
+    else:
+        x = data.normalised().x.astype(grid.fixed["dtype"])
     return Sample(jnp.asarray(x[first]), jnp.asarray(x[second]), jnp.asarray(data.y[first]))
 
 

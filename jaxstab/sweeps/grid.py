@@ -4,58 +4,28 @@ import dataclasses
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import optax
 
 from jaxstab import clipping, networks
-from jaxstab.activations import get
-from jaxstab.checks import check_ascending, check_choice, check_count, plain_axis
+from jaxstab.checks import check_choice
 from jaxstab.networks.blocks import UNIT_WEIGHTS
+from jaxstab.sweeps.axes import Variant, along, kind_of, told, with_variant
 from jaxstab.sweeps.settings import (
     OPTIMISERS,
     SETTINGS,
     STATIC,
     TRACED,
-    WHOLE,
     check_hyperparameters,
     hyperparameters,
     label,
 )
 
-# settings of a network of the house, which a variant may have of its own
-_OF_NETWORK = ("activation", "weights", "norm", "norm_after", "skip")
 # traced settings that only networks of the house have
 _OF_FAMILY = ("sigma_b", "dropout")
 Kind = Mapping[str, Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class Variant:
-    """A network under a name of its own: settings that go together, along the axis "variant".
-
-    Attributes:
-        name: its label.
-        activation: name, or `Activation`.
-        weights: one of `networks.WEIGHTS`.
-        norm: None or one of `networks.NORMS`.
-        norm_after: whether the norm follows phi instead of preceding it.
-        skip: None or one of `networks.SKIPS`.
-    """
-
-    name: str
-    activation: Any = "tanh"
-    weights: str = "gaussian"
-    norm: str | None = None
-    norm_after: bool = False
-    skip: str | None = None
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The settings by name."""
-        own = {name: getattr(self, name) for name in _OF_NETWORK}
-        return own | {"activation": get(self.activation)}
 
 
 @dataclasses.dataclass(frozen=True, init=False, repr=False, eq=False)
@@ -120,11 +90,11 @@ class Grid:
             own = network is not None and name in axes
             if name != "variant" and not own:
                 check_choice("a setting", name, tuple(SETTINGS))
-        along = {name: _along(name, values) for name, values in axes.items()}
+        checked = {name: along(name, values) for name, values in axes.items()}
         plain = {name: SETTINGS[name].check(name, value) for name, value in fixed.items()}
-        defaults = {name: one.default for name, one in SETTINGS.items() if name not in along}
+        defaults = {name: one.default for name, one in SETTINGS.items() if name not in checked}
         # frozen: set as dataclasses do it
-        object.__setattr__(self, "axes", along)
+        object.__setattr__(self, "axes", checked)
         object.__setattr__(self, "fixed", defaults | plain)
         object.__setattr__(self, "network", network)
         object.__setattr__(self, "kernels", kernels)
@@ -175,24 +145,22 @@ class Grid:
     @property
     def static_axes(self) -> tuple[str, ...]:
         """Axes, but for depth, each of whose values needs a program."""
-        return tuple(name for name in self.axes if _kind_of(name) == STATIC and name != "depth")
+        return tuple(name for name in self.axes if kind_of(name) == STATIC and name != "depth")
 
     @property
     def traced_axes(self) -> tuple[str, ...]:
         """Axes whose values share a program."""
-        return tuple(name for name in self.axes if _kind_of(name) == TRACED)
+        return tuple(name for name in self.axes if kind_of(name) == TRACED)
 
     @property
     def kinds(self) -> list[Kind]:
         """The static settings of every kind of network, the last axis the fastest."""
         names = self.static_axes
-        fixed = {name: value for name, value in self.fixed.items() if _kind_of(name) == STATIC}
-        every_kind: list[Kind] = []
-        for values in itertools.product(*(self.axes[name] for name in names)):
-            own = dict(zip(names, values, strict=True))
-            variant = own["variant"].settings if "variant" in own else {}
-            every_kind.append(fixed | own | variant)
-        return every_kind
+        fixed = {name: value for name, value in self.fixed.items() if kind_of(name) == STATIC}
+        combinations = itertools.product(*(self.axes[name] for name in names))
+        return [
+            with_variant(fixed | dict(zip(names, values, strict=True))) for values in combinations
+        ]
 
     @property
     def count(self) -> int:
@@ -272,8 +240,9 @@ class Grid:
         Returns:
             The transformation; clipping is left out where no cell clips.
         """
-        chosen = kind["optimiser"]
-        factory = OPTIMISERS[chosen] if isinstance(chosen, str) else chosen
+        factory = kind["optimiser"]
+        if isinstance(factory, str):
+            factory = OPTIMISERS[factory]
         given = {name: cell[name] for name in hyperparameters() if cell[name] is not None}
         optimiser = factory(cell["learning_rate"], **given)
         if not self.clips:
@@ -315,7 +284,7 @@ class Grid:
 
     def to_json(self) -> str:
         """All settings, for the provenance of results: a list is an axis; infinity is the string "inf"."""
-        settings = {name: _told(self.values(name), name in self.axes) for name in self._order}
+        settings = {name: told(self.values(name), name in self.axes) for name in self._order}
         if self.network is not None:
             settings["network"] = label(self.network)
         return json.dumps(settings)
@@ -371,73 +340,3 @@ class Grid:
         """The axes and what is not the default."""
         own = {n: v for n, v in self.fixed.items() if v != SETTINGS[n].default}
         return f"Grid({self.axes}{''.join(f', {n}={v!r}' for n, v in own.items())})"
-
-
-def _kind_of(name: str) -> str:
-    """STATIC, TRACED or WHOLE; what only a network of the caller's own knows is static."""
-    if name in SETTINGS:
-        return SETTINGS[name].kind
-    return STATIC
-
-
-def _along(name: str, values: Any) -> Sequence[Any]:
-    """Values along an axis, checked."""
-    if name == "variant":
-        return _variants(values)
-    if name not in SETTINGS:
-        return _some(name, values)
-    setting = SETTINGS[name]
-    if setting.kind == WHOLE:
-        raise ValueError(f"{name} must be one value of the whole grid, got an axis")
-    # a range is not listed: there may be more seeds than memory holds
-    if name == "seed" and isinstance(values, range) and len(values) > 0 and values.step > 0:
-        check_count(name, values[0], 0)
-        return values
-    if not setting.number:
-        checked = tuple(setting.check(name, value) for value in _some(name, values))
-        if len({label(value) for value in checked}) < len(checked):
-            raise ValueError(
-                f"{name} must be of different values, got {[label(v) for v in checked]}"
-            )
-        return checked
-    plain = plain_axis(name, values, integer=True)
-    checked = tuple(setting.check(name, value) for value in plain)
-    check_ascending(name, checked)
-    return checked
-
-
-def _some(name: str, values: Iterable[Any]) -> tuple[Any, ...]:
-    several = () if isinstance(values, str) else tuple(values)
-    if not several:
-        raise ValueError(f"{name} must be one or more values, got {values!r}")
-    return several
-
-
-def _variants(values: Iterable[Any]) -> tuple[Variant, ...]:
-    variants = tuple(values)
-    names = [getattr(variant, "name", None) for variant in variants]
-    if (
-        not variants
-        or len(set(names)) < len(names)
-        or not all(isinstance(v, Variant) for v in variants)
-    ):
-        raise ValueError(f"variant must be one or more Variants of different names, got {names}")
-    return variants
-
-
-def _told(values: Sequence[Any], several: bool) -> Any:
-    """Values of a setting for JSON."""
-
-    def one(value: Any) -> Any:
-        if isinstance(value, Variant):
-            return dataclasses.asdict(value) | {"activation": label(get(value.activation))}
-        if isinstance(value, float) and math.isinf(value):
-            return "inf"
-        if value is None:
-            return value
-        return label(value)
-
-    told = [one(value) for value in values]
-    if several:
-        return told
-    return told[0]

@@ -432,12 +432,13 @@ def settings(grid: Grid, data: Data) -> dict[str, Any]:
     # settings of trainings decide nothing here
     whole = json.loads(grid.to_json())
     trained = {name for name, setting in SETTINGS.items() if setting.trained}
-    known = {
+    known: dict[str, Any] = {
         "grid": {name: value for name, value in whole.items() if name not in trained},
         "data": {"name": data.name, "sha256": data.sha256},
     }
-    theory = {"theory": NO_THEORY} if _lawless(grid) else {}
-    return known | theory | settings_of_run()
+    if _lawless(grid):
+        known["theory"] = NO_THEORY
+    return known | settings_of_run()
 
 
 def _lawless(grid: Grid) -> bool:

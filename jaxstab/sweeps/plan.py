@@ -166,8 +166,10 @@ def cell_axes(grid: Grid, prefixes: bool) -> tuple[str, ...]:
     Returns:
         Their names, in the order of a store.
     """
-    depth = ("depth",) if "depth" in grid.axes and not prefixes else ()
-    return (*grid.static_axes, *depth, *grid.traced_axes) or ("seed",)
+    names = list(grid.static_axes)
+    if "depth" in grid.axes and not prefixes:
+        names.append("depth")
+    return (*names, *grid.traced_axes) or ("seed",)
 
 
 def measuring_plan(

@@ -61,7 +61,8 @@ def training_plan(
             check_count(name, value, 1)
     for kind in grid.kinds:
         check_batch(kind["batch"], len(data.train.x))
-    budget = available() if budget is None else budget
+    if budget is None:
+        budget = available()
     most = max(memory(grid, kind, measure, grid.deepest, data) for kind in grid.kinds)
     if most > budget:
         raise ValueError(
@@ -163,7 +164,10 @@ def flops(grid: Grid, kind: Kind, measure: Train, depth: int, data: Split) -> fl
         for path, leaf in jax.tree.leaves_with_path(shapes)
         if "kernel" in jax.tree_util.keystr(path)
     )
-    first = 0 if grid.network is not None else data.features * kind["width"]
+    # the gradient stops at the first layer's kernel: none is computed of the input
+    first = 0
+    if grid.network is None:
+        first = data.features * kind["width"]
     return float(measure.steps * batch * 2 * (3 * kernels - first))
 
 

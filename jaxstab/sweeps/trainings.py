@@ -86,7 +86,9 @@ class Trainings:
         self.plan = plan
         self.axes = plan.axes
         self.lanes = plan.lanes
-        self.devices = jax.local_devices() if devices is None else devices
+        if devices is None:
+            devices = jax.local_devices()
+        self.devices = devices
         self.fields = fields(grid, measure)
         self._kinds = grid.kinds
         self._bounds = [bounds(grid, kind, measure) for kind in self._kinds]
