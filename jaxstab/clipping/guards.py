@@ -211,6 +211,7 @@ def guarded(
     check_choice("policy", policy, POLICIES)
     check_choice("per", per, ("leaf", "tree"))
     tx = optax.with_extra_args_support(tx)
+    act = _acting(tx, policy, per)
 
     def init(params: PyTree) -> GuardState:
         zero = zero_norms(params)["tree"]
@@ -227,44 +228,6 @@ def guarded(
             first_bad=jnp.full_like(zero, -1, jnp.int32),
         )
 
-    known: dict[Any, dict[tuple[str, ...], list[int]]] = {}
-
-    def kept_parts(updates: PyTree, bad: list[Array], new: PyTree, old: PyTree) -> PyTree:
-        kinds = (object,) if policy == "skip" else STATISTICS
-        if not any(
-            isinstance(node, kinds)
-            for node in jax.tree.leaves(new, is_leaf=lambda n: isinstance(n, kinds))
-        ):
-            return new
-        shapes = tuple(
-            (jnp.shape(leaf), jnp.result_type(leaf)) for leaf in jax.tree.leaves(updates)
-        )
-        key = (jax.tree.structure(updates), shapes)
-        if key not in known:
-            known[key] = _owners(tx.init, updates)
-        return _keep_parts(known[key], bad, new, old, kinds)
-
-    def act(
-        updates: PyTree, bad: list[Array], inner: PyTree, params: PyTree | None, extra: dict
-    ) -> tuple:
-        """(updates, inner state) by the policy."""
-        run = lambda given: tx.update(given, inner, params, **extra)
-        zeros = jax.tree.map(jnp.zeros_like, updates)
-        if per == "tree" and policy in {"propagate", "raise"}:
-            return run(updates)
-        if per == "tree" and policy == "skip":
-            if bad:
-                return _unless(bad[0], run, updates, inner, (params, extra))
-            return run(updates)
-        out, new = run(_where_bad(bad, zeros, updates))
-        new = kept_parts(updates, bad, new, inner)
-        if policy == "zero":
-            return out, new
-        if policy == "skip":
-            return _where_bad(bad, jax.tree.map(jnp.zeros_like, out), out), new
-        as_they_came = jax.tree.map(lambda g, u: g.astype(u.dtype), updates, out)
-        return _where_bad(bad, as_they_came, out), new
-
     def update(
         updates: PyTree, state: GuardState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, GuardState]:
@@ -273,7 +236,9 @@ def guarded(
             _raise_if_concrete(updates, counts)
         total = functools.reduce(saturating_sum, counts, jnp.zeros((), jnp.int32))
         hit = total > 0
-        bad = [hit if per == "tree" else count > 0 for count in counts]
+        bad = [count > 0 for count in counts]
+        if per == "tree":
+            bad = [hit] * len(counts)
         out, inner = act(updates, bad, state.inner, params, extra)
         return out, GuardState(
             inner=inner,
@@ -284,3 +249,54 @@ def guarded(
         )
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _acting(tx: optax.GradientTransformationExtraArgs, policy: str, per: str) -> Callable:
+    """The policy: (updates, which leaves are bad, inner state, params, extra) -> (updates, inner state)."""
+    kinds: tuple[type, ...] = STATISTICS
+    if policy == "skip":
+        kinds = (object,)
+    keep = _keeping(tx.init, kinds)
+
+    def act(
+        updates: PyTree, bad: list[Array], inner: PyTree, params: PyTree | None, extra: dict
+    ) -> tuple[PyTree, PyTree]:
+        run = lambda given: tx.update(given, inner, params, **extra)
+        zeros = jax.tree.map(jnp.zeros_like, updates)
+        if per == "tree" and policy in {"propagate", "raise"}:
+            return run(updates)
+        if per == "tree" and policy == "skip":
+            if bad:
+                return _unless(bad[0], run, updates, inner, (params, extra))
+            return run(updates)
+        out, new = run(_where_bad(bad, zeros, updates))
+        new = keep(updates, bad, new, inner)
+        if policy == "zero":
+            return out, new
+        if policy == "skip":
+            return _where_bad(bad, jax.tree.map(jnp.zeros_like, out), out), new
+        as_they_came = jax.tree.map(lambda g, u: g.astype(u.dtype), updates, out)
+        return _where_bad(bad, as_they_came, out), new
+
+    return act
+
+
+def _keeping(init: Callable, kinds: tuple[type, ...]) -> Callable:
+    """(updates, which leaves are bad, new state, old state) -> the new state, bad leaves' parts as they were."""
+    known: dict[Any, dict[tuple[str, ...], list[int]]] = {}
+
+    def keep(updates: PyTree, bad: list[Array], new: PyTree, old: PyTree) -> PyTree:
+        if not any(
+            isinstance(node, kinds)
+            for node in jax.tree.leaves(new, is_leaf=lambda n: isinstance(n, kinds))
+        ):
+            return new
+        shapes = tuple(
+            (jnp.shape(leaf), jnp.result_type(leaf)) for leaf in jax.tree.leaves(updates)
+        )
+        key = (jax.tree.structure(updates), shapes)
+        if key not in known:
+            known[key] = _owners(init, updates)
+        return _keep_parts(known[key], bad, new, old, kinds)
+
+    return keep

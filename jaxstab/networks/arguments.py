@@ -61,19 +61,7 @@ def takes_network(
             except TypeError:
                 # a missing or an unknown argument: Python's own message names it
                 return function(*args, **kwargs)
-            _check_model(given, "mlp", mlp, chain, f"networks.MLP; {_OWN}")
-            _check_model(
-                given,
-                "chain",
-                chain,
-                mlp,
-                f"networks.Chain, as networks.chain(mlp) makes it; {_OWN}",
-            )
-            if not isinstance(given.get("network", None), mlp | chain | None):
-                raise ValueError(
-                    "network must be a networks.MLP or a networks.Chain, got "
-                    f"{_kind(given['network'])}: {_OWN}"
-                )
+            _check_models(given, chain, mlp)
             _check_params(given, params)
             own = given.get("chain", given.get("network", given.get("mlp")))
             blocks = getattr(own, "block", None)
@@ -101,6 +89,22 @@ def takes_network(
         return checked
 
     return decorate
+
+
+def _check_models(given: dict[str, Any], chain: type, mlp: type) -> None:
+    _check_model(given, "mlp", mlp, chain, f"networks.MLP; {_OWN}")
+    _check_model(
+        given,
+        "chain",
+        chain,
+        mlp,
+        f"networks.Chain, as networks.chain(mlp) makes it; {_OWN}",
+    )
+    if not isinstance(given.get("network"), mlp | chain | None):
+        raise ValueError(
+            "network must be a networks.MLP or a networks.Chain, got "
+            f"{_kind(given['network'])}: {_OWN}"
+        )
 
 
 def _check_model(given: dict[str, Any], name: str, wanted: type, other: type, words: str) -> None:

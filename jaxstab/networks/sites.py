@@ -9,7 +9,8 @@ import jax.numpy as jnp
 
 from jaxstab.activations import Activation
 from jaxstab.networks.interception import ATTENTION, BLOCK, EMBED, SOFTMAX, Label, label_of
-from jaxstab.networks.tagged import Loop, Mark, Program
+from jaxstab.networks.pieces import Loop, Mark
+from jaxstab.networks.tagged import Program
 
 # why nothing is read out of these constructs
 _REASONS = {

@@ -6,14 +6,14 @@ through `jit`, `scan`, `vmap` and `checkpoint`, and that costs nothing where nob
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
+from jax.extend.core import Literal
 from jaxtyping import Array, PyTree
 
+from jaxstab.networks.pieces import Loop, Mark, Shifts, Step, Unreached, in_order, marked, plain
 from jaxstab.networks.recognised import (
     JITS,
     activation_of,
@@ -32,7 +32,6 @@ from jaxstab.networks.recognised import (
 
 # what the versions of JAX call them
 _REMATS = ("checkpoint", "remat", "remat2")
-Shifts = dict[int, Array]
 
 
 def tag(name: str, tree: PyTree) -> PyTree:
@@ -60,82 +59,6 @@ def tag(name: str, tree: PyTree) -> PyTree:
         return checkpoint_name(leaf, name + jax.tree_util.keystr(path) if several else name)
 
     return jax.tree_util.tree_map_with_path(named, tree)
-
-
-@jax.custom_jvp
-def shifted(x: Array, shift: Array) -> Array:
-    """x + shift, every bit of x kept where the shift is zero.
-
-    Args:
-        x: values.
-        shift: added to them.
-
-    Returns:
-        The sum; its derivative by the shift is one, also at zero.
-    """
-    # -0.0 + 0.0 would be 0.0
-    return jnp.where(shift == 0, x, x + shift)
-
-
-@shifted.defjvp
-def _shifted_jvp(
-    primals: tuple[Array, Array], tangents: tuple[Array, Array]
-) -> tuple[Array, Array]:
-    return shifted(*primals), tangents[0] + tangents[1]
-
-
-class Loop(NamedTuple):
-    """A scan.
-
-    Attributes:
-        number: that tells it from others.
-        length: steps.
-        reverse: whether it begins with the last.
-    """
-
-    number: int
-    length: int
-    reverse: bool
-
-
-class Mark(NamedTuple):
-    """A tag met in a traced function.
-
-    Attributes:
-        name: as it was given.
-        shape: of the value that leaves the function, axes of scans before the value's own.
-        dtype: of the value.
-        loops: the scans around it, the outermost first.
-        activation: name of the elementwise function that reads the value; None where there is none,
-            or it is not known.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: Any
-    loops: tuple["Loop", ...]
-    activation: str | None
-
-
-class Unreached(NamedTuple):
-    """A tag within a construct that nothing can be read out of.
-
-    Attributes:
-        name: as it was given.
-        construct: JAX's name of the construct.
-    """
-
-    name: str
-    construct: str
-
-
-@dataclass(frozen=True)
-class _Step:
-    """Part of a function: `run` takes values of the inputs, shifts, and the marks that are read."""
-
-    inputs: Sequence[Any]
-    outputs: Sequence[Any]
-    run: Callable[[list, Shifts, frozenset[int]], tuple[Sequence[Any], dict[int, Array]]]
 
 
 @dataclass
@@ -216,8 +139,8 @@ class Program:
         averaging: frozenset = frozenset(),
     ) -> Callable:
         """The function of a jaxpr, its constants first; `averaging`: results that average outside."""
-        steps: list[_Step] = []
-        plain: list[Any] = []
+        steps: list[Step] = []
+        waiting: list[Any] = []
         read_last = last_read(jaxpr)
         readers = readers_of(jaxpr)
         used = used_in(jaxpr)
@@ -231,9 +154,9 @@ class Program:
             }
 
         def flush(before: int) -> None:
-            if plain:
-                steps.append(_plain(jaxpr, list(plain), before, read_last))
-                plain.clear()
+            if waiting:
+                steps.append(plain(jaxpr, list(waiting), before, read_last))
+                waiting.clear()
 
         for i, equation in enumerate(jaxpr.eqns):
             if i not in used:
@@ -246,7 +169,7 @@ class Program:
                 steps.append(self._logits(equation.invars[0], loops, here))
             step = self._opened_step(equation, loops, readers, here, averaging)
             if step is None:
-                plain.append(equation)
+                waiting.append(equation)
             else:
                 flush(i)
                 steps.append(step)
@@ -254,21 +177,7 @@ class Program:
                 flush(i + 1)
                 steps += self._leaving(f"{place}/{scope}", variables, loops, readers)
         flush(len(jaxpr.eqns))
-
-        def run(
-            inputs: list, shifts: Shifts, wanted: frozenset[int]
-        ) -> tuple[list, dict[int, Array]]:
-            values = dict(zip([*jaxpr.constvars, *jaxpr.invars], inputs, strict=True))
-            read: dict[int, Array] = {}
-            for step in steps:
-                outputs, values_read = step.run(
-                    [_value(values, atom) for atom in step.inputs], shifts, wanted
-                )
-                values.update(zip(step.outputs, outputs, strict=True))
-                read |= values_read
-            return [_value(values, atom) for atom in jaxpr.outvars], read
-
-        return run
+        return in_order(jaxpr, steps)
 
     def _opened_step(
         self,
@@ -277,7 +186,7 @@ class Program:
         readers: dict[Any, list],
         here: str,
         averaging: frozenset,
-    ) -> _Step | None:
+    ) -> Step | None:
         """A tag, or an equation around tags that they can be read out of; None for what runs as it stands."""
         name = equation.primitive.name
         if name == "name":
@@ -300,7 +209,7 @@ class Program:
 
     def _leaving(
         self, scope: str, variables: list, loops: tuple[Loop, ...], readers: dict[Any, list]
-    ) -> list[_Step]:
+    ) -> list[Step]:
         """What leaves a scope."""
         assert self._scope is not None
         name = self._scope("/".join(part for part in scope.split("/") if part))
@@ -326,35 +235,23 @@ class Program:
             if not isinstance(one, Literal) and averages([made], readers, averaging)
         )
 
-    def _marked(self, equation: Any, loops: tuple[Loop, ...], readers: dict[Any, list]) -> _Step:
+    def _marked(self, equation: Any, loops: tuple[Loop, ...], readers: dict[Any, list]) -> Step:
         given, value = equation.invars[0], equation.outvars[0]
         return self._mark(
             equation.params["name"], given, value, loops, activation_of(value, readers)
         )
 
-    def _logits(self, variable: Any, loops: tuple[Loop, ...], here: str) -> _Step:
+    def _logits(self, variable: Any, loops: tuple[Loop, ...], here: str) -> Step:
         """What a softmax reads; all that reads it later gets it shifted."""
         assert self._softmax is not None
         return self._mark(self._softmax(here), variable, variable, loops, None)
 
     def _mark(
         self, name: str, given: Any, named: Any, loops: tuple[Loop, ...], activation: str | None
-    ) -> _Step:
-        number = len(self.marks)
+    ) -> Step:
         shape = (*(loop.length for loop in loops), *named.aval.shape)
         self.marks.append(Mark(name, shape, named.aval.dtype, loops, activation))
-
-        def run(
-            inputs: list, shifts: Shifts, wanted: frozenset[int]
-        ) -> tuple[list, dict[int, Array]]:
-            value = inputs[0]
-            if number in shifts:
-                value = shifted(value, shifts[number])
-            if number in wanted:
-                return [value], {number: value}
-            return [value], {}
-
-        return _Step([given], [named], run)
+        return marked(len(self.marks) - 1, given, named)
 
     def _called(
         self,
@@ -363,7 +260,7 @@ class Program:
         around: Callable[[Callable], Callable],
         here: str,
         averaging: frozenset,
-    ) -> _Step:
+    ) -> Step:
         """A function called, such as a jitted one; `around` puts back what was around it."""
         jaxpr, consts = opened(equation.params["jaxpr"])
         first = len(self.marks)
@@ -378,9 +275,9 @@ class Program:
 
             return around(called)(inputs, {k: shift for k, shift in shifts.items() if k in own})
 
-        return _Step(equation.invars, equation.outvars, run)
+        return Step(equation.invars, equation.outvars, run)
 
-    def _scanned(self, equation: Any, loops: tuple[Loop, ...], here: str) -> _Step:
+    def _scanned(self, equation: Any, loops: tuple[Loop, ...], here: str) -> Step:
         """A scan; what is tagged in its body gets an axis of steps in front."""
         params = equation.params
         jaxpr, closed_over = opened(params["jaxpr"])
@@ -418,7 +315,7 @@ class Program:
             )
             return [*carry, *ys], read
 
-        return _Step(equation.invars, equation.outvars, run)
+        return Step(equation.invars, equation.outvars, run)
 
 
 def _jitted(function: Callable) -> Callable:
@@ -431,32 +328,3 @@ def _checkpointed(params: dict[str, Any]) -> Callable[[Callable], Callable]:
         return jax.checkpoint(function, prevent_cse=params["prevent_cse"], policy=params["policy"])
 
     return around
-
-
-def _plain(jaxpr: Any, equations: list[Any], end: int, last_read: dict[Any, int]) -> _Step:
-    """Consecutive equations that run as they stand, those before number `end`."""
-    made: dict[Any, None] = {}
-    needed: dict[Any, None] = {}
-    for equation in equations:
-        needed |= {
-            atom: None
-            for atom in equation.invars
-            if not isinstance(atom, Literal) and atom not in made
-        }
-        made |= dict.fromkeys(equation.outvars)
-    outputs = [variable for variable in made if last_read.get(variable, -1) >= end]
-    part = Jaxpr((), list(needed), outputs, equations, debug_info=jaxpr.debug_info)
-    function = jaxpr_as_fun(ClosedJaxpr(part, ()))
-
-    def run(
-        inputs: list, shifts: Shifts, wanted: frozenset[int]
-    ) -> tuple[Sequence[Any], dict[int, Array]]:
-        return function(*inputs), {}
-
-    return _Step(list(needed), outputs, run)
-
-
-def _value(values: dict, atom: Any) -> Any:
-    if isinstance(atom, Literal):
-        return atom.val
-    return values[atom]
