@@ -14,7 +14,7 @@ import pytest
 import xarray as xr
 
 from jaxstab import datasets, networks, records, sweeps, training
-from jaxstab.store import chunks
+from jaxstab.store import fields
 from jaxstab.sweeps import Grid, Split, Train, Variant
 from jaxstab.sweeps.durable import batches
 from jaxstab.sweeps.plan import cell_axes, cut
@@ -431,4 +431,4 @@ def test_where_a_cell_stands_does_not_depend_on_how_programs_are_shared_out(monk
     changes = sum(a != b for a, b in zip(order, order[1:], strict=False))
     assert len(set(order)) == after.plan.programs == 1 + changes
     assert order == sorted(order, reverse=True)
-    assert chunks.part(after.axes, 0)[0] == slice(0, 1)
+    assert fields.part(after.axes, 0)[0] == slice(0, 1)

@@ -6,7 +6,8 @@ import numpy as np
 import xarray as xr
 
 from jaxstab import store
-from jaxstab.store import chunks, opening
+from jaxstab.store import opening
+from jaxstab.store.fields import part as part_of
 from jaxstab.sweeps.plan import cell_axes
 from jaxstab.sweeps.training_plan import fields as fields_of
 
@@ -65,7 +66,7 @@ def store_of(url, dataset, size=1, settings=None):
     known = {str(name): (values.dims, values.values) for name, values in dataset.coords.items()}
     groups = opening.open_grid(url, settings, fields, axes, known)
     for group in range(groups.count):
-        at = dict(zip(axes, chunks.part(axes, group), strict=True))
+        at = dict(zip(axes, part_of(axes, group), strict=True))
         part = dataset.isel(at)
         if bool(part.done.all()):
             groups.write(group, {name: part[name].values for name in fields})

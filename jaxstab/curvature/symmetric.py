@@ -6,7 +6,6 @@ and bounds every error; LOBPCG keeps three blocks of it, needs more products and
 time. The vectors take block * steps * n entries.
 """
 
-import math
 from typing import NamedTuple
 
 import jax
@@ -15,13 +14,14 @@ from jaxtyping import Array, ArrayLike, Float, Int, Key
 
 from jaxstab import decompositions, spectra
 from jaxstab.checks import check_count
+from jaxstab.curvature.lanczos import levelled, rounding, tridiagonalise, within_krylov_space
 from jaxstab.norms.logarithms import times_power
 from jaxstab.norms.meshes import varying_like
 from jaxstab.precision import at_full_precision
 from jaxstab.records import Estimate, standard_error
-from jaxstab.spectra.krylov import orthonormal, sphere
+from jaxstab.spectra.krylov import sphere
 from jaxstab.spectra.matrix_free import Density
-from jaxstab.spectra.operators import Operator, Scaled
+from jaxstab.spectra.operators import Operator
 
 
 class Extremes(NamedTuple):
@@ -55,15 +55,6 @@ class EigenvalueDensity(NamedTuple):
 
     eigenvalues: Float[Array, "probe node"]
     weights: Float[Array, "probe node"]
-
-
-class _Tridiagonal(NamedTuple):
-    """A V = V T 2^exponent but for the last block: residual, on orthonormal vectors."""
-
-    vectors: Float[Array, "p n"]
-    matrix: Float[Array, "p p"]
-    residual: Float[Array, "b b"]
-    exponent: Int[Array, ""]
 
 
 @at_full_precision
@@ -138,11 +129,11 @@ def extremes(
                 f"start must be vectors of {size} entries, one per row, got shape {start.shape}"
             )
         begun = jnp.concatenate([start.astype(operator.dtype), begun])[:block]
-    reduced = _tridiagonalise(operator, begun, steps)
+    reduced = tridiagonalise(operator, begun, steps)
     theta, s = decompositions.eigh(reduced.matrix)
     residual = jnp.linalg.norm(reduced.residual.T @ s[-block:], axis=0)
     values = times_power(theta, reduced.exponent)
-    errors = times_power(residual + _rounding(theta, size), reduced.exponent)
+    errors = times_power(residual + rounding(theta, size), reduced.exponent)
 
     def some(chosen: slice) -> tuple[Array, Array, Array]:
         return values[chosen], errors[chosen], s.T[chosen] @ reduced.vectors
@@ -198,8 +189,8 @@ def largest(operator: Operator, key: Key[Array, ""], steps: int = 20) -> Largest
     def step(state: tuple, index: Array) -> tuple[tuple, tuple[Array, Array]]:
         before, v, beta, exponent = state
         product = operator.apply(v)
-        exponent = jnp.where(index == 0, _levelled(product, None)[1], exponent)
-        w = _levelled(product, exponent)[0] - beta * before
+        exponent = jnp.where(index == 0, levelled(product, None)[1], exponent)
+        w = levelled(product, exponent)[0] - beta * before
         alpha = jnp.sum(v * w)
         w = w - alpha * v
         length = jnp.linalg.norm(w)
@@ -215,7 +206,7 @@ def largest(operator: Operator, key: Key[Array, ""], steps: int = 20) -> Largest
     alpha = jnp.where(exhausted, alpha[0], alpha)
     matrix = jnp.diag(alpha) + jnp.diag(beta[:-1], 1) + jnp.diag(beta[:-1], -1)
     theta, s = decompositions.eigh(matrix)
-    error = beta[-1] * jnp.abs(s[-1, -1]) + _rounding(theta, operator.columns)
+    error = beta[-1] * jnp.abs(s[-1, -1]) + rounding(theta, operator.columns)
     return Largest(theta[-1], error, exponent)
 
 
@@ -253,8 +244,8 @@ def density(
     steps = min(check_count("steps", steps, 1), operator.columns)
 
     def quadrature(v: Float[Array, " n"]) -> tuple[Array, Array]:
-        reduced = _tridiagonalise(operator, v[None], steps)
-        matrix, count = _within_krylov_space(reduced.matrix, operator.columns)
+        reduced = tridiagonalise(operator, v[None], steps)
+        matrix, count = within_krylov_space(reduced.matrix, operator.columns)
         theta, s = decompositions.eigh(matrix)
         theta = jnp.where(jnp.arange(steps) < count, theta, theta[count - 1])
         return times_power(theta, reduced.exponent), s[0] ** 2
@@ -317,9 +308,9 @@ def trace(operator: Operator, key: Key[Array, ""], probes: int = 16) -> Estimate
     check_square(operator)
     m = min(check_count("probes", probes, 1), operator.columns)
     omega = jax.random.normal(key, (m, operator.columns), operator.dtype)
-    y, exponent = _levelled(operator.apply(omega), None)
+    y, exponent = levelled(operator.apply(omega), None)
     q, r = decompositions.qr(y.T)
-    z, _ = _levelled(operator.apply(q.T), exponent)
+    z, _ = levelled(operator.apply(q.T), exponent)
     # s_i is orthogonal to what the other columns of r span: Q_i Q_i^T = Q (1 - s_i s_i^T) Q^T
     eye = varying_like(jnp.eye(m, dtype=r.dtype), r)
     s = _unit_columns(decompositions.solve_triangular(_invertible(r), eye, transpose=True))
@@ -353,65 +344,6 @@ def check_square(operator: Operator) -> None:
         raise ValueError(
             f"operator must be symmetric, got {operator.rows} rows and {operator.columns} columns"
         )
-
-
-def _rounding(theta: Float[Array, " p"], size: int) -> Float[Array, ""]:
-    """Error of a product: it rounds relative to the largest value, more so over more terms."""
-    return jnp.finfo(theta.dtype).eps * math.sqrt(2 * size) * jnp.max(jnp.abs(theta))
-
-
-def _levelled(
-    product: Scaled, exponent: Int[Array, ""] | None
-) -> tuple[Float[Array, "k n"], Int[Array, ""]]:
-    """Vectors at one power of two: the one given, or that of the largest."""
-    y, exponents = product
-    if exponent is None:
-        exponent = jnp.max(jnp.where(jnp.any(y != 0, axis=1), exponents, jnp.min(exponents)))
-    return times_power(y, (exponents - exponent)[:, None]), exponent
-
-
-def _tridiagonalise(operator: Operator, start: Float[Array, "b n"], steps: int) -> _Tridiagonal:
-    """Block Lanczos from the span of `start`, every new block orthonormal to all before it."""
-    size = start.shape[0]
-    dtype = operator.dtype
-    total = size * steps
-
-    def step(state: tuple, index: Array) -> tuple[tuple, None]:
-        vectors, matrix, v, _, exponent = state
-        vectors = jax.lax.dynamic_update_slice_in_dim(vectors, v, index, 0)
-        product = operator.apply(v)
-        # random vectors see the largest value up to a factor that no range minds
-        exponent = jnp.where(index == 0, _levelled(product, None)[1], exponent)
-        v, inside, own = orthonormal(_levelled(product, exponent)[0], vectors)
-        matrix = jax.lax.dynamic_update_slice_in_dim(matrix, inside, index, 0)
-        return (vectors, matrix, v, own, exponent), None
-
-    def zeros(*shape: int) -> Array:
-        return jnp.zeros(shape, dtype)
-
-    nothing = (zeros(total, operator.columns), zeros(total, total))
-    first = (*nothing, decompositions.qr(start.T)[0].T, zeros(size, size), jnp.zeros((), jnp.int32))
-    first = varying_like(first, jax.eval_shape(operator.apply, start))
-    (vectors, lower, _, residual, exponent), _ = jax.lax.scan(step, first, size * jnp.arange(steps))
-    # row i holds what A v_i has of v_j, j <= i; the upper half is its mirror image
-    below = jnp.tril(lower, -1)
-    return _Tridiagonal(vectors, below + below.T + jnp.diag(jnp.diag(lower)), residual, exponent)
-
-
-def _within_krylov_space(
-    matrix: Float[Array, "k k"], columns: int
-) -> tuple[Float[Array, "k k"], Int[Array, ""]]:
-    """Cut a tridiagonal matrix where the Krylov space ends, and count the rows up to there."""
-    # Vectors beyond are made of rounding. Their Ritz values repeat those before, and no derivative
-    # tells equal values apart: they stand uncoupled above all others, with no weight.
-    size = len(matrix)
-    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(matrix)))
-    links = jnp.abs(jnp.diagonal(matrix, -1))
-    # as where `orthonormal` has no derivative
-    linked = links > 32 * jnp.finfo(matrix.dtype).eps * math.sqrt(columns) * largest
-    alive = jnp.concatenate([jnp.ones(1, bool), jnp.cumprod(linked).astype(bool)])
-    above = jnp.diag(largest * (4 + jnp.arange(size, dtype=matrix.dtype)))
-    return jnp.where(alive[:, None] & alive[None], matrix, above), jnp.sum(alive)
 
 
 def _invertible(r: Float[Array, "m m"]) -> Float[Array, "m m"]:

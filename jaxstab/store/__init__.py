@@ -3,9 +3,9 @@
 from jaxstab.extras import extra
 
 with extra("run"):
-    from jaxstab.store.chunks import Axis as Axis
-    from jaxstab.store.chunks import Field as Field
     from jaxstab.store.dataset import load, save
+    from jaxstab.store.fields import Axis as Axis
+    from jaxstab.store.fields import Field as Field
     from jaxstab.store.opening import OtherSweepError
     from jaxstab.store.reading import Progress, load_groups, progress
 

@@ -17,7 +17,7 @@ import numpy as np
 import xarray as xr
 
 from jaxstab.store import chunks
-from jaxstab.store.chunks import DTYPES, Field
+from jaxstab.store.fields import DTYPES, Field
 from jaxstab.store.files import check_folder
 from jaxstab.store.fingerprint import plain
 from jaxstab.store.groups import OWN, Groups

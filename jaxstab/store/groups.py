@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 
 from jaxstab.store import chunks, labels
-from jaxstab.store.chunks import Array, Axis, Field
+from jaxstab.store.chunks import Array
+from jaxstab.store.fields import Axis, Field, cell_bytes, check_axes, check_fields, index_of
 from jaxstab.store.files import check_folder
 from jaxstab.store.fingerprint import plain
 from jaxstab.store.locks import LockFolder
@@ -71,17 +72,17 @@ class Groups:
         Raises:
             ValueError: if a number, name, dtype or shape is not what a store can hold.
         """
-        chunks.check_axes(self.axes)
+        check_axes(self.axes)
         reserved: tuple[str, ...] = ("mark",)
         if self.axes:
             reserved = _RESERVED
-        chunks.check_fields(self.fields, tuple(self.axes), reserved)
+        check_fields(self.fields, tuple(self.axes), reserved)
         if self.coordinates:
             given = {
                 name: Field(values.shape, "str", dims)
                 for name, (dims, values) in self.coordinates.items()
             }
-            chunks.check_fields(given, (), (*_RESERVED, *self.fields))
+            check_fields(given, (), (*_RESERVED, *self.fields))
         taken = {OWN, "coordinates"} & set(self.settings)
         if taken:
             raise ValueError(f"settings must have other names than {', '.join(sorted(taken))}")
@@ -149,7 +150,7 @@ class Groups:
             whole.
         """
         todo = list(groups)
-        step = max(1, _BATCH // (self.size * sum(map(chunks.cell_bytes, self._arrays.values()))))
+        step = max(1, _BATCH // (self.size * sum(map(cell_bytes, self._arrays.values()))))
         for start in range(0, len(todo), step):
             batch = todo[start : start + step]
             sums = self.checksums(batch)
@@ -372,7 +373,7 @@ class Groups:
 
     def _key(self, name: str, group: int) -> str:
         """Return the file of a field's chunk."""
-        index = chunks.index_of(self.axes, group)
+        index = index_of(self.axes, group)
         return chunks.key(name, [*index, *[0] * len(self._arrays[name].shape)])
 
     def _mark(self, group: int) -> str:

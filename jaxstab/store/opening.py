@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxstab.checks import check_count
 from jaxstab.store import chunks
-from jaxstab.store.chunks import Axis, Field
+from jaxstab.store.fields import Axis, Field
 from jaxstab.store.fingerprint import differences, plain
 from jaxstab.store.groups import Groups
 from jaxstab.store.places import Place

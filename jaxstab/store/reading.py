@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 
 from jaxstab.store import chunks
-from jaxstab.store.chunks import Field
+from jaxstab.store.fields import Field, cell_bytes, check_fields, part
 from jaxstab.store.groups import Groups
 from jaxstab.store.places import Place
 from jaxstab.store.roots import Root, check_memory, described, read_root
@@ -66,13 +66,13 @@ def load_groups(url: str | Path) -> xr.Dataset:
     root = read_root(place)
     store = described(place, root)
     lengths = tuple(axis.length for axis in store.axes.values())
-    check_memory(url, math.prod(lengths) * sum(map(chunks.cell_bytes, store.fields.values())))
+    check_memory(url, math.prod(lengths) * sum(map(cell_bytes, store.fields.values())))
     arrays = {name: chunks.empty(field, lengths) for name, field in store.fields.items()}
     done = np.zeros(lengths, bool)
     for group, values in store.read(store.marks()):
         if values is None:
             continue
-        slices = chunks.part(store.axes, group)
+        slices = part(store.axes, group)
         done[slices] = True
         for name, value in values.items():
             # the last group along an axis may reach beyond its end
@@ -179,8 +179,8 @@ def _coordinates(place: Place, root: Root, store: Groups) -> dict[str, Any]:
             else:
                 kind = str(array["data_type"])
             field = Field(tuple(array["shape"]), kind, tuple(map(str, array["dimension_names"])))
-            chunks.check_fields({str(name): field})
-            check_memory(place.url, chunks.cell_bytes(field))
+            check_fields({str(name): field})
+            check_memory(place.url, cell_bytes(field))
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{place.url}: damaged store (coordinate {name}: {error})") from error
         (chunk,) = place.get([chunks.key(name, [0] * len(field.shape))])

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxstab.store import chunks
-from jaxstab.store.chunks import Axis, Field
+from jaxstab.store.fields import Axis, Field, cell_bytes
 from jaxstab.store.groups import COPY, FORMAT, OWN, Groups
 from jaxstab.store.places import Place
 
@@ -103,7 +103,7 @@ def described(place: Place, root: Root) -> Groups:
         store = Groups(place, attributes, fields, axes, beside=tuple(beside), attributes=texts)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ValueError(f"{place.url}: damaged store ({type(error).__name__}: {error})") from error
-    check_memory(place.url, store.size * sum(map(chunks.cell_bytes, fields.values())))
+    check_memory(place.url, store.size * sum(map(cell_bytes, fields.values())))
     return store
 
 

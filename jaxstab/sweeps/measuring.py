@@ -13,20 +13,18 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array
 
-from jaxstab import activations, networks, store
+from jaxstab import store
 from jaxstab.checks import check_dtype
 from jaxstab.devices import can_hang, spread, stated_memory
-from jaxstab.networks import binding
-from jaxstab.precision import at_precision_of
 from jaxstab.records import Data, dimensions
 from jaxstab.sweeps.durable import Result, settings_of_run
 from jaxstab.sweeps.examples import Sample, classes, samples
-from jaxstab.sweeps.grid import Grid, Kind
+from jaxstab.sweeps.grid import Grid
+from jaxstab.sweeps.measured_cells import CHOICE, measured_cell, measured_own_cell
 from jaxstab.sweeps.measures import OURS, Measure, Record
 from jaxstab.sweeps.plan import Plan, sharing
 from jaxstab.sweeps.programs import Programs
@@ -35,8 +33,6 @@ from jaxstab.theory.laws import NO_LAW
 
 # a group has some values of these, and one of every other axis
 _INSIDE = ("seed", "sigma_w")
-# by this name a program of several activations is told which one a group has
-CHOICE = "activation"
 NO_THEORY = f"absent: {NO_LAW}"
 # (seeds [s], gains [g], other traced settings, samples [s, i, ...]) -> records [s, g, i, ...]
 Cells = Callable[[Array, Array, Mapping[str, Array], Sample], Record]
@@ -263,9 +259,9 @@ class Measuring:
     def _cells(self, kind: int, depth: int) -> Cells:
         if self.grid.network is None:
             choices = self._choices(kind)
-            one = _cell(self.grid, self._kinds[kind], choices, self.measure, self._outputs)
+            one = measured_cell(self.grid, self._kinds[kind], choices, self.measure, self._outputs)
         else:
-            one = _own_cell(self.grid, self._kinds[kind], depth, self.measure)
+            one = measured_own_cell(self.grid, self._kinds[kind], depth, self.measure)
         return jax.vmap(one, (0, None, None, 0))
 
     def _choices(self, first: int) -> list[Any]:
@@ -321,81 +317,6 @@ def _check(grid: Grid) -> None:
                 raise ValueError(
                     f"batch must be an integer >= 2, and BatchNorm needs one, got {kind['batch']}"
                 )
-
-
-def _cell(
-    grid: Grid, kind: Kind, choices: Sequence[Any], measure: Measure, outputs: int
-) -> Callable[..., Record]:
-    """(seed, gains [g], others, samples [i]) -> records [g, i]: networks of one draw of weights."""
-    depths = tuple(grid.values("depth"))
-    known = {name: grid.fixed[name] for name in ("sigma_b", "dropout") if name in grid.fixed}
-
-    def measured(seed: Array, gains: Array, others: dict[str, Array], samples: Sample) -> Record:
-        cell = known | others
-        own = dict(kind)
-        if CHOICE in others:
-            own |= {"activation": activations.one_of(choices, others[CHOICE])}
-        mlp = grid.mlp(own, grid.deepest, outputs)
-        chain = networks.chain(mlp)
-        key = jax.random.key(seed)
-        unit = networks.init(mlp, key, samples.x[0], 1.0, cell["sigma_b"])
-        masks = jax.random.split(jax.random.fold_in(key, 1), grid.fixed["inputs"])
-
-        def one(sigma_w: Array, sample: Sample, mask: Array) -> Record:
-            wet = mask if mlp.dropout else None
-            # a gain of its own, not times the weights: all gains share one copy of them
-            params = networks.bind(mlp, unit, key=wet, rate=cell["dropout"], sigma_w=sigma_w)
-            with at_precision_of(chain):
-                return measure(chain, params, sample, depths)
-
-        return _over(one, gains, samples, masks)
-
-    return measured
-
-
-def _own_cell(grid: Grid, kind: Kind, depth: int, measure: Measure) -> Callable[..., Record]:
-    """The same of layers of the user's own, of one depth."""
-    chain = grid.chain(kind, depth)
-    bind = chain.bind or binding.bind
-    scales = tuple(grid.values("sigma_w")) != (1.0,)
-
-    def measured(seed: Array, gains: Array, others: dict[str, Array], samples: Sample) -> Record:
-        key = jax.random.key(seed)
-        assert chain.init is not None
-        unit = chain.init(key, jax.tree.map(lambda leaf: leaf[0], samples.x))
-        masks = jax.random.split(jax.random.fold_in(key, 1), grid.fixed["inputs"])
-
-        def one(sigma_w: Array, sample: Sample, mask: Array) -> Record:
-            params = unit
-            if scales:
-                params = networks.rescale(unit, sigma_w, kernels=grid.kernels)
-            with at_precision_of(chain):
-                record = measure(chain, bind(params, key=mask), sample, (depth,))
-            return jax.tree.map(
-                _without_depth, record, is_leaf=lambda node: hasattr(node, "_fields")
-            )
-
-        return _over(one, gains, samples, masks)
-
-    return measured
-
-
-def _over(one: Callable[..., Record], gains: Array, samples: Sample, masks: Array) -> Record:
-    """A measure over gains and inputs: records [g, i]."""
-    over_inputs = jax.vmap(one, (None, 0, 0))
-    return jax.vmap(over_inputs, (0, None, None))(gains, samples, masks)
-
-
-def _without_depth(record: Any) -> Any:
-    """A record whose fields over depths, of which there is one, are those of that depth."""
-
-    def field(name: str, leaf: Array) -> Array:
-        of_depth = dimensions(type(record), name, jnp.ndim(leaf))[:1] == ("depth",)
-        if of_depth:
-            return leaf[0]
-        return leaf
-
-    return type(record)(*(field(name, leaf) for name, leaf in record._asdict().items()))
 
 
 def _records(records: Record | tuple[Record, ...]) -> tuple[Record, ...]:

@@ -18,7 +18,7 @@ from jaxtyping import PyTree
 from jaxstab import activations, networks, store
 from jaxstab.checks import check_count
 from jaxstab.records import Data
-from jaxstab.store import chunks
+from jaxstab.store.fields import part
 from jaxstab.sweeps.examples import classes
 from jaxstab.sweeps.grid import Grid, Kind
 from jaxstab.sweeps.measures import OURS, Measure, jacobian, sharpness, signal
@@ -79,7 +79,7 @@ class Plan(NamedTuple):
         Returns:
             A slice of every axis by name.
         """
-        return dict(zip(self.axes, chunks.part(self.axes, group), strict=True))
+        return dict(zip(self.axes, part(self.axes, group), strict=True))
 
     def inside(self, group: int) -> tuple[slice, ...]:
         """Say which of a group's cells there are: fewer at the end of an axis.

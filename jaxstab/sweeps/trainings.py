@@ -19,23 +19,23 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array
 
-from jaxstab import networks, training
+from jaxstab import training
 from jaxstab.checks import check_dtype
 from jaxstab.devices import spread, stated_memory
 from jaxstab.records import Training
 from jaxstab.sweeps.durable import Result, settings_of_run
 from jaxstab.sweeps.examples import Split
-from jaxstab.sweeps.grid import Grid, Kind
+from jaxstab.sweeps.grid import Grid
 from jaxstab.sweeps.measures import Train
 from jaxstab.sweeps.plan import Plan
 from jaxstab.sweeps.programs import AHEAD, Programs
 from jaxstab.sweeps.settings import is_built_in, label, traced
+from jaxstab.sweeps.trained_cells import Cell, trained_cell
 from jaxstab.sweeps.training_plan import bounds, fields, flops, total_flops
 from jaxstab.training import Examples
 
 # number of the kind, depth of the program, cells side by side
 Key = tuple[int, int, int]
-Cell = dict[str, Any]
 
 
 class Trainings:
@@ -305,7 +305,7 @@ class Trainings:
 
     def _program(self, kind: int, bound: int, lanes: int) -> Any:
         """(depths [device], counts [device], cells [device * rows], examples) -> fields [device * rows, ...]."""
-        one = self._one(self._kinds[kind], bound)
+        one = trained_cell(self.grid, self._kinds[kind], bound, self.measure, self.data.classes)
 
         def together(cells: Cell, depth: Array, examples: tuple[Examples, Examples]) -> list[Array]:
             if lanes == 1:
@@ -339,47 +339,6 @@ class Trainings:
 
         own = PartitionSpec("cell")
         return spread(device, self._mesh, (own, own, own, PartitionSpec()), own)
-
-    def _one(self, kind: Kind, bound: int) -> Any:
-        """(cell, depth, examples) -> fields of one training."""
-        grid = self.grid
-        network: networks.MLP | networks.Chain
-        if grid.network is None:
-            network = grid.mlp(kind, bound, self.data.classes)
-            of_one_depth = network.of_one_depth
-        else:
-            network = grid.chain(kind, bound)
-            of_one_depth = True
-        blank = dict.fromkeys(traced())
-
-        def draw(cell: Cell, key: Array, x: Array) -> networks.Params:
-            if isinstance(network, networks.MLP):
-                return networks.init(network, key, x, cell["sigma_w"], cell["sigma_b"])
-            assert network.init is not None
-            params = network.init(key, x)
-            if tuple(grid.values("sigma_w")) == (1.0,):
-                return params
-            return networks.rescale(params, cell["sigma_w"], kernels=grid.kernels)
-
-        def one(cell: Cell, depth: Array, examples: tuple[Examples, Examples]) -> list[Array]:
-            drawn, key = jax.random.split(jax.random.key(cell["seed"]))
-            training_record, _ = training.train(
-                network,
-                draw(cell, drawn, examples[0].x[:2]),
-                grid.optimise(kind, blank | cell),
-                examples[0],
-                key=key,
-                steps=self.measure.steps,
-                batch=kind["batch"],
-                test=examples[1],
-                loss=self.measure.loss,
-                rate=cell["dropout"] if grid.network is None else 0.0,
-                depth=None if of_one_depth else depth,
-                evaluate=self.measure.evaluate,
-            )
-            return list(training_record)
-
-        return one
 
     def _as_examples(self, part: Any) -> Examples:
         if self.grid.network is not None:

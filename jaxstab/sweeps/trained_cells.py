@@ -1,0 +1,70 @@
+"""What a program trains: the network of one cell with the optimiser of that cell."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jaxtyping import Array
+
+from jaxstab import networks, training
+from jaxstab.sweeps.grid import Grid, Kind
+from jaxstab.sweeps.measures import Train
+from jaxstab.sweeps.settings import traced
+from jaxstab.training import Examples
+
+# traced settings by name
+Cell = dict[str, Any]
+
+
+def trained_cell(
+    grid: Grid, kind: Kind, bound: int, measure: Train, classes: int
+) -> Callable[[Cell, Array, tuple[Examples, Examples]], list[Array]]:
+    """Make the training of one cell.
+
+    Args:
+        grid: what to train.
+        kind: static settings of network and optimiser.
+        bound: depth that the program is made for.
+        measure: what a training is.
+        classes: outputs of the network.
+
+    Returns:
+        (traced settings by name, depth, examples to train and to test on) -> fields of the record.
+    """
+    network: networks.MLP | networks.Chain
+    if grid.network is None:
+        network = grid.mlp(kind, bound, classes)
+        of_one_depth = network.of_one_depth
+    else:
+        network = grid.chain(kind, bound)
+        of_one_depth = True
+    blank = dict.fromkeys(traced())
+
+    def draw(cell: Cell, key: Array, x: Array) -> networks.Params:
+        if isinstance(network, networks.MLP):
+            return networks.init(network, key, x, cell["sigma_w"], cell["sigma_b"])
+        assert network.init is not None
+        params = network.init(key, x)
+        if tuple(grid.values("sigma_w")) == (1.0,):
+            return params
+        return networks.rescale(params, cell["sigma_w"], kernels=grid.kernels)
+
+    def one(cell: Cell, depth: Array, examples: tuple[Examples, Examples]) -> list[Array]:
+        drawn, key = jax.random.split(jax.random.key(cell["seed"]))
+        training_record, _ = training.train(
+            network,
+            draw(cell, drawn, examples[0].x[:2]),
+            grid.optimise(kind, blank | cell),
+            examples[0],
+            key=key,
+            steps=measure.steps,
+            batch=kind["batch"],
+            test=examples[1],
+            loss=measure.loss,
+            rate=cell["dropout"] if grid.network is None else 0.0,
+            depth=None if of_one_depth else depth,
+            evaluate=measure.evaluate,
+        )
+        return list(training_record)
+
+    return one
