@@ -1,7 +1,7 @@
 """Clip by thresholds learnt from the norms seen: a running mean, a percentile, a z-score.
 
-One engine, three rules. A rule sees the norm of a group, returns a threshold and its new
-statistics; the engine feeds it every group and keeps non-finite steps out of the statistics.
+A rule maps the norm of a group and its statistics to a threshold and new statistics. `_adaptive`
+applies a rule to every group and keeps non-finite norms out of the statistics.
 """
 
 from collections.abc import Callable
@@ -84,7 +84,7 @@ class Moments(NamedTuple):
 
 
 def _enter(enters: Bool[Array, "*depth"], new: Any, old: Any) -> Any:
-    """New statistics where the norm enters, old ones elsewhere."""
+    """Select the new statistics where the norm enters, else the old ones."""
     return jax.tree.map(lambda n, o: jnp.where(jnp.broadcast_to(enters, o.shape), n, o), new, old)
 
 
@@ -128,10 +128,11 @@ def clip_by_running_mean(
 ) -> optax.GradientTransformationExtraArgs:
     """Clip at a multiple of the mean norm seen so far.
 
-    |g| <= multiple * mean, the heuristic of Pascanu et al. 2013 (arXiv:1211.5063, section 3.2), who found 0.5 to 10
-    times the average norm to work. The mean is of the norms before clipping; it is the plain mean of the first
-    1 / (1 - decay) of them, an exponential one after. A norm enters it as at most 10 means, so that one spike of
-    any size cannot lift the threshold for long. The first update, and any after zeros alone, passes.
+    |g| <= multiple * mean, the heuristic of Pascanu et al. 2013 (arXiv:1211.5063, section 3.2), who
+    found 0.5 to 10 times the average norm to work. The mean is of the norms before clipping; it is
+    the plain mean of the first 1 / (1 - decay) of them, an exponential one after. A norm enters it
+    as at most 10 means, so that one spike of any size cannot lift the threshold for long. The first
+    update passes, and so does every update until a norm other than 0 has been seen.
 
     Args:
         multiple: threshold in units of the mean, >= 0; a number, a traced array or a schedule.
@@ -179,7 +180,7 @@ def auto_clip(
 
     AutoClip (Seetharaman et al. 2020, arXiv:2007.14469): threshold = percentile of |g_1|, ...,
     |g_t| by linear interpolation, as NumPy's. The paper keeps every norm, here the last `history`
-    of them. Until one finite norm is seen there is no threshold.
+    of them. There is no threshold before the first finite norm.
 
     Args:
         percentile: in [0, 100]; a number, a traced array or a schedule.
@@ -208,8 +209,8 @@ def auto_clip(
         history = seen.norms.shape[0]
         slots = jnp.arange(history, dtype=jnp.int32).reshape((history,) + (1,) * norm.ndim)
         here = slots == (seen.entered % history)[None]
-        # what follows the ring's first turn is a permutation of the last norms: order does not
-        # matter here
+        # once the ring is full its slots hold the last norms in another order, which does not matter
+        # here
         pushed = History(
             jnp.where(here, norm[None], seen.norms), optax.safe_increment(seen.entered)
         )
@@ -237,7 +238,7 @@ def auto_clip(
 
 
 def _warmed(seen: Moments, norm: Array) -> Moments:
-    """Plain mean and population deviation with one norm more; squares might overflow."""
+    """Update the plain mean and the population deviation by one norm, without squares that overflow."""
     n = seen.entered.astype(norm.dtype)
     off = norm - seen.mean
     return Moments(
@@ -278,8 +279,8 @@ def z_clip(
         mode: "zscore" or "percentile".
         option: "adaptive_scaling" or "mean"; for mode "zscore".
         factor: multiplies the adaptive_scaling threshold, >= 0; the authors use 0.3 to 1.
-        warmup: norms that only start the statistics, >= 1; an integer, which may be traced.
-        max_norm: further limit, >= 0, in warm-up too; None for none. It does not touch the
+        warmup: norms that only initialise the statistics, >= 1; an integer, which may be traced.
+        max_norm: further limit, >= 0, also during warm-up; None for none. It does not affect the
             statistics.
         per: groups; "tree", "leaf", "layer" or a callable, see `jaxstab.norms.group_norms`.
         stacked: leaves with a leading layer axis, for per="layer"; see `jaxstab.norms.group_norms`.
@@ -305,7 +306,7 @@ def z_clip(
     check_integer("warmup", warmup, 1)
 
     def target(seen: Moments, norm: Array, calls: Array) -> Array:
-        """What an outlier is clipped to."""
+        """Norm that an outlier is clipped to."""
         band = setting_at(z, calls, norm.dtype) * seen.deviation
         if mode == "percentile":
             return seen.mean + band

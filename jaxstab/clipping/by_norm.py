@@ -13,7 +13,7 @@ from jaxstab.norms.paths import Grouping, Per, Stacked, check_grouping
 
 
 class CallState(NamedTuple):
-    """State of a transformation that remembers nothing but the time.
+    """State of a transformation without statistics.
 
     Attributes:
         calls: updates made so far, the argument of schedules.
@@ -29,7 +29,7 @@ def with_lengths(
     lengths: dict[str, Array],
     keep: dict[str, Array],
 ) -> PyTree:
-    """Give every group a new length, its direction unchanged.
+    """Scale every group to a given norm.
 
     x -> x length / |x|, computed as (x / scale) (length / root) where length / |x| leaves the float
     range. NaN and infinite entries stay as they are; zero stays zero.
@@ -38,7 +38,7 @@ def with_lengths(
         updates: the updates.
         grouping: that of the norms.
         norms: of the groups.
-        lengths: wanted, of the groups.
+        lengths: wanted norms of the groups.
         keep: groups that stay exactly as they are.
 
     Returns:
@@ -55,7 +55,7 @@ def with_lengths(
     def rescale(x: Array, keep: Array, scale: Array, factor: Array) -> Array:
         wide = x.astype(scale.dtype)
         ratio = factor / scale
-        # in two steps small entries beside large ones are lost on the way
+        # small entries beside large ones would be lost between two steps
         at_once = jnp.isfinite(ratio) & (jnp.abs(ratio) >= jnp.finfo(ratio.dtype).tiny)
         scaled = jnp.where(at_once, wide * ratio, wide / scale * factor).astype(x.dtype)
         return jnp.where(keep | ~jnp.isfinite(x), x, scaled)
@@ -83,7 +83,7 @@ def clip_to(
 
 
 def _stateless(update: Any) -> optax.GradientTransformationExtraArgs:
-    """A transformation from (updates, calls) -> updates."""
+    """Make a transformation of a function (updates, calls) -> updates."""
 
     def init(params: PyTree) -> CallState:
         del params
@@ -137,7 +137,7 @@ def clip_by_norm(
 def normalize(
     norm: Setting = 1.0, per: Per = "tree", stacked: Stacked = ()
 ) -> optax.GradientTransformationExtraArgs:
-    """Give every group of leaves the same norm, whatever it was.
+    """Scale every group of leaves to one norm.
 
     g_k -> norm * g_k / |g_k|; a zero gradient stays zero. per="tree" is the normalised update,
     per="layer" the layer-wise one (block-normalised gradient, Yu et al. 2017, arXiv:1707.04822).

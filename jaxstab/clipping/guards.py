@@ -1,4 +1,4 @@
-"""What to do when a gradient is not finite: an explicit policy around any transformation."""
+"""Policies for gradients that are not finite, around any transformation."""
 
 import functools
 from collections.abc import Callable
@@ -17,8 +17,7 @@ from jaxstab.norms.groups import zero_norms
 from jaxstab.norms.paths import named_leaves
 
 POLICIES = ("skip", "zero", "raise", "propagate")
-# states that learn from gradients seen: a zero in the place of a gradient that was not finite
-# teaches them nothing
+# states with statistics of gradients, which a zero in place of a non-finite gradient would bias
 STATISTICS = (AdaptiveState, SpikeState)
 
 
@@ -29,7 +28,7 @@ class GuardState(NamedTuple):
         inner: state of the wrapped transformation.
         calls: updates made so far.
         bad_entries: NaN and infinite entries so far; stops at the largest int32.
-        bad_steps: updates with at least one of them.
+        bad_steps: updates with at least one such entry.
         first_bad: the first such update, counted from 0; -1 for never.
     """
 
@@ -41,10 +40,10 @@ class GuardState(NamedTuple):
 
 
 def saturating_sum(total: Int[Array, ""], more: Int[Array, ""]) -> Int[Array, ""]:
-    """A counter that stops at the largest integer instead of turning negative.
+    """Add to a counter, which stops at the largest integer.
 
     Args:
-        total: so far, >= 0.
+        total: count so far, >= 0.
         more: to add, >= 0.
 
     Returns:
@@ -55,7 +54,7 @@ def saturating_sum(total: Int[Array, ""], more: Int[Array, ""]) -> Int[Array, ""
 
 
 def _counts(leaves: list[Array]) -> list[Int[Array, ""]]:
-    """Number of entries that are not finite, by leaf."""
+    """Count the entries of each leaf that are not finite."""
     norms = group_norms(leaves, "leaf")
     return [norms[str(index)].nonfinite for index in range(len(leaves))]
 
@@ -65,7 +64,7 @@ def _paths(state: PyTree) -> list[tuple[str, ...]]:
 
 
 def _owners(init: Callable, updates: PyTree) -> dict[tuple[str, ...], list[int]]:
-    """Which leaves each part of a state belongs to, by path of the part."""
+    """Find the leaves that each part of a state belongs to, by path of the part."""
     # a part belongs to a leaf if init makes it for that leaf alone and not for no leaf at all: its
     # moments, and the statistics of the groups that it is in; a step count belongs to none
     leaves, structure = jax.tree.flatten(updates)
@@ -92,7 +91,7 @@ def _owners(init: Callable, updates: PyTree) -> dict[tuple[str, ...], list[int]]
 
 
 def _leaves_within(state: PyTree, kinds: tuple[type, ...]) -> list[bool]:
-    """Whether each leaf of a state is in a node of one of these kinds."""
+    """Tell for each leaf of a state whether it is in a node of one of these kinds."""
     nodes = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, kinds))
     return [isinstance(node, kinds) for node in nodes for _ in jax.tree.leaves(node)]
 
@@ -104,7 +103,7 @@ def _keep_parts(
     old: PyTree,
     kinds: tuple[type, ...],
 ) -> PyTree:
-    """The new state, with the old parts of bad leaves within nodes of these kinds."""
+    """Return the new state, with the old parts of bad leaves within nodes of these kinds."""
     within = _leaves_within(new, kinds)
     learnt = _leaves_within(new, (AdaptiveState,))
     leaves, structure = jax.tree.flatten(new)
@@ -124,14 +123,14 @@ def _keep_parts(
 
 
 def _depending(tree: PyTree, on: Bool[Array, ""]) -> PyTree:
-    """The same values, which within shard_map differ between devices where a scalar does."""
+    """Mark values as varying over devices, within shard_map, as a scalar does."""
     return jax.tree.map(lambda x: jnp.where(on, x, x) if isinstance(x, jax.Array) else x, tree)
 
 
 def _unless(
     hit: Array, run: Callable, updates: PyTree, inner: PyTree, others: PyTree
 ) -> tuple[PyTree, PyTree]:
-    """The result of `run`, or zero updates and the old state; only one of them is computed."""
+    """Return the result of `run`, or zero updates and the old state; only one is computed."""
     shapes, states = jax.eval_shape(run, updates)
     # within shard_map both ways must differ between devices alike: each depends on all that the
     # other depends on
@@ -170,7 +169,7 @@ def _raise_if_concrete(updates: PyTree, counts: list[Array]) -> None:
 def guarded(
     tx: optax.GradientTransformation, policy: str, per: str = "leaf"
 ) -> optax.GradientTransformationExtraArgs:
-    """Put an explicit policy for gradients that are not finite around a transformation.
+    """Apply a policy for gradients that are not finite around a transformation.
 
     A leaf is bad where it has a NaN or infinite entry; with per="tree", one bad leaf makes all bad.
 
@@ -252,7 +251,11 @@ def guarded(
 
 
 def _acting(tx: optax.GradientTransformationExtraArgs, policy: str, per: str) -> Callable:
-    """The policy: (updates, which leaves are bad, inner state, params, extra) -> (updates, inner state)."""
+    """Make the function of a policy.
+
+    Returns:
+        (updates, which leaves are bad, inner state, params, extra) -> (updates, inner state).
+    """
     kinds: tuple[type, ...] = STATISTICS
     if policy == "skip":
         kinds = (object,)
@@ -282,7 +285,12 @@ def _acting(tx: optax.GradientTransformationExtraArgs, policy: str, per: str) ->
 
 
 def _keeping(init: Callable, kinds: tuple[type, ...]) -> Callable:
-    """(updates, which leaves are bad, new state, old state) -> the new state, bad leaves' parts as they were."""
+    """Make the function that keeps the state of bad leaves.
+
+    Returns:
+        (updates, which leaves are bad, new state, old state) -> the state that is kept. The owners
+        of its parts are found once for each structure of updates.
+    """
     known: dict[Any, dict[tuple[str, ...], list[int]]] = {}
 
     def keep(updates: PyTree, bad: list[Array], new: PyTree, old: PyTree) -> PyTree:

@@ -1,4 +1,4 @@
-"""Thresholds and other settings: numbers, traced arrays or schedules."""
+"""Settings of clippers: numbers, traced arrays or schedules."""
 
 import math
 from collections.abc import Callable
@@ -19,14 +19,14 @@ Setting = ArrayLike | Callable[[Array], ArrayLike]
 def check_setting(
     name: str, value: Setting, low: float = 0.0, high: float = math.inf, below: bool = False
 ) -> None:
-    """Refuse a setting outside its range; traced arrays and schedules have no value yet and pass.
+    """Check that a setting lies in its range; traced arrays and schedules pass.
 
     Args:
         name: of the argument.
         value: the setting.
         low: least value allowed.
         high: largest value allowed.
-        below: whether high itself is excluded.
+        below: whether `high` is excluded.
 
     Raises:
         ValueError: if the value is no scalar, NaN or out of range.
@@ -53,7 +53,7 @@ def check_setting(
 
 
 def check_integer(name: str, value: ArrayLike, least: int) -> None:
-    """Check that a setting is an integer count; a traced one has no value yet and passes.
+    """Check that a setting is an integer count; a traced one passes.
 
     Args:
         name: of the argument.
@@ -68,7 +68,7 @@ def check_integer(name: str, value: ArrayLike, least: int) -> None:
 
 
 def static_integer(name: str, value: ArrayLike) -> int:
-    """The value of a setting that decides the shape of a program.
+    """Return the value of a setting that determines array shapes.
 
     Args:
         name: of the argument.
@@ -89,12 +89,12 @@ def static_integer(name: str, value: ArrayLike) -> int:
 
 
 def setting_at(value: Setting, calls: Array, dtype: DTypeLike) -> Float[Array, ""]:
-    """The value of a setting at one update.
+    """Return the value of a setting at one update.
 
     Args:
         value: number, array or schedule.
         calls: number of earlier updates, for schedules.
-        dtype: wanted.
+        dtype: of the result.
 
     Returns:
         A scalar of that dtype.
@@ -114,9 +114,9 @@ def setting_like(value: Setting, calls: Array, like: Float[Array, "..."]) -> Flo
     Args:
         value: number, array or schedule.
         calls: number of earlier updates, for schedules.
-        like: array whose shape, dtype and place on the devices are wanted.
+        like: array with the shape, dtype and sharding of the result.
 
     Returns:
-        An array like it.
+        An array of the value.
     """
     return jnp.zeros_like(like) + setting_at(value, calls, like.dtype)

@@ -33,7 +33,7 @@ ITERATIONS = 14
 
 
 def _matrix_sign(x: Float[Array, "*batch m n"], iterations: int) -> Float[Array, "*batch m n"]:
-    """The polar factor U V^T of x = U S V^T with S in [0, 1], by Newton-Schulz steps."""
+    """Compute the polar factor U V^T of x = U S V^T, S in [0, 1], by Newton-Schulz steps."""
     if x.shape[-2] < x.shape[-1]:
         return _matrix_sign(x.mT, iterations).mT
     for step in range(iterations):
@@ -44,7 +44,7 @@ def _matrix_sign(x: Float[Array, "*batch m n"], iterations: int) -> Float[Array,
     return x
 
 
-# what a method returns: the capped matrices, and which were within the cap before
+# result of a method: the capped matrices, and which were within the cap
 Capped = tuple[Float[Array, "*batch m n"], Bool[Array, "*batch"]]
 
 
@@ -52,7 +52,7 @@ Capped = tuple[Float[Array, "*batch m n"], Bool[Array, "*batch"]]
 def _capped_with_largest(
     m: Float[Array, "*batch m n"], limit: Float[Array, "*batch"]
 ) -> tuple[Float[Array, "*batch m n"], Float[Array, "*batch"]]:
-    """U min(S, limit) V^T, and the largest of S."""
+    """Compute U min(S, limit) V^T, and the largest singular value."""
     u, s, v = decompositions.svd(m)
     capped = jnp.matmul(u * jnp.minimum(s, limit[..., None])[..., None, :], v, precision="highest")
     return capped, s[..., 0]
@@ -62,7 +62,7 @@ def _capped_with_largest(
 def _capped_with_largest_jvp(
     primals: tuple[Array, Array], tangents: tuple[Array, Array]
 ) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
-    """Divided differences of min(s, limit), which exist where singular values coincide (Noferini 2017)."""
+    """Derivative by divided differences of min(s, limit), finite at equal values (Noferini 2017)."""
     m, limit = primals
     d_m, d_limit = tangents
     u, s, v = decompositions.svd(m)
@@ -73,7 +73,7 @@ def _capped_with_largest_jvp(
     gap = s[..., :, None] - s[..., None, :]
     below = s <= limit
     one_side = below[..., :, None] == below[..., None, :]
-    # of a pair on one side of the limit, min(s, limit) has one slope
+    # two values on one side of the limit share one slope of min(s, limit)
     slope = jnp.broadcast_to(below[..., None, :], gap.shape).astype(s.dtype)
     rise = c[..., :, None] - c[..., None, :]
     along = jnp.where(one_side, slope, rise / jnp.where(one_side, 1.0, gap))
@@ -103,7 +103,7 @@ def _capped_by_svd(m: Float[Array, "*batch m n"], limit: Float[Array, "*batch"])
 def _capped_by_signs(
     m: Float[Array, "*batch m n"], limit: Float[Array, "*batch"], iterations: int
 ) -> Capped:
-    """M - P (H - t)_+ with P = U V^T, H = P^T M = V S V^T, and x_+ = x (1 + sign x) / 2."""
+    """Compute M - P (H - t)_+ with P = U V^T, H = P^T M = V S V^T, and x_+ = x (1 + sign x) / 2."""
     if m.shape[-2] < m.shape[-1]:
         capped, within = _capped_by_signs(m.mT, limit, iterations)
         return capped.mT, within
@@ -129,11 +129,11 @@ def clip_by_spectral_norm(
 
     M = U S V^T -> U min(S, max_norm) V^T, the nearest matrix within the spectral ball. The last two
     axes of a leaf are the matrix, leading axes are batches; vectors pass, and so do biases [depth,
-    n] that are stacked over layers. Convolution kernels are taken by their last two axes, tap by
-    tap. Entries that are not finite stay as they are and count as zeros.
+    n] that are stacked over layers. A convolution kernel is a batch of matrices, one per
+    spatial position. Entries that are not finite stay as they are and count as zeros.
 
-    method "svd" is right to rounding, in float32 to 1e-6 of the Frobenius norm before, and a matrix
-    within the cap is the same bit for bit. method "newton_schulz" needs matrix products only, which
+    method "svd" is accurate to rounding, in float32 1e-6 of the Frobenius norm, and returns a
+    matrix within the cap unchanged. method "newton_schulz" needs matrix products only, which
     accelerators like: M - P (H - t I)(I + sign(H - t I)) / 2 with P = sign(M), H = P^T M, both
     signs by odd quintics. In float32 and with 14 iterations its error stayed below 2e-6 of the
     Frobenius norm before, on spectra from flat to eight decades wide (12 iterations give as much, 8

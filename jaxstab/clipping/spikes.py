@@ -1,4 +1,4 @@
-"""Spike-aware clipping of single entries, and momentum that forgets: the two parts of SPAM."""
+"""The two parts of SPAM: spike-aware clipping of single entries, and momentum reset."""
 
 import math
 from typing import Any, NamedTuple
@@ -49,10 +49,10 @@ def clip_spikes(
 
     SPAM's spike-aware clipping (Huang et al. 2025, arXiv:2501.06842): entries with g^2 > threshold
     * v become sign(g) sqrt(threshold * v), where v is the bias-corrected exponential mean of the
-    squares of the clipped entries of earlier updates. An entry that was always zero has no scale
-    yet and passes: v = 0 would hold it at zero for good. The square root of v is kept, so that
+    squares of the clipped entries of earlier updates. An entry that was always zero passes, since
+    v = 0 would hold it at zero for ever. The square root of v is kept, so that
     squares neither overflow nor vanish. The authors use Adam's own uncorrected v and clip nothing
-    for 20 steps after a reset; the correction makes that wait needless.
+    for 20 steps after a reset; with the correction no wait is needed.
 
     A leaf with an entry that is not finite is clipped but does not enter its v.
 
@@ -116,7 +116,7 @@ def clip_spikes(
 def with_momentum_reset(
     inner: optax.GradientTransformation, every: ArrayLike = 500, warmup: ArrayLike = 150
 ) -> optax.GradientTransformationExtraArgs:
-    """Reset a transformation's state at intervals, and warm its updates up afterwards.
+    """Reset a transformation's state at intervals, with a warm-up after each reset.
 
     SPAM's momentum reset (Huang et al. 2025, arXiv:2501.06842). Before updates every, 2 every, ...
     (counted from 0) the inner state becomes its initial one. Update k after a reset is multiplied

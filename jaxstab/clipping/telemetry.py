@@ -13,20 +13,20 @@ from jaxstab.norms import Norm, group_norms, norm
 from jaxstab.norms.groups import quick_norm, zero_norms
 from jaxstab.norms.paths import Per, Stacked, check_grouping
 
-# a norm that changes by less, in units of the coarsest dtype's rounding, has not been touched
+# a smaller change of the norm, in units of the coarsest dtype's rounding, counts as none
 ROUNDINGS = 4
 
 
 class TelemetryState(NamedTuple):
-    """State of `monitored`: what the last update did, and since the first.
+    """State of `monitored`: records of the last update, and counts since the first.
 
     Attributes:
         inner: state of the wrapped transformation.
         step: updates made so far.
         norm_before: norm of the finite entries of the last updates; inf beyond the float range.
-        norm_after: norm of what the transformation made of them; inf or NaN where that is not
-            finite. Entries that differ from 1 and from what came in by more than the root of the
-            float range (1e19) overflow or vanish.
+        norm_after: norm of the transformed updates; inf or NaN if they are not finite. Entries that
+            differ from 1 and from what came in by more than the root of the float range (1e19)
+            overflow or vanish.
         coefficient: norm_after / norm_before; 1 where that is 0 / 0 or nothing came in.
         fired: whether the coefficient differs from 1 by more than rounding.
         firing_rate: share of updates that fired, in [0, 1]; plain mean of the first 1 / (1 -
@@ -51,7 +51,7 @@ class TelemetryState(NamedTuple):
 
 
 def _ratio(above: Norm, below: Norm, dtype: jnp.dtype, empty: float) -> Float[Array, ""]:
-    """|above| / |below|, right where either exceeds the float range."""
+    """Compute |above| / |below|, also where either exceeds the float range."""
     nothing = below.root == 0
     roots = above.root.astype(dtype) / jnp.where(nothing, 1, below.root).astype(dtype)
     return jnp.where(nothing, empty, above.scale.astype(dtype) / below.scale.astype(dtype) * roots)
@@ -60,7 +60,7 @@ def _ratio(above: Norm, below: Norm, dtype: jnp.dtype, empty: float) -> Float[Ar
 def _before_any_step(
     inner: PyTree, zero: Float[Array, ""], groups: dict[str, Float[Array, "*depth"]]
 ) -> TelemetryState:
-    """The state before the first update, with norms of the dtype and shapes of zero and groups."""
+    """Make the state before the first update, with norms of the dtype and shapes of `zero` and `groups`."""
     return TelemetryState(
         inner=inner,
         step=jnp.zeros((), jnp.int32),
@@ -82,16 +82,16 @@ def monitored(
     decay: Setting = 0.99,
     stacked: Stacked = (),
 ) -> optax.GradientTransformationExtraArgs:
-    """Keep in the state what a transformation did to the last update, and how often it did.
+    """Record in the state what a transformation did to the last update, and how often it acted.
 
-    The updates are those of tx. The state has the same structure and dtypes from the start, so it
-    can be carried by `jax.lax.scan`, and `optax.tree.get(state, "norm_before")` reads it wherever
-    it stands in a chain.
+    Updates are those of tx. The state has a fixed structure and fixed dtypes, so that
+    `jax.lax.scan` can carry it. `optax.tree.get(state, "norm_before")` reads it anywhere in a
+    chain.
 
     Cost, in passes over the data: one read of the updates that come in (shared with tx if it takes
-    the same norm), one of those that come out, one of the parameters where given. Where XLA would
-    have overwritten the updates in place it now keeps a copy: the way out for norms that overflow
-    is a conditional, which holds on to them.
+    the same norm), one of those that come out, one of the parameters where given. XLA keeps
+    a copy of updates that it would else overwrite in place, because norms that overflow are
+    recomputed in a conditional.
 
     Args:
         tx: any transformation, optax's included.
@@ -124,7 +124,7 @@ def monitored(
         out, inner = tx.update(updates, state.inner, params, **extra)
         dtype = state.norm_before.dtype
         before = norm(updates)
-        # between what came in and a usual size: squares of either are then within the float range
+        # between the norm before and 1: squares of either are then within the float range
         after = quick_norm(out, jnp.sqrt(before.scale))
         # first the norm, then the use of the updates: so they can be overwritten in place, 15 % of
         # an update on CPU

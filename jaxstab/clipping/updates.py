@@ -38,9 +38,9 @@ def clip_updates(
 
     Args:
         max_rms: threshold, >= 0; a number, a traced array or a schedule.
-        relative_to: "parameters" for a threshold in units of their own RMS, which `update` then
-            needs; None for an absolute one.
-        least: RMS that parameters count as at least, so that those drawn at zero can move, >= 0.
+        relative_to: "parameters" for a threshold in units of their RMS, in which case `update`
+            needs them; None for an absolute threshold.
+        least: lower bound on the RMS of parameters, >= 0, so that parameters at zero can move.
         per: groups; "tree", "leaf", "layer" or a callable, see `jaxstab.norms.group_norms`.
         stacked: leaves with a leading layer axis, for per="layer"; see `jaxstab.norms.group_norms`.
 
@@ -48,7 +48,7 @@ def clip_updates(
         The transformation; its state is a `CallState`.
 
     Raises:
-        ValueError: from its update, with relative_to="parameters" and without parameters.
+        ValueError: from the update, with relative_to="parameters" but no parameters.
 
     Example:
         >>> tx = optax.chain(optax.scale_by_adam(), clip_updates(1.0), optax.scale_by_learning_rate(1e-3))
@@ -85,7 +85,7 @@ def clip_updates(
             weights = group_norms(params, *grouping)
 
         def limit(label: str) -> Array:
-            """The largest norm of a group: its largest RMS times the root of its size."""
+            """Largest norm of a group: its largest RMS times the root of its size."""
             root = norms[label].root
             scale = math.sqrt(sizes.get(label, 0))
             largest = setting_like(max_rms, state.calls, root)

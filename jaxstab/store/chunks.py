@@ -1,9 +1,9 @@
 """Bytes of a store: zarr's format 3, each chunk with its crc32c.
 
-Any zarr reader opens such a store. Its bytes are made and read here, and not by zarr, to which a
-missing chunk is a chunk of fill values, and which runs the codecs a store names. Here bytes become
-numbers by `numpy.frombuffer` of a listed dtype, if their length and checksum are right, or they are
-None.
+Any zarr reader opens such a store. This module reads and writes the bytes itself, because zarr
+reads a missing chunk as fill values and runs whatever codecs a store names. Bytes are read by
+`numpy.frombuffer` with one of the listed dtypes; `decode` returns None if their length or checksum
+is wrong.
 """
 
 import json
@@ -21,13 +21,13 @@ from jaxstab.store.fields import Field, cell_bytes
 DOCUMENT = "zarr.json"
 # bytes of the checksum at the end of a chunk
 _CRC = 4
-# what zarr reads where there is no chunk, by kind of dtype
+# zarr's value for missing chunks, by kind of dtype
 _FILL: dict[str, Any] = {"b": False, "i": -1, "f": "NaN", "U": ""}
 _LENGTH = struct.Struct("<I")
 
 
 class Array(NamedTuple):
-    """Array as zarr describes it.
+    """Description of an array for zarr.
 
     Attributes:
         shape: of the whole.
@@ -49,10 +49,10 @@ def key(name: str, places: Sequence[int]) -> str:
 
     Args:
         name: of the array.
-        places: number of the chunk along every axis.
+        places: index of the chunk along every axis.
 
     Returns:
-        The file, relative to the store.
+        The path of the file, relative to the store.
 
     Example:
         >>> key("loss", (7, 0)), key("threshold", ())
@@ -62,7 +62,7 @@ def key(name: str, places: Sequence[int]) -> str:
 
 
 def empty(field: Field, leading: Sequence[int]) -> np.ndarray:
-    """Make cells that nobody has computed: NaN, -1, False or no text.
+    """Make an array of blank cells: NaN, -1, False or empty text.
 
     Args:
         field: what a cell holds.
@@ -98,7 +98,7 @@ def checksum(chunk: bytes) -> int:
         chunk: its bytes.
 
     Returns:
-        The crc32c at its end, which may be wrong.
+        The crc32c stored at its end, unchecked.
 
     Example:
         >>> checksum(encode(np.zeros(2, np.int8)))
@@ -116,8 +116,8 @@ def decode(chunk: bytes | None, field: Field, leading: Sequence[int]) -> np.ndar
         leading: cells along every axis that the fields share.
 
     Returns:
-        The array [*leading, *shape]; None if the chunk is missing, of the wrong length, or not what
-        its checksum says.
+        The array [*leading, *shape]; None if the chunk is missing, has the wrong length, or fails
+        its checksum.
     """
     shape = (*leading, *field.shape)
     wanted = chunk_bytes(field, leading)
@@ -142,13 +142,13 @@ def sealed(data: bytes) -> bytes:
 
 
 def unsealed(chunk: bytes | None) -> bytes | None:
-    """Return the data that `sealed` was given.
+    """Remove and verify the checksum that `sealed` appended.
 
     Args:
         chunk: bytes; None for a missing file.
 
     Returns:
-        The bytes; None if the checksum does not fit.
+        The data; None if the checksum is wrong.
     """
     if chunk is None or len(chunk) < _CRC or chunk != sealed(chunk[:-_CRC]):
         return None
@@ -177,7 +177,7 @@ def chunk_bytes(field: Field, leading: Sequence[int]) -> int | None:
         leading: cells along every axis that the fields share.
 
     Returns:
-        The bytes, checksum included; None for text, of which only its checksum tells.
+        The bytes, checksum included; None for text, whose length varies.
     """
     if field.dtype == "str":
         return None
@@ -187,14 +187,15 @@ def chunk_bytes(field: Field, leading: Sequence[int]) -> int | None:
 def documents(
     attributes: Mapping[str, Any], arrays: Mapping[str, Array], unlisted: Sequence[str]
 ) -> dict[str, bytes]:
-    """Make the metadata of a store: zarr's JSON for each array and, last, for their group.
+    """Make the metadata of a store: zarr's JSON for each array and, last, for the group.
 
-    The group's lists all arrays ("consolidated metadata"), so that a reader opens one document.
+    The group's document lists all arrays ("consolidated metadata"), so that a reader opens one
+    document.
 
     Args:
         attributes: of the group; plain values.
         arrays: by name.
-        unlisted: names of arrays that a reader need not see.
+        unlisted: names of arrays to leave out of that list.
 
     Returns:
         Bytes by file name.

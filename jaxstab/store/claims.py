@@ -12,15 +12,15 @@ from jaxstab.store.groups import Groups
 from jaxstab.store.locks import LockFolder, Run
 from jaxstab.store.places import Place
 
-# seconds between looks at groups that another run has
+# seconds between checks of groups that another run holds
 _POLL = 0.2
 
 
 class Claim:
     """Groups of a sweep that this process computes; made by `claim`.
 
-    Iterating gives one group after the other, each held until it is committed. A group that another
-    run holds comes last: it is waited for, and taken over if that run dies before it commits.
+    Iterating yields one group after the other; each is held until it is committed. Groups that
+    another run holds come last: the iterator waits for them, and takes one over if that run dies.
 
     Attributes:
         groups: the store.
@@ -28,7 +28,7 @@ class Claim:
     """
 
     def __init__(self, groups: Groups, pending: tuple[int, ...], locks: LockFolder | None) -> None:
-        """Keep the store of groups, the pending groups and the locks.
+        """Make the claim of some pending groups.
 
         Args:
             groups: the store.
@@ -41,10 +41,10 @@ class Claim:
         self._held: dict[int, BaseFileLock | None] = {}
 
     def __iter__(self) -> Iterator[int]:
-        """Yield groups to compute, until all of `pending` are done here or elsewhere.
+        """Yield groups to compute, until all of `pending` are committed by this process or another.
 
         Yields:
-            A group that nobody else holds.
+            A group that no other run holds.
         """
         for batch in self.batches(1, lambda group: group):
             yield batch[0]
@@ -58,12 +58,12 @@ class Claim:
         """Yield groups to compute side by side; none is held while waiting for others.
 
         Args:
-            most: how many of them at once.
-            alike: groups go together where this is equal.
-            rank: the lowest go first; None for the order of their numbers.
+            most: largest number of groups at once.
+            alike: key of a group; groups with equal keys go together.
+            rank: sort key, the lowest first; None for the order of their numbers.
 
         Yields:
-            Groups that nobody else holds, at least one.
+            Groups that no other run holds, at least one.
         """
         waiting = sorted(self.pending, key=rank)
         while waiting:
@@ -95,7 +95,7 @@ class Claim:
         """Write the values of a group and release it.
 
         Args:
-            group: one that iterating gave.
+            group: a group that the iteration yielded.
             values: arrays [size, *shape] by field.
 
         Raises:
@@ -131,11 +131,11 @@ class Claim:
 
 @contextlib.contextmanager
 def claim(groups: Groups, shard: tuple[int, int] = (1, 1), join: bool = False) -> Iterator[Claim]:
-    """Hold a part of a sweep while computing it.
+    """Claim a part of a sweep for the time of a `with` block.
 
     Locks of a local store are files in the folder STORE.lock beside it, which is removed when the
     sweep is finished. A store behind a URL has no locks: two runs of one part compute it twice,
-    with the same result. Give each run a shard of its own.
+    with the same result, so each run should have its own shard.
 
     Args:
         groups: the store.
@@ -146,7 +146,7 @@ def claim(groups: Groups, shard: tuple[int, int] = (1, 1), join: bool = False) -
         The groups to compute.
 
     Raises:
-        ValueError: if the shard is none, or join is asked for where there are no locks.
+        ValueError: if the shard is invalid, or join is True for a store without locks.
         BlockingIOError: if another run has some of these groups and join is False; says who.
         OSError: if the store cannot be written to.
 
@@ -191,7 +191,7 @@ def _missing(groups: Groups, own: range) -> tuple[int, ...]:
 
 
 def _nothing_left(groups: Groups, locks: LockFolder, own: range) -> bool:
-    """Tell whether no group is left; a finished store may lie where no lock can be written."""
+    """Tell whether no group is left, without a lock: a finished store may be read-only."""
     return (
         not locks.path.exists()
         and len(groups.marks()) == groups.count
@@ -206,7 +206,7 @@ def runs(url: str | Path) -> list[Run]:
         url: the store.
 
     Returns:
-        The runs that are alive; none behind a URL, where nobody can tell.
+        The runs that are alive; none for a URL, which has no locks.
     """
     place = Place(url)
     if place.local is None:

@@ -67,7 +67,7 @@ def versions() -> dict[str, str]:
 
 
 def provenance() -> dict[str, str]:
-    """Return what is needed to repeat a result: versions, platform, device, time and command.
+    """Collect what is needed to repeat a result: versions, platform, device, time and command.
 
     Returns:
         Attributes for a dataset.
@@ -92,14 +92,14 @@ def save(
 ) -> Path:
     """Write a dataset with its provenance; the store is whole or absent.
 
-    It is on the disk before an existing store is moved aside, and that one comes back if the new
-    one cannot take its place.
+    The new store is flushed to the disk before an existing one is moved aside. If the new one
+    cannot be moved into place, the old one is moved back.
 
     Args:
-        dataset: what to keep: numbers, bools and text; attributes that JSON can hold.
+        dataset: numbers, bools and text, with attributes that JSON can hold.
         path: the store, a folder.
         overwrite: whether an existing store may be replaced.
-        made: attributes that say how it was made; None for `provenance()`.
+        made: attributes of provenance; None for `provenance()`.
 
     Returns:
         The path.
@@ -108,7 +108,7 @@ def save(
         FileExistsError: if the store exists and overwrite is False, or something that is no store
             stands there.
         OSError: if the folder cannot be written to.
-        ValueError: if the dataset holds what a store cannot.
+        ValueError: if the dataset holds values that a store cannot.
     """
     path = check_writable(path, overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -149,7 +149,7 @@ def _write(dataset: xr.Dataset, path: Path) -> None:
 
 
 def _stored(name: str, values: np.ndarray) -> np.ndarray:
-    """Convert values to what a store holds: strings, or numbers of a known dtype."""
+    """Convert values to strings, or to numbers of a dtype that a store holds."""
     if values.dtype.kind in "UT" or all(isinstance(value, str) for value in values.ravel()):
         return values.astype(str)
     if values.dtype.name not in DTYPES:
@@ -160,7 +160,7 @@ def _stored(name: str, values: np.ndarray) -> np.ndarray:
 
 
 def _swap(new: Path, path: Path) -> None:
-    """Move a finished store into its place, then remove the one that was there."""
+    """Move a finished store into place, then remove the old one."""
     aside = _aside(path)
     if not path.exists():
         new.rename(path)
@@ -216,7 +216,7 @@ def load(path: str | Path) -> xr.Dataset:
 
 
 def attributes(path: str | Path) -> dict[str, Any]:
-    """Read the attributes of a stored dataset, none of its arrays.
+    """Read the attributes of a stored dataset without its arrays.
 
     Args:
         path: the store, or an fsspec URL.

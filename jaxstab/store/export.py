@@ -49,14 +49,14 @@ def check_events(folder: str | Path) -> Path:
     """Check that event files can be written, before anything is computed.
 
     Args:
-        folder: where the runs are to go; nothing is made yet.
+        folder: for the runs; it is not created.
 
     Returns:
         The folder.
 
     Raises:
         ValueError: if tensorboardX is not installed.
-        OSError: if the folder, or the one that it would be made in, cannot be written to.
+        OSError: if the folder, or the folder above one that does not exist, cannot be written to.
 
     Example:
         >>> check_events("/dev/null/events")
@@ -71,11 +71,11 @@ def check_events(folder: str | Path) -> Path:
 def write_events(dataset: xr.Dataset, folder: str | Path) -> Path:
     """Write TensorBoard's event files, a run per finished cell.
 
-    A run has loss and accuracy of every step, and the accuracies at the end.
+    A run has the loss and accuracy of every step, and the final accuracies.
 
     Args:
         dataset: trainings over their axes, as `sweeps.load` gives them.
-        folder: where the runs go, each into a folder named after the axes along which cells differ.
+        folder: for the runs; the folder of each is named after its values along the axes.
 
     Returns:
         The folder.

@@ -1,4 +1,4 @@
-"""What a store holds: fields, and the axes that all of them share, cut into groups."""
+"""Fields of a store, and the axes that they share, which are cut into groups."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -111,7 +111,7 @@ def check_fields(
         reserved: names that are taken.
 
     Raises:
-        ValueError: if there is none, or a name, dtype, shape or dimension will not do.
+        ValueError: if there is none, or a name, dtype, shape or dimension is invalid.
     """
     if not fields:
         raise ValueError("a store needs at least one field")
@@ -159,7 +159,7 @@ def cell_bytes(field: Field) -> int:
         field: what it holds.
 
     Returns:
-        The bytes, without checksum; of text what a pointer takes.
+        The bytes without checksum; for text, 8 bytes a string.
     """
     if field.dtype == "str":
         return 8 * math.prod(field.shape)

@@ -1,4 +1,4 @@
-"""Single files, such as pages and tables, that are whole or absent."""
+"""Files such as pages and tables, written whole or not at all."""
 
 import contextlib
 import os
@@ -8,7 +8,7 @@ from pathlib import Path
 
 # bytes of a file's name, on the file systems of Linux, macOS and Windows
 _LONGEST_NAME = 255
-# characters of it that stand in the name of the file aside, of up to four bytes each
+# characters of it, of up to four bytes each, that the temporary file's name repeats
 _KEPT = 40
 
 
@@ -23,7 +23,7 @@ def check_file(path: str | Path) -> Path:
 
     Raises:
         FileNotFoundError: if its folder is missing.
-        IsADirectoryError: if a folder stands in its place.
+        IsADirectoryError: if the path is a folder.
         OSError: if the folder cannot be written to.
 
     Example:
@@ -47,17 +47,17 @@ def check_file(path: str | Path) -> Path:
 
 
 def check_folder(path: str | Path) -> Path:
-    """Check that a folder can be written to, or made with those above it; nothing is made.
+    """Check that a folder can be written to, or created with its parents; nothing is created.
 
     Args:
-        path: the folder, there or to be.
+        path: the folder, which need not exist.
 
     Returns:
         The path.
 
     Raises:
-        FileExistsError: if a link stands in its way that leads nowhere.
-        NotADirectoryError: if a file does.
+        FileExistsError: if a broken link is in its way.
+        NotADirectoryError: if a file is in its way.
         OSError: if a name is too long, or the folder cannot be written to.
 
     Example:
@@ -82,22 +82,22 @@ def check_folder(path: str | Path) -> Path:
 
 
 def _check_name(path: Path) -> None:
-    """Refuse a name that is too long for the file system, which says so only when it is made."""
+    """Check that a name is not too long for the file system, before anything is computed."""
     if len(os.fsencode(path.name)) > _LONGEST_NAME:
         raise OSError(f"{path.name[:20]}... is longer than {_LONGEST_NAME} bytes")
 
 
 def _target(path: Path) -> Path:
-    """Return the file that a link leads to; of links in a circle, the link itself."""
+    """Return the target of a link; for circular links, the link itself."""
     return Path(os.path.realpath(path))
 
 
 @contextlib.contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
-    """Write a file aside and move it into its place when it is complete.
+    """Write a file under a temporary name and move it into place when it is complete.
 
     Args:
-        path: the file; where a link leads to one, that one is replaced.
+        path: the file; the target of a link is replaced, not the link.
 
     Yields:
         The file to write.
@@ -125,5 +125,5 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     except OSError as error:
         raise OSError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
-        # there only if it was not completed
+        # exists only if it was not completed
         aside.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Identity of a run: plain settings, their differences in words, and the code that computed it."""
+"""Identity of a run: plain settings, their differences in words, the machine and the code."""
 
 import hashlib
 import importlib.metadata
@@ -14,14 +14,14 @@ import numpy as np
 import scipy.linalg  # noqa: F401  a BLAS is asked for its kernels once it is loaded
 from threadpoolctl import threadpool_info
 
-# what may change between two runs without changing a number
+# folders and files that may change between two runs without changing results
 _NUMBERLESS = (
     "__main__.py", "analysis", "cli", "datasets.py", "extras.py", "report", "store",
 )  # fmt: skip
 _PACKAGES = ("jaxstab", "jax", "jaxlib", "flax", "optax", "numpy")
 # beginnings of the names of vector instructions, on x86 and Arm
 _VECTOR = ("sse", "ssse", "avx", "fma", "amx", "asimd", "sve")
-# flags of XLA that change no number
+# flags of XLA that do not change results
 _BITLESS = ("--xla_force_host_platform_device_count", "--xla_dump")
 # differences named in one line
 _SHOWN = 6
@@ -29,10 +29,10 @@ _ABSENT = object()
 
 
 def code_version() -> dict[str, Any]:
-    """Return versions of packages, and a digest of every source file that decides a number.
+    """Return versions of packages, and a digest of every source file that results depend on.
 
-    Command line, data loading, reports and stores are left out: a change there keeps an unfinished
-    sweep valid.
+    Files of the command line, data loading, reports and stores are left out, so that a change to
+    them keeps an unfinished sweep valid.
 
     Returns:
         Versions by package, and under `sources` the first 12 hexadecimal digits of each file's
@@ -55,8 +55,8 @@ def code_version() -> dict[str, Any]:
 def machine() -> dict[str, Any]:
     """Describe the machine. Machines with one description give the same bits.
 
-    Vector instructions decide in which order sums are taken, and the BLAS picks its kernels by the
-    processor; flags of XLA can allow it to reorder (fast-math) or to use fewer instructions.
+    The order of sums depends on vector instructions; the BLAS chooses its kernels by processor;
+    flags of XLA can allow it to reorder (fast-math) or restrict its instructions.
 
     Returns:
         The device; of a CPU its vector instructions and the BLAS's kernels; flags of XLA and of JAX
@@ -90,7 +90,7 @@ def machine() -> dict[str, Any]:
 
 
 def _instructions() -> list[str]:
-    """List this CPU's vector instructions as Linux names them; elsewhere the processor's name."""
+    """List this CPU's vector instructions on Linux; the processor's name on other systems."""
     lines = (
         line.split(":", 1)[1].split()
         for line in _cpu().splitlines()
@@ -101,7 +101,7 @@ def _instructions() -> list[str]:
 
 
 def _cpu() -> str:
-    """Read what Linux tells of its CPUs."""
+    """Read Linux's description of its CPUs."""
     described = Path("/proc/cpuinfo")
     if not described.exists():
         return ""
@@ -111,17 +111,17 @@ def _cpu() -> str:
 def plain(value: Any, name: str = "settings") -> Any:
     """Convert settings to JSON's types.
 
-    Tuples become lists, numpy numbers Python's, inf and nan the strings that name them.
+    Tuples become lists, NumPy numbers become Python's, and inf and nan become strings.
 
     Args:
         value: None, a bool, number or string, or a mapping, list, tuple or array of such.
-        name: what to call the value in an error.
+        name: of the value, for errors.
 
     Returns:
-        The same, fit for strict JSON, equal to itself after a round trip.
+        The value for strict JSON, unchanged by a round trip.
 
     Raises:
-        ValueError: if something else is found.
+        ValueError: if it holds anything else.
 
     Example:
         >>> plain({"clip": np.inf, "sigma_w": (0.5, 1.0)})
@@ -144,14 +144,14 @@ def plain(value: Any, name: str = "settings") -> Any:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """Describe in one line what changed from one set of settings to another.
+    """Describe in one line the differences between two sets of settings.
 
     Args:
-        old: plain settings, nested as they like.
-        new: the others.
+        old: plain settings, nested to any depth.
+        new: plain settings, likewise.
 
     Returns:
-        `name: old -> new`, joined by semicolons; empty where nothing changed.
+        `name: old -> new`, joined by semicolons; empty if nothing changed.
 
     Example:
         >>> old = {"grid": {"sigma_w": [0.5, 1.0, 2.0, 4.0], "width": 128}, "versions": {"jax": "0.10.2"}}
@@ -190,7 +190,7 @@ def _leaves(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> dict[tuple[s
 
 
 def _change(old: Any, new: Any) -> str:
-    """Describe the change of one value; of long values the first entry that differs."""
+    """Describe the change of one value; for long values, of the first entry that differs."""
     before = _short(old)
     after = _short(new)
     if before == after and isinstance(old, list) and isinstance(new, list) and len(old) == len(new):

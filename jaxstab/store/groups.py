@@ -47,10 +47,10 @@ class Groups:
     """Store of groups; `open_groups` or `open_grid` makes or opens one.
 
     Attributes:
-        place: where it is.
-        settings: plain values: all that decides a number, or how cells are cut into groups.
+        place: of the store.
+        settings: plain values of everything that results, or the cut into groups, depend on.
         fields: the arrays by name.
-        axes: that all fields share, by name; none for one group.
+        axes: shared by all fields, by name; none for a store of one group.
         coordinates: (dims, values) by name, known before anything is computed.
         beside: names of fields that are coordinates.
         attributes: of arrays by name, in place of those in `labels`.
@@ -67,7 +67,7 @@ class Groups:
     attributes: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Check what Python can know.
+        """Check names, dtypes and shapes.
 
         Raises:
             ValueError: if a number, name, dtype or shape is not what a store can hold.
@@ -104,7 +104,7 @@ class Groups:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Everything that two runs of one store must have in common."""
+        """Everything that must be equal in all runs of one store."""
         fields = {name: plain(field._asdict()) for name, field in self.fields.items()}
         axes = {name: plain(axis._asdict()) for name, axis in self.axes.items()}
         # JSON's objects have no order, and that of the axes says where a group stands
@@ -125,15 +125,15 @@ class Groups:
         return LockFolder(self.place.local)
 
     def finished(self, groups: Iterable[int] | None = None) -> set[int]:
-        """List the groups that are whole: marked, and every chunk there with its checksum.
+        """List the groups that are whole: marked, with every chunk present and its checksum right.
 
         Reads every byte of those groups; `marks` only lists marks.
 
         Args:
-            groups: which to look at; None for all.
+            groups: to check; None for all.
 
         Returns:
-            Those that are whole. All others are to be computed, torn ones too.
+            Groups that are whole. All others, including torn ones, are to be computed.
         """
         if groups is None:
             groups = self.marks()
@@ -143,11 +143,10 @@ class Groups:
         """Yield the values of groups, one after the other.
 
         Args:
-            groups: which.
+            groups: their numbers.
 
         Yields:
-            A group and its fields' arrays [*chunk, *shape], or None in their place if it is not
-            whole.
+            A group, and its arrays [*chunk, *shape] by field; None for a group that is not whole.
         """
         todo = list(groups)
         step = max(1, _BATCH // (self.size * sum(map(cell_bytes, self._arrays.values()))))
@@ -199,7 +198,7 @@ class Groups:
             group: its number.
 
         Returns:
-            Whether it has.
+            Whether it has one.
         """
         return self.place.get([self._mark(group)]) != [None]
 
@@ -217,20 +216,20 @@ class Groups:
         """List the groups marked as done, by one listing and without reading chunks.
 
         Returns:
-            Those with a mark of the right length, ascending.
+            Groups with a mark of the right length, ascending.
         """
         return self.marks_in(
             {f"mark/{name}": size for name, size in self.place.sizes("mark").items()}
         )
 
     def present(self, listing: Mapping[str, int]) -> list[int]:
-        """List the groups that exist, by the lengths of their files and by their marks.
+        """List the groups that are complete by their marks and the lengths of their files.
 
         Args:
             listing: bytes of files by key.
 
         Returns:
-            Those whose mark is of this store and whose chunks have the right length, ascending.
+            Groups with a mark of this store and chunks of the right length, ascending.
         """
         lengths = {
             name: chunks.chunk_bytes(field, self.chunk) for name, field in self._arrays.items()
@@ -247,10 +246,10 @@ class Groups:
         )
 
     def create(self) -> bool:
-        """Create the store, whole or not at all. Of several processes exactly one creates it.
+        """Create the store, whole or not at all; of several processes exactly one creates it.
 
-        Behind a URL the root's document comes last, and only if there is none, where the backend
-        can tell.
+        In a store behind a URL the root's document is written last, and only if none exists, where
+        the backend supports that.
 
         Returns:
             Whether this process made it.
@@ -262,7 +261,7 @@ class Groups:
         locks = self.locks
         if locks is None:
             return self.place.fill(documents)
-        # what cannot be made is refused before the folders above it are
+        # check before parent folders are created
         check_folder(locks.path)
         with locks.gate():
             if self.place.exists():
@@ -273,7 +272,7 @@ class Groups:
             try:
                 shutil.rmtree(staging.local, ignore_errors=True)
                 staging.fill(documents)
-                # the rest the same command can write anew
+                # the same command can rewrite the other files
                 staging.flush([COPY, chunks.DOCUMENT])
                 staging.local.rename(self.place.local)
                 flush(self.place.local.parent)
@@ -283,7 +282,7 @@ class Groups:
         return True
 
     def mend(self) -> None:
-        """Write torn metadata and coordinates anew, as a power cut leaves them."""
+        """Rewrite metadata and coordinates that a power cut has torn."""
         wanted = self.documents()
 
         def torn() -> list[str]:
@@ -314,7 +313,7 @@ class Groups:
             )
             files[chunks.key(name, [0] * values.ndim)] = chunks.encode(values)
         width = 2 + len(self._arrays)
-        # what a reader of numbers need not see
+        # internal to the store: not listed for readers
         columns = {"columns": ["group", "digest of the settings", *self._arrays]}
         arrays["mark"] = Array(
             (self.count, width), (1, width), "int64", ("mark_group", "mark_column"), columns
@@ -335,7 +334,7 @@ class Groups:
             name: of the field.
 
         Yields:
-            Its values in each group whose chunk is the one that was committed.
+            Its values in each group whose chunk has the committed checksum.
         """
         sums = self.checksums(self.marks())
         position = list(self._arrays).index(name)
@@ -380,7 +379,7 @@ class Groups:
         return chunks.key("mark", [group, 0])
 
     def marks_in(self, listing: Mapping[str, int]) -> list[int]:
-        """Which groups are marked as done.
+        """List the groups marked as done, from a listing of files.
 
         Args:
             listing: bytes of files by key.

@@ -29,7 +29,7 @@ _LABELS = {
     "phase_sigma_w": ("weight gain", _ONE),
     "phase_sigma_b": ("standard deviation of the biases", _ONE),
     "done": ("whether the cell is computed", _ONE),
-    # what is measured, and predicted
+    # measured and predicted fields
     "log_q": ("ln of the mean square pre-activation q", _NATS),
     "saturation": ("share of units that are saturated", _ONE),
     "dead": ("share of units that are dead", _ONE),
@@ -39,7 +39,7 @@ _LABELS = {
     "log_grad_readout": ("ln |dL/dtheta| of the readout", _NATS),
     "log_s": ("ln of the singular values of dh_L/dx", _NATS),
     "log_mean_square": ("ln of the mean squared singular value", _NATS),
-    # what is fitted
+    # fitted fields
     "rate": ("rate d ln|dL/dh_l| / dl", "nats per layer"),
     "verdict": ("whether the gradient vanishes or explodes", _ONE),
     "measured_critical": ("weight gain at which the rate is zero", _ONE),
@@ -81,8 +81,8 @@ def attributes(name: str) -> dict[str, str]:
     """Return the attributes of an array by its name.
 
     Args:
-        name: of a field of the house's records, a coordinate, or one of these with a prefix or
-            suffix of the house.
+        name: of a field of our records or a coordinate, with or without one of our prefixes or
+            suffixes.
 
     Returns:
         `long_name` and `units`; nothing for other names.

@@ -1,9 +1,9 @@
 """Locks of a local store: kernel locks on files in the folder STORE.lock beside it.
 
-The kernel lets go of a lock when its process ends, however it ends, so none is ever stale. The name
-of a run's lock file says which part it owns and who it is. On a network file system the locks hold
-between hosts if its `flock` does (NFS 4 and CephFS do; Lustre when mounted with flock); where there
-is none, taking a lock is an OSError.
+The kernel releases a lock when its process ends in any way, so no lock is stale. The name of a
+run's lock file states its part, host and process. On a network file system locks hold between hosts
+if `flock` does (NFS 4 and CephFS; Lustre if mounted with flock). Without `flock`, taking a lock
+raises OSError.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from filelock import BaseFileLock, FileLock, Timeout
 
-# seconds; what is done behind the gate takes milliseconds
+# seconds; operations under the gate take milliseconds
 _GATE_TIMEOUT = 60.0
 _RUN = re.compile(r"run\.(\d{1,9})of(\d{1,9})\.pid(\d{1,12})\.[0-9a-f]+\.([\w.-]+)")
 
@@ -29,7 +29,7 @@ class Run(NamedTuple):
 
     Attributes:
         part: (I, N): it owns the groups g with g mod N = I - 1.
-        pid: of the process.
+        pid: number of the process.
         host: its machine.
     """
 
@@ -38,7 +38,7 @@ class Run(NamedTuple):
     host: str
 
     def __str__(self) -> str:
-        """Name the process in words."""
+        """Describe the process."""
         if self.part[1] == 1:
             part = "all groups"
         else:
@@ -65,7 +65,7 @@ class LockFolder:
     """
 
     def __init__(self, store: Path) -> None:
-        """Name the folder; it is not created.
+        """Set the path of the folder, which is not created.
 
         Args:
             store: the store's folder.
@@ -74,13 +74,13 @@ class LockFolder:
 
     @contextlib.contextmanager
     def gate(self) -> Iterator[None]:
-        """Hold the gate, one process at a time: to create the store, to enter and to leave.
+        """Hold the exclusive lock under which the store is created, entered and left.
 
         Yields:
             Nothing.
 
         Raises:
-            OSError: if the folder cannot be written to, or the gate stays shut.
+            OSError: if the folder cannot be written to, or the lock is not free in time.
         """
         try:
             lock = self._gate()
@@ -99,20 +99,20 @@ class LockFolder:
         while True:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = _lock(self.path / "gate")
-            # a sweep that has just finished takes the folder away
+            # a sweep that has just finished removes the folder
             with contextlib.suppress(FileNotFoundError):
                 lock.acquire(timeout=_GATE_TIMEOUT)
                 return lock
 
     def enter(self, part: tuple[int, int], join: bool) -> BaseFileLock:
-        """Take part in a sweep.
+        """Register this process as owner of a part of the sweep.
 
         Args:
-            part: (I, N), the groups to own.
-            join: whether to share them with who owns some of them already.
+            part: (I, N), the groups g with g mod N = I - 1.
+            join: whether to share groups that another run owns.
 
         Returns:
-            The lock that says so, held.
+            The held lock.
 
         Raises:
             BlockingIOError: if another run owns some of those groups and join is False.
@@ -131,11 +131,11 @@ class LockFolder:
             return _lock(self.path / name).acquire(blocking=False).lock
 
     def leave(self, own: BaseFileLock, finished: Callable[[], bool]) -> None:
-        """Stop taking part; the last one out of a finished sweep removes the folder.
+        """End the registration; the last run of a finished sweep removes the folder.
 
         Args:
-            own: what `enter` gave.
-            finished: whether every group of the sweep is done, asked behind the gate.
+            own: lock from `enter`.
+            finished: tells whether every group is done; called while the gate is held.
         """
         try:
             with self.gate():
@@ -153,7 +153,7 @@ class LockFolder:
             group: its number.
 
         Returns:
-            The lock, held; None if another run has it.
+            The held lock; None if another run holds it.
         """
         lock = _lock(self.path / f"group.{group}")
         with contextlib.suppress(Timeout):
@@ -162,7 +162,7 @@ class LockFolder:
         return None
 
     def runs(self) -> list[Run]:
-        """List the processes that take part now.
+        """List the processes that work on the sweep now.
 
         Returns:
             The runs that are alive.
@@ -173,7 +173,7 @@ class LockFolder:
             return self._runs()
 
     def _runs(self) -> list[Run]:
-        """List the live runs, behind the gate, and remove what dead ones left behind."""
+        """List the live runs while the gate is held, and remove files of dead runs."""
         alive = []
         for file in sorted(self.path.glob("run.*")):
             name = _RUN.fullmatch(file.name)
@@ -189,16 +189,16 @@ class LockFolder:
 
 @contextlib.contextmanager
 def owned(store: str | Path) -> Iterator[None]:
-    """Hold a local store while it is written as a whole.
+    """Own all of a local store for the time of a `with` block.
 
     Args:
-        store: its folder, which need not be there yet.
+        store: its folder, which need not exist.
 
     Yields:
         Nothing.
 
     Raises:
-        BlockingIOError: if another run has it; says who.
+        BlockingIOError: if another run owns it; says which.
         OSError: if the folder of locks cannot be written to.
     """
     folder = LockFolder(Path(os.path.realpath(store)))
@@ -218,5 +218,5 @@ def owned(store: str | Path) -> Iterator[None]:
 
 
 def _lock(path: Path) -> BaseFileLock:
-    # never a lock that is a mere file: one would outlive a killed process
+    # never a lock by existence of a file, which would outlive a killed process
     return FileLock(path, thread_local=False, fallback_to_soft=False)

@@ -1,4 +1,4 @@
-"""Create stores, or open them to go on."""
+"""Create a store, or open an existing store of the same sweep."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from jaxstab.store.roots import described, find_root, is_foreign
 
 
 class OtherSweepError(ValueError):
-    """The store at a place is of another sweep; the message says what differs."""
+    """Error: the store is of another sweep; the message says what differs."""
 
 
 Coordinates = Mapping[str, tuple[tuple[str, ...], Any]]
@@ -35,7 +35,7 @@ def open_groups(
 
     Args:
         url: a folder to be, or an fsspec URL such as s3://bucket/sweep.zarr.
-        settings: plain values, nested as they like: grid, plan, checksum of the data,
+        settings: plain values, nested to any depth: grid, plan, checksum of the data,
             `code_version()`.
         fields: the arrays by name.
         groups: number of groups.
@@ -47,8 +47,8 @@ def open_groups(
 
     Raises:
         OtherSweepError: if the store is of another sweep; a ValueError that says what changed.
-        ValueError: if an argument will not do, or the store is damaged.
-        FileExistsError: if something that is no such store stands there; it is left alone.
+        ValueError: if an argument is invalid, or the store is damaged.
+        FileExistsError: if the place exists and is no such store; it is left unchanged.
         OSError: if the place cannot be written to.
 
     Example:
@@ -89,8 +89,8 @@ def open_grid(
 
     Raises:
         OtherSweepError: if the store is of another sweep; a ValueError that says what changed.
-        ValueError: if an argument will not do, or the store is damaged.
-        FileExistsError: if something that is no such store stands there; it is left alone.
+        ValueError: if an argument is invalid, or the store is damaged.
+        FileExistsError: if the place exists and is no such store; it is left unchanged.
         OSError: if the place cannot be written to.
 
     Example:
@@ -128,7 +128,7 @@ def open_grid(
 
 
 def _lost_its_root(wanted: Groups) -> bool:
-    """Tell whether a place without a whole root is this store, by its names and its marks."""
+    """Tell by names and marks whether a place without a whole root is this store."""
     place = wanted.place
     if is_foreign(place.get([chunks.DOCUMENT])[0]):
         return False

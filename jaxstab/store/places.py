@@ -1,4 +1,4 @@
-"""Places of stores, folders or fsspec URLs, whose files are read and written whole."""
+"""Places of stores: folders or fsspec URLs, whose files are read and written whole."""
 
 import contextlib
 import os
@@ -14,8 +14,8 @@ class Place:
 
     A file is whole or absent. Locally it is written under a hidden name and renamed; a killed run
     leaves a `.partial`, which the next write of the same file replaces. An object store puts a file
-    whole. Writes do not wait for the disk, which would make a commit of five files 16 times slower;
-    files that a power cut tears have a wrong checksum.
+    whole. Writes do not wait for the disk, which would make a commit of five files 16 times slower.
+    Files torn by a power cut have a wrong checksum.
 
     Attributes:
         url: as given.
@@ -23,23 +23,23 @@ class Place:
     """
 
     def __init__(self, url: str | Path) -> None:
-        """Find the file system of the URL; nothing is read.
+        """Open the file system of the URL; nothing is read.
 
         Args:
             url: a path, or a URL such as s3://bucket/sweep.zarr.
 
         Raises:
-            ValueError: if nothing installed serves such URLs, or the URL will not do.
+            ValueError: if no installed package supports such URLs, or the URL is invalid.
         """
         self.url = str(url)
         try:
             self._files, self._root = url_to_fs(self.url)
         except (ImportError, ValueError) as error:
             raise ValueError(f"{self.url}: {error}") from error
-        # a file system inside another, such as zip://, looks for that, and may raise anything
+        # a file system inside another, such as zip://, opens the outer one and may raise anything
         except Exception as error:
             raise ValueError(f"{self.url}: cannot be opened ({_reason(error)})") from error
-        # a store that a link leads to has its locks where it lies itself
+        # the locks of a store behind a link lie beside the target
         self.local: Path | None = None
         if isinstance(self._files, LocalFileSystem):
             self.local = Path(os.path.realpath(self._root))
@@ -51,7 +51,7 @@ class Place:
             key: relative to the place; empty for the place itself.
 
         Returns:
-            Whether it is there.
+            Whether it exists.
 
         Raises:
             OSError: if the file system cannot tell.
@@ -61,7 +61,7 @@ class Place:
             return bool(self._files.exists(self._path(key)))
         except OSError:
             raise
-        # clients of object stores have errors of their own
+        # clients of object stores raise their own kinds of errors
         except Exception as error:
             raise OSError(f"cannot read {self.url}: {_reason(error)}") from error
 
@@ -72,10 +72,10 @@ class Place:
             keys: relative to the place.
 
         Returns:
-            Their bytes; None where there is no such file.
+            Their bytes; None for a file that does not exist.
 
         Raises:
-            OSError: if a file is there and cannot be read.
+            OSError: if a file exists and cannot be read.
         """
         if not keys:
             return []
@@ -93,11 +93,11 @@ class Place:
         """Write a file, whole or not at all.
 
         Args:
-            key: relative to the place, in a folder that is there.
+            key: relative to the place, in an existing folder.
             data: its bytes.
 
         Raises:
-            OSError: if it cannot be written; what was there before is there still.
+            OSError: if it cannot be written; an earlier file of that name is unchanged.
         """
         try:
             if self.local is None:
@@ -114,7 +114,7 @@ class Place:
             key: relative to the place.
 
         Raises:
-            OSError: if it is there and cannot be removed.
+            OSError: if it exists and cannot be removed.
         """
         try:
             self._files.rm_file(self._path(key))
@@ -154,10 +154,10 @@ class Place:
         return {name[start:]: int(entry["size"] or 0) for name, entry in entries.items()}
 
     def fill(self, documents: Mapping[str, bytes]) -> bool:
-        """Write files into a new place, the last one only if it does not exist yet.
+        """Write files into a new place; the last only if it does not exist yet.
 
         Args:
-            documents: bytes by key; the last makes the others count.
+            documents: bytes by key; the last is the one that makes the store valid.
 
         Returns:
             Whether the last one was written.
@@ -198,7 +198,7 @@ class Place:
             raise self.unwritable(error) from error
 
     def flush(self, keys: Sequence[str]) -> None:
-        """Wait until files of a local place, and their names, are on the disk.
+        """Flush files of a local place, and their names, to the disk.
 
         Args:
             keys: relative to the place.
@@ -213,13 +213,13 @@ class Place:
             flush(path)
 
     def unwritable(self, error: OSError) -> OSError:
-        """Describe a failed write to the user.
+        """Make the error of a failed write for the user.
 
         Args:
-            error: as the system says it.
+            error: from the system.
 
         Returns:
-            The same in one line.
+            The error, with a message of one line.
         """
         if str(error).startswith("cannot write to "):
             return error
@@ -232,12 +232,12 @@ class Place:
 
 
 def _reason(error: Exception) -> str:
-    """Say what is wrong: as the system does, or with the kind of error."""
+    """Return the system's message, or the kind of error."""
     return getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
 
 
 def flush(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk.
+    """Flush a file, or the names in a folder, to the disk.
 
     Args:
         path: the file or folder.

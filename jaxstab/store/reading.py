@@ -22,13 +22,13 @@ class Progress(NamedTuple):
     """Progress of a sweep.
 
     Attributes:
-        groups: how many there are.
-        done: how many are committed and whole.
+        groups: number of groups.
+        done: number that are committed and whole.
         rows: cells of all groups.
         rows_done: cells of committed groups.
-        settings: as the store holds them.
-        torn: groups that were committed and are damaged now; they will be computed again.
-        read: whether every byte was read; if not, a flipped bit is not seen.
+        settings: of the store.
+        torn: number of committed groups that are damaged; they will be recomputed.
+        read: whether every byte was read; otherwise flipped bits go undetected.
     """
 
     groups: int
@@ -47,9 +47,9 @@ def load_groups(url: str | Path) -> xr.Dataset:
         url: a folder or an fsspec URL.
 
     Returns:
-        The fields over the shared axes and their own, NaN, -1 or False in groups that are not
-        whole, and `done` over the shared axes, which says which cells are computed; coordinates;
-        the settings as attributes. Of a store without shared axes the dataset that was saved.
+        The fields, which are NaN, -1 or False in groups that are not whole; `done`, the mask of
+        computed cells; coordinates; the settings as attributes. For a store without shared axes,
+        the dataset that was saved.
 
     Raises:
         ValueError: if there is no store, or it is damaged or another kind.
@@ -75,7 +75,7 @@ def load_groups(url: str | Path) -> xr.Dataset:
         slices = part(store.axes, group)
         done[slices] = True
         for name, value in values.items():
-            # the last group along an axis may reach beyond its end
+            # the last group along an axis may extend beyond its end
             inside = tuple(slice(part.stop - part.start) for part in slices)
             arrays[name][slices] = value[inside]
     if not store.axes and not done:
@@ -99,7 +99,7 @@ def column(url: str | Path, name: str) -> np.ndarray:
         name: of the field.
 
     Returns:
-        Its cells, group by group; those whose chunk is torn are left out.
+        Its cells, group by group, without torn groups.
 
     Raises:
         ValueError: if there is no store, it is damaged or another kind, or has no such field.
@@ -123,15 +123,15 @@ def column(url: str | Path, name: str) -> np.ndarray:
 
 
 def progress(url: str | Path) -> Progress:
-    """Read the progress of a sweep; takes no lock.
+    """Read the progress of a sweep, without a lock.
 
-    Marks and lengths of all files are looked at, and of a local store of up to a GiB every byte.
+    Marks and lengths of all files are checked, and every byte of a local store of up to a GiB.
 
     Args:
         url: a folder or an fsspec URL.
 
     Returns:
-        Groups and cells, all and done, with the settings.
+        Counts of groups and cells, and the settings.
 
     Raises:
         ValueError: if there is no store, or it is damaged or another kind.
@@ -168,7 +168,7 @@ def progress(url: str | Path) -> Progress:
 
 
 def _coordinates(place: Place, root: Root, store: Groups) -> dict[str, Any]:
-    """Read the whole coordinates of a root. Opening the store for another run mends torn ones."""
+    """Read the coordinates that are whole; opening the store for another run mends torn ones."""
     coordinates = {}
     for name, array in root["consolidated_metadata"]["metadata"].items():
         if name in store.fields or name == "done":

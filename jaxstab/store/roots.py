@@ -1,4 +1,4 @@
-"""Root of a store: find its whole copy, and the store that it describes."""
+"""Root document of a store: find a whole copy, and make the store that it describes."""
 
 import contextlib
 import json
@@ -16,13 +16,13 @@ Root = Mapping[str, Any]
 
 
 def find_root(place: Place) -> Root | None:
-    """Read the root's document, from whichever of its copies is whole.
+    """Read the root document from a copy that is whole.
 
     Args:
-        place: where a store may be.
+        place: of a possible store.
 
     Returns:
-        The document; None if neither copy is whole, or it is none of ours.
+        The document; None if neither copy is whole, or it is not one of jaxstab.
     """
     copy, document = place.get([COPY, chunks.DOCUMENT])
     for text in (chunks.unsealed(copy), document):
@@ -60,7 +60,7 @@ def is_foreign(document: bytes | None) -> bool:
     """Tell whether a document is the root of a zarr group of another program.
 
     Args:
-        document: its bytes; None for none.
+        document: its bytes, or None.
 
     Returns:
         Whether it is one; a torn document is not.
@@ -115,7 +115,7 @@ def check_memory(url: str | Path, needed: int) -> None:
         needed: bytes.
 
     Raises:
-        ValueError: if there are fewer.
+        ValueError: if it cannot.
     """
     if needed > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):
         raise ValueError(f"{url}: its {needed} bytes do not fit into memory")

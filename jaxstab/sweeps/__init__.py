@@ -1,4 +1,4 @@
-"""Sweeps: networks over a grid, measured or trained, in few compiles, in groups that survive."""
+"""Sweeps: measure or train networks over a grid, in few compiles, resumable."""
 
 from jaxstab.extras import extra
 

@@ -1,4 +1,4 @@
-"""Axes of a grid: which values a setting may take along one, and networks that go by a name."""
+"""Axes of a grid: the values that a setting may take, and named variants of a network."""
 
 import dataclasses
 import math
@@ -9,13 +9,13 @@ from jaxstab.activations import get
 from jaxstab.checks import check_ascending, check_count, plain_axis
 from jaxstab.sweeps.settings import SETTINGS, STATIC, WHOLE, label
 
-# settings of a network of the house, which a variant may have of its own
+# settings of our own networks that a variant sets
 _OF_NETWORK = ("activation", "weights", "norm", "norm_after", "skip")
 
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """A network under a name of its own: settings that go together, along the axis "variant".
+    """Named combination of network settings, a value of the axis "variant".
 
     Attributes:
         name: its label.
@@ -41,7 +41,7 @@ class Variant:
 
 
 def with_variant(settings: dict[str, Any]) -> dict[str, Any]:
-    """Set what a variant has of its own.
+    """Apply the settings of a variant.
 
     Args:
         settings: by name, with a "variant" or none.
@@ -55,7 +55,7 @@ def with_variant(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def kind_of(name: str) -> str:
-    """Say what changing a setting costs.
+    """Classify a setting by what a change of it costs.
 
     Args:
         name: of the setting.

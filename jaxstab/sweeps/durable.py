@@ -1,7 +1,7 @@
-"""The durable run: open a store, claim its groups, compute them, commit each, and go on after any interruption.
+"""The durable run: open a store, claim its groups, compute and commit each, resume after interruptions.
 
-Measuring and training are both run this way. What they compute is a `Job`; who computes which
-group, and what is finished, is the store's to say.
+Measuring and training are both run this way. A `Job` says what is computed. The store records which
+groups are finished, and which process holds which group.
 """
 
 import itertools
@@ -25,9 +25,10 @@ class Result(NamedTuple):
     Attributes:
         group: its number.
         values: arrays [*cells of a group, ...] by field; cells beyond the end of an axis are blank.
-        seconds: its share of the time that it and those beside it took, compiling not included.
-        compiling: its share of the seconds spent waiting for their program, next to none for most
-            groups.
+        seconds: seconds of the batch of groups computed together, divided by their number;
+            compiling excluded.
+        compiling: seconds spent waiting for the program of that batch, divided likewise; about 0
+            once it is compiled.
     """
 
     group: int
@@ -45,15 +46,15 @@ class Job(Protocol):
 
     @property
     def devices(self) -> Sequence[jax.Device]:
-        """Devices that compute a group each, side by side."""
+        """The devices; each computes one group at a time."""
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """All that decides a number."""
+        """Everything that the results depend on."""
 
     @property
     def fields(self) -> Mapping[str, store.Field]:
-        """What is kept of each cell."""
+        """Fields stored for each cell."""
 
     @property
     def axes(self) -> Mapping[str, store.Axis]:
@@ -61,39 +62,42 @@ class Job(Protocol):
 
     @property
     def coordinates(self) -> Mapping[str, tuple[tuple[str, ...], Any]]:
-        """What is known before anything is computed: (dims, values) by name."""
+        """Coordinates of the dataset, known before the run: (dims, values) by name."""
 
     def program(self, group: int) -> Hashable:
-        """What decides the program of a group; groups of one program run side by side."""
+        """Key of a group's program; groups with equal keys run side by side."""
 
     def rank(self, group: int) -> Any:
-        """When a group is best computed: the lowest first."""
+        """Sort key of a group; groups of lower rank are computed first."""
 
     def compute(
         self, batches: Iterable[Sequence[int]], pending: Collection[int]
     ) -> Iterator[Result]:
-        """Compute batches of groups of one program, no more than there are devices; pending are those that may come."""
+        """Compute batches of groups, each batch of one program and of at most one group per device.
+
+        `pending` are the groups that may follow.
+        """
 
 
 class Sized:
-    """Results as they come, whose number is known: what a progress bar takes."""
+    """Iterator over results with a length, for progress bars."""
 
     def __init__(self, results: Iterable[Result], count: int) -> None:
-        """Take results and how many they may be.
+        """Store the results and their number.
 
         Args:
-            results: as they come.
-            count: how many.
+            results: the iterator.
+            count: number of results.
         """
         self._results = results
         self._count = count
 
     def __iter__(self) -> Iterator[Result]:
-        """One after the other."""
+        """Iterate over the results."""
         return iter(self._results)
 
     def __len__(self) -> int:
-        """How many come, unless another run computes some."""
+        """Number of results; fewer come if another run computes some."""
         return self._count
 
 
@@ -103,16 +107,16 @@ def batches(
     program: Callable[[int], Hashable],
     rank: Callable[[int], Any],
 ) -> Iterator[list[int]]:
-    """Share groups out over devices: those of one program side by side.
+    """Batch groups that share a program, in order of rank.
 
     Args:
         groups: their numbers.
-        most: groups computed at a time.
-        program: what decides the program of a group.
-        rank: the lowest go first.
+        most: largest number of groups in a batch.
+        program: key of a group's program.
+        rank: sort key; the lowest come first.
 
     Yields:
-        Numbers of groups of one program.
+        Batches of group numbers.
     """
     for _, same in itertools.groupby(sorted(groups, key=rank), program):
         numbers = list(same)
@@ -120,7 +124,7 @@ def batches(
 
 
 def settings_of_run() -> dict[str, Any]:
-    """What decides a number beside grid and data: random numbers, machine and code.
+    """Collect what results depend on beside grid and data: random numbers, machine and code.
 
     Returns:
         Plain settings for a store.
@@ -139,7 +143,7 @@ def settings_of_run() -> dict[str, Any]:
 
 
 def open_store(place: str | Path, job: Job) -> Groups:
-    """Make the store of a job, or open the one that is there if it is of the same job.
+    """Create the store of a job, or open an existing store of the same job.
 
     Args:
         place: a folder to be, or an fsspec URL.
@@ -150,8 +154,8 @@ def open_store(place: str | Path, job: Job) -> Groups:
 
     Raises:
         OtherSweepError: if the store is of another job; says what changed.
-        ValueError: if an argument will not do, or the store is damaged.
-        FileExistsError: if something that is no such store stands there; it is left alone.
+        ValueError: if an argument is invalid, or the store is damaged.
+        FileExistsError: if the place exists and is no such store; it is left unchanged.
         OSError: if the place cannot be written to.
     """
     return opening.open_grid(place, job.settings, job.fields, job.axes, job.coordinates)
@@ -166,14 +170,15 @@ def complete(
 ) -> None:
     """Compute and commit the groups of a store that are not finished.
 
-    A group counts as finished once it is committed, whatever happens later. Another run of the same
-    groups is refused, so no group is written twice.
+    A committed group is finished, whatever happens later. A second run of the same groups is
+    refused, so that no group is written twice.
 
     Args:
         groups: the store, as `open_store` gives it.
         job: what is computed.
         shard: (I, N), the I-th of N equal parts; None for all groups.
-        join: whether to share the groups with a run that has them, each going to whoever is first.
+        join: whether to share the groups with a run in progress; each group goes to the run that
+            claims it first.
         progress: wraps the results as they come, such as tqdm; each is committed before the next is
             asked for.
 

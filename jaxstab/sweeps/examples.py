@@ -1,4 +1,4 @@
-"""The examples that cells see: pairs of inputs to measure at, data to train and test on."""
+"""Examples for the cells of a grid: pairs of inputs to measure at, and data to train and test on."""
 
 import math
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from jaxstab.sweeps.grid import Grid
 
 
 class Sample(NamedTuple):
-    """What one measurement of a network is made at.
+    """Inputs of one measurement.
 
     Attributes:
         x: input, of mean square 1; a batch of them where the grid has one.
@@ -27,13 +27,13 @@ class Sample(NamedTuple):
 
 
 def samples(grid: Grid, data: Data, batch: int | None = None) -> Sample:
-    """Draw the inputs of every seed: pairs of different examples, without replacement.
+    """Draw pairs of different examples for every seed, without replacement.
 
-    Inputs have mean square 1 and the grid's dtype; those of a network of the caller's own stay as
-    they are.
+    Inputs have mean square 1 and the grid's dtype; inputs of a user's own network are not
+    changed.
 
     Args:
-        grid: says which seeds, and how many inputs.
+        grid: sets the seeds and the number of inputs.
         data: examples.
         batch: examples of an input; None for inputs of one example.
 
@@ -76,13 +76,13 @@ def classes(data: Data) -> int:
         data: labelled from 0.
 
     Returns:
-        The largest label and one more.
+        The largest label plus one.
     """
     return int(data.y.max()) + 1
 
 
 class Split(NamedTuple):
-    """Data to train on, and to test on.
+    """Training data and test data.
 
     Attributes:
         train: training data.
@@ -104,21 +104,21 @@ class Split(NamedTuple):
 
     @property
     def chance(self) -> float:
-        """Share of the training data right by always naming the commonest class."""
+        """Accuracy on the training data of always predicting the most frequent class."""
         return float(np.bincount(self.train.y).max() / len(self.train.y))
 
 
 def divided(data: Data) -> Split:
-    """Divide data at random, the same way each time: a fifth to test on, the rest to train on.
+    """Split data at random with a fixed seed: a fifth for testing, the rest for training.
 
     Args:
-        data: two examples at least.
+        data: at least two examples.
 
     Returns:
-        The two parts.
+        The split.
 
     Raises:
-        ValueError: if there are fewer.
+        ValueError: if there are fewer than two examples.
     """
     if len(data.x) < 2:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""What to sweep over: axes of settings, each combination of which is a cell."""
+"""Grid of a sweep: axes of settings; each combination of their values is a cell."""
 
 import dataclasses
 import itertools
@@ -23,7 +23,7 @@ from jaxstab.sweeps.settings import (
     label,
 )
 
-# traced settings that only networks of the house have
+# traced settings that only our own networks have
 _OF_FAMILY = ("sigma_b", "dropout")
 Kind = Mapping[str, Any]
 
@@ -32,17 +32,17 @@ Kind = Mapping[str, Any]
 class Grid:
     """Every combination of the values along some axes, all other settings fixed.
 
-    An axis is static (a program for each of its values), traced (one program for all of them), or
-    the depths of networks whose shallower ones are read off from the deepest. Settings of the
+    An axis is static (a program for each of its values) or traced (one program for all values).
+    Depths of networks may also be read off from one pass to the deepest. Settings of the
     network: activation, weights, norm, norm_after, skip, width, depth, sigma_w, sigma_b, dropout,
-    seed, precision; of what it is measured at: inputs, batch, outputs, dtype; of trainings: optimiser,
-    learning_rate, momentum, weight_decay, clip, batch.
+    seed, precision; of what it is measured at: inputs, batch, outputs, dtype; of trainings:
+    optimiser, learning_rate, momentum, weight_decay, clip, batch.
 
     Attributes:
         axes: values by name; numbers ascend. "variant" has `Variant`s.
         fixed: the other settings.
-        network: None for the MLPs of `networks.MLP`, or depth -> the chain of that depth; other axes
-            that it takes are arguments by their names.
+        network: None for `networks.MLP`, or a function depth -> chain, which takes other axes as
+            keyword arguments.
         kernels: which parameters of a network of the caller's own sigma_w multiplies, as in
             `networks.rescale`.
 
@@ -65,19 +65,19 @@ class Grid:
         kernels: networks.Kernels | None = None,
         **fixed: Any,
     ) -> None:
-        """Check what Python can know.
+        """Check and store the settings.
 
         Args:
             axes: values by name of the setting.
-            network: of layers of the caller's own.
-            kernels: of such a network.
-            **fixed: settings that have one value.
+            network: factory of a user's own network.
+            kernels: which of its parameters sigma_w multiplies.
+            **fixed: settings with one value.
 
         Raises:
             ValueError: if a setting is unknown, an axis is empty or out of order, or a value is out
                 of range.
         """
-        # a Flax module can be called, too
+        # a Flax module is callable, too
         if network is not None and (not callable(network) or hasattr(network, "init")):
             raise ValueError(
                 "network must be a function depth -> networks.Chain, got a "
@@ -101,7 +101,7 @@ class Grid:
         self._check()
 
     def _check(self) -> None:
-        """Check what settings have to do with one another."""
+        """Check settings against one another."""
         if self.network is not None:
             unknown = [name for name in _OF_FAMILY if name in self.axes]
             if unknown:
@@ -119,7 +119,7 @@ class Grid:
                 raise ValueError("BatchNorm needs a batch of at least 2 examples, got 1")
 
     def values(self, name: str) -> Sequence[Any]:
-        """The values of a setting: those along its axis, or the one it has.
+        """Return the values of a setting: those along its axis, or its fixed value.
 
         Args:
             name: of the setting.
@@ -132,7 +132,7 @@ class Grid:
         return (self.fixed[name],)
 
     def labels(self, name: str) -> list[Any]:
-        """The values of a setting as coordinates show them.
+        """Return the values of a setting as coordinates.
 
         Args:
             name: of the setting.
@@ -144,17 +144,17 @@ class Grid:
 
     @property
     def static_axes(self) -> tuple[str, ...]:
-        """Axes, but for depth, each of whose values needs a program."""
+        """Axes with a program for each value, without depth."""
         return tuple(name for name in self.axes if kind_of(name) == STATIC and name != "depth")
 
     @property
     def traced_axes(self) -> tuple[str, ...]:
-        """Axes whose values share a program."""
+        """Axes with one program for all values."""
         return tuple(name for name in self.axes if kind_of(name) == TRACED)
 
     @property
     def kinds(self) -> list[Kind]:
-        """The static settings of every kind of network, the last axis the fastest."""
+        """Static settings of every kind of network; the last axis varies fastest."""
         names = self.static_axes
         fixed = {name: value for name, value in self.fixed.items() if kind_of(name) == STATIC}
         combinations = itertools.product(*(self.axes[name] for name in names))
@@ -174,16 +174,16 @@ class Grid:
 
     @property
     def wet(self) -> bool:
-        """Whether any cell drops features."""
+        """Whether any cell has dropout."""
         return any(rate > 0 for rate in self.values("dropout"))
 
     def mlp(self, kind: Kind, depth: int, outputs: int) -> networks.MLP:
-        """The MLP of one kind.
+        """Make the MLP of one kind.
 
         Args:
             kind: one of `kinds`.
             depth: blocks.
-            outputs: of the network, unless the grid says how many.
+            outputs: of the network, unless the grid sets them.
 
         Returns:
             The module.
@@ -202,7 +202,7 @@ class Grid:
         )
 
     def chain(self, kind: Kind, depth: int) -> networks.Chain:
-        """The chain of the caller's own layers.
+        """Make the chain of a user's own layers.
 
         Args:
             kind: one of `kinds`.
@@ -212,7 +212,7 @@ class Grid:
             The chain.
 
         Raises:
-            ValueError: if the factory gives something else.
+            ValueError: if the factory returns no chain.
         """
         assert self.network is not None
         network = self.network(depth, **{name: kind[name] for name in self.static_axes})
@@ -231,14 +231,14 @@ class Grid:
         return network
 
     def optimise(self, kind: Kind, cell: Mapping[str, Any]) -> optax.GradientTransformation:
-        """The optimiser of one cell.
+        """Make the optimiser of one cell.
 
         Args:
             kind: one of `kinds`.
             cell: traced settings by name.
 
         Returns:
-            The transformation; clipping is left out where no cell clips.
+            The transformation, without clipping if no cell clips.
         """
         factory = kind["optimiser"]
         if isinstance(factory, str):
@@ -255,21 +255,21 @@ class Grid:
         return tuple(self.values("clip")) != (math.inf,)
 
     def is_plain(self, kind: Kind) -> bool:
-        """Whether a kind is of mean-field theory: h -> W phi(h) + b, weights of unit gain.
+        """Tell whether the layers of a kind are h -> W phi(h) + b with weights of unit gain.
 
         Args:
             kind: one of `kinds`.
 
         Returns:
-            Whether it is, dropout left aside.
+            Whether they are; dropout is ignored.
         """
         return not (kind["norm"] or kind["skip"]) and kind["weights"] in UNIT_WEIGHTS
 
     def but(self, **changes: Any) -> "Grid":
-        """The same grid with other settings.
+        """Return the grid with some settings changed.
 
         Args:
-            **changes: values by name: along the axis of a setting that has one, else fixed.
+            **changes: values by name; several for a setting that is an axis, else one.
 
         Returns:
             The grid.
@@ -283,7 +283,7 @@ class Grid:
         return Grid(axes, network=self.network, kernels=self.kernels, **fixed)
 
     def to_json(self) -> str:
-        """All settings, for the provenance of results: a list is an axis; infinity is the string "inf"."""
+        """Write all settings as JSON: axes are lists, and infinity is the string "inf"."""
         settings = {name: told(self.values(name), name in self.axes) for name in self._order}
         if self.network is not None:
             settings["network"] = label(self.network)
@@ -295,16 +295,16 @@ class Grid:
 
     @classmethod
     def from_json(cls, text: str) -> "Grid":
-        """The grid that `to_json` wrote, of the MLPs of the house; activations and optimisers by name.
+        """Read a grid that `to_json` wrote, of our own MLPs with activations and optimisers by name.
 
         Args:
-            text: what it wrote.
+            text: the JSON.
 
         Returns:
             The grid.
 
         Raises:
-            ValueError: if it is no such text, or a name is not a built-in one.
+            ValueError: if the text is no such JSON, or a name is not built in.
 
         Example:
             >>> grid = Grid({"variant": (Variant("selu", "selu"),), "clip": (1.0, math.inf)})
@@ -326,17 +326,17 @@ class Grid:
             raise ValueError(f"no grid of a sweep: {error}") from error
 
     def __eq__(self, other: object) -> bool:
-        """Whether two grids have the same cells: a range of seeds is as good as a list of them."""
+        """Whether two grids have the same cells; a range of seeds equals a list of them."""
         if not isinstance(other, Grid):
             return NotImplemented
         own = self.to_json(), self.kinds, self.network, self.kernels
         return own == (other.to_json(), other.kinds, other.network, other.kernels)
 
     def __hash__(self) -> int:
-        """Of the settings, as they are written."""
+        """Hash of the settings as JSON."""
         return hash(self.to_json())
 
     def __repr__(self) -> str:
-        """The axes and what is not the default."""
+        """The axes, and fixed settings that differ from the default."""
         own = {n: v for n, v in self.fixed.items() if v != SETTINGS[n].default}
         return f"Grid({self.axes}{''.join(f', {n}={v!r}' for n, v in own.items())})"

@@ -1,4 +1,4 @@
-"""What a program measures: networks of one draw of weights at all gains and inputs of a cell."""
+"""Functions that a measuring program runs: all gains and inputs of one draw of weights."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -32,7 +32,8 @@ def measured_cell(
         outputs: of the readout.
 
     Returns:
-        (seed, gains [g], other traced settings by name, samples [i]) -> records [g, i], of all depths.
+        (seed, gains [g], other traced settings by name, samples [i]) -> records [g, i], of all
+        depths.
     """
     depths = tuple(grid.values("depth"))
     known = {name: grid.fixed[name] for name in ("sigma_b", "dropout") if name in grid.fixed}
@@ -50,7 +51,7 @@ def measured_cell(
 
         def one(sigma_w: Array, sample: Sample, mask: Array) -> Record:
             wet = mask if mlp.dropout else None
-            # a gain of its own, not times the weights: all gains share one copy of them
+            # the gain stays apart from the weights, so that all gains share one copy of them
             params = networks.bind(mlp, unit, key=wet, rate=cell["dropout"], sigma_w=sigma_w)
             with at_precision_of(chain):
                 return measure(chain, params, sample, depths)

@@ -1,4 +1,4 @@
-"""What is taken of each network of a grid: measurements, or a training."""
+"""Measures of a cell: what is measured of a network, or its training."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ Measure = Callable[
 def signal(
     chain: networks.Chain, params: networks.Params, sample: Sample, depths: Sequence[int]
 ) -> tuple[Record, ...]:
-    """Measure: forward, correlation and backward profiles, the loss being (mean) softmax cross-entropy.
+    """Measure forward, correlation and backward profiles; the loss is (mean) softmax cross-entropy.
 
     Args:
         chain: the network.
@@ -39,7 +39,7 @@ def signal(
 def jacobian(
     chain: networks.Chain, params: networks.Params, sample: Sample, depths: Sequence[int]
 ) -> Record:
-    """Measure: log singular values of the input-output Jacobian at every depth; of all of a batch at once.
+    """Measure log singular values of the input-output Jacobian at every depth; a batch is one input.
 
     Args:
         chain: the network.
@@ -60,7 +60,7 @@ def jacobian(
 def sharpness(
     chain: networks.Chain, params: networks.Params, sample: Sample, depths: Sequence[int]
 ) -> Record:
-    """Measure: largest eigenvalues of the Hessian and the Gauss-Newton matrix, of networks of every depth.
+    """Measure the largest eigenvalues of the Hessian and of the Gauss-Newton matrix at every depth.
 
     The loss is that of `signal`, (mean) softmax cross-entropy.
 
@@ -77,7 +77,7 @@ def sharpness(
 
 
 def _loss(sample: Sample) -> Callable[[Any], Any]:
-    """(Mean) softmax cross-entropy of outputs with the sample's labels."""
+    """Softmax cross-entropy with the sample's labels, the mean over a batch."""
 
     def loss(y: Any) -> Any:
         return training.cross_entropy(y, sample.label)
@@ -85,18 +85,18 @@ def _loss(sample: Sample) -> Callable[[Any], Any]:
     return loss
 
 
-# the house's own: what they take of a network depends on no name of its activation
+# measures of our own, which depend on no name of an activation
 OURS = (signal, jacobian, sharpness)
 
 
 @dataclasses.dataclass(frozen=True)
 class Train:
-    """Measure: a training run of each cell, as `training.train` makes it.
+    """Train each cell by `training.train`.
 
     Attributes:
         steps: updates.
-        evaluate: numbers of updates after which all data are evaluated, besides the end; gradients
-            are kept there too.
+        evaluate: numbers of updates after which all data are evaluated, besides the last; gradients
+            are recorded at the same updates.
         loss: (outputs, labels) -> scalar.
     """
 
@@ -105,7 +105,7 @@ class Train:
     loss: Loss = training.cross_entropy
 
     def __post_init__(self) -> None:
-        """Check what Python can know.
+        """Check the settings.
 
         Raises:
             ValueError: if steps is no count, or an evaluation is not within [0, steps].
@@ -119,5 +119,5 @@ class Train:
 
     @property
     def evaluations(self) -> tuple[int, ...]:
-        """Numbers of updates after which all data are evaluated, ascending, the end among them."""
+        """Numbers of updates after which all data are evaluated, ascending, the last included."""
         return tuple(sorted({*self.evaluate, self.steps}))

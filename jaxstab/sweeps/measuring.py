@@ -1,9 +1,9 @@
-"""The programs that measure a grid, a group of cells per device at a time.
+"""Programs that measure a grid, one group of cells per device at a time.
 
-Depths of the house's networks are no axis of the programs: a measure reads all of them off from one
-pass to the deepest. Gains are traced, and all gains of a seed share one draw of weights. A network
-of the caller's own has a program for each depth; layers and singular values that only other programs
-have are NaN.
+A measure of our own networks reads all depths off from one pass to the deepest, so that depth is no
+axis of the programs. Gains are traced, and all gains of a seed share one draw of weights. A user's
+own network has a program for each depth; layers and singular values that a depth does not have are
+NaN.
 """
 
 import functools
@@ -31,7 +31,7 @@ from jaxstab.sweeps.programs import Programs
 from jaxstab.sweeps.settings import SETTINGS, is_built_in
 from jaxstab.theory.laws import NO_LAW
 
-# a group has some values of these, and one of every other axis
+# axes along which a group has several values; of every other axis it has one
 _INSIDE = ("seed", "sigma_w")
 NO_THEORY = f"absent: {NO_LAW}"
 # (seeds [s], gains [g], other traced settings, samples [s, i, ...]) -> records [s, g, i, ...]
@@ -39,17 +39,17 @@ Cells = Callable[[Array, Array, Mapping[str, Array], Sample], Record]
 
 
 class Measuring:
-    """A measure over a grid, as a job of the durable run.
+    """Job of the durable run that measures a grid.
 
     Attributes:
         grid: what to sweep over.
-        measure: what to take of every cell.
+        measure: what to measure of every cell.
         plan: how the grid is cut into groups.
-        devices: a group is computed by each.
-        fields: what is kept of each cell.
+        devices: each computes one group at a time.
+        fields: stored for each cell.
         axes: those that are cut into groups.
         coordinates: of the dataset, (dims, values) by name.
-        decided: all that decides a number, but for the measure.
+        decided: everything that the results depend on, without the measure.
     """
 
     def __init__(
@@ -61,15 +61,15 @@ class Measuring:
         *,
         devices: Sequence[jax.Device] | None = None,
     ) -> None:
-        """Trace the first program, and the others where their results may have other shapes.
+        """Trace the first program, and all others whose results may differ in shape.
 
         Args:
             grid: what to sweep over.
-            measure: what to take of every cell.
+            measure: what to measure of every cell.
             data: examples to measure at.
             plan: how the grid is cut.
-            devices: to compute a group each; None for all, or for one CPU device if the measure
-                decomposes stacks itself.
+            devices: each computes one group at a time; None for all, or for one CPU device if the
+                measure decomposes stacks of matrices itself.
 
         Raises:
             ValueError: if data or grid do not fit, or float64 is asked for while JAX has it
@@ -106,11 +106,11 @@ class Measuring:
 
     @functools.cached_property
     def settings(self) -> dict[str, Any]:
-        """All that decides a number."""
+        """Everything that the results depend on."""
         return self.decided | {"measure": self._identity()}
 
     def program(self, group: int) -> tuple[int, int]:
-        """Say of which kind of network and of which depth the program of a group is.
+        """Return the key of a group's program.
 
         Args:
             group: its number.
@@ -122,7 +122,7 @@ class Measuring:
         return self._sharing[kind].first, depth
 
     def rank(self, group: int) -> int:
-        """Groups are computed in order.
+        """Rank a group by its number.
 
         Args:
             group: its number.
@@ -133,18 +133,18 @@ class Measuring:
         return group
 
     def share(self, groups: Sequence[int]) -> float:
-        """Say which part of the whole work groups are.
+        """Return the share of some groups in the whole work.
 
         Args:
             groups: their numbers.
 
         Returns:
-            The part of all groups: those of one depth and kind of network are alike.
+            Their share of the number of groups.
         """
         return len(groups) / self.plan.groups
 
     def memory(self, group: int) -> int:
-        """Ask the compiler for the memory of a group.
+        """Return the memory of a group, as the compiler states it.
 
         Args:
             group: its number.
@@ -157,11 +157,11 @@ class Measuring:
     def compute(
         self, batches: Iterable[Sequence[int]], pending: Collection[int]
     ) -> Iterator[Result]:
-        """Measure groups, each device one at a time.
+        """Measure groups, one per device at a time.
 
         Args:
-            batches: numbers of groups of one program, no more than there are devices.
-            pending: groups that may come; programs that only others need are not compiled ahead.
+            batches: numbers of groups of one program, at most one per device.
+            pending: groups that may follow, whose programs are compiled ahead.
 
         Yields:
             Each group as it is finished.
@@ -174,7 +174,7 @@ class Measuring:
             else:
                 coming = []
             program = self._programs.ready(wanted, coming)
-            # fetched, hence finished, before the next is sent: one program in flight
+            # fetching waits for the result: only one program is in flight
             records = jax.device_get(program(*self._arguments(numbers)))
             leaves = {
                 name: leaf
@@ -190,7 +190,7 @@ class Measuring:
         return Mesh(np.array(self.devices), ("group",))
 
     def _kept(self, name: str, values: np.ndarray) -> np.ndarray:
-        """A field [seed, gain, i, ...] of one group over the axes of the store, NaN where it has nothing."""
+        """Arrange a field [seed, gain, i, ...] of one group along the axes of the store, padded with NaN."""
         names = list(self.axes)
         if "sigma_w" in names and "seed" in names and names.index("sigma_w") < names.index("seed"):
             values = values.swapaxes(0, 1)
@@ -207,8 +207,8 @@ class Measuring:
     def _arguments(
         self, numbers: Sequence[int]
     ) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray], Sample]:
-        """Seeds [device, s], gains [device, g], other traced settings [device] and samples [device, s, ...]."""
-        # devices without a group repeat one, a last group repeats cells: nothing compiles anew
+        """Return seeds [device, s], gains [device, g], other traced settings [device], samples [device, s, ...]."""
+        # devices without a group repeat one, and an incomplete group repeats cells: shapes stay the same
         slices = [self.plan.at(number) for number in numbers]
         seeds = self._places("seed", slices)
         gains = self._places("sigma_w", slices)
@@ -231,7 +231,7 @@ class Measuring:
         return np.asarray(self.grid.values(name), self.grid.fixed["dtype"])
 
     def _places(self, name: str, slices: Sequence[Mapping[str, slice]]) -> np.ndarray:
-        """Places along an axis [device, cells of a group]."""
+        """Return the indices along an axis of each device's cells, [device, cells of a group]."""
         many = len(self.devices)
         if name not in self.axes:
             return np.zeros((many, 1), int)
@@ -240,12 +240,12 @@ class Measuring:
         return np.resize(places % length, (many, chunk))
 
     def _lowered(self, key: tuple[int, int]) -> jax.stages.Lowered:
-        """The traced program (seeds, gains, others, samples) -> records [device, s, g, i, ...] of a kind and depth."""
+        """Trace the program (seeds, gains, others, samples) -> records [device, s, g, i, ...]."""
         kind, depth = key
         cells = self._cells(kind, depth)
 
         def group(seeds: Array, gains: Array, others: dict[str, Array], sample: Sample) -> Record:
-            # a leading axis of one: this device's own group
+            # the leading axis has one entry: this device's group
             own = jax.tree.map(lambda leaf: leaf[0], (seeds, gains, others, sample))
             records = cells(*own)
             return jax.tree.map(lambda leaf: leaf[None], records)
@@ -265,7 +265,7 @@ class Measuring:
         return jax.vmap(one, (0, None, None, 0))
 
     def _choices(self, first: int) -> list[Any]:
-        """Activations of the kinds that share the program of the first of them."""
+        """Return the activations of the kinds that share a program, by the number of the first."""
         pairs = zip(self._kinds, self._sharing, strict=True)
         return [kind["activation"] for kind, share in pairs if share.first == first]
 
@@ -280,7 +280,7 @@ class Measuring:
         }
 
     def _identity(self) -> dict[str, str]:
-        """The measure by its name; where functions of the user's own are in it, by the programs that they make."""
+        """Identify the measure by its name, and by a digest of its programs if a user's own functions are in it."""
         name = getattr(self.measure, "__qualname__", type(self.measure).__qualname__)
         if self.measure in OURS and self.grid.network is None and is_built_in(self._kinds):
             return {"name": name}
@@ -303,7 +303,7 @@ class Measuring:
 
 
 def _check(grid: Grid) -> None:
-    """Refuse axes that decide nothing that is measured, and batches that BatchNorm cannot take."""
+    """Check that every axis affects what is measured, and that BatchNorm gets batches."""
     known = [name for name in grid.axes if name in SETTINGS]
     needless = [name for name in known if SETTINGS[name].trained]
     if needless:
@@ -326,7 +326,7 @@ def _records(records: Record | tuple[Record, ...]) -> tuple[Record, ...]:
 
 
 def _fields(programs: Sequence[Any]) -> dict[str, store.Field]:
-    """What is kept of a cell: the records' arrays, of the largest shape of any program."""
+    """Return the fields stored for a cell: arrays of the records, in the largest shape of any program."""
     fields: dict[str, store.Field] = {}
     for records in programs:
         for record in _records(records):
@@ -341,7 +341,7 @@ def _fields(programs: Sequence[Any]) -> dict[str, store.Field]:
 
 
 def settings(grid: Grid, data: Data) -> dict[str, Any]:
-    """All that decides a number of a measured grid, but for the measure.
+    """Collect everything that measured results depend on, without the measure.
 
     Args:
         grid: what to sweep over.
@@ -350,7 +350,7 @@ def settings(grid: Grid, data: Data) -> dict[str, Any]:
     Returns:
         Plain settings for a store.
     """
-    # settings of trainings decide nothing here
+    # settings of trainings do not affect measurements
     whole = json.loads(grid.to_json())
     trained = {name for name, setting in SETTINGS.items() if setting.trained}
     known: dict[str, Any] = {
@@ -363,7 +363,7 @@ def settings(grid: Grid, data: Data) -> dict[str, Any]:
 
 
 def _lawless(grid: Grid) -> bool:
-    """Whether a network of the caller's own carries no law."""
+    """Tell whether a user's own network has no law."""
     if grid.network is None:
         return False
     return any(grid.chain(kind, grid.deepest).law is None for kind in grid.kinds)

@@ -1,9 +1,11 @@
-"""How a grid is cut into groups of cells, each computed by one device and kept as a whole.
+"""Plan of a sweep: how a grid is cut into groups of cells.
 
-A group is a box in the axes of the grid: one value of every static axis and, in trainings, of depth;
-some of every traced one. A plan depends on the grid, the data's size and the memory of a device, not
-on how many devices or processes share it. So neither do the numbers: a cell is always computed with
-the same neighbours, by the same program.
+A group is computed by one device and committed as a whole.
+
+It is a box in the axes of the grid: one value of every static axis and, in trainings, of depth, and
+several of every traced axis. A plan depends on the grid, the size of the data and the memory of a
+device, but not on the number of devices or processes. So results do not depend on that number
+either: a cell is always computed with the same neighbours, by the same program.
 """
 
 import math
@@ -23,20 +25,19 @@ from jaxstab.sweeps.examples import classes
 from jaxstab.sweeps.grid import Grid, Kind
 from jaxstab.sweeps.measures import OURS, Measure, jacobian, sharpness, signal
 
-# bytes a group of measurements may take, unless told otherwise: enough gains for wide products,
-# little enough for the caches
+# bytes of a group of measurements by default: enough gains for wide products, and small enough for
+# the caches
 MEMORY = 128 * 2**20
-# groups of a program at least, if it has the cells: devices side by side then have the same to do
+# least number of groups of a program, if it has the cells, so that devices have equal work
 SHARES = 8
-# cells of a measured group at least: gains share one draw of weights, and their products are one
-# wide one
+# least number of cells of a measured group: gains share one draw of weights, and their products are
+# one wide product
 LEAST = 4
-# gains of a network of the caller's own that are measured at once, unless told otherwise
+# gains of a user's own network that are measured at once by default
 OWN_GAINS = 16
-# layers' worth of weights that are there a second time, in random bits on their way to weights and
-# in slices
+# layers whose weights are held twice, as random bits before they become weights and as slices
 LAYERS = 8
-# cells of a store, each of which has coordinates and a place in its arrays
+# largest number of cells of a store; each has coordinates and a place in its arrays
 MOST_CELLS = 10**7
 
 
@@ -45,8 +46,8 @@ class Plan(NamedTuple):
 
     Attributes:
         axes: cells along each axis of the grid, and cells of a group along it.
-        programs: compiles that a process makes at most.
-        memory: bytes that a device needs, estimated; 0 where nothing is known.
+        programs: largest number of compiles in a process.
+        memory: estimated bytes on a device; 0 if unknown.
         lanes: cells of a training group that are computed side by side; the others follow.
     """
 
@@ -57,7 +58,7 @@ class Plan(NamedTuple):
 
     @property
     def cells(self) -> int:
-        """Networks of the grid."""
+        """Number of cells."""
         return math.prod(axis.length for axis in self.axes.values())
 
     @property
@@ -71,7 +72,7 @@ class Plan(NamedTuple):
         return math.prod(axis.chunk for axis in self.axes.values())
 
     def at(self, group: int) -> dict[str, slice]:
-        """Say where a group stands.
+        """Return the place of a group along the axes.
 
         Args:
             group: its number.
@@ -82,18 +83,18 @@ class Plan(NamedTuple):
         return dict(zip(self.axes, part(self.axes, group), strict=True))
 
     def inside(self, group: int) -> tuple[slice, ...]:
-        """Say which of a group's cells there are: fewer at the end of an axis.
+        """Return which cells of a group exist; a group at the end of an axis may have fewer.
 
         Args:
             group: its number.
 
         Returns:
-            Slices of its arrays.
+            Slices of the group's arrays.
         """
         return tuple(slice(part.stop - part.start) for part in self.at(group).values())
 
     def place(self, grid: Grid, group: int) -> tuple[int, int]:
-        """Say which kind of network a group is of, and of which depth.
+        """Return the kind of network and the depth of a group.
 
         Args:
             grid: the grid that is cut.
@@ -120,7 +121,7 @@ def cut(grid: Grid, chunks: Mapping[str, int], names: Sequence[str]) -> dict[str
 
     Args:
         grid: the grid.
-        chunks: cells of a group along axes, by name; one along the others.
+        chunks: cells of a group along axes, by name; one along axes not named.
         names: axes of the cells, as `cell_axes` gives them.
 
     Returns:
@@ -140,7 +141,7 @@ def cut(grid: Grid, chunks: Mapping[str, int], names: Sequence[str]) -> dict[str
 
 
 def even(total: int, most: int) -> int:
-    """The size of equal parts of a total, none larger than `most`.
+    """Return the size of equal parts of a total, none larger than `most`.
 
     Args:
         total: to divide.
@@ -157,11 +158,12 @@ def even(total: int, most: int) -> int:
 
 
 def cell_axes(grid: Grid, prefixes: bool) -> tuple[str, ...]:
-    """Axes of the cells: static ones, depth, traced ones; the seed where there is no other.
+    """Return the axes of the cells: static axes, depth, traced axes; the seed if there are none.
 
     Args:
         grid: the grid.
-        prefixes: whether depths are read off from one pass to the deepest, and are none.
+        prefixes: whether depths are read off from one pass to the deepest, so that depth is no
+            axis.
 
     Returns:
         Their names, in the order of a store.
@@ -175,7 +177,7 @@ def cell_axes(grid: Grid, prefixes: bool) -> tuple[str, ...]:
 def measuring_plan(
     grid: Grid, measure: Measure | None, data: Data, chunk_size: int | None = None
 ) -> Plan:
-    """Cut a grid that is measured.
+    """Cut a grid into groups for measuring.
 
     Args:
         grid: the grid.
@@ -213,7 +215,7 @@ def measuring_plan(
 
 
 class Share(NamedTuple):
-    """The part of a kind of network in a program.
+    """Which program a kind of network uses.
 
     Attributes:
         first: number of the first kind that shares the program.
@@ -225,14 +227,14 @@ class Share(NamedTuple):
 
 
 def sharing(grid: Grid, measure: Measure | None) -> list[Share]:
-    """Say which kinds of network share a program: those that differ in their activation alone.
+    """Group the kinds of network by program: kinds that differ only in their activation share one.
 
-    Compiling takes longer than a branch in each layer. A measure of the caller's own may read the
-    activation, and has a program for each kind.
+    A branch in each layer costs less than a second compile. A user's own measure may read the
+    activation, and so has a program for each kind.
 
     Args:
         grid: the grid.
-        measure: what is taken of every cell; None for one of the house's.
+        measure: what is measured of every cell; None for one of our own.
 
     Returns:
         The share of each kind.
@@ -255,21 +257,21 @@ def sharing(grid: Grid, measure: Measure | None) -> list[Share]:
 
 
 class Memory(NamedTuple):
-    """Bytes of measured cells that are computed at once, on a CPU.
+    """Estimated bytes of cells that are measured together on a CPU.
 
-    Of `signal`, `jacobian` and `sharpness` within 25 % of what XLA says.
+    Within 25 % of XLA's figures for `signal`, `jacobian` and `sharpness`.
 
     Attributes:
-        seed: of all cells of one seed together: their weights, and what drawing and slicing a few
-            layers takes.
-        cell: of each network besides, at all its inputs.
+        seed: shared by all cells of one seed: weights, and buffers for drawing and slicing a few
+            layers.
+        cell: of each network at all its inputs, besides the shared weights.
     """
 
     seed: int
     cell: int
 
     def of(self, seeds: int, cells: int) -> int:
-        """Bytes that so many take together.
+        """Return the bytes of some seeds and cells together.
 
         Args:
             seeds: draws of weights.
@@ -282,12 +284,12 @@ class Memory(NamedTuple):
 
 
 def memory(grid: Grid, kind: Kind, measure: Measure | None, data: Data) -> Memory:
-    """Estimate what measured cells take of memory at their peak, to size groups before compiling.
+    """Estimate the peak memory of measured cells, to size groups before compiling.
 
-    With n units of the state, depth L, D depths and i inputs per network: `signal` takes i (L + 1) n
-    for states, times b examples where an input is a batch, and i D gradients of a block's weights.
-    `jacobian` of m singular values takes i D m^2 for the triangles and the larger of i (3 n m + 5/2
-    m^2) for the fold and 9 i m^2 for the values of a depth.
+    With n units of the state, depth L, D depths and i inputs per network: `signal` takes i (L + 1)
+    n for states, times b examples where an input is a batch, and i D gradients of a block's
+    weights. `jacobian` of m singular values takes i D m^2 for the triangles and the larger of i (3
+    n m + 5/2 m^2) for the fold and 9 i m^2 for the values of a depth.
 
     Args:
         grid: the grid.
@@ -334,11 +336,11 @@ def memory(grid: Grid, kind: Kind, measure: Measure | None, data: Data) -> Memor
 
 
 def _bytes(tree: PyTree) -> int:
-    """Bytes of arrays, or of their shapes."""
+    """Count the bytes of arrays or shapes."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def _fitting(needed: Memory, gains: int) -> int:
-    """Cells that fit into MEMORY: whole seeds, or gains of one."""
+    """Return how many cells fit into MEMORY: whole seeds, or gains of one seed."""
     seed = needed.of(1, gains)
     return MEMORY // seed * gains or max(1, (MEMORY - needed.of(1, 0)) // needed.cell)

@@ -1,4 +1,4 @@
-"""Compiled programs, kept; those that are needed next are compiled meanwhile, in threads."""
+"""Cache of compiled programs; threads compile those that are needed next."""
 
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,17 +13,17 @@ AHEAD = 2
 
 
 class Programs(Generic[Key]):
-    """Programs by what decides them.
+    """Compiled programs by key.
 
     Attributes:
-        compiled: by key, finished or not.
+        compiled: futures by key.
     """
 
     def __init__(self, lower: Callable[[Key], jax.stages.Lowered]) -> None:
-        """Remember how programs are made; none is.
+        """Make an empty cache.
 
         Args:
-            lower: traces the program of a key.
+            lower: key -> traced program.
         """
         self._lower = lower
         self._traced: dict[Key, jax.stages.Lowered] = {}
@@ -31,7 +31,7 @@ class Programs(Generic[Key]):
         self._compilers = ThreadPoolExecutor(AHEAD)
 
     def keep(self, key: Key, traced: jax.stages.Lowered) -> None:
-        """Keep a program that is traced already.
+        """Add a program that is already traced.
 
         Args:
             key: of the program.
@@ -40,11 +40,11 @@ class Programs(Generic[Key]):
         self._traced[key] = traced
 
     def ready(self, key: Key, coming: Sequence[Key] = ()) -> jax.stages.Compiled:
-        """Wait for a program.
+        """Return a program once it is compiled.
 
         Args:
             key: of the program.
-            coming: keys that are needed next, which are compiled beside it and beside what runs.
+            coming: keys that are needed next; their programs are compiled meanwhile.
 
         Returns:
             The program.

@@ -1,4 +1,4 @@
-"""Measure or train every cell of a grid: in memory, or into a store that survives interruptions."""
+"""Measure or train every cell of a grid, in memory or into a store that survives interruptions."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -29,9 +29,9 @@ def plan(
 
     Args:
         grid: what to sweep over.
-        measure: what to take of every cell.
+        measure: what to measure of every cell.
         data: examples.
-        chunk_size: cells of a group, about; None for what fits into memory and is worth a group.
+        chunk_size: approximate number of cells of a group; None to choose by memory and work.
 
     Returns:
         The plan: cells, programs, groups, memory.
@@ -62,18 +62,19 @@ def run(
 ) -> xr.Dataset:
     """Measure or train every cell of a grid, in one compile per value of the static axes.
 
-    A cell that diverges holds inf or NaN, or says at which step it stopped; it disturbs no other.
+    A cell that diverges holds inf or NaN, or the step at which it stopped; other cells are not
+    affected.
 
     Args:
         grid: what to sweep over.
         measure: `Train`, or a function (chain, params, sample, depths) -> record or tuple of
-            records, such as `signal` or `jacobian`; pure. All gains share the weights in params,
-            where they stand as drawn; `networks.family.unbind` scales them.
-        data: examples to measure at; to train, a `Split`, or data of which a fifth is tested on.
+            records, such as `signal` or `jacobian`; pure. Weights in params are those drawn at gain
+            1, shared by all gains; `networks.family.unbind` scales them.
+        data: examples to measure at; to train, a `Split`, or data of which a fifth is for testing.
         chunk_size: cells of a group, see `plan`.
-        progress: wraps the groups as they are computed, such as tqdm.
-        devices: to compute a group each; None for all, or for one CPU device if the measure
-            decomposes stacks itself.
+        progress: wraps the iterator over computed groups, such as tqdm.
+        devices: each computes one group at a time; None for all, or for one CPU device if the
+            measure decomposes stacks of matrices itself.
 
     Returns:
         The records' fields as variables over the axes of the grid, static ones first, and the
@@ -124,7 +125,7 @@ def run_into(
     chunk_size: int | None = None,
     devices: Sequence[jax.Device] | None = None,
 ) -> xr.Dataset:
-    """Measure or train every cell of a grid into a store; the same call goes on where a stopped one stood.
+    """Measure or train every cell of a grid into a store; the same call resumes an interrupted run.
 
     The finished store is the same, byte by byte, however often the run was interrupted, on any
     number of devices, and however many processes shared it.
@@ -135,18 +136,19 @@ def run_into(
         measure: as in `run`.
         data: as in `run`.
         shard: (I, N), the I-th of N equal parts of the groups; None for all.
-        join: whether to share the groups with a run that has them, each going to whoever is first.
-        progress: wraps the groups as they are computed, such as tqdm; each is kept before the next
-            is asked for.
+        join: whether to share the groups with a run in progress; each group goes to the run that
+            claims it first.
+        progress: wraps the iterator over computed groups, such as tqdm; each group is committed
+            before the next is requested.
         chunk_size: cells of a group, see `plan`.
         devices: as in `run`.
 
     Returns:
-        What the store holds: what `run` gives, and `done`, which says which cells are computed.
+        The dataset of `run`, with the mask `done` of computed cells.
 
     Raises:
         ValueError: if data or grid do not fit, or the store is of another sweep; says what differs.
-        FileExistsError: if something else stands at the place; it is left alone.
+        FileExistsError: if the place exists and is no such store; it is left unchanged.
         BlockingIOError: if another run has some of these groups and join is False; says who.
         OSError: if the place cannot be written to.
         MemoryError: if training one cell at a time is too much.
@@ -164,13 +166,13 @@ def run_into(
 
 
 def load(place: str | Path) -> xr.Dataset:
-    """Load what `run_into` keeps: NaN, and False in `done`, where a cell is not computed.
+    """Load the store of `run_into`; cells not computed are NaN, and False in `done`.
 
     Args:
         place: the store.
 
     Returns:
-        As `run_into` gives it.
+        The dataset of `run_into`.
 
     Raises:
         ValueError: if it is no store of a sweep.
@@ -223,14 +225,14 @@ def _whole(data: Data | Split) -> Data:
 
 
 def as_attributes(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings as attributes of a dataset.
+    """Convert settings to attributes of a dataset.
 
     Args:
         settings: of a sweep.
 
     Returns:
-        Text by name: JSON where a setting is no text; what is known of the data by names that begin
-        with data, their own under "data".
+        Text by name; settings that are no text become JSON. Names of what describes the data begin
+        with "data_"; "data" is the name of the data.
     """
     told = {
         name: value if isinstance(value, str) else json.dumps(value)
@@ -242,14 +244,14 @@ def as_attributes(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def labelled(records: Iterable[Record], cell: tuple[str, ...]) -> xr.Dataset:
-    """Records whose arrays carry leading axes, as one dataset.
+    """Combine records with leading axes into one dataset.
 
     Args:
         records: records of different fields.
         cell: names of the leading axes.
 
     Returns:
-        Their fields over (*cell, ...), the rest named by the records.
+        Their fields over (*cell, ...); the records name the other dimensions.
     """
     return xr.Dataset(
         {

@@ -1,6 +1,6 @@
-"""The settings of a cell: what each may be, its default, and whether a change of it needs another program.
+"""Settings of a cell: allowed values, default, and whether a change needs another program.
 
-A new setting of a network or of an optimiser is one entry here: any entry can be an axis of a grid.
+A new setting of a network or of an optimiser is one entry in this file. Any entry can be an axis.
 """
 
 import inspect
@@ -49,15 +49,15 @@ OPTIMISERS: dict[str, Optimiser] = {
 
 
 class Setting(NamedTuple):
-    """What a setting may be.
+    """Description of a setting.
 
     Attributes:
         kind: STATIC, TRACED or WHOLE.
-        default: its value in a grid that does not name it.
-        check: (name, value) -> the value as a plain one; a ValueError for what will not do.
+        default: value in a grid that does not set it.
+        check: (name, value) -> plain value; raises ValueError for an invalid value.
         number: whether values are numbers, which ascend along an axis.
-        trained: whether it decides trainings alone.
-        passed: whether it is an argument of the optimiser, under its own name, unless it is None.
+        trained: whether only trainings depend on it.
+        passed: whether it is passed to the optimiser by name, unless it is None.
     """
 
     kind: str
@@ -80,7 +80,7 @@ def _optimiser(name: str, value: Any) -> Any:
 
 
 def _any(name: str, value: Any) -> Any:
-    """A value that the network itself checks."""
+    """Accept any value; the network itself checks it."""
     return value
 
 
@@ -112,7 +112,7 @@ def _seed(name: str, value: Any) -> int:
 
 
 def _number(wanted: str, fits: Callable[[float], bool]) -> Callable[[str, Any], float]:
-    """A check of numbers in a range, which `wanted` names."""
+    """Make a check that a number lies in a range; `wanted` describes the range."""
 
     def check(name: str, value: Any) -> float:
         number = plain_number(name, value)
@@ -185,7 +185,7 @@ def hyperparameters() -> tuple[str, ...]:
 
 
 def check_hyperparameters(optimiser: str | Optimiser, given: tuple[str, ...]) -> None:
-    """Check that an optimiser takes the hyperparameters that a grid names.
+    """Check that an optimiser takes the hyperparameters that a grid sets.
 
     Args:
         optimiser: one of OPTIMISERS, or a function (learning_rate, ...) -> transformation.
@@ -213,7 +213,7 @@ def check_hyperparameters(optimiser: str | Optimiser, given: tuple[str, ...]) ->
 
 
 def label(value: Any) -> Any:
-    """A value as a coordinate shows it: numbers as they are, all else by its name.
+    """Return a value as a coordinate: a number unchanged, anything else by its name.
 
     Args:
         value: of a setting.
@@ -233,7 +233,7 @@ def label(value: Any) -> Any:
 
 
 def is_built_in(kinds: Sequence[Mapping[str, Any]]) -> bool:
-    """Say whether names are enough to tell kinds of networks: nothing of the caller's own is in them.
+    """Tell whether names identify kinds of networks, because no user's own function is in them.
 
     Args:
         kinds: static settings by name.

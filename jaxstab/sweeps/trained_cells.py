@@ -1,4 +1,4 @@
-"""What a program trains: the network of one cell with the optimiser of that cell."""
+"""Function that a training program runs: the training of one cell."""
 
 from collections.abc import Callable
 from typing import Any

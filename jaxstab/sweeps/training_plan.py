@@ -1,4 +1,4 @@
-"""How a grid of trainings is cut: depths that share a program, cells of a group, FLOPs and memory."""
+"""Plan of a grid of trainings: depths that share a program, cells of a group, FLOPs and memory."""
 
 import math
 import os
@@ -16,16 +16,16 @@ from jaxstab.sweeps.measures import Train
 from jaxstab.sweeps.plan import SHARES, Plan, cell_axes, cut, even
 from jaxstab.sweeps.settings import traced
 
-# layers that a cell does not have cost its updates memory traffic: FLOPs that could be done
-# meanwhile, per parameter and step, as measured on a CPU at batch 128
+# cost of a layer of the program that a cell does not have, as FLOPs per parameter and step: its
+# memory traffic, measured on a CPU at batch 128
 TAIL = 40
-# FLOPs that could be done while a program compiles
+# cost of compiling a program, as FLOPs that could be done meanwhile
 COMPILE = 5e11
 # depths within this factor always share a program, so that programs grow as the logarithm of the
 # range of depths
 BUCKET = 1.25
-# FLOPs of a group: long enough that committing it costs nothing, short enough that losing one does
-# not hurt
+# FLOPs of a group: large enough that committing it costs little, small enough that little is lost
+# with one
 WORK = 5e11
 
 
@@ -37,17 +37,17 @@ def training_plan(
     budget: int | None = None,
     lanes: int | None = None,
 ) -> Plan:
-    """Cut a grid that is trained.
+    """Cut a grid into groups for training.
 
     Args:
         grid: the grid.
         measure: what a training is.
         data: to train and test on.
-        chunk_size: cells of a group, about; None for what a core computes in about five seconds, or
-            an eighth of those of one kind and depth if that is fewer.
+        chunk_size: approximate number of cells of a group; None for what a core computes in about
+            five seconds, or an eighth of the cells of one kind and depth if that is fewer.
         budget: bytes of a device that may be used; None for `available()`.
-        lanes: cells computed side by side; None for one on a CPU, whose cores are busy with that
-            and whose caches hold no more, and for what fits elsewhere.
+        lanes: cells computed side by side; None for one on a CPU, which occupies its cores and
+            caches, and for as many as fit on other devices.
 
     Returns:
         The plan.
@@ -86,11 +86,11 @@ def training_plan(
 
 
 def box(lengths: dict[str, int], size: int) -> dict[str, int]:
-    """Share a number of cells out over axes, the last axis first, in parts as even as it goes.
+    """Distribute a number of cells over axes, the last axis first, in parts as even as possible.
 
     Args:
         lengths: of the axes by name.
-        size: cells wanted, about.
+        size: approximate number of cells wanted.
 
     Returns:
         Cells along each axis.
@@ -107,7 +107,7 @@ def box(lengths: dict[str, int], size: int) -> dict[str, int]:
 
 
 def bounds(grid: Grid, kind: Kind, measure: Train) -> dict[int, int]:
-    """Say which depth the program of each depth is made for: depths share one where that pays.
+    """Choose for every depth the depth of its program; depths share a program where that is faster.
 
     Args:
         grid: the grid.
@@ -136,9 +136,10 @@ def bounds(grid: Grid, kind: Kind, measure: Train) -> dict[int, int]:
 def flops(grid: Grid, kind: Kind, measure: Train, depth: int, data: Split) -> float:
     """Count the FLOPs of the matrix products of one cell's updates.
 
-    Three of 2 batch fan_in fan_out per kernel and step, except that the input needs no gradient. A
-    highway's gate is a kernel too; fan_in of a "dense" network counts layers still to come, whose
-    zeros are multiplied. Of a network of the caller's own, each matrix is one product per example.
+    Three products of 2 batch fan_in fan_out per kernel and step; the first layer has two, as the
+    input needs no gradient. A highway's gate is a kernel too. fan_in of a "dense" network counts
+    later layers, whose zeros are multiplied. For a user's own network, each matrix counts as one
+    product per example.
 
     Args:
         grid: the grid.
@@ -193,9 +194,9 @@ def total_flops(grid: Grid, measure: Train, data: Split) -> float:
 def memory(grid: Grid, kind: Kind, measure: Train, bound: int, data: Split) -> int:
     """Estimate the bytes that one cell takes at its peak, on a CPU.
 
-    Parameters and their gradient, the optimiser's state, the states of all layers, three states or
-    outputs of all the examples of one evaluation, and what is kept. Within 25 % of what XLA says of
-    the house's networks; of a network of the caller's own states are taken as wide as its input.
+    Counts parameters and their gradient, the optimiser's state, the states of all layers, three
+    states or outputs of all examples of one evaluation, and the record. Within 25 % of XLA's
+    figures for our own networks; states of a user's own network are assumed as wide as its input.
 
     Args:
         grid: the grid.
@@ -227,14 +228,14 @@ def memory(grid: Grid, kind: Kind, measure: Train, bound: int, data: Split) -> i
 
 
 def fields(grid: Grid, measure: Train) -> dict[str, store.Field]:
-    """List what is kept of a cell that is trained.
+    """List the fields stored for a trained cell.
 
     Args:
         grid: the grid.
         measure: what a training is.
 
     Returns:
-        By field of `records.Training`; those of clipping only where there is some.
+        Descriptions by field of `records.Training`; fields of clipping only if some cell clips.
 
     Example:
         >>> fields(Grid({"depth": (2, 4)}), Train(5, evaluate=(0,)))["train_accuracy"].shape
@@ -262,7 +263,9 @@ def fields(grid: Grid, measure: Train) -> dict[str, store.Field]:
 
 
 def available() -> int:
-    """Bytes of one local device that may be used: three quarters of what an accelerator has, of a CPU its share.
+    """Return the bytes of one local device that may be used.
+
+    Three quarters of an accelerator's memory; for a CPU device, its share of half the memory.
 
     Returns:
         The bytes.
@@ -276,7 +279,7 @@ def available() -> int:
 
 
 def _parameters(grid: Grid, kind: Kind, depth: int, data: Split) -> networks.Params:
-    """Shapes of a network's parameters."""
+    """Return the shapes of a network's parameters."""
     key = jax.eval_shape(lambda: jax.random.key(0))
     if grid.network is not None:
         chain = grid.chain(kind, depth)
@@ -289,7 +292,7 @@ def _parameters(grid: Grid, kind: Kind, depth: int, data: Split) -> networks.Par
 
 
 def _optimiser(grid: Grid, kind: Kind) -> optax.GradientTransformation:
-    """The optimiser at the first value of every setting."""
+    """Make the optimiser at the first value of every setting."""
     return grid.optimise(kind, {name: grid.values(name)[0] for name in traced()})
 
 

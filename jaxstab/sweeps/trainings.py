@@ -1,8 +1,8 @@
-"""The programs that train a grid, a group of cells per device at a time.
+"""Programs that train a grid, one group of cells per device at a time.
 
-Depth, gains, learning rate, clip threshold, dropout and seed are traced: a program serves every
-group of its kind whose depth it is made for. Groups of different depths may run side by side, each
-device loops as far as its own.
+Depth, gains, learning rate, clip threshold, dropout and seed are traced: a program serves all
+groups of its kind and range of depths. Groups of different depths may run side by side; each device
+loops to its own depth.
 """
 
 import functools
@@ -39,22 +39,21 @@ Key = tuple[int, int, int]
 
 
 class Trainings:
-    """A grid of trainings, as a job of the durable run.
+    """Job of the durable run that trains a grid.
 
-    What a cell gives depends on nothing but the grid, the plan and the data. A cell that diverges
-    stops and is told by its `first_nonfinite`; where memory runs out, groups are computed in fewer
-    lanes.
+    Results of a cell depend only on the grid, the plan and the data. A cell that diverges stops,
+    and `first_nonfinite` holds the step. If memory runs out, groups are computed in fewer lanes.
 
     Attributes:
         grid: what to train.
         measure: what a training is.
         plan: how the grid is cut into groups.
         data: to train and test on.
-        devices: a group is computed by each.
-        fields: what is kept of each cell.
+        devices: each computes one group at a time.
+        fields: stored for each cell.
         axes: those that are cut into groups.
         coordinates: of the dataset, (dims, values) by name.
-        decided: all that decides a number, functions of the user's own by their names.
+        decided: everything that the results depend on; a user's own functions by name.
         lanes: cells computed side by side; fewer than planned after memory ran out.
     """
 
@@ -67,14 +66,14 @@ class Trainings:
         *,
         devices: Sequence[jax.Device] | None = None,
     ) -> None:
-        """Say what is kept of each cell, and what decides it.
+        """Prepare the fields, the coordinates and the settings; nothing is compiled.
 
         Args:
             grid: what to train.
             measure: what a training is.
             data: to train and test on.
             plan: how the grid is cut.
-            devices: to compute a group each; None for all.
+            devices: each computes one group at a time; None for all.
 
         Raises:
             ValueError: if float64 is asked for while JAX has it switched off.
@@ -101,7 +100,7 @@ class Trainings:
 
     @functools.cached_property
     def settings(self) -> dict[str, Any]:
-        """All that decides a number; functions of the user's own by the programs that they make."""
+        """Everything that the results depend on; a user's own functions by a digest of their programs."""
         own = self.grid.network is not None or self.measure.loss is not training.cross_entropy
         if not own and is_built_in(self._kinds):
             return self.decided
@@ -113,7 +112,7 @@ class Trainings:
         return self.decided | {"measure": self.decided["measure"] | program}
 
     def place(self, group: int) -> tuple[int, int]:
-        """Say where a group stands on the axes that its cells share.
+        """Return the kind and the depth of a group, which its cells share.
 
         Args:
             group: its number.
@@ -124,7 +123,7 @@ class Trainings:
         return self.plan.place(self.grid, group)
 
     def program(self, group: int) -> tuple[int, int]:
-        """Say what decides the program of a group.
+        """Return the key of a group's program.
 
         Args:
             group: its number.
@@ -136,13 +135,13 @@ class Trainings:
         return kind, self._bounds[kind][depth]
 
     def rank(self, group: int) -> tuple[int, int, int]:
-        """Order groups: those of one kind together, the deepest first.
+        """Rank groups by kind, the deepest first.
 
         Args:
             group: its number.
 
         Returns:
-            What is lowest comes first.
+            A sort key; the lowest comes first.
         """
         kind, depth = self.place(group)
         return kind, -depth, group
@@ -163,18 +162,18 @@ class Trainings:
         return self._flops[place] * math.prod(part.stop for part in self.plan.inside(group))
 
     def share(self, groups: Sequence[int]) -> float:
-        """Say which part of the whole work groups are.
+        """Return the share of some groups in the whole work.
 
         Args:
             groups: their numbers.
 
         Returns:
-            The part of all FLOPs.
+            Their share of all FLOPs.
         """
         return sum(map(self.flops, groups)) / total_flops(self.grid, self.measure, self.data)
 
     def memory(self, group: int) -> int:
-        """Ask the compiler for the memory of a group.
+        """Return the memory of a group, as the compiler states it.
 
         Args:
             group: its number.
@@ -187,17 +186,17 @@ class Trainings:
     def compute(
         self, batches: Iterable[Sequence[int]], pending: Collection[int]
     ) -> Iterator[Result]:
-        """Train groups, each device one at a time.
+        """Train groups, one per device at a time.
 
         Args:
-            batches: numbers of groups of one program, no more than there are devices.
-            pending: groups that may come; programs that only others need are not compiled ahead.
+            batches: numbers of groups of one program, at most one per device.
+            pending: groups that may follow, whose programs are compiled ahead.
 
         Yields:
             Each group as it is finished.
 
         Raises:
-            MemoryError: if one cell at a time is too much.
+            MemoryError: if one cell at a time does not fit into memory.
         """
         ranked = sorted(pending, key=self.rank)
         order = list(dict.fromkeys(map(self.program, ranked)))
@@ -211,7 +210,7 @@ class Trainings:
     def _trained(
         self, numbers: Sequence[int], order: Sequence[tuple[int, int]]
     ) -> tuple[list[np.ndarray], float, float]:
-        """Fields [device, cell, ...] of groups, and the seconds of working and of compiling."""
+        """Train groups: fields [device, cell, ...], seconds of running and seconds of compiling."""
         compiling = 0.0
         while True:
             try:
@@ -219,7 +218,7 @@ class Trainings:
                 program = self._ready(self.program(numbers[0]), order)
                 compiling += time.perf_counter() - begun
                 begun = time.perf_counter()
-                # fetched, hence finished, before the next is sent
+                # fetching waits for the result: only one program is in flight
                 records = jax.device_get(program(*self._arguments(numbers)))
             except jax.errors.JaxRuntimeError as error:
                 if "RESOURCE_EXHAUSTED" not in str(error):
@@ -236,10 +235,13 @@ class Trainings:
             return parts, seconds, compiling
 
     def _cells(self, group: int) -> dict[str, np.ndarray]:
-        """Traced settings of a group's cells, the last axis the fastest; the first is repeated to fill its lanes."""
+        """Return the traced settings of a group's cells; the last axis varies fastest.
+
+        The first cell is repeated to fill the lanes.
+        """
         slices = self.plan.at(group)
         dtype = self.grid.fixed["dtype"]
-        # in the order of the axes, which the store has too
+        # in the order of the store's axes
         names = [*self.grid.traced_axes, *(n for n in traced() if n not in self.grid.traced_axes)]
         columns: dict[str, np.ndarray] = {}
         for name in names:
@@ -255,13 +257,13 @@ class Trainings:
 
     @property
     def _rows(self) -> int:
-        """Cells of a group, those that fill its lanes up included."""
+        """Cells of a group, including those that fill its lanes."""
         return self.lanes * math.ceil(self.plan.size / self.lanes)
 
     def _arguments(
         self, groups: Sequence[int]
     ) -> tuple[np.ndarray, np.ndarray, Cell, tuple[Examples, ...]]:
-        """Depths [device], numbers of cells [device], cells [device * rows] and examples, for a group per device."""
+        """Return depths [device], numbers of cells [device], cells [device * rows] and examples."""
         idle = len(self.devices) - len(groups)
         # devices without a group loop over no cell
         depths = [self.place(group)[1] for group in groups] + [0] * idle
@@ -276,7 +278,7 @@ class Trainings:
         )
 
     def _kept(self, group: int, leaves: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-        """The fields of a group over the axes of the store, blank where there is nothing."""
+        """Arrange the fields of a group along the axes of the store; missing cells and layers are blank."""
         parts = self.plan.inside(group)
         lengths = tuple(part.stop for part in parts)
         chunk = tuple(axis.chunk for axis in self.axes.values())
@@ -294,17 +296,17 @@ class Trainings:
         return kept
 
     def _ready(self, wanted: tuple[int, int], order: Sequence[tuple[int, int]]) -> Any:
-        """The compiled program; those that come next are compiled beside it, and beside what runs."""
+        """Return the compiled program; the next ones are compiled meanwhile."""
         position = order.index(wanted) if wanted in order else len(order)
         coming = [(*key, self.lanes) for key in order[position + 1 : position + AHEAD]]
         return self._programs.ready((*wanted, self.lanes), coming)
 
     def _lowered(self, key: Key) -> jax.stages.Lowered:
-        """The traced program of a kind, depth and number of lanes."""
+        """Trace the program of a kind, depth and number of lanes."""
         return self._program(*key).lower(*self._arguments([]))
 
     def _program(self, kind: int, bound: int, lanes: int) -> Any:
-        """(depths [device], counts [device], cells [device * rows], examples) -> fields [device * rows, ...]."""
+        """Make the program (depths, counts, cells, examples) -> fields [device * rows, ...]."""
         one = trained_cell(self.grid, self._kinds[kind], bound, self.measure, self.data.classes)
 
         def together(cells: Cell, depth: Array, examples: tuple[Examples, Examples]) -> list[Array]:
@@ -378,7 +380,7 @@ class Trainings:
 
 
 def _blank(dtype: Any) -> Any:
-    """What stands where no cell was trained: NaN, of integers -1."""
+    """Return the blank value of a dtype: NaN, or -1 for integers."""
     if np.issubdtype(dtype, np.floating):
         return np.nan
     return -1

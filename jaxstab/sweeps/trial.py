@@ -1,4 +1,4 @@
-"""Try a job before it is run: compile one program, time its first groups, and ask the compiler for memory."""
+"""Trial of a job before the run: compile one program, time its first groups, and state its memory."""
 
 import time
 from typing import NamedTuple
@@ -10,13 +10,13 @@ from jaxstab.sweeps.trainings import Trainings
 
 
 class Trial(NamedTuple):
-    """What the first groups of a job took, one on each device.
+    """Time and memory of the first groups of a job, one on each device.
 
     Attributes:
         groups: their numbers.
         seconds: of computing them, once their program is compiled.
         compiling: seconds of tracing and compiling their program.
-        memory: bytes that each device needs, as the compiler says.
+        memory: bytes on each device, as the compiler states them.
     """
 
     groups: tuple[int, ...]
@@ -26,13 +26,13 @@ class Trial(NamedTuple):
 
 
 def trial(job: Measuring | Trainings) -> Trial:
-    """Compute the first groups of a job twice, and keep nothing of them.
+    """Compute the first groups of a job twice, and discard the results.
 
     Args:
-        job: what would be run.
+        job: the job.
 
     Returns:
-        What they took. The first groups of trainings are the deepest.
+        Their time and memory. The first groups of trainings are the deepest.
     """
     groups = next(batches(range(job.plan.groups), len(job.devices), job.program, job.rank))
     with one_blas_thread():
@@ -42,7 +42,7 @@ def trial(job: Measuring | Trainings) -> Trial:
 
 
 def _seconds(job: Measuring | Trainings, groups: list[int]) -> float:
-    """Seconds that groups take, their program compiled before or not."""
+    """Time some groups, compiling included if their program is not compiled."""
     begun = time.perf_counter()
     for _ in job.compute([groups], groups):
         pass
