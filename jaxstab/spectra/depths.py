@@ -32,16 +32,16 @@ def at_depths(
         from_layer: layer to differentiate by; None for the input.
         start: (Jacobian of the embedding or None, h) -> product.
         layer: (product, Here) -> product.
-        end: (h, product) -> what is kept of it.
+        end: (h, product) -> the result at a wanted depth.
 
     Returns:
-        What is kept, with a leading depth axis.
+        The results, with a leading depth axis.
     """
     first = int(from_layer or 0)
     jacobian = None
     if from_layer is None:
         h = chain.embed(params, x)
-        # rows by reverse mode where they are fewer
+        # by reverse mode where rows are fewer than columns
         jacobian = jax.jacrev(lambda x: chain.embed(params, x))(x)
     else:
         h = networks.state(chain, params, x, first)
@@ -76,7 +76,7 @@ def at_depths(
         product = layer(product, here)
         return (product, keep(kept, here.out, product, slots[here.layer])), None
 
-    # zeros like what is to be kept: within a shard_map they then vary over the same mesh axes
+    # zeros like the results, so that within a shard_map they vary over the same mesh axes
     kept = jax.tree.map(
         lambda leaf: jnp.stack([jnp.zeros_like(leaf)] * len(depths)), end(h, product)
     )
@@ -101,7 +101,7 @@ def count_values(
         readout: whether to go on to the output.
 
     Returns:
-        Rows or columns, whichever are fewer.
+        The smaller of the numbers of rows and columns.
     """
 
     def ends(params: Params, x: Array) -> tuple[Array, Array]:
@@ -165,8 +165,8 @@ def check_layers(
         The depths as Python integers.
 
     Raises:
-        ValueError: if depths are not ascending integers within the chain, from_layer is not within,
-            or x is not floating.
+        ValueError: if depths are not ascending integers within the chain, from_layer is not such a
+            layer, or x is not floating.
     """
     known = check_depths(depths, params.depth)
     check_floating("x", jnp.result_type(x))

@@ -1,8 +1,9 @@
 """Measure all singular values of Jacobians, from any layer to every wanted depth in one pass.
 
-The Jacobian J_L = F_L ... F_1 F_0 of a deep chain spans hundreds of nats: formed and decomposed,
-all but its largest singular values drown in rounding. `singular_values` does that, at the price of
-a product; `log_singular_values` carries the product in logarithms, see `graded`, and has them all.
+Singular values of the Jacobian J_L = F_L ... F_1 F_0 of a deep chain span hundreds of nats.
+`singular_values` forms and decomposes the product, which is fast but loses all but the largest
+values to rounding. `log_singular_values` carries the product in logarithms, see `graded`, and
+resolves all values.
 """
 
 from functools import partial
@@ -29,14 +30,15 @@ class LogSpectrum(NamedTuple):
 
     Attributes:
         log_s: ln s, descending; -inf for directions that exact zeros have killed.
-        error: estimated error of ln s against exact arithmetic on the same layer Jacobians. These
-            are taken at the states of a forward pass in working precision; the rounding of that
-            pass, which a chaotic network amplifies, is not included. The estimate is five times the
-            first-order effect on ln s of random perturbations of every layer, of the size of its
-            rounding. Its median is 30 times the true error. It is 0 where exact zeros have killed a
-            direction (underflow included), NaN where ln s is NaN, and inf where a value cannot be
-            distinguished from zero: ln s is then an upper bound. The least values of saturated
-            networks are such, where one layer spans more than 1 / eps.
+        error: estimated error of ln s against exact arithmetic on the same layer Jacobians. The
+            Jacobians are taken at the states of a forward pass in working precision; the rounding
+            of that pass, which a chaotic network amplifies, is not included. The estimate is five
+            times the first-order effect on ln s of random perturbations of every layer, of the size
+            of its rounding. Its median is 30 times the true error. It is 0 where exact zeros have
+            killed a direction (underflow included), NaN where ln s is NaN, and inf where a value
+            cannot be distinguished from zero: ln s is then an upper bound. This happens to the
+                smallest
+            values of saturated networks, where the values of one layer span more than 1 / eps.
     """
 
     log_s: Float[Array, "depth m"]
@@ -47,16 +49,16 @@ class LogSpectrum(NamedTuple):
 def product_log_singular_values(factors: Float[Array, "layers n n"]) -> Float[Array, " n"]:
     """Compute ln of the singular values of a product factors[L-1] ... factors[1] factors[0].
 
-    A row or column of exact zeros makes exact zeros of the product, -inf here. Any other loss of
-    rank is seen only to working precision: such a value lies about ln(eps) below its neighbours.
+    A row or column of exact zeros gives singular values 0, so -inf. Any other loss of rank is
+    resolved only to working precision: such a value lies about ln(eps) below its neighbours.
 
     Args:
         factors: square matrices, first factor applied first.
 
     Returns:
-        The logarithms, descending. How accurate they are depends on the product: `log_spectrum`
-        states its errors. The derivative is that of an SVD of the product, 0 for -inf; of values
-        that coincide only its sum means something.
+        The logarithms, descending. Their accuracy depends on the product; `log_spectrum` states
+        errors. The derivative is that of an SVD of the product, and 0 for -inf. For coinciding
+        values only the sum of the derivatives is defined.
 
     Raises:
         ValueError: if the factors are not a stack of square floating matrices.
@@ -102,12 +104,12 @@ def log_spectrum(
         x: one input.
         depths: depths L wanted, ascending, each in [from_layer, depth of the chain].
         from_layer: k for dh_L/dh_k; None for dh_L/dx, the embedding included.
-        readout: whether to go on to the output: the network of depth L is the first L blocks with
+        readout: whether to include the readout; the network of depth L is the first L blocks with
             the same readout.
 
     Returns:
-        The values, as many as the Jacobian has rows or columns, whichever are fewer, and their
-        errors. The finite ones number the smallest count of active units on the way (relu).
+        The values and their errors; as many as the smaller of the numbers of rows and columns. For
+        relu, the number of finite values is the smallest count of active units in any layer.
 
     Raises:
         ValueError: if depths are not ascending integers within the chain, from_layer is not within,
@@ -134,11 +136,11 @@ def log_singular_values(
     from_layer: Count | None = None,
     readout: bool = False,
 ) -> Float[Array, "depth m"]:
-    """Compute ln of the singular values of dh_L/dx: `log_spectrum` without the cost of its errors.
+    """Compute ln of the singular values of dh_L/dx, as `log_spectrum` without errors, which is faster.
 
     Derivatives are those of an SVD of the same Jacobian, also where values are close, and 0 for
-    -inf. Of values that coincide each has the derivative that the SVD's choice of vectors gives it;
-    only their sum means something. Second derivatives are right where values are distinct.
+    -inf. For coinciding values, only the sum of the derivatives is defined; single ones depend on
+    the SVD's choice of vectors. Second derivatives are right where values are distinct.
 
     Args:
         chain: the network.
@@ -146,7 +148,7 @@ def log_singular_values(
         x: one input.
         depths: depths wanted, ascending.
         from_layer: layer to differentiate by; None for the input.
-        readout: whether to go on to the output.
+        readout: whether to include the readout.
 
     Returns:
         The logarithms, descending; -inf for directions killed exactly.
@@ -206,9 +208,9 @@ def _log_spectrum(
         return log_values(*kept), None
 
     kept = at_depths(chain, params, x, depths, from_layer, start, layer, end)
-    # one depth after the other: each has its own number of SVDs
+    # one depth at a time: each needs another number of SVDs
     log_s, error = jax.lax.map(values, kept)
-    # a bottleneck on the way has killed as many as it is narrower than both ends
+    # a bottleneck kills as many values as it is narrower than both ends
     killed = count_values(chain, params, x, depths[0], from_layer, readout) - log_s.shape[1]
     log_s = jnp.pad(log_s, ((0, 0), (0, killed)), constant_values=-jnp.inf)
     if errors:
@@ -227,9 +229,9 @@ def singular_values(
 ) -> Float[Array, "depth m"]:
     """Compute the singular values of dh_L/dx for every wanted depth L by an SVD of each Jacobian.
 
-    The fastest way where ranges are short: values below about eps sqrt(width depth) times the
-    largest are rounding, and what leaves the float range is lost. `log_singular_values` has neither
-    limit.
+    The fastest method if the values span a short range. Values below about eps sqrt(width depth)
+    times the largest are rounding, and values beyond the float range are lost.
+    `log_singular_values` has neither limit.
 
     Args:
         chain: the network; see `networks.flatten` where a block mixes examples.
@@ -237,7 +239,7 @@ def singular_values(
         x: one input.
         depths: depths L wanted, ascending, each in [from_layer, depth of the chain].
         from_layer: k for dh_L/dh_k; None for dh_L/dx, the embedding included.
-        readout: whether to go on to the output, as in `log_spectrum`.
+        readout: whether to include the readout, as in `log_spectrum`.
 
     Returns:
         The values, descending.
@@ -265,7 +267,7 @@ def singular_values(
         )
         return together([one([depth]) for depth in depths], depths)
 
-    # the transpose, a row of it for each input: products with W are then as W lies in memory
+    # the transpose, one row per input: products with W then follow its layout in memory
     def start(jacobian: Array | None, h: Array) -> Array:
         if jacobian is None:
             return jnp.eye(h.shape[0], dtype=h.dtype)

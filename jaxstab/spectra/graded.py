@@ -1,15 +1,15 @@
 r"""Products of matrices in logarithms.
 
-A product F_L ... F_1 is carried as Q diag(e^d) X with Q orthonormal and rows of X of order 1. One
-more factor F is absorbed by QR of F Q = Q' R, columns ordered by weight:
+A product F_L ... F_1 is carried as Q diag(e^d) X with Q orthonormal and rows of X of order 1. The
+next factor F is multiplied in by QR of F Q = Q' R, columns ordered by weight:
 
     d' = d + ln |r_ii|,    X' = (e^{-d'} R e^{d}) X,
 
 where no exponent exceeds order 0. `graded_values` takes the singular values of diag(e^d) X.
 
 Errors are estimated by derivatives. Rounding perturbs every factor by about eps times the sums in
-its products and its QR. A few random perturbations of that size are pushed along as tangents of Q,
-d and X. Their effect on ln s estimates that of rounding.
+its products and its QR. A few random perturbations of that size are propagated as tangents of Q, d
+and X; their effect on ln s estimates the effect of rounding.
 """
 
 from collections.abc import Callable
@@ -25,10 +25,10 @@ from jaxstab.norms.logarithms import times_power
 from jaxstab.norms.meshes import varying_like
 from jaxstab.precision import at_full_precision
 
-# random perturbations that are followed: with four, one value in a hundred of products of equal
-# factors was understated
+# number of random perturbations: with four, the errors of 1 % of values were understated for products
+# of equal factors
 PROBES = 8
-# perturbations are cut here: far beyond what is known of a direction, far from where float32 ends
+# bound on perturbations: a direction is unknown long before, and float32 ends far beyond
 LOST = 1e9
 
 
@@ -37,7 +37,7 @@ class Graded(NamedTuple):
 
     Attributes:
         logs: d; -inf where a direction is killed.
-        low: what rounding would lose of d, as sums over a thousand layers lose digits that
+        low: rounding error of d, to be added: sums over a thousand layers lose digits that
             differences need.
         rows: X.
     """
@@ -52,9 +52,9 @@ class Disturbed(NamedTuple):
 
     Attributes:
         basis: of Q.
-        graded: of the rest.
-        draws: normal numbers that the perturbations are made of.
-        factors: how many so far.
+        graded: of d and X.
+        draws: normal numbers from which the perturbations are made.
+        factors: number of factors so far.
     """
 
     basis: Float[Array, "probe n m"]
@@ -64,10 +64,10 @@ class Disturbed(NamedTuple):
 
 
 class Traces(NamedTuple):
-    """Traces of one step, from which its rounding is estimated.
+    """Quantities of one step from which its rounding is estimated.
 
     Attributes:
-        sums: root of the sum of squares of what each entry of X adds up.
+        sums: root of the sum of squares of the terms of each entry of X.
         residual: F Q - Q' R.
     """
 
@@ -80,8 +80,8 @@ class Product(NamedTuple):
 
     Attributes:
         basis: Q, orthonormal columns.
-        graded: the rest.
-        rank: directions that no exact zeros have killed.
+        graded: d and X.
+        rank: number of directions that no exact zeros have killed.
         disturbed: tangents along random perturbations; None where errors are not wanted.
     """
 
@@ -106,9 +106,9 @@ class Product(NamedTuple):
 
         Args:
             pushed: F basis.
-            rank: at least that of F on what is alive, from its exact zeros.
-            factor: F itself, which errors need.
-            power: the factor is F 2^power; None for F.
+            rank: upper bound on the rank of F on the live directions, from its exact zeros.
+            factor: F, needed for errors.
+            power: the factor is F 2^power; None for 0.
 
         Returns:
             The product.
@@ -132,8 +132,8 @@ def identity(n: int, dtype: jnp.dtype, errors: bool = True, most: int | None = N
     Args:
         n: its size.
         dtype: of its factors.
-        errors: whether to keep account of rounding, which costs several times as much.
-        most: rows of the largest factor to come; None for n.
+        errors: whether to estimate rounding, which costs several times as much.
+        most: rows of the largest factor that follows; None for n.
 
     Returns:
         The product.
@@ -172,7 +172,7 @@ def pushed(
     basis: Float[Array, "n m"],
     alive: Bool[Array, " m"] | None = None,
 ) -> tuple[Float[Array, "p m"], Int[Array, ""]]:
-    """Push the basis through a layer's Jacobian F that is not formed; return F basis and F's rank.
+    """Compute F basis for a layer's Jacobian F that is not formed, and the rank of F.
 
     Args:
         push: v -> F v, linear.
@@ -181,10 +181,10 @@ def pushed(
         alive: columns that count; None for all.
 
     Returns:
-        The product, and its rank in general position.
+        F basis, and the rank of F in general position.
     """
     columns = jax.vmap(push, 1, 1)(basis)
-    # a unit that nothing goes through: seen by a row vector in general position
+    # finds units that nothing passes through: a row vector in general position
     probe = jnp.cos(jnp.arange(1, len(columns) + 1, dtype=columns.dtype))
     through = jax.linear_transpose(push, h)(varying_like(probe, columns))[0]
     live = columns != 0
@@ -200,14 +200,14 @@ def in_range(factor: Float[Array, "n m"]) -> tuple[Float[Array, "n m"], Int[Arra
         factor: the matrix, of any finite entries.
 
     Returns:
-        The matrix, unchanged where its largest entry is far from the ends of the float range, and
-        the power of 2 that it has to be multiplied with.
+        The scaled matrix, and the power of 2 that restores it. The matrix is unchanged if its
+        largest entry is far from the ends of the float range.
     """
     info = jnp.finfo(factor.dtype)
     bits = jax.lax.bitcast_convert_type(factor, f"uint{info.bits}")
     kept = info.nmant
     mantissa = bits & jnp.asarray(2**kept - 1, bits.dtype)
-    # XLA takes subnormal numbers for zero in all arithmetic on floats
+    # XLA flushes subnormal floats to zero
     subnormal = ((bits << 1) >> (kept + 1) == 0) & (mantissa != 0)
     tiny = jnp.where(
         subnormal,
@@ -231,7 +231,7 @@ def sorted_rows(lengths: Float[Array, " m"], graded: Graded) -> tuple[Int[Array,
     """Sort rows by weight, the heaviest first.
 
     Args:
-        lengths: logarithms of what weighs each row besides e^d.
+        lengths: logarithms of the factors that weigh each row besides e^d.
         graded: the rows.
 
     Returns:
@@ -250,7 +250,7 @@ def qr(
 
     Args:
         factor: the matrix, n or m > p = min(n, m).
-        within: columns that are not killed; any other is taken to depend on those before it.
+        within: columns that are not killed; other columns are treated as dependent on earlier ones.
 
     Returns:
         Q and R.
@@ -288,11 +288,11 @@ def _over(matrix: Float[Array, "n p"], triangle: Float[Array, "p p"]) -> Float[A
 
 
 def difference(one: tuple[Array, Array], other: tuple[Array, Array]) -> Array:
-    """Subtract logarithms that are held in two parts.
+    """Subtract logarithms that are stored in two parts.
 
     Args:
-        one: the first, and what rounding lost of it.
-        other: the second, likewise.
+        one: the first, with its rounding error.
+        other: the second, with its rounding error.
 
     Returns:
         The difference.
@@ -314,7 +314,7 @@ def coupled(
         graded: d in two parts.
         lengths: logarithms of the lengths of the columns of R, in any unit.
         within: columns that are not killed.
-        power: R is to be multiplied with 2^power; None for 0.
+        power: R is multiplied by 2^power; None for 0.
 
     Returns:
         d' in two parts, and C.
@@ -330,7 +330,7 @@ def coupled(
         grown = pivot
     else:
         grown = _log_of_multiple(diagonal, pivot, power)
-    # the sum with what it rounds off (Kahan 1965)
+    # the sum with its rounding error (Kahan 1965)
     start = jnp.where(alive, d, 0.0)
     step = grown + low
     logs = start + step
@@ -352,7 +352,7 @@ def coupled(
 def _log_of_multiple(
     values: Float[Array, " m"], logs: Float[Array, " m"], power: Int[Array, ""]
 ) -> Float[Array, " m"]:
-    """Compute ln |values 2^power| with the digits that a sum of two logarithms would lose."""
+    """Compute ln |values 2^power| without the loss of digits of a sum of two logarithms."""
     info = jnp.finfo(values.dtype)
     multiple = jnp.abs(jax.lax.stop_gradient(times_power(values, power)))
     held = (multiple > info.tiny) & (multiple < info.max)
@@ -366,11 +366,11 @@ def _log_of_multiple(
 def log_lengths(vectors: Float[Array, "..."], axis: int) -> Float[Array, " m"]:
     """Compute ln of the lengths of vectors along an axis.
 
-    It is a constant to derivatives: all that depends on it cancels.
+    Its derivative is set to 0, as results do not depend on it.
 
     Args:
         vectors: the vectors.
-        axis: theirs.
+        axis: along which each vector lies.
 
     Returns:
         The logarithms.
@@ -386,7 +386,7 @@ def log_lengths(vectors: Float[Array, "..."], axis: int) -> Float[Array, " m"]:
 def _absorb(
     factor: Float[Array, "n m"], graded: Graded, rank: Int[Array, ""], power: Int[Array, ""] | None
 ) -> tuple[Float[Array, "n p"], Graded, Traces]:
-    """Write factor diag(e^d) X as Q diag(e^d') X' with traces of its rounding."""
+    """Write factor diag(e^d) X as Q diag(e^d') X', with traces of the rounding."""
     # rows from `rank` on are exactly zero
     lengths = log_lengths(factor, axis=0)
     order, graded = sorted_rows(lengths, graded)
@@ -426,7 +426,7 @@ def _followed(
     by_r = unit * jnp.sqrt(basis**2 @ (r / unit) ** 2)
     eps = jnp.finfo(pushed.dtype).eps
     rounding = eps * (by_basis + by_r + jnp.abs(pushed)) + jnp.abs(traces.residual)
-    # the same draws for every factor, moved along: no entry meets itself again soon
+    # the same draws for every factor, shifted, so that no entry repeats soon
     shift = before.factors * 7 + 1
     draws = jnp.roll(jnp.roll(before.draws, shift, 1), 3 * shift, 2)
     moved = factor @ before.basis + rounding[None] * draws[:, : pushed.shape[0], : pushed.shape[1]]

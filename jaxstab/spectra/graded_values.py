@@ -1,9 +1,8 @@
-r"""Singular values and vectors of the graded matrix G = diag(e^d) X that `graded` leaves.
+r"""Singular values and vectors of a graded matrix G = diag(e^d) X, as `graded` produces it.
 
-QR sweeps on its transpose, the step of `graded` again, turn d into the logarithms of the singular
-values (Stewart 1997, ETNA 5:29-47) as far as values are apart: each shrinks the entry between
-values g nats apart by e^(-2g). Values that are close are settled by small SVDs of their
-neighbourhood.
+QR sweeps on its transpose, with the step of `graded`, make d converge to the logarithms of the
+singular values (Stewart 1997, ETNA 5:29-47): each sweep shrinks the entry between values g nats
+apart by e^(-2g). Close values are settled by small SVDs, see `neighbours`.
 
 The derivative is that of an SVD. With G = U diag(s) V^T and W = diag(e^d) U diag(1/s), whose
 entries are of order 1,
@@ -33,10 +32,10 @@ from jaxstab.spectra.neighbours import (
     settle,
 )
 
-# QR sweeps in a round, and rounds at most until all that is left can be settled by SVDs
+# QR sweeps in a round, and the largest number of rounds before SVDs settle the rest
 SWEEPS = 2
 ROUNDS = 10
-# stated error over the root mean square of what the perturbations do
+# stated error in units of the root mean square effect of the perturbations
 EXCESS = 5.0
 # from this error on, a value cannot be distinguished from zero
 UNKNOWN = 0.5
@@ -49,7 +48,7 @@ class Directions(NamedTuple):
         logs: ln s, descending; -inf where a direction is killed.
         left: W = diag(e^d) U diag(1/s), a column for each value; zero where it is killed.
         right: V, orthonormal columns.
-        error: how far off ln s may be for what sweeps and SVDs leave.
+        error: bound on the error of ln s that sweeps and SVDs leave.
     """
 
     logs: Float[Array, " m"]
@@ -62,10 +61,10 @@ class Swept(NamedTuple):
     """Graded matrix after QR sweeps.
 
     Attributes:
-        graded: the rest, square.
+        graded: the swept matrix, square.
         turn: product of the orthonormal factors that the sweeps removed on the right, after the
-            first; None where vectors are not wanted.
-        rounds: how many so far.
+            first; None if vectors are not wanted.
+        rounds: number of rounds so far.
     """
 
     graded: Graded
@@ -82,8 +81,7 @@ def log_values(graded: Graded) -> Float[Array, " m"]:
 
     Returns:
         The logarithms; -inf where a direction is killed, whose derivative is 0. Derivatives are
-        those of an SVD: where values coincide they are those of whatever vectors it finds, and only
-        their sum means something.
+        those of an SVD; for coinciding values only their sum is defined.
     """
     return _decompose(graded, OF_VALUES).logs
 
@@ -106,7 +104,7 @@ def directions(graded: Graded) -> Directions:
         graded: as many rows as columns, or fewer.
 
     Returns:
-        The record; its derivative sets that of vectors of coinciding values to 0.
+        The record. The derivative of the vectors of coinciding values is set to 0.
     """
     return _decompose(graded, OF_VECTORS)
 
@@ -161,8 +159,8 @@ def log_values_with_errors(
 
     Args:
         graded: as many rows as columns, or fewer.
-        disturbed: its tangents along random perturbations of about what rounding does.
-        rank: directions that no exact zeros have killed.
+        disturbed: tangents along random perturbations of the size of rounding.
+        rank: number of directions that no exact zeros have killed.
 
     Returns:
         The logarithms and their errors. Errors have no derivative. They are 0 for directions that
@@ -179,7 +177,7 @@ def _error(
     eps = jnp.finfo(graded.logs.dtype).eps
     alive = triplets.logs != -jnp.inf
     logs = jnp.where(alive, triplets.logs, 0.0)
-    # the QRs of the sweeps round relative to the length of a row
+    # rounding of the QRs of the sweeps is relative to the length of a row
     lengths = jnp.sqrt(jnp.mean(graded.rows**2, axis=1, keepdims=True))
     draws = jax.random.normal(jax.random.key(1), disturbed.rows.shape, lengths.dtype)
     disturbed = disturbed._replace(rows=disturbed.rows + SWEEPS * eps * lengths[None] * draws)
@@ -190,7 +188,7 @@ def _error(
     others = jax.vmap(disturbances, (0, None, None))(relative, triplets.logs, jnp.zeros_like(logs))
     square = jnp.mean(own + jnp.sum(others**2, axis=2), axis=0)
     rounding = EXCESS * jnp.sqrt(square) + triplets.error + eps * jnp.abs(logs)
-    # a value not told from zero may belong below any that follows
+    # a value that cannot be told from zero may be smaller than any that follows
     told = alive & (rounding < UNKNOWN)
     lost = jax.lax.cummax(jnp.where(told, 0, 1)) == 1
     error = jnp.where(lost, jnp.inf, rounding)
@@ -239,7 +237,7 @@ def _sweep(graded: Graded) -> tuple[Array, Array, Graded]:
 
 
 def _round(swept: Swept) -> Swept:
-    """Sweep twice, so that rows are rows again."""
+    """Sweep twice, which transposes twice."""
     graded = swept.graded
     turn = swept.turn
     for other_side in (True, False):

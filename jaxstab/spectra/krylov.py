@@ -17,11 +17,11 @@ Split = tuple[Float[Array, "b n"], Float[Array, "b p"], Float[Array, "b b"]]
 
 
 def orthonormal(w: Float[Array, "b n"], basis: Float[Array, "p n"]) -> Split:
-    """Split vectors into what a basis spans and what it does not: w = inside basis + own q.
+    """Split vectors into their part within a basis and a part orthogonal to it: w = inside basis + own q.
 
-    Derivatives are those of the spans, whatever vectors stand for them: those of q have no part
-    within q, so that d own need not be triangular. A direction of q that only rounding chose has
-    no derivative beyond what keeps it orthogonal to the basis.
+    Derivatives are those of the spans, not of a choice of vectors: dq has no part within q, so that
+    d own need not be triangular. A direction of q that consists of rounding has only the derivative
+    that keeps it orthogonal to the basis.
 
     Args:
         w: vectors, one per row.
@@ -47,7 +47,7 @@ def _orthonormal(w: Array, basis: Array) -> Split:
         r, step = decompositions.qr((q - along @ basis).T)
         return (r.T, inside + own @ along, own @ step.T), None
 
-    # the second time for rounding, the third where what was left of w was nothing but rounding
+    # the second time removes rounding, the third is for vectors that are only rounding after the first
     b = w.shape[0]
     p = basis.shape[0]
     nothing = (w, jnp.zeros((b, p), w.dtype), jnp.eye(b, dtype=w.dtype))
@@ -73,7 +73,7 @@ def _orthonormal_jvp(primals: tuple, tangents: tuple) -> tuple[Split, Split]:
 
 
 def _solved_where_alive(w: Array, own: Array, beyond: Array) -> Array:
-    """Solve own x = beyond, x = 0 for directions that are nothing but rounding of w."""
+    """Solve own x = beyond, with x = 0 for directions that are only rounding of w."""
     diagonal = jnp.abs(jnp.diagonal(own))
     largest = jnp.sqrt(jnp.max(jnp.sum(w**2, axis=1)))
     # a product of many layers rounds more than once
@@ -91,17 +91,17 @@ def _solved_where_alive(w: Array, own: Array, beyond: Array) -> Array:
     def solve_transposed(_: Callable, b: Array) -> Array:
         return decompositions.solve_triangular(lower.T, b)
 
-    # lower is triangular, its derivative is not: the product tells it
+    # lower is triangular, but its derivative is not: the product restores it
     return jax.lax.custom_linear_solve(product, right, solve, solve_transposed)
 
 
 def sphere(operator: Operator, key: Key[Array, ""], probes: int) -> Float[Array, "probe columns"]:
-    """Draw vectors of unit length that point in any direction alike.
+    """Draw vectors uniformly from the unit sphere.
 
     Args:
-        operator: the matrix that they are for.
+        operator: the matrix that they multiply.
         key: PRNG key.
-        probes: how many.
+        probes: number of vectors.
 
     Returns:
         The vectors.

@@ -1,9 +1,9 @@
 """Measure single layers: their spectra, partial Jacobians, and the alignment of neighbours.
 
 F_l = dh_l/dh_{l-1} is the Jacobian of block l alone, l = 1..L; a partial Jacobian is a product of
-some of them, dh_l/dh_m = F_l ... F_{m+1}. A single layer's singular values are in float range, as
-its weights are, and come from an SVD as they are; products travel at unit length next to the
-logarithm of it. One network, one input; the caller vmaps. A block that mixes examples goes through
+some of them, dh_l/dh_m = F_l ... F_{m+1}. A single layer's singular values are in
+the float range and come from an SVD; products are carried at norm 1, with the logarithm of their
+norm. One network, one input; the caller vmaps. A block that mixes examples goes through
 `networks.flatten` first.
 """
 
@@ -27,7 +27,7 @@ class PartialJacobian(NamedTuple):
     """Partial Jacobian dh_l/dh_m = e^log_norm direction.
 
     Attributes:
-        direction: the matrix at Frobenius norm 1, [h_l, h_m]; zero where all is killed.
+        direction: the matrix at Frobenius norm 1, [h_l, h_m]; zero if the Jacobian is zero.
         log_norm: ln of its Frobenius norm.
     """
 
@@ -40,7 +40,7 @@ class LogEstimate(NamedTuple):
 
     Attributes:
         log_value: ln of the mean of the samples.
-        standard_error: of log_value to first order: standard error of the mean / mean. NaN from one
+        standard_error: of log_value to first order, standard error of the mean / mean; NaN for one
             sample.
     """
 
@@ -55,12 +55,12 @@ class Alignment(NamedTuple):
     value), their vectors, and with them `overlap`, are a choice; `excess` is not.
 
     Attributes:
-        overlap: |V_{l+1}^T U_l|: entry ij is what direction j of layer l has of direction i of
-            layer l+1, in [0, 1]. Squares in a row or column sum to 1. Random alignment: a mean
-            square of 1/n, a mean of about sqrt(2 / (pi n)).
-        excess: ln of |F_{l+1} F_l|_F^2 against its mean over random rotations between the two layers,
-            |F_{l+1}|_F^2 |F_l|_F^2 / n. About 0 for random alignment, at most ln n, negative where layer l+1 damps
-            what layer l amplifies; NaN where a layer is zero.
+        overlap: |V_{l+1}^T U_l|; entry ij in [0, 1] is the overlap of output direction j of layer l
+            with input direction i of layer l+1. Squares in a row or column sum to 1. For random
+            alignment the mean square is 1/n and the mean about sqrt(2 / (pi n)).
+        excess: ln of |F_{l+1} F_l|_F^2 against its mean over random rotations between the two
+            layers, |F_{l+1}|_F^2 |F_l|_F^2 / n. About 0 for random alignment, at most ln n,
+            negative where layer l+1 damps what layer l amplifies; NaN where a layer is zero.
     """
 
     overlap: Float[Array, "pair n n"]
@@ -73,8 +73,8 @@ def local_log_singular_values(
 ) -> Float[Array, "layer n"]:
     """Compute ln of the singular values of every block's Jacobian F_l = dh_l/dh_{l-1}.
 
-    In float range: the smallest values of a layer are right to about eps times its largest. The L
-    Jacobians, n x n, are held at once.
+    Values of a layer are accurate to about eps times its largest. All L Jacobians, n x n, are held
+    at once.
 
     Args:
         chain: the network; blocks of one width.
@@ -98,7 +98,7 @@ def local_log_singular_values(
     jacobians = _jacobians(chain, params, x)
     s = decompositions.singular_values(jacobians)
     dead = jnp.arange(s.shape[-1])[None] >= jax.vmap(rank)(jacobians)[:, None]
-    # beside a zero the logarithm is taken of 1, so that its gradient is zero and not NaN
+    # ln 1 in place of ln 0, so that the gradient is zero and not NaN
     dead = dead | (s == 0)
     return jnp.where(dead, -jnp.inf, jnp.log(jnp.where(dead, 1.0, s)))
 
@@ -148,9 +148,9 @@ def log_apjn(
 
     The averaged norm (APJN) of Doshi, He & Gromov 2023 (arXiv 2111.12143) is its mean over draws of
     the parameters, which is the caller's: vmap over draws, then `jax.nn.logsumexp(..., axis=0) -
-    jnp.log(draws)`. Critical networks keep it bounded or let it grow as a power of l; else it goes
-    as exp(l / xi). No depth over- or underflows it. n is the size of the state h, for "dense" skips
-    with the layers still to come.
+    jnp.log(draws)`. In critical networks it is bounded or grows as a power of l; otherwise it
+    changes as exp(l / xi). It neither over- nor underflows at any depth. n is the size of the state
+    h, for "dense" skips with the layers still to come.
 
     Args:
         chain: the network; blocks of one width.
@@ -159,7 +159,7 @@ def log_apjn(
         first: the layer differentiated by, m in [0, L].
 
     Returns:
-        ln J^{m,l} for l = 0..L: NaN below m, 0 at m, -inf where all is killed.
+        ln J^{m,l} for l = 0..L: NaN below m, 0 at m, -inf where the Jacobian is zero.
 
     Raises:
         ValueError: if first is not an integer in [0, L], or x is not floating.
@@ -192,18 +192,18 @@ def log_apjn_estimate(
 ) -> LogEstimate:
     """Estimate `log_apjn` without a matrix: the mean of |dh_l/dh_m u|^2 over random unit u.
 
-    E n |A u|^2 = |A|_F^2 for u = signs / sqrt(n) (Hutchinson 1990), each probe pushed on at unit
-    length. A probe costs about a forward pass. All layers see the same probes: their errors go
-    together. The variance of one sample is 2 (|A^T A|_F^2 - sum of squares of its diagonal) / n^2,
-    at most 2 J^2: deep in a chaotic network one singular value dominates, the samples are skewed,
-    and few probes understate their error.
+    E n |A u|^2 = |A|_F^2 for u = signs / sqrt(n) (Hutchinson 1990); each probe is propagated at
+    unit length and costs about a forward pass. All layers share the probes, so their errors are
+    correlated. The variance of one sample is 2 (|A^T A|_F^2 - sum of squares of its diagonal) /
+    n^2, at most 2 J^2: deep in a chaotic network one singular value dominates, the samples are
+    skewed, and few probes understate their error.
 
     Args:
         chain: the network; blocks of one width.
         params: its parameters, depth L.
         x: one input.
         key: PRNG key of the probes.
-        probes: how many, >= 1; one gives no standard error.
+        probes: number of probes, >= 1; one gives no standard error.
         first: the layer differentiated by, m in [0, L].
 
     Returns:
@@ -230,8 +230,8 @@ def alignment(chain: Chain, params: Params, x: Float[Array, " d_in"]) -> Alignme
     """Compute overlaps |V_{l+1}^T U_l| of singular vectors and their effect on the product.
 
     F_{l+1} F_l = U_{l+1} diag(s_{l+1}) (V_{l+1}^T U_l) diag(s_l) V_l^T. The theory of random
-    products takes the middle factor as random (freeness); trained networks align it. The definition
-    is ours. The overlaps of distinct singular values only have derivatives.
+    products assumes a random middle factor (freeness); training aligns it. The definition is our
+    own. Only overlaps of distinct singular values have derivatives.
 
     Args:
         chain: the network; blocks of one width, depth >= 2.
@@ -239,10 +239,10 @@ def alignment(chain: Chain, params: Params, x: Float[Array, " d_in"]) -> Alignme
         x: one input.
 
     Returns:
-        The record, a pair of layers per row.
+        The record; each row is a pair of layers.
 
     Raises:
-        ValueError: if the chain has one block only, or x is not floating.
+        ValueError: if the chain has only one block, or x is not floating.
     """
     if params.depth < 2:
         raise ValueError(
@@ -279,7 +279,7 @@ def _push(
     first: int,
     last: int,
 ) -> tuple[tuple[Array, Array], Float[Array, "layer set"]]:
-    """Push tangents of h_first to h_last; return them at norm 1, with ln of all norms between."""
+    """Propagate tangents from h_first to h_last; return them at norm 1, with ln of all norms between."""
 
     def scaled(tangents: Array, logs: Array) -> tuple[Array, Array]:
         directions, grown = jax.vmap(unit)(tangents)

@@ -1,7 +1,7 @@
 """Measure Lyapunov exponents: rates, in nats per layer, at which a chain stretches directions.
 
-At finite depth they are ln s_i / L; in the limit of many layers that are alike they are a mean over
-layers, with an error bar. One network, one input; the caller vmaps.
+At finite depth they are ln s_i / L. In the limit of many equally distributed layers they are a mean
+over layers, with an error bar. One network, one input; the caller vmaps.
 """
 
 from typing import NamedTuple
@@ -21,14 +21,14 @@ from jaxstab.spectra.graded import pushed
 
 
 class LyapunovLimit(NamedTuple):
-    """Lyapunov exponents in the limit of depth, estimated from the layers at hand.
+    """Lyapunov exponents in the limit of depth, estimated from finitely many layers.
 
     Attributes:
         exponent: nats per layer, descending; -inf for a direction that is killed exactly.
         standard_error: from the spread over groups of consecutive layers; NaN where the exponent is
             -inf.
-        running: mean over layers so far, [layer, index]: what `exponent` converged from; NaN in the
-            layers left out.
+        running: mean over the layers so far, [layer, index], which shows convergence; NaN in
+            skipped layers.
     """
 
     exponent: Float[Array, " n"]
@@ -87,19 +87,19 @@ def lyapunov_limit(
 
     Benettin's mean of ln r_ii over layers, with F_l Q_{l-1} = Q_l R_l.
 
-    Benettin, Galgani, Giorgilli & Strelcyn 1980. It estimates one limit if layers are alike and the
-    signal has settled, which is what `skip` is for; gaps between exponents that have not opened in
-    `skip` layers bias it by O(1/depth). The error bar is honest where groups are longer than what
-    layers remember.
+    Benettin, Galgani, Giorgilli & Strelcyn 1980. It estimates a limit if layers are equally
+    distributed and the signal is stationary after `skip` layers. Gaps between exponents that have
+    not opened in `skip` layers bias it by O(1/depth). The error bar is right if groups are longer
+    than the correlation length of layers.
 
     Args:
         chain: the network; blocks of one width.
         params: its parameters, depth L.
         x: one input.
         key: PRNG key of the random orthonormal Q_0.
-        skip: first layers left out, >= 0.
+        skip: number of first layers to skip, >= 0.
         groups: groups of consecutive layers whose means give the standard error, >= 2; L - skip >=
-            groups. What does not divide is left out, too.
+            groups. Layers that do not fill a group are skipped, too.
 
     Returns:
         Exponents, their standard errors and the running mean.

@@ -1,13 +1,13 @@
 r"""Measure moments, extremes and densities of singular values from products with a Jacobian.
 
-Random vectors stand in for all of them. Moments are means over probes (Hutchinson 1989); the
+Moments are means over random probes (Hutchinson 1989); the
 extremes come from a block bidiagonalisation J V = U B (Golub & Kahan 1965; Golub, Luk & Overton
-1981), fully reorthogonalised; the density is the mean of Gauss quadratures that single probes span
-(stochastic Lanczos quadrature: Ubaru, Chen & Saad 2017). Every number comes with its error: a
+1981), fully reorthogonalised; the density is a mean of Gauss quadratures, one per probe (stochastic
+Lanczos quadrature: Ubaru, Chen & Saad 2017). Every number comes with its error: a
 standard error where it is a mean over probes, a residual where it is a Ritz value.
 
-J is scaled by a power of two, so its largest values may lie anywhere; the others to about eps times
-the largest, and no Krylov space sees below that: `log_singular_values` does.
+J is scaled by a power of two, so that the largest values may have any magnitude. Values below about
+eps times the largest cannot be resolved by a Krylov space; `log_singular_values` resolves them.
 """
 
 import math
@@ -156,13 +156,13 @@ def extremes(
     residual. With the SVD of B come s, u, v with J v = s u and |J^T u - s v| = r (J^T in the place
     of J, if J is wide), hence a singular value within r of s (Golub & Van Loan 2013, section 8.1,
     on [[0, J], [J^T, 0]]), plus rounding. The s interlace with the singular values: the i-th is at
-    most the i-th of J, and the last is at least the smallest of J. A value can only be missed if
-    the random start has nothing in its direction, or it is not resolved from others yet; a block of
-    at least `top` finds multiple values.
+    most the i-th of J, and the last is at least the smallest of J. A value is missed only if the
+    random start has no component in its direction, or if it is not yet resolved from others. A
+    block of at least `top` vectors finds multiple values.
 
-    Derivatives are those of these numbers, the Krylov space included. Of values that coincide only
-    the sum has one, of a value of 0 it is 0; vectors, and values a second time, have derivatives
-    where the values are distinct.
+    Derivatives are those of the computed numbers, including the Krylov space. For coinciding values
+    only the sum has a derivative; that of a value of 0 is 0. Vectors have derivatives, and values
+    second derivatives, where values are distinct.
 
     Args:
         operator: the Jacobian.
@@ -205,9 +205,9 @@ def extremes(
     reduced = _bidiagonalise(tall, start, steps)
     p, s, qt = decompositions.svd(reduced.matrix)
     square = jnp.sum((p[-block:, :top].T @ reduced.residual) ** 2, axis=1)
-    # the root is taken of 1 where there is nothing, so that its gradient stays finite
+    # root of 1 in place of 0, so that the gradient is finite
     residual = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), square)
-    # each product rounds relative to the largest value, more so over more terms
+    # rounding of a product is relative to the largest value and grows with the number of terms
     rounding = jnp.finfo(s.dtype).eps * math.sqrt(tall.rows + tall.columns) * s[0]
     error = jnp.where(
         s[:top] > 0, (residual + rounding) / jnp.where(s[:top] > 0, s[:top], 1.0), jnp.inf
@@ -270,17 +270,17 @@ def density(operator: Operator, key: Key[Array, ""], probes: int = 8, steps: int
 def cdf(density: Density, log_s: Float[Array, "..."]) -> Estimate:
     """Compute the share of singular values at or below given ones.
 
-    At a node lies half of its weight, linear in ln s between nodes: the measure of a probe has
-    between none and all of it (Chebyshev, Markov and Stieltjes: Golub & Meurant 2010, section 2).
-    What falls below rounding counts as zero.
+    At a node the share includes half of its weight, and it is linear in ln s between nodes; the
+    true share includes between none and all of the weight (Chebyshev, Markov and Stieltjes: Golub &
+    Meurant 2010, section 2). Values below rounding count as zero.
 
     Args:
         density: from `density`.
         log_s: ln s, of any shape.
 
     Returns:
-        The share in [0, 1] with its standard error over probes, which does not see how coarse the
-        quadrature is.
+        The share in [0, 1] with its standard error over probes, which does not include the error of
+        the quadrature.
 
     Example:
         >>> even = Density(jnp.linspace(-1.0, 1.0, 101)[None], jnp.full((1, 101), 1 / 101))
@@ -343,7 +343,7 @@ def _share(
     dead = jnp.isneginf(nodes)
     zeros = jnp.sum(weights, where=dead)
     middle = jnp.where(dead, zeros, jnp.cumsum(weights) - weights / 2)
-    # zeros are a step: they stand where the first of the others stands
+    # zeros are a step at the first other node
     first = jnp.min(jnp.where(dead, jnp.inf, nodes))
     return jnp.interp(log_s, jnp.where(dead, first, nodes), middle, left=zeros, right=1.0)
 
@@ -358,7 +358,7 @@ def _bidiagonalise(operator: Operator, start: Float[Array, "b columns"], steps: 
         left, matrix, right, v, _, exponent = state
         right = jax.lax.dynamic_update_slice_in_dim(right, v, index, 0)
         y, exponents = operator.apply(v)
-        # random vectors see the largest value up to a factor that no range minds
+        # random vectors find the largest value up to a small factor
         largest = jnp.where(
             jnp.any(y != 0, axis=1), exponents, jnp.iinfo(exponents.dtype).min
         ).max()

@@ -1,7 +1,7 @@
 """Rows of a graded matrix whose scales are close, and their singular values by small SVDs.
 
-Rows far apart in scale are singular vectors up to what they disturb each other by; rows that
-disturb each other more than a tolerance are settled together, by the SVD of a block that holds them.
+Rows that are far apart in scale are nearly singular vectors. Rows that disturb each other by more
+than a tolerance are partners; the SVD of a block that contains them settles them together.
 """
 
 from typing import NamedTuple
@@ -14,8 +14,8 @@ from jaxstab import decompositions
 from jaxstab.norms.meshes import varying_like
 from jaxstab.spectra.graded import Graded, difference
 
-# sizes of the blocks whose SVDs settle neighbours, besides the whole; each for rows with partners
-# within this share
+# sizes of blocks, besides that of the whole matrix; a row uses the first whose size times REACH
+# exceeds its range of partners
 BLOCKS = (24, 64, 160, 400)
 REACH = 0.6
 # nats between the edge of a window of scales and the rows that count
@@ -26,11 +26,11 @@ class Care(NamedTuple):
     """Tolerances: when two values count as settled, and which scales one SVD covers.
 
     Attributes:
-        angles: whether what is compared with the tolerance is the angle by which two vectors are
-            off, not the error of their values, which is its square.
-        tolerance: below it, two values are partners no more; by bytes of the dtype.
-        window: nats of scales in one SVD, which rounds to eps times the largest; by bytes of the
-            dtype.
+        angles: whether the tolerance bounds the error of vectors, as an angle, and not the error of
+            values, which is its square.
+        tolerance: disturbance above which two rows are partners; by bytes of the dtype.
+        window: range of scales in one SVD, in nats, as an SVD rounds to eps times the largest; by
+            bytes of the dtype.
     """
 
     angles: bool
@@ -50,12 +50,12 @@ class Neighbours(NamedTuple):
     Attributes:
         order: indices into the graded matrix.
         logs: d in that order.
-        low: what rounding lost of it.
+        low: rounding error of `logs`.
         rows: X in that order, rows and columns.
-        first: for each row the first index of those that it must share a block with.
-        last: the last one.
-        left: how far off ln s may be for want of a block.
-        ignored: how far off it may be for all other rows.
+        first: index of the first partner of each row, itself included.
+        last: index of the last partner.
+        left: error of ln s by partners, until a block settles the row.
+        ignored: error of ln s by all other rows.
     """
 
     order: Int[Array, " m"]
@@ -77,10 +77,10 @@ class Settled(NamedTuple):
 
     Attributes:
         logs: ln s.
-        error: how far off they may be.
-        left: as in `Neighbours`, 0 where a block has been.
-        vectors: left singular vectors of diag(e^d) X in that order. None where nobody asks for
-            them.
+        error: bound on their error.
+        left: as in `Neighbours`; 0 for settled rows.
+        vectors: left singular vectors of diag(e^d) X in that order; None if vectors are not
+            wanted.
     """
 
     logs: Float[Array, " m"]
@@ -100,11 +100,11 @@ def disturbances(
     Args:
         rows: X, whose diagonal is left out.
         logs: d, descending.
-        low: what rounding lost of d.
-        angles: whether to say by which angle they turn, in [0, 1].
+        low: rounding error of d.
+        angles: whether to bound the angles by which vectors turn, in [0, 1].
 
     Returns:
-        The estimate for each pair, symmetric.
+        The bound for each pair, symmetric.
     """
     # [[a, a e], [0, b]] has ln s off by less than e, and by e^2 / (1 - (b/a)^2) where a is larger
     finite = jnp.where(

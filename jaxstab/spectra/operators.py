@@ -6,7 +6,7 @@ width n reads every weight once, 4 n^2 L bytes in float32, for 2 k n^2 L FLOPs: 
 against 1/2 for one vector at a time. Memory is the states [L + 1, n], the vectors [k, n] and the
 weights of one layer: on a CPU XLA copies a layer out of its stack before it multiplies.
 
-Each vector has a power of two beside it. Products of any depth and gain then neither over- nor
+Each vector is stored with a power of two. Products of any depth and gain then neither over- nor
 underflow, and scaling is exact.
 """
 
@@ -121,15 +121,14 @@ def jacobian(
         x: one input.
         from_layer: k in [0, L]; None for dh_l/dx, the embedding included.
         to_layer: l in [k, L]; None for L.
-        readout: whether to go on to the output, y = readout(h_l).
+        readout: whether to include the readout, y = readout(h_l).
 
     Returns:
-        The operator; layers are folded in a scan, so that it compiles in the same time at every
-        depth.
+        The operator. Its layers are a scan, so that compile time does not depend on depth.
 
     Raises:
-        ValueError: if a layer is not an integer, they are out of order or beyond the chain, or x is
-            not one floating vector.
+        ValueError: if a layer is not an integer, layers are out of order or beyond the chain, or x
+            is not one floating vector.
 
     Example:
         >>> from jaxstab import networks

@@ -1,9 +1,9 @@
 """Measure the effect of the precision of matrix products on a spectrum.
 
-Decompositions run in the dtype of their input everywhere; what a device lowers is products: TF32
-rounds their inputs to 10 bits behind the point, bfloat16 to 7, sums staying float32. Both are
-emulated here on any device, by rounding the inputs of every product, so that the question about a
-GPU can be asked on a laptop.
+Decompositions run in the dtype of their input on every device, but a device may lower the precision
+of products: TF32 rounds their inputs to 10 mantissa bits and bfloat16 to 7, with sums in float32.
+Both are emulated on any device by rounding the inputs of every product, so that the precision of a
+GPU can be studied on a laptop.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,11 +20,11 @@ from jaxstab.networks import Chain, Params
 from jaxstab.networks.views import at_one_input
 from jaxstab.spectra.exact import log_singular_values
 
-# float32 as the device at hand multiplies under these settings of `jax.default_matmul_precision`
+# float32 as this device multiplies under these settings of `jax.default_matmul_precision`
 SETTINGS = ("highest", "high", "default")
-# emulated: bits behind the point that inputs of products keep; all have float32's exponent
+# emulated: mantissa bits of the inputs of products; all have float32's exponent
 EMULATED = {"tf32": 10, "bfloat16": 7}
-# primitives that only call a program, which nothing differentiates any more
+# primitives that only call a program, after differentiation
 CALLS = (
     "jit",
     "pjit",
@@ -48,7 +48,7 @@ class PrecisionError(NamedTuple):
             only one is zero.
         largest: the largest error over the index.
         median: the median error over the index.
-        right: how many of the largest values, without a gap, are right to 1 %: trust indices below.
+        right: number of leading values that are all right to 1 %.
     """
 
     error: Float[Array, "depth index"]
@@ -61,11 +61,10 @@ class PrecisionReport(NamedTuple):
     """Spectra of one network at one input in several precisions.
 
     Attributes:
-        reference: ln s that the others are held against; its dtype says what it is, float64 or,
-            with x64 off, float32 with "highest" products, which then is not among the modes and is
-            not proven right.
-        modes: by name: "highest", "high", "default", as the device at hand multiplies float32;
-            "tf32", "bfloat16", emulated.
+        reference: ln s that the modes are compared with, in float64. With x64 off, it is float32
+            with "highest" products, which is then not among the modes and has unknown error.
+        modes: by name; "highest", "high" and "default" as this device multiplies float32; "tf32"
+            and "bfloat16" emulated.
     """
 
     reference: Float[Array, "depth index"]
@@ -75,7 +74,7 @@ class PrecisionReport(NamedTuple):
         """Return the report as text, for one input, outside jit.
 
         Args:
-            depths: those it was made for.
+            depths: as given to `precision_report`.
 
         Returns:
             One line per precision and depth.
@@ -105,12 +104,12 @@ def precision_report(
 ) -> PrecisionReport:
     """Compute `log_singular_values` of one network in several precisions of its matrix products.
 
-    It tells whether a spectrum computed on a GPU can be trusted.
+    It shows whether a spectrum computed on a GPU is accurate.
 
-    The network is the one whose parameters and input are rounded to float32, in every precision, so
-    that errors are those of computing. A forward pass is part of it: in a chaotic network a rounded
-    product is another input, and the whole spectrum is that of a neighbour. A program per
-    precision, six in all: jit it to compile them together. No configuration is changed.
+    Parameters and input are rounded to float32 first, in every precision, so that errors are those
+    of the computation. The forward pass is included: in a chaotic network a rounded product acts as
+    another input and changes the whole spectrum. There is a program per precision, six in all; jit
+    compiles them together. No configuration is changed.
 
     Args:
         chain: the network; blocks of one width.
@@ -145,7 +144,7 @@ def precision_report(
     spectra |= {name: _rounding(at("highest"), bits) for name, bits in EMULATED.items()}
     if jnp.result_type(float) == jnp.float64:
         spectra |= {"float64": lambda params, x: at("highest")(*_cast((params, x), jnp.float64))}
-    # one after the other: batched decompositions side by side can deadlock a small pool of threads
+    # one at a time: concurrent batched decompositions can deadlock a small thread pool
     branches = [lambda of=of: of(*given).astype(float) for of in spectra.values()]
     each = jax.lax.map(lambda i: jax.lax.switch(i, branches), jnp.arange(len(branches)))
     by_mode = dict(zip(spectra, each, strict=True))
@@ -162,7 +161,7 @@ def _error(
     log_s: Float[Array, "depth index"], reference: Float[Array, "depth index"]
 ) -> PrecisionError:
     log_s = log_s.astype(reference.dtype)
-    # beside two zeros the difference is no number
+    # the difference of two -inf is NaN
     error = jnp.where(log_s == reference, 0.0, jnp.abs(log_s - reference))
     right = jnp.cumprod(error <= RIGHT, axis=-1, dtype=jnp.int32).sum(axis=-1)
     return PrecisionError(error, jnp.max(error, axis=-1), jnp.median(error, axis=-1), right)
@@ -180,7 +179,7 @@ def _cast(tree: PyTree, dtype: Any) -> PyTree:
 
 
 def _rounding(f: Callable, bits: int) -> Callable:
-    """Make f with the inputs of every matrix product rounded to a number of mantissa bits."""
+    """Make f round the inputs of every matrix product to a number of mantissa bits."""
 
     def rounded(*args: PyTree) -> PyTree:
         jaxpr, shape = jax.make_jaxpr(f, return_shape=True)(*args)
@@ -224,7 +223,7 @@ def _evaluate(closed: core.ClosedJaxpr, args: Sequence[Any], bits: int) -> list[
 
 
 def _inner(given: Any, bits: int) -> Any:
-    """Rewrite the programs of loops and branches among a primitive's parameters."""
+    """Rewrite the programs of loops and branches in a primitive's parameters."""
     if (
         isinstance(given, tuple)
         and given

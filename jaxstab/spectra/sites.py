@@ -17,21 +17,21 @@ def jacobian_at_sites(
 ) -> Operator:
     """Make the Jacobian of one site by another as an operator, along all paths between them.
 
-    A site is the whole value there, batch and all: make the probe at one input for the Jacobian of
+    The value of a site includes its batch axis: for the Jacobian of one input, make the probe at
     one input.
 
     Args:
         probe: the model.
         params: its parameters.
-        inputs: as the model takes them.
+        inputs: of the model.
         from_site: name of a site or row; None for all inputs together.
-        to_site: name of a site or row, not before the other.
+        to_site: name of a site or row, not before `from_site`.
 
     Returns:
         The operator, for `moments`, `extremes` and `density`. Products run in the model's floats.
 
     Raises:
-        ValueError: if a site is unknown, not floating, or they are out of order.
+        ValueError: if a site is unknown or not floating, or sites are out of order.
 
     Example:
         >>> from jaxstab import networks, spectra
