@@ -1,8 +1,8 @@
-"""Measure: what parameters do to outputs and to the loss, by kernels and by products with vectors.
+"""Measure curvature with respect to parameters: tangent kernels, and curvature matrices as products.
 
-A loss of parameters becomes an operator (`hessian`, `gauss_newton`, `empirical_fisher`), an
-operator its eigenvalues (`extremes`, `trace`, `density`), and the largest of them the largest
-stable learning rate.
+`hessian`, `gauss_newton` and `empirical_fisher` make an operator of a loss; `extremes`, `trace` and
+`density` compute its eigenvalues; `largest_stable_rate` turns the largest eigenvalue into the
+largest stable learning rate.
 """
 
 from jaxstab.curvature.kernels import (

@@ -1,4 +1,4 @@
-"""Means over examples, a chunk of them at a time."""
+"""Means over examples, one chunk at a time."""
 
 from collections.abc import Callable
 
@@ -12,13 +12,13 @@ from jaxstab.norms.meshes import varying_like
 def mean_over_chunks(
     function: Callable[[PyTree], Array], examples: PyTree, chunk_size: int
 ) -> Array:
-    """Average a function that is a mean over examples, a chunk of them at a time.
+    """Average over examples, one chunk at a time.
 
     Args:
         function: chunk -> array, a mean over the chunk.
-        examples: a pytree whose leaves have a leading axis of examples; without leaves it is one
-            chunk.
-        chunk_size: examples at a time; what is left over is a chunk of its own.
+        examples: a pytree whose leaves have a leading axis of examples; a pytree without leaves is
+            one chunk.
+        chunk_size: examples at a time; the last chunk may be smaller.
 
     Returns:
         The mean over all examples.

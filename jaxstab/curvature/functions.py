@@ -1,7 +1,7 @@
-r"""The Jacobian by the parameters of a model that is a function, f(params, x), taken as it is.
+r"""Jacobian by the parameters of a model that is a function f(params, x).
 
-No layer is known apart from the others, so a row of the kernel Theta = J J^T is one pullback and
-one push through the whole batch, linearised once.
+The layers of a function are unknown, so a row of the kernel Theta = J J^T is one pullback and one
+push through the whole batch, linearised once.
 """
 
 from collections.abc import Callable
@@ -33,7 +33,7 @@ def is_function(model: Any) -> TypeGuard[Callable]:
 
 
 class _Linear(NamedTuple):
-    """A model at its parameters: outputs, and products with its Jacobian and the transpose."""
+    """A linearised model: outputs, and products with the Jacobian and its transpose."""
 
     y: Float[Array, "batch ..."]
     vector: Float[Array, " n"]
@@ -65,13 +65,13 @@ def _first(transposed: Callable, u: Float[Array, " rows"]) -> Float[Array, " n"]
 def kernel_of_function(
     model: Callable, params: PyTree, x: PyTree, chunk_size: int | None = None
 ) -> Float[Array, "rows rows"]:
-    """The tangent kernel of a function, rows of it `chunk_size` at a time; None for one.
+    """Compute the tangent kernel of a function, `chunk_size` rows at a time.
 
     Args:
         model: (params, x [batch, ...]) -> y [batch, ...].
-        params: any pytree; its floating leaves count.
+        params: any pytree; its floating leaves are differentiated by.
         x: a batch, any pytree.
-        chunk_size: rows at a time, >= 1.
+        chunk_size: rows at a time, >= 1; None for one.
 
     Returns:
         Theta, symmetric, in the order of y.ravel().
@@ -90,12 +90,12 @@ def kernel_of_function(
         return linear.push(linear.pull(unit))
 
     kernel = jax.lax.map(row, places, batch_size=min(size, len(places)))
-    # equal to its transpose up to rounding
+    # symmetric up to rounding
     return (kernel + kernel.T) / 2
 
 
 def jacobian_of_function(model: Callable, params: PyTree, x: PyTree) -> Operator:
-    """The Jacobian of a function's outputs by its parameters as an operator.
+    """Make the Jacobian of a function's outputs by its parameters as an operator.
 
     Args:
         model: as in `kernel_of_function`.

@@ -1,14 +1,14 @@
-"""Measure: the Jacobian with respect to parameters, as its Gram matrix, the empirical neural tangent kernel.
+"""Measure the empirical neural tangent kernel, the Gram matrix of the Jacobian by parameters.
 
 Rows are all outputs of all examples: row b d_out + k is output k of example b. With J_l =
 dy/dtheta_l, [rows, P_l],
 
     Theta = sum_l J_l J_l^T,    l: embedding, blocks, readout,
 
-one backward fold over layers. At a layer the cotangents dy_b/dh_l of all rows are at hand; a row of
-J_l is one pullback of that layer alone, and its products with all other rows are one push of it
-through that layer alone. A chunk of rows of one J_l is held at a time, never J. All in float range.
-Examples see the same parameters and, under dropout, the same masks; a network that mixes examples
+is one backward fold over layers. The fold carries the cotangents dy_b/dh_l of all rows. A row of
+J_l is one pullback of that layer alone, and its products with all other rows are one push through
+that layer alone. Only a chunk of rows of one J_l is held at a time. Nothing is scaled against
+overflow. Examples share the parameters and, under dropout, the masks. A network that mixes examples
 (BatchNorm) goes through `networks.flatten` as one example, x.ravel()[None].
 """
 
@@ -30,17 +30,17 @@ from jaxstab.norms.meshes import varying_like
 from jaxstab.precision import at_full_precision
 
 LOSSES = ("cross_entropy", "squared")
-# what a chunk of rows of one layer's Jacobian and its push may take by default
+# bytes of a chunk of rows of one layer's Jacobian and its push, by default
 BYTES = 2**28
 
 
 class TangentKernel(NamedTuple):
-    """The empirical neural tangent kernel by layer: what each layer's parameters add to it.
+    """Contributions of each layer's parameters to the empirical neural tangent kernel.
 
     Attributes:
         embed: J J^T of the embedding's parameters.
-        blocks: of each block's.
-        readout: of the readout's.
+        blocks: J J^T of each block's parameters.
+        readout: J J^T of the readout's parameters.
     """
 
     embed: Float[Array, "rows rows"]
@@ -49,7 +49,7 @@ class TangentKernel(NamedTuple):
 
     @property
     def total(self) -> Float[Array, "rows rows"]:
-        """Their sum, the kernel of all parameters together."""
+        """Sum over layers: the kernel of all parameters."""
         return self.embed + jnp.sum(self.blocks, axis=0) + self.readout
 
 
@@ -59,15 +59,16 @@ def tangent_kernel(
     x: Shaped[Array, "batch ..."],
     chunk_size: int | None = None,
 ) -> Float[Array, "rows rows"]:
-    """The empirical neural tangent kernel Theta = (dy/dtheta)(dy/dtheta)^T over a batch (Jacot et al. 2018).
+    """Compute the empirical neural tangent kernel (dy/dtheta)(dy/dtheta)^T of a batch (Jacot et al. 2018).
 
-    Cost about rows x batch passes forwards through the parameters, rows = batch d_out: that of
-    NTK-vector products (Novak, Sohl-Dickstein & Schoenholz 2022), but each row passes through one
-    layer only. Each row of a function passes through all of it.
+    It costs about rows x batch forward passes through the parameters, rows = batch d_out, as
+    NTK-vector products do (Novak, Sohl-Dickstein & Schoenholz 2022), but each row passes through
+    one layer only. For a model that is a function, each row passes through the whole model.
 
     Args:
         chain: the network; or any model as a function (params, x [batch, ...]) -> y [batch, ...].
-        params: its parameters, of a function any pytree; what `networks.bind` adds to them is not differentiated by.
+        params: its parameters, of a function any pytree; what `networks.bind` adds to them is not
+            differentiated by.
         x: a batch of inputs [batch, d_in]; of layers of the user's own [batch, ...], each of which
             the chain takes.
         chunk_size: rows of J at a time, >= 1; None for as many as fit into BYTES = 256 MiB, at
@@ -101,7 +102,7 @@ def tangent_kernel_by_layer(
     x: Shaped[Array, "batch ..."],
     chunk_size: int | None = None,
 ) -> TangentKernel:
-    """`tangent_kernel` with the contribution of each layer apart; they sum to the whole.
+    """Compute the contribution of each layer to `tangent_kernel`; their sum is the kernel.
 
     Args:
         chain: the network.
@@ -123,10 +124,10 @@ def tangent_kernel_by_layer(
 
 @at_full_precision
 def kernel_eigenvalues(kernel: Float[Array, "*layer rows rows"]) -> Float[Array, "*layer rows"]:
-    """Eigenvalues of kernels: the squared singular values of their J.
+    """Compute the eigenvalues of kernels, which are the squared singular values of J.
 
-    A Gram matrix has squared what it knows: eigenvalues below about eps times the largest are
-    rounding, of either sign, and stand as they came out.
+    A Gram matrix squares the condition number: eigenvalues below about eps times the largest are
+    rounding errors of either sign. They are returned unchanged.
 
     Args:
         kernel: symmetric matrices, from `tangent_kernel`, `TangentKernel` or `gauss_newton_gram`.
@@ -143,12 +144,13 @@ def gauss_newton_gram(
     y: Float[Array, "batch d_out"],
     loss: str = "cross_entropy",
 ) -> Float[Array, "*layer rows rows"]:
-    """The Gram matrix that shares its nonzero eigenvalues with the Gauss-Newton matrix of the mean loss of a batch.
+    """Compute the Gram matrix with the nonzero eigenvalues of the Gauss-Newton matrix of a mean loss.
 
-    G = (1/batch) sum_b J_b^T H_b J_b, H_b = S_b S_b^T the loss's Hessian by the output, has those of
-    (1/batch) S^T Theta S: AB and BA share theirs. For cross-entropy H = diag(p) - p p^T, S = diag(sqrt p) -
-    p sqrt(p)^T, and G is the Fisher matrix of the softmax model (Martens 2020, section 9.2); for squared error
-    |y - t|^2 / 2, S = 1. Targets do not enter.
+    G = (1/batch) sum_b J_b^T H_b J_b, H_b = S_b S_b^T the loss's Hessian by the output, has the
+    nonzero eigenvalues of (1/batch) S^T Theta S, since AB and BA share them. For cross-entropy H =
+    diag(p) - p p^T, S = diag(sqrt p) - p sqrt(p)^T, and G is the Fisher matrix of the softmax model
+    (Martens 2020, section 9.2); for squared error |y - t|^2 / 2, S = 1. It does not depend on
+    targets.
 
     Args:
         kernel: Theta of all parameters, or of some: the layers of a `TangentKernel` give G's
@@ -183,10 +185,12 @@ def gauss_newton_eigenvalues(
     loss: str = "cross_entropy",
     chunk_size: int | None = None,
 ) -> Float[Array, " rows"]:
-    """Eigenvalues of the Gauss-Newton matrix of the mean loss of a batch, for cross-entropy those of the Fisher matrix.
+    """Compute the eigenvalues of the Gauss-Newton matrix of a batch's mean loss.
 
-    All that are not zero by construction, from the kernel: `gauss_newton_gram`. For batches small
-    enough for a matrix of [batch d_out]^2.
+    For cross-entropy they are those of the Fisher matrix.
+
+    All eigenvalues that are not zero by construction, by `gauss_newton_gram`. The batch must be
+    small enough for a matrix [batch d_out, batch d_out].
 
     Args:
         chain: as in `tangent_kernel`.
@@ -232,7 +236,7 @@ def _outputs(
 
 
 def _rows(chain: Chain, params: Params, x: Any, chunk_size: int | None) -> tuple[Chain, Any]:
-    """The chain of vectors, and examples as rows."""
+    """Return the chain on vectors, and the examples as rows."""
     if chunk_size is not None:
         check_count("chunk_size", chunk_size, 1)
     if isinstance(chain.block, tuple):
@@ -272,7 +276,7 @@ def _kernel(
     chunk_size: int | None,
     by_layer: bool,
 ) -> tuple[Array, Array, Array]:
-    """Kernels of readout, blocks (each, or their sum) and embedding, in the order of the backward fold."""
+    """Compute the kernels of readout, blocks (each, or their sum) and embedding, in that order."""
     chain, x = _rows(chain, params, x, chunk_size)
     states = networks.states(networks.over_batch(chain), params, x)
     hidden = states.last
@@ -301,7 +305,7 @@ def _kernel(
 
 
 def _pulled(here: Here, cotangents: Float[Array, "batch out m"]) -> Float[Array, "batch out n"]:
-    """Cotangents of a batch's states above a layer to those below it, example by example."""
+    """Pull cotangents of a batch's states back through a layer, example by example."""
 
     def one(h: Array, cotangents: Array) -> Array:
         return jax.vmap(here.meeting(h).pull)(cotangents)
@@ -312,7 +316,7 @@ def _pulled(here: Here, cotangents: Float[Array, "batch out m"]) -> Float[Array,
 def _gram(
     here: Here, cotangents: Float[Array, "batch out m"], chunk_size: int | None
 ) -> Float[Array, "rows rows"]:
-    """J J^T of one layer at a batch of states, J = cotangents d f(theta, h) / d theta."""
+    """Compute J J^T of one layer at a batch of states, J = cotangents d f(theta, h) / d theta."""
     batch, out, size = cotangents.shape
 
     def row(index: tuple[Array, Array]) -> Array:
@@ -327,14 +331,14 @@ def _gram(
     rows = (jnp.arange(batch * out) // out, cotangents.reshape(batch * out, size))
     chunk, _ = _chunk(here.theta, batch, out, size, chunk_size, here.h.dtype.itemsize)
     gram = jax.lax.map(row, rows, batch_size=chunk)
-    # rows are computed one by one: their rounding is not symmetric
+    # rows are computed one at a time, so that rounding is not symmetric
     return (gram + gram.T) / 2
 
 
 def _chunk(
     theta: PyTree, batch: int, out: int, size: int, chunk_size: int | None, itemsize: int
 ) -> tuple[int, int]:
-    """Rows at a time of one layer's Jacobian, and the bytes that they and their push through the layer take."""
+    """Choose the rows of one layer's Jacobian that are held at a time, and count their bytes."""
     per_row = itemsize * (sum(leaf.size for leaf in jax.tree.leaves(theta)) + batch * size)
     rows = min(chunk_size or max(1, BYTES // per_row), batch * out)
     return rows, rows * per_row

@@ -1,4 +1,4 @@
-"""The block Lanczos process with full reorthogonalisation, of a symmetric operator."""
+"""Block Lanczos process of a symmetric operator, with full reorthogonalisation."""
 
 import math
 from typing import NamedTuple
@@ -80,7 +80,7 @@ def tridiagonalise(operator: Operator, start: Float[Array, "b n"], steps: int) -
         vectors, matrix, v, _, exponent = state
         vectors = jax.lax.dynamic_update_slice_in_dim(vectors, v, index, 0)
         product = operator.apply(v)
-        # random vectors see the largest value up to a factor that no range minds
+        # random vectors find the largest value up to a small factor
         exponent = jnp.where(index == 0, levelled(product, None)[1], exponent)
         v, inside, own = orthonormal(levelled(product, exponent)[0], vectors)
         matrix = jax.lax.dynamic_update_slice_in_dim(matrix, inside, index, 0)
@@ -93,7 +93,7 @@ def tridiagonalise(operator: Operator, start: Float[Array, "b n"], steps: int) -
     first = (*nothing, decompositions.qr(start.T)[0].T, zeros(size, size), jnp.zeros((), jnp.int32))
     first = varying_like(first, jax.eval_shape(operator.apply, start))
     (vectors, lower, _, residual, exponent), _ = jax.lax.scan(step, first, size * jnp.arange(steps))
-    # row i holds what A v_i has of v_j, j <= i; the upper half is its mirror image
+    # row i holds v_j^T A v_i, j <= i; the upper half is its mirror image
     below = jnp.tril(lower, -1)
     return Tridiagonal(vectors, below + below.T + jnp.diag(jnp.diag(lower)), residual, exponent)
 
@@ -110,12 +110,12 @@ def within_krylov_space(
     Returns:
         T with rows beyond the end decoupled, and the number of rows up to the end.
     """
-    # Vectors beyond are made of rounding. Their Ritz values repeat those before, and no derivative
-    # tells equal values apart: they stand uncoupled above all others, with no weight.
+    # Vectors beyond the end are rounding. Their Ritz values repeat earlier ones, and equal values have
+    # no derivative: they are replaced by distinct values above all others, without weight.
     size = len(matrix)
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(matrix)))
     links = jnp.abs(jnp.diagonal(matrix, -1))
-    # as where `orthonormal` has no derivative
+    # the criterion by which `orthonormal` has no derivative
     linked = links > 32 * jnp.finfo(matrix.dtype).eps * math.sqrt(columns) * largest
     alive = jnp.concatenate([jnp.ones(1, bool), jnp.cumprod(linked).astype(bool)])
     above = jnp.diag(largest * (4 + jnp.arange(size, dtype=matrix.dtype)))

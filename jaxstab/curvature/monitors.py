@@ -16,13 +16,13 @@ from jaxstab.spectra.operators import Operator
 
 
 class SharpnessState(NamedTuple):
-    """What `monitor_sharpness` has seen.
+    """State of `monitor_sharpness`.
 
     Attributes:
-        updates: how many there were.
-        sharpness: largest eigenvalue before updates 0, every, 2 every, ...; NaN for those to come.
+        updates: number of updates so far.
+        sharpness: largest eigenvalue before updates 0, every, 2 every, ...; NaN for later ones.
         error: bound on its distance to an eigenvalue, likewise.
-        vector: the last eigenvector, from which the next measurement begins.
+        vector: the last eigenvector, the start of the next measurement.
     """
 
     updates: Int[Array, ""]
@@ -34,25 +34,24 @@ class SharpnessState(NamedTuple):
 def monitor_sharpness(
     operator: Callable[[PyTree], Operator], steps: int, every: int = 1, products: int = 10
 ) -> optax.GradientTransformation:
-    """Record the sharpness of a loss while any optimiser trains on it; updates pass unchanged.
+    """Record the sharpness of a loss during training; updates pass unchanged.
 
-    To be chained with an optimiser, under any training loop; `training.train` has it built in, as
-    `curvature_every`. A measurement goes on from the last eigenvector, so that few products serve.
-    It is skipped between records, but under `jax.vmap` over runs, which computes both branches: use
-    `jax.lax.map`.
+    Chain it with an optimiser in any training loop; `training.train` has it built in, as
+    `curvature_every`. A measurement starts from the last eigenvector, so that few products suffice.
+    Between records nothing is computed, except under `jax.vmap` over runs, which computes both
+    branches; use `jax.lax.map` there.
 
     Args:
-        operator: parameters -> symmetric matrix, such as `hessian` of the loss at them.
+        operator: parameters -> symmetric operator, such as the `hessian` of the loss.
         steps: updates of the run, >= 1.
         every: updates from one record to the next, >= 1.
-        products: with the matrix for each record, >= 1.
+        products: products with the operator for each record, >= 1.
 
     Returns:
         The transformation. Its `SharpnessState` is read by `optax.tree.get(state, "sharpness")`.
 
     Raises:
-        ValueError: if a count is not an integer >= 1; in `update`, if it is not given the
-            parameters.
+        ValueError: if a count is not an integer >= 1; from the update, if parameters are not given.
 
     Example:
         >>> from jaxstab import curvature
@@ -91,14 +90,14 @@ def monitor_sharpness(
 
 
 def begun(params: PyTree, records: int) -> SharpnessState:
-    """The state before the first measurement.
+    """Make the state before the first measurement.
 
     Args:
         params: any pytree.
-        records: measurements to come.
+        records: number of measurements.
 
     Returns:
-        The state, of a random vector.
+        The state, with a random vector.
     """
     vector, _ = ravel(params)
     unknown = jnp.full(records, jnp.nan, vector.dtype)
@@ -111,12 +110,12 @@ def begun(params: PyTree, records: int) -> SharpnessState:
 def measured(
     state: SharpnessState, operator: Operator, record: Int[Array, ""], products: int = 10
 ) -> SharpnessState:
-    """Measure the sharpness, from the last eigenvector on.
+    """Measure the sharpness, starting from the last eigenvector.
 
     Args:
-        state: what was measured so far.
+        state: of the earlier measurements.
         operator: symmetric.
-        record: where to write it.
+        record: number of the record.
         products: with the operator, >= 1.
 
     Returns:

@@ -52,8 +52,8 @@ def objective(
         model: a chain; or a function (params, x [batch, ...]) -> y [batch, ...].
         loss: "cross_entropy" (labels), "squared" (|y - t|^2 / 2), or a function (y, targets) ->
             mean over the batch.
-        mixes: whether the chain's blocks mix examples, as BatchNorm's do: then they see the batch
-            as a whole.
+        mixes: whether the chain's blocks mix examples, as BatchNorm does; they are then applied to
+            the whole batch.
 
     Returns:
         The objective.
@@ -96,13 +96,13 @@ def cross_entropy(
     """
     check_labels(labels, y.shape[-1])
     told_apart = jnp.all((labels >= 0) & (labels < y.shape[-1]))
-    # a factor, so that the gradient is NaN too
+    # multiplied, so that the gradient is NaN, too
     known = jnp.where(told_apart, jnp.ones((), y.dtype), jnp.full((), jnp.nan, y.dtype))
     return known * jnp.mean(optax.softmax_cross_entropy_with_integer_labels(y, labels))
 
 
 def squared(y: Float[Array, "batch ..."], targets: Array) -> Float[Array, ""]:
-    """Mean of |y - t|^2 / 2 over a batch.
+    """Compute the mean of |y - t|^2 / 2 over a batch.
 
     Args:
         y: outputs.

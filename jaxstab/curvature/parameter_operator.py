@@ -1,4 +1,4 @@
-r"""The Jacobian with respect to parameters as an operator, for batches whose kernel would be too large a matrix.
+r"""Jacobian by parameters as an operator, for batches whose kernel is too large a matrix.
 
 J = dy/dtheta has a row per output of each example, in the order of `tangent_kernel`, and a column
 per parameter, in the order of `jax.flatten_util.ravel_pytree`. With layer 0 the embedding and layer
@@ -7,8 +7,8 @@ L + 1 the readout, a product is a fold over layers,
     forwards    t_l = (dh_l/dh_{l-1}) t_{l-1} + (dh_l/dtheta_l) v_l,
     backwards   g_l = sum over examples of (dh_l/dtheta_l)^T c_l,    c_{l-1} = (dh_l/dh_{l-1})^T c_l,
 
-for a chunk of examples at a time. Vectors are read and written where they lie, one layer at a time;
-every layer's part carries powers of two of its own until the end.
+for a chunk of examples at a time. Parts of a flat vector are read and written one layer at a time.
+Every layer's part has its own powers of two until the end.
 """
 
 import itertools
@@ -33,7 +33,7 @@ from jaxstab.norms.meshes import varying_like
 from jaxstab.precision import at_precision_of
 from jaxstab.spectra.operators import Operator, Scaled, scaled
 
-# the exponent of what is zero
+# exponent of zero
 NOTHING = -(2**30)
 
 
@@ -45,25 +45,25 @@ def parameter_jacobian(
     layer: int | None = None,
     chunk_size: int | None = None,
 ) -> Operator:
-    """The Jacobian J of a batch's outputs by the parameters, or a root R of the Gauss-Newton matrix, R^T R = G.
+    """Make the Jacobian J of a batch's outputs by the parameters, or a root R of G = R^T R, Gauss-Newton.
 
     Squared singular values of J are the eigenvalues of `tangent_kernel`; those of R = S^T J /
     sqrt(batch), S S^T the loss's Hessian by the outputs, are `gauss_newton_eigenvalues`.
-    `extremes`, `moments` and `density` take them matrix-free: a trace is the operator's size times
-    the first moment. A product of k vectors passes the batch forwards and those k through every
-    layer twice; it holds the states of a chunk of examples and the vectors, which on the one side
-    have an entry per parameter.
+    `extremes`, `moments` and `density` compute them matrix-free; the trace is the operator's size
+    times the first moment. A product with k vectors costs a forward pass of the batch, and two
+    passes of k vectors through every layer. It holds the states of a chunk of examples, and the
+    vectors, which have an entry per parameter on one side.
 
     Args:
         chain: the network; or any model as a function (params, x [batch, ...]) -> y [batch, ...],
-            of which J alone is known, and that by the whole batch at a time.
+            for J alone and the whole batch at once.
         params: its parameters, depth L; what `networks.bind` adds to them is not differentiated by.
         x: a batch of inputs [batch, d_in]; of layers of the user's own [batch, ...], each of which
             the chain takes.
         loss: None for J; "cross_entropy" or "squared" (|y - t|^2 / 2), averaged over the rows of x,
             for R.
         layer: None for all parameters; l in [0, L] for those that make h_l (0: the embedding's), L
-            + 1 for the readout's. Of R, it gives G's diagonal block.
+            + 1 for the readout's. With R, this gives a diagonal block of G.
         chunk_size: examples at a time, >= 1; None for as many as fit into BYTES = 256 MiB, at least
             one.
 
@@ -121,14 +121,14 @@ def _of_chain(
 
 
 class _Chunk(NamedTuple):
-    """A chunk of examples as one long input to one network, and its states."""
+    """A chunk of examples as one input of a network on batches, and its states."""
 
     chain: Chain
     params: Params
     states: States
 
     def layer(self, number: int) -> Here:
-        """The layer that makes h_at."""
+        """Return layer `number` at the state below it."""
         if number == 0:
             h = self.states.x
         else:
@@ -137,7 +137,7 @@ class _Chunk(NamedTuple):
 
 
 def _push_theta(here: Here, v: Float[Array, "k p"]) -> Float[Array, "k n"]:
-    """A layer's Jacobian by its parameters times flat vectors of them."""
+    """Multiply flat vectors of parameters by a layer's Jacobian by its parameters."""
     if not jax.tree.leaves(here.theta):
         return jnp.zeros((len(v), here.out.size), v.dtype)
     unravel = ravel_pytree(here.theta)[1]
@@ -145,24 +145,24 @@ def _push_theta(here: Here, v: Float[Array, "k p"]) -> Float[Array, "k n"]:
 
 
 def _pull_theta(here: Here, u: Float[Array, "k n"]) -> Float[Array, "k p"]:
-    """Its transpose times vectors, to flat vectors of parameters."""
+    """Multiply by the transpose, which gives flat vectors of parameters."""
     return jax.vmap(lambda tree: ravel_pytree(tree)[0])(jax.vmap(here.pull_theta)(u))
 
 
 class _Columns(NamedTuple):
-    """Where the parameters of layers lie in flat vectors.
+    """Positions of the layers' parameters in flat vectors.
 
     Attributes:
-        rooms: of the embedding, each segment and the readout, or of one layer alone: start, step
+        rooms: for the embedding, each segment and the readout, or for one layer alone: start, step
             from layer to layer and size of each leaf.
-        firsts: number of the first layer of each room, and the number of all layers.
+        firsts: number of the first layer of each room, and the total number of layers.
     """
 
     rooms: list[list[tuple[int, int, int]]]
     firsts: list[int]
 
     def of(self, here: Here) -> "_Place":
-        """Where the parameters of a layer lie."""
+        """Return the positions of the parameters of a layer."""
         if here.segment is not None and len(self.rooms) > 1:
             return self.place(here.segment + 1, here.index)
         if here.layer == 0:
@@ -170,12 +170,12 @@ class _Columns(NamedTuple):
         return self.place(len(self.rooms) - 1, 0)
 
     def place(self, room: int, index: Array | int) -> "_Place":
-        """Where those of a layer within a room lie."""
+        """Return the positions of the parameters of a layer within a room."""
         return _Place([(start + index * step, size) for start, step, size in self.rooms[room]])
 
 
 class _Place(NamedTuple):
-    """Where the parameters of one layer lie: start and size of each leaf."""
+    """Positions of the parameters of one layer: start and size of each leaf."""
 
     spans: list[tuple[Array | int, int]]
 
@@ -192,7 +192,7 @@ class _Place(NamedTuple):
 
 
 class _Batch(NamedTuple):
-    """What `parameter_jacobian` was given, with the sizes of state and output, and the output's dtype."""
+    """Arguments of `parameter_jacobian`, with the sizes of state and output, and the output's dtype."""
 
     chain: Chain
     params: Params
@@ -218,7 +218,7 @@ class _Batch(NamedTuple):
 
         def adjoint(u: Float[Array, "k rows"]) -> Scaled:
             xs, size = self.chunks(len(u))
-            # examples that only fill up the last chunk have cotangents of zero
+            # examples that fill up the last chunk have cotangents of zero
             u = jnp.pad(u, ((0, 0), (0, len(xs) * size * self.out - rows)))
             us = jnp.moveaxis(u.reshape(len(u), len(xs), -1), 1, 0)
             nothing = (
@@ -233,7 +233,7 @@ class _Batch(NamedTuple):
         return Operator(apply, adjoint, rows, total, self.dtype)
 
     def chunks(self, block: int) -> tuple[Shaped[Array, "count inputs"], int]:
-        """The examples in chunks of one size, those at the start once more to fill up the last; and the size."""
+        """Return the examples in chunks of one size, and the size; the last is filled up with the first."""
         batch = len(self.x)
         most = self.chunk_size or _default_chunk(
             self.params.depth, self.width, block, self.dtype.itemsize
@@ -249,7 +249,7 @@ class _Batch(NamedTuple):
     def forwards(
         self, columns: _Columns, x: Shaped[Array, " inputs"], v: Float[Array, "k columns"]
     ) -> Scaled:
-        """The rows of one chunk of J v, or R v."""
+        """Compute the rows of J v, or R v, of one chunk."""
         chunk = self.chunk(x)
         first = self.layer or 0
         last = self.params.depth + 1
@@ -276,7 +276,7 @@ class _Batch(NamedTuple):
         u: Float[Array, "k rows"],
         collected: tuple[Array, Array],
     ) -> tuple[Array, Array]:
-        """What was found so far plus one chunk's part of J^T u, or R^T u; every layer with an exponent of its own."""
+        """Add one chunk's part of J^T u, or R^T u, to a sum in which every layer has its own exponent."""
         chunk = self.chunk(x)
         first = self.layer or 0
         last = self.params.depth + 1
@@ -308,7 +308,7 @@ class _Batch(NamedTuple):
     def levelled(
         self, columns: _Columns, values: Float[Array, "k columns"], exponents: Int[Array, "k layer"]
     ) -> Scaled:
-        """The layers at one exponent for each vector: that of the largest."""
+        """Scale the layers of each vector to one exponent, that of the largest."""
         top = jnp.max(exponents, axis=1)
 
         def level(values: Array, room: int, index: Array | int) -> Array:
@@ -330,7 +330,7 @@ class _Batch(NamedTuple):
         return values, top
 
     def root(self, chunk: _Chunk) -> tuple[Callable, Callable]:
-        """S^T / sqrt(batch) at one chunk, and its transpose."""
+        """Return the products with S^T / sqrt(batch) at one chunk, and with its transpose."""
         scale = 1 / math.sqrt(len(self.x))
         if self.loss == "squared":
             return (lambda t: scale * t,) * 2
@@ -346,7 +346,7 @@ class _Batch(NamedTuple):
 
 
 def _columns(params: Params, layer: int | None) -> tuple[_Columns, int]:
-    """Where layers lie, and how many columns there are."""
+    """Find the positions of layers, and count the columns."""
     stacks = [_trained(stack) for stack in params.stacks]
     counts = _counts(params)
     firsts = [0, *itertools.accumulate(counts)]
@@ -365,12 +365,12 @@ def _columns(params: Params, layer: int | None) -> tuple[_Columns, int]:
 
 
 def _counts(params: Params) -> list[int]:
-    """Layers of the embedding, of each segment and of the readout."""
+    """Count the layers of the embedding, of each segment and of the readout."""
     return [1, *map(chains.layers_of, params.stacks[1:-1]), 1]
 
 
 def _sizes(params: Params) -> list[int]:
-    """Parameters of one layer of each."""
+    """Count the parameters of one layer of each."""
     stacks = zip(params.stacks, _counts(params), strict=True)
     return [
         sum(leaf.size for leaf in jax.tree.leaves(_trained(stack))) // count
@@ -379,7 +379,7 @@ def _sizes(params: Params) -> list[int]:
 
 
 def _default_chunk(depth: int, width: int, block: int, itemsize: int) -> int:
-    """Examples whose states and some vectors by layer fit into BYTES."""
+    """Count the examples whose states, and a block of vectors by layer, fit into BYTES."""
     return max(1, BYTES // ((depth + 1 + 4 * block) * width * itemsize))
 
 

@@ -1,4 +1,4 @@
-r"""Curvature matrices of a mean loss as operators: products with blocks of vectors, never the matrix.
+r"""Curvature matrices of a mean loss as operators: products with blocks of vectors.
 
 With y = y(theta, x) the outputs and L = (1/n) sum_b l_b the mean loss,
 
@@ -6,9 +6,9 @@ With y = y(theta, x) the outputs and L = (1/n) sum_b l_b the mean loss,
     Gauss-Newton        G = (1/n) sum_b J_b^T (d^2 l_b / dy^2) J_b, J_b = dy_b / dtheta
     empirical Fisher    F = (1/n) sum_b g_b g_b^T,                  g_b = grad l_b
 
-The Hessian product is forward mode over the reverse sweep (Pearlmutter 1994): two gradients' time a
-vector. The vectors of a block go through one after the other: on a CPU that takes half the time of
-a batch of products, and memory is that of one vector. The gradient is linearised once per block and
+The Hessian product is forward mode over reverse mode (Pearlmutter 1994) and takes the time of two
+gradients. The vectors of a block are multiplied one at a time: on a CPU that takes half the time of
+a batch of products, and the memory of one vector. The gradient is linearised once per block and
 chunk.
 
 A block of the Hessian, such as that of one layer, is the Hessian of the loss as a function of that
@@ -30,10 +30,10 @@ from jaxstab.curvature.vectors import ravel
 from jaxstab.precision import at_full_precision
 from jaxstab.spectra.operators import Operator, Scaled, scaled
 
-# what the residuals of one chunk's gradient may take by default
+# bytes of the residuals of one chunk's gradient, by default
 BYTES = 2**28
 
-# of a chunk of examples, the product v [n] -> [n] with its matrix: a `Partial` of what it keeps
+# chunk of examples -> product v [n] -> [n] with its matrix, a `Partial` of its residuals
 _Linear = Callable[[tuple], Callable]
 
 
@@ -43,14 +43,13 @@ def hessian(
     examples: PyTree = None,
     chunk_size: int | None = None,
 ) -> Operator:
-    """The Hessian of a loss by the parameters, as products with vectors.
+    """Make the Hessian of a loss by the parameters, as products with vectors.
 
     Args:
         loss: (params) -> scalar, of any model; or (params, examples) -> mean over the examples, as
             `objective` makes it of a chain.
-        params: any pytree; its floating leaves count, see `ravel`.
-        examples: pytree whose leaves have a leading axis of examples; None where the loss takes
-            none.
+        params: any pytree; its floating leaves are differentiated by, see `ravel`.
+        examples: pytree whose leaves have a leading axis of examples; None if the loss takes none.
         chunk_size: examples at a time, >= 1; None for as many as fit into BYTES = 256 MiB, at least
             one. A loss that mixes examples (BatchNorm) sees each chunk as a batch.
 
@@ -85,10 +84,10 @@ def hessian_by_gradient(
     examples: PyTree = None,
     chunk_size: int | None = None,
 ) -> Operator:
-    """The Hessian from a gradient that is computed by other means than `jax.grad`.
+    """Make the Hessian from a gradient that is not computed by `jax.grad`.
 
-    `training.value_and_grad` is such: its depth may be traced, so that one program serves every
-    depth.
+    One such gradient is `training.value_and_grad`, whose depth may be traced, so that one program
+    serves every depth.
 
     Args:
         gradient: (params), or (params, examples) -> gradient of a mean loss, a pytree with an entry
@@ -126,11 +125,11 @@ def gauss_newton(
     examples: tuple[PyTree, PyTree],
     chunk_size: int | None = None,
 ) -> Operator:
-    """The generalised Gauss-Newton matrix of a mean loss, as products with vectors (Schraudolph 2002).
+    """Make the generalised Gauss-Newton matrix of a mean loss, as products (Schraudolph 2002).
 
     For cross-entropy, and for |y - t|^2 / 2 as the likelihood of unit Gaussian noise, it is the
-    true Fisher matrix of the model (Martens 2020, section 9.2). Positive where the loss is convex
-    in the outputs.
+    true Fisher matrix of the model (Martens 2020, section 9.2). It is positive semidefinite if the
+    loss is convex in the outputs.
 
     Args:
         objective: from `objective`.
@@ -171,10 +170,10 @@ def empirical_fisher(
     examples: tuple[PyTree, PyTree],
     chunk_size: int | None = None,
 ) -> Operator:
-    """The empirical Fisher matrix, the mean of g_b g_b^T with g_b the gradient of one example's loss.
+    """Make the empirical Fisher matrix, the mean of g_b g_b^T, g_b the gradient of one example's loss.
 
-    The second moment of the gradient noise of single examples, at the labels that are given. The
-    true Fisher matrix, at labels that the model draws, is `gauss_newton`.
+    It is the second moment of single examples' gradients at the given labels. The true Fisher
+    matrix, at labels drawn from the model, is `gauss_newton`.
 
     Args:
         objective: from `objective`; its loss is called with one example at a time.
@@ -219,7 +218,7 @@ def empirical_fisher(
 def _between(
     push: Callable, curve: Callable, like: Array, v: Float[Array, " n"]
 ) -> Float[Array, " n"]:
-    """J^T C J v."""
+    """Compute J^T C J v."""
     return jax.linear_transpose(push, like)(curve(push(v)))[0]
 
 
@@ -236,7 +235,7 @@ def symmetric(
     """Make the operator of a mean over chunks of examples.
 
     Args:
-        linear: of a chunk, the product with its matrix.
+        linear: chunk -> product with its matrix.
         vector: the parameters.
         given: the examples, in a tuple; empty for none.
         chunk_size: as in `hessian`.
@@ -267,14 +266,14 @@ def _chunk_size(linear: _Linear, given: tuple, chunk_size: int | None) -> int:
 
 
 def _kept(linear: _Linear, chunk: tuple) -> int:
-    """Bytes that the linearised gradient of a chunk keeps."""
+    """Count the bytes of residuals of a chunk's linearised gradient."""
     return sum(
         leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(jax.eval_shape(linear, chunk))
     )
 
 
 def _given(examples: PyTree) -> tuple:
-    """The examples as arguments after the parameters."""
+    """Return the examples as arguments that follow the parameters."""
     if examples is None:
         return ()
     examples = jax.tree.map(jnp.asarray, examples)

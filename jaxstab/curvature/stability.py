@@ -1,4 +1,4 @@
-r"""Which learning rates are stable on a loss of given curvature.
+r"""Stable learning rates of optimisers on a loss of given curvature.
 
 On the quadratic L = h w^2 / 2 every optimiser below is a linear recursion, and diverges once a root
 of its characteristic polynomial leaves the unit circle. Networks trained on all data at once
@@ -26,11 +26,11 @@ OPTIMISERS = ("sgd", "momentum", "nesterov", "adam")
 
 
 class CriticalSharpness(NamedTuple):
-    """The learning rate along an update from which on the loss rises, as a curvature.
+    """The smallest learning rate at which an update raises the loss, as a curvature.
 
     Attributes:
         sharpness: 2 / rate.
-        rate: eta_c; NaN where the search did not find rates on both sides of it.
+        rate: eta_c; NaN if the search found no rates on both sides of it.
         rate_low: largest rate tried at which the loss did not rise; 0 for none.
         rate_high: smallest rate tried at which it rose, or was not finite; inf for none.
     """
@@ -44,7 +44,7 @@ class CriticalSharpness(NamedTuple):
 def largest_stable_rate(
     largest: Float[ArrayLike, "..."], optimiser: str = "sgd", beta: ArrayLike = 0.9
 ) -> Float[Array, "..."]:
-    r"""The learning rate at which an optimiser begins to diverge along an eigenvector of the Hessian.
+    r"""Compute the learning rate at which an optimiser begins to diverge along an eigenvector of the Hessian.
 
     With h the eigenvalue and updates as optax has them,
 
@@ -59,13 +59,13 @@ def largest_stable_rate(
     section 3).
 
     Args:
-        largest: largest eigenvalue h of the Hessian, as `extremes` finds it; for adam of the
-            preconditioned one, see `preconditioned`.
+        largest: largest eigenvalue h of the Hessian, as from `extremes`; for adam, of the
+            preconditioned Hessian, see `preconditioned`.
         optimiser: "sgd", "momentum", "nesterov" or "adam".
-        beta: of the momentum, in [0, 1); sgd has none.
+        beta: of the momentum, in [0, 1); unused by sgd.
 
     Returns:
-        The rate; inf where the eigenvalue is not positive.
+        The rate; inf if the eigenvalue is not positive.
 
     Raises:
         ValueError: if the optimiser is unknown, or a concrete beta is not in [0, 1).
@@ -96,7 +96,7 @@ def largest_stable_rate(
 
 
 def preconditioned(operator: Operator, preconditioner: PyTree) -> Operator:
-    """The matrix P^(-1/2) A P^(-1/2), which shares its eigenvalues with P^-1 A.
+    """Make the operator P^(-1/2) A P^(-1/2), which has the eigenvalues of P^-1 A.
 
     Args:
         operator: symmetric.
@@ -106,7 +106,7 @@ def preconditioned(operator: Operator, preconditioner: PyTree) -> Operator:
         The operator. An eigenvector v of it is P^(1/2) times one of P^-1 A.
 
     Raises:
-        ValueError: if the operator is not square, or P has not its size.
+        ValueError: if the operator is not square, or P differs from it in size.
 
     Example:
         >>> from jaxstab import curvature
@@ -127,10 +127,10 @@ def preconditioned(operator: Operator, preconditioner: PyTree) -> Operator:
 def adam_preconditioner(
     state: PyTree, b1: ArrayLike = 0.9, b2: ArrayLike = 0.999, eps: ArrayLike = 1e-8
 ) -> Float[Array, " n"]:
-    """The diagonal that Adam divides its momentum by, P = (1 - b1^t) (sqrt(nu / (1 - b2^t)) + eps).
+    """Compute the diagonal by which Adam divides its momentum, P = (1 - b1^t) (sqrt(nu / (1 - b2^t)) + eps).
 
     Args:
-        state: of `optax.adam` or an optimiser made with it, after t >= 1 updates.
+        state: of `optax.adam`, or of an optimiser that contains it, after t >= 1 updates.
         b1: decay of the first moment.
         b2: decay of the second.
         eps: added to the root.
@@ -162,7 +162,7 @@ def adam_preconditioner(
 
 
 def directional_sharpness(operator: Operator, direction: PyTree) -> Float[Array, ""]:
-    """The curvature along a direction, d^T A d / |d|^2 (Pan & Li 2023).
+    """Compute the curvature along a direction, d^T A d / |d|^2 (Pan & Li 2023).
 
     Args:
         operator: symmetric, such as `hessian`.
@@ -172,7 +172,7 @@ def directional_sharpness(operator: Operator, direction: PyTree) -> Float[Array,
         The curvature; NaN along zero.
 
     Raises:
-        ValueError: if the operator is not square, or the direction has not its size.
+        ValueError: if the operator is not square, or the direction differs from it in size.
 
     Example:
         >>> from jaxstab import curvature
@@ -182,7 +182,7 @@ def directional_sharpness(operator: Operator, direction: PyTree) -> Float[Array,
     """
     check_square(operator)
     d = _direction(operator, direction, "direction")
-    # to unit length before the product, whatever the direction's magnitude
+    # at unit length before the product, for any magnitude of the direction
     d = d / jax.lax.stop_gradient(jnp.max(jnp.abs(d)))
     d = d / jnp.linalg.norm(d)
     return jnp.sum(d * operator.matvec(d))
@@ -197,22 +197,21 @@ def critical_sharpness(
     passes: int = 10,
     chunk_size: int | None = None,
 ) -> CriticalSharpness:
-    r"""Critical sharpness 2 / eta_c from forward passes alone (Kalra et al. 2026, arXiv 2601.16979).
+    r"""Compute the critical sharpness 2 / eta_c by forward passes alone (Kalra et al. 2026, arXiv 2601.16979).
 
     eta_c is the smallest rate at which L(theta + eta u) exceeds L(theta). On a quadratic loss along
     its gradient it is the directional sharpness g^T H g / |g|^2, at most the largest eigenvalue.
-    The search widens the rate until the loss rises on one side and not on the other, and then
-    follows the secant of (L(theta + eta u) - L(theta)) / eta, which is linear in eta on a
-    quadratic; of a loss that rises and falls several times it finds one crossing.
+    The search changes the rate until it has one rate at which the loss rises and one at which it
+    does not. It then follows the secant of (L(theta + eta u) - L(theta)) / eta, which is linear in
+    eta on a quadratic. If the loss rises and falls several times, it finds one crossing.
 
     Args:
         loss: as in `hessian`; it is never differentiated.
         params: any pytree.
         update: u, the update at rate 1, as optax adds it: the negative gradient for gradient
-            descent. Only its floating leaves count.
+            descent. Only its floating leaves are used.
         examples: as in `hessian`.
-        guess: rate that the search begins with, > 0, such as that of training or the last one
-            found.
+        guess: first rate of the search, > 0, such as that of training or the last eta_c.
         passes: evaluations of the loss besides that at params, >= 2; 5 are enough from a guess
             within a factor of 4.
         chunk_size: examples at a time, >= 1; None for all.
@@ -221,7 +220,7 @@ def critical_sharpness(
         The sharpness, the rate and its bracket.
 
     Raises:
-        ValueError: if passes < 2, the update has not the size of the parameters, a concrete guess
+        ValueError: if passes < 2, the update differs from the parameters in size, a concrete guess
             is not > 0, there are no examples, or chunk_size < 1.
 
     Example:
@@ -265,9 +264,9 @@ def critical_sharpness(
 
 
 class _Bracket(NamedTuple):
-    """Where the loss did not rise (low) and where it did (high), with (L(theta + eta u) - L(theta)) / eta there."""
+    """Rates at which the loss did not rise (low) and rose (high), with (L(theta + eta u) - L(theta)) / eta."""
 
-    # the next one to try
+    # the next rate to try
     rate: Array
     low: Array
     slope_low: Array
@@ -286,14 +285,14 @@ class _Bracket(NamedTuple):
 
     @property
     def crossing(self) -> Array:
-        """Where the secant through both ends crosses zero."""
+        """Zero of the secant through both ends."""
         share = self.slope_low / (self.slope_low - self.slope_high)
         secant = self.low + (self.high - self.low) * share
         return jnp.where(jnp.isfinite(self.slope_high), secant, self.middle)
 
 
 def _narrowed(bracket: _Bracket, slope: Array) -> _Bracket:
-    """The bracket after a pass at its rate; where that did not halve it on a log scale, its middle is next."""
+    """Update the bracket by a pass at its rate; if that did not halve it in ln rate, take its middle next."""
     rises = ~(slope <= 0)
     finite = jnp.where(jnp.isfinite(slope), slope, jnp.inf)
     new = _Bracket(

@@ -1,8 +1,8 @@
-r"""Eigenvalues of a symmetric matrix from products alone: both ends, the trace, the density.
+r"""Eigenvalues of a symmetric matrix from products: both ends, the trace, the density.
 
 The ends come from a block Lanczos process with full reorthogonalisation (Golub & Underwood 1977), A
-V = V T + a residual. It keeps all of the Krylov space, so that one run of products serves both ends
-and bounds every error; LOBPCG keeps three blocks of it, needs more products and finds one end at a
+V = V T + a residual. It keeps the whole Krylov space, so that one run of products gives both ends
+with bounds on their errors. LOBPCG keeps three blocks, needs more products and finds one end at a
 time. The vectors take block * steps * n entries.
 """
 
@@ -67,13 +67,13 @@ def extremes(
     block: int | None = None,
     start: Float[Array, "b n"] | None = None,
 ) -> Extremes:
-    """The largest and smallest eigenvalues with their vectors, by block Lanczos.
+    """Compute the largest and smallest eigenvalues with their vectors, by block Lanczos.
 
-    With eigenpairs (theta, s) of T, v = V s has A v - theta v of the length r of the residual times
-    the last block of s, hence an eigenvalue within r of theta (Parlett 1998, section 4.5), plus
-    rounding. A value can be missed only if the start has nothing in its direction, or it is not
-    resolved from others yet. A block finds as many copies of a multiple eigenvalue as it has
-    vectors.
+    For an eigenpair (theta, s) of T and v = V s, |A v - theta v| = r is the length of the residual
+    times the last block of s, so that an eigenvalue lies within r of theta (Parlett 1998, section
+    4.5), plus rounding. A value is missed only if the start has no component in its direction, or
+    if it is not yet resolved from others. A block finds as many copies of a multiple eigenvalue as
+    it has vectors.
 
     Args:
         operator: symmetric, such as `hessian`.
@@ -83,10 +83,9 @@ def extremes(
             size.
         steps: blocks of the Krylov space, >= 1. Errors fall exponentially in them; products are
             block * steps.
-        block: vectors at a time, >= 1; None for one. Where block * steps exceeds the size, all are
-            found in one step.
-        start: vectors to begin with in the place of random ones, such as those of an earlier,
-            similar matrix.
+        block: vectors at a time, >= 1; None for one. If block * steps exceeds the size, all values
+            are found in one step.
+        start: first vectors in place of random ones, such as those of an earlier, similar matrix.
 
     Returns:
         Values, vectors and bounds.
@@ -142,7 +141,7 @@ def extremes(
 
 
 class Largest(NamedTuple):
-    """The largest eigenvalue, with a power of two beside it: its range is that of no float.
+    """The largest eigenvalue, scaled by a power of two, so that its range is unlimited.
 
     Attributes:
         value: the eigenvalue over 2^exponent.
@@ -157,11 +156,11 @@ class Largest(NamedTuple):
 
 @at_full_precision
 def largest(operator: Operator, key: Key[Array, ""], steps: int = 20) -> Largest:
-    """The largest eigenvalue alone, by Lanczos steps that keep three vectors.
+    """Compute the largest eigenvalue by Lanczos steps that keep three vectors.
 
-    Without reorthogonalisation the Krylov basis loses its orthogonality only towards eigenvectors
-    that have converged, whose values then come up twice; the largest stays right (Paige 1980).
-    Memory and time besides the products are those of three vectors, where `extremes` keeps all.
+    Without reorthogonalisation the Krylov basis loses orthogonality only towards converged
+    eigenvectors, whose values then appear twice; the largest value stays right (Paige 1980). Memory
+    and time besides the products are those of three vectors, whereas `extremes` keeps all.
 
     Args:
         operator: symmetric, such as `hessian`.
@@ -194,14 +193,14 @@ def largest(operator: Operator, key: Key[Array, ""], steps: int = 20) -> Largest
         alpha = jnp.sum(v * w)
         w = w - alpha * v
         length = jnp.linalg.norm(w)
-        # a space that is exhausted goes on with zeros
+        # an exhausted space continues with zeros
         after = w / jnp.where(length > 0, length, jnp.ones_like(length))
         return (v, after, length, exponent), (alpha, length)
 
     first = (jnp.zeros_like(start), start, jnp.zeros((), start.dtype), jnp.zeros((), jnp.int32))
     first = varying_like(first, jax.eval_shape(operator.apply, start))
     (*_, exponent), (alpha, beta) = jax.lax.scan(step, first, jnp.arange(steps))
-    # what follows an exhausted space must not be larger than what was found
+    # values that follow an exhausted space must not exceed those found
     exhausted = jnp.cumsum(jnp.concatenate([jnp.zeros(1, bool), beta[:-1] == 0])) > 0
     alpha = jnp.where(exhausted, alpha[0], alpha)
     matrix = jnp.diag(alpha) + jnp.diag(beta[:-1], 1) + jnp.diag(beta[:-1], -1)
@@ -214,7 +213,7 @@ def largest(operator: Operator, key: Key[Array, ""], steps: int = 20) -> Largest
 def density(
     operator: Operator, key: Key[Array, ""], probes: int = 8, steps: int = 20
 ) -> EigenvalueDensity:
-    """The distribution of eigenvalues by stochastic Lanczos quadrature (Ubaru, Chen & Saad 2017).
+    """Estimate the distribution of eigenvalues by stochastic Lanczos quadrature (Ubaru et al. 2017).
 
     A random unit vector v weighs each eigenvalue by a share of mean 1/n. The eigenvalues of the
     tridiagonal matrix that v begins, weighted by the squared first entries of its eigenvectors, are
@@ -250,22 +249,23 @@ def density(
         theta = jnp.where(jnp.arange(steps) < count, theta, theta[count - 1])
         return times_power(theta, reduced.exponent), s[0] ** 2
 
-    # one after the other: a product holds what its gradient keeps
+    # one at a time: a product holds the residuals of its gradient
     return EigenvalueDensity(*jax.lax.map(quadrature, sphere(operator, key, probes)))
 
 
 def cdf(density: EigenvalueDensity, values: Float[ArrayLike, "..."]) -> Estimate:
-    """Share of the eigenvalues at or below given values.
+    """Compute the share of eigenvalues at or below given values.
 
-    At a node lies half of its weight, linear between nodes, as in `spectra.cdf`.
+    At a node the share includes half of its weight, and it is linear between nodes, as
+    `spectra.cdf`.
 
     Args:
         density: from `density`.
         values: of any shape.
 
     Returns:
-        The share in [0, 1] with its standard error over probes, which does not see how coarse the
-        quadrature is.
+        The share in [0, 1] with its standard error over probes, which does not include the
+        error of the quadrature.
 
     Example:
         >>> even = EigenvalueDensity(jnp.linspace(-1.0, 1.0, 101)[None], jnp.full((1, 101), 1 / 101))
@@ -278,15 +278,15 @@ def cdf(density: EigenvalueDensity, values: Float[ArrayLike, "..."]) -> Estimate
 
 @at_full_precision
 def trace(operator: Operator, key: Key[Array, ""], probes: int = 16) -> Estimate:
-    r"""The trace by leave-one-out estimates, XTrace (Epperly, Tropp & Webber 2024).
+    r"""Estimate the trace by leave-one-out estimates, XTrace (Epperly, Tropp & Webber 2024).
 
     With Y = A Omega and Q_i an orthonormal basis of Y without its column i, each probe gives
 
         t_i = tr(Q_i^T A Q_i) + (n - m + 1) r_i^T A r_i / |r_i|^2,    r_i = (1 - Q_i Q_i^T) omega_i:
 
-    what the other probes span is exact, and the rest is Hutchinson's estimate, unbiased. For m
-    probes it makes 2 m products. Where few eigenvalues hold most of the trace, as of Hessians, the
-    error is far below Hutchinson's.
+    the first term is exact on the span of the other probes, and the second is Hutchinson's unbiased
+    estimate of the rest. m probes take 2 m products. If few eigenvalues hold most of the trace, as
+    for Hessians, the error is far below Hutchinson's.
 
     Args:
         operator: symmetric.
@@ -294,7 +294,7 @@ def trace(operator: Operator, key: Key[Array, ""], probes: int = 16) -> Estimate
         probes: m, >= 1, at most the size of the matrix are used; 2 or more for a standard error.
 
     Returns:
-        The trace. The standard error takes the estimates, which share products, for independent.
+        The trace. Its standard error treats the estimates, which share products, as independent.
 
     Raises:
         ValueError: if the operator is not square, or probes < 1.
@@ -333,7 +333,7 @@ def check_square(operator: Operator) -> None:
         operator: the operator.
 
     Raises:
-        ValueError: if it has not, or is none.
+        ValueError: if it is not square, or no operator.
     """
     if not isinstance(operator, Operator):
         raise ValueError(
@@ -347,7 +347,7 @@ def check_square(operator: Operator) -> None:
 
 
 def _invertible(r: Float[Array, "m m"]) -> Float[Array, "m m"]:
-    """A triangle whose zeros on the diagonal are no smaller than rounding."""
+    """Raise the diagonal of a triangle to the size of rounding, so that it is invertible."""
     diagonal = jnp.diag(r)
     least = jnp.finfo(r.dtype).eps * jnp.max(jnp.abs(diagonal))
     least = jnp.where(least > 0, least, jnp.ones((), r.dtype))

@@ -1,4 +1,4 @@
-"""Parameters as one vector: what is differentiated by, in the order of `jax.flatten_util.ravel_pytree`."""
+"""Trained parameters as one vector, in the order of `jax.flatten_util.ravel_pytree`."""
 
 from collections.abc import Callable
 
@@ -13,17 +13,17 @@ Unravel = Callable[[Float[Array, " n"]], PyTree]
 
 
 def ravel(params: PyTree) -> tuple[Float[Array, " n"], Unravel]:
-    """Ravel the parameters that are trained into a vector.
+    """Ravel trained parameters into a vector.
 
-    These are the floating leaves. What `networks.bind` adds to parameters, integers and keys stay
-    as they are.
+    Trained parameters are the floating leaves, without what `networks.bind` adds. Integers and keys
+    are left out, too.
 
     Args:
         params: any pytree.
 
     Returns:
-        The vector, and the function from such a vector to parameters. A vector of a pytree of
-        several floating dtypes has the widest.
+        The vector, and the function from such a vector to parameters. The vector has the widest of
+        the floating dtypes.
 
     Raises:
         ValueError: if no leaf is floating, or one is complex.
@@ -57,7 +57,7 @@ def ravel(params: PyTree) -> tuple[Float[Array, " n"], Unravel]:
 
 
 def trained(params: PyTree) -> PyTree:
-    """Take what is trained out of parameters that `networks.bind` has bound.
+    """Extract the trained parameters from those that `networks.bind` has bound.
 
     Args:
         params: any pytree.
