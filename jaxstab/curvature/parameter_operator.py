@@ -226,8 +226,12 @@ class _Batch(NamedTuple):
                 jnp.full((len(u), self.params.depth + 2), NOTHING, jnp.int32),
             )
             nothing = varying_like(nothing, (self.params, self.x, u))
+
+            def step(collected: tuple, chunk: tuple[Array, Array]) -> tuple[tuple, None]:
+                x, u = chunk
+                return self.backwards(columns, x, u, collected), None
+
             with at_precision_of(self.chain):
-                step = lambda found, at: (self.backwards(columns, at[0], at[1], found), None)
                 return self.levelled(columns, *jax.lax.scan(step, nothing, (xs, us))[0])
 
         return Operator(apply, adjoint, rows, total, self.dtype)

@@ -189,8 +189,8 @@ def _error(
     square = jnp.mean(own + jnp.sum(others**2, axis=2), axis=0)
     rounding = EXCESS * jnp.sqrt(square) + triplets.error + eps * jnp.abs(logs)
     # a value that cannot be told from zero may be smaller than any that follows
-    told = alive & (rounding < UNKNOWN)
-    lost = jax.lax.cummax(jnp.where(told, 0, 1)) == 1
+    resolved = alive & (rounding < UNKNOWN)
+    lost = jax.lax.cummax(jnp.where(resolved, 0, 1)) == 1
     error = jnp.where(lost, jnp.inf, rounding)
     error = jnp.where(jnp.arange(len(alive)) < rank.astype(int), error, 0.0)
     return jnp.where(jnp.isnan(triplets.logs), jnp.nan, error)

@@ -124,7 +124,7 @@ def _variants(values: Iterable[Any]) -> tuple[Variant, ...]:
     return variants
 
 
-def told(values: Sequence[Any], several: bool) -> Any:
+def for_json(values: Sequence[Any], several: bool) -> Any:
     """Write the values of a setting for JSON.
 
     Args:

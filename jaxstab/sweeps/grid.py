@@ -12,7 +12,7 @@ import optax
 from jaxstab import clipping, networks
 from jaxstab.checks import check_choice
 from jaxstab.networks.blocks import UNIT_WEIGHTS
-from jaxstab.sweeps.axes import Variant, along, kind_of, told, with_variant
+from jaxstab.sweeps.axes import Variant, along, for_json, kind_of, with_variant
 from jaxstab.sweeps.settings import (
     OPTIMISERS,
     SETTINGS,
@@ -284,7 +284,7 @@ class Grid:
 
     def to_json(self) -> str:
         """Write all settings as JSON: axes are lists, and infinity is the string "inf"."""
-        settings = {name: told(self.values(name), name in self.axes) for name in self._order}
+        settings = {name: for_json(self.values(name), name in self.axes) for name in self._order}
         if self.network is not None:
             settings["network"] = label(self.network)
         return json.dumps(settings)

@@ -234,13 +234,13 @@ def as_attributes(settings: Mapping[str, Any]) -> dict[str, Any]:
         Text by name; settings that are no text become JSON. Names of what describes the data begin
         with "data_"; "data" is the name of the data.
     """
-    told = {
+    texts = {
         name: value if isinstance(value, str) else json.dumps(value)
         for name, value in settings.items()
         if name != "data"
     }
     data = {f"data_{name}": value for name, value in settings["data"].items() if name != "name"}
-    return told | {"data": settings["data"]["name"]} | data
+    return texts | {"data": settings["data"]["name"]} | data
 
 
 def labelled(records: Iterable[Record], cell: tuple[str, ...]) -> xr.Dataset:
