@@ -63,6 +63,62 @@ def check_gains(sigma_w: ArrayLike, sigma_b: ArrayLike) -> None:
             raise ValueError(f"{name} must be finite and >= 0, got {gain}")
 
 
+def check_one_point(**numbers: ArrayLike) -> None:
+    """Check that each number of a point of theory is a single real one.
+
+    Args:
+        numbers: values by name, which may be traced.
+
+    Raises:
+        ValueError: if one is an array, complex, or no number.
+    """
+    for name, value in numbers.items():
+        array = value if isinstance(value, jax.Array) else np.asarray(value)
+        if array.shape:
+            raise ValueError(
+                f"{name} must be one number, got shape {array.shape}: jax.vmap takes many"
+            )
+        real = (jnp.floating, jnp.integer, jnp.bool_)
+        if not any(jnp.issubdtype(array.dtype, kind) for kind in real):
+            raise ValueError(f"{name} must be one real number, got {value!r}")
+
+
+def check_inputs(q0: ArrayLike, c0: ArrayLike = 0.0) -> None:
+    """Check the length and the correlation of inputs; traced ones have no value and pass.
+
+    Args:
+        q0: mean square.
+        c0: correlation, to the rounding of float32.
+
+    Raises:
+        ValueError: if q0 is negative or NaN, or c0 not in [-1, 1].
+    """
+    check_one_point(q0=q0, c0=c0)
+    if not isinstance(q0, jax.core.Tracer) and not np.all(np.asarray(q0) >= 0):
+        raise ValueError(f"q0 must be >= 0, got {q0}")
+    if not isinstance(c0, jax.core.Tracer) and not np.all(np.abs(c0) <= 1 + 1e-5):
+        raise ValueError(f"c0 must be in [-1, 1], got {c0}")
+
+
+def check_flag(name: str, value: Any, hint: str = "") -> bool:
+    """Check that a setting is True or False.
+
+    Args:
+        name: of the setting.
+        value: the setting; it is static.
+        hint: what would work instead.
+
+    Returns:
+        The setting as a Python boolean.
+
+    Raises:
+        ValueError: if it is something else, such as a rate.
+    """
+    if isinstance(value, bool | np.bool_):
+        return bool(value)
+    raise ValueError(f"{name} must be True or False, got {value!r}{hint}")
+
+
 def check_depths(depths: Depths, deepest: int) -> tuple[int, ...]:
     """Check that a chain has all of these depths.
 

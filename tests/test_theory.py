@@ -303,3 +303,23 @@ def test_prediction_survives_lengths_that_grow():
     )()
     assert np.isfinite(forward.log_q).all() and float(forward.log_q[-1]) > 130
     assert np.isfinite(backward.log_grad_h).all() and 0.9 < float(correlation.c[-1]) <= 1
+
+
+@pytest.mark.parametrize("solve", [theory.fixed_point, theory.fixed_points])
+def test_numbers_of_no_network_give_nan_where_they_are_traced(solve):
+    """They came out as a stable point at q = 0 or at sigma_b^2, with finite scales."""
+    traced = jax.jit(lambda w, b, q0: solve("tanh", w, b, q0))
+    for wrong in (
+        (1.5, 0.1, -1.0),
+        (1.5, 0.1, np.nan),
+        (np.nan, 0.1, 1.0),
+        (-1.5, 0.1, 1.0),
+        (1.5, -0.1, 1.0),
+    ):
+        point = traced(*wrong)
+        assert not np.any(point.stable)
+        assert np.isnan(point.q).all()
+        assert np.isnan(point.chi_1).all()
+        assert np.isnan(point.xi_c).all()
+    right = traced(1.5, 0.1, 1.0)
+    assert np.isclose(np.nanmax(right.q), 0.8133223, atol=1e-6)

@@ -7,7 +7,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from jaxstab.activations import Activation, get
-from jaxstab.checks import check_count
+from jaxstab.checks import check_count, check_flag
 from jaxstab.networks.blocks import WEIGHTS, Block
 from jaxstab.networks.normalization import NORMS
 from jaxstab.networks.skips import SKIPS
@@ -81,6 +81,9 @@ class MLP(nn.Module):
         """
         for field in ("depth", "width", "features_out"):
             setattr(self, field, check_count(field, getattr(self, field), 1))
+        self.norm_after = check_flag("norm_after", self.norm_after)
+        hint = ": its rate is given to bind(params, key=key, rate=0.1)"
+        self.dropout = check_flag("dropout", self.dropout, hint)
         for field, known in (
             ("weights", WEIGHTS),
             ("norm", (None, *NORMS)),

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from jaxstab.activations import Activation
-from jaxstab.checks import check_gains
+from jaxstab.checks import check_gains, check_one_point
 from jaxstab.records import CriticalPoint
 from jaxstab.theory import host
 from jaxstab.theory.blocks import (
@@ -155,6 +155,7 @@ def critical_points(block: AnyBlock, sigma_b: ArrayLike) -> CriticalPoint:
         >>> print(f"sigma_w^2 = {point.sigma_w[0] ** 2:.5f} at q = {point.q[0]:.5f}, usable: {point.usable[0]}")
         sigma_w^2 = 1.76095 at q = 0.57005, usable: True
     """
+    check_one_point(sigma_b=sigma_b)
     check_gains(0.0, sigma_b)
     known = as_law(block)
     if missing_critical_points(known):

@@ -5,6 +5,7 @@ are tabulated once. Roots carry the derivatives of the implicit function.
 """
 
 import functools
+import operator
 from collections.abc import Callable
 
 import jax
@@ -13,7 +14,7 @@ import numpy as np
 from jaxtyping import ArrayLike
 
 from jaxstab.activations import Activation
-from jaxstab.checks import check_gains
+from jaxstab.checks import check_gains, check_inputs, check_one_point
 from jaxstab.records import FixedPoint
 from jaxstab.theory import host
 from jaxstab.theory.blocks import (
@@ -74,6 +75,13 @@ def _still(block: Block, gains: Gains) -> AnyArray:
     return nothing
 
 
+def _in_range(log_x: AnyArray, *numbers: AnyArray) -> AnyArray:
+    """ln x, NaN where gains or length are negative or NaN: traced ones were not checked before."""
+    xp = host.namespace(log_x, *numbers)
+    negative = [~(xp.asarray(number) >= 0) for number in numbers]
+    return xp.where(functools.reduce(operator.or_, negative), np.nan, log_x)
+
+
 def _solve_one(
     form: Form,
     phi: Activation,
@@ -95,6 +103,7 @@ def _solve_one(
         log_root = xp.where(
             still, xp.maximum(first, LOG_SHORTEST), xp.where(empty, LOG_SHORTEST, far(block))
         )
+        log_x = _in_range(log_x, sigma_w, sigma_b, q0)
         return around(block, gains, log_root, block_moments(block, log_root), log_x)
     f = _length_function(block, gains)
     samples = _length_samples(block, gains)
@@ -105,7 +114,8 @@ def _solve_one(
     if xp is np and about.table is not None:
         log_root, moments = _by_quadrature(block, gains, log_root)
     log_x = xp.where(xp.isfinite(log_x), log_root, log_x)
-    return around(block, gains, log_root, moments, xp.where(empty, -np.inf, log_x))
+    log_x = _in_range(xp.where(empty, -np.inf, log_x), sigma_w, sigma_b, q0)
+    return around(block, gains, log_root, moments, log_x)
 
 
 def _solve_all(
@@ -148,7 +158,7 @@ def _solve_all(
         log_x = xp.where(xp.isfinite(log_x), log_roots, log_x)
     else:
         moments = block_moments(block, log_roots)
-    return around(block, gains, log_roots, moments, log_x)
+    return around(block, gains, log_roots, moments, _in_range(log_x, sigma_w, sigma_b, q0))
 
 
 def _by_quadrature(block: Block, gains: Gains, log_x: AnyArray) -> tuple[AnyArray, LogMoments]:
@@ -306,14 +316,16 @@ def fixed_points(
         where the length grows without bound.
 
     Raises:
-        ValueError: if a gain is negative or not finite.
+        ValueError: if a gain is negative or not finite, q0 is negative, or one is an array.
 
     Example:
         >>> point = jax.jit(lambda: fixed_points("gelu", 1.995**0.5, 0.4))()
         >>> [f"{q:.3f}" for q in point.q if q == q], point.stable[:3].tolist()
         (['1.566', '2.173', '41.458'], [True, False, True])
     """
+    check_one_point(sigma_w=sigma_w, sigma_b=sigma_b)
     check_gains(sigma_w, sigma_b)
+    check_inputs(q0)
     return _solved(_solve_all, as_law(block), (CAPACITY,), sigma_w, sigma_b, q0)
 
 
@@ -339,12 +351,14 @@ def fixed_point(
         other fields are then the limits along the way.
 
     Raises:
-        ValueError: if a gain is negative or not finite.
+        ValueError: if a gain is negative or not finite, q0 is negative, or one is an array.
 
     Example:
         >>> point = jax.jit(lambda: fixed_point("tanh", 1.3, 0.3))()
         >>> f"q* = {point.q:.4f}, c* = {point.c:.3f}, chi_1 = {point.chi_1:.4f}"
         'q* = 0.6070, c* = 1.000, chi_1 = 0.9398'
     """
+    check_one_point(sigma_w=sigma_w, sigma_b=sigma_b)
     check_gains(sigma_w, sigma_b)
+    check_inputs(q0)
     return _solved(_solve_one, as_law(block), (), sigma_w, sigma_b, q0)

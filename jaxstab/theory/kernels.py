@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from jaxstab.activations import Activation
-from jaxstab.checks import check_count, check_gains
+from jaxstab.checks import check_count, check_gains, check_inputs, check_one_point
 from jaxstab.theory.features import Features
 from jaxstab.theory.laws import AnyBlock, Law, as_law, missing_kernels
 from jaxstab.theory.maps import log_square
@@ -181,7 +181,7 @@ def kernels(
         sigma_b: bias standard deviation, >= 0.
         depth: blocks L. A readout behind phi is one more layer.
         q0: mean squares of both inputs, > 0.
-        c0: their correlation.
+        c0: their correlation, in [-1, 1].
         width: units per layer, for the NTK of our networks' parameters, which grows with it; None
             for that of parameters of variance 1.
         d_in: input features, with `width`.
@@ -200,11 +200,19 @@ def kernels(
         off-diagonal over diagonal: 0.26, which tends to 1/4
     """
     known = as_law(block)
+    check_one_point(sigma_w=sigma_w, sigma_b=sigma_b)
     check_gains(sigma_w, sigma_b)
+    try:
+        first, second = q0
+    except (TypeError, ValueError):
+        message = f"q0 must be two numbers, one for each input, got {q0!r}"
+        raise ValueError(message) from None
+    check_inputs(first, c0)
+    check_inputs(second, c0)
     depth = check_count("depth", depth, 0)
     if reason := missing_kernels(known):
         raise ValueError(f"no kernels of {known.activation.name}: {reason}")
     if (width is None) != (d_in is None):
         raise ValueError(f"width and d_in are given together, got width {width} and d_in {d_in}")
-    numbers = (sigma_w, sigma_b, *q0, c0)
+    numbers = (sigma_w, sigma_b, first, second, c0)
     return _kernels(known.activation, known, *numbers, depth=depth, width=width, d_in=d_in)

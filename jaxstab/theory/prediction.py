@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike
 
 from jaxstab.activations import Activation
-from jaxstab.checks import Depths, check_depths, check_gains
+from jaxstab.checks import Depths, check_depths, check_gains, check_inputs, check_one_point
 from jaxstab.records import SATURATED, BackwardProfile, CorrelationProfile, ForwardProfile, Spectrum
 from jaxstab.theory.features import Features
 from jaxstab.theory.folds import Gains, Layers, first_signal, gains, layers
@@ -137,7 +137,7 @@ def predict(
             the maps.
         d_in: input features.
         q0: mean square of the input, >= 0.
-        c0: correlation of the two inputs.
+        c0: correlation of the two inputs, in [-1, 1].
 
     Returns:
         The records of the measurement. Gradients are those of a loss with |dL/dh_L| = 1 at each
@@ -146,7 +146,8 @@ def predict(
         that `missing` gives.
 
     Raises:
-        ValueError: if depths are not ascending integers >= 0, or a gain is negative or not finite.
+        ValueError: if depths are not ascending integers >= 0, a gain is negative or not finite, or
+            q0 or c0 is out of range.
 
     Example:
         >>> forward, _, backward, _ = predict("relu", 2.0, 0.0, [2], width=64, d_in=64)
@@ -154,7 +155,9 @@ def predict(
         ([4.0, 8.0, 16.0], [[1.0, 0.5, 0.0]])
     """
     depths = check_depths(depths, max(depths, default=0))
+    check_one_point(sigma_w=sigma_w, sigma_b=sigma_b)
     check_gains(sigma_w, sigma_b)
+    check_inputs(q0, c0)
     known = as_law(block)
     wanted = tuple(depths)
     return _predict(
