@@ -110,10 +110,11 @@ def _compared(chain: Chain, params: Params, measured: Measured) -> Theory:
     if not fed > 0:
         raise ValueError("h_0 is no larger than the biases, so that no input would give it")
     alike = np.nan_to_num(float(measured.alike[below]))
-    c0 = (alike * q - sigma_b**2) / (weight * fed)
+    # measured numbers may lie a little beyond what two inputs can have
+    c0 = float(np.clip((alike * q - sigma_b**2) / (weight * fed), -1.0, 1.0))
     width = sites[0].shape[-1]
     forward, _, backward, _ = theory.predict(
-        known, sigma_w, sigma_b, [len(numbers)], width=width, d_in=width, q0=fed, c0=min(c0, 1.0)
+        known, sigma_w, sigma_b, [len(numbers)], width=width, d_in=width, q0=fed, c0=c0
     )
     # rows of the blocks are h_1 .. h_L
     predicted = np.asarray(backward.log_grad_h, float)[0, 1:]
