@@ -77,6 +77,7 @@ def test_too_large_a_rate_is_found():
     np.testing.assert_allclose(finding.measured.value, 1 / 16, rtol=1e-6)
     assert "divide the learning rate by 16" in finding.change
     assert "steps: largest stable rate of gradient descent 0.222" in str(report)
+    assert "the loss falls up to 0.0625 times the first update" in str(report)
     assert json.loads(report.as_json())["stability"]["sharpness"]["value"] == pytest.approx(9)
 
 

@@ -52,7 +52,9 @@ class Stability(NamedTuple):
         if not math.isnan(self.rate):
             parts.append(f"rate of the first update {self.rate:.3g}")
         if not math.isnan(self.share.value):
-            parts.append(f"the loss falls along {self.share.value:.3g} of the first update")
+            parts.append(f"the loss falls up to {self.share.value:.3g} times the first update")
+        elif self.share.low > 0:
+            parts.append(f"the loss falls up to {self.share.low:.3g} times the first update or more")
         if self.why:
             parts.append(self.why)
         return "; ".join(parts)
