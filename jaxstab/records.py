@@ -138,6 +138,10 @@ class Training(NamedTuple):
         log_grad_theta: ln |dL/dtheta_l| of the gradient that the next step saw (at the end: the
             last step), embed and blocks; NaN beyond the depth.
         log_grad_readout: that of the readout.
+        sharpness: largest eigenvalue of the Hessian of the loss over all training examples, before
+            every so many updates; NaN from the first step that is not finite on, empty where it is
+            not measured.
+        sharpness_error: bound on its distance to an eigenvalue, likewise.
         first_nonfinite: the step, counted from 0, whose loss or gradient was the first not finite;
             -1 for none.
     """
@@ -150,6 +154,8 @@ class Training(NamedTuple):
     test_accuracy: Float[Array, "*cell evaluation"]
     log_grad_theta: Float[Array, "*cell evaluation layer"]
     log_grad_readout: Float[Array, "*cell evaluation"]
+    sharpness: Float[Array, "*cell record"]
+    sharpness_error: Float[Array, "*cell record"]
     first_nonfinite: Int[Array, "*cell"]
 
 

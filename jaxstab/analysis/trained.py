@@ -26,6 +26,7 @@ from jaxstab.analysis.boundary import (
     steps_to,
     tuned,
 )
+from jaxstab.analysis.edges import over_edge
 from jaxstab.analysis.verdicts import standard_error
 from jaxstab.records import FixedPoint
 from jaxstab.sweeps import Grid
@@ -78,7 +79,8 @@ def summarise(dataset: xr.Dataset, chance: float) -> xr.Dataset:
         reaches the last threshold, `steps_se`, `steps_reached`, the share of seeds that do; over
         (kind, depth, sigma_w, layer): `log_grad_theta` with `_se`, at the first look; over (kind,
         fine_sigma_w): `fine_xi_c`, `fine_xi_grad`, theory between the gains; over (kind, depth,
-        step): `learning_curve` with `_se`, the loss at the gain of the highest training accuracy;
+        step): `learning_curve` with `_se`, the loss at the gain of the highest training accuracy; over
+        (kind, depth, record): `sharpness_over_edge` with `_se` there, where it was recorded;
         over (kind, depth): `best_sigma_w`, of the highest training accuracy at the end, and with
         `best_` before their names the accuracies, learning rate and steps there; over (kind,
         outcome): `runs`.
@@ -133,6 +135,11 @@ def summarise(dataset: xr.Dataset, chance: float) -> xr.Dataset:
     whole = xr.Dataset(variables).merge(_steps(last.accuracy, float(threshold[-1])))
     whole = whole.merge(_boundaries(learned, threshold, points)).merge(_outcomes(kinds, threshold))
     whole = whole.merge(_best(whole)).merge(_curves(last.loss, whole.train_accuracy))
+    if "sharpness" in kinds:
+        chosen = _best_gain(whole.train_accuracy)
+        rate = whole.learning_rate.isel(evaluation=-1, drop=True)
+        at_best = last.sharpness.isel(sigma_w=chosen), rate.isel(sigma_w=chosen)
+        whole = whole.merge(over_edge(*at_best, _settings(grid)).drop_vars("sigma_w"))
     lines = {f"fine_{name}": (("kind", "fine_sigma_w"), fine[name]) for name in SCALES}
     whole = whole.merge(xr.Dataset(lines, {"fine_sigma_w": between}))
     attributes = {"grid": grid.to_json(), "chance": chance, "done": float(dataset.done.mean())}
@@ -196,6 +203,11 @@ def _kinds(grid: Grid) -> list[dict[str, Any]]:
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*along)]
 
 
+def _settings(grid: Grid) -> list[dict[str, Any]]:
+    """All settings of every kind."""
+    return [with_variant(grid.fixed | own) for own in _kinds(grid)]
+
+
 def _best(whole: xr.Dataset) -> xr.Dataset:
     """What the gain of the highest training accuracy at the end gives, at every depth."""
     end = whole[[*_TOLD]].isel(evaluation=-1, drop=True)
@@ -205,10 +217,14 @@ def _best(whole: xr.Dataset) -> xr.Dataset:
     return best.rename({name: f"best_{name}" for name in best.data_vars})
 
 
+def _best_gain(accuracy: xr.DataArray) -> xr.DataArray:
+    """The number of the gain of the highest training accuracy at the end, of every kind and depth."""
+    return accuracy.isel(evaluation=-1, drop=True).fillna(-np.inf).argmax("sigma_w")
+
+
 def _curves(loss: xr.DataArray, accuracy: xr.DataArray) -> xr.Dataset:
     """The loss of every step at the gain of the highest training accuracy at the end, at every depth."""
-    chosen = accuracy.isel(evaluation=-1, drop=True).fillna(-np.inf).argmax("sigma_w")
-    best = loss.isel(sigma_w=chosen).drop_vars("sigma_w")
+    best = loss.isel(sigma_w=_best_gain(accuracy)).drop_vars("sigma_w")
     # zero times infinity is NaN
     known = (best * 0).notnull().all("seed")
     return xr.Dataset(
@@ -241,7 +257,7 @@ def _fixed_points(grid: Grid, at: Sequence[float]) -> dict[str, np.ndarray]:
             return unknown
         return of(kind["activation"], kind["sigma_b"])
 
-    points = [one(with_variant(grid.fixed | own)) for own in _kinds(grid)]
+    points = [one(kind) for kind in _settings(grid)]
     return dict(zip(fields, np.stack(points, axis=1), strict=True))
 
 

@@ -67,6 +67,8 @@ class Train(Family):
     """Optimiser."""
     evaluate: tuple[int, ...] = (0,)
     """Numbers of updates after which to evaluate all data, besides the end."""
+    curvature_every: int | None = None
+    """Updates from one record of the sharpness of the loss to the next; not recorded unless given."""
     memory: float | None = None
     """GiB of a device that may be used; from the device unless given."""
     lanes: int | None = None
@@ -119,7 +121,7 @@ class Train(Family):
 
     def measure(self) -> sweeps.Train:
         """What a training is."""
-        return sweeps.Train(self.steps, self.evaluate)
+        return sweeps.Train(self.steps, self.evaluate, curvature_every=self.curvature_every)
 
     def sharing(self) -> cluster.Sharing:
         """The flags that say how processes share the grid."""

@@ -14,6 +14,9 @@ from jaxstab.curvature.vectors import ravel
 from jaxstab.norms.meshes import varying_like
 from jaxstab.spectra.operators import Operator
 
+# for one record, begun at the last eigenvector
+PRODUCTS = 10
+
 
 class SharpnessState(NamedTuple):
     """State of `monitor_sharpness`.
@@ -32,7 +35,10 @@ class SharpnessState(NamedTuple):
 
 
 def monitor_sharpness(
-    operator: Callable[[PyTree], Operator], steps: int, every: int = 1, products: int = 10
+    operator: Callable[[PyTree], Operator],
+    steps: int,
+    every: int = 1,
+    products: int = PRODUCTS,
 ) -> optax.GradientTransformation:
     """Record the sharpness of a loss during training; updates pass unchanged.
 
@@ -108,7 +114,7 @@ def begun(params: PyTree, records: int) -> SharpnessState:
 
 
 def measured(
-    state: SharpnessState, operator: Operator, record: Int[Array, ""], products: int = 10
+    state: SharpnessState, operator: Operator, record: Int[Array, ""], products: int = PRODUCTS
 ) -> SharpnessState:
     """Measure the sharpness, starting from the last eigenvector.
 

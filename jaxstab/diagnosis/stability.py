@@ -54,7 +54,9 @@ class Stability(NamedTuple):
         if not math.isnan(self.share.value):
             parts.append(f"the loss falls up to {self.share.value:.3g} times the first update")
         elif self.share.low > 0:
-            parts.append(f"the loss falls up to {self.share.low:.3g} times the first update or more")
+            parts.append(
+                f"the loss falls up to {self.share.low:.3g} times the first update or more"
+            )
         if self.why:
             parts.append(self.why)
         return "; ".join(parts)

@@ -216,21 +216,56 @@ def learning_curves(summary: xr.Dataset, columns: int = COLUMNS) -> Figure:
     Returns:
         The figure, a panel per kind.
     """
-    figure, axes = panels(summary.kind.values.tolist()[:MOST], 2.9, columns=columns)
+    figure, axes = _along_the_run(
+        summary, "learning_curve", summary.step.values + 1, summary.kind.values.tolist(), columns
+    )
+    for axis in axes:
+        axis.set_ylim(0, None)
+    label_axes(figure, "minibatch", "training loss")
+    return figure
+
+
+def sharpness(summary: xr.Dataset, columns: int = COLUMNS) -> Figure:
+    """Sharpness over the largest stable one against the minibatch, as `learning_curves`.
+
+    Args:
+        summary: of trainings that recorded it.
+        columns: panels in a row.
+
+    Returns:
+        The figure, a panel per kind whose optimiser has such an edge; all kinds where none has.
+    """
+    known = summary.sharpness_over_edge.notnull().any(("depth", "record"))
+    if known.any():
+        summary = summary.isel(kind=np.flatnonzero(known.values))
+    figure, axes = _along_the_run(
+        summary, "sharpness_over_edge", summary.record.values, summary.kind.values.tolist(), columns
+    )
+    for axis in axes:
+        axis.axhline(1.0, color=ON_MAP, lw=0.8, ls=":")
+        axis.set_ylim(0, None)
+    label_axes(figure, "minibatch", "sharpness / largest stable")
+    return figure
+
+
+def _along_the_run(
+    summary: xr.Dataset, name: str, at: np.ndarray, titles: list[str], columns: int
+) -> tuple[Figure, list[Axes]]:
+    """Draw a variable over (kind, depth, ...) with its error as a band, a curve for some depths."""
+    figure, axes = panels(titles[:MOST], 2.9, columns=columns)
     depths = summary.depth.values
     spread = np.unique(
         np.linspace(0, len(depths) - 1, min(len(CURVE_COLOURS), len(depths))).round().astype(int)
     )
-    steps = summary.step.values + 1
+    every = max(1, len(at) // 8)
     for kind, (_, axis) in enumerate(axes):
         for index, colour, marker, label in curves({int(i): str(depths[i]) for i in spread}):
             cell = summary.isel(kind=kind, depth=index)
-            mean = cell.learning_curve.values
-            error = cell.learning_curve_se.fillna(0.0).values
-            axis.fill_between(steps, mean - error, mean + error, color=colour, alpha=0.2, lw=0)
-            every = max(1, len(steps) // 8)
+            mean = cell[name].values
+            error = cell[f"{name}_se"].fillna(0.0).values
+            axis.fill_between(at, mean - error, mean + error, color=colour, alpha=0.2, lw=0)
             axis.plot(
-                steps,
+                at,
                 mean,
                 marker=marker,
                 markevery=every,
@@ -240,8 +275,6 @@ def learning_curves(summary: xr.Dataset, columns: int = COLUMNS) -> Figure:
                 lw=1.1,
                 label=label,
             )
-        axis.set_ylim(0, None)
         axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         curve_legend(axis, "$L$")
-    label_axes(figure, "minibatch", "training loss")
-    return figure
+    return figure, [axis for _, axis in axes]

@@ -33,6 +33,10 @@ _DRAWN: dict[str, tuple[Callable[[xr.Dataset, int], Figure], tuple[str, ...]]] =
         trained_figures.learning_curves,
         ("learning_curve", "learning_curve_se", "best_sigma_w"),
     ),
+    "sharpness": (
+        trained_figures.sharpness,
+        ("sharpness_over_edge", "sharpness_over_edge_se", "best_learning_rate"),
+    ),
     "steps_to_threshold": (
         trained_figures.steps_to_threshold,
         ("steps", "steps_se", "steps_reached"),
@@ -85,7 +89,11 @@ def write_trained(summary: xr.Dataset, path: str | Path) -> Path:
         "fits": _fits(summary),
         "first": int(summary.evaluation[0]),
         "more": more,
-        "figures": {name: _picture(summary, name, told[name]) for name in _DRAWN},
+        "figures": {
+            name: _picture(summary, name, told[name])
+            for name, (_, variables) in _DRAWN.items()
+            if set(variables) <= set(summary)
+        },
     }
     text = page(
         "trained.html",
@@ -161,6 +169,12 @@ def _alts(summary: xr.Dataset) -> dict[str, str]:
         shown = of.learning_curve.isel(depth=[0, -1], step=-1).values
         return f"{shown[0]:.3g} at depth {depths[0]}, {shown[1]:.3g} at depth {depths[-1]}"
 
+    def edge(of: xr.Dataset) -> str:
+        if "sharpness_over_edge" not in of:
+            return "not measured"
+        ends = of.sharpness_over_edge.isel(record=-1).values
+        return ", ".join(f"{end:.2g}" for end in ends)
+
     def reached(of: xr.Dataset) -> str:
         return f"{int(of.steps.notnull().sum())} of {of.steps.size} cells reach it"
 
@@ -168,6 +182,8 @@ def _alts(summary: xr.Dataset) -> dict[str, str]:
     return {
         "accuracy_heat_map": f"Training accuracy over {span}. {each(best)}.",
         "learning_curves": f"Training loss against the minibatch, a curve per depth. Last loss: {each(last)}.",
+        "sharpness": "Sharpness over the largest stable one against the minibatch, a curve per depth. At the "
+        f"last record, by depth: {each(edge)}.",
         "steps_to_threshold": f"Minibatches to the threshold against depth, a curve per gain. {each(reached)}.",
         "first_gradients": "Norm of the loss's gradient with respect to each layer's parameters, a curve per gain.",
     }

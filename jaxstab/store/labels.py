@@ -67,6 +67,9 @@ _LABELS = {
     "test_accuracy": ("share of the test data classified right", _ONE),
     "norm_before": ("norm of the gradient before clipping", _ONE),
     "coefficient": ("what clipping multiplied the gradient by", _ONE),
+    "sharpness": ("largest eigenvalue of the Hessian of the loss", _ONE),
+    "sharpness_error": ("bound on the distance of sharpness to an eigenvalue", _ONE),
+    "record": ("updates before a record of the sharpness", _ONE),
     "first_nonfinite": ("first step that was not finite, -1 for none", _ONE),
 }
 _PREFIXES = {

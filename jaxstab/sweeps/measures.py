@@ -97,18 +97,22 @@ class Train:
         steps: updates.
         evaluate: numbers of updates after which all data are evaluated, besides the last; gradients
             are recorded at the same updates.
+        curvature_every: updates from one record of the sharpness to the next, as in
+            `training.train`; None for no record.
         loss: (outputs, labels) -> scalar.
     """
 
     steps: Integer = 200
     evaluate: Integers = (0,)
     loss: Loss = training.cross_entropy
+    curvature_every: Integer | None = None
 
     def __post_init__(self) -> None:
         """Check the settings.
 
         Raises:
-            ValueError: if steps is no count, or an evaluation is not within [0, steps].
+            ValueError: if steps or curvature_every is no count, or an evaluation is not within [0,
+                steps].
         """
         steps = check_count("steps", plain_number("steps", self.steps, integer=True), 1)
         evaluate = plain_axis("evaluate", self.evaluate, integer=True)
@@ -116,8 +120,18 @@ class Train:
         # frozen: set as dataclasses do it
         object.__setattr__(self, "steps", steps)
         object.__setattr__(self, "evaluate", evaluate)
+        if self.curvature_every is not None:
+            every = plain_number("curvature_every", self.curvature_every, integer=True)
+            object.__setattr__(self, "curvature_every", check_count("curvature_every", every, 1))
 
     @property
     def evaluations(self) -> tuple[int, ...]:
         """Numbers of updates after which all data are evaluated, ascending, the last included."""
         return tuple(sorted({*self.evaluate, self.steps}))
+
+    @property
+    def records(self) -> tuple[int, ...]:
+        """Numbers of updates after which the sharpness is recorded, ascending."""
+        if self.curvature_every is None:
+            return ()
+        return tuple(range(0, self.steps, self.curvature_every))

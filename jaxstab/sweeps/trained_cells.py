@@ -10,6 +10,7 @@ from jaxstab import networks, training
 from jaxstab.sweeps.grid import Grid, Kind
 from jaxstab.sweeps.measures import Train
 from jaxstab.sweeps.settings import traced
+from jaxstab.sweeps.training_plan import fields
 from jaxstab.training import Examples
 
 # traced settings by name
@@ -29,7 +30,8 @@ def trained_cell(
         classes: outputs of the network.
 
     Returns:
-        (traced settings by name, depth, examples to train and to test on) -> fields of the record.
+        (traced settings by name, depth, examples to train and to test on) -> the fields of the
+        record that are kept.
     """
     network: networks.MLP | networks.Chain
     if grid.network is None:
@@ -39,6 +41,7 @@ def trained_cell(
         network = grid.chain(kind, bound)
         of_one_depth = True
     blank = dict.fromkeys(traced())
+    kept = fields(grid, measure)
 
     def draw(cell: Cell, key: Array, x: Array) -> networks.Params:
         if isinstance(network, networks.MLP):
@@ -64,7 +67,8 @@ def trained_cell(
             rate=cell["dropout"] if grid.network is None else 0.0,
             depth=None if of_one_depth else depth,
             evaluate=measure.evaluate,
+            curvature_every=measure.curvature_every,
         )
-        return list(training_record)
+        return [getattr(training_record, name) for name in kept]
 
     return one

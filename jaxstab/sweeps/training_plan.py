@@ -9,6 +9,8 @@ import optax
 
 from jaxstab import networks, store
 from jaxstab.checks import check_batch, check_count
+from jaxstab.curvature.monitors import PRODUCTS
+from jaxstab.curvature.products import BYTES
 from jaxstab.records import Training, dimensions
 from jaxstab.sweeps.examples import Split
 from jaxstab.sweeps.grid import Grid, Kind
@@ -134,7 +136,7 @@ def bounds(grid: Grid, kind: Kind, measure: Train) -> dict[int, int]:
 
 
 def flops(grid: Grid, kind: Kind, measure: Train, depth: int, data: Split) -> float:
-    """Count the FLOPs of the matrix products of one cell's updates.
+    """Count the FLOPs of the matrix products of one cell's updates and records of the sharpness.
 
     Three products of 2 batch fan_in fan_out per kernel and step; the first layer has two, as the
     input needs no gradient. A highway's gate is a kernel too. fan_in of a "dense" network counts
@@ -169,7 +171,10 @@ def flops(grid: Grid, kind: Kind, measure: Train, depth: int, data: Split) -> fl
     first = 0
     if grid.network is None:
         first = data.features * kind["width"]
-    return float(measure.steps * batch * 2 * (3 * kernels - first))
+    updates = measure.steps * batch * 2 * (3 * kernels - first)
+    # a product with the Hessian is a gradient's derivative: nine products of matrices for three
+    products = len(measure.records) * PRODUCTS * len(data.train.x)
+    return float(updates + products * 2 * 9 * kernels)
 
 
 def total_flops(grid: Grid, measure: Train, data: Split) -> float:
@@ -218,12 +223,18 @@ def memory(grid: Grid, kind: Kind, measure: Train, bound: int, data: Split) -> i
         state = math.prod(data.train.x.shape[1:]) * item
     kept = (4 * measure.steps + (len(measure.evaluations) + 1) * (bound + 4)) * item
     slots = _size(jax.eval_shape(_optimiser(grid, kind).init, shapes)) * item
+    sharpness = 0
+    if measure.records:
+        # the vectors of the Krylov space, and what a chunk's gradient is linearised at
+        vectors = (PRODUCTS + 3) * _size(shapes) * item
+        sharpness = vectors + min(BYTES, 4 * (bound + 1) * len(data.train.x) * state)
     return (
         2 * _size(shapes) * item
         + slots
         + (bound + 1) * batch * state
         + 3 * max(batch, examples) * max(state, data.classes * item)
         + kept
+        + sharpness
     )
 
 
@@ -235,7 +246,8 @@ def fields(grid: Grid, measure: Train) -> dict[str, store.Field]:
         measure: what a training is.
 
     Returns:
-        Descriptions by field of `records.Training`; fields of clipping only if some cell clips.
+        Descriptions by field of `records.Training`; fields of clipping only if some cell clips, of
+        sharpness only if it is recorded.
 
     Example:
         >>> fields(Grid({"depth": (2, 4)}), Train(5, evaluate=(0,)))["train_accuracy"].shape
@@ -251,10 +263,14 @@ def fields(grid: Grid, measure: Train) -> dict[str, store.Field]:
         "test_accuracy": (evaluations,),
         "log_grad_theta": (evaluations, grid.deepest + 1),
         "log_grad_readout": (evaluations,),
+        "sharpness": (len(measure.records),),
+        "sharpness_error": (len(measure.records),),
         "first_nonfinite": (),
     }
     if not grid.clips:
         del shapes["norm_before"], shapes["coefficient"]
+    if not measure.records:
+        del shapes["sharpness"], shapes["sharpness_error"]
     kept = {}
     for name, shape in shapes.items():
         dtype = "int32" if name == "first_nonfinite" else grid.fixed["dtype"]

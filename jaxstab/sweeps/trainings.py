@@ -22,7 +22,6 @@ from jaxtyping import Array
 from jaxstab import training
 from jaxstab.checks import check_dtype
 from jaxstab.devices import spread, stated_memory
-from jaxstab.records import Training
 from jaxstab.sweeps.durable import Result, settings_of_run
 from jaxstab.sweeps.examples import Split
 from jaxstab.sweeps.grid import Grid
@@ -283,10 +282,7 @@ class Trainings:
         lengths = tuple(part.stop for part in parts)
         chunk = tuple(axis.chunk for axis in self.axes.values())
         kept = {}
-        for name, leaf in zip(Training._fields, leaves, strict=True):
-            if name not in self.fields:
-                continue
-            field = self.fields[name]
+        for (name, field), leaf in zip(self.fields.items(), leaves, strict=True):
             whole = np.full((*chunk, *field.shape), _blank(leaf.dtype), leaf.dtype)
             values = leaf[: math.prod(lengths)].reshape((*lengths, *leaf.shape[1:]))
             # shallower networks have fewer layers
@@ -354,6 +350,8 @@ class Trainings:
             "evaluation": np.array(self.measure.evaluations),
             "layer": np.arange(self.grid.deepest + 1),
         }
+        if self.measure.records:
+            inside["record"] = np.array(self.measure.records)
         known = {name: np.asarray(self.grid.labels(name)) for name in self.axes} | inside
         return {name: ((name,), values) for name, values in known.items()}
 
@@ -364,6 +362,8 @@ class Trainings:
             "evaluate": list(self.measure.evaluate),
             "loss": label(self.measure.loss),
         }
+        if self.measure.curvature_every is not None:
+            measure["curvature_every"] = self.measure.curvature_every
         data = self.data
         return {
             "grid": json.loads(self.grid.to_json()),

@@ -152,9 +152,8 @@ def train(
             record. BatchNorm sees minibatches of `batch`, dropout the masks of the step.
 
     Returns:
-        What was seen, and the state at the end. `State.curvature` holds the sharpness before
-        updates 0, every, 2 every, ..., NaN from the first step that is not finite on; the edge of
-        stability is at `curvature.largest_stable_rate`.
+        What was seen, and the state at the end. The record's sharpness is that before updates 0,
+        every, 2 every, ...; the edge of stability is at `curvature.largest_stable_rate`.
 
     Raises:
         ValueError: if steps or curvature_every < 1, batch is beyond the data, evaluate is not
@@ -214,14 +213,24 @@ def train(
     run, (learned, tested) = jax.lax.scan(
         segment, run, (jnp.asarray([0, *points[:-1]], jnp.int32), jnp.asarray(points, jnp.int32))
     )
+    sharpness, error = _records(run.state)
     return Training(
         **run.series,
         train_accuracy=learned,
         test_accuracy=tested,
         log_grad_theta=run.norms[:-1, :-1],
         log_grad_readout=run.norms[:-1, -1],
+        sharpness=sharpness,
+        sharpness_error=error,
         first_nonfinite=run.first_nonfinite,
     ), run.state
+
+
+def _records(state: State) -> tuple[Float[Array, " record"], Float[Array, " record"]]:
+    """The sharpness of a run and its error; nothing where it was not measured."""
+    if state.curvature is None:
+        return jnp.zeros(0), jnp.zeros(0)
+    return state.curvature.sharpness, state.curvature.error
 
 
 def _rows_of_norms(points: list[int], steps: int) -> Int[Array, "step 2"]:
