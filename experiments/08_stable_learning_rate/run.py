@@ -40,7 +40,7 @@ class Setting:
     seeds: int = 2
     steps: int = 80
     # rates in units of 2 / sharpness, as powers of two
-    powers: tuple[float, ...] = (-2, -1, 0, 0.5, 1, 1.5, 2)
+    powers: tuple[float, ...] = (-2, -1, 0, 0.5, 1, 1.5, 2, 2.5, 3, 4, 5, 6, 7)
     products: int = 15  # of the Hessian for the sharpness
     trains: float = 0.5  # loss that counts as trained, in units of that of answering 0
 
@@ -207,7 +207,14 @@ def measure(setting):
         for activation, cure in setting.networks
         for row in measure_network(setting, data, activation, cure)
     ]
-    return summary(rows) | {"rows": rows, "setting": dataclasses.asdict(setting)}
+    losses = np.array([losses for row in rows for losses in row["losses"]])
+    shares = np.mean(losses < setting.trains * UNTRAINED, axis=0)
+    at = {
+        f"{2.0**power:.3g}": float(share)
+        for power, share in zip(setting.powers, shares, strict=True)
+    }
+    known = {"share_that_trains_at": at, "rows": rows, "setting": dataclasses.asdict(setting)}
+    return summary(rows) | known
 
 
 def summary(rows):
@@ -238,6 +245,7 @@ def summary(rows):
         "limit_least": float(limits.min()),
         "limit_median": float(np.median(limits)),
         "limit_most": float(limits.max()),
+        "limit_within_8": float(np.mean((limits >= 1 / 8) & (limits <= 8))),
         "trained": len(limits),
         "untrained": sum(limit == 0 for row in rows for limit in row["largest"]),
         # largest over smallest 2 / sharpness of all gains, at the deepest
