@@ -17,6 +17,9 @@ __all__ = ()
 Count = int | np.integer
 Depths = Sequence[Count] | np.ndarray | jax.Array
 
+# what rounding in float32 may add to a correlation
+CORRELATION_ROUNDING = 1e-5
+
 
 def integer(value: Any) -> int | None:
     """Convert a value to an integer, if it is one.
@@ -96,7 +99,7 @@ def check_inputs(q0: ArrayLike, c0: ArrayLike = 0.0) -> None:
     check_one_point(q0=q0, c0=c0)
     if not isinstance(q0, jax.core.Tracer) and not np.all(np.asarray(q0) >= 0):
         raise ValueError(f"q0 must be >= 0, got {q0}")
-    if not isinstance(c0, jax.core.Tracer) and not np.all(np.abs(c0) <= 1 + 1e-5):
+    if not isinstance(c0, jax.core.Tracer) and not np.all(np.abs(c0) <= 1 + CORRELATION_ROUNDING):
         raise ValueError(f"c0 must be in [-1, 1], got {c0}")
 
 

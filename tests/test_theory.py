@@ -323,3 +323,29 @@ def test_numbers_of_no_network_give_nan_where_they_are_traced(solve):
         assert np.isnan(point.xi_c).all()
     right = traced(1.5, 0.1, 1.0)
     assert np.isclose(np.nanmax(right.q), 0.8133223, atol=1e-6)
+
+
+def test_maps_of_numbers_of_no_network_are_nan():
+    """A correlation of 1.5 had kernels of a matrix that is none, and a map to 1."""
+    maps = jax.jit(
+        lambda w, q, c: (
+            theory.length_map("tanh", w, 0.1, q),
+            theory.correlation_map("tanh", w, 0.1, q, c),
+            theory.correlation_slope("tanh", w, 0.1, q, c),
+        )
+    )
+    assert np.isnan(maps(-1.5, 1.0, 0.5)).all()
+    assert np.isnan(maps(1.5, -1.0, 0.5)).all()
+    for wrong in (1.5, -1.5, np.nan):
+        assert np.isnan(maps(1.5, 1.0, wrong)[1:]).all()
+        assert np.isnan(theory.correlation_map("tanh", 1.5, 0.1, 1.0, wrong))
+    assert np.isfinite(maps(1.5, 1.0, 1.0)).all()
+    # rounding of a float32 correlation is none of these
+    assert np.isfinite(maps(1.5, 1.0, 1 + 1e-7)).all()
+    known = jax.jit(lambda c0: theory.kernels("tanh", 1.5, 0.1, 2, c0=c0).nngp)(1.5)
+    assert np.isnan(known[:, 0, 1]).all()
+    forward, pair, *_ = jax.jit(
+        lambda c0: theory.predict("tanh", 1.5, 0.1, (2,), c0=c0, width=4, d_in=4)
+    )(1.5)
+    assert np.isnan(pair.c).all()
+    assert np.isfinite(forward.log_q).all()

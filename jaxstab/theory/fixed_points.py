@@ -5,7 +5,6 @@ are tabulated once. Roots carry the derivatives of the implicit function.
 """
 
 import functools
-import operator
 from collections.abc import Callable
 
 import jax
@@ -39,6 +38,7 @@ from jaxstab.theory.laws import AnyBlock, Law, as_law, unsolvable
 from jaxstab.theory.maps import log_length_map, log_sum
 from jaxstab.theory.moments import LOG_LONGEST, LOG_SHORTEST, LogMoments, log_pair
 from jaxstab.theory.quadrature import rule
+from jaxstab.theory.ranges import in_range
 from jaxstab.theory.roots import CAPACITY, ROUNDING, Function, Known, Samples, all_roots, next_root
 from jaxstab.theory.scales import Slopes, around, paired_at, with_skip
 
@@ -75,13 +75,6 @@ def _still(block: Block, gains: Gains) -> AnyArray:
     return nothing
 
 
-def _in_range(log_x: AnyArray, *numbers: AnyArray) -> AnyArray:
-    """ln x, NaN where gains or length are negative or NaN: traced ones were not checked before."""
-    xp = host.namespace(log_x, *numbers)
-    negative = [~(xp.asarray(number) >= 0) for number in numbers]
-    return xp.where(functools.reduce(operator.or_, negative), np.nan, log_x)
-
-
 def _solve_one(
     form: Form,
     phi: Activation,
@@ -103,7 +96,7 @@ def _solve_one(
         log_root = xp.where(
             still, xp.maximum(first, LOG_SHORTEST), xp.where(empty, LOG_SHORTEST, far(block))
         )
-        log_x = _in_range(log_x, sigma_w, sigma_b, q0)
+        log_x = in_range(log_x, sigma_w, sigma_b, q0)
         return around(block, gains, log_root, block_moments(block, log_root), log_x)
     f = _length_function(block, gains)
     samples = _length_samples(block, gains)
@@ -114,7 +107,7 @@ def _solve_one(
     if xp is np and about.table is not None:
         log_root, moments = _by_quadrature(block, gains, log_root)
     log_x = xp.where(xp.isfinite(log_x), log_root, log_x)
-    log_x = _in_range(xp.where(empty, -np.inf, log_x), sigma_w, sigma_b, q0)
+    log_x = in_range(xp.where(empty, -np.inf, log_x), sigma_w, sigma_b, q0)
     return around(block, gains, log_root, moments, log_x)
 
 
@@ -158,7 +151,7 @@ def _solve_all(
         log_x = xp.where(xp.isfinite(log_x), log_roots, log_x)
     else:
         moments = block_moments(block, log_roots)
-    return around(block, gains, log_roots, moments, _in_range(log_x, sigma_w, sigma_b, q0))
+    return around(block, gains, log_roots, moments, in_range(log_x, sigma_w, sigma_b, q0))
 
 
 def _by_quadrature(block: Block, gains: Gains, log_x: AnyArray) -> tuple[AnyArray, LogMoments]:

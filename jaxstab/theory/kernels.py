@@ -30,6 +30,7 @@ from jaxstab.theory.maps import log_square
 from jaxstab.theory.moments import inside, log_moments
 from jaxstab.theory.precision import compiled
 from jaxstab.theory.quadrature import joint
+from jaxstab.theory.ranges import as_correlation
 
 # phi(a z) = a phi(z) for a > 0: kernels of two lengths are those of one
 _HOMOGENEOUS = ("identity", "relu", "leaky_relu")
@@ -155,7 +156,7 @@ def _kernels(
         new = kept * nngp + square * branch, kept * ntk + square * (own + below)
         return new, Kernels(nngp, ntk, branch, own, below)
 
-    given = _matrix(jnp.stack([first, second]), c0 * jnp.sqrt(first * second))
+    given = _matrix(jnp.stack([first, second]), as_correlation(c0) * jnp.sqrt(first * second))
     nngp = w2 * given + b2
     ntk = nngp if d_in is None else d_in * given + 1.0
     return jax.lax.scan(layer, (nngp, ntk), None, length=depth + 1)[1]

@@ -25,6 +25,7 @@ from jaxstab.theory.host import AnyArray
 from jaxstab.theory.moments import LogMoments, inside, log_moments, log_pair
 from jaxstab.theory.precision import compiled
 from jaxstab.theory.quadrature import ACCURACY, CLOSEST, LONGEST, SHORTEST, rule
+from jaxstab.theory.ranges import as_correlation, in_range
 
 AnyActivation = str | Activation | Callable[[Array], Array]
 
@@ -101,7 +102,7 @@ def log_length_map(
         log_q: ln q; -inf and inf are allowed.
 
     Returns:
-        The next layer's length.
+        The next layer's length; NaN where a gain or q is negative.
     """
     xp = host.namespace(log_w, log_b, log_q)
     finite = xp.where(xp.isfinite(log_q), log_q, inside(log_q))
@@ -253,7 +254,8 @@ def _length_map(
     phi: Activation, about: Features, sigma_w: AnyArray, sigma_b: AnyArray, q: AnyArray
 ) -> AnyArray:
     xp = host.namespace(sigma_w, sigma_b, q)
-    return sigma_w**2 * xp.exp(log_moments(phi, about, xp.log(q)).log_length) + sigma_b**2
+    length = sigma_w**2 * xp.exp(log_moments(phi, about, xp.log(q)).log_length) + sigma_b**2
+    return in_range(length, sigma_w, sigma_b)
 
 
 def length_map(
@@ -268,7 +270,7 @@ def length_map(
         q: length, in [0, inf].
 
     Returns:
-        The next layer's length.
+        The next layer's length; NaN where a gain or q is negative.
 
     Example:
         >>> print(f"{length_map('relu', 2**0.5, 0.0, 3.0):.4f}")
@@ -284,12 +286,14 @@ def _correlation(
     xp = host.namespace(sigma_w, sigma_b, q, c)
     if phi.kernel is None:
         about = with_checked_pairs(about)
+    c = as_correlation(c)
     log_q = xp.log(q)
     moments = log_moments(phi, about, log_q)
     length = log_length_map(moments, log_square(sigma_w), log_square(sigma_b), log_q)
-    mapped = distance_map(phi, about, log_q, length.pair_share, 1.0 - c)
+    share = in_range(length.pair_share, sigma_w, sigma_b)
+    mapped = distance_map(phi, about, log_q, share, 1.0 - c)
     slope = xp.where(c >= 1.0, xp.exp(length.log_share + moments.log_slope), mapped.slope)
-    return 1.0 - mapped.distance, slope
+    return 1.0 - mapped.distance, in_range(slope, sigma_w, sigma_b)
 
 
 def correlation_map(
@@ -308,9 +312,10 @@ def correlation_map(
         c: correlation, in [-1, 1].
 
     Returns:
-        The next layer's correlation; NaN where two rules of quadrature differ by more than 1e-8,
-        as they may for steps and kinks without a closed form from q = 1e4 on, where `predict`
-        goes on with what they have: c to 1e-5 at q = 1e12, and 1e-3 at q = 1e24.
+        The next layer's correlation; NaN where an argument is out of its range, and where two rules
+        of quadrature differ by more than 1e-8, as they may for steps and kinks without a closed
+        form from q = 1e4 on. There `predict` goes on with what they have: c to 1e-5 at q = 1e12,
+        and 1e-3 at q = 1e24.
 
     Example:
         >>> print(f"{correlation_map('relu', 2**0.5, 0.0, 1.0, 0.0):.4f}")

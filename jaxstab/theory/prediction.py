@@ -15,6 +15,7 @@ from jaxstab.theory.folds import Gains, Layers, first_signal, gains, layers
 from jaxstab.theory.laws import AnyBlock, Law, as_law, missing_fields
 from jaxstab.theory.maps import flat_share
 from jaxstab.theory.precision import compiled
+from jaxstab.theory.ranges import as_correlation
 from jaxstab.theory.signals import log
 from jaxstab.theory.squashes import unsquashed
 
@@ -39,6 +40,7 @@ def _predict(
         block.weight + _embedding(law, width, d_in), block.bias, jnp.zeros_like(block.branch)
     )
     log_input = jnp.log(q0)
+    c0 = as_correlation(c0)
     known = layers(law, phi, about, block, first_signal(embed, log_input, c0), max(depths))
     forward = _forward(law, phi, known)
 
