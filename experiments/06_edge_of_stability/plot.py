@@ -41,7 +41,7 @@ def main(results, figure_path):
         below.set(xlabel="step")
         for axis in (above, below):
             axis.spines[["top", "right"]].set_visible(False)
-    axes[0, 0].set(ylabel="sharpness (dashed: largest stable)")
+    axes[0, 0].set(ylabel="sharpness\n(dashed: largest stable)")
     axes[1, 0].set(ylabel="training loss")
     figure.savefig(figure_path, dpi=110, facecolor="white")
 

@@ -42,13 +42,13 @@ BATCH_NORM_SHARES = (5.0, 3.0, 2.0)
 class Setting:
     """Sizes of the experiment; those of --small only show that it runs."""
 
-    digits: int = 1000
+    digits: int = 5000
     depth: int = 1  # blocks: with embedding and readout, two hidden layers, as in the paper
     width: int = 64
     sigma_w: float = 3**-0.5  # of PyTorch's default weights, those of the paper
     # learning rates by activation and optimiser
     rates: tuple[tuple[str, str, tuple[float, ...]], ...] = (
-        ("tanh", "sgd", (0.1, 0.12, 0.14)),
+        ("tanh", "sgd", (0.14, 0.16, 0.18)),
         ("relu", "sgd", (0.2, 0.3, 0.5)),
         ("tanh", "adam", (1e-3,)),
     )
@@ -65,7 +65,7 @@ class Setting:
         Variant("seed 102", seed=102),
         Variant("seed 103", seed=103),
     )
-    steps: int = 2000
+    steps: int = 4000
     every: int = 25  # steps between measurements of the sharpness
     products: int = 10  # of the Hessian for one measurement, begun at the last eigenvector
 
