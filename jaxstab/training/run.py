@@ -213,7 +213,17 @@ def train(
     run, (learned, tested) = jax.lax.scan(
         segment, run, (jnp.asarray([0, *points[:-1]], jnp.int32), jnp.asarray(points, jnp.int32))
     )
-    sharpness, error = _records(run.state)
+    return _training(run, learned, tested), run.state
+
+
+def _training(
+    run: _Run, learned: Float[Array, " evaluation"], tested: Float[Array, " evaluation"]
+) -> Training:
+    """The record of a finished run."""
+    sharpness = error = jnp.zeros(0)
+    if run.state.curvature is not None:
+        sharpness = run.state.curvature.sharpness
+        error = run.state.curvature.error
     return Training(
         **run.series,
         train_accuracy=learned,
@@ -223,14 +233,7 @@ def train(
         sharpness=sharpness,
         sharpness_error=error,
         first_nonfinite=run.first_nonfinite,
-    ), run.state
-
-
-def _records(state: State) -> tuple[Float[Array, " record"], Float[Array, " record"]]:
-    """The sharpness of a run and its error; nothing where it was not measured."""
-    if state.curvature is None:
-        return jnp.zeros(0), jnp.zeros(0)
-    return state.curvature.sharpness, state.curvature.error
+    )
 
 
 def _rows_of_norms(points: list[int], steps: int) -> Int[Array, "step 2"]:
