@@ -1,5 +1,7 @@
 """Gaussian moments and kernels of activations against closed forms and adaptive quadrature."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -102,6 +104,20 @@ def test_users_activation_with_kinks():
     density = np.exp(-(a**2) / 2) / np.sqrt(2 * np.pi)
     expected = q * ((1 + a**2) * ndtr(-a) - a * density)
     assert float(theory.second_moment(shifted, q)) == pytest.approx(expected, rel=1e-11)
+
+
+@pytest.mark.parametrize("norm", ["dyt", "derf"])
+def test_half_of_the_line_is_enough_for_squashes_with_even_derivative(norm):
+    for name, after in itertools.product(["tanh", "erf", "sigmoid", "hard_tanh", "gelu"], [0, 1]):
+        phi = theory.law(name, norm=norm, norm_after=bool(after)).activation
+        about = features(phi)
+        even = name in ("tanh", "erf") or (not after and name != "gelu")
+        assert about.even_slope == even, (name, after)
+        for q, distance in itertools.product([1e-3, 1.0, 300.0], [1e-6, 0.3, 1.0]):
+            numbers = np.float64(q), np.float64(distance)
+            half = pair(phi, about, *numbers, about.nodes)
+            whole = pair(phi, about._replace(even_slope=False), *numbers, about.nodes)
+            np.testing.assert_allclose(half, whole, rtol=1e-10)
 
 
 def test_expectation_of_a_smooth_callable():

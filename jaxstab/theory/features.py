@@ -12,6 +12,7 @@ from jaxtyping import Array
 from jaxstab.activations import Activation, Mixture, get, names
 from jaxstab.theory import host
 from jaxstab.theory.probing import Panels, Probe, Singularity, panels, singularity
+from jaxstab.theory.squashes import squashes_to_even_slope
 
 
 class Nodes(NamedTuple):
@@ -185,7 +186,9 @@ def _probed(phi: Activation) -> Features:
         shaped = common._replace(
             breaks=places, scales=tuple(breaks[place] for place in places), sharp=sharp, nodes=nodes
         )
-        return shaped._replace(check=_check(nodes)._replace(outer=48))
+        # of one smooth centre alone the halves are laid out as mirror images
+        even_slope = not sharp and places == (0.0,) and squashes_to_even_slope(phi)
+        return shaped._replace(even_slope=even_slope, check=_check(nodes)._replace(outer=48))
     # edges that crowd around a kink give way to it
     crowded = [np.any(np.abs(edge - cut.kinks) < _CROWDED) for edge in cut.edges]
     nearest = sorted([*cut.edges[~np.asarray(crowded, bool)].tolist(), *kinks], key=abs)[:_PANELS]

@@ -13,18 +13,20 @@ BatchNorm's are in `batches` and `batches_behind`. Two inputs under the same mas
 under different ones E a a'.
 """
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxstab.activations import Activation
+from jaxstab.activations import Activation, Mixture
 from jaxstab.theory.batches import Sphere, finite_head, limit_head
 from jaxstab.theory.batches_behind import limit_head_after
 from jaxstab.theory.features import Features
 from jaxstab.theory.laws import Law
 from jaxstab.theory.maps import distance_map, log_sum
 from jaxstab.theory.moments import inside, log_moments, variance
+from jaxstab.theory.panels import density, flat, gaussian_panels, legendre
 from jaxstab.theory.signals import Head, Signal, log
-from jaxstab.theory.squashes import is_squashed, own_square
+from jaxstab.theory.squashes import ALPHA, SQUASHES, Squashed, is_squashed, unsquashed
 
 
 def head(law: Law, phi: Activation, about: Features, table: Sphere | None, signal: Signal) -> Head:
@@ -62,7 +64,7 @@ def _activated(phi: Activation, about: Features, log_q: Array, signal: Signal) -
     one = jnp.ones_like(log_q)
     gap = distance_map(phi, about, log_q, one, signal.distance).distance
     if is_squashed(phi):
-        log_own = log(own_square(phi, about, jnp.exp(inside(log_q))))
+        log_own = log(_own_square(phi, about, jnp.exp(inside(log_q))))
     else:
         # E u^2 phi'^2 = M (1 + 2 dlnM/dlnq), z = sqrt(q) u
         log_stretch = log(jnp.maximum(1.0 + 2.0 * moments.slope_power, 0.0))
@@ -77,6 +79,37 @@ def _activated(phi: Activation, about: Features, log_q: Array, signal: Signal) -
         log_isotropic=moments.log_slope,
         log_own=log_own,
     )
+
+
+def _own_square(phi: Activation, about: Features, q: Array) -> Array:
+    """Squared gradient of scale, bias and alpha, over that with respect to the head.
+
+    Args:
+        phi: a squashed activation.
+        about: its features.
+        q: length of h.
+
+    Returns:
+        The ratio; scale and bias have one entry per unit, alpha one for all.
+    """
+    if isinstance(phi, Mixture):
+        first, second = about.parts
+        share = jnp.asarray(phi.share, q.dtype)
+        one = _own_square(phi.first, first, q)
+        return (1 - share) * one + share * _own_square(phi.second, second, q)
+    head = phi.static_fn
+    assert isinstance(head, Squashed)
+    inner = unsquashed(phi)
+    root = jnp.sqrt(q)
+    panels = gaussian_panels(about, jnp.zeros_like(q), root, None)
+    u, weights = flat(panels, legendre(about.nodes.single, about.power))
+    weights = weights * density(u)
+    h = root * u
+    # the norm's argument, and the derivative of the head by the norm's output
+    z = inner(h) if head.after else h
+    f, slope = jax.jvp(SQUASHES[head.squash], (ALPHA * z,), (jnp.ones_like(z),))
+    outer = jnp.ones_like(z) if head.after else inner.derivative(f)
+    return jnp.sum(weights * outer**2 * (1 + f**2 + (slope * z) ** 2)) / jnp.sum(weights)
 
 
 def _scaled(dry: Head, log_factor: Array) -> Head:

@@ -12,19 +12,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
-from jaxstab.activations import Activation, Mixture
-from jaxstab.theory.features import Features
-from jaxstab.theory.panels import density, flat, gaussian_panels, legendre
+from jaxstab.activations import Activation, Mixture, get, names
 
 SQUASHES = {"dyt": jnp.tanh, "derf": jax.scipy.special.erf}
 # alpha of a fresh network; scale is 1 and bias 0 there
-_ALPHA = 0.5
+ALPHA = 0.5
+# built-in activations with phi(-z) = -phi(z)
+_ODD = ("identity", "tanh", "erf", "hard_tanh", "sin", "softsign")
 
 
 @dataclasses.dataclass(frozen=True)
-class _Squashed:
+class Squashed:
     """phi(f(alpha h)) or f(alpha phi(h)) as a function of h and of phi's parameters."""
 
     function: Callable[..., Array]
@@ -34,10 +34,11 @@ class _Squashed:
     kinks: tuple[float, ...]
 
     def __call__(self, h: Array, **parameters: Any) -> Array:
+        """The head at h."""
         f = SQUASHES[self.squash]
         if self.after:
-            return f(_ALPHA * self.function(h, **parameters))
-        return self.function(f(_ALPHA * h), **parameters)
+            return f(ALPHA * self.function(h, **parameters))
+        return self.function(f(ALPHA * h), **parameters)
 
 
 def _inverse(squash: str, value: float) -> float:
@@ -61,8 +62,8 @@ def squashed(phi: Activation, squash: str, after: bool) -> Activation:
         return Mixture(first, squashed(phi.second, squash, after), phi.share)
     kinks = list(phi.kinks)
     if not after:
-        kinks = [_inverse(squash, kink) / _ALPHA for kink in kinks if abs(kink) < 1]
-    function = _Squashed(phi.static_fn, squash, after, phi.name, phi.kinks)
+        kinks = [_inverse(squash, kink) / ALPHA for kink in kinks if abs(kink) < 1]
+    function = Squashed(phi.static_fn, squash, after, phi.name, phi.kinks)
     return Activation(f"{squash}_{phi.name}", function, kinks, parameters=phi.parameters)
 
 
@@ -76,7 +77,7 @@ def is_squashed(phi: Activation) -> bool:
         Whether.
     """
     one = phi.first if isinstance(phi, Mixture) else phi
-    return isinstance(one.static_fn, _Squashed)
+    return isinstance(one.static_fn, Squashed)
 
 
 def unsquashed(phi: Activation) -> Activation:
@@ -93,36 +94,23 @@ def unsquashed(phi: Activation) -> Activation:
     if isinstance(phi, Mixture):
         return Mixture(unsquashed(phi.first), unsquashed(phi.second), phi.share)
     head = phi.static_fn
-    assert isinstance(head, _Squashed)
+    assert isinstance(head, Squashed)
     return Activation(head.name, head.function, head.kinks, parameters=phi.parameters)
 
 
-def own_square(phi: Activation, about: Features, q: Float[Array, ""]) -> Float[Array, ""]:
-    """Squared gradient of scale, bias and alpha, over that with respect to the head.
+def squashes_to_even_slope(phi: Activation) -> bool:
+    """Whether an activation is a squashed one whose derivative is known to be even.
 
     Args:
-        phi: a squashed activation.
-        about: its features.
-        q: length of h.
+        phi: any activation.
 
     Returns:
-        The ratio; scale and bias have one entry per unit, alpha one for all.
+        Whether. Both squashes are odd: an even phi' suffices before phi, behind it phi must be odd.
     """
-    if isinstance(phi, Mixture):
-        first, second = about.parts
-        share = jnp.asarray(phi.share, q.dtype)
-        one = own_square(phi.first, first, q)
-        return (1 - share) * one + share * own_square(phi.second, second, q)
     head = phi.static_fn
-    assert isinstance(head, _Squashed)
+    if not isinstance(head, Squashed):
+        return False
     inner = unsquashed(phi)
-    root = jnp.sqrt(q)
-    panels = gaussian_panels(about, jnp.zeros_like(q), root, None)
-    u, weights = flat(panels, legendre(about.nodes.single, about.power))
-    weights = weights * density(u)
-    h = root * u
-    # the norm's argument, and the derivative of the head by the norm's output
-    z = inner(h) if head.after else h
-    f, slope = jax.jvp(SQUASHES[head.squash], (_ALPHA * z,), (jnp.ones_like(z),))
-    outer = jnp.ones_like(z) if head.after else inner.derivative(f)
-    return jnp.sum(weights * outer**2 * (1 + f**2 + (slope * z) ** 2)) / jnp.sum(weights)
+    if inner.name not in names() or get(inner.name).static_fn != inner.static_fn:
+        return False
+    return inner.name in _ODD or (not head.after and inner.name == "sigmoid")
