@@ -114,6 +114,21 @@ def of_nnx():
     return model, None, theta, lambda theta: nnx.merge(graph, theta)(X)
 
 
+def nnx_with_statistics():
+    model = nnx.Sequential(
+        nnx.Linear(5, 4, rngs=nnx.Rngs(0)),
+        nnx.BatchNorm(4, rngs=nnx.Rngs(1)),
+        nnx.tanh,
+        nnx.Linear(4, 2, rngs=nnx.Rngs(2)),
+    )
+    graph, theta, rest = nnx.split(model, nnx.Param, ...)
+
+    def outputs(theta):
+        return nnx.merge(graph, theta, jax.tree.map(lambda leaf: leaf, rest))(X)
+
+    return model, None, theta, outputs
+
+
 def chain():
     net = networks.over_batch(networks.mlp(depth=1, width=4, activation="tanh", features_out=2))
     params = networks.mlp(depth=1, width=4, activation="tanh", features_out=2).init(
@@ -122,7 +137,7 @@ def chain():
     return net, params, params, lambda theta: net.readout(theta, networks.state(net, theta, X))
 
 
-@pytest.mark.parametrize("make", [linen, of_nnx, chain])
+@pytest.mark.parametrize("make", [linen, of_nnx, nnx_with_statistics, chain])
 def test_models_against_their_dense_hessian(make):
     model, params, theta, outputs = make()
 
@@ -150,6 +165,28 @@ def test_models_against_their_dense_hessian(make):
     )
     assert low <= here < high
     assert np.isnan(found.rate)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_floats_of_two_bytes(dtype):
+    """Losses are compared in float32, and so are the Krylov space's sums."""
+
+    def model(params, x):
+        return networks.tag("h", (jnp.asarray(np.sqrt(SCALES), dtype) * params["w"])[None] * x)
+
+    def loss(y):
+        return half_square(y.astype(jnp.float32))
+
+    weights = {"w": WEIGHTS["w"].astype(dtype)}
+    found = diagnosis.diagnose(
+        model, weights, jnp.ones((1, 3), dtype), loss, tx=optax.sgd(0.1)
+    ).stability
+    np.testing.assert_allclose(found.sharpness.value, 9, rtol=1e-2)
+    np.testing.assert_allclose(found.rate, 0.1, rtol=1e-2)
+    wanted = crossing(-0.1 * SCALES * np.asarray(WEIGHTS["w"]))
+    # moved parameters have 8 and 11 bits
+    np.testing.assert_allclose(found.share.value, wanted, rtol=0.05)
+    assert not found.why
 
 
 def test_what_has_no_second_derivative_says_so():

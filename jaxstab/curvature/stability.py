@@ -18,7 +18,7 @@ from jaxtyping import Array, ArrayLike, Float, PyTree
 from jaxstab.checks import check_choice, check_count
 from jaxstab.curvature.chunks import examples_of, mean_over_chunks
 from jaxstab.curvature.symmetric import check_square
-from jaxstab.curvature.vectors import ravel
+from jaxstab.curvature.vectors import ravel, wide_enough
 from jaxstab.norms.meshes import varying_like
 from jaxstab.spectra.operators import Operator, Scaled, scaled
 
@@ -244,17 +244,21 @@ def critical_sharpness(
         size = examples_of(examples)
     if chunk_size is not None:
         size = min(size, check_count("chunk_size", chunk_size, 1))
+    wide = wide_enough(vector.dtype)
 
     def value(rate: Float[Array, ""]) -> Float[Array, ""]:
-        moved = unravel(vector + rate * direction.astype(vector.dtype))
-        return mean_over_chunks(lambda chunk: loss(moved, *chunk), given, size)
+        step = rate.astype(wide) * direction.astype(wide)
+        moved = unravel((vector.astype(wide) + step).astype(vector.dtype))
+        mean = mean_over_chunks(lambda chunk: loss(moved, *chunk), given, size)
+        return mean.astype(wide_enough(mean.dtype))
 
-    here = value(jnp.zeros((), vector.dtype))
+    # parameters of few bits are moved, and losses compared, in floats of more
+    here = value(jnp.zeros((), wide))
 
     def step(_: Array, bracket: _Bracket) -> _Bracket:
         return _narrowed(bracket, (value(bracket.rate) - here) / bracket.rate)
 
-    rate = jnp.asarray(guess, vector.dtype)
+    rate = jnp.asarray(guess, here.dtype)
     zero = jnp.zeros_like(rate)
     infinite = jnp.full_like(rate, jnp.inf)
     begun = _Bracket(rate, zero, zero, infinite, infinite, jnp.full_like(rate, 4.0))

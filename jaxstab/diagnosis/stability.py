@@ -10,6 +10,7 @@ import optax
 from jaxtyping import Array, Float, Key, PyTree
 
 from jaxstab import curvature
+from jaxstab.curvature.vectors import wide_enough
 from jaxstab.diagnosis.intervals import Interval
 from jaxstab.networks import Probe
 from jaxstab.norms import log_norm
@@ -97,7 +98,7 @@ def stability(
     gradient = jax.jit(jax.grad(goal, allow_int=True))(theta, inputs)
     gradient = jax.tree.map(_real, theta, gradient)
     update = _first_update(tx, theta, gradient)
-    rate = _rate(update, gradient)
+    rate = _rate(_widened(update), _widened(gradient))
 
     def along(theta: PyTree, update: PyTree, inputs: Sequence[PyTree]) -> tuple:
         found = curvature.critical_sharpness(
@@ -105,7 +106,7 @@ def stability(
         )
         return found.rate, found.rate_low, found.rate_high
 
-    log_size = float(log_norm(update))
+    log_size = float(log_norm(_widened(update)))
     if not math.isfinite(log_size):
         share = Interval(math.nan, math.nan, math.nan)
         why = (
@@ -120,6 +121,17 @@ def stability(
         largest_rate = float(curvature.largest_stable_rate(sharpness.value))
     reasons = "; ".join(reason for reason in (why, missing) if reason)
     return Stability(sharpness, largest_rate, rate, share, reasons)
+
+
+def _widened(tree: PyTree) -> PyTree:
+    """Floats of two bytes as those of four, whose sums and eigenvalues are known."""
+
+    def wider(leaf: Array) -> Array:
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            return leaf
+        return leaf.astype(wide_enough(leaf.dtype))
+
+    return jax.tree.map(wider, tree)
 
 
 def _real(leaf: Array, gradient: Array) -> Array:
@@ -159,7 +171,11 @@ def _sharpness(
     """The largest eigenvalue, or why there is none."""
 
     def measured(theta: PyTree, inputs: Sequence[PyTree], key: Key[Array, ""]) -> Any:
-        operator = curvature.hessian(lambda theta: goal(theta, inputs), theta)
+        def of_wide(wide: PyTree) -> Float[Array, ""]:
+            own = jax.tree.map(lambda leaf, given: leaf.astype(given.dtype), wide, theta)
+            return goal(own, inputs)
+
+        operator = curvature.hessian(of_wide, _widened(theta))
         return curvature.largest(operator, key, PRODUCTS)
 
     try:

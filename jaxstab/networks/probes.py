@@ -135,8 +135,9 @@ class Probe:
             that the probe was made with; what the model changes besides is dropped.
 
         Example:
-            >>> from jaxstab import curvature
-            >>> model = probe(lambda w, x: tag("h", x @ w), jnp.ones((3, 2)), jnp.ones((5, 3)))
+            >>> from jaxstab import curvature, networks
+            >>> layer = lambda w, x: networks.tag("h", x @ w)
+            >>> model = probe(layer, jnp.ones((3, 2)), jnp.ones((5, 3)))
             >>> outputs, theta = model.function(jnp.ones((3, 2)))
             >>> curvature.tangent_kernel(outputs, theta, jnp.ones((4, 3))).shape
             (8, 8)
@@ -145,7 +146,9 @@ class Probe:
         keys = self._rngs if rngs is None else rngs
 
         def outputs(theta: PyTree, *inputs: PyTree) -> PyTree:
-            return self.model.call(theta, rest, inputs, keys)[0]
+            # variables of nnx may be changed only under the transformation that they were made in
+            own = jax.tree.map(lambda leaf: leaf, rest)
+            return self.model.call(theta, own, inputs, keys)[0]
 
         return outputs, theta
 

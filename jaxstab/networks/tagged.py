@@ -45,6 +45,7 @@ def tag(name: str, tree: PyTree) -> PyTree:
         The same values.
 
     Example:
+        >>> import jax.numpy as jnp
         >>> def model(params, x):
         ...     h = tag("hidden", jnp.tanh(x @ params["w"]))
         ...     return h @ params["v"]
