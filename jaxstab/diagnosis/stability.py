@@ -150,8 +150,12 @@ def _first_update(tx: optax.GradientTransformation, theta: PyTree, gradient: PyT
     try:
         return jax.jit(update)(theta, gradient)
     except (TypeError, ValueError, KeyError, AttributeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"tx does not take what is trained: {reason}") from error
+        raise ValueError(f"tx does not take what is trained: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """The first line of a message; the name of an error without one."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _rate(update: PyTree, gradient: PyTree) -> float:
@@ -181,8 +185,7 @@ def _sharpness(
     try:
         found = jax.jit(measured)(theta, inputs, key)
     except (TypeError, ValueError, NotImplementedError) as refused:
-        reason = str(refused).strip().splitlines()[0]
-        return Interval(math.nan, math.nan, math.nan), f"no sharpness: {reason}"
+        return Interval(math.nan, math.nan, math.nan), f"no sharpness: {_reason(refused)}"
     value = math.ldexp(float(found.value), int(found.exponent))
     bound = math.ldexp(float(found.error), int(found.exponent))
     return Interval(value, value - bound, value + bound), ""
