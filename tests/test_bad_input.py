@@ -20,8 +20,7 @@ from trained_cells import dataset_of, store_of
 
 from jaxstab import cli, report, sweeps
 from jaxstab.cli.arguments import as_toml, parse
-from jaxstab.cli.sweep import Sweep
-from jaxstab.cli.train import Train
+from jaxstab.cli.settings import Sweep, Train
 from jaxstab.store.groups import COPY
 
 ROOT = Path(__file__).parent.parent

@@ -1,7 +1,6 @@
 """What an installation promises: declared imports, a version, help without JAX, one line where an extra is missing."""
 
 import ast
-import importlib
 import json
 import subprocess
 import sys
@@ -11,7 +10,12 @@ from pathlib import Path
 import pytest
 
 import jaxstab
-from jaxstab import cli
+from jaxstab import cli, networks, theory
+from jaxstab.cli import settings
+from jaxstab.precision import FULL
+from jaxstab.sweeps.settings import OPTIMISERS
+from jaxstab.theory.laws import WEIGHT_VARIANCES
+from jaxstab.theory.shaping import METHODS
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -86,10 +90,43 @@ print(json.dumps(sorted({"jax", "numpy", "matplotlib"} & set(sys.modules))))
     assert _in_a_fresh_process(code)[0] == []
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("sweep --nope 3", "Unrecognized options: --nope, 3"),
+        ("train --depths x", "Error parsing --depths"),
+        ("theory --norm fish", "--norm must be one of None, batch, layer"),
+        ("status", "Missing from jaxstab status: STR"),
+    ],
+)
+def test_wrong_flags_are_refused_without_jax(words, said):
+    code = """
+import json, sys
+from jaxstab import cli
+assert cli.main(sys.argv[1:]) == 2
+print(json.dumps(sorted({"jax", "xarray", "pandas", "scipy", "matplotlib"} & set(sys.modules))))
+"""
+    imported, err = _in_a_fresh_process(code, *words.split())
+    assert imported == []
+    assert err.startswith(f"jaxstab: {said}") and err.count("\n") == 1
+
+
 def test_the_list_of_commands_says_what_each_says():
-    for name, command in cli._COMMANDS.items():
-        settings = getattr(importlib.import_module(f"jaxstab.cli.{name}"), command.settings)
-        assert settings.__doc__.splitlines()[0] == command.summary
+    for command in cli._COMMANDS.values():
+        flags = getattr(settings, command.settings)
+        assert flags.__doc__.splitlines()[0] == command.summary
+
+
+def test_flags_list_the_names_of_the_tables():
+    for names, *tables in (
+        (settings.WEIGHTS, networks.WEIGHTS, WEIGHT_VARIANCES),
+        (settings.NORMS, networks.NORMS, theory.NORMS),
+        (settings.SKIPS, networks.SKIPS, theory.SKIPS),
+        (settings.OPTIMISERS, OPTIMISERS),
+        (settings.SHAPES, METHODS),
+    ):
+        assert [tuple(table) for table in tables] == [names] * len(tables)
+    assert settings.Family.precision == FULL
 
 
 @pytest.mark.slow

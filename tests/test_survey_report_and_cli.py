@@ -21,7 +21,7 @@ from jaxstab.analysis.survey import parts
 from jaxstab.cli import interrupts
 from jaxstab.cli.arguments import parse
 from jaxstab.cli.blocks import strict
-from jaxstab.cli.sweep import Sweep
+from jaxstab.cli.settings import Sweep
 
 ROOT = Path(__file__).parent.parent
 FLAGS = (

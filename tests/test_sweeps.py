@@ -15,7 +15,8 @@ from threadpoolctl import threadpool_info
 
 from jaxstab import activations, networks, propagation, records, store, sweeps, training
 from jaxstab.activations import Activation
-from jaxstab.cli.sweep import Sweep
+from jaxstab.cli.settings import Sweep
+from jaxstab.cli.sweep import grid_of
 from jaxstab.records import Data
 from jaxstab.store import claims, opening
 from jaxstab.sweeps import plan as plan_of
@@ -276,7 +277,7 @@ def test_a_plan_grows_with_the_grid():
     small = measuring_plan(GRID, None, images)
     large = measuring_plan(GRID.but(width=2000), None, images)
     assert small.memory < large.memory
-    default = measuring_plan(Sweep().grid(), None, images)
+    default = measuring_plan(grid_of(Sweep()), None, images)
     assert default.cells == 384 and default.programs == 1 and default.memory <= MEMORY
 
 

@@ -28,8 +28,8 @@ class _Command(NamedTuple):
 
     Attributes:
         summary: the first line of its settings' docstring.
-        settings: class of the settings, in the module of the command's name.
-        run: function from the settings, in the same module.
+        settings: class of the flags, in `cli.settings`.
+        run: function from the settings, in the module of the command's name.
         float64: whether JAX computes in float64; a user's own model runs as it does elsewhere.
     """
 
@@ -125,13 +125,15 @@ def _answered(words: Sequence[str]) -> int:
             print(f"jaxstab {__version__}")
             return 0
         with extra("run"):
-            settings, run = _parsed(words)
+            settings = _parsed(words)
         if getattr(settings, "print_config", False):
             from jaxstab.cli.arguments import as_toml
 
             print(as_toml(settings))
-        else:
-            run(settings)
+            return 0
+        with extra("run"):
+            run = _imported(words[0])
+        run(settings)
     except (UserError, MissingExtraError) as error:
         return _complained(str(error))
     except OSError as error:
@@ -162,21 +164,27 @@ def _discard_output() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _parsed(words: Sequence[str]) -> tuple[Any, Callable[[Any], None]]:
-    """The settings that the words ask for, and what to call with them."""
+def _parsed(words: Sequence[str]) -> Any:
+    """The settings that the words ask for, without JAX: what is wrong with the words is told at once."""
     from jaxstab.cli.arguments import parse
 
     words = words or ["--help"]
     name = words[0]
     if name not in _COMMANDS:
-        summaries = {known: _stub(command.summary) for known, command in _COMMANDS.items()}
-        return parse(summaries, _DESCRIPTION, words), print
+        kinds = {known: _stub(command.summary) for known, command in _COMMANDS.items()}
+    else:
+        flags = importlib.import_module("jaxstab.cli.settings")
+        kinds = {name: getattr(flags, _COMMANDS[name].settings)}
+    return parse(kinds, _DESCRIPTION, words)
+
+
+def _imported(name: str) -> Callable[[Any], None]:
+    """What runs a command."""
     command = _COMMANDS[name]
     module = importlib.import_module(f"jaxstab.cli.{name}")
     if command.float64:
         _use_float64()
-    settings = parse({name: getattr(module, command.settings)}, _DESCRIPTION, words)
-    return settings, getattr(module, command.run)
+    return getattr(module, command.run)
 
 
 def _use_float64() -> None:

@@ -29,8 +29,15 @@ _LONGEST_CONFIG = 2**20
 _LARGEST_INTEGER = 2**31 - 1
 
 
+@dataclasses.dataclass(frozen=True)
+class _Choice:
+    """The values that a setting may have."""
+
+    names: tuple[str | None, ...]
+
+
 def choice(kind: Any, names: Iterable[str], *aliases: str) -> Any:
-    """A setting of a few values, which the help lists; the grid refuses all others.
+    """A setting of a few values, which the help lists; `parse` refuses all others.
 
     Args:
         kind: its type, str or str | None.
@@ -38,12 +45,14 @@ def choice(kind: Any, names: Iterable[str], *aliases: str) -> Any:
         aliases: other flags for it.
 
     Returns:
-        The type with what the help shows.
+        The type with its values and what the help shows.
     """
-    shown = list(names)
+    values: tuple[str | None, ...] = tuple(names)
     if kind == str | None:
-        shown.insert(0, "None")
-    return Annotated[kind, tyro.conf.arg(metavar=f"{{{','.join(shown)}}}", aliases=aliases or None)]
+        values = (None, *values)
+    shown = ",".join(map(str, values))
+    flag = tyro.conf.arg(metavar=f"{{{shown}}}", aliases=aliases or None)
+    return Annotated[kind, _Choice(values), flag]
 
 
 def as_toml(settings: Any) -> str:
@@ -208,7 +217,7 @@ def _check_words(words: Sequence[str]) -> None:
 
 
 def _checked(settings: Any) -> Any:
-    """The settings with every `~` expanded and every integer in the range that arrays can count."""
+    """The settings with every `~` expanded, every integer one that arrays can count, every choice one there is."""
     changed: dict[str, Any] = {}
     for field in dataclasses.fields(settings):
         flag = f"--{field.name.replace('_', '-')}"
@@ -217,6 +226,10 @@ def _checked(settings: Any) -> Any:
         for one in values:
             if isinstance(one, int) and abs(one) > _LARGEST_INTEGER:
                 raise UserError(f"{flag} must be within {_LARGEST_INTEGER} of 0, got one beyond")
+        for choices in getattr(field.type, "__metadata__", ()):
+            if isinstance(choices, _Choice) and value not in choices.names:
+                known = ", ".join(map(str, choices.names))
+                raise UserError(f"{flag} must be one of {known}, got {value!r}")
         if isinstance(value, Path | str):
             changed[field.name] = _expanded(flag, value)
     return dataclasses.replace(settings, **changed)

@@ -1,41 +1,16 @@
 """What the commands of theory take of a block, and figures that they write."""
 
-import dataclasses
 import math
 from pathlib import Path
 from typing import Any
 
 from jaxstab import activations, theory
-from jaxstab.checks import check_choice
-from jaxstab.cli.arguments import choice
 from jaxstab.cli.faults import UserError, users_fault
 from jaxstab.cli.own import imported
-from jaxstab.theory.laws import WEIGHT_VARIANCES
+from jaxstab.cli.settings import Block
 
 # of a figure's file
 _FORMATS = (".pdf", ".png", ".svg")
-
-
-@dataclasses.dataclass(frozen=True)
-class Block:
-    """The block of a network, as theory takes it."""
-
-    activation: str = "tanh"
-    """Name of the activation, or module:function for one of your own."""
-    norm: choice(str | None, theory.NORMS) = None  # type: ignore[valid-type]
-    """Norm in every block; batch without --batch is the limit of many examples."""
-    norm_after: bool = False
-    """Norm after the activation instead of before it."""
-    skip: choice(str | None, theory.SKIPS) = None  # type: ignore[valid-type]
-    """Skip connection around every block."""
-    dropout: float = 0.0
-    """Share of features dropped; two inputs have masks of their own."""
-    batch: int | None = None
-    """Examples that BatchNorm takes its statistics over, at least 4."""
-    weights: choice(str, WEIGHT_VARIANCES) = "gaussian"  # type: ignore[valid-type]
-    """Law of the weights."""
-    depth: int | None = None
-    """Number of blocks, for --skip scaled."""
 
 
 def law_of(settings: Block) -> theory.Law:
@@ -53,7 +28,6 @@ def law_of(settings: Block) -> theory.Law:
     if not (math.isfinite(settings.dropout) and 0 <= settings.dropout < 1):
         raise UserError(f"--dropout must be in [0, 1), got {settings.dropout:g}")
     with users_fault():
-        check_choice("--weights", settings.weights, tuple(WEIGHT_VARIANCES))
         phi = _activation(settings.activation)
         return theory.law(
             phi,

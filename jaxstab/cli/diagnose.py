@@ -1,20 +1,19 @@
 """`jaxstab diagnose`: say what is wrong with a model of the user's own."""
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 from jaxtyping import Array, PyTree
 
 from jaxstab import diagnosis, networks
 from jaxstab.cli.faults import UserError, users_fault
 from jaxstab.cli.own import imported, users_code
+from jaxstab.cli.settings import Diagnose
 from jaxstab.diagnosis.diagnosing import probed
 from jaxstab.diagnosis.measuring import check_scalar
 from jaxstab.store.dataset import provenance
@@ -27,25 +26,6 @@ _PAGE = "diagnosis.html"
 _NUMBERS = "biuf"
 # bytes of one number
 _LARGEST = 8
-
-
-@dataclasses.dataclass(frozen=True)
-class Diagnose:
-    """Say what is wrong with a model of your own, where, and what was measured to help.
-
-    The factory is a function without arguments that returns (model, params, loss). The model is a
-    linen or nnx module, a chain, a function (params, x) -> output with networks.tag in it, or a
-    networks.probe of one of these. The loss is a function of the output that returns a scalar;
-    where the batch holds labels it is called as loss(output, y). With an optax optimiser as well,
-    (model, params, loss, tx), its first update is compared with the steps that the loss stands.
-    """
-
-    factory: Annotated[str, tyro.conf.Positional]
-    """The factory as module:function; its module is found from the current folder too."""
-    batch: Path
-    """An .npz file with x, examples along the first axis, and y if the loss takes labels."""
-    out: Path = Path("diagnosis")
-    """Folder for diagnosis.json and diagnosis.html; made if it is not there."""
 
 
 def print_diagnosis(settings: Diagnose) -> None:

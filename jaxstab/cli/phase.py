@@ -1,8 +1,6 @@
 """`jaxstab phase`: draw the phase diagram of one block."""
 
-import dataclasses
 import json
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,28 +9,13 @@ from jaxtyping import Array
 
 from jaxstab import theory
 from jaxstab.checks import check_gains
-from jaxstab.cli.blocks import Block, check_figure, law_of, strict
+from jaxstab.cli.blocks import check_figure, law_of, strict
 from jaxstab.cli.faults import UserError, users_fault
+from jaxstab.cli.settings import Phase
 from jaxstab.theory.laws import unsolvable
 
 # points along either axis
 _MOST = 1024
-
-
-@dataclasses.dataclass(frozen=True)
-class Phase(Block):
-    """Draw the phase diagram of one block, plain or with cures: ln chi_1 over (sigma_w, sigma_b)."""
-
-    sigma_w: tuple[float, float] = (0.5, 4.0)
-    """Lowest and highest weight gain."""
-    sigma_b: tuple[float, float] = (0.0, 1.0)
-    """Lowest and highest standard deviation of the biases."""
-    points: int = 65
-    """Points along either axis."""
-    out: Path = Path("phase.png")
-    """The figure's file (.png, .svg or .pdf)."""
-    json: bool = False
-    """Print chi_1 and the critical line as JSON (infinity as the string "inf", an undefined number as null)."""
 
 
 def draw_phase(settings: Phase) -> None:

@@ -1,30 +1,18 @@
 """`jaxstab report`: draw the report of a store anew."""
 
-import dataclasses
 from pathlib import Path, PurePosixPath
-from typing import Annotated
 
-import tyro
 import xarray as xr
 
 from jaxstab import report, store, sweeps
 from jaxstab.analysis import summarise
 from jaxstab.cli import history
 from jaxstab.cli.faults import reading, users_fault
+from jaxstab.cli.settings import Report
 from jaxstab.store import files
 
 # the name that `jaxstab sweep` gives its store in a folder of its own
 _SWEEP = "store.zarr"
-
-
-@dataclasses.dataclass(frozen=True)
-class Report:
-    """Draw the report of a stored sweep, or of trainings finished or not."""
-
-    store: Annotated[str, tyro.conf.Positional]
-    """The store, such as runs/main/store.zarr or the folder that holds it, runs/trained.zarr, or an fsspec URL."""
-    out: Path | None = None
-    """The HTML file; beside the store unless given: report.html of a sweep's, X.html of X.zarr."""
 
 
 def write_report(settings: Report) -> None:

@@ -1,28 +1,19 @@
 """`jaxstab status`: what a store holds, and how far it is."""
 
-import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-import tyro
 
 from jaxstab import store
 from jaxstab.analysis.survey import parts
 from jaxstab.cli.faults import reading
+from jaxstab.cli.settings import Status
 from jaxstab.store import claims
 from jaxstab.store.dataset import attributes
 from jaxstab.store.reading import column
-
-
-@dataclasses.dataclass(frozen=True)
-class Status:
-    """Say how far a sweep or a store of trainings is, who works on it, and what failed."""
-
-    store: Annotated[str, tyro.conf.Positional]
-    """The store, such as runs/trained.zarr, runs/main/store.zarr or the folder that holds it."""
 
 
 def print_status(settings: Status) -> None:

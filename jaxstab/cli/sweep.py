@@ -1,7 +1,6 @@
 """`jaxstab sweep`: measure a grid of networks, predict the same, and write a store and a report."""
 
 import contextlib
-import dataclasses
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -16,8 +15,8 @@ from tqdm import tqdm
 from jaxstab import datasets, records, store, sweeps
 from jaxstab.analysis import survey
 from jaxstab.analysis.survey import measures, parts, sharp_setting
+from jaxstab.checks import check_count
 from jaxstab.cli import history, interrupts
-from jaxstab.cli.family import Family
 from jaxstab.cli.faults import (
     UserError,
     check_memory,
@@ -26,6 +25,7 @@ from jaxstab.cli.faults import (
     told_time,
     users_fault,
 )
+from jaxstab.cli.settings import Sweep
 from jaxstab.cli.tried import tried
 from jaxstab.store import fingerprint, locks
 from jaxstab.store.dataset import attributes, check_writable, remove, versions
@@ -42,62 +42,41 @@ _COMPILING = 8.0
 _FLOPS = 1e10
 
 
-@dataclasses.dataclass(frozen=True)
-class Sweep(Family):
-    """Measure a grid of networks on real digits, predict the same, and write a store and a report.
+def grid_of(settings: Sweep, outputs: int = 10) -> sweeps.Grid:
+    """The grid that the flags describe.
 
-    For every depth, gain, activation and seed: the forward profile (length, correlation,
-    saturation, dead units), the gradient of the loss at every layer, and the singular values of the
-    input-output Jacobian; beside each its mean-field prediction, where theory has one. The defaults
-    take about two minutes on two cores. A run that stops for any reason goes on where it was when
-    the same command is given again.
+    Args:
+        settings: the flags.
+        outputs: of every network.
+
+    Returns:
+        The grid.
+
+    Raises:
+        ValueError: if there is no such grid.
     """
-
-    out: Path = Path("runs/main")
-    """Folder for the results: OUT/store.zarr (labelled arrays) and OUT/report.html; until they are finished, what is
-    measured is in OUT/profiles.zarr and OUT/spectra.zarr."""
-    sigma_w: tuple[float, ...] = tuple(float(gain) for gain in np.linspace(0.5, 4.0, 24).round(4))
-    """Weight gains, ascending: standard deviation of the weights times the square root of fan-in."""
-    activations: tuple[str, ...] = ("tanh", "relu", "gelu", "sigmoid")
-    """Activations by name: identity relu leaky_relu tanh sigmoid erf hard_tanh gelu silu softplus elu selu sin."""
-    seeds: int = 4
-    """Independent networks per cell; the standard errors are over them."""
-    sigma_b: float = 0.05**0.5
-    """Standard deviation of the biases."""
-    inputs: int = 4
-    """Digits per network."""
-    dropout: float = 0.0
-    """Share of features dropped."""
-    sharpness: int | None = None
-    """Examples over which the curvature of the loss is measured too, at every depth; not measured unless given."""
-    chunk_size: int | None = None
-    """Networks computed at once; fitted to memory unless given."""
-    overwrite: bool = False
-    """Replace a store of other settings, finished or not, or measure a finished one anew."""
-
-    def grid(self, outputs: int = 10) -> sweeps.Grid:
-        """The grid of these settings, of networks with so many outputs."""
-        axes = {
-            "activation": self.activations,
-            "depth": self.depths,
-            "seed": self.seed_axis(),
-            "sigma_w": self.sigma_w,
-        }
-        return sweeps.Grid(
-            axes,
-            sigma_b=self.sigma_b,
-            width=self.width,
-            inputs=self.inputs,
-            weights=self.weights,
-            norm=self.norm,
-            norm_after=self.norm_after,
-            precision=self.precision,
-            skip=self.skip,
-            dropout=self.dropout,
-            batch=self.batch,
-            dtype=self.dtype,
-            outputs=outputs,
-        )
+    axes = {
+        "activation": settings.activations,
+        "depth": settings.depths,
+        # not listed, as there may be more than memory holds
+        "seed": range(check_count("seeds", settings.seeds, 1)),
+        "sigma_w": settings.sigma_w,
+    }
+    return sweeps.Grid(
+        axes,
+        sigma_b=settings.sigma_b,
+        width=settings.width,
+        inputs=settings.inputs,
+        weights=settings.weights,
+        norm=settings.norm,
+        norm_after=settings.norm_after,
+        precision=settings.precision,
+        skip=settings.skip,
+        dropout=settings.dropout,
+        batch=settings.batch,
+        dtype=settings.dtype,
+        outputs=outputs,
+    )
 
 
 def sweep(settings: Sweep) -> None:
@@ -116,9 +95,9 @@ def sweep(settings: Sweep) -> None:
     with users_fault():
         _check_size(settings)
         # bad settings are told before the data are read
-        settings.grid()
+        grid_of(settings)
         data = datasets.load(settings.data, settings.data_path)
-        grid = settings.grid(classes(data))
+        grid = grid_of(settings, classes(data))
         # every seed draws as many examples
         sweeps.samples(grid.but(seed=range(1)), data, settings.batch)
         check_memory("the results", _results(grid))
@@ -316,7 +295,7 @@ def _rough_time(
         state = of.fixed["width"] * (of.fixed["batch"] or 1)
         return _cells(of) * of.deepest * state**3
 
-    measuring = _MEASURING * cost(grid) / cost(Sweep().grid()) * 2 / (os.cpu_count() or 2)
+    measuring = _MEASURING * cost(grid) / cost(grid_of(Sweep())) * 2 / (os.cpu_count() or 2)
     compiling = _COMPILING * len(grid.kinds)
     if "sharpness" in wanted:
         measuring += _products(wanted["sharpness"][0]) / (_FLOPS * (os.cpu_count() or 2))

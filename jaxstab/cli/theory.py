@@ -1,6 +1,5 @@
 """`jaxstab theory`: print what mean-field theory says of one block at one point."""
 
-import dataclasses
 import json
 import math
 from pathlib import Path
@@ -10,10 +9,9 @@ import numpy as np
 
 from jaxstab import theory
 from jaxstab.checks import check_gains
-from jaxstab.cli.arguments import choice
-from jaxstab.cli.blocks import Block, check_figure, law_of, strict
+from jaxstab.cli.blocks import check_figure, law_of, strict
 from jaxstab.cli.faults import UserError, users_fault
-from jaxstab.theory.shaping import METHODS
+from jaxstab.cli.settings import Block, Theory
 
 # layers of a figure, unless --depth says how many
 _LAYERS = 50
@@ -27,26 +25,6 @@ _SHAPED = {
     "correlation_slope": "slope",
     "correlation_curvature": "curvature",
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Theory(Block):
-    """Print what mean-field theory says of one block, plain or with cures, at one point (sigma_w, sigma_b)."""
-
-    sigma_w: float = 1.0
-    """Weight gain."""
-    sigma_b: float = 0.0
-    """Standard deviation of the biases."""
-    q0: float = 1.0
-    """Mean square of the input; matters where there are several fixed points, or none."""
-    shape: choice(str | None, METHODS) = None  # type: ignore[valid-type]
-    """Transform the activation for a plain network of --depth layers, and say what is then predicted of it."""
-    shape_target: float | None = None
-    """Target of --shape: zeta > 1 of dks; of tat tau > 0, or eta in (0, 1) for leaky_relu."""
-    json: bool = False
-    """Print JSON (infinity as the string "inf", an undefined number as null)."""
-    plot: Path | None = None
-    """Draw length, correlation and gradient at every layer into this file (.png, .svg or .pdf)."""
 
 
 def print_theory(settings: Theory) -> None:

@@ -1,7 +1,6 @@
 """`jaxstab train`: train a grid of networks, group by group, into a store that survives."""
 
 import dataclasses
-import math
 import os
 import time
 from collections.abc import Iterator
@@ -12,9 +11,8 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxstab import datasets, sweeps
+from jaxstab.checks import check_count
 from jaxstab.cli import cluster, history, interrupts
-from jaxstab.cli.arguments import choice
-from jaxstab.cli.family import Family
 from jaxstab.cli.faults import (
     UserError,
     check_memory,
@@ -23,10 +21,10 @@ from jaxstab.cli.faults import (
     told_time,
     users_fault,
 )
+from jaxstab.cli.settings import Train
 from jaxstab.cli.tried import tried
 from jaxstab.store import export, files
 from jaxstab.sweeps.durable import Result, Sized, complete, open_store
-from jaxstab.sweeps.settings import OPTIMISERS
 from jaxstab.sweeps.training_plan import available, total_flops, training_plan
 from jaxstab.sweeps.trainings import Trainings
 
@@ -34,105 +32,6 @@ from jaxstab.sweeps.trainings import Trainings
 _MOST_MEMORY = 65_536
 # of a core, at width 128 and batch 128: 166 GFLOP/s on two were measured
 CORE_FLOPS = 83e9
-
-
-@dataclasses.dataclass(frozen=True)
-class Train(Family):
-    """Train networks of every depth, gain, learning rate, ... on real digits, and keep what each did.
-
-    Runs that stop for any reason go on where they were when the same command is given again.
-    Several processes share a store with --shard I/N (an array job, no communication), --join
-    (whoever is free), or --distributed (JAX's own engine, several hosts).
-    """
-
-    out: str = "runs/trained.zarr"
-    """Where results go: a folder, or an fsspec URL such as s3://bucket/trained.zarr."""
-    depths: tuple[int, ...] = (4, 8, 16, 32, 64)
-    """Depths, ascending."""
-    sigma_w: tuple[float, ...] = tuple(float(gain) for gain in np.linspace(0.5, 2.5, 12).round(4))
-    """Weight gains, ascending."""
-    batch: int | None = 128
-    """Examples per update; None for all."""
-    sigma_b: tuple[float, ...] = (0.05**0.5,)
-    """Standard deviations of the biases, ascending."""
-    learning_rates: tuple[float, ...] = (0.01,)
-    """Learning rates, ascending."""
-    clips: tuple[float, ...] = (math.inf,)
-    """Largest norms of a gradient, ascending; inf for no clipping."""
-    dropouts: tuple[float, ...] = (0.0,)
-    """Shares of features dropped, ascending."""
-    steps: int = 200
-    """Updates."""
-    optimiser: choice(str, OPTIMISERS, "--optimizer") = "sgd"  # type: ignore[valid-type]
-    """Optimiser."""
-    evaluate: tuple[int, ...] = (0,)
-    """Numbers of updates after which to evaluate all data, besides the end."""
-    curvature_every: int | None = None
-    """Updates from one record of the sharpness of the loss to the next; not recorded unless given."""
-    memory: float | None = None
-    """GiB of a device that may be used; from the device unless given."""
-    lanes: int | None = None
-    """Networks trained side by side on a device; one on a CPU, what fits elsewhere, unless given."""
-    group: int | None = None
-    """Networks of a group, which is computed by one device and kept as a whole; some seconds' work unless given."""
-    shard: str = "1/1"
-    """I/N: the I-th of N equal parts of the groups."""
-    join: bool = False
-    """Share the store with runs that have it, each group going to whoever is first."""
-    distributed: bool = False
-    """Share the groups among the processes of a cluster that JAX recognises (SLURM, Kubernetes, TPU pods, ...)."""
-    coordinator: str | None = None
-    """HOST:PORT of process 0, for --distributed where JAX does not find it by itself; with --processes, --process."""
-    processes: int | None = None
-    """How many processes there are."""
-    process: int | None = None
-    """Which of them this is, from 0."""
-    coordinator_timeout: float = 60.0
-    """Seconds that --distributed waits for the other processes."""
-    csv: Path | None = None
-    """Also write a line per network to this file at the end."""
-    tensorboard: Path | None = None
-    """Also write TensorBoard's event files, a run per network, to this folder at the end."""
-
-    def grid(self) -> sweeps.Grid:
-        """The grid of these settings."""
-        axes = {
-            "activation": self.activations,
-            "depth": self.depths,
-            "sigma_w": self.sigma_w,
-            "sigma_b": self.sigma_b,
-            "learning_rate": self.learning_rates,
-            "clip": self.clips,
-            "dropout": self.dropouts,
-            "seed": self.seed_axis(),
-        }
-        return sweeps.Grid(
-            axes,
-            weights=self.weights,
-            norm=self.norm,
-            norm_after=self.norm_after,
-            precision=self.precision,
-            skip=self.skip,
-            width=self.width,
-            batch=self.batch,
-            optimiser=self.optimiser,
-            dtype=self.dtype,
-        )
-
-    def measure(self) -> sweeps.Train:
-        """What a training is."""
-        return sweeps.Train(self.steps, self.evaluate, curvature_every=self.curvature_every)
-
-    def sharing(self) -> cluster.Sharing:
-        """The flags that say how processes share the grid."""
-        return cluster.Sharing(
-            self.shard,
-            self.distributed,
-            self.coordinator,
-            self.processes,
-            self.process,
-            self.coordinator_timeout,
-        )
 
 
 def train(settings: Train) -> None:
@@ -151,7 +50,7 @@ def train(settings: Train) -> None:
         if settings.dry_run:
             part = (1, 1)
         else:
-            part = cluster.part(settings.sharing())
+            part = cluster.part(_sharing(settings))
         plan = _planned(settings, grid, measure, data)
         header = _header(grid, measure, plan, data)
         job = Trainings(grid, measure, data, plan)
@@ -189,11 +88,52 @@ def train(settings: Train) -> None:
 def _checked(settings: Train) -> tuple[sweeps.Grid, sweeps.Train, sweeps.Split]:
     """The grid, the training and its data; all that can be refused is refused, and nothing is written."""
     _check_size(settings)
-    grid = settings.grid()
-    measure = settings.measure()
-    cluster.check(settings.sharing())
+    grid = _grid(settings)
+    measure = sweeps.Train(
+        settings.steps, settings.evaluate, curvature_every=settings.curvature_every
+    )
+    cluster.check(_sharing(settings))
     _check_outputs(settings)
     return grid, measure, split(settings.data, settings.data_path)
+
+
+def _grid(settings: Train) -> sweeps.Grid:
+    """The grid that the flags describe."""
+    axes = {
+        "activation": settings.activations,
+        "depth": settings.depths,
+        "sigma_w": settings.sigma_w,
+        "sigma_b": settings.sigma_b,
+        "learning_rate": settings.learning_rates,
+        "clip": settings.clips,
+        "dropout": settings.dropouts,
+        # not listed, as there may be more than memory holds
+        "seed": range(check_count("seeds", settings.seeds, 1)),
+    }
+    return sweeps.Grid(
+        axes,
+        weights=settings.weights,
+        norm=settings.norm,
+        norm_after=settings.norm_after,
+        precision=settings.precision,
+        skip=settings.skip,
+        width=settings.width,
+        batch=settings.batch,
+        optimiser=settings.optimiser,
+        dtype=settings.dtype,
+    )
+
+
+def _sharing(settings: Train) -> cluster.Sharing:
+    """The flags that say how processes share the grid."""
+    return cluster.Sharing(
+        settings.shard,
+        settings.distributed,
+        settings.coordinator,
+        settings.processes,
+        settings.process,
+        settings.coordinator_timeout,
+    )
 
 
 def _planned(
