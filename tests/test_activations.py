@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import mpmath as mp
 import numpy as np
 import pytest
+from flax_variables import variables
 
 from jaxstab import activations, networks, propagation, theory
 from jaxstab.activations import Activation, get
-from jaxstab.networks.family import variables
 
 PROMISED = (
     "identity relu leaky_relu tanh sigmoid erf hard_tanh gelu silu softplus elu selu sin cos abs celu "

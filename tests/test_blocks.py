@@ -5,11 +5,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax_variables import variables
 
 from jaxstab import initializers, networks, propagation, spectra
 from jaxstab.networks import MLP
+from jaxstab.networks.binding import trained
 from jaxstab.networks.chains import Layer
-from jaxstab.networks.family import initial_stats, unbind, variables
+from jaxstab.networks.family import initial_stats
 
 KEY = jax.random.key(3)
 DEPTH, WIDTH, BATCH = 3, 6, 5
@@ -241,7 +243,7 @@ def test_running_statistics():
     assert profile.log_q.shape == (DEPTH + 1,) and np.isfinite(profile.log_q).all()
     # no gradient goes to the statistics
     backward = propagation.backward(one, bound, x[0], LOSS)
-    trained_only = jax.grad(lambda p: LOSS(mlp.apply(variables(p), x[0], train=False)))(bound)
+    trained_only = jax.grad(lambda p: LOSS(one.apply(p, x[0])))(bound)
     assert _norm(trained_only.blocks.batch_stats) == 0
     assert float(backward.log_grad_theta[1]) == pytest.approx(
         np.log(_norm(jax.tree.map(lambda leaf: leaf[0], trained_only.blocks.params))), rel=1e-9
@@ -405,7 +407,8 @@ def test_gains_beside_the_weights_are_gains_of_the_weights(settings):
     )
     by = (gains[0], gains[1:-1, None, None], gains[-1])
     scaled = networks.Params(*map(times, params, by))
-    chex.assert_trees_all_close(unbind(networks.bind(mlp, params, sigma_w=gains)), scaled)
+    whole = networks.rescale(networks.bind(mlp, params, sigma_w=gains), 1.0)
+    chex.assert_trees_all_close(trained(whole), scaled)
     chex.assert_trees_all_close(
         measured(params, gains), measured(scaled, one), rtol=1e-9, atol=1e-12
     )
@@ -438,8 +441,8 @@ def test_many_gains_share_one_copy_of_the_weights():
 @pytest.mark.slow
 def test_a_network_with_no_gain_of_its_own_comes_back_as_it_is():
     mlp, _, params, bound, x = _network({"dropout": True, "norm": "layer"})
-    chex.assert_trees_all_equal(unbind(bound), params)
-    chex.assert_trees_all_equal(unbind(params), params)
+    chex.assert_trees_all_equal(trained(networks.rescale(bound, 1.0)), params)
+    chex.assert_trees_all_equal(networks.rescale(params, 1.0), params)
     # of weight zero: no NaN, and biases alone
     silent = lambda params: mlp.apply(
         variables(networks.bind(mlp, params, sigma_w=0.0)), x[0], train=False

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax_variables import variables
 
 from jaxstab import clipping, initializers, networks, propagation, regularizers
 from jaxstab.networks import MLP
-from jaxstab.networks.family import initial_stats, variables
+from jaxstab.networks.family import initial_stats
 
 KEY = jax.random.key(4)
 MLP_ = MLP(

@@ -23,7 +23,7 @@ from jaxstab import (
     spectra,
     theory,
 )
-from jaxstab.networks.family import unbind
+from jaxstab.networks.binding import trained
 
 KEY = jax.random.key(5)
 
@@ -257,7 +257,7 @@ def test_second_derivatives_by_bound_weights_are_those_by_their_product_with_the
 
     def multiplied(step):
         chain, params, x = _bound(gain)
-        at_fixed_bias = unbind(params)
+        at_fixed_bias = trained(networks.rescale(params, 1.0))
         change = jnp.cos(params.blocks.params["dense"]["kernel"])
         dense = at_fixed_bias.blocks["dense"]
         blocks = {"dense": dense | {"kernel": dense["kernel"] + step * change}}

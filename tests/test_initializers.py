@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax_variables import variables
 
 from jaxstab import initializers, networks, propagation, theory
 from jaxstab.activations import Activation
-from jaxstab.networks import MLP, family
-from jaxstab.networks.family import variables
+from jaxstab.networks import MLP
 
 KEY = jax.random.key(2)
 
@@ -131,10 +131,10 @@ def test_lsuv_gives_every_layer_unit_variance(settings):
     x = 3.0 * jax.random.normal(KEY, (40, 9), jnp.float32) ** 2
     params = networks.init(mlp, KEY, x, 0.3, 0.1)
     new = jax.jit(lambda params, target: initializers.lsuv(mlp, params, x, target))(params, 1.7)
-    branch, chain = family.branch(mlp), networks.chain(mlp)
+    branch, chain = mlp.layers(train=True)[1].clone(skip=None), networks.chain(mlp)
 
     def layer(h, block):
-        return chain.block(block, h), jnp.var(branch(block, h))
+        return chain.block(block, h), jnp.var(branch.apply({"params": block}, h))
 
     h = chain.embed(new, x)
     out, variances = jax.jit(lambda h: jax.lax.scan(layer, h, new.blocks))(h)

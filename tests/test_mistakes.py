@@ -24,7 +24,7 @@ CASES = {
     "networks.bind(mlp, params, key=key)": r"this network has none: MLP\(..., dropout=True\)",
     "networks.bind(mlp.clone(dropout=True), params, key=key, rate=-0.1)": r"rate must be in \[0, 1\], got -0.1",
     "networks.MLP(2, 4, norm='batch').init(key, np.ones(4)) and networks.MLP(2, 4, norm='batch').apply("
-    "networks.variables(networks.init(networks.MLP(2, 4, norm='batch'), key, jnp.ones(4))), jnp.ones(4))": (
+    "{'params': networks.init(networks.MLP(2, 4, norm='batch'), key, jnp.ones(4))._asdict()}, jnp.ones(4))": (
         r"it needs a batch \[batch, width\], got \(4,\)"
     ),
     "initializers.lsuv(mlp, params, jnp.ones(4))": r"looks at a batch \[batch, d_in\], got shape \(4,\)",

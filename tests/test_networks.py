@@ -6,10 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen
+from flax_variables import variables
 
 from jaxstab import initializers, networks, theory
 from jaxstab.networks import MLP
-from jaxstab.networks.family import variables
 
 KEY = jax.random.key(0)
 

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax_variables import variables
 from jax.flatten_util import ravel_pytree
 
 from jaxstab import curvature, devices, networks, propagation, spectra
 from jaxstab.networks import MLP
-from jaxstab.networks.family import variables
 from jaxstab.norms import logarithms
 
 KEY = jax.random.key(6)

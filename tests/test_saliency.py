@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax_variables import variables
 
 from jaxstab import networks, propagation
 from jaxstab.networks import MLP
@@ -34,7 +35,7 @@ def test_gradients_are_those_of_autodiff(skip):
 
     @jax.jit
     def naive():
-        network = lambda x: mlp.apply(networks.variables(params), x)[0]
+        network = lambda x: mlp.apply(variables(params), x)[0]
         by_input = [jax.grad(network)(x) for x in (x1, x2)]
         readout = lambda h: chain.readout(params, h)[0]
         by_last = [jax.grad(readout)(networks.state(chain, params, x)) for x in (x1, x2)]

@@ -353,7 +353,7 @@ from jaxstab import networks, records, sweeps
 from jaxstab.records import Data
 
 def measure(chain, params, sample, depths):
-    kernel = networks.unbind(params).blocks["dense"]["kernel"]
+    kernel = networks.rescale(params, 1.0).blocks.params["dense"]["kernel"]
     two = jnp.linalg.svd(kernel, compute_uv=False)[0], jnp.linalg.svd(kernel + 1, compute_uv=False)[0]
     return records.CorrelationProfile(two[0] + two[1] + jnp.linalg.eigvalsh(kernel + kernel.mT)[0])
 

@@ -6,11 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax_variables import variables
 
 from jaxstab import clipping, networks, training
 from jaxstab.networks import MLP
 from jaxstab.networks.chains import Layer
-from jaxstab.networks.family import initial_stats, variables
+from jaxstab.networks.family import initial_stats
 from jaxstab.training import Examples, train
 
 KEY = jax.random.key(2)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax_variables import variables
 
 from jaxstab import clipping, diagnosis, networks
 from jaxstab.diagnosis import writers
@@ -25,7 +26,7 @@ def _run(tx, params):
     """Gradients, updates, parameters before each update, and the states after it."""
 
     def loss(params):
-        return jnp.mean(jnp.square(MLP.apply(networks.variables(params), X)))
+        return jnp.mean(jnp.square(MLP.apply(variables(params), X)))
 
     def step(carry, _):
         params, state = carry

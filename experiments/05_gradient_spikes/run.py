@@ -11,7 +11,6 @@ import numpy as np
 import optax
 
 from jaxstab import clipping, datasets, initializers, networks
-from jaxstab.networks.family import variables
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +79,7 @@ def train(setting, clipper, corrupted, key, rate, data):
     mlp = networks.MLP(setting.depth, setting.width, "relu")
     params = networks.init(mlp, keys[1], x[0], sigma_w=initializers.gain("relu").sigma_w)
     tx = optax.chain(clipping.monitored(clipper), optax.sgd(rate, momentum=0.9))
-    logits = lambda params, x: mlp.apply(variables(params), x)
+    logits = lambda params, x: mlp.apply({"params": params._asdict()}, x)
 
     def step(carry, at):
         params, state = carry

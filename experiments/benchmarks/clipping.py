@@ -23,7 +23,6 @@ import optax
 from jaxstab import networks
 from jaxstab.clipping import monitored
 from jaxstab.networks import MLP
-from jaxstab.networks.family import variables
 
 BATCH, TARGET = 128, 1.10
 
@@ -36,7 +35,7 @@ def problem(width: int, depth: int):
     params = networks.init(mlp, jax.random.key(2), x[0], sigma_w=2**0.5)
 
     def loss(params):
-        logits = mlp.apply(variables(params), x)
+        logits = mlp.apply({"params": params._asdict()}, x)
         return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
 
     return params, loss

@@ -10,7 +10,7 @@ from jaxtyping import Array, ArrayLike, Key, PyTree
 from jaxstab.checks import check_count
 from jaxstab.networks import MLP, Chain, Here, Params, chain, rescale, upwards
 from jaxstab.networks.chains import with_network
-from jaxstab.networks.family import branch, module_of
+from jaxstab.networks.family import module_of
 from jaxstab.networks.gains import Kernels, count_kernels, scale_layer
 from jaxstab.networks.layers import as_layer, with_trained
 
@@ -73,7 +73,7 @@ def lsuv(
         raise ValueError(f"lsuv looks at a batch [batch, d_in], got shape {jnp.shape(x)}")
     mlp = module_of(network).clone(dropout=False)
     dry = chain(mlp)
-    without_skip = branch(mlp)
+    branch = mlp.layers(train=True)[1].clone(skip=None)
 
     def scaled(layer: dict, output: Callable[[dict], Array]) -> dict:
         def times(layer: dict, factor: Array) -> dict:
@@ -82,7 +82,7 @@ def lsuv(
         return _to_size(layer, lambda layer: jnp.var(output(layer)), times, target, steps)
 
     def block(h: Array, here: Here) -> tuple[Array, dict]:
-        new = scaled(here.theta, lambda layer: without_skip(layer, h))
+        new = scaled(here.theta, lambda layer: jnp.asarray(branch.apply({"params": layer}, h)))
         return here.f(new, h), new
 
     embed = scaled(

@@ -14,8 +14,6 @@ from jaxstab.networks.family import (
     init,
     mlp,
 )
-from jaxstab.networks.family import unbind as unbind
-from jaxstab.networks.family import variables as variables
 from jaxstab.networks.folds import downwards, state, states, upwards
 from jaxstab.networks.gains import Kernels as Kernels
 from jaxstab.networks.gains import rescale

@@ -193,21 +193,6 @@ def module_of(network: MLP | Chain) -> MLP:
 
 
 @with_network
-def branch(mlp: MLP, train: bool = True) -> Callable[[PyTree, Array], Array]:
-    """Make the block without its skip: (params.blocks at one layer, h) -> W a + b.
-
-    Args:
-        mlp: the network.
-        train: as in `chain`.
-
-    Returns:
-        The function.
-    """
-    bare = mlp.layers(train)[1].clone(skip=None)
-    return lambda layer, h: _apply(bare, layer, h)
-
-
-@with_network
 def bind(
     mlp: MLP,
     params: Params,
@@ -226,8 +211,8 @@ def bind(
     then has one copy of W for all, and one wide product in place of many. Values are those of
     `rescale(params, sigma_w, 1)`, and so are derivatives of every order: with respect to weights
     they are those with respect to sigma_w W (0 where sigma_w is 0), with respect to sigma_w those
-    at fixed W. Only derivatives that mix the two depend on their order; `unbind` the parameters for
-    these.
+    at fixed W. Only derivatives that mix the two depend on their order; `rescale` by 1 for these,
+    which multiplies the gain in.
 
     Args:
         mlp: the network.
@@ -241,7 +226,7 @@ def bind(
             for the readout; may be traced.
 
     Returns:
-        Parameters for a chain, or for `mlp.apply` by way of `variables`.
+        Parameters for a chain.
 
     Raises:
         ValueError: if a key is given to a network without dropout, a concrete rate is outside [0,
@@ -251,7 +236,7 @@ def bind(
         >>> mlp = MLP(depth=4, width=8, dropout=True)
         >>> params = init(mlp, jax.random.key(0), jnp.ones(5))
         >>> wet = bind(mlp, params, key=jax.random.key(1), rate=0.1)
-        >>> mlp.apply(variables(wet), jnp.ones(5)).shape
+        >>> chain(mlp).apply(wet, jnp.ones(5)).shape
         (10,)
     """
     blocks = Layer(params.blocks)
@@ -296,35 +281,6 @@ def _bound(
 ) -> Params:
     """Call `bind`; a network without dropout ignores the key."""
     return bind(mlp, params, key=key if mlp.dropout else None, **besides)
-
-
-@with_network
-def unbind(params: Params) -> Params:
-    """Return the trained parameters of bound ones, a common gain multiplied in.
-
-    Args:
-        params: parameters, bound or not.
-
-    Returns:
-        Parameters.
-
-    Example:
-        >>> mlp = MLP(depth=2, width=8)
-        >>> params = init(mlp, jax.random.key(0), jnp.ones(5))
-        >>> bound = bind(mlp, params, sigma_w=3.0)
-        >>> bool(jnp.all(unbind(bound).embed["dense"]["kernel"] == rescale(params, 3.0, 1.0).embed["dense"]["kernel"]))
-        True
-    """
-
-    def plain(tree: PyTree) -> PyTree:
-        if not isinstance(tree, Layer):
-            return tree
-        if tree.sigma_w is None:
-            return tree.params
-        kernel = tree.params["dense"]["kernel"] * tree.sigma_w[..., None, None]
-        return tree.params | {"dense": tree.params["dense"] | {"kernel": kernel}}
-
-    return params.restacked([plain(stack) for stack in params.stacks])
 
 
 @with_network
@@ -409,20 +365,3 @@ def statistics(
 
     _, block, readout = mlp.layers(True)
     return after(block), after(readout)
-
-
-@with_network
-def variables(params: Params) -> dict[str, Any]:
-    """Return parameters as the collections that `MLP.apply` takes.
-
-    Args:
-        params: parameters, bound or not.
-
-    Returns:
-        {"params": ...}, with "batch_stats", "dropout" and "gains" where `bind` put them.
-    """
-    collections: dict[str, Any] = {}
-    for name, bound in params._asdict().items():
-        for collection, tree in as_layer(bound).variables().items():
-            collections.setdefault(collection, {})[name] = tree
-    return collections

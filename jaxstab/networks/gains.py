@@ -9,7 +9,7 @@ from jaxtyping import Array, ArrayLike, PyTree
 
 from jaxstab.checks import check_gains
 from jaxstab.networks.chains import Params, Segments, layers_of, with_network
-from jaxstab.networks.layers import as_layer, with_trained
+from jaxstab.networks.layers import Layer, as_layer, with_trained
 from jaxstab.norms.paths import named_leaves
 
 # from the path of a parameter within its layer to whether it is a weight
@@ -65,10 +65,11 @@ def rescale(
     """Multiply weights by sigma_w and biases by sigma_b; norms, gates and alphas stay.
 
     Parameters of unit gain, init(..., sigma_w=1, sigma_b=1), get these gains. Flax's default
-    kernels have variance 1/fan_in (`lecun_normal`), too.
+    kernels have variance 1/fan_in (`lecun_normal`), too. A gain that `bind` keeps beside the
+    weights is multiplied in: rescale(params, 1) holds the weights that the network applies.
 
     Args:
-        params: parameters of a chain, depth L, before `bind`.
+        params: parameters of a chain, depth L, bound or not.
         sigma_w: factor of the weights, >= 0: one, or one for the embedding, one per block and one
             for the readout; may be traced.
         sigma_b: factor of the biases, >= 0; of layers of the user's own they stay, and it is 1.
@@ -77,7 +78,7 @@ def rescale(
             `kernel` and for a layer that is one array.
 
     Returns:
-        Parameters of the same dtypes.
+        Parameters of the same dtypes, bound where they were.
 
     Raises:
         ValueError: if a concrete factor is negative or not finite, or has another shape, no layer
@@ -96,7 +97,8 @@ def rescale(
     if kernels is None and _of_family(params):
         if jnp.ndim(sigma_b) != 0:
             raise ValueError(f"sigma_b must be one number, got shape {jnp.shape(sigma_b)}")
-        scaled = _scaled_layers(params, sigma_w, _is_weight, 2)
+        whole = params.restacked([_with_gain(stack) for stack in params.stacks])
+        scaled = _scaled_layers(whole, sigma_w, _is_weight, 2)
         return _scaled_layers(scaled, sigma_b, _is_bias, 1)
     if isinstance(sigma_b, jax.core.Tracer) or np.any(np.asarray(sigma_b) != 1):
         raise ValueError(
@@ -111,6 +113,15 @@ def _of_family(params: Params) -> bool:
         return False
     layers = [as_layer(stack).params for stack in params.stacks]
     return all(isinstance(layer, Mapping) and "dense" in layer for layer in layers)
+
+
+def _with_gain(stack: PyTree) -> PyTree:
+    """Multiply the gain of a bound layer, or of a stack of such, into its weights."""
+    if not isinstance(stack, Layer) or stack.sigma_w is None:
+        return stack
+    dense = stack.params["dense"]
+    kernel = dense["kernel"] * stack.sigma_w[..., None, None]
+    return stack._replace(params=stack.params | {"dense": dense | {"kernel": kernel}}, sigma_w=None)
 
 
 def _is_weight(path: tuple[str, ...]) -> bool:

@@ -69,7 +69,7 @@ def run(
         grid: what to sweep over.
         measure: `Train`, or a function (chain, params, sample, depths) -> record or tuple of
             records, such as `signal` or `jacobian`; pure. Weights in params are those drawn at gain
-            1, shared by all gains; `networks.family.unbind` scales them.
+            1, shared by all gains; `networks.rescale(params, 1)` scales them.
         data: examples to measure at; to train, a `Split`, or data of which a fifth is for testing.
         chunk_size: cells of a group, see `plan`.
         progress: wraps the iterator over computed groups, such as tqdm.

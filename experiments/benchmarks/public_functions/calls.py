@@ -11,7 +11,6 @@ from flax import linen as nn
 from flax import nnx
 
 from jaxstab import activations, curvature, initializers, networks, propagation, spectra, theory
-from jaxstab.networks.family import unbind
 from jaxstab.spectra.matrix_free import Density
 from public_functions import of_curvature
 
@@ -170,7 +169,9 @@ def of_networks(width: int, depth: int) -> dict[str, Call]:
     thetas = [{"w": jnp.eye(width)}] * 4
     of_params, given = networks.from_params([apply] * 4, thetas, jnp.ones(width))
     return {
-        "networks.bind": lambda p, x, key: unbind(networks.bind(ours, p, sigma_w=2.0)),
+        "networks.bind": lambda p, x, key: networks.rescale(
+            networks.bind(ours, p, sigma_w=2.0), 1.0
+        ),
         "networks.chain": lambda p, x, key: chain.apply(p, x),
         "networks.downwards": lambda p, x, key: downwards(p, x),
         "networks.flatten": lambda p, x, key: of_long(x, key),
