@@ -2,10 +2,12 @@
 
 import argparse
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from phase_diagrams.blocks import BLOCKS
 from scipy import integrate, optimize
 
 from jaxstab import theory
@@ -17,25 +19,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--points", type=int, default=64, help="of either axis")
     parser.add_argument("--activation", default="tanh", help="name; the rivals are of tanh")
+    parser.add_argument(
+        "--laws",
+        nargs="*",
+        choices=BLOCKS,
+        metavar="LAW",
+        help=f"laws of a block in place of the plain one, all unless named: {', '.join(BLOCKS)}",
+    )
     args = parser.parse_args()
     jax.config.update("jax_enable_x64", True)
     sigma_w = np.linspace(0.5, 3.0, args.points)
     sigma_b = np.linspace(0.01, 1.0, args.points)
-
-    def point(w: jax.Array, b: jax.Array) -> tuple[jax.Array, ...]:
-        return theory.fixed_point(args.activation, w, b)
-
-    plane = jax.jit(jax.vmap(jax.vmap(point, (None, 0)), (0, None)))
-    start = time.perf_counter()
-    compiled = plane.lower(jnp.asarray(sigma_w), jnp.asarray(sigma_b)).compile()
-    print(f"compile {time.perf_counter() - start:.2f} s")
-    runs = []
-    for _ in range(3):
-        before, start = time.process_time(), time.perf_counter()
-        found = jax.block_until_ready(compiled(jnp.asarray(sigma_w), jnp.asarray(sigma_b)))
-        runs.append((time.perf_counter() - start, time.process_time() - before))
-    wall, processor = (min(column) for column in zip(*runs, strict=True))
-    print(f"{args.points} x {args.points} points: {wall:.2f} s, {processor:.2f} s of processors")
+    if args.laws is not None:
+        print(
+            f"{'law':20}{'trace':>8}{'compile':>9}{'run':>8}   s of processors; lines of StableHLO"
+        )
+        for name in args.laws or BLOCKS:
+            block = theory.law(args.activation, **BLOCKS[name])
+            trace, build, run, size, _ = timed(block, sigma_w, sigma_b)
+            print(f"{name:20}{trace[1]:8.2f}{build[1]:9.2f}{run[1]:8.2f}   {size}", flush=True)
+        return
+    trace, build, run, _, found = timed(args.activation, sigma_w, sigma_b)
+    print(f"trace {trace[0]:.2f} s, compile {build[0]:.2f} s")
+    print(f"{args.points} x {args.points} points: {run[0]:.2f} s, {run[1]:.2f} s of processors")
     if args.activation != "tanh":
         return
     some = [
@@ -52,6 +58,50 @@ def main() -> None:
         print(
             f"{name}: {seconds:.0f} s ({len(some)} points timed); off ours by {off[0]:.1e} in q, {off[1]:.1e} in chi_1"
         )
+
+
+Seconds = tuple[float, float]
+
+
+def timed(
+    block: Any, sigma_w: np.ndarray, sigma_b: np.ndarray
+) -> tuple[Seconds, Seconds, Seconds, int, Any]:
+    """Seconds, of the wall and of processors, to trace, to compile and to run; lines of StableHLO; the record."""
+
+    def point(w: jax.Array, b: jax.Array) -> tuple[jax.Array, ...]:
+        return theory.fixed_point(block, w, b)
+
+    plane = jax.jit(jax.vmap(jax.vmap(point, (None, 0)), (0, None)))
+    gains = (jnp.asarray(sigma_w), jnp.asarray(sigma_b))
+    start = clocks()
+    lowered = plane.lower(*gains)
+    trace = since(start)
+    start = clocks()
+    compiled = lowered.compile()
+    build = since(start)
+    runs = []
+    for _ in range(3):
+        start = clocks()
+        found = jax.block_until_ready(compiled(*gains))
+        runs.append(since(start))
+    return (
+        trace,
+        build,
+        tuple(map(min, zip(*runs, strict=True))),
+        lowered.as_text().count("\n"),
+        found,
+    )
+
+
+def clocks() -> Seconds:
+    """The wall's clock and the process's."""
+    return time.perf_counter(), time.process_time()
+
+
+def since(start: Seconds) -> Seconds:
+    """Seconds from a reading of the clocks to now."""
+    now = clocks()
+    return now[0] - start[0], now[1] - start[1]
 
 
 def quad(sigma_w: float, sigma_b: float) -> tuple[float, float]:

@@ -153,19 +153,25 @@ def block_moments(block: Block, log_x: Float[AnyArray, "*n"]) -> LogMoments:
         return log_moments(block.phi, block.about, log_x)
     if is_at_once(block.law):
         return _normed_moments(block, log_x)
-    one = functools.partial(_head_moments, block)
+    if block.law.norm == "batch":
+        one = functools.partial(_batch_moments, block)
+    else:
+        one = functools.partial(_normed_moments, block)
     if jnp.ndim(log_x) == 0:
         return one(log_x)
     return jax.vmap(one)(log_x)
 
 
 def _normed_moments(block: Block, log_x: Float[AnyArray, "*n"]) -> LogMoments:
-    """`_head_moments` behind LayerNorm or RMSNorm, and before RMSNorm, by the chain rule."""
+    """Moments with LayerNorm or RMSNorm before or behind phi, from those of phi by the chain rule."""
     law = block.law
     log_epsilon = log(law.epsilon)
-    log_z, known, _ = _before_scaling(block, log_x)
-    xp = host.namespace(log_z, log_epsilon, law.keep)
-    # what is divided by: q, or with the norm behind phi V
+    if law.norm == "layer" and law.norm_after:
+        known = _centred_moments(block, log_x)
+    else:
+        _, known, _ = _before_scaling(block, log_x)
+    xp = host.namespace(log_x, log_epsilon, law.keep)
+    # what is divided by: q, or with the norm behind phi V, or phi's variance
     log_divisor = known.log_length if law.norm_after else log_x
     power = known.length_power if law.norm_after else 1.0
     log_norm = log_sum(log_divisor, log_epsilon)
@@ -198,21 +204,39 @@ def head_at(block: Block, log_x: Float[AnyArray, ""]) -> Head:
     return head(block.law, block.phi, block.about, block.table, Signal(log_x, one, one))
 
 
-def _head_moments(block: Block, log_x: Float[AnyArray, ""]) -> LogMoments:
-    def logarithms(log_x: AnyArray) -> tuple[AnyArray, AnyArray, AnyArray]:
-        known = head_at(block, log_x)
-        if block.law.norm == "batch":
-            log_growth = known.log_unit + log(known.within)
-            return log_growth + log_x, log_growth, known.log_slope
-        return known.log_power, known.log_gain, known.log_slope
+def _centred_moments(block: Block, log_q: Float[AnyArray, ""]) -> LogMoments:
+    """Moments of phi about its mean over the units: the variance in place of E phi^2."""
 
-    values, powers = jax.jvp(logarithms, (log_x,), (jnp.ones_like(log_x),))
+    def log_growth(log_q: AnyArray) -> tuple[AnyArray, LogMoments]:
+        known = log_moments(block.phi, block.about, log_q)
+        spread = log(variance(block.phi, block.about, log_q, block.about.nodes))
+        # beyond the range of quadrature the variance grows as E phi^2
+        return spread + known.log_growth - known.near_growth, known
+
+    growth, power, known = jax.jvp(log_growth, (log_q,), (jnp.ones_like(log_q),), has_aux=True)
+    return known._replace(
+        log_length=growth + log_q,
+        log_growth=growth,
+        length_power=power + 1.0,
+        power_size=abs(power + 1.0),
+    )
+
+
+def _batch_moments(block: Block, log_v: Float[AnyArray, ""]) -> LogMoments:
+    """Moments of BatchNorm's head at a variance within the batch."""
+
+    def logarithms(log_v: AnyArray) -> tuple[AnyArray, AnyArray, AnyArray]:
+        known = head_at(block, log_v)
+        log_growth = known.log_unit + log(known.within)
+        return log_growth + log_v, log_growth, known.log_slope
+
+    values, powers = jax.jvp(logarithms, (log_v,), (jnp.ones_like(log_v),))
     log_length, log_growth, log_slope = values
     length_power, _, slope_power = powers
-    zero = jnp.zeros_like(log_x)
+    zero = jnp.zeros_like(log_v)
     return LogMoments(
-        zero, zero, log_length, log_growth, log_growth, log_slope, length_power, abs(length_power), log_slope,
-        slope_power,
+        zero, zero, log_length, log_growth, log_growth, log_slope, length_power, abs(length_power),
+        log_slope, slope_power,
     )  # fmt: skip
 
 

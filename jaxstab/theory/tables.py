@@ -92,13 +92,11 @@ class Table:
         first = cell.astype(np.int32)
         steps = np.arange(_POINTS, dtype=np.int32).reshape((1,) * t.ndim + (-1,))
         window = xp.asarray(self.values)[first[..., None] + steps]
-        coefficients = xp.matmul(
-            xp.broadcast_to(_coefficients(), (*t.shape, _POINTS, _POINTS)), window
-        )
-        t = xp.broadcast_to(t[..., None], (*t.shape, window.shape[-1]))
-        columns = coefficients[..., -1, :]
-        for power in range(_POINTS - 2, -1, -1):
-            columns = columns * t + coefficients[..., power, :]
+        # products of matrices, which a compiler does not repeat in all that uses a column
+        exponents = np.broadcast_to(np.arange(float(_POINTS)), (*t.shape, _POINTS))
+        powers = xp.broadcast_to(t[..., None], exponents.shape) ** exponents
+        weights = xp.matmul(powers, _coefficients())
+        columns = xp.matmul(weights[..., None, :], window)[..., 0, :]
         columns = columns + xp.asarray(self.beyond)[first]
         return [columns[..., column] for column in range(columns.shape[-1])]
 
