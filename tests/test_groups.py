@@ -327,6 +327,18 @@ def test_a_url_of_this_machine_is_a_local_store(tmp_path, whole):
     assert_finished(tmp_path / "a.zarr", whole)
 
 
+@pytest.mark.parametrize(
+    "name", ["a::b", "file:a", "local:a", "a#?*[b]%20", "\u00fc \u65e5", "link/../a"]
+)
+def test_what_is_no_url_is_the_path_that_every_program_sees(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "elsewhere" / "deep").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("elsewhere/deep")
+    opened(name).write(2, compute(2))
+    assert Path(name, "zarr.json").is_file()
+    assert store.progress(name).done == 1
+
+
 def test_code_version_names_what_decides_numbers():
     versions = fingerprint.code_version()
     counted = {"clipping/by_norm.py", "networks/chains.py", "initializers/weights.py"}

@@ -5,6 +5,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
@@ -32,17 +33,12 @@ class Place:
             ValueError: if no installed package supports such URLs, or the URL is invalid.
         """
         self.url = str(url)
-        try:
-            self._files, self._root = url_to_fs(self.url)
-        except (ImportError, ValueError) as error:
-            raise ValueError(f"{self.url}: {error}") from error
-        # a file system inside another, such as zip://, opens the outer one and may raise anything
-        except Exception as error:
-            raise ValueError(f"{self.url}: cannot be opened ({_reason(error)})") from error
-        # the locks of a store behind a link lie beside the target
         self.local: Path | None = None
+        self._files, self._root = _opened(self.url)
         if isinstance(self._files, LocalFileSystem):
-            self.local = Path(os.path.realpath(self._root))
+            # the locks of a store behind a link lie beside the target
+            self._root = os.path.realpath(self._root)
+            self.local = Path(self._root)
 
     def exists(self, key: str = "") -> bool:
         """Tell whether a file or folder exists.
@@ -229,6 +225,20 @@ class Place:
         if key:
             return f"{self._root}/{key}"
         return str(self._root)
+
+
+def _opened(url: str) -> tuple[AbstractFileSystem, str]:
+    """Open the file system of a URL; what has no `://` is a path, whatever colons are in it."""
+    if "://" not in url:
+        return LocalFileSystem(), os.path.expanduser(url)
+    try:
+        files, root = url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        raise ValueError(f"{url}: {error}") from error
+    # a file system inside another, such as zip://, opens the outer one and may raise anything
+    except Exception as error:
+        raise ValueError(f"{url}: cannot be opened ({_reason(error)})") from error
+    return files, root
 
 
 def _reason(error: Exception) -> str:
