@@ -86,6 +86,7 @@ CURED = {"norm": "layer", "norm_after": True, "skip": "sum", "keep": 0.8}
     [
         ("gelu", {"skip": "sum"}),
         ("relu", CURED),
+        ("tanh", {"norm": "peri", "skip": "sum"}),
         ("relu", CURED | {"norm": "rms", "norm_after": False, "shared_masks": False}),
     ],
 )
@@ -114,6 +115,9 @@ def test_dropout_thins_the_tangent_kernel():
         ("tanh", {"skip": "sum"}),
         ("relu", {"norm": "layer"}),
         ("relu", {"norm": "layer", "norm_after": True, "skip": "sum"}),
+        ("tanh", {"norm": "peri", "skip": "sum"}),
+        ("relu", {"skip": "dense"}),
+        (activations.mixture("relu", "tanh", 0.5), {}),
     ],
 )
 def test_tangent_kernels_of_finite_networks_agree(activation, settings):
@@ -134,17 +138,7 @@ def test_tangent_kernels_of_finite_networks_agree(activation, settings):
     samples = jax.jit(lambda keys: jax.lax.map(measured, keys, batch_size=16))(keys)
     block = theory.law(activation, **settings)
     states = theory.kernels(block, 1.3, 0.2, depth, q0=LENGTHS, c0=0.4, width=width, d_in=12)
-    # the readout is a layer without a skip: Theta of h_L goes through it, its own parameters add n A + 1
-    plain = theory.kernels(
-        theory.law(activation, **settings | {"skip": None}),
-        1.0,
-        0.0,
-        1,
-        q0=tuple(np.diagonal(states.nngp[-1])),
-        c0=_correlation(states.nngp[-1]),
-    )
-    values, slopes = plain.nngp[1], (plain.ntk[1] - plain.nngp[1]) / plain.ntk[0]
-    wanted = width * values + 1 + 1.3**2 * slopes * states.ntk[-1]
+    wanted = states.readout_own[-1] + states.readout_below[-1]
     error = np.std(samples, axis=0, ddof=1) / count**0.5
     # four standard errors, and what three layers of this width shift a mean by
     assert np.all(
@@ -154,8 +148,24 @@ def test_tangent_kernels_of_finite_networks_agree(activation, settings):
     assert np.all(4 * error < 0.25 * np.abs(wanted))
 
 
-def _correlation(nngp):
-    return nngp[0, 1] / jnp.sqrt(nngp[0, 0] * nngp[1, 1])
+def test_mixed_units_have_mean_kernels():
+    """A and D of a mixture are means of its activations', each at the mixture's own covariance."""
+    half = theory.kernels(activations.mixture("relu", "erf", 0.25), 1.3, 0.0, 1, q0=LENGTHS, c0=0.3)
+    parts = [theory.kernels(name, 1.3, 0.0, 1, q0=LENGTHS, c0=0.3) for name in ("relu", "erf")]
+    for found, first, second in zip(half, *parts, strict=True):
+        np.testing.assert_allclose(found[0], 0.75 * first[0] + 0.25 * second[0], rtol=1e-9)
+
+
+def test_dense_kernels_of_linear_layers():
+    """phi(z) = z, without biases: K_l is the mean of all K before it, and n sum K is W's own share of Theta."""
+    found = theory.kernels(theory.law("identity", skip="dense"), 1.5, 0.0, 3, width=8, d_in=8)
+    nngp, ntk = [2.25 * np.eye(2)], [8 * np.eye(2) + 1]
+    for _ in range(3):
+        fed = 2.25 * np.mean(ntk, axis=0)
+        ntk.append(8 * np.sum(nngp, axis=0) + 1 + fed)
+        nngp.append(2.25 * np.mean(nngp, axis=0))
+    np.testing.assert_allclose(found.nngp, nngp, rtol=1e-12)
+    np.testing.assert_allclose(found.ntk, ntk, rtol=1e-12)
 
 
 @pytest.mark.slow
@@ -176,8 +186,8 @@ def test_deep_critical_kernels_tend_to_a_quarter_and_a_third():
 def test_laws_without_kernels_are_refused():
     for block, reason in (
         (theory.law("tanh", norm="batch"), "BatchNorm mixes the examples"),
-        (theory.law("tanh", skip="dense"), "skip must be None, sum, scaled or rezero, got dense"),
-        (activations.mixture("relu", "identity", 0.5), "take one activation"),
+        (theory.law("tanh", skip="highway"), "highway: states are no Gaussians"),
+        (theory.law("tanh", skip="dense", norm="peri"), "peri beside dense"),
     ):
         with pytest.raises(ValueError, match=f"no kernels of .*{reason}"):
             theory.kernels(block, 1.0, 0.0, 1)

@@ -7,12 +7,14 @@ et al. 2018),
 
 O = K' where sigma_w / sqrt(n) stands beside parameters of variance 1 (the NTK's own parameters),
 and O = n A + 1 for the parameters of our networks, of fan-in n. A residual branch of factor s adds
-to K and to Theta, times s^2.
+to K and to Theta, times s^2. Behind dense skips layer l reads all l layers before it: A and D Theta
+are means over them, and n A is a sum. A mixture of units has the mean of its units' A and D.
 
 LayerNorm and RMSNorm divide by lengths that do not fluctuate at large width. Before phi they turn K
 into K12 / sqrt((K11 + eps) (K22 + eps)), after it A likewise, and D is divided by the same root:
-that a norm projects h out of its gradient is one direction of n. Dropout divides A and D by the
-keep rate, where two inputs share masks; else only the diagonals.
+that a norm projects h out of its gradient is one direction of n. Where "peri" normalises the
+branch, K' and Theta' are divided by the root of the branch's own lengths. Dropout divides A and D
+by the keep rate, where two inputs share masks; else only the diagonals.
 """
 
 from typing import NamedTuple
@@ -22,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from jaxstab.activations import Activation
+from jaxstab.activations import Activation, Mixture
 from jaxstab.checks import check_count, check_gains, check_inputs, check_one_point
 from jaxstab.theory.features import Features
 from jaxstab.theory.laws import AnyBlock, Law, as_law, missing_kernels
@@ -69,15 +71,25 @@ def _moments(phi: Activation, about: Features, covariance: Array) -> _Moments:
     q = jnp.exp(inside(jnp.log(lengths)))
     root = jnp.sqrt(lengths[0] * lengths[1])
     c, change = _correlation(covariance[0, 1] / jnp.where(root > 0, root, 1.0))
-    if phi.kernel is not None and phi.name in _HOMOGENEOUS:
-        values, slopes = phi.kernel(root, c)
-    else:
-        values, slopes = joint(phi, about, (q[0], q[1]), c, about.nodes)
+    values, slopes = _beside(phi, about, q, root, c)
     # Price's theorem: dA/dc = sqrt(q1 q2) D
     values = values + root * slopes * change
     return _Moments(
         _matrix(jnp.exp(own.log_length), values), _matrix(jnp.exp(own.log_slope), slopes)
     )
+
+
+def _beside(
+    phi: Activation, about: Features, q: Float[Array, "2"], root: Array, c: Array
+) -> tuple[Array, Array]:
+    """A and D of two lengths q, whose geometric mean is `root` also beyond the range of quadrature."""
+    if isinstance(phi, Mixture):
+        parts = zip((phi.first, phi.second), about.parts, strict=True)
+        first, second = (_beside(part, own, q, root, c) for part, own in parts)
+        return jax.tree.map(lambda a, b: (1.0 - phi.share) * a + phi.share * b, first, second)
+    if phi.kernel is not None and phi.name in _HOMOGENEOUS:
+        return phi.kernel(root, c)
+    return joint(phi, about, (q[0], q[1]), c, about.nodes)
 
 
 def _correlation(ratio: Array) -> tuple[Array, Array]:
@@ -147,18 +159,35 @@ def _kernels(
         square = jnp.exp(log_square(jnp.abs(law.alpha)))
     kept = 1.0 if law.residual else 0.0
 
+    def grown(values: Array, fed: Array, count: ArrayLike) -> tuple[Array, Array, Array]:
+        """Kernels of W a + b over `count` layers' features: K, O, and Theta of what lies below."""
+        branch = w2 * values / count + b2
+        own = branch if width is None else width * values + 1.0
+        return branch, own, w2 * fed / count
+
     def layer(carry: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], Kernels]:
         nngp, ntk = carry
         known = _head(phi, about, law, nngp)
-        branch = w2 * known.values + b2
-        own = branch if width is None else width * known.values + 1.0
-        below = w2 * known.slopes * ntk
-        new = kept * nngp + square * branch, kept * ntk + square * (own + below)
+        branch, own, below = grown(known.values, known.slopes * ntk, 1)
+        scale = square * (_per_length(branch, law) if law.branch_norm else 1.0)
+        new = kept * nngp + scale * branch, kept * ntk + scale * (own + below)
         return new, Kernels(nngp, ntk, branch, own, below)
+
+    def dense(carry: tuple[Array, ...], count: Array) -> tuple[tuple[Array, ...], Kernels]:
+        nngp, ntk, values, fed = carry
+        known = _head(phi, about, law, nngp)
+        values = values + known.values
+        fed = fed + known.slopes * ntk
+        branch, own, below = grown(values, fed, count)
+        return (branch, own + below, values, fed), Kernels(nngp, ntk, branch, own, below)
 
     given = _matrix(jnp.stack([first, second]), as_correlation(c0) * jnp.sqrt(first * second))
     nngp = w2 * given + b2
     ntk = nngp if d_in is None else d_in * given + 1.0
+    if law.skip == "dense":
+        none = jnp.zeros_like(nngp)
+        counts = jnp.arange(1, depth + 2).astype(nngp.dtype)
+        return jax.lax.scan(dense, (nngp, ntk, none, none), counts)[1]
     return jax.lax.scan(layer, (nngp, ntk), None, length=depth + 1)[1]
 
 
@@ -176,8 +205,8 @@ def kernels(
     """NNGP and NTK of two inputs at every layer, as width goes to infinity.
 
     Args:
-        block: `law` of a block without BatchNorm, its skip None, "sum", "scaled" or "rezero"; or an
-            activation. With dropout the NTK is that of fixed masks.
+        block: `law` of a block without BatchNorm and highway; or an activation. With dropout the
+            NTK is that of fixed masks.
         sigma_w: weight gain, >= 0.
         sigma_b: bias standard deviation, >= 0.
         depth: blocks L. A readout behind phi is one more layer.
@@ -192,7 +221,7 @@ def kernels(
         norm, count as no parameters.
 
     Raises:
-        ValueError: if the law has BatchNorm or another skip, or a number is out of range.
+        ValueError: if the law has no kernels, or a number is out of range.
 
     Example:
         >>> found = kernels("relu", 2**0.5, 0.0, 400)

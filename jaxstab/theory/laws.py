@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jaxtyping import ArrayLike
 
-from jaxstab.activations import Activation, Mixture, get
+from jaxstab.activations import Activation, get
 from jaxstab.checks import check_choice, check_count
 from jaxstab.theory.maps import AnyActivation
 from jaxstab.theory.squashes import SQUASHES, squashed
@@ -359,15 +359,9 @@ def missing_kernels(known: Law) -> str:
     Returns:
         The reason.
     """
-    if isinstance(known.activation, Mixture):
-        return "pairs of a mixture's units of two lengths have no rule here; take one activation"
-    if known.branch_norm:
-        return "kernels know no norm of the branch, as peri has"
     if known.norm == "batch":
         return "BatchNorm mixes the examples, and kernels are those of a whole batch"
-    if not (known.skip is None or known.residual):
-        return f"skip must be None, sum, scaled or rezero, got {known.skip}"
-    return ""
+    return _no_law(known)
 
 
 def _no_law(known: Law) -> str:
