@@ -173,7 +173,9 @@ def _kernels(
         new = kept * nngp + scale * branch, kept * ntk + scale * (own + below)
         return new, Kernels(nngp, ntk, branch, own, below)
 
-    def dense(carry: tuple[Array, ...], count: Array) -> tuple[tuple[Array, ...], Kernels]:
+    def dense(
+        carry: tuple[Array, Array, Array, Array], count: Array
+    ) -> tuple[tuple[Array, Array, Array, Array], Kernels]:
         nngp, ntk, values, fed = carry
         known = _head(phi, about, law, nngp)
         values = values + known.values
