@@ -194,12 +194,20 @@ def test_sweep_refuses_the_store_of_another_at_once(ran, capsys):
 
 
 @pytest.mark.slow
-def test_sweep_once_finished_has_nothing_left_to_do(ran, capsys):
-    before = files(ran[1] / "store.zarr")
-    (ran[1] / "report.html").unlink()
-    assert cli.main([*FLAGS.split(), "--out", str(ran[1])]) == 0
+def test_sweep_once_finished_has_nothing_left_to_do(ran, tmp_path, monkeypatch, capsys):
+    command = [*FLAGS.split(), "--out", str(ran[1])]
+    page, before = ran[1] / "report.html", files(ran[1] / "store.zarr")
+    # a run that was killed while it drew its page leaves a part, and the page of an older sweep
+    page.write_text("an older sweep")
+    (ran[1] / "spectra.zarr").mkdir()
+    assert cli.main(command) == 0
     assert "nothing was left to do" in capsys.readouterr().out
-    assert files(ran[1] / "store.zarr") == before and (ran[1] / "report.html").exists()
+    assert files(ran[1] / "store.zarr") == before and "older sweep" not in page.read_text()
+    drawn = page.read_bytes()
+    assert cli.main(command) == 0 and page.read_bytes() == drawn
+    page.rename(tmp_path / "report.html")
+    monkeypatch.setattr(report, "write", lambda _, page: page.write_bytes(drawn))
+    assert cli.main(command) == 0 and page.exists()
     kept = {path.name for path in ran[1].iterdir()}
     assert kept == {"store.zarr", "store.zarr.runs", "report.html"}, "no litter"
 

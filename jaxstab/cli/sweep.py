@@ -129,14 +129,15 @@ def sweep(settings: Sweep) -> None:
         return f"{_kept(settings.out)} of {total} groups are in {settings.out}"
 
     with users_fault(), interrupts.resumable(told), locks.owned(place):
-        if finished:
+        # another run may have finished it meanwhile
+        if _is_finished(settings, place, grid, data):
             print("nothing was left to do")
         else:
             _make(settings, place, grid, data, total)
+        report.write(store.load(place).assign_attrs(history.told(str(place))), page)
+        # what is left of a run says that its page is not drawn: an older one may stand there
         for part in kept:
             remove(part)
-        if not (finished and page.exists()):
-            report.write(store.load(place).assign_attrs(history.told(str(place))), page)
     print(f"store:  {place}\nreport: {page}")
 
 
