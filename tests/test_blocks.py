@@ -9,9 +9,8 @@ from flax_variables import variables
 
 from jaxstab import initializers, networks, propagation, spectra
 from jaxstab.networks import MLP
-from jaxstab.networks.binding import trained
-from jaxstab.networks.chains import Layer
-from jaxstab.networks.family import initial_stats
+from jaxstab.networks.binding import initial_statistics
+from jaxstab.networks.layers import Layer, trained
 
 KEY = jax.random.key(3)
 DEPTH, WIDTH, BATCH = 3, 6, 5
@@ -216,7 +215,7 @@ def test_the_jacobian_of_a_batch(settings):
 @pytest.mark.slow
 def test_running_statistics():
     mlp, _, params, _, x = _network({"norm": "batch", "momentum": 0.8})
-    stats = initial_stats(mlp, x)
+    stats = initial_statistics(mlp, params, x)
     assert all(
         np.all(leaf == 0)
         for leaf in (stats["blocks"]["norm"]["mean"], stats["readout"]["norm"]["mean"])

@@ -12,7 +12,7 @@ from flax_variables import variables
 
 from jaxstab import clipping, initializers, networks, propagation, regularizers
 from jaxstab.networks import MLP
-from jaxstab.networks.family import initial_stats
+from jaxstab.networks.binding import initial_statistics
 
 KEY = jax.random.key(4)
 MLP_ = MLP(
@@ -65,7 +65,7 @@ def _train(key, knobs):
         updates, state = tx.update(gradient, state, params)
         return (optax.apply_updates(params, updates), stats, state), error
 
-    start = (params, initial_stats(MLP_, X), tx.init(params))
+    start = (params, initial_statistics(MLP_, params, X), tx.init(params))
     (params, stats, state), errors = jax.lax.scan(step, start, jax.random.split(masks, STEPS))
     inference = networks.bind(MLP_, params, stats=stats)
     accuracy = jnp.mean(jnp.argmax(MLP_.apply(variables(inference), X, train=False), -1) == Y)

@@ -23,7 +23,7 @@ from jaxstab import (
     spectra,
     theory,
 )
-from jaxstab.networks.binding import trained
+from jaxstab.networks.layers import trained
 
 KEY = jax.random.key(5)
 

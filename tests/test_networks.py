@@ -10,6 +10,8 @@ from flax_variables import variables
 
 from jaxstab import initializers, networks, theory
 from jaxstab.networks import MLP
+from jaxstab.networks.binding import initial_statistics, statistics
+from jaxstab.networks.layers import trained
 
 KEY = jax.random.key(0)
 
@@ -61,6 +63,32 @@ def test_mlp_is_the_chain_of_the_module_with_the_same_settings():
         "gelu", norm="rms", norm_after=True, skip="highway", keep=0.9, weights="orthogonal",
         depth=3, epsilon=0.01, gate_bias=-1.0,
     )  # fmt: skip
+
+
+def test_bound_layers_hold_what_a_run_carries():
+    net, x = networks.mlp(3, 4, norm="batch", dropout=True), jnp.ones((6, 5))
+    params = net.init(KEY, x)
+    stats = initial_statistics(net, params, x)
+    bound = net.bind(params, stats=stats, key=KEY, rate=0.2, sigma_w=2.0)
+    chex.assert_trees_all_equal(trained(bound), params)
+    chex.assert_trees_all_equal(statistics(bound), stats)
+    # what is bound stays, in whatever form the states are
+    moved = jax.tree.map(lambda leaf: leaf + 1, stats)
+    again = networks.flatten(net, 6).bind(bound, stats=moved)
+    chex.assert_trees_all_equal(initial_statistics(net, again, x), moved)
+    assert again.blocks.dropout is bound.blocks.dropout
+    assert again.readout.sigma_w is bound.readout.sigma_w
+    assert statistics(params) == initial_statistics(networks.mlp(3, 4), params, x) == {}
+
+
+def test_layers_of_ones_own_have_their_own_rates_and_gains():
+    chain = networks.from_linen([linen.Dense(4)] * 3)
+    params = chain.init(KEY, jnp.ones(4, jnp.float32))
+    chex.assert_trees_all_equal(trained(chain.bind(params, key=KEY)), params)
+    with pytest.raises(ValueError, match=r"rate is for dropout of a networks.MLP; .* got 0.1"):
+        chain.bind(params, rate=0.1)
+    with pytest.raises(ValueError, match=r"networks.rescale scales those of layers of your own"):
+        chain.bind(params, sigma_w=2.0)
 
 
 def test_chains_of_other_layers_have_no_law():

@@ -12,6 +12,7 @@ from flax import nnx
 from jaxstab import clipping, networks, training
 from jaxstab.networks import chains
 from jaxstab.training import Examples, train
+from jaxstab.training.run import start
 
 KEY = jax.random.key(0)
 X = jax.random.normal(jax.random.key(1), (12, 5), jnp.float32)
@@ -68,8 +69,7 @@ def test_running_statistics_and_dropout_train_as_in_a_plain_loop():
 
     seen, end = run(params)
     _, masks = jax.random.split(jax.random.key(3))
-    trained, collections = chain.unbind(params, X)
-    state = tx.init(trained)
+    trained, collections, state, _ = start(chain, params, tx, X)
 
     def output(trained, collections, keys, train):
         h = X
@@ -96,7 +96,8 @@ def test_running_statistics_and_dropout_train_as_in_a_plain_loop():
             updates, state = tx.update(gradient, state, trained)
         return optax.apply_updates(trained, updates), new, state, value
 
-    stats = unstacked(networks.Params(**collections))
+    none = networks.Params(None, None, None)
+    stats = unstacked(none._replace(**collections))
     losses = []
     for t in range(STEPS):
         trained, stats, state, value = step(t, trained, stats, state)
@@ -104,7 +105,8 @@ def test_running_statistics_and_dropout_train_as_in_a_plain_loop():
     # float32, four steps of Adam
     np.testing.assert_allclose(seen.loss, losses, rtol=1e-5)
     chex.assert_trees_all_close(end.params, trained, atol=2e-5)
-    for found, wanted in zip(unstacked(networks.Params(**end.stats))[1:4], stats[1:4], strict=True):
+    ended = unstacked(none._replace(**end.stats))
+    for found, wanted in zip(ended[1:4], stats[1:4], strict=True):
         chex.assert_trees_all_close(found, wanted, atol=1e-5)
 
     @jax.jit

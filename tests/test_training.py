@@ -10,8 +10,8 @@ from flax_variables import variables
 
 from jaxstab import clipping, networks, training
 from jaxstab.networks import MLP
-from jaxstab.networks.chains import Layer
-from jaxstab.networks.family import initial_stats
+from jaxstab.networks.binding import initial_statistics
+from jaxstab.networks.layers import Layer
 from jaxstab.training import Examples, train
 
 KEY = jax.random.key(2)
@@ -54,7 +54,8 @@ def test_gradient_is_that_of_the_network_built_at_that_depth(name):
 
     def bound(mlp, params):
         wet = jax.random.key(1) if mlp.dropout else None
-        return networks.bind(mlp, params, stats=initial_stats(mlp, X), key=wet, rate=0.2)
+        stats = initial_statistics(mlp, params, X)
+        return networks.bind(mlp, params, stats=stats, key=wet, rate=0.2)
 
     def ours(depth):
         return training.value_and_grad(
@@ -138,7 +139,7 @@ def test_a_run_is_a_plain_loop(runs):
     mlp = MLP(LIVE, 6, features_out=3, **BLOCKS["batch, dropout"])
     seen, end = runs[1](0.01, 3)
     params, tx = networks.init(mlp, jax.random.key(3), X, 1.2, 0.1), _tx(0.01)
-    stats, state = initial_stats(mlp, X), tx.init(params)
+    stats, state = initial_statistics(mlp, params, X), tx.init(params)
     draws, masks = jax.random.split(jax.random.key(3))
 
     @jax.jit

@@ -24,7 +24,7 @@ from jaxstab import decompositions, networks
 from jaxstab.checks import check_count, check_floating
 from jaxstab.curvature.functions import is_function, kernel_of_function
 from jaxstab.networks import Chain, Here, Params, views
-from jaxstab.networks.chains import Layer, with_network
+from jaxstab.networks.chains import with_network
 from jaxstab.networks.folds import layer_at
 from jaxstab.norms.meshes import varying_like
 from jaxstab.precision import at_full_precision
@@ -260,12 +260,6 @@ def _softmax_root(logits: Float[Array, " out"]) -> Float[Array, "out out"]:
     p = jax.nn.softmax(logits)
     root = jnp.sqrt(p)
     return jnp.diag(root) - p[:, None] * root[None]
-
-
-def _trained(layer: PyTree) -> PyTree:
-    if isinstance(layer, Layer):
-        return layer.params
-    return layer
 
 
 @with_network

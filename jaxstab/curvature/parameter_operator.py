@@ -24,10 +24,11 @@ from jaxtyping import Array, Float, Int, PyTree, Shaped
 from jaxstab import networks
 from jaxstab.checks import integer
 from jaxstab.curvature.functions import is_function, jacobian_of_function
-from jaxstab.curvature.kernels import BYTES, _check_loss, _rows, _trained
+from jaxstab.curvature.kernels import BYTES, _check_loss, _rows
 from jaxstab.networks import Chain, Here, Params, chains, flatten, views
 from jaxstab.networks.chains import with_network
 from jaxstab.networks.folds import States, layer_at
+from jaxstab.networks.layers import trained
 from jaxstab.norms.logarithms import times_power
 from jaxstab.norms.meshes import varying_like
 from jaxstab.precision import at_precision_of
@@ -351,7 +352,7 @@ class _Batch(NamedTuple):
 
 def _columns(params: Params, layer: int | None) -> tuple[_Columns, int]:
     """Find the positions of layers, and count the columns."""
-    stacks = [_trained(stack) for stack in params.stacks]
+    stacks = trained(params).stacks
     counts = _counts(params)
     firsts = [0, *itertools.accumulate(counts)]
     if layer is not None:
@@ -377,7 +378,7 @@ def _sizes(params: Params) -> list[int]:
     """Count the parameters of one layer of each."""
     stacks = zip(params.stacks, _counts(params), strict=True)
     return [
-        sum(leaf.size for leaf in jax.tree.leaves(_trained(stack))) // count
+        sum(leaf.size for leaf in jax.tree.leaves(trained(stack))) // count
         for stack, count in stacks
     ]
 

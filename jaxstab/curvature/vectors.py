@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
-from jaxstab.networks.chains import Layer
+from jaxstab.networks.layers import Layer, is_layer, trained
 
 Unravel = Callable[[Float[Array, " n"]], PyTree]
 
@@ -56,24 +56,6 @@ def ravel(params: PyTree) -> tuple[Float[Array, " n"], Unravel]:
     return vector, unravel
 
 
-def trained(params: PyTree) -> PyTree:
-    """Extract the trained parameters from those that `networks.bind` has bound.
-
-    Args:
-        params: any pytree.
-
-    Returns:
-        The pytree with a layer's parameters in the place of each bound layer.
-    """
-
-    def own(node: PyTree) -> PyTree:
-        if isinstance(node, Layer):
-            return node.params
-        return node
-
-    return jax.tree.map(own, params, is_leaf=_is_layer)
-
-
 def _bound(params: PyTree, own: PyTree) -> PyTree:
     """Put trained parameters back into bound ones."""
 
@@ -82,11 +64,7 @@ def _bound(params: PyTree, own: PyTree) -> PyTree:
             return node._replace(params=own)
         return own
 
-    return jax.tree.map(rebound, params, own, is_leaf=_is_layer)
-
-
-def _is_layer(node: PyTree) -> bool:
-    return isinstance(node, Layer)
+    return jax.tree.map(rebound, params, own, is_leaf=is_layer)
 
 
 def wide_enough(dtype: jnp.dtype) -> jnp.dtype:

@@ -6,10 +6,10 @@ Weights are drawn at unit gain and scaled, so that gains can be traced and all g
 share one draw. What is imported here and not in `__all__` is for the other rooms.
 """
 
+from jaxstab.networks.binding import bind
 from jaxstab.networks.blocks import WEIGHTS
 from jaxstab.networks.chains import Chain, Params
 from jaxstab.networks.family import (
-    bind,
     chain,
     init,
     mlp,

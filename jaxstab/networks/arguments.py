@@ -114,7 +114,7 @@ def _check_model(given: dict[str, Any], name: str, wanted: type, other: type, wo
     if isinstance(model, other):
         hint = "networks.chain(mlp) makes a chain of it"
         if name == "mlp":
-            hint = "the chain is made from it, and has init, bind and unbind of its own"
+            hint = "the chain is made from it, and has init and bind of its own"
         raise ValueError(
             f"{name} must be a networks.{wanted.__name__}, got a networks.{other.__name__}: {hint}"
         )

@@ -1,84 +1,153 @@
-"""Bind layers of the user's own to running statistics and keys."""
+"""Bind the layers of a chain to running statistics, to keys of dropout and to a common gain.
 
-from typing import Any
+Bound layers hold all that a pass reads: running statistics are read off them again, by field of
+`Params`, which is how training carries them.
+"""
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Key, PyTree
 
-from jaxstab.networks.chains import Params, layers_of
+from jaxstab.checks import check_gains
+from jaxstab.networks.chains import Chain, Params, layers_of, with_network
 from jaxstab.networks.layers import Dropout, Layer, as_layer
+from jaxstab.networks.perceptron import MLP
 
 
-def trained(params: Params) -> Params:
-    """Return the trained parameters alone.
-
-    Args:
-        params: parameters, bound or not.
-
-    Returns:
-        The parameters alone.
-    """
-    return params.restacked([as_layer(stack).params for stack in params.stacks])
-
-
-def unbind(params: Params, x: PyTree = None) -> tuple[Params, dict[str, PyTree]]:
-    """Separate the trained parameters from the collections that are not trained.
-
-    Args:
-        params: parameters of the user's own layers.
-        x: not read.
-
-    Returns:
-        What is trained, and the collections by "embed", "blocks" and "readout"; empty where no
-        layer has any.
-    """
-    collections = [as_layer(stack).batch_stats for stack in params.stacks]
-    if not jax.tree.leaves(collections):
-        return trained(params), {}
-    return trained(params), params.restacked(collections)._asdict()
-
-
+@with_network
 def bind(
+    network: MLP | Chain,
     params: Params,
     *,
     stats: dict[str, PyTree] | None = None,
     key: Key[Array, ""] | None = None,
     rate: ArrayLike = 0.0,
+    sigma_w: ArrayLike | None = None,
 ) -> Params:
-    """Bind layers of the user's own to their collections and keys.
+    """Bind parameters to running statistics, keys of dropout, or a common gain.
+
+    One key, one set of masks, whatever the rate: rates share their draws as gains do. A batch gets
+    a mask per example; under a vmap over examples it is up to the caller to vmap keys too.
+
+    With sigma_w a layer computes sigma_w W a + b without ever forming sigma_w W. A vmap over gains
+    then has one copy of W for all, and one wide product in place of many. Values are those of
+    `rescale(params, sigma_w, 1)`, and so are derivatives of every order: with respect to weights
+    they are those with respect to sigma_w W (0 where sigma_w is 0), with respect to sigma_w those
+    at fixed W. Only derivatives that mix the two depend on their order; `rescale` by 1 for these,
+    which multiplies the gain in.
 
     Args:
-        params: what is trained, with its collections or without.
-        stats: collections, as `unbind` gives them; None for those in `params`.
-        key: PRNG key; layer l draws by the l-th of its L + 2 splits. None for none.
-        rate: of dropout: 0, for layers of the user's own have their rates.
+        network: an MLP or a chain.
+        params: what is trained; of layers of the user's own with their collections or without.
+        stats: running statistics, of BatchNorm or whatever layers of the user's own keep, by field
+            of `Params`: `training.State.stats`, or `mlp.apply(...,
+            mutable=["batch_stats"])[1]["batch_stats"]`. None for those in `params`.
+        key: PRNG key of all masks. A chain whose layers draw nothing ignores it.
+        rate: share of features dropped, in [0, 1]: one, or one per block and one for the readout;
+            may be traced. Layers of the user's own have their own rates.
+        sigma_w: factor of the weights of an MLP, >= 0: one, or one for the embedding, one per block
+            and one for the readout; may be traced.
 
     Returns:
-        Parameters for the chain.
+        Parameters for a chain, a `Layer` in the place of each.
 
     Raises:
-        ValueError: if a rate is given.
+        ValueError: if a key is given to an MLP without dropout, a concrete rate is outside [0, 1],
+            a concrete sigma_w is negative or not finite, sigma_w has another shape, or a rate or
+            sigma_w is given to layers of the user's own.
+
+    Example:
+        >>> from jaxstab import networks
+        >>> net = networks.mlp(depth=4, width=8, dropout=True)
+        >>> params = net.init(jax.random.key(0), jnp.ones(5))
+        >>> wet = bind(net, params, key=jax.random.key(1), rate=0.1)
+        >>> net.apply(wet, jnp.ones(5)).shape
+        (10,)
     """
+    mlp = network if isinstance(network, MLP) else network.family
+    layers = [as_layer(stack) for stack in params.stacks]
+    if stats:
+        collections = _stacks(params, stats)
+        layers = [
+            layer._replace(batch_stats=rest)
+            for layer, rest in zip(layers, collections, strict=True)
+        ]
+    if mlp is None:
+        _check_own(rate, sigma_w)
+        if key is not None:
+            layers = _with_keys(params, layers, key)
+        return params.restacked(layers)
+    if key is not None and mlp.dropout:
+        layers = _with_masks(mlp, layers, key, rate)
+    elif key is not None and isinstance(network, MLP):
+        raise ValueError(
+            "a key is for the masks of dropout, and this network has none: MLP(..., dropout=True)"
+        )
+    if sigma_w is not None:
+        layers = _with_gains(mlp, layers, sigma_w)
+    return params.restacked(layers)
+
+
+def statistics(params: Params) -> dict[str, PyTree]:
+    """Read the running statistics off bound layers.
+
+    Args:
+        params: parameters, bound or not.
+
+    Returns:
+        The statistics by field of `Params`, as `bind` takes them; fields without any are absent.
+    """
+    collections = [as_layer(stack).batch_stats for stack in params.stacks]
+    by_field = params.restacked(collections)._asdict()
+    return {field: tree for field, tree in by_field.items() if jax.tree.leaves(tree)}
+
+
+@with_network
+def initial_statistics(network: MLP | Chain, params: Params, x: PyTree) -> dict[str, PyTree]:
+    """Make the running statistics before training: mean 0 and variance 1 for BatchNorm of an MLP.
+
+    Args:
+        network: an MLP or a chain.
+        params: its parameters; statistics that they hold stay.
+        x: inputs, for their size and dtype.
+
+    Returns:
+        The statistics, as `bind` takes them; empty where there are none.
+    """
+    held = statistics(params)
+    mlp = network if isinstance(network, MLP) else network.family
+    if held or mlp is None or not mlp.mixes_examples:
+        return held
+    shapes = jax.eval_shape(mlp.init, jax.random.key(0), x)["batch_stats"]
+    return jax.tree.map_with_path(
+        lambda path, leaf: jnp.full(leaf.shape, path[-1].key == "var", leaf.dtype), shapes
+    )
+
+
+def _stacks(params: Params, stats: dict[str, PyTree]) -> list[PyTree]:
+    """Arrange statistics as the stacks of parameters are; None for fields without any."""
+    none = params.restacked([None] * len(params.stacks))
+    return none._replace(**stats).stacks
+
+
+def _check_own(rate: ArrayLike, sigma_w: ArrayLike | None) -> None:
+    """Check that layers of the user's own are given neither a rate nor a gain."""
     if not (isinstance(rate, int | float) and rate == 0):
         raise ValueError(
             "rate is for dropout of a networks.MLP; layers of your own have their own rates, got "
             f"{rate}"
         )
-    layers = [as_layer(stack) for stack in params.stacks]
-    if stats:
-        collections = Params(stats["embed"], stats["blocks"], stats["readout"]).stacks
-        layers = [
-            layer._replace(batch_stats=rest)
-            for layer, rest in zip(layers, collections, strict=True)
-        ]
-    if key is not None:
-        layers = _with_keys(params, layers, jax.random.split(key, params.depth + 2))
-    return params.restacked(layers)
+    if sigma_w is not None:
+        raise ValueError(
+            "sigma_w is for the weights of a networks.MLP; networks.rescale scales those of layers "
+            f"of your own, got {sigma_w}"
+        )
 
 
-def _with_keys(params: Params, layers: list[Layer], keys: Array) -> list[Layer]:
+def _with_keys(params: Params, layers: list[Layer], key: Array) -> list[Layer]:
     """Give the embedding, each block and the readout a key."""
+    keys = jax.random.split(key, params.depth + 2)
     embed, *parts, readout = layers
     layers_with_keys = [embed._replace(dropout=Dropout(keys[0]))]
     first = 1
@@ -89,13 +158,36 @@ def _with_keys(params: Params, layers: list[Layer], keys: Array) -> list[Layer]:
     return [*layers_with_keys, readout._replace(dropout=Dropout(keys[-1]))]
 
 
-def stacked(bounds: list[PyTree]) -> Any:
-    """Stack equal layers.
+def _with_masks(mlp: MLP, layers: list[Layer], key: Array, rate: ArrayLike) -> list[Layer]:
+    """Give blocks and readout of an MLP a key and a rate."""
+    if not isinstance(rate, jax.core.Tracer) and not np.all(
+        (np.asarray(rate) >= 0) & (np.asarray(rate) <= 1)
+    ):
+        raise ValueError(f"rate must be in [0, 1], got {rate}")
+    embed, blocks, readout = layers
+    keys = jax.random.split(key, mlp.depth + 1)
+    rates = jnp.broadcast_to(jnp.asarray(rate, float), mlp.depth + 1)
+    # the first is the readout's, so that networks of all depths share their masks
+    return [
+        embed,
+        blocks._replace(dropout=Dropout(keys[1:], rates[:-1])),
+        readout._replace(dropout=Dropout(keys[0], rates[-1])),
+    ]
 
-    Args:
-        bounds: parameters of each.
 
-    Returns:
-        The same tree, its leaves with a leading layer axis.
-    """
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *bounds)
+def _with_gains(mlp: MLP, layers: list[Layer], sigma_w: ArrayLike) -> list[Layer]:
+    """Give each layer of an MLP its factor of the weights."""
+    check_gains(sigma_w, 0.0)
+    if jnp.shape(sigma_w) not in ((), (mlp.depth + 2,)):
+        raise ValueError(
+            f"sigma_w must be one, or one per layer, [{mlp.depth + 2}], got shape "
+            f"{jnp.shape(sigma_w)}"
+        )
+    embed, blocks, readout = layers
+    dtype = embed.params["dense"]["kernel"].dtype
+    factors = jnp.broadcast_to(jnp.asarray(sigma_w, dtype), mlp.depth + 2)
+    return [
+        embed._replace(sigma_w=factors[0]),
+        blocks._replace(sigma_w=factors[1:-1]),
+        readout._replace(sigma_w=factors[-1]),
+    ]

@@ -7,13 +7,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax.errors import FlaxError
-from jaxtyping import Array, Bool, Int, PyTree
+from jaxtyping import Array, ArrayLike, Bool, Int, Key, PyTree
 
 from jaxstab.activations import Activation
 from jaxstab.checks import check_count
 from jaxstab.networks.arguments import takes_network
-from jaxstab.networks.layers import Dropout as Dropout
-from jaxstab.networks.layers import Layer as Layer
 from jaxstab.networks.perceptron import MLP
 from jaxstab.precision import at_precision_of
 
@@ -30,7 +28,7 @@ class Segments(NamedTuple):
 
 
 class Params(NamedTuple):
-    """Parameters of a chain. After `Chain.bind` its entries are `Layer`s.
+    """Parameters of a chain. After `Chain.bind` its entries are `networks.layers.Layer`s.
 
     Attributes:
         embed: pytree of the map from input to h_0.
@@ -75,22 +73,6 @@ class Params(NamedTuple):
         return ("blocks",)
 
 
-class Updates(NamedTuple):
-    """Functions that update running statistics after a pass in training mode.
-
-    Attributes:
-        embed: (params.embed as `bind` gives it, x) -> its new `Layer.batch_stats`; None where there
-            are none.
-        block: (params.blocks at one layer, h) -> likewise; a tuple of such where the chain's blocks
-            are.
-        readout: (params.readout, h) -> likewise.
-    """
-
-    embed: Callable[[Layer, PyTree], PyTree] | None
-    block: Callable[[Layer, PyTree], PyTree] | tuple[Callable[[Layer, PyTree], PyTree], ...]
-    readout: Callable[[Layer, PyTree], PyTree]
-
-
 class Chain(NamedTuple):
     """A network as pure functions; every measurement is a fold over `block`.
 
@@ -105,10 +87,8 @@ class Chain(NamedTuple):
             each layer adds units.
         init: (key, x) -> Params; our own family also takes sigma_w and sigma_b. None where
             parameters came with the layers.
-        bind: (params, *, stats, key, rate) -> Params of `Layer`s, with running statistics and masks
-            of dropout; our own family also takes sigma_w.
-        unbind: (params, x) -> trained parameters, and the statistics that `bind` takes.
-        update: updates of running statistics in training mode; None where there are none.
+        update: the chain whose layers, bound, give their running statistics after a pass in
+            training mode in the place of states; None where there are none.
         inference: the chain in inference mode; None where it is the same.
         prefixes: whether the first blocks with the readout are a shallower network.
         family: the settings of a network of our own family, as its Flax module; None for layers of
@@ -126,10 +106,8 @@ class Chain(NamedTuple):
     activation: Activation | None
     present: Callable[[Array], Bool[Array, "*batch width"]] | None = None
     init: Callable[..., Params] | None = None
-    bind: Callable[..., Params] | None = None
-    unbind: Callable[[Params, PyTree], tuple[Params, dict[str, PyTree]]] | None = None
-    update: Updates | None = None
-    # a Chain, which a NamedTuple cannot name while it is made
+    # Chains, which a NamedTuple cannot name while it is made
+    update: Any = None
     inference: Any = None
     prefixes: bool = True
     family: MLP | None = None
@@ -181,6 +159,32 @@ class Chain(NamedTuple):
         with at_precision_of(self):
             return self.readout(params, state(self, params, x, depth))
 
+    def bind(
+        self,
+        params: Params,
+        *,
+        stats: dict[str, PyTree] | None = None,
+        key: Key[Array, ""] | None = None,
+        rate: ArrayLike = 0.0,
+        sigma_w: ArrayLike | None = None,
+    ) -> Params:
+        """Bind parameters to running statistics, keys of dropout, or a common gain: `networks.bind`.
+
+        Args:
+            params: what is trained.
+            stats: running statistics, by field of `Params`.
+            key: PRNG key of all masks; ignored where no layer draws.
+            rate: of dropout of a `networks.mlp`.
+            sigma_w: factor of the weights of a `networks.mlp`.
+
+        Returns:
+            Parameters, a `Layer` in the place of each.
+        """
+        # binding stands on chains
+        from jaxstab.networks.binding import bind
+
+        return bind(self, params, stats=stats, key=key, rate=rate, sigma_w=sigma_w)
+
 
 def layers_of(stack: PyTree) -> int:
     """Count the layers of a stack.
@@ -230,26 +234,6 @@ def _walk(chain: Chain, params: Params, x: PyTree) -> None:
 
 # decorator of functions that take a chain or an MLP
 with_network = takes_network(Chain, Params, MLP, one_input=False, walk=_walk)
-
-
-@with_network
-def updates_of_segments(
-    chain: Chain, params: Params
-) -> list[Callable[[Layer, PyTree], PyTree] | None]:
-    """List how running statistics change in each segment of equal blocks.
-
-    Args:
-        chain: the network.
-        params: its parameters.
-
-    Returns:
-        For each segment (layer as `bind` gives it, h) -> its new statistics; None where there are
-        none.
-    """
-    update = chain.update
-    if update is None:
-        return [None] * (len(params.stacks) - 2)
-    return [block for block, _ in segments(chain._replace(block=update.block), params)]
 
 
 @with_network

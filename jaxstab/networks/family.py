@@ -6,15 +6,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, ArrayLike, Float, Key, PyTree
+from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from jaxstab.activations import Activation
 from jaxstab.checks import check_floating, check_gains
 from jaxstab.networks.blocks import Block
-from jaxstab.networks.chains import Chain, Dropout, Layer, Params, Updates, with_network
+from jaxstab.networks.chains import Chain, Params, with_network
 from jaxstab.networks.gains import rescale
-from jaxstab.networks.layers import as_layer
+from jaxstab.networks.layers import Layer, as_layer
 from jaxstab.networks.normalization import NORMS
 from jaxstab.networks.perceptron import MLP
 from jaxstab.networks.skips import present
@@ -23,17 +22,34 @@ from jaxstab.networks.skips import present
 def _apply(module: Block, layer: PyTree, h: Array) -> Array:
     bound = as_layer(layer)
     if module.norm and NORMS[module.norm].over_batch and not module.train:
-        bound = _known(bound)
-    return jnp.asarray(module.apply(bound.variables(), h))
+        _check_statistics(bound)
+    return jnp.asarray(module.apply(_variables(bound), h))
 
 
-def _known(layer: Layer) -> Layer:
-    """Check that a layer has running statistics."""
+def _statistics_after(module: Block, layer: PyTree, h: Array) -> PyTree:
+    """Compute the running statistics of a layer after a batch in training mode."""
+    bound = as_layer(layer)
+    _check_statistics(bound)
+    return module.apply(_variables(bound), h, mutable=["batch_stats"])[1]["batch_stats"]
+
+
+def _check_statistics(layer: Layer) -> None:
     if not layer.batch_stats:
         raise ValueError(
             "BatchNorm needs running statistics: networks.bind(mlp, params, stats=...)"
         )
-    return layer
+
+
+def _variables(layer: Layer) -> dict[str, Any]:
+    """The collections of a layer as Flax takes them; of what is bound only sigma_w has a gradient."""
+    collections: dict[str, Any] = {"params": layer.params}
+    if layer.batch_stats:
+        collections["batch_stats"] = jax.lax.stop_gradient(layer.batch_stats)
+    if layer.dropout:
+        collections["dropout"] = layer.dropout._asdict()
+    if layer.sigma_w is not None:
+        collections["gains"] = {"sigma_w": layer.sigma_w}
+    return collections
 
 
 @with_network
@@ -57,7 +73,7 @@ def chain(mlp: MLP, train: bool = True) -> Chain:
         exists = partial(present, sources=mlp.sources)
     update = None
     if mlp.mixes_examples:
-        update = Updates(None, *statistics(mlp))
+        update = _update(mlp)
     inference = None
     if train and (mlp.dropout or mlp.mixes_examples):
         inference = chain(mlp, train=False)
@@ -73,13 +89,26 @@ def chain(mlp: MLP, train: bool = True) -> Chain:
         activation=block.activation,
         present=exists,
         init=partial(init, mlp),
-        bind=partial(_bound, mlp),
-        unbind=lambda params, x: (params, initial_stats(mlp, x)),
         update=update,
         inference=inference,
         prefixes=not mlp.of_one_depth,
         family=mlp,
         precision=mlp.precision,
+    )
+
+
+def _update(mlp: MLP) -> Chain:
+    """Make the chain whose layers give their running statistics after a batch."""
+    _, block, readout = mlp.layers(train=True)
+
+    def nothing(params: Params, x: Array) -> Any:
+        return None
+
+    return Chain(
+        embed=nothing,
+        block=partial(_statistics_after, block),
+        readout=lambda params, h: _statistics_after(readout, params.readout, h),
+        activation=None,
     )
 
 
@@ -193,97 +222,6 @@ def module_of(network: MLP | Chain) -> MLP:
 
 
 @with_network
-def bind(
-    mlp: MLP,
-    params: Params,
-    *,
-    stats: PyTree = None,
-    key: Key[Array, ""] | None = None,
-    rate: ArrayLike = 0.0,
-    sigma_w: ArrayLike | None = None,
-) -> Params:
-    """Bind parameters to running statistics, masks of dropout, or a common gain.
-
-    One key, one set of masks, whatever the rate: rates share their draws as gains do. A batch gets
-    a mask per example; under a vmap over examples it is up to the caller to vmap keys too.
-
-    With sigma_w a layer computes sigma_w W a + b without ever forming sigma_w W. A vmap over gains
-    then has one copy of W for all, and one wide product in place of many. Values are those of
-    `rescale(params, sigma_w, 1)`, and so are derivatives of every order: with respect to weights
-    they are those with respect to sigma_w W (0 where sigma_w is 0), with respect to sigma_w those
-    at fixed W. Only derivatives that mix the two depend on their order; `rescale` by 1 for these,
-    which multiplies the gain in.
-
-    Args:
-        mlp: the network.
-        params: what is trained.
-        stats: BatchNorm's running statistics, from `initial_stats` or from
-            `mlp.apply(..., mutable=["batch_stats"])[1]["batch_stats"]`.
-        key: PRNG key of the masks.
-        rate: share of features dropped, in [0, 1]: one, or one per block and one for the readout;
-            may be traced.
-        sigma_w: factor of the weights, >= 0: one, or one for the embedding, one per block and one
-            for the readout; may be traced.
-
-    Returns:
-        Parameters for a chain.
-
-    Raises:
-        ValueError: if a key is given to a network without dropout, a concrete rate is outside [0,
-            1], a concrete sigma_w is negative or not finite, or sigma_w has another shape.
-
-    Example:
-        >>> mlp = MLP(depth=4, width=8, dropout=True)
-        >>> params = init(mlp, jax.random.key(0), jnp.ones(5))
-        >>> wet = bind(mlp, params, key=jax.random.key(1), rate=0.1)
-        >>> chain(mlp).apply(wet, jnp.ones(5)).shape
-        (10,)
-    """
-    blocks = Layer(params.blocks)
-    readout = Layer(params.readout)
-    if stats:
-        blocks = blocks._replace(batch_stats=stats["blocks"])
-        readout = readout._replace(batch_stats=stats["readout"])
-    if key is not None:
-        if not mlp.dropout:
-            raise ValueError(
-                "a key is for the masks of dropout, and this network has none: MLP(..., "
-                "dropout=True)"
-            )
-        if not isinstance(rate, jax.core.Tracer) and not np.all(
-            (np.asarray(rate) >= 0) & (np.asarray(rate) <= 1)
-        ):
-            raise ValueError(f"rate must be in [0, 1], got {rate}")
-        keys = jax.random.split(key, mlp.depth + 1)
-        rates = jnp.broadcast_to(jnp.asarray(rate, float), mlp.depth + 1)
-        # the first is the readout's, so that networks of all depths share their masks
-        blocks = blocks._replace(dropout=Dropout(keys[1:], rates[:-1]))
-        readout = readout._replace(dropout=Dropout(keys[0], rates[-1]))
-    embed = params.embed
-    if sigma_w is not None:
-        check_gains(sigma_w, 0.0)
-        if jnp.shape(sigma_w) not in ((), (mlp.depth + 2,)):
-            raise ValueError(
-                f"sigma_w must be one, or one per layer, [{mlp.depth + 2}], got shape "
-                f"{jnp.shape(sigma_w)}"
-            )
-        factors = jnp.broadcast_to(
-            jnp.asarray(sigma_w, params.embed["dense"]["kernel"].dtype), mlp.depth + 2
-        )
-        embed = Layer(embed, sigma_w=factors[0])
-        blocks = blocks._replace(sigma_w=factors[1:-1])
-        readout = readout._replace(sigma_w=factors[-1])
-    return Params(embed, blocks, readout)
-
-
-def _bound(
-    mlp: MLP, params: Params, *, key: Key[Array, ""] | None = None, **besides: Any
-) -> Params:
-    """Call `bind`; a network without dropout ignores the key."""
-    return bind(mlp, params, key=key if mlp.dropout else None, **besides)
-
-
-@with_network
 def init(
     mlp: MLP,
     key: Array,
@@ -323,45 +261,3 @@ def _drawn(mlp: MLP, key: Array, x: Array, sigma_w: ArrayLike, sigma_b: ArrayLik
 
 # one program for each network: without it, Flax's scan compiles at every call
 _drawn_by_program = jax.jit(_drawn, static_argnums=0)
-
-
-@with_network
-def initial_stats(mlp: MLP, x: Float[Array, "*batch d_in"]) -> PyTree:
-    """Make BatchNorm's running statistics before training: mean 0, variance 1.
-
-    Args:
-        mlp: the network.
-        x: an input, for its size and dtype.
-
-    Returns:
-        The Flax collection "batch_stats"; empty without BatchNorm.
-    """
-    shapes = jax.eval_shape(mlp.init, jax.random.key(0), x).get("batch_stats", {})
-    return jax.tree.map_with_path(
-        lambda path, leaf: jnp.full(leaf.shape, path[-1].key == "var", leaf.dtype), shapes
-    )
-
-
-@with_network
-def statistics(
-    mlp: MLP,
-) -> tuple[Callable[[Layer, Array], PyTree], Callable[[Layer, Array], PyTree]]:
-    """Make the functions that update BatchNorm's running statistics, of a block and of the readout.
-
-    Args:
-        mlp: the network.
-
-    Returns:
-        Two functions (layer as `bind` gives it, h [batch, width]) -> its new batch_stats; empty
-        without BatchNorm.
-    """
-
-    def after(module: Block) -> Callable[[Layer, Array], PyTree]:
-        if not mlp.mixes_examples:
-            return lambda layer, h: {}
-        return lambda layer, h: module.apply(_known(layer).variables(), h, mutable=["batch_stats"])[
-            1
-        ]["batch_stats"]
-
-    _, block, readout = mlp.layers(True)
-    return after(block), after(readout)

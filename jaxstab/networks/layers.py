@@ -1,6 +1,6 @@
 """What one layer reads: its parameters, running statistics, masks of dropout, and a common gain."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 from jaxtyping import Array, Float, Key, PyTree
@@ -36,17 +36,6 @@ class Layer(NamedTuple):
     dropout: Dropout | None = None
     sigma_w: Float[Array, "*layer"] | None = None
 
-    def variables(self) -> dict[str, Any]:
-        """Return the layer as Flax collections."""
-        collections = {"params": self.params}
-        if self.batch_stats:
-            collections["batch_stats"] = jax.lax.stop_gradient(self.batch_stats)
-        if self.dropout:
-            collections["dropout"] = self.dropout._asdict()
-        if self.sigma_w is not None:
-            collections["gains"] = {"sigma_w": self.sigma_w}
-        return collections
-
 
 def as_layer(bound: PyTree) -> Layer:
     """Wrap parameters as a `Layer`, unless they are one.
@@ -62,16 +51,46 @@ def as_layer(bound: PyTree) -> Layer:
     return Layer(bound)
 
 
-def with_trained(bound: PyTree, trained: PyTree) -> PyTree:
+def with_trained(bound: PyTree, theta: PyTree) -> PyTree:
     """Replace the trained parameters of a layer.
 
     Args:
         bound: parameters, or a `Layer`.
-        trained: other parameters.
+        theta: other parameters.
 
     Returns:
         These, in a `Layer` where `bound` is one.
     """
     if isinstance(bound, Layer):
-        return bound._replace(params=trained)
-    return trained
+        return bound._replace(params=theta)
+    return theta
+
+
+def trained(params: PyTree) -> PyTree:
+    """Extract the trained parameters from those that `networks.bind` has bound.
+
+    Args:
+        params: any pytree.
+
+    Returns:
+        The pytree with a layer's parameters in the place of each bound layer.
+    """
+
+    def own(node: PyTree) -> PyTree:
+        if isinstance(node, Layer):
+            return node.params
+        return node
+
+    return jax.tree.map(own, params, is_leaf=is_layer)
+
+
+def is_layer(node: PyTree) -> bool:
+    """Tell a bound layer from parameters, for `jax.tree.map`.
+
+    Args:
+        node: of a pytree.
+
+    Returns:
+        Whether it is a `Layer`.
+    """
+    return isinstance(node, Layer)

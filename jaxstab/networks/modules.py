@@ -17,8 +17,7 @@ from flax import nnx
 from flax.errors import InvalidRngError
 from jaxtyping import Array, Key, PyTree
 
-from jaxstab.networks.chains import Dropout, Layer
-from jaxstab.networks.layers import as_layer
+from jaxstab.networks.layers import Dropout, Layer, as_layer
 
 Init = Callable[[Key[Array, ""], PyTree], PyTree]
 Apply = Callable[[PyTree, PyTree], PyTree]

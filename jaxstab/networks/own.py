@@ -17,9 +17,8 @@ from flax.errors import FlaxError
 from jaxtyping import Array, Key, PyTree
 
 from jaxstab.activations import Activation, get
-from jaxstab.networks.binding import bind, stacked, unbind
-from jaxstab.networks.chains import Chain, Dropout, Params, Segments, Updates
-from jaxstab.networks.layers import as_layer
+from jaxstab.networks.chains import Chain, Params, Segments
+from jaxstab.networks.layers import Dropout, as_layer
 from jaxstab.networks.modules import Apply, OwnLayer, name_of, of_function, of_linen, of_nnx
 from jaxstab.precision import FULL, check_precision
 
@@ -261,12 +260,10 @@ def _of(
         )
     check_precision("precision", precision)
     phi = None if activation is None else get(activation)
-    known: dict[str, Any] = {"bind": bind, "unbind": unbind, "law_of_blocks": law}
-    known["precision"] = precision
-    embed, *blocks, readout = layers
+    known: dict[str, Any] = {"law_of_blocks": law, "precision": precision}
     trained = _functions([layer.apply for layer in layers], phi)
     return trained._replace(
-        update=Updates(embed.update, tuple(block.update for block in blocks), readout.update),
+        update=_functions([layer.update for layer in layers], None),
         inference=_functions([layer.inference for layer in layers], phi)._replace(**known),
         **known,
     )
@@ -286,8 +283,13 @@ def _params(layers: list[OwnLayer], bounds: list[PyTree], x: PyTree) -> Params:
     groups = [[i] for i in range(1, len(layers) - 1)]
     if x is not None:
         groups = _groups(layers, bounds, _shape(x))
-    parts = [stacked([bounds[i] for i in group]) for group in groups]
+    parts = [_stacked([bounds[i] for i in group]) for group in groups]
     return Params(bounds[0], Segments(tuple(parts)), bounds[-1])
+
+
+def _stacked(bounds: list[PyTree]) -> PyTree:
+    """Stack equal layers: leaves get a leading layer axis."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *bounds)
 
 
 def _groups(layers: list[OwnLayer], bounds: list[PyTree], x: PyTree) -> list[list[int]]:

@@ -11,8 +11,6 @@ from jaxtyping import Array, PyTree
 from jaxstab.networks.arguments import takes_network
 from jaxstab.networks.chains import (
     Chain,
-    Dropout,
-    Layer,
     Params,
     Segments,
     met,
@@ -20,12 +18,11 @@ from jaxstab.networks.chains import (
     with_blocks,
     with_network,
 )
+from jaxstab.networks.layers import Dropout, Layer
 from jaxstab.networks.perceptron import MLP
 
 # what a network has no more once its states have been brought into another form
-_MEASURED_ONLY: dict[str, Any] = dict.fromkeys(
-    ("init", "bind", "unbind", "update", "inference", "family")
-)
+_MEASURED_ONLY: dict[str, Any] = dict.fromkeys(("init", "update", "inference"))
 
 
 def flatten(whole: Chain, batch: int) -> Chain:
@@ -269,6 +266,7 @@ def pair(chain: Chain, params: Params, other: Params) -> tuple[Chain, Params]:
         embed=both(chain.embed, networks),
         block=with_blocks(chain, lambda block: both(block, tuple)),
         readout=both(chain.readout, networks),
+        family=None,
         **_MEASURED_ONLY,
     )
     return joined, Params((params.embed, other.embed), blocks, (params.readout, other.readout))

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxstab import activations, networks
-from jaxstab.networks import binding
 from jaxstab.precision import at_precision_of
 from jaxstab.records import dimensions
 from jaxstab.sweeps.examples import Sample
@@ -76,7 +75,6 @@ def measured_own_cell(
         (seed, gains [g], other traced settings by name, samples [i]) -> records [g, i].
     """
     chain = grid.chain(kind, depth)
-    bind = chain.bind or binding.bind
     scales = tuple(grid.values("sigma_w")) != (1.0,)
 
     def measured(seed: Array, gains: Array, others: dict[str, Array], samples: Sample) -> Record:
@@ -90,7 +88,7 @@ def measured_own_cell(
             if scales:
                 params = networks.rescale(unit, sigma_w, kernels=grid.kernels)
             with at_precision_of(chain):
-                record = measure(chain, bind(params, key=mask), sample, (depth,))
+                record = measure(chain, chain.bind(params, key=mask), sample, (depth,))
             return jax.tree.map(
                 _without_depth, record, is_leaf=lambda node: hasattr(node, "_fields")
             )

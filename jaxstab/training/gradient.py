@@ -14,10 +14,11 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxstab import networks
 from jaxstab.networks import MLP, Chain, Here, Params, chains, views
-from jaxstab.networks.chains import Layer, with_network
+from jaxstab.networks.binding import statistics
+from jaxstab.networks.chains import with_network
 from jaxstab.networks.family import chain_of
 from jaxstab.networks.folds import States, layer_at
-from jaxstab.networks.layers import as_layer
+from jaxstab.networks.layers import Layer, as_layer, is_layer
 from jaxstab.norms import norm
 from jaxstab.norms.logarithms import Product
 
@@ -100,7 +101,7 @@ def value_and_grad(
     bottom = layer_at(chain, params, 0, x)
     block_stats = tuple(stack.batch_stats for stack in stacks[1:-1])
     start = bottom.out, kept, block_stats
-    keep = _keep(chains.updates_of_segments(chain, params))
+    keep = _keep(chain.update, params)
     (h, kept, block_stats), _ = networks.upwards(
         chain, params, None, keep, start, first=1, last=deepest
     )
@@ -138,7 +139,7 @@ def _checked(network: MLP | Chain, params: Params, depth: Array | int | None) ->
         raise ValueError(
             "blocks of this network depend on the depth: it must be that of the network, not given"
         )
-    if not all(isinstance(stack, Layer) for stack in params.stacks[1:-1]):
+    if not all(map(is_layer, params.stacks[1:-1])):
         raise ValueError(
             "params must be as networks.bind(mlp, params) gives them, or chain.bind(params)"
         )
@@ -171,8 +172,11 @@ def _room_for_states(
     return tuple(kept)
 
 
-def _keep(updates: list[Callable[[Layer, PyTree], PyTree] | None]) -> Callable:
+def _keep(update: Chain | None, params: Params) -> Callable:
     """Make the upward step, which stores states and running statistics of each segment."""
+    updates = []
+    if update is not None:
+        updates = [block for block, _ in chains.segments(update, params)]
 
     def step(
         carry: tuple[PyTree, tuple, tuple], here: Here
@@ -180,9 +184,8 @@ def _keep(updates: list[Callable[[Layer, PyTree], PyTree] | None]) -> Callable:
         h, kept, stats = carry
         here = here.meeting(h)
         kept = _put(kept, h, here)
-        update = updates[here.segment or 0]
-        if update is not None:
-            stats = _put(stats, update(here.bound, h), here)
+        if updates:
+            stats = _put(stats, updates[here.segment or 0](here.bound, h), here)
         return (here.out, kept, stats), None
 
     return step
@@ -202,18 +205,10 @@ def _new_stats(
     chain: Chain, params: Params, x: PyTree, blocks: tuple, h: PyTree
 ) -> dict[str, PyTree]:
     """Return the statistics after the batch; empty where there are none."""
-    if chain.update is None or not any(
-        jax.tree.leaves(as_layer(stack).batch_stats) for stack in params.stacks
-    ):
+    if chain.update is None:
         return {}
-    embed = None
-    if chain.update.embed is not None:
-        embed = chain.update.embed(as_layer(params.embed), x)
-    readout = chain.update.readout(as_layer(params.readout), h)
-    by_field = params.restacked([embed, *blocks, readout])._asdict()
-    if chain.update.embed is None:
-        del by_field["embed"]
-    return by_field
+    new = [chain.update.embed(params, x), *blocks, chain.update.readout(params, h)]
+    return statistics(params.restacked([Layer(None, collections) for collections in new]))
 
 
 def _deepest(depth: Array | int | None, most: int) -> Array | int:

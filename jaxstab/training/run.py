@@ -13,9 +13,11 @@ from jaxstab.checks import check_batch, check_count, check_floating, check_label
 from jaxstab.curvature.monitors import SharpnessState, begun, measured
 from jaxstab.curvature.objectives import cross_entropy
 from jaxstab.curvature.products import hessian_by_gradient
-from jaxstab.networks import MLP, Chain, Params, binding, views
+from jaxstab.networks import MLP, Chain, Params, views
+from jaxstab.networks.binding import initial_statistics
 from jaxstab.networks.chains import with_network
 from jaxstab.networks.family import chain_of
+from jaxstab.networks.layers import trained
 from jaxstab.records import Training
 from jaxstab.training.gradient import Gradient, value_and_grad
 
@@ -90,8 +92,8 @@ def start(
         >>> state.stats["blocks"]["norm"]["var"].shape, int(optax.tree.norm(state.optimiser))
         ((2, 4), 0)
     """
-    trained, stats = (chain_of(network).unbind or binding.unbind)(params, x)
-    return State(trained, stats, tx.init(trained))
+    theta = trained(params)
+    return State(theta, initial_statistics(network, params, x), tx.init(theta))
 
 
 class _Run(NamedTuple):
@@ -173,7 +175,6 @@ def train(
         ((100,), True, -1)
     """
     chain = chain_of(network)
-    bind = chain.bind or binding.bind
     _check(data, steps, batch, evaluate, isinstance(chain.block, tuple))
     every = curvature_every
     if every is not None:
@@ -183,7 +184,8 @@ def train(
     rows = _rows_of_norms(points, steps)
 
     def gradient(t: Array, state: State, some: Examples, last: Gradient | None) -> Gradient:
-        bound = bind(state.params, stats=state.stats, key=jax.random.fold_in(masks, t), rate=rate)
+        own = jax.random.fold_in(masks, t)
+        bound = chain.bind(state.params, stats=state.stats, key=own, rate=rate)
         return value_and_grad(network, bound, some.x, lambda out: loss(out, some.y), depth, last)
 
     curvature = _curvature_records(gradient, _for_curvature(chain, data, batch), every)
@@ -206,7 +208,7 @@ def train(
     if every is not None:
         state = state._replace(curvature=begun(state.params, -(-steps // every)))
     some = data.at(slice(batch))
-    bound = bind(state.params, stats=state.stats, key=masks, rate=rate)
+    bound = chain.bind(state.params, stats=state.stats, key=masks, rate=rate)
     _check_outputs(views.output_shape(chain, bound, some.x), loss, some.size, data, test)
     first = jax.eval_shape(gradient, jnp.zeros((), jnp.int32), state, some, None)
     run = _begun(state, first, data.size, steps, len(points))
@@ -351,7 +353,7 @@ def _accuracy(
     """Compute the accuracy in inference mode; NaN without data."""
     if data is None:
         return jnp.full((), jnp.nan)
-    params = (chain.bind or binding.bind)(state.params, stats=state.stats)
+    params = chain.bind(state.params, stats=state.stats)
     dry = (chain.inference or chain)._replace(precision=chain.precision)
     return _right(dry.apply(params, data.x, depth), data.y)
 
