@@ -327,6 +327,24 @@ def test_an_unreadable_file_is_no_missing_file(tmp_path, whole):
         opened(tmp_path / "whole.zarr").finished()
 
 
+def test_a_folder_behind_a_link_is_not_torn_and_an_unreadable_one_is_told(
+    tmp_path, whole, monkeypatch
+):
+    store_of_all, scandir = tmp_path / "whole.zarr", os.scandir
+    (store_of_all / "loss").rename(tmp_path / "other disk")
+    (store_of_all / "loss").symlink_to(tmp_path / "other disk")
+    assert (store.progress(store_of_all).done, store.progress(store_of_all).torn) == (8, 0)
+
+    def closed(folder):
+        if Path(folder).name == "loss":
+            raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    with pytest.raises(OSError, match=r"cannot read .*whole\.zarr: Permission denied"):
+        store.progress(store_of_all)
+
+
 def test_values_are_checked_and_split_in_batches(tmp_path, monkeypatch):
     monkeypatch.setattr("jaxstab.store.groups._BATCH", 500)
     run(tmp_path / "a.zarr")

@@ -75,11 +75,24 @@ def users_fault() -> Iterator[None]:
 
     Raises:
         UserError: in place of what they raise, in one line.
+
+    Example:
+        >>> with users_fault():
+        ...     open("/no/such/file")
+        Traceback (most recent call last):
+        jaxstab.cli.faults.UserError: /no/such/file: No such file or directory
     """
     try:
         yield
     except (ValueError, TypeError, OverflowError, OSError, MemoryError) as error:
-        raise UserError(str(error) or type(error).__name__) from error
+        raise UserError(_told(error)) from error
+
+
+def _told(error: Exception) -> str:
+    """An error in words; one of the system's begins with the file, not with a number."""
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return str(error) or type(error).__name__
 
 
 @contextlib.contextmanager

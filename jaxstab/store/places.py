@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from fsspec import AbstractFileSystem
@@ -144,6 +144,11 @@ class Place:
         Raises:
             OSError: if a folder cannot be listed.
         """
+        if self.local is not None:
+            try:
+                return dict(_listed(self.local))
+            except OSError as error:
+                raise OSError(f"cannot read {self.url}: {_reason(error)}") from error
         self._files.invalidate_cache()
         entries = self._files.find(self._root, maxdepth=2, detail=True)
         start = len(self._path("x")) - 1
@@ -239,6 +244,18 @@ def _opened(url: str) -> tuple[AbstractFileSystem, str]:
     except Exception as error:
         raise ValueError(f"{url}: cannot be opened ({_reason(error)})") from error
     return files, root
+
+
+def _listed(folder: str | Path, start: str = "") -> Iterator[tuple[str, int]]:
+    """Sizes of the files of a folder and its folders, also behind links; fsspec leaves out what it cannot read."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            # another run may rename a file meanwhile
+            with contextlib.suppress(FileNotFoundError):
+                if not entry.is_dir():
+                    yield f"{start}{entry.name}", entry.stat().st_size
+                elif not start:
+                    yield from _listed(entry.path, f"{entry.name}/")
 
 
 def _reason(error: Exception) -> str:
