@@ -41,7 +41,7 @@ def bind(
         network: an MLP or a chain.
         params: what is trained; of layers of the user's own with their collections or without.
         stats: running statistics, of BatchNorm or whatever layers of the user's own keep, by field
-            of `Params`: `training.State.stats`, or `mlp.apply(...,
+            of `Params`: those of `training.run.State`, or `mlp.apply(...,
             mutable=["batch_stats"])[1]["batch_stats"]`. None for those in `params`.
         key: PRNG key of all masks. A chain whose layers draw nothing ignores it.
         rate: share of features dropped, in [0, 1]: one, or one per block and one for the readout;
