@@ -11,7 +11,7 @@ import xarray as xr
 from groups_at_work import append, flip, truncate
 
 from jaxstab import store
-from jaxstab.store.dataset import check_writable
+from jaxstab.store.dataset import check_writable, remove
 from jaxstab.store.places import Place
 
 ROOT = Path(__file__).parent.parent
@@ -60,6 +60,22 @@ def test_an_existing_store_is_refused_and_kept(dataset, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["run.zarr"], (
         "nothing of the writing is left behind"
     )
+
+
+def test_a_link_stays_and_the_store_behind_it_is_replaced_and_removed(dataset, tmp_path):
+    (tmp_path / "disk").mkdir()
+    link, target = tmp_path / "run.zarr", tmp_path / "disk" / "run.zarr"
+    link.symlink_to(target)
+    for number in range(3):
+        assert store.save(dataset.assign_attrs(number=number), link, overwrite=True) == link
+        assert store.load(target).attrs["number"] == number
+    remove(link)
+    kept = sorted(path.name for path in tmp_path.rglob("*"))
+    assert kept == ["disk", "run.zarr"] and link.is_symlink()
+    link.unlink()
+    link.symlink_to(link)
+    with pytest.raises(FileExistsError, match=r"run\.zarr is a link that leads nowhere"):
+        store.save(dataset, link)
 
 
 def test_what_is_no_store_is_never_replaced(dataset, tmp_path):

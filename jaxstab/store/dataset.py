@@ -44,16 +44,19 @@ def check_writable(path: str | Path, overwrite: bool = False) -> Path:
         OSError: if the folder cannot be written to.
     """
     path = Path(path)
+    target = _target(path)
+    if target.is_symlink():
+        raise FileExistsError(f"{path} is a link that leads nowhere")
     with contextlib.suppress(OSError):
-        _settle(path)
-    if path.exists():
-        if not _is_store(path):
+        _settle(target)
+    if target.exists():
+        if not _is_store(target):
             raise FileExistsError(f"{path} exists and is not a jaxstab store; choose another place")
         if not overwrite:
             raise FileExistsError(
                 f"{path} exists; pass --overwrite to replace it, or choose another place"
             )
-    check_folder(path.parent)
+    check_folder(target.parent)
     return path
 
 
@@ -97,7 +100,7 @@ def save(
 
     Args:
         dataset: numbers, bools and text, with attributes that JSON can hold.
-        path: the store, a folder.
+        path: the store, a folder; the target of a link is replaced, not the link.
         overwrite: whether an existing store may be replaced.
         made: attributes of provenance; None for `provenance()`.
 
@@ -111,13 +114,14 @@ def save(
         ValueError: if the dataset holds values that a store cannot.
     """
     path = check_writable(path, overwrite)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    target = _target(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
     if made is None:
         made = provenance()
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as staging:
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as staging:
         whole = Path(staging) / "store"
         _write(dataset.assign_attrs(made), whole)
-        _swap(whole, path)
+        _swap(whole, target)
     return path
 
 
@@ -157,6 +161,11 @@ def _stored(name: str, values: np.ndarray) -> np.ndarray:
             f"{name} must be text or of dtype {', '.join(DTYPES[:-1])}, got {values.dtype}"
         )
     return values
+
+
+def _target(path: Path) -> Path:
+    """Return where a store behind a link is, as its locks see it; a circular link is itself."""
+    return Path(os.path.realpath(path))
 
 
 def _swap(new: Path, path: Path) -> None:
@@ -202,10 +211,9 @@ def load(path: str | Path) -> xr.Dataset:
     Raises:
         ValueError: if there is no store, or it cannot be read.
     """
-    path = Path(path)
-    place = path
-    if not path.exists() and _aside(path).exists():
-        place = _aside(path)
+    place = _target(Path(path))
+    if not place.exists() and _aside(place).exists():
+        place = _aside(place)
     if not place.exists():
         raise ValueError(f"{path}: no such store")
     if (place / ".zmetadata").is_file():
@@ -237,16 +245,17 @@ def remove(path: str | Path) -> None:
     A killed call leaves the store whole, or a hidden folder that the next call removes.
 
     Args:
-        path: the store.
+        path: the store; the target of a link is removed, not the link.
 
     Raises:
         OSError: if it cannot be removed.
     """
-    aside = Path(path).with_name(f".{Path(path).name}.removed")
+    target = _target(Path(path))
+    aside = target.with_name(f".{target.name}.removed")
     if aside.exists():
         shutil.rmtree(aside)
-    if Path(path).exists():
-        Path(path).rename(aside)
+    if target.exists():
+        target.rename(aside)
         shutil.rmtree(aside)
 
 
