@@ -1,4 +1,4 @@
-"""The critical line chi_1 = 1 (Schoenholz et al. 2017), all of it in ln q."""
+"""The critical line chi_1 = 1 (Schoenholz et al. 2017), solved in ln q."""
 
 import functools
 from collections.abc import Callable
@@ -37,7 +37,7 @@ _LONGEST = 28.0
 
 
 def _excess(moments: LogMoments, log_b: AnyArray, log_x: AnyArray) -> Known:
-    """ln (V/(M q) + sigma_b^2/q), zero on the critical line, and its slope in ln q."""
+    """Compute ln (V/(M q) + sigma_b^2/q), 0 on the critical line, and its slope in ln q."""
     xp = host.namespace(log_b, log_x)
     line = moments.log_growth - moments.log_slope
     value = log_sum(line, log_b - log_x)
@@ -54,7 +54,7 @@ def _solve(
     grid = grid_of(block)
     table = on_grid(block)
     known = _excess(table, unit.bias, grid)
-    # beyond, phi that grows linearly is critical to rounding, and signs mean nothing
+    # at longer lengths a linearly growing phi is critical to rounding, and signs are noise
     searched = slice(int(np.searchsorted(grid, _LONGEST)))
     samples = Samples(grid[searched], known.value[searched], known.slope[searched])
     known_roots, is_root, marginal = all_roots(
@@ -75,7 +75,7 @@ def _solve(
     log_w = -moments.log_slope - unit.weight
     sigma_w = xp.where(missing, np.nan, xp.exp(log_w / 2))
     repels = xp.exp(moments.log_growth - moments.log_slope) * moments.length_power > 1.0 + ROUNDING
-    # at 0 the slope is 1 whatever the drift beside it: gelu's lengths leave, tanh's come back
+    # at q = 0 the slope is 1, so stability follows from the next order: gelu repels, tanh attracts
     beside = block_moments(block, xp.full_like(sigma_b, np.log(1e-4))).log_growth
     repels |= (log_x == -np.inf) & (beside - moments.log_slope > ROUNDING)
     scale_free = xp.max(table.log_slope) - xp.min(table.log_slope) <= ROUNDING
@@ -92,7 +92,7 @@ def _solve(
 
 
 def _local(form: Form, phi: Activation, about: Features, *scalars: AnyArray) -> dict[str, AnyArray]:
-    """What vanishes on the critical line, and ln sigma_w there."""
+    """Compute the residual that is 0 on the critical line, and ln sigma_w there."""
     sigma_b, *numbers, log_q = scalars
     block = block_of(form, phi, about, tuple(numbers))
     unit = gains_of(block, jnp.ones_like(sigma_b), sigma_b)
@@ -132,20 +132,20 @@ def _solver(form: Form) -> Callable[..., CriticalPoint]:
 
 
 def critical_points(block: AnyBlock, sigma_b: ArrayLike) -> CriticalPoint:
-    """All gains at which chi_1 = 1 on a length fixed point, ascending in q, and whether a network stays there.
+    """Find all gains with chi_1 = 1 at a length fixed point, ascending in q.
 
-    Along the critical line sigma_w^2 = 1/M(q) and sigma_b^2 = q - V(q)/M(q). For gelu and silu at
-    small sigma_b the point sits on a length fixed point that repels: it is listed, and not usable.
+    On the critical line sigma_w^2 = 1/M(q) and sigma_b^2 = q - V(q)/M(q). A point is usable where
+    its length fixed point does not repel. For gelu and silu at small sigma_b it repels.
 
     Args:
-        block: `law` of a block, or a chain that carries one; of a plain block the activation will
-            do, as name, `Activation` or elementwise callable.
+        block: `law` of a block, or a chain that carries one; for a plain block also the
+            activation, as name, `Activation` or elementwise callable.
         sigma_b: bias standard deviation, >= 0.
 
     Returns:
-        A record with a leading axis of 9; NaN where there is none, for the reason of
-        `missing` where the law has no such line. The last entry is the one at q =
-        inf. Where every gain is critical (relu behind LayerNorm at sigma_b = 0), the one of q = 1.
+        Record with a leading axis of 9, padded with NaN; the last entry is for the point at
+        q = inf. All NaN where the law has no critical line, for the reason that `missing` gives.
+        Where every length is critical (relu at sigma_b = 0), only the point at q = 1.
 
     Raises:
         ValueError: if sigma_b is negative or not finite.
@@ -166,15 +166,15 @@ def critical_points(block: AnyBlock, sigma_b: ArrayLike) -> CriticalPoint:
 
 
 def critical_sigma_w(block: AnyBlock, sigma_b: ArrayLike) -> Float[Array, ""]:
-    """The weight gain on the critical line chi_1 = 1 at this sigma_b, where a network stays on it.
+    """Find the weight gain on the critical line chi_1 = 1 at a given sigma_b.
 
     Args:
-        block: `law` of a block, or a chain that carries one; of a plain block the activation will
-            do, as name, `Activation` or elementwise callable.
+        block: `law` of a block, or a chain that carries one; for a plain block also the
+            activation, as name, `Activation` or elementwise callable.
         sigma_b: bias standard deviation, >= 0.
 
     Returns:
-        The smallest usable gain of `critical_points`, NaN where there is none.
+        Smallest usable gain of `critical_points`; NaN where no gain is usable.
 
     Raises:
         ValueError: if sigma_b is negative or not finite.

@@ -1,4 +1,4 @@
-"""Design by gradient: parameters of a block at which a network of a given depth is critical or isometric."""
+"""Gradient-based design of blocks that make a network of a given depth critical or isometric."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -21,13 +21,13 @@ from jaxstab.theory.maps import (
 from jaxstab.theory.prediction import predict
 
 GOALS = ("critical", "isometric", "length_critical", "doubly_critical")
-# those of one layer, which no depth changes
+# conditions on one layer, which do not depend on depth
 _OF_LAYER = ("length_critical", "doubly_critical")
-# what a block's maps take besides its own parameters, and where it may lie
+# open intervals of the free parameters that do not belong to the block
 _GAINS = {"sigma_w": (0.0, math.inf), "sigma_b": (0.0, math.inf), "q0": (0.0, math.inf)}
-# of every condition, in nats or relative to 1
+# tolerance of every condition, in nats or relative to 1
 _REACHED = 1e-6
-# below which the search ends: the share of a mixture at q = 0.01 moves by a hundred times as much
+# the search ends below this: a mixture's share at q = 0.01 is off by a hundred times as much
 _ENOUGH = 1e-11
 # halvings of a step, and the share of the promised fall that a step must bring
 _HALVINGS = 30
@@ -35,18 +35,18 @@ _FALL = 1e-4
 
 
 class Design(NamedTuple):
-    """A block and gains that were found.
+    """Result of `design`: a block and its gains.
 
     Attributes:
-        parameters: values of what was free, by name.
-        block: the law of the block with them.
+        parameters: values of the free parameters, by name.
+        block: law of the block with these parameters.
         sigma_w: weight gain.
         sigma_b: bias standard deviation.
-        q0: mean square of the input; with "length_critical" and "doubly_critical" the length fixed
+        q0: mean square of the input; for "length_critical" and "doubly_critical" the length fixed
             point.
-        missed: what is left of each condition of the goal, 0 where it is met.
-        reached: whether all of them are met to 1e-6. Isometry is met by linear networks only:
-            there it is as near as the parameters come.
+        missed: residual of each condition of the goal.
+        reached: whether all residuals are at most 1e-6. Only linear networks reach isometry; for
+            others the residuals are the smallest found.
     """
 
     parameters: dict[str, float]
@@ -80,38 +80,38 @@ def design(
     bounds: Mapping[str, tuple[float, float]] | None = None,
     steps: int = 200,
 ) -> Design:
-    """Find parameters of a block that bring a network to a goal, from the gradient of what theory predicts.
+    """Find parameters of a block with which a network meets a goal.
 
-    Minimises the sum of squares of the goal's conditions by L-BFGS:
+    L-BFGS minimises the sum of squares of the goal's conditions, by the gradient of the prediction:
 
         critical          ln |dL/dh_0| - ln |dL/dh_L| = target
         isometric         ln E s^2 = 0 and Var s^2 / (E s^2)^2 = 0, s the singular values of
-                          dh_L/dh_0; layers' variances add (Pennington et al. 2017), those of
-                          residual blocks too, whose J = 1 + alpha W D are free
-        length_critical   dq'/dq = 1 and q' = q at q = q0: the length map stays at each length near
-                          q0 to first order. With a mixture of units and its share free,
+                          dh_L/dh_0. Variances of layers add (Pennington et al. 2017), also those of
+                          residual blocks, whose J = 1 + alpha W D are free of each other
+        length_critical   dq'/dq = 1 and q' = q at q = q0, so that all lengths near q0 are kept to
+                          first order. For a mixture with free share this is
                           q0 g'(q0) = g(q0), g = E phi^2 (Lesser & Chowdhury 2026)
-        doubly_critical   chi_1 = 1 besides (Roberts et al. 2022, 5.3)
+        doubly_critical   length_critical, and chi_1 = 1 (Roberts et al. 2022, 5.3)
 
-    It finds the solution nearest downhill from the start: another start may find another.
+    The result is a local minimum: another start may give another.
 
     Args:
-        block: activation or law; or a function of the free parameters besides gains that gives one,
-            such as `activations.leaky_relu` of "slope".
-        start: what is free, by name, with its first value: parameters of `block`, and "sigma_w",
-            "sigma_b" and "q0", which are > 0 there.
-        depth: blocks L; None for "length_critical" and "doubly_critical".
+        block: activation or law, or a function that builds one from the free parameters that are
+            not gains, such as `activations.leaky_relu` from "slope".
+        start: initial values of the free parameters, by name: parameters of `block`, and "sigma_w",
+            "sigma_b" and "q0", each > 0.
+        depth: number of blocks L; None for "length_critical" and "doubly_critical".
         goal: "critical", "isometric", "length_critical" or "doubly_critical".
-        target: of "critical": nats by which the gradient's norm grows from h_L down to h_0. Skips
-            add, so that a residual scale reaches only targets > 0.
-        sigma_w: weight gain, unless it is free.
-        sigma_b: bias standard deviation, unless it is free.
-        q0: mean square of the input, unless it is free.
-        bounds: of free parameters of the block, by name, open intervals; such as (0, 1) of a share.
-        steps: most steps of the optimiser, >= 1.
+        target: for "critical", the growth of the gradient's norm from h_L down to h_0, in nats.
+            A residual block reaches only targets > 0.
+        sigma_w: weight gain, unless free.
+        sigma_b: bias standard deviation, unless free.
+        q0: mean square of the input, unless free.
+        bounds: open intervals of free parameters, by name, such as (0, 1) for a share.
+        steps: maximal number of steps of the optimiser, >= 1.
 
     Returns:
-        The design. Whether `reached` or not, measure a network built with it before use.
+        The design. Measure a network built with it before use, even where `reached` is True.
 
     Raises:
         ValueError: if a name is unknown, a start is out of its bounds, or theory has no finite
@@ -162,7 +162,7 @@ def design(
 def _ranges(
     free: dict[str, float], bounds: Mapping[str, tuple[float, float]]
 ) -> dict[str, tuple[float, float]]:
-    """Open intervals of what is free."""
+    """Check the bounds and return the open interval of each free parameter."""
     if not free:
         raise ValueError("start must name at least one free parameter, got none")
     if unknown := sorted(set(bounds) - set(free)):
@@ -181,7 +181,7 @@ def _net(
     fixed: dict[str, float],
     parameters: dict[str, Any],
 ) -> _Net:
-    """The network of given parameters; gains that are not among them are `fixed`."""
+    """Build the block and its gains from free parameters; other gains come from `fixed`."""
     own = {name: value for name, value in parameters.items() if name not in _GAINS}
     gains = fixed | {name: value for name, value in parameters.items() if name in _GAINS}
     made: Any = block
@@ -193,7 +193,7 @@ def _net(
 def _conditions(
     net: _Net, goal: str, depth: int | None, target: float
 ) -> Float[Array, " condition"]:
-    """The conditions of a goal, each 0 where it is met."""
+    """Compute the residuals of a goal's conditions."""
     if goal == "doubly_critical":
         return _doubly_critical(net)
     if goal == "length_critical":
@@ -205,7 +205,7 @@ def _conditions(
 
 
 def _check_isometric(law: Law) -> None:
-    """Refuse blocks whose singular values have no law here."""
+    """Check that a block is one whose variance of s^2 is known."""
     if law.norm is not None or not (law.skip is None or law.residual):
         raise ValueError(
             "isometric is for blocks without norm, with skip None, sum, scaled or rezero, got "
@@ -214,7 +214,7 @@ def _check_isometric(law: Law) -> None:
 
 
 def _check_plain(goal: str, law: Law) -> None:
-    """Refuse blocks whose length map is not that of their activation."""
+    """Check that a block's length map is that of its activation."""
     if law.norm is not None or law.skip is not None or law.keep != 1:
         raise ValueError(
             f"{goal} is for blocks without norm, skip and dropout, got norm {law.norm}, "
@@ -223,7 +223,7 @@ def _check_plain(goal: str, law: Law) -> None:
 
 
 def _critical(net: _Net, depth: int, target: float) -> Array:
-    # neither size counts for gradients of states
+    # gradients of states do not depend on width and d_in
     backward = predict(net.block, net.sigma_w, net.sigma_b, [depth], width=64, d_in=64, q0=net.q0)[
         2
     ]
@@ -246,7 +246,7 @@ def _doubly_critical(net: _Net) -> Array:
 
 
 def _isometric(net: _Net, depth: int) -> Array:
-    """ln E s^2, and the root of the relative variance."""
+    """Compute ln E s^2 and the square root of the relative variance of s^2."""
     law = net.block
     forward, _, backward, _ = predict(
         law, net.sigma_w, net.sigma_b, [depth], width=64, d_in=64, q0=net.q0
@@ -261,7 +261,7 @@ def _isometric(net: _Net, depth: int) -> Array:
     own = jax.vmap(spread)(forward.log_q[:-1])
     growth = 2 * (backward.log_grad_h[0, :-1] - backward.log_grad_h[0, 1:])
     if law.residual:
-        # of J = 1 + A: a = E s^2 of A, and v its relative variance, give (2 a + a^2 v) / (1 + a)^2
+        # J = 1 + A, where s^2 of A has mean a and relative variance v: (2 a + a^2 v) / (1 + a)^2
         branch = jnp.expm1(growth)
         own = (2 * branch + branch**2 * own) / (1 + branch) ** 2
     total = jnp.sum(own)
@@ -270,7 +270,7 @@ def _isometric(net: _Net, depth: int) -> Array:
 
 
 def _from_line(x: ArrayLike, low: float, high: float) -> Array:
-    """A number of the real line, as one of an open interval."""
+    """Map the real line onto an open interval."""
     if math.isinf(low) and math.isinf(high):
         return jnp.asarray(x)
     if math.isinf(high):
@@ -281,7 +281,7 @@ def _from_line(x: ArrayLike, low: float, high: float) -> Array:
 
 
 def _on_line(value: float, low: float, high: float) -> float:
-    """The inverse of `_from_line`."""
+    """Map an open interval onto the real line, the inverse of `_from_line`."""
     if math.isinf(low) and math.isinf(high):
         return value
     if math.isinf(high):
@@ -297,8 +297,8 @@ def _minimised(
     ranges: dict[str, tuple[float, float]],
     steps: int,
 ) -> tuple[dict[str, float], np.ndarray]:
-    """Parameters of the least sum of squares, and the conditions there; NaN conditions at the start end it."""
-    # optax takes a third of a second to import, which all of theory would pay
+    """Minimise the sum of squared residuals; return the parameters and the residuals there."""
+    # imported here, as optax takes a third of a second to import
     import optax
 
     names = list(start)
@@ -311,7 +311,7 @@ def _minimised(
         return jnp.sum(missed**2), missed
 
     value_and_slope = jax.jit(jax.value_and_grad(objective, has_aux=True))
-    # the search along a step is ours, so that one program does for it and for the gradient
+    # our own line search reuses the program of value and gradient
     optimiser = optax.lbfgs(linesearch=None)
     x = jnp.asarray([_on_line(start[name], *ranges[name]) for name in names])
     (value, missed), slope = value_and_slope(x)
@@ -320,7 +320,7 @@ def _minimised(
     for _ in range(steps):
         if not np.isfinite(value) or np.max(np.abs(missed)) <= _ENOUGH:
             break
-        # L-BFGS of optax mixes integers of two widths, which a caller may have forbidden
+        # optax's L-BFGS mixes integer dtypes, which the caller's promotion mode may forbid
         with jax.numpy_dtype_promotion("standard"):
             step, state = optimiser.update(slope, state, x)
         fall = float(jnp.vdot(slope, step))
@@ -335,7 +335,7 @@ def _minimised(
         elif fresh:
             break
         else:
-            # what it remembers of the curvature may be wrong
+            # the remembered curvature may be wrong
             state = optimiser.init(x)
             fresh = True
     values = {name: float(part) for name, part in named(x).items()}
@@ -345,7 +345,7 @@ def _minimised(
 def _moved(
     value_and_slope: Callable, x: Array, step: Array, wanted: float, value: float
 ) -> tuple[Array, Array, Array, Array] | None:
-    """The first of halved steps that brings enough; None where none does."""
+    """Halve a step until the objective falls enough; return None where no halving suffices."""
     for halving in range(_HALVINGS):
         size = 0.5**halving
         trial = x + size * step

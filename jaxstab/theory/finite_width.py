@@ -1,14 +1,14 @@
-r"""Finite width: exact laws of piecewise linear units, leading orders of others, and comparisons with a band.
+r"""Finite-width corrections: exact for piecewise linear units, of leading order for others.
 
-For phi(z) = a_+ z above 0 and a_- z below, weights N(0, sigma^2) and any u, the units' masks are
-independent coins even given the squares of W u. So |D W u|^2 / (sigma |u|)^2 = S = sum_i m_i^2
-g_i^2 is independent from layer to layer, and
+Let phi(z) = a_+ z above 0 and a_- z below, with weights N(0, sigma^2) and any u. Given the squares
+of W u, the units' signs are still independent fair coins. So S = |D W u|^2 / (sigma |u|)^2
+= sum_i m_i^2 g_i^2 is independent from layer to layer, m_i = a_+ or a_-, g_i standard normal, and
 
     E e^(-t S) = M(t)^n,    M(t) = ((1 + 2 a_+^2 t)^(-1/2) + (1 + 2 a_-^2 t)^(-1/2)) / 2.
 
-With E ~ Exp(1), X = ln(E/S) has P(X > x) = M(e^x)^n, from which mean and variance of ln S follow:
--gamma and pi^2/6 are those of ln E. Haar weights of scale eta lack the factor |g|^2 ~ chi^2_n,
-which is independent of the rest.
+With E ~ Exp(1), X = ln(E/S) has P(X > x) = M(e^x)^n. Mean and variance of ln S follow from those of
+X and those of ln E, -gamma and pi^2/6. For Haar weights S lacks the factor |g|^2 ~ chi^2_n, which
+is independent of the rest.
 """
 
 import functools
@@ -29,18 +29,18 @@ from jaxstab.theory.laws import AnyBlock, as_law
 from jaxstab.theory.maps import AnyActivation
 
 _STEP = 0.05
-# nats at which densities end
+# nats beyond which densities are negligible
 _END = 45.0
 
 
 class LogGrowth(NamedTuple):
-    """The law of ln |J u| / |u| of one layer; over L layers mean and variance are L times as large.
+    """Law of ln (|J u| / |u|) of one layer; over L layers mean and variance are L times as large.
 
     Attributes:
-        mean: nats; of relu given that a unit is alive.
-        variance: likewise.
-        survival: the probability that a unit of the layer is alive: 1 - 2^-n for relu, 1 for
-            others.
+        mean: mean, nats; for relu given that at least one unit is alive.
+        variance: variance under the same condition.
+        survival: probability that at least one unit of the layer is alive: 1 - 2^-n for relu, 1
+            for others.
     """
 
     mean: Float[Array, ""]
@@ -51,20 +51,20 @@ class LogGrowth(NamedTuple):
 def log_growth(
     activation: AnyActivation, width: int, sigma_w: ArrayLike = 1.0, weights: str = "gaussian"
 ) -> LogGrowth:
-    """Exact mean and variance of ln |J u| of one layer of `width` units, u any direction.
+    """Compute the exact mean and variance of ln |J u| of one layer, u any unit vector.
 
     Args:
-        activation: identity, relu, leaky_relu or another that is linear either side of 0.
-        width: inputs and units n of the layer, >= 1.
-        sigma_w: weight gain, > 0; of orthogonal weights their scale.
+        activation: identity, relu, leaky_relu or another that is linear on either side of 0.
+        width: number n of inputs and of units of the layer, >= 1.
+        sigma_w: weight gain, > 0; the scale of orthogonal weights.
         weights: "gaussian" or "orthogonal".
 
     Returns:
-        The law. Biases that are symmetric about 0 do not change it.
+        Law of ln |J u|. Biases that are symmetric about 0 do not change the law.
 
     Raises:
-        ValueError: if the activation is not linear either side of 0, or width or weights are not as
-            above.
+        ValueError: if the activation is not linear on either side of 0, or width or weights are not
+            as above.
 
     Example:
         >>> from jaxstab.activations import leaky_relu
@@ -85,15 +85,17 @@ def log_growth(
 
 
 def critical_width_gain(activation: AnyActivation, width: int, weights: str = "gaussian") -> float:
-    """The gain at which ln |J u| has mean 0 at a finite width: typical gradients neither vanish nor explode.
+    """Compute the gain at which the mean of ln |J u| is 0 at a finite width.
+
+    At this gain typical gradients neither vanish nor explode.
 
     Args:
         activation: as in `log_growth`.
-        width: inputs and units n of each layer.
+        width: number n of inputs and of units of each layer, >= 1.
         weights: "gaussian" or "orthogonal".
 
     Returns:
-        sigma_w, above the gain that keeps mean squares.
+        Gain sigma_w; it exceeds the gain that keeps the mean of |J u|^2.
 
     Example:
         >>> print(f"{critical_width_gain('relu', 100):.4f} at width 100, {2**0.5:.4f} at infinite width")
@@ -103,14 +105,16 @@ def critical_width_gain(activation: AnyActivation, width: int, weights: str = "g
 
 
 def fourth_moment(activation: AnyActivation, widths: Sequence[int]) -> float:
-    """E |J u|^4 / (E |J u|^2)^2 of Gaussian layers, prod (1 + (k - 1)/n_l), k = 3 E phi'^4 / (E phi'^2)^2.
+    """Compute E |J u|^4 / (E |J u|^2)^2 of Gaussian layers.
+
+    The ratio is prod (1 + (k - 1)/n_l) with k = 3 E phi'^4 / (E phi'^2)^2.
 
     Args:
         activation: as in `log_growth`.
-        widths: units n_l of each layer.
+        widths: numbers n_l of units of each layer.
 
     Returns:
-        The ratio; prod (1 + 5/n_l) for relu (Hanin 2018).
+        Ratio of moments; prod (1 + 5/n_l) for relu (Hanin 2018).
 
     Example:
         >>> print(f"{fourth_moment('relu', [10, 10]):.2f}")
@@ -124,31 +128,31 @@ def fourth_moment(activation: AnyActivation, widths: Sequence[int]) -> float:
 def lyapunov_exponents(
     width: int, sigma_w: float = 1.0, *, alive: float = 1.0, weights: str = "gaussian"
 ) -> Float[np.ndarray, " n"]:
-    """Lyapunov exponents of products of sigma_w D W, D masks of units and W random.
+    """Compute the Lyapunov exponents of products of sigma_w D W with random masks D and weights W.
 
-    The rates of the log singular values of a deep network with fixed gates (Haas et al. 2026, arXiv
-    2602.12384; without masks Newman 1986). With k ~ Binomial(n, alive) units alive,
+    The exponents are the rates of the log singular values of a deep network with fixed gates (Haas
+    et al. 2026, arXiv 2602.12384; without masks Newman 1986). With k ~ Binomial(n, alive) units
+    alive,
 
         lambda_i = ln sigma_w + E[psi((k - i + 1)/2) - s_i | k >= i] / 2,
 
-    s_i = ln(n/2) for Gaussian W, psi((n - i + 1)/2) for Haar W: an i-volume grows by a product of
-    chi^2, or of Beta, variables. The Jacobian of a relu network at its initialisation has the law of
-    such a product with alive = 1/2, at any sigma_b: weights that change their sign with the gate
-    have the same law. Singular values of a product of L layers follow as exp(L lambda_i) times what
-    is bounded in L.
+    s_i = ln(n/2) for Gaussian W and psi((n - i + 1)/2) for Haar W: an i-volume grows by a product
+    of chi^2 or Beta variables. The Jacobian of a relu network at initialisation has the law of such
+    a product with alive = 1/2, at any sigma_b, as the weights are symmetric. Singular values of a
+    product of L layers are exp(L lambda_i) up to factors bounded in L.
 
     Args:
-        width: n.
+        width: number n of units per layer, >= 1.
         sigma_w: weight gain, > 0.
         alive: probability that a unit passes the signal, in (0, 1].
         weights: "gaussian" or "orthogonal".
 
     Returns:
-        The exponents, nats per layer, descending, given that no layer has fewer than i units alive:
-        L layers all have with probability P(k >= i)^L.
+        Exponents lambda_i, nats per layer, descending, given that every layer has at least i units
+        alive. L layers satisfy the condition with probability P(k >= i)^L.
 
     Raises:
-        ValueError: if a number is out of range or the weights are others.
+        ValueError: if a number is out of range, or weights is another name.
 
     Example:
         >>> lyapunov_exponents(2).round(4).tolist()
@@ -164,7 +168,7 @@ def lyapunov_exponents(
         raise ValueError(f"alive must be in (0, 1], got {alive}")
     counts = np.arange(n + 1)
     free = counts - np.arange(n)[:, None]
-    # the binomial law by its logarithm: scipy.stats would take a second to import
+    # written out, as scipy.stats takes a second to import
     choices = -scipy.special.betaln(n - counts + 1, counts + 1) - math.log(n + 1)
     log_share = (
         choices + scipy.special.xlogy(counts, alive) + scipy.special.xlog1py(n - counts, -alive)
@@ -181,20 +185,20 @@ def lyapunov_exponents(
 def typical_shift(
     block: AnyBlock, q: ArrayLike, width: ArrayLike, weights: str | None = None
 ) -> Float[Array, ""]:
-    """How far the mean of ln |J u| lies from ln of its root-mean-square, per layer, to the order 1/width.
+    """Compute the mean of ln |J u| minus ln of the root-mean-square of |J u|, per layer.
 
-    -(k - 1)/(4 n) for Gaussian weights, -(k - 3)/(4 n) for orthogonal ones, k = 3 E phi'^4 / (E
-    phi'^2)^2.
+    To order 1/n this shift is -(k - 1)/(4 n) for Gaussian and -(k - 3)/(4 n) for orthogonal
+    weights, k = 3 E phi'^4 / (E phi'^2)^2.
 
     Args:
-        block: activation, `law` or a chain that carries one. Its norm and skip are left out: they
-            make the shift no larger.
+        block: activation, `law` or a chain that carries one. Norm and skip are ignored, as they do
+            not enlarge the shift.
         q: length of the pre-activations, > 0.
-        width: units n per layer.
-        weights: those that are "orthogonal", and others; None for those of the law.
+        width: number n of units per layer.
+        weights: law of the weights; all but "orthogonal" count as Gaussian. None for the block's.
 
     Returns:
-        The shift, nats per layer, at most 0.
+        Shift in nats per layer, <= 0.
 
     Example:
         >>> print(f"{typical_shift('relu', 1.0, 100):.4f}")
@@ -210,12 +214,12 @@ def typical_shift(
 
 
 class Comparison(NamedTuple):
-    """A measurement beside its prediction.
+    """Difference of a measurement and its prediction.
 
     Attributes:
         z: measured - predicted, in standard errors.
-        band: what finite width may shift, in the units of the measurement.
-        beyond: what of the difference exceeds the band, in standard errors; 0 within.
+        band: largest shift that finite width explains, in the units of the measurement.
+        beyond: part of the difference that exceeds the band, in standard errors; 0 within the band.
     """
 
     z: Float[Array, "..."]
@@ -234,21 +238,21 @@ def compare(
     block: AnyBlock | None = None,
     q: ArrayLike = 1.0,
 ) -> Comparison:
-    """Hold a measurement against a prediction of infinite width.
+    """Compare a measurement with a prediction for infinite width.
 
     Args:
-        measured: a mean over networks, of a logarithm or another quantity of order 1.
-        predicted: the same at infinite width.
-        standard_error: of the mean.
-        depth: layers L that it depends on.
-        width: units n per layer.
-        size: of the band size * L/n; None for `block`'s, and 1 without one.
+        measured: mean over networks, of a logarithm or another quantity of order 1.
+        predicted: prediction at infinite width.
+        standard_error: standard error of the mean.
+        depth: number L of layers that the quantity depends on.
+        width: number n of units per layer.
+        size: factor of the band size * L/n; None for that of `block`, or 1 without a block.
         block: activation, `law` or a chain that carries one, whose `typical_shift` of ln |J u| is
-            the band. relu has a size of 1.25.
+            the band. The size of relu is 1.25.
         q: length of the pre-activations of `block`, > 0.
 
     Returns:
-        z scores, without the band and beyond it.
+        z score of the difference, the band, and the z score beyond the band.
 
     Raises:
         ValueError: if both size and block are given.
@@ -272,7 +276,7 @@ def compare(
 
 
 def _two_slopes(activation: AnyActivation) -> tuple[float, float]:
-    """|a_+| and |a_-| of an activation that is linear either side of 0."""
+    """Compute |a_+| and |a_-| of an activation that is linear on either side of 0."""
     phi = get(activation)
     z = np.array([0.1, 1.0, 10.0])
     if not (isinstance(phi, Mixture) or host.is_traced(phi)):
@@ -296,7 +300,7 @@ def _slope(phi: Activation, z: Float[np.ndarray, " n"]) -> float | None:
 
 @functools.lru_cache(maxsize=1024)
 def _of_square(slopes: tuple[float, float], width: int) -> tuple[float, float]:
-    """Mean and variance of ln S."""
+    """Compute the mean and variance of ln S."""
     if min(slopes) == 0:
         return _alive(max(slopes), width)
     squares = np.square(slopes)
@@ -312,7 +316,7 @@ def _of_square(slopes: tuple[float, float], width: int) -> tuple[float, float]:
 
 
 def _alive(slope: float, width: int) -> tuple[float, float]:
-    """Mean and variance of ln S, S = slope^2 chi^2_k with k > 0 of the units alive."""
+    """Compute the mean and variance of ln S, S = slope^2 chi^2_k with k > 0 units alive."""
     k = np.arange(1, width + 1)
     log_share = (
         scipy.special.gammaln(width + 1)

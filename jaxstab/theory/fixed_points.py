@@ -1,7 +1,7 @@
 """Fixed points of the length and correlation maps of a block, and their derivatives.
 
-All of it is in ln q and in 1 - c. Moments on the grid of lengths do not depend on the gains: they
-are tabulated once. Roots carry the derivatives of the implicit function.
+All equations are in ln q and 1 - c. Moments on the grid of lengths do not depend on the gains and
+are tabulated once. Derivatives of roots follow from the implicit function theorem.
 """
 
 import functools
@@ -44,7 +44,7 @@ from jaxstab.theory.scales import Slopes, around, paired_at, with_skip
 
 
 def _excess(moments: LogMoments, gains: Gains, log_x: AnyArray) -> Known:
-    """ln (x'/x), zero at a fixed point, and its slope in ln x."""
+    """Compute ln (x'/x), which is 0 at a fixed point, and its slope in ln x."""
     xp = host.namespace(*gains, log_x)
     length = log_length_map(moments, gains.weight, gains.bias, log_x)
     slope = xp.exp(length.log_share + moments.log_growth) * moments.length_power - 1.0
@@ -62,12 +62,12 @@ def _length_samples(block: Block, gains: Gains) -> Samples:
 
 
 def _first_length(gains: Gains, q0: AnyArray) -> AnyArray:
-    """ln x of the first layer."""
+    """Compute ln x of the first layer."""
     return log_sum(gains.embed + host.namespace(q0).log(q0), gains.bias)
 
 
 def _still(block: Block, gains: Gains) -> AnyArray:
-    """Whether a residual block leaves every signal as it is."""
+    """Tell where a residual block is the identity map."""
     xp = host.namespace(*gains)
     nothing = (gains.weight == -np.inf) & (gains.own_bias == -np.inf)
     if block.law.skip == "rezero":
@@ -88,7 +88,7 @@ def _solve_one(
     block = block_of(form, phi, about, numbers)
     gains = gains_of(block, sigma_w, sigma_b)
     first = _first_length(gains, q0)
-    # a signal without length keeps it
+    # q = 0 is a fixed point here
     empty = (sigma_b == 0) & ((sigma_w == 0) | (q0 == 0)) & vanishes(block)
     if block.law.residual:
         still = _still(block, gains)
@@ -126,7 +126,7 @@ def _solve_all(
     at_zero = (sigma_b == 0) & vanishes(block)
     leading = np.arange(CAPACITY) == 0
     if block.law.residual:
-        # lengths grow from every other
+        # from every other length the length grows without bound
         marginal = _still(block, gains)
         log_x = xp.full(CAPACITY, np.nan)
         inner = xp.full(CAPACITY, far(block))
@@ -136,7 +136,7 @@ def _solve_all(
         )
         log_x = xp.where(is_root, roots.log_q, np.nan)
         inner = roots.log_q
-    # a signal without length keeps it; where every length is a fixed point it is the input's
+    # q = 0 may be a fixed point; where every length is one, the input's length is returned
     first = _first_length(gains, q0)
     special = at_zero | marginal
     named = xp.where(marginal, first, -np.inf)
@@ -155,7 +155,7 @@ def _solve_all(
 
 
 def _by_quadrature(block: Block, gains: Gains, log_x: AnyArray) -> tuple[AnyArray, LogMoments]:
-    """Roots that a table has, to the digits of quadrature, and moments there."""
+    """Refine roots of a table to the accuracy of quadrature; return the roots and moments there."""
     block = block._replace(about=block.about._replace(table=None))
     known = _excess(block_moments(block, log_x), gains, log_x)
     step = known.value / known.slope
@@ -165,7 +165,7 @@ def _by_quadrature(block: Block, gains: Gains, log_x: AnyArray) -> tuple[AnyArra
 
 
 def _local(form: Form, phi: Activation, about: Features, *scalars: AnyArray) -> dict[str, AnyArray]:
-    """What vanishes at a fixed point, and the fields of its record, as functions of the gains and of (ln x, 1 - c)."""
+    """Compute the two residuals at (ln x, 1 - c), 0 at a fixed point, and the record's fields."""
     sigma_w, sigma_b, q0, *numbers, log_x, distance = scalars
     block = block_of(form, phi, about, tuple(numbers))
     gains = gains_of(block, sigma_w, sigma_b)
@@ -203,7 +203,7 @@ def _local(form: Form, phi: Activation, about: Features, *scalars: AnyArray) -> 
 def _derivatives_at(
     form: Form, phi: Activation, about: Features, numbers: tuple[AnyArray, ...], point: FixedPoint
 ) -> FixedPoint:
-    """Derivatives of one record in the numbers, by the implicit function theorem."""
+    """Compute the derivatives of one record in the numbers, by the implicit function theorem."""
     law = form.law
     known = jnp.isfinite(point.log_q)
     distance = point.distance
@@ -218,7 +218,7 @@ def _derivatives_at(
     by = derivatives(of_scalars, phi, numbers, (log_x, distance))
     outer = {name: slopes[:-2] for name, slopes in by.items()}
     excess = by["length"][-2]
-    # where every length is a fixed point it is the first layer's
+    # where every length is a fixed point, the root is the first layer's length
     marginal = jnp.abs(excess) <= ROUNDING
     if law.residual:
         marginal = jnp.ones_like(marginal)
@@ -277,7 +277,7 @@ def _solver(solve: Callable[..., FixedPoint], form: Form) -> Callable[..., Fixed
 def _solved(
     solve: Callable[..., FixedPoint], law: Law, shape: tuple[int, ...], *gains: ArrayLike
 ) -> FixedPoint:
-    """The record of a law, NaN where it has none."""
+    """Solve for the record of a law; all fields are NaN where the law has no fixed point."""
     if unsolvable(law):
         unknown = jnp.full(shape, jnp.nan)
         return FixedPoint(*[unknown] * len(FixedPoint._fields))._replace(
@@ -290,22 +290,22 @@ def _solved(
 def fixed_points(
     block: AnyBlock, sigma_w: ArrayLike, sigma_b: ArrayLike, q0: ArrayLike = 1.0
 ) -> FixedPoint:
-    """All fixed points of the length map, ascending in q, stable or not.
+    """Find all fixed points of the length map, stable or unstable, ascending in q.
 
     q* = sigma_w^2 V(q*) + sigma_b^2 (Poole et al. 2016, eq. 3). gelu and silu have three just below
-    sigma_w^2 = 2: the outer two are stable, and which one a network reaches depends on its input's
-    length.
+    sigma_w^2 = 2. The outer two are stable; the input's length decides which of the two a network
+    reaches.
 
     Args:
-        block: `law` of a block, or a chain that carries one; of a plain block the activation will
-            do, as name, `Activation` or elementwise callable.
+        block: `law` of a block, or a chain that carries one; for a plain block also the
+            activation, as name, `Activation` or elementwise callable.
         sigma_w: weight gain, >= 0.
         sigma_b: bias standard deviation, >= 0.
-        q0: mean square of the input; matters only where every length is a fixed point (relu at
-            sigma_w^2 = 2, sigma_b = 0), where the one it leads to is returned.
+        q0: mean square of the input, >= 0; used only where every length is a fixed point (relu at
+            sigma_w^2 = 2, sigma_b = 0). There the fixed point reached from q0 is returned.
 
     Returns:
-        A record with a leading axis of 8: the fixed points, 0 among them, then NaN. All NaN
+        Record with a leading axis of 8: the fixed points, q = 0 included, padded with NaN. All NaN
         where the length grows without bound.
 
     Raises:
@@ -325,23 +325,23 @@ def fixed_points(
 def fixed_point(
     block: AnyBlock, sigma_w: ArrayLike, sigma_b: ArrayLike, q0: ArrayLike = 1.0
 ) -> FixedPoint:
-    """The fixed point that a network reaches from inputs of mean square q0.
+    """Find the fixed point that a network reaches from inputs of mean square q0.
 
-    The next one above or below the first layer's length q_1 = sigma_w^2 q0 + sigma_b^2, whichever
-    way the length map points there. With c* the stable correlation, chi_1 = sigma_w^2 M(q*), chi_c
-    the correlation map's slope at c*, and depth scales xi = -1/ln(slope) (Schoenholz et al. 2017,
-    eqs. 7-9); xi_grad = 1/|ln chi_1|.
+    It is the next fixed point above or below the first layer's length sigma_w^2 q0 + sigma_b^2, in
+    the direction of the length map there. c* is the stable correlation, chi_1 = sigma_w^2 M(q*),
+    chi_c the correlation map's slope at c*. Depth scales are xi = -1/ln(slope) (Schoenholz et al.
+    2017, eqs. 7-9) and xi_grad = 1/|ln chi_1|.
 
     Args:
-        block: `law` of a block, or a chain that carries one; of a plain block the activation will
-            do, as name, `Activation` or elementwise callable.
+        block: `law` of a block, or a chain that carries one; for a plain block also the
+            activation, as name, `Activation` or elementwise callable.
         sigma_w: weight gain, >= 0.
         sigma_b: bias standard deviation, >= 0.
         q0: mean square of the input, >= 0.
 
     Returns:
-        The record, scalars. q = inf where the length grows without bound (relu, sigma_w^2 > 2); the
-        other fields are then the limits along the way.
+        Record of scalars. q = inf where the length grows without bound (relu, sigma_w^2 > 2); the
+        other fields are then their limits as q grows.
 
     Raises:
         ValueError: if a gain is negative or not finite, q0 is negative, or one is an array.

@@ -1,20 +1,21 @@
-r"""Kernels of networks of infinite width, of two inputs of any lengths, by the fold over blocks.
+r"""NNGP and NTK kernels of infinitely wide networks, for two inputs of any lengths.
 
-With A = E phi(z1) phi(z2) and D = E phi'(z1) phi'(z2) of the pre-activations' covariance K (Jacot
-et al. 2018),
+Let K be the covariance of the pre-activations z1 and z2, A = E phi(z1) phi(z2) and
+D = E phi'(z1) phi'(z2). One block maps K and the NTK Theta as (Jacot et al. 2018)
 
-    K' = sigma_w^2 A + sigma_b^2,    Theta' = O + sigma_w^2 D Theta,
+    K' = sigma_w^2 A + sigma_b^2,    Theta' = O + sigma_w^2 D Theta.
 
-O = K' where sigma_w / sqrt(n) stands beside parameters of variance 1 (the NTK's own parameters),
-and O = n A + 1 for the parameters of our networks, of fan-in n. A residual branch of factor s adds
-to K and to Theta, times s^2. Behind dense skips layer l reads all l layers before it: A and D Theta
-are means over them, and n A is a sum. A mixture of units has the mean of its units' A and D.
+O is the contribution of the block's own parameters. O = K' in NTK parametrisation, where parameters
+have variance 1 and sigma_w / sqrt(n) is a factor; O = n A + 1 for the parameters of our networks
+with fan-in n. A residual branch of factor s adds s^2 times its terms to K and Theta. With dense
+skips layer l reads all l layers before it: A and D Theta are means over these layers, n A is a sum.
+A and D of a mixture are means over its units.
 
-LayerNorm and RMSNorm divide by lengths that do not fluctuate at large width. Before phi they turn K
-into K12 / sqrt((K11 + eps) (K22 + eps)), after it A likewise, and D is divided by the same root:
-that a norm projects h out of its gradient is one direction of n. Where "peri" normalises the
-branch, K' and Theta' are divided by the root of the branch's own lengths. Dropout divides A and D
-by the keep rate, where two inputs share masks; else only the diagonals.
+LayerNorm and RMSNorm divide by lengths, which do not fluctuate at large width. A norm before phi
+turns K12 into K12 / sqrt((K11 + eps) (K22 + eps)), one after phi does the same to A. D is divided
+by the same root; that a norm projects h out of the gradient changes one direction of n and is
+neglected. "peri" divides K' and Theta' by the root of the branch's lengths. Dropout divides A and D
+by the keep rate; where the inputs have different masks, only on the diagonal.
 """
 
 from typing import NamedTuple
@@ -34,9 +35,9 @@ from jaxstab.theory.precision import compiled
 from jaxstab.theory.quadrature import joint
 from jaxstab.theory.ranges import as_correlation
 
-# phi(a z) = a phi(z) for a > 0: kernels of two lengths are those of one
+# phi(a z) = a phi(z) for a > 0: kernels of two lengths follow from those of one
 _HOMOGENEOUS = ("identity", "relu", "leaky_relu")
-# up to rounding, c of an input and itself
+# correlation of an input with itself, up to rounding
 _AT_END = 1.0 - 8 * np.finfo(np.float64).eps
 
 
@@ -44,9 +45,9 @@ class Kernels(NamedTuple):
     """Kernels of the pre-activations of layers 0..L, for two inputs.
 
     Attributes:
-        nngp: covariance K of one unit over networks.
-        ntk: Theta, summed over the parameters up to this layer.
-        readout_nngp: K of one output of a readout behind this layer.
+        nngp: covariance K of one unit over random networks.
+        ntk: Theta of one unit, over all parameters up to this layer.
+        readout_nngp: K of one output of a readout after this layer.
         readout_own: Theta of that output, over the readout's own parameters.
         readout_below: Theta of that output, over all parameters below the readout.
     """
@@ -59,7 +60,7 @@ class Kernels(NamedTuple):
 
 
 class _Moments(NamedTuple):
-    """A and D as matrices."""
+    """A and D of all pairs of the two inputs."""
 
     values: Float[Array, "2 2"]
     slopes: Float[Array, "2 2"]
@@ -82,7 +83,7 @@ def _moments(phi: Activation, about: Features, covariance: Array) -> _Moments:
 def _beside(
     phi: Activation, about: Features, q: Float[Array, "2"], root: Array, c: Array
 ) -> tuple[Array, Array]:
-    """A and D of two lengths q, whose geometric mean is `root` also beyond the range of quadrature."""
+    """Compute A and D off the diagonal, of lengths q; `root` is their unclipped geometric mean."""
     if isinstance(phi, Mixture):
         parts = zip((phi.first, phi.second), about.parts, strict=True)
         first, second = (_beside(part, own, q, root, c) for part, own in parts)
@@ -93,9 +94,8 @@ def _beside(
 
 
 def _correlation(ratio: Array) -> tuple[Array, Array]:
-    """c in [-1, 1], constant at either end, and a 0 that has its derivative there."""
-    # D of a kinked phi is infinitely steep at c = 1: of an input and itself, the rounding of c would
-    # be half the digits of D, and that of dc all of dD
+    """Clip a correlation to [-1, 1]; return also a 0 that carries its derivative at the ends."""
+    # at c = 1 the slope of D is infinite for kinked phi: rounding of c costs half the digits of D
     held = jax.lax.stop_gradient(ratio)
     at_end = jnp.abs(held) >= _AT_END
     c = jnp.where(at_end, jnp.sign(held), ratio)
@@ -103,7 +103,7 @@ def _correlation(ratio: Array) -> tuple[Array, Array]:
 
 
 def _head(phi: Activation, about: Features, law: Law, covariance: Array) -> _Moments:
-    """A and D of a = dropout(phi(norm(h))) or dropout(norm(phi(h))), h of a covariance."""
+    """Compute A and D of a = dropout(phi(norm(h))) or dropout(norm(phi(h))) from h's covariance."""
     if law.norm is None:
         known = _moments(phi, about, covariance)
     elif law.norm_after:
@@ -118,7 +118,7 @@ def _head(phi: Activation, about: Features, law: Law, covariance: Array) -> _Mom
         factor = _per_length(covariance, law)
         known = _moments(phi, about, factor * covariance)
         known = known._replace(slopes=factor * known.slopes)
-    # inputs with masks of their own share those of a product by chance
+    # with different masks, E[m1 m2] = keep^2 cancels the factor 1/keep^2 off the diagonal
     if law.shared_masks:
         apart = jnp.ones((2, 2))
     else:
@@ -127,7 +127,7 @@ def _head(phi: Activation, about: Features, law: Law, covariance: Array) -> _Mom
 
 
 def _per_length(covariance: Array, law: Law) -> Float[Array, "2 2"]:
-    """1 / sqrt((K11 + epsilon) (K22 + epsilon)), and so on."""
+    """Compute the matrix of 1 / sqrt((Kii + epsilon) (Kjj + epsilon))."""
     factor = jax.lax.rsqrt(jnp.diagonal(covariance) + law.epsilon)
     return factor[:, None] * factor[None]
 
@@ -160,7 +160,7 @@ def _kernels(
     kept = 1.0 if law.residual else 0.0
 
     def grown(values: Array, fed: Array, count: ArrayLike) -> tuple[Array, Array, Array]:
-        """Kernels of W a + b over `count` layers' features: K, O, and Theta of what lies below."""
+        """Compute K, O and sigma_w^2 D Theta of W a + b that reads `count` layers."""
         branch = w2 * values / count + b2
         own = branch if width is None else width * values + 1.0
         return branch, own, w2 * fed / count
@@ -204,23 +204,23 @@ def kernels(
     width: int | None = None,
     d_in: int | None = None,
 ) -> Kernels:
-    """NNGP and NTK of two inputs at every layer, as width goes to infinity.
+    """Compute the NNGP and NTK kernels of two inputs at every layer, at infinite width.
 
     Args:
-        block: `law` of a block without BatchNorm and highway; or an activation. With dropout the
+        block: `law` of a block without BatchNorm and highway, or an activation. With dropout the
             NTK is that of fixed masks.
         sigma_w: weight gain, >= 0.
         sigma_b: bias standard deviation, >= 0.
-        depth: blocks L. A readout behind phi is one more layer.
-        q0: mean squares of both inputs, > 0.
-        c0: their correlation, in [-1, 1].
-        width: units per layer, for the NTK of our networks' parameters, which grows with it; None
-            for that of parameters of variance 1.
-        d_in: input features, with `width`.
+        depth: number of blocks L, >= 0.
+        q0: mean squares of the two inputs, > 0.
+        c0: correlation of the two inputs, in [-1, 1].
+        width: units per layer, for the NTK of our networks' parameters, which grows with width;
+            None for NTK parametrisation.
+        d_in: number of input features, given with `width`.
 
     Returns:
-        The kernels, of one unit of the pre-activations. A multiplier alpha, and scale and bias of a
-        norm, count as no parameters.
+        Kernels of one pre-activation, for layers 0..L. The NTK leaves out a multiplier alpha and
+        the scale and bias of a norm.
 
     Raises:
         ValueError: if the law has no kernels, or a number is out of range.

@@ -1,6 +1,6 @@
-"""Laws: what theory knows of one block of a network, and of which quantities it knows nothing.
+"""Laws of blocks: what theory assumes of one block, and which quantities theory cannot predict.
 
-A block is the one of `networks.MLP`, h -> skip(h, W a + b) with a = dropout(phi(norm(h))) or
+A block is that of `networks.MLP`: h -> skip(h, W a + b) with a = dropout(phi(norm(h))) or
 dropout(norm(phi(h))).
 """
 
@@ -19,10 +19,10 @@ from jaxstab.checks import check_choice, check_count
 from jaxstab.theory.maps import AnyActivation
 from jaxstab.theory.squashes import SQUASHES, squashed
 
-# those of `networks` that have a law; imported from there, theory would wait for Flax
+# copied, not imported from `networks`, which imports Flax
 NORMS = ("batch", "layer", "rms", "peri", *SQUASHES)
 SKIPS = ("sum", "scaled", "rezero", "highway", "dense")
-# variance of the weights times fan_in, at unit gain and as many inputs as outputs
+# variance of the weights times fan_in, at unit gain and fan_in = fan_out
 WEIGHT_VARIANCES = {
     "gaussian": 1.0,
     "orthogonal": 1.0,
@@ -43,23 +43,23 @@ SMALLEST_BATCH = 4
 
 @dataclasses.dataclass(frozen=True)
 class Law:
-    """What theory assumes of a block. A pytree: numbers are traced, names and counts are static.
+    """Assumptions of theory about a block: a pytree of traced numbers and static names and counts.
 
     Attributes:
-        activation: phi; behind or before a "dyt" or "derf" norm the two in one.
+        activation: phi, composed with a "dyt" or "derf" norm where the block has one.
         keep: keep rate of dropout, in (0, 1].
         alpha: factor of a "rezero" branch.
-        epsilon: added to the variance in a norm, >= 0.
-        gate_bias: of a highway's gate.
-        norm: None, "batch", "layer" or "rms"; also None where it is part of the activation.
+        epsilon: constant added to the variance in a norm, >= 0.
+        gate_bias: bias of a highway's gate.
+        norm: None, "batch", "layer" or "rms"; None also where the norm is part of `activation`.
         norm_after: whether the norm follows phi.
         skip: None, "sum", "scaled", "rezero", "highway" or "dense".
         weights: law of the weights, one of `networks.WEIGHTS`.
         depth: number of blocks of the network, for the scale of "scaled"; None for the deepest
-            depth asked for.
-        batch: examples that go through the network together; None for one, and for BatchNorm's
-            limit of many.
-        shared_masks: whether the two inputs of a correlation go through the same masks of dropout.
+            depth requested.
+        batch: number of examples that pass the network together; None for one example, and for
+            BatchNorm's limit of a large batch.
+        shared_masks: whether the two inputs of a correlation share their dropout masks.
         branch_norm: whether the branch W a + b is normalised too, as by "peri".
     """
 
@@ -79,18 +79,18 @@ class Law:
 
     @property
     def log_variance(self) -> float:
-        """ln of the weights' variance times fan_in, at unit gain."""
+        """Logarithm of the weights' variance times fan_in, at unit gain and fan_in = fan_out."""
         return math.log(WEIGHT_VARIANCES[self.weights])
 
     def log_variance_of(self, fan_in: int, fan_out: int) -> float:
-        """ln of the variance times fan_in, of weights that are not square.
+        """Compute ln of the variance times fan_in at unit gain, for any fan_in and fan_out.
 
         Args:
-            fan_in: inputs.
-            fan_out: outputs.
+            fan_in: number of inputs.
+            fan_out: number of outputs.
 
         Returns:
-            The logarithm.
+            Logarithm of the variance times fan_in.
         """
         if self.weights.startswith("glorot"):
             return math.log(2 * fan_in / (fan_in + fan_out))
@@ -98,7 +98,7 @@ class Law:
 
     @property
     def form(self) -> "Law":
-        """The law with its numbers at their defaults: what is static of it."""
+        """The law with its numbers at their defaults, which leaves its static part."""
         return Law(get("identity"), **{name: getattr(self, name) for name in _NAMES})
 
     @property
@@ -114,18 +114,18 @@ class Law:
 
 @runtime_checkable
 class Network(Protocol):
-    """A network that carries keywords of `law`, such as `networks.Chain`."""
+    """A network that carries keyword arguments of `law`, such as `networks.Chain`."""
 
     @property
     def law(self) -> Mapping[str, Any] | None:
-        """The keywords.
+        """Keyword arguments of `law`.
 
         Returns:
-            The keywords; None where nobody gave any.
+            The keyword arguments; None where the network has no law.
         """
 
 
-# what stands for a block: an activation for a plain one, a law, or a chain that carries one
+# an activation stands for a plain block
 AnyBlock = AnyActivation | Law | Network
 
 _NUMBERS = ("activation", "keep", "alpha", "epsilon", "gate_bias")
@@ -148,25 +148,25 @@ def law(
     gate_bias: ArrayLike = -2.0,
     shared_masks: bool = True,
 ) -> Law:
-    """The law of a block, to be predicted as an activation is: `predict(law(...), sigma_w, sigma_b, depths, ...)`.
+    """Describe a block for theory, as in `predict(law(...), sigma_w, sigma_b, depths, ...)`.
 
     Args:
         activation: name, `Activation` or elementwise callable.
-        norm: None, "batch", "layer", "rms", "peri", "dyt" or "derf"; the last two are elementwise,
-            at the alpha = 0.5 of a fresh network, "peri" is LayerNorm of h and of the branch.
+        norm: None, "batch", "layer", "rms", "peri", "dyt" or "derf". "peri" is LayerNorm of h and
+            of the branch. "dyt" and "derf" are elementwise, with alpha = 0.5 as at initialisation.
         norm_after: whether the norm follows phi instead of preceding it.
-        skip: None, "sum", "scaled", "rezero", "highway" or "dense", as `networks.MLP` has them.
-        keep: keep rate of dropout, in (0, 1]; those kept grow by 1/keep.
-        weights: one of `networks.WEIGHTS`, by name.
+        skip: None, "sum", "scaled", "rezero", "highway" or "dense", as in `networks.MLP`.
+        keep: keep rate of dropout, in (0, 1]; kept units are scaled by 1/keep.
+        weights: name of the weights' law, one of `networks.WEIGHTS`.
         depth: number of blocks of the network, for the scale of "scaled"; None for the deepest
-            depth asked for.
-        batch: examples that go through the network together, any two of the same correlation; None
-            for one, and for BatchNorm's limit of many. BatchNorm needs at least 4.
+            depth requested.
+        batch: number of examples that pass the network together, all pairs equally correlated; None
+            for one example, and for BatchNorm's limit of a large batch. BatchNorm needs at least 4.
         alpha: factor of a "rezero" branch.
-        epsilon: added to the variance in a norm, >= 0.
-        gate_bias: of a highway's gate.
-        shared_masks: whether the two inputs of a correlation go through the same masks of dropout,
-            as in `propagation.correlation` without `other`.
+        epsilon: constant added to the variance in a norm, >= 0.
+        gate_bias: bias of a highway's gate.
+        shared_masks: whether the two inputs of a correlation share their dropout masks, as in
+            `propagation.correlation` without `other`.
 
     Returns:
         The law.
@@ -226,7 +226,7 @@ def law(
 def _check_number(
     name: str, value: ArrayLike, low: float, high: float, open_below: bool = False
 ) -> None:
-    """Check that a number is finite and in a range; traced ones have no value to check and pass."""
+    """Check that a number is finite and in a range; a traced number passes unchecked."""
     if isinstance(value, jax.core.Tracer):
         return
     number = np.asarray(value, float)
@@ -243,16 +243,16 @@ def _check_number(
 
 
 def as_law(block: AnyBlock) -> Law:
-    """The law of a block, which for an activation is the plain one.
+    """Convert a block to its law; an activation gives the law of a plain block.
 
     Args:
-        block: a law, a chain that carries one, or the activation of a plain block.
+        block: law, chain that carries one, or activation of a plain block.
 
     Returns:
         The law.
 
     Raises:
-        ValueError: if a chain carries no law, or one that `law` does not take.
+        ValueError: if a chain carries no law, or keyword arguments that `law` does not take.
     """
     if isinstance(block, Law):
         return block
@@ -262,18 +262,18 @@ def as_law(block: AnyBlock) -> Law:
 
 
 def law_of(network: Network, **of_run: Any) -> Law:
-    """The law that a network carries.
+    """Build the law that a network carries.
 
     Args:
-        network: a chain.
-        of_run: further keywords of `law`, such as the keep rate and the batch; the network's own
-            precede them.
+        network: chain.
+        of_run: further keyword arguments of `law`, such as `keep` and `batch`; the network's own
+            take precedence.
 
     Returns:
         The law.
 
     Raises:
-        ValueError: if it carries none, or one that `law` does not take.
+        ValueError: if the network carries no law, or keyword arguments that `law` does not take.
     """
     keywords = network.law
     if keywords is None:
@@ -284,7 +284,7 @@ def law_of(network: Network, **of_run: Any) -> Law:
     return law(**(of_run | dict(keywords)))
 
 
-# what `predict` gives, by the name of its field
+# fields of the records of `predict`
 FIELDS = (
     "log_q",
     "saturation",
@@ -298,15 +298,15 @@ FIELDS = (
 
 
 def missing(block: AnyBlock) -> dict[str, str]:
-    """What theory does not know of a block, and why.
+    """List what theory cannot predict for a block, with reasons.
 
     Args:
-        block: a law, a chain that carries one, or the activation of a plain block.
+        block: law, chain that carries one, or activation of a plain block.
 
     Returns:
-        Reasons by name: of a field of `predict`'s records, which is NaN; "fixed_point", where
-        there is none or its fields are limits of infinite depth; "critical_points", where no gain
-        has chi_1 = 1; "kernels", where there are none.
+        Reasons by name. A name is a field of `predict`'s records that is NaN; "fixed_point" where
+        there is none or its fields are limits of infinite depth; "critical_points" where no gain
+        has chi_1 = 1; "kernels" where theory has no kernels.
 
     Example:
         >>> from jaxstab import theory
@@ -325,10 +325,10 @@ def missing(block: AnyBlock) -> dict[str, str]:
 
 
 def missing_fields(known: Law) -> dict[str, str]:
-    """What `predict` does not know of a block, and why; those fields are NaN.
+    """List the fields that `predict` leaves NaN for a law, with reasons.
 
     Args:
-        known: the law.
+        known: law of the block.
 
     Returns:
         Reasons by the name of a record's field.
@@ -351,13 +351,13 @@ def missing_fields(known: Law) -> dict[str, str]:
 
 
 def missing_kernels(known: Law) -> str:
-    """Why no kernel is known of a block; empty where one is.
+    """Give the reason why `kernels` has none for a law.
 
     Args:
-        known: the law.
+        known: law of the block.
 
     Returns:
-        The reason.
+        The reason; empty where kernels are known.
     """
     if known.norm == "batch":
         return "BatchNorm mixes the examples, and kernels are those of a whole batch"
@@ -365,7 +365,7 @@ def missing_kernels(known: Law) -> str:
 
 
 def _no_law(known: Law) -> str:
-    """Why nothing is known of a block; empty where something is."""
+    """Give the reason why theory predicts nothing for a law; empty where it predicts something."""
     if known.skip == "highway":
         return "highway: states are no Gaussians, as gates differ from unit to unit"
     if known.finite_batch and known.norm_after:
@@ -379,13 +379,14 @@ def _no_law(known: Law) -> str:
 
 
 def missing_fixed_point(known: Law) -> str:
-    """Why a law has no fixed point, or which of its fields are limits of infinite depth; empty where all is known.
+    """Give the reason why a law has no fixed point, or only one of limits of infinite depth.
 
     Args:
-        known: the law.
+        known: law of the block.
 
     Returns:
-        The reason. `fixed_point` is NaN throughout where `unsolvable` has one too.
+        The reason; empty where the fixed point is exact. All fields of `fixed_point` are NaN where
+        `unsolvable` gives a reason too.
     """
     why = unsolvable(known)
     if why:
@@ -398,13 +399,13 @@ def missing_fixed_point(known: Law) -> str:
 
 
 def unsolvable(known: Law) -> str:
-    """Why a law has no fixed point at all; empty where it has.
+    """Give the reason why a law has no fixed point at all.
 
     Args:
-        known: the law.
+        known: law of the block.
 
     Returns:
-        The reason.
+        The reason; empty where there is a fixed point.
     """
     if known.skip == "scaled" and known.depth is None:
         return "scaled: branches get weaker with the depth of the network, which the law must say"
@@ -418,13 +419,13 @@ def unsolvable(known: Law) -> str:
 
 
 def missing_critical_points(known: Law) -> str:
-    """Why no gain of a law has chi_1 = 1; empty where one may.
+    """Give the reason why no gain of a law has chi_1 = 1.
 
     Args:
-        known: the law.
+        known: law of the block.
 
     Returns:
-        The reason.
+        The reason; empty where a gain may have chi_1 = 1.
     """
     why = unsolvable(known)
     if why:

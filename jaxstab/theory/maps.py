@@ -1,12 +1,11 @@
-"""Mean-field maps: one layer of an infinitely wide network as a map of length q and correlation c.
+"""Mean-field maps of length q and correlation c through one layer of an infinitely wide network.
 
 Poole et al. 2016 (arXiv:1606.05340) and Schoenholz et al. 2017 (arXiv:1611.01232), with V(q) = E
 phi(sqrt(q) u)^2 and M(q) = E phi'(sqrt(q) u)^2. Gains sigma_w and sigma_b are standard deviations.
-Every function takes scalars; `jax.vmap` makes grids of them. A moment that is infinite, or that
-quadrature cannot give to 1e-8 of itself, is NaN or inf, never a finite wrong number; `moment_error`
-says why.
+Every function takes scalars; `jax.vmap` maps them over grids. A moment is NaN or inf where it is
+infinite, or where quadrature misses a relative accuracy of 1e-8; `moment_error` gives the reason.
 
-The maps of ln q and of 1 - c beneath (`log_length_map`, `distance_map`) hold at every length.
+`log_length_map` and `distance_map` map ln q and 1 - c, and hold at every length.
 """
 
 from collections.abc import Callable
@@ -39,13 +38,13 @@ def _inside(q: Array) -> Array:
 
 
 def log_square(x: Float[AnyArray, "..."]) -> Float[AnyArray, "..."]:
-    """ln x^2, -inf at 0 with derivative 0 there.
+    """Compute ln x^2, which is -inf with derivative 0 at x = 0.
 
     Args:
-        x: a number >= 0.
+        x: number >= 0.
 
     Returns:
-        The logarithm.
+        ln x^2.
     """
     xp = host.namespace(x)
     positive = x > 0
@@ -53,14 +52,14 @@ def log_square(x: Float[AnyArray, "..."]) -> Float[AnyArray, "..."]:
 
 
 def log_sum(a: Float[AnyArray, "..."], b: Float[AnyArray, "..."]) -> Float[AnyArray, "..."]:
-    """ln (e^a + e^b), with finite derivatives where one or both are -inf.
+    """Compute ln (e^a + e^b), with finite derivatives also where a or b is -inf.
 
     Args:
-        a: a logarithm.
-        b: a logarithm.
+        a: logarithm of the first term.
+        b: logarithm of the second term.
 
     Returns:
-        The logarithm of the sum.
+        Logarithm of the sum.
     """
     xp = host.namespace(a, b)
     top = xp.maximum(a, b)
@@ -70,15 +69,15 @@ def log_sum(a: Float[AnyArray, "..."], b: Float[AnyArray, "..."]) -> Float[AnyAr
 
 
 class Length(NamedTuple):
-    """One layer's map of the length, in logarithms.
+    """Result of one layer's length map, in logarithms.
 
     Attributes:
         log_q: ln q', the next layer's length.
         log_ratio: ln (q'/q).
-        log_share: ln (sigma_w^2 q/q'), the factor that turns moments per q into those of the next
-            layer's correlation.
-        pair_share: the same factor of `log_pair`, whose lengths are those inside the range of
-            quadrature.
+        log_share: ln (sigma_w^2 q/q'), the factor from moments per q to the next layer's
+            correlation.
+        pair_share: the same factor, not its logarithm, for moments of `log_pair`, whose q is
+            clipped to the range of quadrature.
     """
 
     log_q: Float[AnyArray, "..."]
@@ -93,16 +92,16 @@ def log_length_map(
     log_b: Float[AnyArray, "..."],
     log_q: Float[AnyArray, "..."],
 ) -> Length:
-    """One layer's map of ln q, q' = sigma_w^2 V(q) + sigma_b^2.
+    """Map ln q through one layer, q' = sigma_w^2 V(q) + sigma_b^2.
 
     Args:
-        moments: of the activation at q.
+        moments: moments of the activation at q.
         log_w: ln sigma_w^2.
         log_b: ln sigma_b^2.
         log_q: ln q; -inf and inf are allowed.
 
     Returns:
-        The next layer's length; NaN where a gain or q is negative.
+        The next layer's length, its ratio to q and the factors for correlations.
     """
     xp = host.namespace(log_w, log_b, log_q)
     finite = xp.where(xp.isfinite(log_q), log_q, inside(log_q))
@@ -112,15 +111,15 @@ def log_length_map(
     return Length(log_sum(log_w + moments.log_length, log_b), ratio, share, pair_share)
 
 
-# of c: its root keeps half of its digits, and its square is below rounding
+# correlation evaluated instead of 0: sqrt(c) keeps half of its digits, c^2 is below rounding
 _BESIDE_ZERO = 1e-12
 
 
 class Distance(NamedTuple):
-    """One layer's map of 1 - c.
+    """Result of one layer's map of 1 - c.
 
     Attributes:
-        distance: 1 - c', the next layer's.
+        distance: 1 - c' of the next layer.
         slope: dc'/dc.
     """
 
@@ -135,32 +134,32 @@ def distance_map(
     share: Float[AnyArray, "..."],
     distance: Float[AnyArray, "..."],
 ) -> Distance:
-    """One layer's map of 1 - c, which keeps its digits as c tends to 1.
+    """Map 1 - c through one layer, with full relative accuracy as c tends to 1.
 
     1 - c' = sigma_w^2 (V - E phi(z1) phi(z2)) / q'.
 
     Args:
-        phi: the activation.
-        about: its features.
+        phi: activation.
+        about: features of the activation.
         log_q: ln q.
-        share: the length map's `pair_share`.
+        share: `pair_share` of the length map.
         distance: 1 - c, in [0, 2].
 
     Returns:
-        The next layer's, and the slope.
+        1 - c' and dc'/dc; NaN where two rules of quadrature disagree.
     """
     xp = host.namespace(log_q, share, distance)
     opposite = distance > 1.0
     apart = xp.where(opposite, 2.0 - distance, distance)
     if phi.kernel is None:
-        # at c = 0 the root of c has no derivative: a point beside it, and its slope from there
+        # sqrt(c) has no derivative at c = 0: extrapolate by the slope from a point beside 0
         shift = host.held(xp.maximum(apart - (1.0 - _BESIDE_ZERO), 0.0))
         apart = apart - shift
     mapped = log_pair(phi, about, log_q, apart, rule(about), opposite)
     if phi.kernel is None:
         shift = xp.where(opposite, -shift, shift)
         mapped = mapped._replace(gap=mapped.gap + mapped.slope * shift)
-        # at c = +-1 the nodes stand still, and the derivative is the slope
+        # at c = +-1 the nodes do not move with c, so autodiff needs the slope added
         ends = xp.where(apart <= CLOSEST, distance - host.held(distance), 0.0)
         mapped = mapped._replace(gap=mapped.gap + mapped.slope * ends)
     if about.check is not None:
@@ -169,7 +168,7 @@ def distance_map(
         long = log_q > about.check_from
         unsure = long & (xp.abs(mapped.gap - other.gap) > ACCURACY * size)
         mapped = mapped._replace(gap=xp.where(unsure, np.nan, mapped.gap))
-        # slopes of steps are as small as V/q, whatever the length
+        # the slope of a step function is as small as V/q, so the tolerance has a floor of its size
         floor = ACCURACY / 100 * xp.minimum(size, 1.0)
         off = xp.abs(mapped.slope - other.slope)
         unsure = long & (off > ACCURACY * xp.abs(mapped.slope) + floor)
@@ -184,7 +183,7 @@ def _second_moment(phi: Activation, about: Features, q: AnyArray) -> AnyArray:
 
 
 def second_moment(activation: AnyActivation, q: ArrayLike) -> Float[Array, ""]:
-    """V(q) = E phi(sqrt(q) u)^2.
+    """Compute V(q) = E phi(sqrt(q) u)^2, u standard normal.
 
     Args:
         activation: name, `Activation` or elementwise callable.
@@ -208,9 +207,9 @@ def _second_moment_slope(phi: Activation, about: Features, q: AnyArray) -> AnyAr
 
 
 def second_moment_slope(activation: AnyActivation, q: ArrayLike) -> Float[Array, ""]:
-    """V'(q) = E[phi(z) phi'(z) z] / q with z = sqrt(q) u.
+    """Compute V'(q) = E[phi(z) phi'(z) z] / q with z = sqrt(q) u.
 
-    This is M(q) + E[phi phi''] only where phi is smooth; in this form the kinks of hard_tanh count.
+    This equals M(q) + E[phi phi''] only for smooth phi; this form includes kinks (hard_tanh).
 
     Args:
         activation: name, `Activation` or elementwise callable.
@@ -233,7 +232,7 @@ def _derivative_moment(phi: Activation, about: Features, q: AnyArray) -> AnyArra
 
 
 def derivative_moment(activation: AnyActivation, q: ArrayLike) -> Float[Array, ""]:
-    """M(q) = E phi'(sqrt(q) u)^2.
+    """Compute M(q) = E phi'(sqrt(q) u)^2, u standard normal.
 
     Args:
         activation: name, `Activation` or elementwise callable.
@@ -261,7 +260,7 @@ def _length_map(
 def length_map(
     activation: AnyActivation, sigma_w: ArrayLike, sigma_b: ArrayLike, q: ArrayLike
 ) -> Float[Array, ""]:
-    """One layer's map of the length, q' = sigma_w^2 V(q) + sigma_b^2 (Poole et al. 2016, eq. 3).
+    """Compute one layer's length map q' = sigma_w^2 V(q) + sigma_b^2 (Poole et al. 2016, eq. 3).
 
     Args:
         activation: name, `Activation` or elementwise callable.
@@ -270,7 +269,7 @@ def length_map(
         q: length, in [0, inf].
 
     Returns:
-        The next layer's length; NaN where a gain or q is negative.
+        Length q' of the next layer; NaN where a gain or q is negative.
 
     Example:
         >>> print(f"{length_map('relu', 2**0.5, 0.0, 3.0):.4f}")
@@ -299,10 +298,10 @@ def _correlation(
 def correlation_map(
     activation: AnyActivation, sigma_w: ArrayLike, sigma_b: ArrayLike, q: ArrayLike, c: ArrayLike
 ) -> Float[Array, ""]:
-    """One layer's map of the correlation of two inputs of equal length q (Poole et al. 2016, eq. 5).
+    """Compute the correlation map of one layer, for two inputs of equal length q.
 
-    c' = (sigma_w^2 E phi(z1) phi(z2) + sigma_b^2) / q', with q' the length map at q: at a length
-    fixed point q' = q.
+    c' = (sigma_w^2 E phi(z1) phi(z2) + sigma_b^2) / q', with q' the length map at q (Poole et al.
+    2016, eq. 5). At a length fixed point q' = q.
 
     Args:
         activation: name, `Activation` or elementwise callable.
@@ -312,10 +311,10 @@ def correlation_map(
         c: correlation, in [-1, 1].
 
     Returns:
-        The next layer's correlation; NaN where an argument is out of its range, and where two rules
-        of quadrature differ by more than 1e-8, as they may for steps and kinks without a closed
-        form from q = 1e4 on. There `predict` goes on with what they have: c to 1e-5 at q = 1e12,
-        and 1e-3 at q = 1e24.
+        Correlation c' of the next layer. NaN where an argument is out of its range, or where two
+        rules of quadrature differ by more than 1e-8: for q > 1e4, steps and kinks without a closed
+        form may do so. `predict` keeps those values: its c is accurate to 1e-5 at q = 1e12 and to
+        1e-3 at q = 1e24.
 
     Example:
         >>> print(f"{correlation_map('relu', 2**0.5, 0.0, 1.0, 0.0):.4f}")
@@ -327,10 +326,10 @@ def correlation_map(
 def correlation_slope(
     activation: AnyActivation, sigma_w: ArrayLike, sigma_b: ArrayLike, q: ArrayLike, c: ArrayLike
 ) -> Float[Array, ""]:
-    """Slope of the correlation map, dc'/dc = sigma_w^2 q E[phi'(z1) phi'(z2)] / q'.
+    """Compute the slope of the correlation map, dc'/dc = sigma_w^2 q E[phi'(z1) phi'(z2)] / q'.
 
-    At a length fixed point this is sigma_w^2 E[phi' phi'], and chi_1 at c = 1; where the length
-    still grows (relu, sigma_w^2 > 2) it stays below the gradient's factor.
+    At a length fixed point the slope is sigma_w^2 E[phi' phi'], which is chi_1 at c = 1. Where the
+    length still grows (relu, sigma_w^2 > 2) the slope stays below the gradient's factor.
 
     Args:
         activation: name, `Activation` or elementwise callable.
@@ -340,7 +339,7 @@ def correlation_slope(
         c: correlation, in [-1, 1].
 
     Returns:
-        The slope.
+        dc'/dc; NaN as in `correlation_map`.
 
     Example:
         >>> print(f"{correlation_slope('relu', 2.0, 0.0, 1.0, 1.0):.4f}")
@@ -355,15 +354,15 @@ def _saturation(phi: Activation, about: Features, q: Array, threshold: float) ->
 
 
 def flat_share(phi: Activation, q: Float[Array, ""], threshold: float) -> Float[Array, ""]:
-    """`saturation`, to be traced.
+    """Compute `saturation` inside a trace.
 
     Args:
-        phi: the activation.
+        phi: activation.
         q: length.
         threshold: fraction of max |phi'|.
 
     Returns:
-        The share.
+        Share of units, in [0, 1].
     """
     limit = threshold * phi.steepest(q.dtype)
     if isinstance(phi, Mixture):
@@ -372,10 +371,10 @@ def flat_share(phi: Activation, q: Float[Array, ""], threshold: float) -> Float[
 
 
 def _share_below(phi: Activation, q: Float[Array, ""], limit: Float[Array, ""]) -> Float[Array, ""]:
-    """The share of units with |phi'| <= limit."""
+    """Compute the share of units with |phi'| <= limit."""
     z = probe(q.dtype)
     flat = (jnp.abs(phi.derivative(z)) <= limit).astype(q.dtype)
-    # each edge switches the indicator from there to the right; room for 64: sin has 50 within +-20
+    # each edge switches the indicator to its right; 64 suffice, as sin has 50 edges within +-20
     change = flat[1:] - flat[:-1]
     _, edges = jax.lax.top_k(jnp.abs(change), 64)
     places = (z[edges] + z[edges + 1]) / 2
@@ -384,16 +383,16 @@ def _share_below(phi: Activation, q: Float[Array, ""], limit: Float[Array, ""]) 
 
 
 def saturation(activation: AnyActivation, q: ArrayLike, threshold: float) -> Float[Array, ""]:
-    """Share of units, h ~ N(0, q), whose |phi'(h)| is at most `threshold` times its maximum.
+    """Compute the share of units h ~ N(0, q) with |phi'(h)| <= `threshold` max |phi'|.
 
     Args:
         activation: name, `Activation` or elementwise callable.
         q: length, in [0, inf].
-        threshold: fraction in [0, 1) of max |phi'|; 0 asks for units that are exactly dead.
+        threshold: fraction in [0, 1) of max |phi'|; 0 counts units that are exactly dead.
 
     Returns:
-        The share, in [0, 1], to 3e-4 / sqrt(q) for each edge between flat and steep; exact at
-        kinks.
+        Share of units, in [0, 1]. The error is 3e-4 / sqrt(q) for each point where |phi'| crosses
+        the threshold, and 0 where phi has a kink there.
 
     Example:
         >>> print(f"{saturation('hard_tanh', 1.0, 0.0):.3f}")

@@ -1,4 +1,4 @@
-"""The mean-field counterpart of everything that is measured: the same fold over layers, the same records."""
+"""Mean-field predictions of the measured profiles, by a fold over layers, in the same records."""
 
 import math
 from typing import Any
@@ -49,7 +49,7 @@ def _predict(
     places = jnp.arange(len(climbed))
     inside = places[None] <= wanted
     log_grad_h = jnp.where(inside, (climbed[wanted] - climbed[None]) / 2, jnp.nan)
-    # one gradient entry per weight, its input times its cotangent, and one per bias
+    # a weight's gradient is its input times its cotangent, a bias's gradient its cotangent
     log_entries = jnp.logaddexp(jnp.log(width) + known.log_entries[:-1], known.log_few[:-1])
     log_entries = jnp.concatenate([_embedding_entries(law, d_in, log_input, c0)[None], log_entries])
     backward = BackwardProfile(log_grad_h, log_grad_h + log_entries[None] / 2)
@@ -73,14 +73,14 @@ def _predict(
 
 
 def _embedding(law: Law, width: int, d_in: int) -> float:
-    """ln of the variance of the embedding's weights times fan_in, relative to a block's."""
+    """Compute ln of (variance times fan_in) of the embedding's weights, relative to a block's."""
     if law.weights.startswith("glorot"):
         return math.log(2 * d_in / (d_in + width))
     return 0.0
 
 
 def _embedding_entries(law: Law, d_in: int, log_input: Array, c0: Array) -> Array:
-    """ln of the squared gradient of the embedding's parameters over that of h_0."""
+    """Compute ln of the embedding's squared parameter gradient over the squared gradient of h_0."""
     log_fed = jnp.log(d_in) + log_input
     if law.finite_batch:
         return log_fed + log(1.0 - c0)
@@ -96,13 +96,13 @@ def _forward(law: Law, phi: Activation, known: Layers) -> ForwardProfile:
 
     flat = [flat_shares(SATURATED), flat_shares(0.0)]
     if law.skip == "dense":
-        # a state holds the units of all layers so far
+        # the state concatenates the units of all layers so far
         flat = [jnp.cumsum(share) / jnp.arange(1, len(q) + 1, dtype=q.dtype) for share in flat]
     return ForwardProfile(known.log_q, *flat)
 
 
 def _without(record: Any, reasons: dict[str, str]) -> Any:
-    """The record, with NaN where theory has a reason not to know."""
+    """Set the fields of a record that have a reason in `reasons` to NaN."""
     unknown = {
         name: jnp.full_like(field, jnp.nan)
         for name, field in record._asdict().items()
@@ -122,30 +122,29 @@ def predict(
     q0: ArrayLike = 1.0,
     c0: ArrayLike = 0.0,
 ) -> Prediction:
-    """What `propagation` and `spectra` would measure on a network of infinite width.
+    """Predict what `propagation` and `spectra` measure, for a network of infinite width.
 
-    The fold carries (ln q, 1 - c): q_0 = sigma_w^2 q0 + sigma_b^2, then the length and correlation maps
-    (Schoenholz et al. 2017, eqs. 3-5), at every length from e^-5000 to e^5000. Backwards
-    |dL/dh_l|^2 = chi_l |dL/dh_{l+1}|^2 with chi_l = sigma_w^2 M(q_l) (their eq. 18 at finite depth). Norms are
-    root-mean-square; the typical one of a network of finite width N lies lower by O(depth/N).
+    The fold carries (ln q, 1 - c) from q_0 = sigma_w^2 q0 + sigma_b^2 by the length and correlation
+    maps (Schoenholz et al. 2017, eqs. 3-5), for any length from e^-5000 to e^5000. Backwards
+    |dL/dh_l|^2 = chi_l |dL/dh_{l+1}|^2 with chi_l = sigma_w^2 M(q_l) (their eq. 18 at finite
+    depth). Norms are root-mean-square. The typical norm at finite width N is lower by O(depth/N).
 
     Args:
-        block: `law` of a block with norm, skip or dropout, or a chain that carries one; of a plain
-            block the activation will do, as name, `Activation` or elementwise callable.
+        block: `law` of a block with norm, skip or dropout, or a chain that carries one; for a plain
+            block also the activation, as name, `Activation` or elementwise callable.
         sigma_w: weight gain, >= 0.
         sigma_b: bias standard deviation, >= 0.
-        depths: the depths wanted, each >= 0.
+        depths: ascending depths L, each >= 0.
         width: units per layer; sets the size of dL/dtheta and the number of singular values, not
             the maps.
-        d_in: input features.
+        d_in: number of input features.
         q0: mean square of the input, >= 0.
         c0: correlation of the two inputs, in [-1, 1].
 
     Returns:
-        The records of the measurement. Gradients are those of a loss with |dL/dh_L| = 1 at each
-        depth L. log_s and the share of units dead on a whole batch are not predicted: NaN, and for
-        one input, respectively. What else theory does not know of a block is NaN, for the reasons
-        that `missing` gives.
+        The forward, correlation, backward and spectrum records of the measurement. Gradients are
+        those of a loss with |dL/dh_L| = 1 at each depth L. `dead` counts units that are dead for
+        one input. log_s is always NaN. `missing` gives the reasons of all fields that are NaN.
 
     Raises:
         ValueError: if depths are not ascending integers >= 0, a gain is negative or not finite, or
