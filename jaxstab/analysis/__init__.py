@@ -1,4 +1,4 @@
-"""Analysis: from labelled data to statements: predictions, rates, boundaries, fits, verdicts, summaries."""
+"""Analysis of labelled data: predictions, rates, boundaries, fits, verdicts and summaries."""
 
 from jaxstab.extras import extra
 

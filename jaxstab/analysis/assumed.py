@@ -1,4 +1,4 @@
-"""What theory may assume of the networks of a grid: a law and a width, or a reason why there is none."""
+"""Laws of the networks of a grid: a law and a width for theory, or the reason for their absence."""
 
 from typing import NamedTuple
 
@@ -13,17 +13,17 @@ from jaxstab.sweeps.grid import Kind
 from jaxstab.sweeps.settings import label
 from jaxstab.theory.laws import law_of
 
-# stands for a block where shapes alone are wanted
+# stands for a block where only shapes are needed
 _ANY = theory.law("identity")
 
 
 class Assumed(NamedTuple):
-    """What theory assumes of the blocks of one kind of network.
+    """Law and width that theory assumes for the blocks of one kind of network.
 
     Attributes:
-        law: of a block; None where there is none.
+        law: law of a block; None where there is none.
         width: units of a state.
-        why: why there is no law; empty where there is one.
+        why: reason for a missing law; empty where there is a law.
     """
 
     law: theory.Law | None
@@ -32,22 +32,23 @@ class Assumed(NamedTuple):
 
     @property
     def block(self) -> theory.Law:
-        """The law, or one that only has the right shapes."""
+        """The law, or a placeholder whose predictions have the same shapes."""
         return self.law or _ANY
 
 
 def assumed(grid: Grid, kind: Kind, d_in: int, depth: int | None = None) -> Assumed:
-    """Say what theory assumes of the blocks of a kind of network.
+    """Find the law and the width of the blocks of a kind of network.
 
     Args:
         grid: the grid.
-        kind: one of its kinds.
+        kind: one kind of the grid.
         d_in: input features.
         depth: number of blocks; None for the deepest.
 
     Returns:
-        The law, or why there is none: a chain that carries none, states of several shapes, weights
-        drawn by a function, a norm without a law, or BatchNorm over fewer than four examples.
+        The law, or the reason for its absence: a chain without a law, states of several shapes,
+        weights drawn by a function, a norm without a law, or BatchNorm over fewer than four
+        examples.
     """
     if depth is None:
         depth = grid.deepest
@@ -64,17 +65,17 @@ def assumed(grid: Grid, kind: Kind, d_in: int, depth: int | None = None) -> Assu
 
 
 def laws(grid: Grid, kind: Kind, d_in: int) -> dict[int, Assumed]:
-    """List what theory assumes at each depth.
+    """Find the law and the width at each depth.
 
-    Blocks of our own networks are those of the deepest, whose first ones are the shallower networks.
+    The networks of `networks.mlp` share one law, since shallower ones are prefixes of the deepest.
 
     Args:
         grid: the grid.
-        kind: one of its kinds.
+        kind: one kind of the grid.
         d_in: input features.
 
     Returns:
-        By depth.
+        Law and width by depth.
     """
     deepest = assumed(grid, kind, d_in)
     if grid.network is None:
@@ -83,13 +84,13 @@ def laws(grid: Grid, kind: Kind, d_in: int) -> dict[int, Assumed]:
 
 
 def names(grid: Grid) -> list[str]:
-    """Label the networks of a grid: by activation, or a network of the caller's own by its name.
+    """Label the networks of a grid by activation, or a network of the caller's own by its name.
 
     Args:
-        grid: whose axis of kinds is the activation, or that has one kind.
+        grid: grid of one kind, or with the activation as the axis of kinds.
 
     Returns:
-        The labels.
+        Labels in the order of the kinds.
     """
     if grid.network is not None and "activation" not in grid.axes:
         return [label(grid.network)]
@@ -97,7 +98,7 @@ def names(grid: Grid) -> list[str]:
 
 
 def _width(chain: networks.Chain, batch: int | None, d_in: int) -> int:
-    """Units of a state, which all must have."""
+    """Number of units of a state, which must be equal for all states."""
     shape = (d_in,) if batch is None else (batch, d_in)
     x = jax.ShapeDtypeStruct(shape, jnp.float32)
 

@@ -1,8 +1,8 @@
-"""How deep networks train, gain by gain, and how many of theory's depth scales that is.
+"""Deepest trainable depth of each gain, and its ratio to theory's depth scale.
 
-The deepest trainable depth of a gain is where its accuracy, interpolated linearly in ln depth, last
-falls through a threshold half-way between chance and the best accuracy of the grid. Where all
-depths train, or none, only a bound is known: such gains are censored, and enter the fit as bounds.
+The deepest trainable depth is the last depth at which the accuracy, interpolated linearly in
+ln depth, falls through a threshold half-way between chance and the best accuracy of the grid. Where
+all depths train, or none, the gain is censored: only a bound is known, and enters the fit as such.
 """
 
 from typing import NamedTuple
@@ -15,16 +15,16 @@ from scipy import special
 from jaxstab.analysis import censored
 from jaxstab.checks import check_count
 
-# shares of examples this close are one: sums of float32 shares differ in their last digits
+# accuracies this close are equal: sums of float32 differ in their last digits
 _TIE = 1e-6
 
 
 class Boundary(NamedTuple):
-    """The deepest trainable depth of every gain, between bounds.
+    """Bounds of the deepest trainable depth of every gain.
 
     Attributes:
-        low: it is at least this; 0 where no depth trains, NaN where nothing is known.
-        high: it is at most this; inf where all depths train, NaN likewise.
+        low: lower bound; 0 where no depth trains, NaN where nothing is known.
+        high: upper bound; inf where all depths train, NaN where nothing is known.
     """
 
     low: Float[np.ndarray, " gain"]
@@ -32,33 +32,34 @@ class Boundary(NamedTuple):
 
     @property
     def depth(self) -> Float[np.ndarray, " gain"]:
-        """The depth itself, NaN where it is censored."""
+        """Deepest trainable depth; NaN where censored."""
         return np.where(self.low == self.high, self.low, np.nan)
 
 
 class DepthFit(NamedTuple):
-    """The fit of depth = n xi, with a confidence interval.
+    """Fit of depth = n xi, with a confidence interval.
 
-    The standard error of ln n has two parts. Over gains: residuals about the fit, which are mostly
-    theory's own error, their correlation between neighbours counted as that of a first-order
-    process. Over seeds: the jackknife, for what all gains of a seed have in common, such as its
-    weights and minibatches; left out where there is but one. The interval is Student's, its degrees
-    of freedom by Satterthwaite.
+    The standard error of ln n has two parts. The part over gains comes from the residuals, which
+    are mostly theory's own error; neighbouring residuals correlate like a first-order process. The
+    part over seeds is a jackknife, for errors that all gains of a seed share, such as its weights
+    and minibatches; a single seed has no such part. The interval is Student's, with Satterthwaite's
+    degrees of freedom.
 
     Attributes:
         n: depth in units of xi; NaN where no gain is known.
         low: lower end of the interval; NaN for fewer than two gains.
-        high: upper end.
-        error_gains: standard error of ln n, over gains.
-        error_seeds: standard error of ln n, over seeds; NaN for one.
+        high: upper end of the interval; NaN for fewer than two gains.
+        error_gains: standard error of ln n over gains.
+        error_seeds: standard error of ln n over seeds; NaN for a single seed.
         scatter: standard deviation of ln (depth / (n xi)) over gains.
         r_squared: share of the variance of ln depth over uncensored gains that n xi explains; can
             be negative.
-        gains: how many are known.
-        censored: how many give a bound.
-        exponent: of the free power law, depth ~ xi^exponent, censored gains counted as bounds; 1 if
-            theory is right.
-        exponent_error: its standard error, over gains and seeds; NaN for fewer than three gains.
+        gains: number of uncensored gains.
+        censored: number of gains with a bound.
+        exponent: exponent of the free power law depth ~ xi^exponent, with censored gains as bounds;
+            1 if theory is right.
+        exponent_error: standard error of the exponent over gains and seeds; NaN for fewer than
+            three gains.
     """
 
     n: float
@@ -75,15 +76,15 @@ class DepthFit(NamedTuple):
 
 
 def halfway(accuracy: Float[np.ndarray, "..."], chance: float) -> float:
-    """The threshold half-way between chance and the best accuracy there is.
+    """Compute the threshold half-way between chance and the best accuracy.
 
     Args:
-        accuracy: means over seeds; NaN for what is not known.
-        chance: share right by guessing, one over the number of classes.
+        accuracy: mean accuracies over seeds; NaN where unknown.
+        chance: accuracy of guessing, one over the number of classes.
 
     Returns:
-        The threshold; NaN where nothing is known, or nothing trains: not even a tenth of the way
-        from chance to 1.
+        Threshold in [0, 1]; NaN where no accuracy is known, or the best one lies less than a tenth
+        of the way from chance to 1.
 
     Example:
         >>> round(halfway(np.array([0.1, 0.5, 0.9]), 0.1), 3), halfway(np.array([0.1, 0.15]), 0.1)
@@ -98,18 +99,18 @@ def halfway(accuracy: Float[np.ndarray, "..."], chance: float) -> float:
 def deepest_trainable(
     accuracy: Float[np.ndarray, "depth gain"], depths: Int[np.ndarray, " depth"], threshold: float
 ) -> Boundary:
-    """The deepest trainable depth of every gain.
+    """Find the deepest trainable depth of every gain.
 
-    Between the last depth whose accuracy reaches the threshold and the next one, interpolated
-    linearly in ln depth.
+    The depth lies between the last grid depth whose accuracy reaches the threshold and the next
+    one, and is interpolated linearly in ln depth.
 
     Args:
-        accuracy: means over seeds; a NaN is a depth not known, and left out.
-        depths: ascending, > 0.
-        threshold: the accuracy that counts as trained, itself included; NaN, and nothing is known.
+        accuracy: mean accuracies over seeds; NaN for an unknown depth, which is left out.
+        depths: depths of the grid, ascending, > 0.
+        threshold: least accuracy of a trained network; NaN makes every bound NaN.
 
     Returns:
-        The depths, or bounds.
+        Bounds of each depth, equal where the depth is known.
 
     Example:
         >>> accuracy = np.array([[0.9, 0.9, 0.2], [0.7, 0.9, 0.1], [0.1, 0.8, 0.1]])
@@ -142,18 +143,18 @@ def fit_depth_scale(
     threshold: float,
     confidence: float = 0.95,
 ) -> DepthFit:
-    """Fit n in depth = n xi, through the deepest trainable depths of the accuracy's mean over seeds.
+    """Fit n in depth = n xi to the deepest trainable depths of the mean accuracy over seeds.
 
-    ln depth = ln n + ln xi + normal residuals, by maximum likelihood; a censored gain has the
-    probability of its bound (Tobin 1958). Gains without a finite xi > 0, as the critical one, are
-    left out.
+    The model is ln depth = ln n + ln xi + normal residuals, fitted by maximum likelihood. The
+    likelihood of a censored gain is the probability of its bound (Tobin 1958). Gains without a
+    finite xi > 0, such as the critical one, are left out.
 
     Args:
-        accuracy: of every run, at the gains in ascending order; NaN for what is not known.
-        depths: ascending, > 0.
-        xi: theory's depth scale, layers.
-        threshold: the accuracy that counts as trained.
-        confidence: of the interval, in (0, 1).
+        accuracy: accuracy of every run, with gains in ascending order; NaN where unknown.
+        depths: depths of the grid, ascending, > 0.
+        xi: theory's depth scale, in layers.
+        threshold: least accuracy of a trained network.
+        confidence: confidence level of the interval, in (0, 1).
 
     Returns:
         The fit.
@@ -209,15 +210,15 @@ def fit_depth_scale(
 def steps_to(
     accuracy: Float[np.ndarray, "*run step"], threshold: float, window: int = 10
 ) -> Float[np.ndarray, "*run"]:
-    """Number of steps after which the accuracy of the last minibatches reaches a threshold.
+    """Count the steps until the mean accuracy of the last minibatches reaches a threshold.
 
     Args:
-        accuracy: of each step's minibatch; NaN from where a run is not finite.
-        threshold: the accuracy wanted, itself included.
-        window: minibatches averaged over, >= 1.
+        accuracy: accuracy of each step's minibatch; NaN once a run is not finite.
+        threshold: least accuracy to reach.
+        window: minibatches per mean, >= 1.
 
     Returns:
-        The first step, counted from 1, that ends such a window; NaN for a run that has none.
+        First step, counted from 1, at the end of such a window; NaN for a run without one.
 
     Raises:
         ValueError: if window < 1.
@@ -235,11 +236,11 @@ def steps_to(
 
 
 def tuned(accuracy: xr.DataArray) -> xr.DataArray:
-    """Which learning rate is best in every cell: the one of the highest mean accuracy over seeds.
+    """Find the learning rate of the highest mean accuracy over seeds in every cell.
 
-    Of equal ones the lowest. A rate of which no seed is known is never the best. The best of
-    several means is a little above its own expectation: judge by other data, or by a standard error
-    that is small beside the differences.
+    Ties go to the lowest learning rate. A learning rate without a known seed is never the best. The
+    best of several means is a little above its own expectation: compare on other data, or where the
+    standard error is small beside the differences.
 
     Args:
         accuracy: training accuracy over (..., learning_rate, ..., seed).
@@ -256,13 +257,13 @@ def tuned(accuracy: xr.DataArray) -> xr.DataArray:
 
 
 def _mean(accuracy: Float[np.ndarray, "depth gain seed"]) -> Float[np.ndarray, "depth gain"]:
-    """Over seeds that are known; NaN for none."""
+    """Mean over known seeds; NaN for none."""
     count = np.isfinite(accuracy).sum(-1)
     return np.where(count > 0, np.nansum(accuracy, -1) / np.maximum(count, 1), np.nan)
 
 
 def _jackknifed(kept: list[Boundary], log_xi: Float[np.ndarray, " gain"], free: bool) -> float:
-    """Standard error of the first coefficient from fits without one seed each; NaN without any."""
+    """Standard error of the first coefficient by leaving out one seed each; NaN without fits."""
     if not kept:
         return float("nan")
     coefficients = [_censored(one, log_xi, free).coefficients[0] for one in kept]
@@ -272,7 +273,7 @@ def _jackknifed(kept: list[Boundary], log_xi: Float[np.ndarray, " gain"], free: 
 def _censored(
     boundary: Boundary, log_xi: Float[np.ndarray, " gain"], free: bool = False
 ) -> censored.Regression:
-    """Of ln depth on ln xi, its slope 1 or free."""
+    """Regress ln depth on ln xi with slope 1, or with a free slope."""
     with np.errstate(divide="ignore"):
         low = np.log(boundary.low)
         high = np.log(boundary.high)
@@ -285,7 +286,7 @@ def _censored(
 
 
 def _student(errors: np.ndarray, degrees: np.ndarray, confidence: float) -> float:
-    """Half the width of the interval of a sum of independent errors."""
+    """Half the width of the confidence interval for a sum of independent errors."""
     variance = np.sum(errors**2)
     if not np.isfinite(variance) or variance == 0:
         return float(variance)
@@ -294,20 +295,20 @@ def _student(errors: np.ndarray, degrees: np.ndarray, confidence: float) -> floa
 
 
 def _explained(y: np.ndarray, fitted: np.ndarray) -> float:
-    """Share of the variance of y."""
+    """Share of the variance of y that the fit explains."""
     if len(y) < 2 or np.ptp(y) < censored.RESOLUTION:
         return float("nan")
     return float(1 - np.sum((y - fitted) ** 2) / np.sum((y - np.mean(y)) ** 2))
 
 
 def sides(chi_1: Float[np.ndarray, " gain"]) -> dict[str, Bool[np.ndarray, " gain"]]:
-    """Which gains are either side of the critical point: those of each, and all.
+    """Split gains by the side of the critical point.
 
     Args:
-        chi_1: theory's factor of the squared gradient per layer; NaN where it knows none.
+        chi_1: theory's factor of the squared gradient per layer; NaN where unknown.
 
     Returns:
-        Masks by name: both, ordered (chi_1 < 1), chaotic (chi_1 > 1).
+        Masks of gains by name: ordered (chi_1 < 1), chaotic (chi_1 > 1), both (chi_1 known).
 
     Example:
         >>> {side: mask.tolist() for side, mask in sides(np.array([0.5, 1.5])).items()}

@@ -1,4 +1,4 @@
-"""Linear regression on values of which some are known only as bounds, by maximum likelihood (Tobin 1958)."""
+"""Linear regression with censored values by maximum likelihood (Tobin 1958)."""
 
 from typing import NamedTuple
 
@@ -6,18 +6,18 @@ import numpy as np
 from jaxtyping import Float
 from scipy import special
 
-# residuals, or columns, that differ by less are equal: no grid of depths resolves it
+# residuals or columns that differ by less are equal: no grid of depths resolves the difference
 RESOLUTION = 1e-6
 
 
 class Regression(NamedTuple):
-    """A fitted line, and how far to trust it.
+    """Fitted line with its standard errors.
 
     Attributes:
-        coefficients: of the columns; NaN where the known values do not determine them.
-        errors: their standard errors; NaN for as many known values as columns.
-        scatter: standard deviation of the residuals; NaN likewise.
-        freedom: degrees of freedom of both.
+        coefficients: coefficient of each column; NaN where the known values do not determine it.
+        errors: standard errors of the coefficients; NaN for as many known values as columns.
+        scatter: standard deviation of the residuals; NaN for as many known values as columns.
+        freedom: degrees of freedom of `errors` and `scatter`.
     """
 
     coefficients: Float[np.ndarray, " column"]
@@ -31,20 +31,19 @@ def regression(
     low: Float[np.ndarray, " row"],
     high: Float[np.ndarray, " row"],
 ) -> Regression:
-    """Fit y = design @ coefficients + normal residuals, y between low and high.
+    """Fit y = design @ coefficients + normal residuals, with y between low and high.
 
-    Rows follow one another as the residuals do that are alike: the correlation between neighbours
-    is counted as that of a first-order process. What is known must scatter: where it lies on a
-    line, bounds are not looked at.
+    Rows are ordered so that neighbouring residuals correlate. The standard errors account for this
+    correlation as for a first-order process. Bounds are ignored where the known values lie exactly
+    on a line, since their scatter is then zero.
 
     Args:
-        design: a column per coefficient.
-        low: y is at least this; -inf for an upper bound alone, NaN for a row of which nothing is
-            known.
-        high: y is at most this; low itself where y is known, inf for a lower bound alone.
+        design: one column per coefficient.
+        low: lower bound of y; -inf for a row with an upper bound only, NaN for an unknown row.
+        high: upper bound of y; equal to low where y is known, inf for a lower bound only.
 
     Returns:
-        The fit.
+        The fitted line.
 
     Example:
         >>> x, y = np.arange(5.0), np.array([0.1, 0.9, 2.1, 2.9, 3.0])
@@ -74,11 +73,10 @@ def regression(
     (*location, precision), hessian = _climb(start, x, y, beyond, bound, sign)
     line = np.array(location) / precision
     jacobian = np.column_stack([np.eye(columns), -line]) / precision
-    # the likelihood takes the line for known: a degree of freedom less for each coefficient, as
-    # without censoring
+    # maximum likelihood underestimates the variance by a degree of freedom per coefficient
     unbiased = count / (count - columns)
     variance = np.diag(jacobian @ np.linalg.solve(-hessian, jacobian.T)) * unbiased
-    # neighbours that miss alike: fewer of them are independent
+    # correlated neighbours reduce the number of independent residuals
     residual = y - x @ line
     ordered = np.sum(residual[1:] * residual[:-1]) / np.sum(residual**2)
     alike = 1.0
@@ -98,8 +96,8 @@ def _climb(
     bound: Float[np.ndarray, " bounds"],
     sign: Float[np.ndarray, " bounds"],
 ) -> tuple[Float[np.ndarray, " free"], Float[np.ndarray, "free free"]]:
-    """Maximum likelihood from `at`, coefficients / sd and 1 / sd, in which it is concave (Olsen 1978); its Hessian."""
-    # residuals, and distances to the bounds, in standard deviations: linear in what is sought
+    """Maximise the likelihood, concave in (coefficients / sd, 1 / sd) (Olsen 1978)."""
+    # residuals and distances to the bounds in standard deviations, linear in the unknowns
     miss = np.column_stack([-x, y])
     reach = sign[:, None] * np.column_stack([beyond, -bound])
 

@@ -1,4 +1,4 @@
-"""How far trainings are from the edge of stability: sharpness over the largest that is stable."""
+"""Distance of trainings from the edge of stability: sharpness over its largest stable value."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,19 +10,19 @@ import xarray as xr
 from jaxstab import curvature
 from jaxstab.analysis.verdicts import standard_error
 
-# momentum of the optimisers that have some unless told otherwise
+# default momentum of each optimiser
 _MOMENTUM = {"sgd": 0.0, "momentum": 0.9, "nesterov": 0.9}
 
 
 def stable_product(kind: Mapping[str, Any]) -> float:
-    """The product of learning rate and sharpness from which on an optimiser diverges.
+    """Compute the product of learning rate and sharpness above which an optimiser diverges.
 
     Args:
         kind: settings of the optimiser by name.
 
     Returns:
-        2 of gradient descent, 2 (1 + beta) with momentum, see `curvature.largest_stable_rate`; NaN
-        of optimisers whose edge is not at the sharpness of the loss.
+        2 for gradient descent, 2 (1 + beta) with momentum, see `curvature.largest_stable_rate`; NaN
+        for optimisers whose edge does not depend on the sharpness of the loss.
 
     Example:
         >>> [stable_product({"optimiser": name, "momentum": None}) for name in ("sgd", "momentum", "adam")]
@@ -42,11 +42,11 @@ def stable_product(kind: Mapping[str, Any]) -> float:
 def over_edge(
     sharpness: xr.DataArray, learning_rate: xr.DataArray, kinds: Sequence[Mapping[str, Any]]
 ) -> xr.Dataset:
-    """Sharpness in units of the largest that is stable, along the run.
+    """Compute the sharpness in units of its largest stable value, along the run.
 
     Args:
-        sharpness: over (kind, depth, seed, record).
-        learning_rate: over (kind, depth).
+        sharpness: sharpness over (kind, depth, seed, record).
+        learning_rate: learning rate over (kind, depth).
         kinds: settings of each kind.
 
     Returns:

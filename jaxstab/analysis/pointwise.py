@@ -1,6 +1,7 @@
-"""Theory at the points of a grid: few one after the other, many by one program for each law.
+"""Evaluation of theory at the points of a grid.
 
-Concrete numbers cost `jaxstab.theory` milliseconds, a program seconds of compiling.
+Few points are evaluated one by one, which costs milliseconds each. Many points share one compiled
+program per law, which costs seconds to compile.
 """
 
 import dataclasses
@@ -18,7 +19,7 @@ from jaxstab.activations.activation import concrete
 from jaxstab.records import FixedPoint
 from jaxstab.theory.host import quick_options
 
-# points that one call of a program takes: lines and planes of all sizes then share it
+# points per call of a program, fixed so that lines and planes of all sizes share it
 _CHUNK = 128
 
 
@@ -26,12 +27,12 @@ def each(predict: Callable[[float], Any], points: Sequence[float], known: bool =
     """Predict at one point after the other.
 
     Args:
-        predict: point -> a pytree of arrays.
-        points: the points.
-        known: whether theory knows the networks.
+        predict: function of a point that returns a pytree of arrays.
+        points: points to predict at.
+        known: False if theory has no law for the networks.
 
     Returns:
-        The pytree, its leaves with a leading axis of points; NaN where theory does not know them.
+        Pytree of arrays with a leading axis of points; NaN without a law.
     """
     if not known:
         return unknown(jax.eval_shape(predict, jnp.float32(points[0])), (len(points),))
@@ -40,14 +41,14 @@ def each(predict: Callable[[float], Any], points: Sequence[float], known: bool =
 
 
 def unknown(shapes: Any, axes: tuple[int, ...]) -> Any:
-    """What stands in place of predictions: NaN, or 0 for what cannot be NaN.
+    """Make placeholders of predictions: NaN for floats, 0 for other dtypes.
 
     Args:
-        shapes: of a prediction at one point.
+        shapes: pytree of shapes of a prediction at one point.
         axes: lengths of the leading axes.
 
     Returns:
-        The same pytree of arrays.
+        Pytree of arrays with these leading axes.
     """
 
     def blank(leaf: Any) -> np.ndarray:
@@ -63,13 +64,13 @@ def fixed_points(
     """Find the fixed points at many gains.
 
     Args:
-        block: the law of a block.
+        block: law of a block.
         sigma_w: weight gains.
-        sigma_b: standard deviations of biases, to be broadcast against them.
-        known: whether theory knows the networks.
+        sigma_b: standard deviations of biases, broadcast against the weight gains.
+        known: False if theory has no law for the networks.
 
     Returns:
-        The record, its fields over both; NaN where theory does not know the networks.
+        Record with fields of the broadcast shape; NaN without a law.
     """
     dtype = jnp.result_type(float)
     w, b = (
@@ -82,9 +83,9 @@ def fixed_points(
             jax.eval_shape(functools.partial(theory.fixed_point, block), one, one), w.shape
         )
     chunks = -(-w.size // _CHUNK)
-    # the last chunk begins anew where it has no more points
+    # np.resize fills the last chunk by repeating the points
     columns = [np.resize(gains.ravel(), (chunks, _CHUNK)) for gains in (w, b)]
-    # parameters of an activation may be arrays, which have no hash
+    # parameters of an activation may be arrays, which cannot be hashed
     program = _program(dataclasses.replace(block, activation=concrete(block.activation)))
     records = [jax.device_get(program(*some)) for some in zip(*columns, strict=True)]
     return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: w.size].reshape(w.shape), *records)
@@ -92,6 +93,6 @@ def fixed_points(
 
 @functools.lru_cache(maxsize=64)
 def _program(block: theory.Law) -> Callable[..., FixedPoint]:
-    """The program of a law, compiled with few optimisations: it runs for less time than it compiles."""
+    """Make the program of a law, with few optimisations since it compiles longer than it runs."""
     over_points = jax.vmap(functools.partial(theory.fixed_point, block))
     return jax.jit(over_points, compiler_options=quick_options())

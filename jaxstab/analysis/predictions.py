@@ -1,4 +1,4 @@
-"""What theory predicts of a grid: records, fixed points, depth scales and phase diagrams."""
+"""Predictions of theory over a grid: records, fixed points, depth scales and phase diagrams."""
 
 import functools
 from collections.abc import Mapping, Sequence
@@ -18,21 +18,20 @@ from jaxstab.sweeps.grid import Kind
 from jaxstab.sweeps.measures import Record
 from jaxstab.sweeps.run import labelled
 
-# ln of the lengths at which a shift of finite width is taken: beyond, phi' is that at 0 or at
-# infinity
+# range of ln q for the shift of finite width: beyond, phi' has its value at 0 or at infinity
 _LENGTHS = (-25.0, 25.0)
-# gains at which a line of theory is drawn
+# number of gains along a line of theory
 FINE = 65
 
 
 def gains_of(grid: Grid) -> np.ndarray:
-    """The weight gains of a grid.
+    """Return the weight gains of a grid.
 
     Args:
         grid: the grid.
 
     Returns:
-        Its gains, ascending.
+        Weight gains, ascending.
     """
     return np.asarray(grid.values("sigma_w"), float)
 
@@ -42,24 +41,25 @@ def predict(
 ) -> xr.Dataset:
     """Predict `signal` and `jacobian` over a grid, and the fixed point of every cell.
 
-    Networks of the caller's own are predicted by the law that their chains carry. Their sigma_w is
-    the gain that the grid gives to weights of the law's variance, their sigma_b the grid's.
+    Networks of the caller's own are predicted by the law of their chains. Their sigma_w is the gain
+    that the grid applies to weights of the law's variance, and their sigma_b is the grid's.
 
-    NaN in what `theory.missing` says of the networks' law, and throughout where they have none, for
-    the reason in `no_theory`.
+    The fields that `theory.missing` lists for a law are NaN. Without a law all fields are NaN, and
+    `no_theory` holds the reason.
 
     Args:
-        grid: whose axis of kinds is the activation; networks of the caller's own may have none.
+        grid: grid with the activation as the axis of kinds; optional for networks of the caller's
+            own.
         d_in: input features.
         c0: correlation of the two inputs.
-        progress: wraps the sequence of activations, such as tqdm.
-        q0: mean square of the inputs; those of a network of the house have 1.
+        progress: wrapper of the sequence of activations, such as tqdm.
+        q0: mean square of the inputs; 1 for the networks of `networks.mlp`.
 
     Returns:
-        The records' fields over (activation, sigma_w, ...), `fixed_point_*`, `no_theory`, empty
-        where there is a law, and `finite_width_rate`, by which the rate of a typical network
-        exceeds that of infinite width, to the order 1/width. Fields over layers alone are those of
-        the deepest network.
+        Fields of the records over (activation, sigma_w, ...), `fixed_point_*`, `no_theory` (empty
+        with a law) and `finite_width_rate`, the excess of a typical network's rate over the rate at
+        infinite width, to the order 1/width. Fields over layers alone belong to the deepest
+        network.
     """
     gains = gains_of(grid)
     sigma_b = grid.fixed["sigma_b"]
@@ -94,14 +94,14 @@ def predict_sharpness(grid: Grid, d_in: int, outputs: int, c0: float) -> xr.Data
     """Predict the Gauss-Newton matrix's largest eigenvalue over a grid that `sharpness` measures.
 
     Args:
-        grid: whose axis of kinds is the activation.
+        grid: grid with the activation as the axis of kinds.
         d_in: input features.
-        outputs: of the network.
+        outputs: outputs of the network.
         c0: mean correlation of the inputs.
 
     Returns:
-        `predicted_log_gauss_newton` and its `_sd`, that of one network about it, over (activation,
-        sigma_w, depth); NaN where theory has no kernels.
+        `predicted_log_gauss_newton`, and with `_sd` the standard deviation of one network about it,
+        over (activation, sigma_w, depth); NaN where theory has no kernels.
     """
     gains = gains_of(grid).tolist()
     depths = tuple(grid.values("depth"))
@@ -140,7 +140,7 @@ def predict_sharpness(grid: Grid, d_in: int, outputs: int, c0: float) -> xr.Data
 def _profiles(
     by_depth: Mapping[int, Assumed], sigma_w: ArrayLike, sigma_b: float, **inputs: Any
 ) -> tuple[Record, ...]:
-    """Records of all depths; networks of the caller's own may have another law at each."""
+    """Predict the records of all depths; own networks may have another law at each depth."""
     depths = list(by_depth)
     one_law = len({id(known) for known in by_depth.values()}) == 1
     groups = [depths] if one_law else [[depth] for depth in depths]
@@ -157,7 +157,7 @@ def _profiles(
 
 
 def _joined(records: Sequence[Record]) -> Record:
-    """Records of several depths as one, NaN where one has fewer layers or singular values."""
+    """Join records of several depths, with NaN where one has fewer layers or singular values."""
 
     def along_depths(*leaves: Array) -> Array:
         if leaves[0].ndim == 2:
@@ -168,7 +168,7 @@ def _joined(records: Sequence[Record]) -> Record:
 
 
 def _of_one_length(leaves: Sequence[Array]) -> tuple[Array, ...]:
-    """Rows of matrices padded with NaN to the longest."""
+    """Pad the rows of matrices with NaN to the longest."""
     longest = max(leaf.shape[-1] for leaf in leaves)
     missing = [longest - leaf.shape[-1] for leaf in leaves]
     return tuple(
@@ -178,7 +178,7 @@ def _of_one_length(leaves: Sequence[Array]) -> tuple[Array, ...]:
 
 
 def _typical_shift(known: Assumed, log_q: np.ndarray) -> np.ndarray:
-    """The shift of finite width at the deepest layer's length, beside which a skip or a norm makes it no larger."""
+    """Shift of finite width at the deepest layer's length; a skip or a norm makes it no larger."""
 
     def shift(log_q: float) -> ArrayLike:
         if np.isnan(log_q):
@@ -192,13 +192,12 @@ def depth_scales(grid: Grid, d_in: int, points: int = FINE) -> xr.Dataset:
     """Predict depth scales over the range of the grid's gains, for lines without corners.
 
     Args:
-        grid: its activations, range of gains, and sigma_b.
+        grid: grid that gives the activations, the range of gains and sigma_b.
         d_in: input features.
-        points: how many gains.
+        points: number of gains.
 
     Returns:
-        `fine_xi_c` and `fine_xi_grad` over (activation, fine_sigma_w); NaN where theory does not
-        know the networks.
+        `fine_xi_c` and `fine_xi_grad` over (activation, fine_sigma_w); NaN without a law.
     """
     own = gains_of(grid)
     gains = np.linspace(own[0], own[-1], points)
@@ -223,15 +222,15 @@ def phase_diagram(
     """Predict chi_1 over the plane of (sigma_b, sigma_w), and the critical line in it.
 
     Args:
-        grid: its activations and range of gains.
+        grid: grid that gives the activations and the range of gains.
         d_in: input features.
-        points: resolution of either axis.
-        progress: wraps the sequence of activations, such as tqdm.
+        points: number of points along either axis.
+        progress: wrapper of the sequence of activations, such as tqdm.
 
     Returns:
         `phase_chi_1` (activation, phase_sigma_b, phase_sigma_w), `critical_sigma_w` (activation,
-        phase_sigma_b), NaN where no usable critical gain exists, and `critical_here`, the same at
-        the grid's own sigma_b.
+        phase_sigma_b), NaN where no usable critical gain exists, and `critical_here` (activation),
+        the critical gain at the grid's own sigma_b.
     """
     own = gains_of(grid)
     sigma_b_of_slice = grid.fixed["sigma_b"]

@@ -1,6 +1,6 @@
-"""The main job: measure a grid of networks, predict the same, judge both.
+"""Survey of a grid of networks: measurements, predictions and verdicts in one dataset.
 
-One dataset comes out: the measured variables under their own names, the predicted ones as
+The dataset holds the measured variables under their own names, the predicted ones as
 `predicted_*`, the fixed points, the phase diagram and the verdicts.
 """
 
@@ -35,7 +35,7 @@ from jaxstab.sweeps.measuring import settings
 from jaxstab.sweeps.run import as_attributes
 
 AXES = ("activation", "depth", "seed", "sigma_w")
-# fields of a network at each layer, which are not of each depth in ours
+# fields over layers, which the networks of `networks.mlp` have without an axis of depth
 _OF_LAYERS = (*ForwardProfile._fields, *CorrelationProfile._fields)
 
 
@@ -50,29 +50,28 @@ def survey(
 ) -> xr.Dataset:
     """Measure, predict and judge every cell of a grid.
 
-    A network of the caller's own is predicted by the law that its chains carry. Profiles over layers
-    alone are those of the deepest one.
+    A network of the caller's own is predicted by the law of its chains. Profiles over layers alone
+    belong to the deepest network.
 
     Args:
-        grid: over the axes activation, depth, seed and sigma_w; a network of the caller's own may
-            have no activation to choose.
+        grid: grid over the axes activation, depth, seed and sigma_w; activation is optional for a
+            network of the caller's own.
         data: examples to measure at.
-        sharp: examples over which the sharpness of the loss is measured too, >= 2; the grid's batch
-            where it has one. None for no sharpness.
-        into: a folder that keeps what is measured, in the stores `parts`: the same call goes on
-            where a stopped one stood. None to keep nothing.
-        chunk_size: cells computed at once; None to fit them into memory.
-        progress: wraps each sequence of steps: the groups of every measure, then the activations
-            twice.
+        sharp: number of examples for the sharpness of the loss, >= 2; a grid with a batch uses its
+            batch instead. None for no sharpness.
+        into: folder that keeps the measurements, in the stores of `parts`; the same call resumes a
+            stopped survey. None to keep nothing.
+        chunk_size: cells computed at once; None to fit the memory.
+        progress: wrapper of each sequence of steps: the groups of every measure, then the
+            activations twice.
 
     Returns:
-        Measured profiles over (activation, seed, sigma_w, input, ...) and spectra at each seed's
-        first input, with `predicted_*`, `fixed_point_*`, the phase diagram and the verdicts beside
-        them.
+        Measured profiles over (activation, seed, sigma_w, input, ...), spectra at each seed's first
+        input, `predicted_*`, `fixed_point_*`, the phase diagram and the verdicts.
 
     Raises:
-        ValueError: if data or grid do not fit, sharp < 2, or a store is of another sweep; says what
-            differs.
+        ValueError: if data or grid do not fit, sharp < 2, or a store belongs to another sweep; the
+            message names the difference.
     """
     optional = set() if grid.network is None else {"activation"}
     if set(grid.axes) | optional != set(AXES):
@@ -96,22 +95,21 @@ def survey(
         outputs = grid.fixed["outputs"] or classes(data)
         alike = float(np.mean(pair.x * pair.other))
         pieces.append(predict_sharpness(of_batch, d_in, outputs, alike))
-    # a network of a batch, or one with dense skips, has more singular values than the plain one
-    # that theory sees
+    # networks of a batch or with dense skips have more singular values than the predicted network
     dataset = xr.merge(pieces, join="outer", compat="no_conflicts", combine_attrs="override")
     told = as_attributes(settings(grid, data)) | sharp_setting(sharp)
     return dataset.merge(judge(dataset)).assign_attrs(told)
 
 
 def measures(grid: Grid, sharp: int | None = None) -> dict[str, tuple[Grid, Measure]]:
-    """List what a survey measures.
+    """List the measures of a survey.
 
     Args:
-        grid: as in `survey`.
-        sharp: likewise.
+        grid: grid of the survey.
+        sharp: number of examples for the sharpness, >= 2; None for no sharpness.
 
     Returns:
-        Grid and measure by the name of the store.
+        Grid and measure by the name of their store.
 
     Raises:
         ValueError: if sharp < 2.
@@ -127,13 +125,13 @@ def measures(grid: Grid, sharp: int | None = None) -> dict[str, tuple[Grid, Meas
 
 
 def sharp_setting(sharp: int | None) -> dict[str, int]:
-    """The setting of the sharpness as an attribute of a dataset.
+    """Return the setting of the sharpness as an attribute of a dataset.
 
     Args:
-        sharp: as in `survey`.
+        sharp: number of examples for the sharpness; None for no sharpness.
 
     Returns:
-        It by its name; nothing for None.
+        The number under the name "sharpness"; empty for None.
     """
     if sharp is None:
         return {}
@@ -141,13 +139,13 @@ def sharp_setting(sharp: int | None) -> dict[str, int]:
 
 
 def parts(into: str | Path) -> dict[str, Path]:
-    """Where a survey keeps what it has measured.
+    """Return the paths of the stores of a survey.
 
     Args:
-        into: the folder.
+        into: folder of the survey.
 
     Returns:
-        The stores by name, as in `measures`.
+        Path of each store by its name in `measures`.
     """
     return {name: Path(into) / f"{name}.zarr" for name in ("profiles", "spectra", "sharpness")}
 
@@ -159,7 +157,7 @@ def _measured(
     chunk_size: int | None,
     progress: ProgressBar,
 ) -> xr.Dataset:
-    """Profiles at all inputs, all else at each seed's first."""
+    """Measure profiles at all inputs, and the other measures at each seed's first input."""
     datasets = []
     for name, (grid, measure) in wanted.items():
         if into is None:
@@ -169,13 +167,13 @@ def _measured(
             part = run_into(place, grid, measure, data, chunk_size=chunk_size, progress=progress)
         if name != "profiles":
             part = part.isel(input=0, drop=True)
-        # all cells are computed: what says so, and attributes that a store adds, are left out
+        # all cells are computed: drop the flag `done`, and the attributes of the store
         datasets.append(_as_ours(grid, part.drop_vars("done", errors="ignore").drop_attrs()))
     return xr.merge(datasets)
 
 
 def _as_ours(grid: Grid, dataset: xr.Dataset) -> xr.Dataset:
-    """What was measured of networks of the caller's own, over the axes of ours."""
+    """Give a dataset of the caller's own networks the axes of the networks of `networks.mlp`."""
     if grid.network is None:
         return dataset
     if "activation" not in grid.axes:

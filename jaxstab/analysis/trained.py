@@ -1,7 +1,7 @@
-"""What a grid of trainings says: accuracies with errors, boundaries and fits, steps, outcomes. All that a page shows.
+"""Summary of a grid of trainings: accuracies with errors, boundaries, fits, steps and outcomes.
 
-Every combination of the axes beside depth, sigma_w, learning rate and seed is a `kind`; the learning
-rate is tuned in every cell, means and standard errors are over seeds.
+A `kind` is a combination of the axes other than depth, sigma_w, learning rate and seed. The
+learning rate is tuned in every cell. Means and standard errors are over seeds.
 """
 
 import functools
@@ -43,7 +43,7 @@ OUTCOMES = (
     "missing",
 )
 WINDOW = 10
-# gains at which a line of theory is drawn
+# number of gains along a line of theory
 FINE = 65
 _TOLD = (
     "train_accuracy",
@@ -54,35 +54,35 @@ _TOLD = (
     "steps",
     "steps_se",
 )
-# axes that a summary keeps, tunes or averages over; all others together are the kinds
+# axes that a summary keeps, tunes or averages over; the other axes form the kinds
 _AXES = ("depth", "sigma_w", "learning_rate", "seed")
 
 
 def summarise(dataset: xr.Dataset, chance: float) -> xr.Dataset:
-    """Summarise trainings over (kind, depth, sigma_w), at every number of updates after which all data were looked at.
+    """Summarise trainings over (kind, depth, sigma_w) at every evaluation.
 
-    The threshold at each is half-way between chance and the best mean over seeds there is, NaN
-    before anything trains. The boundary is the deepest trainable depth, and n its fit in units of
-    theory's depth scales, on either side of the critical point and together. Runs without an end in
-    the store are missing, NaN.
+    The threshold of an evaluation is half-way between chance and the best mean over seeds, and NaN
+    before anything trains. The boundary is the deepest trainable depth. n is its fit in units of
+    theory's depth scales, on either side of the critical point and on both together. Runs that are
+    not finished in the store are missing, NaN.
 
     Args:
-        dataset: of trainings, as `sweeps.run` and `sweeps.load` give it.
-        chance: share right without learning from the inputs, that of the commonest class.
+        dataset: dataset of trainings, from `sweeps.run` or `sweeps.load`.
+        chance: accuracy without learning from the inputs, the share of the commonest class.
 
     Returns:
-        Over (kind, depth, sigma_w, evaluation): `train_accuracy`, `test_accuracy`, each with `_se`,
-        `learning_rate`; over evaluation: `threshold`; over (kind, sigma_w): the fixed point's
-        `xi_c`, `xi_grad`, `chi_1`; over (kind, sigma_w, evaluation): `boundary_low`,
-        `boundary_high`; over (kind, evaluation, scale, side): fields of `DepthFit` as `fit_n`, ...;
-        over (kind, depth, sigma_w): `steps`, minibatches until the mean accuracy of 10 of them
-        reaches the last threshold, `steps_se`, `steps_reached`, the share of seeds that do; over
-        (kind, depth, sigma_w, layer): `log_grad_theta` with `_se`, at the first look; over (kind,
-        fine_sigma_w): `fine_xi_c`, `fine_xi_grad`, theory between the gains; over (kind, depth,
-        step): `learning_curve` with `_se`, the loss at the gain of the highest training accuracy; over
-        (kind, depth, record): `sharpness_over_edge` with `_se` there, where it was recorded;
-        over (kind, depth): `best_sigma_w`, of the highest training accuracy at the end, and with
-        `best_` before their names the accuracies, learning rate and steps there; over (kind,
+        Dataset with these variables. Over (kind, depth, sigma_w, evaluation): `train_accuracy` and
+        `test_accuracy`, each with `_se`, and `learning_rate`. Over evaluation: `threshold`. Over
+        (kind, sigma_w): the fixed point's `xi_c`, `xi_grad`, `chi_1`. Over (kind, sigma_w,
+        evaluation): `boundary_low`, `boundary_high`. Over (kind, evaluation, scale, side): the
+        fields of `DepthFit` as `fit_n`, ... Over (kind, depth, sigma_w): `steps`, minibatches until
+        the mean accuracy of 10 of them reaches the last threshold, `steps_se`, and `steps_reached`,
+        the share of seeds that reach it. Over (kind, depth, sigma_w, layer): `log_grad_theta` with
+        `_se`, at the first evaluation. Over (kind, fine_sigma_w): `fine_xi_c`, `fine_xi_grad`,
+        theory between the gains. Over (kind, depth): `best_sigma_w`, the gain of the highest final
+        training accuracy, and `best_*`, the accuracies, learning rate and steps at that gain. Over
+        (kind, depth, step): `learning_curve` with `_se`, the loss at that gain. Over (kind, depth,
+        record): `sharpness_over_edge` with `_se` at that gain, where recorded. Over (kind,
         outcome): `runs`.
 
     Raises:
@@ -111,7 +111,7 @@ def summarise(dataset: xr.Dataset, chance: float) -> xr.Dataset:
     )
     gains = tuple(grid.values("sigma_w"))
     between = np.linspace(min(gains), max(gains), FINE)
-    # one program for both
+    # one program for both sets of gains
     theirs = _fixed_points(grid, (*gains, *between))
     points = {name: values[:, : len(gains)] for name, values in theirs.items()}
     fine = {name: values[:, len(gains) :] for name, values in theirs.items()}
@@ -128,7 +128,7 @@ def summarise(dataset: xr.Dataset, chance: float) -> xr.Dataset:
             mean.notnull()
         ),
         "threshold": threshold,
-        # a gradient that is zero for one seed has a mean logarithm of -inf, and no error
+        # a zero gradient of one seed makes the mean logarithm -inf, without a standard error
         "log_grad_theta": gradient.mean("seed").where(~vanished, -np.inf),
         "log_grad_theta_se": standard_error(gradient).where(~vanished),
     } | {name: (("kind", "sigma_w"), values) for name, values in points.items()}
@@ -148,7 +148,7 @@ def summarise(dataset: xr.Dataset, chance: float) -> xr.Dataset:
 
 
 def _whole(dataset: xr.Dataset, grid: Grid) -> xr.Dataset:
-    """The dataset with a dimension for every axis of a summary; those of one value may be missing."""
+    """Add the missing dimensions of a summary's axes, each of one value."""
     if "done" not in dataset:
         # all cells of a run in memory are computed
         dataset = dataset.assign(done=xr.ones_like(dataset.first_nonfinite, bool))
@@ -157,26 +157,26 @@ def _whole(dataset: xr.Dataset, grid: Grid) -> xr.Dataset:
 
 
 def kind_axes(grid: Grid) -> tuple[str, ...]:
-    """The axes whose combinations are the kinds of a summary.
+    """Return the axes whose combinations are the kinds of a summary.
 
     Args:
         grid: the grid.
 
     Returns:
-        Their names: all axes but depth, sigma_w, learning rate and seed; the activation where there
-        is no other.
+        Names of all axes but depth, sigma_w, learning rate and seed; "activation" where no other
+        axis is left.
     """
     return tuple(name for name in grid.axes if name not in _AXES) or ("activation",)
 
 
 def names(grid: Grid) -> tuple[str, ...]:
-    """Names of the kinds: the first axis's value, and what else there is more than one of.
+    """Name the kinds by their value on the first axis, and on other axes of several values.
 
     Args:
         grid: the grid.
 
     Returns:
-        In the order of `kind`.
+        Names in the order of `kind`.
 
     Example:
         >>> names(Grid({"activation": ("tanh",), "dropout": (0.0, 0.1)}))
@@ -204,12 +204,12 @@ def _kinds(grid: Grid) -> list[dict[str, Any]]:
 
 
 def _settings(grid: Grid) -> list[dict[str, Any]]:
-    """All settings of every kind."""
+    """List all settings of every kind."""
     return [with_variant(grid.fixed | own) for own in _kinds(grid)]
 
 
 def _best(whole: xr.Dataset) -> xr.Dataset:
-    """What the gain of the highest training accuracy at the end gives, at every depth."""
+    """Select the final results at the gain of the highest training accuracy, at every depth."""
     end = whole[[*_TOLD]].isel(evaluation=-1, drop=True)
     chosen = end.train_accuracy.fillna(-np.inf).argmax("sigma_w")
     best = end.isel(sigma_w=chosen).reset_coords("sigma_w")
@@ -218,14 +218,14 @@ def _best(whole: xr.Dataset) -> xr.Dataset:
 
 
 def _best_gain(accuracy: xr.DataArray) -> xr.DataArray:
-    """The number of the gain of the highest training accuracy at the end, of every kind and depth."""
+    """Index of the gain of the highest final training accuracy, for every kind and depth."""
     return accuracy.isel(evaluation=-1, drop=True).fillna(-np.inf).argmax("sigma_w")
 
 
 def _curves(loss: xr.DataArray, accuracy: xr.DataArray) -> xr.Dataset:
-    """The loss of every step at the gain of the highest training accuracy at the end, at every depth."""
+    """Loss of every step at the gain of the highest final training accuracy, at every depth."""
     best = loss.isel(sigma_w=_best_gain(accuracy)).drop_vars("sigma_w")
-    # zero times infinity is NaN
+    # zero times infinity is NaN, so that this finds infinite losses too
     known = (best * 0).notnull().all("seed")
     return xr.Dataset(
         {
@@ -237,12 +237,12 @@ def _curves(loss: xr.DataArray, accuracy: xr.DataArray) -> xr.Dataset:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _fixed_point(activation: str | Activation, sigma_w: Array, sigma_b: Array) -> FixedPoint:
-    """At every gain; a program serves all biases."""
+    """Find the fixed point at every gain; one program serves all biases."""
     return jax.vmap(lambda w: theory.fixed_point(activation, w, sigma_b))(sigma_w)
 
 
 def _fixed_points(grid: Grid, at: Sequence[float]) -> dict[str, np.ndarray]:
-    """Depth scales and chi_1 of every kind at some gains, [kind, gain]; NaN for networks that theory does not know."""
+    """Depth scales and chi_1, [kind, gain]; NaN for kinds that are not plain or have dropout."""
     fields = (*SCALES, "chi_1")
     unknown = np.full((len(fields), len(at)), np.nan)
 
@@ -262,10 +262,10 @@ def _fixed_points(grid: Grid, at: Sequence[float]) -> dict[str, np.ndarray]:
 
 
 def _steps(accuracy: xr.DataArray, threshold: float) -> xr.Dataset:
-    """Steps to the threshold: mean over seeds where all of them reach it."""
+    """Mean steps to the threshold over seeds, known where all seeds reach it."""
     accuracy = accuracy.transpose(..., "step")
     first = accuracy.isel(step=0, drop=True).copy(data=steps_to(accuracy.values, threshold, WINDOW))
-    # a run that stopped before its first step was looked at is as much there as any
+    # a run without any accuracy is missing, and does not count
     passed = accuracy.notnull().any("step")
     reached = (first.notnull() & passed).sum("seed") / passed.sum("seed").where(passed.any("seed"))
     return xr.Dataset(
@@ -280,7 +280,7 @@ def _steps(accuracy: xr.DataArray, threshold: float) -> xr.Dataset:
 def _boundaries(
     learned: xr.DataArray, threshold: xr.DataArray, points: dict[str, np.ndarray]
 ) -> xr.Dataset:
-    """The deepest trainable depth of every gain, and the fits of n."""
+    """Compute the deepest trainable depth of every gain, and the fits of n."""
     values = learned.transpose("kind", "evaluation", "depth", "sigma_w", "seed").values.astype(
         float
     )
@@ -323,7 +323,7 @@ def _fits(
     scale: str,
     threshold: float,
 ) -> list[DepthFit]:
-    """One for every side of the critical point."""
+    """Fit n on every side of the critical point."""
     xi = points[scale][kind]
     masks = sides(points["chi_1"][kind])
     return [
@@ -333,7 +333,7 @@ def _fits(
 
 
 def _outcomes(kinds: xr.Dataset, threshold: xr.DataArray) -> xr.Dataset:
-    """How many runs of each kind ended how, all learning rates counted."""
+    """Count the runs of each kind by outcome, over all learning rates."""
     first = kinds.first_nonfinite
     last = kinds.train_accuracy.isel(evaluation=-1, drop=True)
     finite = kinds.done & (first < 0)

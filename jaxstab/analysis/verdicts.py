@@ -1,8 +1,8 @@
-"""What profiles say: rates with standard errors, critical gains, and vanish / critical / explode.
+"""Verdicts on profiles (vanish, critical, explode), rates with standard errors, critical gains.
 
-The statistic is the fitted slope of ln |dL/dh_l| against l at the deepest depth. Positive, the
-gradient shrinks on its way back to the input: it vanishes. Negative, it explodes. Standard errors
-are over seeds, each one network.
+The rate is the fitted slope of ln |dL/dh_l| against l at the deepest depth. For a positive rate the
+gradient shrinks towards the input and vanishes. For a negative rate it explodes. Standard errors
+are over seeds, with one network per seed.
 """
 
 import numpy as np
@@ -15,15 +15,15 @@ with extra("run"):
 
 VERDICTS = ("vanish", "critical", "explode", "undefined")
 AGREEMENTS = ("agrees", "finite width", "disagrees", "unknown")
-# standard errors that a measurement may lie from its prediction
+# largest distance of a measurement from its prediction, in standard errors
 LIMIT = 4.0
 
 
 def rate(log_grad_h: xr.DataArray) -> xr.DataArray:
-    """Least-squares slope of ln |dL/dh_l| against l, for networks of the deepest depth.
+    """Fit the least-squares slope of ln |dL/dh_l| against l, for networks of the deepest depth.
 
     Args:
-        log_grad_h: over (..., depth, layer).
+        log_grad_h: ln |dL/dh_l| over (..., depth, layer).
 
     Returns:
         d ln |dL/dh_l| / dl over the other dimensions; NaN where a norm is not finite.
@@ -43,13 +43,13 @@ def rate(log_grad_h: xr.DataArray) -> xr.DataArray:
 
 
 def crossing(rates: xr.DataArray) -> xr.DataArray:
-    """The gain at which a rate first turns from positive (vanish) to negative (explode), by linear interpolation.
+    """Interpolate the gain at which a rate first turns from positive to negative.
 
     Args:
-        rates: over (..., sigma_w), sigma_w ascending.
+        rates: rates over (..., sigma_w), sigma_w ascending.
 
     Returns:
-        The gain over the other dimensions, NaN where there is none within the range.
+        Gain over the other dimensions; NaN where the rate does not turn within the range.
 
     Example:
         >>> float(crossing(xr.DataArray([0.3, 0.1, -0.1], dims="sigma_w", coords={"sigma_w": [1.0, 2.0, 3.0]})))
@@ -73,26 +73,26 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 
 
 def gradient_ratio(log_grad_h: xr.DataArray) -> xr.DataArray:
-    """ln |dL/dh_0| - ln |dL/dh_D| for networks of every depth D: what the depth does to the gradient.
+    """Compute ln |dL/dh_0| - ln |dL/dh_D|, the change of the gradient over every depth D.
 
     Args:
-        log_grad_h: over (..., depth, layer).
+        log_grad_h: ln |dL/dh_l| over (..., depth, layer).
 
     Returns:
-        The ratio's logarithm over (..., depth); NaN where a norm is not finite.
+        Logarithm of the ratio over (..., depth); NaN where a norm is not finite.
     """
     last = log_grad_h.sel(layer=log_grad_h.depth).drop_vars("layer")
     return (log_grad_h.sel(layer=0, drop=True) - last).where(np.isfinite(last))
 
 
 def gradient_profile(log_grad_h: xr.DataArray) -> xr.DataArray:
-    """ln |dL/dh_l| - ln |dL/dh_L| at every layer of the deepest network.
+    """Compute ln |dL/dh_l| - ln |dL/dh_L| at every layer l of the deepest network.
 
     Args:
-        log_grad_h: over (..., depth, layer).
+        log_grad_h: ln |dL/dh_l| over (..., depth, layer).
 
     Returns:
-        The profile over (..., layer), 0 at the last layer; NaN where a norm is not finite.
+        Profile over (..., layer), 0 at the last layer L; NaN where a norm is not finite.
     """
     deepest = int(log_grad_h.depth.max())
     profile = log_grad_h.sel(depth=deepest, drop=True)
@@ -101,13 +101,13 @@ def gradient_profile(log_grad_h: xr.DataArray) -> xr.DataArray:
 
 
 def spectrum_quantiles(log_s: xr.DataArray) -> xr.Dataset:
-    """How the singular values of each cell are spread, seeds pooled.
+    """Compute quantiles of the singular values of each cell, pooled over seeds.
 
     Args:
         log_s: ln of the singular values over (..., seed, index); -inf for exact zeros.
 
     Returns:
-        `log_s_quantile` (..., quantile) of the values that are not zero, and `zero_share` (...).
+        `log_s_quantile` (..., quantile) of the nonzero values, and `zero_share` (...).
     """
     pooled = log_s.stack(value=("seed", "index"))
     finite = pooled.where(np.isfinite(pooled))
@@ -118,22 +118,22 @@ def spectrum_quantiles(log_s: xr.DataArray) -> xr.Dataset:
 
 
 def judge(dataset: xr.Dataset) -> xr.Dataset:
-    """Rates, critical gains and verdicts of a survey.
+    """Compute the rates, critical gains and verdicts of a survey.
 
-    A cell is critical where its rate is within two standard errors of zero or moves the gradient by
-    less than a factor e over the whole depth; otherwise it vanishes (rate > 0) or explodes (rate <
-    0).
+    A cell is critical if its rate lies within two standard errors of zero, or changes the gradient
+    by less than a factor e over the whole depth. Otherwise the gradient vanishes (rate > 0) or
+    explodes (rate < 0).
 
     Args:
-        dataset: with `log_grad_h` (activation, seed, sigma_w, input, depth, layer) and its
-            `predicted_` twin.
+        dataset: dataset with `log_grad_h` (activation, seed, sigma_w, input, depth, layer) and
+            `predicted_log_grad_h`.
 
     Returns:
         `rate`, `rate_se`, `predicted_rate`, `agreement` and `verdict` over (activation, sigma_w);
         `measured_critical`, `measured_critical_se`, `measured_critical_seeds`, `predicted_critical`
-        over (activation). A standard error of fewer than two seeds is NaN. For drawing,
+        over (activation). The standard error of fewer than two seeds is NaN. Figures use
         `gradient_ratio`, `gradient_profile` with its standard error, their predictions, and the
-        quantiles of the spectra. Of a dataset with sharpness, what `over_seeds` gives.
+        quantiles of the spectra. A dataset with sharpness adds the variables of `over_seeds`.
     """
     by_seed = rate(dataset.log_grad_h).mean("input")
     profiles = gradient_profile(dataset.log_grad_h).mean("input")
@@ -172,14 +172,15 @@ def judge(dataset: xr.Dataset) -> xr.Dataset:
 
 
 def over_seeds(dataset: xr.Dataset) -> xr.Dataset:
-    """Means of the sharpness over seeds, with their standard errors.
+    """Average the sharpness over seeds, with standard errors.
 
     Args:
-        dataset: with `log_sharpness` and `log_gauss_newton` (activation, seed, sigma_w, depth).
+        dataset: dataset with `log_sharpness` and `log_gauss_newton` over (activation, seed,
+            sigma_w, depth).
 
     Returns:
         `mean_log_sharpness`, `mean_log_gauss_newton` and their `_se` over (activation, sigma_w,
-        depth); NaN where no seed has a finite one.
+        depth); NaN where no seed has a finite value.
     """
     variables = {}
     for name in ("log_sharpness", "log_gauss_newton"):
@@ -192,20 +193,20 @@ def over_seeds(dataset: xr.Dataset) -> xr.Dataset:
 def agreement(
     measured: xr.DataArray, predicted: xr.DataArray, error: xr.DataArray, shift: xr.DataArray
 ) -> xr.DataArray:
-    """Whether measured rates are those of theory, and if not, whether finite width explains it.
+    """Compare measured rates with theory at infinite and at finite width.
 
-    A rate agrees within four standard errors of the one at infinite width. Typical gradients of a
-    finite width are smaller: their rate exceeds it by `shift` to the order 1/width, and what lies
-    within as much of that, again to four standard errors, is finite width.
+    A rate agrees within four standard errors of the prediction at infinite width. At finite width
+    typical gradients are smaller, and their rate exceeds the prediction by `shift`, to the order
+    1/width. A rate within `shift` plus four standard errors of this sum counts as finite width.
 
     Args:
         measured: mean rates.
         predicted: rates at infinite width.
-        error: standard errors of the measured ones.
-        shift: by which rates of this width exceed those, >= 0.
+        error: standard errors of the measured rates.
+        shift: excess of the rates at this width over those at infinite width, >= 0.
 
     Returns:
-        One of AGREEMENTS; "unknown" where a rate or its error is.
+        One of AGREEMENTS for each rate; "unknown" where a rate or its error is not finite.
     """
     plain = theory.compare(
         measured.values, predicted.values, error.values, depth=1.0, width=1.0, size=0.0
@@ -222,11 +223,11 @@ def agreement(
 
 
 def standard_error(values: xr.DataArray, dim: str = "seed") -> xr.DataArray:
-    """Standard error of the mean over a dimension, of the values there that are not NaN.
+    """Compute the standard error of the mean over a dimension, ignoring NaN.
 
     Args:
-        values: independent along `dim`.
-        dim: the dimension.
+        values: values, independent along `dim`.
+        dim: name of the dimension.
 
     Returns:
         Standard deviation (n - 1) over the square root of n; NaN for fewer than two values.
@@ -237,13 +238,13 @@ def standard_error(values: xr.DataArray, dim: str = "seed") -> xr.DataArray:
 
 
 def regions(verdicts: xr.DataArray) -> list[tuple[str, float, float, int]]:
-    """Neighbouring gains of one verdict joined.
+    """Join neighbouring gains of one verdict.
 
     Args:
-        verdicts: over (sigma_w).
+        verdicts: verdicts over (sigma_w).
 
     Returns:
-        (verdict, lowest gain, highest gain, number of gains), ascending.
+        List of (verdict, lowest gain, highest gain, number of gains), ascending in gain.
 
     Example:
         >>> regions(xr.DataArray(["vanish", "vanish", "explode"], dims="sigma_w", coords={"sigma_w": [1.0, 2.0, 3.0]}))

@@ -1,10 +1,10 @@
-"""Any model: measure it at one batch, say what is wrong and where, and what was seen to help.
+"""Diagnosis of any model at one batch: its faults, their places, and measured cures.
 
 report = diagnosis.diagnose(model, params, x, loss)
 print(report)
 params = diagnosis.apply(report)
 
-`watch` follows a training run, and `writers` say where to.
+`watch` follows a training run, and `writers` send its summaries to a file or a service.
 """
 
 from jaxstab.diagnosis import writers

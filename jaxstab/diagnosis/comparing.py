@@ -1,4 +1,4 @@
-"""The gradient of a chain beside what theory predicts at the gains that its parameters have."""
+"""Comparison of a chain's gradient with the prediction of theory at the gains of its parameters."""
 
 import math
 from typing import Any, NamedTuple
@@ -23,17 +23,17 @@ NO_CHAIN = "theory is of chains that carry a law: networks.from_linen(..., law={
 
 
 class Theory(NamedTuple):
-    """A gradient's rate beside the predicted one.
+    """Measured rate of a gradient compared with the predicted rate.
 
     Attributes:
-        rate: predicted at infinite width, nats per block, as `Diagnosis.rate` is fitted.
-        band: by which finite width makes a typical network's rate larger, to the order 1/width.
-        standard_error: of measured - predicted: of the fit, and of networks around the typical one.
+        rate: rate predicted at infinite width, in nats per block, fitted like `Diagnosis.rate`.
+        band: excess of a typical network's rate at finite width, to the order 1/width.
+        standard_error: of measured - predicted, from the fit and the scatter between networks.
         z: measured - predicted at infinite width, in standard errors.
-        beyond: what lies further than `band` from the typical rate, in standard errors; 0 within.
+        beyond: distance outside `band` around the typical rate, in standard errors; 0 within.
         sigma_w: weight gain of the blocks' parameters, root mean square.
-        sigma_b: standard deviation of their biases.
-        why: why nothing is predicted, all else NaN; empty where something is.
+        sigma_b: standard deviation of the blocks' biases.
+        why: reason for a missing prediction, with all numbers NaN; empty for a prediction.
     """
 
     rate: float
@@ -58,19 +58,19 @@ class Theory(NamedTuple):
 
 
 def compared(chain: Chain | None, params: PyTree, measured: Measured) -> Theory:
-    """Compare the gradient over a chain's blocks with the one that theory predicts.
+    """Compare the gradient over a chain's blocks with the prediction of theory.
 
-    The gains are those of the parameters, and length and correlation start from the measured ones
-    of h_0. A typical network's rate lies |s| above the one at infinite width, s as in
-    `theory.typical_shift`, and ln |dL/dh| of one network walks by a variance of |s| a layer.
+    The prediction takes its gains from the parameters, and its initial length and correlation from
+    the measured h_0. The rate of a typical network lies |s| above the rate at infinite width, with
+    s from `theory.typical_shift`. ln |dL/dh| of one network walks with variance |s| per layer.
 
     Args:
-        chain: the network; None for a model that is none.
-        params: its parameters.
-        measured: what was measured with them.
+        chain: the network; None for a model that is no chain.
+        params: parameters of the network.
+        measured: measurement with these parameters.
 
     Returns:
-        The comparison, or why there is none.
+        The comparison, or the reason why there is none.
     """
     if chain is None:
         return _unknown(NO_CHAIN)
@@ -137,7 +137,7 @@ def _over_batch(chain: Chain) -> bool:
 
 
 def _gains(params: Params, law: theory.Law) -> tuple[float, float]:
-    """Weight gain and deviation of the biases of the blocks: root mean squares over all of them."""
+    """Weight gain and standard deviation of biases, as root mean squares over all blocks."""
     weights: list[float] = []
     biases: list[float] = []
     for stack in params.stacks[1:-1]:

@@ -1,4 +1,4 @@
-"""Other parameters of the same shapes, kept only where they were measured to be better."""
+"""Cures: changed parameters of the same shapes, kept only where a measurement shows them better."""
 
 import math
 from collections.abc import Callable
@@ -17,13 +17,13 @@ Measure = Callable[[PyTree], Measured]
 
 # rounds of rescaling, each after a new measurement
 ROUNDS = 6
-# nats by which one round may scale a kernel
+# largest change of ln of a kernel's scale in one round
 LARGEST = 2.0
-# nats by which one round scales the kernels of attention down
+# decrease of ln of the scale of attention's kernels in one round
 COOLER = 1.0
-# size of a logit from which on it is a mask
+# a logit of at least this size is a mask
 MASKED = 4e4
-# share of what a cure promised to remove that it has to remove
+# largest ratio of a cure's quantity after to before
 HALF = 0.5
 
 
@@ -35,19 +35,18 @@ def prescriptions(
     inputs: tuple,
     measure: Measure,
 ) -> tuple[Prescription, ...]:
-    """Cures that were measured to help.
+    """Try the cures of each finding and return those that a measurement shows to help.
 
     Args:
         probe: the model.
-        params: its parameters.
-        measured: what was measured with them.
-        found: what is wrong.
-        inputs: of the model.
-        measure: parameters -> what is measured with them.
+        params: parameters of the model.
+        measured: measurement with these parameters.
+        found: findings to cure.
+        inputs: inputs of the model.
+        measure: function of parameters that returns their measurement.
 
     Returns:
-        The cures, for each finding that has one; none where no trial halved what it was to bring
-        towards zero.
+        The cures that halved the quantity that they bring towards zero; empty where none did.
     """
     whats = {finding.what for finding in found}
     cures = []
@@ -95,13 +94,13 @@ def prescriptions(
 def _scaled_branches(
     probe: Probe, params: PyTree, measured: Measured, whats: set[str], measure: Measure
 ) -> list[Prescription | None]:
-    """The last kernel of each block times 1 / sqrt(L): of a residual block, its branch."""
+    """Scale the last kernel of each block, a residual block's branch, by 1 / sqrt(L)."""
     theta, rest = probe.model.split(params)
     leaves, structure = jax.tree.flatten(theta)
     log = -math.log(len(measured.blocks)) / 2
     for row in {measured.rows[i].site: measured.rows[i] for i in measured.blocks}.values():
         path = next(site.path for site in probe.sites if site.name == row.site)
-        # a site stands in the order of its output: a block's own comes last
+        # sites are ordered by their outputs, so that a block follows its submodules
         within = [site.path for site in probe.sites if site.path.startswith(f"{path}/")]
         for inner in [*reversed(within), path]:
             kernels = [
@@ -136,7 +135,7 @@ def _zero_biases(
     found: tuple[Finding, ...],
     measure: Measure,
 ) -> Prescription | None:
-    """Biases of the modules whose units are dead, set to zero."""
+    """Set the biases of modules with dead units to zero."""
     theta, rest = probe.model.split(params)
     leaves, structure = jax.tree.flatten(theta)
     names = {finding.where for finding in found if finding.what == "dead units"}
@@ -156,7 +155,7 @@ def _zero_biases(
 def _cooled(
     probe: Probe, params: PyTree, measured: Measured, inputs: tuple, measure: Measure
 ) -> Prescription | None:
-    """Kernels that make the logits of settled attention scaled down until it looks at many places."""
+    """Scale down the kernels behind the logits of settled attention until its entropy recovers."""
     before = _missing_entropy(measured)
     bad = {
         measured.rows[i].site
@@ -169,7 +168,7 @@ def _cooled(
     def influence(theta: PyTree) -> PyTree:
         def logits(theta: PyTree) -> Any:
             read = probe.read(probe.model.join(theta, rest), *inputs, sites=names).sites
-            # what a mask puts in place of a logit is as large as floats are
+            # a mask replaces a logit by a number near the largest float
             kept = [jnp.where(jnp.abs(z) < MASKED, z, 0).astype(jnp.float32) for z in read.values()]
             return sum(jnp.sum(z**2) for z in kept)
 
@@ -214,7 +213,7 @@ def _kept(
     changed: Measured,
     params: PyTree,
 ) -> Prescription | None:
-    """The prescription, if it halves what it is to bring towards zero."""
+    """Return the prescription if it halves its quantity, else None."""
     before = amount(measured)
     after = amount(changed)
     if not (math.isfinite(changed.loss) and after <= HALF * before):
@@ -241,7 +240,7 @@ def _tried(
     measured: Measured,
     measure: Measure,
 ) -> Prescription | None:
-    """Rescale kernels block by block and keep the best; None if it is not half as bad."""
+    """Rescale kernels block by block; return the best round if it halves `amount`, else None."""
     before = amount(measured)
     best: tuple[float, PyTree] = (before, params)
     for _ in range(ROUNDS):
@@ -270,7 +269,7 @@ def _signal_change(measured: Measured) -> float:
 
 
 def _rescaled(probe: Probe, params: PyTree, measured: Measured, logs: np.ndarray) -> PyTree:
-    """Kernels of all blocks but the first times e^log."""
+    """Multiply the kernels of each block after the first by exp of its entry of `logs`."""
     theta, rest = probe.model.split(params)
     leaves, structure = jax.tree.flatten(theta)
     stacked = {i for i, (_, sliced) in enumerate(probe.parameters(theta, "")) if sliced}

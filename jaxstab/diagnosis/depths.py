@@ -1,4 +1,4 @@
-"""Which values of a model are its depth."""
+"""Search for the blocks of a model: the rows that make up its depth."""
 
 import re
 from collections.abc import Sequence
@@ -10,23 +10,23 @@ from jaxtyping import Float
 from jaxstab.networks import Probe
 from jaxstab.networks.interception import BLOCK
 
-# of an entry in a list of submodules
+# number of an entry in a list of submodules
 _NUMBER = re.compile(r"\d+")
 
 
 def blocks(probe: Probe) -> tuple[int, ...]:
-    """Find the rows that are a model's depth.
+    """Find the rows that are the blocks of a model.
 
-    They are the largest group of calls of one class side by side, or of steps of one scan. What is
-    within the calls of another group is part of a block, and no depth. Where there is no such
-    group, they are the last calls of one class in the entries of a list: "stages/0/dense",
-    "stages/1/dense", ...
+    The blocks are the largest group of calls of one class under one parent, or of steps of one
+    scan. A group within the calls of another group is part of its blocks, and is left out. Without
+    such a group, the blocks are the last calls of one class in the entries of a list:
+    "stages/0/dense", "stages/1/dense", ...
 
     Args:
         probe: the model.
 
     Returns:
-        Numbers of the rows, in order of execution; none where no group has three.
+        Numbers of the rows, in order of execution; empty where no group has three rows.
     """
     sites = {site.name: site for site in probe.sites}
     attention = {site.path for site in probe.sites if "Attention" in site.kind}
@@ -35,12 +35,12 @@ def blocks(probe: Probe) -> tuple[int, ...]:
     for i, row in enumerate(probe.rows):
         site = sites[row.site]
         parent = site.path.rpartition("/")[0]
-        # query, key and value are side by side, and not one after the other
+        # query, key and value have one parent but do not follow one another
         if not site.floating or site.softmax or not site.path or parent in attention:
             continue
-        # segments of a chain are one depth
+        # all segments of a chain belong to one depth
         stepwise = site.name if site.loops and site.kind != BLOCK else ""
-        # methods besides `__call__`, and parts of a tuple, are depths of their own
+        # outputs of other methods than `__call__`, and parts of a tuple, are groups of their own
         value = site.name.removeprefix(site.path).partition(":")[0]
         groups.setdefault((parent, site.kind, value, stepwise), []).append(i)
         entries = _NUMBER.sub("*", parent)
@@ -56,13 +56,13 @@ def blocks(probe: Probe) -> tuple[int, ...]:
     if outermost:
 
         def size(rows: list[int]) -> tuple[int, int]:
-            # of equally many, the outermost: the blocks themselves, not what is within each
+            # among groups of one size the outermost has the blocks, not their submodules
             return len(rows), -sites[probe.rows[rows[0]].site].path.count("/")
 
         largest = max(outermost, key=size)
         return tuple(largest)
     last = [(len(rows), list(rows.values())) for rows in ends.values() if len(rows) >= 3]
-    # of equally many, the latest
+    # among groups of one size, take the latest
     return tuple(max(last, key=lambda group: (group[0], group[1][-1]), default=(0, []))[1])
 
 
@@ -73,11 +73,11 @@ def with_readers(
 
     Args:
         probe: the model.
-        rows: numbers of the rows that are its depth.
+        rows: numbers of the rows that are its blocks.
         log_grad_h: ln |dL/dh| at each row.
 
     Returns:
-        The rows, at least three of them.
+        Numbers of the remaining rows, at least three.
     """
     read = [i for i in rows if log_grad_h[i] != -np.inf]
     if not read or not probe.rows[rows[-1]].steps:
@@ -86,5 +86,5 @@ def with_readers(
 
 
 def _all_within(paths: Sequence[str], blocks: Sequence[str]) -> bool:
-    """Whether each path is within a block."""
+    """Return True if each path is within a block."""
     return all(any(path.startswith(f"{block}/") for block in blocks) for path in paths)

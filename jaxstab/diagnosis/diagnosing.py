@@ -1,4 +1,4 @@
-"""From a model to its diagnosis."""
+"""Diagnosis of a model, and the parameters that it prescribes."""
 
 from typing import Any
 
@@ -34,31 +34,31 @@ def diagnose(
     watched: Watched | None = None,
     **keywords: Any,
 ) -> Diagnosis:
-    """Say what is wrong with a model at one batch: of its signal, of its gradient, and where.
+    """Diagnose a model at one batch: the faults of its signal and its gradient, and their places.
 
-    The gradient of a chain that carries a law is compared with the predicted one.
+    The gradient of a chain with a law is compared with the prediction of theory.
 
     Args:
-        model: what `networks.probe` takes, a chain among them, or a probe of such. Kernels can be
-            prescribed for functions whose tags are the paths of their parameters.
-        params: its parameters, likewise.
-        batch: its input, examples along the first axis; a tuple where it takes several inputs.
+        model: a model that `networks.probe` takes, such as a chain, or a probe of one. Kernels can
+            be prescribed for functions whose tags are the paths of their parameters.
+        params: parameters of the model, as `networks.probe` takes them.
+        batch: input with examples along the first axis; a tuple of inputs for a model of several.
         loss: scalar function of the output, such as a mean over the batch.
         key: PRNG key of small disturbances; None for a fixed one.
         rngs: keys by name of stream, {"dropout": key}.
-        tx: the optimiser, for what is trained (the "params" of a linen module, the `nnx.Param` of an
-            nnx module): its first update is compared with the steps that the loss stands, by 20
-            products with the Hessian and 12 forward passes. None for no such comparison.
-        watched: what `watch` kept of a run of the model, one summary or those of a scan along a
-            leading axis: its clipping and its updates are judged as well. None for no run.
+        tx: optimiser of the trained parameters (the "params" of a linen module, the `nnx.Param` of
+            an nnx module). Its first update is compared with the largest stable step of the loss,
+            by 20 products with the Hessian and 12 forward passes. None for no comparison.
+        watched: summary that `watch` kept of a run of the model, or summaries of a scan along a
+            leading axis; adds findings on clipping and updates. None for no run.
         keywords: other arguments of the model's call, such as train=True.
 
     Returns:
-        The diagnosis; `str` of it is a page.
+        The diagnosis; `str` formats it as a page.
 
     Raises:
-        ValueError: if the loss is not a scalar, or model and parameters are not such as
-            `networks.probe` takes, or the optimiser does not take what is trained.
+        ValueError: if the loss is not a scalar, `networks.probe` does not take the model and its
+            parameters, or the optimiser does not take the trained parameters.
 
     Example:
         >>> import jax.numpy as jnp
@@ -80,7 +80,7 @@ def diagnose(
         probe = model
     else:
         probe = probed(model, params, *inputs, rngs=rngs, **keywords)
-    # parameters read from a file are NumPy's
+    # parameters read from a file are NumPy arrays
     if any(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(params)):
         params = jax.tree.map(jnp.asarray, params)
     check_loss(probe, loss, params, inputs)
@@ -112,13 +112,13 @@ def diagnose(
 
 
 def probed(model: Any, params: PyTree, *inputs: PyTree, **keywords: Any) -> Probe:
-    """Make the probe that a diagnosis measures with: every value, and what attention reads.
+    """Make the probe of a diagnosis, with sites at every value and at the logits of attention.
 
     Args:
-        model: as `networks.probe` takes it.
-        params: likewise.
-        inputs: likewise.
-        keywords: likewise.
+        model: model, as `networks.probe` takes it.
+        params: parameters of the model.
+        inputs: inputs of the model.
+        keywords: other arguments of `networks.probe`.
 
     Returns:
         The probe.
@@ -127,14 +127,14 @@ def probed(model: Any, params: PyTree, *inputs: PyTree, **keywords: Any) -> Prob
 
 
 def apply(report: Diagnosis, name: str | None = None) -> PyTree:
-    """Parameters that a prescription gives.
+    """Return the parameters of a prescription.
 
     Args:
         report: the diagnosis.
-        name: of the prescription; None for the first.
+        name: name of the prescription; None for the first.
 
     Returns:
-        Parameters of the same shapes.
+        Parameters of the same shapes as the diagnosed ones.
 
     Raises:
         ValueError: if there is no such prescription.

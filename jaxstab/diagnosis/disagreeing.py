@@ -1,25 +1,25 @@
-"""The finding of a gradient that is not the one that theory predicts."""
+"""Rule of a gradient whose rate theory does not predict."""
 
 from jaxstab.diagnosis.comparing import Theory
 from jaxstab.diagnosis.findings import Finding
 from jaxstab.diagnosis.intervals import Interval
 from jaxstab.diagnosis.measuring import Measured
 
-# standard errors beyond the band of finite width, and nats over the depth, from which on a rate is
-# not the predicted one
+# a rate differs from the predicted one above both limits: standard errors beyond the band of finite
+# width, and nats over the depth
 APART_FROM_THEORY = 4.0
 MATTERS = 1.0
 
 
 def disagreement(measured: Measured, theory: Theory) -> list[Finding]:
-    """Tell a gradient that is not the one that theory predicts for the chain's law.
+    """Find a gradient whose rate differs from the prediction of theory for the chain's law.
 
     Args:
-        measured: the model.
-        theory: the comparison.
+        measured: measurement of the model.
+        theory: comparison of the measured and the predicted rate.
 
     Returns:
-        One finding, or none.
+        List of one finding, or of none.
     """
     apart = theory.z * theory.standard_error
     far = abs(apart) * (len(measured.blocks) - 1)

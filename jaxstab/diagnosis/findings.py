@@ -1,4 +1,4 @@
-"""Records of a diagnosis: findings and prescriptions, with what was measured of each."""
+"""Records of a diagnosis: findings and prescriptions with their measured numbers."""
 
 import json
 import math
@@ -15,15 +15,15 @@ from jaxstab.networks.sites import Missed
 
 
 class Finding(NamedTuple):
-    """One thing that is wrong with a model.
+    """One fault of a model.
 
     Attributes:
         what: name of the fault, such as "vanishing gradient".
         where: name of the row, or path of the submodule.
-        measured: how much.
-        unit: what the number counts.
+        measured: measured number with its interval.
+        unit: phrase after the number that names its unit and meaning.
         why: one line of theory with its source.
-        change: what to do.
+        change: remedy.
     """
 
     what: str
@@ -34,7 +34,7 @@ class Finding(NamedTuple):
     change: str
 
     def __str__(self) -> str:
-        """Four lines."""
+        """Format as three lines."""
         return (
             f"{self.what.upper()} at {self.where}: {self.measured} {self.unit}\n"
             f"    why:    {self.why}\n    change: {self.change}"
@@ -42,15 +42,15 @@ class Finding(NamedTuple):
 
 
 class Prescription(NamedTuple):
-    """Other parameters that were measured to be better.
+    """Changed parameters that a measurement shows to be better.
 
     Attributes:
-        name: of the cure.
-        what: what was done to the parameters.
-        quantity: what it promised to bring towards zero.
-        before: that quantity with the parameters given.
-        after: with the new ones.
-        params: the new parameters, of the same shapes.
+        name: name of the cure.
+        what: change of the parameters.
+        quantity: quantity that the cure brings towards zero.
+        before: that quantity with the given parameters.
+        after: that quantity with the new parameters.
+        params: new parameters, of the same shapes.
     """
 
     name: str
@@ -61,23 +61,23 @@ class Prescription(NamedTuple):
     params: PyTree
 
     def __str__(self) -> str:
-        """One line with what was measured."""
+        """Format as one line with the measured quantity."""
         return f"{self.name}: {self.what}; {self.quantity}: {self.before:.3g} before, {self.after:.3g} after"
 
 
 class Diagnosis(NamedTuple):
-    """What is wrong with a model at one batch, and what was seen to help.
+    """Faults of a model at one batch, with the cures that a measurement shows to help.
 
     Attributes:
-        findings: the worst first; none for a healthy model.
-        prescriptions: cures that were measured to help, for `apply`.
+        findings: faults, the worst first; empty for a healthy model.
+        prescriptions: cures that a measurement shows to help, for `apply`.
         rate: d ln |dL/dh| / dl over the blocks, in nats per block; positive where the gradient
             vanishes.
-        small: share of the blocks below 1 % of the largest gradient of a block.
-        theory: the rate beside the predicted one, or why nothing is predicted.
+        small: share of the blocks whose gradient is below 1 % of the largest.
+        theory: measured rate compared with the predicted one, or the reason for no prediction.
         missed: submodules that could not be measured.
-        measured: the numbers.
-        stability: how large steps the loss stands; None where no optimiser was given, or signal or
+        measured: measurement of signal and gradient.
+        stability: largest stable step of the loss; None without an optimiser, or where signal or
             gradient is not finite.
     """
 
@@ -92,18 +92,18 @@ class Diagnosis(NamedTuple):
 
     @property
     def healthy(self) -> bool:
-        """Whether nothing was found."""
+        """True if there are no findings."""
         return not self.findings
 
     def __str__(self) -> str:
-        """A page."""
+        """Format as a page."""
         return "\n".join([*self.summary, "", *self._body()])
 
     def as_json(self) -> str:
-        """Everything but parameters as JSON.
+        """Encode the diagnosis without parameters as JSON.
 
         Returns:
-            The text; numbers that are not finite are null.
+            JSON text; numbers that are not finite are null.
         """
         measured = self.measured
         rows = {
@@ -140,7 +140,7 @@ class Diagnosis(NamedTuple):
 
     @property
     def summary(self) -> list[str]:
-        """What was measured, one sentence a line."""
+        """Lines that summarise the measurement, one sentence each."""
         measured = self.measured
         lines = [f"{len(measured.rows)} places measured, loss {measured.loss:.4g}"]
         if measured.blocks:
@@ -187,7 +187,7 @@ def _of_steps(stability: Stability | None) -> dict[str, Any] | None:
 
 
 def _plain(value: Any) -> Any:
-    """Python's own types, numbers that are not finite as None."""
+    """Convert to Python's own types, with None for numbers that are not finite."""
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

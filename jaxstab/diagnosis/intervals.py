@@ -1,4 +1,4 @@
-"""Numbers of a diagnosis with the ranges that hold them."""
+"""Numbers of a diagnosis with their intervals."""
 
 import math
 from typing import NamedTuple
@@ -8,12 +8,12 @@ from jaxtyping import Float
 
 
 class Interval(NamedTuple):
-    """A number with the range that holds it in about 95 of 100 cases.
+    """Number with its interval of about 95 %.
 
     Attributes:
         value: the number.
-        low: lower end; NaN where nothing tells.
-        high: upper end.
+        low: lower end; NaN where unknown.
+        high: upper end; NaN where unknown.
     """
 
     value: float
@@ -21,7 +21,7 @@ class Interval(NamedTuple):
     high: float
 
     def __str__(self) -> str:
-        """Three digits, and the range where it is known."""
+        """Format with three digits, and the interval where it is known."""
         if math.isnan(self.low):
             return f"{self.value:.3g}"
         return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]"
@@ -30,15 +30,15 @@ class Interval(NamedTuple):
 def slope(
     logs: Float[np.ndarray, " block"], samples: Float[np.ndarray, "block sample"]
 ) -> Interval:
-    """Least-squares slope; its interval from the residuals and from the slopes of samples.
+    """Fit a least-squares slope, with an interval from its residuals and the slopes of samples.
 
     Args:
-        logs: of each block.
-        samples: likewise, of single examples; NaN where unknown.
+        logs: logarithm at each block.
+        samples: logarithm at each block for single examples; NaN where unknown.
 
     Returns:
-        The slope and two standard errors to either side; NaN for fewer than three blocks, or one
-        not finite.
+        The slope with two standard errors to either side; NaN for fewer than three blocks or an
+        entry of `logs` that is not finite.
     """
     count = len(logs)
     if count < 3 or not np.all(np.isfinite(logs)):
@@ -57,11 +57,11 @@ def slope(
 
 
 def share(share: float, count: int) -> Interval:
-    """A share of a count with the interval of Wilson 1927 at two standard errors.
+    """Compute the interval of a share by Wilson 1927 at two standard errors.
 
     Args:
-        share: in [0, 1].
-        count: of what it is a share.
+        share: share in [0, 1].
+        count: number of cases that the share is of.
 
     Returns:
         The share and its interval.
@@ -73,12 +73,12 @@ def share(share: float, count: int) -> Interval:
 
 
 def certain(value: float) -> Interval:
-    """A number that is counted, not estimated.
+    """Wrap a number that is counted, not estimated.
 
     Args:
         value: the number.
 
     Returns:
-        It, with an interval that is not known.
+        The number without an interval: both ends are NaN.
     """
     return Interval(value, math.nan, math.nan)

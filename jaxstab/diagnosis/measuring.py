@@ -1,4 +1,4 @@
-"""Measure signal and gradient at every site of one model at one batch."""
+"""Measurement of signal and gradient at every site of a model at one batch."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -34,36 +34,35 @@ Loss = Callable[[PyTree], Float[Array, ""]]
 
 # size of the disturbance of nearby inputs, relative to the first site
 NEARBY = 1e-2
-# factors of the gradient, largest first: one that changes what is zero tells underflow from a
-# gradient that is none
+# factors of the gradient, largest first: an underflown entry scaled up is no longer zero
 SCALES = (2.0**100, 2.0**60, 2.0**24, 2.0**12, 2.0**6)
 
 
 class Measured(NamedTuple):
-    """A model at one batch, along the axis of its rows.
+    """Measurement of a model at one batch, along the axis of its rows.
 
     Attributes:
-        rows: the rows.
-        sites: the site of each row.
-        blocks: numbers of the rows that are the model's depth: calls of modules of one class, or
+        rows: rows of the model.
+        sites: site of each row.
+        blocks: numbers of the rows that are the model's blocks: calls of modules of one class, or
             steps of one scan.
         signal: statistics of the values.
-        log_grad_h: ln |dL/dh| at each row; -inf for a gradient that is zero.
-        log_grad_theta: ln |dL/dtheta| of the parameters of the row's submodule; NaN where it has
-            none.
+        log_grad_h: ln |dL/dh| at each row; -inf for a zero gradient.
+        log_grad_theta: ln |dL/dtheta| of the parameters of the row's submodule; NaN for a
+            submodule without parameters.
         by_example: ln |dL/dh| of each example; NaN where the first axis is not the batch.
-        cut_off: rows without a gradient, here and one small step down the gradient: not only behind
-            a kernel that starts at zero.
-        frozen: rows without a gradient by the parameters of their submodule, likewise.
+        cut_off: True where dL/dh is zero, now and after one small step down the gradient. The step
+            excludes rows behind a kernel that starts at zero.
+        frozen: True where dL/dtheta of the row's submodule is zero, now and after that step.
         nonfinite: share of the gradient that is not finite.
         zero: share of the gradient that is exactly zero.
-        lost: share of the gradient that is zero only because floats end.
+        lost: share of the gradient that underflows to zero.
         alike: mean correlation of pairs of examples; NaN where the first axis is not the batch.
         tokens: mean correlation of pairs of positions, the axis before the last, within an example.
         nearby: correlation of the signals of two inputs that differ by `NEARBY`.
         attention: largest logit and entropy of softmaxes; NaN at other rows.
-        saliency: how alike gradients of two inputs are that differ by `NEARBY`.
-        loss: its value.
+        saliency: similarity of the gradients of two inputs that differ by `NEARBY`.
+        loss: value of the loss.
     """
 
     rows: tuple[Row, ...]
@@ -87,22 +86,22 @@ class Measured(NamedTuple):
 
     @property
     def floating(self) -> Bool[np.ndarray, " row"]:
-        """Which rows have a gradient."""
+        """True where the values of a row are floats and have a gradient."""
         return np.asarray([site.floating for site in self.sites])
 
     @property
     def values(self) -> Bool[np.ndarray, " row"]:
-        """Which rows are values of the model that have a gradient, not what a softmax reads."""
+        """True where the values of a row have a gradient and are not logits of a softmax."""
         return np.asarray([site.floating and not site.softmax for site in self.sites])
 
     def has(self, kind: str) -> bool:
-        """Whether a module of a class is there.
+        """Check for a module of a class.
 
         Args:
             kind: part of the name of the class.
 
         Returns:
-            Whether it is.
+            Boolean: True if the class of any site has `kind` in its name.
         """
         return any(kind in site.kind for site in self.sites)
 
@@ -111,20 +110,20 @@ class Measured(NamedTuple):
 def measurement(
     probe: Probe, loss: Loss
 ) -> Callable[[PyTree, Sequence[PyTree], Key[Array, ""]], Measured]:
-    """Make the measurement of a model, compiled at its first use.
+    """Make the function that measures a model, compiled at its first use.
 
-    Measurements of one probe and one loss share their programs.
+    Measurements with one probe and one loss share their programs.
 
     Args:
         probe: the model.
         loss: scalar function of the output.
 
     Returns:
-        (parameters, inputs, key) -> what is measured.
+        Function of (parameters, inputs, key) that returns the measurement.
     """
     passes = _Passes(probe, loss)
     of_rows = tuple(passes.sites[row.site] for row in probe.rows)
-    # what a mask hides from a softmax has no gradient
+    # logits that a mask hides have no gradient
     floats = np.asarray([site.floating and not site.softmax for site in of_rows])
 
     def measured(params: PyTree, inputs: Sequence[PyTree], key: Key[Array, ""]) -> Measured:
@@ -169,7 +168,7 @@ def measurement(
 class _Passes:
     """Forward and backward passes of a model, compiled at their first use.
 
-    Statistics of a site are a program of their own, which sites of one shape share.
+    Sites of one shape share the program of their statistics.
     """
 
     def __init__(self, probe: Probe, loss: Loss) -> None:
@@ -202,7 +201,7 @@ class _Passes:
     def signal(
         self, params: PyTree, inputs: Sequence[PyTree], key: Key[Array, ""]
     ) -> tuple[SignalAtSite, dict[str, Array]]:
-        """Statistics of the values at all rows, and the shift that makes a nearby input."""
+        """Compute statistics of the values at all rows, and the shift that makes a nearby input."""
         plain = self._values(params, inputs, self._no_shift)
         if self._first is None:
             shifts = self._no_shift
@@ -218,7 +217,7 @@ class _Passes:
         scale: float = 1.0,
         shifts: dict[str, Array] | None = None,
     ) -> tuple[dict[str, Array], PyTree, float]:
-        """Gradients by the values of all sites and by the parameters, and the loss."""
+        """Compute the gradients by the values of all sites and by the parameters, and the loss."""
         if shifts is None:
             shifts = self._no_shift
         value, d_theta, d_sites = self._gradients(params, inputs, jnp.float32(scale), shifts)
@@ -226,7 +225,7 @@ class _Passes:
         return known, d_theta, float(value)
 
     def of_gradient(self, known: dict[str, Array], inputs: Sequence[PyTree]) -> GradientAtSite:
-        """Statistics of gradients at all rows."""
+        """Compute statistics of gradients at all rows."""
         return at_rows(self.probe, gradient_of, _examples(inputs), known)
 
 
@@ -237,7 +236,7 @@ def _lost(
     zero: Float[np.ndarray, " row"],
     floats: Bool[np.ndarray, " row"],
 ) -> Float[np.ndarray, " row"]:
-    """The share of the gradient that is zero only because floats end, by a gradient scaled up."""
+    """Compute the share of the gradient that underflows, from a gradient scaled up."""
     for scale in SCALES:
         scaled = passes.of_gradient(passes.gradient(params, inputs, scale)[0], inputs)
         if not np.any(scaled.nonfinite[floats] > 0):
@@ -251,11 +250,11 @@ def check_loss(probe: Probe, loss: Loss, params: PyTree, inputs: Sequence[PyTree
     Args:
         probe: the model.
         loss: scalar function of the output.
-        params: of the model.
-        inputs: likewise.
+        params: parameters of the model.
+        inputs: inputs of the model.
 
     Raises:
-        ValueError: if it is something else.
+        ValueError: if the loss is not a real scalar.
     """
 
     def of_output(params: PyTree, inputs: Sequence[PyTree]) -> Any:
@@ -265,13 +264,13 @@ def check_loss(probe: Probe, loss: Loss, params: PyTree, inputs: Sequence[PyTree
 
 
 def check_scalar(value: Any) -> None:
-    """Check that what a loss gives is a real scalar.
+    """Check that the value of a loss is a real scalar.
 
     Args:
-        value: its shape, as `jax.eval_shape` has it.
+        value: shape and dtype of the loss, from `jax.eval_shape`.
 
     Raises:
-        ValueError: if it is something else.
+        ValueError: if the value is not a real scalar.
     """
     shape = getattr(value, "shape", None)
     if shape == () and jnp.issubdtype(value.dtype, jnp.floating):
@@ -287,7 +286,7 @@ def _no_gradient(site: Site) -> Array:
 
 
 def _examples(inputs: Sequence[PyTree]) -> int:
-    """Size of the first axis of the first input; 0 where there is none."""
+    """Size of the first axis of the first input; 0 for a scalar."""
     shape = jnp.shape(jax.tree.leaves(inputs)[0])
     if shape:
         return shape[0]
@@ -296,7 +295,7 @@ def _examples(inputs: Sequence[PyTree]) -> int:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _disturbance(site: Site, value: Array, key: Key[Array, ""]) -> dict[str, Array]:
-    """A small random shift of a site."""
+    """Draw a small random shift of a site."""
     noise = jax.random.normal(key, site.shape, jnp.float32)
     size = NEARBY * jnp.sqrt(jnp.mean(jnp.square(floating(value)))).astype(jnp.float32)
     return {site.name: (size * noise).astype(site.dtype)}

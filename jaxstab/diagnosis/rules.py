@@ -1,8 +1,8 @@
-"""What is wrong, told from what was measured: one rule a fault, in one table.
+"""Rules that derive findings from a measurement: one rule per fault, in one table.
 
-A rule alarms where a model is in trouble by a wide margin: a factor of 30 in the gradient over the
-depth, most units of a layer dead. What lies within the scatter of a healthy network of a few dozen
-units is no finding.
+A rule fires where a model is at fault by a wide margin: a factor of 30 in the gradient over the
+depth, most units of a layer dead. The scatter of a healthy network of a few dozen units is no
+finding.
 """
 
 import itertools
@@ -23,40 +23,40 @@ from jaxstab.networks import Site
 FAR = math.log(30.0)
 # share of the largest gradient below which a block learns nothing next to the others
 SMALL = 0.01
-# share of dead units; half of them are at most off for all of a batch whose examples are all alike
+# share of dead units: with equal examples half of the units of a healthy relu layer are off
 DEAD = 0.75
 SATURATED = 0.5
-# share of a gradient that floats may lose
+# share of a gradient that may underflow
 LOST = 0.1
 # nats by which one block may differ from the others
 JUMP = 1.0
 
 
 def gradient_rate(measured: Measured) -> Interval:
-    """The slope of ln |dL/dh_l| against l over the blocks, as `analysis.rate` fits it.
+    """Fit the slope of ln |dL/dh_l| against l over the blocks, like `analysis.rate`.
 
-    The interval is two standard errors wide to either side: of the slopes of single examples, and
-    of the fit.
+    The interval is two standard errors to either side. The standard error combines the scatter of
+    the slopes of single examples with the residuals of the fit.
 
     Args:
-        measured: the model.
+        measured: measurement of the model.
 
     Returns:
-        Nats per block, positive where the gradient vanishes; NaN without blocks or with a gradient
-        that is zero or not finite.
+        Rate in nats per block, positive where the gradient vanishes; NaN for fewer than three
+        blocks, or a gradient that is zero or not finite.
     """
     numbers = list(measured.blocks)
     return slope(measured.log_grad_h[numbers], measured.by_example[numbers])
 
 
 def small_share(measured: Measured) -> float:
-    """Share of the blocks whose gradient is below 1 % of the largest.
+    """Compute the share of the blocks whose gradient is below 1 % of the largest.
 
     Args:
-        measured: the model.
+        measured: measurement of the model.
 
     Returns:
-        The share; NaN without blocks.
+        Share in [0, 1]; NaN without blocks.
     """
     logs = measured.log_grad_h[list(measured.blocks)]
     if not len(logs) or np.isnan(logs).all():
@@ -65,13 +65,14 @@ def small_share(measured: Measured) -> float:
 
 
 def findings(measured: Measured) -> tuple[Finding, ...]:
-    """All that is wrong.
+    """Find all faults of a measured model.
 
     Args:
-        measured: the model.
+        measured: measurement of the model.
 
     Returns:
-        The findings, in the order of the rules: what makes others meaningless comes first.
+        Findings in the order of the rules. A fault that makes other rules meaningless, such as a
+        signal that is not finite, is returned alone.
     """
     nonfinite = [*_nonfinite_signal(measured), *_nonfinite_gradient(measured)]
     if nonfinite:
@@ -79,7 +80,7 @@ def findings(measured: Measured) -> tuple[Finding, ...]:
     if small := _signal_underflow(measured):
         return tuple(small)
     if np.any(measured.signal.dead == 1):
-        # all layers above it are dead as well, and nothing below it learns
+        # all layers above are dead as well, and no layer below learns
         return tuple(_dead(measured)[:1])
     return tuple(finding for rule in RULES for finding in rule(measured))
 
@@ -107,7 +108,7 @@ def _nonfinite_signal(measured: Measured) -> list[Finding]:
 
 
 def _nonfinite(measured: Measured) -> Bool[np.ndarray, " row"]:
-    """Rows whose values are not finite; a mask may put -inf into what a softmax reads."""
+    """True where values are not finite; logits are exempt, since a mask may set them to -inf."""
     read = np.asarray([site.softmax for site in measured.sites])
     return (np.asarray(measured.signal.nonfinite) > 0) & ~read
 
@@ -134,12 +135,12 @@ def _nonfinite_gradient(measured: Measured) -> list[Finding]:
 
 def _signal_underflow(measured: Measured) -> list[Finding]:
     for i, site in enumerate(measured.sites):
-        # wider floats than those of two bytes end where nobody comes
+        # only floats of two bytes have a range that signals leave
         if not site.floating or site.softmax or jnp.dtype(site.dtype).itemsize > 2:
             continue
         normal = float(jnp.finfo(site.dtype).smallest_normal)
         log_q = float(measured.signal.log_q[i])
-        # zeros of parameters that are zero themselves, such as a branch's at its start, get gradients
+        # a signal that is zero because its parameters start at zero still gives them a gradient
         lost = log_q == -np.inf and measured.log_grad_theta[i] == -np.inf
         if not lost and not -np.inf < log_q < 2 * math.log(normal):
             continue
@@ -216,7 +217,7 @@ def _one_block_apart(measured: Measured) -> list[Finding]:
         growth = np.diff(measured.signal.log_q[numbers]) / 2
         gradient = -np.diff(measured.log_grad_h[numbers])
     shapes = [measured.sites[i].shape for i in numbers]
-    # a readout is of the same class as the layers before it, and not their like
+    # a readout may have the class of the layers before it, but another shape
     equal = np.asarray([below == above for below, above in itertools.pairwise(shapes)])
     ratios: dict[int, float] = {}
     for steps in (np.where(equal, growth, np.nan), np.where(equal, gradient, np.nan)):
@@ -303,7 +304,7 @@ def _units(
         if _name(site) not in skip:
             units = share(float(shares[i]), site.shape[-1])
             findings.append(Finding(what, measured.rows[i].name, units, unit, why, change))
-    # a net of many such layers is one finding, at the first of them
+    # report many such layers as one finding at the first
     if len(findings) > 3:
         return findings[:1]
     return findings
@@ -313,7 +314,7 @@ def _no_gradient(measured: Measured) -> list[Finding]:
     if np.all(~np.isfinite(measured.log_grad_h[measured.values])):
         return []
     by_site: dict[str, bool] = {}
-    # an output of the model that the loss does not read is no part of it
+    # an output of the model that the loss does not read is no fault
     inside = np.asarray([bool(site.path) for site in measured.sites])
     nothing = measured.cut_off & measured.values & inside
     for row, none in zip(measured.rows, nothing, strict=True):
@@ -324,7 +325,7 @@ def _no_gradient(measured: Measured) -> list[Finding]:
     theory = "the chain rule: what lies before a factor of zero does not learn"
     if stopped:
         last = stopped[-1]
-        # dead units stop the gradient themselves; else what follows does
+        # dead units stop the gradient themselves; otherwise the next row does
         cause = last
         if measured.signal.dead[last] != 1 and last + 1 < len(measured.rows):
             cause = last + 1
@@ -399,7 +400,7 @@ def _within(path: str, parent: str) -> bool:
 
 
 def _name(site: Site) -> str:
-    """Name of the activation that reads a site; "" for none."""
+    """Name of the activation applied to a site; "" for none."""
     if isinstance(site.activation, str):
         return site.activation
     return getattr(site.activation, "name", "")

@@ -1,4 +1,4 @@
-"""Rules of a training run: too large a first update, clipping that never or always fires, updates out of line."""
+"""Rules of a training run: first updates too large, clipping without effect, odd updates."""
 
 import math
 
@@ -10,33 +10,33 @@ from jaxstab.diagnosis.intervals import Interval, certain, share
 from jaxstab.diagnosis.stability import Stability
 from jaxstab.diagnosis.watching import Watched
 
-# updates from which on a firing rate says something
+# fewest updates for a meaningful firing rate
 ENOUGH = 20
-# firing rate of a clipper that is part of the learning rate
+# firing rate above which a threshold only rescales the learning rate
 ALWAYS = 0.99
 # share of gradients that a threshold should let through
 THROUGH = 0.9
-# size of an update over that of its parameters, for the median group
+# bounds of |update| / |parameters| of the median group
 LARGEST = 0.1
 SMALLEST = 1e-6
 # nats by which a group may differ from the median group
 APART = math.log(100.0)
-# share of an update up to which the loss must fall
+# smallest share of the first update along which the loss must fall
 SHARE = 0.1
-# a rate over the largest stable one: wide networks stand 6 times it by moving to a flatter place
-# (Lewkowycz et al. 2020), momentum of 0.9 twice as much; of 96 narrow ones of
-# experiments/08_stable_learning_rate 8 trained at 8 times it and 4 at 16 times
+# largest learning rate over the stable one: wide networks survive a ratio of 6 by moving to a
+# flatter place (Lewkowycz et al. 2020), with momentum of 0.9 twice as much; of 96 narrow networks
+# of experiments/08_stable_learning_rate 8 trained at a ratio of 8 and 4 at 16
 BEYOND = 12.0
 
 
 def of_run(watched: Watched) -> list[Finding]:
-    """Tell what is wrong with a run from what `watch` kept of it.
+    """Find the faults of a run in the summaries that `watch` kept.
 
     Args:
-        watched: one summary, or those of a run along a leading axis.
+        watched: one summary, or the summaries of a run along a leading axis.
 
     Returns:
-        The findings.
+        List of findings; empty for a healthy run.
     """
     steps = np.atleast_1d(np.asarray(watched.last_step))
     _, rows = np.unique(steps, return_index=True)
@@ -66,15 +66,15 @@ def of_run(watched: Watched) -> list[Finding]:
 
 
 def of_stability(found: Stability) -> list[Finding]:
-    """Tell whether the first update is too large.
+    """Find a first update that is too large.
 
     Args:
-        found: what was measured.
+        found: measured stability of the loss.
 
     Returns:
-        One finding or none.
+        List of one finding, or of none.
     """
-    # a search that never saw the loss fall knows no more than an upper end
+    # a search that never saw the loss fall knows only an upper end
     share = found.share.value
     if math.isnan(share):
         share = found.share.high
@@ -117,7 +117,7 @@ def _divisor(share: float) -> str:
 def _by_layer(
     groups: dict, rows: np.ndarray, stacked: bool
 ) -> dict[str, Float[np.ndarray, " summary"]]:
-    """Numbers of each group, those of a stack by layer."""
+    """Split the numbers of each stack into one entry per layer."""
     found = {}
     for name, values in groups.items():
         numbers = np.asarray(values, float)
@@ -191,7 +191,7 @@ def _clipping(
 def _updates(ratios: dict[str, np.ndarray]) -> list[Finding]:
     sizes = {}
     for name, logs in ratios.items():
-        # the second half: a warm-up of the learning rate is over, or further on
+        # the second half of a run is less affected by a warm-up of the learning rate
         known = logs[len(logs) // 2 :]
         known = known[np.isfinite(known)]
         if len(known):

@@ -1,4 +1,4 @@
-"""Rules of similarity: examples and positions that grow alike, nearby inputs that part, attention that settles."""
+"""Rules of similarity: collapsing correlation, chaos, entropy collapse and shattered gradients."""
 
 import numpy as np
 
@@ -6,24 +6,24 @@ from jaxstab.diagnosis.findings import Finding
 from jaxstab.diagnosis.intervals import Interval, certain
 from jaxstab.diagnosis.measuring import NEARBY, Measured
 
-# correlation at which examples are one to a linear readout, and below which they were told apart at
-# first
+# correlation above which a linear readout cannot separate examples, and largest correlation of
+# examples that are separate at the first row
 COLLAPSED = 0.999
 APART = 0.95
 # cosine of the gradients of nearby inputs below which a saliency map is mostly noise
 SHATTERED = 0.5
-# share of the entropy of equal weights below which attention has settled on single places
+# share of the entropy of equal weights below which attention looks at single positions
 SETTLED = 0.1
 
 
 def collapsing(measured: Measured) -> list[Finding]:
-    """Find correlations of examples, or of positions, that tend to one.
+    """Find correlations of examples or positions that tend to one.
 
     Args:
-        measured: the model.
+        measured: measurement of the model.
 
     Returns:
-        The findings.
+        List of findings, at most one of examples and one of positions.
     """
     found = []
     for correlations, what in ((measured.alike, "examples"), (measured.tokens, "positions")):
@@ -51,7 +51,7 @@ def collapsing(measured: Measured) -> list[Finding]:
 
 
 def _apart(measured: Measured, what: str) -> str:
-    """What keeps examples or positions apart."""
+    """Text of the change that keeps examples or positions apart."""
     normed = measured.has("LayerNorm") or measured.has("RMSNorm")
     if what == "positions" and normed:
         return (
@@ -63,13 +63,13 @@ def _apart(measured: Measured, what: str) -> str:
 
 
 def settled(measured: Measured) -> list[Finding]:
-    """Find attention that looks at single places.
+    """Find attention that looks at single positions.
 
     Args:
-        measured: the model.
+        measured: measurement of the model.
 
     Returns:
-        The findings.
+        List of one finding, or of none.
     """
     entropy = measured.attention.entropy
     bad = np.flatnonzero(entropy < SETTLED)
@@ -99,13 +99,13 @@ def settled(measured: Measured) -> list[Finding]:
 
 
 def chaotic(measured: Measured) -> list[Finding]:
-    """Find nearby inputs that part on their way.
+    """Find nearby inputs whose signals decorrelate with depth.
 
     Args:
-        measured: the model.
+        measured: measurement of the model.
 
     Returns:
-        The findings.
+        List of one finding, or of none.
     """
     if not measured.blocks:
         return []
@@ -127,19 +127,19 @@ def chaotic(measured: Measured) -> list[Finding]:
 
 
 def shattered(measured: Measured) -> list[Finding]:
-    """Find gradients that nearby inputs do not share.
+    """Find gradients that differ between nearby inputs.
 
     Args:
-        measured: the model.
+        measured: measurement of the model.
 
     Returns:
-        The findings.
+        List of one finding, or of none.
     """
     saliency = measured.saliency
     bad = [i for i in measured.blocks if saliency.cosine[i] < SHATTERED]
     if not bad:
         return []
-    # towards the input, each block shatters it more
+    # each block towards the input shatters the gradient further
     lowest = measured.blocks[0]
     value = float(saliency.cosine[lowest])
     reach = 2 * float(saliency.error[lowest])

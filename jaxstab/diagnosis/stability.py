@@ -1,4 +1,4 @@
-"""How large steps a loss stands at one batch: its sharpness, and how far along an update it falls."""
+"""Largest stable step of a loss at one batch: its sharpness, and its fall along an update."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -15,25 +15,26 @@ from jaxstab.diagnosis.intervals import Interval
 from jaxstab.networks import Probe
 from jaxstab.norms import log_norm
 
-# with the Hessian, for its largest eigenvalue
+# products with the Hessian for its largest eigenvalue
 PRODUCTS = 20
 # evaluations of the loss along the update
 PASSES = 12
-# cosine from which on an update is a step of gradient descent
+# cosine with the negative gradient above which an update is a step of gradient descent
 ALONG = 0.999
 
 
 class Stability(NamedTuple):
-    """The first update of an optimiser beside what the loss stands.
+    """First update of an optimiser compared with the largest stable step of the loss.
 
     Attributes:
-        sharpness: largest eigenvalue of the Hessian of the loss by what is trained, within the
-            bound of its residual; NaN where it is not known.
-        largest_rate: of gradient descent, 2 / sharpness; inf where no curvature is positive.
+        sharpness: largest eigenvalue of the Hessian of the loss by the trained parameters, with
+            the bound of its residual as interval; NaN where unknown.
+        largest_rate: largest stable rate of gradient descent, 2 / sharpness; inf where no curvature
+            is positive.
         rate: |update| / |gradient| where the update is a step of gradient descent, else NaN.
-        share: of the update up to which the loss falls, between the last share tried at which it
-            fell and the first at which it rose; NaN where the search ended before both were seen.
-        why: why numbers are missing; empty where none is.
+        share: share of the update up to which the loss falls. The interval runs from the last share
+            with a fall to the first with a rise; NaN where the search did not see both.
+        why: reasons for missing numbers; empty where none is missing.
     """
 
     sharpness: Interval
@@ -43,7 +44,7 @@ class Stability(NamedTuple):
     why: str
 
     def __str__(self) -> str:
-        """One line."""
+        """Format as one line."""
         parts = []
         if not math.isnan(self.sharpness.value):
             parts.append(
@@ -73,22 +74,22 @@ def stability(
 ) -> Stability:
     """Measure the sharpness of a loss, and how far it falls along an optimiser's first update.
 
-    Twenty products with the Hessian, each of two gradients' time, and twelve forward passes.
+    The cost is 20 products with the Hessian, each of two gradients' time, and 12 forward passes.
 
     Args:
         probe: the model.
-        params: its parameters.
-        inputs: its inputs.
+        params: parameters of the model.
+        inputs: inputs of the model.
         loss: scalar function of the output.
-        tx: the optimiser, for what is trained: the "params" of a linen module, the `nnx.Param` of
+        tx: optimiser of the trained parameters: the "params" of a linen module, the `nnx.Param` of
             an nnx module.
         key: PRNG key of the first vector.
 
     Returns:
-        What was measured.
+        Record of sharpness, rates and share.
 
     Raises:
-        ValueError: if the optimiser does not take what is trained.
+        ValueError: if the optimiser does not take the trained parameters.
     """
     outputs, theta = probe.function(params)
 
@@ -124,7 +125,7 @@ def stability(
 
 
 def _widened(tree: PyTree) -> PyTree:
-    """Floats of two bytes as those of four, whose sums and eigenvalues are known."""
+    """Cast floats of two bytes to four bytes, where sums and eigenvalues are accurate."""
 
     def wider(leaf: Array) -> Array:
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
@@ -135,7 +136,7 @@ def _widened(tree: PyTree) -> PyTree:
 
 
 def _real(leaf: Array, gradient: Array) -> Array:
-    """A gradient of integers, which has a type of its own, as zeros."""
+    """Replace the float0 gradient of an integer leaf by zeros."""
     if gradient.dtype == jax.dtypes.float0:
         return jnp.zeros_like(leaf)
     return gradient
@@ -143,7 +144,7 @@ def _real(leaf: Array, gradient: Array) -> Array:
 
 def _first_update(tx: optax.GradientTransformation, theta: PyTree, gradient: PyTree) -> PyTree:
     def update(theta: PyTree, gradient: PyTree) -> PyTree:
-        # optax mixes integers and floats, which strict users have switched off
+        # optax mixes integers and floats, which strict dtype promotion refuses
         with jax.numpy_dtype_promotion("standard"):
             return tx.update(gradient, tx.init(theta), theta)[0]
 
@@ -154,7 +155,7 @@ def _first_update(tx: optax.GradientTransformation, theta: PyTree, gradient: PyT
 
 
 def _reason(error: Exception) -> str:
-    """The first line of a message; the name of an error without one."""
+    """First line of an error's message, or the name of its class where the message is empty."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
@@ -172,7 +173,7 @@ def _rate(update: PyTree, gradient: PyTree) -> float:
 def _sharpness(
     goal: Callable, theta: PyTree, inputs: Sequence[PyTree], key: Key[Array, ""]
 ) -> tuple[Interval, str]:
-    """The largest eigenvalue, or why there is none."""
+    """Compute the largest eigenvalue of the Hessian, or the reason for a missing one."""
 
     def measured(theta: PyTree, inputs: Sequence[PyTree], key: Key[Array, ""]) -> Any:
         def of_wide(wide: PyTree) -> Float[Array, ""]:

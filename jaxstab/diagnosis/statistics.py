@@ -18,13 +18,13 @@ from jaxstab.records import SiteProfile
 
 
 class Saliency(NamedTuple):
-    """Gradients dL/dh, dL/dh' of two nearby inputs, at one row or along the axis of rows.
+    """Similarity of the gradients of two nearby inputs, at one row or along the axis of rows.
 
     Attributes:
-        cosine: of the two, mean over examples.
+        cosine: cosine of dL/dh and dL/dh', mean over examples.
         error: standard error of that mean; NaN where the first axis is not the batch.
-        signal_to_noise: |E g|^2 / E |g - E g|^2 from the two, as `signal_to_noise` of
-            `propagation.saliency` estimates it.
+        signal_to_noise: |E g|^2 / E |g - E g|^2 from the two gradients, estimated like
+            `signal_to_noise` of `propagation.saliency`.
     """
 
     cosine: Float[Array, ""]
@@ -56,8 +56,8 @@ class GradientAtSite(NamedTuple):
     Attributes:
         log_norm: ln |dL/dh|.
         by_example: ln |dL/dh| of each example; NaN where the first axis is not the batch.
-        zero: share that is exactly zero.
-        nonfinite: share that is not finite.
+        zero: share of entries that are exactly zero.
+        nonfinite: share of entries that are not finite.
     """
 
     log_norm: Any
@@ -72,11 +72,11 @@ def signal_of(site: Site, examples: int, h: Array, disturbed: Array) -> SignalAt
     Args:
         site: the site.
         examples: size of the batch.
-        h: values.
-        disturbed: values of a nearby input.
+        h: values of the site.
+        disturbed: values of the site at a nearby input.
 
     Returns:
-        The statistics.
+        Record of statistics of the site's values.
     """
     nearby = site_correlation(site, h, disturbed)
     return SignalAtSite(
@@ -94,10 +94,10 @@ def gradient_of(site: Site, examples: int, gradient: Array) -> GradientAtSite:
     Args:
         site: the site.
         examples: size of the batch.
-        gradient: of the loss.
+        gradient: gradient of the loss by the values of the site.
 
     Returns:
-        The statistics.
+        Record of statistics of the gradient.
     """
     numbers = floating(gradient)
     return GradientAtSite(
@@ -114,11 +114,11 @@ def saliency_of(site: Site, examples: int, one: Array, other: Array) -> Saliency
     Args:
         site: the site.
         examples: size of the batch.
-        one: gradient of the one input.
-        other: gradient of the other.
+        one: gradient at the first input.
+        other: gradient at the second input.
 
     Returns:
-        How alike they are.
+        Record of cosine and signal to noise.
     """
     gradients = [floating(one), floating(other)]
     if not _is_batch(one, examples):
@@ -135,13 +135,13 @@ def saliency_of(site: Site, examples: int, one: Array, other: Array) -> Saliency
         error = jnp.std(cosines, ddof=1) / count**0.5
     else:
         error = cosines[0] * jnp.nan
-    # a ratio of nearly equal gradients is nearly infinite: the median has a meaning
+    # the ratio of two nearly equal gradients is nearly infinite, which would dominate a mean
     return Saliency(jnp.mean(cosines), error, jnp.median(ratios))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _at_site(function: Callable, site: Site, examples: int, *values: Array) -> PyTree:
-    """Numbers of a site, [step, ...]."""
+    """Compute the numbers of a site, [step, ...]."""
     at_step = functools.partial(function, site, examples)
     for _ in site.loops:
         at_step = jax.vmap(at_step)
@@ -154,16 +154,16 @@ def at_rows(probe: Probe, function: Callable, examples: int, *values: Mapping[st
 
     Args:
         probe: the model.
-        function: (site, number of examples, its arrays) -> numbers.
+        function: function of (site, number of examples, arrays of the site) that returns numbers.
         examples: size of the batch.
-        values: arrays by site, one mapping for each argument of `function`.
+        values: arrays by site, one mapping per array argument of `function`.
 
     Returns:
-        The numbers, each [row, ...].
+        Pytree of the numbers, each [row, ...].
     """
     parts = []
     for site in probe.sites:
-        # what sites of one shape do not share, their program does not read
+        # drop the fields that differ between sites of one shape, so that they share a program
         kind = site.kind if site.softmax else ""
         alike = site._replace(name="", path="", kind=kind, call=0)
         parts.append(
@@ -190,10 +190,10 @@ def log_norms_of_parameters(probe: Probe, d_theta: PyTree) -> Float[np.ndarray, 
 
     Args:
         probe: the model.
-        d_theta: gradient by its parameters.
+        d_theta: gradient by the parameters of the model.
 
     Returns:
-        The logarithms; NaN where a submodule has no parameters.
+        Logarithm at each row; NaN for a submodule without parameters.
     """
     whole = []
     by_step: dict[int, np.ndarray] = {}
@@ -215,7 +215,7 @@ def log_norms_of_parameters(probe: Probe, d_theta: PyTree) -> Float[np.ndarray, 
             of_step = {i: by_step[i][row.steps[0]] for i in numbers if i in by_step}
         norms = np.array([of_step.get(i, whole[i]) for i in numbers], float)
         with np.errstate(invalid="ignore"):
-            # -inf and NaN come back as such
+            # -inf and NaN propagate with a warning
             logs.append(np.logaddexp.reduce(2 * norms) / 2)
     return np.asarray(logs)
 

@@ -1,4 +1,4 @@
-"""Parameters after one small step of gradient descent."""
+"""One small step of gradient descent."""
 
 import jax
 import jax.numpy as jnp
@@ -8,20 +8,20 @@ from jaxstab.networks import Probe
 from jaxstab.norms import log_norm
 from jaxstab.propagation.sites import floating
 
-# length of the step over that of the parameters
+# norm of the step over the norm of the parameters
 STEP = 1e-2
 
 
 def stepped(probe: Probe, params: PyTree, d_theta: PyTree) -> PyTree:
-    """Move parameters down a gradient; what has none only behind a kernel that is zero has one there.
+    """Move parameters down a gradient, so that a kernel of zeros no longer blocks the gradient.
 
     Args:
         probe: the model.
-        params: its parameters.
-        d_theta: the gradient by what is trained.
+        params: parameters of the model.
+        d_theta: gradient by the trained parameters.
 
     Returns:
-        The parameters; the same ones where the gradient is zero or not finite.
+        Parameters after the step; unchanged where the gradient is zero or not finite.
     """
     theta, rest = probe.model.split(params)
     known = [leaf for leaf in jax.tree.leaves(d_theta) if leaf.dtype != jax.dtypes.float0]

@@ -1,4 +1,4 @@
-"""Follow a training run: norms by layer, stable ranks and firing rates every k updates."""
+"""Monitoring of a training run: norms by layer, stable ranks and firing rates every k updates."""
 
 import functools
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from jaxstab.norms.groups import accumulator, zero_norms
 from jaxstab.norms.logarithms import unit
 from jaxstab.norms.paths import Grouping, Per, Stacked, check_grouping, named_leaves, stack_of
 
-# steps of the power method, at the first summary and at each later one, which starts from its result
+# steps of the power method at the first summary, and at each later one, which continues from it
 FIRST_STEPS = 40
 LATER_STEPS = 2
 
@@ -26,16 +26,16 @@ Send = Callable[[int, dict[str, float]], object]
 
 
 class Watched(NamedTuple):
-    """What `watch` saw at the last update that it looked at; NaN before the first.
+    """Latest summary of `watch`; NaN before the first.
 
     Attributes:
-        last_step: number of that update, counted from 0; -1 before the first.
+        last_step: number of the summarised update, counted from 0; -1 before the first.
         log_gradient: ln of the norm of the gradient by name of group; -inf for zero.
-        log_update: likewise, of what the transformation made of it.
-        log_parameters: likewise, of the parameters before the update.
-        stable_rank: |W|_F^2 / |W|_2^2 by name of kernel, of each layer of a stack.
-        firing_rates: of each `clipping.monitored` within the transformation, "0", "1", ...
-        nonfinite: NaN and infinite entries of the gradient.
+        log_update: ln of the norm of the update, the transformed gradient, by name of group.
+        log_parameters: ln of the norm of the parameters before the update, by name of group.
+        stable_rank: |W|_F^2 / |W|_2^2 by name of kernel, one value per layer of a stack.
+        firing_rates: rate of each `clipping.monitored` in the transformation, "0", "1", ...
+        nonfinite: count of NaN and infinite entries of the gradient.
     """
 
     last_step: Int[Array, ""]
@@ -54,7 +54,7 @@ class WatchState(NamedTuple):
         inner: state of the wrapped transformation.
         calls: updates made so far.
         watched: the last summary.
-        vectors: unit right singular vectors of the kernels, as far as they have converged.
+        vectors: estimates of the kernels' largest right singular vectors, of unit norm.
     """
 
     inner: PyTree
@@ -72,27 +72,26 @@ def watch(
 ) -> optax.GradientTransformationExtraArgs:
     """Keep in the state, every k updates, a summary of gradient, update and parameters.
 
-    The updates are those of tx. The state has the same structure from the start, so that
+    The wrapped transformation makes the same updates as tx. The state keeps one structure, so that
     `jax.lax.scan` can carry it, and `optax.tree.get(state, "watched")` reads the summary in any
-    chain. A summary calls tx a second time, so that what tx itself sends to the host comes twice.
-    Between summaries nothing is computed, except under `jax.vmap` over states, where both ways of
-    a conditional are.
+    chain. A summary calls tx a second time, so that host callbacks of tx run twice. Updates between
+    summaries cost nothing extra, except under `jax.vmap` over states, where JAX runs both branches
+    of a conditional.
 
-    A norm of the updates that doubles precedes a spike of the loss; a stable rank that falls
-    tells of kernels that collapse. The largest singular value comes from the power method, which
-    goes on from summary to summary: the stable rank is too large, by a few percent for a random
-    kernel at the first summary, and by less later.
+    A doubling norm of the updates precedes a spike of the loss. A falling stable rank is a sign of
+    collapsing kernels. The largest singular value comes from the power method, which continues from
+    summary to summary. The stable rank is therefore too large: by a few percent for a random kernel
+    at the first summary, and by less later.
 
     Args:
-        tx: any transformation; `clipping.monitored` within it gives firing rates.
-        every: updates from one summary to the next, >= 1; an integer, which may be traced. The
+        tx: any transformation; `clipping.monitored` within tx gives firing rates.
+        every: updates from one summary to the next, an integer >= 1, which may be traced. The
             first update has a summary.
-        per: groups of norms; "tree", "leaf", "layer" or a callable, see `jaxstab.norms.group_norms`.
+        per: groups of norms: "tree", "leaf", "layer" or a callable of `jaxstab.norms.group_norms`.
         stacked: leaves with a leading layer axis, for per="layer"; see `jaxstab.norms.group_norms`.
-        send: called on the host with each summary as it comes, (number of the update, numbers by
-            name), such as a function of `jaxstab.diagnosis.writers`; None to call nothing. It
-            sees "log_update/blocks/dense@3" for layer 3 of a stack. Under `jax.vmap` it is called
-            for every network.
+        send: host function of (number of the update, numbers by name), called with each summary,
+            such as a function of `jaxstab.diagnosis.writers`; None to send nothing. Layer 3 of a
+            stack is named "log_update/blocks/dense@3". Under `jax.vmap` every network calls `send`.
 
     Returns:
         The transformation; its state is a `WatchState`.
@@ -135,7 +134,7 @@ def watch(
         due = state.calls % jnp.asarray(every).astype(jnp.int32) == 0
 
         def summary() -> tuple[Watched, dict[str, Array]]:
-            # made a second time: XLA would write updates that are read here to memory at every step
+            # a second call, since XLA would write updates read here to memory at every step
             out, inner = tx.update(updates, state.inner, params, **extra)
             trees = jax.lax.stop_gradient((updates, out, params))
             summarised = _summary(*trees, inner, state, grouping)
@@ -144,7 +143,7 @@ def watch(
             return summarised
 
         watched, vectors = jax.lax.cond(due, summary, lambda: (state.watched, state.vectors))
-        # XLA overwrites moments in place only where their new values depend on the summary
+        # XLA updates moments in place only if their new values depend on the summary
         before = _after(watched.last_step >= 0, state.inner)
         out, inner = tx.update(updates, before, params, **extra)
         return out, WatchState(inner, optax.safe_increment(state.calls), watched, vectors)
@@ -153,7 +152,7 @@ def watch(
 
 
 def _after(done: Bool[Array, ""], state: PyTree) -> PyTree:
-    """The same values, which depend on a scalar that is always true."""
+    """Return the state unchanged, but dependent on a scalar that is always true."""
 
     def depending(x: Any) -> Any:
         floating = isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jnp.floating)
@@ -172,7 +171,7 @@ def _summary(
     state: WatchState,
     grouping: Grouping,
 ) -> tuple[Watched, dict[str, Array]]:
-    """The summary of one update, and the vectors that the next one starts from."""
+    """Compute the summary of one update, and the vectors for the next power method."""
     old = state.watched
     norms = group_norms(gradient, *grouping)
     weights = {}
@@ -206,7 +205,7 @@ def _summary(
 
 
 def _kernels(params: PyTree, stacked: Stacked) -> dict[str, Float[Array, "*depth m n"]]:
-    """Leaves of two axes or more as matrices, the last axis against the others."""
+    """Leaves of two axes or more as matrices: the last axis is n, the others are m."""
     is_stacked = stack_of(params, stacked)
     kernels = {}
     for path, leaf in named_leaves(params):
@@ -218,13 +217,13 @@ def _kernels(params: PyTree, stacked: Stacked) -> dict[str, Float[Array, "*depth
 
 
 def _frobenius(kernels: dict[str, Array]) -> dict[str, Norm]:
-    """|W|_F of each kernel, of each layer of a stack."""
+    """Compute |W|_F of each kernel, per layer of a stack."""
     modules = {name: {"kernel": kernel} for name, kernel in kernels.items()}
     return group_norms(modules, "layer", lambda path: kernels[path[0]].ndim == 3)
 
 
 def _start(kernel: Float[Array, "*depth m n"]) -> Float[Array, "*depth n"]:
-    """Random vectors, the same for every layer."""
+    """Draw a random unit vector, the same for every layer."""
     dtype = accumulator(kernel.dtype)
     vector = jax.random.normal(jax.random.key(0), kernel.shape[-1:], dtype)
     zeros = jnp.zeros_like(kernel[..., 0, :], dtype)
@@ -234,7 +233,7 @@ def _start(kernel: Float[Array, "*depth m n"]) -> Float[Array, "*depth n"]:
 def _largest(
     kernel: Float[Array, "*depth m n"], vector: Float[Array, "*depth n"], steps: Int[Array, ""]
 ) -> tuple[Float[Array, "*depth"], Float[Array, "*depth n"]]:
-    """ln |W|_2 by the power method of W^T W, and its vector."""
+    """Compute ln |W|_2 and its right singular vector by the power method of W^T W."""
     if kernel.ndim == 3:
         return jax.vmap(_largest, (0, 0, None))(kernel, vector, steps)
     matrix = kernel.astype(vector.dtype)
@@ -246,7 +245,7 @@ def _largest(
 
     start = (vector, jnp.zeros_like(vector[0]))
     after, log_largest = jax.lax.fori_loop(0, steps, step, start)
-    # a vector that a zero or non-finite kernel has spoilt starts anew
+    # a zero or non-finite kernel spoils its vector: keep the old one
     sound = jnp.isfinite(log_largest)
     return log_largest, jnp.where(sound, after, vector)
 
@@ -258,13 +257,13 @@ def _firing_rates(inner: PyTree) -> dict[str, Float[Array, ""]]:
 
 
 def _send(send: Send, due: ArrayLike, watched: Watched) -> None:
-    # under vmap both ways of the conditional are taken
+    # under vmap both branches of the conditional run
     if due:
         send(int(watched.last_step), _numbers(watched))
 
 
 def _numbers(watched: Watched) -> dict[str, float]:
-    """Numbers by name, those of a stack by layer."""
+    """Flatten a summary to numbers by name, with one name per layer of a stack."""
     numbers = {"nonfinite": float(watched.nonfinite)}
     for quantity in watched._fields:
         values = getattr(watched, quantity)

@@ -1,6 +1,6 @@
-"""Send the summaries of `diagnosis.watch` to a table, TensorBoard or Weights & Biases.
+"""Writers of `diagnosis.watch` summaries to a table, TensorBoard or Weights & Biases.
 
-Each function gives a `send` for `diagnosis.watch`. Nothing is written unless one is asked for.
+Each function returns a `send` for `diagnosis.watch`. Nothing is written by default.
 """
 
 import math
@@ -17,10 +17,10 @@ def csv(path: str | Path) -> Write:
     """Append a line "step,name,value" for every number to a comma-separated file.
 
     Args:
-        path: the file; what is in it stays.
+        path: path of the file; its content is kept.
 
     Returns:
-        The function that writes.
+        Function `send` of (number of the update, numbers by name).
 
     Raises:
         OSError: if the file cannot be written.
@@ -54,10 +54,10 @@ def tensorboard(folder: str | Path) -> Write:
     """Add every finite number to TensorBoard's event files, flushed at each summary.
 
     Args:
-        folder: of the run.
+        folder: folder of the run.
 
     Returns:
-        The function that writes.
+        Function `send` of (number of the update, numbers by name).
 
     Raises:
         ModuleNotFoundError: if tensorboardX is not installed.
@@ -79,10 +79,10 @@ def wandb(**settings: Any) -> Write:
     """Log every finite number to a new run of Weights & Biases.
 
     Args:
-        settings: of `wandb.init`, such as project="mine" or mode="offline".
+        settings: arguments of `wandb.init`, such as project="mine" or mode="offline".
 
     Returns:
-        The function that writes.
+        Function `send` of (number of the update, numbers by name).
 
     Raises:
         ModuleNotFoundError: if wandb is not installed.
@@ -99,7 +99,7 @@ def wandb(**settings: Any) -> Write:
 
 
 def _quoted(name: str) -> str:
-    """A field of a line; names of parameters may hold commas."""
+    """Quote a field of a line, since names of parameters may hold commas."""
     if set(name).isdisjoint(',"\n'):
         return name
     return '"' + name.replace('"', '""') + '"'
