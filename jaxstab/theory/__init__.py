@@ -1,4 +1,4 @@
-"""Predict: mean-field theory of infinitely wide networks."""
+"""Mean-field theory of infinitely wide networks, and its corrections at finite width."""
 
 from jaxstab.theory.critical import critical_points, critical_sigma_w
 from jaxstab.theory.designs import Design, design

@@ -1,4 +1,4 @@
-"""Points at which gradients and lengths are both marginal (Roberts, Yaida & Hanin 2022, section 5.3)."""
+"""Doubly critical points: chi_1 = 1 and dq'/dq = 1 (Roberts, Yaida & Hanin 2022, section 5.3)."""
 
 from typing import NamedTuple
 
@@ -12,9 +12,9 @@ from jaxstab.theory.moments import log_moments
 from jaxstab.theory.precision import known
 from jaxstab.theory.roots import ROUNDING
 
-# ln of the lengths searched: beyond, phi that grows linearly is critical to rounding
+# ln of the lengths searched: at longer ones a linearly growing phi is critical to rounding
 _SEARCHED = np.linspace(-12.0, 12.0, 193)
-# sigma_b^2 per q that is 0
+# sigma_b^2 / q that counts as 0
 _NOTHING = 1e-12
 
 
@@ -24,7 +24,7 @@ class DoublyCritical(NamedTuple):
     Attributes:
         sigma_w: weight gain.
         sigma_b: bias standard deviation.
-        q: length fixed point; 1 where every length is one.
+        q: length fixed point; 1 where every length is a fixed point.
     """
 
     sigma_w: float
@@ -33,16 +33,16 @@ class DoublyCritical(NamedTuple):
 
 
 def doubly_critical(activation: AnyActivation) -> list[DoublyCritical]:
-    """All points with chi_1 = 1 and dq'/dq = 1 at a length fixed point.
+    """Find all points with chi_1 = 1 and dq'/dq = 1 at a length fixed point.
 
     There V'(q) = M(q), sigma_w^2 = 1/M(q) and sigma_b^2 = q - V(q)/M(q). Where phi(0) = 0 and
-    phi'(0) is not, q = 0 at sigma_b = 0 is such a point.
+    phi'(0) != 0, q = 0 at sigma_b = 0 is such a point.
 
     Args:
-        activation: name, `Activation` or elementwise callable, of no traced parameters.
+        activation: name, `Activation` or elementwise callable, without traced parameters.
 
     Returns:
-        The points, ascending in q.
+        Doubly critical points, ascending in q.
 
     Raises:
         ValueError: if the activation is a mixture or traced.
@@ -78,13 +78,13 @@ def doubly_critical(activation: AnyActivation) -> list[DoublyCritical]:
 
 
 def _excess(phi: Activation, log_q: float) -> float:
-    """V'(q) / M(q) - 1, by quadrature."""
+    """Compute V'(q) / M(q) - 1 by quadrature."""
     moments = log_moments(phi, known(phi)._replace(table=None), np.float64(log_q))
     return float(np.exp(moments.log_growth - moments.log_slope) * moments.length_power - 1.0)
 
 
 def _point(phi: Activation, log_q: float) -> DoublyCritical:
-    """The point at a length; sigma_b is NaN where it would be imaginary."""
+    """Compute the point at a length; sigma_b is NaN where sigma_b^2 < 0."""
     moments = log_moments(phi, known(phi)._replace(table=None), np.float64(log_q))
     share = 1.0 - float(np.exp(moments.log_growth - moments.log_slope))
     square = 0.0 if abs(share) < _NOTHING else share * float(np.exp(log_q))

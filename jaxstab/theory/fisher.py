@@ -1,32 +1,32 @@
-r"""The largest eigenvalue of the Fisher matrix of a wide network at its start.
+r"""The largest eigenvalue of the Fisher matrix of a wide network at initialisation.
 
-With n examples that are all equally alike, kernels are Theta(x, x) = a and Theta(x, x') = b, and
-the Fisher matrix of unit noise has the largest eigenvalue (a + (n - 1) b) / n (Karakida, Akaho &
-Amari 2019). Of a softmax model it is that of
+Let all pairs of n examples be equally correlated, with kernels Theta(x, x) = a and Theta(x, x') =
+b. For unit noise the largest eigenvalue is (a + (n - 1) b) / n (Karakida, Akaho & Amari 2019). For
+a softmax model it is that of
 
     (1/n) S^T K S,    S S^T = diag(p) - p p^T at each example,
 
-with the logits a draw from the Gaussian process of the network, correlated between examples. K
-joins outputs too:
+with logits drawn from the network's Gaussian process, correlated between examples. K couples
+outputs too:
 
     K = Theta_readout (x) 1 + sum_l Theta_l (x) G_l,
 
-G_l the Gram matrix of the outputs' gradients by the state of layer l (`gradient_grams`). It is 1
-for width far above C times depth only. What is left out is of the order depth / width as well:
-lengths of states fluctuate, and gradients of different examples about their mean correlation. The
-median of networks at depth 16, 24 examples, 10 outputs, tanh at sigma_w 1.5, lies above the
-prediction by 1.0 nats at width 48, 0.4 at 128 and 256, and 0.0 at 1024 (by 1.7, 0.9 and 0.8 with
-G = 1); of relu at sqrt 2 within what two networks differ by, 0.6.
+G_l the Gram matrix of the outputs' gradients by the state of layer l (`gradient_grams`). G_l = 1
+only for width far above C times depth. Two effects of order depth / width are neglected: the
+fluctuations of lengths, and those of the correlation of different examples' gradients. For tanh at
+sigma_w 1.5, depth 16, 24 examples and 10 outputs, the median over networks exceeds the prediction
+by 1.0 nats at width 48, 0.4 at 128 and 256, and 0.0 at 1024 (by 1.7, 0.9 and 0.8 with G = 1). For
+relu at sqrt 2 it agrees within 0.6, the difference of two networks.
 
-About the median one network scatters by what the draws do (gradients, logits) and by the lengths of
-its states, which no draw has. To leading order ln q_l and ln |dL/dh_l|^2 gain the variance v =
--4 `typical_shift` a layer, and the mean over pairs of layers of min(l, m) is L/3:
+One network scatters about the median by the draws (gradients, logits) and by its lengths, which the
+draws leave out. To leading order ln q_l and ln |dL/dh_l|^2 gain the variance v = -4 `typical_shift`
+per layer, and the mean of min(l, m) over pairs of layers is L/3:
 
     sd^2 = sd_draws^2 + v (1 + L/3),
 
-the 1 being the embedding's. The form was chosen on relu at width 128; it leaves out that tanh pulls
-lengths together, so that its sd is 1.1 to 2.3 times what networks show. Of 32 networks, 12
-examples, depths 2, 6, 16, as many lie within 1.645 sd (90 %, were all normal) of the prediction:
+where the 1 is the embedding's. The form was chosen on relu at width 128. It neglects that tanh
+contracts lengths: for tanh the sd is 1.1 to 2.3 times that of networks. The share of 32 networks
+(12 examples, depths 2, 6, 16) within 1.645 sd of the prediction, 0.90 for a normal law, is:
 
     relu, sigma_w sqrt 2    width 128: 0.91, 0.94, 0.88    width 512: 0.97, 0.84, 0.91
     tanh, sigma_w 1         width 128: 0.97, 0.97, 1.00    width 512: 0.94, 0.97, 0.97
@@ -52,21 +52,20 @@ from jaxstab.theory.maps import AnyActivation
 from jaxstab.theory.moments import root
 from jaxstab.theory.precision import compiled
 
-# products for the largest of the C eigenvalues that lie above all others
+# steps of the power iteration, which separate C outlier eigenvalues close to each other
 _PRODUCTS = 60
 # standard deviations from the median to the 5 % and 95 % quantiles of a normal law
 _TAIL = 1.645
 
 
 class PredictedSharpness(NamedTuple):
-    """The fields of `records.Sharpness` as theory knows them, and what one network's own lies off by.
+    """Prediction of the fields of `records.Sharpness`, with the scatter of one network.
 
     Attributes:
-        log_sharpness: NaN, of the Hessian no theory is known here.
-        sharpness_error: NaN, likewise.
-        log_gauss_newton: median over networks of ln of the Gauss-Newton matrix's largest
-            eigenvalue.
-        log_gauss_newton_sd: standard deviation of one network of this width about it, nats.
+        log_sharpness: NaN, as theory has no prediction for the Hessian.
+        sharpness_error: NaN, for the same reason.
+        log_gauss_newton: ln of the Gauss-Newton matrix's largest eigenvalue, median over networks.
+        log_gauss_newton_sd: standard deviation of one network's value about the median, nats.
     """
 
     log_sharpness: Float[Array, " depth"]
@@ -88,26 +87,26 @@ def sharpness(
     c0: ArrayLike = 0.0,
     draws: int = 32,
 ) -> PredictedSharpness:
-    """The Gauss-Newton matrix's largest eigenvalue for softmax cross-entropy, of inputs equally alike.
+    """Predict the largest Gauss-Newton eigenvalue of cross-entropy for equally correlated inputs.
 
     Args:
         block: as in `kernels`.
         sigma_w: weight gain, >= 0.
         sigma_b: bias standard deviation, >= 0.
-        depths: blocks of each network, ascending, >= 0.
+        depths: depths L of the networks, ascending, >= 0.
         width: units per layer.
-        d_in: input features, of mean square 1.
-        outputs: C, classes.
-        examples: n over which the loss is a mean.
-        c0: correlation of any two of them.
-        draws: of logits and of gradients.
+        d_in: number of input features, whose mean square is 1.
+        outputs: number C of classes.
+        examples: number n of examples, over which the loss is a mean.
+        c0: correlation of any two examples, in [-1, 1].
+        draws: number of draws of logits and gradients.
 
     Returns:
-        The median over draws, since a softmax that saturates has next to none, and the standard
-        deviation of one network; NaN for the Hessian, of which no theory is known here.
+        Median over draws, as a saturated softmax has nearly no curvature, and standard deviation of
+        one network. The fields of the Hessian are NaN.
 
     Raises:
-        ValueError: as `kernels`; or if depths are not ascending, or a count is < 1.
+        ValueError: as in `kernels`; or if depths are not ascending, or a count is < 1.
 
     Example:
         >>> found = sharpness("tanh", 1e-9, 0.0, (3,), width=8, d_in=4, outputs=10)
@@ -166,10 +165,10 @@ def _log_largest(
             h = curved(u)
             together = jnp.sum(h, axis=0, keepdims=True)
             new = (mixed(own, h) + h @ below.apart + together @ below.shared) / examples
-            # in the norm of the loss's Hessian the matrix is symmetric
+            # the matrix is symmetric in the inner product of the loss's Hessian
             length = jnp.sum(h * u)
             value = jnp.sum(curved(new) * u) / jnp.where(length > 0, length, 1.0)
-            # no value depends on the scale; a maximum's derivative is 0/0 where XLA rounds it twice
+            # values do not depend on the scale, and the derivative of a maximum may be 0/0 in XLA
             largest = jax.lax.stop_gradient(jnp.max(jnp.abs(new)))
             return new / jnp.where(largest > 0, largest, 1.0), value
 
@@ -196,9 +195,9 @@ class _Draws(NamedTuple):
     """Standard normal draws, the same at every gain and depth.
 
     Attributes:
-        shared: what logits of all examples share.
-        own: what each has of its own.
-        start: of the power iteration.
+        shared: part of the logits that all examples share.
+        own: part of the logits that each example has alone.
+        start: first vectors of the power iteration.
     """
 
     shared: Float[Array, "draw 1 out"]

@@ -1,20 +1,20 @@
-r"""The law of a deep Jacobian's singular values at infinite width, for any activation, depth and gain.
+r"""Singular values of a deep Jacobian at infinite width, for any activation, depth and gain.
 
-Pennington, Schoenholz & Ganguli 2017 (arXiv:1711.04735): S-transforms multiply along the layers.
-With d the law of sigma_w^2 phi'(h)^2, m(w) = E d / (w - d), and g = 1 for Gaussian, 0 for
-orthogonal weights, their equation for the spectrum becomes a curve: lambda = s^2 solves
+S-transforms multiply along the layers (Pennington, Schoenholz & Ganguli 2017, arXiv:1711.04735).
+Let d have the law of sigma_w^2 phi'(h)^2, m(w) = E d / (w - d), and g = 1 for Gaussian, 0 for
+orthogonal weights. Their equation for the spectrum becomes a curve on which lambda = s^2 is real:
 
-    lambda = w^L (m / (1 + m))^(L-1) (1 + m)^(g L),    Im w > 0,
+    lambda = w^L (m / (1 + m))^(L-1) (1 + m)^(g L),    Im w > 0.
 
-and everything is a function of w: the density of ln lambda is -Im m / pi, and, as m dln(lambda)
-integrates in closed form, the share above lambda is
+The density of ln lambda is -Im m / pi. As m dln(lambda) integrates in closed form, the share of
+singular values above lambda, atoms included, is
 
-    Im [ L E ln(1 - d/w) + (L - 1) ln(1 + m) + g L (m - ln(1 + m)) ] / pi,
+    Im [ L E ln(1 - d/w) + (L - 1) ln(1 + m) + g L (m - ln(1 + m)) ] / pi.
 
-atoms included. No power series, no continuation: logarithms of m / (1 + m) and of 1 + m are Pick
-functions of 1/w on the positive axis, so that every modulus |w| has exactly one angle with a real
-lambda (Belinschi & Bercovici 2005; Huang & Zhong 2014), found by bisection, and lambda grows with
-|w|. Where widths change from layer to layer, `rectangular` has the curve.
+The logarithms of m / (1 + m) and of 1 + m are Pick functions of 1/w on the positive axis. So every
+modulus |w| has exactly one angle at which lambda is real (Belinschi & Bercovici 2005; Huang & Zhong
+2014), which is bisected, and lambda grows with |w|. `rectangular` treats widths that change from
+layer to layer.
 """
 
 from collections.abc import Sequence
@@ -34,14 +34,14 @@ from jaxstab.theory.panels import centres, density, graded_panels
 from jaxstab.theory.rectangular import curve
 from jaxstab.theory.widths import Widths, checked_widths, moments, spread_of, top_atom
 
-# half-panels of 256 nodes: w comes close to the values d where their law is thin
+# nodes of a half-panel: w comes close to the values d where their density is low
 _NODES = 256
 _REACH = 9.0
 _HALVINGS = 52
-# moduli of w looked at, relative to the largest d, before the grid of points is laid
+# moduli of w, relative to the largest d, that are scanned for the range of the grid
 _SCANNED = 256
 _LOWEST = 1e-12
-# share of singular values that may lie below the lowest point
+# largest share of singular values below the lowest point
 _TAIL = 1e-6
 
 
@@ -56,7 +56,7 @@ class JacobianLaw(NamedTuple):
             atom.
         density: of ln s, per nat; without atoms.
         zeros: share of singular values that are exactly zero.
-        log_s_max: ln of the largest.
+        log_s_max: ln of the largest singular value.
     """
 
     log_s: Float[Array, " point"]
@@ -70,8 +70,8 @@ class JacobianMoments(NamedTuple):
     """Moments of the squared singular values of dh_L/dh_0 at infinite width.
 
     Attributes:
-        log_mean: ln of their mean.
-        relative_variance: their variance over their squared mean.
+        log_mean: ln of the mean of s^2.
+        relative_variance: variance of s^2 over its squared mean.
     """
 
     log_mean: Float[Array, ""]
@@ -79,7 +79,7 @@ class JacobianMoments(NamedTuple):
 
 
 class _Factor(NamedTuple):
-    """What one net is made of: the law of d as atoms, depth L, and g."""
+    """Parameters of the curve: the law of d as atoms, depth L, and g."""
 
     d: Float[Array, " k"]
     share: Float[Array, " k"]
@@ -88,7 +88,7 @@ class _Factor(NamedTuple):
 
 
 class _Resolvent(NamedTuple):
-    """m and 1 + m at w = r e^(i theta); b = -Im m."""
+    """Real parts of m and 1 + m at w = r e^(i theta), and b = -Im m."""
 
     m: Float[Array, " n"]
     one_plus_m: Float[Array, " n"]
@@ -111,14 +111,14 @@ def _resolvent(factor: _Factor, r: Array, theta: Array) -> _Resolvent:
 
 
 def _angle(factor: _Factor, resolvent: _Resolvent, theta: Array) -> Array:
-    """arg lambda: negative below the one angle where lambda is real."""
+    """Compute arg lambda, which is negative below the angle where lambda is real."""
     outer = -jnp.arctan2(resolvent.b, resolvent.one_plus_m)
     inner = -jnp.arctan2(resolvent.b, resolvent.m)
     return factor.depth * (theta + factor.gaussian * outer) + (factor.depth - 1) * (inner - outer)
 
 
 def _real_angle(factor: _Factor, r: Array) -> Array:
-    """The angle of w at which lambda is real, 0 where there is no density."""
+    """Find the angle of w at which lambda is real, 0 where the density is 0."""
 
     def halve(_: Array | int, ends: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = ends
@@ -130,7 +130,7 @@ def _real_angle(factor: _Factor, r: Array) -> Array:
 
 
 def _law_at(factor: _Factor, r: Array, theta: Array) -> tuple[Array, Array, Array]:
-    """ln lambda, the share above it, and the density of ln lambda, at w = r e^(i theta)."""
+    """Compute ln lambda, the share above, and the density of ln lambda, at w = r e^(i theta)."""
     resolvent = _resolvent(factor, r, theta)
     depth = factor.depth
     size = jnp.log(jnp.hypot(resolvent.one_plus_m, resolvent.b))
@@ -145,7 +145,7 @@ def _law_at(factor: _Factor, r: Array, theta: Array) -> tuple[Array, Array, Arra
 
 
 def _upper_edge(factor: _Factor, r: Array, theta: Array) -> Array:
-    """The largest |w| with density, between the last of r that has some and the next."""
+    """Find the largest |w| with density > 0, between two neighbours in r."""
     little = jnp.asarray(jnp.finfo(r.dtype).eps ** 0.5, r.dtype)[None]
     last = jnp.max(jnp.where(theta > 10 * little[0], jnp.arange(len(r)), 0))
 
@@ -159,7 +159,7 @@ def _upper_edge(factor: _Factor, r: Array, theta: Array) -> Array:
 
 
 def _moduli(factor: _Factor, points: int) -> Array:
-    """Moduli |w| of the continuous part, ascending to its upper edge, dense at both ends."""
+    """Choose moduli |w| of the continuous part, ascending to its upper edge, dense at both ends."""
     # the edge is about L mu_2 / mu_1, and mu_2 / mu_1 at most the largest d
     scan = jnp.max(factor.d) * jnp.geomspace(
         _LOWEST, 4 * (factor.depth + 1), _SCANNED, dtype=factor.d.dtype
@@ -176,7 +176,7 @@ def _moduli(factor: _Factor, points: int) -> Array:
 
 
 def _checked(depth: ArrayLike | None, weights: str, widths: Sequence[int] | None) -> Widths | None:
-    """Widths of layers that are not all equal; None where depth alone says all."""
+    """Check depth, weights and widths; return the widths, None where only depth is given."""
     if weights not in ("gaussian", "orthogonal"):
         raise ValueError(f"weights must be gaussian or orthogonal, got {weights!r}")
     if widths is None:
@@ -210,7 +210,7 @@ def _factor(d: ArrayLike, share: ArrayLike, depth: ArrayLike, weights: str) -> _
 def squared_slopes(
     activation: AnyActivation, sigma_w: ArrayLike, q: ArrayLike
 ) -> tuple[Float[Array, " k"], Float[Array, " k"]]:
-    """The law of sigma_w^2 phi'(h)^2, h ~ N(0, q), as atoms: nodes and weights of the quadrature of all of theory.
+    """Discretise the law of sigma_w^2 phi'(h)^2, h ~ N(0, q), into atoms by quadrature.
 
     Args:
         activation: name, `Activation` or elementwise callable.
@@ -218,7 +218,7 @@ def squared_slopes(
         q: length of the pre-activations, > 0.
 
     Returns:
-        Values, and their shares, which sum to 1.
+        Values of the atoms, and their shares, which sum to 1.
     """
     return _squared_slopes(get(activation), _float(sigma_w), _inside(_float(q)))
 
@@ -252,34 +252,35 @@ def jacobian_law(
     points: int = 512,
     widths: Sequence[int] | None = None,
 ) -> JacobianLaw:
-    """The law of the singular values of dh_L/dh_0 in a plain net of infinite width whose layers all have length q.
+    """Compute the limit law of the singular values of dh_L/dh_0 of a plain network.
 
-    Pennington et al. 2017, solved as the head of this module says. They state it for D W ... D W;
-    the product here, W D ... W D, has the same law, as a free product does not know its order.
-    Where phi' crosses zero at finite h (gelu, silu, sin), the smallest half per cent of singular
-    values are not resolved. Roots are bisected, so the law has no derivatives and refuses them;
-    `jacobian_moments` has.
+    Every layer has length q. The equation is that of Pennington et al. 2017, stated at the top of
+    this module. Their product D W ... D W has the same law as W D ... W D here, as a free product
+    does not depend on its order. Where phi' crosses zero at finite h (gelu, silu, sin), the
+    smallest 0.5 % of singular values are not resolved. Roots are bisected: differentiating the law
+    raises an error, and `jacobian_moments` has derivatives.
 
     Args:
         activation: name, `Activation` or elementwise callable.
         sigma_w: weight gain, > 0.
-        q: length of the pre-activations, > 0; a fixed point of the length map for the law to be
-            that of a network.
-        depth: L, >= 1; >= 2 with orthogonal weights, where a single layer's law is that of phi'^2
-            itself. May be traced. None with widths.
+        q: length of the pre-activations, > 0; a fixed point of the length map where the law is to
+            be that of a network.
+        depth: L, >= 1, may be traced; >= 2 with orthogonal weights, as one orthogonal layer has the
+            law of phi'^2 itself. None with widths.
         weights: "gaussian" or "orthogonal".
-        points: points on the distribution function, >= 16. `jacobian_cdf` between them is good to
-            (4 / points)^2 where the law is continuous with a bounded density. Beside an edge where
-            the density diverges, as with two orthogonal layers of leaky relu, it is good to 0.025
-            with 64 points and to 0.01 with 512.
-        widths: n_0, ..., n_L of layers 0 to L, where they differ; only their ratios count. A narrow
-            layer leaves n - n_l singular values that are exactly zero.
+        points: number of points on the distribution function, >= 16. `jacobian_cdf` has an error of
+            (4 / points)^2 where the density is bounded. Beside an edge where the density diverges,
+            as with two orthogonal layers of leaky relu, the error is 0.025 with 64 points and 0.01
+            with 512.
+        widths: n_0, ..., n_L of layers 0 to L, where widths differ; only their ratios count. A
+            narrow layer leaves n - n_l singular values that are exactly zero.
 
     Returns:
-        The law.
+        Limit law of the singular values.
 
     Raises:
-        ValueError: if depth, weights or points are none of these, or the law is differentiated.
+        ValueError: if depth, weights, points or widths are out of range, or the law is
+            differentiated.
 
     Example:
         >>> law = jax.jit(lambda: jacobian_law("relu", 2**0.5, 1.0, 8, "orthogonal"))()
@@ -300,24 +301,24 @@ def product_law(
     points: int = 512,
     widths: Sequence[int] | None = None,
 ) -> JacobianLaw:
-    """The law of the singular values of a product of L independent layers W D, whatever is on the diagonals D.
+    """Compute the limit law of the singular values of L independent layers W D, D any diagonal.
 
-    `jacobian_law` with the law of d = sigma_w^2 D^2 given: slopes counted in a real network,
-    thinned by dropout, or of a fraction of linear units. W is of gain 1.
+    The law of d = sigma_w^2 D^2 is given, and W has gain 1. d may be slopes counted in a real
+    network, slopes with dropout, or those of a share of linear units.
 
     Args:
-        d: values, >= 0, not all 0.
-        share: of the diagonal with each value; they sum to 1.
+        d: values of sigma_w^2 D^2, >= 0, not all 0.
+        share: share of each value on the diagonal; the shares sum to 1.
         depth: as in `jacobian_law`.
         weights: as in `jacobian_law`.
         points: as in `jacobian_law`.
         widths: as in `jacobian_law`.
 
     Returns:
-        The law.
+        Limit law of the singular values.
 
     Raises:
-        ValueError: if depth, weights or points are none of these, or the law is differentiated.
+        ValueError: as in `jacobian_law`.
 
     Example:
         >>> law = jax.jit(lambda: product_law(jnp.asarray([0.0, 1.25]), jnp.asarray([0.2, 0.8]), 3, "orthogonal"))()
@@ -338,7 +339,7 @@ def product_law(
 
 @custom_jvp
 def _without_derivatives(law: JacobianLaw) -> JacobianLaw:
-    """A law whose derivatives, wrong as bisection leaves them, are refused."""
+    """Return the law and raise where it is differentiated, as bisection gives wrong derivatives."""
     return law
 
 
@@ -353,12 +354,11 @@ def _refused(primals: tuple[JacobianLaw], tangents: tuple[JacobianLaw]) -> Any:
 def _product_law(factor: _Factor, points: int) -> JacobianLaw:
     r = _moduli(factor, points - 2)
     log_lambda, above, density = _law_at(factor, r, _real_angle(factor, r))
-    # free to the power L, an atom of mass a leaves one of mass 1 - L (1 - a), on top (Bercovici &
-    # Voiculescu 1998)
+    # L free factors keep 1 - L (1 - a) of a top atom of mass a (Bercovici & Voiculescu 1998)
     largest = jnp.max(factor.d)
     heaviest = jnp.sum(jnp.where(factor.d >= largest, factor.share, 0))
     atom = 1 - factor.depth * (1 - heaviest)
-    # at exactly 0 the continuous part ends where the atom was
+    # at mass exactly 0 the continuous part ends at the atom's place
     isolated = (atom > -64 * jnp.finfo(atom.dtype).eps) & (factor.gaussian == 0)
     atom = jnp.where(isolated, jnp.maximum(atom, 0), 0)
     top = jnp.where(isolated, factor.depth * jnp.log(largest), log_lambda[-1])
@@ -392,14 +392,14 @@ def _rectangular_law(d: Array, share: Array, widths: Widths, points: int) -> Jac
 
 
 def jacobian_cdf(law: JacobianLaw, log_s: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
-    """Share of singular values at most s, between a law's points by straight lines.
+    """Compute the share of singular values <= s, by linear interpolation between a law's points.
 
     Args:
-        law: from `jacobian_law`.
-        log_s: ln s; -inf asks for exact zeros.
+        law: result of `jacobian_law` or `product_law`.
+        log_s: ln s; -inf gives the share of exact zeros.
 
     Returns:
-        The share.
+        Share of singular values, in [0, 1].
     """
     return jnp.interp(log_s, law.log_s, law.cdf, left=law.zeros, right=1.0)
 
@@ -412,11 +412,11 @@ def jacobian_moments(
     weights: str = "gaussian",
     widths: Sequence[int] | None = None,
 ) -> JacobianMoments:
-    """Mean and variance of the squared singular values of dh_L/dh_0 at infinite width.
+    """Compute mean and variance of the squared singular values of dh_L/dh_0 at infinite width.
 
     E s^2 = chi_1^L and Var s^2 / (E s^2)^2 = L (mu_2 / mu_1^2 - 1 - s_1), mu_k = E phi'^(2k), s_1 =
-    -1 for Gaussian and 0 for orthogonal weights (Pennington et al. 2017). Where widths change, each
-    layer's share of the variance goes as 1/n_l, by the S-transforms of `rectangular`.
+    -1 for Gaussian and 0 for orthogonal weights (Pennington et al. 2017). Where widths differ, each
+    layer adds a variance in proportion to 1/n_l, by the S-transforms of `rectangular`.
 
     Args:
         activation: name, `Activation` or elementwise callable.
@@ -424,13 +424,13 @@ def jacobian_moments(
         q: length of every layer's pre-activations, > 0.
         depth: L, >= 1; >= 2 with orthogonal weights. None with widths.
         weights: "gaussian" or "orthogonal".
-        widths: as in `jacobian_law`; moments are those of the min(n_0, n_L) singular values.
+        widths: as in `jacobian_law`; the moments are over all min(n_0, n_L) singular values.
 
     Returns:
-        The moments.
+        ln of the mean, and the relative variance.
 
     Raises:
-        ValueError: if depth or weights is none of these.
+        ValueError: if depth, weights or widths are out of range.
 
     Example:
         >>> moments = jacobian_moments("relu", 2**0.5, 1.0, 32, "gaussian")

@@ -1,6 +1,7 @@
-r"""Kernel maps as power series: phi(sqrt(q) u) = sum_k c_k h_k(u), h_k the normalised Hermite polynomials.
+r"""Hermite series of activations, phi(sqrt(q) u) = sum_k c_k h_k(u), and their kernel maps.
 
-E phi(z1) phi(z2) = sum_k c_k^2 c^k of correlation c (Daniely, Frostig & Singer 2016).
+With normalised Hermite polynomials h_k the kernel map at correlation c is E phi(z1) phi(z2) =
+sum_k c_k^2 c^k (Daniely, Frostig & Singer 2016).
 """
 
 from typing import NamedTuple
@@ -18,14 +19,14 @@ from jaxstab.theory.precision import compiled
 
 
 class KernelMap(NamedTuple):
-    """A kernel map at one length.
+    """Summary of a kernel map at one length.
 
     Attributes:
         power: E phi^2.
         mean_share: c_0^2 / E phi^2, the share of the mean.
         beta_0: c_1^2 / sum_{k >= 1} c_k^2, the share of the linear part in the variance (Joudaki &
             Hofmann 2025).
-        chi_1: q E phi'^2 / E phi^2, the gradient's factor where the length is kept.
+        chi_1: q E phi'^2 / E phi^2, which is chi_1 at the gain that keeps the length.
     """
 
     power: Float[Array, ""]
@@ -47,14 +48,14 @@ def _kernel_map(phi: Activation, about: Features, q: Array) -> KernelMap:
 
 
 def kernel_map(activation: AnyActivation, q: ArrayLike = 1.0) -> KernelMap:
-    """What the first coefficients of the kernel map say of an activation.
+    """Compute the power of an activation, its mean and linear shares, and chi_1 at kept length.
 
     Args:
         activation: name, `Activation` or elementwise callable.
         q: length, > 0.
 
     Returns:
-        Shares of the mean and of the linear part, and chi_1 with the length kept.
+        The four numbers of `KernelMap`.
 
     Example:
         >>> found = kernel_map("relu")
@@ -83,15 +84,15 @@ def _coefficients(phi: Activation, about: Features, q: Array, count: int) -> Arr
 def hermite_coefficients(
     activation: AnyActivation, count: int, q: ArrayLike = 1.0
 ) -> Float[Array, " k"]:
-    """Coefficients c_0, c_1, ... of phi(sqrt(q) u) in normalised Hermite polynomials.
+    """Compute the coefficients c_0, c_1, ... of phi(sqrt(q) u) in normalised Hermite polynomials.
 
     Args:
         activation: name, `Activation` or elementwise callable.
-        count: how many, in [1, 64].
+        count: number of coefficients, in [1, 64].
         q: length, > 0.
 
     Returns:
-        The coefficients; their squares sum to E phi^2.
+        Coefficients; the squares of all of them sum to E phi^2.
 
     Raises:
         ValueError: if count is out of range, or the activation is a mixture.

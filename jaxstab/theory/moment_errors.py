@@ -1,4 +1,4 @@
-"""Whether the moments of an activation are known, and if not, why."""
+"""Accuracy of the moments of an activation, with the reason where one is unknown."""
 
 from typing import NamedTuple
 
@@ -13,12 +13,12 @@ from jaxstab.theory.quadrature import ACCURACY
 
 
 class MomentError(NamedTuple):
-    """How well the moments of an activation are known at a length.
+    """Accuracy of the moments of an activation at one length.
 
     Attributes:
-        second_moment: whether V(q) is known to 1e-8 of itself; where not, it is NaN or inf.
-        derivative_moment: the same of M(q).
-        reason: why one is not, or why xi_q or xi_c is not, in words; empty where all are.
+        second_moment: whether V(q) has a relative accuracy of 1e-8; if not, V(q) is NaN or inf.
+        derivative_moment: whether M(q) has a relative accuracy of 1e-8; if not, M(q) is NaN or inf.
+        reason: why V, M, xi_q or xi_c is not known, in words; empty where all are known.
     """
 
     second_moment: bool
@@ -27,14 +27,14 @@ class MomentError(NamedTuple):
 
 
 def moment_error(activation: AnyActivation, q: float) -> MomentError:
-    """Say whether quadrature knows an activation's moments, and if not, why.
+    """Check that quadrature gives an activation's moments, with the reason where it does not.
 
     Args:
         activation: name, `Activation` or elementwise callable.
-        q: length, > 0; not for tracing.
+        q: length, > 0; not traced.
 
     Returns:
-        The answer.
+        Accuracy of both moments, and the reason.
 
     Example:
         >>> moment_error(lambda z: jnp.sign(z) * jnp.sqrt(jnp.abs(z)), 1.0).reason
@@ -53,7 +53,7 @@ def moment_error(activation: AnyActivation, q: float) -> MomentError:
 
 
 def _cancelled(phi: Activation, about: Features, q: float) -> list[str]:
-    """Which depth scales are NaN, as what they are logarithms of is lost among the terms of a sum."""
+    """List the depth scales that are NaN because the slope they depend on cancels in a sum."""
     moments = log_moments(phi, about, np.log(np.asarray(q, np.float64)))
     reasons = []
     if abs(moments.length_power) < CANCELLED * moments.power_size:

@@ -1,4 +1,4 @@
-"""Shape activations so that a deep network starts well: DKS and TAT.
+"""Transformations of activations for deep networks, DKS and TAT.
 
 Deep kernel shaping (Martens et al. 2021, arXiv:2110.01765) and tailored activation transformation
 (Zhang et al. 2022, arXiv:2203.08120) replace phi by
@@ -12,8 +12,8 @@ q = 1: the length map Q(q) = E phi_hat(sqrt(q) u)^2 and the correlation map C(c)
     TAT, smooth:  Q(1) = 1, Q'(1) = 1, C'(1) = 1, C''(1) = t
     TAT, leaky:   Q(1) = 1, Q'(1) = 1, C'(1) = 1, by the slope below 0
 
-s, t and the slope follow from the whole network: of all its subnetworks f, the largest C_f'(1) is
-zeta, the largest C_f''(1) is tau, or the largest C_f(0) is eta.
+s, t and the slope below 0 are set by a condition on the whole network: the largest C_f'(1) over all
+subnetworks f is zeta (DKS), the largest C_f''(1) is tau, or the largest C_f(0) is eta (TAT).
 """
 
 import math
@@ -32,7 +32,7 @@ from jaxstab.theory.shaping_conditions import Conditions, Solution, solution
 from jaxstab.theory.subnetworks import Layers, checked_layers, solved
 
 METHODS = ("dks", "tat")
-# what a network's target is where none is given
+# default targets of a network
 _DEFAULTS = {"zeta": 1.5, "tau": 0.3, "eta": 0.9}
 _RANGES = {"zeta": (1.0, math.inf), "tau": (0.0, math.inf), "eta": (0.0, 1.0)}
 
@@ -42,14 +42,14 @@ class Shaped(NamedTuple):
 
     Attributes:
         activation: phi_hat, for sigma_w = 1 and sigma_b = 0.
-        base: phi; a leaky relu has the slope that was found.
+        base: phi; for a leaky relu, with the chosen slope.
         alpha: input scale.
         beta: input shift.
         gamma: output scale.
         delta: output shift.
-        length_slope: Q'(1); 1 but for relu and its like, which have one number fewer to choose.
-        slope: C'(1) of a layer.
-        curvature: C''(1) of a layer; infinite where phi' jumps.
+        length_slope: Q'(1); 1 except for relu and similar, which have one free number fewer.
+        slope: C'(1) of one layer.
+        curvature: C''(1) of one layer; infinite where phi' jumps.
     """
 
     activation: Activation
@@ -65,7 +65,7 @@ class Shaped(NamedTuple):
 
 @dataclass(frozen=True)
 class _Transformed:
-    """phi_hat as a function of its input and of the four numbers; equal where phi is equal."""
+    """Phi_hat as a function of its input and the four numbers; instances compare equal by phi."""
 
     phi: Activation
 
@@ -83,23 +83,24 @@ def shaped(
 ) -> Shaped:
     """Transform an activation for a network by DKS or TAT.
 
-    Of several solutions it takes the one with the least alpha^2 gamma, which |phi_hat''| is
-    proportional to: it bends gently at all inputs, not sharply at rare ones. Of two mirrored ones it
-    takes that with beta > 0. relu and its like, for
-    which only alpha / beta counts, meet all conditions of DKS but Q'(1) = 1.
+    Of several solutions the one with the smallest alpha^2 gamma is taken, as |phi_hat''| is
+    proportional to it: phi_hat bends gently at all inputs, not sharply at rare ones. Of two mirror
+    solutions the one with beta > 0 is taken. relu and similar activations depend on alpha / beta
+    only, and meet all conditions of DKS except Q'(1) = 1.
 
     Args:
         activation: name, `Activation` or elementwise callable, without traced parameters. The slope
-            of a leaky relu is chosen here; TAT has a method of its own for it.
-        layers: nonlinear layers of a plain chain, a `ResidualStages`, or a function (x, layer) that
-            gives the largest value over subnetworks when `layer` is applied at each of their layers.
+            of a leaky relu is chosen here; TAT has a separate method for leaky relu.
+        layers: number of nonlinear layers of a plain chain, a `ResidualStages`, or a function
+            (x, layer) that applies `layer` at each layer and returns the largest value over
+            subnetworks.
         method: "dks" or "tat".
-        zeta: of DKS, the largest C_f'(1) over subnetworks f; > 1, default 1.5.
-        tau: of TAT with a smooth activation, the largest C_f''(1); > 0, default 0.3.
-        eta: of TAT with a leaky relu, the largest C_f(0); in (0, 1), default 0.9.
+        zeta: for DKS, the largest C_f'(1) over subnetworks f; > 1, default 1.5.
+        tau: for TAT with a smooth activation, the largest C_f''(1); > 0, default 0.3.
+        eta: for TAT with a leaky relu, the largest C_f(0); in (0, 1), default 0.9.
 
     Returns:
-        The transformed activation and its numbers.
+        The transformed activation and its four numbers.
 
     Raises:
         ValueError: if a target is out of range or not of this method, or no transformation of the
@@ -139,7 +140,7 @@ def shaped(
 
 
 def _target(what: str, wanted: str, given: dict[str, float | None]) -> float:
-    """The network's target; those of other methods are refused."""
+    """Check that no target of another method is given, and return the method's own."""
     others = [name for name, value in given.items() if value is not None and name != wanted]
     if others:
         raise ValueError(f"{what} has the target {wanted}, got {', '.join(others)}")
@@ -155,7 +156,7 @@ def _target(what: str, wanted: str, given: dict[str, float | None]) -> float:
 
 
 def _leaky_by_correlation(layers: Layers, eta: float) -> Shaped:
-    """TAT of a leaky relu: its slope makes C_f(0) = eta."""
+    """Apply TAT to a leaky relu: choose the slope with C_f(0) = eta."""
 
     def layer(slope: float, c: float) -> float:
         bend = (1.0 - slope) ** 2 / (math.pi * (1.0 + slope**2))
@@ -167,7 +168,7 @@ def _leaky_by_correlation(layers: Layers, eta: float) -> Shaped:
 
 
 def _leaky_by_slope(rise: float) -> Shaped:
-    """DKS of a leaky relu: 1 - 1/C'(1) = (E phi)^2 / E phi^2 = (1 - a)^2 / (pi (1 + a^2))."""
+    """Apply DKS to a leaky relu: 1 - 1/C'(1) = (E phi)^2 / E phi^2 = (1 - a)^2 / (pi (1 + a^2))."""
     share = math.pi * rise / (1.0 + rise)
     if share > 1.0:
         raise ValueError(
