@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import struct
 import subprocess
 import time
 from pathlib import Path
@@ -25,7 +26,8 @@ from groups_at_work import (
 )
 
 from jaxstab import store
-from jaxstab.store import claims, places, reading
+from jaxstab.store import chunks, claims, places, reading
+from jaxstab.store.fields import Field
 
 
 @pytest.mark.slow
@@ -323,8 +325,34 @@ def test_an_interrupted_run_lets_go(tmp_path, whole, monkeypatch):
 def test_an_unreadable_file_is_no_missing_file(tmp_path, whole):
     (tmp_path / "whole.zarr/loss/c.3.0").unlink()
     (tmp_path / "whole.zarr/loss/c.3.0").mkdir()
-    with pytest.raises(OSError, match=r"cannot read .*whole\.zarr: Is a directory"):
+    with pytest.raises(OSError, match=r"cannot read .*whole\.zarr: loss/c.3.0 is a directory"):
         opened(tmp_path / "whole.zarr").finished()
+
+
+def test_files_without_end_are_not_read(tmp_path, whole):
+    place = tmp_path / "whole.zarr"
+    # of a tebibyte, on no disk
+    for key in ("loss/c.3.0", "mark/c.5.0", "zarr.json"):
+        os.truncate(place / key, 2**40)
+    assert opened(place).finished() == set(range(8)) - {3, 5}
+    assert store.load_groups(place).done.sum() == 6 * 3
+    # opening it for another run has mended one
+    for key in ("mark/root", "zarr.json"):
+        os.truncate(place / key, 2**40)
+    with pytest.raises(ValueError, match="damaged store .its root is torn"):
+        store.load_groups(place)
+    for key in ("mark/root", "zarr.json"):
+        (place / key).unlink()
+    os.mkfifo(place / "zarr.json")
+    with pytest.raises(OSError, match=r"cannot read .*whole\.zarr: zarr\.json is not a file"):
+        store.load_groups(place)
+
+
+def test_text_that_fills_memory_is_damaged():
+    texts = [b"x" * 2**20, *[b""] * 2**10]
+    data = struct.pack("<I", len(texts)) + b"".join(struct.pack("<I", len(t)) + t for t in texts)
+    field = Field((len(texts),), "str", ("name",))
+    assert chunks.decode(chunks.sealed(data), field, ()) is None
 
 
 def test_a_folder_behind_a_link_is_not_torn_and_an_unreadable_one_is_told(

@@ -24,6 +24,8 @@ _CRC = 4
 # zarr's value for missing chunks, by kind of dtype
 _FILL: dict[str, Any] = {"b": False, "i": -1, "f": "NaN", "U": ""}
 _LENGTH = struct.Struct("<I")
+# bytes of an array of text in memory
+_MOST_TEXT = 2**30
 
 
 class Array(NamedTuple):
@@ -261,5 +263,8 @@ def _to_texts(data: bytes, shape: tuple[int, ...]) -> np.ndarray | None:
     except (struct.error, UnicodeDecodeError):
         return None
     if start != len(data):
+        return None
+    # NumPy gives every text the room of the longest
+    if 4 * len(texts) * max(map(len, texts), default=0) > _MOST_TEXT:
         return None
     return np.array(texts).reshape(shape)

@@ -154,7 +154,8 @@ class Groups:
             batch = todo[start : start + step]
             sums = self.checksums(batch)
             keys = [self._key(name, group) for group in sums for name in self._arrays]
-            files = iter(self.place.get(keys))
+            lengths = [chunks.chunk_bytes(field, self.chunk) for field in self._arrays.values()]
+            files = iter(self.place.get(keys, lengths * len(sums)))
             for group in batch:
                 values = None
                 if group in sums:
@@ -338,7 +339,8 @@ class Groups:
         """
         sums = self.checksums(self.marks())
         position = list(self._arrays).index(name)
-        contents = self.place.get([self._key(name, group) for group in sums])
+        length = chunks.chunk_bytes(self.fields[name], self.chunk)
+        contents = self.place.get([self._key(name, group) for group in sums], [length] * len(sums))
         for chunk, wanted in zip(contents, sums.values(), strict=True):
             values = chunks.decode(chunk, self.fields[name], self.chunk)
             if (
@@ -401,8 +403,12 @@ class Groups:
             A checksum per array by group; groups without a mark of this store are left out.
         """
         shape = Field((2 + len(self._arrays),), "int64", ("mark_column",))
-        contents = zip(groups, self.place.get([self._mark(group) for group in groups]), strict=True)
-        marks = {group: chunks.decode(mark, shape, ()) for group, mark in contents}
+        files = self.place.get(
+            [self._mark(group) for group in groups], [chunks.chunk_bytes(shape, ())] * len(groups)
+        )
+        marks = {
+            group: chunks.decode(mark, shape, ()) for group, mark in zip(groups, files, strict=True)
+        }
         own = {group: mark.tolist() for group, mark in marks.items() if mark is not None}
         return {group: mark[2:] for group, mark in own.items() if mark[:2] == [group, self.digest]}
 

@@ -2,12 +2,16 @@
 
 import contextlib
 import os
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
+
+# bytes of a file of unknown length: text or metadata
+_LONGEST = 2**28
 
 
 class Place:
@@ -61,20 +65,26 @@ class Place:
         except Exception as error:
             raise OSError(f"cannot read {self.url}: {_reason(error)}") from error
 
-    def get(self, keys: Sequence[str]) -> list[bytes | None]:
+    def get(
+        self, keys: Sequence[str], most: Sequence[int | None] | None = None
+    ) -> list[bytes | None]:
         """Read files, many at once behind a URL.
 
         Args:
             keys: relative to the place.
+            most: bytes that each file may have; None for 256 MiB. A longer local file is not read.
 
         Returns:
-            Their bytes; None for a file that does not exist.
+            Their bytes; None for a file that does not exist, b"" for one that is too long.
 
         Raises:
             OSError: if a file exists and cannot be read.
         """
         if not keys:
             return []
+        if self.local is not None:
+            limits = most or [None] * len(keys)
+            return [self._read(key, limit) for key, limit in zip(keys, limits, strict=True)]
         contents = self._files.cat_ranges(
             [self._path(key) for key in keys], None, None, on_error="return"
         )
@@ -84,6 +94,26 @@ class Place:
             ):
                 raise OSError(f"cannot read {self.url}: {_reason(answer)}") from answer
         return [answer if isinstance(answer, bytes) else None for answer in contents]
+
+    def _read(self, key: str, most: int | None) -> bytes | None:
+        """Read a local file; a pipe or device, which may have no end, and what is too long are not."""
+        path = self._path(key)
+        if most is None:
+            most = _LONGEST
+        try:
+            status = os.stat(path)
+            if stat.S_ISDIR(status.st_mode):
+                raise IsADirectoryError(f"{key} is a directory")
+            if not stat.S_ISREG(status.st_mode):
+                raise OSError(f"{key} is not a file")
+            if status.st_size > most:
+                return b""
+            with open(path, "rb") as file:
+                return file.read()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise OSError(f"cannot read {self.url}: {error.strerror or error}") from error
 
     def put(self, key: str, data: bytes) -> None:
         """Write a file, whole or not at all.

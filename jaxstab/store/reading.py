@@ -183,7 +183,8 @@ def _coordinates(place: Place, root: Root, store: Groups) -> dict[str, Any]:
             check_memory(place.url, cell_bytes(field))
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{place.url}: damaged store (coordinate {name}: {error})") from error
-        (chunk,) = place.get([chunks.key(name, [0] * len(field.shape))])
+        key = chunks.key(name, [0] * len(field.shape))
+        (chunk,) = place.get([key], [chunks.chunk_bytes(field, ())])
         values = chunks.decode(chunk, field, ())
         if values is not None:
             coordinates[str(name)] = (field.dims, values)

@@ -108,7 +108,7 @@ def described(place: Place, root: Root) -> Groups:
 
 
 def check_memory(url: str | Path, needed: int) -> None:
-    """Check that the memory of this machine can hold a dataset, before it is allocated.
+    """Check that half of the memory of this machine can hold a dataset, before it is allocated.
 
     Args:
         url: the store, for the message.
@@ -117,5 +117,5 @@ def check_memory(url: str | Path, needed: int) -> None:
     Raises:
         ValueError: if it cannot.
     """
-    if needed > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):
+    if needed > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2:
         raise ValueError(f"{url}: its {needed} bytes do not fit into memory")
