@@ -59,7 +59,7 @@ class Twin:
         layer = lambda tree: tree if isinstance(tree, Layer) else Layer(tree)
         blocks = layer(bound.blocks)
         self.blocks = [part(blocks, i) for i in range(DEPTH)]
-        self.embed, self.readout = bound.embed, layer(bound.readout)
+        self.embed, self.readout = layer(bound.embed).params, layer(bound.readout)
 
     def norm(self, h, scale, bias, alpha=None):
         if alpha is not None:
