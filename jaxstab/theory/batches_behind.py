@@ -1,12 +1,12 @@
-r"""BatchNorm behind phi, in the limit of many examples.
+r"""BatchNorm after phi, in the limit of many examples.
 
-The pre-activations of a unit, sqrt(q c) u + sqrt(q (1 - c)) v, share u, so each unit has a mean and
-a variance of its own over the batch,
+The pre-activations of a unit, sqrt(q c) u + sqrt(q (1 - c)) v, have a common u over the batch. So
+each unit has its own variance over the batch,
 
-    sigma^2(u) = Var(phi | u),    E a^2 = E sigma^2 / (sigma^2 + epsilon),    E a a' = 0,
+    sigma^2(u) = Var(phi | u),    E a^2 = E sigma^2 / (sigma^2 + epsilon),    E a a' = 0.
 
-and the squared gradient grows by sigma_w^2 E[E(phi'^2 | u) / (sigma^2 + epsilon)]. BatchNorm before
-phi is in `batches`.
+The squared gradient grows by sigma_w^2 E[E(phi'^2 | u) / (sigma^2 + epsilon)] per layer. `batches`
+has BatchNorm before phi.
 """
 
 from typing import NamedTuple
@@ -25,24 +25,25 @@ from jaxstab.theory.moments import inside
 from jaxstab.theory.panels import density, flat, gaussian_panels, legendre
 from jaxstab.theory.signals import Head, Signal, log
 
-# the least correlation within a batch that is told from 0
+# smallest correlation within a batch that differs from 0
 _LEAST = 1e-10
 
 
 def limit_head_after(
     law: Law, phi: Activation, about: Features, signal: Signal, log_epsilon: Array
 ) -> Head:
-    """The head of a block with BatchNorm behind phi, before dropout, in the limit of many examples.
+    """Compute the head of a block with BatchNorm after phi, in the limit of many examples.
 
     Args:
-        law: of the block.
-        phi: its activation.
-        about: the activation's features.
-        signal: that the block is given.
+        law: law of the block.
+        phi: activation of the block.
+        about: features of the activation.
+        signal: pre-activations that enter the block.
         log_epsilon: ln epsilon.
 
     Returns:
-        Its moments; NaN at lengths beyond the range of quadrature.
+        Moments of the head. Slopes and `log_own` include dropout, lengths and gaps do not. NaN at
+        lengths above the range of quadrature.
     """
     near = inside(signal.log_q)
     differ = signal.within > 0
@@ -66,12 +67,12 @@ def limit_head_after(
 
 
 class _Units(NamedTuple):
-    """Units by what their examples share, logarithms.
+    """Moments of units at quadrature nodes of u, in logarithms.
 
     Attributes:
-        log_weight: of the share of units.
-        log_variance: of Var(phi | u).
-        log_slope: of E(phi'^2 | u).
+        log_weight: ln of the weight of the node.
+        log_variance: ln Var(phi | u).
+        log_slope: ln E(phi'^2 | u).
     """
 
     log_weight: Float[Array, " u"]
@@ -80,7 +81,7 @@ class _Units(NamedTuple):
 
 
 def _units(phi: Activation, about: Features, q: Array, within: Array) -> _Units:
-    # a root has no derivative at c = 0; what is least shifts no moment by more than itself
+    # sqrt(c) has no derivative at c = 0; a shift by _LEAST moves no moment by more than _LEAST
     c = 1.0 - within
     shared = q * (c + stop_gradient(jnp.maximum(c, _LEAST) - c))
     spread = jnp.sqrt(q * within)

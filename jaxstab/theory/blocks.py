@@ -1,8 +1,8 @@
-"""A block as root finding sees it: what its weights are given, as moments of one length x.
+"""Blocks for root finding: moments of the weights' input as functions of one length x.
 
-x is q, the length of h, or with BatchNorm v = q (1 - c), the variance within a batch, of which
-alone the head of such a block is a function. The moments are those of phi, at once for concrete
-numbers; with BatchNorm, or LayerNorm behind phi, they are those of `heads.head`, in a program.
+x is q, the length of h. With BatchNorm x is v = q (1 - c), the variance within a batch, which alone
+determines the head. The moments are those of phi, in NumPy for concrete numbers; with BatchNorm, or
+with LayerNorm after phi, those of `heads.head`, in a compiled program.
 """
 
 import dataclasses
@@ -26,18 +26,18 @@ from jaxstab.theory.moments import LogMoments, inside, log_moments, variance
 from jaxstab.theory.roots import LOG_LENGTHS
 from jaxstab.theory.signals import Head, Signal, log
 
-# radii of BatchNorm's spheres are clipped beyond
+# longer lengths are outside the grid of BatchNorm's spheres
 _LONGEST_BATCH = 700.0
 
 
 class Block(NamedTuple):
-    """A law with what its activation is known to be.
+    """A law with the features of its activation.
 
     Attributes:
-        law: of the block.
-        phi: its activation.
-        about: the activation's features.
-        table: moments on spheres, where BatchNorm takes its statistics over a finite batch.
+        law: law of the block.
+        phi: activation of the block.
+        about: features of the activation.
+        table: moments on spheres, for BatchNorm over a finite batch; else None.
     """
 
     law: Law
@@ -47,11 +47,11 @@ class Block(NamedTuple):
 
 
 class Form(NamedTuple):
-    """What is static of a law, and the names of the numbers that count.
+    """Static part of a law, and the names of the numbers that its fixed points depend on.
 
     Attributes:
-        law: of the form, with the numbers that do not count at their defaults.
-        names: of those that do.
+        law: law with all numbers at their defaults.
+        names: names of the numbers that count.
     """
 
     law: Law
@@ -59,13 +59,13 @@ class Form(NamedTuple):
 
 
 def parted(law: Law) -> tuple[Form, tuple[AnyArray, ...]]:
-    """Part a law into what is static and the numbers that its fixed points depend on.
+    """Split a law into its static form and the numbers that its fixed points depend on.
 
     Args:
-        law: the law.
+        law: law of a block.
 
     Returns:
-        The form, and the numbers in the order of its names.
+        The form, and the numbers in the order of the form's names.
     """
     names = []
     if host.is_traced(law.keep) or np.any(np.asarray(law.keep) != 1.0):
@@ -78,13 +78,13 @@ def parted(law: Law) -> tuple[Form, tuple[AnyArray, ...]]:
 
 
 def block_of(form: Form, phi: Activation, about: Features, numbers: tuple[AnyArray, ...]) -> Block:
-    """The block of a form.
+    """Build the block of a form, the inverse of `parted`.
 
     Args:
-        form: of its law.
-        phi: its activation.
-        about: the activation's features.
-        numbers: of the form's names.
+        form: form of the block's law.
+        phi: activation of the block.
+        about: features of the activation.
+        numbers: values of the form's names.
 
     Returns:
         The block.
@@ -98,19 +98,19 @@ def block_of(form: Form, phi: Activation, about: Features, numbers: tuple[AnyArr
 
 
 def is_at_once(law: Law) -> bool:
-    """Whether a block's moments are had from those of phi alone, in NumPy where its numbers are concrete.
+    """Check that a block's moments follow from those of phi, and so need no compiled program.
 
     Args:
-        law: of the block.
+        law: law of the block.
 
     Returns:
-        Whether.
+        True where NumPy computes the moments of concrete numbers.
     """
     return law.norm is None or law.norm == "rms" or (law.norm == "layer" and not law.norm_after)
 
 
 def grid_of(block: Block) -> Float[np.ndarray, " n"]:
-    """The lengths on which roots are bracketed.
+    """Choose the lengths between which roots are bracketed.
 
     Args:
         block: the block.
@@ -124,13 +124,13 @@ def grid_of(block: Block) -> Float[np.ndarray, " n"]:
 
 
 def on_grid(block: Block) -> LogMoments:
-    """Moments on the grid of lengths.
+    """Compute the moments on the grid of lengths.
 
     Args:
         block: the block.
 
     Returns:
-        The moments, along the grid; numbers at once unless they depend on traced ones.
+        Moments along the grid; NumPy arrays where possible.
     """
     grid = grid_of(block)
     if not is_at_once(block.law):
@@ -140,14 +140,15 @@ def on_grid(block: Block) -> LogMoments:
 
 
 def block_moments(block: Block, log_x: Float[AnyArray, "*n"]) -> LogMoments:
-    """Moments of what a block's weights are given; without a norm those of phi, without dropout's 1/keep.
+    """Compute the moments of a, the weights' input.
 
     Args:
         block: the block.
         log_x: ln x.
 
     Returns:
-        The moments: ln E a^2 and ln E (da/dh)^2 with their powers of x.
+        ln E a^2 and ln E (da/dh)^2 with their powers of x. Without a norm they are those of phi,
+        without dropout's 1/keep.
     """
     if block.law.norm is None:
         return log_moments(block.phi, block.about, log_x)
@@ -163,7 +164,7 @@ def block_moments(block: Block, log_x: Float[AnyArray, "*n"]) -> LogMoments:
 
 
 def _normed_moments(block: Block, log_x: Float[AnyArray, "*n"]) -> LogMoments:
-    """Moments with LayerNorm or RMSNorm before or behind phi, from those of phi by the chain rule."""
+    """Compute the moments with LayerNorm or RMSNorm from those of phi, by the chain rule."""
     law = block.law
     log_epsilon = log(law.epsilon)
     if law.norm == "layer" and law.norm_after:
@@ -171,11 +172,11 @@ def _normed_moments(block: Block, log_x: Float[AnyArray, "*n"]) -> LogMoments:
     else:
         _, known, _ = _before_scaling(block, log_x)
     xp = host.namespace(log_x, log_epsilon, law.keep)
-    # what is divided by: q, or with the norm behind phi V, or phi's variance
+    # the norm divides by q, or after phi by V or phi's variance
     log_divisor = known.log_length if law.norm_after else log_x
     power = known.length_power if law.norm_after else 1.0
     log_norm = log_sum(log_divisor, log_epsilon)
-    # of the norm's argument in ln q, for one of that which is divided
+    # d ln(normalised square) / d ln(square)
     kept = xp.exp(log_epsilon - log_norm)
     lost = log_norm + xp.log(law.keep)
     log_length = known.log_length - (lost if law.norm_after else xp.log(law.keep))
@@ -191,26 +192,26 @@ def _normed_moments(block: Block, log_x: Float[AnyArray, "*n"]) -> LogMoments:
 
 
 def head_at(block: Block, log_x: Float[AnyArray, ""]) -> Head:
-    """The head of a block, of two inputs without correlation.
+    """Compute the head of a block for two uncorrelated inputs.
 
     Args:
         block: the block.
         log_x: ln x.
 
     Returns:
-        Its moments.
+        Moments of the head.
     """
     one = jnp.ones_like(log_x)
     return head(block.law, block.phi, block.about, block.table, Signal(log_x, one, one))
 
 
 def _centred_moments(block: Block, log_q: Float[AnyArray, ""]) -> LogMoments:
-    """Moments of phi about its mean over the units: the variance in place of E phi^2."""
+    """Compute the moments of phi minus its mean over units: variance in place of E phi^2."""
 
     def log_growth(log_q: AnyArray) -> tuple[AnyArray, LogMoments]:
         known = log_moments(block.phi, block.about, log_q)
         spread = log(variance(block.phi, block.about, log_q, block.about.nodes))
-        # beyond the range of quadrature the variance grows as E phi^2
+        # outside the range of quadrature the variance is taken to grow as E phi^2
         return spread + known.log_growth - known.near_growth, known
 
     growth, power, known = jax.jvp(log_growth, (log_q,), (jnp.ones_like(log_q),), has_aux=True)
@@ -223,7 +224,7 @@ def _centred_moments(block: Block, log_q: Float[AnyArray, ""]) -> LogMoments:
 
 
 def _batch_moments(block: Block, log_v: Float[AnyArray, ""]) -> LogMoments:
-    """Moments of BatchNorm's head at a variance within the batch."""
+    """Compute the moments of a BatchNorm head at the variance within the batch."""
 
     def logarithms(log_v: AnyArray) -> tuple[AnyArray, AnyArray, AnyArray]:
         known = head_at(block, log_v)
@@ -244,10 +245,10 @@ class Gains(NamedTuple):
     """Logarithms of variances.
 
     Attributes:
-        embed: of the embedding's weights.
-        weight: of the block's, with what dropout adds where `block_moments` leaves it out.
-        bias: of the biases in x: -inf with BatchNorm, whose x they do not change.
-        own_bias: of the biases.
+        embed: ln variance of the embedding's weights.
+        weight: ln variance of the block's weights, with the 1/keep that `block_moments` leaves out.
+        bias: ln variance that biases add to x; -inf with BatchNorm, whose x ignores biases.
+        own_bias: ln variance of the biases.
     """
 
     embed: AnyArray
@@ -257,7 +258,7 @@ class Gains(NamedTuple):
 
 
 def gains_of(block: Block, sigma_w: AnyArray, sigma_b: AnyArray) -> Gains:
-    """The gains of a block's map of x.
+    """Compute the variances in a block's map of x.
 
     Args:
         block: the block.
@@ -265,10 +266,10 @@ def gains_of(block: Block, sigma_w: AnyArray, sigma_b: AnyArray) -> Gains:
         sigma_b: bias standard deviation.
 
     Returns:
-        The gains.
+        Logarithms of the variances.
     """
     embed = log_square(sigma_w) + block.law.log_variance
-    # the head of a normed block has dropout's factor
+    # the moments of a block with a norm contain dropout's factor
     if block.law.norm is not None:
         kept = 0.0
     else:
@@ -278,13 +279,13 @@ def gains_of(block: Block, sigma_w: AnyArray, sigma_b: AnyArray) -> Gains:
 
 
 class Pairing(NamedTuple):
-    """What the correlation map of a block asks for: 1 - c' = share gap(1 - c) + field.
+    """Parameters of a block's correlation map 1 - c' = share gap(1 - c) + field.
 
     Attributes:
-        log_z: ln of the length at which phi is taken.
-        moments: of phi there.
-        share: factor of `log_pair`'s gap.
-        field: 1 - c' of equal inputs, from masks of their own; None where the masks are the same.
+        log_z: ln of the length at which phi is evaluated.
+        moments: moments of phi at that length.
+        share: factor of the gap of `log_pair`.
+        field: 1 - c' of equal inputs with different masks; None where the masks are shared.
     """
 
     log_z: AnyArray
@@ -296,20 +297,20 @@ class Pairing(NamedTuple):
 def pairing(
     block: Block, log_q: AnyArray, moments: LogMoments, length: Length, gains: Gains
 ) -> Pairing:
-    """The correlation map of a block without BatchNorm, or of its branch beside a skip.
+    """Compute the correlation map of a block without BatchNorm, or of its branch next to a skip.
 
     Args:
         block: the block.
         log_q: ln q, finite.
-        moments: `block_moments` there.
-        length: the map of the length there.
-        gains: of the block.
+        moments: `block_moments` at q.
+        length: length map at q.
+        gains: gains of the block.
 
     Returns:
-        The map.
+        Parameters of the map.
     """
     xp = host.namespace(log_q, length.log_ratio)
-    # the share of q' that comes from the weights; a keep rate that is no argument is 1
+    # share of q' due to the weights, not the biases
     signal = xp.exp(gains.weight + moments.log_growth - length.log_ratio)
     if block.law.norm is None:
         log_z = log_q
@@ -318,13 +319,14 @@ def pairing(
     else:
         log_z, known, log_unit = _before_scaling(block, log_q)
         share = signal * xp.exp(-log_unit)
+    # a keep rate that `parted` left out is the float 1.0
     if block.law.shared_masks or isinstance(block.law.keep, float):
         return Pairing(log_z, known, share, None)
     return Pairing(log_z, known, share * block.law.keep, signal * (1.0 - block.law.keep))
 
 
 def _before_scaling(block: Block, log_q: AnyArray) -> tuple[AnyArray, LogMoments, AnyArray]:
-    """The length at which a normed block takes phi, phi's moments there, and ln of the gap of unrelated inputs."""
+    """Compute ln of phi's input length, phi's moments there, and ln of the gap's unit."""
     law = block.law
     phi = block.phi
     about = block.about
@@ -343,13 +345,13 @@ def _before_scaling(block: Block, log_q: AnyArray) -> tuple[AnyArray, LogMoments
 def batch_state(
     block: Block, log_v: AnyArray, moments: LogMoments, gains: Gains
 ) -> tuple[AnyArray, AnyArray]:
-    """Length and 1 - c of a batch behind a block with BatchNorm.
+    """Compute length and 1 - c of a batch after a block with BatchNorm.
 
     Args:
         block: the block.
-        log_v: ln v of the batch before it.
-        moments: `block_moments` there.
-        gains: of the block.
+        log_v: ln v of the batch that enters the block.
+        moments: `block_moments` at v.
+        gains: gains of the block.
 
     Returns:
         ln q, and 1 - c within the batch.
@@ -359,13 +361,13 @@ def batch_state(
 
 
 def vanishes(block: Block) -> AnyArray:
-    """Whether a signal of length 0 stays one, without biases.
+    """Check that a block without biases maps length 0 to length 0.
 
     Args:
         block: the block.
 
     Returns:
-        Whether.
+        Boolean, traced where the block is.
     """
     law = block.law
     centred = law.norm == "batch" or (law.norm == "layer" and law.norm_after)
@@ -376,7 +378,7 @@ def vanishes(block: Block) -> AnyArray:
 
 
 def _zero_at_zero(phi: Activation) -> AnyArray:
-    """Whether phi(0) = 0."""
+    """Check that phi(0) = 0."""
     if isinstance(phi, Mixture):
         return _zero_at_zero(phi.first) & _zero_at_zero(phi.second)
     if host.is_traced(phi):
@@ -385,7 +387,7 @@ def _zero_at_zero(phi: Activation) -> AnyArray:
 
 
 def far(block: Block) -> float:
-    """ln of a length that stands for an infinite one beside a residual branch.
+    """Choose the finite length that stands for q = inf of a residual block.
 
     Args:
         block: the block.
@@ -397,14 +399,14 @@ def far(block: Block) -> float:
 
 
 def clipped(block: Block, log_x: AnyArray) -> AnyArray:
-    """A finite length in place of 0 and inf.
+    """Replace lengths 0 and inf by finite ones.
 
     Args:
         block: the block.
         log_x: ln x.
 
     Returns:
-        ln x.
+        Finite ln x.
     """
     xp = host.namespace(log_x)
     if block.law.residual:
@@ -413,13 +415,13 @@ def clipped(block: Block, log_x: AnyArray) -> AnyArray:
 
 
 def branch_of(block: Block) -> AnyArray:
-    """ln s^2, the square of a residual branch's factor.
+    """Compute ln s^2, s the factor of a residual branch.
 
     Args:
-        block: the block, with a residual skip.
+        block: block with a residual skip.
 
     Returns:
-        The logarithm.
+        ln s^2.
     """
     law = block.law
     if law.skip == "rezero":

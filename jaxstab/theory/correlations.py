@@ -1,4 +1,4 @@
-"""The stable fixed point of the correlation map, sought in the root of 1 - c."""
+"""The stable fixed point of the correlation map, solved for sqrt(1 - c)."""
 
 from typing import NamedTuple
 
@@ -15,15 +15,15 @@ from jaxstab.theory.panels import Legendre
 from jaxstab.theory.quadrature import ACCURACY, Rule, rule
 from jaxstab.theory.roots import ROUNDING
 
-# what is left to do: seek the root, evaluate there, evaluate with other nodes, nothing
+# stages: seek the root, evaluate at the root, evaluate with other nodes, finished
 _SEEK, _EVALUATE, _CHECK, _DONE = range(4)
-# a step this small, of the root, makes an error of its square
+# relative step after which the error, its square, is below rounding
 _SMALL = 1e-6
-# below this root of 1 - c, c is 1 to rounding
+# sqrt(1 - c) below which c is 1 to rounding
 _TOGETHER = 1e-8
-# evaluations on the way to a root
+# maximal number of evaluations for a root
 _MOST = 24
-# with a field a root may be many orders away from the first guess
+# with a field the root may be orders of magnitude from the first guess
 _MOST_IN_FIELD = 64
 
 
@@ -32,7 +32,7 @@ class Stable(NamedTuple):
 
     Attributes:
         distance: 1 - c*.
-        chi: the map's slope there.
+        chi: slope of the map at c*.
     """
 
     distance: Float[AnyArray, ""]
@@ -40,7 +40,7 @@ class Stable(NamedTuple):
 
 
 class _Point(NamedTuple):
-    """An excess r - 1, and its derivative, at a root of 1 - c."""
+    """Excess r - 1 and its derivative at a value of sqrt(1 - c)."""
 
     root: Float[AnyArray, ""]
     value: Float[AnyArray, ""]
@@ -48,7 +48,7 @@ class _Point(NamedTuple):
 
 
 class _Search(NamedTuple):
-    """Where a search stands."""
+    """State of a search, in sqrt(1 - c)."""
 
     stage: Int[AnyArray, ""]
     evaluations: Int[AnyArray, ""]
@@ -69,26 +69,26 @@ def stable_distance(
     moments: LogMoments,
     field: Float[AnyArray, ""] | None = None,
 ) -> Stable:
-    """1 - c* of the stable correlation in [0, 1], and the correlation map's slope there.
+    """Find the stable fixed point c* in [0, 1] of the correlation map, and the slope there.
 
-    With d = 1 - c the map is d' = share gap(d), and r(d) = share gap(d)/d falls from share E phi'^2
-    at d = 0: it is convex, as its coefficients in c are squared Hermite coefficients of phi. The
-    one root of r = 1 is stable; where r <= 1 everywhere, d = 0 is. A field h, as masks of dropout
-    are, adds to d': r = 1 - h/d has one root, >= h.
+    With d = 1 - c the map is d' = share gap(d). The correlation map is convex, as its coefficients
+    in c are squared Hermite coefficients of phi. So r(d) = share gap(d)/d falls from share E phi'^2
+    at d = 0. The only root of r = 1 is stable; where r <= 1 everywhere, d = 0 is stable. A field h,
+    due to dropout masks, adds to d': then r = 1 - h/d has one root, >= h.
 
-    Steps are taken in the root of d, in which r falls linearly from d = 0 for kinked phi: to the
-    zero of the inverse cubic through two points and slopes, or Newton's, or a bisection.
+    The search is in sqrt(d), in which r is linear near d = 0 for kinked phi. A step goes to the
+    zero of the inverse cubic through two points and slopes, else to Newton's, else to the middle.
 
     Args:
-        phi: the activation.
-        about: its features.
+        phi: activation.
+        about: features of the activation.
         log_q: ln q.
-        share: the length map's `pair_share`.
-        moments: at this length.
-        field: h >= 0; None for none.
+        share: `pair_share` of the length map.
+        moments: moments at this length.
+        field: h >= 0; None for no field.
 
     Returns:
-        1 - c*, and the slope; NaN where two rules of quadrature differ.
+        1 - c* and the slope at c*; NaN where two rules of quadrature differ.
     """
     xp = host.namespace(log_q, share)
     slope = share * xp.exp(moments.near_slope)
@@ -128,7 +128,7 @@ def stable_distance(
 
 
 def _either(check: AnyArray, other: Rule, fine: Rule) -> Rule:
-    """One of two rules of equally many nodes."""
+    """Choose between two rules with equal numbers of nodes."""
     xp = host.namespace(check)
     pairs = zip(other, fine, strict=True)
     return Rule(
@@ -137,7 +137,7 @@ def _either(check: AnyArray, other: Rule, fine: Rule) -> Rule:
 
 
 def _start(share: AnyArray, slope: AnyArray, ordered: AnyArray, moments: LogMoments) -> _Search:
-    """The first guess, from the map at c = 1 and c = 0, where single moments have it."""
+    """Start a search from the map at c = 1 and c = 0, which follows from single moments."""
     xp = host.namespace(share)
     growth = xp.exp(moments.near_growth)
     end = xp.minimum(share * (growth - moments.mean**2) - 1.0, 0.0)
@@ -169,24 +169,24 @@ def _start(share: AnyArray, slope: AnyArray, ordered: AnyArray, moments: LogMome
 
 
 def _in_field(search: _Search, top: AnyArray, field: AnyArray) -> _Search:
-    """The start of a search in a field: the root of a chord's r, which lies above the field itself."""
+    """Start a search in a field from the root for a linear r."""
     xp = host.namespace(top)
     end = search.before.value
     fall = xp.maximum(top - end, 0.0)
     discriminant = xp.sqrt(top**2 + 4 * fall * field)
-    # of field + top d - fall d^2 = 0, by the form that does not cancel
+    # root of field + top d - fall d^2 = 0, in the form that does not cancel
     ordered = 2 * field / (discriminant + xp.abs(top))
     chaotic = (discriminant + xp.abs(top)) / xp.where(fall > 0, 2 * fall, 1.0)
     guess = xp.where(top <= 0, ordered, chaotic)
     guess = xp.clip(xp.where(xp.isfinite(guess), guess, 0.5), field, 1.0)
     at_end = _Point(search.before.root, end + field, search.before.derivative - 2 * field)
-    # rounding may put the root beside an end
+    # rounding may put the root outside an end
     low = xp.sqrt(field) * (1.0 - ROUNDING)
     return search._replace(low=low, root=xp.sqrt(guess), before=at_end)
 
 
 def _next(search: _Search, here: _Point, chi: AnyArray, checked: bool, most: int) -> _Search:
-    """The search after an evaluation."""
+    """Update a search after an evaluation."""
     xp = host.namespace(here.value)
     seeking = search.stage == _SEEK
     evaluating = search.stage == _EVALUATE
@@ -228,7 +228,7 @@ def _newton(here: _Point) -> AnyArray:
 
 
 def _cubic(before: _Point, here: _Point) -> AnyArray:
-    """The zero by the cubic, as a function of the value, through two points and slopes; NaN where it is none."""
+    """Find the zero by the inverse cubic through two points and slopes; NaN where unusable."""
     xp = host.namespace(here.value)
     height = here.value - before.value
     usable = (xp.abs(height) > ROUNDING) & (before.derivative < 0) & (here.derivative < 0)

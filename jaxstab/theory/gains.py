@@ -1,4 +1,4 @@
-"""Weight gains that keep gradients or lengths, with their reasons."""
+"""Weight gains that keep gradients or lengths, each with its source."""
 
 import math
 import warnings
@@ -13,15 +13,15 @@ from jaxstab.theory.maps import AnyActivation, derivative_moment, second_moment,
 
 
 class Gain(NamedTuple):
-    """A weight gain and where it comes from.
+    """A weight gain with its source.
 
     Attributes:
-        sigma_w: the gain, standard deviation of sqrt(fan_in) W_ij.
-        q: length (mean square of the pre-activations) at which it holds; inf where it holds at
-            every length.
-        critical: whether chi_1 = 1 there, so that gradients keep their mean square; else only
-            lengths do.
-        source: the reason, in words.
+        sigma_w: gain, the standard deviation of sqrt(fan_in) W_ij.
+        q: length (mean square of the pre-activations) for which the gain is right; inf for every
+            length.
+        critical: whether chi_1 = 1, so that gradients keep their mean square; if not, only lengths
+            are kept.
+        source: reason, in words.
     """
 
     sigma_w: float
@@ -44,19 +44,19 @@ _KNOWN = {
 
 
 def gain(activation: AnyActivation, sigma_b: float = 0.0) -> Gain:
-    """The weight gain that an activation wants, and why.
+    """Choose the weight gain for an activation.
 
-    The critical one, chi_1 = sigma_w^2 E phi'(sqrt(q*) u)^2 = 1 at the length fixed point q*
-    (Schoenholz et al. 2017, eq. 5), if a network stays there. Where none is (gelu, silu at sigma_b
-    = 0), the one of `length_gain` (the argument of He et al. 2015 for any phi). Not for tracing: it
-    answers in Python numbers.
+    The critical gain has chi_1 = sigma_w^2 E phi'(sqrt(q*) u)^2 = 1 at the length fixed point q*
+    (Schoenholz et al. 2017, eq. 5). Where no usable fixed point is critical (gelu, silu at sigma_b
+    = 0), the gain is that of `length_gain` (the argument of He et al. 2015 for any phi). The
+    function returns Python numbers and cannot be traced.
 
     Args:
         activation: name, `Activation` or elementwise callable.
         sigma_b: bias standard deviation, >= 0.
 
     Returns:
-        The gain.
+        The gain and its source.
 
     Raises:
         ValueError: if sigma_b is negative or not finite, or no gain keeps signal or gradient.
@@ -82,7 +82,7 @@ def gain(activation: AnyActivation, sigma_b: float = 0.0) -> Gain:
 
 
 class _AtUnitLength(NamedTuple):
-    """The gain that keeps q = 1, and the slopes of gradient and length there."""
+    """Gain that keeps q = 1, with chi_1 and the length map's slope at q = 1."""
 
     sigma_w: float
     chi_1: float
@@ -90,12 +90,12 @@ class _AtUnitLength(NamedTuple):
 
     @property
     def misleads(self) -> bool:
-        """Whether lengths come back to q = 1 and gradients explode all the same."""
+        """True where lengths return to q = 1 and gradients explode nevertheless."""
         return abs(self.slope) < 1 < self.chi_1 - 1e-9
 
 
 def _at_unit_length(phi: Activation, sigma_b: float) -> _AtUnitLength | None:
-    """What holds at the gain that keeps q = 1; None where no gain does."""
+    """Compute the gain that keeps q = 1; None where no gain does."""
     length = float(second_moment(phi, 1.0))
     if not (sigma_b < 1 and length > 0):
         return None
@@ -105,7 +105,7 @@ def _at_unit_length(phi: Activation, sigma_b: float) -> _AtUnitLength | None:
 
 
 def _warning_of_published(phi: Activation, sigma_b: float) -> str:
-    """What a reason adds where the gain that others publish misleads."""
+    """Word a warning for activations whose published gain, which keeps q = 1, misleads."""
     at_one = _at_unit_length(phi, sigma_b)
     if at_one is None or not at_one.misleads:
         return ""
@@ -117,17 +117,17 @@ def _warning_of_published(phi: Activation, sigma_b: float) -> str:
 
 
 def length_gain(activation: AnyActivation, sigma_b: float = 0.0) -> Gain:
-    """The weight gain that keeps the length q = 1, whatever gradients do: the one that is published for most phi.
+    """Compute the weight gain that keeps the length q = 1, as published for most activations.
 
-    sigma_w^2 = (1 - sigma_b^2) / E phi(u)^2. Where lengths beside q = 1 come back to it and
-    gradients explode all the same, chi_1 > 1, as selu's do, a warning says so. Not for tracing.
+    sigma_w^2 = (1 - sigma_b^2) / E phi(u)^2. A warning is issued where lengths return to q = 1 and
+    gradients explode nevertheless, chi_1 > 1 (selu). The function cannot be traced.
 
     Args:
         activation: name, `Activation` or elementwise callable.
         sigma_b: bias standard deviation, in [0, 1).
 
     Returns:
-        The gain; `source` has chi_1 there.
+        The gain; `source` contains chi_1.
 
     Raises:
         ValueError: if no gain keeps the length.

@@ -1,13 +1,13 @@
-r"""Gram matrices of the gradients of several outputs, as they wander from layer to layer at finite width.
+r"""Gram matrices of the gradients of several outputs, layer by layer at finite width.
 
-The gradients of C outputs by the state of layer l are C vectors of n units. With weights that are
-independent of the slopes, the rows of W^T g are n draws of N(0, G / n), G the Gram matrix of the
-vectors above them, so that
+The gradients of C outputs by the state of layer l are C vectors of n units. For weights independent
+of the slopes, the rows of W^T g are n draws of N(0, G / n), G the Gram matrix of the vectors one
+layer above, so that
 
-    G_{l-1} = (1/n) sum_i phi'(h_i)^2 / (E phi'^2) z_i z_i^T,    z_i ~ N(0, G_l),
+    G_{l-1} = (1/n) sum_i phi'(h_i)^2 / (E phi'^2) z_i z_i^T,    z_i ~ N(0, G_l).
 
-where E G stays what it is. At infinite width G does too. At finite width its eigenvalues spread
-with depth over width: C outputs share what counts as about n / (1 + depth) units, not n.
+E G is constant. G itself is constant at infinite width; at finite width its eigenvalues spread with
+depth / width, as if C outputs shared n / (1 + depth) units instead of n.
 """
 
 from typing import NamedTuple
@@ -22,12 +22,12 @@ from jaxstab.theory.kernels import Kernels
 from jaxstab.theory.laws import Law
 from jaxstab.theory.moments import log_moments, root
 
-# of Newton and Schulz, for singular values within 1/2 and 3/2
+# Newton-Schulz steps, enough for singular values in [1/2, 3/2]
 _ORTHOGONALISING = 10
 
 
 class BelowReadout(NamedTuple):
-    """The kernel of all parameters below the readout, of inputs that are equally alike.
+    """Kernel of all parameters below the readout, for equally correlated inputs.
 
     Attributes:
         apart: sum_l (Theta_l(x, x) - Theta_l(x, x')) G_l.
@@ -39,7 +39,7 @@ class BelowReadout(NamedTuple):
 
 
 class _Step(NamedTuple):
-    """Carry of the way down: gradients, and what the kernel of a layer counts for at the output."""
+    """Carry of the downward scan: gradients, factor of a layer's kernel at the output, and sums."""
 
     rows: Float[Array, "width out"]
     factor: Float[Array, "2 2"]
@@ -56,20 +56,20 @@ def below_readout(
     width: int,
     outputs: int,
 ) -> BelowReadout:
-    """Draw the kernel below a readout behind layer `depth`.
+    """Draw the kernel of all parameters below a readout after layer `depth`.
 
     Args:
-        phi: the activation.
-        about: its features.
-        law: of the block.
-        found: kernels of layers 0..L of two inputs of one length.
+        phi: activation.
+        about: features of the activation.
+        law: law of the block.
+        found: kernels of layers 0..L, of two inputs of equal length.
         depth: layer, in [0, L], may be traced.
-        key: of the draw.
-        width: units n per layer.
-        outputs: C.
+        key: random key.
+        width: number n of units per layer.
+        outputs: number C of outputs.
 
     Returns:
-        The draw.
+        One draw of the kernel.
     """
     deepest = len(found.nngp) - 1
     kept = 1.0 if law.residual else 0.0
@@ -112,7 +112,7 @@ def below_readout(
 def _slopes(
     phi: Activation, about: Features, law: Law, q: Array, key: Array, width: int
 ) -> Float[Array, " width"]:
-    """Draw |phi'(h)| of each unit, of mean square 1, with dropout's masks."""
+    """Draw phi'(h) of each unit with dropout masks, normalised to mean square 1."""
     if law.norm is not None and not law.norm_after:
         q = q / (q + law.epsilon)
     unit, mask = jax.random.split(key)
@@ -123,7 +123,7 @@ def _slopes(
 
 
 def _pulled(rows: Float[Array, "n out"], law: Law, key: Array) -> Float[Array, "n out"]:
-    """W^T rows for square weights of mean square 1/n, Gaussian unless they are orthogonal."""
+    """Draw W^T rows for square weights of mean square 1/n, Gaussian or orthogonal."""
     width, outputs = rows.shape
     if outputs > width:
         return _normal(key, (width, width)) @ rows / jnp.sqrt(width)
@@ -138,12 +138,12 @@ def _pulled(rows: Float[Array, "n out"], law: Law, key: Array) -> Float[Array, "
 
 
 def _normal(key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, "*shape"]:
-    # of 32 bits: those of 64 cannot be lowered where JAX has float64 switched off
+    # float64 draws cannot be lowered where JAX has float64 switched off
     return jax.random.normal(key, shape, jnp.float32).astype(float)
 
 
 def _factor(gram: Float[Array, "out out"]) -> Float[Array, "out out"]:
-    """Compute the lower Cholesky factor; columns of what is dependent are zero."""
+    """Compute the lower Cholesky factor; columns of dependent rows are zero."""
     places = jnp.arange(len(gram))
     least = jnp.finfo(gram.dtype).eps * jnp.max(jnp.diagonal(gram))
 

@@ -1,4 +1,4 @@
-"""Derivatives of what root finding has found, by the implicit function theorem: one evaluation at the root."""
+"""Derivatives of roots by the implicit function theorem, from one evaluation at the root."""
 
 import functools
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from jaxstab.derivatives import custom_jvp
 from jaxstab.theory import host
 from jaxstab.theory.precision import common_dtype, compiled, narrowed, widened
 
-# record of a root, and its derivatives in the arguments
+# solve returns the record of a root, jacobian the record's derivatives in the arguments
 Solve = Callable[..., Any]
 Jacobian = Callable[..., Any]
 
@@ -24,13 +24,14 @@ def differentiable(solve: Solve, jacobian: Jacobian, at_once: bool = True) -> Ca
     """Make a root finder differentiable in its numbers and in the parameters of the activation.
 
     Args:
-        solve: (phi, about, *numbers) -> a record, a tuple of arrays; NumPy arrays or traced ones.
-        jacobian: (phi, about, record, *numbers) -> the record with the derivatives of every field
-            in the leaves of (phi, numbers), along a new last axis.
-        at_once: whether `solve` takes NumPy arrays; if not, concrete numbers are compiled too.
+        solve: (phi, about, *numbers) -> record, a named tuple of arrays, NumPy or traced.
+        jacobian: (phi, about, record, *numbers) -> record of derivatives of every field in the
+            leaves of (phi, numbers), along a new last axis.
+        at_once: whether `solve` takes NumPy arrays; if not, a call with concrete numbers is
+            compiled too.
 
     Returns:
-        A function of (phi, *numbers).
+        Differentiable function of (phi, *numbers).
     """
     solution = compiled(at_once=at_once, table=True)(solve)
     slopes = compiled(table=True, by_parameters=True)(jacobian)
@@ -86,16 +87,16 @@ def derivatives(
     numbers: tuple[Array, ...],
     unknowns: tuple[Array, ...],
 ) -> Any:
-    """Derivatives of a function of (phi, *numbers, *unknowns).
+    """Differentiate a function of (phi, *numbers, *unknowns) in all its scalars.
 
     Args:
-        function: returns a pytree of scalars.
-        phi: the activation.
+        function: function that returns a pytree of scalars.
+        phi: activation.
         numbers: scalars.
         unknowns: scalars.
 
     Returns:
-        The pytree, a vector for each scalar: derivatives in the traced parameters of phi, in the
+        Pytree with a vector for each scalar: derivatives in the traced parameters of phi, in the
         numbers, and in the unknowns.
     """
     leaves, structure = jax.tree.flatten(phi if host.is_traced(phi) else None)
@@ -112,7 +113,7 @@ def derivatives(
 def _tangent(value: Array, by_leaf: Float[Array, "*n leaf"], along: list[Array]) -> Any:
     if not jnp.issubdtype(value.dtype, jnp.floating):
         return np.zeros(value.shape, jax.dtypes.float0)
-    # slices of a NumPy array are not compiled
+    # slices of a NumPy array need no compiling
     rates: Any = by_leaf if host.is_traced(by_leaf) else np.asarray(by_leaf)
     total = jnp.zeros_like(value)
     for place, tangent in enumerate(along):

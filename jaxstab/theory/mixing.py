@@ -1,4 +1,4 @@
-"""Moments of mixtures of units: those of both activations, averaged over the units (Lesser & Chowdhury 2026)."""
+"""Moments of mixtures of units: means over both activations (Lesser & Chowdhury 2026)."""
 
 from jaxstab.activations import Mixture
 from jaxstab.theory import host
@@ -7,15 +7,15 @@ from jaxstab.theory.quadrature import Pair
 
 
 def mixed_columns(phi: Mixture, first: list[AnyArray], second: list[AnyArray]) -> list[AnyArray]:
-    """Average the moments of one Gaussian.
+    """Average the moments of one Gaussian over the activations of a mixture.
 
     Args:
-        phi: the mixture.
-        first: the columns of a table, of phi_1.
-        second: the same of phi_2.
+        phi: mixture.
+        first: columns of phi_1, as in a table.
+        second: columns of phi_2.
 
     Returns:
-        The columns of the mixture.
+        Columns of the mixture.
     """
     one = _Shares(phi, first)
     other = _Shares(phi, second)
@@ -38,21 +38,21 @@ def mixed_columns(phi: Mixture, first: list[AnyArray], second: list[AnyArray]) -
 
 
 def mixed_pair(phi: Mixture, first: Pair, second: Pair) -> Pair:
-    """Average the moments of two Gaussians.
+    """Average the moments of two Gaussians over the activations of a mixture.
 
     Args:
-        phi: the mixture.
-        first: those of phi_1.
-        second: those of phi_2.
+        phi: mixture.
+        first: moments of phi_1.
+        second: moments of phi_2.
 
     Returns:
-        Those of the mixture.
+        Moments of the mixture.
     """
     return Pair(_mean(phi, first.gap, second.gap), _mean(phi, first.slope, second.slope))
 
 
 class _Shares:
-    """What one activation adds to the moments of a mixture, V/q and M themselves."""
+    """Columns of one activation, with V/q and M instead of their logarithms."""
 
     def __init__(self, phi: Mixture, columns: list[AnyArray]) -> None:
         xp = host.namespace(*columns)
