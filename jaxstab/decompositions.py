@@ -3,11 +3,12 @@
 jaxlib 0.10 and 0.11 divide a stack of matrices among the threads of XLA's pool, and the dividing
 thread waits. Two such calls at once, from two devices or side by side in one program, deadlock a
 small pool: every thread waits for work that is queued behind it. A call with a single matrix uses
-no other thread. On a CPU a stack is therefore a loop over its matrices, also under `jax.vmap`;
-other platforms decompose the whole stack.
+no other thread. On a CPU a stack is therefore a loop over its matrices, also under `jax.vmap`.
+Other platforms decompose the whole stack.
 
-Matrices are real. Derivatives are those of `jax.numpy.linalg`. Vectors of equal values have none:
-theirs leave out how the vectors turn among each other, which no function of their span asks for.
+Matrices are real. Derivatives agree with `jax.numpy.linalg`. The vectors of equal values have no
+derivative: the rules leave out their rotation within their span, on which no function of the span
+depends.
 """
 
 import functools
@@ -29,7 +30,7 @@ from jaxstab.precision import at_full_precision
 Arrays = tuple[Array, ...]
 Decomposition = Callable[..., Arrays]
 
-# width from which BLAS's own threads shorten a single decomposition
+# least width at which BLAS's own threads speed up a single decomposition
 WIDE = 768
 
 
@@ -40,10 +41,10 @@ def singular_values(a: Float[ArrayLike, "*batch m n"]) -> Float[Array, "*batch k
         a: matrices.
 
     Returns:
-        The k = min(m, n) values of each.
+        Singular values [*batch, k], k = min(m, n).
 
     Raises:
-        ValueError: if a matrix is complex or of integers.
+        ValueError: if a matrix is not of float32 or float64.
 
     Example:
         >>> jax.vmap(singular_values)(jnp.ones((3, 2, 2))).round(3).tolist()
@@ -62,7 +63,7 @@ def svd(a: Float[ArrayLike, "*batch m n"]) -> tuple[Array, Array, Array]:
         u [*batch, m, k], s [*batch, k] and vt [*batch, k, n], k = min(m, n).
 
     Raises:
-        ValueError: if a matrix is complex or of integers.
+        ValueError: if a matrix is not of float32 or float64.
 
     Example:
         >>> u, s, vt = svd(jnp.diag(jnp.asarray([3.0, 4.0])))
@@ -83,7 +84,7 @@ def qr(a: Float[ArrayLike, "*batch m n"]) -> tuple[Array, Array]:
         q [*batch, m, k] and r [*batch, k, n], k = min(m, n).
 
     Raises:
-        ValueError: if a matrix is complex or of integers.
+        ValueError: if a matrix is not of float32 or float64.
 
     Example:
         >>> q, r = qr(jnp.diag(jnp.asarray([3.0, 4.0])))
@@ -98,13 +99,13 @@ def eigenvalues(a: Float[ArrayLike, "*batch n n"]) -> Float[Array, "*batch n"]:
     """Compute eigenvalues of symmetric matrices, ascending.
 
     Args:
-        a: matrices; the symmetric part (a + a^T) / 2 is what counts.
+        a: matrices, replaced by their symmetric part (a + a^T) / 2.
 
     Returns:
-        The values.
+        Eigenvalues [*batch, n].
 
     Raises:
-        ValueError: if a matrix is complex or of integers.
+        ValueError: if a matrix is not of float32 or float64.
 
     Example:
         >>> eigenvalues(jnp.ones((2, 2))).round(3).tolist()
@@ -117,13 +118,13 @@ def eigh(a: Float[ArrayLike, "*batch n n"]) -> tuple[Array, Array]:
     """Compute ascending eigenvalues and eigenvectors of symmetric matrices, a = v diag(w) v^T.
 
     Args:
-        a: matrices; the symmetric part (a + a^T) / 2 is what counts.
+        a: matrices, replaced by their symmetric part (a + a^T) / 2.
 
     Returns:
-        The values [*batch, n] and the vectors [*batch, n, n], one per column.
+        Eigenvalues [*batch, n] and eigenvectors [*batch, n, n], one per column.
 
     Raises:
-        ValueError: if a matrix is complex or of integers.
+        ValueError: if a matrix is not of float32 or float64.
 
     Example:
         >>> values, vectors = eigh(jnp.ones((2, 2)))
@@ -140,15 +141,15 @@ def solve_triangular(
     """Solve r x = b, or r^T x = b, for upper triangular r.
 
     Args:
-        r: matrices; what is below the diagonal is taken for zero.
+        r: matrices; entries below the diagonal count as zero.
         b: right-hand sides.
-        transpose: whether r is transposed.
+        transpose: True to solve with r^T.
 
     Returns:
-        x.
+        Solutions x [*batch, n, k].
 
     Raises:
-        ValueError: if a matrix is complex or of integers.
+        ValueError: if a matrix is not of float32 or float64.
 
     Example:
         >>> solve_triangular(2 * jnp.eye(2), jnp.ones((2, 1))).ravel().tolist()
@@ -167,8 +168,7 @@ def solve_triangular(
     def solve_transposed(_: Callable, b: Array) -> Array:
         return _solve(not transpose)(r, b)[0]
 
-    # tells how to transpose and differentiate a solution, which a batching rule of its own would
-    # forbid
+    # supplies the transpose and derivative that the custom batching rule of `_solve` forbids
     return jax.lax.custom_linear_solve(product, b, solve, solve_transposed)
 
 
@@ -204,8 +204,8 @@ def _svd(a: Array) -> Arrays:
 @_svd.defjvp
 @at_full_precision
 def _svd_jvp(primals: Arrays, tangents: tuple) -> tuple[Arrays, Arrays]:
-    # Townsend 2016, "Differentiating the singular value decomposition"; what of da leaves the span
-    # of u or v turns them
+    # Townsend 2016, "Differentiating the singular value decomposition"; the part of da outside the
+    # span of u or v rotates that span
     u, s, vt = svd(*primals)
     inside = u.mT @ tangents[0] @ vt.mT
     gap = (s[..., None, :] - s[..., :, None]) * (s[..., None, :] + s[..., :, None])
@@ -239,7 +239,7 @@ def _qr_jvp(primals: Arrays, tangents: tuple) -> tuple[Arrays, Arrays]:
     below = jnp.tril(along, -1)
     turned = below - below.mT
     dq = scaled - q @ (along - turned)
-    # columns of a wide matrix beyond the square: r = q^T a
+    # columns of a wide matrix beyond its square part obey r = q^T a
     beyond = q.mT @ da[..., k:] + dq.mT @ (q @ r[..., k:])
     dr = jnp.concatenate([jnp.triu((along - turned) @ square), beyond], axis=-1)
     return (q, r), (dq, dr)
@@ -273,7 +273,7 @@ def _eigh_jvp(primals: Arrays, tangents: tuple) -> tuple[Arrays, Arrays]:
 
 
 def _reciprocal(gap: Array) -> Array:
-    """Compute 1 / gap, 0 for a gap of 0."""
+    """Compute 1 / gap, with 0 for a gap of 0."""
     none = gap == 0
     return jnp.where(none, 0.0, 1 / jnp.where(none, 1.0, gap))
 
@@ -284,8 +284,7 @@ def _lapack_values(a: Array) -> Arrays:
 
 def _dilated_values(a: Array) -> Arrays:
     """Compute singular values as eigenvalues of [[0, a], [a^T, 0]], to rounding of the largest."""
-    # CUDA decomposes a stack of symmetric matrices in one call, and for an SVD one matrix after the
-    # other
+    # CUDA decomposes a stack of symmetric matrices in one call, but an SVD matrix by matrix
     m, n = a.shape[-2:]
     above = jnp.pad(a, [(0, 0)] * (a.ndim - 2) + [(0, n), (m, 0)])
     eigenvalues = jnp.linalg.eigvalsh(above + above.mT, symmetrize_input=False)
@@ -322,7 +321,7 @@ def _solve(transpose: bool) -> Decomposition:
 def _one_by_one(
     decompose: Decomposition, ranks: tuple[int, ...], cuda: Decomposition | None = None
 ) -> Decomposition:
-    """Make a decomposition of stacks [*batch, m, n] that leaves no thread of a CPU waiting."""
+    """Make a decomposition of stacks [*batch, m, n] that keeps no thread of a CPU waiting."""
 
     @custom_vmap
     def stacked(*stacks: Array) -> Arrays:
@@ -362,13 +361,13 @@ def _shared_out(decompose: Decomposition, ranks: tuple[int, ...], *stacks: Array
     in_turn = functools.partial(_in_turn, decompose)
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.manual_axes:
-        # within a shard_map: what is here is this device's own already
+        # within a shard_map each device already sees only its own part
         return in_turn(*stacks)
     if mesh.explicit_axes:
         own = PartitionSpec(*jax.typeof(stacks[0]).sharding.spec[:-2])
         results: Arrays = jax.shard_map(in_turn, in_specs=own, out_specs=own)(*stacks)
         return results
-    # how stacks are sharded is known when the compiler partitions the program, and no sooner
+    # the sharding of the stacks is known only when the compiler partitions the program
     partitioned = custom_partitioning(in_turn)
     batch_rank = stacks[0].ndim - 2
     letters = iter(string.ascii_lowercase)

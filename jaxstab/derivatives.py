@@ -2,7 +2,7 @@
 
 Before 0.12, JAX forgets the rule of a `jax.custom_jvp` in the body of a scan once the scan is
 differentiated in reverse: a second derivative then goes through the function itself. A primitive
-keeps its rule, so there the function is one.
+keeps its rule, so that `WithRule` makes the function a primitive there.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,13 +15,13 @@ from jax.extend.core import ClosedJaxpr, Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, PyTree
 
-# all of it is for the other rooms
+# for the other packages of jaxstab only
 __all__ = ()
 
 Rule = Callable[[tuple, tuple], tuple[PyTree, PyTree]]
 FlatRule = Callable[[Sequence[Any], Sequence[Any]], tuple[Sequence[Any], Sequence[Any]]]
 
-# the name that stands in jaxprs
+# name of the primitive in jaxprs
 NAME = "with_rule"
 _primitive = Primitive(NAME)
 _primitive.multiple_results = True
@@ -38,10 +38,10 @@ class WithRule:
     """
 
     def __init__(self, fun: Callable[..., PyTree]) -> None:
-        """Take the function; `defjvp` gives the rule.
+        """Wrap a function without a rule; `defjvp` sets the rule.
 
         Args:
-            fun: the function, of positional arguments.
+            fun: function of positional arguments.
         """
         self.fun = fun
         self.rule: Rule | None = None
@@ -52,11 +52,11 @@ class WithRule:
         """Set the derivative rule.
 
         Args:
-            rule: (primals, tangents) -> (results, their tangents), linear in the tangents. Tangents
-                of integers and booleans are of dtype float0.
+            rule: function of (primals, tangents) that returns (results, tangents of the results),
+                linear in the tangents. Tangents of integers and booleans have dtype float0.
 
         Returns:
-            The rule.
+            The rule itself, for use as a decorator.
         """
         self.rule = rule
         return rule
@@ -78,7 +78,7 @@ class WithRule:
                 _float0(p) if t is None else jnp.asarray(t)
                 for p, t in zip(primals, tangents, strict=True)
             ]
-            # JAX passes literals as they are
+            # JAX passes literals without converting them to arrays
             arrays = [jnp.asarray(primal) for primal in primals]
             results, changes = rule(
                 jax.tree.unflatten(inputs, arrays), jax.tree.unflatten(inputs, moved)
@@ -144,5 +144,5 @@ def _kept_by_jax() -> bool:
     return jax.__version_info__ >= (0, 12)
 
 
-# a function with a rule for its derivative, given to its `defjvp`
+# decorator of a function whose derivative rule is set by its `defjvp`
 custom_jvp: Callable[[Callable[..., PyTree]], Any] = jax.custom_jvp if _kept_by_jax() else WithRule

@@ -4,8 +4,8 @@ Small matrix products use one core, so a CPU becomes one device per core, each w
 own. XLA's thread pool has one thread per core, or per device if there are more devices. A larger
 pool slows products down by up to a half, because each product is handed to threads that must wake.
 
-`jaxstab.decompositions` decomposes matrices one at a time on a CPU and needs no spare thread. A
-user's own decompositions of stacks need one: on two devices at once they can deadlock such a pool.
+`jaxstab.decompositions` decomposes matrices one at a time on a CPU and needs no spare thread.
+Decompositions of stacks by the user do need one: on two devices at once they can deadlock the pool.
 """
 
 import contextlib
@@ -20,10 +20,10 @@ import jax
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-# the rest is for the other rooms
+# the other names are for the other packages of jaxstab
 __all__ = ("divide_cpu", "memory", "spread")
 
-# a decomposition of a stack of matrices, in the text of a program
+# call that decomposes a stack of matrices, in the text of a lowered program
 _STACKED = re.compile(r"@lapack_\w+\([^\n]*tensor<(\d+x){3}")
 
 
@@ -31,7 +31,7 @@ def cores() -> int:
     """Count the cores that this process may use.
 
     Returns:
-        The number.
+        Number of cores.
     """
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
@@ -39,15 +39,15 @@ def cores() -> int:
 
 
 def divide_cpu(parts: int | None = None) -> None:
-    """Make the CPU several JAX devices; call it before JAX first computes.
+    """Divide the CPU into several JAX devices.
 
-    Where JAX has computed before, as in a notebook, the devices stay what they are.
+    Call this before JAX first computes. Afterwards, as in a notebook, the call has no effect.
 
     Args:
-        parts: how many; None for one per core.
+        parts: number of devices; None for one per core.
 
     Raises:
-        ValueError: if there are none, or more than the cores can serve.
+        ValueError: if parts is below 1, or more than the cores can serve.
     """
     most = max(8, 2 * cores())
     if parts is None:
@@ -61,10 +61,10 @@ def divide_cpu(parts: int | None = None) -> None:
 def one_blas_thread() -> contextlib.AbstractContextManager:
     """Limit every BLAS of the process to one thread, until the context ends.
 
-    Under XLA's pool a BLAS's own threads make decompositions slower by factors, and can stall.
+    Under XLA's pool the BLAS's own threads slow decompositions down several times, and can stall.
 
     Returns:
-        A context manager.
+        Context manager of the limit.
 
     Example:
         >>> with one_blas_thread():
@@ -81,10 +81,10 @@ def one_blas_thread() -> contextlib.AbstractContextManager:
 def one_lapack_thread() -> None:
     """Limit the BLAS that jaxlib decomposes with, SciPy's, to one thread.
 
-    Threads of its own make decompositions of width 128 twice as long on idle cores, at four times
-    the processor time, and ten times as long on busy ones; they help from width 768 on. Called once
-    per process, by the first decomposition of a narrower matrix on a CPU; `threadpoolctl` can give
-    the threads back afterwards.
+    The BLAS's own threads make decompositions of width 128 twice as long on idle cores, at four
+    times the processor time, and ten times as long on busy cores. They help from width 768 on. The
+    first decomposition of a narrower matrix on a CPU calls this function, once per process.
+    `threadpoolctl` can restore the threads afterwards.
     """
     # jaxlib loads its BLAS at the first decomposition; only a loaded one can be limited
     import scipy.linalg  # noqa: F401
@@ -103,19 +103,19 @@ def one_lapack_thread() -> None:
 def spread(
     function: Callable, mesh: Mesh, in_specs: PyTree, out_specs: PyTree
 ) -> jax.stages.Wrapped:
-    """Make a function a program of several devices, each of which computes on its own part.
+    """Compile a function for several devices, each of which computes on its own part.
 
-    On a CPU in program order: two decompositions of stacks side by side can deadlock a small thread
-    pool.
+    On a CPU, operations run in program order, since two decompositions of stacks side by side can
+    deadlock a small thread pool.
 
     Args:
-        function: what each device computes, of the part of the arguments that is its own.
+        function: computation of each device on its own part of the arguments.
         mesh: the devices.
-        in_specs: along which axes each argument is shared out, as `jax.shard_map` has it.
-        out_specs: along which the results are put together.
+        in_specs: mesh axes along which each argument is divided, as for `jax.shard_map`.
+        out_specs: mesh axes along which the results are joined.
 
     Returns:
-        The program, jitted: to be called, or lowered.
+        Jitted program.
 
     Example:
         >>> import jax.numpy as jnp, numpy as np
@@ -134,20 +134,20 @@ def spread(
 
 
 def memory(function: Callable, *arguments: PyTree) -> int:
-    """Ask XLA for the bytes that a function needs at its peak, besides its arguments.
+    """Ask XLA for the peak memory of a function, besides its arguments.
 
-    The function is compiled, not run. On a device of its own kind XLA states other bytes: a CPU and
-    a GPU fuse differently.
+    The function is compiled, but not run. The number depends on the kind of device: a CPU and a GPU
+    fuse operations differently.
 
     Args:
-        function: of the arguments; those that decide a shape stand inside, as in a lambda.
+        function: function of the arguments; close over arguments that determine a shape.
         arguments: arrays, or their shapes as `jax.ShapeDtypeStruct`.
 
     Returns:
-        Bytes of what lies between arguments and results, and of the results.
+        Bytes of temporary values and results.
 
     Raises:
-        NotImplementedError: if the backend states none.
+        NotImplementedError: if the backend states no memory.
 
     Example:
         >>> import jax.numpy as jnp
@@ -162,16 +162,16 @@ def memory(function: Callable, *arguments: PyTree) -> int:
 
 
 def stated_memory(program: jax.stages.Compiled) -> int:
-    """Read what XLA says of a program's memory.
+    """Read the memory of a compiled program from XLA's analysis.
 
     Args:
-        program: a compiled one.
+        program: a compiled program.
 
     Returns:
-        Bytes on each of its devices, of its arguments not.
+        Bytes of temporary values and results on each device, without arguments.
 
     Raises:
-        NotImplementedError: if the backend states none.
+        NotImplementedError: if the backend states no memory.
     """
     analysis: Any = program.memory_analysis()
     if analysis is None:
@@ -180,14 +180,14 @@ def stated_memory(program: jax.stages.Compiled) -> int:
 
 
 def can_hang(lowered: jax.stages.Lowered, mesh: Mesh) -> bool:
-    """Tell whether a program may hang: it decomposes stacks of matrices on several CPU devices.
+    """Check if a program may hang, because it decomposes stacks of matrices on several CPU devices.
 
     Args:
         lowered: the program.
-        mesh: its devices.
+        mesh: devices of the program.
 
     Returns:
-        Whether it does.
+        Boolean: True if the program may hang.
 
     Example:
         >>> import jax.numpy as jnp, numpy as np

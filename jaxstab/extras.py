@@ -1,14 +1,14 @@
-"""Optional dependencies: a missing one is reported with the command that installs it."""
+"""Optional dependencies, whose absence is reported with the command that installs them."""
 
 import contextlib
 from collections.abc import Iterator
 
-# all of it is for the other rooms
+# for the other packages of jaxstab only
 __all__ = ()
 
 
 class MissingExtraError(ModuleNotFoundError):
-    """A package of an optional extra is not installed; the message is one line and names the extra."""
+    """Error for a missing package of an optional extra, with a message of one line."""
 
 
 @contextlib.contextmanager
@@ -16,14 +16,14 @@ def extra(name: str) -> Iterator[None]:
     """Guard imports that need an optional extra.
 
     Args:
-        name: of the extra in pyproject.toml.
+        name: name of the extra in pyproject.toml.
 
     Yields:
         Nothing.
 
     Raises:
-        MissingExtraError: if a package that is not jaxstab's own is missing.
-        ModuleNotFoundError: if a module of jaxstab's own is missing.
+        MissingExtraError: if another package than jaxstab is missing.
+        ModuleNotFoundError: if a module of jaxstab is missing.
 
     Example:
         >>> with extra("run"):

@@ -1,4 +1,4 @@
-"""The precision of matrix products: recent GPUs and TPUs round their inputs unless told not to."""
+"""Precision of matrix products, whose inputs recent GPUs and TPUs round by default."""
 
 import contextlib
 import functools
@@ -10,7 +10,7 @@ import jax
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# all of it is for the other rooms
+# for the other packages of jaxstab only
 __all__ = ()
 
 FULL = "highest"
@@ -20,11 +20,11 @@ def check_precision(name: str, value: Any) -> None:
     """Check that JAX knows a precision of matrix products.
 
     Args:
-        name: of the argument.
-        value: the precision; None leaves JAX's setting.
+        name: name of the argument.
+        value: the precision; None for JAX's setting.
 
     Raises:
-        ValueError: if it is another.
+        ValueError: if JAX does not know the precision.
     """
     if value is None:
         return
@@ -40,13 +40,13 @@ def check_precision(name: str, value: Any) -> None:
 
 
 def at_precision_of(network: Any) -> contextlib.AbstractContextManager:
-    """Multiply matrices at the precision of a network.
+    """Set the precision of matrix products to that of a network.
 
     Args:
-        network: a chain, or a Flax module of our own; anything else leaves JAX's setting.
+        network: a chain, or a Flax module of our own; other values keep JAX's setting.
 
     Returns:
-        The context.
+        Context manager of the precision.
     """
     precision = getattr(network, "precision", None)
     if precision is None:
@@ -55,15 +55,15 @@ def at_precision_of(network: Any) -> contextlib.AbstractContextManager:
 
 
 def at_full_precision(function: Callable[P, R]) -> Callable[P, R]:
-    """Multiply matrices within a function without rounding their entries.
+    """Make a function multiply matrices without rounding their entries.
 
-    What a chain does within keeps the precision of the chain.
+    Layers of a chain that run within the function keep the precision of the chain.
 
     Args:
         function: an algorithm of linear algebra, or a derivative rule.
 
     Returns:
-        The function.
+        Function with the same arguments and results.
     """
 
     @functools.wraps(function)

@@ -1,9 +1,8 @@
 """Records: examples, and pytrees that measurement and theory share.
 
-A field's annotation is its meaning to the rest of the house: `Float[Array, "*depth layer"]` says
-that its last axis is named `layer` and that a `depth` axis may stand before it; labelled datasets
-take their dimension names from there. A prediction that theory does not make is NaN in the same
-record, never another type.
+A field's annotation names its axes: `Float[Array, "*depth layer"]` has a last axis `layer`, and
+optionally a `depth` axis before it. Labelled datasets take their dimension names from there. A
+missing prediction of theory is NaN in the same record, never another type.
 """
 
 import hashlib
@@ -36,7 +35,7 @@ class ForwardProfile(NamedTuple):
 
     @property
     def q(self) -> Float[Array, " layer"]:
-        """q_l itself, which may overflow where ln q_l does not."""
+        """Length q_l, which may overflow where ln q_l does not."""
         return jnp.exp(self.log_q)
 
 
@@ -44,11 +43,11 @@ class SiteProfile(NamedTuple):
     """Signal of one batch at the sites of an unmodified model, over all entries of a value.
 
     Attributes:
-        log_q: ln of the mean of squares; -inf for a zero signal.
-        saturation: as in `ForwardProfile`, of the activation that reads the site; NaN where none is
-            known.
-        dead: likewise.
-        mean: of the values.
+        log_q: ln of the mean square; -inf for a zero signal.
+        saturation: share of saturated units as in `ForwardProfile`, for the activation applied to
+            the site; NaN where none is known.
+        dead: share of dead units as in `ForwardProfile`; NaN where no activation is known.
+        mean: mean of the values.
         nonfinite: share of the values that are NaN or infinite.
     """
 
@@ -60,12 +59,12 @@ class SiteProfile(NamedTuple):
 
 
 class AttentionProfile(NamedTuple):
-    """What softmaxes read and give, over examples and positions, for each head.
+    """Logits and entropies of softmaxes over examples and positions, for each head.
 
     Attributes:
-        max_logit: the largest of what the softmax reads.
-        entropy: mean entropy of its weights, nats.
-        uniform: that of equal weights of all that no mask takes away, nats.
+        max_logit: largest logit.
+        entropy: mean entropy of the softmax's weights, in nats.
+        uniform: mean entropy of equal weights over unmasked positions, in nats.
     """
 
     max_logit: Float[Array, "row head"]
@@ -88,8 +87,8 @@ class BackwardProfile(NamedTuple):
 
     Attributes:
         log_grad_h: ln |dL/dh_l|, Euclidean norm; -inf for a gradient that is exactly zero.
-        log_grad_theta: ln |dL/dtheta_l|, theta_l the weights and biases that produce h_l (layer 0:
-            the embedding's).
+        log_grad_theta: ln |dL/dtheta_l|, with theta_l the weights and biases that produce h_l (the
+            embedding's for layer 0).
     """
 
     log_grad_h: Float[Array, "*depth layer"]
@@ -100,7 +99,7 @@ class Spectrum(NamedTuple):
     """Singular values s of the Jacobian dh_L/dx, for every wanted depth L.
 
     Attributes:
-        log_s: ln s, descending; -inf for a direction that is killed exactly.
+        log_s: ln s, descending; -inf for s = 0.
         log_mean_square: ln of the mean of s^2 over all singular values, zeros included.
     """
 
@@ -113,9 +112,10 @@ class Sharpness(NamedTuple):
 
     Attributes:
         log_sharpness: ln of the largest eigenvalue of the Hessian; -inf where it is not positive.
-        sharpness_error: bound on the relative distance of that eigenvalue to one of the Hessian's.
-        log_gauss_newton: ln of the largest eigenvalue of the Gauss-Newton matrix, for cross-entropy
-            the Fisher matrix.
+        sharpness_error: bound on the relative distance of that estimate from an eigenvalue of the
+            Hessian.
+        log_gauss_newton: ln of the largest eigenvalue of the Gauss-Newton matrix, which is the
+            Fisher matrix for cross-entropy.
     """
 
     log_sharpness: Float[Array, "*depth"]
@@ -124,26 +124,26 @@ class Sharpness(NamedTuple):
 
 
 class Training(NamedTuple):
-    """One training run.
+    """Record of one training run.
 
-    The network is frozen from the first step on whose loss or gradient is not finite.
+    The network is frozen from the first step whose loss or gradient is not finite.
 
     Attributes:
-        loss: of each step's minibatch, before its update; NaN after the first that is not finite.
-        accuracy: share of that minibatch classified right, likewise.
-        norm_before: of the gradient as it came to `clipping.monitored`; NaN without.
-        coefficient: what clipping multiplied it by, from the same source; NaN without.
-        train_accuracy: share of all training examples classified right, in inference.
-        test_accuracy: of the test examples; NaN without any.
-        log_grad_theta: ln |dL/dtheta_l| of the gradient that the next step saw (at the end: the
-            last step), embed and blocks; NaN beyond the depth.
-        log_grad_readout: that of the readout.
+        loss: loss of each step's minibatch, before its update; NaN after the first step that is not
+            finite.
+        accuracy: accuracy on that minibatch, before its update; NaN likewise.
+        norm_before: norm of the gradient before `clipping.monitored`; NaN without it.
+        coefficient: factor of the gradient in `clipping.monitored`; NaN without it.
+        train_accuracy: accuracy on all training examples, in inference mode.
+        test_accuracy: accuracy on the test examples, in inference mode; NaN without any.
+        log_grad_theta: ln |dL/dtheta_l| of embed and blocks, from the step after the evaluation (at
+            the end, the last step); NaN beyond the depth.
+        log_grad_readout: ln |dL/dtheta| of the readout, from the same step.
         sharpness: largest eigenvalue of the Hessian of the loss over all training examples, before
-            every so many updates; NaN from the first step that is not finite on, empty where it is
-            not measured.
-        sharpness_error: bound on its distance to an eigenvalue, likewise.
-        first_nonfinite: the step, counted from 0, whose loss or gradient was the first not finite;
-            -1 for none.
+            every k-th update; NaN from the first step that is not finite, empty if not measured.
+        sharpness_error: bound on the distance of the sharpness from an eigenvalue.
+        first_nonfinite: first step, counted from 0, whose loss or gradient is not finite; -1 for
+            none.
     """
 
     loss: Float[Array, "*cell step"]
@@ -172,9 +172,9 @@ class FixedPoint(NamedTuple):
             is marginal.
         xi_c: depth scale of the correlation, layers; inf where it decays slower than exponentially.
         xi_grad: depth scale of the gradient, 1/|ln chi_1|, layers.
-        stable: whether lengths near q* are drawn to it (|dq'/dq| < 1).
-        log_q: ln q*, where q* itself may overflow or vanish.
-        distance: 1 - c*, which keeps its digits where c* is nearly 1.
+        stable: True where lengths near q* converge to q* (|dq'/dq| < 1).
+        log_q: ln q*, finite also where q* over- or underflows.
+        distance: 1 - c*, accurate also where c* is nearly 1.
     """
 
     q: Float[Array, "..."]
@@ -193,10 +193,10 @@ class CriticalPoint(NamedTuple):
     """Point (sigma_w, q) at which chi_1 = 1 for a given sigma_b.
 
     Attributes:
-        sigma_w: the gain.
-        q: the length fixed point there; inf where chi_1 = 1 is reached as the length grows without
+        sigma_w: weight gain.
+        q: length fixed point at that gain; inf where chi_1 tends to 1 as the length grows without
             bound.
-        usable: whether a network stays there: the length map does not repel from q, and for an
+        usable: True where a network stays at q: the length map does not repel from q, and for an
             infinite q the activation has chi_1 = 1 at every length (relu), not only in the limit
             (gelu).
         log_q: ln q.
@@ -212,8 +212,9 @@ class Estimate(NamedTuple):
     """Monte-Carlo mean with its standard error.
 
     Attributes:
-        value: the mean of the samples, unbiased.
-        standard_error: of that mean; NaN from a single sample. A constant under differentiation.
+        value: mean of the samples, unbiased.
+        standard_error: standard error of that mean; NaN for a single sample. A constant under
+            differentiation.
     """
 
     value: Float[Array, "..."]
@@ -224,17 +225,16 @@ def standard_error(samples: Float[Array, "*rows sample"]) -> Float[Array, "*rows
     """Compute the standard error of the mean of independent samples.
 
     Args:
-        samples: along the last axis.
+        samples: independent samples along the last axis.
 
     Returns:
-        Standard deviation (n - 1) over the square root of n; NaN for a single sample, which does
-        not tell.
+        Standard deviation (n - 1) over the square root of n; NaN for a single sample.
     """
     count = samples.shape[-1]
     if count == 1:
         return jnp.full(samples.shape[:-1], jnp.nan, samples.dtype)
     variance = jnp.var(samples, axis=-1, ddof=1)
-    # the root is taken of 1 where samples are equal, so that its gradient stays finite
+    # for equal samples the root of 1 replaces the root of 0, whose gradient is infinite
     equal = variance == 0
     deviation = jnp.where(equal, 0.0, jnp.sqrt(jnp.where(equal, 1.0, variance)))
     return deviation / math.sqrt(count)
@@ -246,7 +246,7 @@ class Data(NamedTuple):
     Attributes:
         x: inputs.
         y: class labels from 0.
-        name: where they come from, for the provenance of results.
+        name: source of the examples, for the provenance of results.
     """
 
     x: Float[np.ndarray, "n d_in"]
@@ -262,10 +262,10 @@ class Data(NamedTuple):
         """Scale each input to mean square q0, the length that theory starts from.
 
         Args:
-            q0: mean square wanted, > 0.
+            q0: mean square of each scaled input, > 0.
 
         Returns:
-            The data, x of the same dtype.
+            Data with scaled inputs x of the same dtype.
 
         Raises:
             ValueError: if an input is zero, or q0 is not positive.
@@ -277,8 +277,7 @@ class Data(NamedTuple):
         """
         if not q0 > 0:
             raise ValueError(f"q0 must be > 0, got {q0}")
-        # a power of two, so that no bit changes, after which no square of an input over- or
-        # underflows
+        # scaling by a power of two is exact, and keeps squares from over- and underflow
         largest = np.abs(self.x).max(axis=1, keepdims=True)
         if not np.all(largest > 0):
             bad = int(np.argmin(largest))
@@ -292,12 +291,12 @@ def dimensions(record: type, field: str, ndim: int) -> tuple[str, ...]:
     """Read the names of the last `ndim` axes of a record's field from its annotation.
 
     Args:
-        record: a record type of this module, or one of the user's own written the same way.
-        field: the field's name.
-        ndim: how many axes the array at hand has.
+        record: record type of this module, or one of the user's own with such annotations.
+        field: name of the field.
+        ndim: number of axes of the array.
 
     Returns:
-        The names, for use as labels.
+        Names of the axes.
 
     Raises:
         ValueError: if the array has more axes than the annotation names.

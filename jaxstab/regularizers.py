@@ -1,13 +1,13 @@
 """Penalties on a loss, for gradients that neither vanish nor explode.
 
-Two look at how signals pass: `omega` keeps the length of the back-propagated gradient from layer to
-layer, `jacobian_norm` shrinks the input-output Jacobian. Two look at the weights alone:
-`orthogonality` and `spectral_norm`. All are plain functions of parameters: multiply by a strength,
-add to the loss, differentiate.
+Two penalties act on signal propagation: `omega` preserves the norm of the back-propagated gradient
+from layer to layer, `jacobian_norm` shrinks the input-output Jacobian. Two act on the weights
+alone: `orthogonality` and `spectral_norm`. All are plain functions of parameters: multiply by a
+strength, add to the loss, differentiate.
 
-Weights are leaves named "kernel", Flax's name, of floating dtype, a highway's gates among them;
-biases, norms, PRNG keys and counters are no weights. A bare array is a weight too. The last two
-axes are the matrix, all before them a stack: [depth, n, n] is depth matrices.
+Weights are floating leaves named "kernel", Flax's name, including the gates of a highway. Biases,
+norms, PRNG keys and counters are no weights. A bare array is a weight too. The last two axes are
+the matrix and all earlier axes a stack: [depth, n, n] holds depth matrices.
 """
 
 from collections.abc import Callable
@@ -34,30 +34,29 @@ def omega(
     loss: Callable[[PyTree], Float[Array, ""]],
     immediate: bool = True,
 ) -> Float[Array, ""]:
-    """Compute Pascanu's Omega: the squared relative change of the gradient's length at each block.
+    """Compute Pascanu's Omega: the squared relative change of the gradient's norm at each block.
 
     Omega = sum_l (|(dE/dh_l) dh_l/dh_{l-1}| / |dE/dh_l| - 1)^2, l = 1..L: Pascanu, Mikolov & Bengio
-    2013, eq. 9, with the layers of a chain, each with weights of its own, in the place of their
-    time steps (that reading is ours). One reverse sweep, one vector-Jacobian product per block.
-    Cotangents travel at unit length, so that no depth under- or overflows them. A block that no
-    gradient reaches (dE/dh_l = 0) has nothing to keep and adds 0; one that kills the gradient which
-    reaches it adds 1.
+    2013, eq. 9. The layers of a chain, each with its own weights, replace their time steps (our
+    reading). One reverse sweep takes one vector-Jacobian product per block. Cotangents have unit
+    norm, so that no depth under- or overflows them. A block that no gradient reaches (dE/dh_l = 0)
+    adds 0. A block that reduces the gradient to zero adds 1.
 
     Args:
         chain: the network.
-        params: its parameters, depth L.
-        x: one input, tokens too, or a batch where blocks mix examples, whose gradient then has one
-            length.
+        params: parameters of the network, of depth L.
+        x: one input, tokens included, or a batch where blocks mix examples, whose gradient then has
+            one norm.
         loss: E, scalar function of the output.
-        immediate: whether, as in their eq. 10, derivatives of Omega hold h_{l-1} and dE/dh_l
-            constant, which leaves each block's own parameters alone to act on its term; False
-            differentiates through everything. The value is the same.
+        immediate: True for derivatives of Omega that hold h_{l-1} and dE/dh_l constant, as in their
+            eq. 10, so that only a block's own parameters act on its term. False differentiates
+            through everything. The value of Omega is the same.
 
     Returns:
-        The penalty, >= 0.
+        Penalty, >= 0.
 
     Raises:
-        ValueError: if x is not floating where blocks are ours.
+        ValueError: if x of a chain of `networks.mlp` is not floating.
 
     Example:
         >>> from jaxstab import networks
@@ -93,18 +92,19 @@ def jacobian_norm(
 ) -> Estimate:
     """Estimate the squared Frobenius norm of the Jacobian of y = fn(x) by random projections.
 
-    |J|_F^2 = d_out E|v^T J|^2, v uniform on the unit sphere: Hoffman, Roberts & Yaida 2019, section 2.3 and algorithm
-    1. Unbiased, one vector-Jacobian product per projection. Its variance from one projection,
-    2 (d_out tr A^2 - (tr A)^2) / (d_out + 2) with A = J J^T, is zero where all singular values are equal.
+    |J|_F^2 = d_out E|v^T J|^2, v uniform on the unit sphere: Hoffman, Roberts & Yaida 2019, section
+    2.3 and algorithm 1. The estimate is unbiased and takes one vector-Jacobian product per
+    projection. The variance of one projection, 2 (d_out tr A^2 - (tr A)^2) / (d_out + 2) with
+    A = J J^T, is zero where all singular values are equal.
 
     Args:
-        fn: the map; close it over the parameters to be regularised.
-        x: one input; vmap over more, a key for each.
+        fn: the map, closed over the parameters to regularise.
+        x: one input; vmap over several, with a key for each.
         key: PRNG key; a fresh one for every training step.
-        projections: number n of independent projections, >= 1. One is enough to train.
+        projections: number n of independent projections, >= 1; one is enough for training.
 
     Returns:
-        The estimate. Add `strength / 2 * value` to the loss.
+        Estimate of |J|_F^2. Add `strength / 2 * value` to the loss.
 
     Raises:
         ValueError: if projections is no positive integer, x is not floating or fn does not return a
@@ -137,21 +137,21 @@ def jacobian_norm(
 def orthogonality(weights: PyTree, gain: ArrayLike = 1.0) -> Float[Array, ""]:
     """Compute the soft orthogonality penalty: the distance of weights from gain times an isometry.
 
-    sum over kernels of |W^T W / g^2 - I|_F^2: Bansal, Chen & Wang 2018, section 3.1, there with g =
-    1. For a matrix that is not square the smaller of W^T W and W W^T is taken, the one that can be
-    the identity.
+    The penalty is the sum over kernels of |W^T W / g^2 - I|_F^2: Bansal, Chen & Wang 2018, section
+    3.1, there with g = 1. A matrix that is not square uses the smaller of W^T W and W W^T, since
+    only that one can be the identity.
 
     Args:
         weights: parameters, of which leaves named "kernel" count, or one array [*stack, m, n].
-        gain: the gain g > 0 that weights should have, such as the critical sigma_w of the
-            activation; may be traced.
+        gain: wanted gain g > 0 of the weights, such as the critical sigma_w of the activation; may
+            be traced.
 
     Returns:
-        The penalty, >= 0, in float32 or wider.
+        Penalty, >= 0, in float32 or wider.
 
     Raises:
-        ValueError: if there is no weight, one is not a matrix, or gain is not a positive finite
-            number.
+        ValueError: if there is no weight, a weight is not a matrix, or gain is not a positive
+            finite number.
 
     Example:
         >>> round(float(orthogonality({"kernel": jnp.diag(jnp.asarray([1.0, 2.0])), "bias": jnp.ones(2)})), 3)
@@ -175,23 +175,23 @@ def orthogonality(weights: PyTree, gain: ArrayLike = 1.0) -> Float[Array, ""]:
 def spectral_norm(weights: PyTree, key: Array, iterations: int = 20) -> Float[Array, ""]:
     """Compute half the squared largest singular values of all weights.
 
-    1/2 sum over kernels of sigma_max(W)^2: Yoshida & Miyato 2017, section 3.2. Power iteration from
-    a random vector gives u and v by matrix products only; with them held constant, sigma = u^T W v,
-    and the gradient is sigma u v^T. They carry u from step to step and iterate once; here nothing
-    is carried, so iterate more. sigma is approached from below: E[1 - sigma_k^2 / sigma^2] <= 0.871
-    ln(n) / k after k iterations, whatever the gap (Kuczynski & Wozniakowski 1992, section 3, n >=
-    8), and geometrically where there is a gap.
+    The penalty is 1/2 sum over kernels of sigma_max(W)^2: Yoshida & Miyato 2017, section 3.2. Power
+    iteration from a random vector gives u and v. With u and v held constant, sigma = u^T W v, and
+    the gradient is sigma u v^T. The paper carries u from step to step and iterates once; this
+    function carries nothing, and needs more iterations. sigma is approached from below:
+    E[1 - sigma_k^2 / sigma^2] <= 0.871 ln(n) / k after k iterations for any gap (Kuczynski &
+    Wozniakowski 1992, section 3, n >= 8), and geometrically for a positive gap.
 
     Args:
         weights: parameters, of which leaves named "kernel" count, or one array [*stack, m, n].
         key: PRNG key of the starting vectors.
-        iterations: k >= 1, two matrix-vector products each.
+        iterations: number k >= 1 of iterations, of two matrix-vector products each.
 
     Returns:
-        The penalty, >= 0, in float32 or wider; 0 with gradient 0 at W = 0.
+        Penalty, >= 0, in float32 or wider; 0 with gradient 0 at W = 0.
 
     Raises:
-        ValueError: if there is no weight, one is not a matrix, or iterations is no positive
+        ValueError: if there is no weight, a weight is not a matrix, or iterations is no positive
             integer.
 
     Example:

@@ -21,7 +21,7 @@ def stable_product(kind: Mapping[str, Any]) -> float:
         kind: settings of the optimiser by name.
 
     Returns:
-        2 for gradient descent, 2 (1 + beta) with momentum, see `curvature.largest_stable_rate`; NaN
+        2 for gradient descent, 2 (1 + beta) for momentum, see `curvature.largest_stable_rate`; NaN
         for optimisers whose edge does not depend on the sharpness of the loss.
 
     Example:

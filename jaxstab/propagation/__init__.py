@@ -1,8 +1,8 @@
-"""Measure the signal forwards and the gradient backwards at every layer, as folds over the chain.
+"""Measurement of the signal forwards and the gradient backwards, as folds over the chain.
 
-One network and one input (or one batch, where a block mixes examples); the caller vmaps over
-inputs, seeds and gains. Norms travel as natural logarithms next to vectors of unit length, so that
-no float range is left.
+Functions take one network and one input (or one batch, where a block mixes examples). The caller
+vmaps over inputs, seeds and gains. Folds carry unit vectors with natural logarithms of their norms,
+so that no number leaves the range of floats.
 """
 
 from jaxstab.propagation.attention import attention_at_sites

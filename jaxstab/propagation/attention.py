@@ -1,4 +1,4 @@
-"""Largest logit and entropy of what softmaxes of an unmodified model weigh with."""
+"""Largest logit and entropy of the softmaxes of an unmodified model."""
 
 from typing import NamedTuple
 
@@ -10,24 +10,25 @@ from jaxstab.networks import Probe, Site
 from jaxstab.propagation.sites import floating
 from jaxstab.records import AttentionProfile
 
-# below which only masks put what a softmax reads: float16 ends at -65504
+# only masks produce logits below this: float16 ends at -65504
 _MASKED = -4e4
 
 
 def attention_at_sites(probe: Probe, params: PyTree, *inputs: PyTree) -> AttentionProfile:
     """Compute the largest logit and the entropy of each head of attention.
 
-    An entropy near zero, heads that look at one place each, goes with unstable training (Zhai et al.
-    2023, arXiv 2303.06296).
+    An entropy near zero means that heads look at one position each, and goes with unstable training
+    (Zhai et al. 2023, arXiv 2303.06296). The heads of a softmax are the axis before its last two;
+    a softmax without that axis has one head.
 
     Args:
-        probe: the model, made with kind="softmax" or "attention".
-        params: its parameters.
-        inputs: as the model takes them.
+        probe: probe of the model, made with kind="softmax" or "attention".
+        params: parameters of the model.
+        inputs: inputs of the model.
 
     Returns:
-        The profile over `probe.rows`, heads along the axis before the last two; one head where there
-        is none. NaN at sites that are no softmax, and beyond the heads of those that have fewer.
+        Profile [row, head] over `probe.rows`; NaN at sites that are no softmax, and beyond the
+        heads of a softmax with fewer.
 
     Raises:
         ValueError: if no site is a softmax.
@@ -66,13 +67,13 @@ def attention_at_sites(probe: Probe, params: PyTree, *inputs: PyTree) -> Attenti
 
 
 class Attention(NamedTuple):
-    """One softmax over all of its heads.
+    """Statistics of one softmax over all of its heads.
 
     Attributes:
-        max_logit: the largest of what it reads.
-        entropy: of its weights, as a share of the entropy of equal weights; NaN where a mask leaves
-            one place or fewer.
-        error: standard error of that share, from head to head; NaN for one head.
+        max_logit: largest logit.
+        entropy: entropy of the weights, as a share of the entropy of equal weights; NaN where a
+            mask leaves at most one position.
+        error: standard error of that share over heads; NaN for one head.
     """
 
     max_logit: Float[Array, ""]
@@ -81,14 +82,14 @@ class Attention(NamedTuple):
 
 
 def attention(site: Site, value: Array) -> Attention:
-    """Compute the statistics of what one softmax reads, of one step where it is in a scan.
+    """Compute the statistics of one softmax, at one step of a scan.
 
     Args:
         site: the site.
-        value: there.
+        value: logits at the site.
 
     Returns:
-        The numbers; NaN where the site is no softmax.
+        Largest logit and entropy; NaN where the site is no softmax.
     """
     if not site.softmax:
         nothing = jnp.full((), jnp.nan, floating(value).dtype)
@@ -104,7 +105,7 @@ def attention(site: Site, value: Array) -> Attention:
 
 
 class _Heads(NamedTuple):
-    """What a softmax reads [head, query, key], entropies of its weights and of equal ones [head, query]."""
+    """Logits [head, query, key]; entropies of their weights and of equal weights [head, query]."""
 
     logits: Array
     entropy: Array

@@ -1,4 +1,4 @@
-"""Gradient norms of a loss at every layer, for networks of every wanted depth at once."""
+"""Gradient norms of a loss at every layer, for networks of all wanted depths at once."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -26,25 +26,25 @@ def backward(
     loss: Callable[[PyTree], Float[Array, ""]],
     depths: Depths | None = None,
 ) -> BackwardProfile:
-    """Compute gradient norms of a loss at every layer 0..L, for every wanted depth at once.
+    """Compute gradient norms of a loss at every layer 0..L, for all wanted depths at once.
 
     The network of depth D is the first D blocks with the same readout. One reverse sweep carries
-    the unit cotangents of all depths, each joining at its own layer: cot_{l-1} = (d block_l / dh)^T
-    cot_l.
+    the unit cotangents of all depths, and each depth joins at its own layer:
+    cot_{l-1} = (d block_l / dh)^T cot_l.
 
     Args:
         chain: the network.
-        params: its parameters, depth L.
+        params: parameters of the network, of depth L.
         x: one input [d_in], or a batch where blocks mix examples.
         loss: scalar function of the output.
-        depths: depths wanted, each in [0, L]; None for depth L alone, without a depth axis.
+        depths: wanted depths, each in [0, L]; None for depth L alone, without a depth axis.
 
     Returns:
-        The profile, [depth, layer] (or [layer]); NaN beyond each depth.
+        Profile [depth, layer], or [layer] for depths=None; NaN beyond each depth.
 
     Raises:
-        ValueError: if depths are not ascending integers in [0, L], or x is not floating where
-            blocks are ours.
+        ValueError: if depths are not ascending integers in [0, L], states of the wanted depths have
+            several shapes, or x of a chain of `networks.mlp` is not floating.
     """
     if depths is None:
         whole = backward(chain, params, x, loss, [params.depth])
@@ -77,20 +77,20 @@ def backward(
 
 
 class _Cotangent(NamedTuple):
-    """Gradient with respect to a state, as a unit vector and the logarithm of its length."""
+    """Gradient with respect to a state, as a unit vector and the logarithm of its norm."""
 
     direction: Array
     log_norm: Array
 
 
 def _through(pull: Callable, above: _Cotangent) -> tuple[_Cotangent, BackwardProfile]:
-    """Pull cotangents through a layer; read off the gradient norms of its output and parameters."""
+    """Pull cotangents back through a layer; read off gradient norms by output and parameters."""
 
     def one(above: _Cotangent) -> tuple[_Cotangent, BackwardProfile]:
         d_theta, d_h = pull(above.direction)
         norms = BackwardProfile(above.log_norm, above.log_norm + log_norm(d_theta))
         if getattr(d_h, "dtype", None) == jax.dtypes.float0:
-            # below an embedding of tokens there is no gradient
+            # an embedding of tokens has no gradient by its input
             return above, norms
         direction, grown = unit(d_h)
         return _Cotangent(direction, above.log_norm + grown), norms

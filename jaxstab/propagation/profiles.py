@@ -1,4 +1,4 @@
-"""Signal and correlation at every layer."""
+"""States, signal and correlation at every layer."""
 
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
@@ -16,14 +16,15 @@ from jaxstab.records import SATURATED, CorrelationProfile, ForwardProfile
 def states(chain: Chain, params: Params, x: PyTree) -> PyTree:
     """Compute the states h_0 .. h_L.
 
+    `forward` computes their statistics without overflow.
+
     Args:
         chain: the network.
-        params: its parameters, depth L.
+        params: parameters of the network, of depth L.
         x: one input [d_in], or a batch [batch, d_in] where blocks mix examples.
 
     Returns:
-        The states of layers 0..L, [layer, *batch, width], or a tuple of them where shapes change.
-        `forward` gives their statistics, free of overflow.
+        States of layers 0..L, [layer, *batch, width], or a tuple of states where shapes change.
     """
     return networks.states(chain, params, x).stacked
 
@@ -32,15 +33,15 @@ def states(chain: Chain, params: Params, x: PyTree) -> PyTree:
 def forward(chain: Chain, params: Params, x: PyTree) -> ForwardProfile:
     """Compute length, saturation and dead units at every layer 0..L.
 
-    With "dense" skips a layer has its own units and those of all layers below.
+    With "dense" skips a layer has its own units and the units of all layers below.
 
     Args:
         chain: the network.
-        params: its parameters, depth L.
-        x: one input [d_in], or a batch [batch, d_in] over which all is averaged.
+        params: parameters of the network, of depth L.
+        x: one input [d_in], or a batch [batch, d_in] to average over.
 
     Returns:
-        The profile; saturation and dead units are NaN where the chain names no activation.
+        Profile over layers; saturation and dead units are NaN for a chain without an activation.
 
     Example:
         >>> import jax
@@ -86,18 +87,19 @@ def correlation(
 ) -> CorrelationProfile:
     """Compute the correlation c_l of the signals of two inputs at every layer 0..L.
 
-    c_l = h_l . h'_l / (|h_l| |h'_l|), computed as 1 - |u - u'|^2 / 2 from the unit vectors u, u',
-    which keeps 1 - c to relative precision where c approaches 1.
+    c_l = h_l . h'_l / (|h_l| |h'_l|) is computed as 1 - |u - u'|^2 / 2 from the unit vectors u, u',
+    which keeps the relative precision of 1 - c where c approaches 1.
 
     Args:
         chain: the network.
-        params: its parameters, depth L.
-        x1: one input, or a batch taken as one long input.
-        x2: another.
-        other: what x2 goes through, if not params: the same weights under other masks of dropout.
+        params: parameters of the network, of depth L.
+        x1: first input, or a batch taken as one long input.
+        x2: second input, of the same shape.
+        other: parameters for x2, such as the same weights with other masks of dropout; None for
+            params.
 
     Returns:
-        The profile; NaN from the first layer where a signal is zero or not finite.
+        Profile over layers; NaN from the first layer where a signal is zero or not finite.
     """
 
     def cosine(carry: None, here: Here) -> tuple[None, CorrelationProfile]:

@@ -1,13 +1,14 @@
-r"""Measure the gradient by the input, its correlation between inputs or networks, and its noise.
+r"""Gradient by the input, its correlation between inputs or networks, and its noise.
 
-A saliency map is the gradient of an output by the input (Simonyan, Vedaldi & Zisserman 2014). Where
-the gradients at two nearby inputs are no more alike than noise, the map explains nothing: the
-gradient is shattered (Balduzzi et al. 2017). In a wide network with the signals of two inputs at
-correlation c_l,
+A saliency map is the gradient of an output by the input (Simonyan, Vedaldi & Zisserman 2014). A
+gradient is shattered if two nearby inputs have gradients as different as noise (Balduzzi et al.
+2017); its map explains nothing. In a wide network with the signals of two inputs at correlation
+c_l,
 
-    cos(dy/dx, dy/dx') = prod_l M(c_l) / M(1),    M(c) = E phi'(u) phi'(v),  corr(u, v) = c,
+    cos(dy/dx, dy/dx') = prod_l M(c_l) / M(1),    M(c) = E phi'(u) phi'(v),  corr(u, v) = c.
 
-for relu a product of 1 - arccos(c_l) / pi, since M is (pi - arccos c) / (2 pi) (Cho & Saul 2009).
+For relu this is a product of 1 - arccos(c_l) / pi, since M is (pi - arccos c) / (2 pi) (Cho & Saul
+2009).
 """
 
 import math
@@ -29,11 +30,11 @@ from jaxstab.records import Estimate
 
 
 class InputGradient(NamedTuple):
-    """A gradient by the input in two parts, since deep networks leave the range of floats.
+    """Gradient by the input in two parts, since deep networks leave the range of floats.
 
     Attributes:
-        direction: of unit length, in the shape of the input; zero where the gradient is.
-        log_norm: ln of its length; -inf where it is zero.
+        direction: direction of unit norm, in the shape of the input; zero for a zero gradient.
+        log_norm: ln of the gradient's norm; -inf for a zero gradient.
     """
 
     direction: Float[Array, "..."]
@@ -44,16 +45,16 @@ class InputGradient(NamedTuple):
 def input_gradient(
     chain: Chain, params: Params, x: Array, output: Callable[[PyTree], Float[Array, ""]]
 ) -> InputGradient:
-    """The gradient of a scalar of the output by the input, dL/dx.
+    """Compute dL/dx, the gradient of a scalar of the output by the input.
 
     Args:
-        chain: the network; `Chain.inference` for a trained one with BatchNorm.
-        params: its parameters.
+        chain: the network; `Chain.inference` for a trained network with BatchNorm.
+        params: parameters of the network.
         x: one input, or a batch where blocks mix examples.
         output: scalar function of the network's output, such as a logit or a loss.
 
     Returns:
-        The gradient.
+        Direction and logarithmic norm of the gradient.
 
     Raises:
         ValueError: if x is not floating.
@@ -87,18 +88,17 @@ def gradient_correlation(
     x2: Array,
     output: Callable[[PyTree], Float[Array, ""]],
 ) -> Float[Array, " state"]:
-    """Cosine of the gradients at two inputs, by the input and by the state of every layer.
+    """Compute the cosine of the gradients at two inputs, by the input and by every state.
 
     Args:
         chain: the network.
-        params: its parameters, depth L.
-        x1: one input, or a batch taken as one long input.
-        x2: another, nearby.
+        params: parameters of the network, of depth L.
+        x1: first input, or a batch taken as one long input.
+        x2: second, nearby input.
         output: scalar function of the network's output.
 
     Returns:
-        The cosines, [L + 2]: first that of dL/dx, then those of dL/dh_0 .. dL/dh_L; NaN where a
-        gradient is zero or not finite.
+        Cosines [L + 2] of dL/dx, dL/dh_0, ..., dL/dh_L; NaN where a gradient is zero or not finite.
 
     Example:
         >>> mlp = networks.MLP(depth=2, width=8, activation="identity")
@@ -119,7 +119,7 @@ def gradient_correlation(
         u1, log_1 = unit(first)
         u2, log_2 = unit(second)
         defined = jnp.isfinite(log_1) & jnp.isfinite(log_2)
-        # 1 - |u - u'|^2 / 2 keeps the digits of what is nearly 1
+        # this form keeps the relative precision of 1 - cosine
         cosine = 1 - jnp.sum((u1 - u2) ** 2) / 2
         return (u1, u2), jnp.where(defined, cosine, jnp.nan)
 
@@ -131,16 +131,16 @@ def gradient_correlation(
 def agreement(gradients: InputGradient) -> Estimate:
     """Compute the mean cosine between pairs of gradients: 1 if all agree, 0 for noise.
 
-    Over nearby inputs it measures shattering; over seeds, whether networks give the same
-    explanation.
+    Over nearby inputs the mean cosine measures shattering. Over seeds it measures how well the
+    explanations of networks agree.
 
     Args:
-        gradients: from `input_gradient` under `jax.vmap`, n >= 2 along the first axis.
+        gradients: gradients of `input_gradient` under `jax.vmap`, n >= 2 along the first axis.
 
     Returns:
-        The mean over pairs, to which a zero gradient adds 0, with its jackknife standard error,
-        which is up to sqrt(2) too large where gradients do not agree. NaN for fewer than two
-        gradients; the error for fewer than three.
+        Mean over pairs, in which a zero gradient counts as cosine 0, with its jackknife standard
+        error, up to sqrt(2) too large where gradients do not agree. The mean is NaN for fewer than
+        two gradients, the error for fewer than three.
 
     Example:
         >>> three = InputGradient(jnp.eye(2)[jnp.asarray([0, 0, 1])], jnp.zeros(3))
@@ -155,14 +155,14 @@ def signal_to_noise(gradients: InputGradient) -> Estimate:
 
         SNR = |E g|^2 / E |g - E g|^2
 
-    with |E g|^2 estimated from pairs of draws, so that noise does not count as signal.
+    |E g|^2 is estimated from pairs of draws, so that noise does not count as signal.
 
     Args:
-        gradients: from `input_gradient` under `jax.vmap`, n >= 2 along the first axis.
+        gradients: gradients of `input_gradient` under `jax.vmap`, n >= 2 along the first axis.
 
     Returns:
-        The ratio with its jackknife standard error, see `agreement`; an estimate may lie below zero
-        where there is no signal.
+        Ratio with its jackknife standard error, see `agreement`; may be negative where there is no
+        signal.
 
     Example:
         >>> two = InputGradient(jnp.ones((2, 1)), jnp.log(jnp.asarray([1.0, 3.0])))
@@ -170,7 +170,7 @@ def signal_to_noise(gradients: InputGradient) -> Estimate:
         1.5
     """
     log_norm = gradients.log_norm
-    # the ratio has no scale, nor has its derivative: the longest is 1
+    # the ratio does not depend on the scale, so that the longest gradient can have norm 1
     longest = jax.lax.stop_gradient(jnp.max(log_norm))
     g = _rows(gradients.direction) * jnp.exp(log_norm - longest)[:, None]
 
@@ -180,7 +180,7 @@ def signal_to_noise(gradients: InputGradient) -> Estimate:
         noise = spread / (count - 1)
         signal = _signal(power, spread, count)
         silent = noise == 0
-        # without noise no derivative is, and 0 stands for it
+        # without noise the derivative is undefined, and set to 0
         held = jnp.where(signal == 0, jnp.nan, jnp.sign(signal) * jnp.inf)
         return jnp.where(silent, held, signal / jnp.where(silent, 1.0, noise))
 
@@ -192,7 +192,7 @@ def _rows(directions: Float[Array, "n ..."]) -> Float[Array, "n d"]:
 
 
 def _signal(power: Array, spread: Array, count: int) -> Array:
-    """Mean of g_i . g_j over pairs i != j, from |m|^2 and sum_i |g_i - m|^2 with m the mean."""
+    """Compute the mean of g_i . g_j over i != j from |m|^2 and sum_i |g_i - m|^2, m the mean."""
     if count > 1:
         return power - spread / (count * (count - 1))
     return power * jnp.nan
@@ -203,7 +203,7 @@ def _jackknifed(
 ) -> Estimate:
     """Evaluate a function of |m|^2 and sum_i |g_i - m|^2, with its jackknife error."""
     count = len(draws)
-    # differences from the mean m keep the digits of what is nearly the same in all draws
+    # differences from the mean m keep precision where all draws are nearly equal
     mean = jnp.mean(draws, axis=0)
     off = draws - mean[None]
     power = jnp.sum(mean**2)
@@ -217,7 +217,7 @@ def _jackknifed(
     spreads = spread - squares * count / (count - 1)
     without = statistic(powers, spreads, count - 1)
     variance = jnp.sum((without - jnp.mean(without)) ** 2)
-    # the root is taken of 1 where there is nothing, so that its gradient stays finite
+    # the root of 1 replaces the root of 0, whose gradient is infinite
     nothing = variance == 0
     error = jnp.where(nothing, 0.0, jnp.sqrt(jnp.where(nothing, 1.0, variance)))
     return Estimate(value, error * math.sqrt((count - 1) / count))

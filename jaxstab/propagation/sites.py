@@ -1,7 +1,7 @@
 """Signal, correlation and gradient at the sites of an unmodified model, along its axis of rows.
 
-What a probe measures runs in the floats of the model itself: a gradient that they lose is lost here
-as well, unless the loss is scaled up.
+A probe runs the model in the model's own dtypes. A gradient that underflows there is lost to the
+measurement, unless the loss is scaled up.
 """
 
 import math
@@ -30,13 +30,13 @@ def forward_at_sites(probe: Probe, params: PyTree, *inputs: PyTree) -> SiteProfi
     """Compute the signal of one batch at every site.
 
     Args:
-        probe: the model.
-        params: its parameters.
-        inputs: as the model takes them.
+        probe: probe of the model.
+        params: parameters of the model.
+        inputs: inputs of the model.
 
     Returns:
-        The profile over `probe.rows`. Saturation and dead units are NaN at sites that no known
-        activation reads.
+        Profile over `probe.rows`; saturation and dead units are NaN at sites without a known
+        activation.
 
     Example:
         >>> from jaxstab import networks
@@ -56,16 +56,16 @@ def correlation_at_sites(
 
     A batch counts as one long input.
 
-    c = h . h' / (|h| |h'|), computed as 1 - |u - u'|^2 / 2 from the unit vectors u, u'.
+    c = h . h' / (|h| |h'|) is computed as 1 - |u - u'|^2 / 2 from the unit vectors u, u'.
 
     Args:
-        probe: the model.
-        params: its parameters.
-        first: inputs as the model takes them.
-        second: others.
+        probe: probe of the model.
+        params: parameters of the model.
+        first: tuple of the model's inputs.
+        second: second tuple of the model's inputs.
 
     Returns:
-        The profile over `probe.rows`; NaN where a signal is zero or not finite.
+        Profile over `probe.rows`; NaN where a signal is zero or not finite.
     """
     one = probe.read(params, *first).sites
     other = probe.read(params, *second).sites
@@ -73,15 +73,15 @@ def correlation_at_sites(
 
 
 class SiteGradients(NamedTuple):
-    """The gradient of a loss at every site and by the parameters.
+    """Gradient of a loss at every site and by the parameters.
 
     Attributes:
         profile: norms over the probe's rows; NaN where a site is not floating, or has no
             parameters.
         nonfinite: share of the gradient at each row that is not finite.
-        theta: the gradient by what is trained, times the scale of the loss.
-        sites: the gradient by floating sites, times the scale of the loss.
-        loss: its value.
+        theta: gradient by the trained parameters, times the scale of the loss.
+        sites: gradient by floating sites, times the scale of the loss.
+        loss: value of the loss.
     """
 
     profile: BackwardProfile
@@ -97,15 +97,15 @@ def backward_at_sites(
     """Compute gradient norms of a loss at every site, and by the parameters of its submodule.
 
     Args:
-        probe: the model.
-        params: its parameters.
-        inputs: as the model takes them.
+        probe: probe of the model.
+        params: parameters of the model.
+        inputs: inputs of the model.
         loss: scalar function of the output.
-        scale: factor of the gradient on its way, which norms are freed of: with a large one, what
-            would be lost below the range of floats is not.
+        scale: factor of the loss during the backward pass, divided out of the norms; a large factor
+            saves gradients from underflow.
 
     Returns:
-        The gradients. Those of a submodule called twice count both calls.
+        Norms and gradients. The parameter gradient of a submodule called twice sums both calls.
 
     Example:
         >>> from jaxstab import networks
@@ -146,15 +146,15 @@ def gradients_at_sites(
     """Compute the gradient of a loss by parameters and by floating sites.
 
     Args:
-        probe: the model.
-        params: its parameters.
-        inputs: as the model takes them.
+        probe: probe of the model.
+        params: parameters of the model.
+        inputs: inputs of the model.
         loss: scalar function of the output.
-        scale: factor of the gradient on its way.
-        shifts: added to the values of these sites; None for nothing.
+        scale: factor of the gradients.
+        shifts: arrays to add to the values of sites, by name; None for no shift.
 
     Returns:
-        The loss, and its gradients times the scale.
+        The loss, the gradient by parameters and the gradient by sites, both times the scale.
     """
     theta, rest = probe.model.split(params)
 
@@ -169,14 +169,14 @@ def gradients_at_sites(
 
 
 def site_statistics(site: Site, value: Array) -> SiteProfile:
-    """Compute the statistics of a site, of one step where it is in a scan.
+    """Compute the statistics of a site, at one step of a scan.
 
     Args:
         site: the site.
-        value: there.
+        value: value of the site.
 
     Returns:
-        The numbers.
+        Record of the statistics.
     """
     h = floating(value)
     saturation = jnp.full((), jnp.nan, h.dtype)
@@ -197,11 +197,11 @@ def site_correlation(site: Site, h1: Array, h2: Array) -> Float[Array, ""]:
 
     Args:
         site: the site.
-        h1: a value.
-        h2: another.
+        h1: first value.
+        h2: second value.
 
     Returns:
-        c in [-1, 1]; NaN where one is zero or not finite.
+        c in [-1, 1]; NaN where a value is zero or not finite.
     """
     u1, log_1 = unit(floating(h1))
     u2, log_2 = unit(floating(h2))
@@ -210,13 +210,13 @@ def site_correlation(site: Site, h1: Array, h2: Array) -> Float[Array, ""]:
 
 
 def floating(value: Array) -> Float[Array, "..."]:
-    """Convert numbers to at least float32, complex ones to pairs.
+    """Convert numbers to at least float32, and complex numbers to pairs.
 
     Args:
         value: numbers of any dtype.
 
     Returns:
-        The numbers.
+        The numbers in float32 or float64, with a last axis of two for complex ones.
     """
     if jnp.issubdtype(value.dtype, jnp.complexfloating):
         value = jnp.stack([value.real, value.imag], -1)
@@ -224,7 +224,7 @@ def floating(value: Array) -> Float[Array, "..."]:
 
 
 def _of_parameters(probe: Probe, d_theta: PyTree, site: Site) -> Array:
-    """Compute ln of the gradient norm by the parameters of a submodule, of one step in a scan."""
+    """Compute ln of the gradient norm by the parameters of a submodule, per step of its scans."""
     leaves = [
         (leaf, sliced)
         for leaf, sliced in probe.parameters(d_theta, site.path)

@@ -1,9 +1,8 @@
 """Spans of layers in which a reverse sweep carries the cotangents of the same depths.
 
 A network of depth D has no gradient above layer D. Carrying all wanted depths through all layers
-would compute much for nothing; a program for each depth would take long to compile. A span is the
-compromise: layers that carry the same depths, few enough spans to compile soon, and few depths that
-are carried above their own layer.
+wastes computation, and a program per depth takes long to compile. Spans are the compromise: few
+enough to compile quickly, with few depths that are carried above their own layer.
 """
 
 import itertools
@@ -17,8 +16,7 @@ from jaxtyping import Array, Bool, PyTree
 
 from jaxstab.networks import Here
 
-# share of all layers swept that depths may be carried for nothing, so that their layers compile as
-# one span
+# largest share of the swept layers in which a span may carry depths above their own layer
 EARLY = 1 / 12
 
 
@@ -26,9 +24,8 @@ class Spans(NamedTuple):
     """Spans of layers, lowest first.
 
     Attributes:
-        firsts: for each span, the index of the shallowest depth that it carries; all deeper ones
-            are carried too.
-        lengths: layers in each span.
+        firsts: index of the shallowest depth in each span; a span carries all deeper ones too.
+        lengths: number of layers in each span.
     """
 
     firsts: list[int]
@@ -42,15 +39,14 @@ def spans(depths: Sequence[int]) -> Spans:
         depths: wanted depths, ascending.
 
     Returns:
-        The spans.
+        Spans, lowest first.
 
     Example:
         >>> spans([8, 9, 64])
         Spans(firsts=[0, 2], lengths=[9, 55])
     """
     firsts: list[int] = []
-    # index of the shallowest depth of the span above, and layers that depths are carried for
-    # nothing so far
+    # index of the shallowest depth of the span above, and layers wasted on early depths so far
     top = len(depths)
     early = 0
     for first in range(len(depths) - 1, 0, -1):
@@ -71,11 +67,11 @@ def by_span(
 
     Args:
         depths: wanted depths, ascending.
-        through: (pullback of a layer, carry) -> (carry, what is read off), all with a leading depth
-            axis.
+        through: function of (pullback of a layer, carry) that returns (carry, readings), all with a
+            leading depth axis.
 
     Returns:
-        The step. Above its own layer a depth keeps its carry, and what is read off of it has no
+        Step of the fold. Above its own layer a depth keeps its carry, and its readings have no
         meaning.
     """
     firsts, lengths = spans(depths)
@@ -83,7 +79,7 @@ def by_span(
     span_of_layer = jnp.asarray(np.repeat(np.arange(len(firsts)), lengths), jnp.int32)
 
     def step(carry: PyTree, here: Here) -> tuple[PyTree, PyTree]:
-        # once for all spans: the forward pass of the layer is not compiled again in each
+        # one pullback for all spans, so that the layer's forward pass compiles once
         pull = here.pull_both
 
         def from_depth(first: int) -> Callable[[PyTree], tuple[PyTree, PyTree]]:

@@ -1,4 +1,4 @@
-"""Figures and report pages; the only rooms that draw."""
+"""Figures and report pages."""
 
 from jaxstab.extras import extra
 

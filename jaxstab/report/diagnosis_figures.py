@@ -1,4 +1,4 @@
-"""The figure of a diagnosis: signal and gradient along a model."""
+"""Figure of a diagnosis: signal and gradient along a model."""
 
 import numpy as np
 import pandas as pd
@@ -14,14 +14,14 @@ SIGNAL = "ln of the signal's root mean square"
 
 
 def along_the_model(found: Diagnosis, columns: int = 2) -> Figure:
-    """Draw ln |dL/dh| and ln of the signal's size at every place, the blocks as one line.
+    """Draw ln |dL/dh| and ln of the signal's root mean square at every place of a model.
 
     Args:
         found: the diagnosis.
         columns: panels in a row, at most 2.
 
     Returns:
-        The figure.
+        The figure, with the blocks joined by a line.
     """
     table = table_of(found)
     figure, axes = panels([GRADIENT, SIGNAL], 3.0, columns=min(columns, 2))
@@ -46,7 +46,7 @@ def along_the_model(found: Diagnosis, columns: int = 2) -> Figure:
 
 
 def _predicted(found: Diagnosis, name: str, axis: Axes, values: np.ndarray) -> None:
-    """The gradient's predicted rate, through the middle of the blocks."""
+    """Draw the gradient's predicted rate as a line through the middle of the blocks."""
     blocks = np.asarray(found.measured.blocks)
     if found.theory.why or name != GRADIENT or not np.all(np.isfinite(values[blocks])):
         return
@@ -62,7 +62,7 @@ def table_of(found: Diagnosis) -> pd.DataFrame:
         found: the diagnosis.
 
     Returns:
-        A row for each place.
+        Table with one row per place.
     """
     measured = found.measured
     return pd.DataFrame(

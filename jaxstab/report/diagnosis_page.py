@@ -1,4 +1,4 @@
-"""The page of a diagnosis: findings, what was measured to help, and the numbers at every place."""
+"""Page of a diagnosis: findings, measured cures, and the numbers at every place."""
 
 import math
 from collections.abc import Mapping
@@ -13,16 +13,16 @@ from jaxstab.store.files import whole_file
 def write_diagnosis(
     found: Diagnosis, path: str | Path, subject: str, attributes: Mapping[str, str]
 ) -> Path:
-    """Write the page of a diagnosis; names of the model's modules are escaped.
+    """Write the page of a diagnosis, with escaped names of the model's modules.
 
     Args:
         found: the diagnosis.
-        path: the HTML file; an existing one is replaced when the new one is complete.
-        subject: which model was diagnosed, and at which batch.
-        attributes: what another needs to repeat it, by name.
+        path: path of the HTML file; an existing file is replaced once the new one is complete.
+        subject: description of the model and its batch.
+        attributes: provenance that reproduces the diagnosis, by name.
 
     Returns:
-        The path.
+        Path of the file.
 
     Raises:
         OSError: if the file cannot be written.
@@ -56,20 +56,20 @@ def write_diagnosis(
 
 
 def _seen(found: Diagnosis) -> str:
-    """What the figure shows, in words."""
+    """Describe the figure in words."""
     where = "; ".join(f"{finding.what} at {finding.where}" for finding in found.findings)
     return f"Gradient and signal at {len(found.measured.rows)} places; {where or 'nothing found'}."
 
 
 def _short(value: float) -> str:
-    """Three digits; what is nothing but rounding is 0."""
+    """Format with three digits, and rounding errors as 0."""
     if abs(value) > 1e-3:
         return f"{value:.3g}"
     return "0"
 
 
 def _places(diagnosis: Diagnosis) -> list[dict[str, str]]:
-    """Signal and gradient at every place, in order of execution."""
+    """List signal and gradient at every place, in order of execution."""
     measured = diagnosis.measured
     return [
         {
@@ -84,7 +84,7 @@ def _places(diagnosis: Diagnosis) -> list[dict[str, str]]:
 
 
 def _number(value: float) -> str:
-    """Four digits; a dash for what is not defined."""
+    """Format with four digits, and NaN as a dash."""
     if math.isnan(value):
         return "\N{EN DASH}"
     return f"{value:.4g}"

@@ -1,7 +1,7 @@
-"""The frame of every page: one self-contained HTML file, its figures and their data inside, its provenance at the end.
+"""Frame of every page: a self-contained HTML file with figures, their data and the provenance.
 
-Whatever comes from a store reaches a page through templates that escape it, or inside a figure,
-which is an image.
+Text from a store reaches a page only through templates that escape it, or inside a figure, which is
+an image.
 """
 
 import base64
@@ -19,24 +19,24 @@ from matplotlib.figure import Figure
 
 from jaxstab.report.panels import COLUMNS, INK, MUTED, PAPER
 
-# what a figure's colours become where the reader prefers dark pages
+# colours of a figure on a dark page
 _DARK = {INK: "#e3e7ec", MUTED: "#a3adb9", PAPER: "#14181d"}
-# pixels of a page's width for an inch of a figure
+# pixels of a page per inch of a figure
 _PIXELS = 92
-# characters of one value of the provenance
+# most characters of one value of the provenance
 _LONGEST = 2000
 
 
 class Picture(NamedTuple):
-    """A figure as a page shows it.
+    """Figure of a page, with its data.
 
     Attributes:
-        name: of its file of data.
-        alt: what is seen, in words.
-        wide: data URI of the figure, panels in rows.
-        narrow: the same, panels in one column.
-        width: pixels of the wide one at most.
-        table: data URI of the data behind it, comma-separated.
+        name: name of the file of data.
+        alt: description of the figure in words.
+        wide: data URI of the figure with its panels in rows.
+        narrow: data URI of the figure with its panels in one column.
+        width: largest width of the wide figure, in pixels.
+        table: data URI of the data behind the figure, comma-separated.
     """
 
     name: str
@@ -51,13 +51,13 @@ def picture(draw: Callable[[int], Figure], name: str, alt: str, table: pd.DataFr
     """Draw a figure for wide and for narrow pages.
 
     Args:
-        draw: the figure with so many panels in a row.
-        name: of its file of data.
-        alt: what is seen, in words.
-        table: the data behind it.
+        draw: function of the number of panels in a row that returns the figure.
+        name: name of the file of data.
+        alt: description of the figure in words.
+        table: data behind the figure.
 
     Returns:
-        The picture.
+        The figure in both widths, with its data.
     """
     figure = draw(COLUMNS)
     width = round(_PIXELS * figure.get_figwidth())
@@ -79,17 +79,17 @@ def page(
     attributes: Mapping[str, Any],
     content: Mapping[str, Any],
 ) -> str:
-    """Fill a template; every value is escaped.
+    """Fill a template with escaped values.
 
     Args:
-        template: its file.
-        title: what the page asks.
-        settings: what was computed.
-        attributes: of the dataset: what another needs to repeat it.
-        content: what else the template names.
+        template: file name of the template.
+        title: question that the page answers.
+        settings: one sentence on the computation.
+        attributes: provenance from the dataset, which reproduces the computation.
+        content: other variables of the template.
 
     Returns:
-        The whole HTML text.
+        HTML text of the page.
     """
     environment = Environment(
         loader=PackageLoader("jaxstab.report"),
@@ -104,9 +104,9 @@ def page(
 
 
 def _svg(figure: Figure) -> str:
-    """A figure as an image that follows the reader's preference for dark pages."""
+    """Convert a figure to SVG that follows the reader's preference for dark pages."""
     buffer = io.StringIO()
-    # the same figure is the same text, whenever and wherever it is drawn
+    # a fixed salt and no date make the text of a figure reproducible
     with mpl.rc_context({"svg.hashsalt": "jaxstab"}):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     rules = "".join(
@@ -123,7 +123,7 @@ def _uri(kind: str, text: str) -> str:
 
 
 def _told(value: Any) -> str:
-    """A value of the provenance; the checksums of all source files become one."""
+    """Format a value of the provenance, with a single checksum for all source files."""
     text = str(value)
     if '"sources"' in text:
         try:

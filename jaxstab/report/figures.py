@@ -1,4 +1,4 @@
-"""The figures of a survey: functions of the dataset that return a matplotlib figure, for papers and notebooks too."""
+"""Figures of a survey, for pages, papers and notebooks: functions of the dataset."""
 
 import json
 
@@ -40,14 +40,14 @@ NINE_OF_TEN = 1.645
 
 
 def symmetric(values: np.ndarray, least: float) -> TwoSlopeNorm:
-    """Colours for values either side of 0, of which the largest fiftieth saturates.
+    """Make a colour norm symmetric about 0, in which the largest fiftieth of the values saturates.
 
     Args:
-        values: to be coloured.
-        least: the smallest end of the colours.
+        values: values to colour.
+        least: smallest end of the colour range.
 
     Returns:
-        The norm.
+        Norm of the colours.
     """
     finite = np.abs(values[np.isfinite(values)])
     reach = least
@@ -57,14 +57,14 @@ def symmetric(values: np.ndarray, least: float) -> TwoSlopeNorm:
 
 
 def _shown_gains(dataset: xr.Dataset, name: str, count: int = 5) -> list[Curve]:
-    """Gains spread over the grid, the one nearest to the measured critical gain among them."""
+    """Choose gains spread over the grid, with the one nearest to the measured critical gain."""
     return shown_gains(
         dataset.sigma_w.values, float(dataset.measured_critical.sel(activation=name)), count
     )
 
 
 def phase_diagram(dataset: xr.Dataset, columns: int = COLUMNS) -> Figure:
-    """ln chi_1 over (sigma_w, sigma_b), the critical line, and the measured verdicts at the sweep's sigma_b.
+    """Draw ln chi_1 over (sigma_w, sigma_b), the critical line, and verdicts at the grid's sigma_b.
 
     Args:
         dataset: a survey.
@@ -105,7 +105,7 @@ def phase_diagram(dataset: xr.Dataset, columns: int = COLUMNS) -> Figure:
 
 
 def gradient_norms(dataset: xr.Dataset, columns: int = COLUMNS) -> Figure:
-    """|dL/dh_l| relative to the last layer against l, measured (points, standard errors) over predicted (lines).
+    """Draw |dL/dh_l| / |dL/dh_L| against l, measured (points) and predicted (lines).
 
     Args:
         dataset: a survey.
@@ -142,7 +142,7 @@ def gradient_norms(dataset: xr.Dataset, columns: int = COLUMNS) -> Figure:
 
 
 def forward_signal(dataset: xr.Dataset, columns: int = COLUMNS) -> Figure:
-    """Length q_l and correlation c_l against l, measured (points) over predicted (lines).
+    """Draw length q_l and correlation c_l against l, measured (points) and predicted (lines).
 
     Args:
         dataset: a survey.
@@ -201,7 +201,9 @@ def forward_signal(dataset: xr.Dataset, columns: int = COLUMNS) -> Figure:
 
 
 def gradient_heat_map(dataset: xr.Dataset, columns: int = COLUMNS) -> Figure:
-    """ln |dL/dh_0| - ln |dL/dh_L| over gain and depth, measured, with the lines L = n xi_c and L = n xi_grad.
+    """Draw measured ln |dL/dh_0| - ln |dL/dh_L| over gain and depth, with lines L = n xi.
+
+    xi is xi_c or xi_grad, and n is `N_XI`.
 
     Args:
         dataset: a survey.
@@ -240,9 +242,9 @@ def gradient_heat_map(dataset: xr.Dataset, columns: int = COLUMNS) -> Figure:
 
 
 def sharpness(dataset: xr.Dataset, columns: int = COLUMNS) -> Figure:
-    """Largest curvature of the loss against the gain: measured with standard errors, and predicted, for some depths.
+    """Draw the sharpness of the loss against the gain, measured and predicted, for some depths.
 
-    The band about a prediction is where nine of ten networks of this width are to lie.
+    The band about a prediction holds nine of ten networks of this width.
 
     Args:
         dataset: a survey with sharpness.
@@ -284,7 +286,7 @@ def sharpness(dataset: xr.Dataset, columns: int = COLUMNS) -> Figure:
 
 
 def singular_values(dataset: xr.Dataset, columns: int = COLUMNS) -> Figure:
-    """Distribution of the input-output Jacobian's singular values against depth, near the critical gain and off it.
+    """Draw quantiles of the input-output Jacobian's singular values against depth, for three gains.
 
     Args:
         dataset: a survey.

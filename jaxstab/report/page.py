@@ -1,4 +1,4 @@
-"""The report page of a survey: one self-contained HTML file. Draws what a survey holds; computes nothing."""
+"""Report page of a survey: one self-contained HTML file, drawn without new computation."""
 
 import json
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from jaxstab.report.figures import COLOURS, N_XI
 from jaxstab.store.files import whole_file
 
 _NEEDED = ("verdict", "gradient_profile", "phase_chi_1", "log_s_quantile", "fine_xi_c")
-# variables drawn in each figure, with the dimensions that are averaged over
+# function of each figure, with the variables that it draws
 _DRAWN: dict[str, tuple[Callable[[xr.Dataset, int], Figure], tuple[str, ...]]] = {
     "phase_diagram": (figures.phase_diagram, ("phase_chi_1", "critical_sigma_w")),
     "gradient_norms": (
@@ -44,14 +44,14 @@ _DRAWN: dict[str, tuple[Callable[[xr.Dataset, int], Figure], tuple[str, ...]]] =
 
 
 def write(dataset: xr.Dataset, path: str | Path) -> Path:
-    """Write the report page of a survey, all figures and their data inside.
+    """Write the report page of a survey, with all figures and their data inside.
 
     Args:
         dataset: a survey, fresh or loaded.
-        path: the HTML file; an existing one is replaced when the new one is complete.
+        path: path of the HTML file; an existing file is replaced once the new one is complete.
 
     Returns:
-        The path.
+        Path of the file.
 
     Raises:
         ValueError: if the dataset is no survey.
@@ -89,7 +89,7 @@ def write(dataset: xr.Dataset, path: str | Path) -> Path:
 
 
 def _settings(dataset: xr.Dataset) -> str:
-    """What was measured, in a sentence."""
+    """Describe the measurement in one sentence."""
     grid = json.loads(dataset.attrs["grid"])
     depths = grid["depth"]
     gains = grid["sigma_w"]
@@ -109,13 +109,13 @@ def _settings(dataset: xr.Dataset) -> str:
 
 
 def _picture(dataset: xr.Dataset, name: str, alt: str) -> Picture:
-    """One figure with the data behind it, a line per point."""
+    """Draw one figure with the data behind it, one line per point."""
     draw, variables = _DRAWN[name]
     return picture(lambda columns: draw(dataset, columns), name, alt, _table(dataset, variables))
 
 
 def _table(dataset: xr.Dataset, names: tuple[str, ...]) -> pd.DataFrame:
-    """Variables side by side, means over seeds and inputs, without the lines that hold nothing."""
+    """Tabulate variables as means over seeds and inputs, without empty lines."""
     variables = dataset[list(names)]
     averaged = variables.mean([dim for dim in ("seed", "input") if dim in variables.dims])
     return averaged.to_dataframe().dropna(how="all").reset_index()
@@ -128,7 +128,7 @@ def _number(value: float, where: str = "") -> str:
 
 
 def _row(of: xr.Dataset) -> dict[str, Any]:
-    """Critical gains and verdicts of one activation."""
+    """Collect critical gains and verdicts of one activation."""
     error = float(of.measured_critical_se)
     measured = _number(float(of.measured_critical), " in range")
     if np.isfinite(error):
@@ -153,14 +153,14 @@ def _row(of: xr.Dataset) -> dict[str, Any]:
 
 
 def _span(low: float, high: float) -> str:
-    """A range of gains, or the one gain that it holds."""
+    """Format a range of gains, or a single gain."""
     if high > low:
         return f"{low:.2f}\N{EN DASH}{high:.2f}"
     return f"{low:.2f}"
 
 
 def _agreement(of: xr.Dataset) -> str:
-    """How many rates are those of theory; of a store of an older version, nothing."""
+    """Count the rates by their agreement with theory; empty for a store of an older version."""
     if "agreement" not in of:
         return ""
     told = of.agreement.values.astype(str).tolist()
@@ -168,19 +168,19 @@ def _agreement(of: xr.Dataset) -> str:
 
 
 def _verdicts(of: xr.Dataset) -> str:
-    """Ranges of gain by verdict, in words."""
+    """List ranges of gain by verdict, in words."""
     return ", ".join(
         f"{verdict} from {low:.2f} to {high:.2f}" for verdict, low, high, _ in regions(of.verdict)
     )
 
 
 def _ends(values: xr.DataArray) -> str:
-    """The values at both ends of the gains, in words."""
+    """Describe the values at both ends of the gains, in words."""
     return f"{float(values[0]):.2g} at the smallest gain, {float(values[-1]):.2g} at the largest"
 
 
 def _alts(dataset: xr.Dataset) -> dict[str, str]:
-    """What is seen in every figure, in words."""
+    """Describe every figure in words."""
     names = dataset.activation.values.tolist()
     gains = dataset.sigma_w.values
     span = f"weight gains {gains[0]:g} to {gains[-1]:g}"

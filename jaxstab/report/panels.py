@@ -1,4 +1,4 @@
-"""What all figures share: panels in rows of four, their labels, legends, colours."""
+"""Panels in rows of four, with the labels, legends and colours that all figures share."""
 
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
@@ -10,23 +10,22 @@ from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 
 INK, MUTED, PAPER = "#1f2630", "#5c6672", "#ffffff"
-# over a map of colours, which is the same on dark pages
+# lines over a map of colours, whose colours are the same on dark pages
 ON_MAP, UNDER_MAP = "#10141a", "#fdfdfd"
-# Okabe and Ito (2008), from cold to warm: told apart with any colour vision, on white and on black;
-# so are the markers
+# Okabe and Ito (2008), from cold to warm: distinct for any colour vision, on white and on black
 CURVE_COLOURS = ("#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00")
 CURVE_MARKERS = ("o", "s", "D", "^", "v")
 COLUMNS = 4
 
 
 class Curve(NamedTuple):
-    """How one curve of several is drawn.
+    """Style of one curve of several.
 
     Attributes:
-        at: index of what it belongs to, a gain or a depth.
-        colour: of its line.
-        marker: of its points.
-        label: in the legend.
+        at: index of the curve's gain or depth.
+        colour: colour of the line.
+        marker: marker of the points.
+        label: label in the legend.
     """
 
     at: int
@@ -41,16 +40,16 @@ def panels(
     share: Literal["all", "none"] = "none",
     columns: int = COLUMNS,
 ) -> tuple[Figure, list[tuple[str, Axes]]]:
-    """One panel per name.
+    """Make a figure with one panel per name.
 
     Args:
         names: titles of the panels.
-        height: of a panel, inches.
-        share: which panels share their axes.
+        height: height of a panel, in inches.
+        share: "all" for panels that share their axes, else "none".
         columns: panels in a row.
 
     Returns:
-        The figure, and the panels by name.
+        The figure, and pairs of name and panel.
     """
     columns = min(columns, len(names))
     rows = -(-len(names) // columns)
@@ -65,15 +64,14 @@ def panels(
 
 
 def title(axis: Axes, name: str, pad: float | None = None) -> None:
-    """A panel's title, smaller where it is long.
+    """Set a panel's title, in smaller type where the title is long.
 
     Args:
         axis: the panel.
-        name: the title.
-        pad: points between it and the frame; None for the usual.
+        name: text of the title.
+        pad: points between title and frame; None for matplotlib's default.
     """
-    # names come from a store: no line breaks, no mathematics, no characters that an image cannot
-    # hold
+    # names come from a store: drop line breaks, mathematics and characters that SVG cannot hold
     shown = "".join(letter if letter.isprintable() else " " for letter in name[:80])
     # points: 10.5 up to 24 letters
     size = min(10.5, max(6.0, 10.5 * 24 / max(1, len(shown))))
@@ -83,7 +81,7 @@ def title(axis: Axes, name: str, pad: float | None = None) -> None:
 
 
 def plain_frame(axis: Axes) -> None:
-    """Lines at the left and below only, in the colour of small text.
+    """Draw the frame at the left and below only, in the colour of small text.
 
     Args:
         axis: the panel.
@@ -96,12 +94,12 @@ def plain_frame(axis: Axes) -> None:
 
 
 def label_axes(figure: Figure, x: str, y: str) -> None:
-    """Labels that all panels share.
+    """Set the labels that all panels share.
 
     Args:
         figure: the figure.
-        x: below.
-        y: at the left.
+        x: label below.
+        y: label at the left.
     """
     figure.supxlabel(x, fontsize=9.5, color=INK)
     figure.supylabel(y, fontsize=9.5, color=INK)
@@ -114,14 +112,14 @@ def colour_bar(
     label: str,
     extend: Literal["both", "neither"] = "both",
 ) -> None:
-    """The colours of all panels.
+    """Add a colour bar for all panels.
 
     Args:
         figure: the figure.
-        axes: its panels.
+        axes: panels of the figure, by name.
         mesh: one of the coloured meshes.
-        label: what the colours mean.
-        extend: whether there are values beyond the ends.
+        label: label of the bar.
+        extend: "both" for values beyond the ends of the colours, else "neither".
     """
     column = len({axis.get_position().x0 for _, axis in axes}) == 1 and len(axes) > 1
     location: Literal["bottom", "right"] = "right"
@@ -136,32 +134,32 @@ def colour_bar(
 
 
 def shown_gains(gains: Float[np.ndarray, " gain"], near: float, count: int = 5) -> list[Curve]:
-    """Which gains have a curve: spread over all, the ends among them, and the one nearest to a given gain.
+    """Choose gains for curves: spread over all, with both ends and the one nearest a given gain.
 
     Args:
-        gains: ascending.
-        near: to be among them; NaN for none.
-        count: how many at most, no more than there are colours.
+        gains: gains of the grid, ascending.
+        near: gain whose nearest neighbour gets a curve; NaN for none.
+        count: most curves, no more than there are colours.
 
     Returns:
-        The curves.
+        Styles of the curves, by ascending gain.
     """
     spread = np.unique(np.linspace(0, len(gains) - 1, min(count, len(gains))).round().astype(int))
     if np.isfinite(near) and len(spread) > 2:
         nearest = int(np.abs(gains - near).argmin())
-        # the ends stay: they show what lies either side
+        # keep the ends, which show both phases
         spread[1 + np.abs(spread[1:-1] - nearest).argmin()] = nearest
     return curves({int(at): f"{gains[at]:.3g}" for at in np.unique(spread)})
 
 
 def curves(labels: Mapping[int, str]) -> list[Curve]:
-    """Colours and markers for some curves, from cold to warm.
+    """Assign colours and markers to curves, from cold to warm.
 
     Args:
-        labels: by index of what they belong to; no more than there are colours.
+        labels: labels by index of the gain or depth; no more than there are colours.
 
     Returns:
-        The curves.
+        Styles of the curves.
     """
     last = len(CURVE_COLOURS) - 1
     places = np.linspace(0, last, len(labels)).round().astype(int)
@@ -172,11 +170,11 @@ def curves(labels: Mapping[int, str]) -> list[Curve]:
 
 
 def curve_legend(axis: Axes, symbol: str = r"$\sigma_w$") -> None:
-    """The labels of a panel's curves, in one row between its title and its frame.
+    """Add the legend of a panel's curves, in one row between title and frame.
 
     Args:
         axis: the panel, with labelled curves.
-        symbol: what they are values of.
+        symbol: symbol of the quantity whose values the labels are.
     """
     title(axis, axis.get_title(loc="left"), pad=19)
     handles, labels = axis.get_legend_handles_labels()
@@ -190,13 +188,13 @@ def curve_legend(axis: Axes, symbol: str = r"$\sigma_w$") -> None:
 
 
 def edges(values: Float[np.ndarray, " cell"]) -> Float[np.ndarray, " edge"]:
-    """Boundaries half-way between neighbours, for cells drawn around values.
+    """Compute the boundaries of cells around values, half-way between neighbours.
 
     Args:
-        values: ascending.
+        values: centres of the cells, ascending.
 
     Returns:
-        One more than there are values.
+        Boundaries, one more than values.
     """
     if len(values) < 2:
         return np.array([values[0] - 0.5, values[0] + 0.5])
@@ -207,13 +205,13 @@ def edges(values: Float[np.ndarray, " cell"]) -> Float[np.ndarray, " edge"]:
 
 
 def power_of_ten(value: float, _: int) -> str:
-    """A logarithm as a tick's label.
+    """Format a decimal logarithm as the label of a tick.
 
     Args:
         value: the exponent.
-        _: the tick's place.
+        _: number of the tick, unused.
 
     Returns:
-        The label.
+        Label of the tick.
     """
     return f"$10^{{{value:.0f}}}$"

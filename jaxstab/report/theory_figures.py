@@ -1,4 +1,4 @@
-"""Figures of theory alone: what a block does to signal and gradient, and its phase diagram."""
+"""Figures of theory alone: signal and gradient of a block, and its phase diagram."""
 
 from pathlib import Path
 
@@ -15,10 +15,10 @@ from jaxstab.store.files import whole_file
 def law_profiles(
     name: str, forward: ForwardProfile, correlation: CorrelationProfile, backward: BackwardProfile
 ) -> Figure:
-    """Length, correlation and gradient of one block at every layer.
+    """Draw length, correlation and gradient of one block at every layer.
 
     Args:
-        name: of the block.
+        name: name of the block.
         forward: predicted lengths.
         correlation: predicted correlations.
         backward: predicted gradients of one depth.
@@ -34,7 +34,7 @@ def law_profiles(
     }
     figure, axes = panels(list(curves), 2.7)
     for (label, axis), colour in zip(axes, CURVE_COLOURS[::2], strict=True):
-        # a title with mathematics, which `panels` leaves as it is
+        # the titles of `panels` do not parse mathematics
         axis.set_title(label, loc="left", fontsize=10.5)
         values = np.where(np.isfinite(curves[label]), curves[label], np.nan)
         axis.plot(np.arange(len(values)), values, color=colour, lw=1.5)
@@ -51,10 +51,10 @@ def phase_plane(
     chi_1: Float[np.ndarray, "b w"],
     critical: Float[np.ndarray, " b"],
 ) -> Figure:
-    """ln chi_1 of one block over (sigma_w, sigma_b), and its critical line.
+    """Draw ln chi_1 of one block over (sigma_w, sigma_b), and its critical line.
 
     Args:
-        name: of the block.
+        name: name of the block.
         sigma_w: weight gains, ascending.
         sigma_b: bias standard deviations, ascending.
         chi_1: factor of the mean squared gradient per layer.
@@ -82,11 +82,11 @@ def phase_plane(
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure into a file, which an older one makes way for when it is complete.
+    """Write a figure into a file, replacing an existing file once the new one is complete.
 
     Args:
         figure: the figure.
-        path: the file, whose ending says the format.
+        path: path of the file, whose suffix sets the format.
     """
     with whole_file(path) as aside:
         figure.savefig(aside, format=path.suffix[1:].lower(), dpi=150)

@@ -1,4 +1,4 @@
-"""The figures of trainings: functions of their summary that return a matplotlib figure, for papers too."""
+"""Figures of trainings, for pages and papers: functions of their summary."""
 
 import numpy as np
 import xarray as xr
@@ -25,7 +25,7 @@ from jaxstab.report.panels import (
     title,
 )
 
-# panels of one figure
+# most panels of one figure
 MOST = 12
 _ACCURACY = LinearSegmentedColormap.from_list(
     "accuracy", ["#20242b", "#2f4f7f", "#4f8fc0", "#f0b060", "#fdf3d8"]
@@ -35,7 +35,7 @@ _LINES = {"xi_c": ("-", r"\xi_c"), "xi_grad": ("--", r"\xi_\nabla")}
 
 
 def _looks(summary: xr.Dataset) -> list[int]:
-    """Evaluations worth a panel: those at which something trains, all of them where there is but one kind."""
+    """Choose the evaluations to draw: those with a threshold for one kind, the last of several."""
     known = np.flatnonzero(np.isfinite(summary.threshold.values)).tolist() or [
         summary.sizes["evaluation"] - 1
     ]
@@ -45,7 +45,7 @@ def _looks(summary: xr.Dataset) -> list[int]:
 
 
 def _shown_gains(summary: xr.Dataset, kind: int) -> list[Curve]:
-    """Gains spread over the grid, the one at which the deepest trained network trains best among them."""
+    """Choose gains spread over the grid, with the best gain of the deepest trained network."""
     best = summary.best_sigma_w.isel(kind=kind).values
     return shown_gains(summary.sigma_w.values, next(iter(best[np.isfinite(best)][::-1]), np.nan))
 
@@ -57,21 +57,20 @@ def _short(value: xr.DataArray) -> str:
 
 
 def _depth_ticks(depths: np.ndarray) -> np.ndarray:
-    """Up to seven depths, the ends among them, spread over the logarithm."""
+    """Choose up to seven depths, evenly in the logarithm, with both ends."""
     wanted = np.linspace(np.log(depths[0]), np.log(depths[-1]), min(7, len(depths)))
     return depths[np.unique([np.abs(np.log(depths) - at).argmin() for at in wanted])]
 
 
 def accuracy_heat_map(summary: xr.Dataset, columns: int = COLUMNS) -> Figure:
-    """Training accuracy over depth and gain, the boundary of what trains, and the fitted lines L = n xi.
+    """Draw training accuracy over depth and gain, the boundary of trainability, and lines L = n xi.
 
     Args:
-        summary: of trainings.
+        summary: summary of trainings.
         columns: panels in a row.
 
     Returns:
-        The figure: a panel per number of updates where there is one kind of network, else one per
-        kind.
+        The figure, with a panel per evaluation for one kind of network, else a panel per kind.
     """
     pairs = [(kind, look) for kind in range(summary.sizes["kind"]) for look in _looks(summary)]
     shown = pairs[:MOST]
@@ -107,7 +106,7 @@ def accuracy_heat_map(summary: xr.Dataset, columns: int = COLUMNS) -> Figure:
 
 
 def _boundary(axis: Axes, of: xr.Dataset) -> None:
-    """Measured boundary, censored gains, and the fits of both sides together."""
+    """Draw the measured boundary at uncensored gains, and the fits of both sides together."""
     gains = of.sigma_w.values
     fine = of.fine_sigma_w.values
     known = of.boundary_low.values == of.boundary_high.values
@@ -139,14 +138,14 @@ def _boundary(axis: Axes, of: xr.Dataset) -> None:
 
 
 def steps_to_threshold(summary: xr.Dataset, columns: int = COLUMNS) -> Figure:
-    """Minibatches until the threshold is reached against depth, mean and standard error over seeds.
+    """Draw minibatches to the threshold against depth, mean and standard error over seeds.
 
     Args:
-        summary: of trainings.
+        summary: summary of trainings.
         columns: panels in a row.
 
     Returns:
-        The figure, a panel per kind.
+        The figure, with a panel per kind.
     """
     figure, axes = panels(summary.kind.values.tolist()[:MOST], 2.9, columns=columns)
     depths = summary.depth.values
@@ -169,14 +168,14 @@ def steps_to_threshold(summary: xr.Dataset, columns: int = COLUMNS) -> Figure:
 
 
 def first_gradients(summary: xr.Dataset, columns: int = COLUMNS) -> Figure:
-    """|dL/dtheta_l| against l at the first look, for the deepest networks that are known.
+    """Draw |dL/dtheta_l| against l at the first evaluation, for the deepest known networks.
 
     Args:
-        summary: of trainings.
+        summary: summary of trainings.
         columns: panels in a row.
 
     Returns:
-        The figure, a panel per kind.
+        The figure, with a panel per kind.
     """
     figure, axes = panels(summary.kind.values.tolist()[:MOST], 2.9, columns=columns)
     for kind, (_, axis) in enumerate(axes):
@@ -207,14 +206,14 @@ def first_gradients(summary: xr.Dataset, columns: int = COLUMNS) -> Figure:
 
 
 def learning_curves(summary: xr.Dataset, columns: int = COLUMNS) -> Figure:
-    """Training loss against the minibatch at the best gain of some depths, mean and standard error over seeds.
+    """Draw the training loss against the minibatch, at the best gain of some depths.
 
     Args:
-        summary: of trainings.
+        summary: summary of trainings.
         columns: panels in a row.
 
     Returns:
-        The figure, a panel per kind.
+        The figure, with a panel per kind; curves are means over seeds, bands standard errors.
     """
     figure, axes = _along_the_run(
         summary, "learning_curve", summary.step.values + 1, summary.kind.values.tolist(), columns
@@ -226,14 +225,15 @@ def learning_curves(summary: xr.Dataset, columns: int = COLUMNS) -> Figure:
 
 
 def sharpness(summary: xr.Dataset, columns: int = COLUMNS) -> Figure:
-    """Sharpness over the largest stable one against the minibatch, as `learning_curves`.
+    """Draw the sharpness over its largest stable value against the minibatch.
 
     Args:
-        summary: of trainings that recorded it.
+        summary: summary of trainings that recorded the sharpness.
         columns: panels in a row.
 
     Returns:
-        The figure, a panel per kind whose optimiser has such an edge; all kinds where none has.
+        The figure, with a panel per kind whose optimiser has a known edge of stability; all kinds
+        where none has.
     """
     known = summary.sharpness_over_edge.notnull().any(("depth", "record"))
     if known.any():
@@ -251,7 +251,7 @@ def sharpness(summary: xr.Dataset, columns: int = COLUMNS) -> Figure:
 def _along_the_run(
     summary: xr.Dataset, name: str, at: np.ndarray, titles: list[str], columns: int
 ) -> tuple[Figure, list[Axes]]:
-    """Draw a variable over (kind, depth, ...) with its error as a band, a curve for some depths."""
+    """Draw a variable over (kind, depth, ...), with a curve and an error band for some depths."""
     figure, axes = panels(titles[:MOST], 2.9, columns=columns)
     depths = summary.depth.values
     spread = np.unique(

@@ -1,4 +1,4 @@
-"""The report page of trainings. Draws what their summary holds; computes nothing."""
+"""Report page of trainings, drawn from their summary without new computation."""
 
 import json
 from collections.abc import Callable
@@ -46,17 +46,17 @@ _DRAWN: dict[str, tuple[Callable[[xr.Dataset, int], Figure], tuple[str, ...]]] =
 
 
 def write_trained(summary: xr.Dataset, path: str | Path) -> Path:
-    """Write the report page of trainings, all figures and their data inside.
+    """Write the report page of trainings, with all figures and their data inside.
 
     Args:
-        summary: as `analysis.summarise` gives it.
-        path: the HTML file; an existing one is replaced when the new one is complete.
+        summary: summary of trainings, from `analysis.summarise`.
+        path: path of the HTML file; an existing file is replaced once the new one is complete.
 
     Returns:
-        The path.
+        Path of the file.
 
     Raises:
-        ValueError: if the dataset is no such summary.
+        ValueError: if the dataset is no summary of trainings.
         OSError: if the file cannot be written.
     """
     missing = set(_NEEDED) - set(summary)
@@ -108,7 +108,7 @@ def write_trained(summary: xr.Dataset, path: str | Path) -> Path:
 
 
 def _settings(summary: xr.Dataset) -> str:
-    """What was trained, in a sentence."""
+    """Describe the trainings in one sentence."""
     grid = json.loads(summary.attrs["grid"])
 
     def values(name: str) -> list[Any]:
@@ -142,14 +142,14 @@ def _settings(summary: xr.Dataset) -> str:
 
 
 def _picture(summary: xr.Dataset, name: str, alt: str) -> Picture:
-    """One figure with the data behind it, a line per point."""
+    """Draw one figure with the data behind it, one line per point."""
     draw, variables = _DRAWN[name]
     table = summary[list(variables)].to_dataframe().dropna(how="all").reset_index()
     return picture(lambda columns: draw(summary, columns), name, alt, table)
 
 
 def _alts(summary: xr.Dataset) -> dict[str, str]:
-    """What is seen in every figure, in words."""
+    """Describe every figure in words."""
     gains = summary.sigma_w.values
     depths = summary.depth.values
     names = summary.kind.values.tolist()[: trained_figures.MOST]
@@ -190,7 +190,7 @@ def _alts(summary: xr.Dataset) -> dict[str, str]:
 
 
 def _outcomes(summary: xr.Dataset) -> list[dict[str, Any]]:
-    """How the runs of every kind ended."""
+    """Count the runs of every kind by outcome."""
     outcomes = summary.outcome.values.tolist()
     rows = []
     for name in summary.kind.values.tolist():
@@ -219,7 +219,7 @@ def _plus_minus(value: float, error: float, digits: int = 3) -> str:
 
 
 def _best(summary: xr.Dataset, shown: list[int]) -> list[dict[str, Any]]:
-    """Accuracy at the best gain of some depths; None where nothing is known."""
+    """Format the results at the best gain of some depths; None where nothing is known."""
 
     def cell(kind: int, depth: int) -> dict[str, str] | None:
         of = summary.isel(kind=kind, depth=depth)
@@ -243,7 +243,7 @@ def _best(summary: xr.Dataset, shown: list[int]) -> list[dict[str, Any]]:
 
 
 def _fits(summary: xr.Dataset) -> list[dict[str, Any]]:
-    """The fit of n of every kind, number of steps and depth scale."""
+    """Format the fit of n of every kind, evaluation and depth scale."""
     rows = []
     for kind in range(summary.sizes["kind"]):
         for look in np.flatnonzero(np.isfinite(summary.threshold.values)).tolist():

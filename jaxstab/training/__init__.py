@@ -1,4 +1,4 @@
-"""Train one network under any optax transformation, or measure its loss, to a depth that may be traced."""
+"""Training of one network under any optax transformation, and its gradient and sharpness."""
 
 from jaxstab.training.gradient import value_and_grad
 from jaxstab.training.run import Examples, cross_entropy, train

@@ -1,8 +1,8 @@
-"""Gradient of a loss, by a reverse sweep to a depth that may be traced.
+"""Gradient of a loss by a reverse sweep to a depth that may be traced.
 
-Reverse mode cannot go through a loop whose length is not known when it is compiled. A chain needs
-none: two loops, up with the states kept, down with the cotangent, and one program serves all depths
-at the cost of each.
+JAX's reverse mode cannot differentiate a loop of traced length. A chain avoids it with two loops:
+one upwards that stores the states, one downwards with the cotangent. One program serves all depths,
+and each depth costs only its own layers.
 """
 
 from collections.abc import Callable
@@ -27,15 +27,16 @@ class Gradient(NamedTuple):
     """Loss, gradient and statistics of one pass through a network.
 
     Attributes:
-        loss: its value.
-        y: the network's output.
-        params: gradient, as the parameters before `bind`; zero for blocks beyond the depth.
-        stats: what `Chain.bind` takes as such, after this batch: BatchNorm's running statistics.
+        loss: value of the loss.
+        y: output of the network.
+        params: gradient, in the structure of the parameters before `bind`; zero for blocks beyond
+            the depth.
+        stats: running statistics of BatchNorm after this batch, for `Chain.bind`.
         log_norms: ln |dL/dtheta_l| of embed and blocks, 0..depth; NaN beyond.
-        log_norm_readout: that of the readout.
-        finite: whether the loss and every entry of the gradient are.
-        states: for each segment of equal blocks, the states that its blocks met; zero beyond the
-            depth, or what `over` had there.
+        log_norm_readout: ln |dL/dtheta| of the readout.
+        finite: True if the loss and every entry of the gradient are finite.
+        states: input states of the blocks, one stack per segment; beyond the depth zero, or the
+            values of `over`.
     """
 
     loss: Float[Array, ""]
@@ -59,27 +60,27 @@ def value_and_grad(
 ) -> Gradient:
     """Compute loss and gradient of the first `depth` blocks with the readout, in training mode.
 
-    h_l is kept on the way up; on the way down (dL/dtheta_l, dL/dh_{l-1}) is the pullback of block l
-    at h_{l-1}. Time is that of `depth` blocks, memory that of the deepest. Not to be differentiated
-    again.
+    The upward sweep stores every h_l. The downward sweep computes (dL/dtheta_l, dL/dh_{l-1}) as the
+    pullback of block l at h_{l-1}. The time is that of `depth` blocks, the memory that of all L.
+    Differentiate the result in forward mode only.
 
     Args:
-        network: an MLP or a chain, its depth the deepest. Where blocks depend on it, as those of an
-            MLP with skip "scaled" or "dense", depth must be None.
-        params: its parameters, as `networks.bind` or `Chain.bind` gives them.
+        network: an MLP or a chain of depth L. If its blocks depend on the depth, as for an MLP with
+            skip "scaled" or "dense", `depth` must be None.
+        params: bound parameters, from `networks.bind` or `Chain.bind`.
         x: one input, or a batch.
         loss: scalar function of the output.
-        depth: blocks that take part, in [0, L]; may be traced where states have one shape; None for
-            all.
-        over: an earlier gradient at the same depth, whose memory is written over; None to clear
-            memory for it, which costs as much as an update.
+        depth: number of blocks to use, in [0, L]; may be traced where states have one shape; None
+            for all.
+        over: earlier gradient at the same depth, whose memory is reused; None to clear new memory,
+            which costs as much as an update.
 
     Returns:
-        The gradient.
+        Loss, gradient, statistics and norms.
 
     Raises:
-        ValueError: if params are not bound, are of another depth, or lack the running statistics of
-            a network with BatchNorm; if a depth is given to a network whose blocks depend on it, is
+        ValueError: if params are not bound, have another depth, or lack the running statistics of a
+            network with BatchNorm; if a depth is given to a network whose blocks depend on it, is
             not in [0, L], or is traced where states have several shapes.
 
     Example:
@@ -133,7 +134,7 @@ def value_and_grad(
 
 
 def _checked(network: MLP | Chain, params: Params, depth: Array | int | None) -> Chain:
-    """Check that parameters and depth fit the network; return its chain."""
+    """Check that parameters and depth fit the network, and return its chain."""
     chain = chain_of(network)
     if depth is not None and not chain.prefixes:
         raise ValueError(
@@ -153,7 +154,7 @@ def _checked(network: MLP | Chain, params: Params, depth: Array | int | None) ->
 def _room_for_states(
     chain: Chain, params: Params, x: PyTree, deepest: Array | int
 ) -> tuple[PyTree, ...]:
-    """Allocate zeros for the states that the blocks of each segment meet."""
+    """Allocate zeros for the input states of the blocks of each segment."""
     shapes = views.state_shapes(chain, params, x)
     if isinstance(deepest, jax.core.Tracer) and any(shape != shapes[0] for shape in shapes):
         raise ValueError(
@@ -192,7 +193,7 @@ def _keep(update: Chain | None, params: Params) -> Callable:
 
 
 def _collect(carry: tuple, here: Here) -> tuple[tuple, None]:
-    """Downward step: store a block's gradient and its norm, and check that all is finite."""
+    """Downward step: store a block's gradient and norm, and check that the gradient is finite."""
     d_h, d_blocks, norms, finite = carry
     d_theta, d_h = here.pull_both(d_h)
     d_theta = _full(d_theta)
@@ -204,7 +205,7 @@ def _collect(carry: tuple, here: Here) -> tuple[tuple, None]:
 def _new_stats(
     chain: Chain, params: Params, x: PyTree, blocks: tuple, h: PyTree
 ) -> dict[str, PyTree]:
-    """Return the statistics after the batch; empty where there are none."""
+    """Return the running statistics after the batch; empty where the chain has none."""
     if chain.update is None:
         return {}
     new = [chain.update.embed(params, x), *blocks, chain.update.readout(params, h)]
@@ -240,7 +241,7 @@ def _full(tree: PyTree) -> PyTree:
 
 
 def _length(gradient: PyTree) -> tuple[Array, Array]:
-    """Return ln of the norm, NaN where an entry is not finite, and whether all are finite."""
+    """Return ln of the norm, NaN where an entry is not finite, and True if all are finite."""
     both = norm(gradient)
     finite = both.nonfinite == 0
     return jnp.where(finite, both.log, jnp.nan), finite

@@ -29,8 +29,8 @@ class Examples(NamedTuple):
     """Inputs and labels.
 
     Attributes:
-        x: inputs [n, ...]; of layers of the user's own a pytree of such, tokens too.
-        y: class labels from 0, or whatever else the loss compares with.
+        x: inputs [n, ...]; for layers of the user's own a pytree of inputs, tokens included.
+        y: class labels from 0, or other targets of the loss.
     """
 
     x: PyTree
@@ -45,10 +45,10 @@ class Examples(NamedTuple):
         """Select examples.
 
         Args:
-            index: which.
+            index: numbers of the examples.
 
         Returns:
-            Those.
+            Examples with these numbers.
         """
         return jax.tree.map(lambda leaf: leaf[index], self)
 
@@ -57,8 +57,8 @@ class State(NamedTuple):
     """State that a run carries from update to update.
 
     Attributes:
-        params: what is trained; `Chain.bind(params, stats=stats)` makes a network of it.
-        stats: BatchNorm's running statistics, and what else layers of the user's own keep; empty
+        params: trained parameters; `Chain.bind(params, stats=stats)` binds them to the network.
+        stats: BatchNorm's running statistics, and other state of layers of the user's own; empty
             where there is none.
         optimiser: state of the optax transformation.
         curvature: records of the sharpness along the run; None where it is not measured.
@@ -78,12 +78,12 @@ def start(
 
     Args:
         network: an MLP or a chain.
-        params: its parameters, before `bind`.
+        params: parameters of the network, before `bind`.
         tx: the optimiser.
-        x: inputs, for their size and dtype.
+        x: inputs, which give shapes and dtype.
 
     Returns:
-        The state.
+        State before the first update.
 
     Example:
         >>> from jaxstab import networks
@@ -126,42 +126,40 @@ def train(
 ) -> tuple[Training, State]:
     """Train one network; vmap or map over runs.
 
-    A run whose loss or gradient is not finite stops there: its state stays what it was, and
+    A run stops at the first loss or gradient that is not finite: its state stays unchanged, and
     `first_nonfinite` holds the step. The sharpness is the largest eigenvalue of the Hessian of the
-    loss over all of `data`, from 10 products with it that begin at the last eigenvector. Under
-    `jax.vmap` too it is computed only at its records, unlike by `curvature.monitor_sharpness`.
+    loss over all of `data`, from 10 products that start at the last eigenvector. Unlike
+    `curvature.monitor_sharpness`, it is computed only at its records even under `jax.vmap`.
 
     Args:
-        network: an MLP, or a chain of the user's own layers that takes a batch:
-            `networks.over_batch` makes one of a chain that takes one input.
-        params: its parameters at the start, before `bind`.
-        tx: any optax transformation that asks for no more than gradient, parameters and loss (a
-            line search asks for the function); its settings may be traced. A leaf holds a parameter
-            of all blocks, those beyond `depth` too: what looks at a leaf as a whole (LARS, LAMB,
-            AGC, Muon) sees them.
-        data: what to train on.
+        network: an MLP, or a chain of the user's own layers that takes a batch;
+            `networks.over_batch` makes such a chain of one that takes one input.
+        params: initial parameters, before `bind`.
+        tx: optax transformation of gradient, parameters and loss (a line search needs more); its
+            settings may be traced. A leaf holds a parameter of all blocks, those beyond `depth`
+            included, so that transformations by leaf (LARS, LAMB, AGC, Muon) act on all of them.
+        data: training examples.
         key: PRNG key of minibatches and of dropout's masks.
         steps: number of updates, >= 1.
-        batch: examples per update, drawn epoch by epoch in a new order, what is left of an epoch
+        batch: examples per update, drawn in a new order each epoch, with the rest of an epoch
             dropped; None for all.
-        test: what to test on; None for none, accuracy NaN.
-        loss: (outputs, labels) -> scalar.
-        rate: of an MLP's dropout, as in `networks.bind`; layers of the user's own have theirs.
-        depth: blocks that take part, may be traced, see `value_and_grad`; None for all.
-        evaluate: numbers of updates after which to look at all data, in [0, steps]; the end is
-            always one.
+        test: test examples; None for a test accuracy of NaN.
+        loss: scalar function of (outputs, labels).
+        rate: rate of an MLP's dropout, as in `networks.bind`; layers of the user's own have theirs.
+        depth: number of blocks to use, may be traced, see `value_and_grad`; None for all.
+        evaluate: numbers of updates before an evaluation on all data, in [0, steps]; the end of the
+            run always has one.
         curvature_every: updates from one record of the sharpness to the next, >= 1; None for no
             record. BatchNorm sees minibatches of `batch`, dropout the masks of the step.
 
     Returns:
-        What was seen, and the state at the end. The record's sharpness is that before updates 0,
+        Record of the run and its final state. The recorded sharpness is that before updates 0,
         every, 2 every, ...; the edge of stability is at `curvature.largest_stable_rate`.
 
     Raises:
-        ValueError: if steps or curvature_every < 1, batch is beyond the data, evaluate is not
-            within [0, steps], there are no data, labels are no classes that the network tells
-            apart, x is not floating where the network is an MLP, a chain does not take a batch, or
-            as `value_and_grad` does.
+        ValueError: if steps or curvature_every < 1, batch exceeds the data, evaluate is not within
+            [0, steps], there are no data, labels exceed the network's classes, x of an MLP is not
+            floating, a chain does not take a batch, or `value_and_grad` raises.
 
     Example:
         >>> from jaxstab import networks
@@ -221,7 +219,7 @@ def train(
 def _training(
     run: _Run, learned: Float[Array, " evaluation"], tested: Float[Array, " evaluation"]
 ) -> Training:
-    """The record of a finished run."""
+    """Make the record of a finished run."""
     sharpness = error = jnp.zeros(0)
     if run.state.curvature is not None:
         sharpness = run.state.curvature.sharpness
@@ -240,7 +238,7 @@ def _training(
 
 def _rows_of_norms(points: list[int], steps: int) -> Int[Array, "step 2"]:
     """Number the rows of gradient norms that each step writes, one row for each evaluation."""
-    # row len(points) takes what nobody reads; the last step also writes the row of the end
+    # steps without an evaluation write to the unread row len(points); the last writes the end's too
     unread = jnp.full((steps, 2), len(points))
     before = jnp.asarray(points[:-1], jnp.int32)
     rows = unread.at[before, 0].set(jnp.arange(len(points) - 1))
@@ -261,8 +259,8 @@ def _begun(state: State, gradient: Gradient, examples: int, steps: int, looks: i
 
 
 def _updated(tx: optax.GradientTransformation, state: State, gradient: Gradient) -> State:
-    """Compute the state after an update, whatever the gradient is."""
-    # optax mixes integers and floats, which strict users have switched off
+    """Compute the state after an update, also for a gradient that is not finite."""
+    # optax mixes integers and floats, which strict dtype promotion refuses
     with jax.numpy_dtype_promotion("standard"):
         updates, optimiser = optax.with_extra_args_support(tx).update(
             gradient.params,
@@ -301,7 +299,7 @@ def _curvature_records(
     examples: tuple[Examples, int | None],
     every: int | None,
 ) -> Callable[[Array, State], SharpnessState | None]:
-    """Make the function that measures the sharpness every `every` updates and else keeps it."""
+    """Make the function that records the sharpness every `every` updates."""
     whole, chunk = examples
 
     def records(t: Array, state: State) -> SharpnessState | None:
@@ -316,7 +314,7 @@ def _curvature_records(
             operator = hessian_by_gradient(by_parameters, state.params, whole, chunk)
             return measured(known, operator, t // every)
 
-        # t is no part of what is mapped over: a branch stays a branch
+        # t is not batched under vmap, so that only one branch runs
         return jax.lax.cond(t % every == 0, measure, lambda: known)
 
     return records
@@ -333,7 +331,7 @@ def _for_curvature(chain: Chain, data: Examples, batch: int | None) -> tuple[Exa
 def _minibatch(
     data: Examples, size: int | None, key: Array, t: Array, order: Array
 ) -> tuple[Array, Examples]:
-    """Select the examples of step t; return them after the order of its epoch."""
+    """Return the order of the epoch of step t, and the examples of the step."""
     if size is None:
         return order, data
     per_epoch = len(order) // size
@@ -359,21 +357,21 @@ def _accuracy(
 
 
 def _right(y: PyTree, labels: PyTree) -> Array:
-    """Compute the accuracy of outputs; NaN where labels are no classes."""
+    """Compute the accuracy of outputs; NaN where labels are not classes."""
     if not _are_classes(y, labels):
         return jnp.full((), jnp.nan)
     return jnp.mean(jnp.argmax(y, -1).astype(labels.dtype) == labels, dtype=y.dtype)
 
 
 def _are_classes(y: PyTree, labels: PyTree) -> bool:
-    """Tell whether labels are an integer for each row of outputs."""
+    """Return True if labels are one integer per row of outputs."""
     if not (isinstance(y, jax.Array) and isinstance(labels, jax.Array | np.ndarray)):
         return False
     return bool(jnp.issubdtype(labels.dtype, jnp.integer)) and y.shape[:-1] == labels.shape
 
 
 def _telemetry(optimiser: PyTree, name: str, dtype: jnp.dtype) -> Array:
-    """Read what `clipping.monitored` recorded, the outermost of several; NaN without."""
+    """Read a record of the outermost `clipping.monitored`; NaN without one."""
     telemetry = optax.tree.get_all_with_path(optimiser, name)
     if not telemetry:
         return jnp.full((), jnp.nan, dtype)

@@ -1,7 +1,7 @@
-r"""Sharpness of networks of several depths, which share their layers.
+r"""Sharpness of networks of several depths that share their layers.
 
 The network of depth D is the first D blocks with the same embedding and readout. One program serves
-all depths: the gradient goes to a depth that is traced, and the Hessian is its derivative.
+all depths: the gradient takes a traced depth, and the Hessian is its derivative.
 """
 
 import math
@@ -25,8 +25,7 @@ from jaxstab.records import Sharpness
 from jaxstab.spectra.operators import Operator
 from jaxstab.training.gradient import value_and_grad
 
-# products with a matrix for its largest eigenvalue; at the start of training few lie far above all
-# others, and half as many would do
+# products for a largest eigenvalue: at initialisation, with few outliers, half as many would do
 PRODUCTS = 12
 
 Depth = Int[Array, ""] | int | None
@@ -41,22 +40,22 @@ def sharpness(
     depths: Depths | None = None,
     products: int = PRODUCTS,
 ) -> Sharpness:
-    """Compute the largest eigenvalue of a loss's Hessian and Gauss-Newton matrix at every wanted depth.
+    """Compute the largest eigenvalue of a loss's Hessian and Gauss-Newton matrix at every depth.
 
     Args:
         chain: the network, in training mode.
-        params: its parameters, depth L; what `networks.bind` adds is not differentiated by.
+        params: parameters of the network, of depth L; bound gains and masks are held constant.
         x: one input, or a batch that the chain takes.
         loss: scalar function of the output.
-        depths: depths wanted, each in [0, L]; None for depth L alone, without a depth axis.
-        products: with each matrix, >= 1.
+        depths: wanted depths, each in [0, L]; None for depth L alone, without a depth axis.
+        products: number of products with each matrix, >= 1.
 
     Returns:
-        The eigenvalues.
+        Logarithms of the eigenvalues, [depth], or scalars for depths=None.
 
     Raises:
-        ValueError: if depths are not ascending integers in [0, L], products < 1, or states change
-            their shape from block to block and another depth than L is wanted.
+        ValueError: if depths are not ascending integers in [0, L], products < 1, or a depth other
+            than L is wanted where states change their shape from block to block.
 
     Example:
         >>> from jaxstab import networks
@@ -67,7 +66,7 @@ def sharpness(
         (2,)
     """
     check_count("products", products, 1)
-    # running statistics decide nothing in training mode
+    # running statistics have no effect in training mode
     chain = chain._replace(update=None)
     bound = params.restacked([as_layer(stack) for stack in params.stacks])
     if depths is None:
@@ -93,18 +92,18 @@ def prefix(params: Params, depth: int) -> Params:
     """Take the parameters of a shallower network.
 
     Args:
-        params: parameters of equal blocks, bound or not, depth L.
-        depth: blocks, in [0, L].
+        params: parameters of equal blocks, bound or not, of depth L.
+        depth: number of blocks, in [0, L].
 
     Returns:
-        The embedding, the first blocks and the readout.
+        Parameters of the embedding, the first blocks and the readout.
     """
     shallower = jax.tree.map(lambda leaf: leaf[:depth], params.blocks)
     return params._replace(blocks=shallower)
 
 
 class _Network(NamedTuple):
-    """A network of one depth at its inputs."""
+    """Network of one depth, with its inputs and loss."""
 
     chain: Chain
     params: Params
@@ -121,11 +120,11 @@ class _Network(NamedTuple):
         return Sharpness(_log(whole), error, _log(top(self.gauss_newton())))
 
     def pull(self, params: Params, of_output: Callable[[PyTree], Array]) -> PyTree:
-        """Gradient of a scalar of the output by the parameters."""
+        """Compute the gradient of a scalar of the output by the parameters."""
         return value_and_grad(self.chain, params, self.x, of_output, self.depth).params
 
     def gauss_newton(self) -> Operator:
-        """J^T (d^2 loss / dy^2) J."""
+        """Operator of J^T (d^2 loss / dy^2) J."""
         vector, unravel = ravel(self.params)
 
         def outputs(vector: Float[Array, " n"]) -> PyTree:
