@@ -32,7 +32,7 @@ from jaxstab.activations import Activation
 from jaxstab.theory.features import Features
 from jaxstab.theory.laws import Law
 from jaxstab.theory.maps import log_sum
-from jaxstab.theory.moments import log_moments, variance
+from jaxstab.theory.moments import LogMoments, inside, log_moments, variance
 from jaxstab.theory.signals import Head, Signal, log
 
 # ln t^2/(1 - t^2) on the grid of radii: beyond, t is 1, or the signal is below epsilon's rounding
@@ -305,8 +305,7 @@ def limit_head(
     spread = variance(phi, about, log_v + log_factor, about.nodes)
     per_length = log_factor + log_within
     log_slope = moments.log_slope - jnp.log(law.keep)
-    # E u^2 phi'^2 = M (1 + 2 dlnM/dlnq), z = sqrt(q) u
-    log_stretch = log_v + log_factor + log(jnp.maximum(1.0 + 2.0 * moments.slope_power, 0.0))
+    own = _own_limit(law, phi, about, log_v + log_factor, moments)
     return Head(
         log_power=moments.log_length,
         log_gain=moments.log_growth + per_length,
@@ -315,5 +314,36 @@ def limit_head(
         within=spread,
         log_slope=log_slope + log_factor,
         log_isotropic=log_slope + log_factor,
-        log_own=log_slope + log_sum(log_stretch, jnp.zeros_like(log_stretch)),
+        log_own=moments.log_slope - moments.near_slope + log(own),
     )
+
+
+def _own_limit(
+    law: Law, phi: Activation, about: Features, log_y: Array, moments: LogMoments
+) -> Array:
+    """Squared gradient of BatchNorm's scale and bias, y ~ N(0, e^log_y) behind it.
+
+    The gradients of a batch add up to zero: of phi' and of phi' y counts what differs between
+    examples, E phi'^2 / rho - (E phi')^2 and E (phi' y)^2 / rho - (E phi' y)^2.
+
+    Args:
+        law: Law of the block.
+        phi: Activation.
+        about: Features of the activation.
+        log_y: ln of the variance of y.
+        moments: Moments of phi at that variance.
+
+    Returns:
+        The sum of both, over the squared gradient with respect to a.
+    """
+
+    def mean(log_y: Array) -> Array:
+        return log_moments(phi, about, log_y).mean * jnp.exp(inside(log_y) / 2)
+
+    # Stein: E phi'(y) y = 2 d E phi / d ln q, and E (phi' u)^2 = M (1 + 2 dlnM/dlnq)
+    rate = jax.jvp(mean, (log_y,), (jnp.ones_like(log_y),))[1]
+    square = jnp.exp(moments.near_slope)
+    stretch = square * jnp.exp(inside(log_y)) * (1.0 + 2.0 * moments.slope_power)
+    bias = square / law.keep - moments.mean_slope**2
+    scale = stretch / law.keep - 4.0 * rate**2
+    return jnp.maximum(bias, 0.0) + jnp.maximum(scale, 0.0)

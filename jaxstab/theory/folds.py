@@ -244,7 +244,7 @@ def _fed(
     own = jnp.full_like(known.log_power, -jnp.inf)
     if _has_parameters(law):
         own = gains.weight + known.log_own
-    if law.finite_batch:
+    if law.norm == "batch":
         # gradients add up to zero over a batch: only what differs between examples counts, and no
         # bias
         return signal.log_q + known.log_unit + log(known.within), own
@@ -270,7 +270,8 @@ def _sequential(
         few = own.branch + few
         if law.skip == "rezero":
             # the gradient of alpha is the branch's sum with that of the state
-            few = log_sum(few, log_sum(own.weight + known.log_power, own.bias))
+            seen = own.weight + (many if law.norm == "batch" else known.log_power)
+            few = log_sum(few, seen if law.norm == "batch" else log_sum(seen, own.bias))
         if not math.isinf(carried(law)):
             kept = carried(law) + isotropic
         else:
@@ -334,7 +335,8 @@ def _dense(law: Law, gains: Gains, head_of: functools.partial, first: Signal, de
             distance=new.distance,
             log_chi=none,
             log_entries=new.log_fed,
-            log_few=log_sum(new.few, none if law.finite_batch else zero),
+            # the norm's own parameters see W of one source in `count`
+            log_few=log_sum(new.few - log_count, none if law.norm == "batch" else zero),
             log_jacobian=log_new,
         )
         log_following = gains.weight + new.log_jacobian - log_count

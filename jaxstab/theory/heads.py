@@ -155,6 +155,9 @@ def _dropped(law: Law, dry: Head) -> Head:
     log_keep = jnp.log(law.keep)
     lost = (1.0 / law.keep - 1.0) * jnp.exp(dry.log_gain - dry.log_unit)
     gap = dry.gap / law.keep if law.shared_masks else dry.gap + lost
+    if law.norm == "batch" and law.shared_masks:
+        # the masks correlate two batches example by example, and BatchNorm keeps that in the next
+        gap = jnp.where(law.keep < 1.0, jnp.nan, gap)
     wet = dry._replace(
         log_power=dry.log_power - log_keep,
         log_gain=dry.log_gain - log_keep,

@@ -337,6 +337,11 @@ def missing_fields(known: Law) -> dict[str, str]:
     why = _no_law(known)
     if why:
         return dict.fromkeys(FIELDS, why)
+    if known.norm == "batch" and known.shared_masks and _thinned(known):
+        reasons["c"] = (
+            "two batches under the same masks of dropout are correlated example by example, which "
+            "BatchNorm's law does not carry; with shared_masks False c is known"
+        )
     if known.norm == "batch" and known.norm_after:
         reasons["log_grad_theta"] = (
             "gradients of weights add up over a batch, and those of its examples are correlated"
@@ -348,6 +353,13 @@ def missing_fields(known: Law) -> dict[str, str]:
                 "gradients of weights add up over a batch as its labels have it"
             )
     return reasons
+
+
+def _thinned(known: Law) -> bool:
+    """Whether dropout is known to drop units: a traced keep rate has no value to look at."""
+    if isinstance(known.keep, jax.core.Tracer):
+        return False
+    return bool(np.any(np.asarray(known.keep) != 1.0))
 
 
 def missing_kernels(known: Law) -> str:

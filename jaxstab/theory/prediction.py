@@ -82,7 +82,7 @@ def _embedding(law: Law, width: int, d_in: int) -> float:
 def _embedding_entries(law: Law, d_in: int, log_input: Array, c0: Array) -> Array:
     """Compute ln of the embedding's squared parameter gradient over the squared gradient of h_0."""
     log_fed = jnp.log(d_in) + log_input
-    if law.finite_batch:
+    if law.norm == "batch":
         return log_fed + log(1.0 - c0)
     return jnp.logaddexp(0.0, log_fed)
 
