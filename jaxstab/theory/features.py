@@ -1,4 +1,4 @@
-"""What quadrature must know of an activation: where it bends, on which scale it varies, what it cannot integrate."""
+"""Features of activations for quadrature: breaks, scales of variation, and infinite moments."""
 
 import functools
 import math
@@ -16,12 +16,12 @@ from jaxstab.theory.squashes import squashes_to_even_slope
 
 
 class Nodes(NamedTuple):
-    """Gauss-Legendre nodes of a half-panel.
+    """Numbers of Gauss-Legendre nodes of a half-panel.
 
     Attributes:
-        single: of a lone integral.
-        outer: of the outer one of two nested integrals.
-        inner: of the inner one.
+        single: nodes of a single integral.
+        outer: nodes of the outer of two nested integrals.
+        inner: nodes of the inner of two nested integrals.
     """
 
     single: int
@@ -30,23 +30,23 @@ class Nodes(NamedTuple):
 
 
 class Features(NamedTuple):
-    """Breaks of the real line between which an activation is smooth, and the scale on which it varies around them.
+    """Breaks between which an activation is smooth, and further features that quadrature needs.
 
     Attributes:
         breaks: ascending points z.
-        scales: around each, nodes are graded towards it from this distance on.
-        sharp: whether phi or a derivative of it jumps at some break.
+        scales: distance from each break within which phi varies; nodes are graded beyond.
+        sharp: whether phi or a derivative of phi jumps at some break.
         jumps: whether phi itself jumps at some break.
-        even_slope: whether phi'(-z) = phi'(z), so that half of an outer integral is the other.
+        even_slope: whether phi'(-z) = phi'(z), so that both halves of an outer integral are equal.
         growth: rate g where phi grows as e^(g |z|), else 0.
-        power: nodes crowd towards breaks as x^power of those of Gauss and Legendre.
-        nodes: of the rule whose result counts.
-        check: of the rule that it is held against; None where tests have held it.
-        check_from: ln q from which pairs are held against it.
-        no_length: why E phi^2 is infinite; empty where it is not known to be.
-        no_slope: why E phi'^2 is infinite, likewise.
-        table: of the moments, a function of ln q; None where quadrature is to have them.
-        parts: features of both activations of a mixture, with its nodes.
+        power: exponent of the nodes x^power on a half-panel, x Gauss-Legendre nodes.
+        nodes: nodes of the rule whose result is returned.
+        check: nodes of a second rule for comparison; None where tests have verified the first.
+        check_from: ln q from which on moments of pairs are compared.
+        no_length: reason why E phi^2 is infinite; empty where it is not known to be.
+        no_slope: reason why E phi'^2 is infinite; empty where it is not known to be.
+        table: moments as a function of ln q; None where quadrature computes them.
+        parts: features of both activations of a mixture, with the mixture's nodes.
     """
 
     breaks: tuple[float, ...] = (0.0,)
@@ -65,33 +65,33 @@ class Features(NamedTuple):
     parts: tuple["Features", ...] = ()
 
 
-# smooth built-in activations with even derivative: half as many nodes
+# smooth built-in activations with even derivative, which need half of the outer nodes
 _EVEN_SLOPE = ("tanh", "sigmoid")
-# a narrow feature of a smooth phi gets a break of its own; more of them, and every panel gets one
+# up to so many narrow features of a smooth phi get a break each; with more, every panel gets one
 _CENTRES = 6
-# breaks of an activation that oscillates, those nearest to 0, in a multiple of four
+# breaks of an oscillating activation, the nearest to 0; a multiple of four
 _PANELS = 224
-# a panel is explained by a break when it is at least this share of its distance from it
+# a break explains a panel that is at least this share of its distance to the break
 _EXPLAINED = 0.15
-# panels narrower than this around a kink are of its making
+# panel edges closer to a kink than this are due to the kink
 _CROWDED = 0.05
-# nodes crowd this much more beside a point where phi or phi' is singular
+# exponent of the nodes near a point where phi or phi' is singular
 _SINGULAR = 4
-# from this rate on growth counts as exponential
+# rate above which growth counts as exponential
 _EXPONENTIAL = 0.2
 
 
 def features(phi: Activation) -> Features:
-    """The features of an activation: of a built-in one as declared, of any other as found by probing it.
+    """Find the features of an activation: built-in ones are declared, all others are probed.
 
-    What has traced parameters cannot be probed: it counts as smooth between its declared kinks, and
-    its moments are NaN where that is not so.
+    An activation with traced parameters cannot be probed. It counts as smooth between its declared
+    kinks, and its moments are NaN where it is not.
 
     Args:
-        phi: the activation.
+        phi: activation.
 
     Returns:
-        Its features.
+        Features of the activation.
     """
     if isinstance(phi, Mixture):
         return _of_both(features(phi.first), features(phi.second))
@@ -105,7 +105,7 @@ def features(phi: Activation) -> Features:
 
 
 def _of_both(first: Features, second: Features) -> Features:
-    """The features of a mixture: each activation has its own breaks, and both have the nodes that either needs."""
+    """Combine the features of a mixture's activations, with the larger node counts for both."""
     nodes = Nodes(*map(max, first.nodes, second.nodes))
     unchecked = first.check is None and second.check is None
     check = None if unchecked else _check(nodes)
@@ -134,18 +134,18 @@ def _declared(phi: Activation) -> Features:
     return Features(phi.kinks, (1.0,) * len(phi.kinks), sharp=True, nodes=Nodes(96, 40, 28))
 
 
-# of a built-in activation, up to which tests have held pairs
+# ln q up to which tests verify pair moments of built-in activations
 _HELD_PAIRS = math.log(1e4)
 
 
 def with_checked_pairs(about: Features) -> Features:
-    """Features with a second rule for pairs of long lengths, which span more decades than nodes resolve.
+    """Add a second rule for pairs of long lengths, which span more decades than the nodes resolve.
 
     Args:
         about: features of an activation.
 
     Returns:
-        The features.
+        Features with `check` set.
     """
     if about.check is not None:
         return about
@@ -186,10 +186,10 @@ def _probed(phi: Activation) -> Features:
         shaped = common._replace(
             breaks=places, scales=tuple(breaks[place] for place in places), sharp=sharp, nodes=nodes
         )
-        # of one smooth centre alone the halves are laid out as mirror images
+        # only with a single smooth centre at 0 are the two halves mirror images
         even_slope = not sharp and places == (0.0,) and squashes_to_even_slope(phi)
         return shaped._replace(even_slope=even_slope, check=_check(nodes)._replace(outer=48))
-    # edges that crowd around a kink give way to it
+    # edges that crowd around a kink are replaced by the kink
     crowded = [np.any(np.abs(edge - cut.kinks) < _CROWDED) for edge in cut.edges]
     nearest = sorted([*cut.edges[~np.asarray(crowded, bool)].tolist(), *kinks], key=abs)[:_PANELS]
     places = tuple(sorted(nearest[: len(nearest) // 4 * 4]))
@@ -205,7 +205,7 @@ def _probed(phi: Activation) -> Features:
 def _with_centres(
     cut: Panels, breaks: dict[float, float], growth: float
 ) -> dict[float, float] | None:
-    """Breaks around which grading resolves every panel: kinks, and where phi varies fast; None where too many."""
+    """Add breaks where phi varies fast, until grading resolves every panel; None where too many."""
     middle = (cut.edges[1:] + cut.edges[:-1]) / 2
     width = np.diff(cut.edges)
     breaks = dict(breaks) or {0.0: 1.0}
@@ -227,7 +227,7 @@ def _with_centres(
 
 
 def _growth(probe: Probe) -> float:
-    """Rate g where |phi| grows as e^(g |z|), 0 where it grows as a power."""
+    """Estimate the rate g of |phi| ~ e^(g |z|); 0 for growth as a power."""
     with np.errstate(all="ignore"):
         size = np.log(np.abs(probe(np.array([-40.0, -20.0, 20.0, 40.0]))[0]))
         rates = np.array([size[0] - size[1], size[3] - size[2]]) / 20

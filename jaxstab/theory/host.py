@@ -1,7 +1,8 @@
-"""One code for NumPy and JAX: concrete numbers are computed at once in NumPy, traced ones become part of a program.
+"""Functions that take NumPy and JAX arrays alike.
 
-Quadrature and root finding take arrays of either kind. Only the activation itself is JAX code in
-both: on concrete numbers one small program evaluates it, for all lengths and all gains.
+NumPy computes concrete numbers at once; traced numbers become part of a program. Quadrature and
+root finding take both kinds of arrays. The activation alone is JAX code in both cases: for concrete
+numbers one small compiled program evaluates it, for all lengths and gains.
 """
 
 import functools
@@ -18,21 +19,21 @@ from jaxstab.activations import Activation
 # a NumPy or a JAX array
 AnyArray = Any
 
-# points that one call of a program takes: few are padded, and for many it is worth optimising
+# points that one call of a program takes: the small one compiles fast, the large one runs fast
 _FEW = 4096
 _MANY = 2**15
-# points from which on they are many
+# number of points from which on the large program is used
 _ENOUGH = 2**17
 
 
 def namespace(*arrays: Any) -> ModuleType:
-    """The module whose functions apply to these arrays.
+    """Choose the module whose functions apply to the arrays.
 
     Args:
         arrays: NumPy or JAX arrays, or numbers.
 
     Returns:
-        `jax.numpy` if one is a JAX array, traced or not, else `numpy`.
+        `jax.numpy` if any array is a JAX array, traced or not; else `numpy`.
     """
     if any(isinstance(array, jax.Array) for array in arrays):
         return jnp
@@ -40,25 +41,25 @@ def namespace(*arrays: Any) -> ModuleType:
 
 
 def is_traced(tree: Any) -> bool:
-    """Whether a pytree has traced leaves.
+    """Check for traced leaves in a pytree.
 
     Args:
-        tree: the pytree.
+        tree: any pytree.
 
     Returns:
-        Whether.
+        True if at least one leaf is traced.
     """
     return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
 
 
 def held(x: Any) -> Any:
-    """The number itself, without derivative where it is traced.
+    """Stop the gradient of a number.
 
     Args:
-        x: the number.
+        x: NumPy or JAX array, or number.
 
     Returns:
-        It.
+        The same value, without derivative where x is a JAX array.
     """
     if isinstance(x, jax.Array):
         return jax.lax.stop_gradient(x)
@@ -66,15 +67,15 @@ def held(x: Any) -> Any:
 
 
 def repeat(count: int, step: Callable[[Any], tuple[Any, Any]], state: Any) -> Any:
-    """Take a step so many times: a Python loop, or a loop of a program where something is traced.
+    """Repeat a step, by `jax.lax.scan` for JAX arrays and by a Python loop otherwise.
 
     Args:
-        count: of steps, >= 1.
-        step: state -> (state, output).
-        state: at the start.
+        count: number of steps, >= 1.
+        step: function state -> (state, output).
+        state: initial state.
 
     Returns:
-        The last output.
+        Output of the last step.
     """
     if namespace(*jax.tree.leaves(state)) is jnp:
         outputs = jax.lax.scan(lambda state, _: step(state), state, None, length=count)[1]
@@ -85,13 +86,13 @@ def repeat(count: int, step: Callable[[Any], tuple[Any, Any]], state: Any) -> An
 
 
 def running_maximum(values: Any) -> Any:
-    """The largest of the values so far.
+    """Compute the running maximum along an axis.
 
     Args:
-        values: along one axis.
+        values: array of one axis.
 
     Returns:
-        As many.
+        Array of the same length.
     """
     if isinstance(values, jax.Array):
         return jax.lax.cummax(values)
@@ -100,13 +101,13 @@ def running_maximum(values: Any) -> Any:
 
 @functools.lru_cache(maxsize=256)
 def value_and_slope(phi: Activation) -> Callable[..., tuple[np.ndarray, ...]]:
-    """phi and phi' as a function of NumPy arrays of any shape, in float64.
+    """Make a function of NumPy arrays that evaluates phi and phi' in float64.
 
     Args:
-        phi: an activation without traced parameters.
+        phi: activation without traced parameters.
 
     Returns:
-        The function.
+        Function of an array of any shape.
     """
 
     def both(z: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -117,13 +118,13 @@ def value_and_slope(phi: Activation) -> Callable[..., tuple[np.ndarray, ...]]:
 
 @functools.lru_cache(maxsize=256)
 def with_curvature(phi: Activation) -> Callable[..., tuple[np.ndarray, ...]]:
-    """phi, phi' and phi'' as a function of NumPy arrays of any shape, in float64.
+    """Make a function of NumPy arrays that evaluates phi, phi' and phi'' in float64.
 
     Args:
-        phi: an activation without traced parameters.
+        phi: activation without traced parameters.
 
     Returns:
-        The function.
+        Function of an array of any shape.
     """
 
     def slope(z: jax.Array) -> jax.Array:
@@ -137,14 +138,14 @@ def with_curvature(phi: Activation) -> Callable[..., tuple[np.ndarray, ...]]:
 
 @functools.lru_cache(maxsize=256)
 def kernel(phi: Activation) -> Callable[..., tuple[np.ndarray, ...]]:
-    """The closed form of a kernel as a function of NumPy arrays (q, c), in float64.
+    """Make a function of NumPy arrays (q, c) that evaluates a closed-form kernel in float64.
 
     Args:
-        phi: an activation with a closed form, without traced parameters.
+        phi: activation with a closed-form kernel, without traced parameters.
 
     Returns:
-        The function. It gives E phi(z1) phi(z2) and E phi'(z1) phi'(z2), and their derivatives in
-        ln q.
+        Function that returns E phi(z1) phi(z2), E phi'(z1) phi'(z2), and the derivatives of the two
+        in ln q.
     """
 
     def logarithmic(q: jax.Array, c: jax.Array) -> tuple[jax.Array, ...]:
@@ -158,7 +159,7 @@ def kernel(phi: Activation) -> Callable[..., tuple[np.ndarray, ...]]:
 def _on_host(
     function: Callable[..., tuple[jax.Array, ...]],
 ) -> Callable[..., tuple[np.ndarray, ...]]:
-    """An elementwise JAX function as a function of NumPy arrays, also where something around is being traced."""
+    """Make a function of NumPy arrays from an elementwise JAX function; it works inside a trace."""
     quick = jax.jit(function, compiler_options=quick_options())
     fast = jax.jit(function)
 
@@ -179,14 +180,14 @@ def _on_host(
 
 
 def program(function: Callable[..., Any], *static: str) -> Callable[..., Any]:
-    """Compile a function as `jax.jit` does, at half the cost where its arguments are known.
+    """Compile a function like `jax.jit`, in half the time where its arguments are concrete.
 
     Args:
-        function: of arrays; its derivatives are not needed where the arguments are known.
-        static: names of the arguments that are static.
+        function: function of arrays, not differentiated where the arguments are concrete.
+        static: names of the static arguments.
 
     Returns:
-        The function.
+        Compiled function.
     """
     within = jax.jit(function, static_argnames=static)
 
@@ -199,7 +200,7 @@ def program(function: Callable[..., Any], *static: str) -> Callable[..., Any]:
     def call(*arguments: Any, **settings: Any) -> Any:
         if is_traced(arguments):
             return within(*arguments, **settings)
-        # at once, also where something around is being traced
+        # evaluates concrete arguments inside a trace too
         with jax.core.eval_context():
             return outermost()(*arguments, **settings)
 
@@ -207,10 +208,10 @@ def program(function: Callable[..., Any], *static: str) -> Callable[..., Any]:
 
 
 def quick_options() -> dict[str, bool | int] | None:
-    """Options that make compiling four times cheaper, if this XLA knows them.
+    """Choose compiler options that make compiling four times faster.
 
     Returns:
-        The options, None where it does not.
+        Options; None where this version of XLA rejects them.
     """
     return _options(xla_backend_optimization_level=0)
 
@@ -232,14 +233,13 @@ def _options(xla_backend_optimization_level: int) -> dict[str, bool | int] | Non
 
 
 def first_true(rows: AnyArray) -> AnyArray:
-    """The place of the first that holds in each row, 0 in a row without any.
+    """Find the first True in each row.
 
     Args:
-        rows: booleans, [row, place].
+        rows: booleans of shape [row, place].
 
     Returns:
-        The places, in int32: JAX's own choice of an integer changes with its mode, within which
-        this may be traced.
+        Places; 0 in a row without True. The dtype is int32 in every mode of JAX.
     """
     if isinstance(rows, np.ndarray):
         return np.argmax(rows, 1).astype(np.int32)
@@ -247,13 +247,13 @@ def first_true(rows: AnyArray) -> AnyArray:
 
 
 def order(numbers: AnyArray) -> AnyArray:
-    """The permutation that sorts numbers, stable.
+    """Compute the permutation that sorts numbers; the sort is stable.
 
     Args:
-        numbers: in one axis.
+        numbers: array of one axis.
 
     Returns:
-        The places in ascending order, in int32.
+        Places in ascending order of the numbers, int32.
     """
     places = np.arange(len(numbers), dtype=np.int32)
     if isinstance(numbers, np.ndarray):

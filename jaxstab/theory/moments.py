@@ -1,4 +1,4 @@
-"""Moments of an activation as functions of ln q, from a closed form, a table, quadrature, or power laws beyond them."""
+"""Moments of activations as functions of ln q: closed forms, tables, quadrature and power laws."""
 
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ from jaxstab.theory.mixing import mixed_columns, mixed_pair
 from jaxstab.theory.quadrature import LONGEST, SHORTEST, Pair, Rule, pair, single
 from jaxstab.theory.tables import logarithms
 
-# of the terms of a sum that cancel: what is smaller has no digits
+# a sum that is smaller than this share of its terms has no digits
 CANCELLED = 1e-7
 CANCELLED_SQUARE = 1e-15
 LOG_SHORTEST = float(np.log(SHORTEST))
@@ -26,15 +26,14 @@ class LogMoments(NamedTuple):
     """V(q) = E phi(sqrt(q) u)^2 and M(q) = E phi'(sqrt(q) u)^2 in logarithms.
 
     Attributes:
-        mean: E phi / sqrt(q), at the length inside the range of quadrature.
-        mean_slope: E phi' there.
+        mean: E phi / sqrt(q), at q clipped to the range of quadrature.
+        mean_slope: E phi', at clipped q.
         log_length: ln V.
         log_growth: ln (V/q), which keeps the digits that ln V - ln q loses.
-        near_growth: ln (V/q) at the length inside the range of quadrature, where moments of pairs
-            are taken.
-        near_slope: ln M there.
+        near_growth: ln (V/q) at clipped q, at which moments of pairs are computed.
+        near_slope: ln M at clipped q.
         length_power: d ln V / d ln q.
-        power_size: of the terms of which it is the sum.
+        power_size: sum of the absolute terms of `length_power`.
         log_slope: ln M.
         slope_power: d ln M / d ln q.
     """
@@ -52,27 +51,27 @@ class LogMoments(NamedTuple):
 
 
 def inside(log_q: Float[AnyArray, " *n"]) -> Float[AnyArray, " *n"]:
-    """ln q within the range of quadrature.
+    """Clip ln q to the range of quadrature.
 
     Args:
         log_q: ln q.
 
     Returns:
-        It, or the nearer end of the range.
+        Clipped ln q.
     """
     return host.namespace(log_q).clip(log_q, LOG_SHORTEST, LOG_LONGEST)
 
 
 def log_moments(phi: Activation, about: Features, log_q: Float[AnyArray, "*n"]) -> LogMoments:
-    """Moments at length q; outside [SHORTEST, LONGEST] they continue as powers of q.
+    """Compute moments at length q; outside [SHORTEST, LONGEST] they continue as powers of q.
 
     Args:
-        phi: the activation.
-        about: its features.
-        log_q: ln q, -inf and inf included.
+        phi: activation.
+        about: features of the activation.
+        log_q: ln q, in [-inf, inf].
 
     Returns:
-        The moments.
+        Moments of the activation.
     """
     near = inside(log_q)
     columns = _columns(phi, about, near)
@@ -93,7 +92,7 @@ def log_moments(phi: Activation, about: Features, log_q: Float[AnyArray, "*n"]) 
 
 
 def _columns(phi: Activation, about: Features, log_q: AnyArray) -> list[AnyArray]:
-    """The columns of a table, inside the range of quadrature."""
+    """Compute the columns of a table at lengths inside the range of quadrature."""
     if phi.kernel is not None:
         return _closed(phi, log_q)
     if about.table is not None:
@@ -108,7 +107,7 @@ def _columns(phi: Activation, about: Features, log_q: AnyArray) -> list[AnyArray
 
 
 def _continued(power: AnyArray, beyond: AnyArray) -> AnyArray:
-    """power * beyond, beyond finite or not; a power within rounding of a multiple of 1/2 is one."""
+    """Compute power * beyond, also for infinite beyond; round powers close to multiples of 1/2."""
     xp = host.namespace(power, beyond)
     exact = xp.round(2 * power) / 2
     power = xp.where(xp.abs(power - exact) < 1e-9, exact, power)
@@ -117,7 +116,7 @@ def _continued(power: AnyArray, beyond: AnyArray) -> AnyArray:
 
 
 def _kernel(phi: Activation, q: AnyArray, c: AnyArray) -> tuple[AnyArray, AnyArray]:
-    """The closed form."""
+    """Evaluate the closed-form kernel."""
     if host.namespace(q, c) is np:
         covariance, slope, _, _ = host.kernel(phi)(q, c)
         return covariance, slope
@@ -126,7 +125,7 @@ def _kernel(phi: Activation, q: AnyArray, c: AnyArray) -> tuple[AnyArray, AnyArr
 
 
 def _closed(phi: Activation, log_q: AnyArray) -> list[AnyArray]:
-    """The columns of a table, from a closed-form kernel."""
+    """Compute the columns of a table from a closed-form kernel."""
     xp = host.namespace(log_q)
     q = xp.exp(log_q)
     one = xp.ones_like(q)
@@ -150,13 +149,13 @@ def _closed(phi: Activation, log_q: AnyArray) -> list[AnyArray]:
 
 
 def root(square: AnyArray) -> AnyArray:
-    """The square root, 0 with derivative 0 where there is none.
+    """Compute the square root, which is 0 with derivative 0 where the number is <= 0.
 
     Args:
-        square: the number.
+        square: number.
 
     Returns:
-        Its root.
+        Square root.
     """
     xp = host.namespace(square)
     positive = square > 0
@@ -171,18 +170,18 @@ def log_pair(
     nodes: Nodes | Rule,
     opposite: AnyArray | None = None,
 ) -> Pair:
-    """Moments of two Gaussians of length q, correlation c = +-(1 - distance), inside the range of quadrature.
+    """Compute moments of two Gaussians of length q and correlation c = +-(1 - distance).
 
     Args:
-        phi: the activation.
-        about: its features.
-        log_q: ln q; what lies outside the range counts as its end.
+        phi: activation.
+        about: features of the activation.
+        log_q: ln q, clipped to the range of quadrature.
         distance: 1 - |c|, in [0, 1].
-        nodes: of the rule.
-        opposite: whether c < 0; None where it never is.
+        nodes: rule of quadrature, or its numbers of nodes.
+        opposite: whether c < 0; None where c >= 0 always.
 
     Returns:
-        The moments; multiples of V/q and M at the same length.
+        Gap per q, and slope, both at the clipped length.
     """
     xp = host.namespace(log_q, distance)
     q = xp.exp(inside(log_q))
@@ -204,18 +203,20 @@ def log_pair(
 def variance(
     phi: Activation, about: Features, log_q: Float[AnyArray, ""], nodes: Nodes
 ) -> AnyArray:
-    """The variance of phi over the units of a layer, (E phi^2 - (E phi)^2) / q, inside the range of quadrature.
+    """Compute the variance of phi over the units of a layer, (E phi^2 - (E phi)^2) / q.
+
+    The variance is the gap at c = 0, which keeps its digits where phi hardly varies. A mixture adds
+    the variance between its activations' means. Where a table shows that phi varies at every
+    length, the difference itself is computed.
 
     Args:
-        phi: the activation.
-        about: its features.
-        log_q: ln q.
-        nodes: of the rule.
+        phi: activation.
+        about: features of the activation.
+        log_q: ln q, clipped to the range of quadrature.
+        nodes: numbers of nodes.
 
     Returns:
-        The variance. It is the gap at c = 0, which keeps its digits where phi hardly varies; means
-        of a mixture's activations differ besides. Where a table shows phi to vary at every length,
-        the difference is taken as it is.
+        Variance per q.
     """
     xp = host.namespace(log_q)
     if getattr(about.table, "varies", False):

@@ -11,25 +11,24 @@ from jaxstab.theory import host
 from jaxstab.theory.features import Features
 from jaxstab.theory.host import AnyArray
 
-# exp(-9^2 / 2) = 3e-18: what lies beyond is below the rounding of what lies within
+# exp(-9^2 / 2) = 3e-18 is below rounding
 _REACH = 9.0
-# a half-panel around a smooth centre starts at most so far out: a Gaussian wants nodes on both
-# sides
+# a break at a smooth centre is clipped to this distance, so that nodes lie on both sides
 _CENTRAL = 3.5
-# the Gaussian itself varies on this scale
+# coarsest grading, on which the Gaussian itself varies
 _WIDEST = 4.0
-# no grading finer than this in u: what is narrower has weight below rounding
+# finest grading in u: narrower features have a weight below rounding
 _FINEST = 1e-13
 
 
 def density(u: AnyArray) -> AnyArray:
-    """The standard normal density.
+    """Compute the standard normal density.
 
     Args:
-        u: where.
+        u: points.
 
     Returns:
-        The density.
+        Density at the points.
     """
     return host.namespace(u).exp(-(u**2) / 2) / np.sqrt(2 * np.pi)
 
@@ -38,8 +37,8 @@ class Legendre(NamedTuple):
     """Nodes and weights on [0, 1].
 
     Attributes:
-        node: ascending.
-        weight: they sum to 1.
+        node: nodes, ascending.
+        weight: weights, whose sum is 1.
     """
 
     node: Float[AnyArray, " n"]
@@ -48,15 +47,15 @@ class Legendre(NamedTuple):
 
 @functools.cache
 def legendre(count: int, power: int = 1, length: int | None = None) -> Legendre:
-    """Gauss-Legendre nodes in the root of x.
+    """Compute Gauss-Legendre nodes in y = x^(1 / power).
 
     Args:
-        count: of nodes.
-        power: nodes are x = y^power with y those of Gauss and Legendre: they crowd at 0.
-        length: of the arrays; what exceeds the count has weight 0.
+        count: number of nodes.
+        power: exponent of the nodes x = y^power, which crowd at 0 for power > 1.
+        length: length of the arrays; entries after `count` have weight 0.
 
     Returns:
-        The rule.
+        Nodes x and their weights.
     """
     x, w = np.polynomial.legendre.leggauss(count)
     root = (x + 1) / 2
@@ -67,13 +66,13 @@ def legendre(count: int, power: int = 1, length: int | None = None) -> Legendre:
 
 
 class Panels(NamedTuple):
-    """Half-panels that start at a break, graded towards it: u = place + side scale (e^(span x) - 1), x in [0, 1].
+    """Half-panels graded towards a break: u = place + side scale (e^(span x) - 1), x in [0, 1].
 
     Attributes:
-        place: the break.
-        scale: of the grading.
-        span: of the grading.
-        side: -1 left of the break, 1 right of it.
+        place: break at which the half-panel starts.
+        scale: distance from the break at which grading starts.
+        span: ln (1 + length of the half-panel / scale).
+        side: -1 left of the break, 1 right of the break.
     """
 
     place: Float[AnyArray, "*b k 2"]
@@ -85,7 +84,7 @@ class Panels(NamedTuple):
 def _panels(
     breaks: Float[AnyArray, "*b k"], low: AnyArray, high: AnyArray, scale: Float[AnyArray, "*b k"]
 ) -> Panels:
-    """The half-panels of [low, high]."""
+    """Cut [low, high] into two half-panels per break."""
     xp = host.namespace(breaks, scale)
     middle = (breaks[..., 1:] + breaks[..., :-1]) / 2
     first = xp.broadcast_to(low, (*breaks.shape[:-1], 1))
@@ -100,15 +99,15 @@ def _panels(
 
 
 def at_node(panels: Panels, node: AnyArray, weight: AnyArray) -> tuple[AnyArray, AnyArray]:
-    """Points of the panels at a node of [0, 1], and weights of the integral over u there.
+    """Map a node of [0, 1] to points u of all panels.
 
     Args:
-        panels: the panels.
-        node: of each.
-        weight: of the node.
+        panels: half-panels.
+        node: node in [0, 1].
+        weight: weight of the node.
 
     Returns:
-        Points and weights.
+        Points u, and their weights in an integral over u.
     """
     xp = host.namespace(panels.span, node)
     step = panels.scale * xp.exp(panels.span * node)
@@ -118,17 +117,17 @@ def at_node(panels: Panels, node: AnyArray, weight: AnyArray) -> tuple[AnyArray,
 def graded_panels(
     breaks: Float[AnyArray, "*b k"], low: AnyArray, high: AnyArray, scale: AnyArray, nodes: int
 ) -> tuple[Float[AnyArray, "*b n"], Float[AnyArray, "*b n"]]:
-    """Nodes and weights on [low, high], two half-panels per break, graded towards the break.
+    """Lay nodes on [low, high] in two half-panels per break, graded towards the break.
 
     Args:
-        breaks: ascending.
-        low: end of the interval.
-        high: end of the interval.
-        scale: one for all breaks, or one for each.
-        nodes: of a half-panel.
+        breaks: breaks, ascending.
+        low: lower end of the interval.
+        high: upper end of the interval.
+        scale: scale of the grading, one for all breaks or one for each.
+        nodes: number of nodes of a half-panel.
 
     Returns:
-        Points and weights; they lie (break, side, node).
+        Points and weights, in the order (break, side, node).
     """
     xp = host.namespace(breaks, scale)
     panels = _panels(breaks, low, high, xp.broadcast_to(scale, breaks.shape))
@@ -136,14 +135,14 @@ def graded_panels(
 
 
 def flat(panels: Panels, rule: Legendre) -> tuple[AnyArray, AnyArray]:
-    """All points of the panels, and their weights.
+    """Lay the nodes of a rule on all panels.
 
     Args:
-        panels: the panels.
-        rule: nodes of each.
+        panels: half-panels.
+        rule: nodes of each half-panel.
 
     Returns:
-        Points and weights; they lie (break, side, node).
+        Points and weights, in the order (break, side, node).
     """
     panels = Panels(*(part[..., None] for part in panels))
     along = [each.reshape((1,) * (panels.span.ndim - 1) + (-1,)) for each in rule]
@@ -153,13 +152,13 @@ def flat(panels: Panels, rule: Legendre) -> tuple[AnyArray, AnyArray]:
 
 
 def centres(activation: Activation) -> tuple[float, ...]:
-    """Points around which nodes are graded.
+    """Choose the points around which nodes are graded.
 
     Args:
         activation: the activation.
 
     Returns:
-        Its kinks, 0 where it has none.
+        Kinks of the activation; 0 where it has none.
     """
     return activation.kinks or (0.0,)
 
@@ -167,25 +166,25 @@ def centres(activation: Activation) -> tuple[float, ...]:
 def gaussian_panels(
     about: Features, centre: AnyArray, spread: AnyArray, blur: AnyArray | None
 ) -> Panels:
-    """Panels of E f(centre + spread u), u standard normal.
+    """Lay panels for E f(centre + spread u), u standard normal.
 
-    f varies as the activation does, smoothed over the distance `blur` where one is given. Centre,
-    spread and blur have one shape.
+    f has the features of the activation, smoothed over the distance `blur`. Centre, spread and blur
+    have the same shape.
 
     Args:
         about: features of the activation.
         centre: mean.
         spread: standard deviation.
-        blur: distance, or None.
+        blur: distance of smoothing, or None.
 
     Returns:
-        The panels.
+        Half-panels.
     """
     xp = host.namespace(centre, spread)
     edges = (*centre.shape, len(about.breaks))
 
     def along(values: tuple[float, ...]) -> AnyArray:
-        """Values of the breaks with an axis for each of the centre's."""
+        """Broadcast values of the breaks to the shape of the centre."""
         return np.broadcast_to(np.asarray(values, float), edges)
 
     reach = (_REACH + 2 * about.growth * spread)[..., None]
@@ -198,8 +197,7 @@ def gaussian_panels(
     places = xp.clip(exact, -limit, limit)
     width = along(about.scales)
     if blur is not None:
-        # what a kink does is as wide as the smoothing, what a smooth feature does no narrower than
-        # itself
+        # smoothing widens a kink to blur, and a smooth feature by blur
         own = np.zeros(edges) if about.sharp else width
         width = xp.hypot(own, xp.broadcast_to(blur[..., None], edges))
     sizes = xp.clip(width / wide + xp.abs(exact - places), _FINEST, _WIDEST)
@@ -219,15 +217,15 @@ def gaussian_panels(
 def shared_panels(
     about: Features, spreads: tuple[AnyArray, AnyArray], blurs: tuple[AnyArray, AnyArray]
 ) -> Panels:
-    """Panels of E f_1(spread_1 u) f_2(spread_2 u), u standard normal, graded towards the breaks of both.
+    """Lay panels for E f_1(spread_1 u) f_2(spread_2 u), graded towards the breaks of f_1 and f_2.
 
     Args:
-        about: features of the activation, which both vary as.
+        about: features of the activation, shared by f_1 and f_2.
         spreads: standard deviations, scalars.
-        blurs: distances over which each is smoothed.
+        blurs: distances of smoothing of f_1 and f_2.
 
     Returns:
-        The panels.
+        Half-panels.
     """
     xp = host.namespace(*spreads, *blurs)
     breaks = np.asarray(about.breaks)
@@ -251,7 +249,7 @@ def shared_panels(
 
 
 def _with_zero(ascending: Float[AnyArray, "*b k"]) -> Float[AnyArray, "*b one_more"]:
-    """The values with 0 among them, ascending."""
+    """Insert 0 into ascending values."""
     xp = host.namespace(ascending)
     first = xp.minimum(ascending[..., :1], 0.0)
     between = xp.clip(0.0, ascending[..., :-1], ascending[..., 1:])

@@ -1,4 +1,4 @@
-"""Theory is computed in float64, whatever its caller has: in NumPy at once, or compiled where it is traced."""
+"""Float64 evaluation of theory, in NumPy for concrete numbers and compiled inside a trace."""
 
 import functools
 from collections.abc import Callable
@@ -22,21 +22,21 @@ from jaxstab.theory.tables import tabulated
 def compiled(
     *static: str, at_once: bool = False, table: bool = False, by_parameters: bool = False
 ) -> Callable[[Callable], Callable]:
-    """Decorate a function of (phi, about, *numbers): one float64 program for each activation.
+    """Decorate a function of (phi, about, *numbers) to run in float64, one program per activation.
 
-    JAX's default is float32, in which fixed points near criticality lose all digits. The program
-    runs in float64, and its results come back in the dtype of the numbers.
+    In float32, JAX's default, fixed points near criticality lose all digits. Results are returned
+    in the dtype of the numbers.
 
     Args:
-        static: names of the keyword arguments that are static.
-        at_once: whether the function takes NumPy arrays too; concrete numbers are then not
+        static: names of static keyword arguments.
+        at_once: whether the function takes NumPy arrays too; if so, concrete numbers are not
             compiled.
-        table: whether the function looks moments up in a table.
-        by_parameters: whether the function takes derivatives in the activation's parameters,
-            concrete or not.
+        table: whether the function looks up moments in a table.
+        by_parameters: whether the function differentiates in the activation's parameters, concrete
+            or not.
 
     Returns:
-        The decorator. What it makes takes (phi, *numbers, **static).
+        Decorator. The decorated function takes (phi, *numbers, **static).
     """
 
     def decorate(function: Callable) -> Callable:
@@ -61,7 +61,7 @@ def compiled(
 
 
 def _program(function: Callable, *static: str) -> Callable:
-    """The function as a program, cheap to compile where its numbers are concrete."""
+    """Compile a function, with options for fast compiling where its numbers are concrete."""
 
     def ordered(
         phi: Activation | None,
@@ -80,12 +80,12 @@ def _program(function: Callable, *static: str) -> Callable:
         return jax.jit(ordered, static_argnames=names, compiler_options=host.quick_options())
 
     def call(phi: Activation, *numbers: Any, wide: bool, **settings: Any) -> Any:
-        # an activation without traced parameters is part of the program
+        # an activation without array parameters is static
         arrays = any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(phi))
         traced, same = (phi, None) if arrays else (None, phi)
         if host.is_traced((phi, numbers)):
             given = jax.tree.map(widened, (traced, *numbers))
-            # folds carry numbers that differ from device to device beside those that do not
+            # under shard_map some numbers vary over devices and some do not: let all vary
             given = varying_like(given, given)
             leaves, structure = jax.tree.flatten(given)
 
@@ -97,7 +97,7 @@ def _program(function: Callable, *static: str) -> Callable:
             if wide or any(leaf.ndim for leaf in leaves):
                 return inner(*given, same=same, **settings)
             return by_jacobian(of_leaves)(*leaves)
-        # numbers at once, also where something around is being traced
+        # evaluates concrete numbers inside a trace too
         with jax.core.eval_context():
             return outermost()(*jax.tree.map(widened, (traced, *numbers)), same=same, **settings)
 
@@ -105,14 +105,14 @@ def _program(function: Callable, *static: str) -> Callable:
 
 
 def by_jacobian(function: Callable[..., PyTree[Float[Array, "..."]]]) -> Callable[..., PyTree]:
-    """A function of scalars in float64, to be differentiated where float64 is switched off.
+    """Make a float64 function of scalars differentiable where float64 is switched off.
 
-    JAX transposes a program where a caller's reverse pass meets it, in the caller's precision:
-    zeros of float32 then meet cotangents of float64. Here the reverse pass meets products with the
-    Jacobian alone, which forward mode has found.
+    JAX transposes a program in the precision of the caller's reverse pass: float32 zeros then meet
+    float64 cotangents. Here forward mode computes the Jacobian, and the reverse pass transposes
+    only products with the Jacobian.
 
     Args:
-        function: of scalars, to arrays.
+        function: function of scalars that returns arrays.
 
     Returns:
         The same function, differentiable to any order.
@@ -141,13 +141,13 @@ def by_jacobian(function: Callable[..., PyTree[Float[Array, "..."]]]) -> Callabl
 
 
 def known(phi: Activation) -> Features:
-    """All that can be known of an activation.
+    """Find the features of an activation, with a table of moments where possible.
 
     Args:
-        phi: the activation.
+        phi: activation.
 
     Returns:
-        Its features, with a table unless its parameters are traced.
+        Features; without a table where parameters are traced.
     """
     if host.is_traced(phi):
         return features(phi)
@@ -160,14 +160,14 @@ def in_numpy(
     """Call a function with NumPy arrays in float64.
 
     Args:
-        function: of (phi, about, *numbers).
-        phi: the activation.
-        about: its features.
-        numbers: concrete.
-        settings: further arguments.
+        function: function of (phi, about, *numbers).
+        phi: activation.
+        about: features of the activation.
+        numbers: concrete numbers.
+        settings: further keyword arguments.
 
     Returns:
-        What the function returns.
+        Result of the function.
     """
     wide = [np.asarray(number, np.float64) for number in numbers]
     with np.errstate(all="ignore"):
@@ -175,13 +175,13 @@ def in_numpy(
 
 
 def common_dtype(*numbers: Any) -> DTypeLike:
-    """The widest floating dtype among arrays, JAX's default where there is none.
+    """Choose the widest floating dtype among arrays.
 
     Args:
         numbers: arrays and Python numbers.
 
     Returns:
-        The dtype.
+        The dtype; JAX's default where no array is floating.
     """
     dtypes = (jnp.result_type(number) for number in numbers if hasattr(number, "dtype"))
     floating = [dtype for dtype in dtypes if jnp.issubdtype(dtype, jnp.floating)]
@@ -189,13 +189,13 @@ def common_dtype(*numbers: Any) -> DTypeLike:
 
 
 def widened(number: Any) -> jax.Array:
-    """The number in float64.
+    """Convert a number to float64.
 
     Args:
-        number: traced or not.
+        number: number, traced or concrete.
 
     Returns:
-        It.
+        Float64 JAX array.
     """
     if isinstance(number, jax.Array):
         return number.astype(jnp.float64)
@@ -203,14 +203,14 @@ def widened(number: Any) -> jax.Array:
 
 
 def narrowed(results: Any, dtype: DTypeLike) -> Any:
-    """Results in the precision of the caller.
+    """Convert results to the precision of the caller.
 
     Args:
-        results: arrays of either kind.
-        dtype: of those that are floating.
+        results: pytree of NumPy or JAX arrays.
+        dtype: dtype of floating results.
 
     Returns:
-        JAX arrays.
+        Pytree of JAX arrays.
     """
 
     def narrow(result: Any) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Where a callable bends, jumps or is singular: found on the host, by halving panels until a polynomial fits."""
+"""Kinks, jumps and singularities of a callable, found by halving panels until polynomials fit."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -9,35 +9,35 @@ from jaxtyping import Bool, Float
 # z -> phi(z), phi'(z), NumPy arrays of any shape
 Probe = Callable[[np.ndarray], tuple[np.ndarray, ...]]
 
-# Chebyshev points of a panel, coefficients that may be large, and what the others may be of the
-# largest value
+# Chebyshev points of a panel, number of coefficients that may be large, and bound on all others
+# relative to the largest value
 _POINTS = 48
 _KEPT = 14
 _RESOLVED = 1e-11
-# panels that are looked at further in one round, and rounds
+# most panels halved in one round, and most rounds
 _MOST = 512
 _ROUNDS = 60
 # panels double in width from 0 on
 _FIRST = 0.25
 _FARTHEST = 2.0**20
-# edges off the round numbers, at which kinks like to be, and not symmetric
+# factors that keep edges off round numbers, where kinks often are, and make the edges asymmetric
 _OFF_LEFT = 0.9173
 _OFF_RIGHT = 1.0371
 _HUGE = 1e100
-# panels narrower than this around |z| = 1 hold a kink
+# a panel that is unresolved at this width, relative to max(1, |z|), holds a kink
 _NARROW = 2.0**-44
-# rounding of z moves values by this much of their range over a panel as wide as |z|
+# relative change of values by rounding of z, over a panel as wide as |z|
 _ROUNDED = 2 * 2.0**-52
 
 
 class Panels(NamedTuple):
-    """A partition of the line.
+    """Partition of the line into panels.
 
     Attributes:
-        edges: ascending; between neighbours phi and phi' are polynomials to rounding.
-        halved: whether the panel after each edge had to be halved to become one.
-        kinks: points at which they are not, on any scale.
-        complete: whether all of the line that was looked at is resolved.
+        edges: edges, ascending; between neighbours phi and phi' are polynomials to rounding.
+        halved: whether the panel after each edge is the result of halving.
+        kinks: points at which phi or phi' is not a polynomial on any scale.
+        complete: whether all panels are resolved.
     """
 
     edges: Float[np.ndarray, " n"]
@@ -47,7 +47,7 @@ class Panels(NamedTuple):
 
 
 def _chebyshev() -> tuple[np.ndarray, np.ndarray]:
-    """Chebyshev points on [-1, 1], and the map from values there to coefficients."""
+    """Compute Chebyshev points on [-1, 1], and the map from values there to coefficients."""
     angle = (np.arange(_POINTS) + 0.5) * np.pi / _POINTS
     order = np.arange(_POINTS)
     to_coefficients = np.cos(order[:, None] * angle[None]) * 2 / _POINTS
@@ -58,7 +58,7 @@ def _chebyshev() -> tuple[np.ndarray, np.ndarray]:
 def _resolved(
     probe: Probe, low: np.ndarray, high: np.ndarray, floor: float
 ) -> Bool[np.ndarray, " n"]:
-    """Whether phi and phi' are polynomials on each panel."""
+    """Check that phi and phi' are polynomials on each panel."""
     points, to_coefficients = _chebyshev()
     z = (low + high)[:, None] / 2 + (high - low)[:, None] / 2 * points
     fits = np.ones(len(low), bool)
@@ -73,7 +73,7 @@ def _resolved(
                 / (high - low)
             )
             allowed = _RESOLVED * (size + floor) + noise
-            # what overflows is no matter of panels
+            # halving panels does not help against overflow
             fits &= (coefficients[:, _KEPT:].max(axis=1) <= allowed) | ~(size <= _HUGE)
     return fits
 
@@ -82,11 +82,11 @@ def panels(probe: Probe, known: tuple[float, ...] = ()) -> Panels:
     """Partition the line into panels on which an activation is smooth.
 
     Args:
-        probe: phi and phi'.
-        known: kinks that were declared.
+        probe: function that returns phi and phi'.
+        known: declared kinks.
 
     Returns:
-        The panels.
+        Partition of the line.
     """
     out = 2.0 ** np.arange(np.log2(_FIRST), np.log2(_FARTHEST) + 1)
     # declared kinks are edges from the start
@@ -109,7 +109,7 @@ def panels(probe: Probe, known: tuple[float, ...] = ()) -> Panels:
         kinks += list((low[narrow] + high[narrow]) / 2)
         low = low[~narrow]
         high = high[~narrow]
-        # what lies closest to 0 weighs most
+        # panels close to 0 matter most
         nearest = np.argsort(np.minimum(np.abs(low), np.abs(high)), kind="stable")
         complete &= len(nearest) <= _MOST
         keep = np.sort(nearest[:_MOST])
@@ -128,7 +128,7 @@ def panels(probe: Probe, known: tuple[float, ...] = ()) -> Panels:
 
 
 def _merged(kinks: list[float]) -> np.ndarray:
-    """Kinks without those that lie within rounding of another, simple numbers where one is near."""
+    """Merge kinks within rounding of each other, and round kinks close to simple numbers."""
     merged: list[float] = []
     for kink in sorted(kinks):
         simple = round(kink, 9)
@@ -142,12 +142,12 @@ def _merged(kinks: list[float]) -> np.ndarray:
 
 
 class Singularity(NamedTuple):
-    """What phi does at a kink.
+    """Behaviour of phi at a kink.
 
     Attributes:
         jump: whether phi jumps.
-        order: of |phi| ~ |z - kink|^order where it grows without bound, else 0.
-        slope_order: the same of phi'.
+        order: exponent of |phi| ~ |z - kink|^order where phi is unbounded, else 0.
+        slope_order: exponent of phi' where phi' is unbounded, else 0.
     """
 
     jump: bool
@@ -156,14 +156,14 @@ class Singularity(NamedTuple):
 
 
 def singularity(probe: Probe, kink: float) -> Singularity:
-    """What phi does at a kink.
+    """Classify a kink of phi.
 
     Args:
-        probe: phi and phi'.
-        kink: where.
+        probe: function that returns phi and phi'.
+        kink: position of the kink.
 
     Returns:
-        The jump, and how fast phi and phi' grow towards it.
+        Jump of phi, and growth exponents of phi and phi'.
     """
     steps = np.geomspace(1e-4, 1e-9, 6) * max(1.0, abs(kink))
     with np.errstate(all="ignore"):
@@ -172,14 +172,14 @@ def singularity(probe: Probe, kink: float) -> Singularity:
     left = sides[0][0]
     right = sides[1][0]
     size = max(1.0, *np.abs([left[0], right[0]]))
-    # a jump stays as the points come closer, a kink's or a root's difference vanishes
+    # as the points come closer, only the difference at a jump stays
     gap = np.abs(right - left)
     jump = bool(gap[-1] > 1e-3 * size * 1e-3 and gap[-1] > 0.5 * gap[-2])
     return Singularity(jump, min(o[0] for o in orders), min(o[1] for o in orders))
 
 
 def _order(values: np.ndarray, steps: np.ndarray) -> float:
-    """Exponent of growth towards a point, 0 for what stays bounded; a logarithm counts as growth of order -1e-6."""
+    """Estimate the exponent of growth towards a point; 0 for bounded and logarithmic growth."""
     size = np.abs(values)
     if not np.all(np.isfinite(size)) or np.any(size == 0):
         return 0.0

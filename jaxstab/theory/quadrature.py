@@ -1,17 +1,16 @@
-"""Gaussian expectations of an activation, at any length, with an estimate of their error.
+"""Gaussian expectations of an activation at any length, with an estimate of the error.
 
-E f(sqrt(q) u) has features of two widths: the Gaussian's (1, in u) and the activation's (its own
-scale over sqrt(q), around its kinks or centres). A rule of fixed nodes misses the second as q
-grows. Here every panel starts at a break and its nodes are graded towards it, u = break +- scale
-(e^t - 1), Gauss-Legendre in t. Breaks move with q, so that derivatives with respect to q are exact
-across kinks too.
+The integrand of E f(sqrt(q) u) varies on two scales in u: 1 for the Gaussian, and the activation's
+scale over sqrt(q) around its kinks or centres. Fixed nodes miss the second scale as q grows. Here
+every panel starts at a break with nodes graded towards the break, u = break +- scale (e^t - 1),
+Gauss-Legendre in t. Breaks move with q, so that derivatives in q are exact across kinks too.
 
-Two dimensions are two times one. With z_i = sqrt(q c) x + sqrt(q (1 - c)) y_i and g(x) = E[phi(z) |
-x],
+Double integrals are nested single ones. With z_i = sqrt(q c) x + sqrt(q (1 - c)) y_i and g(x) =
+E[phi(z) | x],
 
     E phi(z1) phi(z2) = E g(x)^2,    E phi'(z1) phi'(z2) = E g'(x)^2,    E phi^2 - E g^2 = E var[phi(z) | x],
 
-of which the last keeps its digits as c tends to 1.
+where the last keeps its digits as c tends to 1.
 """
 
 import functools
@@ -38,23 +37,23 @@ from jaxstab.theory.panels import (
     shared_panels,
 )
 
-# so many panels are summed one after another, in the processor's cache; more of them side by side
+# up to so many panels are summed one after another, in the processor's cache; more side by side
 _FEW_PANELS = 8
-# outer nodes that are held in memory at once beside many panels
+# outer nodes held in memory at once where there are many panels
 _AT_ONCE = 16
-# values that NumPy holds at once
+# values that NumPy holds in memory at once
 _IN_MEMORY = 2**19
-# 1 - |c| below which the nodes of pairs stand still
+# 1 - |c| below which the nodes of pairs do not move with c
 CLOSEST = 1e-20
-# lengths outside are continued by power laws
+# range of lengths of quadrature; power laws continue moments outside
 SHORTEST = 1e-24
 LONGEST = 1e24
-# a moment whose two rules differ by more is not given
+# relative difference of two rules above which a moment is NaN
 ACCURACY = 1e-8
 
 
 def _value_and_slope(phi: Activation, about: Features, z: AnyArray) -> tuple[AnyArray, AnyArray]:
-    """phi and phi'; at a singular point itself 0, where rounding put a node that has no weight."""
+    """Evaluate phi and phi'; 0 at a singular point, where rounding may put a node of weight 0."""
     xp = host.namespace(z)
     if about.power > 1:
         at_break = functools.reduce(xp.logical_or, (z == place for place in about.breaks))
@@ -77,7 +76,7 @@ class Single(NamedTuple):
         mean_slope: E phi'.
         length: E phi^2 / q.
         length_power: d ln E phi^2 / d ln q.
-        power_size: the sum of the absolute terms of which `length_power` is the sum.
+        power_size: sum of the absolute terms of `length_power`.
         slope: E phi'^2.
         slope_power: d ln E phi'^2 / d ln q.
     """
@@ -92,15 +91,15 @@ class Single(NamedTuple):
 
 
 def single(phi: Activation, about: Features, q: Float[AnyArray, "*b"]) -> Single:
-    """Moments of phi(z) and phi'(z), z ~ N(0, q).
+    """Compute moments of phi(z) and phi'(z), z ~ N(0, q).
 
     Args:
-        phi: the activation.
-        about: its features.
+        phi: activation.
+        about: features of the activation.
         q: variance, in [SHORTEST, LONGEST].
 
     Returns:
-        The moments, NaN where two rules differ by more than ACCURACY.
+        Moments; NaN where two rules differ by more than ACCURACY.
     """
     xp = host.namespace(q)
     moments = _single(phi, about, q, about.nodes.single)
@@ -142,7 +141,7 @@ def _single(phi: Activation, about: Features, q: AnyArray, nodes: int) -> Single
     growth = squares * stretch if rough else weights * value * slope * u
     mean_slope = xp.sum(weights * value * u if rough else weights * slope, -1)
     if about.check is not None:
-        # a tail that the reach cuts off
+        # weight in the tail shows that the reach cuts off more
         tail = xp.abs(u) > 0.9 * xp.max(xp.abs(u), -1, keepdims=True)
         lost = xp.sum(xp.where(tail, squares, 0.0), -1) > ACCURACY * length
         length = xp.where(lost, np.nan, length)
@@ -170,11 +169,11 @@ class Pair(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """The nodes of the two nested integrals.
+    """Nodes of two nested integrals.
 
     Attributes:
-        outer: of the outer one.
-        inner: of the inner one.
+        outer: nodes of the outer integral.
+        inner: nodes of the inner integral.
     """
 
     outer: Legendre
@@ -182,14 +181,14 @@ class Rule(NamedTuple):
 
 
 def rule(about: Features, check: bool = False) -> Rule:
-    """The nodes of pairs.
+    """Compute the nodes for moments of pairs.
 
     Args:
         about: features of the activation.
-        check: whether they are those that the result is held against; the arrays are equally long.
+        check: whether to use the second rule, padded to the length of the first.
 
     Returns:
-        The nodes.
+        Nodes of the nested integrals.
     """
     nodes = about.check if check and about.check is not None else about.nodes
     return Rule(
@@ -199,7 +198,7 @@ def rule(about: Features, check: bool = False) -> Rule:
 
 
 def _mirrored(about: Features) -> Features:
-    """Features with those of phi(-z) among them."""
+    """Add the breaks of phi(-z) to the features of phi(z)."""
     scales: dict[float, float] = {}
     for place, scale in zip(about.breaks, about.scales, strict=True):
         for side in (-1.0, 1.0):
@@ -218,23 +217,23 @@ def pair(
     nodes: Nodes | Rule,
     opposite: AnyArray | None = None,
 ) -> Pair:
-    """Moments of phi(z1), phi(z2) and of their derivatives.
+    """Compute E phi(z1) phi(z2) and E phi'(z1) phi'(z2) of Gaussians of equal length.
 
     Args:
-        phi: the activation.
-        about: its features.
+        phi: activation.
+        about: features of the activation.
         q: variance, in [SHORTEST, LONGEST].
         distance: 1 - |c|, in [0, 1].
-        nodes: of the rule.
-        opposite: whether c < 0; None where it never is.
+        nodes: rule, or its numbers of nodes.
+        opposite: whether c < 0; None where c >= 0 always.
 
     Returns:
-        The moments.
+        Gap per q, and slope.
     """
     if isinstance(nodes, Nodes):
         nodes = Rule(legendre(nodes.outer, about.power), legendre(nodes.inner, about.power))
     xp = host.namespace(q, distance)
-    # both spreads stay positive: at c = 0 and c = 1 the integrals are limits
+    # both spreads are kept positive, so that c = 0 and c = 1 are limits
     spread = xp.sqrt(q * xp.maximum(distance, CLOSEST))
     shared = xp.sqrt(q * xp.maximum(1 - distance, 1e-30))
     panels = gaussian_panels(
@@ -242,7 +241,7 @@ def pair(
     )
     mirror = opposite is None and about.even_slope
     if mirror:
-        # the left half of the line is the right one
+        # both halves of the line are equal: integrate over the right one
         panels = Panels(*(part[..., 1:] for part in panels))
     x, weights = flat(panels, nodes.outer)
     weights = weights * density(x)
@@ -250,8 +249,7 @@ def pair(
     mean, variance, slope = _given(phi, about, shared * x, spread, nodes.inner)
     if opposite is None:
         return Pair(xp.sum(weights * variance) / q, xp.sum(weights * slope**2))
-    # panels lie (break, side, node): those of -x are the same nodes of the mirrored break and the
-    # other side
+    # in the order (break, side, node), -x is the same node of the mirrored break and side
     shape = (*panels.span.shape, -1)
     other_mean = xp.where(opposite, mean.reshape(shape)[::-1, ::-1].reshape(-1), mean)
     other_slope = xp.where(opposite, slope.reshape(shape)[::-1, ::-1].reshape(-1), slope)
@@ -268,17 +266,17 @@ def joint(
     c: Float[AnyArray, ""],
     nodes: Nodes,
 ) -> tuple[AnyArray, AnyArray]:
-    """E phi(z1) phi(z2) and E phi'(z1) phi'(z2) of Gaussians of two lengths.
+    """Compute E phi(z1) phi(z2) and E phi'(z1) phi'(z2) of Gaussians of two lengths.
 
     Args:
-        phi: the activation.
-        about: its features.
+        phi: activation.
+        about: features of the activation.
         q: both variances, in [SHORTEST, LONGEST].
         c: correlation, in [-1, 1].
-        nodes: of the rule.
+        nodes: numbers of nodes.
 
     Returns:
-        The moments.
+        The two moments.
     """
     xp = host.namespace(*q, c)
     distance = 1.0 - xp.abs(c)
@@ -305,7 +303,7 @@ def _given(
     spread: AnyArray,
     nodes: Legendre,
 ) -> tuple[AnyArray, AnyArray, AnyArray]:
-    """Mean and variance of phi, and mean of phi', given the shared parts."""
+    """Compute mean and variance of phi and mean of phi', conditional on the shared part."""
     xp = host.namespace(shared, spread)
     few = 2 * (len(about.breaks) + about.sharp + 2 * bool(about.growth)) <= _FEW_PANELS
 
@@ -313,7 +311,7 @@ def _given(
         wide = xp.broadcast_to(spread, part.shape)
         panels = gaussian_panels(about, part, wide, None)
         beside = Panels(*(each.reshape(len(part), -1) for each in panels))
-        # differences from the value in the middle keep the digits of a small variance
+        # differences from the middle value keep the digits of a small variance
         middle = _value_and_slope(phi, about, part)[0]
         middle = xp.where(xp.isfinite(middle), middle, 0.0)
         if xp is np:
@@ -340,7 +338,7 @@ def _integrands(
     node: AnyArray,
     weight: AnyArray,
 ) -> tuple[AnyArray, ...]:
-    """Weights at a node of every panel, and their products with phi - middle, its square, and phi'."""
+    """Compute weights at a node, and the weighted phi - middle, its square, and phi'."""
     shared, spread, middle = given
     y, weights = at_node(panels, node, weight)
     weights = weights * density(y)
@@ -370,7 +368,7 @@ def _summed_in_turn(
     nodes: Legendre,
     few: bool,
 ) -> tuple[AnyArray, ...]:
-    """The sums as loops, whose body is small to compile and stays in cache."""
+    """Sum in loops, whose body compiles fast and stays in cache."""
     along = Legendre(jnp.asarray(nodes.node), jnp.asarray(nodes.weight))
     shape = given[0].shape if few else panels.span.shape
     if few:

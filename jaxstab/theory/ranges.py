@@ -1,4 +1,4 @@
-"""Numbers outside their range become NaN: a traced one has no value that could be refused."""
+"""Range checks for traced numbers, which give NaN, as a traced number cannot raise an error."""
 
 import functools
 import operator
@@ -11,14 +11,14 @@ from jaxstab.theory.host import AnyArray
 
 
 def in_range(value: AnyArray, *numbers: AnyArray) -> AnyArray:
-    """What is computed from gains and lengths.
+    """Replace a value by NaN where a gain or length is out of range.
 
     Args:
-        value: what is computed.
+        value: result computed from the numbers.
         numbers: gains and lengths.
 
     Returns:
-        The value; NaN where one of them is negative or NaN.
+        The value; NaN where a number is negative or NaN.
     """
     xp = host.namespace(value, *numbers)
     negative = [~(xp.asarray(number) >= 0) for number in numbers]
@@ -26,13 +26,13 @@ def in_range(value: AnyArray, *numbers: AnyArray) -> AnyArray:
 
 
 def as_correlation(c: AnyArray) -> AnyArray:
-    """A correlation.
+    """Replace a correlation outside [-1, 1] by NaN.
 
     Args:
-        c: the number.
+        c: correlation.
 
     Returns:
-        It; NaN outside [-1, 1], but for what rounding in float32 may add.
+        The correlation; NaN where |c| exceeds 1 by more than float32 rounding.
     """
     xp = host.namespace(c)
     return xp.where(xp.abs(c) <= 1 + CORRELATION_ROUNDING, c, np.nan)

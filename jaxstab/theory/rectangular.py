@@ -1,9 +1,9 @@
-r"""The law of a deep Jacobian's singular values where widths change from layer to layer.
+r"""Singular values of a deep Jacobian whose widths change from layer to layer.
 
-Layers l = 1..L map n_(l-1) to n_l units, r_l = n_l / n_0. With lambda = s^2 and
-tau(lambda) = tr J^T J (lambda - J^T J)^-1 / n_0, a layer's diagonal D^2 of law d sees tau / r_l:
-m(w_l) = tau / r_l, m(w) = E d / (w - d). S-transforms multiply where the dimension is the same, and
-tau moves between dimensions unchanged (Burda et al. 2010, arXiv:1007.3594; Benaych-Georges 2009):
+Layers l = 1..L map n_(l-1) to n_l units, r_l = n_l / n_0. Let lambda = s^2 and
+tau(lambda) = tr J^T J (lambda - J^T J)^-1 / n_0. A layer's diagonal D^2 of law d satisfies
+m(w_l) = tau / r_l, m(w) = E d / (w - d). S-transforms multiply at equal dimension, and tau is the
+same in all dimensions (Burda et al. 2010, arXiv:1007.3594; Benaych-Georges 2009):
 
     lambda = prod_(l<L) w_l  prod_(l=1..L) 1 / S_l  prod_(0<l<L) tau / (r_l + tau),
 
@@ -12,9 +12,8 @@ tau moves between dimensions unchanged (Burda et al. 2010, arXiv:1007.3594; Bena
               (r_l / r_(l-1)) (1 + tau / r_l) / (1 + tau / r_(l-1))    orthogonal, n_l < n_(l-1).
 
 The density of ln lambda is -Im tau / pi, and the share above lambda is Im G / pi, where
-G = int tau dln(lambda) is a sum of logarithms. At lambda < 0 all is real and monotone: there the
-equations are bisected. From there lambda turns about 0 to the positive axis, Newton's method
-following.
+G = int tau dln(lambda) is a sum of logarithms. At lambda < 0 the equations are real and monotone,
+and are bisected. From there lambda turns about 0 to the positive axis, in steps of Newton's method.
 """
 
 from collections.abc import Callable
@@ -30,31 +29,31 @@ from jaxstab.theory.host import AnyArray
 from jaxstab.theory.precision import common_dtype, narrowed, widened
 from jaxstab.theory.widths import Widths
 
-# points at which the negative axis is looked at, and halvings there
+# points on the negative axis, and halvings of each bisection
 _SCANNED = 128
 _HALVINGS = 70
-# the upper edge is looked for on so many points, so many times
+# points of a grid for the upper edge, and refinements of the grid
 _ZOOMED = 128
 _ZOOMS = 4
-# share of J's rank left out at either end of the negative axis
+# share of J's rank that the scan of the negative axis leaves out at each end
 _LEAST = 1e-8
-# angles of ln lambda on the way from pi to 0, each this much of the last
+# ratio of successive angles of lambda on the way from pi to 0, their number, and Newton steps each
 _TURN = 0.72
 _TURNS = 52
 _STEPS = 6
-# residual of ln lambda at which Newton's method has converged
+# residual of ln lambda below which Newton's method has converged
 _CONVERGED = 1e-7
-# share of singular values that may lie below the lowest point
+# largest share of singular values below the lowest point
 _TAIL = 1e-6
 
 
 class Curve(NamedTuple):
-    """The law's points.
+    """Points of the law.
 
     Attributes:
         log_lambda: ln lambda, ascending to the upper edge.
-        above: share of the singular values above.
-        density: of ln lambda.
+        above: share of the singular values above lambda.
+        density: density of ln lambda.
         zeros: share of singular values that are exactly zero.
     """
 
@@ -65,15 +64,15 @@ class Curve(NamedTuple):
 
 
 class _Net(NamedTuple):
-    """The equations' numbers.
+    """Parameters of the equations.
 
     Attributes:
         d: values of the squared slopes.
-        share: of the units with each.
+        share: share of the units with each value.
         sizes: distinct r_l of layers 0..L-1.
-        counts: how many layers have each.
+        counts: number of layers with each size.
         ratios: r of the factors 1 + tau / r of lambda.
-        powers: of those factors.
+        powers: exponents of the factors.
         junctions: L - 1, the power of tau.
         log_scale: the constant of ln lambda.
     """
@@ -89,27 +88,27 @@ class _Net(NamedTuple):
 
 
 class _Point(NamedTuple):
-    """A point of the curve: ln w of every distinct width, and ln(-tau)."""
+    """Point of the curve: ln w of every distinct width, and ln(-tau)."""
 
     log_w: Complex[Array, " size"]
     log_t: Complex[Array, ""]
 
 
 def curve(d: AnyArray, share: AnyArray, widths: Widths, points: int) -> Curve:
-    """Points of the law, from where all but 1e-6 of the nonzero singular values lie above to the upper edge.
+    """Compute points of the law, on the range of all but 1e-6 of the nonzero singular values.
 
     Args:
         d: values of sigma_w^2 phi'^2.
-        share: of the units with each.
-        widths: of the layers.
-        points: how many.
+        share: share of the units with each value.
+        widths: widths of the layers.
+        points: number of points.
 
     Returns:
-        The points.
+        Points of the law.
     """
     dtype = common_dtype(d)
     if not host.is_traced((d, share)):
-        # phi made of straight lines has two slopes, not one a node
+        # merge equal atoms: a piecewise linear phi has two slopes, not one per node
         values, which = np.unique(np.asarray(d), return_inverse=True)
         share = np.bincount(which, np.asarray(share, float))
         d = values
@@ -196,12 +195,12 @@ def _resolvent(net: _Net, log_w: Array) -> _Resolvent:
 
 
 def _factors(net: _Net, tau: Array) -> Array:
-    """ln(1 + tau / r) of every factor."""
+    """Compute ln(1 + tau / r) of every factor."""
     return jnp.log(1 + tau / _complex(net.ratios))
 
 
 def _log_lambda(net: _Net, point: _Point) -> Array:
-    """ln lambda, its imaginary part in [0, pi] and continuous."""
+    """Compute ln lambda, with a continuous imaginary part in [0, pi]."""
     factors = jnp.sum(_complex(net.powers) * _factors(net, -jnp.exp(point.log_t)))
     # tau lies below the real axis: ln tau = ln(-tau) - i pi
     log_tau = point.log_t - 1j * np.pi
@@ -210,13 +209,13 @@ def _log_lambda(net: _Net, point: _Point) -> Array:
 
 
 def _log_size(net: _Net, log_w: Array, log_t: Array) -> Array:
-    """ln |lambda| on the negative axis."""
+    """Compute ln |lambda| on the negative axis."""
     factors = jnp.sum(net.powers * jnp.log1p(-jnp.exp(log_t) / net.ratios))
     return jnp.sum(net.counts * log_w) + net.junctions * log_t + factors + net.log_scale
 
 
 def _above(net: _Net, point: _Point) -> Array:
-    """Im G / pi, the share of n_0 values above lambda."""
+    """Compute Im G / pi, the share of n_0 values above lambda."""
     tau = -jnp.exp(point.log_t)
 
     def own(log_w: Array) -> Array:
@@ -230,7 +229,7 @@ def _above(net: _Net, point: _Point) -> Array:
 
 
 def _halved(below: Callable[[Array], Array], low: float, high: float) -> Array:
-    """The place at which a condition ceases to hold."""
+    """Bisect for the place at which a condition ceases to hold."""
 
     def halve(_: Array | int, ends: tuple[Array, Array]) -> tuple[Array, Array]:
         middle = (ends[0] + ends[1]) / 2
@@ -242,7 +241,7 @@ def _halved(below: Callable[[Array], Array], low: float, high: float) -> Array:
 
 
 def _negative_w(net: _Net, log_t: Array) -> Array:
-    """ln |w| of every distinct width at lambda < 0, where E d / (|w| + d) = t / r."""
+    """Solve E d / (|w| + d) = t / r for ln |w| of every distinct width, at lambda < 0."""
     scale = jnp.log(jnp.max(net.d))
 
     def of_size(size: Array) -> Array:
@@ -256,7 +255,7 @@ def _negative_w(net: _Net, log_t: Array) -> Array:
 
 
 def _log_edge(net: _Net) -> Array:
-    """ln of the largest lambda: beyond, tau > 0 falls with lambda, and w exceeds all d."""
+    """Find ln of the upper edge, the least lambda on the branch with tau > 0 and w above all d."""
     largest = jnp.max(net.d)
 
     def log_lambda(log_t: Array) -> Array:
@@ -286,14 +285,14 @@ def _log_edge(net: _Net) -> Array:
 
 
 def _turned(net: _Net, start: _Point, log_size: Array) -> _Point:
-    """The point at ln lambda = log_size, from one at log_size + i pi."""
+    """Follow a point from ln lambda = log_size + i pi to log_size."""
     sizes = _complex(net.sizes)
     counts = _complex(net.counts)
     powers = _complex(net.powers)
     ratios = _complex(net.ratios)
 
     def newton(point: _Point, target: Array) -> tuple[_Point, Array]:
-        """One step, and the residual before it."""
+        """Take one Newton step; return the new point and the residual before the step."""
         tau = -jnp.exp(point.log_t)
         m, slope = jax.vmap(lambda log_w: _resolvent(net, log_w))(point.log_w)
         missed = (tau / sizes - m) / slope
@@ -306,7 +305,7 @@ def _turned(net: _Net, start: _Point, log_size: Array) -> _Point:
         return new, jnp.abs(residual) + jnp.max(jnp.abs(missed))
 
     def turn(good: _Point, angle: Array) -> tuple[_Point, None]:
-        """The point at an angle; the last one where Newton's method does not converge."""
+        """Move to an angle; keep the last point where Newton's method does not converge."""
         target = jax.lax.complex(log_size, angle)
 
         def unfinished(state: tuple[_Point, Array, Array]) -> Array:
@@ -325,6 +324,6 @@ def _turned(net: _Net, start: _Point, log_size: Array) -> _Point:
         kept = [jnp.where(holds, ours, theirs) for ours, theirs in zip(new, good, strict=True)]
         return _Point(*kept), None
 
-    # never 0 itself: in a gap logarithms of real numbers would choose their branch by rounding
+    # the last angle is not 0: in a gap, rounding would choose the branch of real logarithms
     angles = np.pi * _TURN ** np.arange(_TURNS)
     return jax.lax.scan(turn, start, jnp.asarray(angles))[0]

@@ -1,4 +1,4 @@
-"""Roots of smooth functions of ln q: bracketed on one grid of lengths, then polished by a guarded Newton iteration."""
+"""Roots of smooth functions of ln q, bracketed on a grid and polished by guarded Newton steps."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -10,24 +10,24 @@ from jaxstab.theory import host
 from jaxstab.theory.host import AnyArray
 from jaxstab.theory.moments import LogMoments
 
-# E phi(sqrt(q) u)^2 is analytic in ln q within pi/2 of the real axis: it has no finer features.
-# Beyond the range of quadrature there are only powers of q
+# E phi(sqrt(q) u)^2 is analytic in ln q within pi/2 of the real axis, so it has no finer features;
+# outside the range of quadrature it is a power of q
 _CORE = np.linspace(-28.0, 28.0, 281)
 _FAR = np.geomspace(30.0, 12_000.0, 24)
 LOG_LENGTHS = np.concatenate([-_FAR[::-1], _CORE, _FAR])
-# room for the roots of one function
+# largest number of roots of one function
 CAPACITY = 8
-# Newton steps of a root, more than a bracket of the grid's spacing needs
+# Newton steps for a root, more than a bracket of the grid's spacing needs
 _STEPS = 12
 
 
 class Known(NamedTuple):
-    """What a function knows at a length.
+    """Value of a function at a length.
 
     Attributes:
-        value: of the function.
-        slope: of the function in ln q.
-        moments: of the activation.
+        value: value of the function.
+        slope: derivative of the function in ln q.
+        moments: moments of the activation.
     """
 
     value: Float[AnyArray, "*n"]
@@ -40,7 +40,7 @@ class Root(NamedTuple):
 
     Attributes:
         log_q: ln q.
-        known: there.
+        known: value of the function at the root.
     """
 
     log_q: Float[AnyArray, "*n"]
@@ -54,9 +54,9 @@ class Samples(NamedTuple):
     """A function on the grid.
 
     Attributes:
-        log_q: the grid, ascending.
-        value: of the function.
-        slope: of the function.
+        log_q: grid of ln q, ascending.
+        value: values of the function.
+        slope: derivatives of the function in ln q.
     """
 
     log_q: Float[AnyArray, " n"]
@@ -64,18 +64,18 @@ class Samples(NamedTuple):
     slope: Float[AnyArray, " n"]
 
 
-# the largest relative rounding
+# size below which a logarithm counts as 0
 ROUNDING = 64 * float(np.finfo(np.float64).eps)
 
 
 def signs(value: Float[AnyArray, "*n"]) -> Float[AnyArray, "*n"]:
-    """-1, 0 or 1; within rounding 0.
+    """Compute signs, which are 0 within rounding of 0.
 
     Args:
-        value: of a function that is a logarithm.
+        value: values of a function that is a logarithm.
 
     Returns:
-        Its sign.
+        Signs -1, 0 or 1.
     """
     xp = host.namespace(value)
     return xp.where(xp.abs(value) <= ROUNDING, 0.0, xp.sign(value))
@@ -84,13 +84,13 @@ def signs(value: Float[AnyArray, "*n"]) -> Float[AnyArray, "*n"]:
 def turning_points(
     samples: Samples,
 ) -> tuple[Bool[AnyArray, " cell"], Float[AnyArray, " cell"], Float[AnyArray, " cell"]]:
-    """Cells of the grid in which the function has an extremum, by the cubic through values and slopes.
+    """Find extrema in cells of the grid, by the cubic through values and slopes.
 
     Args:
         samples: the function on the grid.
 
     Returns:
-        Whether a cell has one, where, and its value.
+        Booleans: True where a cell has an extremum; ln q of the extremum; value there.
     """
     xp = host.namespace(*samples)
     left = samples.log_q[:-1]
@@ -122,17 +122,17 @@ def polished(
     high: Float[AnyArray, "*n"],
     sign: Float[AnyArray, "*n"],
 ) -> Root:
-    """The roots between low, where f has this sign, and high, where it has not.
+    """Polish the roots between low, where f has the given sign, and high, where it has not.
 
     Args:
         f: the function.
-        start: the root itself where the sign is 0.
-        low: one end, which may be the greater.
-        high: the other.
-        sign: of f at low; 0 to stay at the start.
+        start: returned as the root where the sign is 0.
+        low: one end, which may exceed the other end.
+        high: other end.
+        sign: sign of f at low; 0 to return `start`.
 
     Returns:
-        The roots, and what f knows there.
+        Roots, and the values of f there.
     """
     xp = host.namespace(start, low, high, sign)
 
@@ -150,13 +150,13 @@ def polished(
         new = xp.where(usable & inside, new, xp.where(usable, (low + high) / 2, root))
         return (low, high, xp.where(sign == 0, start, new)), Root(root, sample)
 
-    # from short lengths, where a map's excess is steep, one step comes near
+    # start at the shorter length, where the excess is steep and one step comes close
     first = xp.where(sign == 0, start, xp.minimum(low, high))
     return host.repeat(_STEPS, step, (low, high, first))
 
 
 def _first(mask: Bool[AnyArray, " n"], count: int) -> tuple[AnyArray, Bool[AnyArray, " count"]]:
-    """Places of the first `count` that hold, and whether there are so many."""
+    """Find the places of the first `count` True values; booleans tell which exist."""
     xp = host.namespace(mask)
     total = xp.cumsum(mask.astype(np.int32), dtype=np.int32)
     wanted = np.arange(1, count + 1, dtype=np.int32)
@@ -167,17 +167,17 @@ def _first(mask: Bool[AnyArray, " n"], count: int) -> tuple[AnyArray, Bool[AnyAr
 def all_roots(
     f: Function, samples: Samples
 ) -> tuple[Root, Bool[AnyArray, " capacity"], Bool[AnyArray, ""]]:
-    """All roots on the grid.
+    """Find all roots on the grid.
 
-    Two roots in one cell show as an extremum there, which joins the grid.
+    An extremum inside a cell, which may hide two roots, is added to the grid.
 
     Args:
         f: the function.
-        samples: it on the grid.
+        samples: the function on the grid.
 
     Returns:
-        CAPACITY roots ascending; which of them there are; and whether the function is zero all
-        along.
+        CAPACITY roots, ascending; booleans that tell which of them exist; boolean: True where the
+        function is 0 on the whole grid.
     """
     xp = host.namespace(*samples)
     inside, where, _ = turning_points(samples)
@@ -189,7 +189,7 @@ def all_roots(
     order = host.order(log_q)
     log_q = log_q[order]
     sign = xp.where(xp.isnan(sign), 0.0, sign)[order]
-    # a stretch of zeros takes the sign before it, so that rounding makes no roots
+    # zeros take the sign before them, so that rounding makes no roots
     latest = host.running_maximum(
         xp.where(sign == 0, np.int32(0), np.arange(len(sign), dtype=np.int32))
     )
@@ -204,23 +204,22 @@ def all_roots(
 def next_root(
     f: Function, samples: Samples, start: Float[AnyArray, ""], ends: tuple[float, float]
 ) -> tuple[Root, Float[AnyArray, ""]]:
-    """The root that a map q -> q e^f moves towards from a length: up where f > 0 there, down where f < 0.
+    """Find the root towards which a map q -> q e^f moves: up where f > 0, down where f < 0.
 
     Args:
         f: the function.
-        samples: it on the grid.
-        start: ln q.
-        ends: lengths that stand for 0 and inf.
+        samples: the function on the grid.
+        start: ln q of the first length.
+        ends: ln of the lengths that stand for 0 and inf.
 
     Returns:
-        The root, which is the start where that is one, and an end where there is none; and ln q:
-        the root's, inf or -inf where there is none, NaN where f is not known on the way.
+        Root, which is the start where f is 0 there, and an end where there is no root; and ln q of
+        the root, +-inf where there is no root, NaN where f is NaN on the way.
     """
     xp = host.namespace(start, *samples)
     grid = samples.log_q
     sign = signs(samples.value)
-    # two roots in one cell: an extremum of the other sign, or one too close to zero for a cubic to
-    # tell
+    # two roots hide in a cell whose extremum has the other sign, or is too close to 0 for a cubic
     inside, where, extreme = turning_points(samples)
     above = xp.min(xp.where(inside & (where > start) & (extreme < 1e-4), where, np.inf))
     below = xp.max(xp.where(inside & (where < start) & (extreme > -1e-4), where, -np.inf))

@@ -1,11 +1,11 @@
-"""What signal and gradient do around a fixed point: correlations, slopes and depth scales.
+"""Correlations, slopes and depth scales at a fixed point.
 
-Without a skip the slopes are those of the block. Beside a residual branch of factor s, with R =
-q'/q at the limit,
+Without a skip the slopes are those of the block. With a residual branch of factor s, and R = q'/q
+in the limit,
 
     chi_1 = 1 + s^2 sigma_w^2 D,    c* is the branch's,    chi_c = (1 + (R - 1) chi_branch) / R.
 
-With dense skips q* and c* are the plain block's, and every rate per layer tends to 0.
+With dense skips q* and c* are those of the plain block, and every rate per layer tends to 0.
 """
 
 from typing import NamedTuple
@@ -30,24 +30,23 @@ from jaxstab.theory.maps import Length, log_length_map
 from jaxstab.theory.moments import CANCELLED, CANCELLED_SQUARE, LogMoments
 from jaxstab.theory.roots import ROUNDING
 
-# ln q at which tanh is a sign to 1e-6, and beyond which quadrature of pairs across the step is
-# worse than that
+# ln q at which tanh is a step to 1e-6; at longer lengths quadrature of pairs has a larger error
 _LONGEST_PAIR = 27.6
 
 
-# as far as this from 1, factors that are read off at a finite length are 1 at the infinite one
+# factors this close to 1 at a large finite length are 1 at the infinite one
 _TOWARDS_INFINITY = 1e-10
 
 
 def depth_scale(chi: AnyArray, rounding: AnyArray | float = ROUNDING) -> AnyArray:
-    """-1/ln chi, inf where chi is 1 to working precision.
+    """Compute the depth scale -1/ln |chi|, inf where chi is 1 to working precision.
 
     Args:
         chi: factor per layer.
-        rounding: of ln chi.
+        rounding: error of ln chi.
 
     Returns:
-        Layers.
+        Depth scale, in layers.
     """
     xp = host.namespace(chi)
     rate = xp.log(xp.abs(chi))
@@ -60,8 +59,8 @@ class Slopes(NamedTuple):
 
     Attributes:
         length: dq'/dq.
-        chi_1: of the mean squared gradient.
-        chi_c: of 1 - c beside its fixed point.
+        chi_1: factor of the mean squared gradient.
+        chi_c: slope of the correlation map at c*.
     """
 
     length: AnyArray
@@ -70,15 +69,15 @@ class Slopes(NamedTuple):
 
 
 def with_skip(block: Block, log_ratio: AnyArray, of_branch: Slopes) -> Slopes:
-    """Factors of a block with its skip.
+    """Compute the factors of a block with its skip from those of the branch.
 
     Args:
         block: the block.
         log_ratio: ln of the branch's length over q.
-        of_branch: the factors without the skip.
+        of_branch: factors without the skip.
 
     Returns:
-        The factors.
+        Factors with the skip.
     """
     if block.law.skip == "dense":
         return of_branch._replace(
@@ -99,17 +98,17 @@ def with_skip(block: Block, log_ratio: AnyArray, of_branch: Slopes) -> Slopes:
 def around(
     block: Block, gains: Gains, log_length: AnyArray, moments: LogMoments, log_x: AnyArray
 ) -> FixedPoint:
-    """The record of the fixed point at a length: the root's, or 0 or inf with the limits on the way; NaN gives NaN.
+    """Compute the record of the fixed point at a length.
 
     Args:
         block: the block.
-        gains: of it.
-        log_length: ln x, finite.
-        moments: of the block there.
-        log_x: ln x of the fixed point.
+        gains: gains of the block.
+        log_length: finite ln x at which all fields but q are computed.
+        moments: moments of the block at that length.
+        log_x: ln x of the fixed point; +-inf for limits, NaN for no fixed point.
 
     Returns:
-        The record.
+        Record of the fixed point; NaN where `log_x` is.
     """
     xp = host.namespace(gains.weight, log_length)
     nowhere = xp.isnan(log_x)
@@ -127,7 +126,7 @@ def around(
         growth * moments.length_power, xp.exp(gains.weight + moments.log_slope), stable.chi
     )
     slopes = with_skip(block, length.log_ratio, branch)
-    # what is left of sums that cancel has no digits, and its logarithm none at all
+    # where terms cancel, the sum has no digits, and neither has the logarithm
     cancelled = xp.abs(slopes.length) < CANCELLED * growth * moments.power_size
     rounding = xp.where(log_x == np.inf, _TOWARDS_INFINITY, ROUNDING)
     xi_q = xp.where(cancelled, np.nan, depth_scale(slopes.length, rounding))
@@ -155,17 +154,17 @@ def around(
 def paired_at(
     block: Block, gains: Gains, log_x: AnyArray, moments: LogMoments, length: Length
 ) -> Pairing:
-    """The correlation map at a length, or at a shorter one that stands for the infinite one of residual blocks.
+    """Compute the correlation map at a length; residual blocks clip long lengths.
 
     Args:
         block: the block.
-        gains: of it.
+        gains: gains of the block.
         log_x: ln q.
-        moments: of the block there.
-        length: its map of the length there.
+        moments: moments of the block at q.
+        length: length map of the block at q.
 
     Returns:
-        The map.
+        Parameters of the correlation map.
     """
     if block.law.residual:
         log_x = host.namespace(log_x).minimum(log_x, _LONGEST_PAIR)
@@ -177,14 +176,14 @@ def paired_at(
 def _batch(
     block: Block, gains: Gains, log_x: AnyArray, moments: LogMoments, growth: AnyArray
 ) -> tuple[AnyArray, Stable, bool]:
-    """Length and correlation within a batch, whose map has the slope of the map of v."""
+    """Compute length and correlation within a batch; the slope of both maps is that of v."""
     state = lambda at, moments: batch_state(block, at, moments, gains)
     log_q, distance = state(log_x, moments) if log_x.ndim == 0 else jax.vmap(state)(log_x, moments)
     return log_q, Stable(distance, growth * moments.length_power), False
 
 
 def _correlations(block: Block, paired: Pairing, nowhere: AnyArray) -> tuple[Stable, AnyArray]:
-    """Stable correlations at one length, or at each of several, and whether their slopes have no digits."""
+    """Find stable correlations at one or several lengths; True where a slope is only noise."""
     xp = host.namespace(paired.share)
 
     def one(paired: Pairing) -> Stable:

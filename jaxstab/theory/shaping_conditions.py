@@ -13,26 +13,26 @@ from jaxstab.theory.host import AnyArray
 from jaxstab.theory.panels import density, flat, gaussian_panels, legendre
 from jaxstab.theory.quadrature import ACCURACY
 
-# where solutions are sought
+# grid on which solutions are searched
 _LOG_ALPHA = np.linspace(math.log(1e-3), math.log(10.0), 47)
 _BETA = np.linspace(-6.0, 6.0, 60)
-# kinks nearest to 0, around which more are sought
+# number of kinks, the nearest to 0, with a search grid of their own
 _KINKS = 8
-# the bend at a grid's point is that of the solution beside it within this factor
+# the bend at a grid point and at the solution close by differ at most by this factor
 _FARTHER = 2.0
-# bends and shifts that are the same, to within what rounding makes of the mildest targets
+# relative difference below which bends or shifts are equal, set by rounding at the mildest targets
 _ALIKE = 1e-5
-# a root is found with fewer evaluations, or not at all
+# a root that needs more evaluations is not found at all
 _EFFORT = {"maxfev": 60}
-# of the residuals: relative to the target of a layer, and absolute, above rounding
+# bounds on the residuals: relative to the target of a layer, and absolute, above rounding
 _SOLVED = 1e-9
 _ROUNDED = 1e-14
-# beta, and the ends of ln alpha, where only their ratio counts; at beta = -1 relu needs u > 1 / alpha
+# beta, and ends of ln alpha, where only alpha / beta counts; at beta = -1 relu needs u > 1 / alpha
 _LOG_RATIOS = ((1.0, (math.log(1e-4), math.log(1e8))), (-1.0, (math.log(0.125), math.log(1e8))))
-# slopes on both sides of a kink that differ by more make E phi''^2 infinite
+# a larger difference of slopes at a kink makes E phi''^2 infinite
 _JUMP = 1e-6
 _BESIDE = 1e-9
-# corners of a cell of the grid
+# offsets of the corners of a grid cell
 _CORNERS = ((0, 0), (0, 1), (1, 0), (1, 1))
 
 
@@ -40,10 +40,10 @@ class Conditions(NamedTuple):
     """Conditions on one layer of DKS or TAT.
 
     Attributes:
-        phi: the activation.
-        about: its features.
-        tailored: whether by TAT.
-        rise: C'(1) - 1 of DKS, C''(1) of TAT.
+        phi: activation.
+        about: features of the activation.
+        tailored: True for TAT, False for DKS.
+        rise: C'(1) - 1 for DKS, C''(1) for TAT.
     """
 
     phi: Activation
@@ -52,14 +52,14 @@ class Conditions(NamedTuple):
     rise: float
 
     def __str__(self) -> str:
-        """Method, activation and what a layer must have."""
+        """Name the method, the activation and the condition on a layer."""
         if self.tailored:
             return f"tat of {self.phi.name} with C''(1) = {self.rise:.6g} a layer"
         return f"dks of {self.phi.name} with C'(1) = {1 + self.rise:.6g} a layer"
 
 
 class Solution(NamedTuple):
-    """The numbers of phi_hat(x) = gamma (phi(alpha x + beta) + delta), and what its maps have at q = c = 1.
+    """Parameters of phi_hat(x) = gamma (phi(alpha x + beta) + delta), and slopes at q = c = 1.
 
     Attributes:
         alpha: input scale.
@@ -84,13 +84,13 @@ def solution(conditions: Conditions) -> Solution:
     """Solve the conditions.
 
     Args:
-        conditions: on a layer.
+        conditions: conditions on a layer.
 
     Returns:
-        Of several solutions, the one with the least alpha^2 gamma.
+        Solution with the smallest alpha^2 gamma.
 
     Raises:
-        ValueError: if there is none, or a moment is infinite or cannot be computed.
+        ValueError: if there is no solution, or a moment is infinite or cannot be computed.
     """
     _check_moments(conditions)
     if not conditions.tailored and _scales(conditions.phi):
@@ -99,10 +99,10 @@ def solution(conditions: Conditions) -> Solution:
 
 
 class _Moments(NamedTuple):
-    """Moments of f = phi(alpha u + beta) + delta, with delta by the method.
+    """Moments of f = phi(alpha u + beta) + delta, where the method sets delta.
 
     Attributes:
-        delta: output shift, -E phi where C(0) = 0, else such that C'(1) = 1.
+        delta: output shift: -E phi for C(0) = 0 (DKS), else the shift with C'(1) = 1 (TAT).
         power: E f^2.
         length_excess: Q'(1) - 1.
         slope_excess: C'(1) - 1.
@@ -123,7 +123,7 @@ def _moments(
     sign: float,
     nodes: int | None = None,
 ) -> _Moments:
-    """Moments at scales and shifts of one shape, without cancellation where phi is almost linear."""
+    """Compute moments at scales and shifts, without cancellation for nearly linear phi."""
     # with f = c_0 + c_1 u + r: E f'^2 - var f = var f' - E r^2, and Q'(1) - 1 = E f (u f' - f) / E f^2
     # with u f' - f = -c_0 + u (f' - c_1) - r
     phi, about, tailored, _ = conditions
@@ -131,7 +131,7 @@ def _moments(
     u, weights = flat(gaussian_panels(about, beta, alpha, None), rule)
     weights = weights * density(u)
     weights = weights / np.sum(weights, -1, keepdims=True)
-    # differences from the value at u = 0, which has no weight, keep digits where alpha is small
+    # u = 0 gets weight 0: differences from phi there keep digits where alpha is small
     u = np.concatenate([np.zeros_like(u[..., :1]), u], -1)
     weights = np.concatenate([np.zeros_like(u[..., :1]), weights], -1)
     scale = alpha[..., None]
@@ -164,13 +164,13 @@ def _moments(
 
 
 def _residuals(conditions: Conditions, moments: _Moments) -> tuple[np.ndarray, np.ndarray]:
-    """Q'(1) - 1 and the logarithm of C'(1) - 1 or C''(1), relative to what is wanted."""
+    """Compute Q'(1) - 1 and ln of C'(1) - 1 or C''(1), relative to the target."""
     rise = moments.curvature if conditions.tailored else moments.slope_excess
     return moments.length_excess / conditions.rise, np.log(rise / conditions.rise)
 
 
 def _check_moments(conditions: Conditions) -> None:
-    """Refuse activations whose conditions are infinite."""
+    """Check that the moments in the conditions are finite."""
     about = conditions.about
     if about.no_length or about.no_slope:
         raise ValueError(f"{conditions} has no solution: {about.no_length or about.no_slope}")
@@ -185,7 +185,7 @@ def _check_moments(conditions: Conditions) -> None:
 
 
 def _bends(conditions: Conditions) -> list[float]:
-    """Points where phi' jumps."""
+    """Find the points where phi' jumps."""
     places = np.asarray(conditions.phi.kinks or conditions.about.breaks)
     slopes = host.value_and_slope(conditions.phi)
     change = np.abs(slopes(places + _BESIDE)[1] - slopes(places - _BESIDE)[1])
@@ -193,14 +193,14 @@ def _bends(conditions: Conditions) -> list[float]:
 
 
 def _scales(phi: Activation) -> bool:
-    """Whether phi(2 z) = 2 phi(z)."""
+    """Check that phi(2 z) = 2 phi(z)."""
     z = np.array([-3.7, -1.0, -0.3, 0.3, 1.0, 3.7])
     once, twice = (host.value_and_slope(phi)(scale * z)[0] for scale in (1.0, 2.0))
     return bool(np.allclose(twice, 2.0 * once, rtol=1e-12, atol=0.0))
 
 
 def _scaling(conditions: Conditions) -> Solution:
-    """DKS of an activation that scales, without Q'(1) = 1: beta is 1 or -1."""
+    """Apply DKS to an activation with phi(2 z) = 2 phi(z), at beta = 1 or -1, without Q'(1) = 1."""
 
     def rise(log_alpha: float, beta: float) -> float:
         return float(_moments(conditions, *_place(log_alpha, beta), 1.0).slope_excess[0])
@@ -218,13 +218,13 @@ def _scaling(conditions: Conditions) -> Solution:
 
 
 class _Start(NamedTuple):
-    """A place from which a root is sought.
+    """Start of a root search.
 
     Attributes:
-        bend: alpha^2 gamma there, which |phi_hat''| is proportional to.
-        log_alpha: scale.
-        beta: shift.
-        sign: of E f.
+        bend: alpha^2 gamma, to which |phi_hat''| is proportional.
+        log_alpha: ln alpha.
+        beta: input shift.
+        sign: sign of E f.
     """
 
     bend: float
@@ -234,7 +234,7 @@ class _Start(NamedTuple):
 
 
 def _general(conditions: Conditions) -> Solution:
-    """All conditions: roots are refined from grids of scales and shifts, the least bent first."""
+    """Solve all conditions from starts on grids of scales and shifts, smallest bend first."""
     best: _Start | None = None
     for start in sorted(_starts(conditions)):
         if best and start.bend > _FARTHER * best.bend:
@@ -259,7 +259,7 @@ def _general(conditions: Conditions) -> Solution:
 
 
 def _goes_before(begun: _Start, best: _Start) -> bool:
-    """Whether it bends less; or as much and is shifted less; or is mirrored and shifted to the right."""
+    """Compare two solutions: less bend wins, then smaller |beta|, then beta > 0."""
     if not math.isclose(begun.bend, best.bend, rel_tol=_ALIKE):
         return begun.bend < best.bend
     if not math.isclose(abs(begun.beta), abs(best.beta), rel_tol=_ALIKE):
@@ -274,10 +274,10 @@ def _start(conditions: Conditions, log_alpha: float, beta: float, sign: float) -
 
 
 def _starts(conditions: Conditions) -> list[_Start]:
-    """Cells of the grids at whose corners both residuals have both signs."""
+    """List starts in grid cells at whose corners both residuals change sign."""
     scales = _LOG_ALPHA[:, None]
     grids = [np.broadcast_to(_BETA, (len(scales), len(_BETA)))]
-    # what a kink does is as wide as alpha
+    # around a kink, solutions vary with (beta - kink) / alpha
     about = conditions.about
     places = zip(about.breaks, about.scales, strict=True)
     kinks = [place for place, width in places if about.sharp and math.isfinite(width)]
@@ -295,7 +295,7 @@ def _starts(conditions: Conditions) -> list[_Start]:
 
 
 def _both_change(grid: np.ndarray) -> np.ndarray:
-    """Cells at whose corners both residuals have both signs."""
+    """Check for each cell that both residuals change sign between its corners."""
     corners = np.stack([grid[:, i : i - 1 or None, j : j - 1 or None] for i, j in _CORNERS])
     both = np.any(corners > 0, 0) & np.any(corners < 0, 0)
     return np.all(both, 0)
@@ -307,7 +307,7 @@ def _at_one(place: np.ndarray, conditions: Conditions, sign: float) -> np.ndarra
 
 
 def _verified(conditions: Conditions, log_alpha: float, beta: float, sign: float) -> Solution:
-    """The numbers of a solution, whose moments two rules agree on."""
+    """Build the solution, and check that two rules of quadrature agree on its moments."""
     fewer = conditions.about.nodes.single * 3 // 4
     solved, check = (
         _Moments(

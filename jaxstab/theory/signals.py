@@ -1,4 +1,4 @@
-"""What a fold over blocks carries, and what the head of a block does to it."""
+"""Records of the fold over blocks: pre-activations of two inputs, and moments of a block's head."""
 
 from typing import NamedTuple
 
@@ -13,9 +13,9 @@ class Signal(NamedTuple):
     """Pre-activations of two inputs.
 
     Attributes:
-        log_q: ln q, the length of either.
-        distance: 1 - c of the two.
-        within: 1 - c of two examples of one batch; of no account without BatchNorm.
+        log_q: ln q, the common length of both inputs.
+        distance: 1 - c of the two inputs.
+        within: 1 - c of two examples of one batch; unused without BatchNorm.
     """
 
     log_q: Float[Array, ""]
@@ -24,18 +24,18 @@ class Signal(NamedTuple):
 
 
 class Head(NamedTuple):
-    """What the weights of a block see, a, and what reaches h of a gradient with respect to a.
+    """Moments of a, the weights' input, and factors that pull gradients back from a to h.
 
     Attributes:
         log_power: ln E a^2.
         log_gain: ln (E a^2 / q).
         log_unit: ln of the unit of `gap` and `within`, which are per q.
         gap: E a^2 - E a a' of the two inputs.
-        within: the same of two examples of one batch.
+        within: E a^2 - E a a' of two examples of one batch.
         log_slope: ln of the factor from the mean squared gradient with respect to a to that with
             respect to h.
-        log_isotropic: the same where gradients of different examples are independent, as a
-            Jacobian's are at its end.
+        log_isotropic: the same factor where gradients of different examples are independent, as for
+            a Jacobian at its last layer.
         log_own: ln of the squared gradient of the norm's own scale and bias, over that with respect
             to a.
     """
@@ -51,13 +51,13 @@ class Head(NamedTuple):
 
 
 def log(number: Float[AnyArray, "*n"]) -> Float[AnyArray, "*n"]:
-    """ln of a number >= 0, -inf at 0 with derivative 0 there.
+    """Compute ln of a number >= 0, which is -inf with derivative 0 at 0.
 
     Args:
-        number: the number.
+        number: number >= 0.
 
     Returns:
-        The logarithm.
+        Logarithm.
     """
     xp = host.namespace(number)
     positive = number > 0

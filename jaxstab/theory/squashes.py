@@ -1,7 +1,7 @@
-"""Norms that are elementwise functions: scale f(alpha h) + bias is part of the activation that theory sees.
+"""Elementwise norms scale f(alpha h) + bias, which theory composes with the activation.
 
-DyT has f = tanh (Zhu et al. 2025, arXiv:2503.10622), Derf has f = erf. Before phi a block's head is
-phi(f(alpha h)), after it f(alpha phi(h)). All of theory for plain blocks holds for it.
+DyT has f = tanh (Zhu et al. 2025, arXiv:2503.10622), Derf has f = erf. A norm before phi gives the
+head phi(f(alpha h)), a norm after phi f(alpha phi(h)). Theory of plain blocks applies to the head.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from jaxtyping import Array
 from jaxstab.activations import Activation, Mixture, get, names
 
 SQUASHES = {"dyt": jnp.tanh, "derf": jax.scipy.special.erf}
-# alpha of a fresh network; scale is 1 and bias 0 there
+# alpha at initialisation, where scale is 1 and bias 0
 ALPHA = 0.5
 # built-in activations with phi(-z) = -phi(z)
 _ODD = ("identity", "tanh", "erf", "hard_tanh", "sin", "softsign")
@@ -34,7 +34,7 @@ class Squashed:
     kinks: tuple[float, ...]
 
     def __call__(self, h: Array, **parameters: Any) -> Array:
-        """The head at h."""
+        """Evaluate the head at h."""
         f = SQUASHES[self.squash]
         if self.after:
             return f(ALPHA * self.function(h, **parameters))
@@ -42,20 +42,20 @@ class Squashed:
 
 
 def _inverse(squash: str, value: float) -> float:
-    # of scipy what is used is imported, at its first use
+    # scipy imports its modules lazily
     return float(np.arctanh(value) if squash == "dyt" else scipy.special.erfinv(value))
 
 
 def squashed(phi: Activation, squash: str, after: bool) -> Activation:
-    """The head of a block with such a norm, as an activation.
+    """Compose an activation with an elementwise norm.
 
     Args:
-        phi: the block's activation.
-        squash: one of SQUASHES.
-        after: whether it follows phi.
+        phi: activation of the block.
+        squash: name of the norm, one of SQUASHES.
+        after: whether the norm follows phi.
 
     Returns:
-        The activation.
+        The head as an activation.
     """
     if isinstance(phi, Mixture):
         first = squashed(phi.first, squash, after)
@@ -68,26 +68,26 @@ def squashed(phi: Activation, squash: str, after: bool) -> Activation:
 
 
 def is_squashed(phi: Activation) -> bool:
-    """Whether an activation is the head of a block with such a norm.
+    """Check that an activation is a result of `squashed`.
 
     Args:
-        phi: the activation.
+        phi: activation.
 
     Returns:
-        Whether.
+        True for a result of `squashed`.
     """
     one = phi.first if isinstance(phi, Mixture) else phi
     return isinstance(one.static_fn, Squashed)
 
 
 def unsquashed(phi: Activation) -> Activation:
-    """The block's own activation.
+    """Undo `squashed`.
 
     Args:
         phi: any activation.
 
     Returns:
-        That before `squashed`, or the same where it is no squashed one.
+        Activation without the norm; phi itself where it is not a result of `squashed`.
     """
     if not is_squashed(phi):
         return phi
@@ -99,13 +99,15 @@ def unsquashed(phi: Activation) -> Activation:
 
 
 def squashes_to_even_slope(phi: Activation) -> bool:
-    """Whether an activation is a squashed one whose derivative is known to be even.
+    """Check that an activation is a result of `squashed` with an even derivative.
+
+    Every f is odd. A norm before phi needs an even phi', a norm after phi an odd phi.
 
     Args:
         phi: any activation.
 
     Returns:
-        Whether. Both squashes are odd: an even phi' suffices before phi, behind it phi must be odd.
+        True where the derivative is known to be even.
     """
     head = phi.static_fn
     if not isinstance(head, Squashed):

@@ -1,4 +1,4 @@
-"""The largest value that a map of one layer reaches over all subnetworks (Zhang et al. 2022, appendix)."""
+"""Largest value of a layer's map over all subnetworks (Zhang et al. 2022, appendix)."""
 
 import math
 from collections.abc import Callable
@@ -12,15 +12,15 @@ Layer = Callable[[float], float]
 
 
 class ResidualStages(NamedTuple):
-    """A residual network: blocks whose C-map is x -> w^2 shortcut(x) + (1 - w^2) branch(x).
+    """A residual network of blocks with the C-map x -> w^2 shortcut(x) + (1 - w^2) branch(x).
 
     The first block of each stage has one nonlinear layer in its shortcut, and one nonlinear layer
-    follows the last stage: the modified ResNet of Martens et al. 2021.
+    follows the last stage, as in the modified ResNet of Martens et al. 2021.
 
     Attributes:
-        blocks: in each stage.
-        branch: nonlinear layers in a residual branch.
-        shortcut: weight w of the shortcut, in [0, 1); the branch has sqrt(1 - w^2).
+        blocks: number of blocks in each stage.
+        branch: number of nonlinear layers in a residual branch.
+        shortcut: weight w of the shortcut, in [0, 1); the branch has the weight sqrt(1 - w^2).
     """
 
     blocks: tuple[int, ...]
@@ -28,7 +28,7 @@ class ResidualStages(NamedTuple):
     shortcut: float = 0.6
 
 
-# a plain chain's depth, residual stages, or the largest value itself as a function (x, layer)
+# depth of a plain chain, residual stages, or a function (x, layer) that returns the largest value
 Layers = int | ResidualStages | Callable[[float, Layer], float]
 
 
@@ -36,10 +36,10 @@ def checked_layers(layers: Layers) -> Layers:
     """Check a description of a network.
 
     Args:
-        layers: the description.
+        layers: description of the network.
 
     Returns:
-        It, with a depth as a Python integer.
+        The description, with counts as Python integers.
 
     Raises:
         ValueError: if a count is not an integer >= 1, or the shortcut's weight is out of range.
@@ -60,15 +60,15 @@ def checked_layers(layers: Layers) -> Layers:
 
 
 def largest(layers: Layers, x: float, layer: Layer) -> float:
-    """The largest value over subnetworks.
+    """Compute the largest output value over subnetworks.
 
     Args:
-        layers: the network.
-        x: value at its input.
-        layer: what one nonlinear layer makes of a value; increasing, and never below its argument.
+        layers: description of the network.
+        x: value at the input.
+        layer: map of one nonlinear layer, increasing and >= its argument.
 
     Returns:
-        The value at the output of the subnetwork where it is largest.
+        Largest value at the output of a subnetwork.
     """
     if isinstance(layers, ResidualStages):
         # a branch alone is a subnetwork too
@@ -100,17 +100,17 @@ def solved(
     layer: Callable[[float, float], float],
     ends: tuple[float, float],
 ) -> float:
-    """The parameter of a layer at which the network's largest value is the target.
+    """Solve for the parameter of a layer at which the largest value over subnetworks is the target.
 
     Args:
-        layers: the network.
-        target: the value.
+        layers: description of the network.
+        target: largest value to reach.
         start: value at the network's input.
-        layer: (parameter, x) -> what a layer makes of x.
-        ends: of the parameters, between which the largest value is monotone.
+        layer: map (parameter, x) -> value after one layer.
+        ends: interval of the parameter, on which the largest value is monotone.
 
     Returns:
-        The parameter.
+        Parameter of the layer.
 
     Raises:
         ValueError: if the target is not between the values at both ends.

@@ -1,7 +1,7 @@
-"""Moments of an activation at every length, tabulated once: what programs and root finding look up.
+"""Tables of an activation's moments over all lengths, for programs and root finding.
 
 E phi(sqrt(q) u)^2 is analytic in ln q within pi/2 of the real axis: a polynomial through 16
-lengths, a sixteenth of a nat apart, has its value between them to 1e-14.
+lengths, a sixteenth of a nat apart, interpolates with an error of 1e-14.
 """
 
 import functools
@@ -18,14 +18,14 @@ from jaxstab.theory.quadrature import LONGEST, SHORTEST, Single, single
 
 _STEP = 0.0625
 _POINTS = 16
-# every so many cells the table is held against quadrature, and may be so far off
+# the table is compared with quadrature in every 8th cell, with this tolerance
 _CHECKED = 8
 _ALLOWED = 1e-10
-# with more breaks a table takes longer than what it saves
+# with more breaks a table costs more time than it saves
 _FEW_BREAKS = 24
-# share of the mean in E phi^2 up to which their difference loses two digits
+# (E phi)^2 / E phi^2 up to which the variance loses at most two digits
 _VARIES = 0.99
-# lengths of one call of quadrature
+# number of lengths in one call of quadrature
 _AT_ONCE = 64
 _LOW = float(np.log(SHORTEST))
 _CELLS = int(np.ceil((np.log(LONGEST) - _LOW) / _STEP)) + 1
@@ -33,9 +33,8 @@ _CELLS = int(np.ceil((np.log(LONGEST) - _LOW) / _STEP)) + 1
 
 @functools.cache
 def _coefficients() -> Float[np.ndarray, "power point"]:
-    """The map from values at the points, in cells from the middle one, to coefficients of powers."""
-    # in half cells the points are odd integers, and Lagrange's polynomials have rational
-    # coefficients
+    """Compute the map from values at the points to coefficients of powers of t, in cells."""
+    # in half cells the points are odd integers, and Lagrange polynomials have rational coefficients
     points = [2 * place - _POINTS + 1 for place in range(_POINTS)]
     columns = []
     for point in points:
@@ -54,16 +53,17 @@ def _coefficients() -> Float[np.ndarray, "power point"]:
 
 
 class Table:
-    """Moments on a grid of ln q, equal to itself alone, so that it can be a static argument.
+    """Moments on a grid of ln q, a static argument of programs as it is hashed by identity.
 
     Attributes:
-        values: at the points, logarithms and powers; 0 where one is not finite.
-        beyond: of each cell: 0, or what takes the place of its values, infinite or NaN.
-        varies: whether (E phi)^2 is nowhere near E phi^2, so that their difference has its digits.
+        values: logarithms and powers at the points; 0 where not finite.
+        beyond: 0 in each cell, or inf or NaN where a value near the cell is not finite.
+        varies: whether (E phi)^2 is at all lengths well below E phi^2, so that the variance does
+            not cancel.
     """
 
     def __init__(self, values: Float[np.ndarray, "point column"]) -> None:
-        """Make a table of values at the points."""
+        """Build a table from values at the points."""
         finite = np.isfinite(values)
         self.values = np.where(finite, values, 0.0)
         with np.errstate(invalid="ignore"):
@@ -76,13 +76,13 @@ class Table:
             self.varies = bool(np.all(mean**2 < _VARIES * np.exp(log_growth)))
 
     def __call__(self, log_q: Float[AnyArray, "*b"]) -> list[Float[AnyArray, "*b"]]:
-        """The columns at a length.
+        """Interpolate the columns.
 
         Args:
             log_q: ln q, inside the range of quadrature.
 
         Returns:
-            The columns.
+            Columns at log_q.
         """
         xp = host.namespace(log_q)
         place = (log_q - _LOW) / _STEP
@@ -92,7 +92,7 @@ class Table:
         first = cell.astype(np.int32)
         steps = np.arange(_POINTS, dtype=np.int32).reshape((1,) * t.ndim + (-1,))
         window = xp.asarray(self.values)[first[..., None] + steps]
-        # products of matrices, which a compiler does not repeat in all that uses a column
+        # matrix products, as XLA would recompute cheaper operations for every use of a column
         exponents = np.broadcast_to(np.arange(float(_POINTS)), (*t.shape, _POINTS))
         powers = xp.broadcast_to(t[..., None], exponents.shape) ** exponents
         weights = xp.matmul(powers, _coefficients())
@@ -106,15 +106,15 @@ def _points() -> Float[np.ndarray, " point"]:
 
 
 def logarithms(moments: Single, q: AnyArray) -> list[AnyArray]:
-    """Moments of one Gaussian as the columns of a table.
+    """Convert moments of one Gaussian to the columns of a table.
 
     Args:
-        moments: the moments.
-        q: its variance.
+        moments: moments from quadrature.
+        q: variance of the Gaussian.
 
     Returns:
-        E phi / sqrt(q), E phi', ln (E phi^2 / q), its power of q and the size of that one's
-        terms, ln E phi'^2 and its power.
+        E phi / sqrt(q), E phi', ln (E phi^2 / q), d ln E phi^2 / d ln q and the size of its terms,
+        ln E phi'^2, d ln E phi'^2 / d ln q.
     """
     xp = host.namespace(moments.length)
     return [
@@ -130,18 +130,18 @@ def logarithms(moments: Single, q: AnyArray) -> list[AnyArray]:
 
 @functools.lru_cache(maxsize=256)
 def tabulated(phi: Activation) -> Features:
-    """The features of an activation with a table of its moments.
+    """Find the features of an activation and tabulate its moments.
 
     Args:
-        phi: an activation without traced parameters.
+        phi: activation without traced parameters.
 
     Returns:
-        The features; without a table where there is a closed form, where phi oscillates, or where
+        Features with a table; without a table where phi has a closed form or oscillates, or where
         table and quadrature differ.
     """
     about = features(phi)
     if isinstance(phi, Mixture):
-        # each part has a table of its own, whatever the share
+        # tables of the parts do not depend on the share
         own = (tabulated(phi.first), tabulated(phi.second))
         parts = tuple(
             part._replace(table=each.table) for part, each in zip(about.parts, own, strict=True)

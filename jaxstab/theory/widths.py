@@ -1,4 +1,4 @@
-"""Widths that change from layer to layer: ratios, moments of the Jacobian, and the atom that is left on top.
+"""Widths that change from layer to layer: ratios, moments of the Jacobian, and its top atom.
 
 `rectangular` has the equations.
 """
@@ -15,11 +15,11 @@ from jaxstab.checks import check_count
 
 
 class Widths(NamedTuple):
-    """Widths of layers 0..L relative to layer 0, and how weights are drawn.
+    """Widths of layers 0..L relative to layer 0, and the law of the weights.
 
     Attributes:
         ratios: r_0 = 1, r_1, ..., r_L.
-        gaussian: whether weights are Gaussian; else orthogonal.
+        gaussian: True for Gaussian weights, False for orthogonal ones.
     """
 
     ratios: tuple[float, ...]
@@ -27,17 +27,17 @@ class Widths(NamedTuple):
 
     @property
     def distinct(self) -> tuple[float, ...]:
-        """The ratios of layers 0..L-1, each once."""
+        """Distinct ratios of layers 0..L-1, ascending."""
         return tuple(sorted(set(self.ratios[:-1])))
 
     @property
     def counts(self) -> tuple[int, ...]:
-        """How many of layers 0..L-1 have each of `distinct`."""
+        """Numbers of layers among 0..L-1 with each ratio of `distinct`."""
         return tuple(self.ratios[:-1].count(ratio) for ratio in self.distinct)
 
     @property
     def powers(self) -> dict[float, int]:
-        """Powers of 1 + tau / r in lambda, by r."""
+        """Exponents of 1 + tau / r in lambda, by r."""
         powers: dict[float, int] = {}
         for below, above in zip(self.ratios[:-1], self.ratios[1:], strict=True):
             if self.gaussian or above < below:
@@ -55,22 +55,22 @@ class Widths(NamedTuple):
 
     @property
     def values(self) -> float:
-        """Number of singular values of J over n_0: of its rows or columns, whichever are fewer."""
+        """Number of singular values of J over n_0, min(n_0, n_L) / n_0."""
         return min(1.0, self.ratios[-1])
 
 
 def checked_widths(widths: Sequence[int], weights: str) -> Widths:
-    """Widths of layers 0..L, checked.
+    """Check the widths of layers 0..L.
 
     Args:
         widths: n_0, ..., n_L.
         weights: "gaussian" or "orthogonal".
 
     Returns:
-        Their ratios.
+        Ratios of the widths, with the law of the weights.
 
     Raises:
-        ValueError: if there are fewer than two, or one is no count >= 1.
+        ValueError: if there are fewer than two widths, or a width is not an integer >= 1.
     """
     counts = [check_count("widths", width, 1) for width in widths]
     if len(counts) < 2:
@@ -79,7 +79,7 @@ def checked_widths(widths: Sequence[int], weights: str) -> Widths:
 
 
 class Spread(NamedTuple):
-    """The first two moments of the squared slopes d.
+    """First two moments of the squared slopes d.
 
     Attributes:
         mean: E d.
@@ -91,29 +91,29 @@ class Spread(NamedTuple):
 
 
 def spread_of(d: Array, share: Array) -> Spread:
-    """Mean and spread of the squared slopes.
+    """Compute mean and relative variance of the squared slopes.
 
     Args:
-        d: values.
-        share: of the units with each.
+        d: values of sigma_w^2 phi'^2.
+        share: share of the units with each value.
 
     Returns:
-        Both.
+        E d and Var d / (E d)^2.
     """
     mean = jnp.sum(share * d)
     return Spread(mean, jnp.sum(share * (d - mean) ** 2) / mean**2)
 
 
 def moments(d: Array, share: Array, widths: Widths) -> tuple[Array, Array]:
-    """The first two moments of the min(n_0, n_L) squared singular values.
+    """Compute the first two moments of the min(n_0, n_L) squared singular values.
 
-    Of the n_0 eigenvalues of J^T J, Var / mean^2 is minus the slope of ln S at tau = 0, and the
+    For the n_0 eigenvalues of J^T J, Var / mean^2 is minus the slope of ln S at tau = 0, and the
     S-transforms of layers multiply.
 
     Args:
         d: values of sigma_w^2 phi'^2.
-        share: of the units with each.
-        widths: of the layers.
+        share: share of the units with each value.
+        widths: widths of the layers.
 
     Returns:
         ln of the mean, and the variance over the squared mean.
@@ -131,15 +131,15 @@ def moments(d: Array, share: Array, widths: Widths) -> tuple[Array, Array]:
 
 
 def top_atom(d: Array, share: Array, widths: Widths) -> tuple[Array, Array]:
-    """The atom that orthogonal layers keep of the largest d, where codimensions leave room for one.
+    """Compute the atom at the top of the law, which orthogonal layers keep of the largest d.
 
     Args:
         d: values of sigma_w^2 phi'^2.
-        share: of the units with each.
-        widths: of the layers.
+        share: share of the units with each value.
+        widths: widths of the layers.
 
     Returns:
-        Its mass, 0 where there is none, and its ln lambda.
+        Mass of the atom, 0 where there is none, and ln lambda of the atom.
     """
     largest = jnp.max(d)
     heaviest = jnp.sum(jnp.where(d >= largest, share, 0))
