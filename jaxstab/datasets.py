@@ -5,7 +5,9 @@ import math
 import struct
 import zipfile
 import zlib
+from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -135,19 +137,42 @@ def _from_npz(path: Path) -> Data:
     # reading a pipe or a device would block
     if not path.is_file():
         raise ValueError(f"{path}: not a file")
+    arrays = npz_arrays(path, ("x", "y"))
+    if not {"x", "y"} <= set(arrays):
+        held = ", ".join(list(arrays)[:9]) or "none"
+        raise ValueError(f"{path}: not a readable .npz file (needs arrays x and y, holds {held})")
+    return _checked(arrays["x"], arrays["y"], path.name)
+
+
+def npz_arrays(path: Path, wanted: Collection[str]) -> dict[str, Any]:
+    """Read arrays of numbers from an .npz file, with sizes checked before anything is unpacked.
+
+    Args:
+        path: the file.
+        wanted: names of the arrays to read.
+
+    Returns:
+        What the file holds, by name: arrays, and None for what is not wanted and not read.
+
+    Raises:
+        ValueError: if the file or an array cannot be read, is not of numbers, or is too large.
+    """
+    arrays: dict[str, Any] = {}
     try:
         with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-            if not {"x.npy", "y.npy"} <= set(names):
-                held = ", ".join(name.removesuffix(".npy") for name in names[:9])
-                raise ValueError(f"needs arrays x and y, holds {held or 'none'}")
-            x = _array(archive, "x")
-            y = _array(archive, "y")
+            for member in archive.namelist():
+                name = member.removesuffix(".npy")
+                if name == member:
+                    arrays[f"{member} (no array)"] = None
+                elif name not in wanted:
+                    arrays[name] = None
+                else:
+                    arrays[name] = _array(archive, name)
     # on junk, the readers of archives, compression and headers raise any kind of error
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{path}: not a readable .npz file ({reason})") from error
-    return _checked(x, y, path.name)
+    return arrays
 
 
 def _array(archive: zipfile.ZipFile, name: str) -> np.ndarray:

@@ -328,6 +328,16 @@ def test_generated_stores(path, value):
             answers(["report", place])
 
 
+def test_status_does_not_pass_on_what_commands_a_terminal(tmp_path, capsys):
+    told = settings_of_trainings()
+    told["measure"]["steps"] = "\x1b]0;title\x07\nfinished\x9b31m"
+    stored(str(tmp_path / "t.zarr"), told)
+    assert cli.main(["status", str(tmp_path / "t.zarr")]) == 0
+    said = capsys.readouterr().out
+    assert " ]0;title  finished 31m steps" in said
+    assert said.replace("\n", "").isprintable()
+
+
 def test_stores_whose_root_is_junk(tmp_path):
     for number, junk in enumerate((b"", b"{}", b"[" * 10**5, b"\xff", b'{"attributes": null}')):
         place = tmp_path / f"{number}.zarr"

@@ -86,6 +86,7 @@ def project(tmp_path_factory):
     np.save(folder / "one.npy", x)
     np.savez(folder / "complex.npz", x=x.astype(complex))
     np.savez(folder / "swapped.npz", x=x.astype(">f4"))
+    np.savez_compressed(folder / "bomb.npz", x=np.zeros((2**14, 2**13), "int8"))
     (folder / "text.npz").write_text("x")
     with zipfile.ZipFile(folder / "member.npz", "w") as archive:
         archive.writestr("x", "text")
@@ -184,19 +185,20 @@ def test_an_optimiser(tmp_path, capsys):
         ("tagged", "batch.npz", "takes 1 positional argument but 2 were given"),
         ("tagged", "wide.npz", "does not take float32[8, 5]: dot_general"),
         ("tagged", "short.npz", "x has 8 and y has 7 examples along the first axis"),
-        ("tagged", "objects.npz", "not an .npz archive of numbers: Object arrays cannot be loaded"),
+        ("tagged", "objects.npz", "array x must be numbers, got dtype object"),
         (
             "tagged",
             "words.npz",
-            "x must be bool, integers or floats of at most 64 bits, got dtype <U1",
+            "array x must be numbers, got dtype <U1",
         ),
         ("tagged", "nan.npz", "x must be finite in float64, 6 of 6 are not"),
         ("tagged", "empty.npz", "x must hold examples along its first axis, got shape (0, 3)"),
         ("tagged", "scalar.npz", "x must hold examples along its first axis, got shape ()"),
         ("tagged", "other.npz", "must hold x and, for labels, y; holds mask, x"),
-        ("tagged", "one.npy", "not an .npz archive of numbers: it is one array"),
-        ("tagged", "text.npz", "not an .npz archive"),
-        ("tagged", "member.npz", "got dtype |S4"),
+        ("tagged", "one.npy", "File is not a zip file); np.savez(path, x=x) writes one"),
+        ("tagged", "text.npz", "not a readable .npz file"),
+        ("tagged", "member.npz", "holds x (no array)"),
+        ("tagged", "bomb.npz", "no data compress like that"),
         ("tagged", "complex.npz", "at most 64 bits, got dtype complex128"),
         ("tagged", "none.npz", "there is no such file"),
     ],

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from jaxstab.cli import interrupts
-from jaxstab.cli.faults import UserError
+from jaxstab.cli.faults import UserError, printable
 from jaxstab.extras import MissingExtraError, extra
 
 __all__ = ["UserError", "main"]
@@ -151,7 +151,7 @@ def _answered(words: Sequence[str]) -> int:
 
 def _complained(message: str) -> int:
     """Exit code 2, after one line on stderr that no content of a user's files can break or colour."""
-    line = "".join(letter if letter.isprintable() else " " for letter in " ".join(message.split()))
+    line = printable(" ".join(message.split()))
     if len(line) > _LONGEST:
         line = f"{line[:_LONGEST]} ..."
     print(f"jaxstab: {line}", file=sys.stderr)

@@ -14,6 +14,7 @@ from jaxstab import diagnosis, networks
 from jaxstab.cli.faults import UserError, users_fault
 from jaxstab.cli.own import imported, users_code
 from jaxstab.cli.settings import Diagnose
+from jaxstab.datasets import npz_arrays
 from jaxstab.diagnosis.diagnosing import probed
 from jaxstab.diagnosis.measuring import check_scalar
 from jaxstab.store.dataset import provenance
@@ -76,32 +77,17 @@ def _batch(path: Path) -> dict[str, Array]:
     if not path.is_file():
         raise UserError(f"--batch {path}: there is no such file")
     try:
-        arrays = _arrays(path)
-    # a damaged archive raises what zipfile, zlib and NumPy's parser of headers raise
-    except Exception as error:
-        raise UserError(f"--batch {path}: not an .npz archive of numbers: {error}") from error
+        arrays = npz_arrays(path, ("x", "y"))
+    except ValueError as error:
+        raise UserError(f"--batch {error}; np.savez(path, x=x) writes one") from error
     if "x" not in arrays or set(arrays) - {"x", "y"}:
-        held = ", ".join(arrays) or "nothing"
+        held = ", ".join(sorted(arrays)[:9]) or "nothing"
         raise UserError(f"--batch {path}: must hold x and, for labels, y; holds {held}")
     batch = {name: _array(f"--batch {path}: {name}", values) for name, values in arrays.items()}
     if len({len(array) for array in batch.values()}) > 1:
         told = " and ".join(f"{name} has {len(array)}" for name, array in batch.items())
         raise UserError(f"--batch {path}: {told} examples along the first axis")
     return batch
-
-
-def _arrays(path: Path) -> dict[str, np.ndarray]:
-    """All arrays of an archive, in the byte order of this machine."""
-    # NumPy leaves a file that it opened itself open where the archive is damaged
-    with path.open("rb") as file:
-        # a pickle runs code of whoever made the file
-        archive = np.load(file, allow_pickle=False)
-        if isinstance(archive, np.ndarray):
-            raise ValueError("it is one array; np.savez(path, x=x) writes an archive")
-        with archive:
-            # a member that is no array is bytes
-            arrays = {name: np.asarray(archive[name]) for name in sorted(archive.files)}
-    return {name: array.astype(array.dtype.newbyteorder("=")) for name, array in arrays.items()}
 
 
 def _array(what: str, values: np.ndarray) -> Array:
@@ -111,9 +97,9 @@ def _array(what: str, values: np.ndarray) -> Array:
         raise UserError(f"{what} must be {wanted}, got dtype {values.dtype}")
     if not values.size or not values.ndim:
         raise UserError(f"{what} must hold examples along its first axis, got shape {values.shape}")
-    # a float64 may be too large for a float32
+    # in the byte order of this machine; a float64 may be too large for a float32
     with np.errstate(over="ignore"):
-        array = jnp.asarray(values)
+        array = jnp.asarray(values.astype(values.dtype.newbyteorder("=")))
     bad = values.size - np.count_nonzero(np.isfinite(np.asarray(array)))
     if bad:
         raise UserError(f"{what} must be finite in {array.dtype}, {bad} of {values.size} are not")

@@ -121,6 +121,22 @@ def reading(place: str) -> Iterator[None]:
         raise UserError(f"{place}: damaged store ({type(error).__name__}: {error})") from error
 
 
+def printable(text: str) -> str:
+    r"""A line without what breaks or colours it, or commands the terminal: it may come from a file of others.
+
+    Args:
+        text: any.
+
+    Returns:
+        The same, with a space for every character that is not printable.
+
+    Example:
+        >>> printable("digits\x1b[31m")
+        'digits [31m'
+    """
+    return "".join(letter if letter.isprintable() else " " for letter in text)
+
+
 def told_time(seconds: float) -> str:
     """A duration in words, to the precision of an estimate.
 

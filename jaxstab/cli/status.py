@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxstab import store
 from jaxstab.analysis.survey import parts
-from jaxstab.cli.faults import reading
+from jaxstab.cli.faults import printable, reading
 from jaxstab.cli.settings import Status
 from jaxstab.store import claims
 from jaxstab.store.dataset import attributes
@@ -37,7 +37,8 @@ def print_status(settings: Status) -> None:
             lines = _of_parts(whole, unfinished)
         else:
             lines = _of_groups(url, store.progress(url))
-    print("\n".join(lines))
+    for line in lines:
+        print(printable(line))
 
 
 def _is_sweep(url: str) -> bool:
@@ -70,7 +71,7 @@ def _of_parts(whole: Path, unfinished: Sequence[Path]) -> list[str]:
     lines = [
         f"{part.stem}: {line}" for part in unfinished for line in _groups_done(store.progress(part))
     ]
-    return [*lines, _at_work(str(whole))]
+    return [*lines, *_at_work(str(whole))]
 
 
 def _of_groups(url: str, progress: store.Progress) -> list[str]:
@@ -90,7 +91,7 @@ def _of_groups(url: str, progress: store.Progress) -> list[str]:
         )
     if progress.done == progress.groups:
         return [*lines, "finished"]
-    return [*lines, _at_work(url)]
+    return [*lines, *_at_work(url)]
 
 
 def _groups_done(progress: store.Progress) -> list[str]:
@@ -108,13 +109,13 @@ def _groups_done(progress: store.Progress) -> list[str]:
     return lines
 
 
-def _at_work(url: str) -> str:
+def _at_work(url: str) -> list[str]:
     """Who computes groups, a line each."""
     if "://" in url:
-        return "who is at work cannot be told behind a URL"
+        return ["who is at work cannot be told behind a URL"]
     try:
         runs = claims.runs(url)
     except OSError as error:
         # whoever may read a store need not be allowed to lock it
-        return f"who is at work cannot be told: {error}"
-    return "\n".join(f"at work: {run}" for run in runs) or "nobody is at work"
+        return [f"who is at work cannot be told: {error}"]
+    return [f"at work: {run}" for run in runs] or ["nobody is at work"]
