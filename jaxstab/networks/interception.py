@@ -1,4 +1,4 @@
-"""Unmodified models as pure functions whose submodules tag what they give."""
+"""Unmodified models as pure functions whose submodules tag their outputs."""
 
 import contextlib
 import functools
@@ -20,30 +20,29 @@ from jaxstab.networks.folds import state
 from jaxstab.networks.perceptron import MLP
 from jaxstab.networks.tagged import tag
 
-# what begins the names of our own tags
+# prefix of the names of our own tags
 _OURS = "jaxstab:"
-# what begins the names of our scopes, which name the submodule of what is computed within
+# prefix of the names of our scopes, which carry the path of the running submodule
 _SCOPE = "jaxstab@"
-# classes of what a softmax reads: of any, and of those whose weights average over positions
+# kinds of logits: of any softmax, and of a softmax whose weights average over positions
 SOFTMAX = "softmax"
 ATTENTION = "attention"
-# classes of the sites of a chain whose activation reads them
+# kinds of the sites of a chain to which its activation is applied
 EMBED = "embed"
 BLOCK = "block"
 
 
 class Model(NamedTuple):
-    """A model as a pure function.
+    """Model as a pure function of theta (trained parameters) and rest (its other variables).
 
     Attributes:
-        call: (theta, rest, inputs, rngs) -> (output, what it changed of rest).
-        split: parameters as the user holds them -> (theta, rest): what is trained, and what else
-            the model reads.
-        join: theta and rest -> parameters as the user holds them.
-        owners: theta -> for each of its leaves, the path of the submodule that owns it.
-        activation: what reads the states of a chain; None where it is not known.
-        chain: the model itself, where it is a chain.
-        scopes: whether scopes of `jax.named_scope` are its submodules, where it has no tags.
+        call: function of (theta, rest, inputs, rngs) that returns (output, changed rest).
+        split: function of the user's parameters that returns (theta, rest).
+        join: function of (theta, rest) that returns the user's parameters.
+        owners: function of theta that lists, for each leaf, the path of the submodule that owns it.
+        activation: activation applied to the states of a chain; None where unknown.
+        chain: the model itself if it is a chain, else None.
+        scopes: True if scopes of `jax.named_scope` replace submodules where the model has no tags.
     """
 
     call: Callable[[PyTree, PyTree, tuple, PyTree], tuple[PyTree, PyTree]]
@@ -56,13 +55,13 @@ class Model(NamedTuple):
 
 
 class Label(NamedTuple):
-    """What a tag says of the value that it names.
+    """Content of a tag's name.
 
     Attributes:
-        path: of the submodule, "encoder/Dense_0"; "" for the model itself; the name of an explicit
-            tag.
+        path: path of the submodule, "encoder/Dense_0"; "" for the model itself; the name of an
+            explicit tag.
         kind: class of the submodule; "tag" for an explicit tag.
-        suffix: the method, unless it is `__call__`, and the place of the value in what it gives.
+        suffix: name of the method, unless it is `__call__`, and key of the value in its output.
     """
 
     path: str
@@ -71,30 +70,30 @@ class Label(NamedTuple):
 
 
 def label_of(name: str) -> Label:
-    """Read a tag's name.
+    """Parse the name of a tag.
 
     Args:
-        name: the name.
+        name: name of the tag.
 
     Returns:
-        What it says.
+        Path, kind and suffix.
     """
     if not name.startswith(_OURS):
         return Label(name, "tag", "")
-    # the place of the value within a tree is appended to the name of the tag
+    # the key of the value within a tree follows the JSON of the name
     (path, kind, method), end = json.JSONDecoder().raw_decode(name, len(_OURS))
     return Label(path, kind, ("" if method == "__call__" else f".{method}") + name[end:])
 
 
 def softmax_name(stack: str, kind: str = SOFTMAX) -> str:
-    """Name the tag of what a softmax reads.
+    """Name the tag of a softmax's logits.
 
     Args:
-        stack: JAX's name stack where it is computed.
-        kind: its class.
+        stack: JAX's name stack at the softmax.
+        kind: `SOFTMAX` or `ATTENTION`.
 
     Returns:
-        A name that `label_of` reads.
+        Name that `label_of` parses.
     """
     scopes = re.findall(f"{_SCOPE}([^/()]*)", stack)
     path = scopes[-1].replace("|", "/") if scopes else ""
@@ -102,31 +101,31 @@ def softmax_name(stack: str, kind: str = SOFTMAX) -> str:
 
 
 def scope_name(path: str) -> str:
-    """Name the tag of what leaves a scope of the user's.
+    """Name the tag of a value that leaves a scope of the user's.
 
     Args:
-        path: names of the scopes around it.
+        path: names of the scopes around the value, joined by "/".
 
     Returns:
-        A name that `label_of` reads.
+        Name that `label_of` parses.
     """
     return _OURS + json.dumps([path, "scope", "__call__"])
 
 
 def _scope(path: str) -> contextlib.AbstractContextManager:
-    """Let what is computed within bear the path of its submodule."""
+    """Open a scope that carries the path of a submodule."""
     return jax.named_scope(_SCOPE + path.replace("/", "|"))
 
 
 def model_of(model: Any, keywords: Mapping[str, Any]) -> Model:
-    """See an unmodified model as a pure function.
+    """Convert an unmodified model to a pure function.
 
     Args:
         model: a linen module, an nnx module, a chain, or a function (params, *inputs) -> output.
-        keywords: static arguments of its call.
+        keywords: static arguments of the model's call.
 
     Returns:
-        The function and its ways with parameters.
+        The pure function, with functions that split and join its parameters.
 
     Raises:
         ValueError: if the model is none of these.
@@ -175,7 +174,7 @@ def _linen(module: nn.Module, keywords: Mapping[str, Any]) -> Model:
 
 
 def _tagging() -> Callable:
-    """An interceptor of methods that tags what public ones give."""
+    """Make an interceptor of methods that tags the outputs of public methods."""
     active: list[tuple[tuple[str, ...], str]] = []
 
     def tagging(call: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
@@ -184,7 +183,7 @@ def _tagging() -> Callable:
         if method == "setup" or not _is_public(method):
             return call(*args, **kwargs)
         here = (module.path, method)
-        # a method that calls its parent's gives one value, not two
+        # a method that calls the method of its parent class has one output, not two
         inherited = bool(active) and active[-1] == here
         active.append(here)
         try:
@@ -200,7 +199,7 @@ def _tagging() -> Callable:
 
 
 def _owners(theta: PyTree) -> list[str]:
-    """Paths of leaves without the last key; a boxed leaf is one."""
+    """List the path of each leaf without its last key; a boxed leaf counts as one."""
     boxed = jax.tree_util.tree_leaves_with_path(
         theta, is_leaf=lambda leaf: isinstance(leaf, nn.meta.AxisMetadata)
     )
@@ -238,7 +237,7 @@ def _not_param(path: Any, value: Any) -> bool:
 
 
 def _nnx_owners(theta: PyTree) -> list[str]:
-    """Paths of variables without their own names."""
+    """List the path of each variable's leaf without the variable's name."""
     variables = jax.tree_util.tree_leaves_with_path(
         theta, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable)
     )
@@ -247,9 +246,9 @@ def _nnx_owners(theta: PyTree) -> list[str]:
 
 
 def _tag_methods(module: nnx.Module) -> None:
-    """Let the public methods of a module and its submodules tag what they give.
+    """Make the public methods of a module and its submodules tag their outputs.
 
-    The objects get classes of their own, derived from theirs: nobody else's objects change.
+    Each object gets a derived class of its own, so that no other object changes.
     """
     for path, submodule in nnx.iter_modules(module):
         if _public_methods(type(submodule)):
@@ -259,7 +258,7 @@ def _tag_methods(module: nnx.Module) -> None:
 
 @functools.lru_cache(4096)
 def _tagged_class(kind: type, path: str) -> type:
-    """A class that does what another does, and whose public methods tag what they give."""
+    """Derive a class whose public methods also tag their outputs."""
 
     def tagged(method: str, function: Callable) -> Callable:
         @functools.wraps(function)
@@ -283,7 +282,7 @@ def _tagged_class(kind: type, path: str) -> type:
 
 @functools.lru_cache(4096)
 def _public_methods(kind: type) -> list[tuple[str, Callable]]:
-    """The methods that a class of modules adds to those that all modules have."""
+    """List the public methods that a class of modules adds to `nnx.Module`."""
 
     def own() -> Iterator[tuple[str, Callable]]:
         for name in dict.fromkeys(name for base in kind.__mro__ for name in vars(base)):
@@ -299,7 +298,7 @@ def _public_methods(kind: type) -> list[tuple[str, Callable]]:
 
 
 def _is_method(attribute: Any) -> bool:
-    """Whether an attribute of a class is a function of its objects, such as one under `nnx.jit`."""
+    """Return True if a class attribute is a method, plain or wrapped, such as by `nnx.jit`."""
     wrapped = callable(attribute) and hasattr(attribute, "__wrapped__")
     return inspect.isfunction(attribute) or (
         wrapped and not isinstance(attribute, staticmethod | classmethod | type)
@@ -354,7 +353,7 @@ def _chain(network: Chain) -> Model:
 
 
 def _layers_of_leaves(params: Params) -> list[str]:
-    """For each leaf of a chain's parameters, the path of the layer or segment that it is of."""
+    """List, for each leaf of a chain's parameters, the path of its layer or segment."""
     layers = []
     for keys, _ in jax.tree_util.tree_leaves_with_path(params):
         path = jax.tree_util.keystr(keys, simple=True, separator="/").split("/")

@@ -1,8 +1,8 @@
 """Layers of the user's own as pure functions, from functions, linen modules and nnx modules.
 
-A layer's parameters come bound, as a `Layer`, where it reads more than what is trained: collections
-such as running statistics, and a key. A module is taken as it is configured; where its mode is an
-argument, it is training.
+A layer that reads more than trained parameters, such as running statistics and a key, takes them
+bound as a `Layer`. A module keeps its configuration; if its mode is an argument, the mode is
+training.
 """
 
 import dataclasses
@@ -21,22 +21,21 @@ from jaxstab.networks.layers import Dropout, Layer, as_layer
 
 Init = Callable[[Key[Array, ""], PyTree], PyTree]
 Apply = Callable[[PyTree, PyTree], PyTree]
-# names by which Flax modules, and many of their users, say the mode: True in training, or True in
-# inference
+# names of mode arguments in Flax and in many users' modules: True in training, True in inference
 _TRAINING = ("train", "training", "is_training")
 _INFERENCE = ("deterministic", "use_running_average")
 
 
 class OwnLayer(NamedTuple):
-    """A layer of the user's own.
+    """Layer of the user's own.
 
     Attributes:
-        name: for messages.
-        apply: (bound, h) -> state above, in training.
-        inference: the same in inference.
-        update: (bound, h) -> collections after a pass in training.
-        kind: layers of equal kind may be scanned.
-        init: (key, h) -> bound; None where parameters came with the layer.
+        name: name for messages.
+        apply: function of (bound parameters, h) that returns the state above, in training mode.
+        inference: function like `apply`, in inference mode.
+        update: function of (bound parameters, h) that returns collections after a training pass.
+        kind: value that is equal for layers that may be scanned together.
+        init: function of (key, h) that returns bound parameters; None for a layer with parameters.
     """
 
     name: str
@@ -54,17 +53,17 @@ def name_of(layer: Any) -> str:
         layer: a function or a module.
 
     Returns:
-        The name of the function or of the module's class.
+        Name of the function or of the module's class.
     """
     return getattr(layer, "__name__", type(layer).__name__)
 
 
 def of_function(apply: Apply, init: Init | None = None) -> OwnLayer:
-    """Make a layer of a pure function.
+    """Make a layer from a pure function.
 
     Args:
-        apply: (parameters, h) -> state above.
-        init: (key, h) -> parameters, or None.
+        apply: function of (parameters, h) that returns the state above.
+        init: function of (key, h) that returns parameters, or None.
 
     Returns:
         The layer.
@@ -77,7 +76,7 @@ def of_function(apply: Apply, init: Init | None = None) -> OwnLayer:
 
 
 def of_linen(module: nn.Module) -> OwnLayer:
-    """Make a layer of a linen module.
+    """Make a layer from a linen module.
 
     Args:
         module: the module.
@@ -135,16 +134,16 @@ def of_linen(module: nn.Module) -> OwnLayer:
 
 
 def of_nnx(module: Any) -> tuple[OwnLayer, PyTree]:
-    """Make a layer of an nnx module, or of a function without parameters.
+    """Make a layer from an nnx module, or from a function without parameters.
 
     Args:
-        module: the module.
+        module: the module or function.
 
     Returns:
-        The layer, and its parameters.
+        The layer and its parameters.
 
     Raises:
-        ValueError: if it is something else.
+        ValueError: if the module is neither an nnx module nor a function.
     """
     if not isinstance(module, nnx.Module):
         if not callable(module) or isinstance(module, type | nn.Module):
@@ -152,7 +151,7 @@ def of_nnx(module: Any) -> tuple[OwnLayer, PyTree]:
         return of_function(lambda theta, h: module(h))._replace(
             name=name_of(module), kind=module
         ), {}
-    # keys of random streams are bound by the chain; counts start at zero
+    # the chain binds the keys of random streams, whose counts start at zero
     graph, theta, streams, rest = _split(module)
 
     def passed(train: bool) -> Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]:
@@ -204,7 +203,7 @@ def _split(module: nnx.Module) -> tuple[Any, PyTree, PyTree, PyTree]:
 
 
 def _own_variables(states: PyTree) -> PyTree:
-    """Copy variables: the module changes its own, and may be transformed within any trace of JAX."""
+    """Copy variables, since nnx lets a module change only variables of the current trace."""
     return jax.tree.map(lambda leaf: leaf, states)
 
 
@@ -217,7 +216,7 @@ def _is_key(leaf: Array) -> bool:
 
 
 def _keyed(streams: PyTree, dropout: Dropout | None) -> PyTree:
-    """Set each stream of random numbers to the start of a key of its own."""
+    """Give each stream of random numbers a key of its own, and reset its count."""
     leaves, tree = jax.tree.flatten(streams)
     if dropout is not None:
         keys = [jax.random.fold_in(dropout.key, i) for i in range(len(leaves))]
@@ -229,7 +228,7 @@ def _keyed(streams: PyTree, dropout: Dropout | None) -> PyTree:
 
 
 def _mode(module: Any, train: bool) -> dict[str, Any]:
-    """Find the keywords that set a module's mode, unless an attribute sets it."""
+    """Return the keywords that set a module's mode, except modes set by an attribute."""
     takes = inspect.signature(type(module).__call__).parameters
     told = dict.fromkeys(_TRAINING, train) | dict.fromkeys(_INFERENCE, not train)
     return {
@@ -240,7 +239,7 @@ def _mode(module: Any, train: bool) -> dict[str, Any]:
 
 
 def _in_inference(module: nn.Module) -> nn.Module:
-    """Set every attribute that says the mode, of the module and its submodules, to inference."""
+    """Set every mode attribute of a module and its submodules to inference."""
     told = dict.fromkeys(_TRAINING, False) | dict.fromkeys(_INFERENCE, True)
     changes: dict[str, Any] = {}
     for field in dataclasses.fields(module):

@@ -1,8 +1,8 @@
-"""Chains of the user's own layers: functions, linen modules, nnx modules, trained or not.
+"""Chains of the user's own layers: functions, linen modules or nnx modules, trained or not.
 
-Neighbours of equal configuration, whose parameters and states have equal shapes, are stacked and
-scanned; any other block stands alone. States may be arrays of any shape or pytrees of them, and may
-change from layer to layer.
+Neighbouring blocks with equal configuration and equal shapes of parameters and states are stacked
+and scanned. Other blocks stand alone. States may be arrays of any shape or pytrees of arrays, and
+may change from layer to layer.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,20 +36,21 @@ def from_functions(
     """Make a chain of layers that are pairs of pure functions.
 
     Args:
-        layers: pairs (init, apply), init: (key, h) -> parameters, apply: (parameters, h) -> state
-            above. The first is the embedding, the last the readout, those between are the blocks.
-            Blocks that share both functions are scanned where shapes allow it.
-        activation: phi at the head of each block, for saturation and dead units; None where there
-            is no such thing.
+        layers: pairs (init, apply) with init: (key, h) -> parameters and apply: (parameters, h) ->
+            state above. The first pair is the embedding, the last the readout, the others are
+            blocks. Blocks that share both functions are scanned where shapes allow it.
+        activation: phi at the input of each block, for saturation and dead units; None for blocks
+            without one.
         law: keywords of `theory.law` that describe a block, {"activation": "tanh", "skip": "sum"};
-            None where no theory is known.
-        precision: of matrix products, as in `networks.Chain`; a layer that names its own keeps it.
+            None for no predictions.
+        precision: precision of matrix products, as in `networks.Chain`; a layer that sets its own
+            keeps it.
 
     Returns:
-        The chain; `chain.init(key, x)` draws its parameters.
+        The chain, whose `chain.init(key, x)` draws parameters.
 
     Raises:
-        ValueError: if there are fewer than three layers, or one is not a pair of functions.
+        ValueError: if there are fewer than three layers, or a layer is not a pair of functions.
 
     Example:
         >>> def init(key, h):
@@ -75,24 +76,25 @@ def from_linen(
 ) -> Chain:
     """Make a chain of linen modules, each a layer.
 
-    Collections besides "params", such as running statistics, go along with the parameters and are
-    not differentiated by; what a module writes to them is dropped. A module that draws random
-    numbers has to be deterministic.
+    Collections other than "params", such as running statistics, stay with the parameters and are
+    held constant under differentiation. The layers of `chain.update` return what modules write to
+    them. `chain.bind(params, key=...)` gives a key to modules that draw random numbers.
 
     Args:
         modules: embedding, blocks and readout. Blocks that compare equal are scanned where shapes
             allow it.
-        activation: phi at the head of each block, for saturation and dead units; None where there
-            is no such thing.
+        activation: phi at the input of each block, for saturation and dead units; None for blocks
+            without one.
         law: keywords of `theory.law` that describe a block, {"activation": "tanh", "skip": "sum"};
-            None where no theory is known.
-        precision: of matrix products, as in `networks.Chain`; a layer that names its own keeps it.
+            None for no predictions.
+        precision: precision of matrix products, as in `networks.Chain`; a layer that sets its own
+            keeps it.
 
     Returns:
-        The chain; `chain.init(key, x)` draws its parameters.
+        The chain, whose `chain.init(key, x)` draws parameters.
 
     Raises:
-        ValueError: if there are fewer than three layers, or one is not a linen module.
+        ValueError: if there are fewer than three layers, or a layer is not a linen module.
 
     Example:
         >>> blocks = [nn.Sequential([nn.tanh, nn.Dense(16)]) for _ in range(8)]
@@ -118,26 +120,28 @@ def from_nnx(
 ) -> tuple[Chain, Params]:
     """Make a chain of nnx modules, each a layer, with the parameters that they hold.
 
-    Variables that are not `nnx.Param`, such as running statistics, go along and are not
-    differentiated by; what a module writes to them is dropped.
+    Variables other than `nnx.Param`, such as running statistics, stay with the parameters and are
+    held constant under differentiation. The layers of `chain.update` return what modules write to
+    them.
 
     Args:
-        modules: embedding, blocks and readout, or an `nnx.Sequential` of them; functions without
-            parameters count too.
-        x: one input, for its shape: equal neighbours are then scanned. None, and every block stands
-            alone: compile time grows with depth.
-        activation: phi at the head of each block, for saturation and dead units; None where there
-            is no such thing.
+        modules: embedding, blocks and readout, as a list or an `nnx.Sequential`; functions without
+            parameters are layers too.
+        x: one input, whose shape lets equal neighbours be scanned. Without x every block stands
+            alone, and compile time grows with depth.
+        activation: phi at the input of each block, for saturation and dead units; None for blocks
+            without one.
         law: keywords of `theory.law` that describe a block, {"activation": "tanh", "skip": "sum"};
-            None where no theory is known.
-        precision: of matrix products, as in `networks.Chain`; a layer that names its own keeps it.
+            None for no predictions.
+        precision: precision of matrix products, as in `networks.Chain`; a layer that sets its own
+            keeps it.
 
     Returns:
         The chain and its parameters.
 
     Raises:
-        ValueError: if there are fewer than three layers, one is not an nnx module or a function, or
-            shapes do not chain.
+        ValueError: if there are fewer than three layers, a layer is not an nnx module or a
+            function, or the shapes of neighbouring layers do not match.
 
     Example:
         >>> rngs = nnx.Rngs(0)
@@ -175,22 +179,23 @@ def from_params(
     """Make a chain of functions and parameters of an existing model.
 
     Args:
-        applies: for each layer, (parameters, h) -> state above: embedding, blocks and readout.
-        params: for each layer, its parameters.
-        x: one input, for its shape: neighbours that share a function are then scanned. None, and
-            every block stands alone: compile time grows with depth.
-        activation: phi at the head of each block, for saturation and dead units; None where there
-            is no such thing.
+        applies: functions (parameters, h) -> state above of embedding, blocks and readout.
+        params: parameters of each layer.
+        x: one input, whose shape lets neighbours that share a function be scanned. Without x every
+            block stands alone, and compile time grows with depth.
+        activation: phi at the input of each block, for saturation and dead units; None for blocks
+            without one.
         law: keywords of `theory.law` that describe a block, {"activation": "tanh", "skip": "sum"};
-            None where no theory is known.
-        precision: of matrix products, as in `networks.Chain`; a layer that names its own keeps it.
+            None for no predictions.
+        precision: precision of matrix products, as in `networks.Chain`; a layer that sets its own
+            keeps it.
 
     Returns:
         The chain and its parameters.
 
     Raises:
         ValueError: if there are fewer than three layers, not as many parameters as functions, or
-            shapes do not chain.
+            the shapes of neighbouring layers do not match.
 
     Example:
         >>> def dense(w, h):
@@ -230,7 +235,7 @@ def _listed(name: str, layers: Any) -> list[Any]:
 def _chain(
     layers: list[OwnLayer], activation: AnyActivation, law: Law, precision: str | None
 ) -> Chain:
-    """Make the chain of layers that draw their parameters at the state that they meet."""
+    """Make a chain whose layers draw their parameters from the shape of their input state."""
 
     def init(key: Key[Array, ""], x: PyTree) -> Params:
         bounds: list[PyTree] = []
@@ -279,7 +284,7 @@ def _functions(applies: list[Apply], activation: Activation | None) -> Chain:
 
 
 def _params(layers: list[OwnLayer], bounds: list[PyTree], x: PyTree) -> Params:
-    """Arrange parameters, those of equal neighbours stacked."""
+    """Arrange parameters, and stack those of equal neighbours."""
     groups = [[i] for i in range(1, len(layers) - 1)]
     if x is not None:
         groups = _groups(layers, bounds, _shape(x))
@@ -288,7 +293,7 @@ def _params(layers: list[OwnLayer], bounds: list[PyTree], x: PyTree) -> Params:
 
 
 def _stacked(bounds: list[PyTree]) -> PyTree:
-    """Stack equal layers: leaves get a leading layer axis."""
+    """Stack equal layers along a leading layer axis."""
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *bounds)
 
 
@@ -299,7 +304,7 @@ def _groups(layers: list[OwnLayer], bounds: list[PyTree], x: PyTree) -> list[lis
         states.append(_above(i, layers, bound, states[-1]))
     groups: list[list[int]] = []
     for i in range(1, len(layers) - 1):
-        # without parameters there is no layer axis to tell how many they are
+        # blocks without parameters have no layer axis that could count them
         alike = (
             bool(groups)
             and bool(jax.tree.leaves(bounds[i]))
@@ -335,7 +340,7 @@ def _equal(one: Any, other: Any) -> bool:
     try:
         return bool(one == other)
     except (TypeError, ValueError):
-        # arrays in the configuration of a module are not told apart by ==
+        # == has no truth value for arrays in the configuration of a module
         return False
 
 
@@ -347,7 +352,7 @@ def _shape(tree: PyTree) -> PyTree:
 
 @contextmanager
 def _named(i: int, layers: list[OwnLayer], h: PyTree) -> Iterator[None]:
-    """Name the layer that does not take the state that it meets."""
+    """Name the layer in the error of a layer that does not take its input state."""
     try:
         yield
     except (TypeError, ValueError, FlaxError) as error:

@@ -1,4 +1,4 @@
-"""Pieces of a traced function, between and at the values in it that are read and shifted."""
+"""Steps of a traced function: marks, where values are read and shifted, and equations between."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,14 +14,14 @@ Shifts = dict[int, Array]
 
 @jax.custom_jvp
 def shifted(x: Array, shift: Array) -> Array:
-    """x + shift, every bit of x kept where the shift is zero.
+    """Compute x + shift, with every bit of x kept where the shift is zero.
 
     Args:
         x: values.
-        shift: added to them.
+        shift: shift to add, of the same shape.
 
     Returns:
-        The sum; its derivative by the shift is one, also at zero.
+        Sum, whose derivative by the shift is one, also at zero.
     """
     # -0.0 + 0.0 would be 0.0
     return jnp.where(shift == 0, x, x + shift)
@@ -35,12 +35,12 @@ def _shifted_jvp(
 
 
 class Loop(NamedTuple):
-    """A scan.
+    """Scan around a tag.
 
     Attributes:
-        number: that tells it from others.
-        length: steps.
-        reverse: whether it begins with the last.
+        number: identifier of the scan.
+        length: number of steps.
+        reverse: True if the scan runs from the last step to the first.
     """
 
     number: int
@@ -49,15 +49,14 @@ class Loop(NamedTuple):
 
 
 class Mark(NamedTuple):
-    """A tag met in a traced function.
+    """Tag in a traced function.
 
     Attributes:
-        name: as it was given.
-        shape: of the value that leaves the function, axes of scans before the value's own.
-        dtype: of the value.
-        loops: the scans around it, the outermost first.
-        activation: name of the elementwise function that reads the value; None where there is none,
-            or it is not known.
+        name: name of the tag.
+        shape: shape of the value read out, with the axes of scans before the value's own.
+        dtype: dtype of the value.
+        loops: scans around the tag, the outermost first.
+        activation: name of the activation applied to the value; None where none is known.
     """
 
     name: str
@@ -68,10 +67,10 @@ class Mark(NamedTuple):
 
 
 class Unreached(NamedTuple):
-    """A tag within a construct that nothing can be read out of.
+    """Tag within a construct whose inner values cannot be read.
 
     Attributes:
-        name: as it was given.
+        name: name of the tag.
         construct: JAX's name of the construct.
     """
 
@@ -81,13 +80,13 @@ class Unreached(NamedTuple):
 
 @dataclass(frozen=True)
 class Step:
-    """Part of a function.
+    """Part of a traced function.
 
     Attributes:
-        inputs: variables and literals that it reads.
-        outputs: variables that it sets.
-        run: (values of the inputs, shifts by mark, marks that are read) -> values of the outputs,
-            and of the marks.
+        inputs: variables and literals that the step reads.
+        outputs: variables that the step sets.
+        run: function of (values of the inputs, shifts by mark, marks to read) that returns the
+            values of the outputs and of the marks.
     """
 
     inputs: Sequence[Any]
@@ -96,15 +95,15 @@ class Step:
 
 
 def marked(number: int, given: Any, named: Any) -> Step:
-    """Make the step of a mark: an identity that shifts its value, and can be read.
+    """Make the step of a mark: an identity whose value can be shifted and read.
 
     Args:
-        number: of the mark.
-        given: the variable that it reads.
-        named: the variable that it sets.
+        number: number of the mark.
+        given: variable that the step reads.
+        named: variable that the step sets.
 
     Returns:
-        The step.
+        Step of the mark.
     """
 
     def run(inputs: list, shifts: Shifts, wanted: frozenset[int]) -> tuple[list, dict[int, Array]]:
@@ -119,16 +118,16 @@ def marked(number: int, given: Any, named: Any) -> Step:
 
 
 def plain(jaxpr: Any, equations: list[Any], end: int, last_read: dict[Any, int]) -> Step:
-    """Make a step of consecutive equations that run as they stand.
+    """Make a step of consecutive equations that run unchanged.
 
     Args:
-        jaxpr: that they are of.
+        jaxpr: jaxpr of the equations.
         equations: the equations.
-        end: number of the first equation behind them.
+        end: number of the first equation after them.
         last_read: number of the last equation that reads each variable.
 
     Returns:
-        The step; its outputs are read later.
+        Step whose outputs are the variables that later equations read.
     """
     made: dict[Any, None] = {}
     needed: dict[Any, None] = {}
@@ -155,12 +154,12 @@ def in_order(jaxpr: Any, steps: Sequence[Step]) -> Callable:
     """Make the function of a jaxpr that has been divided into steps.
 
     Args:
-        jaxpr: the whole.
-        steps: its steps, in order of execution.
+        jaxpr: the whole jaxpr.
+        steps: steps of the jaxpr, in order of execution.
 
     Returns:
-        (values of constants and inputs, shifts, marks that are read) -> results, and values of the
-        marks.
+        Function of (values of constants and inputs, shifts, marks to read) that returns the results
+        and the values of the marks.
     """
 
     def run(inputs: list, shifts: Shifts, wanted: frozenset[int]) -> tuple[list, dict[int, Array]]:

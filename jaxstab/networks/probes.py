@@ -1,7 +1,7 @@
-"""Read and shift the outputs of the submodules of an unmodified model.
+"""Probes that read and shift the outputs of the submodules of an unmodified model.
 
-The model is traced once; each public method of each submodule leaves a tag in the trace. A probe
-runs the trace as it stands and takes values out, or adds shifts, where the tags are.
+The model is traced once, and each public method of each submodule leaves a tag in the trace. A
+probe runs the unchanged trace, and reads values or adds shifts at the tags.
 """
 
 import fnmatch
@@ -35,12 +35,12 @@ _SOFTMAXES = (SOFTMAX, ATTENTION)
 
 
 class Reading(NamedTuple):
-    """What a run of a probed model gives.
+    """Result of a run of a probed model.
 
     Attributes:
-        output: of the model.
+        output: output of the model.
         sites: values by name of site.
-        updates: what the model changed besides, such as running statistics.
+        updates: other variables that the model changed, such as running statistics.
     """
 
     output: PyTree
@@ -50,13 +50,13 @@ class Reading(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Probe:
-    """An unmodified model with named sites, for inputs of the shapes that it was made with.
+    """Unmodified model with named sites, for inputs of fixed shapes.
 
     Attributes:
-        sites: in order of execution.
-        rows: sites, and their steps within scans, in order of execution: the axis of profiles over
+        sites: sites in order of execution.
+        rows: sites, or their steps within scans, in order of execution: the axis of profiles over
             sites.
-        missed: submodules that cannot be read, and why.
+        missed: submodules that cannot be read, with reasons.
         model: the model as a pure function.
     """
 
@@ -65,15 +65,15 @@ class Probe:
     missed: tuple[Missed, ...]
     model: Model
     _program: Program
-    # number of a site's mark
+    # number of the mark of each site
     _marks: Mapping[str, int]
-    # shapes and structure of what the program was traced with, and structure of what it gives
+    # shapes and structure of the traced arguments, and structure of the results
     _given: PyTree
     _gives: Any
     _rngs: PyTree
-    # parameters besides those that are given
+    # number of inputs of the model
     _inputs: int
-    # numbers of the leaves of theta that scans take slices of
+    # numbers of the leaves of theta that scans slice
     _sliced: frozenset[int]
 
     def read(
@@ -88,18 +88,19 @@ class Probe:
 
         Args:
             params: parameters of the model.
-            inputs: as the model takes them.
-            shifts: added to the values of these sites; zeros change no bit of the output.
-            sites: names of sites that are read, after their shifts; None for all.
-            rngs: keys by name of stream, as linen's `apply` takes them; None for those that the
-                probe was made with.
+            inputs: inputs of the model.
+            shifts: arrays to add to the values of sites, by name; zeros change no bit of the
+                output.
+            sites: names of the sites to read, after their shifts; None for all.
+            rngs: keys by name of stream, as for linen's `apply`; None for the keys that the probe
+                was made with.
 
         Returns:
-            Output and values.
+            Output, values of the sites and updates.
 
         Raises:
-            ValueError: if a site is unknown or a shift has another shape than its site, or
-                parameters and inputs differ in shape from those that the probe was made with.
+            ValueError: if a site is unknown, a shift has another shape than its site, or parameters
+                and inputs differ in shape from those that the probe was made with.
         """
         if sites is None:
             names = [site.name for site in self.sites]
@@ -124,15 +125,16 @@ class Probe:
         return Reading(output, {name: read[self._marks[name]] for name in names}, updates)
 
     def function(self, params: PyTree, rngs: PyTree = None) -> tuple[Callable[..., PyTree], PyTree]:
-        """The model as a function of what is trained, for `curvature` and JAX's own derivatives.
+        """Return the model as a function of its trained parameters, for `curvature` and `jax.grad`.
 
         Args:
             params: parameters of the model.
-            rngs: as `read` takes them.
+            rngs: keys by name of stream; None for the keys that the probe was made with.
 
         Returns:
-            f and theta: f(theta, *inputs) is the output. Inputs may have other shapes than those
-            that the probe was made with; what the model changes besides is dropped.
+            Function f and trained parameters theta, such that f(theta, *inputs) is the output.
+            Inputs may have other shapes than the probe's. Variables that the model changes are
+            dropped.
 
         Example:
             >>> from jaxstab import curvature, networks
@@ -146,14 +148,14 @@ class Probe:
         keys = self._rngs if rngs is None else rngs
 
         def outputs(theta: PyTree, *inputs: PyTree) -> PyTree:
-            # variables of nnx may be changed only under the transformation that they were made in
+            # nnx variables may be changed only within the trace that created them
             own = jax.tree.map(lambda leaf: leaf, rest)
             return self.model.call(theta, own, inputs, keys)[0]
 
         return outputs, theta
 
     def zeros(self) -> dict[str, Array]:
-        """Shifts that change nothing, of all floating sites; the gradient by them is dL/dsite.
+        """Make zero shifts of all floating sites, by which the gradient is dL/dsite.
 
         Returns:
             Zeros by name of site.
@@ -163,14 +165,15 @@ class Probe:
         }
 
     def over_rows(self, function: Callable[..., PyTree], *values: Mapping[str, Array]) -> PyTree:
-        """A function of the values at one row, along the axis of rows.
+        """Apply a function of the values at one row along the axis of rows.
 
         Args:
-            function: (site, values at one row) -> numbers, of the same shapes at every site.
-            values: by name of site.
+            function: function of (site, values at one row) that returns numbers of the same shapes
+                at every site.
+            values: values by name of site.
 
         Returns:
-            The numbers, [row, ...].
+            Numbers [row, ...].
         """
         parts = []
         for site in self.sites:
@@ -182,23 +185,23 @@ class Probe:
         places = self.places()
 
         def joined(*stacks: Array) -> Array:
-            # sites of several precisions share an axis in the widest
+            # sites of several precisions share an axis in the widest dtype
             widest = functools.reduce(jnp.promote_types, [stack.dtype for stack in stacks])
             return jnp.concatenate([stack.astype(widest) for stack in stacks])[places]
 
         return jax.tree.map(joined, *parts)
 
     def row(self, name: str) -> Row:
-        """A row by its name, or the first of a site.
+        """Find a row by its name, or the first row of a site.
 
         Args:
-            name: of the row or the site.
+            name: name of the row or the site.
 
         Returns:
             The row.
 
         Raises:
-            ValueError: if there is none.
+            ValueError: if no row or site has that name.
         """
         for row in self.rows:
             if name in (row.name, row.site):
@@ -206,10 +209,10 @@ class Probe:
         raise ValueError(self._unknown(name))
 
     def places(self) -> np.ndarray:
-        """Where the rows are among the sites, all steps of each together.
+        """Index the rows in the order of sites, with all steps of a site together.
 
         Returns:
-            For each row, its number where sites come in order and steps within sites.
+            For each row, its index in that order.
         """
         starts = {}
         start = 0
@@ -226,24 +229,24 @@ class Probe:
         )
 
     def parameters(self, theta: PyTree, path: str) -> list[tuple[Array, bool]]:
-        """The parameters of a submodule and of those within it.
+        """List the parameters of a submodule and of the submodules within it.
 
         Args:
-            theta: what is trained, or its gradient.
-            path: of the submodule.
+            theta: trained parameters, or their gradient.
+            path: path of the submodule.
 
         Returns:
-            Leaves, each with whether scans take a slice of it in each step.
+            Pairs of a leaf and a boolean: True if scans slice the leaf in each step.
         """
         leaves = jax.tree.leaves(theta)
         return [(leaves[i], i in self._sliced) for i in self.owned(theta, path)]
 
     def owned(self, theta: PyTree, path: str) -> list[int]:
-        """Numbers of the parameters of a submodule and of those within it.
+        """List the numbers of the parameters of a submodule and of the submodules within it.
 
         Args:
-            theta: what is trained, or its gradient.
-            path: of the submodule.
+            theta: trained parameters, or their gradient.
+            path: path of the submodule.
 
         Returns:
             Numbers of leaves of theta.
@@ -273,31 +276,32 @@ def probe(
     rngs: PyTree = None,
     **keywords: Any,
 ) -> Probe:
-    """Find the sites of an unmodified model.
+    """Make a probe of an unmodified model by finding its sites.
 
     Args:
-        model: a linen module, an nnx module, a chain, or a function (params, *inputs) -> output
-            with `networks.tag` in it; one without is read where its scopes of `jax.named_scope` end.
-            Names of `jax.ad_checkpoint.checkpoint_name` are sites too.
-        params: its parameters: the variables of a linen module; the `nnx.State` of an nnx module,
-            None for what it holds; any pytree of a function. Collections other than "params", and
-            variables other than `nnx.Param`, go along, may be changed by the model and are not
-            differentiated by.
-        inputs: as the model takes them; arrays or their shapes.
-        path: which sites, a pattern of their path, "encoder/*".
-        kind: which sites, a pattern of their class or several, "Dense". "softmax", named so, stands
-            for what softmaxes over the last axis read, wherever they are computed, "attention" for
-            those whose weights average over positions: `propagation.attention_at_sites` takes both.
-        every: stride, in order of execution, over the sites that path and class select.
+        model: a linen module, an nnx module, a chain, or a function (params, *inputs) -> output.
+            The sites of a function are its `networks.tag`s, else the ends of its scopes of
+            `jax.named_scope`. Names of `jax.ad_checkpoint.checkpoint_name` are sites too.
+        params: parameters: the variables of a linen module; the `nnx.State` of an nnx module, or
+            None for the module's own; any pytree for a function. Collections other than "params"
+            and variables other than `nnx.Param` may be changed by the model, and are held constant
+            under differentiation.
+        inputs: inputs of the model; arrays or their shapes.
+        path: pattern of the paths of sites to select, such as "encoder/*".
+        kind: pattern, or several, of the classes of sites to select, such as "Dense". The literal
+            "softmax" selects the logits of softmaxes over the last axis, wherever they are
+            computed, "attention" those of softmaxes whose weights average over positions. See
+            `propagation.attention_at_sites`.
+        every: stride over the selected sites, in order of execution.
         rngs: keys by name of stream, {"dropout": key}.
-        keywords: other arguments of the call, such as train=False; they are static.
+        keywords: other, static arguments of the call, such as train=False.
 
     Returns:
         The probe.
 
     Raises:
-        ValueError: if the model is none of these, it does not take these parameters and inputs, it
-            has no site, or none is selected.
+        ValueError: if the model is none of these, does not take these parameters and inputs, or has
+            no site that is selected.
 
     Example:
         >>> from flax import linen as nn
@@ -364,7 +368,7 @@ def probe(
 
 
 def _traced(model: Model, given: PyTree) -> tuple[Any, PyTree]:
-    """The traced model and the shapes of what it gives."""
+    """Trace the model, and return its jaxpr with the shapes of its results."""
     try:
         return jax.make_jaxpr(model.call, return_shape=True)(*given)
     except (TypeError, ValueError, FlaxError) as error:
@@ -385,7 +389,7 @@ def _some(sites: Sequence[Site]) -> str:
 
 
 def _first(names: Sequence[str]) -> str:
-    """The first eight names, and an ellipsis where there are more."""
+    """Join the first eight names, with an ellipsis where there are more."""
     shown = list(names[:8])
     if len(names) > 8:
         shown.append("...")

@@ -1,4 +1,4 @@
-"""What is recognised in a traced function: inner functions, who reads what, activations, softmaxes."""
+"""Recognition of inner functions, readers of variables, activations and softmaxes in a jaxpr."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 from jax.extend.core import Literal
 
-# what the versions of JAX call it
+# names of the primitive of `jax.jit` in the versions of JAX
 JITS = ("jit", "pjit")
 # primitives -> activations that saturate; relu is a maximum with zero
 _ACTIVATIONS = {"tanh": "tanh", "logistic": "sigmoid"}
-# what makes something else of a value before or beside its activation
+# primitives that read z beside its activation and make another one of it: silu is z times sigmoid
 _GATES = ("mul", "div", "integer_pow", "pow", "square")
-# what a softmax does to the maximum before it is taken off, and where some entries are left out
+# primitives that a softmax applies to the maximum before subtracting it
 _OF_MAXIMUM = (
     "max",
     "broadcast_in_dim",
@@ -21,8 +21,9 @@ _OF_MAXIMUM = (
     "transpose",
     "convert_element_type",
 )
+# primitives that a softmax applies around exp, such as a mask
 _OF_EXPONENT = ("select_n", "convert_element_type")
-# what becomes of a softmax's weights before they weigh something: dropout, casts, other axes
+# primitives between a softmax's weights and their product: dropout, casts, changes of axes
 _OF_WEIGHTS = (
     "convert_element_type",
     "mul",
@@ -36,13 +37,13 @@ _OF_WEIGHTS = (
 
 
 def opened(function: Any) -> tuple[Any, Sequence[Any]]:
-    """Open a closed jaxpr; an open one stays.
+    """Split a closed jaxpr into an open jaxpr and constants.
 
     Args:
-        function: the jaxpr.
+        function: a closed or an open jaxpr.
 
     Returns:
-        The jaxpr and its constants.
+        Open jaxpr and its constants, which are empty for an open one.
     """
     return getattr(function, "jaxpr", function), getattr(function, "consts", ())
 
@@ -51,10 +52,10 @@ def inner_of(value: Any) -> Iterator[Any]:
     """List the functions in the parameters of an equation.
 
     Args:
-        value: the parameters.
+        value: parameters of the equation.
 
     Yields:
-        Open jaxprs.
+        Open jaxprs of the functions.
     """
     if isinstance(value, dict):
         value = list(value.values())
@@ -72,7 +73,7 @@ def readers_of(jaxpr: Any) -> dict[Any, list]:
         jaxpr: the traced function.
 
     Returns:
-        The equations by variable.
+        Equations by variable.
     """
     readers: dict[Any, list] = {}
     for equation in jaxpr.eqns:
@@ -83,20 +84,20 @@ def readers_of(jaxpr: Any) -> dict[Any, list]:
 
 
 def activation_of(variable: Any, readers: dict[Any, list]) -> str | None:
-    """Find the activation that reads a variable.
+    """Find the activation that is applied to a variable.
 
-    Its equation, or the function within, must carry its name.
+    An activation is recognised by the primitive of an equation that reads the variable, or of a
+    function within that equation.
 
     Args:
         variable: the variable.
-        readers: of every variable.
+        readers: equations that read each variable.
 
     Returns:
-        Its name; None where none is known.
+        Name of the activation; None where none is known.
     """
     equations = readers.get(variable, [])
     if any(equation.primitive.name in _GATES for equation in equations):
-        # silu is z times sigmoid
         return None
     for equation in equations:
         primitive = equation.primitive.name
@@ -124,13 +125,13 @@ def activation_of(variable: Any, readers: dict[Any, list]) -> str | None:
 
 
 def softmaxes_within(equation: Any) -> int:
-    """Number of softmaxes in the functions within an equation.
+    """Count the softmaxes in the functions within an equation.
 
     Args:
         equation: the equation.
 
     Returns:
-        Count.
+        Number of softmaxes.
     """
     return sum(
         len(softmaxes(inner)) + sum(softmaxes_within(within) for within in inner.eqns)
@@ -139,13 +140,13 @@ def softmaxes_within(equation: Any) -> int:
 
 
 def softmaxes(jaxpr: Any) -> dict[int, list[Any]]:
-    """Find softmaxes over the last axis, exp(z - max z) / sum exp(z - max z), or without the maximum.
+    """Find softmaxes over the last axis, exp(z - max z) / sum exp(z - max z) or exp z / sum exp z.
 
     Args:
         jaxpr: the traced function.
 
     Returns:
-        The variables of the weights by the number of the equation z - max z, or of exp z.
+        Variables of the weights by the number of the equation z - max z, or of exp z.
     """
     readers = readers_of(jaxpr)
     makers = {made: equation for equation in jaxpr.eqns for made in equation.outvars}
@@ -170,18 +171,18 @@ def softmaxes(jaxpr: Any) -> dict[int, list[Any]]:
 def averages(
     weights: Sequence[Any], readers: dict[Any, list], outside: frozenset = frozenset()
 ) -> bool:
-    """Tell whether weights average something over positions, as attention does.
+    """Check if weights average over positions, as attention does.
 
-    A product sums over one of their axes and keeps another. A router's weights, one sum for each
-    position, are none such.
+    Such weights enter a product that sums over one of their axes and keeps another. A router's
+    weights, with one sum per position, do not.
 
     Args:
-        weights: variables.
-        readers: of every variable of their function.
-        outside: results of that function that do so outside of it.
+        weights: variables of the weights.
+        readers: equations that read each variable of the function.
+        outside: results of the function that average over positions outside of it.
 
     Returns:
-        Whether one of them does.
+        Boolean: True if any of the weights averages over positions.
     """
     waiting = list(weights)
     seen = set()
@@ -242,7 +243,7 @@ def _is_without_maximum(less: Any, makers: dict[Any, Any]) -> bool:
 
 
 def _weights(power: Any, readers: dict[Any, list]) -> list[Any]:
-    """Variables of exp z over its sum along the last axis; none where it is not normalised."""
+    """List the variables of exp z over its sum along the last axis; empty without the sum."""
     read = _followed(power.outvars[0], _OF_EXPONENT, readers)
     last = (power.outvars[0].aval.ndim - 1,)
     names = [equation.primitive.name for equation in read]
@@ -260,7 +261,7 @@ def _weights(power: Any, readers: dict[Any, list]) -> list[Any]:
 
 
 def _followed(variable: Any, through: Sequence[str], readers: dict[Any, list]) -> list[Any]:
-    """Equations that read a variable, and those that read what these make of it."""
+    """List the equations that read a variable, and the readers behind the primitives `through`."""
     followed = []
     for equation in readers.get(variable, []):
         followed.append(equation)
@@ -276,7 +277,7 @@ def last_read(jaxpr: Any) -> dict[Any, int]:
         jaxpr: the traced function.
 
     Returns:
-        Its number; for results, one beyond all.
+        Number of the equation by variable; for results, the number of equations.
     """
     last: dict[Any, int] = {}
     for i, equation in enumerate(jaxpr.eqns):
@@ -288,10 +289,10 @@ def scan_arguments(params: dict[str, Any]) -> tuple[int, int]:
     """Count the constants and the carried values of a scan.
 
     Args:
-        params: of its equation.
+        params: parameters of the scan's equation.
 
     Returns:
-        The two numbers.
+        Number of constants and number of carried values.
     """
     if "num_carry" in params:
         return params["num_consts"], params["num_carry"]
@@ -300,13 +301,13 @@ def scan_arguments(params: dict[str, Any]) -> tuple[int, int]:
 
 
 def names_within(equation: Any) -> Iterator[str]:
-    """List the tags of an equation and within it.
+    """List the tags of an equation and of the functions within it.
 
     Args:
         equation: the equation.
 
     Yields:
-        Their names.
+        Names of the tags.
     """
     if equation.primitive.name == "name":
         yield equation.params["name"]
@@ -322,7 +323,7 @@ def scopes_of(equation: Any) -> tuple[str, ...]:
         equation: the equation.
 
     Returns:
-        Their names, the outermost first.
+        Names of the scopes, the outermost first.
     """
     return tuple(part for part in str(equation.source_info.name_stack).split("/") if part)
 
@@ -334,7 +335,7 @@ def scopes_within(equation: Any) -> Iterator[str]:
         equation: the equation.
 
     Yields:
-        Their paths.
+        Paths of the scopes.
     """
     for inner in inner_of(equation.params):
         for within in inner.eqns:
@@ -349,11 +350,11 @@ def closing_scopes(jaxpr: Any, read_last: dict[Any, int]) -> dict[int, list[tupl
 
     Args:
         jaxpr: the traced function.
-        read_last: from `last_read`.
+        read_last: last reader of each variable, from `last_read`.
 
     Returns:
-        By number of the equation, the paths of scopes, the innermost first, with the variables
-        that leave them.
+        Paths of the scopes, the innermost first, with the variables that leave them, by number of
+        the equation.
     """
     ends: dict[int, list[tuple[str, list]]] = {}
     opened_at: list[int] = []
@@ -378,13 +379,13 @@ def closing_scopes(jaxpr: Any, read_last: dict[Any, int]) -> dict[int, list[tupl
 
 
 def used_in(jaxpr: Any) -> set[int]:
-    """Find the equations that results depend on, or that do something besides.
+    """Find the equations that results depend on, or that have side effects.
 
     Args:
         jaxpr: the traced function.
 
     Returns:
-        Their numbers.
+        Numbers of the equations.
     """
     read = {atom for atom in jaxpr.outvars if not isinstance(atom, Literal)}
     used = set()

@@ -1,4 +1,4 @@
-"""Sites that a probe reads, their steps within scans, and what cannot be reached."""
+"""Sites that a probe reads, their steps within scans, and submodules that it misses."""
 
 import itertools
 from collections import Counter
@@ -12,7 +12,7 @@ from jaxstab.networks.interception import ATTENTION, BLOCK, EMBED, SOFTMAX, Labe
 from jaxstab.networks.pieces import Loop, Mark
 from jaxstab.networks.tagged import Program
 
-# why nothing is read out of these constructs
+# reasons why the values in these constructs cannot be read
 _REASONS = {
     "cond": "in a branch, which may not run",
     "while": "in a loop of unknown length",
@@ -24,20 +24,20 @@ _REASONS = {
 
 
 class Site(NamedTuple):
-    """A value within a model: what one call of one submodule gives.
+    """Value within a model: an output of one call of one submodule.
 
     Attributes:
-        name: path and class, "encoder/Dense_0", with ".method" unless it is `__call__`, the place
-            of the value in a tuple, and ":1" at the second call. The model's own output carries the
-            name of its class.
-        path: of the submodule; "" for the model itself; the name of an explicit tag.
+        name: path of the submodule, "encoder/Dense_0", with ".method" for methods other than
+            `__call__`, the key of the value in a tuple, and ":1" at the second call. The model's
+            own output has the name of its class.
+        path: path of the submodule; "" for the model itself; the name of an explicit tag.
         kind: class of the submodule; "tag" for an explicit tag.
-        call: how often the same submodule was called before.
-        shape: of the value; what is within scans has their axes in front.
-        dtype: of the value.
-        loops: the scans around it, the outermost first.
-        activation: what reads the value first: "relu", "tanh", "sigmoid", or a chain's activation;
-            None for others.
+        call: number of earlier calls of the same submodule.
+        shape: shape of the value, with the axes of scans in front.
+        dtype: dtype of the value.
+        loops: scans around the value, the outermost first.
+        activation: activation applied to the value: "relu", "tanh", "sigmoid", or a chain's
+            activation; None for others.
     """
 
     name: str
@@ -51,26 +51,26 @@ class Site(NamedTuple):
 
     @property
     def floating(self) -> bool:
-        """Whether the site can be shifted; complex numbers can."""
+        """True if the site can be shifted, as real and complex floats can."""
         return bool(jnp.issubdtype(self.dtype, jnp.inexact))
 
     @property
     def softmax(self) -> bool:
-        """Whether the site is what a softmax reads."""
+        """True if the site holds the logits of a softmax."""
         return self.kind in (SOFTMAX, ATTENTION)
 
     def __str__(self) -> str:
-        """Name, class, dtype and shape."""
+        """Format as name, class, dtype and shape."""
         return f"{self.name} ({self.kind}) {self.dtype}{list(self.shape)}"
 
 
 class Row(NamedTuple):
-    """One value of a site: the site itself, or one step of the scan that it is in.
+    """One value of a site: the site itself, or one step of the scans around it.
 
     Attributes:
-        name: of the site, with the step within a scan: "ScanBlock_0/Dense_0@3".
+        name: name of the site, with the step within a scan: "ScanBlock_0/Dense_0@3".
         site: name of the site.
-        steps: of the scans around it.
+        steps: step of each scan around the site, the outermost first.
     """
 
     name: str
@@ -79,12 +79,12 @@ class Row(NamedTuple):
 
 
 class Missed(NamedTuple):
-    """A submodule that a probe cannot reach.
+    """Submodule that a probe cannot read.
 
     Attributes:
-        name: of what would be the site.
-        kind: class of the submodule; "" where it is not known.
-        reason: why.
+        name: name that its site would have.
+        kind: class of the submodule; "" where unknown.
+        reason: reason why the submodule cannot be read.
     """
 
     name: str
@@ -92,21 +92,21 @@ class Missed(NamedTuple):
     reason: str
 
     def __str__(self) -> str:
-        """Name, class and reason."""
+        """Format as name, class and reason."""
         if self.kind:
             return f"{self.name} ({self.kind}): {self.reason}"
         return f"{self.name}: {self.reason}"
 
 
 def named_sites(marks: Sequence[Mark], of_states: Activation | None) -> list[Site]:
-    """The sites of all tags, calls of the same submodule counted.
+    """Make the sites of all tags, and number the calls of the same submodule.
 
     Args:
         marks: the tags.
-        of_states: activation that reads the states of a chain.
+        of_states: activation applied to the states of a chain.
 
     Returns:
-        A site for each.
+        One site per tag.
     """
     labels = [label_of(mark.name) for mark in marks]
     calls: Counter[Label] = Counter()
@@ -125,14 +125,14 @@ def named_sites(marks: Sequence[Mark], of_states: Activation | None) -> list[Sit
 
 
 def rows_of(sites: Sequence[Site], index: tuple[int, ...] = ()) -> Iterator[Row]:
-    """The sites in order of execution, those of one scan step by step.
+    """List the rows in order of execution, with the sites of one scan step by step.
 
     Args:
-        sites: in order of execution within a step.
-        index: steps of the scans around all of them.
+        sites: sites in order of execution within a step.
+        index: steps of the scans around all sites.
 
     Yields:
-        The rows.
+        Rows in order of execution.
     """
     level = len(index)
     for loop, group in itertools.groupby(sites, lambda site: site.loops[level : level + 1]):
@@ -147,7 +147,7 @@ def rows_of(sites: Sequence[Site], index: tuple[int, ...] = ()) -> Iterator[Row]
 
 
 def missed_by(program: Program, owners: set[str], sites: Sequence[Site]) -> list[Missed]:
-    """List tags in constructs without a way out, and owners of parameters without a tag.
+    """List tags in constructs that cannot be read, and owners of parameters without a tag.
 
     Args:
         program: the traced model.
@@ -155,7 +155,7 @@ def missed_by(program: Program, owners: set[str], sites: Sequence[Site]) -> list
         sites: sites that can be read.
 
     Returns:
-        What is missed, with reasons.
+        Missed submodules with their reasons.
     """
     missed = []
     names = {site.name for site in sites}
@@ -167,7 +167,7 @@ def missed_by(program: Program, owners: set[str], sites: Sequence[Site]) -> list
             reason = f"within {construct}: {reason}"
         if construct != "unused" or place not in names:
             missed.append(Missed(place, label.kind, reason))
-    # what the model itself owns belongs to no submodule
+    # parameters of the model itself belong to no submodule
     known = {"", *(site.path for site in sites)}
     known |= {label_of(name).path for name, _ in program.unreached}
     reason = "it has parameters, but none of its public methods was seen to give an array"

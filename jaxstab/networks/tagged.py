@@ -1,7 +1,7 @@
-"""A traced function, divided at the tags that it carries, so that what is tagged can be read and shifted.
+"""Traced functions divided at their tags, so that tagged values can be read and shifted.
 
 A tag is JAX's own `checkpoint_name`: an identity that leaves its name in the traced function,
-through `jit`, `scan`, `vmap` and `checkpoint`, and that costs nothing where nobody looks for it.
+through `jit`, `scan`, `vmap` and `checkpoint`. A tag costs nothing outside of a probe.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,16 +30,18 @@ from jaxstab.networks.recognised import (
     used_in,
 )
 
-# what the versions of JAX call them
+# names of the primitive of `jax.checkpoint` in the versions of JAX
 _REMATS = ("checkpoint", "remat", "remat2")
 
 
 def tag(name: str, tree: PyTree) -> PyTree:
-    """Name values within a function, so that `networks.probe` can read and shift them; elsewhere, the identity.
+    """Name values within a function, so that `networks.probe` can read and shift them.
+
+    Outside of a probe a tag is the identity.
 
     Args:
-        name: of the site; where the tree has several arrays, the place of each is appended.
-        tree: arrays; leaves that are none stay as they are.
+        name: name of the site; for a tree of several arrays, the key of each array is appended.
+        tree: pytree of arrays; other leaves are not tagged.
 
     Returns:
         The same values.
@@ -64,14 +66,13 @@ def tag(name: str, tree: PyTree) -> PyTree:
 
 @dataclass
 class Program:
-    """A traced function, divided at its tags.
+    """Traced function divided at its tags.
 
     Attributes:
-        marks: tags that can be read and shifted, in order of execution; a mark is known by its
-            number.
-        unreached: tags that cannot.
-        sliced: numbers of the arguments that scans take a slice of in each step, such as stacked
-            parameters.
+        marks: tags that can be read and shifted, in order of execution; the place in this list is
+            the number of the mark.
+        unreached: tags that cannot be read.
+        sliced: numbers of the arguments that scans slice in each step, such as stacked parameters.
     """
 
     marks: list[Mark] = field(default_factory=list)
@@ -95,14 +96,15 @@ class Program:
         """Divide a traced function.
 
         Args:
-            closed: what `jax.make_jaxpr` gives.
-            softmax: name stack -> name of the mark of what a softmax over the last axis reads; None
-                for no such marks.
-            attention: whether only softmaxes whose weights average over positions are marked.
-            scope: path -> name of the mark of what leaves a `jax.named_scope`; None for no such marks.
+            closed: closed jaxpr, from `jax.make_jaxpr`.
+            softmax: function of a name stack that names the mark of the logits of a softmax over
+                the last axis; None for no such marks.
+            attention: True to mark only softmaxes whose weights average over positions.
+            scope: function of a path that names the mark of a value that leaves a
+                `jax.named_scope`; None for no such marks.
 
         Returns:
-            The program.
+            The divided function.
         """
         program = cls(_softmax=softmax, _attention=attention, _scope=scope)
         jaxpr, consts = opened(closed)
@@ -123,12 +125,12 @@ class Program:
         """Run the function.
 
         Args:
-            inputs: its arguments, flat.
-            shifts: added to the values of these marks.
-            wanted: marks whose values are read, after their shifts.
+            inputs: flat arguments of the function.
+            shifts: shifts of the values by number of the mark.
+            wanted: numbers of the marks to read, after their shifts.
 
         Returns:
-            Its results, flat, and the values by mark.
+            Flat results of the function, and the values by number of the mark.
         """
         return self._body(list(inputs), shifts, frozenset(wanted))
 
@@ -139,7 +141,7 @@ class Program:
         place: str = "",
         averaging: frozenset = frozenset(),
     ) -> Callable:
-        """The function of a jaxpr, its constants first; `averaging`: results that average outside."""
+        """Divide a jaxpr with constants first; `averaging`: results that average outside of it."""
         steps: list[Step] = []
         waiting: list[Any] = []
         read_last = last_read(jaxpr)
@@ -161,7 +163,7 @@ class Program:
 
         for i, equation in enumerate(jaxpr.eqns):
             if i not in used:
-                # nn.scan traces its body once more, for what does not change from step to step
+                # nn.scan traces its body a second time for values that are equal in all steps
                 self.unreached += [Unreached(name, "unused") for name in names_within(equation)]
                 continue
             here = f"{place}/{equation.source_info.name_stack}"
@@ -188,7 +190,7 @@ class Program:
         here: str,
         averaging: frozenset,
     ) -> Step | None:
-        """A tag, or an equation around tags that they can be read out of; None for what runs as it stands."""
+        """Make the step of a tag, or of an equation around tags; None for a plain equation."""
         name = equation.primitive.name
         if name == "name":
             return self._marked(equation, loops, readers)
@@ -211,7 +213,7 @@ class Program:
     def _leaving(
         self, scope: str, variables: list, loops: tuple[Loop, ...], readers: dict[Any, list]
     ) -> list[Step]:
-        """What leaves a scope."""
+        """Make the marks of the values that leave a scope."""
         assert self._scope is not None
         name = self._scope("/".join(part for part in scope.split("/") if part))
         if len(variables) > 1:
@@ -226,7 +228,7 @@ class Program:
     def _averaging_within(
         self, equation: Any, readers: dict[Any, list], averaging: frozenset
     ) -> frozenset:
-        """Results of the function within an equation that average over positions outside of it."""
+        """Find the results of an equation's function that average over positions outside of it."""
         if not self._attention:
             return frozenset()
         inner, _ = opened(equation.params["jaxpr"])
@@ -243,7 +245,7 @@ class Program:
         )
 
     def _logits(self, variable: Any, loops: tuple[Loop, ...], here: str) -> Step:
-        """What a softmax reads; all that reads it later gets it shifted."""
+        """Make the mark of a softmax's logits, whose later readers all get the shifted logits."""
         assert self._softmax is not None
         return self._mark(self._softmax(here), variable, variable, loops, None)
 
@@ -262,7 +264,7 @@ class Program:
         here: str,
         averaging: frozenset,
     ) -> Step:
-        """A function called, such as a jitted one; `around` puts back what was around it."""
+        """Make the step of a called function; `around` restores its transformation, such as jit."""
         jaxpr, consts = opened(equation.params["jaxpr"])
         first = len(self.marks)
         body = self._divided(jaxpr, loops, here, averaging)
@@ -279,7 +281,7 @@ class Program:
         return Step(equation.invars, equation.outvars, run)
 
     def _scanned(self, equation: Any, loops: tuple[Loop, ...], here: str) -> Step:
-        """A scan; what is tagged in its body gets an axis of steps in front."""
+        """Make the step of a scan, whose tagged values get an axis of steps in front."""
         params = equation.params
         jaxpr, closed_over = opened(params["jaxpr"])
         first = len(self.marks)
@@ -320,7 +322,7 @@ class Program:
 
 
 def _jitted(function: Callable) -> Callable:
-    # what the user jitted stays jitted: fused otherwise, it would round otherwise
+    # without jit XLA would fuse the user's jitted function differently, and round differently
     return jax.jit(function)
 
 
