@@ -1,8 +1,8 @@
-"""Activations: by name, with parameters of their own, or any elementwise callable.
+"""Activations, by name, with parameters, or from any elementwise callable.
 
 Everything that jaxstab predicts about an activation phi is a Gaussian expectation of phi and phi'.
-The kinks tell the quadrature where to split its panels. A closed-form kernel, where one exists,
-replaces the quadrature.
+Quadrature splits its panels at the kinks. A closed-form kernel, where one exists, replaces
+quadrature.
 """
 
 from jaxstab.activations.activation import Activation

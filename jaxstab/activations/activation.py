@@ -1,4 +1,4 @@
-"""Activations: a function with its kinks, its kernel and its parameters."""
+"""The class of activations: a function with its kinks, its kernel and its parameters."""
 
 import functools
 import math
@@ -41,18 +41,18 @@ def _hashable(f: Callable) -> Callable:
 
 @jax.tree_util.register_pytree_node_class
 class Activation:
-    r"""Elementwise activation phi, with what theory must know about it.
+    r"""Elementwise activation phi, with its kinks and closed-form kernel for theory.
 
-    A pytree: its leaves are the parameters of phi, which can be traced, mapped over and
-    differentiated. All else is static. Without parameters, or with parameters that are Python
-    numbers, it can be hashed, and so be a static argument.
+    An activation is a pytree. Its leaves are the parameters of phi, which can be traced, mapped
+    over and differentiated; all other fields are static. An activation whose parameters are Python
+    numbers, or which has none, is hashable and can be a static argument.
 
     Attributes:
-        elementwise: whether all units have one function; a class attribute.
-        name: how tables, stores and error messages call it.
-        kinks: ascending points z where phi or one of its derivatives jumps. A kink left out costs
-            the theory accuracy (algebraic instead of exponential convergence), not the
-            measurements.
+        elementwise: whether all units have the same function; a class attribute.
+        name: name in tables, stores and error messages.
+        kinks: ascending points z where phi or one of its derivatives jumps. A missing kink costs
+            theory accuracy (algebraic instead of exponential convergence) and leaves measurements
+            unchanged.
         parameters: parameters of phi by name, scalars.
 
     Example:
@@ -80,10 +80,10 @@ class Activation:
         """Describe an activation.
 
         Args:
-            name: of the activation.
-            fn: phi(z, **parameters), elementwise in z and differentiable by JAX. Parameters come in
-                z's dtype.
-            kinks: see the attributes. They are static.
+            name: name of the activation.
+            fn: function phi(z, **parameters), elementwise in z and differentiable by JAX. The
+                parameters are passed in z's dtype.
+            kinks: points where phi or a derivative jumps, see the attributes.
             kernel: closed form (q, c, **parameters) -> (E phi(z1) phi(z2), E phi'(z1) phi'(z2)) for
                 jointly normal z1, z2 of mean 0, variance q and correlation c; None where none is
                 known.
@@ -171,19 +171,19 @@ class Activation:
         return hash((static, leaves))
 
     def __repr__(self) -> str:
-        """Name and parameters."""
+        """Return name and parameters."""
         values = "".join(f", {name}={value!r}" for name, value in self.parameters.items())
         return f"{type(self).__name__}({self.name!r}{values})"
 
 
 def concrete(phi: Activation) -> Activation:
-    """The activation with numbers in place of arrays, if none of them is traced.
+    """Replace array parameters of an activation by Python numbers, if none is traced.
 
     Args:
-        phi: the activation.
+        phi: activation.
 
     Returns:
-        One that can be hashed, or the same.
+        Hashable activation; phi itself where a parameter is traced.
     """
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(phi)):
         return phi
@@ -221,9 +221,9 @@ def probe(dtype: DTypeLike) -> Float[Array, " n"]:
     """Make points 1/800 apart over [-20, 20], so that usual kinks fall between two of them.
 
     Args:
-        dtype: of the points.
+        dtype: dtype of the points.
 
     Returns:
-        The points, ascending.
+        Points, ascending.
     """
     return (jnp.arange(32_000, dtype=dtype) - 15_999.5) / 800

@@ -1,4 +1,4 @@
-"""Check callables of the user's own and free them of traced values that they close over."""
+"""Checks of the user's callables, whose closed-over traced values become parameters."""
 
 import weakref
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from jaxtyping import Array
 
 from jaxstab.activations.activation import Activation
 
-# functions that passed the check with concrete values; weak, so that nothing lives longer for it
+# functions that passed the check; weak references do not keep them alive
 _elementwise: weakref.WeakSet = weakref.WeakSet()
 # off the integers, so that no probe sits on a usual kink
 _PROBES = np.array([-2.3, -0.7, 0.4, 1.6])
@@ -22,15 +22,15 @@ _PROBES = np.array([-2.3, -0.7, 0.4, 1.6])
 def checked(phi: Activation) -> Activation:
     """Check that the function of an activation is elementwise.
 
-    A function that closes over traced values keeps them alive wherever it serves as a key of a
-    cache. Those become parameters of the activation here, so that its function is static and its
-    leaves are all that is traced.
+    A function that closes over traced values would keep them alive as a key of caches. Here these
+    values become parameters of the activation, so that its function is static and only its leaves
+    are traced.
 
     Args:
-        phi: the activation.
+        phi: activation.
 
     Returns:
-        The activation, or an equal one with the traced values as parameters.
+        The activation, or an equal one whose closed-over traced values are parameters.
 
     Raises:
         ValueError: if the function fails on a vector, or is not elementwise.
@@ -38,7 +38,7 @@ def checked(phi: Activation) -> Activation:
     if _passed(phi.static_fn):
         return phi
     try:
-        # at once, also where a network is built while something around it is traced
+        # evaluates concrete numbers inside a trace too
         with jax.ensure_compile_time_eval():
             outputs = [
                 jnp.asarray(phi.fn(jnp.asarray(z))) for z in (_PROBES, _PROBES[::-1], _PROBES[1:2])
@@ -64,7 +64,7 @@ def checked(phi: Activation) -> Activation:
 
 
 def _same_entries(outputs: list[Array], traced: bool) -> bool:
-    """Tell whether each output depends on its own input; of traced ones only shapes are seen."""
+    """Check that each output depends on its own input alone; check only shapes of traced ones."""
     if [output.shape for output in outputs] != [(4,), (4,), (1,)]:
         return False
     if traced:
@@ -85,7 +85,7 @@ def _remember(fn: Callable) -> None:
     try:
         _elementwise.add(fn)
     except TypeError:
-        # NumPy's functions take no weak references: they are checked every time
+        # NumPy's functions take no weak references and are checked every time
         return
 
 
@@ -109,7 +109,7 @@ def _freed(name: str, f: Callable, arity: int) -> tuple["_Program", dict[str, An
             with jax.enable_x64(True):
                 closed = jax.make_jaxpr(f)(*[jnp.zeros(1, dtype)] * arity)
         except (TypeError, ValueError) as error:
-            # under strict promotion a function may take one dtype alone
+            # under strict promotion a function may take only one of the two dtypes
             failed = error
             continue
         traced = [isinstance(const, jax.core.Tracer) for const in closed.consts]
@@ -122,7 +122,7 @@ def _freed(name: str, f: Callable, arity: int) -> tuple["_Program", dict[str, An
 
 
 def _retraced(closed: ClosedJaxpr, traced: list[bool], dtype: Any, arity: int) -> ClosedJaxpr:
-    """Make a function of a program's traced values and arrays that remembers none of them."""
+    """Trace a program again as a function of its traced values and arrays, holding no values."""
     fixed = [
         None if is_traced else const for const, is_traced in zip(closed.consts, traced, strict=True)
     ]
@@ -143,10 +143,10 @@ def _retraced(closed: ClosedJaxpr, traced: list[bool], dtype: Any, arity: int) -
 
 
 class _Program:
-    """A function of arrays, elementwise in all of them, whose traced values have become keyword arguments.
+    """An elementwise function of arrays, with the formerly traced values as keyword arguments.
 
-    It was traced at one number in each floating dtype and is mapped over arrays of any shape. It
-    keeps no traced value itself, so that caches may hold it.
+    The function was traced at one number in each floating dtype and is mapped over arrays of any
+    shape. It holds no traced value, so that caches may hold the function.
     """
 
     def __init__(self, programs: dict[Any, tuple[list[str], ClosedJaxpr]], arity: int) -> None:

@@ -1,4 +1,4 @@
-"""One of several activations, chosen by a traced number."""
+"""Activations chosen among several by a traced number."""
 
 from collections.abc import Callable, Sequence
 
@@ -10,7 +10,7 @@ from jaxstab.activations.named import AnyActivation, get
 
 
 class _Switch:
-    """phi(z, index) by branches, equal for equal activations."""
+    """Function phi(z, index) with one branch per activation; equal for equal activations."""
 
     def __init__(self, choices: tuple[Activation, ...]) -> None:
         self._choices = choices
@@ -27,19 +27,19 @@ class _Switch:
 
 
 def one_of(choices: Sequence[AnyActivation], index: ArrayLike) -> Activation:
-    """An activation chosen by a number, so that networks which differ in it share a program.
+    """Choose an activation by a number, so that networks that differ in it share a program.
 
-    Only the chosen one is computed, unless a vmap runs over the number: then all are.
+    Only the chosen activation is computed, unless `jax.vmap` maps over the number: then all are.
 
     Args:
-        choices: names, `Activation`s or elementwise callables, of one function for all units.
-        index: which of them, from 0; may be traced.
+        choices: names, `Activation`s or elementwise callables, no mixtures.
+        index: index into the choices, from 0; may be traced.
 
     Returns:
-        The activation.
+        The chosen activation, with the index as a parameter.
 
     Raises:
-        ValueError: if there is no choice, or one is a mixture.
+        ValueError: if `choices` is empty or contains a mixture.
 
     Example:
         >>> import jax.numpy as jnp

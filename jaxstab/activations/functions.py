@@ -13,7 +13,7 @@ Function = Callable[[Array], Array]
 
 
 def _with_derivative(phi: Function, derivative: Function) -> Function:
-    """phi, with a derivative that keeps its digits in the tails."""
+    """Give phi a derivative that keeps its digits in the tails."""
     known = custom_jvp(phi)
 
     @known.defjvp
@@ -44,70 +44,70 @@ def _slope_of_softsign(z: Array) -> Array:
     return (1.0 + jnp.abs(z)) ** -2
 
 
-# the derivative of the sigmoid, with a rule: |z| has none at 0
+# derivative of the sigmoid; a rule of its own, as |z| has no derivative at 0
 _bell: Function = _with_derivative(_bell_from_exponentials, _slope_of_bell)
-# 1 - tanh^2 rounds to 0 from |z| = 9 on in float32 and would feign dead units
+# in float32, 1 - tanh^2 rounds to 0 from |z| = 9 on, and units would seem dead
 _tanh: Function = _with_derivative(jnp.tanh, _slope_of_tanh)
 _sigmoid: Function = _with_derivative(jax.nn.sigmoid, _bell)
 _softplus = _with_derivative(_softplus_from_exponentials, _sigmoid)
 # JAX's expm1(z) + 1 rounds to 0 from z = -17 on
 _expm1 = _with_derivative(jnp.expm1, jnp.exp)
-# differentiated as it stands, a difference of two terms near 1 / |z|
+# autodiff would give a difference of two terms near 1 / |z|
 _softsign = _with_derivative(jax.nn.soft_sign, _slope_of_softsign)
 
 
 def _swish(z: Array, beta: float | Array = 1.0) -> Array:
-    """z sigmoid(beta z), Ramachandran et al. 2017."""
+    """Compute z sigmoid(beta z), Ramachandran et al. 2017."""
     return z * _sigmoid(beta * z)
 
 
 def _quick_gelu(z: Array) -> Array:
-    """z sigmoid(1.702 z)."""
+    """Compute z sigmoid(1.702 z)."""
     return _swish(z, 1.702)
 
 
 def _gelu(z: Array) -> Array:
-    """z P(u < z), Hendrycks & Gimpel 2016."""
+    """Compute z P(u < z), Hendrycks & Gimpel 2016."""
     return jax.nn.gelu(z, approximate=False)
 
 
 def _gelu_tanh(z: Array) -> Array:
-    """The usual approximation of `gelu`, Hendrycks & Gimpel 2016."""
+    """Compute the usual approximation of gelu, Hendrycks & Gimpel 2016."""
     return z * _sigmoid(np.sqrt(8 / np.pi).item() * (z + 0.044715 * z**3))
 
 
 def _mish(z: Array) -> Array:
-    """z tanh(softplus(z)), Misra 2019."""
+    """Compute z tanh(softplus(z)), Misra 2019."""
     return z * _tanh(_softplus(z))
 
 
 def _log_sigmoid(z: Array) -> Array:
-    """ln sigmoid(z)."""
+    """Compute ln sigmoid(z)."""
     return -_softplus(-z)
 
 
 def _leaky_relu(z: Array, slope: float | Array) -> Array:
-    """z for z > 0, slope z below."""
+    """Compute z for z > 0, slope z below."""
     return jnp.where(z > 0, z, slope * z)
 
 
 def _elu(z: Array, alpha: float | Array = 1.0) -> Array:
-    """z for z > 0, alpha (e^z - 1) below, Clevert et al. 2016."""
+    """Compute z for z > 0, alpha (e^z - 1) below, Clevert et al. 2016."""
     return jnp.where(z > 0, z, alpha * _expm1(jnp.where(z > 0, 0.0, z)))
 
 
 def _celu(z: Array, alpha: float | Array = 1.0) -> Array:
-    """z for z > 0, alpha (e^(z / alpha) - 1) below, Barron 2017."""
+    """Compute z for z > 0, alpha (e^(z / alpha) - 1) below, Barron 2017."""
     return jnp.where(z > 0, z, alpha * _expm1(jnp.where(z > 0, 0.0, z) / alpha))
 
 
 def _selu(z: Array) -> Array:
-    """`elu` with mean 0 and variance 1 at its fixed point, Klambauer et al. 2017."""
+    """Compute elu scaled for mean 0 and variance 1 at its fixed point, Klambauer et al. 2017."""
     return 1.0507009873554805 * _elu(z, 1.6732632423543772)
 
 
 def _relu_squared(z: Array) -> Array:
-    """max(z, 0)^2, So et al. 2021."""
+    """Compute max(z, 0)^2, So et al. 2021."""
     return jax.nn.relu(z) ** 2
 
 
@@ -125,11 +125,11 @@ _squareplus: Function = _with_derivative(_squareplus_from_roots, _slope_of_squar
 
 
 def _identity(z: Array) -> Array:
-    """z."""
+    """Return z."""
     return z
 
 
-# those with parameters take them as keywords
+# parameters of a function are keyword arguments
 BY_NAME: dict[str, Callable[..., Array]] = {
     "identity": _identity,
     "relu": jax.nn.relu,

@@ -1,9 +1,8 @@
 r"""Gaussian kernels in closed form.
 
-Each maps (q, c) to E phi(z1) phi(z2) and E phi'(z1) phi'(z2), for jointly normal z1, z2 of mean 0,
-variance q and correlation c in [-1, 1]. Price's theorem ties the two together: d/dc E phi phi = q E
-phi' phi'. Where automatic differentiation would divide by sqrt(1 - c^2), that theorem is the
-derivative rule.
+A kernel maps (q, c) to E phi(z1) phi(z2) and E phi'(z1) phi'(z2), for jointly normal z1, z2 of mean
+0, variance q and correlation c in [-1, 1]. By Price's theorem d/dc E phi phi = q E phi' phi'. This
+theorem is the derivative rule where automatic differentiation would divide by sqrt(1 - c^2).
 """
 
 from collections.abc import Callable
@@ -24,18 +23,18 @@ def _identity(q: Array, c: Array) -> tuple[Array, Array]:
 
 
 def _sine(c: Array) -> Array:
-    # the factors, not 1 - c^2: that loses the digits of 1 - c and of 1 + c
+    # the factors keep the digits of 1 - c and 1 + c that 1 - c^2 loses
     c = jnp.clip(c, -1.0, 1.0)
     return jnp.sqrt((1.0 - c) * (1.0 + c))
 
 
 def _opening(c: Array) -> Array:
-    """pi - arccos c, with its digits at both ends."""
+    """Compute pi - arccos c, accurate at both ends."""
     return jnp.arctan2(_sine(c), -jnp.clip(c, -1.0, 1.0))
 
 
 def _series(delta: Array, coefficients: list[float]) -> Array:
-    """sum_k coefficients[k] delta^(2k), by Horner's rule."""
+    """Compute sum_k coefficients[k] delta^(2k) by Horner's rule."""
     total = jnp.zeros_like(delta)
     for coefficient in reversed(coefficients):
         total = total * delta**2 + coefficient
@@ -46,9 +45,9 @@ def _factorial(n: int) -> float:
     return float(np.prod(np.arange(1.0, n + 1)))
 
 
-# of sin(d) - d cos(d) over d^3, to 1e-17 for d <= 1
+# series of (sin(d) - d cos(d)) / d^3, to 1e-17 for d <= 1
 _CUBIC = [(-1.0) ** (k + 1) * 2 * k / _factorial(2 * k + 1) for k in range(1, 10)]
-# of d (2 + cos 2d) - 1.5 sin 2d over d^5, to 1e-17 for d <= 1
+# series of (d (2 + cos 2d) - 1.5 sin 2d) / d^5, to 1e-17 for d <= 1
 _QUINTIC = [
     (-1.0) ** k * (k - 1) * 2.0 ** (2 * k + 1) / _factorial(2 * k + 1) for k in range(2, 14)
 ]
@@ -56,14 +55,14 @@ _QUINTIC = [
 
 @custom_jvp
 def _both_positive(c: Array) -> Array:
-    """P(z1 > 0, z2 > 0)."""
+    """Compute P(z1 > 0, z2 > 0)."""
     return _opening(c) / (2 * np.pi)
 
 
 @_both_positive.defjvp
 def _both_positive_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     (c,), (dc,) = primals, tangents
-    # infinite at c = +-1, and there a large number instead: times a tangent of 0 it is 0, not NaN;
+    # 1 / sine is infinite at c = +-1: with the floor its product with a tangent of 0 is 0, not NaN;
     # the floor stays a normal number where a compiler multiplies another divisor into it
     sine = jnp.maximum(2 * np.pi * _sine(c), float(jnp.finfo(c.dtype).tiny) * 2.0**10)
     return _both_positive(c), dc / sine
@@ -71,7 +70,7 @@ def _both_positive_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[A
 
 @custom_jvp
 def _product_of_hinges(c: Array) -> Array:
-    """E relu(z1) relu(z2) at q = 1."""
+    """Compute E relu(z1) relu(z2) at q = 1."""
     delta = _opening(c)
     # near c = -1 both terms are delta and their difference delta^3 / 3
     small = jnp.minimum(delta, 1.0)
@@ -87,7 +86,7 @@ def _product_of_hinges_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tup
 
 @custom_jvp
 def _product_of_squares(c: Array) -> Array:
-    """E relu(z1)^2 relu(z2)^2 at q = 1."""
+    """Compute E relu(z1)^2 relu(z2)^2 at q = 1."""
     delta = _opening(c)
     cosine = jnp.clip(c, -1.0, 1.0)
     small = jnp.minimum(delta, 1.0)
@@ -130,10 +129,10 @@ def _relu_squared(q: Array, c: Array) -> tuple[Array, Array]:
 def _erf(q: Array, c: Array) -> tuple[Array, Array]:
     """Kernel of the error function, Williams 1997, eq. 11, with unit weights."""
     scale = 1 + 2 * q
-    # scale - 2qc and scale + 2qc without the difference, which cancels at large q
+    # scale - 2qc and scale + 2qc, in a form that does not cancel at large q
     below = 1 + 2 * q * (1 - c)
     above = 1 + 2 * q * (1 + c)
-    # arcsin(2qc / scale) by its tangent, so that it is steep nowhere
+    # arcsin(2qc / scale) as an arctan, which is steep nowhere
     cosine = jnp.sqrt(below / scale) * jnp.sqrt(above / scale)
     covariance = 2 / np.pi * jnp.arctan2(2 * (q / scale) * c, cosine)
     return covariance, 4 / np.pi / jnp.sqrt(below) / jnp.sqrt(above)
@@ -141,7 +140,7 @@ def _erf(q: Array, c: Array) -> tuple[Array, Array]:
 
 @custom_jvp
 def _even_and_odd(q: Array, c: Array) -> tuple[Array, Array]:
-    """e^-q cosh(q c) and e^-q sinh(q c)."""
+    """Compute e^-q cosh(q c) and e^-q sinh(q c)."""
     size = jnp.abs(c)
     near = jnp.exp(-q * (1 - size))
     # not near - far, which loses the digits of a small q

@@ -15,14 +15,14 @@ from jaxstab.activations.named import AnyActivation, get
 
 @jax.tree_util.register_pytree_node_class
 class Mixture(Activation):
-    r"""A share p of a layer's units has phi_2, the rest phi_1 (Lesser & Chowdhury 2026).
+    r"""Mixture of activations: a share p of a layer's units has phi_2, all others phi_1.
 
-    Second moments add unit by unit: E phi^2 = (1 - p) E phi_1^2 + p E phi_2^2. It is not the
-    activation (1 - p) phi_1 + p phi_2. A pytree: its leaves are p and the parameters of both
-    activations.
+    Second moments are means over units (Lesser & Chowdhury 2026): E phi^2 = (1 - p) E phi_1^2 +
+    p E phi_2^2. A mixture is not the activation (1 - p) phi_1 + p phi_2. It is a pytree, whose
+    leaves are p and the parameters of both activations.
 
     Attributes:
-        share: p.
+        share: p, in [0, 1].
         first: phi_1.
         second: phi_2.
 
@@ -37,12 +37,12 @@ class Mixture(Activation):
     elementwise = False
 
     def __init__(self, first: Activation, second: Activation, share: ArrayLike) -> None:
-        """Describe a mixture; `mixture` takes names and checks the share.
+        """Describe a mixture; `mixture` also takes names and checks the share.
 
         Args:
             first: phi_1.
             second: phi_2.
-            share: p.
+            share: p, in [0, 1].
         """
         self.first = first
         self.second = second
@@ -52,7 +52,7 @@ class Mixture(Activation):
         self.parameters = {"share": share}
 
     def tree_flatten(self) -> tuple[tuple[Any, ...], tuple]:
-        """Split into the parameters and what is static."""
+        """Split into parameters and static fields."""
         leaves, structure = jax.tree.flatten((self.first, self.second, self.share))
         return tuple(leaves), (structure,)
 
@@ -63,7 +63,7 @@ class Mixture(Activation):
 
     @property
     def fn(self) -> Callable[[Array], Array]:
-        """Refused: one function for all units does not exist."""
+        """Raise ValueError, as units of a mixture have different functions."""
         raise ValueError(
             f"the mixture {self.name!r} has a function for each unit, not one for all: take its "
             "`average` of a moment"
@@ -71,12 +71,12 @@ class Mixture(Activation):
 
     @property
     def static_fn(self) -> Callable[..., Array]:
-        """Refused, as `fn`."""
+        """Raise ValueError, as `fn` does."""
         return self.fn
 
     @property
     def kernel(self) -> Callable[[Array, Array], tuple[Array, Array]] | None:
-        """Mean of the two kernels; None where one of them is unknown."""
+        """Mean of the two kernels; None where either is unknown."""
         if self.first.kernel is None or self.second.kernel is None:
             return None
         return self._kernel_of_both
@@ -90,10 +90,10 @@ class Mixture(Activation):
         return covariance, slope
 
     def average(self, moment: Callable[[Activation], PyTree[ArrayLike]]) -> Any:
-        """Average over units the values of a function of each unit's activation.
+        """Average a function of a unit's activation over the units.
 
         Args:
-            moment: phi -> an array, or a pytree of arrays.
+            moment: function of phi that returns a pytree of arrays.
 
         Returns:
             (1 - p) moment(phi_1) + p moment(phi_2).
@@ -110,24 +110,24 @@ class Mixture(Activation):
     def __call__(self, z: Float[Array, "..."]) -> Float[Array, "..."]:
         """Apply phi_2 to the first p n of the n units in the last axis, phi_1 to the rest.
 
-        Where p n is not whole, one unit has a blend of both, so that networks are continuous and
-        differentiable in p: averaged over a unit's worth of p, the derivative is what changing that
-        unit's activation changes.
+        Where p n is not an integer, one unit has a blend of both activations, so that networks are
+        continuous and differentiable in p. Averaged over an interval 1/n of p, the derivative is
+        the effect of changing that unit's activation.
 
         Args:
             z: pre-activations of a layer.
 
         Returns:
-            Activations.
+            Activations of the layer.
         """
         return self._by_unit(self.first(z), self.second(z))
 
     def derivative(self, z: Float[Array, "..."]) -> Float[Array, "..."]:
-        """phi'(z) of each unit."""
+        """Compute phi'(z) of each unit."""
         return self._by_unit(self.first.derivative(z), self.second.derivative(z))
 
     def steepest(self, dtype: DTypeLike) -> Float[Array, ""]:
-        """The largest |phi'(z)| of both activations."""
+        """Compute the largest |phi'(z)| of both activations."""
         return jnp.maximum(self.first.steepest(dtype), self.second.steepest(dtype))
 
     def _by_unit(self, first: Array, second: Array) -> Array:
@@ -140,23 +140,23 @@ class Mixture(Activation):
         return (1.0 - part) * first + part * second
 
     def __repr__(self) -> str:
-        """Parts and share."""
+        """Return parts and share."""
         return f"Mixture({self.first!r}, {self.second!r}, share={self.share!r})"
 
 
 def mixture(first: AnyActivation, second: AnyActivation, share: ArrayLike) -> Mixture:
-    """Layers in which a share of the units has a second activation.
+    """Make a mixture of two activations over the units of a layer.
 
     Args:
-        first: phi_1: a name, an `Activation` or an elementwise callable.
-        second: phi_2, likewise.
-        share: p in [0, 1], the share of units with phi_2; may be traced.
+        first: phi_1, as name, `Activation` or elementwise callable.
+        second: phi_2, as name, `Activation` or elementwise callable.
+        share: share p of units with phi_2, in [0, 1]; may be traced.
 
     Returns:
         The mixture.
 
     Raises:
-        ValueError: if share is not one number in [0, 1], or an activation is a mixture itself.
+        ValueError: if share is not one number in [0, 1], or an activation is a mixture.
 
     Example:
         >>> mixture("tanh", "swish", 0.9).name

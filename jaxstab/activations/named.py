@@ -1,4 +1,4 @@
-"""Activations by name, and those with a parameter, each with its kinks."""
+"""Built-in activations, by name or with a parameter, with their kinks and kernels."""
 
 import difflib
 from collections.abc import Callable
@@ -20,10 +20,10 @@ def _parametric(name: str, function: str, **parameters: ArrayLike) -> Activation
 
 
 def leaky_relu(slope: ArrayLike = 0.01) -> Activation:
-    """phi(z) = z for z > 0, slope z below (Maas et al. 2013).
+    """Make phi(z) = z for z > 0, slope z below (Maas et al. 2013).
 
     Args:
-        slope: below 0; may be traced.
+        slope: slope below 0; may be traced.
 
     Returns:
         The activation.
@@ -39,7 +39,7 @@ def leaky_relu(slope: ArrayLike = 0.01) -> Activation:
 
 
 def swish(beta: ArrayLike = 1.0) -> Activation:
-    """phi(z) = z sigmoid(beta z) (Ramachandran et al. 2017); silu at beta = 1.
+    """Make phi(z) = z sigmoid(beta z) (Ramachandran et al. 2017), which is silu at beta = 1.
 
     Args:
         beta: steepness of the gate; may be traced.
@@ -51,7 +51,7 @@ def swish(beta: ArrayLike = 1.0) -> Activation:
 
 
 def elu(alpha: ArrayLike = 1.0) -> Activation:
-    """phi(z) = z for z > 0, alpha (e^z - 1) below (Clevert et al. 2016).
+    """Make phi(z) = z for z > 0, alpha (e^z - 1) below (Clevert et al. 2016).
 
     Args:
         alpha: minus the value at -inf; may be traced.
@@ -63,7 +63,7 @@ def elu(alpha: ArrayLike = 1.0) -> Activation:
 
 
 def celu(alpha: ArrayLike = 1.0) -> Activation:
-    """phi(z) = z for z > 0, alpha (e^(z / alpha) - 1) below (Barron 2017).
+    """Make phi(z) = z for z > 0, alpha (e^(z / alpha) - 1) below (Barron 2017).
 
     Args:
         alpha: minus the value at -inf, not 0; may be traced.
@@ -109,8 +109,8 @@ def names() -> tuple[str, ...]:
     """List the names of the built-in activations.
 
     Returns:
-        Names that `get` accepts. It accepts usual others too, such as swish, and reads HardTanh as
-        hard_tanh.
+        Names that `get` accepts. `get` also accepts usual synonyms, such as swish, and spellings
+        such as HardTanh.
 
     Example:
         >>> "tanh" in names()
@@ -120,20 +120,20 @@ def names() -> tuple[str, ...]:
 
 
 def get(activation: AnyActivation) -> Activation:
-    """Return the `Activation` of a name, or of an elementwise callable.
+    """Return the `Activation` of a name or of an elementwise callable.
 
     Args:
-        activation: a built-in name, an `Activation`, or an elementwise callable, which may close
-            over traced values. A bare callable counts as smooth; give an `Activation` with `kinks`
-            if it is not.
+        activation: built-in name, `Activation`, or elementwise callable, which may close over
+            traced values. A bare callable counts as smooth; pass an `Activation` with `kinks` for a
+            callable that is not smooth.
 
     Returns:
-        The activation. All that is traced in it is a leaf of its pytree.
+        The activation. Its traced values are leaves of its pytree.
 
     Raises:
-        ValueError: if the name is unknown (the near ones are suggested), or the callable is not
-            elementwise.
-        TypeError: if it is neither a name nor callable.
+        ValueError: if the name is unknown (the error suggests similar names), or the callable is
+            not elementwise.
+        TypeError: if `activation` is neither a name nor callable.
 
     Example:
         >>> get("relu").kinks
@@ -149,7 +149,7 @@ def get(activation: AnyActivation) -> Activation:
         return _named(activation)
     if isinstance(activation, Activation):
         phi = activation
-        # the parts of a mixture were checked when it was made
+        # the parts of a mixture were checked when the mixture was made
         if any(phi is known for known in _BUILT_IN.values()) or not phi.elementwise:
             return phi
     elif callable(activation):

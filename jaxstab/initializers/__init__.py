@@ -1,9 +1,9 @@
-"""Initialisers that keep signal and gradient alive at depth, and gains with their reasons.
+"""Initialisers that keep signal and gradient alive at depth, and weight gains with their sources.
 
-Two kinds. What acts on one matrix is an initialiser as jax.nn.initializers has them, for
-`MLP(weights=...)` or any Flax layer: `critical` here, and by name in `networks.WEIGHTS` those of
-Glorot, He and LeCun, and Haar-orthogonal ones. What must see the network draws or changes its
-parameters: `looks_linear`, `lsuv`, `auto_init`, `fixup`, `skip_init`.
+Initialisers of one matrix follow jax.nn.initializers, for `MLP(weights=...)` or any Flax layer:
+`critical` here, and by name in `networks.WEIGHTS` those of Glorot, He and LeCun and Haar-orthogonal
+ones. Initialisers of a whole network draw or change its parameters: `looks_linear`, `lsuv`,
+`auto_init`, `fixup`, `skip_init`.
 """
 
 from jaxstab.initializers.layerwise import auto_init, lsuv

@@ -1,4 +1,4 @@
-"""Weights scaled layer by layer from the bottom, each to what is measured of it."""
+"""Data-dependent initialisers that rescale weights layer by layer, from the input on."""
 
 from collections.abc import Callable
 
@@ -27,27 +27,28 @@ def lsuv(
 ) -> Params:
     """Rescale weights to unit variance, layer by layer, from data (LSUV; Mishkin & Matas 2016).
 
-    From the input on, the weights of each layer are divided by sqrt(Var(W a + b) / target), the
-    variance over units and examples without the skip, before the next layer is measured. Start from
-    orthogonal weights to follow the paper. Without biases one step is exact.
+    From the input on, the weights of each layer are divided by sqrt(Var(W a + b) / target). The
+    variance is over units and examples and excludes the skip. The next layer is measured after the
+    rescaling. The paper starts from orthogonal weights. Without biases one step is exact.
 
-    Where a layer of the user's own has n weights, each is divided by the n-th root, and steps
-    repeat. Its variance is that of the whole state above, unless `part` selects another.
+    In a layer of the user's own with n weights, each weight is divided by the n-th root, in each
+    step. The variance is that of the whole state above, unless `part` selects another.
 
     Args:
-        network: an MLP, any norm and skip, dropout off; or a chain that takes a batch, with the
-            masks that it is given.
-        params: its parameters, before `bind`; of layers of the user's own, bound or not.
-        x: a batch of data.
-        target: variance wanted, > 0; may be traced.
-        steps: rescalings per layer, >= 1.
-        kernels: which parameters of the user's own layers are weights, as in
+        network: MLP with any norm and skip, used without dropout; or chain that takes a batch, used
+            with the masks given.
+        params: parameters of the network, before `bind`; for layers of the user's own, bound or
+            not.
+        x: batch of data.
+        target: target variance, > 0; may be traced.
+        steps: number of rescalings per layer, >= 1.
+        kernels: selection of the weights among the parameters of the user's own layers, as in
             `networks.rescale`.
-        part: of blocks of the user's own, (state below, state above) -> what has the variance, such
-            as their difference where a skip is a sum; None for the state above.
+        part: function (state below, state above) -> array whose variance is rescaled, for blocks of
+            the user's own, such as the difference at a sum skip; None for the state above.
 
     Returns:
-        Parameters; layers without variance, or without weights, are left alone.
+        Rescaled parameters; layers without variance or without weights are unchanged.
 
     Raises:
         ValueError: if x is not a batch, steps < 1, kernels or part is given for an MLP, or no layer
@@ -126,25 +127,26 @@ def auto_init(
     samples: int = 4,
     kernels: Kernels | None = None,
 ) -> Params:
-    """Rescale the weights of each block until its partial Jacobian has norm 1 (AutoInit; Doshi et al. 2023).
+    """Rescale each block's weights to a partial Jacobian of norm 1 (AutoInit; Doshi et al. 2023).
 
     From the input on, the weights of block l are divided by the square root of
 
         J^{l-1,l} = sum_ij (dh_{l,i} / dh_{l-1,j})^2 / N_l  =  E |u^T dh_l/dh_{l-1}|^2 / N_l,
 
-    u standard normal, so that gradients keep their mean square at these data.
+    u standard normal, so that gradients keep their mean square on these data.
 
     Args:
-        network: a chain, or an MLP, without skips, beside which no weights bring J to 1.
-        params: its parameters, bound or not.
-        x: an input, or a batch where the layers take one.
-        key: PRNG key of u.
-        steps: rescalings per block, >= 1; one is exact where a block ends in its only kernel.
-        samples: vectors u, >= 1.
-        kernels: which parameters are weights, as in `networks.rescale`.
+        network: chain or MLP without skips, as no weights bring J to 1 next to a skip.
+        params: parameters of the network, bound or not.
+        x: input, or batch where the layers take one.
+        key: random key of u.
+        steps: number of rescalings per block, >= 1; one is exact where a block ends in its only
+            kernel.
+        samples: number of vectors u, >= 1.
+        kernels: selection of the weights among the parameters, as in `networks.rescale`.
 
     Returns:
-        Parameters; blocks without weights, or whose Jacobian is 0, are left alone.
+        Rescaled parameters; blocks without weights or with a Jacobian of 0 are unchanged.
 
     Raises:
         ValueError: if steps or samples < 1, no layer has weights, or the network's law has a skip.
@@ -176,7 +178,7 @@ def auto_init(
     return _layer_by_layer(known, params, x, squared_jacobian, 1.0, steps, kernels)
 
 
-# what the weights of a layer at a state bring to a target: it grows as their square
+# (layer, state) -> function of parameters that grows as the square of the weights
 Size = Callable[[Here, PyTree], Callable[[PyTree], Array] | None]
 
 
@@ -189,8 +191,8 @@ def _layer_by_layer(
     steps: int,
     kernels: Kernels | None,
 ) -> Params:
-    """Rescale the weights of each layer, from the input on, until `size` has the wanted value."""
-    # refuses a chain without weights
+    """Rescale the weights of each layer, from the input on, until `size` has the target value."""
+    # raises an error for a chain without weights
     rescale(params, 1.0, kernels=kernels)
 
     def new_theta(here: Here, h: PyTree) -> PyTree:
@@ -217,7 +219,7 @@ def _layer_by_layer(
 
 
 def _number(here: Here, stacks: tuple) -> int:
-    """Return the place of a layer's segment among embedding, segments and readout."""
+    """Return the index of a layer's segment among embedding, segments and readout."""
     if here.segment is not None:
         return here.segment + 1
     if here.layer == 0:
@@ -242,7 +244,7 @@ def _to_size(
     target: ArrayLike,
     steps: int,
 ) -> PyTree:
-    """Rescale the weights of a layer until a size that grows as their square has the wanted value."""
+    """Rescale the weights of a layer until `size`, which grows as their square, has the target."""
 
     def step(_: Array | int, theta: PyTree) -> PyTree:
         square = size(theta)

@@ -1,4 +1,4 @@
-"""Residual networks whose branches begin small or at nothing."""
+"""Initialisers of residual networks whose branches start small or at 0."""
 
 import jax
 import jax.numpy as jnp
@@ -13,19 +13,19 @@ from jaxstab.networks.family import module_of
 def fixup(network: MLP | Chain, params: Params) -> Params:
     """Set residual branches and readout to zero: Fixup (Zhang et al. 2019, section 3).
 
-    Its rule 1, the last layer of each branch and the classifier at 0, is all that applies where a
-    branch has m = 1 layers: rule 2 scales the others by L^(-1/(2m-2)), and there are none.
-    Multipliers alpha start at 1, biases at 0.
+    Rule 1 sets the last layer of each branch and the classifier to 0. Rule 2 scales all other
+    layers of a branch by L^(-1/(2m-2)); branches of m = 1 layer have none. Multipliers alpha start
+    at 1, biases at 0.
 
     Args:
-        network: one of our family, with skip "sum", "scaled" or "rezero" and no norm.
-        params: its parameters, drawn with He's gain.
+        network: network of `networks.mlp` with skip "sum", "scaled" or "rezero" and no norm.
+        params: parameters of the network, drawn with the gain of He.
 
     Returns:
-        Parameters.
+        Parameters after Fixup.
 
     Raises:
-        ValueError: if the network is not such a one.
+        ValueError: if the network has another skip, or a norm.
     """
     mlp = module_of(network)
     if mlp.skip not in ("sum", "scaled", "rezero") or mlp.norm:
@@ -48,14 +48,14 @@ def fixup(network: MLP | Chain, params: Params) -> Params:
 def skip_init(params: Params, alpha: ArrayLike = 0.0) -> Params:
     """Set the multipliers alpha of residual branches h + alpha F; 0 is ReZero and SkipInit.
 
-    Bachlechner et al. 2021 (ReZero); De & Smith 2020 (SkipInit), who also try 1/sqrt(depth).
+    Sources: Bachlechner et al. 2021 (ReZero); De & Smith 2020 (SkipInit, also with 1/sqrt(depth)).
 
     Args:
         params: parameters of a network with skip "rezero".
-        alpha: the multiplier, one or one per block; may be traced.
+        alpha: multiplier, one for all blocks or one per block; may be traced.
 
     Returns:
-        Parameters.
+        Parameters with the multipliers.
 
     Raises:
         ValueError: if there are no multipliers.

@@ -1,4 +1,4 @@
-"""Laws of weights at a critical gain, and weights of networks that are linear at the start."""
+"""Initialisers at the critical gain, and networks that are linear at initialisation."""
 
 from collections.abc import Callable
 
@@ -27,25 +27,26 @@ def critical(
     weights: str = "gaussian",
     width: int | None = None,
 ) -> Initializer:
-    """Make the initialiser on the critical line: sigma_w of `gain` times unit weights.
+    """Make an initialiser on the critical line: sigma_w of `gain` times unit weights.
 
-    At a finite width n typical gradients of that gain shrink by exp(-O(1/n)) per layer. With
-    `width` the gain is the one at which ln |J u| has mean 0, which is known exactly for phi linear
-    either side of 0.
+    At finite width n typical gradients of this gain shrink by exp(-O(1/n)) per layer. With `width`
+    the mean of ln |J u| is 0 instead; that gain is known exactly for phi linear on either side of
+    0.
 
     Args:
-        activation: name, `Activation` or elementwise callable: that of the layers.
-        sigma_b: bias standard deviation that the network will have, >= 0.
+        activation: activation of the layers, as name, `Activation` or elementwise callable.
+        sigma_b: bias standard deviation of the network, >= 0.
         weights: one of `networks.blocks.UNIT_WEIGHTS`, such as "gaussian" or "orthogonal".
-        width: units per layer, for relu, leaky_relu and their like; None for the gain of infinite
+        width: units per layer, for relu, leaky_relu and similar activations; None for infinite
             width.
 
     Returns:
-        (key, shape, dtype) -> weights, for `MLP(weights=...)` or a Flax layer's kernel_init.
+        Initialiser (key, shape, dtype) -> weights, for `MLP(weights=...)` or a Flax layer's
+        kernel_init.
 
     Raises:
-        ValueError: if the activation has no critical gain at this sigma_b or width, or weights are
-            not of unit gain.
+        ValueError: if the activation has no critical gain at this sigma_b or width, or `weights` is
+            not a law of unit gain.
 
     Example:
         >>> import flax.linen as nn
@@ -70,7 +71,7 @@ def critical(
 
 
 def _scaled(weights: str, sigma_w: float) -> Initializer:
-    """Make the initialiser of unit weights times a gain."""
+    """Make an initialiser of unit weights times a gain."""
 
     def draw(key: Array, shape: tuple[int, ...], dtype: DTypeLike = float) -> Array:
         drawn = WEIGHTS[weights](key, shape, dtype)
@@ -87,28 +88,28 @@ def looks_linear(
     sigma_w: ArrayLike = 1.0,
     sigma_b: ArrayLike = 0.0,
 ) -> Params:
-    """Draw parameters with which a relu-like network is a linear one of half its width.
+    """Draw parameters that make a relu-like network equal to a linear one of half the width.
 
-    Weights mirrored in sign, W = [[A, -A], [-A, A]]/c with phi(z) - phi(-z) = c z (Balduzzi et al.
-    2017, section 4), A drawn by the network's `weights`. The output is that of the linear network,
-    singular values of dy/dx included. The state h = (g, -g) holds that network's state g twice, so
-    that its derivatives carry sqrt 2. With orthogonal A, relu and no skip, half of the singular
-    values of dh_L/dh_l are sqrt(2) sigma_w^(L - l), half are 0, and those of dh_L/dx are sqrt(2)
-    sigma_w^(L + 1) for d_in = width / 2.
+    Weights are W = [[A, -A], [-A, A]]/c, where phi(z) - phi(-z) = c z (Balduzzi et al. 2017,
+    section 4) and A is drawn by the network's `weights`. The output and the singular values of
+    dy/dx are those of the linear network. The state h = (g, -g) contains the linear network's state
+    g twice, so that derivatives of h carry a factor sqrt 2. With orthogonal A, relu and no skip,
+    half of the singular values of dh_L/dh_l are sqrt(2) sigma_w^(L - l) and half are 0. Those of
+    dh_L/dx are sqrt(2) sigma_w^(L + 1) for d_in = width / 2.
 
     Args:
-        network: one of our family, of relu, leaky_relu, gelu, silu, softplus or another such phi;
-            even width; no norm; skip None, "sum", "scaled" or "rezero".
-        key: PRNG key.
-        x: an input, for its size and dtype.
+        network: network of `networks.mlp` of even width, without norm, with skip None, "sum",
+            "scaled" or "rezero", and relu, leaky_relu, gelu, silu, softplus or similar.
+        key: random key.
+        x: input, used for its size and dtype.
         sigma_w: gain of A.
-        sigma_b: standard deviation of the biases, mirrored too.
+        sigma_b: standard deviation of the biases, which are mirrored too.
 
     Returns:
-        Parameters.
+        Parameters of the network.
 
     Raises:
-        ValueError: if the network is not such a one.
+        ValueError: if the network does not meet these conditions.
 
     Example:
         >>> from jaxstab import networks
@@ -121,7 +122,7 @@ def looks_linear(
     mlp = module_of(network)
     phi = get(mlp.activation)
     z = np.linspace(0.1, 3.0, 4)
-    # numbers at once, also where a network is drawn while something around it is traced
+    # evaluates concrete numbers inside a trace too
     with jax.ensure_compile_time_eval():
         odd = np.asarray(phi(jnp.asarray(z)) - phi(jnp.asarray(-z))) / z
     if not (np.allclose(odd, odd[0], rtol=1e-5) and abs(odd[0]) > 1e-5):

@@ -1,21 +1,21 @@
-r"""BatchNorm before phi: at a finite batch, and in the limit of many examples.
+r"""BatchNorm before phi, at a finite batch size and in the limit of many examples.
 
 The B pre-activations of a unit are Gaussians of variance q and correlation c. Their variance about
-the batch's mean is v = q (1 - c), and h - mean has length sqrt(v) r in a direction that is uniform
-in the complement of (1, .., 1): r^2 ~ chi^2 of B - 1 degrees. So y = (h - mean) / s is uniform on a
-sphere of radius t sqrt(B), with
+the batch mean is v = q (1 - c). h - mean has length sqrt(v) r, r^2 ~ chi^2 with B - 1 degrees of
+freedom, and a uniform direction in the complement of (1, .., 1). So y = (h - mean) / s is uniform
+on a sphere of radius t sqrt(B), with
 
     s^2 = v r^2 / B + epsilon,    t^2 = v r^2 / (v r^2 + B epsilon).
 
-With (a, b, e, g) = E[phi'_1^2, phi'_1 phi'_2, phi'_1^2 y_1^2, phi'_1 y_1 phi'_2 y_2] on that sphere
-the squared gradient grows per layer by sigma_w^2 E[((B - 1) a + b - (2 - t^2)(e - g)) / s^2] / B;
+Let (a, b, e, g) = E[phi'_1^2, phi'_1 phi'_2, phi'_1^2 y_1^2, phi'_1 y_1 phi'_2 y_2] on that sphere.
+The squared gradient grows per layer by sigma_w^2 E[((B - 1) a + b - (2 - t^2)(e - g)) / s^2] / B;
 at epsilon = 0 this is
 
     sigma_w^2 ((B - 1) a + b - e + g) / ((B - 3) v)        (Yang et al. 2019, arXiv:1902.08129; relu: their theorem 8).
 
-Gradients behind a BatchNorm have no mean over the batch. The expectation over r is a trapezoid rule
-in ln r^2, whose nodes are shifted so that ln (v r^2 / (B epsilon)) falls on a fixed grid: what a
-sphere of any radius gives is computed once, whatever the gains and layers.
+Gradients with respect to h sum to 0 over the batch. The expectation over r is a trapezoid rule in
+ln r^2, with nodes shifted so that ln (v r^2 / (B epsilon)) falls on a fixed grid. So moments on
+spheres are computed once for all gains and layers.
 """
 
 import functools
@@ -35,14 +35,14 @@ from jaxstab.theory.maps import log_sum
 from jaxstab.theory.moments import LogMoments, inside, log_moments, variance
 from jaxstab.theory.signals import Head, Signal, log
 
-# ln t^2/(1 - t^2) on the grid of radii: beyond, t is 1, or the signal is below epsilon's rounding
+# largest |ln t^2/(1 - t^2)| of the grid: beyond, t is 1 or 0 to rounding
 _FARTHEST = 38.0
-# what a density has fallen to where an integral over it ends, in nats
+# an integral over a density ends where the density has fallen by so many nats
 _END = 40.0
 # nodes between two breaks, of the outer and the inner integral
 _OUTER = 48
 _INNER = 32
-# batches up to this size show where a break grazes the edge of the sphere
+# up to this batch size, breaks that touch the edge of the sphere need panels of their own
 _GRAZING = 12
 
 
@@ -54,7 +54,7 @@ class Sphere(NamedTuple):
         within: E phi_1^2 - E phi_1 phi_2, of two examples of a batch.
         variance: E phi_1^2 - (E phi_1)^2, of examples of two batches.
         slope: E phi'_1^2.
-        cross: E phi'_1 phi'_2.
+        cross: E phi'_1 phi'_2, of two examples of a batch.
         stretch: E (phi'_1 y_1)^2.
         cross_stretch: E phi'_1 y_1 phi'_2 y_2.
         square: t^2.
@@ -71,14 +71,14 @@ class Sphere(NamedTuple):
 
 
 def _spacing(batch: int) -> float:
-    """Distance of nodes in ln r^2, whose standard deviation is about sqrt(2 / (batch - 1))."""
+    """Choose the spacing of nodes in ln r^2, whose standard deviation is sqrt(2 / (batch - 1))."""
     return min(0.2, 0.7 * math.sqrt(2 / (batch - 1)))
 
 
 def _panels(
     edges: Float[Array, "*b k"], nodes: int
 ) -> tuple[Float[Array, "*b n"], Float[Array, "*b n"]]:
-    """Gauss-Legendre nodes between ascending edges, dense towards each: roots at an edge become smooth."""
+    """Lay Gauss-Legendre nodes between edges, dense at the edges, where roots become smooth."""
     x, w = np.polynomial.legendre.leggauss(nodes)
     x = (x + 1) / 2
     w = w / 2
@@ -96,7 +96,7 @@ def _panels(
 def _angles(
     sines: Float[Array, "*b k"], power: int, nodes: int
 ) -> tuple[Float[Array, "*b n"], Float[Array, "*b n"]]:
-    """Nodes and weights of the density cos^power on an angle, broken where its sine has these values."""
+    """Lay nodes and weights of the density cos^power on an angle, with breaks at given sines."""
     breaks = jnp.sort(jnp.arcsin(jnp.clip(sines, -1.0, 1.0)), -1)
     return _weighted(breaks, power, nodes)
 
@@ -113,7 +113,7 @@ def _weighted(
 
 
 def _grazing(kinks: Float[Array, " k"], cosine: float) -> Float[Array, " m"]:
-    """Angles of the first coordinate at which the second's range just reaches a kink, kinks per radius."""
+    """Find angles of the first coordinate at which the second one's range ends at a kink."""
     reached = jnp.arcsin(jnp.clip(kinks, -1.0, 1.0))
     turned = math.acos(cosine)
     angles: list[Array] = []
@@ -127,16 +127,16 @@ def _grazing(kinks: Float[Array, " k"], cosine: float) -> Float[Array, " m"]:
 
 
 def sphere(phi: Activation, about: Features, batch: int, square: Float[Array, ""]) -> Sphere:
-    """Moments of phi on the sphere of radius t sqrt(B) in the complement of (1, .., 1).
+    """Compute moments of phi on the sphere of radius t sqrt(B) in the complement of (1, .., 1).
 
     Args:
-        phi: the activation.
-        about: its features.
-        batch: B, at least 4.
-        square: t^2.
+        phi: activation.
+        about: features of the activation.
+        batch: batch size B, >= 4.
+        square: t^2, in [0, 1].
 
     Returns:
-        The moments, scalars.
+        Moments, scalars.
     """
     freedom = batch - 1
     radius = jnp.sqrt(square * freedom)
@@ -177,16 +177,16 @@ def _value_and_slope(phi: Activation, z: Array) -> tuple[Array, Array]:
 
 
 def spheres(phi: Activation, about: Features, batch: int, dtype: jnp.dtype) -> Sphere:
-    """Moments on spheres of every radius, ln t^2/(1 - t^2) on a grid.
+    """Tabulate moments on spheres, on a grid of ln t^2/(1 - t^2).
 
     Args:
-        phi: the activation.
-        about: its features.
-        batch: B, at least 4.
-        dtype: of the moments.
+        phi: activation.
+        about: features of the activation.
+        batch: batch size B, >= 4.
+        dtype: dtype of the moments.
 
     Returns:
-        The moments, along the grid.
+        Moments along the grid.
     """
     count = math.ceil(_FARTHEST / _spacing(batch))
     grid = jnp.arange(-count, count + 1).astype(dtype) * _spacing(batch)
@@ -198,9 +198,9 @@ class _Radii(NamedTuple):
     """Nodes of the expectation over r.
 
     Attributes:
-        weight: their weights.
+        weight: weights of the nodes.
         log_square: ln r^2.
-        moments: of the sphere at each.
+        moments: moments on the sphere at each node.
     """
 
     weight: Float[Array, " k"]
@@ -209,7 +209,7 @@ class _Radii(NamedTuple):
 
 
 def _radii(table: Sphere, batch: int, log_ratio: Array) -> _Radii:
-    """Nodes in r for v / (B epsilon) of this logarithm."""
+    """Lay nodes in r, given ln (v / (B epsilon))."""
     freedom = batch - 1
     step = _spacing(batch)
     low, high = _range(freedom)
@@ -224,7 +224,7 @@ def _radii(table: Sphere, batch: int, log_ratio: Array) -> _Radii:
 
 
 def _range(freedom: int) -> tuple[float, float]:
-    """Ends in ln r^2 of an integral over chi^2 of so many degrees, and of one over it divided by r^2."""
+    """Find the range in ln r^2 of integrals over the chi^2 density and over density / r^2."""
     x = np.linspace(-200.0, 10.0, 21_001)
     low = (freedom - 2) / 2
     high = freedom / 2
@@ -234,16 +234,16 @@ def _range(freedom: int) -> tuple[float, float]:
 
 
 def finite_head(law: Law, table: Sphere, signal: Signal, log_epsilon: Array) -> Head:
-    """The head of a block with BatchNorm before phi, before dropout; its slopes are those behind dropout.
+    """Compute the head of a block with BatchNorm before phi at a finite batch size.
 
     Args:
-        law: of the block.
-        table: moments on spheres.
-        signal: that the block is given.
+        law: law of the block.
+        table: moments on spheres, from `spheres`.
+        signal: pre-activations that enter the block.
         log_epsilon: ln epsilon.
 
     Returns:
-        Its moments.
+        Moments of the head. Slopes and `log_own` include dropout, lengths and gaps do not.
     """
     batch = law.batch
     assert batch is not None
@@ -254,7 +254,7 @@ def finite_head(law: Law, table: Sphere, signal: Signal, log_epsilon: Array) -> 
     def mean(values: Array) -> Array:
         return jnp.sum(nodes.weight * values)
 
-    # gradients with respect to a of two examples: their masks differ
+    # different examples have different masks
     own = (1.0 - 1.0 / batch) / law.keep + 1.0 / batch
     cross = -1.0 / batch
     slope = own * known.slope + cross * (known.slope - known.cross)
@@ -263,7 +263,7 @@ def finite_head(law: Law, table: Sphere, signal: Signal, log_epsilon: Array) -> 
     isotropic = ((batch - 1.0) * known.slope - (2.0 - known.square) * known.stretch) / (
         law.keep * batch
     )
-    # 1/s^2 relative to that of a typical radius
+    # 1/s^2 relative to its value at a typical radius, which keeps it in range
     log_typical = -log_sum(log_v, log_epsilon)
     log_inverse = -jax.vmap(log_sum, (0, None))(
         log_v + nodes.log_square - math.log(batch), log_epsilon
@@ -286,17 +286,17 @@ def finite_head(law: Law, table: Sphere, signal: Signal, log_epsilon: Array) -> 
 def limit_head(
     law: Law, phi: Activation, about: Features, signal: Signal, log_epsilon: Array
 ) -> Head:
-    """`finite_head` in the limit of many examples, in which they are independent.
+    """Compute `finite_head` in the limit of many examples, which the norm makes independent.
 
     Args:
-        law: of the block.
-        phi: its activation.
-        about: the activation's features.
-        signal: that the block is given.
+        law: law of the block.
+        phi: activation of the block.
+        about: features of the activation.
+        signal: pre-activations that enter the block.
         log_epsilon: ln epsilon.
 
     Returns:
-        Its moments.
+        Moments of the head. Slopes and `log_own` include dropout, lengths and gaps do not.
     """
     log_within = log(signal.within)
     log_v = signal.log_q + log_within
@@ -321,20 +321,20 @@ def limit_head(
 def _own_limit(
     law: Law, phi: Activation, about: Features, log_y: Array, moments: LogMoments
 ) -> Array:
-    """Squared gradient of BatchNorm's scale and bias, y ~ N(0, e^log_y) behind it.
+    """Compute the squared gradient of BatchNorm's scale and bias, in the limit of many examples.
 
-    The gradients of a batch add up to zero: of phi' and of phi' y counts what differs between
-    examples, E phi'^2 / rho - (E phi')^2 and E (phi' y)^2 / rho - (E phi' y)^2.
+    y ~ N(0, e^log_y) is the output of the norm. Gradients sum to 0 over a batch, so only variances
+    over examples count: E phi'^2 / rho - (E phi')^2 and E (phi' y)^2 / rho - (E phi' y)^2.
 
     Args:
-        law: Law of the block.
-        phi: Activation.
-        about: Features of the activation.
+        law: law of the block.
+        phi: activation of the block.
+        about: features of the activation.
         log_y: ln of the variance of y.
-        moments: Moments of phi at that variance.
+        moments: moments of phi at that variance.
 
     Returns:
-        The sum of both, over the squared gradient with respect to a.
+        Sum of the two variances, over the squared gradient with respect to a.
     """
 
     def mean(log_y: Array) -> Array:

@@ -1,15 +1,15 @@
-"""The fold over blocks that predicts: the state is that of two inputs, what is read off is every layer's record.
+"""Fold over blocks behind `predict`, which carries the signal of two inputs and records each layer.
 
-With A, D the moments of a block's head (`heads`), of weights of variance sigma_w^2 / fan_in:
+With A and D the moments of a block's head (`heads`), and weights of variance sigma_w^2 / fan_in:
 
     none       q' = sigma_w^2 A + sigma_b^2                 |dL/dh|^2 = sigma_w^2 D |dL/dh'|^2
     residual   q' = q + s^2 (sigma_w^2 A + sigma_b^2)       |dL/dh|^2 = (1 + s^2 sigma_w^2 D) |dL/dh'|^2
     dense      q_l = sigma_w^2 mean_{k<l} A_k + sigma_b^2   |dL/dh|^2 = (1 + sigma_w^2 D_l/l) (S_{l-1}/S_l) |dL/dh'|^2
 
-with s = 1 for "sum" (Yang & Schoenholz 2017, arXiv:1712.08969), depth^-1/2 for "scaled", alpha for
-"rezero", and S_l = sum_{k<=l} D_k for the state (h_0, .., h_l) of "dense" skips, whose gradient at
-its end is as the readout's is. Where "peri" normalises the branch, sigma_w^2 and sigma_b^2 are those
-divided by its length sigma_w^2 A + sigma_b^2 + epsilon.
+Here s = 1 for "sum" (Yang & Schoenholz 2017, arXiv:1712.08969), depth^-1/2 for "scaled" and alpha
+for "rezero". S_l = sum_{k<=l} D_k belongs to the state (h_0, .., h_l) of "dense" skips, whose
+gradient at the last layer is that of a readout. Where "peri" normalises the branch, sigma_w^2 and
+sigma_b^2 are divided by the branch's length sigma_w^2 A + sigma_b^2 + epsilon.
 """
 
 import functools
@@ -34,18 +34,18 @@ LOG_2 = math.log(2)
 
 
 class Layers(NamedTuple):
-    """What is read off at layers 0..L.
+    """Records of layers 0..L.
 
     Attributes:
-        log_q: ln of the state's mean square, over all its layers' units where it holds several.
+        log_q: ln of the state's mean square, over the units of all layers that the state holds.
         own_log_q: ln q of the layer's own units.
         distance: 1 - c of the state.
-        log_chi: ln of the factor of the squared gradient from a layer to the one below; last entry
+        log_chi: ln of the squared gradient's factor from the layer above to this one; last entry
             unused.
-        log_entries: ln of the squared gradient of the layer's parameters over that of the state,
-            per unit of width.
-        log_few: the part of it that does not grow with the width.
-        log_jacobian: ln |dh_l/dh_0|^2 per unit of the width.
+        log_entries: ln of the squared gradient of the parameters of the block above over that of
+            its output, the part in proportion to width, per unit of width.
+        log_few: ln of the part of that ratio that does not depend on width.
+        log_jacobian: ln |dh_l/dh_0|^2 per unit of width.
     """
 
     log_q: Float[Array, " layer"]
@@ -61,9 +61,9 @@ class Gains(NamedTuple):
     """Logarithms of a block's variances.
 
     Attributes:
-        weight: ln sigma_w^2 with the weights' own variance.
+        weight: ln of sigma_w^2 times the weights' variance at unit gain.
         bias: ln sigma_b^2.
-        branch: ln s^2, of the branch beside a skip.
+        branch: ln s^2, s the factor of a residual branch.
     """
 
     weight: Float[Array, ""]
@@ -72,16 +72,16 @@ class Gains(NamedTuple):
 
 
 def gains(law: Law, sigma_w: Array, sigma_b: Array, deepest: int) -> Gains:
-    """The gains of a block.
+    """Compute the variances of a block.
 
     Args:
-        law: of the block.
+        law: law of the block.
         sigma_w: weight gain.
         sigma_b: bias standard deviation.
-        deepest: number of blocks, where the law does not say it.
+        deepest: number of blocks, used where the law has no depth.
 
     Returns:
-        Their logarithms.
+        Logarithms of the variances.
     """
     log_weight = log_square(sigma_w) + law.log_variance
     branch = jnp.zeros_like(log_weight)
@@ -93,15 +93,15 @@ def gains(law: Law, sigma_w: Array, sigma_b: Array, deepest: int) -> Gains:
 
 
 def normed(law: Law, gains: Gains, known: Head) -> Gains:
-    """The gains of a block whose branch is normalised: both divided by its length.
+    """Divide the variances by the branch's length, where the law normalises the branch.
 
     Args:
-        law: of the block.
-        gains: of W and b as they stand.
-        known: the block's head.
+        law: law of the block.
+        gains: variances of W and b.
+        known: head of the block.
 
     Returns:
-        The gains of what joins the skip.
+        Variances of the branch that is added to the skip.
     """
     if not law.branch_norm:
         return gains
@@ -110,13 +110,13 @@ def normed(law: Law, gains: Gains, known: Head) -> Gains:
 
 
 def carried(law: Law) -> float:
-    """ln of the share of h that a skip hands on: 0 beside a residual branch, -inf without.
+    """Compute ln of the factor of h in the next state: 0 with a residual skip, -inf without.
 
     Args:
-        law: of the block.
+        law: law of the block.
 
     Returns:
-        The logarithm.
+        Logarithm of the factor.
     """
     if law.skip in ("sum", "scaled", "rezero"):
         return 0.0
@@ -124,14 +124,14 @@ def carried(law: Law) -> float:
 
 
 class Stepped(NamedTuple):
-    """One block's map.
+    """Result of one block's map.
 
     Attributes:
-        signal: of the next layer.
+        signal: signal of the next layer.
         log_ratio: ln (q'/q).
         log_chi: ln of the squared gradient's factor.
-        log_isotropic: the branch's share of the factor, where gradients of a batch's examples are
-            independent.
+        log_isotropic: ln of the branch's part of the factor, where gradients of a batch's examples
+            are independent.
     """
 
     signal: Signal
@@ -141,16 +141,16 @@ class Stepped(NamedTuple):
 
 
 def step(law: Law, gains: Gains, signal: Signal, known: Head) -> Stepped:
-    """One block without a skip, or with a residual one.
+    """Map the signal through one block without a skip or with a residual skip.
 
     Args:
-        law: of the block.
-        gains: its gains.
-        signal: that the block is given.
-        known: its head at that signal.
+        law: law of the block.
+        gains: variances of the block.
+        signal: signal that enters the block.
+        known: head of the block at that signal.
 
     Returns:
-        The next layer's signal, and the gradient's factor.
+        Signal of the next layer, and factors of the gradient.
     """
     carry = carried(law)
     log_q = signal.log_q
@@ -182,25 +182,25 @@ def step(law: Law, gains: Gains, signal: Signal, known: Head) -> Stepped:
 
 
 def _features_table(law: Law, phi: Activation, about: Features, dtype: jnp.dtype) -> Sphere | None:
-    """Moments on spheres, where a law wants them."""
+    """Tabulate moments on spheres, for BatchNorm over a finite batch; else None."""
     if law.norm == "batch" and law.batch is not None:
         return spheres(phi, about, law.batch, dtype)
     return None
 
 
 def first_signal(gains: Gains, log_input: Array, c0: Array) -> Signal:
-    """The signal behind the embedding.
+    """Compute the signal after the embedding.
 
     Args:
-        gains: of the embedding.
+        gains: variances of the embedding.
         log_input: ln of the input's mean square.
         c0: correlation of two inputs.
 
     Returns:
-        The signal of layer 0.
+        Signal of layer 0.
     """
     log_q = log_sum(gains.weight + log_input, gains.bias)
-    # two inputs without any signal stay as alike as they were
+    # at length 0 the correlation stays c0
     weighted = jnp.where(
         log_q == -jnp.inf,
         1.0,
@@ -213,18 +213,18 @@ def first_signal(gains: Gains, log_input: Array, c0: Array) -> Signal:
 def layers(
     law: Law, phi: Activation, about: Features, gains: Gains, first: Signal, depth: int
 ) -> Layers:
-    """The fold over all blocks.
+    """Fold the signal over all blocks.
 
     Args:
-        law: of each block.
-        phi: its activation.
-        about: the activation's features.
-        gains: of each block.
-        first: the signal of layer 0.
+        law: law of each block.
+        phi: activation of each block.
+        about: features of the activation.
+        gains: variances of each block.
+        first: signal of layer 0.
         depth: number of blocks L.
 
     Returns:
-        What is read off at layers 0..L.
+        Records of layers 0..L.
     """
     table = _features_table(law, phi, about, first.log_q.dtype)
     head_of = functools.partial(head, law, phi, about, table)
@@ -233,24 +233,23 @@ def layers(
 
 
 def _has_parameters(law: Law) -> bool:
-    """Whether the norm has a scale of its own."""
+    """Check that the block has a norm with parameters."""
     return law.norm is not None or is_squashed(law.activation)
 
 
 def _fed(
     law: Law, gains: Gains, signal: Signal, known: Head, shrunk: Array | None = None
 ) -> tuple[Array, Array]:
-    """ln of a branch's squared gradient of parameters over that of the branch: per unit of width, and besides."""
+    """Compute ln of parameters' over output's squared gradient: the part per width, and the rest."""
     own = jnp.full_like(known.log_power, -jnp.inf)
     if _has_parameters(law):
         own = gains.weight + known.log_own
     if law.norm == "batch":
-        # gradients add up to zero over a batch: only what differs between examples counts, and no
-        # bias
+        # gradients sum to 0 over a batch: only differences of examples count, and biases get none
         return signal.log_q + known.log_unit + log(known.within), own
     if shrunk is None or not law.branch_norm:
         return known.log_power, log_sum(own, jnp.zeros_like(own))
-    # W and b lie behind the division by the branch's length, scale and bias of its norm before it
+    # W, b and the head's norm lie below the branch's norm, whose scale and bias add 2
     return known.log_power + shrunk, log_sum(log_sum(own, shrunk), jnp.full_like(own, LOG_2))
 
 
@@ -269,7 +268,7 @@ def _sequential(
         many, few = _fed(law, own, signal, known, shrunk=own.weight - gains.weight)
         few = own.branch + few
         if law.skip == "rezero":
-            # the gradient of alpha is the branch's sum with that of the state
+            # the gradient of alpha is the inner product of branch and cotangent
             seen = own.weight + (many if law.norm == "batch" else known.log_power)
             few = log_sum(few, seen if law.norm == "batch" else log_sum(seen, own.bias))
         if not math.isinf(carried(law)):
@@ -293,13 +292,13 @@ def _sequential(
         return new, read
 
     zero = jnp.zeros_like(first.log_q)
-    # the last layer's step is taken for its moments only
+    # the step of the last layer is needed only for its moments
     _, read = jax.lax.scan(layer, (first, zero, zero), None, length=depth + 1)
     return read
 
 
 class _Sums(NamedTuple):
-    """Logarithms of sums over the layers that a dense state holds, and two that are no logarithms."""
+    """Sums over the layers of a dense state, in logarithms but for distance, gap and within."""
 
     log_q: Array
     distance: Array
@@ -313,7 +312,7 @@ class _Sums(NamedTuple):
 
 
 def _dense(law: Law, gains: Gains, head_of: functools.partial, first: Signal, depth: int) -> Layers:
-    """Records of blocks whose state is all states before it, side by side."""
+    """Fold over blocks with dense skips, whose state concatenates all earlier states."""
     none = jnp.full_like(first.log_q, -jnp.inf)
     zero = jnp.zeros_like(first.log_q)
     nothing = _Sums(none, zero, none, zero, zero, none, none, none, none)
@@ -335,7 +334,7 @@ def _dense(law: Law, gains: Gains, head_of: functools.partial, first: Signal, de
             distance=new.distance,
             log_chi=none,
             log_entries=new.log_fed,
-            # the norm's own parameters see W of one source in `count`
+            # W divides by fan_in, which is `count` times the width
             log_few=log_sum(new.few - log_count, none if law.norm == "batch" else zero),
             log_jacobian=log_new,
         )
@@ -351,13 +350,13 @@ def _dense(law: Law, gains: Gains, head_of: functools.partial, first: Signal, de
 def _with_layer(
     law: Law, gains: Gains, sums: _Sums, signal: Signal, known: Head, log_new: Array
 ) -> _Sums:
-    """The sums with one layer more, whose Jacobian from the input has ln E s^2 = log_new."""
+    """Add one layer to the sums; ln E s^2 of its Jacobian from h_0 is `log_new`."""
     many, _ = _fed(law, gains, signal, known)
     if _has_parameters(law):
         own = gains.weight + known.log_own
     else:
         own = jnp.full_like(signal.log_q, -jnp.inf)
-    # the gap of a source, relative to the length of the sum so far
+    # gaps are relative to the length of the sum so far
     log_power = log_sum(sums.log_power, known.log_power)
     log_q = log_sum(sums.log_q, signal.log_q)
     old_share = _share(sums.log_power, log_power)
@@ -377,14 +376,13 @@ def _with_layer(
 
 
 def _with_gradients(read: Layers, log_weight: Array, slopes: Array, summed: Array) -> Layers:
-    """The records with growth of gradients, from the slope of each layer and the sums over layers."""
+    """Add the factors of gradients to the records, from the slopes and their sums over layers."""
     depth = len(slopes) - 1
     counts = jnp.arange(1, depth + 1).astype(slopes.dtype)
     # from state l to state l - 1: l = 1..L
     grown = jax.vmap(log_sum)(jnp.zeros(depth), log_weight + slopes[1:] - jnp.log(counts))
     log_chi = jnp.append(grown + summed[:-1] - summed[1:], -jnp.inf)
-    # of a state's gradient, the share of its newest layer, which is what the branch's parameters
-    # see
+    # share of the newest layer in a state's gradient, which reaches the branch's parameters
     newest = slopes - summed
     after = jnp.append(newest[1:], newest[-1:])
     jacobian = jax.lax.associative_scan(jax.vmap(log_sum), read.log_jacobian)
@@ -397,7 +395,7 @@ def _with_gradients(read: Layers, log_weight: Array, slopes: Array, summed: Arra
 
 
 def _share(part: Array, whole: Array) -> Array:
-    """e^(part - whole), 0 where the whole is."""
+    """Compute e^(part - whole), 0 where `whole` is -inf."""
     positive = jnp.isfinite(whole)
     return jnp.where(
         positive & jnp.isfinite(part), jnp.exp(part - jnp.where(positive, whole, 0.0)), 0.0

@@ -1,7 +1,7 @@
-"""The head of a block, a = dropout(phi(norm(h))) or dropout(norm(phi(h))): what it does to lengths and gradients.
+"""Moments of a block's head, a = dropout(phi(norm(h))) or dropout(norm(phi(h))).
 
-With V = E phi^2, M = E phi'^2 at length q, z of length q / (q + epsilon), and keep rate rho, at
-large width:
+With V = E phi^2 and M = E phi'^2 at a length, z = q / (q + epsilon) and keep rate rho, at large
+width:
 
     norm             E a^2                           E (da/dh)^2
     None             V(q) / rho                      M(q) / rho
@@ -9,8 +9,8 @@ large width:
     rms, after       V / (V + epsilon) / rho         M / (V + epsilon) / rho
     layer, after     Var / (Var + epsilon) / rho     M / (Var + epsilon) / rho,   Var = V - (E phi)^2
 
-BatchNorm's are in `batches` and `batches_behind`. Two inputs under the same masks have E a a' / rho,
-under different ones E a a'.
+`batches` and `batches_behind` have BatchNorm. Dropout divides E a a' of two inputs by rho where the
+masks are shared, and leaves E a a' as it is where the masks differ.
 """
 
 import jax
@@ -30,17 +30,17 @@ from jaxstab.theory.squashes import ALPHA, SQUASHES, Squashed, is_squashed, unsq
 
 
 def head(law: Law, phi: Activation, about: Features, table: Sphere | None, signal: Signal) -> Head:
-    """The head of a block.
+    """Compute the moments of a block's head.
 
     Args:
-        law: of the block.
-        phi: its activation.
-        about: the activation's features.
-        table: moments on spheres, where BatchNorm takes its statistics over a finite batch.
-        signal: that the block is given.
+        law: law of the block.
+        phi: activation of the block.
+        about: features of the activation.
+        table: moments on spheres, for BatchNorm over a finite batch; else None.
+        signal: pre-activations that enter the block.
 
     Returns:
-        Its moments.
+        Moments of the head.
     """
     log_epsilon = log(law.epsilon)
     if table is not None:
@@ -59,7 +59,7 @@ def head(law: Law, phi: Activation, about: Features, table: Sphere | None, signa
 
 
 def _activated(phi: Activation, about: Features, log_q: Array, signal: Signal) -> Head:
-    """phi(z) of z of length q."""
+    """Compute the head phi(z) at a length of z."""
     moments = log_moments(phi, about, log_q)
     one = jnp.ones_like(log_q)
     gap = distance_map(phi, about, log_q, one, signal.distance).distance
@@ -82,15 +82,15 @@ def _activated(phi: Activation, about: Features, log_q: Array, signal: Signal) -
 
 
 def _own_square(phi: Activation, about: Features, q: Array) -> Array:
-    """Squared gradient of scale, bias and alpha, over that with respect to the head.
+    """Compute the squared gradient of scale, bias and alpha over that with respect to the head.
 
     Args:
-        phi: a squashed activation.
-        about: its features.
+        phi: squashed activation.
+        about: features of the activation.
         q: length of h.
 
     Returns:
-        The ratio; scale and bias have one entry per unit, alpha one for all.
+        Ratio of squared gradients; scale and bias have one entry per unit, alpha one in all.
     """
     if isinstance(phi, Mixture):
         first, second = about.parts
@@ -105,7 +105,7 @@ def _own_square(phi: Activation, about: Features, q: Array) -> Array:
     u, weights = flat(panels, legendre(about.nodes.single, about.power))
     weights = weights * density(u)
     h = root * u
-    # the norm's argument, and the derivative of the head by the norm's output
+    # z is the norm's argument, outer the derivative of the head by the norm's output
     z = inner(h) if head.after else h
     f, slope = jax.jvp(SQUASHES[head.squash], (ALPHA * z,), (jnp.ones_like(z),))
     outer = jnp.ones_like(z) if head.after else inner.derivative(f)
@@ -113,7 +113,7 @@ def _own_square(phi: Activation, about: Features, q: Array) -> Array:
 
 
 def _scaled(dry: Head, log_factor: Array) -> Head:
-    """A head per length of h, where h enters divided by its length, or a leaves divided by its own."""
+    """Multiply the moments that are per q, and the slopes, by the norm's factor."""
     return dry._replace(
         log_gain=dry.log_gain + log_factor,
         log_unit=dry.log_unit + log_factor,
@@ -151,12 +151,12 @@ def _normed_after(
 
 
 def _dropped(law: Law, dry: Head) -> Head:
-    """What dropout leaves of a head: features kept grow by 1/rho, masks of a batch's examples are independent."""
+    """Apply dropout to a head; a batch's examples have independent masks."""
     log_keep = jnp.log(law.keep)
     lost = (1.0 / law.keep - 1.0) * jnp.exp(dry.log_gain - dry.log_unit)
     gap = dry.gap / law.keep if law.shared_masks else dry.gap + lost
     if law.norm == "batch" and law.shared_masks:
-        # the masks correlate two batches example by example, and BatchNorm keeps that in the next
+        # shared masks correlate two batches example by example, which no moment here carries
         gap = jnp.where(law.keep < 1.0, jnp.nan, gap)
     wet = dry._replace(
         log_power=dry.log_power - log_keep,
@@ -165,7 +165,7 @@ def _dropped(law: Law, dry: Head) -> Head:
         within=dry.within + lost,
     )
     if law.norm == "batch":
-        # BatchNorm mixes the examples, and its slopes know of their masks
+        # slopes of a BatchNorm head already include dropout
         return wet
     return wet._replace(
         log_slope=dry.log_slope - log_keep,

@@ -356,7 +356,7 @@ def missing_fields(known: Law) -> dict[str, str]:
 
 
 def _thinned(known: Law) -> bool:
-    """Whether dropout is known to drop units: a traced keep rate has no value to look at."""
+    """Check that dropout drops units; a traced keep rate counts as 1."""
     if isinstance(known.keep, jax.core.Tracer):
         return False
     return bool(np.any(np.asarray(known.keep) != 1.0))
