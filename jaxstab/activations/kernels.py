@@ -143,7 +143,7 @@ def _even_and_odd(q: Array, c: Array) -> tuple[Array, Array]:
     """Compute e^-q cosh(q c) and e^-q sinh(q c)."""
     size = jnp.abs(c)
     near = jnp.exp(-q * (1 - size))
-    # not near - far, which loses the digits of a small q
+    # expm1 keeps the digits of a small q that near - far loses
     odd = -near * jnp.expm1(-2 * q * size) / 2
     return near * (1 + jnp.exp(-2 * q * size)) / 2, jnp.where(c >= 0, odd, -odd)
 

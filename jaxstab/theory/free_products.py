@@ -54,7 +54,7 @@ class JacobianLaw(NamedTuple):
         log_s: ln s, ascending.
         cdf: share of singular values at most s, those that are exactly zero included; a jump is an
             atom.
-        density: of ln s, per nat; without atoms.
+        density: density of ln s, per nat, without atoms.
         zeros: share of singular values that are exactly zero.
         log_s_max: ln of the largest singular value.
     """

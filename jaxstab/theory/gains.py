@@ -105,7 +105,7 @@ def _at_unit_length(phi: Activation, sigma_b: float) -> _AtUnitLength | None:
 
 
 def _warning_of_published(phi: Activation, sigma_b: float) -> str:
-    """Word a warning for activations whose published gain, which keeps q = 1, misleads."""
+    """Write a warning for activations whose published gain, which keeps q = 1, misleads."""
     at_one = _at_unit_length(phi, sigma_b)
     if at_one is None or not at_one.misleads:
         return ""

@@ -103,12 +103,12 @@ class Law:
 
     @property
     def residual(self) -> bool:
-        """Whether a skip adds the branch to h."""
+        """True where a skip adds the branch to h."""
         return self.skip in ("sum", "scaled", "rezero")
 
     @property
     def finite_batch(self) -> bool:
-        """Whether BatchNorm takes its statistics over a batch of a given size."""
+        """True for BatchNorm with statistics over a batch of a given size."""
         return self.norm == "batch" and self.batch is not None
 
 

@@ -50,7 +50,7 @@ class Widths(NamedTuple):
 
     @property
     def log_scale(self) -> float:
-        """The constant of ln lambda as a function of tau."""
+        """Constant term of ln lambda as a function of tau."""
         return math.log(self.ratios[-1]) - sum(math.log(ratio) for ratio in self.ratios[1:-1])
 
     @property
