@@ -13,7 +13,7 @@ from jaxtyping import ArrayLike
 # for the other packages of jaxstab only
 __all__ = ()
 
-# NumPy's integers and arrays of them are as good as Python's
+# counts and depths may also be NumPy's integers and arrays
 Count = int | np.integer
 Depths = Sequence[Count] | np.ndarray | jax.Array
 

@@ -152,7 +152,7 @@ def npz_arrays(path: Path, wanted: Collection[str]) -> dict[str, Any]:
         wanted: names of the arrays to read.
 
     Returns:
-        What the file holds, by name: arrays, and None for what is not wanted and not read.
+        Arrays by name; None for unwanted arrays, which are not read.
 
     Raises:
         ValueError: if the file or an array cannot be read, is not of numbers, or is too large.

@@ -5,7 +5,7 @@ own. XLA's thread pool has one thread per core, or per device if there are more 
 pool slows products down by up to a half, because each product is handed to threads that must wake.
 
 `jaxstab.decompositions` decomposes matrices one at a time on a CPU and needs no spare thread.
-Decompositions of stacks by the user do need one: on two devices at once they can deadlock the pool.
+A user's decompositions of stacks do need one: two at once, on two devices, can deadlock the pool.
 """
 
 import contextlib

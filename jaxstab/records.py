@@ -131,7 +131,7 @@ class Training(NamedTuple):
     Attributes:
         loss: loss of each step's minibatch, before its update; NaN after the first step that is not
             finite.
-        accuracy: accuracy on that minibatch, before its update; NaN likewise.
+        accuracy: accuracy on that minibatch, before its update; NaN after the same step.
         norm_before: norm of the gradient before `clipping.monitored`; NaN without it.
         coefficient: factor of the gradient in `clipping.monitored`; NaN without it.
         train_accuracy: accuracy on all training examples, in inference mode.

@@ -46,7 +46,7 @@ class Theory(NamedTuple):
     why: str = ""
 
     def __str__(self) -> str:
-        """One line."""
+        """Format as one line."""
         if self.why:
             return f"no prediction: {self.why}"
         return (
@@ -110,7 +110,7 @@ def _compared(chain: Chain, params: Params, measured: Measured) -> Theory:
     if not fed > 0:
         raise ValueError("h_0 is no larger than the biases, so that no input would give it")
     alike = np.nan_to_num(float(measured.alike[below]))
-    # measured numbers may lie a little beyond what two inputs can have
+    # measurement errors may put the correlation slightly outside of [-1, 1]
     c0 = float(np.clip((alike * q - sigma_b**2) / (weight * fed), -1.0, 1.0))
     width = sites[0].shape[-1]
     forward, _, backward, _ = theory.predict(

@@ -1,7 +1,7 @@
 """Layers of the user's own as pure functions, from functions, linen modules and nnx modules.
 
-A layer that reads more than trained parameters, such as running statistics and a key, takes them
-bound as a `Layer`. A module keeps its configuration; if its mode is an argument, the mode is
+A layer that reads more than trained parameters, such as running statistics or a key, takes bound
+parameters, a `Layer`. A module keeps its configuration; if its mode is an argument, the mode is
 training.
 """
 

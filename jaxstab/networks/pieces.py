@@ -123,7 +123,7 @@ def plain(jaxpr: Any, equations: list[Any], end: int, last_read: dict[Any, int])
     Args:
         jaxpr: jaxpr of the equations.
         equations: the equations.
-        end: number of the first equation after them.
+        end: number of the first equation after the step.
         last_read: number of the last equation that reads each variable.
 
     Returns:

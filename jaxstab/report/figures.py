@@ -286,7 +286,7 @@ def sharpness(dataset: xr.Dataset, columns: int = COLUMNS) -> Figure:
 
 
 def singular_values(dataset: xr.Dataset, columns: int = COLUMNS) -> Figure:
-    """Draw quantiles of the input-output Jacobian's singular values against depth, for three gains.
+    """Draw quantiles of the input-output Jacobian's singular values against depth, at three gains.
 
     Args:
         dataset: a survey.

@@ -59,7 +59,7 @@ class State(NamedTuple):
     Attributes:
         params: trained parameters; `Chain.bind(params, stats=stats)` binds them to the network.
         stats: BatchNorm's running statistics, and other state of layers of the user's own; empty
-            where there is none.
+            without such state.
         optimiser: state of the optax transformation.
         curvature: records of the sharpness along the run; None where it is not measured.
     """
@@ -147,8 +147,8 @@ def train(
         loss: scalar function of (outputs, labels).
         rate: rate of an MLP's dropout, as in `networks.bind`; layers of the user's own have theirs.
         depth: number of blocks to use, may be traced, see `value_and_grad`; None for all.
-        evaluate: numbers of updates before an evaluation on all data, in [0, steps]; the end of the
-            run always has one.
+        evaluate: numbers of updates after which to evaluate all data, in [0, steps]; the end of the
+            run always has an evaluation.
         curvature_every: updates from one record of the sharpness to the next, >= 1; None for no
             record. BatchNorm sees minibatches of `batch`, dropout the masks of the step.
 
@@ -158,7 +158,7 @@ def train(
 
     Raises:
         ValueError: if steps or curvature_every < 1, batch exceeds the data, evaluate is not within
-            [0, steps], there are no data, labels exceed the network's classes, x of an MLP is not
+            [0, steps], there are no data, labels are not classes of the network, x of an MLP is not
             floating, a chain does not take a batch, or `value_and_grad` raises.
 
     Example:
