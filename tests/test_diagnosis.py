@@ -271,9 +271,7 @@ def test_a_chain_is_compared_with_the_law_that_it_carries():
     assert abs(report.theory.beyond) < 4
     ours = compared(networks.chain(mlp), drawn, report.measured)
     np.testing.assert_allclose(ours[:-1], report.theory[:-1], rtol=1e-6)
-    wrong = compared(
-        chain._replace(law_of_blocks={"activation": "identity"}), params, report.measured
-    )
+    wrong = compared(chain._replace(law={"activation": "identity"}), params, report.measured)
     (found,) = disagreement(report.measured, wrong)
     assert found.what == "gradient unlike theory" and wrong.beyond > 4
     np.testing.assert_allclose(found.measured.value, report.rate.value, rtol=0.05)

@@ -367,11 +367,11 @@ def test_theory_takes_a_chain_for_the_law_that_it_carries():
     np.testing.assert_allclose(one.band, 1.25)
     with pytest.raises(ValueError, match="takes a size or the block that has one, got both"):
         theory.compare(0.0, 0.0, 0.1, depth=1, width=8, size=1.0, block=relu)
-    mine = relu._replace(family=None)
+    mine = relu._replace(law=None)
     with pytest.raises(ValueError, match="the chain carries no law"):
         theory.fixed_point(mine, 1.0, 0.0)
     with pytest.raises(ValueError, match="keyword of law must be one of activation, .* got 'skp'"):
-        theory.fixed_point(mine._replace(law_of_blocks={"activation": "relu", "skp": 1}), 1.0, 0.0)
+        theory.fixed_point(mine._replace(law={"activation": "relu", "skp": 1}), 1.0, 0.0)
 
 
 @pytest.mark.slow

@@ -91,6 +91,21 @@ def test_layers_of_ones_own_have_their_own_rates_and_gains():
         chain.bind(params, sigma_w=2.0)
 
 
+def test_a_chain_always_has_an_inference_mode_and_is_a_static_argument():
+    plain, wet = networks.mlp(2, 4), networks.mlp(2, 4, dropout=True)._replace(precision="default")
+    law = {"activation": "tanh", "skip": "sum"}
+    own = networks.from_functions([(lambda key, h: {}, lambda theta, h: h)] * 3, law=law)
+    assert plain.inference is plain and own.inference.law == own.law == law
+    assert wet.inference.precision == "default" and wet.inference.family.dropout
+    x = jnp.ones((3, 4))
+    params = wet.init(KEY, x)
+    flat = networks.flatten(wet, 3)
+    y = wet.inference.apply(params, x)
+    np.testing.assert_allclose(flat.inference.apply(params, x.ravel()), y.ravel(), rtol=1e-6)
+    for chain in (plain, wet, own, flat):
+        assert jax.jit(lambda chain: chain.law["activation"] is not None, static_argnums=0)(chain)
+
+
 def test_chains_of_other_layers_have_no_law():
     chain = networks.from_linen([linen.Dense(4)] * 3)
     assert chain.family is None and chain.law is None

@@ -167,7 +167,7 @@ def test_each_depth_is_predicted_by_its_own_law_or_says_why_not():
     for depth in (2, 4):
         # the branch of a block is the weaker the deeper the network is
         _, _, backward, spectrum = theory.predict(
-            residual(depth)._replace(law_of_blocks=LAW | {"depth": depth}),
+            residual(depth)._replace(law=LAW | {"depth": depth}),
             1.2,
             0.0,
             [depth],

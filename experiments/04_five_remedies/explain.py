@@ -59,7 +59,7 @@ def program(mlp, setting, clip):
 def maps(mlp):
     """(params, stats, x, labels, noise) of a seed -> (nearby, noise, directions of the maps [digit, pixel])."""
     chain = networks.chain(mlp)
-    dry = chain.inference or chain
+    dry = chain.inference
 
     @jax.jit
     def of_seed(params, stats, x, labels, noise):

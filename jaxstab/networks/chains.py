@@ -89,11 +89,13 @@ class Chain(NamedTuple):
             parameters came with the layers.
         update: the chain whose layers, bound, give their running statistics after a pass in
             training mode in the place of states; None where there are none.
-        inference: the chain in inference mode; None where it is the same.
+        in_inference: the chain in inference mode; None where it is the same. `inference` is it, or
+            the chain itself.
         prefixes: whether the first blocks with the readout are a shallower network.
         family: the settings of a network of our own family, as its Flax module; None for layers of
             the user's own.
-        law_of_blocks: what the maker of layers of their own says that theory may assume of a block.
+        law: keywords of `theory.law` that describe a block; None where the maker of the layers gave
+            none. Keep rate and batch belong to a run, not to the network: give them beside.
         precision: of matrix products, forward and in every derivative, as
             `jax.default_matmul_precision` takes it: "highest" is full float32 on every device,
             "default" TF32 on recent GPUs; None leaves JAX's setting. A layer that names its own
@@ -108,24 +110,18 @@ class Chain(NamedTuple):
     init: Callable[..., Params] | None = None
     # Chains, which a NamedTuple cannot name while it is made
     update: Any = None
-    inference: Any = None
+    in_inference: Any = None
     prefixes: bool = True
     family: MLP | None = None
-    law_of_blocks: Mapping[str, Any] | None = None
+    law: Mapping[str, Any] | None = None
     precision: str | None = "highest"
 
     @property
-    def law(self) -> dict[str, Any] | None:
-        """Keywords of `theory.law` that describe a block; None where the maker of the layers gave none.
-
-        The keep rate and the batch belong to a run, not to the network: give them beside.
-        """
-        if self.law_of_blocks is not None:
-            return dict(self.law_of_blocks)
-        if self.family is None:
-            return None
-        names = ("norm", "norm_after", "skip", "weights", "depth", "epsilon", "gate_bias")
-        return {"activation": self.activation} | {n: getattr(self.family, n) for n in names}
+    def inference(self) -> "Chain":
+        """The chain in inference mode: BatchNorm takes running statistics, dropout drops nothing."""
+        if self.in_inference is None:
+            return self
+        return self.in_inference._replace(precision=self.precision)
 
     def apply(self, params: Params, x: PyTree, depth: Int[Array, ""] | int | None = None) -> PyTree:
         """Compute the output.

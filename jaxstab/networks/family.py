@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax.core import FrozenDict
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from jaxstab.activations import Activation
@@ -17,6 +18,9 @@ from jaxstab.networks.layers import Layer, as_layer
 from jaxstab.networks.normalization import NORMS
 from jaxstab.networks.perceptron import MLP
 from jaxstab.networks.skips import present
+
+# settings of a network that theory knows, by their names in `theory.law`
+_LAW = ("norm", "norm_after", "skip", "weights", "depth", "epsilon", "gate_bias")
 
 
 def _apply(module: Block, layer: PyTree, h: Array) -> Array:
@@ -74,9 +78,9 @@ def chain(mlp: MLP, train: bool = True) -> Chain:
     update = None
     if mlp.mixes_examples:
         update = _update(mlp)
-    inference = None
+    in_inference = None
     if train and (mlp.dropout or mlp.mixes_examples):
-        inference = chain(mlp, train=False)
+        in_inference = chain(mlp, train=False)
 
     def start(params: Params, x: Array) -> Array:
         h = _apply(embed, params.embed, x)
@@ -90,9 +94,10 @@ def chain(mlp: MLP, train: bool = True) -> Chain:
         present=exists,
         init=partial(init, mlp),
         update=update,
-        inference=inference,
+        in_inference=in_inference,
         prefixes=not mlp.of_one_depth,
         family=mlp,
+        law=FrozenDict(activation=block.activation, **{name: getattr(mlp, name) for name in _LAW}),
         precision=mlp.precision,
     )
 

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax import nnx
+from flax.core import FrozenDict
 from flax.errors import FlaxError
 from jaxtyping import Array, Key, PyTree
 
@@ -265,11 +266,12 @@ def _of(
         )
     check_precision("precision", precision)
     phi = None if activation is None else get(activation)
-    known: dict[str, Any] = {"law_of_blocks": law, "precision": precision}
+    # a chain is hashable, as a static argument of jax.jit has to be
+    known: dict[str, Any] = {"law": law and FrozenDict(law), "precision": precision}
     trained = _functions([layer.apply for layer in layers], phi)
     return trained._replace(
         update=_functions([layer.update for layer in layers], None),
-        inference=_functions([layer.inference for layer in layers], phi)._replace(**known),
+        in_inference=_functions([layer.inference for layer in layers], phi)._replace(**known),
         **known,
     )
 

@@ -21,8 +21,8 @@ from jaxstab.networks.chains import (
 from jaxstab.networks.layers import Dropout, Layer
 from jaxstab.networks.perceptron import MLP
 
-# what a network has no more once its states have been brought into another form
-_MEASURED_ONLY: dict[str, Any] = dict.fromkeys(("init", "update", "inference"))
+# what a network has no more once its states have been brought into a form that is only measured
+_MEASURED_ONLY: dict[str, Any] = dict.fromkeys(("init", "update", "in_inference"))
 
 
 def flatten(whole: Chain, batch: int) -> Chain:
@@ -55,7 +55,9 @@ def flatten(whole: Chain, batch: int) -> Chain:
         block=with_blocks(whole, flat),
         readout=lambda params, h: whole.readout(params, rows(h)).ravel(),
         present=exists and (lambda h: exists(rows(h)).ravel()),
-        **_MEASURED_ONLY,
+        init=None,
+        update=None,
+        in_inference=whole.in_inference and flatten(whole.in_inference, batch),
     )
 
 
@@ -203,7 +205,7 @@ def over_batch(chain: Chain) -> Chain:
         readout=readout,
         init=init and first,
         update=None,
-        inference=chain.inference and over_batch(chain.inference),
+        in_inference=chain.in_inference and over_batch(chain.in_inference),
     )
 
 

@@ -352,8 +352,7 @@ def _accuracy(
     if data is None:
         return jnp.full((), jnp.nan)
     params = chain.bind(state.params, stats=state.stats)
-    dry = (chain.inference or chain)._replace(precision=chain.precision)
-    return _right(dry.apply(params, data.x, depth), data.y)
+    return _right(chain.inference.apply(params, data.x, depth), data.y)
 
 
 def _right(y: PyTree, labels: PyTree) -> Array:
