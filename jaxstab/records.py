@@ -44,9 +44,9 @@ class SiteProfile(NamedTuple):
 
     Attributes:
         log_q: ln of the mean square; -inf for a zero signal.
-        saturation: share of saturated units as in `ForwardProfile`, for the activation applied to
-            the site; NaN where none is known.
-        dead: share of dead units as in `ForwardProfile`; NaN where no activation is known.
+        saturation: share of saturated units, as in `ForwardProfile`, for the activation applied to
+            the site; NaN without one.
+        dead: share of dead units, as in `ForwardProfile`; NaN without an activation.
         mean: mean of the values.
         nonfinite: share of the values that are NaN or infinite.
     """

@@ -131,7 +131,7 @@ def sharp_setting(sharp: int | None) -> dict[str, int]:
         sharp: number of examples for the sharpness; None for no sharpness.
 
     Returns:
-        The number under the name "sharpness"; empty for None.
+        {"sharpness": sharp}, or {} for None.
     """
     if sharp is None:
         return {}

@@ -46,7 +46,7 @@ def prescriptions(
         measure: function of parameters that returns their measurement.
 
     Returns:
-        The cures that halved the quantity that they bring towards zero; empty where none did.
+        Cures that halved their quantity; empty where none did.
     """
     whats = {finding.what for finding in found}
     cures = []

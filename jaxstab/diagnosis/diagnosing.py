@@ -42,7 +42,7 @@ def diagnose(
         model: a model that `networks.probe` takes, such as a chain, or a probe of one. Kernels can
             be prescribed for functions whose tags are the paths of their parameters.
         params: parameters of the model, as `networks.probe` takes them.
-        batch: input with examples along the first axis; a tuple of inputs for a model of several.
+        batch: input with examples along the first axis; a tuple for several inputs.
         loss: scalar function of the output, such as a mean over the batch.
         key: PRNG key of small disturbances; None for a fixed one.
         rngs: keys by name of stream, {"dropout": key}.
@@ -115,10 +115,10 @@ def probed(model: Any, params: PyTree, *inputs: PyTree, **keywords: Any) -> Prob
     """Make the probe of a diagnosis, with sites at every value and at the logits of attention.
 
     Args:
-        model: model, as `networks.probe` takes it.
+        model: the model, as in `networks.probe`.
         params: parameters of the model.
         inputs: inputs of the model.
-        keywords: other arguments of `networks.probe`.
+        keywords: other arguments of the probe.
 
     Returns:
         The probe.

@@ -16,7 +16,7 @@ def disagreement(measured: Measured, theory: Theory) -> list[Finding]:
 
     Args:
         measured: measurement of the model.
-        theory: comparison of the measured and the predicted rate.
+        theory: comparison of the rates.
 
     Returns:
         List of one finding, or of none.

@@ -35,8 +35,8 @@ JUMP = 1.0
 def gradient_rate(measured: Measured) -> Interval:
     """Fit the slope of ln |dL/dh_l| against l over the blocks, like `analysis.rate`.
 
-    The interval is two standard errors to either side. The standard error combines the scatter of
-    the slopes of single examples with the residuals of the fit.
+    The interval is two standard errors to either side, from the slopes of single examples and the
+    residuals of the fit.
 
     Args:
         measured: measurement of the model.
@@ -71,8 +71,7 @@ def findings(measured: Measured) -> tuple[Finding, ...]:
         measured: measurement of the model.
 
     Returns:
-        Findings in the order of the rules. A fault that makes other rules meaningless, such as a
-        signal that is not finite, is returned alone.
+        Findings in the order of the rules; a fault that voids the other rules is returned alone.
     """
     nonfinite = [*_nonfinite_signal(measured), *_nonfinite_gradient(measured)]
     if nonfinite:

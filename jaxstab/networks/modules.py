@@ -31,11 +31,11 @@ class OwnLayer(NamedTuple):
 
     Attributes:
         name: name for messages.
-        apply: function of (bound parameters, h) that returns the state above, in training mode.
-        inference: function like `apply`, in inference mode.
-        update: function of (bound parameters, h) that returns collections after a training pass.
+        apply: (bound, h) -> state above, in training mode.
+        inference: (bound, h) -> state above, in inference mode.
+        update: (bound, h) -> collections after a pass in training mode.
         kind: value that is equal for layers that may be scanned together.
-        init: function of (key, h) that returns bound parameters; None for a layer with parameters.
+        init: (key, h) -> bound; None for a layer that brings its parameters.
     """
 
     name: str

@@ -43,7 +43,7 @@ def opened(function: Any) -> tuple[Any, Sequence[Any]]:
         function: a closed or an open jaxpr.
 
     Returns:
-        Open jaxpr and its constants, which are empty for an open one.
+        Open jaxpr and its constants.
     """
     return getattr(function, "jaxpr", function), getattr(function, "consts", ())
 
@@ -86,8 +86,7 @@ def readers_of(jaxpr: Any) -> dict[Any, list]:
 def activation_of(variable: Any, readers: dict[Any, list]) -> str | None:
     """Find the activation that is applied to a variable.
 
-    An activation is recognised by the primitive of an equation that reads the variable, or of a
-    function within that equation.
+    The primitive of a reading equation, or of a function within it, identifies the activation.
 
     Args:
         variable: the variable.
@@ -174,12 +173,12 @@ def averages(
     """Check if weights average over positions, as attention does.
 
     Such weights enter a product that sums over one of their axes and keeps another. A router's
-    weights, with one sum per position, do not.
+    weights, one sum per position, do not.
 
     Args:
         weights: variables of the weights.
         readers: equations that read each variable of the function.
-        outside: results of the function that average over positions outside of it.
+        outside: results of the function that average outside of it.
 
     Returns:
         Boolean: True if any of the weights averages over positions.

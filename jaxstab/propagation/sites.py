@@ -216,7 +216,7 @@ def floating(value: Array) -> Float[Array, "..."]:
         value: numbers of any dtype.
 
     Returns:
-        The numbers in float32 or float64, with a last axis of two for complex ones.
+        The numbers, with a last axis of two for complex ones.
     """
     if jnp.issubdtype(value.dtype, jnp.complexfloating):
         value = jnp.stack([value.real, value.imag], -1)
