@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax.errors import FlaxError
-from jaxtyping import Array, ArrayLike, Bool, Int, Key, PyTree
+from jaxtyping import Array, ArrayLike, Int, Key, PyTree
 
 from jaxstab.activations import Activation
 from jaxstab.checks import check_count
@@ -83,8 +83,6 @@ class Chain(NamedTuple):
         readout: (params, h [width]) -> y [d_out].
         activation: phi at the head of each block, for saturation and dead units; None where a block
             has none.
-        present: h [width] -> mask of the units that exist; None where all do. With "dense" skips
-            each layer adds units.
         init: (key, x) -> Params; our own family also takes sigma_w and sigma_b. None where
             parameters came with the layers.
         update: the chain whose layers, bound, give their running statistics after a pass in
@@ -106,7 +104,6 @@ class Chain(NamedTuple):
     block: Callable[[PyTree, Array], Array] | tuple[Callable[[PyTree, Array], Array], ...]
     readout: Callable[[Params, Array], Array]
     activation: Activation | None
-    present: Callable[[Array], Bool[Array, "*batch width"]] | None = None
     init: Callable[..., Params] | None = None
     # Chains, which a NamedTuple cannot name while it is made
     update: Any = None

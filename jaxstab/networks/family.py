@@ -17,7 +17,6 @@ from jaxstab.networks.gains import rescale
 from jaxstab.networks.layers import Layer, as_layer
 from jaxstab.networks.normalization import NORMS
 from jaxstab.networks.perceptron import MLP
-from jaxstab.networks.skips import present
 
 # settings of a network that theory knows, by their names in `theory.law`
 _LAW = ("norm", "norm_after", "skip", "weights", "depth", "epsilon", "gate_bias")
@@ -72,9 +71,6 @@ def chain(mlp: MLP, train: bool = True) -> Chain:
         A chain that computes what `mlp.apply` does, layer by layer.
     """
     embed, block, readout = mlp.layers(train)
-    exists = None
-    if mlp.sources > 1:
-        exists = partial(present, sources=mlp.sources)
     update = None
     if mlp.mixes_examples:
         update = _update(mlp)
@@ -91,7 +87,6 @@ def chain(mlp: MLP, train: bool = True) -> Chain:
         block=lambda layer, h: _apply(block, layer, h),
         readout=lambda params, h: _apply(readout, params.readout, h),
         activation=block.activation,
-        present=exists,
         init=partial(init, mlp),
         update=update,
         in_inference=in_inference,

@@ -42,7 +42,6 @@ def flatten(whole: Chain, batch: int) -> Chain:
         >>> flatten(networks.chain(mlp), 6).embed(params, jnp.ones(30)).shape
         (48,)
     """
-    exists = whole.present
 
     def rows(h: Array) -> Array:
         return h.reshape(batch, -1)
@@ -54,7 +53,6 @@ def flatten(whole: Chain, batch: int) -> Chain:
         embed=lambda params, x: whole.embed(params, rows(x)).ravel(),
         block=with_blocks(whole, flat),
         readout=lambda params, h: whole.readout(params, rows(h)).ravel(),
-        present=exists and (lambda h: exists(rows(h)).ravel()),
         init=None,
         update=None,
         in_inference=whole.in_inference and flatten(whole.in_inference, batch),

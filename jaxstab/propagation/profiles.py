@@ -7,6 +7,7 @@ from jaxtyping import PyTree
 from jaxstab import networks
 from jaxstab.networks import Chain, Here, Params
 from jaxstab.networks.chains import with_network
+from jaxstab.networks.skips import present
 from jaxstab.networks.views import pair
 from jaxstab.norms.logarithms import unit
 from jaxstab.records import SATURATED, CorrelationProfile, ForwardProfile
@@ -55,8 +56,10 @@ def forward(chain: Chain, params: Params, x: PyTree) -> ForwardProfile:
     def statistics(h: PyTree) -> ForwardProfile:
         flat = ravel_pytree(h)[0]
         exists = jnp.ones(flat.shape, bool)
-        if chain.present:
-            exists = chain.present(h).ravel()
+        mlp = chain.family
+        if mlp is not None and mlp.sources > 1:
+            # "dense" skips: units of layers still to come do not exist
+            exists = present(flat, flat.size // mlp.width)
         log_q = 2 * unit(flat)[1] - jnp.log(jnp.sum(exists, dtype=flat.dtype))
         if chain.activation is None:
             unknown = jnp.full((), jnp.nan, flat.dtype)
