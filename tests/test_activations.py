@@ -374,6 +374,19 @@ def test_callables_that_are_not_elementwise_are_refused(fn):
         get(fn)
 
 
+@pytest.mark.parametrize(
+    "fn",
+    [
+        np.tanh,
+        lambda z: np.maximum(np.asarray(z), 0),
+        lambda z: jnp.asarray([float(entry) for entry in z]),
+    ],
+)
+def test_callables_that_jax_cannot_trace_are_refused(fn):
+    with pytest.raises(ValueError, match=r"cannot be traced by JAX: write it with jax\.numpy"):
+        get(fn)
+
+
 def test_callables_undefined_somewhere_are_elementwise():
     assert get(jnp.sqrt).name == "sqrt"
 

@@ -234,6 +234,10 @@ def test_a_damaged_batch_is_one_line(tmp_path, capsys):
     [
         (["no_such_module:make", "--batch", "plain.npz"], "No module named 'no_such_module'"),
         (["models_of_this_test", "--batch", "plain.npz"], "the factory must be module:function"),
+        (
+            ["./models.py:make", "--batch", "plain.npz"],
+            "such as models:make or package.models:make, not a file",
+        ),
         (["models_of_this_test:tagged"], "--batch"),
         (
             ["models_of_this_test:tagged", "--batch", "plain.npz", "--out", "taken"],

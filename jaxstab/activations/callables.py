@@ -55,12 +55,25 @@ def checked(phi: Activation) -> Activation:
             f"and keep its shape (softmax, for one, is not an activation here)"
         )
     if not traced:
+        _check_traceable(phi)
         _remember(phi.static_fn)
         return phi
     of_parameters = any(isinstance(value, jax.core.Tracer) for value in phi.parameters.values())
     if of_parameters:
         return phi
     return _hoisted(phi)
+
+
+def _check_traceable(phi: Activation) -> None:
+    """Check that JAX can trace the function: NumPy takes arrays of numbers alone, and so does `if`."""
+    try:
+        jax.eval_shape(phi.fn, jax.ShapeDtypeStruct(_PROBES.shape, jnp.result_type(float)))
+    except Exception as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"activation {phi.name!r} cannot be traced by JAX: write it with jax.numpy, and jnp.where "
+            f"for branches ({reason})"
+        ) from error
 
 
 def _same_entries(outputs: list[Array], traced: bool) -> bool:

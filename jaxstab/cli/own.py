@@ -5,6 +5,7 @@ import importlib
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from jaxstab.cli.faults import UserError
@@ -22,8 +23,14 @@ def imported(what: str, module: str, name: str) -> Any:
         The object.
 
     Raises:
-        UserError: if the module cannot be imported, or has no such name.
+        UserError: if the module is named as a file, cannot be imported, or has no such name.
     """
+    if module.endswith(".py") or module.startswith(".") or "/" in module:
+        stem = Path(module).stem.lstrip(".") or "module"
+        raise UserError(
+            f"{what}: must name a module as Python imports it, such as {stem}:{name} or "
+            f"package.{stem}:{name}, not a file"
+        )
     with users_code(what):
         return getattr(importlib.import_module(module), name)
 
