@@ -78,6 +78,7 @@ SKIPS = {
     "rezero": Skip(_rezero),
     # Srivastava et al. 2015
     "highway": Skip(_highway),
-    # Huang et al. 2017
+    # Huang et al. 2017. States are padded to one shape, so that blocks are scanned: as segments of
+    # growing width, 32 of them compile `propagation.backward` in 38 s in place of 5 s
     "dense": Skip(_concatenated, of_one_depth=True, every_source=True),
 }
