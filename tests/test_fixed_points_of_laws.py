@@ -126,6 +126,14 @@ def test_batchnorm_on_relu_has_its_correlation(batch):
     np.testing.assert_allclose(point.q, 0.7**2 / 2, rtol=1e-9)
 
 
+def test_batchnorm_far_below_its_epsilon_contracts_as_a_linear_layer():
+    """The variance of a batch shrinks by sigma_w^2 phi'(0)^2 / epsilon per layer, at every length."""
+    block = theory.law("hard_tanh", norm="batch", batch=8, epsilon=1.0)
+    point = theory.fixed_point(block, 0.88, 0.05)
+    np.testing.assert_allclose([point.chi_1, point.chi_c], 0.88**2, rtol=1e-9)
+    np.testing.assert_allclose([point.q, point.c], [0.05**2, 1.0], rtol=1e-9)
+
+
 def test_layernorm_in_closed_form():
     """chi_1 = M / (V + sigma_b^2/sigma_w^2) at length 1; critical where sigma_w^2 = sigma_b^2 / (M - V)."""
     length, slope = (

@@ -152,6 +152,14 @@ def test_exponential_growth_and_fast_oscillation():
     )
 
 
+def test_oscillations_far_wider_than_the_signal():
+    """E sin(a z1) sin(a z2) = e^(-a^2 q) sinh(a^2 q c), at a length where sin(40 x) has no second wave."""
+    for q, c in ((1e-8, -0.5), (1e-4, 0.9)):
+        wanted = np.sinh(1600 * q * c) / np.sinh(1600 * q)
+        found = theory.correlation_map(lambda x: jnp.sin(40 * x), 1.0, 0.0, q, c)
+        np.testing.assert_allclose(found, wanted, rtol=1e-10)
+
+
 def test_what_is_infinite_is_not_a_number():
     root = lambda z: jnp.sign(z) * jnp.sqrt(jnp.abs(z))
     assert float(theory.second_moment(root, 2.0)) == pytest.approx(np.sqrt(4 / np.pi), rel=1e-10)

@@ -35,7 +35,7 @@ from jaxstab.theory.maps import log_sum
 from jaxstab.theory.moments import LogMoments, inside, log_moments, variance
 from jaxstab.theory.signals import Head, Signal, log
 
-# largest |ln t^2/(1 - t^2)| of the grid: beyond, t is 1 or 0 to rounding
+# largest |ln t^2/(1 - t^2)| of the grid: above, t is 1 to rounding; below, moments are powers of t
 _FARTHEST = 38.0
 # an integral over a density ends where the density has fallen by so many nats
 _END = 40.0
@@ -219,8 +219,22 @@ def _radii(table: Sphere, batch: int, log_ratio: Array) -> _Radii:
     x = offset.astype(shift.dtype) * step + (whole * step - shift)
     log_density = freedom / 2 * (x - math.log(2)) - jnp.exp(x) / 2 - math.lgamma(freedom / 2)
     middle = (len(table.square) - 1) // 2
-    place = jnp.clip(offset + whole.astype(offset.dtype) + middle, 0, 2 * middle)
-    return _Radii(step * jnp.exp(log_density), x, jax.tree.map(lambda moment: moment[place], table))
+    wanted = offset + whole.astype(offset.dtype) + middle
+    place = jnp.clip(wanted, 0, 2 * middle)
+    below = step * jnp.minimum(wanted, 0).astype(shift.dtype)
+
+    def at_nodes(moment: Array) -> Array:
+        return moment[place] * jnp.exp(_power(moment, step) * below)
+
+    return _Radii(step * jnp.exp(log_density), x, jax.tree.map(at_nodes, table))
+
+
+def _power(moment: Float[Array, " r"], step: float) -> Float[Array, ""]:
+    """Power of t^2 as which a moment falls below the grid of radii; rounding would make it grow."""
+    known = moment[0] * moment[1] > 0
+    rate = jnp.log(jnp.where(known, moment[1] / jnp.where(known, moment[0], 1.0), 1.0)) / step
+    exact = jnp.round(2 * rate) / 2
+    return jnp.clip(jnp.where(jnp.abs(rate - exact) < 1e-4, exact, rate), 0.0, None)
 
 
 def _range(freedom: int) -> tuple[float, float]:

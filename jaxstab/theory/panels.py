@@ -19,6 +19,8 @@ _CENTRAL = 3.5
 _WIDEST = 4.0
 # finest grading in u: narrower features have a weight below rounding
 _FINEST = 1e-13
+# breaks of the standard normal, beside those of an activation that oscillates
+_EVEN = np.arange(-8.0, 9.0, 2.0)
 
 
 def density(u: AnyArray) -> AnyArray:
@@ -206,6 +208,9 @@ def gaussian_panels(
         peak = 2 * about.growth * spread[..., None]
         breaks = xp.sort(xp.concatenate([breaks, -peak, peak], -1), -1)
     if np.all(np.isinf(about.scales)):
+        # between breaks far apart the Gaussian itself has to be resolved
+        even = np.broadcast_to(_EVEN, (*centre.shape, len(_EVEN)))
+        breaks = xp.sort(xp.concatenate([breaks, even], -1), -1)
         return _panels(breaks, -reach, reach, np.full(breaks.shape, _WIDEST))
     if breaks is places and len(about.breaks) == 1:
         return _panels(breaks, -reach, reach, sizes)
