@@ -132,6 +132,10 @@ def test_a_store_resumes_and_unfinished_cells_are_holes(swept, tmp_path):
     # the deepest first
     assert int(part.done.sum()) == 3 * plan.size and bool(part.done.isel(depth=-1).any())
     assert not bool(part.done.isel(depth=0).any()) and np.isnan(part.loss.where(~part.done)).all()
+    # a coordinate that is lost is told, and written anew by the next run
+    (place / "depth" / "c.0").write_bytes(b"torn")
+    with pytest.raises(ValueError, match="values along depth are missing or torn; the command"):
+        sweeps.load(place)
     found = sweeps.run_into(place, grid, TRAIN, DATA)
     assert bool(found.done.all()) and found.attrs["data_chance"] == DATA.chance
     xr.testing.assert_equal(found[list(whole.data_vars)], whole.sel(variant=["plain"]))

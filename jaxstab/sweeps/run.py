@@ -175,11 +175,17 @@ def load(place: str | Path) -> xr.Dataset:
         The dataset of `run_into`.
 
     Raises:
-        ValueError: if it is no store of a sweep.
+        ValueError: if it is no store of a sweep, or the values along an axis are torn.
     """
     dataset = store.load_groups(place)
     if not {"grid", "data"} <= set(dataset.attrs):
         raise ValueError(f"{place}: not a store of a sweep: its settings lack grid or data")
+    torn = [str(name) for name in dataset["done"].dims if name not in dataset.coords]
+    if torn:
+        raise ValueError(
+            f"{place}: the values along {', '.join(torn)} are missing or torn; the command that made "
+            "the store writes them anew"
+        )
     return dataset.assign_attrs(as_attributes(dataset.attrs))
 
 
