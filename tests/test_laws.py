@@ -111,6 +111,15 @@ def test_batches_under_the_same_masks_have_no_correlation_for_a_reason():
     assert np.all(np.isnan(traced(0.5)[1:])) and np.all(np.isfinite(traced(1.0)))
 
 
+def test_jacobians_of_dense_batches_end_as_those_without_skips():
+    """One dense block's state is (h_0, h_1): its mean square is the sum of those of the two layers."""
+    settings = {"norm": "batch", "batch": 4, "keep": 0.5}
+    plain, dense = (theory.law("softplus", skip=skip, **settings) for skip in (None, "dense"))
+    apart = [jnp.exp(profiles(plain, depth=depth)[3].log_mean_square[0]) for depth in (0, 1)]
+    together = jnp.exp(profiles(dense, depth=1)[3].log_mean_square[0])
+    np.testing.assert_allclose(together, sum(apart), rtol=1e-12)
+
+
 def test_scales_of_norms_behind_dense_skips():
     """RMSNorm alone: per layer below, n entries of W, and one scale's sigma_w^2 / layers; one bias besides."""
     block = theory.law("identity", norm="rms", epsilon=0.0, skip="dense")

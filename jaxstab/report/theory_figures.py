@@ -34,8 +34,8 @@ def law_profiles(
     }
     figure, axes = panels(list(curves), 2.7)
     for (label, axis), colour in zip(axes, CURVE_COLOURS[::2], strict=True):
-        # the titles of `panels` do not parse mathematics
-        axis.set_title(label, loc="left", fontsize=10.5)
+        # the titles of `panels` do not parse mathematics, and titles stay as they were set
+        axis.set_title(label, loc="left", fontsize=10.5, parse_math=True)
         values = np.where(np.isfinite(curves[label]), curves[label], np.nan)
         axis.plot(np.arange(len(values)), values, color=colour, lw=1.5)
         axis.axhline(0, color=MUTED, lw=0.6, zorder=0)

@@ -309,18 +309,19 @@ class _Sums(NamedTuple):
     few: Array
     log_fed: Array
     log_jacobian: Array
+    log_end: Array
 
 
 def _dense(law: Law, gains: Gains, head_of: functools.partial, first: Signal, depth: int) -> Layers:
     """Fold over blocks with dense skips, whose state concatenates all earlier states."""
     none = jnp.full_like(first.log_q, -jnp.inf)
     zero = jnp.zeros_like(first.log_q)
-    nothing = _Sums(none, zero, none, zero, zero, none, none, none, none)
+    nothing = _Sums(none, zero, none, zero, zero, none, none, none, none, none)
 
     def layer(
-        carry: tuple[Signal, _Sums, Array, Array], count: Array
+        carry: tuple[Signal, _Sums, Array, Array, Array], count: Array
     ) -> tuple[tuple, tuple[Layers, Array, Array]]:
-        signal, sums, log_new, _ = carry
+        signal, sums, log_new, log_last, _ = carry
         known = head_of(signal)
         new = _with_layer(law, gains, sums, signal, known, log_new)
         log_count = jnp.log(count)
@@ -336,14 +337,17 @@ def _dense(law: Law, gains: Gains, head_of: functools.partial, first: Signal, de
             log_entries=new.log_fed,
             # W divides by fan_in, which is `count` times the width
             log_few=log_sum(new.few - log_count, none if law.norm == "batch" else zero),
-            log_jacobian=log_new,
+            log_jacobian=log_last,
         )
-        log_following = gains.weight + new.log_jacobian - log_count
+        log_weight = gains.weight - log_count
+        log_following = log_weight + new.log_jacobian
+        # at its end a Jacobian meets gradients of different examples that are independent
+        log_end = log_weight + new.log_end
         slopes = (known.log_slope, new.log_slope)
-        return (following, new, log_following, new.log_slope), (read, *slopes)
+        return (following, new, log_following, log_end, new.log_slope), (read, *slopes)
 
     counts = jnp.arange(1, depth + 2).astype(first.log_q.dtype)
-    _, (read, slopes, summed) = jax.lax.scan(layer, (first, nothing, zero, none), counts)
+    _, (read, slopes, summed) = jax.lax.scan(layer, (first, nothing, zero, zero, none), counts)
     return _with_gradients(read, gains.weight, slopes, summed)
 
 
@@ -372,6 +376,7 @@ def _with_layer(
         few=log_sum(sums.few, own),
         log_fed=log_sum(sums.log_fed, many),
         log_jacobian=log_sum(sums.log_jacobian, known.log_slope + log_new),
+        log_end=log_sum(sums.log_end, known.log_isotropic + log_new),
     )
 
 
