@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from groups_at_work import files, wait_for
+from matplotlib.text import Text
 
 from jaxstab import analysis, cli, datasets, report, store, sweeps, theory
 from jaxstab.analysis.survey import parts
@@ -22,6 +23,7 @@ from jaxstab.cli import interrupts
 from jaxstab.cli.arguments import parse
 from jaxstab.cli.blocks import strict
 from jaxstab.cli.settings import Sweep
+from jaxstab.report.theory_figures import law_profiles
 
 ROOT = Path(__file__).parent.parent
 FLAGS = (
@@ -122,6 +124,14 @@ def test_data_behind_every_figure_is_in_the_page(ran):
 
 
 @pytest.mark.slow
+def test_titles_of_theory_are_mathematics():
+    """What `panels` titles is not parsed, and a title that is set again stays so unless told."""
+    profiles = theory.predict("tanh", 1.5, 0.3, [3], width=4, d_in=4)[:3]
+    texts = law_profiles("tanh", *profiles).findobj(Text)
+    formulas = [text for text in texts if "$" in text.get_text()]
+    assert len(formulas) >= 3 and all(text.get_parse_math() for text in formulas)
+
+
 def test_figures_say_what_is_seen(ran):
     page = (ran[1] / "report.html").read_text(encoding="utf-8")
     alts = re.findall(r'<img alt="([^"]+)"', page)
