@@ -183,7 +183,8 @@ def step(law: Law, gains: Gains, signal: Signal, known: Head) -> Stepped:
 
 def _features_table(law: Law, phi: Activation, about: Features, dtype: jnp.dtype) -> Sphere | None:
     """Tabulate moments on spheres, for BatchNorm over a finite batch; else None."""
-    if law.norm == "batch" and law.batch is not None:
+    if law.finite_batch:
+        assert law.batch is not None
         return spheres(phi, about, law.batch, dtype)
     return None
 
@@ -269,8 +270,11 @@ def _sequential(
         few = own.branch + few
         if law.skip == "rezero":
             # the gradient of alpha is the inner product of branch and cotangent
-            seen = own.weight + (many if law.norm == "batch" else known.log_power)
-            few = log_sum(few, seen if law.norm == "batch" else log_sum(seen, own.bias))
+            if law.norm == "batch":
+                summed = own.weight + many
+            else:
+                summed = log_sum(own.weight + known.log_power, own.bias)
+            few = log_sum(few, summed)
         if not math.isinf(carried(law)):
             kept = carried(law) + isotropic
         else:
