@@ -24,7 +24,7 @@ _CRC = 4
 # zarr's value for missing chunks, by kind of dtype
 _FILL: dict[str, Any] = {"b": False, "i": -1, "f": "NaN", "U": ""}
 _LENGTH = struct.Struct("<I")
-# bytes of an array of text in memory
+# most bytes of an array of text in memory
 _MOST_TEXT = 2**30
 
 
@@ -32,11 +32,11 @@ class Array(NamedTuple):
     """Description of an array for zarr.
 
     Attributes:
-        shape: of the whole.
+        shape: shape of the whole array.
         chunk: shape of a chunk.
         dtype: one of DTYPES.
-        dims: names of its axes.
-        attributes: such as long_name and units.
+        dims: names of the axes.
+        attributes: attributes such as long_name and units.
     """
 
     shape: tuple[int, ...]
@@ -50,7 +50,7 @@ def key(name: str, places: Sequence[int]) -> str:
     """Return the key of a chunk in zarr's layout.
 
     Args:
-        name: of the array.
+        name: name of the array.
         places: index of the chunk along every axis.
 
     Returns:
@@ -67,7 +67,7 @@ def empty(field: Field, leading: Sequence[int]) -> np.ndarray:
     """Make an array of blank cells: NaN, -1, False or empty text.
 
     Args:
-        field: what a cell holds.
+        field: description of a cell's value.
         leading: cells along every axis that the fields share.
 
     Returns:
@@ -83,10 +83,10 @@ def encode(values: np.ndarray) -> bytes:
     """Encode a chunk: the bytes of the values, little-endian, and their crc32c.
 
     Args:
-        values: of any shape and a listed dtype; text as an array of strings.
+        values: array of any shape and a listed dtype; text as an array of strings.
 
     Returns:
-        The bytes, as zarr's codecs `bytes` or `vlen-utf8`, and `crc32c`, write them.
+        The bytes that zarr's codecs `bytes` or `vlen-utf8`, and `crc32c`, write.
     """
     if values.dtype.kind in "UOT":
         return sealed(_from_texts(values))
@@ -97,10 +97,10 @@ def checksum(chunk: bytes) -> int:
     """Read the checksum of a chunk.
 
     Args:
-        chunk: its bytes.
+        chunk: bytes of the chunk.
 
     Returns:
-        The crc32c stored at its end, unchecked.
+        The crc32c stored at the end of the chunk, unchecked.
 
     Example:
         >>> checksum(encode(np.zeros(2, np.int8)))
@@ -114,7 +114,7 @@ def decode(chunk: bytes | None, field: Field, leading: Sequence[int]) -> np.ndar
 
     Args:
         chunk: bytes; None for a missing file.
-        field: what a cell holds.
+        field: description of a cell's value.
         leading: cells along every axis that the fields share.
 
     Returns:
@@ -158,13 +158,13 @@ def unsealed(chunk: bytes | None) -> bytes | None:
 
 
 def dtype_name(values: np.ndarray) -> str:
-    """Return the dtype of a field that holds such values.
+    """Return the dtype of the field for given values.
 
     Args:
         values: any array.
 
     Returns:
-        The name of its dtype; "str" for text of any length.
+        The name of the array's dtype; "str" for text of any length.
     """
     if values.dtype.kind in "UOT":
         return "str"
@@ -175,7 +175,7 @@ def chunk_bytes(field: Field, leading: Sequence[int]) -> int | None:
     """Count the bytes of a chunk.
 
     Args:
-        field: what a cell holds.
+        field: description of a cell's value.
         leading: cells along every axis that the fields share.
 
     Returns:
@@ -195,8 +195,8 @@ def documents(
     document.
 
     Args:
-        attributes: of the group; plain values.
-        arrays: by name.
+        attributes: attributes of the group, plain values.
+        arrays: descriptions of arrays by name.
         unlisted: names of arrays to leave out of that list.
 
     Returns:
@@ -264,7 +264,7 @@ def _to_texts(data: bytes, shape: tuple[int, ...]) -> np.ndarray | None:
         return None
     if start != len(data):
         return None
-    # NumPy gives every text the room of the longest
+    # NumPy stores every text at the length of the longest
     if 4 * len(texts) * max(map(len, texts), default=0) > _MOST_TEXT:
         return None
     return np.array(texts).reshape(shape)

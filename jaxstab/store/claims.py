@@ -24,7 +24,7 @@ class Claim:
 
     Attributes:
         groups: the store.
-        pending: groups of this part that were not finished at the start, ascending.
+        pending: groups of this part that were unfinished at the start, ascending.
     """
 
     def __init__(self, groups: Groups, pending: tuple[int, ...], locks: LockFolder | None) -> None:
@@ -33,7 +33,7 @@ class Claim:
         Args:
             groups: the store.
             pending: groups to compute.
-            locks: where they are held; None for no locks.
+            locks: folder of the groups' locks; None for no locks.
         """
         self.groups = groups
         self.pending = pending
@@ -76,9 +76,9 @@ class Claim:
                 if (batch and alike(group) != alike(batch[0])) or not self._take(group):
                     left.append(group)
                     continue
-                # asked first: where there are no locks, another run may mark it meanwhile
+                # read before `finished`: without locks, another run may mark the group meanwhile
                 torn = self.groups.marked(group)
-                # another run may have finished it since
+                # another run may have finished the group since
                 if self.groups.finished([group]):
                     self._release(group)
                     continue
@@ -99,7 +99,7 @@ class Claim:
             values: arrays [size, *shape] by field.
 
         Raises:
-            ValueError: if the group is not held, or the arrays are not those of the fields.
+            ValueError: if the group is not held, or the arrays do not fit the fields.
         """
         if group not in self._held:
             raise ValueError(
@@ -147,7 +147,8 @@ def claim(groups: Groups, shard: tuple[int, int] = (1, 1), join: bool = False) -
 
     Raises:
         ValueError: if the shard is invalid, or join is True for a store without locks.
-        BlockingIOError: if another run has some of these groups and join is False; says who.
+        BlockingIOError: if another run has some of these groups and join is False; the message
+            names the run.
         OSError: if the store cannot be written to.
 
     Example:
@@ -180,7 +181,7 @@ def claim(groups: Groups, shard: tuple[int, int] = (1, 1), join: bool = False) -
         with contextlib.closing(Claim(groups, _missing(groups, own), locks)) as work:
             yield work
     finally:
-        # a folder of locks that cannot be cleaned up harms nobody
+        # a leftover folder of locks is harmless
         with contextlib.suppress(OSError):
             locks.leave(lock, lambda: len(groups.marks()) == groups.count)
 
@@ -191,7 +192,7 @@ def _missing(groups: Groups, own: range) -> tuple[int, ...]:
 
 
 def _nothing_left(groups: Groups, locks: LockFolder, own: range) -> bool:
-    """Tell whether no group is left, without a lock: a finished store may be read-only."""
+    """Check without a lock that no group is left, since a finished store may be read-only."""
     return (
         not locks.path.exists()
         and len(groups.marks()) == groups.count

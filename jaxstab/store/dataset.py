@@ -39,8 +39,8 @@ def check_writable(path: str | Path, overwrite: bool = False) -> Path:
         The path.
 
     Raises:
-        FileExistsError: if the store exists and overwrite is False, or something that is no store
-            stands there.
+        FileExistsError: if the store exists and overwrite is False, or the path exists and is no
+            store.
         OSError: if the folder cannot be written to.
     """
     path = Path(path)
@@ -108,8 +108,8 @@ def save(
         The path.
 
     Raises:
-        FileExistsError: if the store exists and overwrite is False, or something that is no store
-            stands there.
+        FileExistsError: if the store exists and overwrite is False, or the path exists and is no
+            store.
         OSError: if the folder cannot be written to.
         ValueError: if the dataset holds values that a store cannot.
     """
@@ -164,7 +164,7 @@ def _stored(name: str, values: np.ndarray) -> np.ndarray:
 
 
 def _target(path: Path) -> Path:
-    """Return where a store behind a link is, as its locks see it; a circular link is itself."""
+    """Return the target of a link to a store, as for the locks; a circular link is returned."""
     return Path(os.path.realpath(path))
 
 
@@ -248,7 +248,7 @@ def remove(path: str | Path) -> None:
         path: the store; the target of a link is removed, not the link.
 
     Raises:
-        OSError: if it cannot be removed.
+        OSError: if the store cannot be removed.
     """
     target = _target(Path(path))
     aside = target.with_name(f".{target.name}.removed")
@@ -260,6 +260,6 @@ def remove(path: str | Path) -> None:
 
 
 def _is_store(path: Path) -> bool:
-    """Tell whether a folder is a store, of any version, damaged or not."""
+    """Check whether a folder is a store of any version, damaged or not."""
     ours = (path / chunks.DOCUMENT).is_file() and (path / "mark").is_dir()
     return ours or (path / ".zmetadata").is_file() or find_root(Place(path)) is not None

@@ -12,7 +12,7 @@ from jaxstab.store.files import check_folder, whole_file
 
 
 def write_table(dataset: xr.Dataset, path: str | Path) -> Path:
-    """Write a comma-separated line per finished cell: its coordinates and its results.
+    """Write a comma-separated line of coordinates and results per finished cell.
 
     Args:
         dataset: trainings over their axes, as `sweeps.load` gives them.
@@ -22,7 +22,7 @@ def write_table(dataset: xr.Dataset, path: str | Path) -> Path:
         The path.
 
     Raises:
-        OSError: if it cannot be written.
+        OSError: if the file cannot be written.
 
     Example:
         >>> import tempfile
@@ -49,7 +49,7 @@ def check_events(folder: str | Path) -> Path:
     """Check that event files can be written, before anything is computed.
 
     Args:
-        folder: for the runs; it is not created.
+        folder: folder of the runs, not created.
 
     Returns:
         The folder.
@@ -75,7 +75,7 @@ def write_events(dataset: xr.Dataset, folder: str | Path) -> Path:
 
     Args:
         dataset: trainings over their axes, as `sweeps.load` gives them.
-        folder: for the runs; the folder of each is named after its values along the axes.
+        folder: folder of the runs; each run's folder is named after its coordinates.
 
     Returns:
         The folder.

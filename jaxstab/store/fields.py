@@ -16,9 +16,9 @@ class Field(NamedTuple):
     """Description of one array of a store.
 
     Attributes:
-        shape: of one cell's value; () for a scalar.
+        shape: shape of one cell's value; () for a scalar.
         dtype: one of DTYPES.
-        dims: names of the axes of `shape`, as `records.dimensions` gives them.
+        dims: names of the axes of `shape`, as `records.dimensions` returns them.
     """
 
     shape: tuple[int, ...]
@@ -30,8 +30,8 @@ class Axis(NamedTuple):
     """Axis that all fields of a store share, cut into groups.
 
     Attributes:
-        length: cells along it.
-        chunk: cells of a group along it; the last group may reach beyond the end.
+        length: number of cells along the axis.
+        chunk: cells of a group along the axis; the last group may reach beyond the end.
     """
 
     length: int
@@ -39,7 +39,7 @@ class Axis(NamedTuple):
 
     @property
     def groups(self) -> int:
-        """Groups along the axis."""
+        """Number of groups along the axis."""
         return -(-self.length // self.chunk)
 
 
@@ -48,10 +48,10 @@ def index_of(axes: Mapping[str, Axis], group: int) -> list[int]:
 
     Args:
         axes: the axes that all fields share.
-        group: its number.
+        group: number of the group.
 
     Returns:
-        The indices; none where there are no shared axes.
+        The indices; empty without shared axes.
     """
     counts = tuple(axis.groups for axis in axes.values())
     if not counts:
@@ -63,11 +63,11 @@ def part(axes: Mapping[str, Axis], group: int) -> tuple[slice, ...]:
     """Find the place of a group's cells along the shared axes.
 
     Args:
-        axes: by name.
+        axes: shared axes by name.
         group: number of the group.
 
     Returns:
-        A slice per axis; that of the last group along an axis ends with the axis.
+        A slice per axis; the last group's slice ends with the axis.
 
     Example:
         >>> part({"seed": Axis(3, 2), "sigma_w": Axis(2, 2)}, 1)
@@ -83,11 +83,11 @@ def check_axes(axes: Mapping[str, Axis]) -> None:
     """Check the axes that all fields share.
 
     Args:
-        axes: by name.
+        axes: shared axes by name.
 
     Raises:
-        ValueError: if a name is no identifier, a length no integer >= 1, or there are too many
-            cells to count.
+        ValueError: if a name is no identifier, a length is no integer >= 1, or there are 2^62
+            cells or more.
     """
     for name, axis in axes.items():
         if not name.isidentifier():
@@ -106,17 +106,17 @@ def check_fields(
     """Check that a store can hold these fields.
 
     Args:
-        fields: arrays by name.
-        axes: names of the axes that all of them share.
-        reserved: names that are taken.
+        fields: descriptions of arrays by name.
+        axes: names of the axes that all fields share.
+        reserved: names that a field must not have.
 
     Raises:
-        ValueError: if there is none, or a name, dtype, shape or dimension is invalid.
+        ValueError: if fields is empty, or a name, dtype, shape or dimension is invalid.
     """
     if not fields:
         raise ValueError("a store needs at least one field")
     for name, field in fields.items():
-        # names become folders: nothing may lead out of the store
+        # names become folders, none of which may lie outside the store
         if not name.isidentifier() or name in reserved:
             raise ValueError(
                 f"a field's name must be an identifier other than {', '.join(reserved)}, got "
@@ -156,7 +156,7 @@ def cell_bytes(field: Field) -> int:
     """Count the bytes of one cell.
 
     Args:
-        field: what it holds.
+        field: description of the cell's value.
 
     Returns:
         The bytes without checksum; for text, 8 bytes a string.

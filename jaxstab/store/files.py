@@ -6,9 +6,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-# bytes of a file's name, on the file systems of Linux, macOS and Windows
+# most bytes of a file's name, on the file systems of Linux, macOS and Windows
 _LONGEST_NAME = 255
-# characters of it, of up to four bytes each, that the temporary file's name repeats
+# characters of a name, of up to four bytes each, that the temporary file's name repeats
 _KEPT = 40
 
 
@@ -16,13 +16,13 @@ def check_file(path: str | Path) -> Path:
     """Check that a file can be written at a place, before anything is computed.
 
     Args:
-        path: the file to be.
+        path: the future file.
 
     Returns:
         The path.
 
     Raises:
-        FileNotFoundError: if its folder is missing.
+        FileNotFoundError: if the folder of the file is missing.
         IsADirectoryError: if the path is a folder.
         OSError: if the folder cannot be written to.
 
@@ -56,8 +56,8 @@ def check_folder(path: str | Path) -> Path:
         The path.
 
     Raises:
-        FileExistsError: if a broken link is in its way.
-        NotADirectoryError: if a file is in its way.
+        FileExistsError: if the path leads through a broken link.
+        NotADirectoryError: if the path leads through a file.
         OSError: if a name is too long, or the folder cannot be written to.
 
     Example:
@@ -100,10 +100,10 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         path: the file; the target of a link is replaced, not the link.
 
     Yields:
-        The file to write.
+        The temporary file to write.
 
     Raises:
-        OSError: if it cannot be written.
+        OSError: if the file cannot be written.
 
     Example:
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -125,5 +125,5 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     except OSError as error:
         raise OSError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
-        # exists only if it was not completed
+        # exists only if writing was not completed
         aside.unlink(missing_ok=True)

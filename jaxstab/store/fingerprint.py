@@ -1,4 +1,4 @@
-"""Identity of a run: plain settings, their differences in words, the machine and the code."""
+"""Identity of a run: plain settings, descriptions of differences, the machine and the code."""
 
 import hashlib
 import importlib.metadata
@@ -14,7 +14,7 @@ import numpy as np
 import scipy.linalg  # noqa: F401  a BLAS is asked for its kernels once it is loaded
 from threadpoolctl import threadpool_info
 
-# folders and files that may change between two runs without changing results
+# folders and files that results do not depend on
 _NUMBERLESS = (
     "__main__.py", "analysis", "cli", "datasets.py", "extras.py", "report", "store",
 )  # fmt: skip
@@ -53,14 +53,14 @@ def code_version() -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
-    """Describe the machine. Machines with one description give the same bits.
+    """Describe the machine. Machines of equal description give the same bits.
 
-    The order of sums depends on vector instructions; the BLAS chooses its kernels by processor;
-    flags of XLA can allow it to reorder (fast-math) or restrict its instructions.
+    The order of sums depends on vector instructions. The BLAS chooses its kernels by processor.
+    Flags of XLA can allow reordering (fast-math) or restrict instructions.
 
     Returns:
-        The device; of a CPU its vector instructions and the BLAS's kernels; flags of XLA and of JAX
-        that change programs.
+        The device; for a CPU, its vector instructions and the BLAS's kernels; flags of XLA and of
+        JAX that change programs.
 
     Example:
         >>> sorted(machine())
@@ -115,13 +115,13 @@ def plain(value: Any, name: str = "settings") -> Any:
 
     Args:
         value: None, a bool, number or string, or a mapping, list, tuple or array of such.
-        name: of the value, for errors.
+        name: name of the value, for errors.
 
     Returns:
         The value for strict JSON, unchanged by a round trip.
 
     Raises:
-        ValueError: if it holds anything else.
+        ValueError: if the value holds anything else.
 
     Example:
         >>> plain({"clip": np.inf, "sigma_w": (0.5, 1.0)})
@@ -179,7 +179,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
 
 
 def _leaves(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
-    """List values by their path, mappings opened and lists kept whole."""
+    """List values by their path; mappings are flattened and lists kept whole."""
     leaves: dict[tuple[str, ...], Any] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping) and value:

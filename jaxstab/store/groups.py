@@ -1,11 +1,11 @@
 """Labelled arrays in a zarr store, committed group by group; each group is whole or absent.
 
 All fields share some axes (the cells of a sweep), which are cut into groups. The array of a field
-has one chunk per group (`chunks`). The mark of a group is written last: its number, a digest of the
-store's settings, and the checksum of each of its chunks. A store without shared axes is one group:
-a finished dataset. Nothing in a store of groups depends on time, host, process or order, so two
-finished stores of one sweep are equal file by file. Nothing read from a store can run code. The
-root's document is stored twice; a whole copy repairs a torn one.
+has one chunk per group (`chunks`). The mark of a group is written last. It holds the group's
+number, a digest of the store's settings, and the checksum of each chunk of the group. A store
+without shared axes is one group, a finished dataset. Nothing in a store of groups depends on time,
+host, process or order, so two finished stores of one sweep are equal file by file. Nothing read
+from a store can run code. The root's document is stored twice; a whole copy repairs a torn one.
 """
 
 import dataclasses
@@ -31,9 +31,9 @@ from jaxstab.store.locks import LockFolder
 from jaxstab.store.places import Place, flush
 
 FORMAT = "jaxstab store 3"
-# the root's attribute that says what the arrays are
+# attribute of the root that describes the arrays
 OWN = "jaxstab"
-# the root's document once more, with its checksum
+# copy of the root's document, with a checksum
 COPY = "mark/root"
 _MARK = re.compile(r"mark/c\.(\d{1,18})\.0")
 _DONE = Field((), "bool", ())
@@ -47,13 +47,13 @@ class Groups:
     """Store of groups; `open_groups` or `open_grid` makes or opens one.
 
     Attributes:
-        place: of the store.
+        place: place of the store.
         settings: plain values of everything that results, or the cut into groups, depend on.
-        fields: the arrays by name.
-        axes: shared by all fields, by name; none for a store of one group.
+        fields: descriptions of arrays by name.
+        axes: axes that all fields share, by name; empty for a store of one group.
         coordinates: (dims, values) by name, known before anything is computed.
         beside: names of fields that are coordinates.
-        attributes: of arrays by name, in place of those in `labels`.
+        attributes: attributes of arrays by name, in place of those in `labels`.
     """
 
     place: Place
@@ -70,7 +70,7 @@ class Groups:
         """Check names, dtypes and shapes.
 
         Raises:
-            ValueError: if a number, name, dtype or shape is not what a store can hold.
+            ValueError: if a store cannot hold a number, name, dtype or shape.
         """
         check_axes(self.axes)
         reserved: tuple[str, ...] = ("mark",)
@@ -94,20 +94,20 @@ class Groups:
 
     @property
     def chunk(self) -> tuple[int, ...]:
-        """Cells of a group along every axis."""
+        """Number of cells of a group along every axis."""
         return tuple(axis.chunk for axis in self.axes.values())
 
     @property
     def size(self) -> int:
-        """Cells of a group."""
+        """Number of cells of a group."""
         return math.prod(self.chunk)
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Everything that must be equal in all runs of one store."""
+        """Settings, fields and axes, which must be equal in all runs of one store."""
         fields = {name: plain(field._asdict()) for name, field in self.fields.items()}
         axes = {name: plain(axis._asdict()) for name, axis in self.axes.items()}
-        # JSON's objects have no order, and that of the axes says where a group stands
+        # the order of the axes gives a group's place, and JSON's objects have no order
         own = {"format": FORMAT, "fields": fields, "axes": axes, "order": list(axes)}
         return plain(self.settings) | {OWN: own}
 
@@ -125,12 +125,12 @@ class Groups:
         return LockFolder(self.place.local)
 
     def finished(self, groups: Iterable[int] | None = None) -> set[int]:
-        """List the groups that are whole: marked, with every chunk present and its checksum right.
+        """Find the groups that are whole: marked, with the right checksum of every chunk.
 
         Reads every byte of those groups; `marks` only lists marks.
 
         Args:
-            groups: to check; None for all.
+            groups: groups to check; None for all.
 
         Returns:
             Groups that are whole. All others, including torn ones, are to be computed.
@@ -143,7 +143,7 @@ class Groups:
         """Yield the values of groups, one after the other.
 
         Args:
-            groups: their numbers.
+            groups: numbers of the groups.
 
         Yields:
             A group, and its arrays [*chunk, *shape] by field; None for a group that is not whole.
@@ -166,11 +166,11 @@ class Groups:
         """Commit a group that the caller holds: every field's chunk, then the mark.
 
         Args:
-            group: its number from 0.
+            group: number of the group, from 0.
             values: arrays [*chunk, *shape] of exactly the fields' dtypes, by name.
 
         Raises:
-            ValueError: if there is no such group, or the arrays are not those of the fields.
+            ValueError: if there is no such group, or the arrays do not fit the fields.
             OSError: if the store cannot be written to; the group then does not count as finished.
         """
         if not 0 <= group < self.count:
@@ -193,21 +193,21 @@ class Groups:
         self.place.put(self._mark(group), chunks.encode(mark))
 
     def marked(self, group: int) -> bool:
-        """Tell whether a group has a mark, right or torn.
+        """Check whether a group has a mark, right or torn.
 
         Args:
-            group: its number.
+            group: number of the group.
 
         Returns:
-            Whether it has one.
+            True if the group has a mark.
         """
         return self.place.get([self._mark(group)]) != [None]
 
     def unmark(self, group: int) -> None:
-        """Remove the mark of a group, so that a torn group does not count while it is recomputed.
+        """Remove the mark of a torn group, so that it does not count while it is recomputed.
 
         Args:
-            group: its number.
+            group: number of the group.
         """
         self.place.remove(self._mark(group))
         if self.axes:
@@ -249,14 +249,14 @@ class Groups:
     def create(self) -> bool:
         """Create the store, whole or not at all; of several processes exactly one creates it.
 
-        In a store behind a URL the root's document is written last, and only if none exists, where
-        the backend supports that.
+        Behind a URL the root's document is written last, and only if none exists, where the
+        backend supports that.
 
         Returns:
-            Whether this process made it.
+            True if this process created the store.
 
         Raises:
-            OSError: if it cannot be written.
+            OSError: if the store cannot be written.
         """
         documents = self.documents()
         locks = self.locks
@@ -314,7 +314,7 @@ class Groups:
             )
             files[chunks.key(name, [0] * values.ndim)] = chunks.encode(values)
         width = 2 + len(self._arrays)
-        # internal to the store: not listed for readers
+        # the mark is internal to the store and not listed for readers
         columns = {"columns": ["group", "digest of the settings", *self._arrays]}
         arrays["mark"] = Array(
             (self.count, width), (1, width), "int64", ("mark_group", "mark_column"), columns
@@ -322,7 +322,7 @@ class Groups:
         attributes = dict(self.identity)
         beside = [name for name, (dims, _) in self.coordinates.items() if dims != (name,)]
         if beside or self.beside:
-            # where the CF conventions, and xarray, look for them
+            # the CF conventions, and xarray, read names of coordinates from this attribute
             attributes["coordinates"] = " ".join([*beside, *self.beside])
         documents = chunks.documents(attributes, arrays, ["mark"])
         root = documents.pop(chunks.DOCUMENT)
@@ -332,10 +332,10 @@ class Groups:
         """Read one field of the committed groups, and no other.
 
         Args:
-            name: of the field.
+            name: name of the field.
 
         Yields:
-            Its values in each group whose chunk has the committed checksum.
+            Values of the field in each group whose chunk has the committed checksum.
         """
         sums = self.checksums(self.marks())
         position = list(self._arrays).index(name)
@@ -397,7 +397,7 @@ class Groups:
         """Read the checksums of chunks from the marks of groups.
 
         Args:
-            groups: their numbers.
+            groups: numbers of the groups.
 
         Returns:
             A checksum per array by group; groups without a mark of this store are left out.
@@ -427,7 +427,7 @@ class Groups:
 
 
 def _check_array(name: str, field: Field, chunk: tuple[int, ...], array: np.ndarray) -> None:
-    """Check that values are those of a field."""
+    """Check that values have the shape and dtype of a field."""
     shape = (*chunk, *field.shape)
     dtype = array.dtype
     if field.dtype == "str":

@@ -84,8 +84,8 @@ def attributes(name: str) -> dict[str, str]:
     """Return the attributes of an array by its name.
 
     Args:
-        name: of a field of our records or a coordinate, with or without one of our prefixes or
-            suffixes.
+        name: name of a record's field or of a coordinate, with or without a prefix or suffix such
+            as `predicted_` or `_se`.
 
     Returns:
         `long_name` and `units`; nothing for other names.

@@ -30,7 +30,7 @@ class Run(NamedTuple):
     Attributes:
         part: (I, N): it owns the groups g with g mod N = I - 1.
         pid: number of the process.
-        host: its machine.
+        host: name of the machine.
     """
 
     part: tuple[int, int]
@@ -46,13 +46,13 @@ class Run(NamedTuple):
         return f"pid {self.pid} on {self.host} ({part})"
 
     def overlaps(self, part: tuple[int, int]) -> bool:
-        """Tell whether two parts share a group.
+        """Check whether two parts share a group.
 
         Args:
             part: (I, N).
 
         Returns:
-            Whether I - I' is a multiple of gcd(N, N'), so that a number solves both congruences.
+            True if I - I' is a multiple of gcd(N, N'), so that a number solves both congruences.
         """
         return (self.part[0] - part[0]) % math.gcd(self.part[1], part[1]) == 0
 
@@ -135,7 +135,7 @@ class LockFolder:
 
         Args:
             own: lock from `enter`.
-            finished: tells whether every group is done; called while the gate is held.
+            finished: function that returns True if every group is done; called under the gate.
         """
         try:
             with self.gate():
@@ -150,7 +150,7 @@ class LockFolder:
         """Lock a group to compute it.
 
         Args:
-            group: its number.
+            group: number of the group.
 
         Returns:
             The held lock; None if another run holds it.
@@ -192,13 +192,13 @@ def owned(store: str | Path) -> Iterator[None]:
     """Own all of a local store for the time of a `with` block.
 
     Args:
-        store: its folder, which need not exist.
+        store: folder of the store, which need not exist.
 
     Yields:
         Nothing.
 
     Raises:
-        BlockingIOError: if another run owns it; says which.
+        BlockingIOError: if another run owns the store; the message names the run.
         OSError: if the folder of locks cannot be written to.
     """
     folder = LockFolder(Path(os.path.realpath(store)))
@@ -212,11 +212,11 @@ def owned(store: str | Path) -> Iterator[None]:
     try:
         yield
     finally:
-        # a folder of locks that cannot be cleaned up harms nobody
+        # a leftover folder of locks is harmless
         with contextlib.suppress(OSError):
             folder.leave(lock, lambda: True)
 
 
 def _lock(path: Path) -> BaseFileLock:
-    # never a lock by existence of a file, which would outlive a killed process
+    # a soft lock, by existence of a file, would outlive a killed process
     return FileLock(path, thread_local=False, fallback_to_soft=False)

@@ -17,7 +17,7 @@ from jaxstab.store.roots import described, find_root, is_foreign
 
 
 class OtherSweepError(ValueError):
-    """Error: the store is of another sweep; the message says what differs."""
+    """Error of opening a store of another sweep; the message names the differences."""
 
 
 Coordinates = Mapping[str, tuple[tuple[str, ...], Any]]
@@ -34,19 +34,19 @@ def open_groups(
     """Create a store of equal groups of rows, or open the one of the same sweep.
 
     Args:
-        url: a folder to be, or an fsspec URL such as s3://bucket/sweep.zarr.
+        url: a future folder, or an fsspec URL such as s3://bucket/sweep.zarr.
         settings: plain values, nested to any depth: grid, plan, checksum of the data,
             `code_version()`.
-        fields: the arrays by name.
+        fields: descriptions of arrays by name.
         groups: number of groups.
-        size: rows of a group; the last one is filled up by its writer.
-        coordinates: (dims, values) by name, of "row" or of the fields' own dims.
+        size: rows of a group; the writer pads the last group.
+        coordinates: (dims, values) by name, along "row" or the fields' own dims.
 
     Returns:
         The store.
 
     Raises:
-        OtherSweepError: if the store is of another sweep; a ValueError that says what changed.
+        OtherSweepError: if the store is of another sweep; a ValueError that names the changes.
         ValueError: if an argument is invalid, or the store is damaged.
         FileExistsError: if the place exists and is no such store; it is left unchanged.
         OSError: if the place cannot be written to.
@@ -78,17 +78,17 @@ def open_grid(
     """Create a store over the axes of a grid, or open the one of the same sweep.
 
     Args:
-        url: a folder to be, or an fsspec URL.
+        url: a future folder, or an fsspec URL.
         settings: plain values, as in `open_groups`.
-        fields: the arrays by name, over what each cell holds.
-        axes: that all fields share, by name.
+        fields: descriptions of one cell's arrays by name.
+        axes: axes that all fields share, by name.
         coordinates: (dims, values) by name.
 
     Returns:
         The store.
 
     Raises:
-        OtherSweepError: if the store is of another sweep; a ValueError that says what changed.
+        OtherSweepError: if the store is of another sweep; a ValueError that names the changes.
         ValueError: if an argument is invalid, or the store is damaged.
         FileExistsError: if the place exists and is no such store; it is left unchanged.
         OSError: if the place cannot be written to.
@@ -119,7 +119,7 @@ def open_grid(
         changed = differences(held.identity, wanted.identity)
         if changed:
             raise OtherSweepError(f"{url} holds another sweep ({changed}); choose another place")
-        # 4 and 4.0 are equal, and have not the same digest
+        # 4 and 4.0 are equal but have different digests
         wanted = dataclasses.replace(wanted, settings=held.settings)
     elif not _lost_its_root(wanted):
         raise FileExistsError(f"{url} exists and is not a sweep; choose another place")
@@ -128,14 +128,14 @@ def open_grid(
 
 
 def _lost_its_root(wanted: Groups) -> bool:
-    """Tell by names and marks whether a place without a whole root is this store."""
+    """Check by names and marks whether a place without a whole root is this store."""
     place = wanted.place
     if is_foreign(place.get([chunks.DOCUMENT])[0]):
         return False
     entries = set(place.sizes("")) - {chunks.DOCUMENT, f".{chunks.DOCUMENT}.partial"}
     if not entries or not entries <= {*wanted.fields, *wanted.coordinates, "done", "mark"}:
         return False
-    # behind a URL a store begins with its fields, and a killed run may have left no more
+    # behind a URL a killed run may have written only fields, which come first
     if place.local is not None and "mark" not in entries:
         return False
     marks = wanted.marks()

@@ -10,7 +10,7 @@ from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-# bytes of a file of unknown length: text or metadata
+# most bytes of a file of unknown length: text or metadata
 _LONGEST = 2**28
 
 
@@ -23,8 +23,8 @@ class Place:
     Files torn by a power cut have a wrong checksum.
 
     Attributes:
-        url: as given.
-        local: the folder, None behind a URL.
+        url: the path or URL as given.
+        local: the folder; None behind a URL.
     """
 
     def __init__(self, url: str | Path) -> None:
@@ -45,13 +45,13 @@ class Place:
             self.local = Path(self._root)
 
     def exists(self, key: str = "") -> bool:
-        """Tell whether a file or folder exists.
+        """Check whether a file or folder exists.
 
         Args:
-            key: relative to the place; empty for the place itself.
+            key: path relative to the place; empty for the place itself.
 
         Returns:
-            Whether it exists.
+            True if the file or folder exists.
 
         Raises:
             OSError: if the file system cannot tell.
@@ -71,11 +71,11 @@ class Place:
         """Read files, many at once behind a URL.
 
         Args:
-            keys: relative to the place.
-            most: bytes that each file may have; None for 256 MiB. A longer local file is not read.
+            keys: paths relative to the place.
+            most: most bytes of each file; None for 256 MiB. A longer local file is not read.
 
         Returns:
-            Their bytes; None for a file that does not exist, b"" for one that is too long.
+            Bytes of the files; None for a file that does not exist, b"" for one that is too long.
 
         Raises:
             OSError: if a file exists and cannot be read.
@@ -96,7 +96,7 @@ class Place:
         return [answer if isinstance(answer, bytes) else None for answer in contents]
 
     def _read(self, key: str, most: int | None) -> bytes | None:
-        """Read a local file; a pipe or device, which may have no end, and what is too long are not."""
+        """Read a local file, unless it is too long, or a pipe or device, which may have no end."""
         path = self._path(key)
         if most is None:
             most = _LONGEST
@@ -119,11 +119,11 @@ class Place:
         """Write a file, whole or not at all.
 
         Args:
-            key: relative to the place, in an existing folder.
-            data: its bytes.
+            key: path relative to the place, in an existing folder.
+            data: bytes of the file.
 
         Raises:
-            OSError: if it cannot be written; an earlier file of that name is unchanged.
+            OSError: if the file cannot be written; an earlier file of that name is unchanged.
         """
         try:
             if self.local is None:
@@ -137,10 +137,10 @@ class Place:
         """Remove a file, if it exists.
 
         Args:
-            key: relative to the place.
+            key: path relative to the place.
 
         Raises:
-            OSError: if it exists and cannot be removed.
+            OSError: if the file exists and cannot be removed.
         """
         try:
             self._files.rm_file(self._path(key))
@@ -153,7 +153,7 @@ class Place:
         """List the sizes of the files in a folder, by name.
 
         Args:
-            folder: relative to the place.
+            folder: path relative to the place.
 
         Returns:
             Bytes by name; empty if there is no such folder.
@@ -188,13 +188,13 @@ class Place:
         """Write files into a new place; the last only if it does not exist yet.
 
         Args:
-            documents: bytes by key; the last is the one that makes the store valid.
+            documents: bytes by key; the last document makes the store valid.
 
         Returns:
-            Whether the last one was written.
+            True if the last document was written.
 
         Raises:
-            OSError: if they cannot be written.
+            OSError: if a document cannot be written.
         """
         last = list(documents)[-1]
         try:
@@ -219,7 +219,7 @@ class Place:
             documents: bytes by key.
 
         Raises:
-            OSError: if they cannot be written.
+            OSError: if a document cannot be written.
         """
         try:
             for key, data in documents.items():
@@ -232,7 +232,7 @@ class Place:
         """Flush files of a local place, and their names, to the disk.
 
         Args:
-            keys: relative to the place.
+            keys: paths relative to the place.
 
         Raises:
             OSError: if the disk reports a failure.
@@ -247,10 +247,10 @@ class Place:
         """Make the error of a failed write for the user.
 
         Args:
-            error: from the system.
+            error: error of the system.
 
         Returns:
-            The error, with a message of one line.
+            The error with a message of one line.
         """
         if str(error).startswith("cannot write to "):
             return error
@@ -263,21 +263,21 @@ class Place:
 
 
 def _opened(url: str) -> tuple[AbstractFileSystem, str]:
-    """Open the file system of a URL; what has no `://` is a path, whatever colons are in it."""
+    """Open the file system of a URL; a string without `://` is a path, even with colons in it."""
     if "://" not in url:
         return LocalFileSystem(), os.path.expanduser(url)
     try:
         files, root = url_to_fs(url)
     except (ImportError, ValueError) as error:
         raise ValueError(f"{url}: {error}") from error
-    # a file system inside another, such as zip://, opens the outer one and may raise anything
+    # a nested file system, such as zip://, opens the outer one, which may raise any kind of error
     except Exception as error:
         raise ValueError(f"{url}: cannot be opened ({_reason(error)})") from error
     return files, root
 
 
 def _listed(folder: str | Path, start: str = "") -> Iterator[tuple[str, int]]:
-    """Sizes of the files of a folder and its folders, also behind links; fsspec leaves out what it cannot read."""
+    """List sizes in a folder and its folders, also behind links; fsspec skips unreadable files."""
     with os.scandir(folder) as entries:
         for entry in entries:
             # another run may rename a file meanwhile
@@ -309,7 +309,7 @@ def flush(path: Path) -> None:
         finally:
             os.close(descriptor)
     except OSError:
-        # some systems open no folders, and some file systems cannot flush them
+        # some systems cannot open folders, and some file systems cannot flush folders
         if not path.is_dir():
             raise
 

@@ -23,12 +23,12 @@ class Progress(NamedTuple):
 
     Attributes:
         groups: number of groups.
-        done: number that are committed and whole.
-        rows: cells of all groups.
-        rows_done: cells of committed groups.
-        settings: of the store.
-        torn: number of committed groups that are damaged; they will be recomputed.
-        read: whether every byte was read; otherwise flipped bits go undetected.
+        done: number of committed and whole groups.
+        rows: number of cells of all groups.
+        rows_done: number of cells of committed groups.
+        settings: settings of the store.
+        torn: number of damaged groups, which will be recomputed.
+        read: True if every byte was read; otherwise flipped bits go undetected.
     """
 
     groups: int
@@ -47,12 +47,12 @@ def load_groups(url: str | Path) -> xr.Dataset:
         url: a folder or an fsspec URL.
 
     Returns:
-        The fields, which are NaN, -1 or False in groups that are not whole; `done`, the mask of
-        computed cells; coordinates; the settings as attributes. For a store without shared axes,
-        the dataset that was saved.
+        Fields, NaN, -1 or False in groups that are not whole; `done`, the mask of computed cells;
+        coordinates; and settings as attributes. For a store without shared axes, the saved
+        dataset.
 
     Raises:
-        ValueError: if there is no store, or it is damaged or another kind.
+        ValueError: if there is no store, or it is damaged or of another kind.
 
     Example:
         >>> from jaxstab.store.opening import open_groups
@@ -96,13 +96,13 @@ def column(url: str | Path, name: str) -> np.ndarray:
 
     Args:
         url: a folder or an fsspec URL.
-        name: of the field.
+        name: name of the field.
 
     Returns:
-        Its cells, group by group, without torn groups.
+        Cells of the field, group by group, without torn groups.
 
     Raises:
-        ValueError: if there is no store, it is damaged or another kind, or has no such field.
+        ValueError: if there is no store, it is damaged or of another kind, or has no such field.
 
     Example:
         >>> from jaxstab.store.opening import open_groups
@@ -134,7 +134,7 @@ def progress(url: str | Path) -> Progress:
         Counts of groups and cells, and the settings.
 
     Raises:
-        ValueError: if there is no store, or it is damaged or another kind.
+        ValueError: if there is no store, or it is damaged or of another kind.
 
     Example:
         >>> from jaxstab.store.opening import open_groups

@@ -1,4 +1,4 @@
-"""Root document of a store: find a whole copy, and make the store that it describes."""
+"""Root document of a store: read a whole copy, and make the store that it describes."""
 
 import contextlib
 import json
@@ -19,10 +19,10 @@ def find_root(place: Place) -> Root | None:
     """Read the root document from a copy that is whole.
 
     Args:
-        place: of a possible store.
+        place: place of a possible store.
 
     Returns:
-        The document; None if neither copy is whole, or it is not one of jaxstab.
+        The document; None if neither copy is whole, or the document is not of jaxstab.
     """
     copy, document = place.get([COPY, chunks.DOCUMENT])
     for text in (chunks.unsealed(copy), document):
@@ -34,16 +34,16 @@ def find_root(place: Place) -> Root | None:
 
 
 def read_root(place: Place) -> Root:
-    """Read the root's document of a store that must exist.
+    """Read the root document of a store that must exist.
 
     Args:
-        place: where it is.
+        place: place of the store.
 
     Returns:
         The document.
 
     Raises:
-        ValueError: if there is no store, another kind, or both copies are torn.
+        ValueError: if there is no store, it is of another kind, or both copies are torn.
     """
     root = find_root(place)
     if root is not None:
@@ -57,13 +57,13 @@ def read_root(place: Place) -> Root:
 
 
 def is_foreign(document: bytes | None) -> bool:
-    """Tell whether a document is the root of a zarr group of another program.
+    """Check whether a document is the root of a zarr group of another program.
 
     Args:
-        document: its bytes, or None.
+        document: bytes of the document, or None.
 
     Returns:
-        Whether it is one; a torn document is not.
+        True for a root of another program; False for a torn document.
     """
     with contextlib.suppress(ValueError, RecursionError):
         root = json.loads(document or b"")
@@ -75,8 +75,8 @@ def described(place: Place, root: Root) -> Groups:
     """Make the store that a root describes.
 
     Args:
-        place: where it is.
-        root: its document.
+        place: place of the store.
+        root: root document of the store.
 
     Returns:
         The store, without the values of its coordinates.
@@ -108,14 +108,14 @@ def described(place: Place, root: Root) -> Groups:
 
 
 def check_memory(url: str | Path, needed: int) -> None:
-    """Check that half of the memory of this machine can hold a dataset, before it is allocated.
+    """Check that half of this machine's memory can hold a dataset, before it is allocated.
 
     Args:
         url: the store, for the message.
-        needed: bytes.
+        needed: bytes of the dataset.
 
     Raises:
-        ValueError: if it cannot.
+        ValueError: if the dataset does not fit.
     """
     if needed > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2:
         raise ValueError(f"{url}: its {needed} bytes do not fit into memory")
