@@ -41,7 +41,7 @@ def _moments(name, sigma_w, q, weights):
 def _moment(law, order):
     """E s^(2 order) by parts, which a distribution function with jumps allows: trapezoids in F."""
     power = np.exp(2 * order * law.log_s)
-    return np.sum(np.diff(law.cdf) * (power[1:] + power[:-1]) / 2)
+    return np.sum(np.diff(law.share) * (power[1:] + power[:-1]) / 2)
 
 
 def _series_moments(powers, depth, gaussian):
@@ -73,7 +73,7 @@ def test_linear_gaussian_is_fuss_catalan():
             / np.pi
         )
         order = np.argsort(log_lambda)
-        inside = (law.cdf[:-2] > 1e-3) & (law.log_s[:-2] < log_lambda.max() / 2 - 1e-3)
+        inside = (law.share[:-2] > 1e-3) & (law.log_s[:-2] < log_lambda.max() / 2 - 1e-3)
         want = np.interp(law.log_s[:-2][inside], log_lambda[order] / 2, 2 * density[order])
         # as a root of the distance from the edge, which float32 has to 1e-5
         assert np.max(np.abs(law.density[:-2][inside] / want - 1)) < (1e-4 if x64 else 1e-2)
@@ -83,7 +83,7 @@ def test_linear_gaussian_is_fuss_catalan():
         above = -integrate.cumulative_trapezoid(
             density[order][::-1], log_lambda[order][::-1], initial=0
         )[::-1]
-        got = np.interp(log_lambda[order] / 2, law.log_s, law.cdf)
+        got = np.interp(log_lambda[order] / 2, law.log_s, law.share)
         assert np.max(np.abs(1 - above - got)[above < 0.99]) < 2e-4
 
 
@@ -92,14 +92,14 @@ def test_relu_orthogonal_in_closed_form():
     x64 = jax.config.jax_enable_x64
     laws = _laws("relu", 2**0.5, 1.0, "orthogonal")
     for depth, law in zip([2, 8, 32, 128], laws, strict=True):
-        assert abs(law.zeros - 0.5) < 1e-6 and abs(law.cdf[0] - 0.5) < 1e-5
+        assert abs(law.zeros - 0.5) < 1e-6 and abs(law.share[0] - 0.5) < 1e-5
         edge = (depth * np.log(depth) - (depth - 1) * np.log(depth - 1)) / 2
         assert abs(law.log_s_max - edge) < (1e-9 if x64 else 1e-4)
     # two projections of half the dimensions: the arcsine law
     law = laws[0]
     s = np.linspace(0.01, 1.99, 50)
     want = 0.5 + np.arcsin(s / 2) / np.pi
-    got = jax.jit(theory.jacobian_cdf)(
+    got = jax.jit(theory.JacobianLaw.cdf)(
         jax.tree.map(jnp.asarray, law), jnp.log(jnp.asarray(s, law.log_s.dtype))
     )
     np.testing.assert_allclose(got, want, atol=2e-4)
@@ -112,7 +112,7 @@ def test_an_atom_lies_on_top_of_projections_of_high_rank():
     for depth, law in zip([2, 8, 32, 128], _laws("hard_tanh", gain, q, "orthogonal"), strict=True):
         atom = max(0, 1 - depth * (1 - share))
         np.testing.assert_allclose(law.zeros, 1 - share, atol=1e-5)
-        np.testing.assert_allclose(law.cdf[-1] - law.cdf[-2], atom, atol=1e-4)
+        np.testing.assert_allclose(law.share[-1] - law.share[-2], atom, atol=1e-4)
         edge = depth * np.log(depth) - (depth - 1) * np.log(depth - 1) + np.log((1 - share) / share)
         top = -depth * np.log(share) if atom else edge
         np.testing.assert_allclose(law.log_s_max, top / 2, atol=1e-4)
@@ -146,8 +146,8 @@ def test_any_activation_has_the_moments_of_its_s_transform(name, sigma_w, q, wei
         np.testing.assert_allclose(got, want, rtol=3e-3)
         np.testing.assert_allclose(moments.log_mean[i], depth * np.log(powers[0]), atol=1e-3)
         np.testing.assert_allclose(moments.relative_variance[i], want[1] - 1, rtol=1e-3)
-        assert np.all(np.diff(law.log_s) >= 0) and np.all(np.diff(law.cdf) >= 0)
-        assert law.cdf[0] < 1e-4 and law.cdf[-1] == 1
+        assert np.all(np.diff(law.log_s) >= 0) and np.all(np.diff(law.share) >= 0)
+        assert law.share[0] < 1e-4 and law.share[-1] == 1
 
 
 @pytest.mark.slow
@@ -166,7 +166,7 @@ def test_random_matrices_have_this_law():
     law = jax.tree.map(
         np.asarray, jax.jit(lambda: theory.jacobian_law("tanh", sigma_w, q, depth, "orthogonal"))()
     )
-    got = np.interp(log_s, law.log_s, law.cdf)
+    got = np.interp(log_s, law.log_s, law.share)
     # eigenvalues are rigid: with fixed diagonals only a few places of n off
     assert np.max(np.abs(got - (np.arange(n) + 0.5) / n)) < 4 / n
 
@@ -174,7 +174,7 @@ def test_random_matrices_have_this_law():
 def test_orthogonal_and_linear_is_an_isometry():
     for depth, law in zip([2, 8, 32, 128], _laws("identity", 0.9, 1.0, "orthogonal"), strict=True):
         np.testing.assert_allclose(law.log_s_max, depth * np.log(0.9), rtol=1e-12)
-        np.testing.assert_allclose(law.cdf[-2:], [0, 1], atol=1e-12)
+        np.testing.assert_allclose(law.share[-2:], [0, 1], atol=1e-12)
 
 
 @pytest.mark.slow
@@ -193,7 +193,7 @@ def test_the_distribution_function_is_as_good_as_it_says(name, weights, depth, b
         theory.jacobian_law(name, 1.4, 1.0, depth, weights, points) for points in (1024, 64)
     )
     at = jnp.linspace(fine.log_s[0], fine.log_s[-1] - 1e-9, 20_001)
-    error = jnp.abs(theory.jacobian_cdf(fine, at) - theory.jacobian_cdf(coarse, at))
+    error = jnp.abs(fine.cdf(at) - coarse.cdf(at))
     assert float(jnp.max(error)) < bound
 
 
@@ -209,7 +209,7 @@ def test_one_gaussian_layer_is_marchenko_pastur():
         # density of s^2 among the min(n_in, n_out) values
         density = np.sqrt((edges[1] - square) * (square - edges[0])) / (2 * np.pi * square)
         want = integrate.cumulative_trapezoid(density / min(1, ratio), square, initial=0)
-        got = theory.jacobian_cdf(law, jnp.log(square) / 2)
+        got = law.cdf(jnp.log(square) / 2)
         # straight lines between 512 points
         np.testing.assert_allclose(got, want, atol=2e-4)
         assert float(law.zeros) == 0.0
@@ -245,15 +245,15 @@ def test_changing_widths_against_random_matrices(widths, weights):
     rank = np.sum(s > 1e-9)
     # exact: the least of the layers' alive units
     assert float(law.zeros) == pytest.approx(1 - rank / count, abs=1e-12)
-    got = np.interp(np.log(s[-rank:]), law.log_s, law.cdf)
+    got = np.interp(np.log(s[-rank:]), law.log_s, law.share)
     # eigenvalues are rigid: a few places off
     assert np.max(np.abs(got - (np.arange(count) + 0.5)[-rank:] / count)) < 4 / count
     if len(set(widths)) == 1:
         square = theory.product_law(*given, len(widths) - 1, weights)
         at = jnp.linspace(-2.0, float(square.log_s_max) - 1e-6, 300)
-        want = theory.jacobian_cdf(square, at)
+        want = square.cdf(at)
         # beside an edge where the density diverges either is good to 0.01
-        np.testing.assert_allclose(np.interp(at, law.log_s, law.cdf), want, atol=0.01)
+        np.testing.assert_allclose(np.interp(at, law.log_s, law.share), want, atol=0.01)
 
 
 @pytest.mark.slow
@@ -296,7 +296,7 @@ def test_networks_of_changing_widths_have_this_law():
     # the bottleneck's exact zeros
     assert float(law.zeros) == 0.5
     nonzero = np.log(s[:, :48])
-    place = 2 * np.asarray(theory.jacobian_cdf(law, jnp.asarray(nonzero))) - 1
+    place = 2 * np.asarray(law.cdf(jnp.asarray(nonzero))) - 1
     for power in (1, 2):
         mean = np.mean(place**power, axis=1)
         error = np.std(mean, ddof=1) / seeds**0.5

@@ -163,7 +163,8 @@ density = jax.jit(
     lambda matrix, key, **kw: spectra.density(_matrix(matrix), key, **kw),
     static_argnames=("probes", "steps"),
 )
-cdf, quantiles = jax.jit(spectra.cdf), jax.jit(spectra.quantiles)
+cdf = jax.jit(Density.cdf)
+quantile = jax.jit(Density.quantile)
 
 
 @pytest.mark.slow
@@ -197,7 +198,7 @@ def test_multiple_values_and_lost_rank():
     share = cdf(quadrature, jnp.asarray([-1.0, 0.5, 2.0]))
     truth = np.array([32 / 40, 35 / 40, 1])
     assert np.all(np.abs(share.value - truth) <= SIGMAS * share.standard_error + 1e-5)
-    assert np.isneginf(quantiles(quadrature, jnp.asarray([0.5])).value[0])
+    assert np.isneginf(quantile(quadrature, jnp.asarray([0.5])).value[0])
 
 
 @pytest.mark.slow
@@ -238,7 +239,7 @@ def test_beyond_any_float(sigma_w):
     close(top.log_s, expected)
     close(moment.log_mean, 2 * expected * np.array([1, 2]))
     close(moment.effective_rank, 16, rtol=1e-4)
-    close(quantiles(spectrum, jnp.asarray([0.3, 0.7])).value, expected)
+    close(quantile(spectrum, jnp.asarray([0.3, 0.7])).value, expected)
 
 
 def test_moments_are_unbiased_and_their_errors_are_honest():
@@ -272,7 +273,7 @@ def test_distribution_and_quantiles():
     assert distance <= 1 / 40 + SIGMAS * np.max(share.standard_error), distance
     assert np.all(np.diff(share.value) >= -1e-6)
     shares = jnp.asarray([0.1, 0.5, 0.9])
-    value = quantiles(found, shares)
+    value = quantile(found, shares)
     np.testing.assert_allclose(cdf(found, value.value).value, shares, atol=0.01)
     width = np.gradient(
         np.quantile(np.log(s), [0.09, 0.1, 0.11, 0.49, 0.5, 0.51, 0.89, 0.9, 0.91]), 0.01
@@ -360,7 +361,7 @@ def test_mistakes_are_named():
         ),
         (lambda: spectra.extremes(op, KEY, top=4, block=1, steps=2), "block"),
         (
-            lambda: spectra.quantiles(Density(x[None], x[None]), jnp.asarray([1.5])),
+            lambda: Density(x[None], x[None]).quantile(jnp.asarray([1.5])),
             r"in \[0, 1\]",
         ),
     ]:

@@ -108,7 +108,7 @@ def laws(setting, d, share, weights):
 @jax.jit
 def share_below(law, log_s):
     """The law's share of singular values at most s."""
-    return theory.jacobian_cdf(law, log_s)
+    return law.cdf(log_s)
 
 
 def distance(law, log_s):
@@ -189,10 +189,10 @@ def cells(setting):
                 [np.asarray(measured_log_s(setting, jnp.asarray(index), *net)) for net in nets]
             )
             arrays[f"{cell}/log_s"] = log_s.astype(np.float32)
-            for field in ("log_s", "cdf"):
-                arrays[f"{cell}/{field}_limit"] = np.stack(
-                    [getattr(law, field) for law in limit]
-                ).astype(np.float32)
+            log_s_limit = np.stack([law.log_s for law in limit])
+            cdf_limit = np.stack([law.share for law in limit])
+            arrays[f"{cell}/log_s_limit"] = log_s_limit.astype(np.float32)
+            arrays[f"{cell}/cdf_limit"] = cdf_limit.astype(np.float32)
             table[cell] = compare(log_s, limit, variances) | dict(
                 zip(("sigma_w", "sigma_b", "q"), gains, strict=True)
             )

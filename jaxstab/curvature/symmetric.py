@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int, Key
 
-from jaxstab import decompositions, spectra
+from jaxstab import decompositions
 from jaxstab.checks import check_count
 from jaxstab.curvature.lanczos import levelled, rounding, tridiagonalise, within_krylov_space
 from jaxstab.norms.logarithms import times_power
@@ -55,6 +55,25 @@ class EigenvalueDensity(NamedTuple):
 
     eigenvalues: Float[Array, "probe node"]
     weights: Float[Array, "probe node"]
+
+    def cdf(self, values: Float[ArrayLike, "..."]) -> Estimate:
+        """Compute the share of eigenvalues at or below given values.
+
+        At a node the share includes half of its weight, and it is linear between nodes.
+
+        Args:
+            values: values of any shape.
+
+        Returns:
+            The share in [0, 1] with its standard error over probes, which does not include the
+            error of the quadrature.
+
+        Example:
+            >>> even = EigenvalueDensity(jnp.linspace(-1.0, 1.0, 101)[None], jnp.full((1, 101), 1 / 101))
+            >>> round(float(even.cdf(0.5).value), 2)
+            0.75
+        """
+        return Density(self.eigenvalues, self.weights).cdf(values)
 
 
 @at_full_precision
@@ -226,7 +245,7 @@ def density(
         steps: nodes per probe, >= 1; at most the size of the matrix are used.
 
     Returns:
-        Nodes and weights; see `cdf`.
+        Nodes and weights, of which `EigenvalueDensity.cdf` makes shares.
 
     Raises:
         ValueError: if the operator is not square, or probes or steps < 1.
@@ -251,29 +270,6 @@ def density(
 
     # one at a time: a product holds the residuals of its gradient
     return EigenvalueDensity(*jax.lax.map(quadrature, sphere(operator, key, probes)))
-
-
-def cdf(density: EigenvalueDensity, values: Float[ArrayLike, "..."]) -> Estimate:
-    """Compute the share of eigenvalues at or below given values.
-
-    At a node the share includes half of its weight, and it is linear between nodes, as
-    `spectra.cdf`.
-
-    Args:
-        density: from `density`.
-        values: of any shape.
-
-    Returns:
-        The share in [0, 1] with its standard error over probes, which does not include the
-        error of the quadrature.
-
-    Example:
-        >>> even = EigenvalueDensity(jnp.linspace(-1.0, 1.0, 101)[None], jnp.full((1, 101), 1 / 101))
-        >>> round(float(cdf(even, 0.5).value), 2)
-        0.75
-    """
-    nodes = Density(density.eigenvalues, density.weights)
-    return spectra.cdf(nodes, jnp.asarray(values, density.eigenvalues.dtype))
 
 
 @at_full_precision

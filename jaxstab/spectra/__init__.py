@@ -15,15 +15,15 @@ from jaxstab.spectra.local import (
     partial_jacobian,
 )
 from jaxstab.spectra.lyapunov import lyapunov_exponents, lyapunov_limit
-from jaxstab.spectra.matrix_free import cdf, density, extremes, moments, quantiles
+from jaxstab.spectra.matrix_free import Density, density, extremes, moments
 from jaxstab.spectra.operators import Operator, jacobian
 from jaxstab.spectra.precision import precision_report
 from jaxstab.spectra.sites import jacobian_at_sites
 
 __all__ = [
+    "Density",
     "Operator",
     "alignment",
-    "cdf",
     "density",
     "extremes",
     "jacobian",
@@ -39,7 +39,6 @@ __all__ = [
     "partial_jacobian",
     "precision_report",
     "product_log_singular_values",
-    "quantiles",
     "singular_values",
     "spectrum",
 ]

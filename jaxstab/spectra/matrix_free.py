@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, ArrayLike, Float, Int, Key
 
 from jaxstab import decompositions
 from jaxstab.checks import check_count
@@ -79,6 +79,74 @@ class Density(NamedTuple):
 
     log_s: Float[Array, "probe node"]
     weights: Float[Array, "probe node"]
+
+    def cdf(self, log_s: Float[ArrayLike, "..."]) -> Estimate:
+        """Compute the share of singular values at or below given ones.
+
+        At a node the share includes half of its weight, and it is linear in ln s between nodes; the
+        true share includes between none and all of the weight (Chebyshev, Markov and Stieltjes:
+        Golub & Meurant 2010, section 2). Values below rounding count as zero.
+
+        Args:
+            log_s: ln s, of any shape.
+
+        Returns:
+            The share in [0, 1] with its standard error over probes, which does not include the
+            error of the quadrature.
+
+        Example:
+            >>> even = Density(jnp.linspace(-1.0, 1.0, 101)[None], jnp.full((1, 101), 1 / 101))
+            >>> round(float(even.cdf(-0.5).value), 2)
+            0.25
+        """
+        log_s = jnp.asarray(log_s, self.log_s.dtype)
+        each = jax.vmap(lambda nodes, weights: _share(nodes, weights, log_s.ravel()))(*self)
+        return Estimate(
+            jnp.mean(each, 0).reshape(log_s.shape), standard_error(each.T).reshape(log_s.shape)
+        )
+
+    def quantile(self, share: Float[ArrayLike, "..."]) -> Estimate:
+        """Compute quantiles of ln s, the inverse of `cdf`.
+
+        Args:
+            share: share of singular values below, in [0, 1], of any shape.
+
+        Returns:
+            ln s, -inf within the share of zeros; standard errors from the quantiles one standard
+            error of the share to either side (Woodruff 1952), not finite where a side is -inf.
+
+        Raises:
+            ValueError: if a concrete share is outside [0, 1].
+
+        Example:
+            >>> even = Density(jnp.linspace(-1.0, 1.0, 101)[None], jnp.full((1, 101), 1 / 101))
+            >>> even.quantile(jnp.asarray([0.25, 0.5])).value.round(2).tolist()
+            [-0.5, 0.0]
+        """
+        share = jnp.asarray(share, self.log_s.dtype)
+        if not isinstance(share, jax.core.Tracer) and not bool(
+            jnp.all((share >= 0) & (share <= 1))
+        ):
+            raise ValueError(f"share must be in [0, 1], got {share.tolist()}")
+        grid = jnp.sort(self.log_s.ravel())
+        below = self.cdf(grid).value
+        alive = jnp.isfinite(grid)
+        lowest = jnp.min(jnp.where(alive, grid, jnp.inf))
+        zeros = self.cdf(jnp.full((), -jnp.inf, grid.dtype)).value
+
+        def invert(share: Array) -> Array:
+            return jnp.where(
+                (share <= zeros) & (zeros > 0),
+                -jnp.inf,
+                jnp.interp(share, below, jnp.where(alive, grid, lowest)),
+            )
+
+        value = invert(share)
+        error = self.cdf(value).standard_error
+        return Estimate(
+            value,
+            (invert(jnp.minimum(share + error, 1)) - invert(jnp.maximum(share - error, 0))) / 2,
+        )
 
 
 class _Bidiagonal(NamedTuple):
@@ -239,7 +307,7 @@ def density(operator: Operator, key: Key[Array, ""], probes: int = 8, steps: int
         steps: nodes per probe, >= 1, at most the number of singular values are used.
 
     Returns:
-        Nodes and weights; see `cdf` and `quantiles`.
+        Nodes and weights, of which `Density.cdf` and `Density.quantile` make shares and quantiles.
 
     Raises:
         ValueError: if probes or steps < 1.
@@ -265,75 +333,6 @@ def density(operator: Operator, key: Key[Array, ""], probes: int = 8, steps: int
     seen = s > jnp.finfo(s.dtype).eps * math.sqrt(tall.rows + tall.columns) * s[:, -1:]
     log_s = jnp.where(seen, jnp.log(jnp.where(seen, s, 1.0)) + offset[:, None], -jnp.inf)
     return Density(jnp.where(jnp.isnan(s), s, log_s), weights)
-
-
-def cdf(density: Density, log_s: Float[Array, "..."]) -> Estimate:
-    """Compute the share of singular values at or below given ones.
-
-    At a node the share includes half of its weight, and it is linear in ln s between nodes; the
-    true share includes between none and all of the weight (Chebyshev, Markov and Stieltjes: Golub &
-    Meurant 2010, section 2). Values below rounding count as zero.
-
-    Args:
-        density: from `density`.
-        log_s: ln s, of any shape.
-
-    Returns:
-        The share in [0, 1] with its standard error over probes, which does not include the error of
-        the quadrature.
-
-    Example:
-        >>> even = Density(jnp.linspace(-1.0, 1.0, 101)[None], jnp.full((1, 101), 1 / 101))
-        >>> round(float(cdf(even, jnp.asarray(-0.5)).value), 2)
-        0.25
-    """
-    log_s = jnp.asarray(log_s, density.log_s.dtype)
-    each = jax.vmap(lambda nodes, weights: _share(nodes, weights, log_s.ravel()))(*density)
-    return Estimate(
-        jnp.mean(each, 0).reshape(log_s.shape), standard_error(each.T).reshape(log_s.shape)
-    )
-
-
-def quantiles(density: Density, shares: Float[Array, " share"]) -> Estimate:
-    """Compute quantiles of ln s, the inverse of `cdf`.
-
-    Args:
-        density: from `density`.
-        shares: shares of singular values below, in [0, 1].
-
-    Returns:
-        ln s, -inf within the share of zeros; standard errors from the quantiles one standard error
-        of the share to either side (Woodruff 1952), not finite where a side is -inf.
-
-    Raises:
-        ValueError: if a concrete share is outside [0, 1].
-
-    Example:
-        >>> even = Density(jnp.linspace(-1.0, 1.0, 101)[None], jnp.full((1, 101), 1 / 101))
-        >>> quantiles(even, jnp.asarray([0.25, 0.5])).value.round(2).tolist()
-        [-0.5, 0.0]
-    """
-    shares = jnp.asarray(shares, density.log_s.dtype)
-    if not isinstance(shares, jax.core.Tracer) and not bool(jnp.all((shares >= 0) & (shares <= 1))):
-        raise ValueError(f"shares must be in [0, 1], got {shares.tolist()}")
-    grid = jnp.sort(density.log_s.ravel())
-    below = cdf(density, grid).value
-    alive = jnp.isfinite(grid)
-    lowest = jnp.min(jnp.where(alive, grid, jnp.inf))
-    zeros = cdf(density, jnp.full((), -jnp.inf, grid.dtype)).value
-
-    def invert(share: Array) -> Array:
-        return jnp.where(
-            (share <= zeros) & (zeros > 0),
-            -jnp.inf,
-            jnp.interp(share, below, jnp.where(alive, grid, lowest)),
-        )
-
-    value = invert(shares)
-    error = cdf(density, value).standard_error
-    return Estimate(
-        value, (invert(jnp.minimum(shares + error, 1)) - invert(jnp.maximum(shares - error, 0))) / 2
-    )
 
 
 def _share(

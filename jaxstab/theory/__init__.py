@@ -18,7 +18,6 @@ from jaxstab.theory.fixed_points import fixed_point, fixed_points
 from jaxstab.theory.free_products import (
     JacobianLaw,
     JacobianMoments,
-    jacobian_cdf,
     jacobian_law,
     jacobian_moments,
     product_law,
@@ -76,7 +75,6 @@ __all__ = [
     "fixed_points",
     "fourth_moment",
     "hermite_coefficients",
-    "jacobian_cdf",
     "jacobian_law",
     "jacobian_moments",
     "kernel_map",

@@ -11,7 +11,6 @@ from flax import linen as nn
 from flax import nnx
 
 from jaxstab import activations, curvature, initializers, networks, propagation, spectra, theory
-from jaxstab.spectra.matrix_free import Density
 from public_functions import of_curvature
 
 Call = Callable[[networks.Params, jax.Array, jax.Array], Any]
@@ -90,14 +89,13 @@ def of_spectra(width: int, depth: int) -> dict[str, Call]:
     def jacobian(p: networks.Params, x: jax.Array) -> spectra.Operator:
         return spectra.jacobian(chain, p, x)
 
-    def shares(x: jax.Array) -> Density:
-        square = x[:, None] * x[None]
-        return Density(jnp.sort(square), jax.nn.softmax(square))
+    def density(p: networks.Params, x: jax.Array, key: jax.Array) -> Any:
+        found = spectra.density(jacobian(p, x), key, 2, 3)
+        return found, found.quantile(found.cdf(x).value)
 
     return {
         "spectra.alignment": lambda p, x, key: spectra.alignment(chain, p, x),
-        "spectra.cdf": lambda p, x, key: spectra.cdf(shares(x), x),
-        "spectra.density": lambda p, x, key: spectra.density(jacobian(p, x), key, 2, 3),
+        "spectra.density": density,
         "spectra.extremes": lambda p, x, key: spectra.extremes(jacobian(p, x), key, 2, 2, 2),
         "spectra.jacobian": lambda p, x, key: jacobian(p, x).matvec(x),
         "spectra.local_log_singular_values": lambda p, x, key: spectra.local_log_singular_values(
@@ -123,7 +121,6 @@ def of_spectra(width: int, depth: int) -> dict[str, Call]:
         "spectra.product_log_singular_values": lambda p, x, key: (
             spectra.product_log_singular_values(p.blocks["dense"]["kernel"])
         ),
-        "spectra.quantiles": lambda p, x, key: spectra.quantiles(shares(x), jnp.asarray([0.5])),
         "spectra.singular_values": lambda p, x, key: spectra.singular_values(chain, p, x, depths),
         "spectra.spectrum": lambda p, x, key: spectra.spectrum(chain, p, x, depths),
     }
@@ -300,8 +297,7 @@ def of_theory(depth: int) -> dict[str, Call]:
         "theory.hermite_coefficients": lambda p, x, key: theory.hermite_coefficients(
             "tanh", 4, gain(x)
         ),
-        "theory.jacobian_cdf": lambda p, x, key: theory.jacobian_cdf(law(x), x),
-        "theory.jacobian_law": lambda p, x, key: law(x),
+        "theory.jacobian_law": lambda p, x, key: law(x).cdf(x),
         "theory.jacobian_moments": lambda p, x, key: theory.jacobian_moments(
             "tanh", gain(x), 0.1, 8
         ),

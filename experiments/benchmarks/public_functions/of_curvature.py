@@ -54,17 +54,16 @@ def of_hessian(mlp: networks.MLP) -> dict[str, Call]:
     def gradient(p: PyTree) -> PyTree:
         return jax.tree.map(jnp.tanh, p)
 
-    def density(x: jax.Array) -> curvature.EigenvalueDensity:
-        square = x[:, None] * x[None]
-        return curvature.EigenvalueDensity(jnp.sort(square), jax.nn.softmax(square))
+    def density(p: PyTree, x: jax.Array, key: jax.Array) -> Any:
+        found = curvature.density(hessian(p, x), key, 2, 3)
+        return found, found.cdf(x)
 
     return {
         "curvature.adam_preconditioner": lambda p, x, key: curvature.adam_preconditioner(adam(p)),
-        "curvature.cdf": lambda p, x, key: curvature.cdf(density(x), x),
         "curvature.critical_sharpness": lambda p, x, key: curvature.critical_sharpness(
             goal, p, unit(p), (batch(x), labels), passes=2, chunk_size=2
         ),
-        "curvature.density": lambda p, x, key: curvature.density(hessian(p, x), key, 2, 3),
+        "curvature.density": density,
         "curvature.directional_sharpness": lambda p, x, key: curvature.directional_sharpness(
             hessian(p, x), unit(p)
         ),
