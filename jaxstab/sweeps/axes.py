@@ -9,7 +9,7 @@ from jaxstab.activations import get
 from jaxstab.checks import check_ascending, check_count, plain_axis
 from jaxstab.sweeps.settings import SETTINGS, STATIC, WHOLE, label
 
-# settings of our own networks that a variant sets
+# settings of `networks.MLP` that a variant sets
 _OF_NETWORK = ("activation", "weights", "norm", "norm_after", "skip")
 
 
@@ -18,11 +18,11 @@ class Variant:
     """Named combination of network settings, a value of the axis "variant".
 
     Attributes:
-        name: its label.
+        name: label of the variant.
         activation: name, or `Activation`.
         weights: one of `networks.WEIGHTS`.
         norm: None or one of `networks.NORMS`.
-        norm_after: whether the norm follows phi instead of preceding it.
+        norm_after: True for a norm after phi, False for a norm before phi.
         skip: None or one of `networks.SKIPS`.
     """
 
@@ -35,7 +35,7 @@ class Variant:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The settings by name."""
+        """Settings by name."""
         own = {name: getattr(self, name) for name in _OF_NETWORK}
         return own | {"activation": get(self.activation)}
 
@@ -44,10 +44,10 @@ def with_variant(settings: dict[str, Any]) -> dict[str, Any]:
     """Apply the settings of a variant.
 
     Args:
-        settings: by name, with a "variant" or none.
+        settings: settings by name, with or without a "variant".
 
     Returns:
-        The settings; those of the variant take the place of others.
+        The settings; those of the variant replace others.
     """
     if "variant" not in settings:
         return settings
@@ -55,13 +55,13 @@ def with_variant(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def kind_of(name: str) -> str:
-    """Classify a setting by what a change of it costs.
+    """Classify a setting by the cost of a change.
 
     Args:
-        name: of the setting.
+        name: name of the setting.
 
     Returns:
-        STATIC, TRACED or WHOLE; settings that only a network of the caller's own knows are static.
+        STATIC, TRACED or WHOLE; STATIC for settings of a user's own network.
     """
     if name in SETTINGS:
         return SETTINGS[name].kind
@@ -72,14 +72,14 @@ def along(name: str, values: Any) -> Sequence[Any]:
     """Check the values along an axis.
 
     Args:
-        name: of the setting.
-        values: one or more; numbers ascend.
+        name: name of the setting.
+        values: one or more values; numbers ascend.
 
     Returns:
-        The values; seeds given as a range stay one.
+        The values; a range of seeds stays a range.
 
     Raises:
-        ValueError: if there are none, two are equal, or one is not a value of the setting.
+        ValueError: if values is empty, two values are equal, or a value is invalid.
     """
     if name == "variant":
         return _variants(values)
@@ -125,14 +125,14 @@ def _variants(values: Iterable[Any]) -> tuple[Variant, ...]:
 
 
 def for_json(values: Sequence[Any], several: bool) -> Any:
-    """Write the values of a setting for JSON.
+    """Convert the values of a setting for JSON.
 
     Args:
-        values: of the setting.
-        several: whether they are a list there, as those along an axis are.
+        values: values of the setting.
+        several: True for a list of values, as along an axis.
 
     Returns:
-        A list of values, or the only one.
+        A list of values, or the only value.
     """
 
     def one(value: Any) -> Any:

@@ -1,6 +1,6 @@
 """The durable run: open a store, claim its groups, compute and commit each, resume after interruptions.
 
-Measuring and training are both run this way. A `Job` says what is computed. The store records which
+Measuring and training are run this way. A `Job` defines the computation. The store records which
 groups are finished, and which process holds which group.
 """
 
@@ -20,15 +20,15 @@ from jaxstab.store.groups import Groups
 
 
 class Result(NamedTuple):
-    """A finished group.
+    """Values of a finished group.
 
     Attributes:
-        group: its number.
+        group: number of the group.
         values: arrays [*cells of a group, ...] by field; cells beyond the end of an axis are blank.
-        seconds: seconds of the batch of groups computed together, divided by their number;
-            compiling excluded.
-        compiling: seconds spent waiting for the program of that batch, divided likewise; about 0
-            once it is compiled.
+        seconds: seconds of the batch of groups computed together, divided by their number,
+            without compiling.
+        compiling: seconds spent waiting for the batch's program, divided likewise; about 0 for a
+            compiled program.
     """
 
     group: int
@@ -42,15 +42,15 @@ ProgressBar = Callable[[Any], Iterable[Any]]
 
 @runtime_checkable
 class Job(Protocol):
-    """Groups of cells to compute, and the store that they go into."""
+    """Groups of cells to compute, and the layout of their store."""
 
     @property
     def devices(self) -> Sequence[jax.Device]:
-        """The devices; each computes one group at a time."""
+        """Devices, each of which computes one group at a time."""
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """Everything that the results depend on."""
+        """Settings that the results depend on."""
 
     @property
     def fields(self) -> Mapping[str, store.Field]:
@@ -58,17 +58,17 @@ class Job(Protocol):
 
     @property
     def axes(self) -> Mapping[str, store.Axis]:
-        """The axes that are cut into groups."""
+        """Axes that are cut into groups."""
 
     @property
     def coordinates(self) -> Mapping[str, tuple[tuple[str, ...], Any]]:
         """Coordinates of the dataset, known before the run: (dims, values) by name."""
 
     def program(self, group: int) -> Hashable:
-        """Key of a group's program; groups with equal keys run side by side."""
+        """Return the key of a group's program; groups with equal keys run side by side."""
 
     def rank(self, group: int) -> Any:
-        """Sort key of a group; groups of lower rank are computed first."""
+        """Return the sort key of a group; groups of lower rank are computed first."""
 
     def compute(
         self, batches: Iterable[Sequence[int]], pending: Collection[int]
@@ -86,7 +86,7 @@ class Sized:
         """Store the results and their number.
 
         Args:
-            results: the iterator.
+            results: iterator over results.
             count: number of results.
         """
         self._results = results
@@ -110,7 +110,7 @@ def batches(
     """Batch groups that share a program, in order of rank.
 
     Args:
-        groups: their numbers.
+        groups: numbers of the groups.
         most: largest number of groups in a batch.
         program: key of a group's program.
         rank: sort key; the lowest come first.
@@ -124,7 +124,7 @@ def batches(
 
 
 def settings_of_run() -> dict[str, Any]:
-    """Collect what results depend on beside grid and data: random numbers, machine and code.
+    """Collect settings that results depend on beside grid and data: random numbers, machine, code.
 
     Returns:
         Plain settings for a store.
@@ -134,7 +134,7 @@ def settings_of_run() -> dict[str, Any]:
         "random": {
             "generator": str(jax.random.key_impl(jax.random.key(0))),
             "partitionable": jax.config.jax_threefry_partitionable,  # type: ignore[attr-defined]
-            # the default float; integers are as wide, and other integers draw other minibatches
+            # integers are as wide as the default float, and their width changes the minibatches
             "default": jnp.result_type(float).name,
         },
         "machine": fingerprint.machine(),
@@ -146,14 +146,14 @@ def open_store(place: str | Path, job: Job) -> Groups:
     """Create the store of a job, or open an existing store of the same job.
 
     Args:
-        place: a folder to be, or an fsspec URL.
-        job: what is computed.
+        place: a future folder, or an fsspec URL.
+        job: job of the run.
 
     Returns:
         The store.
 
     Raises:
-        OtherSweepError: if the store is of another job; says what changed.
+        OtherSweepError: if the store is of another job; the message names the changes.
         ValueError: if an argument is invalid, or the store is damaged.
         FileExistsError: if the place exists and is no such store; it is left unchanged.
         OSError: if the place cannot be written to.
@@ -168,22 +168,23 @@ def complete(
     join: bool = False,
     progress: ProgressBar = iter,
 ) -> None:
-    """Compute and commit the groups of a store that are not finished.
+    """Compute and commit the unfinished groups of a store.
 
-    A committed group is finished, whatever happens later. A second run of the same groups is
-    refused, so that no group is written twice.
+    A committed group stays finished. A second run of the same groups is refused, so that no group
+    is written twice.
 
     Args:
-        groups: the store, as `open_store` gives it.
-        job: what is computed.
+        groups: the store, from `open_store`.
+        job: job of the run.
         shard: (I, N), the I-th of N equal parts; None for all groups.
-        join: whether to share the groups with a run in progress; each group goes to the run that
+        join: True to share the groups with a run in progress; each group goes to the run that
             claims it first.
-        progress: wraps the results as they come, such as tqdm; each is committed before the next is
-            asked for.
+        progress: wraps the iterator over results, such as tqdm; each result is committed before
+            the next is requested.
 
     Raises:
-        BlockingIOError: if another run has some of these groups and join is False; says who.
+        BlockingIOError: if another run has some of these groups and join is False; the message
+            names the run.
         OSError: if the store cannot be written to.
     """
     with claims.claim(groups, shard or (1, 1), join) as claim, one_blas_thread():

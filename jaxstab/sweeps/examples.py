@@ -1,4 +1,4 @@
-"""Examples for the cells of a grid: pairs of inputs to measure at, and data to train and test on."""
+"""Examples for the cells of a grid: pairs of inputs for measures, and data to train and test on."""
 
 import math
 from typing import NamedTuple
@@ -16,8 +16,8 @@ class Sample(NamedTuple):
     """Inputs of one measurement.
 
     Attributes:
-        x: input, of mean square 1; a batch of them where the grid has one.
-        other: a second input, for correlations.
+        x: input of mean square 1, or a batch of inputs if the grid sets `batch`.
+        other: second input, or batch of inputs, for correlations.
         label: class of x.
     """
 
@@ -33,12 +33,12 @@ def samples(grid: Grid, data: Data, batch: int | None = None) -> Sample:
     changed.
 
     Args:
-        grid: sets the seeds and the number of inputs.
+        grid: grid with the seeds and the number of inputs.
         data: examples.
         batch: examples of an input; None for inputs of one example.
 
     Returns:
-        A sample with leading axes [seeds, inputs], and [batch] where there is one.
+        A sample with leading axes [seeds, inputs], or [seeds, inputs, batch] for batches.
 
     Raises:
         ValueError: if there are fewer examples than one seed needs, or a label has no output.
@@ -73,7 +73,7 @@ def classes(data: Data) -> int:
     """Count the classes of data.
 
     Args:
-        data: labelled from 0.
+        data: examples with labels from 0.
 
     Returns:
         The largest label plus one.
@@ -94,7 +94,7 @@ class Split(NamedTuple):
 
     @property
     def features(self) -> int:
-        """Input features."""
+        """Number of input features."""
         return self.train.x.shape[1]
 
     @property

@@ -33,17 +33,17 @@ class Grid:
     """Every combination of the values along some axes, all other settings fixed.
 
     An axis is static (a program for each of its values) or traced (one program for all values).
-    Depths of networks may also be read off from one pass to the deepest. Settings of the
+    Depths of networks may also be read off from one pass to the largest depth. Settings of the
     network: activation, weights, norm, norm_after, skip, width, depth, sigma_w, sigma_b, dropout,
-    seed, precision; of what it is measured at: inputs, batch, outputs, dtype; of trainings:
-    optimiser, learning_rate, momentum, weight_decay, clip, batch.
+    seed, precision. Settings of the measured inputs: inputs, batch, outputs, dtype. Settings of
+    trainings: optimiser, learning_rate, momentum, weight_decay, clip, batch.
 
     Attributes:
-        axes: values by name; numbers ascend. "variant" has `Variant`s.
+        axes: values by name; numbers ascend. Values of "variant" are `Variant`s.
         fixed: the other settings.
         network: None for `networks.MLP`, or a function depth -> chain, which takes other axes as
             keyword arguments.
-        kernels: which parameters of a network of the caller's own sigma_w multiplies, as in
+        kernels: parameters of the user's own network that sigma_w multiplies, as in
             `networks.rescale`.
 
     Example:
@@ -70,7 +70,7 @@ class Grid:
         Args:
             axes: values by name of the setting.
             network: factory of a user's own network.
-            kernels: which of its parameters sigma_w multiplies.
+            kernels: parameters of that network that sigma_w multiplies.
             **fixed: settings with one value.
 
         Raises:
@@ -93,7 +93,7 @@ class Grid:
         checked = {name: along(name, values) for name, values in axes.items()}
         plain = {name: SETTINGS[name].check(name, value) for name, value in fixed.items()}
         defaults = {name: one.default for name, one in SETTINGS.items() if name not in checked}
-        # frozen: set as dataclasses do it
+        # a frozen dataclass allows no plain assignment
         object.__setattr__(self, "axes", checked)
         object.__setattr__(self, "fixed", defaults | plain)
         object.__setattr__(self, "network", network)
@@ -122,10 +122,10 @@ class Grid:
         """Return the values of a setting: those along its axis, or its fixed value.
 
         Args:
-            name: of the setting.
+            name: name of the setting.
 
         Returns:
-            One or more.
+            One or more values.
         """
         if name in self.axes:
             return self.axes[name]
@@ -135,7 +135,7 @@ class Grid:
         """Return the values of a setting as coordinates.
 
         Args:
-            name: of the setting.
+            name: name of the setting.
 
         Returns:
             Numbers or names.
@@ -144,12 +144,12 @@ class Grid:
 
     @property
     def static_axes(self) -> tuple[str, ...]:
-        """Axes with a program for each value, without depth."""
+        """Names of axes with a program for each value, without depth."""
         return tuple(name for name in self.axes if kind_of(name) == STATIC and name != "depth")
 
     @property
     def traced_axes(self) -> tuple[str, ...]:
-        """Axes with one program for all values."""
+        """Names of axes with one program for all values."""
         return tuple(name for name in self.axes if kind_of(name) == TRACED)
 
     @property
@@ -174,7 +174,7 @@ class Grid:
 
     @property
     def wet(self) -> bool:
-        """Whether any cell has dropout."""
+        """True if any cell has dropout."""
         return any(rate > 0 for rate in self.values("dropout"))
 
     def mlp(self, kind: Kind, depth: int, outputs: int) -> networks.MLP:
@@ -182,8 +182,8 @@ class Grid:
 
         Args:
             kind: one of `kinds`.
-            depth: blocks.
-            outputs: of the network, unless the grid sets them.
+            depth: number of blocks.
+            outputs: number of outputs, unless the grid sets it.
 
         Returns:
             The module.
@@ -202,7 +202,7 @@ class Grid:
         )
 
     def chain(self, kind: Kind, depth: int) -> networks.Chain:
-        """Make the chain of a user's own layers.
+        """Make the chain of a user's own network.
 
         Args:
             kind: one of `kinds`.
@@ -238,7 +238,7 @@ class Grid:
             cell: traced settings by name.
 
         Returns:
-            The transformation, without clipping if no cell clips.
+            The optimiser, with clipping if any cell of the grid clips.
         """
         factory = kind["optimiser"]
         if isinstance(factory, str):
@@ -251,17 +251,17 @@ class Grid:
 
     @property
     def clips(self) -> bool:
-        """Whether any cell clips its gradient."""
+        """True if any cell clips its gradient."""
         return tuple(self.values("clip")) != (math.inf,)
 
     def is_plain(self, kind: Kind) -> bool:
-        """Tell whether the layers of a kind are h -> W phi(h) + b with weights of unit gain.
+        """Check whether the layers of a kind are h -> W phi(h) + b with weights of unit gain.
 
         Args:
             kind: one of `kinds`.
 
         Returns:
-            Whether they are; dropout is ignored.
+            True for such layers, with or without dropout.
         """
         return not (kind["norm"] or kind["skip"]) and kind["weights"] in UNIT_WEIGHTS
 
@@ -269,10 +269,10 @@ class Grid:
         """Return the grid with some settings changed.
 
         Args:
-            **changes: values by name; several for a setting that is an axis, else one.
+            **changes: by name, several values for a setting that is an axis, one value otherwise.
 
         Returns:
-            The grid.
+            The changed grid.
 
         Example:
             >>> Grid({"depth": (2, 4)}, width=8).but(depth=(2,), width=16).values("width")
@@ -298,7 +298,7 @@ class Grid:
         """Read a grid that `to_json` wrote, of our own MLPs with activations and optimisers by name.
 
         Args:
-            text: the JSON.
+            text: JSON of a grid.
 
         Returns:
             The grid.
@@ -326,17 +326,17 @@ class Grid:
             raise ValueError(f"no grid of a sweep: {error}") from error
 
     def __eq__(self, other: object) -> bool:
-        """Whether two grids have the same cells; a range of seeds equals a list of them."""
+        """Compare the cells of two grids; a range of seeds equals a list of the same seeds."""
         if not isinstance(other, Grid):
             return NotImplemented
         own = self.to_json(), self.kinds, self.network, self.kernels
         return own == (other.to_json(), other.kinds, other.network, other.kernels)
 
     def __hash__(self) -> int:
-        """Hash of the settings as JSON."""
+        """Hash the settings as JSON."""
         return hash(self.to_json())
 
     def __repr__(self) -> str:
-        """The axes, and fixed settings that differ from the default."""
+        """Show the axes, and fixed settings that differ from the default."""
         own = {n: v for n, v in self.fixed.items() if v != SETTINGS[n].default}
         return f"Grid({self.axes}{''.join(f', {n}={v!r}' for n, v in own.items())})"

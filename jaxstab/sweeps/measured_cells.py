@@ -1,4 +1,4 @@
-"""Functions that a measuring program runs: all gains and inputs of one draw of weights."""
+"""Measurement of all gains and inputs of one draw of weights, for a program of a sweep."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,21 +14,21 @@ from jaxstab.sweeps.examples import Sample
 from jaxstab.sweeps.grid import Grid, Kind
 from jaxstab.sweeps.measures import Measure, Record
 
-# traced setting: which of the activations that share a program a group has
+# traced setting: index of a group's activation among those that share its program
 CHOICE = "activation"
 
 
 def measured_cell(
     grid: Grid, kind: Kind, choices: Sequence[Any], measure: Measure, outputs: int
 ) -> Callable[..., Record]:
-    """Make the measurement of the cells of one seed, all of one draw of weights.
+    """Make the function that measures the cells of one seed, all of one draw of weights.
 
     Args:
-        grid: what to sweep over.
+        grid: grid of the sweep.
         kind: static settings of the network.
         choices: activations that share the program.
-        measure: what to take of every cell.
-        outputs: of the readout.
+        measure: measure of every cell.
+        outputs: number of outputs of the readout.
 
     Returns:
         (seed, gains [g], other traced settings by name, samples [i]) -> records [g, i], of all
@@ -50,7 +50,7 @@ def measured_cell(
 
         def one(sigma_w: Array, sample: Sample, mask: Array) -> Record:
             wet = mask if mlp.dropout else None
-            # the gain stays apart from the weights, so that all gains share one copy of them
+            # a gain apart from the weights lets all gains share one copy of the weights
             params = networks.bind(mlp, unit, key=wet, rate=cell["dropout"], sigma_w=sigma_w)
             with at_precision_of(chain):
                 return measure(chain, params, sample, depths)
@@ -63,13 +63,13 @@ def measured_cell(
 def measured_own_cell(
     grid: Grid, kind: Kind, depth: int, measure: Measure
 ) -> Callable[..., Record]:
-    """Make the measurement of the cells of one seed, of a network of the user's own at one depth.
+    """Make the function that measures a user's own network of one depth, all cells of one seed.
 
     Args:
-        grid: what to sweep over.
+        grid: grid of the sweep.
         kind: static settings of the network.
-        depth: of the network.
-        measure: what to take of every cell.
+        depth: depth of the network.
+        measure: measure of every cell.
 
     Returns:
         (seed, gains [g], other traced settings by name, samples [i]) -> records [g, i].
@@ -105,7 +105,7 @@ def _over(one: Callable[..., Record], gains: Array, samples: Sample, masks: Arra
 
 
 def _without_depth(record: Any) -> Any:
-    """Drop the axis of depths, of length one, from the fields of a record that have it."""
+    """Drop the axis of depths, of length one, from the fields of a record."""
 
     def field(name: str, leaf: Array) -> Array:
         of_depth = dimensions(type(record), name, jnp.ndim(leaf))[:1] == ("depth",)

@@ -1,4 +1,4 @@
-"""Measures of a cell: what is measured of a network, or its training."""
+"""Measures of a cell: records of a network, or its training."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ def signal(
 
     Args:
         chain: the network.
-        params: its parameters.
+        params: parameters of the network.
         sample: inputs and label.
         depths: depths at which the loss is attached.
 
@@ -43,9 +43,9 @@ def jacobian(
 
     Args:
         chain: the network.
-        params: its parameters.
+        params: parameters of the network.
         sample: inputs and label.
-        depths: depths wanted.
+        depths: depths of the spectra.
 
     Returns:
         Spectrum.
@@ -62,13 +62,13 @@ def sharpness(
 ) -> Record:
     """Measure the largest eigenvalues of the Hessian and of the Gauss-Newton matrix at every depth.
 
-    The loss is that of `signal`, (mean) softmax cross-entropy.
+    The loss is (mean) softmax cross-entropy, as in `signal`.
 
     Args:
         chain: the network.
-        params: its parameters.
+        params: parameters of the network.
         sample: inputs and label.
-        depths: depths wanted.
+        depths: depths at which the loss is attached.
 
     Returns:
         Sharpness.
@@ -77,7 +77,7 @@ def sharpness(
 
 
 def _loss(sample: Sample) -> Callable[[Any], Any]:
-    """Softmax cross-entropy with the sample's labels, the mean over a batch."""
+    """Make the softmax cross-entropy with the sample's labels, the mean over a batch."""
 
     def loss(y: Any) -> Any:
         return training.cross_entropy(y, sample.label)
@@ -85,7 +85,7 @@ def _loss(sample: Sample) -> Callable[[Any], Any]:
     return loss
 
 
-# measures of our own, which depend on no name of an activation
+# measures of jaxstab, none of which reads the activation's name
 OURS = (signal, jacobian, sharpness)
 
 
@@ -94,9 +94,9 @@ class Train:
     """Train each cell by `training.train`.
 
     Attributes:
-        steps: updates.
-        evaluate: numbers of updates after which all data are evaluated, besides the last; gradients
-            are recorded at the same updates.
+        steps: number of updates.
+        evaluate: numbers of updates after which all data are evaluated and gradients are recorded,
+            besides the last update.
         curvature_every: updates from one record of the sharpness to the next, as in
             `training.train`; None for no record.
         loss: (outputs, labels) -> scalar.
@@ -111,13 +111,13 @@ class Train:
         """Check the settings.
 
         Raises:
-            ValueError: if steps or curvature_every is no count, or an evaluation is not within [0,
-                steps].
+            ValueError: if steps or curvature_every is no integer >= 1, or an evaluation is not in
+                [0, steps].
         """
         steps = check_count("steps", plain_number("steps", self.steps, integer=True), 1)
         evaluate = plain_axis("evaluate", self.evaluate, integer=True)
         check_looks(evaluate, steps)
-        # frozen: set as dataclasses do it
+        # a frozen dataclass allows no plain assignment
         object.__setattr__(self, "steps", steps)
         object.__setattr__(self, "evaluate", evaluate)
         if self.curvature_every is not None:

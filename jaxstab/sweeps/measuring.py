@@ -1,9 +1,9 @@
 """Programs that measure a grid, one group of cells per device at a time.
 
-A measure of our own networks reads all depths off from one pass to the deepest, so that depth is no
-axis of the programs. Gains are traced, and all gains of a seed share one draw of weights. A user's
-own network has a program for each depth; layers and singular values that a depth does not have are
-NaN.
+A measure of `networks.MLP` reads all depths off from one pass to the largest depth, so that depth
+is no axis of the programs. Gains are traced, and all gains of a seed share one draw of weights. A
+user's own network has a program for each depth; layers and singular values that a depth does not
+have are NaN.
 """
 
 import functools
@@ -31,7 +31,7 @@ from jaxstab.sweeps.programs import Programs
 from jaxstab.sweeps.settings import SETTINGS, is_built_in
 from jaxstab.theory.laws import NO_LAW
 
-# axes along which a group has several values; of every other axis it has one
+# axes along which a group has several values; a group has one value of every other axis
 _INSIDE = ("seed", "sigma_w")
 NO_THEORY = f"absent: {NO_LAW}"
 # (seeds [s], gains [g], other traced settings, samples [s, i, ...]) -> records [s, g, i, ...]
@@ -42,14 +42,14 @@ class Measuring:
     """Job of the durable run that measures a grid.
 
     Attributes:
-        grid: what to sweep over.
-        measure: what to measure of every cell.
-        plan: how the grid is cut into groups.
-        devices: each computes one group at a time.
-        fields: stored for each cell.
-        axes: those that are cut into groups.
-        coordinates: of the dataset, (dims, values) by name.
-        decided: everything that the results depend on, without the measure.
+        grid: grid of the sweep.
+        measure: measure of every cell.
+        plan: cut of the grid into groups.
+        devices: devices, each of which computes one group at a time.
+        fields: fields stored for each cell.
+        axes: axes that are cut into groups.
+        coordinates: coordinates of the dataset, (dims, values) by name.
+        decided: settings that the results depend on, without the measure.
     """
 
     def __init__(
@@ -64,16 +64,15 @@ class Measuring:
         """Trace the first program, and all others whose results may differ in shape.
 
         Args:
-            grid: what to sweep over.
-            measure: what to measure of every cell.
+            grid: grid of the sweep.
+            measure: measure of every cell.
             data: examples to measure at.
-            plan: how the grid is cut.
-            devices: each computes one group at a time; None for all, or for one CPU device if the
-                measure decomposes stacks of matrices itself.
+            plan: cut of the grid into groups.
+            devices: devices, each of which computes one group at a time; None for all, or for one
+                CPU device if the measure decomposes stacks of matrices itself.
 
         Raises:
-            ValueError: if data or grid do not fit, or float64 is asked for while JAX has it
-                switched off.
+            ValueError: if data or grid do not fit, or dtype is "float64" without JAX's x64 mode.
         """
         check_dtype(grid.fixed["dtype"])
         _check(grid)
@@ -106,14 +105,14 @@ class Measuring:
 
     @functools.cached_property
     def settings(self) -> dict[str, Any]:
-        """Everything that the results depend on."""
+        """Settings that the results depend on."""
         return self.decided | {"measure": self._identity()}
 
     def program(self, group: int) -> tuple[int, int]:
         """Return the key of a group's program.
 
         Args:
-            group: its number.
+            group: number of the group.
 
         Returns:
             The number of the first kind that shares the program, and the depth.
@@ -125,7 +124,7 @@ class Measuring:
         """Rank a group by its number.
 
         Args:
-            group: its number.
+            group: number of the group.
 
         Returns:
             The number.
@@ -136,21 +135,21 @@ class Measuring:
         """Return the share of some groups in the whole work.
 
         Args:
-            groups: their numbers.
+            groups: numbers of the groups.
 
         Returns:
-            Their share of the number of groups.
+            Share of the number of groups.
         """
         return len(groups) / self.plan.groups
 
     def memory(self, group: int) -> int:
-        """Return the memory of a group, as the compiler states it.
+        """Return the memory of a group, as stated by the compiler.
 
         Args:
-            group: its number.
+            group: number of the group.
 
         Returns:
-            Bytes on its device.
+            Bytes on the group's device.
         """
         return stated_memory(self._programs.ready(self.program(group)))
 
@@ -208,7 +207,7 @@ class Measuring:
         self, numbers: Sequence[int]
     ) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray], Sample]:
         """Return seeds [device, s], gains [device, g], other traced settings [device], samples [device, s, ...]."""
-        # devices without a group repeat one, and an incomplete group repeats cells: shapes stay the same
+        # for equal shapes, devices without a group repeat one, and incomplete groups repeat cells
         slices = [self.plan.at(number) for number in numbers]
         seeds = self._places("seed", slices)
         gains = self._places("sigma_w", slices)
@@ -265,7 +264,7 @@ class Measuring:
         return jax.vmap(one, (0, None, None, 0))
 
     def _choices(self, first: int) -> list[Any]:
-        """Return the activations of the kinds that share a program, by the number of the first."""
+        """Return the activations of the kinds that share the program of kind `first`."""
         pairs = zip(self._kinds, self._sharing, strict=True)
         return [kind["activation"] for kind, share in pairs if share.first == first]
 
@@ -280,7 +279,7 @@ class Measuring:
         }
 
     def _identity(self) -> dict[str, str]:
-        """Identify the measure by its name, and by a digest of its programs if a user's own functions are in it."""
+        """Identify the measure by its name, and by a digest of its programs if they contain user code."""
         name = getattr(self.measure, "__qualname__", type(self.measure).__qualname__)
         if self.measure in OURS and self.grid.network is None and is_built_in(self._kinds):
             return {"name": name}
@@ -303,7 +302,7 @@ class Measuring:
 
 
 def _check(grid: Grid) -> None:
-    """Check that every axis affects what is measured, and that BatchNorm gets batches."""
+    """Check that every axis affects measurements, and that BatchNorm gets batches."""
     known = [name for name in grid.axes if name in SETTINGS]
     needless = [name for name in known if SETTINGS[name].trained]
     if needless:
@@ -331,7 +330,7 @@ def _fields(programs: Sequence[Any]) -> dict[str, store.Field]:
     for records in programs:
         for record in _records(records):
             for name, leaf in record._asdict().items():
-                # behind the axes device, seed and gain; inputs stand before a record's own axes
+                # the axes are device, seed, gain, input, and those of the record
                 shape = leaf.shape[3:]
                 dims = ("input", *dimensions(type(record), name, len(shape) - 1))
                 if name in fields:
@@ -344,7 +343,7 @@ def settings(grid: Grid, data: Data) -> dict[str, Any]:
     """Collect everything that measured results depend on, without the measure.
 
     Args:
-        grid: what to sweep over.
+        grid: grid of the sweep.
         data: examples to measure at.
 
     Returns:
@@ -363,7 +362,7 @@ def settings(grid: Grid, data: Data) -> dict[str, Any]:
 
 
 def _lawless(grid: Grid) -> bool:
-    """Tell whether a user's own network has no law."""
+    """Check whether any kind of a user's own network has no law."""
     if grid.network is None:
         return False
     return any(grid.chain(kind, grid.deepest).law is None for kind in grid.kinds)

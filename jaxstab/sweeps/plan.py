@@ -1,11 +1,11 @@
 """Plan of a sweep: how a grid is cut into groups of cells.
 
-A group is computed by one device and committed as a whole.
+A group is computed by one device and committed as a whole. It is a box in the axes of the grid:
+one value of every static axis and, in trainings, of depth, and several of every traced axis.
 
-It is a box in the axes of the grid: one value of every static axis and, in trainings, of depth, and
-several of every traced axis. A plan depends on the grid, the size of the data and the memory of a
-device, but not on the number of devices or processes. So results do not depend on that number
-either: a cell is always computed with the same neighbours, by the same program.
+A plan depends on the grid, the size of the data and the memory of a device, but not on the number
+of devices or processes. Each cell is always computed in the same group, by the same program, so
+that results do not depend on that number either.
 """
 
 import math
@@ -25,19 +25,18 @@ from jaxstab.sweeps.examples import classes
 from jaxstab.sweeps.grid import Grid, Kind
 from jaxstab.sweeps.measures import OURS, Measure, jacobian, sharpness, signal
 
-# bytes of a group of measurements by default: enough gains for wide products, and small enough for
+# default bytes of a group of measurements: enough gains for wide products, and small enough for
 # the caches
 MEMORY = 128 * 2**20
-# least number of groups of a program, if it has the cells, so that devices have equal work
+# least number of groups of a program with enough cells, so that devices have equal work
 SHARES = 8
-# least number of cells of a measured group: gains share one draw of weights, and their products are
-# one wide product
+# least number of cells of a measured group, since gains of one draw share one wide product
 LEAST = 4
-# gains of a user's own network that are measured at once by default
+# default number of gains of a user's own network that are measured at once
 OWN_GAINS = 16
-# layers whose weights are held twice, as random bits before they become weights and as slices
+# layers whose weights are held twice, once as random bits or slices
 LAYERS = 8
-# largest number of cells of a store; each has coordinates and a place in its arrays
+# largest number of cells of a store, each with coordinates and a place in arrays
 MOST_CELLS = 10**7
 
 
@@ -48,7 +47,7 @@ class Plan(NamedTuple):
         axes: cells along each axis of the grid, and cells of a group along it.
         programs: largest number of compiles in a process.
         memory: estimated bytes on a device; 0 if unknown.
-        lanes: cells of a training group that are computed side by side; the others follow.
+        lanes: number of cells of a training group that are computed side by side.
     """
 
     axes: dict[str, store.Axis]
@@ -68,14 +67,14 @@ class Plan(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Cells of a group."""
+        """Number of cells of a group."""
         return math.prod(axis.chunk for axis in self.axes.values())
 
     def at(self, group: int) -> dict[str, slice]:
         """Return the place of a group along the axes.
 
         Args:
-            group: its number.
+            group: number of the group.
 
         Returns:
             A slice of every axis by name.
@@ -83,10 +82,10 @@ class Plan(NamedTuple):
         return dict(zip(self.axes, part(self.axes, group), strict=True))
 
     def inside(self, group: int) -> tuple[slice, ...]:
-        """Return which cells of a group exist; a group at the end of an axis may have fewer.
+        """Return the slices of a group's existing cells; fewer may exist at the end of an axis.
 
         Args:
-            group: its number.
+            group: number of the group.
 
         Returns:
             Slices of the group's arrays.
@@ -97,12 +96,12 @@ class Plan(NamedTuple):
         """Return the kind of network and the depth of a group.
 
         Args:
-            grid: the grid that is cut.
-            group: the group's number.
+            grid: the grid of the plan.
+            group: number of the group.
 
         Returns:
-            The number of the kind, and the depth; the deepest where depths are read off from one
-            pass.
+            The number of the kind, and the depth, which is the largest where depths are read off
+            from one pass.
         """
         slices = self.at(group)
         names = grid.static_axes
@@ -121,11 +120,11 @@ def cut(grid: Grid, chunks: Mapping[str, int], names: Sequence[str]) -> dict[str
 
     Args:
         grid: the grid.
-        chunks: cells of a group along axes, by name; one along axes not named.
-        names: axes of the cells, as `cell_axes` gives them.
+        chunks: cells of a group along axes, by name; 1 along axes not named.
+        names: axes of the cells, from `cell_axes`.
 
     Returns:
-        The axes in that order.
+        The axes in the order of `names`.
 
     Raises:
         ValueError: if there are more cells than a store can list.
@@ -144,11 +143,11 @@ def even(total: int, most: int) -> int:
     """Return the size of equal parts of a total, none larger than `most`.
 
     Args:
-        total: to divide.
-        most: of a part.
+        total: number to divide.
+        most: largest size of a part.
 
     Returns:
-        The size.
+        The size of a part.
 
     Example:
         >>> even(12, 5)
@@ -162,11 +161,11 @@ def cell_axes(grid: Grid, prefixes: bool) -> tuple[str, ...]:
 
     Args:
         grid: the grid.
-        prefixes: whether depths are read off from one pass to the deepest, so that depth is no
+        prefixes: True if depths are read off from one pass to the largest, so that depth is no
             axis.
 
     Returns:
-        Their names, in the order of a store.
+        Names of the axes, in the order of a store.
     """
     names = list(grid.static_axes)
     if "depth" in grid.axes and not prefixes:
@@ -181,11 +180,11 @@ def measuring_plan(
 
     Args:
         grid: the grid.
-        measure: `signal`, `jacobian` or `sharpness`; None for the larger of the first two, which
-            any other is taken for.
+        measure: `signal`, `jacobian` or `sharpness`; None and any other measure count as the larger
+            of the first two.
         data: examples.
-        chunk_size: cells of a group; None for what fits into MEMORY, or an eighth of those of a
-            program if that is less.
+        chunk_size: cells of a group; None for the number that fits into MEMORY, or an eighth of a
+            program's cells if that is less.
 
     Returns:
         The plan.
@@ -215,11 +214,11 @@ def measuring_plan(
 
 
 class Share(NamedTuple):
-    """Which program a kind of network uses.
+    """Program of a kind of network.
 
     Attributes:
         first: number of the first kind that shares the program.
-        place: of the kind among those that share it.
+        place: index of the kind among those that share the program.
     """
 
     first: int
@@ -234,7 +233,7 @@ def sharing(grid: Grid, measure: Measure | None) -> list[Share]:
 
     Args:
         grid: the grid.
-        measure: what is measured of every cell; None for one of our own.
+        measure: measure of every cell; None for a measure of jaxstab.
 
     Returns:
         The share of each kind.
@@ -262,9 +261,9 @@ class Memory(NamedTuple):
     Within 25 % of XLA's figures for `signal`, `jacobian` and `sharpness`.
 
     Attributes:
-        seed: shared by all cells of one seed: weights, and buffers for drawing and slicing a few
-            layers.
-        cell: of each network at all its inputs, besides the shared weights.
+        seed: bytes shared by all cells of one seed: weights, and buffers for drawing and slicing a
+            few layers.
+        cell: bytes of each network at all its inputs, besides the shared weights.
     """
 
     seed: int
@@ -274,8 +273,8 @@ class Memory(NamedTuple):
         """Return the bytes of some seeds and cells together.
 
         Args:
-            seeds: draws of weights.
-            cells: networks, over all seeds.
+            seeds: number of draws of weights.
+            cells: number of networks over all seeds.
 
         Returns:
             The bytes.
@@ -286,20 +285,20 @@ class Memory(NamedTuple):
 def memory(grid: Grid, kind: Kind, measure: Measure | None, data: Data) -> Memory:
     """Estimate the peak memory of measured cells, to size groups before compiling.
 
-    With n units of the state, depth L, D depths and i inputs per network: `signal` takes i (L + 1)
-    n for states, times b examples where an input is a batch, and i D gradients of a block's
-    weights. `jacobian` of m singular values takes i D m^2 for the triangles and the larger of i (3
-    n m + 5/2 m^2) for the fold and 9 i m^2 for the values of a depth.
+    Let a network have n units of the state, depth L, D depths and i inputs. `signal` takes
+    i (L + 1) n for states, times b examples where an input is a batch, and i D gradients of a
+    block's weights. `jacobian` of m singular values takes i D m^2 for the triangles and the larger
+    of i (3 n m + 5/2 m^2) for the fold and 9 i m^2 for the values of a depth.
 
     Args:
         grid: the grid.
-        kind: one of its kinds.
-        measure: `signal`, `jacobian` or `sharpness`; None for the larger of the first two, which
-            any other is taken for.
+        kind: one of the grid's kinds.
+        measure: `signal`, `jacobian` or `sharpness`; None and any other measure count as the larger
+            of the first two.
         data: examples.
 
     Returns:
-        The bytes.
+        The estimated bytes.
     """
     mlp = grid.mlp(kind, grid.deepest, classes(data))
     depths = tuple(grid.values("depth"))
@@ -322,7 +321,7 @@ def memory(grid: Grid, kind: Kind, measure: Measure | None, data: Data) -> Memor
     triangles = max(len(depths) * values**2 + decomposing, 2 * len(depths) * values**2)
     estimates = {signal: inputs * states, jacobian: inputs * triangles * item}
     if measure is sharpness:
-        # a gradient and its tangents; networks that share no program are held side by side
+        # a gradient and its tangents; networks of separate programs are held side by side
         copies = 16 if mlp.of_one_depth else 8
         passes = 4 * examples * (depths[-1] + 1) * width * item
         cell = inputs * (copies * _bytes(params) + passes)
@@ -341,6 +340,6 @@ def _bytes(tree: PyTree) -> int:
 
 
 def _fitting(needed: Memory, gains: int) -> int:
-    """Return how many cells fit into MEMORY: whole seeds, or gains of one seed."""
+    """Return the number of cells that fit into MEMORY, as whole seeds or gains of one seed."""
     seed = needed.of(1, gains)
     return MEMORY // seed * gains or max(1, (MEMORY - needed.of(1, 0)) // needed.cell)

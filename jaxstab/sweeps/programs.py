@@ -1,4 +1,4 @@
-"""Cache of compiled programs; threads compile those that are needed next."""
+"""Cache of compiled programs; threads compile the programs that are needed next."""
 
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,7 +16,7 @@ class Programs(Generic[Key]):
     """Compiled programs by key.
 
     Attributes:
-        compiled: futures by key.
+        compiled: futures of compiled programs by key.
     """
 
     def __init__(self, lower: Callable[[Key], jax.stages.Lowered]) -> None:
@@ -34,8 +34,8 @@ class Programs(Generic[Key]):
         """Add a program that is already traced.
 
         Args:
-            key: of the program.
-            traced: the program.
+            key: key of the program.
+            traced: the traced program.
         """
         self._traced[key] = traced
 
@@ -43,15 +43,15 @@ class Programs(Generic[Key]):
         """Return a program once it is compiled.
 
         Args:
-            key: of the program.
-            coming: keys that are needed next; their programs are compiled meanwhile.
+            key: key of the program.
+            coming: keys of the next programs, which are compiled meanwhile.
 
         Returns:
-            The program.
+            The compiled program.
         """
         for wanted in (key, *coming[: AHEAD - 1]):
             if wanted not in self.compiled:
-                # in the caller's thread: a context such as jax.enable_x64 is seen in no other
+                # traced in the caller's thread, since contexts such as jax.enable_x64 are local to it
                 if wanted in self._traced:
                     lowered = self._traced.pop(wanted)
                 else:

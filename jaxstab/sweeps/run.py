@@ -28,8 +28,8 @@ def plan(
     """Cut a grid into groups.
 
     Args:
-        grid: what to sweep over.
-        measure: what to measure of every cell.
+        grid: grid of the sweep.
+        measure: measure of every cell, or `Train`.
         data: examples.
         chunk_size: approximate number of cells of a group; None to choose by memory and work.
 
@@ -66,15 +66,15 @@ def run(
     affected.
 
     Args:
-        grid: what to sweep over.
-        measure: `Train`, or a function (chain, params, sample, depths) -> record or tuple of
-            records, such as `signal` or `jacobian`; pure. Weights in params are those drawn at gain
-            1, shared by all gains; `networks.rescale(params, 1)` scales them.
+        grid: grid of the sweep.
+        measure: `Train`, or a pure function (chain, params, sample, depths) -> record or tuple of
+            records, such as `signal` or `jacobian`. Weights in params are drawn at gain 1 and
+            shared by all gains; `networks.rescale(params, 1)` multiplies the gain in.
         data: examples to measure at; to train, a `Split`, or data of which a fifth is for testing.
         chunk_size: cells of a group, see `plan`.
         progress: wraps the iterator over computed groups, such as tqdm.
-        devices: each computes one group at a time; None for all, or for one CPU device if the
-            measure decomposes stacks of matrices itself.
+        devices: devices, each of which computes one group at a time; None for all, or for one CPU
+            device if the measure decomposes stacks of matrices itself.
 
     Returns:
         The records' fields as variables over the axes of the grid, static ones first, and the
@@ -82,9 +82,8 @@ def run(
         from one pass.
 
     Raises:
-        ValueError: if data or grid do not fit, or float64 is asked for while JAX has it switched
-            off.
-        MemoryError: if training one cell at a time is too much.
+        ValueError: if data or grid do not fit, or dtype is "float64" without JAX's x64 mode.
+        MemoryError: if training one cell at a time does not fit into memory.
 
     Example:
         >>> from jaxstab import datasets, sweeps
@@ -127,16 +126,16 @@ def run_into(
 ) -> xr.Dataset:
     """Measure or train every cell of a grid into a store; the same call resumes an interrupted run.
 
-    The finished store is the same, byte by byte, however often the run was interrupted, on any
-    number of devices, and however many processes shared it.
+    The bytes of the finished store do not depend on interruptions, the number of devices, or the
+    number of processes.
 
     Args:
-        place: the store: a folder to be, or an fsspec URL such as s3://bucket/sweep.zarr.
+        place: the store: a future folder, or an fsspec URL such as s3://bucket/sweep.zarr.
         grid: as in `run`.
         measure: as in `run`.
         data: as in `run`.
         shard: (I, N), the I-th of N equal parts of the groups; None for all.
-        join: whether to share the groups with a run in progress; each group goes to the run that
+        join: True to share the groups with a run in progress; each group goes to the run that
             claims it first.
         progress: wraps the iterator over computed groups, such as tqdm; each group is committed
             before the next is requested.
@@ -147,11 +146,13 @@ def run_into(
         The dataset of `run`, with the mask `done` of computed cells.
 
     Raises:
-        ValueError: if data or grid do not fit, or the store is of another sweep; says what differs.
+        ValueError: if data or grid do not fit, or the store is of another sweep; the message names
+            the differences.
         FileExistsError: if the place exists and is no such store; it is left unchanged.
-        BlockingIOError: if another run has some of these groups and join is False; says who.
+        BlockingIOError: if another run has some of these groups and join is False; the message
+            names the run.
         OSError: if the place cannot be written to.
-        MemoryError: if training one cell at a time is too much.
+        MemoryError: if training one cell at a time does not fit into memory.
 
     Example:
         >>> from jaxstab import datasets, sweeps
@@ -175,7 +176,7 @@ def load(place: str | Path) -> xr.Dataset:
         The dataset of `run_into`.
 
     Raises:
-        ValueError: if it is no store of a sweep, or the values along an axis are torn.
+        ValueError: if place is no store of a sweep, or the values along an axis are torn.
     """
     dataset = store.load_groups(place)
     if not {"grid", "data"} <= set(dataset.attrs):
@@ -234,11 +235,11 @@ def as_attributes(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Convert settings to attributes of a dataset.
 
     Args:
-        settings: of a sweep.
+        settings: settings of a sweep.
 
     Returns:
-        Text by name; settings that are no text become JSON. Names of what describes the data begin
-        with "data_"; "data" is the name of the data.
+        Text by name; settings that are no text become JSON. Descriptions of the data have names
+        that begin with "data_"; "data" is the name of the data.
     """
     texts = {
         name: value if isinstance(value, str) else json.dumps(value)
@@ -257,7 +258,7 @@ def labelled(records: Iterable[Record], cell: tuple[str, ...]) -> xr.Dataset:
         cell: names of the leading axes.
 
     Returns:
-        Their fields over (*cell, ...); the records name the other dimensions.
+        Fields of all records over (*cell, ...); the records name the other dimensions.
     """
     return xr.Dataset(
         {

@@ -15,14 +15,14 @@ from jaxstab.activations import Activation, get
 from jaxstab.checks import check_choice, check_count, plain_number
 from jaxstab.precision import FULL, check_precision
 
-# a change of it needs another program
+# a change of a static setting needs another program
 STATIC = "static"
-# a number of a running program
+# a traced setting is an argument of the program
 TRACED = "traced"
-# one value for the whole grid
+# a setting with one value for the whole grid
 WHOLE = "whole"
 
-# a 32-bit integer
+# seeds are 32-bit integers
 LARGEST_SEED = 2**31 - 1
 
 Optimiser = Callable[..., optax.GradientTransformation]
@@ -55,9 +55,9 @@ class Setting(NamedTuple):
         kind: STATIC, TRACED or WHOLE.
         default: value in a grid that does not set it.
         check: (name, value) -> plain value; raises ValueError for an invalid value.
-        number: whether values are numbers, which ascend along an axis.
-        trained: whether only trainings depend on it.
-        passed: whether it is passed to the optimiser by name, unless it is None.
+        number: True for numbers, which ascend along an axis.
+        trained: True if only trainings depend on the setting.
+        passed: True if the optimiser takes the setting by name, unless its value is None.
     """
 
     kind: str
@@ -167,19 +167,19 @@ SETTINGS: dict[str, Setting] = {
 
 
 def traced() -> tuple[str, ...]:
-    """List the settings that are numbers of a running program.
+    """List the traced settings.
 
     Returns:
-        Their names.
+        Names of the settings.
     """
     return tuple(name for name, setting in SETTINGS.items() if setting.kind == TRACED)
 
 
 def hyperparameters() -> tuple[str, ...]:
-    """List the settings that an optimiser may take beside its learning rate.
+    """List the settings that an optimiser may take besides its learning rate.
 
     Returns:
-        Their names.
+        Names of the settings.
     """
     return tuple(name for name, setting in SETTINGS.items() if setting.passed)
 
@@ -192,7 +192,7 @@ def check_hyperparameters(optimiser: str | Optimiser, given: tuple[str, ...]) ->
         given: names of hyperparameters.
 
     Raises:
-        ValueError: if it does not take one.
+        ValueError: if the optimiser does not take a hyperparameter.
     """
     if isinstance(optimiser, str):
         factory = OPTIMISERS[optimiser]
@@ -216,7 +216,7 @@ def label(value: Any) -> Any:
     """Return a value as a coordinate: a number unchanged, anything else by its name.
 
     Args:
-        value: of a setting.
+        value: value of a setting.
 
     Returns:
         A number or a text.
@@ -233,13 +233,13 @@ def label(value: Any) -> Any:
 
 
 def is_built_in(kinds: Sequence[Mapping[str, Any]]) -> bool:
-    """Tell whether names identify kinds of networks, because no user's own function is in them.
+    """Check whether names identify kinds of networks, which then contain no user's function.
 
     Args:
         kinds: static settings by name.
 
     Returns:
-        Whether they are.
+        True if every setting is built in.
 
     Example:
         >>> is_built_in([{"activation": get("tanh")}]), is_built_in([{"activation": get(lambda z: z**3)}])

@@ -1,4 +1,4 @@
-"""Function that a training program runs: the training of one cell."""
+"""Training of one cell, for a program of a sweep."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,18 +20,18 @@ Cell = dict[str, Any]
 def trained_cell(
     grid: Grid, kind: Kind, bound: int, measure: Train, classes: int
 ) -> Callable[[Cell, Array, tuple[Examples, Examples]], list[Array]]:
-    """Make the training of one cell.
+    """Make the function that trains one cell.
 
     Args:
-        grid: what to train.
+        grid: grid of trainings.
         kind: static settings of network and optimiser.
-        bound: depth that the program is made for.
-        measure: what a training is.
-        classes: outputs of the network.
+        bound: largest depth of the program.
+        measure: settings of the trainings.
+        classes: number of outputs of the network.
 
     Returns:
-        (traced settings by name, depth, examples to train and to test on) -> the fields of the
-        record that are kept.
+        (traced settings by name, depth, examples to train and to test on) -> the stored fields of
+        the record.
     """
     network: networks.MLP | networks.Chain
     if grid.network is None:

@@ -18,16 +18,16 @@ from jaxstab.sweeps.measures import Train
 from jaxstab.sweeps.plan import SHARES, Plan, cell_axes, cut, even
 from jaxstab.sweeps.settings import traced
 
-# cost of a layer of the program that a cell does not have, as FLOPs per parameter and step: its
-# memory traffic, measured on a CPU at batch 128
+# cost of an idle layer, beyond the depth of the cell, in FLOPs per parameter and step: memory
+# traffic, measured on a CPU at batch 128
 TAIL = 40
-# cost of compiling a program, as FLOPs that could be done meanwhile
+# cost of compiling a program, in FLOPs that take the same time
 COMPILE = 5e11
-# depths within this factor always share a program, so that programs grow as the logarithm of the
-# range of depths
+# depths within this factor always share a program, so that the number of programs grows as the
+# logarithm of the range of depths
 BUCKET = 1.25
-# FLOPs of a group: large enough that committing it costs little, small enough that little is lost
-# with one
+# FLOPs of a group: large enough that a commit costs little, small enough that little is lost with
+# an interrupted group
 WORK = 5e11
 
 
@@ -43,19 +43,19 @@ def training_plan(
 
     Args:
         grid: the grid.
-        measure: what a training is.
-        data: to train and test on.
-        chunk_size: approximate number of cells of a group; None for what a core computes in about
-            five seconds, or an eighth of the cells of one kind and depth if that is fewer.
+        measure: settings of the trainings.
+        data: examples to train and test on.
+        chunk_size: approximate number of cells of a group; None for the number that a core computes
+            in about five seconds, or an eighth of the cells of one kind and depth if that is fewer.
         budget: bytes of a device that may be used; None for `available()`.
-        lanes: cells computed side by side; None for one on a CPU, which occupies its cores and
-            caches, and for as many as fit on other devices.
+        lanes: number of cells computed side by side; None for 1 on a CPU, where one cell occupies
+            cores and caches, and for as many as fit on other devices.
 
     Returns:
         The plan.
 
     Raises:
-        ValueError: if not even one cell fits, there are fewer examples than a batch takes, or lanes
+        ValueError: if one cell does not fit, there are fewer examples than a batch takes, or lanes
             or chunk_size < 1.
     """
     for name, value in (("lanes", lanes), ("chunk_size", chunk_size)):
@@ -91,11 +91,11 @@ def box(lengths: dict[str, int], size: int) -> dict[str, int]:
     """Distribute a number of cells over axes, the last axis first, in parts as even as possible.
 
     Args:
-        lengths: of the axes by name.
-        size: approximate number of cells wanted.
+        lengths: lengths of the axes by name.
+        size: approximate number of cells of the box.
 
     Returns:
-        Cells along each axis.
+        Number of cells along each axis.
 
     Example:
         >>> box({"sigma_w": 12, "seed": 2}, 8)
@@ -113,8 +113,8 @@ def bounds(grid: Grid, kind: Kind, measure: Train) -> dict[int, int]:
 
     Args:
         grid: the grid.
-        kind: one of its kinds.
-        measure: what a training is.
+        kind: one of the grid's kinds.
+        measure: settings of the trainings.
 
     Returns:
         The depth of the program by depth.
@@ -127,7 +127,7 @@ def bounds(grid: Grid, kind: Kind, measure: Train) -> dict[int, int]:
     bound_of: dict[int, int] = {}
     bound = 0
     for index, depth in reversed(list(enumerate(depths))):
-        # a program of their own spares this depth and all below it so many layers
+        # FLOPs of idle layers that a separate program saves this depth and all smaller depths
         spared = idle * (bound - depth) * (index + 1)
         if not bound_of or (spared > COMPILE and BUCKET * depth < bound):
             bound = depth
@@ -138,20 +138,20 @@ def bounds(grid: Grid, kind: Kind, measure: Train) -> dict[int, int]:
 def flops(grid: Grid, kind: Kind, measure: Train, depth: int, data: Split) -> float:
     """Count the FLOPs of the matrix products of one cell's updates and records of the sharpness.
 
-    Three products of 2 batch fan_in fan_out per kernel and step; the first layer has two, as the
-    input needs no gradient. A highway's gate is a kernel too. fan_in of a "dense" network counts
-    later layers, whose zeros are multiplied. For a user's own network, each matrix counts as one
-    product per example.
+    A kernel takes three products of 2 batch fan_in fan_out per step; the first layer takes two, as
+    the input needs no gradient. A highway's gate is a kernel too. fan_in of a "dense" network
+    includes later layers, whose zeros are multiplied. For a user's own network, each matrix counts
+    as one product per example.
 
     Args:
         grid: the grid.
-        kind: one of its kinds.
-        measure: what a training is.
-        depth: of the cell.
-        data: to train on.
+        kind: one of the grid's kinds.
+        measure: settings of the trainings.
+        depth: depth of the cell.
+        data: examples to train on.
 
     Returns:
-        The number.
+        Number of FLOPs.
 
     Example:
         >>> from jaxstab import datasets
@@ -167,12 +167,12 @@ def flops(grid: Grid, kind: Kind, measure: Train, depth: int, data: Split) -> fl
         for path, leaf in jax.tree.leaves_with_path(shapes)
         if "kernel" in jax.tree_util.keystr(path)
     )
-    # the gradient stops at the first layer's kernel: none is computed of the input
+    # no gradient of the input is computed
     first = 0
     if grid.network is None:
         first = data.features * kind["width"]
     updates = measure.steps * batch * 2 * (3 * kernels - first)
-    # a product with the Hessian is a gradient's derivative: nine products of matrices for three
+    # a product with the Hessian, the derivative of a gradient, takes nine matrix products
     products = len(measure.records) * PRODUCTS * len(data.train.x)
     return float(updates + products * 2 * 9 * kernels)
 
@@ -182,11 +182,11 @@ def total_flops(grid: Grid, measure: Train, data: Split) -> float:
 
     Args:
         grid: the grid.
-        measure: what a training is.
-        data: to train on.
+        measure: settings of the trainings.
+        data: examples to train on.
 
     Returns:
-        The number.
+        Number of FLOPs.
     """
     each = [
         flops(grid, kind, measure, depth, data)
@@ -197,21 +197,21 @@ def total_flops(grid: Grid, measure: Train, data: Split) -> float:
 
 
 def memory(grid: Grid, kind: Kind, measure: Train, bound: int, data: Split) -> int:
-    """Estimate the bytes that one cell takes at its peak, on a CPU.
+    """Estimate the peak memory of one cell on a CPU.
 
     Counts parameters and their gradient, the optimiser's state, the states of all layers, three
     states or outputs of all examples of one evaluation, and the record. Within 25 % of XLA's
-    figures for our own networks; states of a user's own network are assumed as wide as its input.
+    figures for `networks.MLP`; states of a user's own network are assumed as wide as its input.
 
     Args:
         grid: the grid.
-        kind: one of its kinds.
-        measure: what a training is.
+        kind: one of the grid's kinds.
+        measure: settings of the trainings.
         bound: depth of the program.
-        data: to train and test on.
+        data: examples to train and test on.
 
     Returns:
-        The bytes.
+        The estimated bytes.
     """
     shapes = _parameters(grid, kind, bound, data)
     item = np.dtype(grid.fixed["dtype"]).itemsize
@@ -225,7 +225,7 @@ def memory(grid: Grid, kind: Kind, measure: Train, bound: int, data: Split) -> i
     slots = _size(jax.eval_shape(_optimiser(grid, kind).init, shapes)) * item
     sharpness = 0
     if measure.records:
-        # the vectors of the Krylov space, and what a chunk's gradient is linearised at
+        # vectors of the Krylov space, and the states at which a chunk's gradient is linearised
         vectors = (PRODUCTS + 3) * _size(shapes) * item
         sharpness = vectors + min(BYTES, 4 * (bound + 1) * len(data.train.x) * state)
     return (
@@ -243,7 +243,7 @@ def fields(grid: Grid, measure: Train) -> dict[str, store.Field]:
 
     Args:
         grid: the grid.
-        measure: what a training is.
+        measure: settings of the trainings.
 
     Returns:
         Descriptions by field of `records.Training`; fields of clipping only if some cell clips, of
@@ -279,12 +279,12 @@ def fields(grid: Grid, measure: Train) -> dict[str, store.Field]:
 
 
 def available() -> int:
-    """Return the bytes of one local device that may be used.
+    """Return the usable bytes of one local device.
 
     Three quarters of an accelerator's memory; for a CPU device, its share of half the memory.
 
     Returns:
-        The bytes.
+        The usable bytes.
     """
     device = jax.local_devices()[0]
     stats = device.memory_stats() if device.platform != "cpu" else None

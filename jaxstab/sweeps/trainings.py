@@ -44,16 +44,16 @@ class Trainings:
     and `first_nonfinite` holds the step. If memory runs out, groups are computed in fewer lanes.
 
     Attributes:
-        grid: what to train.
-        measure: what a training is.
-        plan: how the grid is cut into groups.
-        data: to train and test on.
-        devices: each computes one group at a time.
-        fields: stored for each cell.
-        axes: those that are cut into groups.
-        coordinates: of the dataset, (dims, values) by name.
-        decided: everything that the results depend on; a user's own functions by name.
-        lanes: cells computed side by side; fewer than planned after memory ran out.
+        grid: grid of trainings.
+        measure: settings of the trainings.
+        plan: cut of the grid into groups.
+        data: examples to train and test on.
+        devices: devices, each of which computes one group at a time.
+        fields: fields stored for each cell.
+        axes: axes that are cut into groups.
+        coordinates: coordinates of the dataset, (dims, values) by name.
+        decided: settings that the results depend on, with a user's own functions by name.
+        lanes: number of cells computed side by side, fewer than planned after memory ran out.
     """
 
     def __init__(
@@ -68,14 +68,14 @@ class Trainings:
         """Prepare the fields, the coordinates and the settings; nothing is compiled.
 
         Args:
-            grid: what to train.
-            measure: what a training is.
-            data: to train and test on.
-            plan: how the grid is cut.
-            devices: each computes one group at a time; None for all.
+            grid: grid of trainings.
+            measure: settings of the trainings.
+            data: examples to train and test on.
+            plan: cut of the grid into groups.
+            devices: devices, each of which computes one group at a time; None for all.
 
         Raises:
-            ValueError: if float64 is asked for while JAX has it switched off.
+            ValueError: if dtype is "float64" without JAX's x64 mode.
         """
         check_dtype(grid.fixed["dtype"])
         self.grid = grid
@@ -99,7 +99,7 @@ class Trainings:
 
     @functools.cached_property
     def settings(self) -> dict[str, Any]:
-        """Everything that the results depend on; a user's own functions by a digest of their programs."""
+        """Settings that the results depend on, with a user's own functions by a digest of programs."""
         own = self.grid.network is not None or self.measure.loss is not training.cross_entropy
         if not own and is_built_in(self._kinds):
             return self.decided
@@ -111,13 +111,13 @@ class Trainings:
         return self.decided | {"measure": self.decided["measure"] | program}
 
     def place(self, group: int) -> tuple[int, int]:
-        """Return the kind and the depth of a group, which its cells share.
+        """Return the kind and the depth that the cells of a group share.
 
         Args:
-            group: its number.
+            group: number of the group.
 
         Returns:
-            The number of its kind, and its depth.
+            The number of the kind, and the depth.
         """
         return self.plan.place(self.grid, group)
 
@@ -125,10 +125,10 @@ class Trainings:
         """Return the key of a group's program.
 
         Args:
-            group: its number.
+            group: number of the group.
 
         Returns:
-            The number of its kind, and the depth that the program is made for.
+            The number of the kind, and the depth of the program.
         """
         kind, depth = self.place(group)
         return kind, self._bounds[kind][depth]
@@ -137,7 +137,7 @@ class Trainings:
         """Rank groups by kind, the deepest first.
 
         Args:
-            group: its number.
+            group: number of the group.
 
         Returns:
             A sort key; the lowest comes first.
@@ -149,10 +149,10 @@ class Trainings:
         """Count the FLOPs of a group's matrix products.
 
         Args:
-            group: its number.
+            group: number of the group.
 
         Returns:
-            Their number.
+            Number of FLOPs.
         """
         place = self.place(group)
         if place not in self._flops:
@@ -164,21 +164,21 @@ class Trainings:
         """Return the share of some groups in the whole work.
 
         Args:
-            groups: their numbers.
+            groups: numbers of the groups.
 
         Returns:
-            Their share of all FLOPs.
+            Share of all FLOPs.
         """
         return sum(map(self.flops, groups)) / total_flops(self.grid, self.measure, self.data)
 
     def memory(self, group: int) -> int:
-        """Return the memory of a group, as the compiler states it.
+        """Return the memory of a group, as stated by the compiler.
 
         Args:
-            group: its number.
+            group: number of the group.
 
         Returns:
-            Bytes on its device.
+            Bytes on the group's device.
         """
         return stated_memory(self._programs.ready((*self.program(group), self.lanes)))
 
@@ -209,7 +209,7 @@ class Trainings:
     def _trained(
         self, numbers: Sequence[int], order: Sequence[tuple[int, int]]
     ) -> tuple[list[np.ndarray], float, float]:
-        """Train groups: fields [device, cell, ...], seconds of running and seconds of compiling."""
+        """Train groups; return fields [device, cell, ...], seconds of running and of compiling."""
         compiling = 0.0
         while True:
             try:
@@ -256,7 +256,7 @@ class Trainings:
 
     @property
     def _rows(self) -> int:
-        """Cells of a group, including those that fill its lanes."""
+        """Number of cells of a group, including repeated cells that fill the lanes."""
         return self.lanes * math.ceil(self.plan.size / self.lanes)
 
     def _arguments(
@@ -277,7 +277,7 @@ class Trainings:
         )
 
     def _kept(self, group: int, leaves: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-        """Arrange the fields of a group along the axes of the store; missing cells and layers are blank."""
+        """Arrange a group's fields along the axes of the store; missing cells and layers are blank."""
         parts = self.plan.inside(group)
         lengths = tuple(part.stop for part in parts)
         chunk = tuple(axis.chunk for axis in self.axes.values())
@@ -292,7 +292,7 @@ class Trainings:
         return kept
 
     def _ready(self, wanted: tuple[int, int], order: Sequence[tuple[int, int]]) -> Any:
-        """Return the compiled program; the next ones are compiled meanwhile."""
+        """Return the compiled program, and start to compile the next programs."""
         position = order.index(wanted) if wanted in order else len(order)
         coming = [(*key, self.lanes) for key in order[position + 1 : position + AHEAD]]
         return self._programs.ready((*wanted, self.lanes), coming)

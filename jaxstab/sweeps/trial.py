@@ -13,10 +13,10 @@ class Trial(NamedTuple):
     """Time and memory of the first groups of a job, one on each device.
 
     Attributes:
-        groups: their numbers.
-        seconds: of computing them, once their program is compiled.
-        compiling: seconds of tracing and compiling their program.
-        memory: bytes on each device, as the compiler states them.
+        groups: numbers of the groups.
+        seconds: seconds of computing the groups with a compiled program.
+        compiling: seconds of tracing and compiling the program.
+        memory: bytes on each device, as stated by the compiler.
     """
 
     groups: tuple[int, ...]
@@ -32,7 +32,7 @@ def trial(job: Measuring | Trainings) -> Trial:
         job: the job.
 
     Returns:
-        Their time and memory. The first groups of trainings are the deepest.
+        Time and memory of the groups. The first groups of trainings are the deepest.
     """
     groups = next(batches(range(job.plan.groups), len(job.devices), job.program, job.rank))
     with one_blas_thread():
