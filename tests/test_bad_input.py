@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from trained_cells import dataset_of, store_of
 
 from jaxstab import cli, report, sweeps
+from jaxstab.cli import interrupts
 from jaxstab.cli.arguments import as_toml, parse
 from jaxstab.cli.settings import Sweep, Train
 from jaxstab.store.groups import COPY
@@ -347,3 +348,48 @@ def test_stores_whose_root_is_junk(tmp_path):
         assert answers(["status", str(place)]) == 0
         (place / COPY).write_bytes(junk)
         assert answers(["status", str(place)]) == answers(["report", str(place)]) == 2
+
+
+OWN = """
+import sys
+import jax.numpy as jnp
+class Stop(BaseException): pass
+def exits(z): sys.exit(3)
+def stops(z): raise Stop("no\\nmore")
+def interrupts(z): raise KeyboardInterrupt
+def exits_later(z):
+    if z.shape not in ((4,), (1,)): sys.exit()
+    return jnp.tanh(z)
+def fails_later(z):
+    if z.shape not in ((4,), (1,)): raise RuntimeError("no more")
+    return jnp.tanh(z)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("exits", "exits (own_that_ends.py, line 5): SystemExit: 3"),
+        ("stops", "stops (own_that_ends.py, line 6): Stop: no more"),
+        ("interrupts", "interrupts (own_that_ends.py, line 7): KeyboardInterrupt"),
+        ("exits_later", "exits_later (own_that_ends.py, line 9): SystemExit"),
+        ("fails_later", "fails_later (own_that_ends.py, line 12): RuntimeError: no more"),
+    ],
+)
+def test_what_a_function_of_the_users_raises_is_theirs_wherever_it_is_called(
+    folder, monkeypatch, name, told
+):
+    # as the program itself watches signals, of which none comes here
+    monkeypatch.setattr(interrupts._state, "watched", True)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    (folder / "own_that_ends.py").write_text(OWN)
+    refused(folder, ["theory", "--activation", f"own_that_ends:{name}"], told)
+
+
+def test_factories_that_end_the_process(folder, monkeypatch):
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    (folder / "own_that_ends.py").write_text(f"{OWN}\ndef made(): raise Stop('no')\n")
+    np.savez(folder / "batch.npz", x=np.ones((4, 3)))
+    sys.modules.pop("own_that_ends", None)
+    words = ["diagnose", "own_that_ends:made", "--batch", "batch.npz"]
+    refused(folder, words, "own_that_ends:made(): Stop: no")

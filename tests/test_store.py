@@ -1,6 +1,7 @@
 """Stores: what goes in comes out, with its provenance; nothing that exists is lost."""
 
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,10 @@ import xarray as xr
 from groups_at_work import append, flip, truncate
 
 from jaxstab import store
+from jaxstab.store import load_groups, progress
 from jaxstab.store.dataset import check_writable, remove
+from jaxstab.store.fields import Field
+from jaxstab.store.opening import open_groups
 from jaxstab.store.places import Place
 
 ROOT = Path(__file__).parent.parent
@@ -98,6 +102,34 @@ def test_a_failing_write_leaves_the_old_store(dataset, tmp_path, monkeypatch):
     monkeypatch.undo()
     xr.testing.assert_equal(store.load(path), dataset)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["run.zarr"]
+
+
+def test_a_full_disk_names_the_place_and_not_where_it_is_staged(dataset, tmp_path):
+    path = tmp_path / "run.zarr"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # files of 64 bytes: the system refuses, as it does where a disk is full
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64, limits[1]))
+    try:
+        with pytest.raises(OSError, match="cannot write to") as saved:
+            store.save(dataset, path)
+        with pytest.raises(OSError, match="cannot write to") as opened:
+            open_groups(path, {}, {"loss": Field((), "float32", ())}, groups=2, size=3)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert str(saved.value) == str(opened.value) == f"cannot write to {path}: File too large"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_root_claims_no_more_than_a_store_can_hold(tmp_path):
+    fields = {"loss": Field((), "float64", ())}
+    # 4 GiB, of which nothing is there; 1 GiB is never refused
+    claimed = tmp_path / "claimed.zarr"
+    open_groups(claimed, {}, fields, groups=2**19, size=2**10)
+    with pytest.raises(
+        ValueError, match=r"claimed.zarr: damaged store \(its root claims 4294967296"
+    ):
+        load_groups(claimed)
+    assert progress(claimed)[:4] == (2**19, 0, 2**29, 0)
 
 
 def test_an_unwritable_folder_is_named(dataset, tmp_path):

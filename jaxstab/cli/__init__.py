@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from jaxstab.cli import interrupts
 from jaxstab.cli.faults import UserError, printable
+from jaxstab.cli.own import blamed
 from jaxstab.extras import MissingExtraError, extra
 
 __all__ = ["UserError", "main"]
@@ -133,7 +134,8 @@ def _answered(words: Sequence[str]) -> int:
             return 0
         with extra("run"):
             run = _imported(words[0])
-        run(settings)
+        with blamed():
+            run(settings)
     except (UserError, MissingExtraError) as error:
         return _complained(str(error))
     except OSError as error:
@@ -144,7 +146,7 @@ def _answered(words: Sequence[str]) -> int:
     except MemoryError as error:
         return _complained(f"out of memory: {error}".removesuffix(": "))
     except KeyboardInterrupt as stop:
-        _complained(f"interrupted, {stop or 'nothing was written'}")
+        _complained(f"interrupted, {str(stop) or 'nothing was written'}")
         return interrupts.STOPPED
     return 0
 

@@ -17,8 +17,9 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class _State:
-    """Whether the command may be stopped at once, how often it was told to stop, and whether it was interrupted."""
+    """Whether signals are watched, whether the command may be stopped at once, and what it was told."""
 
+    watched = False
     orderly = False
     received = 0
     interrupted = False
@@ -38,6 +39,7 @@ def watch() -> None:
         return
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
+    _state.watched = True
     for number in _SIGNALS:
         # what was ignored, as behind nohup, stays ignored
         if signal.getsignal(number) != signal.SIG_IGN:
@@ -94,6 +96,15 @@ def check() -> None:
     """
     if _state.received or _state.interrupted:
         raise KeyboardInterrupt
+
+
+def signalled() -> bool:
+    """Tell whether a KeyboardInterrupt may be that of a signal.
+
+    Returns:
+        False where signals are watched and none came: then code raised it.
+    """
+    return not _state.watched or _state.received > 0 or _state.interrupted
 
 
 def _handle(number: int, frame: FrameType | None) -> None:

@@ -4,11 +4,19 @@ import contextlib
 import importlib
 import os
 import sys
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
+from jaxstab.cli import interrupts
 from jaxstab.cli.faults import UserError
+
+# top packages of the user's, as far as they were imported here
+_packages: set[str] = set()
+# their functions can be named too, and whatever fails passes through them
+_NOT_OWN = ("jax", "jaxstab")
 
 
 def imported(what: str, module: str, name: str) -> Any:
@@ -31,6 +39,7 @@ def imported(what: str, module: str, name: str) -> Any:
             f"{what}: must name a module as Python imports it, such as {stem}:{name} or "
             f"package.{stem}:{name}, not a file"
         )
+    _packages.add(module.partition(".")[0])
     with users_code(what):
         return getattr(importlib.import_module(module), name)
 
@@ -52,9 +61,46 @@ def users_code(what: str) -> Iterator[None]:
     sys.path.insert(0, folder)
     try:
         yield
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt) and interrupts.signalled():
+            raise
         raise UserError(f"{what}: {type(error).__name__}: {error}") from error
     finally:
         # the user's code may have put other folders before this one, or have removed it
         with contextlib.suppress(ValueError):
             sys.path.remove(folder)
+
+
+@contextlib.contextmanager
+def blamed() -> Iterator[None]:
+    """Take what a function of the user's raises, wherever it is called, for the user's fault.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        UserError: in place of it, naming the function and its line. The user's code may end the
+            process too, by `sys.exit` for one.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt) and interrupts.signalled():
+            raise
+        frames = traceback.walk_tb(error.__traceback__)
+        own = [(frame, line) for frame, line in frames if _is_users(frame)]
+        if not own:
+            raise
+        frame, line = own[-1]
+        place = f"{os.path.basename(frame.f_code.co_filename)}, line {line}"
+        raise UserError(
+            f"{frame.f_code.co_qualname} ({place}): {type(error).__name__}: {error}"
+        ) from error
+
+
+def _is_users(frame: FrameType) -> bool:
+    """Tell whether a frame is of a module that was imported as the user's."""
+    package = str(frame.f_globals.get("__name__")).partition(".")[0]
+    return package in _packages and package not in _NOT_OWN

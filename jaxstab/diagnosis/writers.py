@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxstab.extras import extra
+from jaxstab.tables import plain_cell
 
 Write = Callable[[int, dict[str, float]], None]
 
@@ -99,7 +100,8 @@ def wandb(**settings: Any) -> Write:
 
 
 def _quoted(name: str) -> str:
-    """Quote a field of a line, since names of parameters may hold commas."""
+    """Quote a field of a line, since names of parameters may hold commas or begin a formula."""
+    name = plain_cell(name)
     if set(name).isdisjoint(',"\n'):
         return name
     return '"' + name.replace('"', '""') + '"'

@@ -18,6 +18,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from jaxstab.report.panels import COLUMNS, INK, MUTED, PAPER
+from jaxstab.tables import plain_cell
 
 # colours of a figure on a dark page
 _DARK = {INK: "#e3e7ec", MUTED: "#a3adb9", PAPER: "#14181d"}
@@ -61,7 +62,7 @@ def picture(draw: Callable[[int], Figure], name: str, alt: str, table: pd.DataFr
     """
     figure = draw(COLUMNS)
     width = round(_PIXELS * figure.get_figwidth())
-    comma_separated = table.to_csv(index=False, float_format="%.6g")
+    comma_separated = table.map(plain_cell).to_csv(index=False, float_format="%.6g")
     return Picture(
         name,
         alt,

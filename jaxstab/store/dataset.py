@@ -21,7 +21,7 @@ from jaxstab.store.fields import DTYPES, Field
 from jaxstab.store.files import check_folder
 from jaxstab.store.fingerprint import plain
 from jaxstab.store.groups import OWN, Groups
-from jaxstab.store.places import Place, flush
+from jaxstab.store.places import Place, flush, unwritable
 from jaxstab.store.reading import load_groups
 from jaxstab.store.roots import find_root, read_root
 
@@ -115,18 +115,21 @@ def save(
     """
     path = check_writable(path, overwrite)
     target = _target(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
     if made is None:
         made = provenance()
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as staging:
-        whole = Path(staging) / "store"
-        _write(dataset.assign_attrs(made), whole)
-        _swap(whole, target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as staging:
+            whole = Path(staging) / "store"
+            _write(dataset.assign_attrs(made), whole, path)
+            _swap(whole, target)
+    except OSError as error:
+        raise OSError(unwritable(path, error)) from error
     return path
 
 
-def _write(dataset: xr.Dataset, path: Path) -> None:
-    """Write a dataset as a store of one group."""
+def _write(dataset: xr.Dataset, path: Path, named: Path) -> None:
+    """Write a dataset as a store of one group; messages name another place than its own."""
     values = {
         str(name): _stored(str(name), variable.values)
         for name, variable in dataset.variables.items()
@@ -144,7 +147,7 @@ def _write(dataset: xr.Dataset, path: Path) -> None:
         if variable.attrs
     }
     settings = plain(dataset.attrs, "attributes")
-    store = Groups(Place(path), settings, fields, {}, beside=beside, attributes=texts)
+    store = Groups(Place(path, named), settings, fields, {}, beside=beside, attributes=texts)
     documents = store.documents()
     store.place.fill(documents)
     store.write(0, values)

@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 
 from jaxstab.store.files import check_folder, whole_file
+from jaxstab.tables import plain_cell
 
 
 def write_table(dataset: xr.Dataset, path: str | Path) -> Path:
@@ -41,7 +42,7 @@ def write_table(dataset: xr.Dataset, path: str | Path) -> Path:
     )
     table = end.assign(loss=dataset.loss.isel(step=-1, drop=True)).to_dataframe().reset_index()
     with whole_file(path) as aside:
-        table[table.done].drop(columns="done").to_csv(aside, index=False)
+        table[table.done].drop(columns="done").map(plain_cell).to_csv(aside, index=False)
     return Path(path)
 
 
@@ -106,6 +107,8 @@ def write_events(dataset: xr.Dataset, folder: str | Path) -> Path:
         if not cell.done:
             continue
         name = ",".join(f"{axis}={cell[axis].item()}" for axis in varied) or "run"
+        # a value may be a text, and must not lead out of the folder
+        name = name.replace("/", "_").replace("\\", "_")
         with SummaryWriter(str(Path(folder) / name)) as writer:
             for field in ("loss", "accuracy"):
                 for step, value in enumerate(np.asarray(cell[field])):

@@ -267,7 +267,7 @@ class Groups:
         with locks.gate():
             if self.place.exists():
                 return False
-            staging = Place(locks.path / "new")
+            staging = Place(locks.path / "new", named=self.place.url)
             assert staging.local is not None
             assert self.place.local is not None
             try:

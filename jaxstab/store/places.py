@@ -23,22 +23,23 @@ class Place:
     Files torn by a power cut have a wrong checksum.
 
     Attributes:
-        url: the path or URL as given.
+        url: the path or URL as given, or as messages name it.
         local: the folder; None behind a URL.
     """
 
-    def __init__(self, url: str | Path) -> None:
+    def __init__(self, url: str | Path, named: str | Path | None = None) -> None:
         """Open the file system of the URL; nothing is read.
 
         Args:
             url: a path, or a URL such as s3://bucket/sweep.zarr.
+            named: name of the place in messages, where a folder is staged for it; None for its own.
 
         Raises:
             ValueError: if no installed package supports such URLs, or the URL is invalid.
         """
-        self.url = str(url)
+        self.url = str(named or url)
         self.local: Path | None = None
-        self._files, self._root = _opened(self.url)
+        self._files, self._root = _opened(str(url))
         if isinstance(self._files, LocalFileSystem):
             # the locks of a store behind a link lie beside the target
             self._root = os.path.realpath(self._root)
@@ -252,9 +253,7 @@ class Place:
         Returns:
             The error with a message of one line.
         """
-        if str(error).startswith("cannot write to "):
-            return error
-        return OSError(f"cannot write to {self.url}: {error.strerror or error}")
+        return OSError(unwritable(self.url, error))
 
     def _path(self, key: str) -> str:
         if key:
@@ -291,6 +290,25 @@ def _listed(folder: str | Path, start: str = "") -> Iterator[tuple[str, int]]:
 def _reason(error: Exception) -> str:
     """Return the system's message, or the kind of error."""
     return getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+
+
+def unwritable(place: str | Path, error: OSError) -> str:
+    """Make the message of a failed write for the user.
+
+    Args:
+        place: the user's name of what was to be written.
+        error: from the system, whose files may be temporary ones.
+
+    Returns:
+        One line.
+
+    Example:
+        >>> unwritable("a.zarr", OSError(28, "No space left on device", "/tmp/.a.zarr.x/store"))
+        'cannot write to a.zarr: No space left on device'
+    """
+    if str(error).startswith("cannot write to "):
+        return str(error)
+    return f"cannot write to {place}: {error.strerror or error}"
 
 
 def flush(path: Path) -> None:

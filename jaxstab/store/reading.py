@@ -16,6 +16,10 @@ from jaxstab.store.roots import Root, check_memory, described, read_root
 
 # bytes of a local store up to which `progress` reads every chunk
 _READ = 2**30
+# bytes in memory that a root may claim, and more for each byte of the store: one group in
+# thousands may be finished
+_BLANK = 2**30
+_CLAIM = 2**13
 
 
 class Progress(NamedTuple):
@@ -66,7 +70,9 @@ def load_groups(url: str | Path) -> xr.Dataset:
     root = read_root(place)
     store = described(place, root)
     lengths = tuple(axis.length for axis in store.axes.values())
-    check_memory(url, math.prod(lengths) * sum(map(cell_bytes, store.fields.values())))
+    needed = math.prod(lengths) * sum(map(cell_bytes, store.fields.values()))
+    check_memory(url, needed)
+    _check_claim(place, needed)
     arrays = {name: chunks.empty(field, lengths) for name, field in store.fields.items()}
     done = np.zeros(lengths, bool)
     for group, values in store.read(store.marks()):
@@ -89,6 +95,17 @@ def load_groups(url: str | Path) -> xr.Dataset:
     for labelled, variable in dataset.variables.items():
         variable.attrs = dict(store.attributes.get(str(labelled), {}))
     return dataset.set_coords([name for name in store.beside if name in dataset])
+
+
+def _check_claim(place: Place, needed: int) -> None:
+    """Check that a store holds enough for what its root claims, before it is allocated."""
+    if needed <= _BLANK:
+        return
+    held = sum(place.listing().values())
+    if needed > _BLANK + _CLAIM * held:
+        raise ValueError(
+            f"{place.url}: damaged store (its root claims {needed} bytes, and it holds {held})"
+        )
 
 
 def column(url: str | Path, name: str) -> np.ndarray:
