@@ -1,6 +1,6 @@
-"""Arguments in, exit codes out: `jaxstab sweep`, `train`, `status`, `theory`, `phase`, `diagnose`, `report`.
+"""Command line: `jaxstab sweep`, `train`, `status`, `theory`, `phase`, `diagnose`, `report`.
 
-What a user got wrong is one line on stderr and exit code 2; nothing they have is lost.
+An error of the user's is one line on stderr and exit code 2; files of the user's stay unchanged.
 """
 
 import contextlib
@@ -18,20 +18,20 @@ from jaxstab.extras import MissingExtraError, extra
 
 __all__ = ["UserError", "main"]
 
-# the exit code of a program whose output nobody reads, as the shell counts SIGPIPE
+# exit code for a closed output pipe: 128 + SIGPIPE
 UNREAD = 141
-# characters of a complaint
+# most characters of an error message
 _LONGEST = 1000
 
 
 class _Command(NamedTuple):
-    """A command, named and not imported: help and version need no JAX, which takes a second to import.
+    """Names of a command's parts, imported later: JAX takes a second to import, and help needs none.
 
     Attributes:
-        summary: the first line of its settings' docstring.
+        summary: first line of the docstring of the settings.
         settings: class of the flags, in `cli.settings`.
-        run: function from the settings, in the module of the command's name.
-        float64: whether JAX computes in float64; a user's own model runs as it does elsewhere.
+        run: function of the settings, in the module of the command's name.
+        float64: True if JAX computes in float64; a user's own model runs with JAX's default.
     """
 
     summary: str
@@ -91,14 +91,14 @@ _DESCRIPTION = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
 
-    As the program itself, without arguments, it answers Ctrl-C and SIGTERM from its first moment.
+    Called without arguments, as the program, it handles Ctrl-C and SIGTERM from the beginning.
 
     Args:
-        arguments: words after the program's name; None for those of the process.
+        arguments: words after the program's name; None for the words of the process.
 
     Returns:
-        The exit code: 0, 2 for what a user got wrong, 130 when interrupted, 141 when nobody reads
-        what is printed.
+        The exit code: 0, 2 for an error of the user's, 130 for an interruption, 141 for a closed
+        output pipe.
     """
     if arguments is None:
         arguments = sys.argv[1:]
@@ -118,7 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _answered(words: Sequence[str]) -> int:
-    """The exit code of a command, whose faults and interruptions are told in one line."""
+    """Run a command, report errors and interruptions in one line, and return the exit code."""
     try:
         if words[:1] == ["--version"]:
             from jaxstab import __version__
@@ -139,7 +139,7 @@ def _answered(words: Sequence[str]) -> int:
     except (UserError, MissingExtraError) as error:
         return _complained(str(error))
     except OSError as error:
-        # what is printed has no file's name
+        # errors of printing have no file name
         if error.filename is None:
             raise
         return _complained(f"{error.filename}: {error.strerror}")
@@ -152,7 +152,7 @@ def _answered(words: Sequence[str]) -> int:
 
 
 def _complained(message: str) -> int:
-    """Exit code 2, after one line on stderr that no content of a user's files can break or colour."""
+    """Print one line on stderr without unprintable characters, and return exit code 2."""
     line = printable(" ".join(message.split()))
     if len(line) > _LONGEST:
         line = f"{line[:_LONGEST]} ..."
@@ -161,13 +161,13 @@ def _complained(message: str) -> int:
 
 
 def _discard_output() -> None:
-    """Send what is printed from now on nowhere: Python would complain of it at its end."""
+    """Discard further output; otherwise Python reports the closed pipe at exit."""
     with contextlib.suppress(OSError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parsed(words: Sequence[str]) -> Any:
-    """The settings that the words ask for, without JAX: what is wrong with the words is told at once."""
+    """Parse the settings from words without importing JAX, so that errors are reported at once."""
     from jaxstab.cli.arguments import parse
 
     words = words or ["--help"]
@@ -181,7 +181,7 @@ def _parsed(words: Sequence[str]) -> Any:
 
 
 def _imported(name: str) -> Callable[[Any], None]:
-    """What runs a command."""
+    """Import the function that runs a command."""
     command = _COMMANDS[name]
     module = importlib.import_module(f"jaxstab.cli.{name}")
     if command.float64:
@@ -190,12 +190,12 @@ def _imported(name: str) -> Callable[[Any], None]:
 
 
 def _use_float64() -> None:
-    """Switch JAX's float64 on: theory is computed in it."""
+    """Enable float64 in JAX, since theory is computed in float64."""
     import jax
 
     jax.config.update("jax_enable_x64", True)
 
 
 def _stub(summary: str) -> type:
-    """Settings without fields: what the list of commands shows of one."""
+    """Make settings without fields, for the list of commands."""
     return dataclasses.make_dataclass("Summary", (), namespace={"__doc__": summary})

@@ -1,4 +1,4 @@
-"""Words and TOML files into settings, and what does not fit into one line."""
+"""Parser of command-line words and TOML files into settings, with errors of one line."""
 
 import contextlib
 import dataclasses
@@ -17,35 +17,35 @@ import tyro
 
 from jaxstab.cli.faults import UserError
 
-# what is told on the command line only
+# flags that a config file cannot set
 _NO_SETTINGS = ("config", "dry_run", "print_config")
-# the value of a setting that is not set, where the default is another
+# value in a config file that unsets a setting whose default is not None
 _NOTHING = "none"
-# keys of a config file that are spelt in another English
+# American spellings of keys of a config file
 _ALIASES = {"optimizer": "optimiser"}
-# bytes of a config file
+# most bytes of a config file
 _LONGEST_CONFIG = 2**20
-# sizes and counts beyond these do not fit into an int32, of which arrays are made
+# sizes and counts become int32
 _LARGEST_INTEGER = 2**31 - 1
 
 
 @dataclasses.dataclass(frozen=True)
 class _Choice:
-    """The values that a setting may have."""
+    """Allowed values of a setting."""
 
     names: tuple[str | None, ...]
 
 
 def choice(kind: Any, names: Iterable[str], *aliases: str) -> Any:
-    """A setting of a few values, which the help lists; `parse` refuses all others.
+    """Annotate a setting with its allowed values, which the help lists and `parse` checks.
 
     Args:
-        kind: its type, str or str | None.
-        names: the values.
-        aliases: other flags for it.
+        kind: type of the setting, str or str | None.
+        names: allowed values.
+        aliases: other flags of the setting.
 
     Returns:
-        The type with its values and what the help shows.
+        The annotated type.
     """
     values: tuple[str | None, ...] = tuple(names)
     if kind == str | None:
@@ -56,13 +56,13 @@ def choice(kind: Any, names: Iterable[str], *aliases: str) -> Any:
 
 
 def as_toml(settings: Any) -> str:
-    """Settings as a config file that gives them back.
+    """Write settings as a config file that reproduces them.
 
     Args:
-        settings: of a command.
+        settings: settings of a command.
 
     Returns:
-        TOML text, a line per setting; those that are not set are comments.
+        TOML text, a line per setting; settings that are not set are comments.
     """
     lines = []
     for field in dataclasses.fields(settings):
@@ -83,14 +83,14 @@ def _toml_value(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, int | float):
         return repr(value)
-    # a string of JSON is one of TOML, which has no null
+    # TOML has no null, and its strings include those of JSON
     if value is None:
         return json.dumps(_NOTHING)
     return json.dumps(str(value))
 
 
 def _read_config(path: Path) -> str:
-    """The text of a config file; what is no file, such as a device, has no end."""
+    """Read a config file; a path that is no file, such as a device, may have no end."""
     if path.exists() and not path.is_file():
         raise UserError(f"{path}: not a file")
     try:
@@ -106,7 +106,7 @@ def _read_config(path: Path) -> str:
 
 
 def _from_toml(path: Path, kind: Any) -> dict[str, Any]:
-    """Settings from a TOML file, checked against the flags' names and types."""
+    """Read settings from a TOML file, checked against the names and types of the flags."""
     text = _read_config(path)
     try:
         settings = tomllib.loads(text)
@@ -132,7 +132,7 @@ def _from_toml(path: Path, kind: Any) -> dict[str, Any]:
 
 
 def _converted(path: Path, key: str, value: Any, wanted: Any) -> Any:
-    """A TOML value as the setting's type: lists become tuples, strings paths, integers floats."""
+    """Convert a TOML value to the setting's type: lists to tuples, strings to paths, integers to floats."""
     checks: dict[type, Callable[[Any], bool]] = {
         float: lambda v: isinstance(v, int | float) and not isinstance(v, bool),
         int: lambda v: isinstance(v, int) and not isinstance(v, bool),
@@ -160,18 +160,18 @@ def _converted(path: Path, key: str, value: Any, wanted: Any) -> Any:
 
 
 def parse(kinds: Mapping[str, type], description: str, words: Sequence[str]) -> Any:
-    """The settings that the words ask for; flags override a config file, which overrides the defaults.
+    """Parse settings from words; flags override a config file, which overrides the defaults.
 
     Args:
-        kinds: the settings of every command, by name.
-        description: of the program, for its help.
+        kinds: class of the settings by name of the command.
+        description: description of the program, for its help.
         words: the command line.
 
     Returns:
         An instance of one of the kinds.
 
     Raises:
-        UserError: if the words do not fit.
+        UserError: if a word is invalid.
         SystemExit: with code 0, after printing help.
     """
     name, *rest = words or ["--help"]
@@ -206,7 +206,7 @@ def parse(kinds: Mapping[str, type], description: str, words: Sequence[str]) -> 
 
 
 def _check_words(words: Sequence[str]) -> None:
-    """Refuse empty words, which a variable leaves that is not set: as a path one is the current folder."""
+    """Check that no word is empty, as from an unset variable: an empty path is the current folder."""
     before = "the command"
     for word in words:
         if not word:
@@ -217,7 +217,7 @@ def _check_words(words: Sequence[str]) -> None:
 
 
 def _checked(settings: Any) -> Any:
-    """The settings with every `~` expanded, every integer one that arrays can count, every choice one there is."""
+    """Check integers and choices of settings, and expand `~` in paths."""
     changed: dict[str, Any] = {}
     for field in dataclasses.fields(settings):
         flag = f"--{field.name.replace('_', '-')}"
@@ -236,7 +236,7 @@ def _checked(settings: Any) -> Any:
 
 
 def _expanded(flag: str, value: Any) -> Any:
-    """A path whose leading `~` is the home folder; other words as they are."""
+    """Expand a leading `~` to the home folder."""
     if not str(value).startswith("~"):
         return value
     expanded = os.path.expanduser(str(value))
@@ -246,7 +246,7 @@ def _expanded(flag: str, value: Any) -> Any:
 
 
 def _one_line(boxed: str) -> str:
-    """A parser's message out of its frame, in one line, without the frame's title and the hint at --help."""
+    """Reduce the parser's framed message to one line, without its title and its hint at --help."""
     lines = [
         re.sub(r"[\u2500-\u257f]+|-{5,}", " ", re.sub(r"\x1b\[[0-9;]*m", "", line)).strip()
         for line in boxed.splitlines()

@@ -1,4 +1,4 @@
-"""What the commands of theory take of a block, and figures that they write."""
+"""Law of a block, files of figures and JSON, for `jaxstab theory` and `jaxstab phase`."""
 
 import math
 from pathlib import Path
@@ -9,12 +9,12 @@ from jaxstab.cli.faults import UserError, users_fault
 from jaxstab.cli.own import imported
 from jaxstab.cli.settings import Block
 
-# of a figure's file
+# suffixes of a figure's file
 _FORMATS = (".pdf", ".png", ".svg")
 
 
 def law_of(settings: Block) -> theory.Law:
-    """The law that the flags describe.
+    """Make the law of the block that the flags describe.
 
     Args:
         settings: the flags.
@@ -23,7 +23,7 @@ def law_of(settings: Block) -> theory.Law:
         The law.
 
     Raises:
-        UserError: if a name is unknown or a number out of range.
+        UserError: if a name is unknown or a number is out of range.
     """
     if not (math.isfinite(settings.dropout) and 0 <= settings.dropout < 1):
         raise UserError(f"--dropout must be in [0, 1), got {settings.dropout:g}")
@@ -43,7 +43,7 @@ def law_of(settings: Block) -> theory.Law:
 
 
 def _activation(word: str) -> activations.Activation:
-    """An activation by name, or a function of a module of the user's, found from the current folder too."""
+    """Return an activation by name, or import it as module:function, also from the current folder."""
     module, colon, function = word.partition(":")
     if not colon:
         return activations.get(word)
@@ -53,18 +53,18 @@ def _activation(word: str) -> activations.Activation:
 
 
 def check_figure(flag: str, path: Path) -> None:
-    """Refuse a figure's file that cannot be written, before anything is computed.
+    """Check that a figure's file can be written, before anything is computed.
 
     Args:
-        flag: that names it.
+        flag: flag of the file, for the message.
         path: the file.
 
     Raises:
-        UserError: if its format is unknown or its folder missing.
+        UserError: if the format is unknown or the folder is missing.
     """
     if path.suffix.lower() not in _FORMATS:
         raise UserError(f"{flag} must end in {', '.join(_FORMATS)}, got {path}")
-    # xarray and pandas come with the room of stores, and are slow to import
+    # jaxstab.store imports xarray and pandas, which are slow to import
     from jaxstab.store.files import check_file
 
     with users_fault():
@@ -72,13 +72,13 @@ def check_figure(flag: str, path: Path) -> None:
 
 
 def strict(value: Any) -> Any:
-    """A value for JSON, which has no infinity and no NaN: the string "inf" and null stand for them.
+    """Convert a value for strict JSON: infinity becomes the string "inf", NaN becomes null.
 
     Args:
         value: numbers in lists and dicts.
 
     Returns:
-        The same.
+        The converted value.
     """
     if isinstance(value, dict):
         return {key: strict(item) for key, item in value.items()}

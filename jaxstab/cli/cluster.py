@@ -1,4 +1,4 @@
-"""Which part of a grid is this process's own: by --shard, or by its place in a cluster."""
+"""Part of a grid that this process computes, by --shard or by its place in a cluster."""
 
 import contextlib
 import math
@@ -12,22 +12,22 @@ import jax
 
 from jaxstab.cli.faults import UserError
 
-# JAX gives up after this many seconds more than we do: it ends the process with a page of C++
+# JAX waits this many seconds longer than jaxstab, since its timeout prints a page of C++
 _GRACE = 600
-# seconds: a week
+# most seconds of waiting: a week
 _LONGEST = 604_800
 
 
 class Sharing(NamedTuple):
-    """Flags that say how processes share a grid.
+    """Flags that divide a grid among processes.
 
     Attributes:
         shard: I/N.
-        distributed: whether JAX's own engine tells the processes apart.
+        distributed: True if `jax.distributed` numbers the processes.
         coordinator: HOST:PORT of process 0.
-        processes: how many there are.
-        process: which of them this is, from 0.
-        timeout: seconds to wait for the others.
+        processes: number of processes.
+        process: number of this process, from 0.
+        timeout: seconds to wait for the other processes.
     """
 
     shard: str = "1/1"
@@ -39,13 +39,13 @@ class Sharing(NamedTuple):
 
 
 def check(sharing: Sharing) -> None:
-    """Refuse flags that do not fit together.
+    """Check that the flags fit together.
 
     Args:
         sharing: the flags.
 
     Raises:
-        UserError: if they do not.
+        UserError: if a flag is invalid, missing or excluded by another.
     """
     _shard(sharing.shard)
     named = {
@@ -73,10 +73,10 @@ def check(sharing: Sharing) -> None:
 
 
 def part(sharing: Sharing) -> tuple[int, int]:
-    """The part of the groups that is this process's own, once all of a cluster's processes are there.
+    """Return this process's part of the groups, once all processes of a cluster have joined.
 
     Args:
-        sharing: the flags, checked.
+        sharing: the checked flags.
 
     Returns:
         (I, N): the I-th of N equal parts, from 1.
@@ -90,10 +90,9 @@ def part(sharing: Sharing) -> tuple[int, int]:
 
 
 def _shard(text: str) -> tuple[int, int]:
-    """I/N in numbers."""
+    """Parse I/N."""
     words = text.split("/")
-    # nine digits: more shards than there are groups are no use, and int() of a million digits has
-    # no end
+    # at most nine digits: a store has fewer groups, and int() of a million digits takes too long
     plain = len(words) == 2 and all(
         word.isascii() and word.isdigit() and len(word) <= 9 for word in words
     )
@@ -119,7 +118,7 @@ def _check_place(sharing: Sharing) -> None:
 
 
 def _joined(sharing: Sharing) -> tuple[int, int]:
-    """This process's place in the cluster, once all of it are there."""
+    """Wait for all processes of the cluster, and return the place of this process."""
     whom = "the cluster's coordinator"
     if sharing.coordinator is not None:
         whom = f"process 0 at {sharing.coordinator}"
@@ -135,7 +134,7 @@ def _joined(sharing: Sharing) -> tuple[int, int]:
                 sharing.process,
                 initialization_timeout=math.ceil(patience) + _GRACE,
             )
-    # what is wrong with a cluster comes as an error of any kind
+    # jax.distributed raises errors of any kind
     except Exception as error:
         if sharing.coordinator:
             hint = ""
@@ -145,15 +144,14 @@ def _joined(sharing: Sharing) -> tuple[int, int]:
             f"--distributed: {str(error).rstrip('.') or type(error).__name__}{hint}"
         ) from error
     own = jax.process_index() + 1, jax.process_count()
-    # from here on nobody needs the others: JAX would end all when one is lost, or is done long
-    # before the rest
+    # processes need no contact from here on, and JAX would end all of them when one is lost or done
     jax.distributed.shutdown()
     return own
 
 
 @contextlib.contextmanager
 def _ended_after(seconds: float, line: str) -> Iterator[None]:
-    """End the process with one line after so many seconds: what it waits for in C++ cannot be interrupted."""
+    """End the process with one line after a timeout, since a wait in C++ cannot be interrupted."""
 
     def end() -> None:
         sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""`jaxstab diagnose`: say what is wrong with a model of the user's own."""
+"""`jaxstab diagnose`: find the faults of a user's own model, and measure cures."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -20,12 +20,12 @@ from jaxstab.diagnosis.measuring import check_scalar
 from jaxstab.store.dataset import provenance
 from jaxstab.store.files import check_file, check_folder, whole_file
 
-# files of the folder
+# files that the command writes into its folder
 _JSON = "diagnosis.json"
 _PAGE = "diagnosis.html"
-# kinds of dtype that an array of a batch may have: bool, integers, floats
+# kinds of dtype of a batch: bool, integers, floats
 _NUMBERS = "biuf"
-# bytes of one number
+# most bytes of one number
 _LARGEST = 8
 
 
@@ -64,7 +64,7 @@ def print_diagnosis(settings: Diagnose) -> None:
 
 
 def _check_folder(out: Path) -> None:
-    """Refuse a folder that cannot be made or written to, before anything is computed."""
+    """Check that the folder can be made and written to, before anything is computed."""
     with users_fault():
         check_folder(out)
         if out.is_dir():
@@ -73,7 +73,7 @@ def _check_folder(out: Path) -> None:
 
 
 def _batch(path: Path) -> dict[str, Array]:
-    """The arrays x and, where it is there, y."""
+    """Read the arrays x and, if present, y."""
     if not path.is_file():
         raise UserError(f"--batch {path}: there is no such file")
     try:
@@ -91,13 +91,13 @@ def _batch(path: Path) -> dict[str, Array]:
 
 
 def _array(what: str, values: np.ndarray) -> Array:
-    """An array on the device, of the precision that JAX has there; bad ones are refused."""
+    """Check an array of the batch, and move it to the device at JAX's precision."""
     if values.dtype.kind not in _NUMBERS or values.dtype.itemsize > _LARGEST:
         wanted = "bool, integers or floats of at most 64 bits"
         raise UserError(f"{what} must be {wanted}, got dtype {values.dtype}")
     if not values.size or not values.ndim:
         raise UserError(f"{what} must hold examples along its first axis, got shape {values.shape}")
-    # in the byte order of this machine; a float64 may be too large for a float32
+    # converted to this machine's byte order; a float64 may overflow float32
     with np.errstate(over="ignore"):
         array = jnp.asarray(values.astype(values.dtype.newbyteorder("=")))
     bad = values.size - np.count_nonzero(np.isfinite(np.asarray(array)))
@@ -109,7 +109,7 @@ def _array(what: str, values: np.ndarray) -> Array:
 def _made(
     word: str,
 ) -> tuple[Any, PyTree, Callable[..., Any], optax.GradientTransformation | None]:
-    """Model, parameters, loss and optimiser of the factory; None where it has no optimiser."""
+    """Call the factory: model, parameters, loss, and optimiser or None."""
     module, colon, name = word.partition(":")
     if not (module and colon and name):
         raise UserError(f"the factory must be module:function, got {word!r}")
@@ -144,7 +144,7 @@ def _probe(model: Any, params: PyTree, x: Array) -> networks.Probe:
 
 
 def _of_output(loss: Callable[..., Any], batch: dict[str, Array]) -> Callable[[PyTree], Any]:
-    """The loss as a function of the output alone."""
+    """Bind the labels, so that the loss is a function of the output alone."""
     if "y" not in batch:
         return loss
 
@@ -157,7 +157,7 @@ def _of_output(loss: Callable[..., Any], batch: dict[str, Array]) -> Callable[[P
 def _check_loss(
     loss: Callable[[PyTree], Any], probe: networks.Probe, params: PyTree, x: Array
 ) -> None:
-    """Trace model and loss, so that what the user's code raises is told as theirs."""
+    """Trace model and loss, so that their errors are reported as those of the user's code."""
 
     def value(params: PyTree, x: Array) -> Any:
         return loss(probe.read(params, x).output)

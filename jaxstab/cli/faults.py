@@ -1,28 +1,28 @@
-"""What a user got wrong, and what every command needs of the machine."""
+"""Errors of the user's, and checks of memory and devices for every command."""
 
 import contextlib
 import math
 import os
 from collections.abc import Iterator, Mapping
 
-# a plan of more takes seconds and gigabytes
+# planning more networks takes seconds and gigabytes
 MOST_NETWORKS = 10_000_000
 
 
 class UserError(Exception):
-    """Something the user can put right; its message is the one line they see."""
+    """Error that the user can correct; its message is the only line printed."""
 
 
 def divide_cpu(parts: int | None) -> None:
-    """Make the CPU several devices, as `jaxstab.devices.divide_cpu` does.
+    """Divide the CPU into several devices by `jaxstab.devices.divide_cpu`.
 
     Args:
-        parts: how many; None for one per core.
+        parts: number of devices; None for one per core.
 
     Raises:
-        UserError: if there are none, or more than the cores can serve.
+        UserError: if parts is < 1, or too large for the number of cores.
     """
-    from jaxstab import devices  # JAX is slow to import, and no part of `jaxstab --help`
+    from jaxstab import devices  # JAX is slow to import, and `jaxstab --help` needs none
 
     try:
         devices.divide_cpu(parts)
@@ -31,7 +31,7 @@ def divide_cpu(parts: int | None) -> None:
 
 
 def check_networks(axes: Mapping[str, int]) -> int:
-    """Refuse a grid of more networks than can be listed, before anything is made of it.
+    """Check that a grid is not too large to be planned.
 
     Args:
         axes: number of values by name of the axis.
@@ -40,7 +40,7 @@ def check_networks(axes: Mapping[str, int]) -> int:
         The number of networks.
 
     Raises:
-        UserError: if there are too many.
+        UserError: if there are more than MOST_NETWORKS.
     """
     count = math.prod(axes.values())
     if count > MOST_NETWORKS:
@@ -50,14 +50,14 @@ def check_networks(axes: Mapping[str, int]) -> int:
 
 
 def check_memory(what: str, needed: float) -> None:
-    """Refuse what this machine cannot hold, before it is asked to.
+    """Check that half of this machine's memory is enough, before any is allocated.
 
     Args:
-        what: needs the memory, in words.
+        what: purpose of the memory, for the message.
         needed: bytes.
 
     Raises:
-        UserError: if that is more than half of what the machine has.
+        UserError: if more than half of the machine's memory is needed.
     """
     available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     if needed > available:
@@ -68,13 +68,13 @@ def check_memory(what: str, needed: float) -> None:
 
 @contextlib.contextmanager
 def users_fault() -> Iterator[None]:
-    """What the floors below refuse while they look at the user's input is the user's to mend.
+    """Convert errors of the `with` block to a `UserError`.
 
     Yields:
         Nothing.
 
     Raises:
-        UserError: in place of what they raise, in one line.
+        UserError: in place of the error, with a message of one line.
 
     Example:
         >>> with users_fault():
@@ -89,7 +89,7 @@ def users_fault() -> Iterator[None]:
 
 
 def _told(error: Exception) -> str:
-    """An error in words; one of the system's begins with the file, not with a number."""
+    """Return the message of an error; a message of the system's begins with the file."""
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     return str(error) or type(error).__name__
@@ -97,7 +97,7 @@ def _told(error: Exception) -> str:
 
 @contextlib.contextmanager
 def reading(place: str) -> Iterator[None]:
-    """Take what a store from elsewhere does to the code that reads it for the store's fault.
+    """Convert errors of reading a store to a `UserError` that names the store.
 
     Args:
         place: the store.
@@ -106,7 +106,7 @@ def reading(place: str) -> Iterator[None]:
         Nothing.
 
     Raises:
-        UserError: in place of whatever is raised.
+        UserError: in place of any error.
     """
     try:
         with users_fault():
@@ -116,19 +116,19 @@ def reading(place: str) -> Iterator[None]:
         if place not in message:
             message = f"{place}: {message}"
         raise UserError(message) from error
-    # settings of any kind may stand where a grid is expected
+    # settings of a damaged store may have any type, and raise any kind of error
     except Exception as error:
         raise UserError(f"{place}: damaged store ({type(error).__name__}: {error})") from error
 
 
 def printable(text: str) -> str:
-    r"""A line without what breaks or colours it, or commands the terminal: it may come from a file of others.
+    r"""Replace unprintable characters, such as escape sequences from a file of somebody else's.
 
     Args:
-        text: any.
+        text: any text.
 
     Returns:
-        The same, with a space for every character that is not printable.
+        The text with a space for every character that is not printable.
 
     Example:
         >>> printable("digits\x1b[31m")
@@ -138,13 +138,13 @@ def printable(text: str) -> str:
 
 
 def told_time(seconds: float) -> str:
-    """A duration in words, to the precision of an estimate.
+    """Describe a duration to the precision of an estimate.
 
     Args:
-        seconds: how long.
+        seconds: the duration.
 
     Returns:
-        In seconds, minutes, hours or days.
+        The duration in seconds, minutes, hours or days.
 
     Example:
         >>> told_time(7.0), told_time(400.0), told_time(4e5)

@@ -1,6 +1,6 @@
-"""Which runs filled a store of trainings: a line each in a file beside it, STORE.runs.
+"""History of the runs that filled a store: a line per run in the file STORE.runs beside the store.
 
-The store itself holds nothing of time, host or order, so that it is the same however it was made.
+The store itself holds no time, host or order, so that its bytes do not depend on the runs.
 """
 
 import contextlib
@@ -9,18 +9,19 @@ from pathlib import Path
 
 from jaxstab.store.dataset import provenance
 
-# bytes that are read of it, from its end, and runs that are told
+# bytes read from the end of the file
 _READ = 2**16
+# number of runs described
 _SHOWN = 5
 _KEPT = ("created", "command", "processor", "device", "platform", "python")
 
 
 def note(out: str, networks: int) -> None:
-    """Add this run; behind a URL, and where the file cannot be written, nothing is kept.
+    """Add this run to the history, unless the store is behind a URL or the file is not writable.
 
     Args:
         out: the store.
-        networks: how many this run trained.
+        networks: number of networks computed by this run.
     """
     if "://" in out or not networks:
         return
@@ -32,13 +33,13 @@ def note(out: str, networks: int) -> None:
 
 
 def told(out: str) -> dict[str, str]:
-    """The last runs in words, for the provenance of a page.
+    """Describe the last runs, for the provenance of a page.
 
     Args:
         out: the store.
 
     Returns:
-        By "run 1", ...; empty where there is no such file. Lines that are no runs are left out.
+        Descriptions by "run 1", "run 2", ...; empty without a history. Invalid lines are left out.
     """
     if "://" in out or not _file(out).is_file():
         return {}

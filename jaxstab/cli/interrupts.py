@@ -1,7 +1,7 @@
-"""Ctrl-C and SIGTERM: a command stops at once where nothing is lost, in order where results are kept.
+"""Ctrl-C and SIGTERM: stop at once where nothing can be lost, and in order where results are kept.
 
-Python runs its handlers between two of its own instructions, and XLA compiles for seconds within
-one. A thread that reads the signals' numbers as they come from the operating system acts meanwhile.
+Python runs signal handlers between two of its instructions, and one instruction may compile for
+seconds in XLA. Meanwhile a thread reads the signals from the operating system and acts on them.
 """
 
 import atexit
@@ -17,7 +17,14 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class _State:
-    """Whether signals are watched, whether the command may be stopped at once, and what it was told."""
+    """State of signal handling.
+
+    Attributes:
+        watched: True if `watch` handles the signals.
+        orderly: True while results are kept, so that the first signal raises KeyboardInterrupt.
+        received: number of signals.
+        interrupted: True once KeyboardInterrupt was raised.
+    """
 
     watched = False
     orderly = False
@@ -29,11 +36,11 @@ _state = _State()
 
 
 def watch() -> None:
-    """From now on stop the process with one line and exit code 130 at the first signal, outside of `orderly`.
+    """Handle signals: outside of `orderly`, the first ends the process with one line and exit code 130.
 
-    It lasts until all is cleaned up at exit: Python's own handler would interrupt JAX there. Then
-    signals are ignored, so that a command that is done has its own exit code.
-    Elsewhere than in the main thread signals stay as they are.
+    The handling lasts until the clean-up at exit, where Python's handler would interrupt JAX. After
+    it signals are ignored, so that a finished command keeps its exit code. Nothing happens outside
+    of the main thread.
     """
     if threading.current_thread() is not threading.main_thread():
         return
@@ -41,7 +48,7 @@ def watch() -> None:
     os.set_blocking(writing, False)
     _state.watched = True
     for number in _SIGNALS:
-        # what was ignored, as behind nohup, stays ignored
+        # ignored signals, as under nohup, stay ignored
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _handle)
             # the first to be registered is the last to be called
@@ -52,34 +59,34 @@ def watch() -> None:
 
 @contextlib.contextmanager
 def orderly() -> Iterator[None]:
-    """Raise KeyboardInterrupt at the first signal, so that what is finished is kept; a second one stops at once.
+    """Raise KeyboardInterrupt at the first signal, so that results are kept; a second ends the process.
 
     Yields:
         Nothing.
 
     Raises:
-        KeyboardInterrupt: if a signal came and its exception was lost, as those in callbacks are.
+        KeyboardInterrupt: if a signal came whose exception was lost, as in a callback.
     """
     before = _state.orderly
     _state.orderly = True
     yield
     check()
-    # after an interruption what is kept is still to be reported, so only a normal end comes here
+    # not reached after an interruption, when the kept results are still to be reported
     _state.orderly = before
 
 
 @contextlib.contextmanager
 def resumable(told: Callable[[], str]) -> Iterator[None]:
-    """Keep what is finished when a signal comes, and say in the last line how to go on.
+    """Keep finished results when a signal comes, and report how to resume.
 
     Args:
-        told: how far the command is, in words.
+        told: function that describes the progress of the command.
 
     Yields:
         Nothing.
 
     Raises:
-        KeyboardInterrupt: with that line, if a signal came.
+        KeyboardInterrupt: with the progress as its message, if a signal came.
     """
     try:
         with orderly():
@@ -89,7 +96,7 @@ def resumable(told: Callable[[], str]) -> Iterator[None]:
 
 
 def check() -> None:
-    """Stop where a signal came whose exception was lost.
+    """Raise KeyboardInterrupt if the exception of an earlier signal was lost.
 
     Raises:
         KeyboardInterrupt: if there was a signal.
@@ -99,23 +106,23 @@ def check() -> None:
 
 
 def signalled() -> bool:
-    """Tell whether a KeyboardInterrupt may be that of a signal.
+    """Check whether a KeyboardInterrupt may come from a signal.
 
     Returns:
-        False where signals are watched and none came: then code raised it.
+        False if signals are watched and none came, so that code raised the exception.
     """
     return not _state.watched or _state.received > 0 or _state.interrupted
 
 
 def _handle(number: int, frame: FrameType | None) -> None:
-    """Interrupt the main thread once; all else is for the watching thread, which ends the process."""
+    """Interrupt the main thread once; the watching thread handles all other signals."""
     if _state.orderly and not _state.interrupted:
         _state.interrupted = True
         raise KeyboardInterrupt
 
 
 def _watch(reading: int) -> None:
-    """Count signals as they come, and end the process where that is due."""
+    """Count signals, and end the process outside of `orderly` or at a second signal."""
     while numbers := os.read(reading, 64):
         _state.received += sum(number in _SIGNALS for number in numbers)
         if _state.received and not _state.orderly:
@@ -125,7 +132,7 @@ def _watch(reading: int) -> None:
 
 
 def _end(line: str) -> None:
-    """End the process without a word from anything that is at work in it."""
+    """Print one line and end the process, without clean-up or messages of other threads."""
     # a buffered stream may be in the middle of a write
     os.write(2, f"\njaxstab: interrupted, {line}\n".encode())
     os._exit(STOPPED)

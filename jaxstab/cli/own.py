@@ -1,4 +1,4 @@
-"""Code of the user's own, named as module:function."""
+"""Import and call of the user's own code, named as module:function."""
 
 import contextlib
 import importlib
@@ -20,12 +20,12 @@ _NOT_OWN = ("jax", "jaxstab")
 
 
 def imported(what: str, module: str, name: str) -> Any:
-    """Import an object from a module of the user's, which is found from the current folder too.
+    """Import an object from a module of the user's, also from the current folder.
 
     Args:
-        what: names it in a complaint.
+        what: name of the object in an error message.
         module: dotted path of the module.
-        name: of the object in it.
+        name: name of the object in the module.
 
     Returns:
         The object.
@@ -46,16 +46,16 @@ def imported(what: str, module: str, name: str) -> Any:
 
 @contextlib.contextmanager
 def users_code(what: str) -> Iterator[None]:
-    """Run code of the user's, which may import modules of the current folder and raise anything.
+    """Run user code, which may import modules of the current folder and raise any error.
 
     Args:
-        what: names it in a complaint.
+        what: name of the code in an error message.
 
     Yields:
         Nothing.
 
     Raises:
-        UserError: in place of whatever is raised, in one line.
+        UserError: in place of any error, with a message of one line.
     """
     folder = os.getcwd()
     sys.path.insert(0, folder)
@@ -66,7 +66,7 @@ def users_code(what: str) -> Iterator[None]:
             raise
         raise UserError(f"{what}: {type(error).__name__}: {error}") from error
     finally:
-        # the user's code may have put other folders before this one, or have removed it
+        # the user's code may have changed the path
         with contextlib.suppress(ValueError):
             sys.path.remove(folder)
 

@@ -14,7 +14,7 @@ from jaxstab.cli.faults import UserError, users_fault
 from jaxstab.cli.settings import Phase
 from jaxstab.theory.laws import unsolvable
 
-# points along either axis
+# most points along either axis
 _MOST = 1024
 
 
@@ -25,7 +25,7 @@ def draw_phase(settings: Phase) -> None:
         settings: the flags.
 
     Raises:
-        UserError: if the activation is unknown, a gain out of range, or the file cannot be written.
+        UserError: if the activation is unknown, a gain is out of range, or the file is not writable.
     """
     law = law_of(settings)
     with users_fault():
@@ -69,7 +69,7 @@ def draw_phase(settings: Phase) -> None:
 
 
 def _plane(law: theory.Law, sigma_w: Array, sigma_b: Array) -> tuple[Array, Array]:
-    """chi_1 over (sigma_b, sigma_w), and the critical gain at each sigma_b."""
+    """Compute chi_1 over (sigma_b, sigma_w), and the critical gain at each sigma_b."""
 
     def row(b: Array) -> Array:
         return jax.vmap(lambda w: theory.fixed_point(law, w, b).chi_1)(sigma_w)

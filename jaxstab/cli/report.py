@@ -1,4 +1,4 @@
-"""`jaxstab report`: draw the report of a store anew."""
+"""`jaxstab report`: draw the report of a store again."""
 
 from pathlib import Path, PurePosixPath
 
@@ -11,7 +11,7 @@ from jaxstab.cli.faults import reading, users_fault
 from jaxstab.cli.settings import Report
 from jaxstab.store import files
 
-# the name that `jaxstab sweep` gives its store in a folder of its own
+# name of the store in the folder of `jaxstab sweep`
 _SWEEP = "store.zarr"
 
 
@@ -32,7 +32,7 @@ def write_report(settings: Report) -> None:
         files.check_file(target)
     with reading(url):
         dataset = store.load_groups(url)
-        # what a sweep holds, and no store of trainings does
+        # only the store of a sweep has verdicts
         of_sweep = "verdict" in dataset
         if of_sweep:
             page = report.write(dataset.assign_attrs(history.told(url)), target)
@@ -42,7 +42,7 @@ def write_report(settings: Report) -> None:
 
 
 def _page(url: str) -> Path:
-    """Where a store's page goes unless told: beside it, and named after it where others may lie there too."""
+    """Return the default path of a store's page: beside the store, report.html or X.html of X.zarr."""
     name = PurePosixPath(url).name
     if "://" in url:
         folder = Path()
@@ -54,7 +54,7 @@ def _page(url: str) -> Path:
 
 
 def _summary(url: str) -> xr.Dataset:
-    """The summary of trainings, with who ran them."""
+    """Summarise trainings, with the history of their runs."""
     runs = sweeps.load(url)
     if "data_chance" not in runs.attrs:
         raise ValueError(f"{url}: not a store of trainings, which a page can be drawn of")

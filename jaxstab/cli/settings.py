@@ -1,4 +1,4 @@
-"""The flags of every command, in plain Python: wrong ones are refused before JAX is imported, which takes a second."""
+"""Flags of every command, without JAX, whose import takes a second, so that errors come at once."""
 
 import dataclasses
 import math
@@ -10,7 +10,7 @@ import tyro
 
 from jaxstab.cli.arguments import choice
 
-# what the help lists: the names of the tables of networks, theory and sweeps, which need JAX
+# names for the help, copied from tables of networks, theory and sweeps, which need JAX
 WEIGHTS = (
     "gaussian",
     "orthogonal",

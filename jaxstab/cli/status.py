@@ -1,4 +1,4 @@
-"""`jaxstab status`: what a store holds, and how far it is."""
+"""`jaxstab status`: print the contents and the progress of a store."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -42,12 +42,12 @@ def print_status(settings: Status) -> None:
 
 
 def _is_sweep(url: str) -> bool:
-    """Whether this is the store of a finished sweep, whose variables are folders."""
+    """Check whether a store holds a finished sweep, whose variables are folders."""
     return "://" not in url and (Path(url) / "verdict").is_dir()
 
 
 def _of_sweep(url: str) -> list[str]:
-    """What a finished sweep's store holds."""
+    """Describe the store of a finished sweep."""
     of = attributes(url)
     grid = json.loads(of["grid"])
     many = {name: _many(grid, name) for name in ("activation", "sigma_w", "seed")}
@@ -60,14 +60,14 @@ def _of_sweep(url: str) -> list[str]:
 
 
 def _many(grid: Mapping[str, Any], name: str) -> int:
-    """How many values a setting has: a list is an axis."""
+    """Count the values of a setting; a list is an axis."""
     if isinstance(grid[name], list):
         return len(grid[name])
     return 1
 
 
 def _of_parts(whole: Path, unfinished: Sequence[Path]) -> list[str]:
-    """How far a sweep is that is not finished."""
+    """Describe the progress of an unfinished sweep."""
     lines = [
         f"{part.stem}: {line}" for part in unfinished for line in _groups_done(store.progress(part))
     ]
@@ -75,7 +75,7 @@ def _of_parts(whole: Path, unfinished: Sequence[Path]) -> list[str]:
 
 
 def _of_groups(url: str, progress: store.Progress) -> list[str]:
-    """How far a store of groups is."""
+    """Describe the progress of a store of groups."""
     grid = progress.settings["grid"]
     lines = _groups_done(progress)
     measure = progress.settings["measure"]
@@ -95,7 +95,7 @@ def _of_groups(url: str, progress: store.Progress) -> list[str]:
 
 
 def _groups_done(progress: store.Progress) -> list[str]:
-    """How many groups of a store are there, in words."""
+    """Describe the number of finished and torn groups of a store."""
     lines = [
         f"{progress.done} of {progress.groups} groups done, "
         f"{100 * progress.done // progress.groups} %"
@@ -110,12 +110,12 @@ def _groups_done(progress: store.Progress) -> list[str]:
 
 
 def _at_work(url: str) -> list[str]:
-    """Who computes groups, a line each."""
+    """Describe the runs that compute groups, a line per run."""
     if "://" in url:
         return ["who is at work cannot be told behind a URL"]
     try:
         runs = claims.runs(url)
     except OSError as error:
-        # whoever may read a store need not be allowed to lock it
+        # a user may have permission to read a store and not to lock it
         return [f"who is at work cannot be told: {error}"]
     return [f"at work: {run}" for run in runs] or ["nobody is at work"]

@@ -35,30 +35,30 @@ from jaxstab.sweeps.measuring import settings as settings_of_sweep
 from jaxstab.sweeps.run import as_attributes
 from jaxstab.training.sharpness import PRODUCTS
 
-# seconds that the defaults take on two cores: to measure, and to compile and predict an activation
+# seconds of the default sweep on two cores: measuring, and compiling and predicting an activation
 _MEASURING = 40.0
 _COMPILING = 8.0
-# FLOPs of products a second and core
+# FLOPs of matrix products per second and core
 _FLOPS = 1e10
 
 
 def grid_of(settings: Sweep, outputs: int = 10) -> sweeps.Grid:
-    """The grid that the flags describe.
+    """Make the grid that the flags describe.
 
     Args:
         settings: the flags.
-        outputs: of every network.
+        outputs: number of outputs of every network.
 
     Returns:
         The grid.
 
     Raises:
-        ValueError: if there is no such grid.
+        ValueError: if a setting is invalid.
     """
     axes = {
         "activation": settings.activations,
         "depth": settings.depths,
-        # not listed, as there may be more than memory holds
+        # a range, as a list of seeds may exceed memory
         "seed": range(check_count("seeds", settings.seeds, 1)),
         "sigma_w": settings.sigma_w,
     }
@@ -87,18 +87,18 @@ def sweep(settings: Sweep) -> None:
 
     Raises:
         UserError: if settings, data or place do not fit.
-        KeyboardInterrupt: when told to stop; what is finished is kept.
+        KeyboardInterrupt: if interrupted; finished groups are kept.
     """
     place = settings.out / "store.zarr"
     page = settings.out / "report.html"
     divide_cpu(settings.cpu_devices)
     with users_fault():
         _check_size(settings)
-        # bad settings are told before the data are read
+        # reports bad settings before the data are read
         grid_of(settings)
         data = datasets.load(settings.data, settings.data_path)
         grid = grid_of(settings, classes(data))
-        # every seed draws as many examples
+        # one seed is enough, since every seed draws as many examples
         sweeps.samples(grid.but(seed=range(1)), data, settings.batch)
         check_memory("the results", _results(grid))
         wanted = measures(grid, settings.sharpness)
@@ -129,20 +129,20 @@ def sweep(settings: Sweep) -> None:
         return f"{_kept(settings.out)} of {total} groups are in {settings.out}"
 
     with users_fault(), interrupts.resumable(told), locks.owned(place):
-        # another run may have finished it meanwhile
+        # another run may have finished the sweep meanwhile
         if _is_finished(settings, place, grid, data):
             print("nothing was left to do")
         else:
             _make(settings, place, grid, data, total)
         report.write(store.load(place).assign_attrs(history.told(str(place))), page)
-        # what is left of a run says that its page is not drawn: an older one may stand there
+        # removed last, since leftover parts mean that the page is missing or old
         for part in kept:
             remove(part)
     print(f"store:  {place}\nreport: {page}")
 
 
 def _is_finished(settings: Sweep, place: Path, grid: sweeps.Grid, data: records.Data) -> bool:
-    """Whether the store of this very sweep is there; a place that cannot be used is refused."""
+    """Check whether the store of this sweep is finished, and that its place can be used."""
     for name, (of, _) in measures(grid, settings.sharpness).items():
         part = parts(settings.out)[name]
         if settings.overwrite:
@@ -167,14 +167,14 @@ def _is_finished(settings: Sweep, place: Path, grid: sweeps.Grid, data: records.
 
 
 def _is_ours(place: Path) -> bool:
-    """Whether there is a store whose root is whole."""
+    """Check whether there is a store with a whole root."""
     with contextlib.suppress(ValueError):
         return bool(attributes(place))
     return False
 
 
 def _changed(place: Path, wanted: Mapping[str, Any]) -> str:
-    """What differs between the settings of a store and those that are wanted; nothing if there is no store."""
+    """Describe the differences between a store's settings and the wanted ones; empty without a store."""
     if not _is_ours(place):
         return ""
     kept = attributes(place)
@@ -183,7 +183,7 @@ def _changed(place: Path, wanted: Mapping[str, Any]) -> str:
 
 
 def _decoded(value: Any) -> Any:
-    """A setting out of an attribute, which may be JSON."""
+    """Decode a setting from an attribute, which may be JSON."""
     if isinstance(value, str):
         with contextlib.suppress(ValueError):
             return json.loads(value)
@@ -191,9 +191,9 @@ def _decoded(value: Any) -> Any:
 
 
 def _make(settings: Sweep, place: Path, grid: sweeps.Grid, data: records.Data, total: int) -> None:
-    """Measure what is not measured yet, predict, judge, and write the whole."""
+    """Measure the unfinished groups, predict, judge, and write the store."""
     begun = _kept(settings.out)
-    # the groups of every measure, then every activation twice
+    # steps of the bar: the groups of every measure, then every activation twice
     steps = total + 2 * len(grid.values("activation"))
     try:
         with tqdm(
@@ -209,7 +209,7 @@ def _make(settings: Sweep, place: Path, grid: sweeps.Grid, data: records.Data, t
 def _surveyed(
     settings: Sweep, grid: sweeps.Grid, data: records.Data, progress: sweeps.ProgressBar
 ) -> xr.Dataset:
-    """The survey; with --overwrite it begins anew where an unfinished one of other settings is."""
+    """Make the survey; --overwrite replaces an unfinished survey of other settings."""
     kept: dict[str, Any] = {
         "sharp": settings.sharpness,
         "into": settings.out,
@@ -227,17 +227,17 @@ def _surveyed(
 
 
 def _kept(out: Path) -> int:
-    """How many groups of an unfinished sweep are measured."""
+    """Count the measured groups of an unfinished sweep."""
     done = 0
     for part in parts(out).values():
-        # what is not there, or is damaged, is measured anew
+        # a missing or damaged part is measured again
         with contextlib.suppress(ValueError, OSError):
             done += store.progress(part).done
     return done
 
 
 def _check_size(settings: Sweep) -> None:
-    """Refuse grids that no machine could hold, before anything is made of them."""
+    """Check that the grid is not too large, before anything is allocated."""
     axes = {
         "activations": len(settings.activations),
         "gains": len(settings.sigma_w),
@@ -248,17 +248,17 @@ def _check_size(settings: Sweep) -> None:
 
 
 def _results(grid: sweeps.Grid) -> float:
-    """Bytes of all that is measured: profiles of every input, gradients of every depth, spectra."""
+    """Count the bytes of the measurements: profiles per input, gradients per depth, spectra."""
     fixed = grid.fixed
     depths = len(grid.values("depth"))
     profiles = fixed["inputs"] * (grid.deepest + 1) * (5 + 2 * depths)
     spectra = depths * fixed["width"] * (fixed["batch"] or 1)
-    # twice while they are put together
+    # twice while the arrays are combined
     return 2.0 * np.dtype(fixed["dtype"]).itemsize * _cells(grid) * (profiles + spectra)
 
 
 def _cells(grid: sweeps.Grid) -> int:
-    """Networks measured: each is read at all depths."""
+    """Count the measured networks, each of which is read off at all depths."""
     return grid.count // len(grid.values("depth"))
 
 
@@ -267,7 +267,7 @@ def _header(
     plans: dict[str, sweeps.Plan],
     wanted: Mapping[str, tuple[sweeps.Grid, sweeps.Measure]],
 ) -> str:
-    """What is going to be computed, in a line."""
+    """Describe the computation in a line."""
     devices = jax.local_devices()
     each = "; ".join(
         f"{name}: {plan.groups} groups of {plan.size} networks in about "
@@ -288,7 +288,7 @@ def _rough_time(
     wanted: Mapping[str, tuple[sweeps.Grid, sweeps.Measure]],
     device: jax.Device,
 ) -> str:
-    """How long it takes, from what the defaults take: spectra cost as networks x depth x width^3 do."""
+    """Estimate the time from that of the defaults: spectra cost networks x depth x width^3."""
     if device.platform != "cpu":
         return ""
 
@@ -305,14 +305,14 @@ def _rough_time(
 
 
 def _products(grid: sweeps.Grid) -> float:
-    """FLOPs of a sharpness: a Hessian product is nine matrix products per layer, a Gauss-Newton one six."""
+    """Count FLOPs of sharpness: nine matrix products per layer for Hessian, six for Gauss-Newton."""
     layers = sum(grid.values("depth"))
     each = 2.0 * (9 + 6) * grid.fixed["batch"] * grid.fixed["width"] ** 2
     return _cells(grid) * layers * each * PRODUCTS
 
 
 def _progress(bar: tqdm) -> sweeps.ProgressBar:
-    """One bar over the steps of measuring and predicting."""
+    """Make a progress bar over the steps of measuring and predicting."""
 
     def wrap(steps: Iterable[Any]) -> Any:
         for step in steps:

@@ -1,4 +1,4 @@
-"""`jaxstab theory`: print what mean-field theory says of one block at one point."""
+"""`jaxstab theory`: print mean-field predictions for one block at one point."""
 
 import json
 import math
@@ -13,9 +13,9 @@ from jaxstab.cli.blocks import check_figure, law_of, strict
 from jaxstab.cli.faults import UserError, users_fault
 from jaxstab.cli.settings import Block, Theory
 
-# layers of a figure, unless --depth says how many
+# default layers of a figure
 _LAYERS = 50
-# names under which the fields of a shaped activation are printed
+# printed name and field of a shaped activation
 _SHAPED = {
     "alpha": "alpha",
     "beta": "beta",
@@ -34,7 +34,7 @@ def print_theory(settings: Theory) -> None:
         settings: the flags.
 
     Raises:
-        UserError: if the activation is unknown, a gain out of range, or a file cannot be written.
+        UserError: if the activation is unknown, a gain is out of range, or a file is not writable.
     """
     if not (math.isfinite(settings.q0) and settings.q0 > 0):
         raise UserError(f"q0 must be finite and > 0, got {settings.q0}")
@@ -69,14 +69,14 @@ def print_theory(settings: Theory) -> None:
 
 
 def _rounded(value: Any, digits: int) -> str:
-    """A value in words; floats with so many digits."""
+    """Format a value, floats with the given number of digits."""
     if isinstance(value, float):
         return f"{value:.{digits}g}"
     return str(value)
 
 
 def _shaped(settings: Theory, law: theory.Law) -> theory.Shaped | None:
-    """The activation transformed as the flags say; None where they do not ask for it."""
+    """Shape the activation by the flags; None without --shape."""
     if settings.shape is None:
         if settings.shape_target is not None:
             raise UserError("--shape-target is that of --shape, which is not given")
@@ -95,13 +95,13 @@ def _shaped(settings: Theory, law: theory.Law) -> theory.Shaped | None:
 
 
 def _numbers(shaped: theory.Shaped) -> dict[str, float]:
-    """The numbers of a shaped activation, and the slope of a leaky relu."""
+    """Return the numbers of a shaped activation, and the slope of a leaky relu."""
     fields = {name: getattr(shaped, field) for name, field in _SHAPED.items()}
     return shaped.base.parameters | fields
 
 
 def _answer(settings: Theory, law: theory.Law, shaped: theory.Shaped | None) -> dict[str, Any]:
-    """All that is said of a block; of a plain one numbers are computed at once, and no program is compiled."""
+    """Compute all predictions for a block; those of a plain block compile no program."""
     gains = (settings.sigma_w, settings.sigma_b)
     point = theory.fixed_point(law, *gains, settings.q0)
     lengths = theory.fixed_points(law, *gains, settings.q0)
@@ -151,7 +151,7 @@ def _draw(settings: Theory, law: theory.Law, file: Path) -> None:
 
     depth = settings.depth or _LAYERS
     gains = (settings.sigma_w, settings.sigma_b)
-    # neither size counts for what is drawn
+    # the figure depends on neither width nor d_in
     forward, correlation, backward, _ = theory.predict(
         law, *gains, [depth], width=64, d_in=64, q0=settings.q0
     )

@@ -1,4 +1,4 @@
-"""`jaxstab train`: train a grid of networks, group by group, into a store that survives."""
+"""`jaxstab train`: train a grid of networks into a store, group by group, resumable."""
 
 import dataclasses
 import os
@@ -28,9 +28,9 @@ from jaxstab.sweeps.durable import Result, Sized, complete, open_store
 from jaxstab.sweeps.training_plan import available, total_flops, training_plan
 from jaxstab.sweeps.trainings import Trainings
 
-# GiB of a device: more than any has
+# upper bound of a device's memory in GiB
 _MOST_MEMORY = 65_536
-# of a core, at width 128 and batch 128: 166 GFLOP/s on two were measured
+# FLOP/s of a core at width 128 and batch 128, measured as 166 GFLOP/s on two
 CORE_FLOPS = 83e9
 
 
@@ -41,12 +41,12 @@ def train(settings: Train) -> None:
         settings: the flags.
 
     Raises:
-        KeyboardInterrupt: when told to stop; what is finished is kept.
+        KeyboardInterrupt: if interrupted; finished groups are kept.
     """
     divide_cpu(settings.cpu_devices)
     with users_fault():
         grid, measure, data = _checked(settings)
-        # before JAX first looks for its devices
+        # jax.distributed must start before JAX looks for devices
         if settings.dry_run:
             part = (1, 1)
         else:
@@ -86,7 +86,7 @@ def train(settings: Train) -> None:
 
 
 def _checked(settings: Train) -> tuple[sweeps.Grid, sweeps.Train, sweeps.Split]:
-    """The grid, the training and its data; all that can be refused is refused, and nothing is written."""
+    """Make the grid, the training and its data, and check all settings; nothing is written."""
     _check_size(settings)
     grid = _grid(settings)
     measure = sweeps.Train(
@@ -98,7 +98,7 @@ def _checked(settings: Train) -> tuple[sweeps.Grid, sweeps.Train, sweeps.Split]:
 
 
 def _grid(settings: Train) -> sweeps.Grid:
-    """The grid that the flags describe."""
+    """Make the grid that the flags describe."""
     axes = {
         "activation": settings.activations,
         "depth": settings.depths,
@@ -107,7 +107,7 @@ def _grid(settings: Train) -> sweeps.Grid:
         "learning_rate": settings.learning_rates,
         "clip": settings.clips,
         "dropout": settings.dropouts,
-        # not listed, as there may be more than memory holds
+        # a range, as a list of seeds may exceed memory
         "seed": range(check_count("seeds", settings.seeds, 1)),
     }
     return sweeps.Grid(
@@ -125,7 +125,7 @@ def _grid(settings: Train) -> sweeps.Grid:
 
 
 def _sharing(settings: Train) -> cluster.Sharing:
-    """The flags that say how processes share the grid."""
+    """Collect the flags that divide the grid among processes."""
     return cluster.Sharing(
         settings.shard,
         settings.distributed,
@@ -139,7 +139,7 @@ def _sharing(settings: Train) -> cluster.Sharing:
 def _planned(
     settings: Train, grid: sweeps.Grid, measure: sweeps.Train, data: sweeps.Split
 ) -> sweeps.Plan:
-    """How the grid is cut into groups that fit into memory."""
+    """Cut the grid into groups that fit into memory."""
     if settings.memory is None:
         budget = available()
     else:
@@ -153,7 +153,7 @@ def _planned(
 
 
 def _header(grid: sweeps.Grid, measure: sweeps.Train, plan: sweeps.Plan, data: sweeps.Split) -> str:
-    """What is going to be trained, in a line."""
+    """Describe the trainings in a line."""
     devices = jax.local_devices()
     work = total_flops(grid, measure, data)
     rough = ""
@@ -168,17 +168,17 @@ def _header(grid: sweeps.Grid, measure: sweeps.Train, plan: sweeps.Plan, data: s
 
 
 def split(name: str, path: Path | None) -> sweeps.Split:
-    """Data to train and to test on: a fifth of them, unless they come apart.
+    """Load training and test data: MNIST's own split, or a fifth of other data for testing.
 
     Args:
-        name: of the data set, as in `datasets.load`.
-        path: of its files, likewise.
+        name: name of the data set, as in `datasets.load`.
+        path: path of its files, as in `datasets.load`.
 
     Returns:
-        The two.
+        The split.
 
     Raises:
-        ValueError: if there are not two examples.
+        ValueError: if there are fewer than two examples.
     """
     whole = datasets.load(name, path)
     if name == "mnist":
@@ -188,7 +188,7 @@ def split(name: str, path: Path | None) -> sweeps.Split:
 
 @dataclasses.dataclass
 class _Tally:
-    """What a run did, for its last line."""
+    """Counts and times of a run, for its last line."""
 
     cells: int = 0
     at_once: int = 0
@@ -199,7 +199,7 @@ class _Tally:
     begun: float = dataclasses.field(default_factory=time.perf_counter)
 
     def line(self) -> str:
-        """The summary."""
+        """Describe the run in a line."""
         if not self.cells:
             return "nothing was left to do"
         whole = time.perf_counter() - self.begun
@@ -211,7 +211,7 @@ class _Tally:
         )
 
     def watching(self, job: Trainings) -> sweeps.ProgressBar:
-        """Count the groups of a job as they are kept, and show how far it is."""
+        """Make a progress bar that counts the committed groups of a job."""
 
         def wrap(results: Sized) -> Iterator[Result]:
             with tqdm(total=len(results), unit="group", dynamic_ncols=True, mininterval=0.5) as bar:
@@ -239,7 +239,7 @@ class _Tally:
 
 
 def _check_size(settings: Train) -> None:
-    """Refuse grids that no machine could hold, before anything is made of them."""
+    """Check that the grid is not too large, before anything is allocated."""
     kinds = ("activations", "depths", "sigma_w", "sigma_b", "learning_rates", "clips", "dropouts")
     axes = {name: len(getattr(settings, name)) for name in kinds}
     networks = check_networks(axes | {"seeds": settings.seeds})
@@ -252,7 +252,7 @@ def _check_size(settings: Train) -> None:
 
 
 def _check_outputs(settings: Train) -> None:
-    """Refuse places and packages that are missing, before anything is trained for them."""
+    """Check folders and packages of the outputs, before anything is trained."""
     if settings.csv:
         files.check_file(settings.csv)
     if settings.tensorboard:

@@ -1,4 +1,4 @@
-"""What `--dry-run` tells of a job whose first groups were computed."""
+"""Estimate of a job's time and memory from its first groups, for `--dry-run`."""
 
 import math
 
@@ -9,14 +9,14 @@ from jaxstab.sweeps.trial import trial
 
 
 def tried(name: str, job: Measuring | Trainings) -> str:
-    """Compute the first groups of a job, and say in a line what the whole takes.
+    """Compute the first groups of a job, and estimate the time and memory of the whole.
 
     Args:
-        name: of the job.
-        job: what would be run.
+        name: name of the job.
+        job: the job.
 
     Returns:
-        The line.
+        A line that states the estimate.
     """
     first = trial(job)
     networks = sum(
