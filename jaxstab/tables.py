@@ -1,23 +1,23 @@
-"""Cells of comma-separated tables, which spreadsheets open too."""
+"""Cells of comma-separated tables, safe for spreadsheets."""
 
 from typing import Any
 
 # for the other packages of jaxstab only
 __all__ = ()
 
-# a cell that begins so is a formula, and may run a program
+# beginnings of a spreadsheet's formula, which may run a program
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def plain_cell(value: Any) -> Any:
-    """Make a cell that no spreadsheet takes for a formula, and that ends no row.
+    """Make a cell that is no formula of a spreadsheet and holds no end of a row.
 
     Args:
-        value: a cell.
+        value: value of the cell.
 
     Returns:
-        A text that would begin a formula, behind an apostrophe; other values as they are. Carriage
-        returns, which writers of tables leave unquoted, become spaces.
+        Text with an apostrophe before the beginning of a formula, and spaces for carriage returns,
+        which writers of tables leave unquoted; other values unchanged.
 
     Example:
         >>> plain_cell("=1+1"), plain_cell("tanh"), plain_cell(-0.5)

@@ -13,9 +13,9 @@ from typing import Any
 from jaxstab.cli import interrupts
 from jaxstab.cli.faults import UserError
 
-# top packages of the user's, as far as they were imported here
+# the user's top packages that `imported` has imported
 _packages: set[str] = set()
-# their functions can be named too, and whatever fails passes through them
+# packages on every traceback, which a user may name as well
 _NOT_OWN = ("jax", "jaxstab")
 
 
@@ -73,14 +73,14 @@ def users_code(what: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def blamed() -> Iterator[None]:
-    """Take what a function of the user's raises, wherever it is called, for the user's fault.
+    """Convert errors of the user's functions, wherever they are called, to a `UserError`.
 
     Yields:
         Nothing.
 
     Raises:
-        UserError: in place of it, naming the function and its line. The user's code may end the
-            process too, by `sys.exit` for one.
+        UserError: in place of any exception of the user's code, SystemExit included; names the
+            function and its line.
     """
     try:
         yield
@@ -101,6 +101,6 @@ def blamed() -> Iterator[None]:
 
 
 def _is_users(frame: FrameType) -> bool:
-    """Tell whether a frame is of a module that was imported as the user's."""
+    """Check whether a frame is of a module that was imported as the user's."""
     package = str(frame.f_globals.get("__name__")).partition(".")[0]
     return package in _packages and package not in _NOT_OWN

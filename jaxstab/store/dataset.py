@@ -129,7 +129,7 @@ def save(
 
 
 def _write(dataset: xr.Dataset, path: Path, named: Path) -> None:
-    """Write a dataset as a store of one group; messages name another place than its own."""
+    """Write a dataset as a store of one group, with `named` as its place in messages."""
     values = {
         str(name): _stored(str(name), variable.values)
         for name, variable in dataset.variables.items()

@@ -107,7 +107,7 @@ def write_events(dataset: xr.Dataset, folder: str | Path) -> Path:
         if not cell.done:
             continue
         name = ",".join(f"{axis}={cell[axis].item()}" for axis in varied) or "run"
-        # a value may be a text, and must not lead out of the folder
+        # a value may be text with separators, which must not lead out of the folder
         name = name.replace("/", "_").replace("\\", "_")
         with SummaryWriter(str(Path(folder) / name)) as writer:
             for field in ("loss", "accuracy"):

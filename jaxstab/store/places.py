@@ -23,7 +23,7 @@ class Place:
     Files torn by a power cut have a wrong checksum.
 
     Attributes:
-        url: the path or URL as given, or as messages name it.
+        url: the path or URL in messages.
         local: the folder; None behind a URL.
     """
 
@@ -32,7 +32,7 @@ class Place:
 
         Args:
             url: a path, or a URL such as s3://bucket/sweep.zarr.
-            named: name of the place in messages, where a folder is staged for it; None for its own.
+            named: path or URL in messages, for a staging folder; None for `url`.
 
         Raises:
             ValueError: if no installed package supports such URLs, or the URL is invalid.
@@ -296,11 +296,11 @@ def unwritable(place: str | Path, error: OSError) -> str:
     """Make the message of a failed write for the user.
 
     Args:
-        place: the user's name of what was to be written.
-        error: from the system, whose files may be temporary ones.
+        place: the place as the user named it.
+        error: error of the system, which may name a temporary file.
 
     Returns:
-        One line.
+        The message, of one line.
 
     Example:
         >>> unwritable("a.zarr", OSError(28, "No space left on device", "/tmp/.a.zarr.x/store"))

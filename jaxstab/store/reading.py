@@ -16,9 +16,9 @@ from jaxstab.store.roots import Root, check_memory, described, read_root
 
 # bytes of a local store up to which `progress` reads every chunk
 _READ = 2**30
-# bytes in memory that a root may claim, and more for each byte of the store: one group in
-# thousands may be finished
+# bytes in memory that the root of any store may claim
 _BLANK = 2**30
+# further bytes for each byte of the store, of which one group in thousands may be finished
 _CLAIM = 2**13
 
 
@@ -98,7 +98,7 @@ def load_groups(url: str | Path) -> xr.Dataset:
 
 
 def _check_claim(place: Place, needed: int) -> None:
-    """Check that a store holds enough for what its root claims, before it is allocated."""
+    """Check that a store is large enough for the size that its root claims, before allocating."""
     if needed <= _BLANK:
         return
     held = sum(place.listing().values())
