@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxstab import propagation
+from jaxstab import networks
 from jaxstab.records import Data
 from jaxstab.sweeps import Grid, Train
 from jaxstab.sweeps.training_plan import flops
@@ -72,7 +72,7 @@ def test_floor_and_ours_find_the_same_singular_values(spectral):
     assert dense.disagreement(dense.numpy_values(matrices)(), ours) < 1e-5
     # the naive twin: JAX's own Jacobian of one network
     chain, params, x = spectral["matrix_free"].single(problem.only([1]))
-    deep = jax.jit(jax.jacfwd(lambda x: propagation.states(chain, params, x)[3]))(x)
+    deep = jax.jit(jax.jacfwd(lambda x: networks.state(chain, params, x, 3)))(x)
     np.testing.assert_allclose(matrices[0, 1, 1].T, deep, rtol=1e-4, atol=1e-6)
 
 

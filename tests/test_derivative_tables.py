@@ -74,7 +74,6 @@ def _propagation(t):
         "correlation": propagation.correlation(chain, params, x, other).c,
         "forward": propagation.forward(chain, params, other).log_q,
         "backward": backward.log_grad_h + backward.log_grad_theta,
-        "states": propagation.states(chain, params, other),
     }
 
 
@@ -90,17 +89,17 @@ def _sites(t):
     other = x.at[0, 0].add(t)
     probe = networks.probe(_attending, w, x)
     softmax = networks.probe(_attending, w, x, kind="softmax")
-    forward = propagation.forward_at_sites(probe, w, other)
-    backward = propagation.backward_at_sites(probe, w, other, loss=lambda y: jnp.sum(y**2))
-    attention = propagation.attention_at_sites(softmax, w, other)
-    jacobian = spectra.jacobian_at_sites(probe, w, other, from_site="h", to_site="y")
+    forward = propagation.forward(probe, w, other)
+    backward = propagation.backward(probe, w, other, lambda y: jnp.sum(y**2))
+    attention = propagation.attention(softmax, w, other)
+    jacobian = spectra.jacobian(probe, w, other, "h", "y")
     return {
-        "forward_at_sites": forward.log_q + forward.mean,
-        "correlation_at_sites": propagation.correlation_at_sites(probe, w, (x,), (other,)).c,
-        "backward_at_sites": backward.profile.log_grad_h,
+        "forward": forward.log_q + forward.mean,
+        "correlation": propagation.correlation(probe, w, x, other).c,
+        "backward": backward.log_grad_h,
         "gradient by parameters": backward.theta,
-        "attention_at_sites": attention.max_logit + attention.entropy,
-        "jacobian_at_sites": jacobian.matvec(jnp.ones(6, t.dtype)),
+        "attention": attention.max_logit + attention.entropy,
+        "jacobian": jacobian.matvec(jnp.ones(6, t.dtype)),
         "reading": probe.read(w, other).output,
     }
 
@@ -375,7 +374,6 @@ _WITHOUT = {
     "clipping": {"auto_clip": _STEPS, "clip_spikes": _STEPS, "z_clip": _STEPS},
     "curvature": {
         "adam_preconditioner": _STATES,
-        "cdf": _STEPS,
         "critical_sharpness": _STEPS,
         "monitor_sharpness": _STATES,
     },
@@ -394,9 +392,8 @@ _WITHOUT = {
         "downwards": _LINEAR,
         "states": _LINEAR,
     },
-    "spectra": {"cdf": _STEPS, "quantiles": _STEPS, "precision_report": "compares two precisions"},
+    "spectra": {"precision_report": "compares two precisions"},
     "theory": {
-        "jacobian_cdf": _STEPS,
         "product_law": "refuses, as `jacobian_law` does",
     }
     | dict.fromkeys(

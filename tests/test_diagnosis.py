@@ -313,7 +313,7 @@ def test_attention_that_has_settled_is_found_at_its_module():
     where = "block_1/MultiHeadDotProductAttention_0.logits"
     assert (found.what, found.where) == ("entropy collapse", where)
     heads = networks.probe(model, params, TOKENS, kind="attention")
-    found_heads = jax.jit(lambda: propagation.attention_at_sites(heads, params, TOKENS))()
+    found_heads = jax.jit(lambda: propagation.attention(heads, params, TOKENS))()
     profile = jax.device_get(found_heads)
     shares = profile.entropy[1] / profile.uniform[1]
     np.testing.assert_allclose(found.measured.value, np.mean(shares), rtol=1e-5)

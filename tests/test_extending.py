@@ -12,7 +12,7 @@ import pytest
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from jaxstab import cli, clipping, networks, propagation, sweeps
+from jaxstab import cli, clipping, networks, sweeps
 from jaxstab.activations import Activation
 from jaxstab.networks.normalization import NORMS, Norm
 from jaxstab.networks.skips import SKIPS, Skip
@@ -41,7 +41,7 @@ def test_a_norm_and_a_skip_are_entries_of_their_tables(tables):
     )
     x = jnp.arange(1.0, 4.0)
     params = networks.init(mlp, jax.random.key(0), x)
-    states = propagation.states(networks.chain(mlp), params, x)
+    states = networks.states(networks.chain(mlp), params, x).stacked
     h = np.asarray(states[0])
     for index in range(2):
         layer = jax.tree.map(lambda leaf, index=index: np.asarray(leaf[index]), params.blocks)[
@@ -77,7 +77,7 @@ class Largest(NamedTuple):
 
 def _largest(chain, params, sample, depths):
     """A measure."""
-    return Largest(jnp.max(jnp.abs(propagation.states(chain, params, sample.x)), axis=-1))
+    return Largest(jnp.max(jnp.abs(networks.states(chain, params, sample.x).stacked), axis=-1))
 
 
 def _cubic(h):

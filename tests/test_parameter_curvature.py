@@ -10,7 +10,7 @@ import pytest
 from flax_variables import variables
 from jax.flatten_util import ravel_pytree
 
-from jaxstab import curvature, devices, networks, propagation, spectra
+from jaxstab import curvature, devices, networks, spectra
 from jaxstab.networks import MLP
 from jaxstab.norms import logarithms
 
@@ -251,9 +251,9 @@ def test_matrix_free_spectra_of_parameters():
     assert abs(mean.mean() - eigenvalues.mean()) <= 4 * mean.std(ddof=1) / 8
     # the first right vector is a direction in parameters; the loss's curvature there is the top eigenvalue
     direction = ravel_pytree(params)[1](extremes.right[0])
-    y = lambda params: jax.vmap(
-        lambda x: chain.readout(params, propagation.states(chain, params, x)[-1])
-    )(x)
+    y = lambda params: jax.vmap(lambda x: chain.readout(params, networks.state(chain, params, x)))(
+        x
+    )
     logits, moved = jax.jit(lambda: jax.jvp(y, (params,), (direction,)))()
     p = jax.nn.softmax(logits)
     along = jnp.mean(jnp.sum(p * moved**2, axis=1) - jnp.sum(p * moved, axis=1) ** 2)

@@ -225,8 +225,8 @@ def test_a_probe_measures_what_a_chain_measures(mlp, door):
 
     @jax.jit
     def measure(params):
-        signal = propagation.forward_at_sites(probe, params, X[0])
-        return propagation.backward_at_sites(probe, params, X[0], loss=_loss).profile, signal
+        signal = propagation.forward(probe, params, X[0])
+        return propagation.backward(probe, params, X[0], _loss), signal
 
     gradient, signal = measure(params)
     # both in float32
@@ -257,9 +257,10 @@ def test_rows_of_a_scan_are_those_of_the_unrolled_model():
 
     def measure(model, params):
         probe = networks.probe(model, params, X)
-        forward = propagation.forward_at_sites(probe, params, X)
-        alike = propagation.correlation_at_sites(probe, params, (X,), (X + 0.1,))
-        return forward, alike, propagation.backward_at_sites(probe, params, X, loss=_loss).profile
+        forward = propagation.forward(probe, params, X)
+        alike = propagation.correlation(probe, params, X, X + 0.1)
+        gradient = propagation.backward(probe, params, X, _loss)
+        return forward, alike, gradient.log_grad_h, gradient.log_grad_theta
 
     scanned = jax.jit(lambda params: measure(Unrolled(True), params))(stacked)
     plain = jax.jit(lambda params: measure(Unrolled(False), params))(unrolled)
@@ -278,14 +279,14 @@ def test_gradients_are_those_of_jax_grad_under_vmap():
     assert [site.name for site in probe.sites] == ["pair[0]", "pair[1]", "named before"]
 
     def gradients(x):
-        return propagation.backward_at_sites(probe, w, x, loss=_loss, scale=2.0)
+        return propagation.backward(probe, w, x, lambda y: 2 * _loss(y))
 
     found = jax.jit(jax.vmap(gradients))(X)
     cotangents = jax.vmap(lambda x: jnp.cos(w @ (jnp.tanh(w @ x) + x * 2)))(X)
     np.testing.assert_allclose(found.sites["named before"], 2 * cotangents, atol=1e-5)
     np.testing.assert_allclose(found.sites["pair[0]"], 2 * cotangents @ w, atol=1e-5)
     np.testing.assert_allclose(
-        found.profile.log_grad_h[:, 1], np.log(np.linalg.norm(cotangents @ w, axis=1)), atol=1e-5
+        found.log_grad_h[:, 1], np.log(2 * np.linalg.norm(cotangents @ w, axis=1)), atol=1e-5
     )
 
 
@@ -300,8 +301,8 @@ def test_complex_sites_have_gradients_and_chains_of_them_are_refused():
 
     @jax.jit
     def measured(w):
-        gradient = propagation.backward_at_sites(probe, w, X[0], loss=jnp.sum).profile
-        return gradient.log_grad_h, propagation.forward_at_sites(probe, w, X[0]).log_q
+        gradient = propagation.backward(probe, w, X[0], jnp.sum)
+        return gradient.log_grad_h, propagation.forward(probe, w, X[0]).log_q
 
     log_grad_h, log_q = measured(w)
     w, h = np.asarray(w), np.asarray(X[0])
@@ -334,9 +335,7 @@ def test_the_jacobian_between_sites_is_that_of_jax():
         return by_input, jax.jacobian(lambda h: after(1, h))(h)
 
     def measured(site):
-        operator = spectra.jacobian_at_sites(
-            probe, params, X[0], from_site=site, to_site="layers_4"
-        )
+        operator = spectra.jacobian(probe, params, X[0], site, "layers_4")
         forwards = jax.vmap(operator.matvec)(jnp.eye(operator.columns, dtype="float32")).T
         backwards = jax.vmap(operator.rmatvec)(jnp.eye(operator.rows, dtype="float32"))
         return forwards, backwards, spectra.extremes(operator, KEY, top=1).log_s[0]
@@ -346,8 +345,8 @@ def test_the_jacobian_between_sites_is_that_of_jax():
         np.testing.assert_allclose(forwards, reference, atol=1e-6)
         np.testing.assert_allclose(backwards, reference, atol=1e-6)
         np.testing.assert_allclose(largest, np.log(np.linalg.norm(reference, 2)), atol=1e-5)
-    with pytest.raises(ValueError, match="to_site must not come before from_site"):
-        spectra.jacobian_at_sites(probe, params, X[0], from_site="layers_4", to_site="layers_0")
+    with pytest.raises(ValueError, match="to_layer must not come before from_layer"):
+        spectra.jacobian(probe, params, X[0], "layers_4", "layers_0")
 
 
 def test_what_cannot_be_read_is_listed():
@@ -494,7 +493,7 @@ def test_logits_and_entropies_of_heads_are_those_of_the_hand_written_attention(k
             2, 6, decode=False, rngs=nnx.Rngs(1), param_dtype=x.dtype, dtype=x.dtype
         )
         probe = networks.probe(heads, None, x, kind=("*", "softmax"))
-        got = jax.jit(lambda: propagation.attention_at_sites(probe, None, x))()
+        got = jax.jit(lambda: propagation.attention(probe, None, x))()
         at = [row.name for row in probe.rows].index("softmax.logits")
         got = jax.tree.map(lambda rows: rows[at : at + 1], got)
         q, k = (layer(x) for layer in (heads.query, heads.key))
@@ -509,7 +508,7 @@ def test_logits_and_entropies_of_heads_are_those_of_the_hand_written_attention(k
             "heads.logits@1",
             "softmax.logits",
         ]
-        got = jax.jit(lambda: propagation.attention_at_sites(probe, params, x))()
+        got = jax.jit(lambda: propagation.attention(probe, params, x))()
         logits, uniform = [], [np.mean(np.log([1, 2, 3, 4]))] * 2
         h = x
         for step in range(2):
@@ -562,7 +561,7 @@ def test_attention_is_told_from_other_softmaxes():
     }
     assert count == {"softmax": 6, "attention": 4}
     probe = networks.probe(lambda w, x: by_hand(x @ w) @ x, x, x, kind="attention")
-    entropy = jax.jit(lambda: propagation.attention_at_sites(probe, x, x).entropy)()
+    entropy = jax.jit(lambda: propagation.attention(probe, x, x).entropy)()
     np.testing.assert_allclose(entropy, [[np.mean(_entropy(by_hand(x @ x)))]], rtol=1e-5)
 
 
@@ -602,5 +601,5 @@ def test_scopes_of_a_function_without_tags_are_its_sites():
     np.testing.assert_allclose(read.sites["stem"], np.tanh(dense), rtol=1e-5)
     left, right = read.sites["pair[0]"], read.sites["pair[1]"]
     np.testing.assert_allclose(left - 1, right / 2, atol=1e-6)
-    found = jax.jit(lambda: propagation.backward_at_sites(probe, w, X, loss=jnp.sum).sites)()
+    found = jax.jit(lambda: propagation.backward(probe, w, X, jnp.sum).sites)()
     np.testing.assert_allclose(found["pair[0]"], np.ones((5, 5)) @ np.asarray(right), rtol=1e-5)

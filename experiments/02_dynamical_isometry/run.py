@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import optimize, stats
 
-from jaxstab import activations, networks, propagation, spectra, theory
+from jaxstab import activations, networks, spectra, theory
 from jaxstab.devices import one_blas_thread
 
 WEIGHTS = ("gaussian", "orthogonal")
@@ -235,7 +235,7 @@ def chaos(setting):
     log_s = np.asarray(
         jax.jit(lambda: spectra.log_singular_values(net, params, h_0, depths))(), float
     )
-    along = jax.jit(lambda: propagation.states(net, params, h_0)[:-1])()
+    along = jax.jit(lambda: networks.states(net, params, h_0).stacked[:-1])()
     factors = np.asarray(
         jax.jit(jax.vmap(jax.jacfwd(net.block, argnums=1)))(params.blocks, along), float
     )

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PyTree
 
 from jaxstab.networks import Probe, Site
 from jaxstab.norms.logarithms import unit
-from jaxstab.propagation.attention import attention
+from jaxstab.propagation.attention import site_attention
 from jaxstab.propagation.sites import floating, site_correlation, site_statistics
 from jaxstab.records import SiteProfile
 
@@ -84,7 +84,7 @@ def signal_of(site: Site, examples: int, h: Array, disturbed: Array) -> SignalAt
         alike=_pairs(h, examples),
         tokens=_positions(h, examples),
         nearby=nearby,
-        attention=attention(site, h),
+        attention=site_attention(site, h),
     )
 
 

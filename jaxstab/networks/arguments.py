@@ -19,7 +19,7 @@ R = TypeVar("R")
 
 _OWN = "a model of your own is networks.from_linen([...]), from_nnx, from_functions or from_params"
 _PROBED = (
-    ": functions whose names end in _at_sites take probes, and curvature takes the function that "
+    ": propagation and spectra.jacobian take probes, and curvature takes the function that "
     "probe.function(params) gives"
 )
 

@@ -117,6 +117,20 @@ def _scope(path: str) -> contextlib.AbstractContextManager:
     return jax.named_scope(_SCOPE + path.replace("/", "|"))
 
 
+def inputs_of(x: PyTree) -> tuple:
+    """List the inputs of a probed model.
+
+    Args:
+        x: one input, or a tuple of inputs.
+
+    Returns:
+        The tuple.
+    """
+    if isinstance(x, tuple):
+        return x
+    return (x,)
+
+
 def model_of(model: Any, keywords: Mapping[str, Any]) -> Model:
     """Convert an unmodified model to a pure function.
 

@@ -291,7 +291,7 @@ def probe(
         kind: pattern, or several, of the classes of sites to select, such as "Dense". The literal
             "softmax" selects the logits of softmaxes over the last axis, wherever they are
             computed, "attention" those of softmaxes whose weights average over positions. See
-            `propagation.attention_at_sites`.
+            `propagation.attention`.
         every: stride over the selected sites, in order of execution.
         rngs: keys by name of stream, {"dropout": key}.
         keywords: other, static arguments of the call, such as train=False.

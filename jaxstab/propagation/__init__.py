@@ -5,18 +5,14 @@ vmaps over inputs, seeds and gains. Folds carry unit vectors with natural logari
 so that no number leaves the range of floats.
 """
 
-from jaxstab.propagation.attention import attention_at_sites
-from jaxstab.propagation.gradients import backward
-from jaxstab.propagation.profiles import correlation, forward, states
-from jaxstab.propagation.sites import backward_at_sites, correlation_at_sites, forward_at_sites
+from jaxstab.propagation.attention import attention
+from jaxstab.propagation.models import backward, correlation, forward
+from jaxstab.propagation.sites import SiteGradients
 
 __all__ = [
-    "attention_at_sites",
+    "SiteGradients",
+    "attention",
     "backward",
-    "backward_at_sites",
     "correlation",
-    "correlation_at_sites",
     "forward",
-    "forward_at_sites",
-    "states",
 ]

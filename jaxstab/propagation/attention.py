@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from jaxstab.networks import Probe, Site
+from jaxstab.networks.interception import inputs_of
 from jaxstab.propagation.sites import floating
 from jaxstab.records import AttentionProfile
 
@@ -14,7 +15,7 @@ from jaxstab.records import AttentionProfile
 _MASKED = -4e4
 
 
-def attention_at_sites(probe: Probe, params: PyTree, *inputs: PyTree) -> AttentionProfile:
+def attention(probe: Probe, params: PyTree, x: PyTree) -> AttentionProfile:
     """Compute the largest logit and the entropy of each head of attention.
 
     An entropy near zero means that heads look at one position each, and goes with unstable training
@@ -24,7 +25,7 @@ def attention_at_sites(probe: Probe, params: PyTree, *inputs: PyTree) -> Attenti
     Args:
         probe: probe of the model, made with kind="softmax" or "attention".
         params: parameters of the model.
-        inputs: inputs of the model.
+        x: the model's input, or a tuple of inputs.
 
     Returns:
         Profile [row, head] over `probe.rows`; NaN at sites that are no softmax, and beyond the
@@ -40,15 +41,15 @@ def attention_at_sites(probe: Probe, params: PyTree, *inputs: PyTree) -> Attenti
         ...     return jax.nn.softmax(x @ w @ x.T) @ x
         >>> w, x = jnp.zeros((3, 3)), jnp.ones((4, 3))
         >>> probe = networks.probe(model, w, x, kind="softmax")
-        >>> bool(jnp.allclose(attention_at_sites(probe, w, x).entropy, math.log(4)))
+        >>> bool(jnp.allclose(attention(probe, w, x).entropy, math.log(4)))
         True
     """
-    attention = [site for site in probe.sites if site.softmax]
-    if not attention:
+    softmaxes = [site for site in probe.sites if site.softmax]
+    if not softmaxes:
         raise ValueError(
             'no site of the probe is a softmax; make it with networks.probe(..., kind="softmax")'
         )
-    most = max(_heads(site) for site in attention)
+    most = max(_heads(site) for site in softmaxes)
 
     def of_site(site: Site, value: Array) -> AttentionProfile:
         if not site.softmax:
@@ -63,7 +64,7 @@ def attention_at_sites(probe: Probe, params: PyTree, *inputs: PyTree) -> Attenti
         padding = (0, most - len(heads.entropy))
         return jax.tree.map(lambda row: jnp.pad(row, padding, constant_values=jnp.nan), numbers)
 
-    return probe.over_rows(of_site, probe.read(params, *inputs).sites)
+    return probe.over_rows(of_site, probe.read(params, *inputs_of(x)).sites)
 
 
 class Attention(NamedTuple):
@@ -81,7 +82,7 @@ class Attention(NamedTuple):
     error: Float[Array, ""]
 
 
-def attention(site: Site, value: Array) -> Attention:
+def site_attention(site: Site, value: Array) -> Attention:
     """Compute the statistics of one softmax, at one step of a scan.
 
     Args:

@@ -1,4 +1,4 @@
-"""States, signal and correlation at every layer."""
+"""Signal and correlation of a chain at every layer."""
 
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
@@ -14,23 +14,6 @@ from jaxstab.records import SATURATED, CorrelationProfile, ForwardProfile
 
 
 @with_network
-def states(chain: Chain, params: Params, x: PyTree) -> PyTree:
-    """Compute the states h_0 .. h_L.
-
-    `forward` computes their statistics without overflow.
-
-    Args:
-        chain: the network.
-        params: parameters of the network, of depth L.
-        x: one input [d_in], or a batch [batch, d_in] where blocks mix examples.
-
-    Returns:
-        States of layers 0..L, [layer, *batch, width], or a tuple of states where shapes change.
-    """
-    return networks.states(chain, params, x).stacked
-
-
-@with_network
 def forward(chain: Chain, params: Params, x: PyTree) -> ForwardProfile:
     """Compute length, saturation and dead units at every layer 0..L.
 
@@ -43,14 +26,6 @@ def forward(chain: Chain, params: Params, x: PyTree) -> ForwardProfile:
 
     Returns:
         Profile over layers; saturation and dead units are NaN for a chain without an activation.
-
-    Example:
-        >>> import jax
-        >>> from jaxstab import networks
-        >>> mlp = networks.MLP(depth=2, width=64, activation="identity", weights="orthogonal")
-        >>> params = networks.init(mlp, jax.random.key(0), jnp.ones(64))
-        >>> forward(networks.chain(mlp), params, jnp.ones(64)).q.round(4).tolist()
-        [1.0, 1.0, 1.0]
     """
 
     def statistics(h: PyTree) -> ForwardProfile:

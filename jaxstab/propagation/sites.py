@@ -14,11 +14,11 @@ from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from jaxstab.activations import get
 from jaxstab.networks import Probe, Site
+from jaxstab.networks.interception import inputs_of
 from jaxstab.norms import log_norm
 from jaxstab.norms.logarithms import unit
 from jaxstab.records import (
     SATURATED,
-    BackwardProfile,
     CorrelationProfile,
     SiteProfile,
 )
@@ -26,31 +26,23 @@ from jaxstab.records import (
 Loss = Callable[[PyTree], Float[Array, ""]]
 
 
-def forward_at_sites(probe: Probe, params: PyTree, *inputs: PyTree) -> SiteProfile:
+def forward(probe: Probe, params: PyTree, x: PyTree) -> SiteProfile:
     """Compute the signal of one batch at every site.
 
     Args:
         probe: probe of the model.
         params: parameters of the model.
-        inputs: inputs of the model.
+        x: the model's input, or a tuple of inputs.
 
     Returns:
         Profile over `probe.rows`; saturation and dead units are NaN at sites without a known
         activation.
-
-    Example:
-        >>> from jaxstab import networks
-        >>> def model(w, x):
-        ...     return jnp.tanh(networks.tag("h", x @ w))
-        >>> w, x = jnp.eye(3), jnp.ones((2, 3))
-        >>> forward_at_sites(networks.probe(model, w, x), w, x).mean.tolist()
-        [1.0]
     """
-    return probe.over_rows(site_statistics, probe.read(params, *inputs).sites)
+    return probe.over_rows(site_statistics, probe.read(params, *inputs_of(x)).sites)
 
 
-def correlation_at_sites(
-    probe: Probe, params: PyTree, first: tuple, second: tuple
+def correlation(
+    probe: Probe, params: PyTree, x1: PyTree, x2: PyTree, other: PyTree = None
 ) -> CorrelationProfile:
     """Compute the correlation of the signals of two inputs at every site.
 
@@ -61,63 +53,56 @@ def correlation_at_sites(
     Args:
         probe: probe of the model.
         params: parameters of the model.
-        first: tuple of the model's inputs.
-        second: second tuple of the model's inputs.
+        x1: first input, or a tuple of inputs.
+        x2: second input, likewise.
+        other: parameters for x2; None for params.
 
     Returns:
         Profile over `probe.rows`; NaN where a signal is zero or not finite.
     """
-    one = probe.read(params, *first).sites
-    other = probe.read(params, *second).sites
-    return CorrelationProfile(probe.over_rows(site_correlation, one, other))
+    of_second = params
+    if other is not None:
+        of_second = other
+    h1 = probe.read(params, *inputs_of(x1)).sites
+    h2 = probe.read(of_second, *inputs_of(x2)).sites
+    return CorrelationProfile(probe.over_rows(site_correlation, h1, h2))
 
 
 class SiteGradients(NamedTuple):
     """Gradient of a loss at every site and by the parameters.
 
     Attributes:
-        profile: norms over the probe's rows; NaN where a site is not floating, or has no
-            parameters.
+        log_grad_h: ln |dL/dh|, Euclidean norm, at each of the probe's rows; NaN where a site is not
+            floating.
+        log_grad_theta: ln |dL/dtheta|, with theta the parameters of the row's submodule; NaN where
+            it has none.
         nonfinite: share of the gradient at each row that is not finite.
-        theta: gradient by the trained parameters, times the scale of the loss.
-        sites: gradient by floating sites, times the scale of the loss.
+        theta: gradient by the trained parameters.
+        sites: gradient by floating sites.
         loss: value of the loss.
     """
 
-    profile: BackwardProfile
+    log_grad_h: Float[Array, " row"]
+    log_grad_theta: Float[Array, " row"]
     nonfinite: Float[Array, " row"]
     theta: PyTree
     sites: Mapping[str, Array]
     loss: Float[Array, ""]
 
 
-def backward_at_sites(
-    probe: Probe, params: PyTree, *inputs: PyTree, loss: Loss, scale: ArrayLike = 1.0
-) -> SiteGradients:
+def backward(probe: Probe, params: PyTree, x: PyTree, loss: Loss) -> SiteGradients:
     """Compute gradient norms of a loss at every site, and by the parameters of its submodule.
 
     Args:
         probe: probe of the model.
         params: parameters of the model.
-        inputs: inputs of the model.
+        x: the model's input, or a tuple of inputs.
         loss: scalar function of the output.
-        scale: factor of the loss during the backward pass, divided out of the norms; a large factor
-            saves gradients from underflow.
 
     Returns:
         Norms and gradients. The parameter gradient of a submodule called twice sums both calls.
-
-    Example:
-        >>> from jaxstab import networks
-        >>> def model(w, x):
-        ...     return networks.tag("h", x @ w)
-        >>> w, x = jnp.eye(3), jnp.ones((2, 3))
-        >>> probe = networks.probe(model, w, x)
-        >>> jax.jit(lambda w: backward_at_sites(probe, w, x, loss=jnp.sum).sites["h"])(w).tolist()
-        [[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]
     """
-    value, d_theta, d_sites = gradients_at_sites(probe, params, *inputs, loss=loss, scale=scale)
-    log_scale = jnp.log(jnp.asarray(scale, jnp.float32))
+    value, d_theta, d_sites = gradients_at_sites(probe, params, *inputs_of(x), loss=loss)
     known = dict(d_sites)
     for site in probe.sites:
         # a site that is not floating has no gradient
@@ -125,14 +110,12 @@ def backward_at_sites(
 
     def of_site(site: Site, gradient: Array) -> tuple[Array, Array]:
         numbers = floating(gradient)
-        return unit(numbers)[1] - log_scale.astype(numbers.dtype), jnp.mean(
-            ~jnp.isfinite(numbers), dtype=numbers.dtype
-        )
+        return unit(numbers)[1], jnp.mean(~jnp.isfinite(numbers), dtype=numbers.dtype)
 
     log_h, nonfinite = probe.over_rows(of_site, known)
     of_parameters = {site.name: _of_parameters(probe, d_theta, site) for site in probe.sites}
-    log_theta = probe.over_rows(lambda site, log: log - log_scale.astype(log.dtype), of_parameters)
-    return SiteGradients(BackwardProfile(log_h, log_theta), nonfinite, d_theta, d_sites, value)
+    log_theta = probe.over_rows(lambda site, log: log, of_parameters)
+    return SiteGradients(log_h, log_theta, nonfinite, d_theta, d_sites, value)
 
 
 def gradients_at_sites(

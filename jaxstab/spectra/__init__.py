@@ -16,9 +16,9 @@ from jaxstab.spectra.local import (
 )
 from jaxstab.spectra.lyapunov import lyapunov_exponents, lyapunov_limit
 from jaxstab.spectra.matrix_free import Density, density, extremes, moments
-from jaxstab.spectra.operators import Operator, jacobian
+from jaxstab.spectra.operators import Operator
 from jaxstab.spectra.precision import precision_report
-from jaxstab.spectra.sites import jacobian_at_sites
+from jaxstab.spectra.sites import jacobian
 
 __all__ = [
     "Density",
@@ -27,7 +27,6 @@ __all__ = [
     "density",
     "extremes",
     "jacobian",
-    "jacobian_at_sites",
     "local_log_singular_values",
     "log_apjn",
     "log_apjn_estimate",

@@ -105,7 +105,7 @@ def scaled(
 
 
 @at_one_input
-def jacobian(
+def chain_jacobian(
     chain: Chain,
     params: Params,
     x: Float[Array, " d_in"],
@@ -129,14 +129,6 @@ def jacobian(
     Raises:
         ValueError: if a layer is not an integer, layers are out of order or beyond the chain, or x
             is not one floating vector.
-
-    Example:
-        >>> from jaxstab import networks
-        >>> mlp = networks.MLP(depth=500, width=16, activation="identity", weights="orthogonal")
-        >>> params = networks.init(mlp, jax.random.key(0), jnp.ones(16), sigma_w=0.25)
-        >>> y, exponent = jacobian(networks.chain(mlp), params, jnp.ones(16), from_layer=0).apply(jnp.ones((1, 16)))
-        >>> round(float(jnp.log2(jnp.linalg.norm(y)))) + int(exponent[0])
-        -998
     """
     check_floating("x", jnp.result_type(x))
     if from_layer is None and jnp.size(x) == 0:

@@ -58,7 +58,8 @@ def calls(width: int, depth: int) -> dict[str, Call]:
         depth: number of blocks, at least 4.
 
     Returns:
-        Functions of (params, x [width], key) of one network, by the name of the public one.
+        Functions of (params, x [width], key) of one network, by the name of the public one, with
+        "(probe)" for those that take a probe, too.
     """
     return {
         **of_spectra(width, depth),
@@ -201,27 +202,24 @@ def of_sites(width: int) -> dict[str, Call]:
     probe = networks.probe(model, *example)
     heads = networks.probe(model, *example, kind="softmax")
 
-    def ends(w: jax.Array, x: jax.Array) -> spectra.Operator:
-        return spectra.jacobian_at_sites(probe, w, x, from_site="hidden", to_site="output")
-
     return {
         "networks.probe": lambda p, x, key: probe.read(weights(p), batch(x)).output,
         "networks.tag": lambda p, x, key: model(weights(p), batch(x)),
-        "propagation.attention_at_sites": lambda p, x, key: propagation.attention_at_sites(
+        "propagation.attention": lambda p, x, key: propagation.attention(
             heads, weights(p), batch(x)
         ),
-        "propagation.backward_at_sites": lambda p, x, key: propagation.backward_at_sites(
-            probe, weights(p), batch(x), loss=jnp.sum
+        "propagation.backward(probe)": lambda p, x, key: propagation.backward(
+            probe, weights(p), batch(x), jnp.sum
         ),
-        "propagation.correlation_at_sites": lambda p, x, key: propagation.correlation_at_sites(
-            probe, weights(p), (batch(x),), (batch(x[::-1]),)
+        "propagation.correlation(probe)": lambda p, x, key: propagation.correlation(
+            probe, weights(p), batch(x), batch(x[::-1])
         ),
-        "propagation.forward_at_sites": lambda p, x, key: propagation.forward_at_sites(
+        "propagation.forward(probe)": lambda p, x, key: propagation.forward(
             probe, weights(p), batch(x)
         ),
-        "spectra.jacobian_at_sites": lambda p, x, key: ends(weights(p), batch(x)).matvec(
-            jnp.tile(x, 2)
-        ),
+        "spectra.jacobian(probe)": lambda p, x, key: spectra.jacobian(
+            probe, weights(p), batch(x), "hidden", "output"
+        ).matvec(jnp.tile(x, 2)),
     }
 
 
@@ -234,7 +232,6 @@ def of_propagation(width: int, depth: int) -> dict[str, Call]:
         ),
         "propagation.correlation": lambda p, x, key: propagation.correlation(chain, p, x, x[::-1]),
         "propagation.forward": lambda p, x, key: propagation.forward(chain, p, x),
-        "propagation.states": lambda p, x, key: propagation.states(chain, p, x),
     }
 
 
