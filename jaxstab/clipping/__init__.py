@@ -1,10 +1,10 @@
-"""Optax transformations that clip gradients, guard against non-finite ones, and report on it.
+"""Optax transformations that clip gradients, guard against non-finite ones, and record statistics.
 
-Each is a factory that returns an `optax.GradientTransformationExtraArgs`, to be chained with
-optax's own (which has clipping by value, by global norm, by block RMS and adaptive gradient
-clipping already). Thresholds are numbers, traced arrays or schedules, so that `jax.vmap` sweeps
-over them in one compile. Norms are right for any magnitude. Entries that are not finite pass a bare
-clipper as they are and count nowhere; `guarded` says what happens to them.
+Each function returns an `optax.GradientTransformationExtraArgs`, to be chained with optax's own
+(which already has clipping by value, by global norm, by block RMS and adaptive gradient clipping).
+Thresholds are numbers, traced arrays or schedules, so that `jax.vmap` sweeps over them in one
+compile. Norms are right for any magnitude. Entries that are not finite pass a clipper unchanged and
+do not count in norms or statistics; `guarded` sets a policy for them.
 """
 
 from jaxstab.clipping.adaptive import auto_clip, clip_by_running_mean, z_clip

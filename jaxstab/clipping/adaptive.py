@@ -1,4 +1,4 @@
-"""Clip by thresholds learnt from the norms seen: a running mean, a percentile, a z-score.
+"""Clip by thresholds learnt from earlier norms: a running mean, a percentile, a z-score.
 
 A rule maps the norm of a group and its statistics to a threshold and new statistics. `_adaptive`
 applies a rule to every group and keeps non-finite norms out of the statistics.
@@ -25,7 +25,7 @@ from jaxstab.norms import group_norms
 from jaxstab.norms.groups import zero_norms
 from jaxstab.norms.paths import Per, Stacked, check_grouping
 
-# the upper end of the range of multiples that Pascanu et al. recommend
+# largest multiple of the range that Pascanu et al. recommend
 LARGEST_MULTIPLE = 10.0
 
 
@@ -33,9 +33,9 @@ class AdaptiveState(NamedTuple):
     """State of a clipper that learns its thresholds.
 
     Attributes:
-        calls: updates made so far, the argument of schedules.
-        thresholds: those of the last update by name of group, shape [] or [depth]; inf where there
-            was none.
+        calls: number of updates so far, the argument of schedules.
+        thresholds: thresholds of the last update by name of group, shape [] or [depth]; inf for no
+            threshold.
         statistics: `RunningMean`, `History` or `Moments` by name of group; see
             `jaxstab.norms.group_norms`.
     """
@@ -50,7 +50,7 @@ class RunningMean(NamedTuple):
 
     Attributes:
         mean: running mean of the norms.
-        entered: norms that entered it.
+        entered: number of norms in the mean.
     """
 
     mean: Float[Array, "*depth"]
@@ -61,8 +61,8 @@ class History(NamedTuple):
     """Statistics of `auto_clip`.
 
     Attributes:
-        norms: the last norms, in a ring; inf where none is yet.
-        entered: norms that entered so far.
+        norms: ring buffer of the last norms; inf in unused slots.
+        entered: number of norms so far.
     """
 
     norms: Float[Array, "history ..."]
@@ -74,8 +74,8 @@ class Moments(NamedTuple):
 
     Attributes:
         mean: mean of the norms.
-        deviation: their standard deviation.
-        entered: norms that entered so far.
+        deviation: standard deviation of the norms.
+        entered: number of norms so far.
     """
 
     mean: Float[Array, "*depth"]
@@ -84,7 +84,7 @@ class Moments(NamedTuple):
 
 
 def _enter(enters: Bool[Array, "*depth"], new: Any, old: Any) -> Any:
-    """Select the new statistics where the norm enters, else the old ones."""
+    """Select the new statistics for a finite norm, the old ones otherwise."""
     return jax.tree.map(lambda n, o: jnp.where(jnp.broadcast_to(enters, o.shape), n, o), new, old)
 
 
@@ -92,7 +92,7 @@ def _adaptive(
     per: Per, stacked: Stacked, first: Callable, rule: Callable
 ) -> optax.GradientTransformationExtraArgs:
     # first: zeros of the norm's shape and dtype -> statistics before any norm
-    # rule: (statistics, norm, whether it enters, calls) -> (threshold, statistics)
+    # rule: (statistics, norm, True if the norm is finite, calls) -> (threshold, statistics)
     grouping = check_grouping(per, stacked)
 
     def init(params: PyTree) -> AdaptiveState:
@@ -129,14 +129,14 @@ def clip_by_running_mean(
     """Clip at a multiple of the mean norm seen so far.
 
     |g| <= multiple * mean, the heuristic of Pascanu et al. 2013 (arXiv:1211.5063, section 3.2), who
-    found 0.5 to 10 times the average norm to work. The mean is of the norms before clipping; it is
-    the plain mean of the first 1 / (1 - decay) of them, an exponential one after. A norm enters it
-    as at most 10 means, so that one spike of any size cannot lift the threshold for long. The first
-    update passes, and so does every update until a norm other than 0 has been seen.
+    found 0.5 to 10 times the average norm to work. The mean is that of norms before clipping: the
+    plain mean of the first 1 / (1 - decay) norms, then an exponential mean. Each norm counts as at
+    most 10 means, so that one spike of any size cannot lift the threshold for long. Updates pass
+    up to and including the first with a norm other than 0.
 
     Args:
         multiple: threshold in units of the mean, >= 0; a number, a traced array or a schedule.
-        decay: of the exponential mean, in [0, 1); a number, a traced array or a schedule.
+        decay: decay of the exponential mean, in [0, 1); a number, a traced array or a schedule.
         per: groups; "tree", "leaf", "layer" or a callable, see `jaxstab.norms.group_norms`.
         stacked: leaves with a leading layer axis, for per="layer"; see `jaxstab.norms.group_norms`.
 
@@ -176,15 +176,15 @@ def clip_by_running_mean(
 def auto_clip(
     percentile: Setting = 10.0, history: int | None = None, per: Per = "tree", stacked: Stacked = ()
 ) -> optax.GradientTransformationExtraArgs:
-    """Clip at a percentile of the norms seen, the current one included.
+    """Clip at a percentile of all norms so far, the current norm included.
 
     AutoClip (Seetharaman et al. 2020, arXiv:2007.14469): threshold = percentile of |g_1|, ...,
-    |g_t| by linear interpolation, as NumPy's. The paper keeps every norm, here the last `history`
-    of them. There is no threshold before the first finite norm.
+    |g_t| with linear interpolation, as in NumPy. The paper keeps every norm; this function keeps
+    the last `history` norms. There is no threshold before the first finite norm.
 
     Args:
-        percentile: in [0, 100]; a number, a traced array or a schedule.
-        history: norms kept, >= 1; 1000 unless given.
+        percentile: percentile in [0, 100]; a number, a traced array or a schedule.
+        history: number of norms kept, >= 1; None for 1000.
         per: groups; "tree", "leaf", "layer" or a callable, see `jaxstab.norms.group_norms`.
         stacked: leaves with a leading layer axis, for per="layer"; see `jaxstab.norms.group_norms`.
 
@@ -209,8 +209,7 @@ def auto_clip(
         history = seen.norms.shape[0]
         slots = jnp.arange(history, dtype=jnp.int32).reshape((history,) + (1,) * norm.ndim)
         here = slots == (seen.entered % history)[None]
-        # once the ring is full its slots hold the last norms in another order, which does not matter
-        # here
+        # the order of norms in a full ring does not matter
         pushed = History(
             jnp.where(here, norm[None], seen.norms), optax.safe_increment(seen.entered)
         )
@@ -238,7 +237,7 @@ def auto_clip(
 
 
 def _warmed(seen: Moments, norm: Array) -> Moments:
-    """Update the plain mean and the population deviation by one norm, without squares that overflow."""
+    """Update the plain mean and the population deviation by one norm, without overflowing squares."""
     n = seen.entered.astype(norm.dtype)
     off = norm - seen.mean
     return Moments(
@@ -270,16 +269,17 @@ def z_clip(
 
     Then, with the clipped norm g, mu' = decay mu + (1 - decay) g, s'^2 = decay s^2 + (1 - decay) (g
     - mu')^2. The first `warmup` norms are not clipped; their plain mean and population variance
-    start mu and s. The authors' 1e-6 beside s is left out: it would give the rule a scale, and s =
-    0 needs no guard in mu + z^2 s^2 / (|g| - mu).
+    initialise mu and s. The authors add 1e-6 to s, which sets a scale; here s = 0 needs no guard,
+    since mu + z^2 s^2 / (|g| - mu) is finite.
 
     Args:
         z: z-score above which a norm is an outlier, >= 0; a number, a traced array or a schedule.
-        decay: of mean and variance, in [0, 1); a number, a traced array or a schedule.
+        decay: decay of mean and variance, in [0, 1); a number, a traced array or a schedule.
         mode: "zscore" or "percentile".
         option: "adaptive_scaling" or "mean"; for mode "zscore".
-        factor: multiplies the adaptive_scaling threshold, >= 0; the authors use 0.3 to 1.
-        warmup: norms that only initialise the statistics, >= 1; an integer, which may be traced.
+        factor: factor of the adaptive_scaling threshold, >= 0; the authors use 0.3 to 1.
+        warmup: number of norms that only initialise the statistics, >= 1; an integer, which may be
+            traced.
         max_norm: further limit, >= 0, also during warm-up; None for none. It does not affect the
             statistics.
         per: groups; "tree", "leaf", "layer" or a callable, see `jaxstab.norms.group_norms`.
@@ -306,7 +306,7 @@ def z_clip(
     check_integer("warmup", warmup, 1)
 
     def target(seen: Moments, norm: Array, calls: Array) -> Array:
-        """Norm that an outlier is clipped to."""
+        """Compute the norm to which an outlier is clipped."""
         band = setting_at(z, calls, norm.dtype) * seen.deviation
         if mode == "percentile":
             return seen.mean + band

@@ -1,4 +1,4 @@
-"""Clip or normalise by Euclidean norms of the tree, of each leaf, layer or other group."""
+"""Clip or normalise by the Euclidean norm of the tree, or of each leaf, layer or other group."""
 
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ class CallState(NamedTuple):
     """State of a transformation without statistics.
 
     Attributes:
-        calls: updates made so far, the argument of schedules.
+        calls: number of updates so far, the argument of schedules.
     """
 
     calls: Int[Array, ""]
@@ -36,13 +36,13 @@ def with_lengths(
 
     Args:
         updates: the updates.
-        grouping: that of the norms.
-        norms: of the groups.
-        lengths: wanted norms of the groups.
-        keep: groups that stay exactly as they are.
+        grouping: grouping of the norms.
+        norms: norms of the groups.
+        lengths: new norms of the groups.
+        keep: booleans by group, True for groups that stay unchanged.
 
     Returns:
-        Updates of the same dtypes.
+        Scaled updates of the same dtypes.
     """
     one = lambda k: jnp.ones_like(norms[k].scale)
     dead = {k: keep[k] | (norms[k].root == 0) for k in norms}
@@ -55,7 +55,7 @@ def with_lengths(
     def rescale(x: Array, keep: Array, scale: Array, factor: Array) -> Array:
         wide = x.astype(scale.dtype)
         ratio = factor / scale
-        # small entries beside large ones would be lost between two steps
+        # two steps would lose small entries beside large ones
         at_once = jnp.isfinite(ratio) & (jnp.abs(ratio) >= jnp.finfo(ratio.dtype).tiny)
         scaled = jnp.where(at_once, wide * ratio, wide / scale * factor).astype(x.dtype)
         return jnp.where(keep | ~jnp.isfinite(x), x, scaled)
@@ -70,12 +70,12 @@ def clip_to(
 
     Args:
         updates: the updates.
-        grouping: that of the norms.
-        norms: of the groups.
-        limits: of the groups; a NaN limit gives NaN updates.
+        grouping: grouping of the norms.
+        norms: norms of the groups.
+        limits: limits of the groups; a NaN limit gives NaN updates.
 
     Returns:
-        Updates of the same dtypes; a group within its limit is the same bit for bit.
+        Clipped updates of the same dtypes; a group within its limit is unchanged bit for bit.
     """
     return with_lengths(
         updates, grouping, norms, limits, {k: norms[k].value <= limits[k] for k in norms}
@@ -83,7 +83,7 @@ def clip_to(
 
 
 def _stateless(update: Any) -> optax.GradientTransformationExtraArgs:
-    """Make a transformation of a function (updates, calls) -> updates."""
+    """Make a transformation from a function (updates, calls) -> updates."""
 
     def init(params: PyTree) -> CallState:
         del params
@@ -143,7 +143,7 @@ def normalize(
     per="layer" the layer-wise one (block-normalised gradient, Yu et al. 2017, arXiv:1707.04822).
 
     Args:
-        norm: wanted, >= 0; a number, a traced array or a schedule.
+        norm: new norm, >= 0; a number, a traced array or a schedule.
         per: groups; "tree", "leaf", "layer" or a callable, see `jaxstab.norms.group_norms`.
         stacked: leaves with a leading layer axis, for per="layer"; see `jaxstab.norms.group_norms`.
 

@@ -26,9 +26,9 @@ class GuardState(NamedTuple):
 
     Attributes:
         inner: state of the wrapped transformation.
-        calls: updates made so far.
-        bad_entries: NaN and infinite entries so far; stops at the largest int32.
-        bad_steps: updates with at least one such entry.
+        calls: number of updates so far.
+        bad_entries: number of NaN and infinite entries so far; stops at the largest int32.
+        bad_steps: number of updates with at least one such entry.
         first_bad: the first such update, counted from 0; -1 for never.
     """
 
@@ -44,7 +44,7 @@ def saturating_sum(total: Int[Array, ""], more: Int[Array, ""]) -> Int[Array, ""
 
     Args:
         total: count so far, >= 0.
-        more: to add, >= 0.
+        more: number to add, >= 0.
 
     Returns:
         min(total + more, largest integer).
@@ -64,14 +64,14 @@ def _paths(state: PyTree) -> list[tuple[str, ...]]:
 
 
 def _owners(init: Callable, updates: PyTree) -> dict[tuple[str, ...], list[int]]:
-    """Find the leaves that each part of a state belongs to, by path of the part."""
-    # a part belongs to a leaf if init makes it for that leaf alone and not for no leaf at all: its
-    # moments, and the statistics of the groups that it is in; a step count belongs to none
+    """Find the leaves to which each part of a state belongs, by path of the part."""
+    # a part belongs to a leaf if init makes the part for that leaf alone and not without leaves:
+    # moments of the leaf and statistics of its groups do, a step count does not
     leaves, structure = jax.tree.flatten(updates)
     shapes = [jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves]
 
     def parts(kept: int | None) -> set[tuple[str, ...]]:
-        # what optax.masked puts in the place of a leaf
+        # optax.masked replaces a leaf by a MaskedNode
         some: list[Any] = [optax.MaskedNode()] * len(shapes)
         if kept is not None:
             some[kept] = shapes[kept]
@@ -91,7 +91,7 @@ def _owners(init: Callable, updates: PyTree) -> dict[tuple[str, ...], list[int]]
 
 
 def _leaves_within(state: PyTree, kinds: tuple[type, ...]) -> list[bool]:
-    """Tell for each leaf of a state whether it is in a node of one of these kinds."""
+    """Flag the leaves of a state that are in a node of one of these kinds."""
     nodes = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, kinds))
     return [isinstance(node, kinds) for node in nodes for _ in jax.tree.leaves(node)]
 
@@ -113,7 +113,7 @@ def _keep_parts(
     ):
         owning = owners.get(path, [])
         if path not in owners and learnt[index] and path[-1] != "calls":
-            # what has been learnt from the norm of all leaves belongs to each of them
+            # statistics of the norm of all leaves belong to each leaf
             owning = list(range(len(bad)))
         if within[index] and owning:
             hit = functools.reduce(jnp.logical_or, [bad[owner] for owner in owning])
@@ -123,24 +123,24 @@ def _keep_parts(
 
 
 def _depending(tree: PyTree, on: Bool[Array, ""]) -> PyTree:
-    """Mark values as varying over devices, within shard_map, as a scalar does."""
+    """Mark values as varying over devices, within shard_map, like a scalar."""
     return jax.tree.map(lambda x: jnp.where(on, x, x) if isinstance(x, jax.Array) else x, tree)
 
 
 def _unless(
     hit: Array, run: Callable, updates: PyTree, inner: PyTree, others: PyTree
 ) -> tuple[PyTree, PyTree]:
-    """Return the result of `run`, or zero updates and the old state; only one is computed."""
+    """Return zero updates and the old state where `hit` is True, else the result of `run`."""
     shapes, states = jax.eval_shape(run, updates)
-    # within shard_map both ways must differ between devices alike: each depends on all that the
-    # other depends on
+    # within shard_map both branches must vary over the same devices, so each depends on the inputs
+    # of the other
     arrays = [x for x in jax.tree.leaves((updates, inner, others)) if isinstance(x, jax.Array)]
     either = functools.reduce(
         jnp.logical_or, [jnp.zeros_like(x, bool, shape=()) for x in arrays], hit
     )
 
     def nothing() -> tuple[PyTree, PyTree]:
-        # this way is taken where hit is true; the other argument gives its place on a mesh
+        # hit is True in this branch; the other argument sets the place of the zeros on a mesh
         zeros = jax.tree.map(
             lambda g, s: jnp.where(hit, jnp.zeros((), s.dtype), g.astype(s.dtype)), updates, shapes
         )
@@ -171,21 +171,21 @@ def guarded(
 ) -> optax.GradientTransformationExtraArgs:
     """Apply a policy for gradients that are not finite around a transformation.
 
-    A leaf is bad where it has a NaN or infinite entry; with per="tree", one bad leaf makes all bad.
+    A leaf with a NaN or infinite entry is bad. With per="tree", one bad leaf makes all leaves bad.
 
-    - "skip": bad leaves get a zero update and their parts of the state stay as they were; the
-      others go on as if the bad ones were zero. With per="tree" the whole update is zero and the
-      whole state stays.
-    - "zero": bad leaves enter tx as zeros; momentum goes on. What this package's clippers have
-      learnt stays as it was.
-    - "propagate": bad leaves come out as they came in; the others go on as if the bad ones were
-      zero. With per="tree" tx sees everything as it is.
-    - "raise": a FloatingPointError that names the bad leaves, where values are concrete. Under
-      `jax.jit` nothing can be raised, and it propagates.
+    - "skip": bad leaves get a zero update, and their parts of the state stay unchanged; other
+      leaves are updated as if bad leaves were zero. With per="tree" the whole update is zero and
+      the whole state stays unchanged.
+    - "zero": bad leaves enter tx as zeros, so that momentum goes on. Statistics of this package's
+      clippers stay unchanged.
+    - "propagate": bad leaves are returned unchanged; other leaves are updated as if bad leaves were
+      zero. With per="tree" tx gets all leaves unchanged.
+    - "raise": raises a FloatingPointError that names the bad leaves, if values are concrete. Under
+      `jax.jit`, where nothing can be raised, the policy is "propagate".
 
-    A part of the state belongs to a leaf if `tx.init` makes it for that leaf: its moments, and the
-    statistics of every group that it is in. Parts that belong to no leaf, such as step counts, go
-    on unless all is skipped.
+    A part of the state belongs to a leaf if `tx.init` makes it for that leaf: moments of the leaf,
+    and statistics of every group of the leaf. Parts that belong to no leaf, such as step counts,
+    are updated unless the whole update is skipped.
 
     Args:
         tx: any transformation, optax's included.
@@ -216,8 +216,8 @@ def guarded(
         zero = zero_norms(params)["tree"]
         inner = tx.init(params)
         if policy == "skip" and per == "tree":
-            # within shard_map a device whose update is skipped keeps all of its state, step counts
-            # too
+            # within shard_map a device whose update is skipped keeps its whole state, step counts
+            # included
             inner = _depending(inner, zero > 0)
         return GuardState(
             inner=inner,
@@ -254,7 +254,7 @@ def _acting(tx: optax.GradientTransformationExtraArgs, policy: str, per: str) ->
     """Make the function of a policy.
 
     Returns:
-        (updates, which leaves are bad, inner state, params, extra) -> (updates, inner state).
+        (updates, flags of bad leaves, inner state, params, extra) -> (updates, inner state).
     """
     kinds: tuple[type, ...] = STATISTICS
     if policy == "skip":
@@ -288,8 +288,8 @@ def _keeping(init: Callable, kinds: tuple[type, ...]) -> Callable:
     """Make the function that keeps the state of bad leaves.
 
     Returns:
-        (updates, which leaves are bad, new state, old state) -> the state that is kept. The owners
-        of its parts are found once for each structure of updates.
+        (updates, flags of bad leaves, new state, old state) -> merged state. Owners of its parts
+        are computed once for each structure of updates.
     """
     known: dict[Any, dict[tuple[str, ...], list[int]]] = {}
 

@@ -11,8 +11,8 @@ from jaxtyping import Array, ArrayLike, Float
 
 from jaxstab.checks import check_count
 
-# a number, an array of shape [] (which may be traced), or a schedule: number of earlier updates ->
-# number
+# a number, an array of shape [] (which may be traced), or a schedule from the number of earlier
+# updates to a number
 Setting = ArrayLike | Callable[[Array], ArrayLike]
 
 
@@ -22,11 +22,11 @@ def check_setting(
     """Check that a setting lies in its range; traced arrays and schedules pass.
 
     Args:
-        name: of the argument.
+        name: name of the argument.
         value: the setting.
-        low: least value allowed.
+        low: smallest value allowed.
         high: largest value allowed.
-        below: whether `high` is excluded.
+        below: True to exclude `high`.
 
     Raises:
         ValueError: if the value is no scalar, NaN or out of range.
@@ -53,12 +53,12 @@ def check_setting(
 
 
 def check_integer(name: str, value: ArrayLike, least: int) -> None:
-    """Check that a setting is an integer count; a traced one passes.
+    """Check that a setting is an integer count; traced settings pass.
 
     Args:
-        name: of the argument.
+        name: name of the argument.
         value: the setting.
-        least: value allowed.
+        least: smallest value allowed.
 
     Raises:
         ValueError: if the value is not an integer >= least.
@@ -71,7 +71,7 @@ def static_integer(name: str, value: ArrayLike) -> int:
     """Return the value of a setting that determines array shapes.
 
     Args:
-        name: of the argument.
+        name: name of the argument.
         value: the setting.
 
     Returns:
@@ -94,10 +94,10 @@ def setting_at(value: Setting, calls: Array, dtype: DTypeLike) -> Float[Array, "
     Args:
         value: number, array or schedule.
         calls: number of earlier updates, for schedules.
-        dtype: of the result.
+        dtype: dtype of the result.
 
     Returns:
-        A scalar of that dtype.
+        The value as a scalar.
 
     Example:
         >>> float(setting_at(lambda calls: 10.0 / (1 + calls), jnp.asarray(4), jnp.float32))
@@ -109,7 +109,7 @@ def setting_at(value: Setting, calls: Array, dtype: DTypeLike) -> Float[Array, "
 
 
 def setting_like(value: Setting, calls: Array, like: Float[Array, "..."]) -> Float[Array, "..."]:
-    """The value of a setting at one update, repeated in the shape of an array.
+    """Return the value of a setting at one update, broadcast to the shape of an array.
 
     Args:
         value: number, array or schedule.
@@ -117,6 +117,6 @@ def setting_like(value: Setting, calls: Array, like: Float[Array, "..."]) -> Flo
         like: array with the shape, dtype and sharding of the result.
 
     Returns:
-        An array of the value.
+        An array filled with the value.
     """
     return jnp.zeros_like(like) + setting_at(value, calls, like.dtype)

@@ -1,4 +1,4 @@
-"""The two parts of SPAM: spike-aware clipping of single entries, and momentum reset."""
+"""Parts of SPAM: spike-aware clipping of single entries, and momentum reset."""
 
 import math
 from typing import Any, NamedTuple
@@ -11,7 +11,7 @@ from jaxtyping import Array, ArrayLike, Int, PyTree
 from jaxstab.clipping.settings import Setting, check_integer, check_setting, setting_at
 from jaxstab.norms.groups import accumulator
 
-# where the warm-up after a reset starts, as in the authors' code
+# first factor of the warm-up after a reset, as in the authors' code
 FIRST_SHARE = 0.01
 
 
@@ -19,10 +19,9 @@ class SpikeState(NamedTuple):
     """State of `clip_spikes`.
 
     Attributes:
-        calls: updates made so far, the argument of schedules.
-        entered: updates that entered the statistics, for each leaf.
-        rms: root of the exponential mean of the squared entries, not bias-corrected, at least
-            float32.
+        calls: number of updates so far, the argument of schedules.
+        entered: number of updates in the statistics, for each leaf.
+        rms: root of the exponential mean of squared entries, not bias-corrected, at least float32.
     """
 
     calls: Int[Array, ""]
@@ -35,7 +34,7 @@ class ResetState(NamedTuple):
 
     Attributes:
         inner: state of the wrapped transformation.
-        calls: updates made so far.
+        calls: number of updates so far.
     """
 
     inner: PyTree
@@ -50,15 +49,15 @@ def clip_spikes(
     SPAM's spike-aware clipping (Huang et al. 2025, arXiv:2501.06842): entries with g^2 > threshold
     * v become sign(g) sqrt(threshold * v), where v is the bias-corrected exponential mean of the
     squares of the clipped entries of earlier updates. An entry that was always zero passes, since
-    v = 0 would hold it at zero for ever. The square root of v is kept, so that
-    squares neither overflow nor vanish. The authors use Adam's own uncorrected v and clip nothing
-    for 20 steps after a reset; with the correction no wait is needed.
+    v = 0 would keep it at zero. The state holds the square root of v, so that squares neither
+    overflow nor vanish. The authors use Adam's own uncorrected v and clip nothing for 20 steps
+    after a reset; bias correction makes the wait unnecessary.
 
-    A leaf with an entry that is not finite is clipped but does not enter its v.
+    A leaf with an entry that is not finite is clipped, and its v stays unchanged.
 
     Args:
-        threshold: of g^2 / v, >= 0; a number, a traced array or a schedule.
-        decay: of v, in [0, 1); a number, a traced array or a schedule.
+        threshold: threshold of g^2 / v, >= 0; a number, a traced array or a schedule.
+        decay: decay of v, in [0, 1); a number, a traced array or a schedule.
 
     Returns:
         The transformation; its state is a `SpikeState`.
@@ -87,7 +86,7 @@ def clip_spikes(
 
         def clip(g: Array, entered: Array, rms: Array) -> Array:
             kept = setting_at(decay, state.calls, rms.dtype)
-            # 1 - kept^n by expm1, exact for decays near 1; 1 where nothing has entered
+            # 1 - kept^n by expm1, exact for decays near 1; 1 for n = 0
             share = jnp.where(
                 entered == 0, 1, -jnp.expm1(entered.astype(rms.dtype) * jnp.log(kept))
             )
@@ -119,13 +118,13 @@ def with_momentum_reset(
     """Reset a transformation's state at intervals, with a warm-up after each reset.
 
     SPAM's momentum reset (Huang et al. 2025, arXiv:2501.06842). Before updates every, 2 every, ...
-    (counted from 0) the inner state becomes its initial one. Update k after a reset is multiplied
-    by 1 - 0.99 (1 + cos(pi k / (warmup + 1))) / 2 while k < warmup, as in the authors' code. There
-    is no warm-up before the first reset. The initial state is that of the parameters, or of the
-    updates where no parameters are given.
+    (counted from 0) the inner state is initialised again. Update k after a reset is multiplied by
+    1 - 0.99 (1 + cos(pi k / (warmup + 1))) / 2 while k < warmup, as in the authors' code. There is
+    no warm-up before the first reset. The initial state is that of the parameters, or of the
+    updates if no parameters are given.
 
     Args:
-        inner: the transformation, with its momentum.
+        inner: the transformation with momentum.
         every: updates between resets, >= 1; an integer, which may be traced.
         warmup: updates of reduced size after each reset, >= 0; an integer, which may be traced.
 
@@ -133,8 +132,8 @@ def with_momentum_reset(
         The transformation; its state is a `ResetState`.
 
     Example:
-        SPAM is Adam behind spike-aware clipping, both forgetting together; then a momentum that
-        forgets:
+        SPAM, which is Adam behind spike-aware clipping, with a reset of both; then momentum with a
+        reset:
 
         >>> spam = with_momentum_reset(optax.chain(clip_spikes(), optax.adam(1e-3)), every=500, warmup=150)
         >>> tx = with_momentum_reset(optax.trace(0.5), every=3, warmup=0)

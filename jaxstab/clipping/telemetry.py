@@ -1,4 +1,4 @@
-"""Report on a transformation: norms before and after, firing rate, non-finite entries."""
+"""Telemetry of a transformation: norms before and after, firing rate, non-finite entries."""
 
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ from jaxstab.norms import Norm, group_norms, norm
 from jaxstab.norms.groups import quick_norm, zero_norms
 from jaxstab.norms.paths import Per, Stacked, check_grouping
 
-# a smaller change of the norm, in units of the coarsest dtype's rounding, counts as none
+# smaller changes of the norm, in units of the coarsest dtype's rounding, count as none
 ROUNDINGS = 4
 
 
@@ -22,19 +22,21 @@ class TelemetryState(NamedTuple):
 
     Attributes:
         inner: state of the wrapped transformation.
-        step: updates made so far.
-        norm_before: norm of the finite entries of the last updates; inf beyond the float range.
+        step: number of updates so far.
+        norm_before: norm of the finite entries of the last input; inf beyond the float range.
         norm_after: norm of the transformed updates; inf or NaN if they are not finite. Entries that
-            differ from 1 and from what came in by more than the root of the float range (1e19)
+            differ from 1 and from the input by more than the root of the float range (1e19)
             overflow or vanish.
-        coefficient: norm_after / norm_before; 1 where that is 0 / 0 or nothing came in.
-        fired: whether the coefficient differs from 1 by more than rounding.
-        firing_rate: share of updates that fired, in [0, 1]; plain mean of the first 1 / (1 -
-            decay), exponential after, so that it is unbiased from the first on.
-        update_ratio: norm_after / norm of the parameters; NaN where none were given.
-        nonfinite_count: NaN and infinite entries that came in so far; stops at the largest int32.
-        first_nonfinite: the first update that had any, counted from 0; -1 for never.
-        log_norms: ln of the norms before, by name of group; -inf for zero. Empty unless asked for.
+        coefficient: norm_after / norm_before; 1 for 0 / 0 and for an empty input.
+        fired: True if the coefficient differs from 1 by more than rounding.
+        firing_rate: share of updates that fired, in [0, 1]: the plain mean of the first
+            1 / (1 - decay) updates, then an exponential mean, unbiased from the first update on.
+        update_ratio: norm_after / norm of the parameters; NaN without parameters.
+        nonfinite_count: number of NaN and infinite entries of all inputs; stops at the largest
+            int32.
+        first_nonfinite: the first update with such an entry, counted from 0; -1 for never.
+        log_norms: ln of norms of the input by name of group; -inf for zero. Empty unless `per` is
+            given.
     """
 
     inner: PyTree
@@ -51,7 +53,7 @@ class TelemetryState(NamedTuple):
 
 
 def _ratio(above: Norm, below: Norm, dtype: jnp.dtype, empty: float) -> Float[Array, ""]:
-    """Compute |above| / |below|, also where either exceeds the float range."""
+    """Compute |above| / |below|, also for norms beyond the float range."""
     nothing = below.root == 0
     roots = above.root.astype(dtype) / jnp.where(nothing, 1, below.root).astype(dtype)
     return jnp.where(nothing, empty, above.scale.astype(dtype) / below.scale.astype(dtype) * roots)
@@ -82,22 +84,21 @@ def monitored(
     decay: Setting = 0.99,
     stacked: Stacked = (),
 ) -> optax.GradientTransformationExtraArgs:
-    """Record in the state what a transformation did to the last update, and how often it acted.
+    """Record norms before and after a transformation, and how often the transformation acts.
 
     Updates are those of tx. The state has a fixed structure and fixed dtypes, so that
-    `jax.lax.scan` can carry it. `optax.tree.get(state, "norm_before")` reads it anywhere in a
-    chain.
+    `jax.lax.scan` can carry it. `optax.tree.get(state, "norm_before")` reads the state anywhere in
+    a chain.
 
-    Cost, in passes over the data: one read of the updates that come in (shared with tx if it takes
-    the same norm), one of those that come out, one of the parameters where given. XLA keeps
-    a copy of updates that it would else overwrite in place, because norms that overflow are
-    recomputed in a conditional.
+    The cost is one read of the input (shared with tx if tx computes the same norm), one read of the
+    output, and one read of the parameters if given. XLA keeps a copy of updates that it would
+    otherwise overwrite in place, because norms that overflow are recomputed in a conditional.
 
     Args:
         tx: any transformation, optax's included.
-        per: also keep ln norms of groups; "tree", "leaf", "layer" or a callable, see
-            `jaxstab.norms.group_norms`.
-        decay: of the firing rate, in [0, 1); a number, a traced array or a schedule.
+        per: grouping of `log_norms`: "tree", "leaf", "layer" or a callable, see
+            `jaxstab.norms.group_norms`; None for no such record.
+        decay: decay of the firing rate, in [0, 1); a number, a traced array or a schedule.
         stacked: leaves with a leading layer axis, for per="layer"; see `jaxstab.norms.group_norms`.
 
     Returns:
@@ -124,10 +125,9 @@ def monitored(
         out, inner = tx.update(updates, state.inner, params, **extra)
         dtype = state.norm_before.dtype
         before = norm(updates)
-        # between the norm before and 1: squares of either are then within the float range
+        # scale between the norm before and 1, whose squares are then within the float range
         after = quick_norm(out, jnp.sqrt(before.scale))
-        # first the norm, then the use of the updates: so they can be overwritten in place, 15 % of
-        # an update on CPU
+        # taking the norm before any use lets XLA overwrite updates in place: 15 % of an update on CPU
         out, after = jax.lax.optimization_barrier((out, after))
         groups = {} if per is None else group_norms(updates, *grouping)
         coefficient = _ratio(after, before, dtype, 1.0)

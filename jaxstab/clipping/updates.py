@@ -29,17 +29,17 @@ def clip_updates(
         limit_k = max_rms                              by default;
         limit_k = max_rms max(RMS(theta_k), least)     with relative_to="parameters".
 
-    The first is the update clipping of Adafactor (Shazeer & Stern 2018, arXiv:1804.04235, section
-    6, max_rms = 1). It belongs after `optax.scale_by_adam` and before the learning rate: an update
-    of Adam whose RMS exceeds 1 comes from a gradient that has outgrown its second moment, which
-    precedes spikes of the loss (Wortsman et al. 2023, arXiv:2304.13013). The second bounds the
-    relative change of the parameters (the update-to-weight ratio) and belongs at the end, after
-    the learning rate. Entries that are not finite stay as they are and do not count.
+    The first limit is the update clipping of Adafactor (Shazeer & Stern 2018, arXiv:1804.04235,
+    section 6, max_rms = 1). It belongs after `optax.scale_by_adam` and before the learning rate: an
+    update of Adam with RMS above 1 comes from a gradient that has outgrown its second moment, which
+    precedes spikes of the loss (Wortsman et al. 2023, arXiv:2304.13013). The second limit bounds
+    the relative change of the parameters (the update-to-weight ratio) and belongs at the end, after
+    the learning rate. Entries that are not finite stay unchanged and do not count.
 
     Args:
         max_rms: threshold, >= 0; a number, a traced array or a schedule.
-        relative_to: "parameters" for a threshold in units of their RMS, in which case `update`
-            needs them; None for an absolute threshold.
+        relative_to: "parameters" for a threshold in units of the parameters' RMS, in which case
+            `update` needs the parameters; None for an absolute threshold.
         least: lower bound on the RMS of parameters, >= 0, so that parameters at zero can move.
         per: groups; "tree", "leaf", "layer" or a callable, see `jaxstab.norms.group_norms`.
         stacked: leaves with a leading layer axis, for per="layer"; see `jaxstab.norms.group_norms`.
@@ -85,7 +85,7 @@ def clip_updates(
             weights = group_norms(params, *grouping)
 
         def limit(label: str) -> Array:
-            """Largest norm of a group: its largest RMS times the root of its size."""
+            """Compute the largest norm of a group: the largest RMS times the root of the size."""
             root = norms[label].root
             scale = math.sqrt(sizes.get(label, 0))
             largest = setting_like(max_rms, state.calls, root)

@@ -28,8 +28,8 @@ class Norm(NamedTuple):
 
     Attributes:
         scale: 1 in the usual case, else the largest finite |entry| or near it; > 0.
-        root: norm of x / scale; 0 where every finite entry is zero.
-        nonfinite: number of NaN and infinite entries, which are left out.
+        root: norm of x / scale; 0 if every finite entry is zero.
+        nonfinite: number of NaN and infinite entries, which the norm leaves out.
     """
 
     scale: Float[Array, "..."]
@@ -38,7 +38,7 @@ class Norm(NamedTuple):
 
     @property
     def value(self) -> Float[Array, "..."]:
-        """Norm as one float; inf where it exceeds the range."""
+        """Norm as one float; inf beyond the float range."""
         return self.scale * self.root
 
     @property
@@ -61,7 +61,7 @@ class _Member(NamedTuple):
             return value
         over = split(self.leaf)
         if over is not None:
-            # as the layer axis of the leaf is
+            # split like the layer axis of the leaf
             value = resplit(value, self.leaf, over[:1])
         return jnp.expand_dims(value, tuple(range(1, self.leaf.ndim)))
 
@@ -91,10 +91,10 @@ def accumulator(*dtypes: DTypeLike) -> jnp.dtype:
     """Return the dtype in which squares of leaves are summed: at least float32.
 
     Args:
-        dtypes: of the leaves, floating.
+        dtypes: floating dtypes of the leaves.
 
     Returns:
-        float64 if one of them is, else float32.
+        float64 if a leaf is float64, else float32.
     """
     return jnp.dtype(
         jnp.float64 if any(jnp.dtype(d) == jnp.float64 for d in dtypes) else jnp.float32
@@ -117,15 +117,14 @@ def _plain_sum(members: list[_Member], dtype: jnp.dtype) -> Array:
 
 
 def _usual(total: Array, size: int) -> Array:
-    """Tell whether a sum of squares has neither over- nor underflown."""
+    """Check that a sum of squares has neither over- nor underflown."""
     info = jnp.finfo(total.dtype)
-    # a square below `tiny` is lost; all of them together are below rounding where the sum exceeds
-    # this
+    # squares below `tiny` are lost, and together below the rounding of sums above this bound
     return jnp.isfinite(total) & (total >= size * float(info.tiny) / float(info.eps))
 
 
 def safe_scale(largest: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Return the divisor of entries whose squares then neither over- nor underflow.
+    """Return a divisor of entries that keeps their squares from over- and underflow.
 
     Args:
         largest: magnitude of the largest entry.
@@ -137,7 +136,7 @@ def safe_scale(largest: Float[Array, "..."]) -> Float[Array, "..."]:
         >>> safe_scale(jnp.asarray([0.0, 1e-30, 5.0])).tolist()
         [1.0, ...e-3..., 5.0]
     """
-    # XLA may multiply by the reciprocal, which must not be subnormal: those are flushed to zero
+    # XLA may multiply by the reciprocal, and flushes subnormal reciprocals to zero
     return jnp.where(
         largest == 0, 1, jnp.minimum(largest, 1 / (4 * float(jnp.finfo(largest.dtype).tiny)))
     )
@@ -161,7 +160,7 @@ def _scaled(members: list[_Member], dtype: jnp.dtype) -> Norm:
             for m, x in zip(members, kept, strict=True)
         ],
     )
-    # the root is taken of 1 where there is nothing, so that its gradient is zero and not NaN
+    # the root of 1 in place of 0 has a zero gradient instead of NaN
     root = jnp.where(total == 0, 0, jnp.sqrt(jnp.where(total == 0, 1, total)))
     bad = [
         m.reduce(functools.partial(jnp.sum, dtype=jnp.int32), ~f)
@@ -173,24 +172,24 @@ def _scaled(members: list[_Member], dtype: jnp.dtype) -> Norm:
 def group_norms(tree: PyTree, per: Per = "tree", stacked: Stacked = ()) -> dict[str, Norm]:
     """Compute norms of groups of leaves, of any magnitude, in one pass over the data.
 
-    The usual case is sqrt(sum x^2), squares summed in at least float32. Where a sum overflows,
-    nears underflow or meets NaN, all is computed again from entries divided by the largest of them.
-    (Under `jax.vmap` both are.) Within `jax.shard_map` a norm is that of the shard which each
-    device sees.
+    The usual case is sqrt(sum x^2), with squares summed in at least float32. If a sum overflows,
+    nears underflow or is NaN, all norms are computed again from entries divided by the largest
+    entry. (Under `jax.vmap` both cases are computed.) Within `jax.shard_map` a norm is that of each
+    device's shard.
 
     Args:
         tree: floating arrays; empty subtrees are skipped.
-        per: "tree" for one norm of all leaves; "leaf" for one of each array; "layer" for one of
-            each module, which is the leaves that differ only in the last key of their path. Or a
-            callable that maps a path of keys, ("dense", "kernel"), to the name of its group.
-        stacked: leaves with a leading layer axis, for which "layer" gives one norm per layer: those
-            at or below a path, as "blocks" or ["params/encoder", "params/decoder"], or those whose
-            path a callable accepts. The blocks of a chain's `Params` are stacked without being
-            named.
+        per: "tree" for one norm of all leaves; "leaf" for a norm of each array; "layer" for a norm
+            of each module, whose leaves differ only in the last key of their path. Or a callable
+            that maps a path of keys, ("dense", "kernel"), to the name of its group.
+        stacked: leaves with a leading layer axis, for which "layer" gives one norm per layer:
+            leaves at or below a path, such as "blocks" or ["params/encoder", "params/decoder"], or
+            leaves whose path a callable accepts. The blocks of a chain's `Params` are always
+            stacked.
 
     Returns:
-        Norms by name of group, each of shape [] or [depth]. Names are paths as the tree's owner
-        writes them, "l/0/bias"; Flax's boxes around arrays add nothing to them.
+        Norms by name of group, each of shape [] or [depth]. Names are paths such as "l/0/bias",
+        without the keys of Flax's boxes around arrays.
 
     Raises:
         ValueError: if per is unknown, a leaf is not floating, a path of stacked is not in the tree,
@@ -218,8 +217,8 @@ def group_norms(tree: PyTree, per: Per = "tree", stacked: Stacked = ()) -> dict[
 
     def plain() -> dict[str, Norm]:
         roots = {k: jnp.sqrt(jnp.where(fits[k], s, 1)) for k, s in sums.items()}
-        # `zeros_like` keeps the axes along which devices differ within `shard_map`, where both
-        # branches must agree
+        # `zeros_like` keeps the axes along which devices differ within `shard_map`, which must agree
+        # in both branches
         return {
             k: Norm(jnp.ones_like(s), roots[k], jnp.zeros_like(s, jnp.int32))
             for k, s in sums.items()
@@ -244,7 +243,7 @@ def zero_norms(
         stacked: see `group_norms`.
 
     Returns:
-        By name of group; of an empty tree none but "tree".
+        Zeros by name of group; for an empty tree only "tree".
     """
     groups = _grouped(tree, Grouping(per, stacked))
     if not groups and per == "tree":
@@ -264,7 +263,7 @@ def group_sizes(tree: PyTree, per: Per = "tree", stacked: Stacked = ()) -> dict[
         stacked: see `group_norms`.
 
     Returns:
-        By name of group; of one layer, where a group has a norm for each.
+        Number of entries by name of group; entries of one layer for groups with a norm per layer.
 
     Example:
         >>> group_sizes({"encoder": {"kernel": jnp.ones((3, 4))}}, "layer", "encoder")
@@ -297,16 +296,16 @@ def norm(tree: PyTree) -> Norm:
 def quick_norm(tree: PyTree, scale: Float[Array, ""]) -> Norm:
     """Compute the norm of all leaves by the plain sum of (x / scale)^2, without a conditional.
 
-    A conditional, as in `norm`, makes XLA keep its operand; after this the arrays can be
+    A conditional, as in `norm`, makes XLA keep its operand; after this function the arrays can be
     overwritten in place.
 
     Args:
         tree: floating arrays.
-        scale: what to measure in, > 0, with a normal reciprocal: entries far from it by the square
-            root of the float range (1e19 in float32) overflow or vanish.
+        scale: unit of the norm, > 0, with a normal reciprocal. Entries that differ from the scale
+            by the square root of the float range (1e19 in float32) overflow or vanish.
 
     Returns:
-        The norm; inf or NaN where an entry is, and nonfinite = 0 always.
+        The norm; inf or NaN if an entry is, and nonfinite = 0 always.
 
     Example:
         >>> float(quick_norm([jnp.full(4, 1e30, jnp.float32)], jnp.asarray(1e30, jnp.float32)).root)
@@ -318,7 +317,7 @@ def quick_norm(tree: PyTree, scale: Float[Array, ""]) -> Norm:
     dtype = accumulator(*(m.leaf.dtype for m in members))
     scale = scale.astype(dtype)
     total = _plain_sum([m._replace(leaf=m.leaf.astype(dtype) / scale) for m in members], dtype)
-    # the root is taken of 1 where there is nothing, so that its gradient is zero and not NaN
+    # the root of 1 in place of 0 has a zero gradient instead of NaN
     root = jnp.where(total == 0, 0, jnp.sqrt(jnp.where(total == 0, 1, total)))
     return Norm(scale, root, jnp.zeros((), jnp.int32))
 
@@ -327,11 +326,11 @@ def map_groups(f: Callable, tree: PyTree, grouping: Grouping, *values: dict[str,
     """Apply a function to every leaf with the values of its group.
 
     Args:
-        f: (leaf, value of its group from each of values) -> leaf; a value per layer comes shaped
+        f: (leaf, value of its group from each of values) -> leaf; a value per layer has shape
             [depth, 1, ..., 1].
         tree: floating arrays.
-        grouping: that of `group_norms`.
-        values: by name of group, each of shape [] or [depth].
+        grouping: arguments of `group_norms`.
+        values: values by name of group, each of shape [] or [depth].
 
     Returns:
         The tree of results.

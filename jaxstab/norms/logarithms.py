@@ -1,4 +1,4 @@
-"""Logarithms of lengths that no float range can hold."""
+"""Logarithms of lengths beyond the float range."""
 
 from typing import NamedTuple
 
@@ -11,23 +11,23 @@ def unit(v: Float[Array, "..."]) -> tuple[Float[Array, "..."], Float[Array, ""]]
     """Split an array, taken as one vector, into its direction and the logarithm of its length.
 
     Args:
-        v: any shape.
+        v: array of any shape.
 
     Returns:
-        v / |v| and ln |v|; (0, -inf) where v is zero.
+        v / |v| and ln |v|; (0, -inf) for zero.
 
     Example:
         >>> direction, length = unit(jnp.asarray([3e-30, 4e-30], jnp.float32))
         >>> direction.round(3).tolist(), round(float(length / jnp.log(10.0)), 2)
         ([0.6000000238418579, 0.800000011920929], -29.3)
     """
-    # the scale cancels: a derivative through it is rounding at best, and NaN where XLA compares
+    # the scale cancels, so that its derivative is only rounding, or NaN where XLA compares
     # recomputed values
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(v)))
     zero = largest == 0
     scale = jnp.where(zero, 1.0, largest)
     scaled = v / scale
-    # the root is taken of 1 where there is nothing, so that its gradient stays finite
+    # the root of 1 in place of 0 has a finite gradient
     length = jnp.sqrt(jnp.where(zero, 1.0, jnp.sum(scaled**2)))
     return scaled / length, jnp.where(zero, -jnp.inf, jnp.log(scale) + jnp.log(length))
 
@@ -37,15 +37,15 @@ def times_power(
 ) -> Float[Array, "..."]:
     """Multiply by a power of two, values 2^exponent, without rounding.
 
-    `jnp.ldexp` does so on the bits of a float, with a derivative rule. JAX before 0.12 forgets such
+    `jnp.ldexp` changes the bits of a float, with a derivative rule. JAX before 0.12 forgets such
     rules in loops that are differentiated twice, and bits have no derivative.
 
     Args:
-        values: any shape.
-        exponent: integers that broadcast to it.
+        values: array of any shape.
+        exponent: integers that broadcast to the shape of values.
 
     Returns:
-        The products; 0 where values are 0, whatever the exponent.
+        The products; 0 for zero values and any exponent.
 
     Example:
         >>> float(times_power(jnp.asarray(3.0), -2))
@@ -53,8 +53,8 @@ def times_power(
     """
     info = jnp.finfo(values.dtype)
     left = jnp.asarray(exponent)
-    # 2^exponent may leave the range of floats where the product does not; three powers within it
-    # reach from its one end to the other
+    # 2^exponent may leave the float range where the product does not; three powers within the range
+    # span it from end to end
     for _ in range(3):
         part = jnp.clip(left, info.minexp, info.maxexp - 1)
         left = left - part
@@ -64,11 +64,11 @@ def times_power(
 
 
 class Product(NamedTuple):
-    """Matrix left^T right that is not multiplied out, such as the gradient of a dense kernel.
+    """Matrix left^T right in factored form, such as the gradient of a dense kernel.
 
     Attributes:
-        left: what the layer read, one vector per example.
-        right: the gradient of what it gave, likewise.
+        left: input of the layer, one vector per example.
+        right: gradient of the layer's output, one vector per example.
     """
 
     left: Float[Array, "*batch n_in"]
@@ -76,7 +76,7 @@ class Product(NamedTuple):
 
     @property
     def full(self) -> Float[Array, "n_in n_out"]:
-        """Matrix, multiplied out."""
+        """The product as a matrix."""
         if self.left.ndim == 1:
             return jnp.outer(self.left, self.right)
         left, right = (side.reshape(-1, side.shape[-1]) for side in self)
@@ -84,26 +84,26 @@ class Product(NamedTuple):
 
     @property
     def log_norm(self) -> Float[Array, ""]:
-        """Logarithm of its norm; of one example ln(|left| |right|), without the matrix."""
+        """Logarithm of the norm of the matrix; ln(|left| |right|) for one example."""
         if self.left.ndim == 1:
             return unit(self.left)[1] + unit(self.right)[1]
         (left, in_left), (right, in_right) = (
             jax.vmap(unit)(side.reshape(-1, side.shape[-1])) for side in self
         )
         logs = in_left + in_right
-        # the largest term has norm 1: what is lost below the float range is below its rounding
+        # terms lost below the float range are below the rounding of the largest term, of norm 1
         largest = jax.lax.stop_gradient(jnp.max(logs))
         largest = jnp.where(largest == -jnp.inf, 0, largest)
         square = jnp.sum((_transposed(left) @ (right * jnp.exp(logs - largest)[:, None])) ** 2)
-        # the logarithm is taken of 1 where there is nothing, so that its gradient stays finite
+        # the logarithm of 1 in place of 0 has a finite gradient
         return jnp.where(
             square == 0, -jnp.inf, jnp.log(jnp.where(square == 0, 1, square)) / 2 + largest
         )
 
 
 def _transposed(left: Float[Array, "batch n"]) -> Float[Array, "n batch"]:
-    # a product that transposes its left factor by itself is half as fast where XLA's pool has
-    # threads to spare, as decompositions need
+    # a product that transposes its left factor itself is half as fast in a pool of XLA with spare
+    # threads, as needed by decompositions
     return jax.lax.optimization_barrier(left.T)
 
 
@@ -111,11 +111,11 @@ def log_norm(tree: PyTree) -> Float[Array, ""]:
     """Compute ln of the norm of all leaves together.
 
     Args:
-        tree: arrays and `Product`s; leaves that are no numbers, as PRNG keys have in the place of a
-            gradient, do not count.
+        tree: arrays and `Product`s; leaves of dtype float0, the gradients of PRNG keys, do not
+            count.
 
     Returns:
-        ln of the norm; -inf where all is zero.
+        ln of the norm; -inf if all leaves are zero.
 
     Example:
         >>> round(float(jnp.exp(log_norm({"w": jnp.asarray([3.0]), "b": jnp.asarray([4.0])}))), 4)

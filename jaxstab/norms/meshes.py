@@ -23,7 +23,7 @@ def split(x: Array) -> tuple[str | tuple[str, ...] | None, ...] | None:
 
 
 def resplit(x: Array, like: Array, axes: Sequence[str | tuple[str, ...] | None]) -> Array:
-    """Split an array over the mesh of another.
+    """Split an array over the mesh of another array.
 
     Args:
         x: an array.
@@ -31,23 +31,23 @@ def resplit(x: Array, like: Array, axes: Sequence[str | tuple[str, ...] | None])
         axes: names of mesh axes by axis of x.
 
     Returns:
-        The same values.
+        The array with the new sharding.
     """
     return jax.sharding.reshard(x, NamedSharding(jax.typeof(like).sharding.mesh, jax.P(*axes)))
 
 
 def varying_like(constants: PyTree, like: PyTree) -> PyTree:
-    """Let constants vary over the devices of a `jax.shard_map` as other arrays do.
+    """Mark constants as varying over the devices of a `jax.shard_map`, like other arrays.
 
-    Loops and linear functions want arguments of the types that their results have, and such axes
-    are part of a type.
+    Loops and linear functions need arguments of the same type as their results, and the varying
+    axes are part of the type.
 
     Args:
         constants: arrays.
-        like: arrays, or their shapes as `jax.eval_shape` gives them.
+        like: arrays, or their shapes from `jax.eval_shape`.
 
     Returns:
-        The same values; outside of `jax.shard_map` the same arrays.
+        The constants with the varying axes of `like`; unchanged outside of `jax.shard_map`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -71,7 +71,7 @@ def _varying(array: Array | jax.ShapeDtypeStruct) -> frozenset[str]:
         axes = array.manual_axis_type
     else:
         axes = jax.typeof(array).manual_axis_type
-    # shapes from outside of a shard_map have none
+    # shapes from outside of a shard_map have no such axes
     if axes is None:
         return frozenset()
     return frozenset(axes.varying)

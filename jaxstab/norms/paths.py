@@ -7,10 +7,10 @@ import jax
 from jaxtyping import PyTree
 
 Path = tuple[str, ...]
-# how leaves are grouped: by name, or by a function from the path of a leaf to the name of its group
+# rule of grouping leaves: its name, or a function from the path of a leaf to the name of its group
 Per = str | Callable[[Path], str]
-# which leaves carry a leading layer axis: those at or below these paths, or those whose path the
-# function accepts
+# leaves with a leading layer axis: leaves at or below these paths, or whose path the function
+# accepts
 Stacked = str | Sequence[str] | Callable[[Path], bool]
 GROUPINGS = ("tree", "leaf", "layer")
 
@@ -28,17 +28,17 @@ class Grouping(NamedTuple):
 
 
 def check_grouping(per: Per, stacked: Stacked = ()) -> Grouping:
-    """Check that a grouping is one.
+    """Check the arguments of a grouping.
 
     Args:
         per: "tree", "leaf", "layer" or a callable.
         stacked: paths, or a callable; for per="layer" only.
 
     Returns:
-        The two together.
+        The grouping.
 
     Raises:
-        ValueError: if per is something else, or stacked is given where nothing reads it.
+        ValueError: if per is something else, or stacked is given for another per than "layer".
     """
     if not callable(per) and per not in GROUPINGS:
         raise ValueError(
@@ -53,7 +53,7 @@ def check_grouping(per: Per, stacked: Stacked = ()) -> Grouping:
 
 
 def _is_box(node: Any) -> bool:
-    """Tell whether a node is a box of one array: linen's `AxisMetadata` or nnx's `Variable`."""
+    """Check whether a node is a box of one array: linen's `AxisMetadata` or nnx's `Variable`."""
     kind = type(node)
     return hasattr(kind, "replace_boxed") or (
         hasattr(kind, "get_metadata") and hasattr(kind, "set_metadata")
@@ -61,7 +61,7 @@ def _is_box(node: Any) -> bool:
 
 
 def _has_stacks(node: Any) -> bool:
-    """Tell whether a node names its stacked fields, as `jaxstab.networks.Params` does."""
+    """Check whether a node names its stacked fields, as `jaxstab.networks.Params` does."""
     return hasattr(type(node), "stacked_fields")
 
 
@@ -78,12 +78,12 @@ def named_leaves(
 ) -> list[tuple[Path, Any]]:
     """List the leaves of a tree with their paths, in the order of `jax.tree.leaves`.
 
-    Flax's boxes (`nn.Partitioned`, `nnx.Param`) add nothing to a path: it is the same with them and
-    without.
+    Paths leave out Flax's boxes (`nn.Partitioned`, `nnx.Param`), so that a tree has the same paths
+    with and without boxes.
 
     Args:
         tree: any tree.
-        is_leaf: nodes to take as leaves.
+        is_leaf: function that returns True for nodes to take as leaves.
 
     Returns:
         Pairs of path and leaf.
@@ -103,13 +103,13 @@ def named_leaves(
             leaves.append((names, node))
             continue
         for inside, leaf in jax.tree_util.tree_leaves_with_path(node, is_leaf=is_leaf):
-            # the box's own key is no name that its owner gave
+            # inside[0] is the box's own key
             leaves.append((names + _names(inside[1:]), leaf))
     return leaves
 
 
 def _stacks(tree: PyTree, stacked: Stacked) -> list[str]:
-    """List the paths below which every leaf is stacked, given or named by nodes of the tree."""
+    """List the paths below which every leaf is stacked: the given ones, and those that nodes name."""
     if callable(stacked):
         return []
     if isinstance(stacked, str):
@@ -117,7 +117,7 @@ def _stacks(tree: PyTree, stacked: Stacked) -> list[str]:
     named = list(stacked)
     parts = []
     if named:
-        # a part that is masked or empty is still a part of the tree
+        # masked or empty parts are still parts of the tree
         parts = ["/".join(path) for path, _ in named_leaves(tree, is_leaf=_is_empty)]
     for name in named:
         if parts and not any(_within(part, name) or _within(name, part) for part in parts):
@@ -135,14 +135,14 @@ def _within(path: str, stack: str) -> bool:
 
 
 def stack_of(tree: PyTree, stacked: Stacked) -> Callable[[Path], bool]:
-    """Make the function that tells whether a path is at or below a stack.
+    """Make the test whether a path is at or below a stack.
 
     Args:
-        tree: the tree that the paths are of.
+        tree: tree of the paths.
         stacked: paths at or below which leaves are stacked, or the test itself.
 
     Returns:
-        The function from a path to whether it is at or below a stack.
+        Function of a path that returns True at or below a stack.
 
     Raises:
         ValueError: if a path is not in the tree.
@@ -159,12 +159,12 @@ def group_of(
     """Return the group of a leaf.
 
     Args:
-        path: of the leaf.
-        grouping: how leaves are grouped.
-        is_stacked: from `stack_of`.
+        path: path of the leaf.
+        grouping: rule of grouping.
+        is_stacked: test from `stack_of`.
 
     Returns:
-        The name of its group, and whether it has one norm for each entry of its leading axis.
+        Name of the group, and True if each entry of the leaf's leading axis has a norm of its own.
     """
     per = grouping.per
     if callable(per):
@@ -175,20 +175,20 @@ def group_of(
         return "/".join(path) or "leaf", False
     if not is_stacked(path):
         return "/".join(path[:-1]) or "root", False
-    # a stack that is a single array is a module of its own
+    # a stack of a single array is a module of its own
     alone = not callable(grouping.stacked) and not is_stacked(path[:-1])
     return "/".join(path if alone else path[:-1]) or "root", True
 
 
 def stacked_leaves(tree: PyTree, stacked: Stacked = ()) -> PyTree:
-    """Tell which leaves carry a leading layer axis.
+    """Flag the leaves with a leading layer axis.
 
     Args:
         tree: arrays.
         stacked: see `jaxstab.norms.group_norms`.
 
     Returns:
-        The same tree of bools.
+        Tree of booleans with the same structure.
 
     Raises:
         ValueError: if a path is not in the tree.
