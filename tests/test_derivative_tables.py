@@ -138,8 +138,7 @@ def _curvature(t):
     mlp, params, x = _network(t)
     chain = networks.chain(mlp)
     batch = jnp.stack([x, x**2])
-    labels = jnp.asarray([0, 1])
-    kernel = curvature.tangent_kernel_by_layer(chain, params, batch)
+    kernel = curvature.tangent_kernel(chain, params, batch, by_layer=True)
     goal = curvature.objective(lambda w, x: jnp.tanh(x @ w), "squared")
     weights = jnp.ones((WIDTH, 2), t.dtype) * (0.2 + t)
     examples = (batch, jnp.ones((2, 2), t.dtype))
@@ -156,11 +155,7 @@ def _curvature(t):
         "directional_sharpness": curvature.directional_sharpness(hessian, w),
         "preconditioned": curvature.preconditioned(hessian, 1.0 + w**2).matvec(w),
         "largest_stable_rate": curvature.largest_stable_rate(2.0 + t, "momentum"),
-        "tangent_kernel_by_layer": kernel.blocks,
-        "gauss_newton_gram": curvature.gauss_newton_gram(
-            kernel.total, training.cross_entropy(batch[:, :2], labels) * batch[:, :2]
-        ),
-        "kernel_eigenvalues": jnp.sum(jnp.cos(curvature.kernel_eigenvalues(matrix))),
+        "tangent_kernel": kernel.blocks,
         "gauss_newton_eigenvalues": jnp.sum(
             jnp.sqrt(1 + curvature.gauss_newton_eigenvalues(chain, params, batch))
         ),

@@ -10,6 +10,7 @@ import pytest
 
 from jaxstab import activations, curvature, initializers, networks, propagation, theory
 from jaxstab.activations import leaky_relu
+from jaxstab.curvature.kernels import gauss_newton_gram
 from jaxstab.theory.features import features
 from jaxstab.theory.gradient_grams import below_readout
 
@@ -225,7 +226,7 @@ def test_the_largest_fisher_eigenvalue_of_deep_networks(phi, gain):
     def gram(key):
         params = net.init(key, x, sigma_w=gain)
         kernel = curvature.tangent_kernel(net, params, x)
-        return curvature.gauss_newton_gram(kernel, jax.vmap(lambda x: net.apply(params, x))(x))
+        return gauss_newton_gram(kernel, jax.vmap(lambda x: net.apply(params, x))(x))
 
     measured = np.log(np.linalg.eigvalsh(gram(jax.random.split(jax.random.key(0), 12)))[:, -1])
     predicted = theory.sharpness(

@@ -41,9 +41,10 @@ CASES = {
     "curvature.objective(3)": r"model must be a networks.Chain or a function \(params, x\) -> y, got a int",
     "curvature.objective(mlp)": r"model must be a chain, got a networks.MLP: networks.chain\(mlp\) makes a chain of it",
     "curvature.objective(networks.probe(mlp, params, jnp.ones(4)))": r"got a networks.Probe: outputs, theta = probe.f",
-    "curvature.tangent_kernel_by_layer(networks.probe(mlp, params, jnp.ones(4)), params, jnp.ones((2, 4)))": (
+    "curvature.tangent_kernel(networks.probe(mlp, params, jnp.ones(4)), params, jnp.ones((2, 4)))": (
         r"got a Probe: .* curvature takes the function that probe.function\(params\) gives"
     ),
+    "curvature.tangent_kernel(lambda p, x: x, params, jnp.ones((2, 4)), by_layer=True)": r"by_layer must be False",
     "curvature.density(jnp.eye(3), key)": r"operator must be products with a matrix, .* got a ",
     "activations.get('siloo')": r"unknown activation 'siloo'; did you mean silu",
     "activations.get(3)": r"a name or a callable, got int",

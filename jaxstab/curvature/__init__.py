@@ -6,20 +6,15 @@ largest stable learning rate.
 """
 
 from jaxstab.curvature.kernels import (
-    LOSSES,
     TangentKernel,
     gauss_newton_eigenvalues,
-    gauss_newton_gram,
-    kernel_eigenvalues,
     tangent_kernel,
-    tangent_kernel_by_layer,
 )
 from jaxstab.curvature.monitors import SharpnessState, monitor_sharpness
-from jaxstab.curvature.objectives import Objective, objective
+from jaxstab.curvature.objectives import objective
 from jaxstab.curvature.parameter_operator import parameter_jacobian
 from jaxstab.curvature.products import empirical_fisher, gauss_newton, hessian, hessian_by_gradient
 from jaxstab.curvature.stability import (
-    OPTIMISERS,
     CriticalSharpness,
     adam_preconditioner,
     critical_sharpness,
@@ -39,13 +34,10 @@ from jaxstab.curvature.symmetric import (
 from jaxstab.curvature.vectors import ravel
 
 __all__ = [
-    "LOSSES",
-    "OPTIMISERS",
     "CriticalSharpness",
     "EigenvalueDensity",
     "Extremes",
     "Largest",
-    "Objective",
     "SharpnessState",
     "TangentKernel",
     "adam_preconditioner",
@@ -56,10 +48,8 @@ __all__ = [
     "extremes",
     "gauss_newton",
     "gauss_newton_eigenvalues",
-    "gauss_newton_gram",
     "hessian",
     "hessian_by_gradient",
-    "kernel_eigenvalues",
     "largest",
     "largest_stable_rate",
     "monitor_sharpness",
@@ -68,6 +58,5 @@ __all__ = [
     "preconditioned",
     "ravel",
     "tangent_kernel",
-    "tangent_kernel_by_layer",
     "trace",
 ]

@@ -14,7 +14,7 @@ overflow. Examples share the parameters and, under dropout, the masks. A network
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast, overload
 
 import jax
 import jax.numpy as jnp
@@ -53,12 +53,30 @@ class TangentKernel(NamedTuple):
         return self.embed + jnp.sum(self.blocks, axis=0) + self.readout
 
 
+@overload
 def tangent_kernel(
     chain: Chain | Callable,
     params: PyTree,
     x: Shaped[Array, "batch ..."],
     chunk_size: int | None = None,
-) -> Float[Array, "rows rows"]:
+    by_layer: Literal[False] = False,
+) -> Float[Array, "rows rows"]: ...
+@overload
+def tangent_kernel(
+    chain: Chain,
+    params: Params,
+    x: Shaped[Array, "batch ..."],
+    chunk_size: int | None = None,
+    *,
+    by_layer: Literal[True],
+) -> TangentKernel: ...
+def tangent_kernel(
+    chain: Chain | Callable,
+    params: PyTree,
+    x: Shaped[Array, "batch ..."],
+    chunk_size: int | None = None,
+    by_layer: bool = False,
+) -> Float[Array, "rows rows"] | TangentKernel:
     """Compute the empirical neural tangent kernel (dy/dtheta)(dy/dtheta)^T of a batch (Jacot et al. 2018).
 
     It costs about rows x batch forward passes through the parameters, rows = batch d_out, as
@@ -73,12 +91,16 @@ def tangent_kernel(
             the chain takes.
         chunk_size: rows of J at a time, >= 1; None for as many as fit into BYTES = 256 MiB, at
             least one; of a function, one.
+        by_layer: whether to return the contribution of each layer of a chain, which sum to Theta.
 
     Returns:
-        Theta, symmetric, [batch d_out, batch d_out].
+        Theta, symmetric, [batch d_out, batch d_out]. Its eigenvalues, as `jaxstab.decompositions`
+        computes them, are the squared singular values of J: those below about eps times the largest
+        are rounding errors of either sign. For by_layer=True, the record of L + 2 such kernels.
 
     Raises:
-        ValueError: if chunk_size < 1, or x is not a floating batch, of a function y.
+        ValueError: if chunk_size < 1, x is not a floating batch, of a function y, or by_layer is
+            given for a function.
 
     Example:
         >>> from jaxstab import networks
@@ -90,52 +112,13 @@ def tangent_kernel(
         ((3, 3), True)
     """
     if is_function(chain):
+        if by_layer:
+            raise ValueError("by_layer must be False for a function, whose layers are unknown")
         return kernel_of_function(chain, params, x, chunk_size)
-    last, blocks, first = _kernel(cast(Chain, chain), params, x, chunk_size, by_layer=False)
+    last, blocks, first = _kernel(cast(Chain, chain), params, x, chunk_size, by_layer)
+    if by_layer:
+        return TangentKernel(first, blocks, last)
     return last + blocks + first
-
-
-@with_network
-def tangent_kernel_by_layer(
-    chain: Chain,
-    params: Params,
-    x: Shaped[Array, "batch ..."],
-    chunk_size: int | None = None,
-) -> TangentKernel:
-    """Compute the contribution of each layer to `tangent_kernel`; their sum is the kernel.
-
-    Args:
-        chain: the network.
-        params: its parameters, depth L.
-        x: a batch of inputs [batch, d_in]; of layers of the user's own [batch, ...], each of which
-            the chain takes.
-        chunk_size: rows of J at a time, >= 1; None for as many as fit into BYTES = 256 MiB, at
-            least one.
-
-    Returns:
-        The L + 2 kernels.
-
-    Raises:
-        ValueError: as `tangent_kernel`.
-    """
-    last, blocks, first = _kernel(chain, params, x, chunk_size, by_layer=True)
-    return TangentKernel(first, blocks, last)
-
-
-@at_full_precision
-def kernel_eigenvalues(kernel: Float[Array, "*layer rows rows"]) -> Float[Array, "*layer rows"]:
-    """Compute the eigenvalues of kernels, which are the squared singular values of J.
-
-    A Gram matrix squares the condition number: eigenvalues below about eps times the largest are
-    rounding errors of either sign. They are returned unchanged.
-
-    Args:
-        kernel: symmetric matrices, from `tangent_kernel`, `TangentKernel` or `gauss_newton_gram`.
-
-    Returns:
-        The eigenvalues, descending.
-    """
-    return decompositions.eigenvalues(kernel)[..., ::-1]
 
 
 @at_full_precision
@@ -159,7 +142,7 @@ def gauss_newton_gram(
         loss: "cross_entropy" or "squared".
 
     Returns:
-        The Gram matrices; see `kernel_eigenvalues`.
+        The Gram matrices.
 
     Raises:
         ValueError: if the loss is unknown, or rows are not batch d_out.
@@ -224,7 +207,7 @@ def gauss_newton_eigenvalues(
             y = y.reshape(-1, y.shape[-1])
     else:
         y = _outputs(cast(Chain, chain), params, x, chunk_size)
-    return kernel_eigenvalues(gauss_newton_gram(kernel, y, loss))
+    return decompositions.eigenvalues(gauss_newton_gram(kernel, y, loss))[::-1]
 
 
 @with_network

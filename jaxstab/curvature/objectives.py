@@ -56,7 +56,8 @@ def objective(
             the whole batch.
 
     Returns:
-        The objective.
+        The objective, called as (params, (x, targets)), with fields `outputs`, (params, x) -> y,
+        and `loss`, (y, targets) -> mean.
 
     Raises:
         ValueError: if the model is neither, or the loss is unknown.

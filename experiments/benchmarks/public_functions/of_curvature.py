@@ -94,9 +94,6 @@ def of_kernels(mlp: networks.MLP) -> dict[str, Call]:
     """Calls of what takes the Jacobian of outputs by parameters, or a kernel."""
     chain = networks.chain(mlp)
 
-    def square(x: jax.Array) -> jax.Array:
-        return x[:, None] * x[None]
-
     def jacobian(p: PyTree, x: jax.Array) -> Any:
         return curvature.parameter_jacobian(chain, p, batch(x))
 
@@ -104,13 +101,6 @@ def of_kernels(mlp: networks.MLP) -> dict[str, Call]:
         "curvature.gauss_newton_eigenvalues": lambda p, x, key: curvature.gauss_newton_eigenvalues(
             chain, p, batch(x)
         ),
-        "curvature.gauss_newton_gram": lambda p, x, key: curvature.gauss_newton_gram(
-            square(x[:6]), batch(x[:2])
-        ),
-        "curvature.kernel_eigenvalues": lambda p, x, key: curvature.kernel_eigenvalues(square(x)),
         "curvature.parameter_jacobian": lambda p, x, key: jacobian(p, x).rmatvec(x[:6]),
         "curvature.tangent_kernel": lambda p, x, key: curvature.tangent_kernel(chain, p, batch(x)),
-        "curvature.tangent_kernel_by_layer": lambda p, x, key: curvature.tangent_kernel_by_layer(
-            chain, p, batch(x)
-        ),
     }
