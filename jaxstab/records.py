@@ -9,6 +9,7 @@ import hashlib
 import math
 from typing import NamedTuple, get_type_hints
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
@@ -105,6 +106,18 @@ class Spectrum(NamedTuple):
 
     log_s: Float[Array, "*depth index"]
     log_mean_square: Float[Array, "*depth"]
+
+    @classmethod
+    def of(cls, log_s: Float[Array, "*depth index"]) -> "Spectrum":
+        """Make the record of measured singular values, as theory predicts it.
+
+        Args:
+            log_s: ln s, from `spectra.log_singular_values`.
+
+        Returns:
+            The record.
+        """
+        return cls(log_s, jax.nn.logsumexp(2 * log_s, axis=-1) - jnp.log(log_s.shape[-1]))
 
 
 class Sharpness(NamedTuple):

@@ -26,6 +26,7 @@ from jaxstab import (
     networks,
     norms,
     propagation,
+    records,
     regularizers,
     spectra,
     theory,
@@ -108,17 +109,17 @@ def _spectra(t):
     """Isometric layers at t = 0, of which symmetric functions of values have derivatives."""
     mlp, params, x = _network(t, "identity")
     chain = networks.chain(mlp)
-    limit = spectra.lyapunov_limit(chain, params, x, KEY, groups=3)
-    estimate = spectra.log_apjn_estimate(chain, params, x, KEY, probes=3)
-    spectrum = spectra.spectrum(chain, params, x, [DEPTH])
-    logs = spectra.log_spectrum(chain, params, x, [DEPTH]).log_s
+    limit = spectra.lyapunov_exponents(chain, params, x, KEY, groups=3)
+    estimate = spectra.log_apjn(chain, params, x, key=KEY, probes=3)
+    spectrum = records.Spectrum.of(spectra.log_singular_values(chain, params, x, [DEPTH]))
+    logs = spectra.log_singular_values(chain, params, x, [DEPTH], errors=True).log_s
     layers = params.blocks["dense"]["kernel"][:2]
     return {
         "alignment": spectra.alignment(chain, params, x).excess,
-        "lyapunov_limit": jnp.sum(limit.exponent),
-        "log_apjn_estimate": estimate.log_value,
+        "lyapunov_exponents": jnp.sum(limit.exponent),
+        "log_apjn by probes": estimate.log_value,
         "spectrum": jnp.sum(jnp.cos(spectrum.log_s)) + spectrum.log_mean_square,
-        "log_spectrum": jnp.sum(jnp.cos(logs)),
+        "log_singular_values": jnp.sum(jnp.cos(logs)),
         "product_log_singular_values": jnp.sum(
             jnp.cos(spectra.product_log_singular_values(layers))
         ),
@@ -287,7 +288,7 @@ def _numbers(tree):
 
 
 # of other draws in float32 than in float64
-_IN_FLOAT64 = ("log_apjn_estimate", "density", "trace")
+_IN_FLOAT64 = ("log_apjn by probes", "density", "trace")
 
 
 @pytest.mark.slow

@@ -19,12 +19,16 @@ KINDS = {
 
 # eager, each small operation compiles by itself: minutes over a test session
 local = jax.jit(spectra.local_log_singular_values, static_argnums=0)
-log_apjn = jax.jit(spectra.log_apjn, static_argnums=0, static_argnames="first")
+log_apjn = jax.jit(spectra.log_apjn, static_argnums=(0, 3, 5))
 partial_jacobian = jax.jit(spectra.partial_jacobian, static_argnums=(0, 3, 4))
-estimate = jax.jit(spectra.log_apjn_estimate, static_argnums=(0, 4, 5))
 alignment = jax.jit(spectra.alignment, static_argnums=0)
-exponents = jax.jit(spectra.lyapunov_exponents, static_argnums=(0, 3))
-limit = jax.jit(spectra.lyapunov_limit, static_argnums=(0, 4, 5))
+exponents = jax.jit(spectra.lyapunov_exponents, static_argnums=(0, 4, 5))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def _per_layer(chain, params, x, depth):
+    """Exponents at finite depth."""
+    return spectra.log_singular_values(chain, params, x, [depth], from_layer=0)[0] / depth
 
 
 @functools.cache
@@ -78,7 +82,9 @@ def test_every_kind_of_block_against_dense_jacobians(kind):
         for factor in factors[first:]:
             product = factor @ product
             expected.append(np.log(np.sum(product**2) / n))
-        np.testing.assert_allclose(log_apjn(chain, params, x, first=first), expected, atol=1e-12)
+        found = log_apjn(chain, params, x, first)
+        np.testing.assert_allclose(found.log_value, expected, atol=1e-12)
+        np.testing.assert_array_equal(found.standard_error[first:], 0.0)
         partial = partial_jacobian(chain, params, x, first, params.depth)
         np.testing.assert_allclose(
             partial.direction * np.exp(partial.log_norm), product, atol=1e-13 * s.max() ** 4
@@ -104,9 +110,9 @@ def test_partial_jacobians_beyond_any_float():
     # an orthogonal layer of gain 1e-10 multiplies the squared norm by 1e-20, 400 times; roundings add up along it
     expected = -20 * np.log(10) * np.arange(layers + 1)
     tolerance = layers * float(jnp.finfo(dtype).eps) * abs(expected[-1])
-    np.testing.assert_allclose(log_apjn(chain, params, x), expected, atol=tolerance)
+    np.testing.assert_allclose(log_apjn(chain, params, x).log_value, expected, atol=tolerance)
     # every probe of an orthogonal chain has the same length
-    found = estimate(chain, params, x, KEY, 3, 0)
+    found = log_apjn(chain, params, x, 0, KEY, 3)
     np.testing.assert_allclose(found.log_value, expected, atol=tolerance)
     np.testing.assert_allclose(found.standard_error, 0.0, atol=layers * float(jnp.finfo(dtype).eps))
 
@@ -116,7 +122,7 @@ def test_averaged_norm_of_gaussian_linear_layers_is_the_gain():
     draws, layers, n = 4000, 5, 8
     factors = np.stack([_gaussian(layers, n, seed) for seed in range(draws)])
     chain, _, x = _linear(factors[0])
-    log_j = jax.jit(jax.vmap(lambda w: spectra.log_apjn(chain, Params({}, w, {}), x)))(
+    log_j = jax.jit(jax.vmap(lambda w: spectra.log_apjn(chain, Params({}, w, {}), x).log_value))(
         jnp.asarray(1.1 * factors)
     )
     samples = np.exp(log_j)
@@ -127,20 +133,20 @@ def test_averaged_norm_of_gaussian_linear_layers_is_the_gain():
 @pytest.mark.slow
 def test_hutchinson_estimates_within_its_error():
     chain, params, x = _network(depth=6, width=16, sigma_w=1.8)
-    exact = np.asarray(log_apjn(chain, params, x, first=1))
-    found = estimate(chain, params, x, KEY, 400, 1)
+    exact = np.asarray(log_apjn(chain, params, x, 1).log_value)
+    found = log_apjn(chain, params, x, 1, KEY, 400)
     assert np.isnan(found.log_value[0]) and np.isnan(found.standard_error[0])
     assert float(found.log_value[1]) == pytest.approx(0, abs=1e-14)
     error = np.asarray(found.log_value)[2:] - exact[2:]
     assert np.all(np.abs(error) <= 4 * np.asarray(found.standard_error)[2:])
     assert np.all(np.asarray(found.standard_error)[2:] < 0.1)
-    assert np.isnan(estimate(chain, params, x, KEY, 1, 1).standard_error).all()
+    assert np.isnan(log_apjn(chain, params, x, 1, KEY, 1).standard_error).all()
 
 
 @pytest.mark.slow
 def test_hutchinson_error_bars_have_the_spread_that_they_claim():
     chain, params, x = _network(depth=3, width=16, sigma_w=1.5)
-    runs = jax.jit(jax.vmap(lambda key: spectra.log_apjn_estimate(chain, params, x, key, 64)))(
+    runs = jax.jit(jax.vmap(lambda key: spectra.log_apjn(chain, params, x, 0, key, 64)))(
         jax.random.split(KEY, 400)
     )
     claimed = np.sqrt(np.mean(np.asarray(runs.standard_error)[:, 1:] ** 2, axis=0))
@@ -185,26 +191,13 @@ def test_aligned_random_and_opposed_layers():
 
 
 @pytest.mark.slow
-def test_exponents_are_logarithms_per_layer():
-    chain, params, x = _network(depth=5, sigma_w=1.7)
-    factors = _dense(chain, params, x)
-    found = exponents(chain, params, x, (1, 5))
-    for row, depth in enumerate((1, 5)):
-        product = np.linalg.multi_dot([np.eye(7), *factors[:depth][::-1]])
-        np.testing.assert_allclose(
-            found[row], np.log(np.linalg.svd(product, compute_uv=False)) / depth, atol=1e-9
-        )
-
-
-@pytest.mark.slow
 def test_orthogonal_chains_have_one_exponent():
     mlp = MLP(80, 8, "identity", weights="orthogonal")
     x = jnp.ones(5, jnp.float32)
     params = networks.init(mlp, KEY, x, 0.03)
     chain, expected = networks.chain(mlp), np.log(0.03)
+    found = exponents(chain, params, x, KEY, 0, 8)
     # single precision: each layer rounds ln s by about eps
-    np.testing.assert_allclose(exponents(chain, params, x, (3, 80)), expected, atol=2e-6)
-    found = limit(chain, params, x, KEY, 0, 8)
     np.testing.assert_allclose(found.exponent, expected, atol=2e-6)
     np.testing.assert_allclose(found.running, expected, atol=2e-6)
     np.testing.assert_allclose(found.standard_error, 0, atol=2e-6)
@@ -214,7 +207,7 @@ def test_orthogonal_chains_have_one_exponent():
 def test_gaussian_linear_exponents_are_newmans():
     # Newman 1986: E ln r_ii = ln sigma_w + (psi((n - i + 1) / 2) + ln(2 / n)) / 2, at any depth
     n, sigma_w = 8, 1.3
-    found = limit(*_linear(sigma_w * _gaussian(2000, n)), KEY, 0, 40)
+    found = exponents(*_linear(sigma_w * _gaussian(2000, n)), KEY, 0, 40)
     i = np.arange(1, n + 1)
     theory = np.log(sigma_w) + (digamma((n - i + 1) / 2) + np.log(2 / n)) / 2
     assert np.all(np.abs(found.exponent - theory) <= 4 * np.asarray(found.standard_error))
@@ -223,14 +216,14 @@ def test_gaussian_linear_exponents_are_newmans():
     np.testing.assert_allclose(found.standard_error, per_layer / 2000**0.5, rtol=4 / np.sqrt(78))
     np.testing.assert_allclose(found.running[-1], found.exponent, atol=1e-12)
     # singular values approach the same numbers as 1 / depth
-    finite = exponents(*_linear(sigma_w * _gaussian(300, n)), (300,))[0]
+    finite = _per_layer(*_linear(sigma_w * _gaussian(300, n)), 300)
     assert np.all(np.abs(finite - theory) <= 4 * per_layer / 300**0.5 + np.log(n) / 300)
 
 
 @pytest.mark.slow
 def test_relu_kills_exponents_and_the_limit_says_so():
     chain, params, x = _network(depth=12, width=10, activation="relu", sigma_w=1.4)
-    finite, found = exponents(chain, params, x, (12,))[0], limit(chain, params, x, KEY, 2, 5)
+    finite, found = _per_layer(chain, params, x, 12), exponents(chain, params, x, KEY, 2, 5)
     assert np.array_equal(np.isfinite(finite), np.isfinite(found.exponent))
     assert 0 < np.isfinite(finite).sum() < 10
     assert np.array_equal(np.isfinite(found.standard_error), np.isfinite(found.exponent))
@@ -244,7 +237,9 @@ def test_vmap_and_grad():
     batch = jnp.stack([x, 2 * x])
     found = jax.jit(jax.vmap(lambda x: spectra.local_log_singular_values(chain, params, x)))(batch)
     np.testing.assert_allclose(found[1], local(chain, params, 2 * x), atol=1e-12)
-    apjn = lambda gain: spectra.log_apjn(chain, networks.rescale(params, gain, 1.0), x)[-1]
+    apjn = lambda gain: spectra.log_apjn(chain, networks.rescale(params, gain, 1.0), x).log_value[
+        -1
+    ]
     top = lambda gain: spectra.local_log_singular_values(
         chain, networks.rescale(params, gain, 1.0), x
     )[2, 0]
@@ -264,11 +259,9 @@ def test_what_makes_no_sense_is_refused():
     with pytest.raises(ValueError, match="depths must be ascending"):
         spectra.partial_jacobian(chain, params, x, 0, 9)
     with pytest.raises(ValueError, match="probes must be >= 1, got 0"):
-        spectra.log_apjn_estimate(chain, params, x, KEY, probes=0)
-    with pytest.raises(ValueError, match=r"depths must be >= 1, got \[0, 2\]"):
-        spectra.lyapunov_exponents(chain, params, x, [0, 2])
+        spectra.log_apjn(chain, params, x, key=KEY, probes=0)
     with pytest.raises(ValueError, match="groups=16, depth 3"):
-        spectra.lyapunov_limit(chain, params, x, KEY)
+        spectra.lyapunov_exponents(chain, params, x, KEY)
     shallow, one, _ = _network(depth=1)
     with pytest.raises(ValueError, match="depth >= 2, got 1"):
         spectra.alignment(shallow, one, x)

@@ -41,11 +41,13 @@ CASES = {
     "forward": lambda net, p: propagation.forward(net, p, X[0]),
     "backward": lambda net, p: propagation.backward(net, p, X[0], LOSS),
     "log_singular_values": lambda net, p: jax.grad(jax.jit(lambda p: _log_s(net, p)))(p),
-    "log_spectrum": lambda net, p: spectra.log_spectrum(net, p, X[0], [1, 3]),
+    "log_singular_values with errors": lambda net, p: spectra.log_singular_values(
+        net, p, X[0], [1, 3], errors=True
+    ),
     "singular_values": lambda net, p: spectra.singular_values(net, p, X[0], [1, 3]),
     "extremes": lambda net, p: jax.grad(jax.jit(lambda p: _extremes(net, p)))(p),
     "density": lambda net, p: spectra.density(spectra.jacobian(net, p, X[0]), KEY),
-    "lyapunov": lambda net, p: spectra.lyapunov_limit(net, p, X[0], KEY, groups=2),
+    "lyapunov": lambda net, p: spectra.lyapunov_exponents(net, p, X[0], KEY, groups=2),
     "tangent_kernel": lambda net, p: curvature.gauss_newton_eigenvalues(net, p, X),
     "hessian": lambda net, p: curvature.extremes(
         curvature.hessian(GOAL(net, "cross_entropy"), p, (X, LABELS)), KEY

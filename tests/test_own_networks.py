@@ -286,11 +286,11 @@ def test_own_layers_give_what_our_network_gives():
             propagation.forward(chain, params, x),
             propagation.correlation(chain, params, x, jnp.flip(x)),
             propagation.backward(chain, params, x, total, [2, 4, 6]),
-            spectra.log_spectrum(chain, params, x, [2, 6]).log_s,
+            spectra.log_singular_values(chain, params, x, [2, 6], errors=True).log_s,
             spectra.singular_values(chain, params, x, [3, 6]),
             spectra.log_apjn(chain, params, x),
             spectra.local_log_singular_values(chain, params, x),
-            spectra.lyapunov_limit(chain, params, x, KEY, groups=2).exponent,
+            spectra.lyapunov_exponents(chain, params, x, KEY, groups=2).exponent,
             regularizers.omega(chain, params, x, total),
         )
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxstab import networks, spectra
+from jaxstab import networks, records, spectra
 from jaxstab.networks import MLP, Params
 from jaxstab.spectra import graded
 from jaxstab.spectra.graded_values import log_values_with_errors
@@ -468,7 +468,7 @@ def test_from_any_layer_to_any_layer_and_the_output(first, readout, d_in):
 
     @jax.jit
     def both(x):
-        log = spectra.log_spectrum(chain, params, x, depths, first, readout)
+        log = spectra.log_singular_values(chain, params, x, depths, first, readout, errors=True)
         return log, spectra.singular_values(chain, params, x, depths, first, readout)
 
     log, plain = both(x)
@@ -559,7 +559,7 @@ def test_depth_is_a_prefix():
 @pytest.mark.slow
 def test_spectrum_record_carries_the_mean_square():
     chain, params, x = _network("relu")
-    record = jax.jit(lambda: spectra.spectrum(chain, params, x, [2, 5]))()
+    record = records.Spectrum.of(log_singular_values(chain, params, x, (2, 5)))
     s = np.exp(np.asarray(record.log_s))
     np.testing.assert_allclose(record.log_mean_square, np.log(np.mean(s**2, axis=1)), rtol=1e-12)
 

@@ -1,4 +1,4 @@
-"""Errors that `log_spectrum` states cover the true ones, and are not far above: families it was not tuned on."""
+"""Errors that `log_singular_values` states cover the true ones, and are not far above: families it was not tuned on."""
 
 from pathlib import Path
 

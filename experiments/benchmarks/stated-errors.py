@@ -1,4 +1,4 @@
-"""How far above true errors those are that `log_spectrum` states, over families of products, in both precisions."""
+"""How far above true errors those of `log_singular_values` are, over families of products, in both precisions."""
 
 import argparse
 

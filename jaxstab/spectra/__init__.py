@@ -2,19 +2,16 @@
 
 from jaxstab.spectra.exact import (
     log_singular_values,
-    log_spectrum,
     product_log_singular_values,
     singular_values,
-    spectrum,
 )
 from jaxstab.spectra.local import (
     alignment,
     local_log_singular_values,
     log_apjn,
-    log_apjn_estimate,
     partial_jacobian,
 )
-from jaxstab.spectra.lyapunov import lyapunov_exponents, lyapunov_limit
+from jaxstab.spectra.lyapunov import lyapunov_exponents
 from jaxstab.spectra.matrix_free import Density, density, extremes, moments
 from jaxstab.spectra.operators import Operator
 from jaxstab.spectra.precision import precision_report
@@ -29,15 +26,11 @@ __all__ = [
     "jacobian",
     "local_log_singular_values",
     "log_apjn",
-    "log_apjn_estimate",
     "log_singular_values",
-    "log_spectrum",
     "lyapunov_exponents",
-    "lyapunov_limit",
     "moments",
     "partial_jacobian",
     "precision_report",
     "product_log_singular_values",
     "singular_values",
-    "spectrum",
 ]

@@ -7,7 +7,7 @@ resolves all values.
 """
 
 from functools import partial
-from typing import NamedTuple
+from typing import Literal, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,6 @@ from jaxstab.networks import Chain, Here, Params
 from jaxstab.networks.views import at_one_input
 from jaxstab.norms.meshes import varying_like
 from jaxstab.precision import at_full_precision
-from jaxstab.records import Spectrum
 from jaxstab.spectra import graded
 from jaxstab.spectra.depths import at_depths, check_layers, count_values, together, unequal
 from jaxstab.spectra.graded_values import log_values, log_values_with_errors
@@ -56,9 +55,9 @@ def product_log_singular_values(factors: Float[Array, "layers n n"]) -> Float[Ar
         factors: square matrices, first factor applied first.
 
     Returns:
-        The logarithms, descending. Their accuracy depends on the product; `log_spectrum` states
-        errors. The derivative is that of an SVD of the product, and 0 for -inf. For coinciding
-        values only the sum of the derivatives is defined.
+        The logarithms, descending. Their accuracy depends on the product; `log_singular_values`
+        states errors. The derivative is that of an SVD of the product, and 0 for -inf. For
+        coinciding values only the sum of the derivatives is defined.
 
     Raises:
         ValueError: if the factors are not a stack of square floating matrices.
@@ -87,16 +86,42 @@ def product_log_singular_values(factors: Float[Array, "layers n n"]) -> Float[Ar
     return log_values(product.graded)
 
 
-@at_one_input
-def log_spectrum(
+@overload
+def log_singular_values(
     chain: Chain,
     params: Params,
     x: Float[Array, " d_in"],
     depths: Depths,
     from_layer: Count | None = None,
     readout: bool = False,
-) -> LogSpectrum:
-    """Compute ln of the singular values of dh_L/dx, with errors, for every wanted depth L.
+    errors: Literal[False] = False,
+) -> Float[Array, "depth m"]: ...
+@overload
+def log_singular_values(
+    chain: Chain,
+    params: Params,
+    x: Float[Array, " d_in"],
+    depths: Depths,
+    from_layer: Count | None = None,
+    readout: bool = False,
+    *,
+    errors: Literal[True],
+) -> LogSpectrum: ...
+@at_one_input
+def log_singular_values(
+    chain: Chain,
+    params: Params,
+    x: Float[Array, " d_in"],
+    depths: Depths,
+    from_layer: Count | None = None,
+    readout: bool = False,
+    errors: bool = False,
+) -> Float[Array, "depth m"] | LogSpectrum:
+    """Compute ln of the singular values of dh_L/dx for every wanted depth L.
+
+    Derivatives are those of an SVD of the same Jacobian, also where values are close, and 0 for
+    -inf. For coinciding values, only the sum of the derivatives is defined; single ones depend on
+    the SVD's choice of vectors. Second derivatives are right where values are distinct.
 
     Args:
         chain: the network; see `networks.flatten` where a block mixes examples.
@@ -106,10 +131,13 @@ def log_spectrum(
         from_layer: k for dh_L/dh_k; None for dh_L/dx, the embedding included.
         readout: whether to include the readout; the network of depth L is the first L blocks with
             the same readout.
+        errors: whether to estimate the error of each value, which takes longer.
 
     Returns:
-        The values and their errors; as many as the smaller of the numbers of rows and columns. For
-        relu, the number of finite values is the smallest count of active units in any layer.
+        The logarithms, descending, as many as the smaller of the numbers of rows and columns; -inf
+        for directions killed exactly. For relu, the number of finite values is the smallest count
+        of active units in any layer. For errors=True, the record of the logarithms and their
+        errors.
 
     Raises:
         ValueError: if depths are not ascending integers within the chain, from_layer is not within,
@@ -117,46 +145,17 @@ def log_spectrum(
 
     Example:
         >>> from jaxstab import networks
-        >>> mlp = networks.MLP(depth=100, width=16, activation="identity", weights="orthogonal")
-        >>> params = networks.init(mlp, jax.random.key(0), jnp.ones(20), sigma_w=0.01)
-        >>> chain = networks.chain(mlp)
-        >>> found = jax.jit(lambda x: log_spectrum(chain, params, x, [100], from_layer=0))(jnp.ones(20))
+        >>> net = networks.mlp(depth=100, width=16, activation="identity", weights="orthogonal")
+        >>> params = net.init(jax.random.key(0), jnp.ones(20), sigma_w=0.01)
+        >>> measure = jax.jit(lambda x: log_singular_values(net, params, x, [100], from_layer=0, errors=True))
+        >>> found = measure(jnp.ones(20))
         >>> float(jnp.abs(found.log_s / jnp.log(10.0) + 200).max()) < 0.001
         True
     """
-    return LogSpectrum(*_log_spectrum(chain, params, x, depths, from_layer, readout, errors=True))
-
-
-@at_one_input
-def log_singular_values(
-    chain: Chain,
-    params: Params,
-    x: Float[Array, " d_in"],
-    depths: Depths,
-    from_layer: Count | None = None,
-    readout: bool = False,
-) -> Float[Array, "depth m"]:
-    """Compute ln of the singular values of dh_L/dx, as `log_spectrum` without errors, which is faster.
-
-    Derivatives are those of an SVD of the same Jacobian, also where values are close, and 0 for
-    -inf. For coinciding values, only the sum of the derivatives is defined; single ones depend on
-    the SVD's choice of vectors. Second derivatives are right where values are distinct.
-
-    Args:
-        chain: the network.
-        params: its parameters.
-        x: one input.
-        depths: depths wanted, ascending.
-        from_layer: layer to differentiate by; None for the input.
-        readout: whether to include the readout.
-
-    Returns:
-        The logarithms, descending; -inf for directions killed exactly.
-
-    Raises:
-        ValueError: as `log_spectrum`.
-    """
-    return _log_spectrum(chain, params, x, depths, from_layer, readout, errors=False)[0]
+    log_s, error = _log_spectrum(chain, params, x, depths, from_layer, readout, errors)
+    if errors:
+        return LogSpectrum(log_s, error)
+    return log_s
 
 
 def _log_spectrum(
@@ -239,13 +238,13 @@ def singular_values(
         x: one input.
         depths: depths L wanted, ascending, each in [from_layer, depth of the chain].
         from_layer: k for dh_L/dh_k; None for dh_L/dx, the embedding included.
-        readout: whether to include the readout, as in `log_spectrum`.
+        readout: whether to include the readout, as in `log_singular_values`.
 
     Returns:
         The values, descending.
 
     Raises:
-        ValueError: as `log_spectrum`.
+        ValueError: as `log_singular_values`.
 
     Example:
         >>> from jaxstab import networks
@@ -284,23 +283,3 @@ def singular_values(
     return decompositions.singular_values(
         at_depths(chain, params, x, depths, from_layer, start, layer, end)
     )
-
-
-@at_one_input
-def spectrum(chain: Chain, params: Params, x: Float[Array, " d_in"], depths: Depths) -> Spectrum:
-    """Compute `log_singular_values` and their mean square, as the record that theory predicts.
-
-    Args:
-        chain: the network.
-        params: its parameters.
-        x: one input.
-        depths: depths L wanted, ascending.
-
-    Returns:
-        The record, [depth, index].
-
-    Raises:
-        ValueError: as `log_spectrum`.
-    """
-    log_s = log_singular_values(chain, params, x, depths)
-    return Spectrum(log_s, jax.nn.logsumexp(2 * log_s, axis=-1) - jnp.log(log_s.shape[-1]))

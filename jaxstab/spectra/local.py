@@ -143,7 +143,9 @@ def log_apjn(
     params: Params,
     x: Float[Array, " d_in"],
     first: int = 0,
-) -> Float[Array, " layer"]:
+    key: Key[Array, ""] | None = None,
+    probes: int = 16,
+) -> LogEstimate:
     """Compute ln of the squared norms J^{m,l} = |dh_l/dh_m|_F^2 / n, for every l >= m = `first`.
 
     The averaged norm (APJN) of Doshi, He & Gromov 2023 (arXiv 2111.12143) is its mean over draws of
@@ -152,47 +154,8 @@ def log_apjn(
     changes as exp(l / xi). It neither over- nor underflows at any depth. n is the size of the state
     h, for "dense" skips with the layers still to come.
 
-    Args:
-        chain: the network; blocks of one width.
-        params: its parameters, depth L.
-        x: one input.
-        first: the layer differentiated by, m in [0, L].
-
-    Returns:
-        ln J^{m,l} for l = 0..L: NaN below m, 0 at m, -inf where the Jacobian is zero.
-
-    Raises:
-        ValueError: if first is not an integer in [0, L], or x is not floating.
-
-    Example:
-        >>> from jaxstab import networks
-        >>> mlp = networks.MLP(depth=200, width=4, activation="identity", weights="orthogonal")
-        >>> params = networks.init(mlp, jax.random.key(0), jnp.ones(4), sigma_w=0.01)
-        >>> decades = jax.jit(log_apjn, static_argnums=0)(networks.chain(mlp), params, jnp.ones(4)) / jnp.log(10.0)
-        >>> round(float(decades[200]), 1)
-        -800.0
-    """
-    _check_first(first, params.depth)
-    check_floating("x", jnp.result_type(x))
-    h = networks.state(chain, params, x, first)
-    eye = jnp.eye(h.shape[0], dtype=h.dtype)
-    _, logs = _push(chain, params, h, eye[None], first, params.depth)
-    log_j = 2 * logs[:, 0] - jnp.log(jnp.asarray(h.shape[0], h.dtype))
-    return _after(first, log_j)
-
-
-@at_one_input
-def log_apjn_estimate(
-    chain: Chain,
-    params: Params,
-    x: Float[Array, " d_in"],
-    key: Key[Array, ""],
-    probes: int = 16,
-    first: int = 0,
-) -> LogEstimate:
-    """Estimate `log_apjn` without a matrix: the mean of |dh_l/dh_m u|^2 over random unit u.
-
-    E n |A u|^2 = |A|_F^2 for u = signs / sqrt(n) (Hutchinson 1990); each probe is propagated at
+    With a key it is estimated without a matrix, as the mean of |dh_l/dh_m u|^2 over random unit u:
+    E n |A u|^2 = |A|_F^2 for u = signs / sqrt(n) (Hutchinson 1990). Each probe is propagated at
     unit length and costs about a forward pass. All layers share the probes, so their errors are
     correlated. The variance of one sample is 2 (|A^T A|_F^2 - sum of squares of its diagonal) /
     n^2, at most 2 J^2: deep in a chaotic network one singular value dominates, the samples are
@@ -202,15 +165,24 @@ def log_apjn_estimate(
         chain: the network; blocks of one width.
         params: its parameters, depth L.
         x: one input.
-        key: PRNG key of the probes.
-        probes: number of probes, >= 1; one gives no standard error.
         first: the layer differentiated by, m in [0, L].
+        key: PRNG key of the probes; None for the exact norms, by the whole matrix.
+        probes: number of probes, >= 1; one gives no standard error.
 
     Returns:
-        ln of the estimate and its standard error for l = 0..L, NaN below m.
+        ln J^{m,l} for l = 0..L: NaN below m, 0 at m, -inf where the Jacobian is zero. The standard
+        error is 0 for exact norms.
 
     Raises:
         ValueError: if first is not an integer in [0, L], probes < 1, or x is not floating.
+
+    Example:
+        >>> from jaxstab import networks
+        >>> net = networks.mlp(depth=200, width=4, activation="identity", weights="orthogonal")
+        >>> params = net.init(jax.random.key(0), jnp.ones(4), sigma_w=0.01)
+        >>> found = jax.jit(log_apjn, static_argnums=0)(net, params, jnp.ones(4))
+        >>> round(float(found.log_value[200] / jnp.log(10.0)), 1)
+        -800.0
     """
     _check_first(first, params.depth)
     check_floating("x", jnp.result_type(x))
@@ -218,6 +190,11 @@ def log_apjn_estimate(
         raise ValueError(f"probes must be >= 1, got {probes}")
     h = networks.state(chain, params, x, first)
     n = jnp.asarray(h.shape[0], h.dtype)
+    if key is None:
+        eye = jnp.eye(h.shape[0], dtype=h.dtype)
+        _, logs = _push(chain, params, h, eye[None], first, params.depth)
+        exact = 2 * logs[:, 0] - jnp.log(n)
+        return LogEstimate(_after(first, exact), _after(first, jnp.zeros_like(exact)))
     signs = jax.random.rademacher(key, (probes, 1, h.shape[0]), h.dtype) / jnp.sqrt(n)
     _, logs = _push(chain, params, h, signs, first, params.depth)
     log_mean = jax.nn.logsumexp(2 * logs, axis=1) - jnp.log(jnp.asarray(probes, h.dtype))

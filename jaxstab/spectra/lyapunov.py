@@ -1,7 +1,7 @@
 """Measure Lyapunov exponents: rates, in nats per layer, at which a chain stretches directions.
 
-At finite depth they are ln s_i / L. In the limit of many equally distributed layers they are a mean
-over layers, with an error bar. One network, one input; the caller vmaps.
+At finite depth they are ln s_i / L, with s_i the singular values of dh_L/dh_0. In the limit of many
+equally distributed layers they are a mean over layers, with an error bar. One network, one input; the caller vmaps.
 """
 
 from typing import NamedTuple
@@ -11,16 +11,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from jaxstab import decompositions, networks
-from jaxstab.checks import Depths, check_depths, check_floating
+from jaxstab.checks import check_floating
 from jaxstab.networks import Chain, Here, Params
 from jaxstab.networks.views import at_one_input
 from jaxstab.norms.meshes import varying_like
 from jaxstab.records import standard_error
-from jaxstab.spectra.exact import log_singular_values
 from jaxstab.spectra.graded import pushed
 
 
-class LyapunovLimit(NamedTuple):
+class LyapunovExponents(NamedTuple):
     """Lyapunov exponents in the limit of depth, estimated from finitely many layers.
 
     Attributes:
@@ -41,48 +40,10 @@ def lyapunov_exponents(
     chain: Chain,
     params: Params,
     x: Float[Array, " d_in"],
-    depths: Depths,
-) -> Float[Array, "depth n"]:
-    """Compute finite-time Lyapunov exponents ln s_i / L, s_i the singular values of dh_L/dh_0.
-
-    Args:
-        chain: the network; blocks of one width.
-        params: its parameters.
-        x: one input.
-        depths: depths L wanted, each in [1, depth of the chain], ascending.
-
-    Returns:
-        Nats per layer, descending; -inf for directions killed exactly.
-
-    Raises:
-        ValueError: if depths are not ascending integers from 1 within the chain or x is not
-            floating.
-
-    Example:
-        >>> from jaxstab import networks
-        >>> mlp = networks.MLP(depth=50, width=8, activation="identity", weights="orthogonal")
-        >>> params = networks.init(mlp, jax.random.key(0), jnp.ones(5), sigma_w=3.0)
-        >>> chain = networks.chain(mlp)
-        >>> exponents = jax.jit(lambda params: lyapunov_exponents(chain, params, jnp.ones(5), [50]))(params)
-        >>> bool(jnp.allclose(exponents, jnp.log(3.0), atol=1e-5))
-        True
-    """
-    depths = check_depths(depths, params.depth)
-    if depths[0] < 1:
-        raise ValueError(f"an exponent is per layer: depths must be >= 1, got {list(depths)}")
-    log_s = log_singular_values(chain, params, x, depths, from_layer=0)
-    return log_s / jnp.asarray(depths, log_s.dtype)[:, None]
-
-
-@at_one_input
-def lyapunov_limit(
-    chain: Chain,
-    params: Params,
-    x: Float[Array, " d_in"],
     key: Key[Array, ""],
     skip: int = 0,
     groups: int = 16,
-) -> LyapunovLimit:
+) -> LyapunovExponents:
     """Estimate Lyapunov exponents in the limit of depth.
 
     Benettin's mean of ln r_ii over layers, with F_l Q_{l-1} = Q_l R_l.
@@ -132,7 +93,7 @@ def lyapunov_limit(
     return _mean_of_steps(steps, (params.depth - skip) // groups * groups, groups)
 
 
-def _mean_of_steps(steps: Float[Array, "layer n"], kept: int, groups: int) -> LyapunovLimit:
+def _mean_of_steps(steps: Float[Array, "layer n"], kept: int, groups: int) -> LyapunovExponents:
     left_out = steps.shape[0] - kept
     by_group = jnp.mean(steps[left_out:].reshape(groups, kept // groups, -1), axis=1)
     mean = jnp.mean(by_group, axis=0)
@@ -143,4 +104,6 @@ def _mean_of_steps(steps: Float[Array, "layer n"], kept: int, groups: int) -> Ly
         jnp.cumsum(steps[left_out:], axis=0) / jnp.arange(1, kept + 1, dtype=steps.dtype)[:, None]
     )
     running = jnp.concatenate([jnp.full_like(steps[:left_out], jnp.nan), so_far])
-    return LyapunovLimit(mean[order], jnp.where(finite, spread, jnp.nan)[order], running[:, order])
+    return LyapunovExponents(
+        mean[order], jnp.where(finite, spread, jnp.nan)[order], running[:, order]
+    )

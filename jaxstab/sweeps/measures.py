@@ -6,6 +6,7 @@ from typing import Any
 
 from jaxstab import networks, propagation, spectra, training
 from jaxstab.checks import Integer, Integers, check_count, check_looks, plain_axis, plain_number
+from jaxstab.records import Spectrum
 from jaxstab.sweeps.examples import Sample
 from jaxstab.training.run import Loss
 
@@ -51,10 +52,10 @@ def jacobian(
         Spectrum.
     """
     if isinstance(chain.block, tuple):
-        return spectra.spectrum(chain, params, sample.x, depths)
+        return Spectrum.of(spectra.log_singular_values(chain, params, sample.x, depths))
     if sample.x.ndim == 2:
         chain = networks.flatten(chain, len(sample.x))
-    return spectra.spectrum(chain, params, sample.x.ravel(), depths)
+    return Spectrum.of(spectra.log_singular_values(chain, params, sample.x.ravel(), depths))
 
 
 def sharpness(

@@ -102,18 +102,15 @@ def of_spectra(width: int, depth: int) -> dict[str, Call]:
         "spectra.local_log_singular_values": lambda p, x, key: spectra.local_log_singular_values(
             chain, p, x
         ),
-        "spectra.log_apjn": lambda p, x, key: spectra.log_apjn(chain, p, x),
-        "spectra.log_apjn_estimate": lambda p, x, key: spectra.log_apjn_estimate(chain, p, x, key),
-        "spectra.log_singular_values": lambda p, x, key: spectra.log_singular_values(
-            chain, p, x, depths
+        "spectra.log_apjn": lambda p, x, key: (
+            spectra.log_apjn(chain, p, x),
+            spectra.log_apjn(chain, p, x, key=key),
         ),
-        "spectra.log_spectrum": lambda p, x, key: spectra.log_spectrum(
-            chain, p, x, depths, 1, True
+        "spectra.log_singular_values": lambda p, x, key: (
+            spectra.log_singular_values(chain, p, x, depths),
+            spectra.log_singular_values(chain, p, x, depths, 1, True, errors=True),
         ),
         "spectra.lyapunov_exponents": lambda p, x, key: spectra.lyapunov_exponents(
-            chain, p, x, depths
-        ),
-        "spectra.lyapunov_limit": lambda p, x, key: spectra.lyapunov_limit(
             chain, p, x, key, groups=2
         ),
         "spectra.moments": lambda p, x, key: spectra.moments(jacobian(p, x), key),
@@ -123,7 +120,6 @@ def of_spectra(width: int, depth: int) -> dict[str, Call]:
             spectra.product_log_singular_values(p.blocks["dense"]["kernel"])
         ),
         "spectra.singular_values": lambda p, x, key: spectra.singular_values(chain, p, x, depths),
-        "spectra.spectrum": lambda p, x, key: spectra.spectrum(chain, p, x, depths),
     }
 
 

@@ -1,4 +1,4 @@
-"""Families of matrix products on which `log_spectrum` was not tuned, and their singular values in many digits."""
+"""Families of products on which `log_singular_values` was not tuned, and their singular values in many digits."""
 
 from collections.abc import Callable
 
@@ -269,18 +269,18 @@ _LINEAR = networks.Chain(
 
 
 @jax.jit
-def _log_spectrum(stack: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _with_errors(stack: jax.Array) -> tuple[jax.Array, jax.Array]:
     layers, n, _ = stack.shape
-    spectrum = spectra.log_spectrum(
-        _LINEAR, networks.Params((), stack, ()), jnp.zeros(n, stack.dtype), [layers], from_layer=0
-    )
+    params = networks.Params((), stack, ())
+    x = jnp.zeros(n, stack.dtype)
+    spectrum = spectra.log_singular_values(_LINEAR, params, x, [layers], from_layer=0, errors=True)
     return spectrum.log_s[0], spectrum.error[0]
 
 
 def found(factors: np.ndarray, dtype: str) -> Found:
-    """What `spectra.log_spectrum` says of a linear network with these layers."""
+    """What `spectra.log_singular_values` says of a linear network with these layers."""
     with jax.default_matmul_precision("highest"):
-        log_s, error = _log_spectrum(jnp.asarray(factors, dtype))
+        log_s, error = _with_errors(jnp.asarray(factors, dtype))
     return np.asarray(log_s, float), np.asarray(error, float)
 
 
