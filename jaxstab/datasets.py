@@ -14,6 +14,9 @@ import numpy as np
 from jaxstab.extras import extra
 from jaxstab.records import Data
 
+# the other names are for the other packages of jaxstab
+__all__ = ("load",)
+
 NAMES = ("mnist-5k", "digits", "mnist")
 # most bytes of one unpacked array: 60,000 digits take 188 MB in float32
 LARGEST = 2**31

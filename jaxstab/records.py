@@ -14,6 +14,22 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+# the other names are for the other packages of jaxstab
+__all__ = (
+    "AttentionProfile",
+    "BackwardProfile",
+    "CorrelationProfile",
+    "CriticalPoint",
+    "Data",
+    "Estimate",
+    "FixedPoint",
+    "ForwardProfile",
+    "Sharpness",
+    "SiteProfile",
+    "Spectrum",
+    "Training",
+)
+
 # a unit counts as saturated where |phi'| is at most this share of its maximum
 SATURATED = 0.1
 

@@ -394,7 +394,6 @@ _WITHOUT = {
     }
     | dict.fromkeys(
         (
-            "critical_width_gain",
             "design",
             "doubly_critical",
             "fourth_moment",

@@ -12,6 +12,7 @@ from jaxstab import activations, curvature, initializers, networks, propagation,
 from jaxstab.activations import leaky_relu
 from jaxstab.curvature.kernels import gauss_newton_gram
 from jaxstab.theory.features import features
+from jaxstab.theory.finite_width import critical_width_gain
 from jaxstab.theory.gradient_grams import below_readout
 
 
@@ -29,11 +30,11 @@ def test_leaky_relu_has_its_exact_laws(slope, width, mean, gaussian, at_he, haar
     phi = leaky_relu(slope)
     unit = theory.log_growth(phi, width, width**0.5)
     assert float(unit.mean) == pytest.approx(mean, abs=5e-9) and unit.survival == 1.0
-    assert theory.critical_width_gain(phi, width) == pytest.approx(gaussian, abs=5e-7)
+    assert critical_width_gain(phi, width) == pytest.approx(gaussian, abs=5e-7)
     assert float(
         theory.log_growth(phi, width, math.sqrt(2 / (1 + slope**2))).mean
     ) == pytest.approx(at_he, abs=5e-7)
-    assert theory.critical_width_gain(phi, width, "orthogonal") == pytest.approx(haar, abs=5e-7)
+    assert critical_width_gain(phi, width, "orthogonal") == pytest.approx(haar, abs=5e-7)
 
 
 def test_the_mean_is_the_integral_of_multi_precision():

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 import jaxstab
-from jaxstab import cli, networks, theory
+from jaxstab import cli, networks
 from jaxstab.cli import settings
 from jaxstab.precision import FULL
 from jaxstab.sweeps.settings import OPTIMISERS
-from jaxstab.theory.laws import WEIGHT_VARIANCES
+from jaxstab.theory import laws
 from jaxstab.theory.shaping import METHODS
 
 ROOT = Path(__file__).parent.parent
@@ -119,9 +119,9 @@ def test_the_list_of_commands_says_what_each_says():
 
 def test_flags_list_the_names_of_the_tables():
     for names, *tables in (
-        (settings.WEIGHTS, networks.WEIGHTS, WEIGHT_VARIANCES),
-        (settings.NORMS, networks.NORMS, theory.NORMS),
-        (settings.SKIPS, networks.SKIPS, theory.SKIPS),
+        (settings.WEIGHTS, networks.WEIGHTS, laws.WEIGHT_VARIANCES),
+        (settings.NORMS, networks.NORMS, laws.NORMS),
+        (settings.SKIPS, networks.SKIPS, laws.SKIPS),
         (settings.OPTIMISERS, OPTIMISERS),
         (settings.SHAPES, METHODS),
     ):

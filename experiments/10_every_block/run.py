@@ -32,7 +32,7 @@ class Setting:
     """Sizes of the experiment; those of --small only show that it runs."""
 
     norms: tuple[str | None, ...] = (None, "batch", "layer", "rms", "dyt", "derf")
-    skips: tuple[str | None, ...] = (None, *theory.SKIPS)
+    skips: tuple[str | None, ...] = (None, *networks.SKIPS)
     dropouts: tuple[float, ...] = (0.0, 0.2)
     depth: int = 5
     width: int = 256

@@ -14,7 +14,7 @@ with extra("run"):
     from jaxstab.analysis.predictions import predict
     from jaxstab.analysis.survey import survey
     from jaxstab.analysis.trained import summarise
-    from jaxstab.analysis.verdicts import crossing, judge, rate, standard_error
+    from jaxstab.analysis.verdicts import crossing, judge, rate
 
 __all__ = [
     "Boundary",
@@ -25,7 +25,6 @@ __all__ = [
     "judge",
     "predict",
     "rate",
-    "standard_error",
     "steps_to",
     "summarise",
     "survey",

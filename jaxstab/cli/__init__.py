@@ -16,7 +16,7 @@ from jaxstab.cli.faults import UserError, printable
 from jaxstab.cli.own import blamed
 from jaxstab.extras import MissingExtraError, extra
 
-__all__ = ["UserError", "main"]
+__all__ = ["main"]
 
 # exit code for a closed output pipe: 128 + SIGPIPE
 UNREAD = 141

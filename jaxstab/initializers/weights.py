@@ -8,13 +8,13 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float
 
-from jaxstab import theory
 from jaxstab.activations import Activation, get
 from jaxstab.checks import check_gains
 from jaxstab.networks import MLP, WEIGHTS, Chain, Params, init
 from jaxstab.networks.blocks import UNIT_WEIGHTS
 from jaxstab.networks.chains import with_network
 from jaxstab.networks.family import module_of
+from jaxstab.theory.finite_width import critical_width_gain
 from jaxstab.theory.gains import gain
 
 AnyActivation = str | Activation | Callable[[Array], Array]
@@ -58,7 +58,7 @@ def critical(
         raise ValueError(f"weights must be {', '.join(most)} or {last}, got {weights!r}")
     if width is not None:
         check_gains(0.0, sigma_b)
-        return _scaled(weights, theory.critical_width_gain(activation, width, weights))
+        return _scaled(weights, critical_width_gain(activation, width, weights))
     known = gain(activation, sigma_b)
     if not known.critical:
         name = get(activation).name

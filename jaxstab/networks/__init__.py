@@ -21,7 +21,7 @@ from jaxstab.networks.here import Here
 from jaxstab.networks.normalization import NORMS
 from jaxstab.networks.own import from_functions, from_linen, from_nnx, from_params
 from jaxstab.networks.perceptron import MLP
-from jaxstab.networks.probes import Probe, Reading, probe
+from jaxstab.networks.probes import Probe, probe
 from jaxstab.networks.sites import Site
 from jaxstab.networks.skips import SKIPS
 from jaxstab.networks.tagged import tag
@@ -36,7 +36,6 @@ __all__ = [
     "Here",
     "Params",
     "Probe",
-    "Reading",
     "Site",
     "bind",
     "chain",

@@ -96,7 +96,8 @@ class Probe:
                 was made with.
 
         Returns:
-            Output, values of the sites and updates.
+            Record of `output`, `sites` (values by name) and `updates` (other variables that the
+            model changed).
 
         Raises:
             ValueError: if a site is unknown, a shift has another shape than its site, or parameters

@@ -7,7 +7,6 @@ from jaxstab.theory.finite_width import (
     Comparison,
     LogGrowth,
     compare,
-    critical_width_gain,
     fourth_moment,
     log_growth,
     lyapunov_exponents,
@@ -26,8 +25,6 @@ from jaxstab.theory.free_products import (
 from jaxstab.theory.hermite import KernelMap, hermite_coefficients, kernel_map
 from jaxstab.theory.kernels import Kernels, kernels
 from jaxstab.theory.laws import (
-    NORMS,
-    SKIPS,
     Law,
     law,
     missing,
@@ -47,8 +44,6 @@ from jaxstab.theory.shaping import Shaped, shaped
 from jaxstab.theory.subnetworks import ResidualStages
 
 __all__ = [
-    "NORMS",
-    "SKIPS",
     "Comparison",
     "Design",
     "DoublyCritical",
@@ -67,7 +62,6 @@ __all__ = [
     "correlation_slope",
     "critical_points",
     "critical_sigma_w",
-    "critical_width_gain",
     "derivative_moment",
     "design",
     "doubly_critical",

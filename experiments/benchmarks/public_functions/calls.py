@@ -24,7 +24,6 @@ UNCALLED = {
 PLAIN = (
     "initializers.gain",
     "initializers.length_gain",
-    "theory.critical_width_gain",
     "theory.design",
     "theory.doubly_critical",
     "theory.fourth_moment",
@@ -278,7 +277,6 @@ def of_theory(depth: int) -> dict[str, Call]:
         ),
         "theory.critical_points": lambda p, x, key: theory.critical_points("tanh", 0.1 * gain(x)),
         "theory.critical_sigma_w": lambda p, x, key: theory.critical_sigma_w("tanh", 0.1 * gain(x)),
-        "theory.critical_width_gain": lambda p, x, key: theory.critical_width_gain("relu", 8),
         "theory.derivative_moment": lambda p, x, key: theory.derivative_moment("tanh", gain(x)),
         "theory.design": lambda p, x, key: theory.design(
             activations.leaky_relu, {"slope": 0.5}, 8, sigma_w=1.3, steps=3
