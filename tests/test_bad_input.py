@@ -325,7 +325,7 @@ def test_generated_stores(path, value):
         stored(place, told)
         answers(["status", place])
         # drawing is another test's matter, and takes seconds
-        with mock.patch.object(report, "write_trained", lambda summary, path: path):
+        with mock.patch.object(report, "write", lambda summary, path: path):
             answers(["report", place])
 
 

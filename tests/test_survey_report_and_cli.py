@@ -476,6 +476,6 @@ def test_a_dataset_that_is_no_survey_is_refused(tmp_path):
         {"activation": ("relu",), "depth": (2,), "seed": (0,), "sigma_w": (1.0,)}, width=8
     )
     with pytest.raises(
-        ValueError, match="a report needs a survey's dataset; this one lacks .*verdict"
+        ValueError, match="a survey or a summary of trainings; as a survey .* lacks .*verdict"
     ):
         report.write(analysis.predict(grid, 64, 0.3), tmp_path / "none.html")

@@ -110,7 +110,7 @@ def test_a_gradient_that_vanished_for_one_seed_is_not_left_out(whole, tmp_path):
     gone = {"seed": 0, "depth": 8, "evaluation": 0, "layer": 3, "variant": "tanh"}
     whole.log_grad_theta.loc[gone] = -np.inf
     said = summarise(whole, 0.1)
-    assert report.write_trained(said, tmp_path / "page.html").exists()
+    assert report.write(said, tmp_path / "page.html").exists()
     found = said.sel(kind="tanh", depth=8)
     assert (found.log_grad_theta.sel(layer=3) == -np.inf).all() and found.log_grad_theta_se.sel(
         layer=3
@@ -176,7 +176,7 @@ def _pictures(page):
 
 @pytest.mark.slow
 def test_the_page_holds_everything_and_no_markup_of_names(summary, tmp_path):
-    page = report.write_trained(summary, tmp_path / "report.html").read_text(encoding="utf-8")
+    page = report.write(summary, tmp_path / "report.html").read_text(encoding="utf-8")
     assert len(_pictures(page)) == 8 and "missing (" not in page and "Not finished" not in page
     for said in (
         "tanh &amp; &lt;norm&gt;", "the best in every cell", "R&sup2;", "not finite later", "at the start",
@@ -228,7 +228,7 @@ def test_a_store_of_something_else_is_one_line_and_exit_code_2(tmp_path, capsys)
         and err.count("\n") == 1
     )
     with pytest.raises(ValueError, match="needs their summary"):
-        report.write_trained(xr.Dataset(), tmp_path / "report.html")
+        report.write(xr.Dataset({"train_accuracy": 1.0}), tmp_path / "report.html")
     assert not (tmp_path / "report.html").exists()
 
 

@@ -47,19 +47,19 @@ def print_diagnosis(settings: Diagnose) -> None:
     loss = _of_output(loss, batch)
     _check_loss(loss, probe, params, x)
     with users_fault():
-        report = diagnosis.diagnose(probe, params, x, loss, tx=tx)
+        found = diagnosis.diagnose(probe, params, x, loss, tx=tx)
 
-    from jaxstab.report import write_diagnosis  # matplotlib is slow to import
+    from jaxstab import report  # matplotlib is slow to import
 
     shapes = ", ".join(f"{name} {a.dtype} {list(a.shape)}" for name, a in batch.items())
     subject = f"{settings.factory} at {settings.batch}: {shapes}"
-    text = report.as_json()
+    text = found.as_json()
     with users_fault():
         settings.out.mkdir(parents=True, exist_ok=True)
-        page = write_diagnosis(report, settings.out / _PAGE, subject, provenance())
+        page = report.write(found, settings.out / _PAGE, subject, provenance())
         with whole_file(settings.out / _JSON) as aside:
             aside.write_text(f"{text}\n", encoding="utf-8")
-    print(report)
+    print(found)
     print(f"\nreport: {page}\nnumbers: {settings.out / _JSON}")
 
 

@@ -33,11 +33,11 @@ def write_report(settings: Report) -> None:
     with reading(url):
         dataset = store.load_groups(url)
         # only the store of a sweep has verdicts
-        of_sweep = "verdict" in dataset
-        if of_sweep:
-            page = report.write(dataset.assign_attrs(history.told(url)), target)
+        if "verdict" in dataset:
+            found = dataset.assign_attrs(history.told(url))
         else:
-            page = report.write_trained(_summary(url), target)
+            found = _summary(url)
+        page = report.write(found, target)
     print(f"report: {page}")
 
 

@@ -3,8 +3,6 @@
 from jaxstab.extras import extra
 
 with extra("run"):
-    from jaxstab.report.diagnosis_page import write_diagnosis
-    from jaxstab.report.page import write
-    from jaxstab.report.trained_page import write_trained
+    from jaxstab.report.writing import write
 
-__all__ = ["write", "write_diagnosis", "write_trained"]
+__all__ = ["write"]

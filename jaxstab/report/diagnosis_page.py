@@ -10,9 +10,7 @@ from jaxstab.report.document import page, picture
 from jaxstab.store.files import whole_file
 
 
-def write_diagnosis(
-    found: Diagnosis, path: str | Path, subject: str, attributes: Mapping[str, str]
-) -> Path:
+def write(found: Diagnosis, path: str | Path, subject: str, attributes: Mapping[str, str]) -> Path:
     """Write the page of a diagnosis, with escaped names of the model's modules.
 
     Args:

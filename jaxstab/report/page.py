@@ -60,7 +60,7 @@ def write(dataset: xr.Dataset, path: str | Path) -> Path:
     missing = set(_NEEDED) - set(dataset)
     if missing or "grid" not in dataset.attrs:
         raise ValueError(
-            "a report needs a survey's dataset; this one lacks "
+            "a report needs a survey or a summary of trainings; as a survey this dataset lacks "
             f"{', '.join(sorted(missing)) or 'its grid'}"
         )
     told = _alts(dataset)

@@ -45,7 +45,7 @@ _DRAWN: dict[str, tuple[Callable[[xr.Dataset, int], Figure], tuple[str, ...]]] =
 }
 
 
-def write_trained(summary: xr.Dataset, path: str | Path) -> Path:
+def write(summary: xr.Dataset, path: str | Path) -> Path:
     """Write the report page of trainings, with all figures and their data inside.
 
     Args:
