@@ -246,14 +246,14 @@ def test_the_rate_of_a_deep_chain_is_that_of_theory(settings, gains, what, rate)
     if settings["activation"] != "relu" or "norm" in settings:
         return
     # relu is cured by its kernels alone
-    cured = diagnosis.apply(report, "critical kernels")
+    cured = report.apply("critical kernels")
     assert jax.tree.map(jnp.shape, cured) == jax.tree.map(jnp.shape, params)
     again = diagnosis.diagnose(probe, cured, X, loss)
     assert "vanishing gradient" not in _whats(again) and "exploding gradient" not in _whats(again)
     assert report.prescriptions[0].after < 0.5 * report.prescriptions[0].before
     assert "measured to help" in str(report)
     with pytest.raises(ValueError, match="no prescription prayer; there are: critical kernels"):
-        diagnosis.apply(report, "prayer")
+        report.apply("prayer")
 
 
 @pytest.mark.slow
@@ -324,7 +324,7 @@ def test_attention_that_has_settled_is_found_at_its_module():
     (cure,) = report.prescriptions
     assert cure.name == "cooler attention" and cure.after < 0.5 * cure.before
     changed = jax.tree_util.tree_leaves_with_path(
-        jax.tree.map(lambda a, b: bool(jnp.any(a != b)), params, diagnosis.apply(report))
+        jax.tree.map(lambda a, b: bool(jnp.any(a != b)), params, report.apply())
     )
     paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, new in changed if new]
     module = "params/block_1/MultiHeadDotProductAttention_0"
@@ -475,7 +475,7 @@ def test_branches_of_an_exploding_residual_network_are_scaled_down():
     params = jax.jit(model.init)(jax.random.key(2), X)
     report = diagnosis.diagnose(model, params, X, loss)
     assert _whats(report)[:2] == ["exploding gradient", "exploding signal"]
-    cured = diagnosis.apply(report, "scaled branches")
+    cured = report.apply("scaled branches")
     for block, before in params["params"].items():
         after = cured["params"][block]
         if block.startswith("Plain"):

@@ -50,7 +50,7 @@ def test_without_a_critical_gain_the_length_is_kept():
 def test_selus_own_gain_misleads():
     # held row A6: lengths contract, and the squared gradient grows by 1.0716 a layer
     with pytest.warns(UserWarning, match=r"chi_1 = 1.0716 per layer .* \(slope 0.7826\)"):
-        own = initializers.length_gain("selu")
+        own = initializers.gain("selu", keep="length")
     assert own.sigma_w == pytest.approx(1.0, abs=1e-6) and not own.critical
     found = initializers.gain("selu")
     assert found.critical

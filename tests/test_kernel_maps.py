@@ -77,7 +77,7 @@ def test_doubly_critical_points():
     ],
 )
 def test_gains_that_keep_lengths_are_the_published_ones(name, length, gain):
-    found = initializers.length_gain(name)
+    found = initializers.gain(name, keep="length")
     assert float(theory.second_moment(name, 1.0)) == pytest.approx(length, abs=6e-8)
     assert found.sigma_w == pytest.approx(gain, abs=6e-8) and not found.critical
 
@@ -90,5 +90,5 @@ def test_a_gain_that_keeps_lengths_and_not_gradients_warns(name, gain, chi_1):
     with pytest.warns(
         UserWarning, match=rf"{name}.*chi_1 = {chi_1} .*length map contracts \(slope 0\.\d{{4}}\)"
     ):
-        found = initializers.length_gain(name)
+        found = initializers.gain(name, keep="length")
     assert found.sigma_w == pytest.approx(gain, abs=6e-8) and f"chi_1 = {chi_1}" in found.source

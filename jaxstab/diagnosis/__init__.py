@@ -2,13 +2,13 @@
 
 report = diagnosis.diagnose(model, params, x, loss)
 print(report)
-params = diagnosis.apply(report)
+params = report.apply()
 
 `watch` follows a training run, and `writers` send its summaries to a file or a service.
 """
 
 from jaxstab.diagnosis import writers
-from jaxstab.diagnosis.diagnosing import apply, diagnose
+from jaxstab.diagnosis.diagnosing import diagnose
 from jaxstab.diagnosis.findings import Diagnosis, Finding, Prescription
 from jaxstab.diagnosis.intervals import Interval
 from jaxstab.diagnosis.watching import Watched, watch
@@ -19,7 +19,6 @@ __all__ = [
     "Interval",
     "Prescription",
     "Watched",
-    "apply",
     "diagnose",
     "watch",
     "writers",

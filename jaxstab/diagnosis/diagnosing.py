@@ -70,7 +70,7 @@ def diagnose(
         >>> report = diagnose(model, params, jnp.ones((8, 4)), jnp.sum)
         >>> [finding.what for finding in report.findings][0]
         'vanishing gradient'
-        >>> cured = apply(report)
+        >>> cured = report.apply()
         >>> bool(abs(diagnose(model, cured, jnp.ones((8, 4)), jnp.sum).rate.value) < 0.1)
         True
     """
@@ -124,23 +124,3 @@ def probed(model: Any, params: PyTree, *inputs: PyTree, **keywords: Any) -> Prob
         The probe.
     """
     return networks.probe(model, params, *inputs, kind=("*", ATTENTION), **keywords)
-
-
-def apply(report: Diagnosis, name: str | None = None) -> PyTree:
-    """Return the parameters of a prescription.
-
-    Args:
-        report: the diagnosis.
-        name: name of the prescription; None for the first.
-
-    Returns:
-        Parameters of the same shapes as the diagnosed ones.
-
-    Raises:
-        ValueError: if there is no such prescription.
-    """
-    for cure in report.prescriptions:
-        if name in (None, cure.name):
-            return cure.params
-    known = ", ".join(cure.name for cure in report.prescriptions) or "none"
-    raise ValueError(f"no prescription {name or 'was measured to help'}; there are: {known}")

@@ -95,6 +95,24 @@ class Diagnosis(NamedTuple):
         """True if there are no findings."""
         return not self.findings
 
+    def apply(self, name: str | None = None) -> PyTree:
+        """Return the parameters of a prescription.
+
+        Args:
+            name: name of the prescription; None for the first.
+
+        Returns:
+            Parameters of the same shapes as the diagnosed ones.
+
+        Raises:
+            ValueError: if there is no such prescription.
+        """
+        for cure in self.prescriptions:
+            if name in (None, cure.name):
+                return cure.params
+        known = ", ".join(cure.name for cure in self.prescriptions) or "none"
+        raise ValueError(f"no prescription {name or 'was measured to help'}; there are: {known}")
+
     def __str__(self) -> str:
         """Format as a page."""
         return "\n".join([*self.summary, "", *self._body()])
@@ -170,7 +188,7 @@ class Diagnosis(NamedTuple):
             return ["nothing found: signal and gradient survive the depth"]
         lines = [f"{i + 1}. {finding}" for i, finding in enumerate(self.findings)]
         if self.prescriptions:
-            lines += ["", "measured to help (diagnosis.apply gives the parameters):"]
+            lines += ["", "measured to help (the diagnosis's method apply gives the parameters):"]
             lines += [f"  - {cure}" for cure in self.prescriptions]
         return lines
 

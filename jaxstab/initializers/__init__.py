@@ -9,7 +9,7 @@ ones. Initialisers of a whole network draw or change its parameters: `looks_line
 from jaxstab.initializers.layerwise import auto_init, lsuv
 from jaxstab.initializers.residual import fixup, skip_init
 from jaxstab.initializers.weights import critical, looks_linear
-from jaxstab.theory.gains import Gain, gain, length_gain
+from jaxstab.theory.gains import Gain, gain
 
 __all__ = [
     "Gain",
@@ -17,7 +17,6 @@ __all__ = [
     "critical",
     "fixup",
     "gain",
-    "length_gain",
     "looks_linear",
     "lsuv",
     "skip_init",

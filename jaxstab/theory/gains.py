@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxstab.activations import Activation, get
-from jaxstab.checks import check_gains
+from jaxstab.checks import check_choice, check_gains
 from jaxstab.theory.critical import critical_points
 from jaxstab.theory.maps import AnyActivation, derivative_moment, second_moment, second_moment_slope
 
@@ -43,30 +43,40 @@ _KNOWN = {
 }
 
 
-def gain(activation: AnyActivation, sigma_b: float = 0.0) -> Gain:
-    """Choose the weight gain for an activation.
+def gain(activation: AnyActivation, sigma_b: float = 0.0, keep: str = "gradient") -> Gain:
+    """Choose the weight gain that keeps the gradient, or the length, for an activation.
 
     The critical gain has chi_1 = sigma_w^2 E phi'(sqrt(q*) u)^2 = 1 at the length fixed point q*
     (Schoenholz et al. 2017, eq. 5). Where no usable fixed point is critical (gelu, silu at sigma_b
-    = 0), the gain is that of `length_gain` (the argument of He et al. 2015 for any phi). The
-    function returns Python numbers and cannot be traced.
+    = 0), and for keep="length", the gain keeps the length q = 1, as published for most activations
+    (the argument of He et al. 2015 for any phi): sigma_w^2 = (1 - sigma_b^2) / E phi(u)^2. A
+    warning is issued where lengths then return to q = 1 and gradients explode nevertheless, chi_1 >
+    1 (selu). The function returns Python numbers and cannot be traced.
 
     Args:
         activation: name, `Activation` or elementwise callable.
-        sigma_b: bias standard deviation, >= 0.
+        sigma_b: bias standard deviation, >= 0; below 1 for a gain that keeps the length.
+        keep: "gradient" or "length".
 
     Returns:
-        The gain and its source.
+        The gain and its source, with chi_1 where the gain keeps the length.
 
     Raises:
-        ValueError: if sigma_b is negative or not finite, or no gain keeps signal or gradient.
+        ValueError: if sigma_b is negative or not finite, keep is neither, or no gain keeps signal
+            or gradient.
 
     Example:
         >>> gain("relu")
         Gain(sigma_w=1.4142135623730951, q=inf, critical=True, source="sqrt(2): E phi'(z)^2 is the same at every...")
+        >>> found = gain("gelu", keep="length")
+        >>> print(f"{found.sigma_w:.5f}: {found.source[-20:]}")
+        1.53353: chi_1 = 1.0720 there
     """
+    check_choice("keep", keep, ("gradient", "length"))
     phi = get(activation)
     check_gains(0.0, sigma_b)
+    if keep == "length":
+        return _length_gain(phi, sigma_b)
     if sigma_b == 0 and phi.name in _KNOWN and phi == get(phi.name):
         sigma_w, q, reason = _KNOWN[phi.name]
         return Gain(sigma_w, q, True, reason)
@@ -78,7 +88,7 @@ def gain(activation: AnyActivation, sigma_b: float = 0.0) -> Gain:
         q = float(points.q[first])
         source = f"solved chi_1 = 1 at sigma_b = {sigma_b:g}: length fixed point q = {q:.6g}"
         return Gain(sigma_w, q, True, source + _warning_of_published(phi, sigma_b))
-    return length_gain(phi, sigma_b)
+    return _length_gain(phi, sigma_b)
 
 
 class _AtUnitLength(NamedTuple):
@@ -116,29 +126,8 @@ def _warning_of_published(phi: Activation, sigma_b: float) -> str:
     )
 
 
-def length_gain(activation: AnyActivation, sigma_b: float = 0.0) -> Gain:
-    """Compute the weight gain that keeps the length q = 1, as published for most activations.
-
-    sigma_w^2 = (1 - sigma_b^2) / E phi(u)^2. A warning is issued where lengths return to q = 1 and
-    gradients explode nevertheless, chi_1 > 1 (selu). The function cannot be traced.
-
-    Args:
-        activation: name, `Activation` or elementwise callable.
-        sigma_b: bias standard deviation, in [0, 1).
-
-    Returns:
-        The gain; `source` contains chi_1.
-
-    Raises:
-        ValueError: if no gain keeps the length.
-
-    Example:
-        >>> found = length_gain("gelu")
-        >>> print(f"{found.sigma_w:.5f}: {found.source[-20:]}")
-        1.53353: chi_1 = 1.0720 there
-    """
-    phi = get(activation)
-    check_gains(0.0, sigma_b)
+def _length_gain(phi: Activation, sigma_b: float) -> Gain:
+    """Compute the gain that keeps q = 1, with a warning where gradients explode nevertheless."""
     at_unit = _at_unit_length(phi, sigma_b)
     if at_unit is None:
         raise ValueError(
@@ -150,7 +139,7 @@ def length_gain(activation: AnyActivation, sigma_b: float = 0.0) -> Gain:
             f"gain of {phi.name}: squared gradients grow by chi_1 = {at_unit.chi_1:.4f} per layer "
             "although the length "
             f"map contracts (slope {at_unit.slope:.4f})",
-            stacklevel=2,
+            stacklevel=3,
         )
     known = "keeps the length q = 1, sigma_w^2 = (1 - sigma_b^2) / E phi(u)^2"
     critical_here = abs(at_unit.chi_1 - 1) < 1e-9

@@ -23,7 +23,6 @@ UNCALLED = {
 # these take and give Python numbers, so that there is nothing to batch: they are called plain
 PLAIN = (
     "initializers.gain",
-    "initializers.length_gain",
     "theory.design",
     "theory.doubly_critical",
     "theory.fourth_moment",
@@ -246,7 +245,6 @@ def of_initializers(width: int, depth: int) -> dict[str, Call]:
         "initializers.critical": lambda p, x, key: critical(key, (width, width), jnp.float32),
         "initializers.fixup": lambda p, x, key: initializers.fixup(relu, drawn(x, key)),
         "initializers.gain": lambda p, x, key: initializers.gain("tanh").sigma_w,
-        "initializers.length_gain": lambda p, x, key: initializers.length_gain("tanh").sigma_w,
         "initializers.looks_linear": lambda p, x, key: initializers.looks_linear(relu, key, x),
         "initializers.lsuv": lambda p, x, key: initializers.lsuv(ours, p, batch(x)),
         "initializers.skip_init": lambda p, x, key: initializers.skip_init(drawn(x, key)),
