@@ -27,12 +27,13 @@ from hypothesis import strategies as st
 from jaxstab import store
 from jaxstab.store import claims, fingerprint, opening, reading
 from jaxstab.store.places import Place
+from jaxstab.store.reading import load_groups
 
 
 def test_a_run_and_what_any_zarr_reader_sees(tmp_path):
     path = tmp_path / "deep" / "sweep.zarr"
     run(path)
-    dataset = store.load_groups(path)
+    dataset = load_groups(path)
     assert dataset.loss.dims == ("row", "step") and dataset.log_grad.dims == (
         "row",
         "checkpoint",
@@ -57,7 +58,7 @@ def test_a_run_and_what_any_zarr_reader_sees(tmp_path):
 def test_rows_of_groups_to_come_are_fill_values_for_every_reader(tmp_path):
     sweep = opened(tmp_path / "a.zarr")
     sweep.write(2, compute(2))
-    assert_holds(store.load_groups(tmp_path / "a.zarr"), {2})
+    assert_holds(load_groups(tmp_path / "a.zarr"), {2})
     group = zarr.open_group(tmp_path / "a.zarr", mode="r")
     assert group["steps"][:6].tolist() == [-1] * 6 and np.isnan(group["loss"][:6]).all()
     assert store.progress(tmp_path / "a.zarr")[:4] == (8, 1, 24, 3)
@@ -75,7 +76,7 @@ def test_any_subset_of_groups_reads_back_exactly(tmp_path_factory, groups, size,
         sweep.write(group, compute(group, size))
     assert sweep.finished() == groups == opened(url, 7, size).finished()
     assert store.progress(url).done == len(groups)
-    assert_holds(store.load_groups(url), groups, size)
+    assert_holds(load_groups(url), groups, size)
     wanted = [compute(group, size)["steps"] for group in sorted(groups)]
     np.testing.assert_array_equal(
         reading.column(url, "steps"), np.concatenate([np.zeros(0, np.int32), *wanted])
@@ -161,7 +162,7 @@ def test_what_is_no_sweep_is_refused_and_left_alone(tmp_path, entry):
         FileExistsError, match="thesis exists and is .*not a sweep; choose another place"
     ):
         opened(place)
-    for reader in (store.progress, *([store.load_groups] if entry != "dataset" else [])):
+    for reader in (store.progress, *([load_groups] if entry != "dataset" else [])):
         with pytest.raises(ValueError, match="thesis: not a sweep"):
             reader(place)
     assert files(tmp_path) == kept
@@ -194,7 +195,7 @@ def test_a_damaged_or_forged_root_is_one_clear_line(tmp_path, edit):
     path = tmp_path / "a.zarr"
     opened(path)
     forge(path, edit)
-    for reader in (store.load_groups, store.progress):
+    for reader in (load_groups, store.progress):
         with pytest.raises(
             ValueError, match=r"a\.zarr: (damaged store|its \d+ bytes do not fit)"
         ) as refused:
@@ -210,13 +211,13 @@ def test_two_roots_that_are_no_json_objects_cannot_be_read(tmp_path, text):
     opened(tmp_path / "a.zarr")
     for name in ("zarr.json", "mark/root"):
         (tmp_path / "a.zarr" / name).write_bytes(text.encode("latin1"))
-    for reader in (store.load_groups, store.progress):
+    for reader in (load_groups, store.progress):
         with pytest.raises(ValueError, match=r"a\.zarr: damaged store"):
             reader(tmp_path / "a.zarr")
 
 
 def test_a_missing_store_and_an_unknown_url():
-    for reader in (store.load_groups, store.progress):
+    for reader in (load_groups, store.progress):
         with pytest.raises(ValueError, match=r"none\.zarr: no such store"):
             reader("none.zarr")
     with pytest.raises(ValueError, match="ftpz://a: Protocol not known"):
@@ -231,10 +232,10 @@ def test_reading_imports_and_runs_nothing(tmp_path, whole):
     document["codecs"] = [{"name": "numcodecs.pickle", "configuration": {}}]
     (path / "loss/zarr.json").write_text(json.dumps(document))
     code = (
-        "import sys; from jaxstab import store; path = sys.argv[1]; store.load_groups(path); seen, on = [], [True]\n"
+        "import sys; from jaxstab import store; path = sys.argv[1]; store.load(path); seen, on = [], [True]\n"
         "bad = ('import', 'exec', 'compile', 'pickle.find_class', 'marshal.loads', 'os.system', 'subprocess.Popen')\n"
         "sys.addaudithook(lambda event, args: on and event in bad and seen.append((event, args)))\n"
-        "done = bool(store.load_groups(path).done.all()); store.progress(path); on.clear(); print(done, seen)"
+        "done = bool(store.load(path).done.all()); store.progress(path); on.clear(); print(done, seen)"
     )
     ran = subprocess.run(
         [sys.executable, "-c", code, path], capture_output=True, text=True, check=True, timeout=120
@@ -307,15 +308,15 @@ def test_behind_a_url(tmp_path):
     assert opened(url).finished() == {0, 6}
     run(url)
     assert claims.runs(url) == []
-    assert_holds(store.load_groups(url), set(range(8)))
+    assert_holds(load_groups(url), set(range(8)))
     np.testing.assert_array_equal(
-        zarr.open_group(url, mode="r")["steps"][:], store.load_groups(url).steps
+        zarr.open_group(url, mode="r")["steps"][:], load_groups(url).steps
     )
     # a run that was killed while it made the store
     half = Place(f"memory:/{tmp_path}/half.zarr")
     half.fill({"loss/zarr.json": b"{"})
     run(half.url)
-    assert_holds(store.load_groups(half.url), set(range(8)))
+    assert_holds(load_groups(half.url), set(range(8)))
     other = Place(f"memory:/{tmp_path}/thesis")
     other.fill({"chapter.tex": b"years of work"})
     with pytest.raises(FileExistsError, match="thesis exists and is not a sweep"):

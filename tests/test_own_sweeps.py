@@ -10,6 +10,7 @@ from flax import linen as nn
 
 from jaxstab import analysis, networks, propagation, sweeps, theory, training
 from jaxstab.records import Data
+from jaxstab.sweeps.examples import samples
 
 RNG = np.random.default_rng(0)
 DATA = Data(
@@ -38,7 +39,7 @@ def test_a_cell_is_what_it_is_by_itself(found):
     assert found.log_grad_h.dims == ("depth", "seed", "sigma_w", "input", "layer")
     assert found.sizes["layer"] == 4 and found.depth.values.tolist() == [1, 3]
     assert "no law" in found.attrs["theory"]
-    sample = jax.tree.map(lambda field: field[1, 1], sweeps.samples(GRID, DATA))
+    sample = jax.tree.map(lambda field: field[1, 1], samples(GRID, DATA))
 
     def measured(depth):
         chain = factory(depth)
@@ -93,7 +94,7 @@ def test_spectra_of_tokens_by_a_measure_of_the_users():
 
     grid = sweeps.Grid({"depth": [2]}, network=network)
     found = sweeps.run(grid, measure, data)
-    sample = jax.tree.map(lambda field: field[0, 0], sweeps.samples(grid, data))
+    sample = jax.tree.map(lambda field: field[0, 0], samples(grid, data))
     chain = network(2)
 
     @jax.jit

@@ -12,11 +12,12 @@ import xarray as xr
 from groups_at_work import append, flip, truncate
 
 from jaxstab import store
-from jaxstab.store import load_groups, progress
+from jaxstab.store import progress
 from jaxstab.store.dataset import check_writable, remove
 from jaxstab.store.fields import Field
 from jaxstab.store.opening import open_groups
 from jaxstab.store.places import Place
+from jaxstab.store.reading import load_groups
 
 ROOT = Path(__file__).parent.parent
 

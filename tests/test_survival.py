@@ -28,6 +28,7 @@ from groups_at_work import (
 from jaxstab import store
 from jaxstab.store import chunks, claims, places, reading
 from jaxstab.store.fields import Field
+from jaxstab.store.reading import load_groups
 
 
 @pytest.mark.slow
@@ -105,7 +106,7 @@ def test_a_torn_group_is_seen_and_computed_again(tmp_path, whole, key, tear):
     told = store.progress(path)
     assert (told.done, told.torn) == (7, 0 if (tear, key) in UNMARKED else 1)
     assert opened(path).finished() == set(range(8)) - {3}
-    assert_holds(store.load_groups(path), set(range(8)) - {3})
+    assert_holds(load_groups(path), set(range(8)) - {3})
     run(path, tmp_path / "log")
     assert [line[:2] for line in notes(tmp_path / "log")] == [["begin", "3"], ["end", "3"]]
     assert_finished(path, whole)
@@ -125,7 +126,7 @@ def test_a_valid_chunk_in_the_place_of_another_is_torn(tmp_path, whole, keys):
     path = tmp_path / "whole.zarr"
     _swap(path, *keys)
     assert store.progress(path)[:2] == (8, 6) and store.progress(path).torn == 2
-    assert_holds(store.load_groups(path), set(range(8)) - {3, 5})
+    assert_holds(load_groups(path), set(range(8)) - {3, 5})
     assert len(reading.column(path, "steps")) == 3 * (8 if keys[0].startswith("loss") else 6)
     run(path)
     assert_finished(path, whole)
@@ -171,7 +172,7 @@ def test_a_lost_root_is_mended(tmp_path, whole, names, tear):
         tear(path / name)
     if names != ROOTS:
         assert store.progress(path)[:2] == (8, 8)
-        assert_holds(store.load_groups(path), set(range(8)))
+        assert_holds(load_groups(path), set(range(8)))
         with pytest.raises(ValueError, match="holds another sweep"):
             opened(path, width=9)
     run(path, tmp_path / "log")
@@ -296,7 +297,7 @@ def test_a_real_disk_full_and_then_read_only(disk, tmp_path, whole):
     assert_finished(path / "a.zarr", whole)
     mount("remount,ro")
     run(path / "a.zarr")
-    assert_holds(store.load_groups(path / "a.zarr"), set(range(8)))
+    assert_holds(load_groups(path / "a.zarr"), set(range(8)))
 
 
 def test_a_place_that_cannot_be_written_to_is_named(tmp_path):
@@ -335,17 +336,17 @@ def test_files_without_end_are_not_read(tmp_path, whole):
     for key in ("loss/c.3.0", "mark/c.5.0", "zarr.json"):
         os.truncate(place / key, 2**40)
     assert opened(place).finished() == set(range(8)) - {3, 5}
-    assert store.load_groups(place).done.sum() == 6 * 3
+    assert load_groups(place).done.sum() == 6 * 3
     # opening it for another run has mended one
     for key in ("mark/root", "zarr.json"):
         os.truncate(place / key, 2**40)
     with pytest.raises(ValueError, match="damaged store .its root is torn"):
-        store.load_groups(place)
+        load_groups(place)
     for key in ("mark/root", "zarr.json"):
         (place / key).unlink()
     os.mkfifo(place / "zarr.json")
     with pytest.raises(OSError, match=r"cannot read .*whole\.zarr: zarr\.json is not a file"):
-        store.load_groups(place)
+        load_groups(place)
 
 
 def test_text_that_fills_memory_is_damaged():

@@ -20,6 +20,7 @@ from jaxstab.cli.sweep import grid_of
 from jaxstab.records import Data
 from jaxstab.store import claims, opening
 from jaxstab.sweeps import plan as plan_of
+from jaxstab.sweeps.examples import samples
 from jaxstab.sweeps.measuring import Measuring
 from jaxstab.sweeps.plan import MEMORY, measuring_plan, memory
 
@@ -66,7 +67,7 @@ def test_a_cell_is_what_the_single_network_gives(
     signals, jacobians, activation, sigma_w, seed, number
 ):
     # same key, same gains, one network at a time and not jitted as a whole
-    sample = jax.tree.map(lambda a: a[seed], sweeps.samples(GRID, DATA))
+    sample = jax.tree.map(lambda a: a[seed], samples(GRID, DATA))
     mlp = GRID.mlp(GRID.kinds[GRID.labels("activation").index(activation)], 3, 3)
     params, chain = (
         networks.init(mlp, jax.random.key(seed), sample.x[0], sigma_w, 0.1),
@@ -95,7 +96,7 @@ def test_cured_networks_sweep_too(cure):
     def both(*args):
         return *sweeps.signal(*args), sweeps.jacobian(*args)
 
-    result, sample = sweeps.run(grid, both, DATA), sweeps.samples(grid, DATA, cure.get("batch"))
+    result, sample = sweeps.run(grid, both, DATA), samples(grid, DATA, cure.get("batch"))
     mlp, key, one = (
         grid.mlp(grid.kinds[0], 3, 3),
         jax.random.key(0),
@@ -131,7 +132,7 @@ def test_sharpness_is_that_of_the_dense_matrices(cure):
     """Depths that are traced, and those of blocks that depend on it, against `jax.hessian` of the shallower network."""
     grid = GRID.but(sigma_w=(1.5,), activation=("tanh",), seed=(1,), inputs=1, width=3, **cure)
     found = sweeps.run(grid, sweeps.sharpness, DATA)
-    sample = jax.tree.map(lambda a: a[0, 0], sweeps.samples(grid, DATA, cure.get("batch")))
+    sample = jax.tree.map(lambda a: a[0, 0], samples(grid, DATA, cure.get("batch")))
     mlp = grid.mlp(grid.kinds[0], 3, 3)
     params = networks.init(mlp, jax.random.key(1), sample.x, 1.5, 0.1)
     chain = networks.chain(mlp)
@@ -158,11 +159,11 @@ def test_sharpness_is_that_of_the_dense_matrices(cure):
 
 
 def test_inputs_have_unit_mean_square_and_differ():
-    sample = sweeps.samples(GRID, DATA)
+    sample = samples(GRID, DATA)
     assert sample.x.shape == (2, 2, 7)
     np.testing.assert_allclose(jnp.mean(sample.x**2, axis=-1), 1.0, rtol=1e-6)
     assert not np.allclose(sample.x, sample.other)
-    again = sweeps.samples(GRID, DATA)
+    again = samples(GRID, DATA)
     chex.assert_trees_all_equal(sample, again)
 
 

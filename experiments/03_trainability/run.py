@@ -148,7 +148,7 @@ def main(argv=None):
     arguments = parser.parse_args(argv)
     setting = SMALL if arguments.small else FULL if arguments.full else Setting()
     place = arguments.out / "trained.zarr"
-    data = sweeps.divided(datasets.load(setting.data))
+    data = sweeps.Split.of(datasets.load(setting.data))
     with jax.enable_x64(True):
         trained = sweeps.run_into(place, setting.grid(), setting.training(), data, progress=tqdm)
         arrays, measured = measure(analysis.summarise(trained, CHANCE))

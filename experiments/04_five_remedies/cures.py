@@ -221,7 +221,7 @@ class Job:
     def complete(self, place):
         """Measure what the store at `place` has not yet: {(cure, depth): {field: a value a seed}}."""
         complete(open_store(place, self), self)
-        rows = store.load_groups(place)
+        rows = store.load(place)
         seeds = self.setting.seeds
         found = {}
         for group, pair in enumerate(self.pairs):

@@ -13,7 +13,8 @@ from jaxtyping import Array, ArrayLike
 from jaxstab import theory
 from jaxstab.analysis.assumed import Assumed, assumed, laws, names
 from jaxstab.analysis.pointwise import each, fixed_points
-from jaxstab.sweeps import Grid, ProgressBar
+from jaxstab.sweeps import Grid
+from jaxstab.sweeps.durable import ProgressBar
 from jaxstab.sweeps.grid import Kind
 from jaxstab.sweeps.measures import Record
 from jaxstab.sweeps.run import labelled

@@ -21,16 +21,15 @@ from jaxstab.checks import check_count
 from jaxstab.records import CorrelationProfile, Data, ForwardProfile
 from jaxstab.sweeps import (
     Grid,
-    Measure,
-    ProgressBar,
     jacobian,
     run,
     run_into,
-    samples,
     sharpness,
     signal,
 )
-from jaxstab.sweeps.examples import classes
+from jaxstab.sweeps.durable import ProgressBar
+from jaxstab.sweeps.examples import classes, samples
+from jaxstab.sweeps.measures import Measure
 from jaxstab.sweeps.measuring import settings
 from jaxstab.sweeps.run import as_attributes
 

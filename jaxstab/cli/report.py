@@ -4,12 +4,13 @@ from pathlib import Path, PurePosixPath
 
 import xarray as xr
 
-from jaxstab import report, store, sweeps
+from jaxstab import report, sweeps
 from jaxstab.analysis import summarise
 from jaxstab.cli import history
 from jaxstab.cli.faults import reading, users_fault
 from jaxstab.cli.settings import Report
 from jaxstab.store import files
+from jaxstab.store.reading import load_groups
 
 # name of the store in the folder of `jaxstab sweep`
 _SWEEP = "store.zarr"
@@ -31,7 +32,7 @@ def write_report(settings: Report) -> None:
     with users_fault():
         files.check_file(target)
     with reading(url):
-        dataset = store.load_groups(url)
+        dataset = load_groups(url)
         # only the store of a sweep has verdicts
         if "verdict" in dataset:
             found = dataset.assign_attrs(history.told(url))

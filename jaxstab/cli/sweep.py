@@ -29,7 +29,9 @@ from jaxstab.cli.settings import Sweep
 from jaxstab.cli.tried import tried
 from jaxstab.store import fingerprint, locks
 from jaxstab.store.dataset import attributes, check_writable, remove, versions
-from jaxstab.sweeps.examples import classes
+from jaxstab.sweeps.durable import ProgressBar
+from jaxstab.sweeps.examples import classes, samples
+from jaxstab.sweeps.measures import Measure
 from jaxstab.sweeps.measuring import Measuring
 from jaxstab.sweeps.measuring import settings as settings_of_sweep
 from jaxstab.sweeps.run import as_attributes
@@ -99,11 +101,11 @@ def sweep(settings: Sweep) -> None:
         data = datasets.load(settings.data, settings.data_path)
         grid = grid_of(settings, classes(data))
         # one seed is enough, since every seed draws as many examples
-        sweeps.samples(grid.but(seed=range(1)), data, settings.batch)
+        samples(grid.but(seed=range(1)), data, settings.batch)
         check_memory("the results", _results(grid))
         wanted = measures(grid, settings.sharpness)
         for of, _ in wanted.values():
-            sweeps.samples(of.but(seed=range(1)), data, of.fixed["batch"])
+            samples(of.but(seed=range(1)), data, of.fixed["batch"])
         plans = {
             name: sweeps.plan(of, measure, data, settings.chunk_size)
             for name, (of, measure) in wanted.items()
@@ -207,7 +209,7 @@ def _make(settings: Sweep, place: Path, grid: sweeps.Grid, data: records.Data, t
 
 
 def _surveyed(
-    settings: Sweep, grid: sweeps.Grid, data: records.Data, progress: sweeps.ProgressBar
+    settings: Sweep, grid: sweeps.Grid, data: records.Data, progress: ProgressBar
 ) -> xr.Dataset:
     """Make the survey; --overwrite replaces an unfinished survey of other settings."""
     kept: dict[str, Any] = {
@@ -265,7 +267,7 @@ def _cells(grid: sweeps.Grid) -> int:
 def _header(
     grid: sweeps.Grid,
     plans: dict[str, sweeps.Plan],
-    wanted: Mapping[str, tuple[sweeps.Grid, sweeps.Measure]],
+    wanted: Mapping[str, tuple[sweeps.Grid, Measure]],
 ) -> str:
     """Describe the computation in a line."""
     devices = jax.local_devices()
@@ -285,7 +287,7 @@ def _header(
 
 def _rough_time(
     grid: sweeps.Grid,
-    wanted: Mapping[str, tuple[sweeps.Grid, sweeps.Measure]],
+    wanted: Mapping[str, tuple[sweeps.Grid, Measure]],
     device: jax.Device,
 ) -> str:
     """Estimate the time from that of the defaults: spectra cost networks x depth x width^3."""
@@ -311,7 +313,7 @@ def _products(grid: sweeps.Grid) -> float:
     return _cells(grid) * layers * each * PRODUCTS
 
 
-def _progress(bar: tqdm) -> sweeps.ProgressBar:
+def _progress(bar: tqdm) -> ProgressBar:
     """Make a progress bar over the steps of measuring and predicting."""
 
     def wrap(steps: Iterable[Any]) -> Any:

@@ -24,7 +24,7 @@ from jaxstab.cli.faults import (
 from jaxstab.cli.settings import Train
 from jaxstab.cli.tried import tried
 from jaxstab.store import export, files
-from jaxstab.sweeps.durable import Result, Sized, complete, open_store
+from jaxstab.sweeps.durable import ProgressBar, Result, Sized, complete, open_store
 from jaxstab.sweeps.training_plan import available, total_flops, training_plan
 from jaxstab.sweeps.trainings import Trainings
 
@@ -183,7 +183,7 @@ def split(name: str, path: Path | None) -> sweeps.Split:
     whole = datasets.load(name, path)
     if name == "mnist":
         return sweeps.Split(whole, datasets.load(name, path, train=False))
-    return sweeps.divided(whole)
+    return sweeps.Split.of(whole)
 
 
 @dataclasses.dataclass
@@ -210,7 +210,7 @@ class _Tally:
             f"{100 * self.compiling / whole:.0f} % of the time compiling"
         )
 
-    def watching(self, job: Trainings) -> sweeps.ProgressBar:
+    def watching(self, job: Trainings) -> ProgressBar:
         """Make a progress bar that counts the committed groups of a job."""
 
         def wrap(results: Sized) -> Iterator[Result]:

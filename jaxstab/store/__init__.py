@@ -7,13 +7,12 @@ with extra("run"):
     from jaxstab.store.fields import Axis as Axis
     from jaxstab.store.fields import Field as Field
     from jaxstab.store.opening import OtherSweepError
-    from jaxstab.store.reading import Progress, load_groups, progress
+    from jaxstab.store.reading import Progress, progress
 
 __all__ = [
     "OtherSweepError",
     "Progress",
     "load",
-    "load_groups",
     "progress",
     "save",
 ]

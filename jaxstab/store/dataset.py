@@ -203,17 +203,19 @@ def _settle(path: Path) -> None:
 
 
 def load(path: str | Path) -> xr.Dataset:
-    """Read a stored dataset, into memory.
+    """Read a store into memory: a saved dataset, or groups of cells, finished or not.
 
     Args:
-        path: the store.
+        path: the store, a folder or an fsspec URL.
 
     Returns:
-        The dataset.
+        The dataset. Cells that are not computed hold NaN, -1 or False, and False in `done`.
 
     Raises:
         ValueError: if there is no store, or it cannot be read.
     """
+    if "://" in str(path):
+        return load_groups(path)
     place = _target(Path(path))
     if not place.exists() and _aside(place).exists():
         place = _aside(place)

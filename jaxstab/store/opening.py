@@ -98,8 +98,8 @@ def open_grid(
         >>> known = {"sigma_w": (("sigma_w",), [0.5, 1.5])}
         >>> sweep = open_grid("memory://doctest/g.zarr", {}, {"c": Field((), "float32", ())}, axes, known)
         >>> sweep.write(1, {"c": np.ones((2, 2), np.float32)})
-        >>> from jaxstab.store import load_groups
-        >>> load_groups("memory://doctest/g.zarr").c.sel(sigma_w=1.5).values.tolist()
+        >>> from jaxstab.store import load
+        >>> load("memory://doctest/g.zarr").c.sel(sigma_w=1.5).values.tolist()
         [nan, nan, 1.0]
     """
     known = {

@@ -92,6 +92,33 @@ class Split(NamedTuple):
     train: Data
     test: Data
 
+    @classmethod
+    def of(cls, data: Data) -> "Split":
+        """Split data at random with a fixed seed: a fifth for testing, the rest for training.
+
+        Args:
+            data: at least two examples.
+
+        Returns:
+            The split.
+
+        Raises:
+            ValueError: if there are fewer than two examples.
+        """
+        if len(data.x) < 2:
+            raise ValueError(
+                f"{data.name}: one example to train on and one to test on are the least, got "
+                f"{len(data.x)}"
+            )
+        order = np.random.default_rng(0).permutation(len(data.x))
+        cut = max(1, len(order) // 5)
+        train = order[cut:]
+        test = order[:cut]
+        return cls(
+            Data(data.x[train], data.y[train], f"{data.name}, training"),
+            Data(data.x[test], data.y[test], f"{data.name}, test"),
+        )
+
     @property
     def features(self) -> int:
         """Number of input features."""
@@ -106,30 +133,3 @@ class Split(NamedTuple):
     def chance(self) -> float:
         """Accuracy on the training data of always predicting the most frequent class."""
         return float(np.bincount(self.train.y).max() / len(self.train.y))
-
-
-def divided(data: Data) -> Split:
-    """Split data at random with a fixed seed: a fifth for testing, the rest for training.
-
-    Args:
-        data: at least two examples.
-
-    Returns:
-        The split.
-
-    Raises:
-        ValueError: if there are fewer than two examples.
-    """
-    if len(data.x) < 2:
-        raise ValueError(
-            f"{data.name}: one example to train on and one to test on are the least, got "
-            f"{len(data.x)}"
-        )
-    order = np.random.default_rng(0).permutation(len(data.x))
-    cut = max(1, len(order) // 5)
-    train = order[cut:]
-    test = order[:cut]
-    return Split(
-        Data(data.x[train], data.y[train], f"{data.name}, training"),
-        Data(data.x[test], data.y[test], f"{data.name}, test"),
-    )

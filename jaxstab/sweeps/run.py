@@ -9,11 +9,11 @@ import jax
 import numpy as np
 import xarray as xr
 
-from jaxstab import store
 from jaxstab.devices import one_blas_thread
 from jaxstab.records import Data, dimensions
+from jaxstab.store.reading import load_groups
 from jaxstab.sweeps.durable import ProgressBar, Sized, batches, complete, open_store
-from jaxstab.sweeps.examples import Split, divided
+from jaxstab.sweeps.examples import Split
 from jaxstab.sweeps.grid import Grid
 from jaxstab.sweeps.measures import Measure, Record, Train
 from jaxstab.sweeps.measuring import Measuring
@@ -178,7 +178,7 @@ def load(place: str | Path) -> xr.Dataset:
     Raises:
         ValueError: if place is no store of a sweep, or the values along an axis are torn.
     """
-    dataset = store.load_groups(place)
+    dataset = load_groups(place)
     if not {"grid", "data"} <= set(dataset.attrs):
         raise ValueError(f"{place}: not a store of a sweep: its settings lack grid or data")
     torn = [str(name) for name in dataset["done"].dims if name not in dataset.coords]
@@ -222,7 +222,7 @@ def job_of(
 def _split(data: Data | Split) -> Split:
     if isinstance(data, Split):
         return data
-    return divided(data)
+    return Split.of(data)
 
 
 def _whole(data: Data | Split) -> Data:

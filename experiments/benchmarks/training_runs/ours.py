@@ -1,6 +1,6 @@
 """Ours: the trainings of a grid through jaxstab.sweeps, which draws weights and minibatches itself."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
@@ -16,7 +16,7 @@ def ours(problem: Problem) -> Callable[[], Result]:
     def run() -> Result:
         compiling = []
 
-        def watched(results: sweeps.ProgressBar) -> Iterator[object]:
+        def watched(results: Iterable[object]) -> Iterator[object]:
             for result in results:
                 compiling.append(result.compiling)
                 yield result
