@@ -12,7 +12,7 @@ from jaxstab.checks import check_gains
 from jaxstab.cli.blocks import check_figure, law_of, strict
 from jaxstab.cli.faults import UserError, users_fault
 from jaxstab.cli.settings import Phase
-from jaxstab.theory.laws import unsolvable
+from jaxstab.theory.reasons import unsolvable
 
 # most points along either axis
 _MOST = 1024

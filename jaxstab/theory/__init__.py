@@ -24,11 +24,7 @@ from jaxstab.theory.free_products import (
 )
 from jaxstab.theory.hermite import KernelMap, hermite_coefficients, kernel_map
 from jaxstab.theory.kernels import Kernels, kernels
-from jaxstab.theory.laws import (
-    Law,
-    law,
-    missing,
-)
+from jaxstab.theory.laws import Law, law
 from jaxstab.theory.maps import (
     correlation_map,
     correlation_slope,
@@ -40,6 +36,7 @@ from jaxstab.theory.maps import (
 )
 from jaxstab.theory.moment_errors import MomentError, moment_error
 from jaxstab.theory.prediction import predict
+from jaxstab.theory.reasons import missing
 from jaxstab.theory.shaping import Shaped, shaped
 from jaxstab.theory.subnetworks import ResidualStages
 

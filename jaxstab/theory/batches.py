@@ -176,18 +176,22 @@ def _value_and_slope(phi: Activation, z: Array) -> tuple[Array, Array]:
     return jax.jvp(phi.fn, (z,), (jnp.ones_like(z),))
 
 
-def spheres(phi: Activation, about: Features, batch: int, dtype: jnp.dtype) -> Sphere:
+def spheres(law: Law, phi: Activation, about: Features, dtype: jnp.dtype) -> Sphere | None:
     """Tabulate moments on spheres, on a grid of ln t^2/(1 - t^2).
 
     Args:
+        law: law of the block.
         phi: activation.
         about: features of the activation.
-        batch: batch size B, >= 4.
         dtype: dtype of the moments.
 
     Returns:
-        Moments along the grid.
+        Moments along the grid for BatchNorm over a finite batch; else None.
     """
+    if not law.finite_batch:
+        return None
+    batch = law.batch
+    assert batch is not None
     count = math.ceil(_FARTHEST / _spacing(batch))
     grid = jnp.arange(-count, count + 1).astype(dtype) * _spacing(batch)
     squares = jax.nn.sigmoid(grid)

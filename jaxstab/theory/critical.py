@@ -12,24 +12,16 @@ from jaxstab.activations import Activation
 from jaxstab.checks import check_gains, check_one_point
 from jaxstab.records import CriticalPoint
 from jaxstab.theory import host
-from jaxstab.theory.blocks import (
-    Form,
-    batch_state,
-    block_moments,
-    block_of,
-    gains_of,
-    grid_of,
-    is_at_once,
-    on_grid,
-    parted,
-    vanishes,
-)
+from jaxstab.theory.block_maps import batch_state, gains_of
+from jaxstab.theory.block_moments import block_moments, on_grid
+from jaxstab.theory.blocks import Form, block_of, grid_of, is_at_once, parted, vanishes
 from jaxstab.theory.features import Features
 from jaxstab.theory.host import AnyArray
 from jaxstab.theory.implicit import derivatives, differentiable
-from jaxstab.theory.laws import AnyBlock, as_law, missing_critical_points
+from jaxstab.theory.laws import AnyBlock, as_law
 from jaxstab.theory.maps import log_sum
 from jaxstab.theory.moments import LOG_LONGEST, LogMoments, inside
+from jaxstab.theory.reasons import missing_critical_points
 from jaxstab.theory.roots import CAPACITY, ROUNDING, Known, Samples, all_roots
 
 # ln of the longest critical length searched

@@ -11,7 +11,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from jaxstab.checks import check_choice, check_count, plain_number
 from jaxstab.theory.free_products import squared_slopes
-from jaxstab.theory.laws import Law, as_law, missing_fields
+from jaxstab.theory.laws import Law, as_law
 from jaxstab.theory.maps import (
     AnyActivation,
     derivative_moment,
@@ -19,6 +19,7 @@ from jaxstab.theory.maps import (
     second_moment_slope,
 )
 from jaxstab.theory.prediction import predict
+from jaxstab.theory.reasons import missing_fields
 
 GOALS = ("critical", "isometric", "length_critical", "doubly_critical")
 # conditions on one layer, which do not depend on depth

@@ -47,10 +47,11 @@ from jaxstab.theory.features import Features
 from jaxstab.theory.finite_width import typical_shift
 from jaxstab.theory.gradient_grams import BelowReadout, below_readout
 from jaxstab.theory.kernels import kernels
-from jaxstab.theory.laws import Law, as_law, missing_kernels
+from jaxstab.theory.laws import Law, as_law
 from jaxstab.theory.maps import AnyActivation
 from jaxstab.theory.moments import root
 from jaxstab.theory.precision import compiled
+from jaxstab.theory.reasons import missing_kernels
 
 # steps of the power iteration, which separate C outlier eigenvalues close to each other
 _PRODUCTS = 60

@@ -16,29 +16,18 @@ from jaxstab.activations import Activation
 from jaxstab.checks import check_gains, check_inputs, check_one_point
 from jaxstab.records import FixedPoint
 from jaxstab.theory import host
-from jaxstab.theory.blocks import (
-    Block,
-    Form,
-    Gains,
-    batch_state,
-    block_moments,
-    block_of,
-    far,
-    gains_of,
-    grid_of,
-    is_at_once,
-    on_grid,
-    parted,
-    vanishes,
-)
+from jaxstab.theory.block_maps import Gains, batch_state, gains_of
+from jaxstab.theory.block_moments import block_moments, on_grid
+from jaxstab.theory.blocks import Block, Form, block_of, far, grid_of, is_at_once, parted, vanishes
 from jaxstab.theory.features import Features
 from jaxstab.theory.host import AnyArray
 from jaxstab.theory.implicit import derivatives, differentiable
-from jaxstab.theory.laws import AnyBlock, Law, as_law, unsolvable
+from jaxstab.theory.laws import AnyBlock, Law, as_law
 from jaxstab.theory.maps import log_length_map, log_sum
 from jaxstab.theory.moments import LOG_LONGEST, LOG_SHORTEST, LogMoments, log_pair
 from jaxstab.theory.quadrature import rule
 from jaxstab.theory.ranges import in_range
+from jaxstab.theory.reasons import unsolvable
 from jaxstab.theory.roots import CAPACITY, ROUNDING, Function, Known, Samples, all_roots, next_root
 from jaxstab.theory.scales import Slopes, around, paired_at, with_skip
 

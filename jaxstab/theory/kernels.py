@@ -28,12 +28,13 @@ from jaxtyping import Array, ArrayLike, Float
 from jaxstab.activations import Activation, Mixture
 from jaxstab.checks import check_count, check_gains, check_inputs, check_one_point
 from jaxstab.theory.features import Features
-from jaxstab.theory.laws import AnyBlock, Law, as_law, missing_kernels
+from jaxstab.theory.laws import AnyBlock, Law, as_law
 from jaxstab.theory.maps import log_square
 from jaxstab.theory.moments import inside, log_moments
 from jaxstab.theory.precision import compiled
 from jaxstab.theory.quadrature import joint
 from jaxstab.theory.ranges import as_correlation
+from jaxstab.theory.reasons import missing_kernels
 
 # phi(a z) = a phi(z) for a > 0: kernels of two lengths follow from those of one
 _HOMOGENEOUS = ("identity", "relu", "leaky_relu")

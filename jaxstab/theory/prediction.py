@@ -11,13 +11,15 @@ from jaxstab.activations import Activation
 from jaxstab.checks import Depths, check_depths, check_gains, check_inputs, check_one_point
 from jaxstab.records import SATURATED, BackwardProfile, CorrelationProfile, ForwardProfile, Spectrum
 from jaxstab.theory.features import Features
-from jaxstab.theory.folds import Gains, Layers, first_signal, gains, layers
-from jaxstab.theory.laws import AnyBlock, Law, as_law, missing_fields
+from jaxstab.theory.folds import layers
+from jaxstab.theory.laws import AnyBlock, Law, as_law
 from jaxstab.theory.maps import flat_share
 from jaxstab.theory.precision import compiled
 from jaxstab.theory.ranges import as_correlation
+from jaxstab.theory.reasons import missing_fields
 from jaxstab.theory.signals import log
 from jaxstab.theory.squashes import unsquashed
+from jaxstab.theory.steps import Layers, Variances, first_signal, variances
 
 Prediction = tuple[ForwardProfile, CorrelationProfile, BackwardProfile, Spectrum]
 
@@ -35,8 +37,8 @@ def _predict(
     width: int,
     d_in: int,
 ) -> Prediction:
-    block = gains(law, sigma_w, sigma_b, max(depths))
-    embed = Gains(
+    block = variances(law, sigma_w, sigma_b, max(depths))
+    embed = Variances(
         block.weight + _embedding(law, width, d_in), block.bias, jnp.zeros_like(block.branch)
     )
     log_input = jnp.log(q0)

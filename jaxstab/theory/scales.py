@@ -15,15 +15,9 @@ import numpy as np
 
 from jaxstab.records import FixedPoint
 from jaxstab.theory import host
-from jaxstab.theory.blocks import (
-    Block,
-    Gains,
-    Pairing,
-    batch_state,
-    block_moments,
-    branch_of,
-    pairing,
-)
+from jaxstab.theory.block_maps import Gains, Pairing, batch_state, branch_of, pairing
+from jaxstab.theory.block_moments import block_moments
+from jaxstab.theory.blocks import Block
 from jaxstab.theory.correlations import Stable, stable_distance
 from jaxstab.theory.host import AnyArray
 from jaxstab.theory.maps import Length, log_length_map
