@@ -8,7 +8,7 @@ from jaxstab import networks, propagation, spectra, training
 from jaxstab.checks import Integer, Integers, check_count, check_looks, plain_axis, plain_number
 from jaxstab.records import Spectrum
 from jaxstab.sweeps.examples import Sample
-from jaxstab.training.run import Loss
+from jaxstab.training.examples import Loss
 
 Record = Any
 Measure = Callable[

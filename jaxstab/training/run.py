@@ -5,11 +5,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jaxtyping import Array, ArrayLike, Float, Int, Key, PyTree
 
-from jaxstab.checks import check_batch, check_count, check_floating, check_labels, check_looks
+from jaxstab.checks import check_count
 from jaxstab.curvature.monitors import SharpnessState, begun, measured
 from jaxstab.curvature.objectives import cross_entropy
 from jaxstab.curvature.products import hessian_by_gradient
@@ -19,38 +18,10 @@ from jaxstab.networks.chains import with_network
 from jaxstab.networks.family import chain_of
 from jaxstab.networks.layers import trained
 from jaxstab.records import Training
+from jaxstab.training.examples import Examples, Loss, accuracy, check_outputs, check_run, minibatch
 from jaxstab.training.gradient import Gradient, value_and_grad
 
 _TELEMETRY = ("norm_before", "coefficient")
-Loss = Callable[[PyTree, PyTree], Float[Array, ""]]
-
-
-class Examples(NamedTuple):
-    """Inputs and labels.
-
-    Attributes:
-        x: inputs [n, ...]; for layers of the user's own a pytree of inputs, tokens included.
-        y: class labels from 0, or other targets of the loss.
-    """
-
-    x: PyTree
-    y: PyTree
-
-    @property
-    def size(self) -> int:
-        """Number of examples n."""
-        return len(jax.tree.leaves(self.x)[0])
-
-    def at(self, index: Int[Array, " batch"] | slice) -> "Examples":
-        """Select examples.
-
-        Args:
-            index: numbers of the examples.
-
-        Returns:
-            Examples with these numbers.
-        """
-        return jax.tree.map(lambda leaf: leaf[index], self)
 
 
 class State(NamedTuple):
@@ -173,7 +144,7 @@ def train(
         ((100,), True, -1)
     """
     chain = chain_of(network)
-    _check(data, steps, batch, evaluate, isinstance(chain.block, tuple))
+    check_run(data, steps, batch, evaluate, isinstance(chain.block, tuple))
     every = curvature_every
     if every is not None:
         every = check_count("curvature_every", every, 1)
@@ -189,12 +160,17 @@ def train(
     curvature = _curvature_records(gradient, _for_curvature(chain, data, batch), every)
 
     def update(t: Array, run: _Run) -> _Run:
-        order, some = _minibatch(data, batch, draws, t, run.order)
+        order, some = minibatch(data, batch, draws, t, run.order)
         gradient_now = gradient(t, run.state, some, run.last)
         new = _updated(tx, run.state, gradient_now)
         new = new._replace(curvature=curvature(t, run.state))
         return _recorded(
-            run._replace(order=order), t, rows[t], gradient_now, new, _right(gradient_now.y, some.y)
+            run._replace(order=order),
+            t,
+            rows[t],
+            gradient_now,
+            new,
+            accuracy(gradient_now.y, some.y),
         )
 
     def segment(run: _Run, ends: tuple[Array, Array]) -> tuple[_Run, tuple[Array, Array]]:
@@ -207,7 +183,7 @@ def train(
         state = state._replace(curvature=begun(state.params, -(-steps // every)))
     some = data.at(slice(batch))
     bound = chain.bind(state.params, stats=state.stats, key=masks, rate=rate)
-    _check_outputs(views.output_shape(chain, bound, some.x), loss, some.size, data, test)
+    check_outputs(views.output_shape(chain, bound, some.x), loss, some.size, data, test)
     first = jax.eval_shape(gradient, jnp.zeros((), jnp.int32), state, some, None)
     run = _begun(state, first, data.size, steps, len(points))
     run, (learned, tested) = jax.lax.scan(
@@ -328,23 +304,6 @@ def _for_curvature(chain: Chain, data: Examples, batch: int | None) -> tuple[Exa
     return data.at(slice(data.size // size * size)), size
 
 
-def _minibatch(
-    data: Examples, size: int | None, key: Array, t: Array, order: Array
-) -> tuple[Array, Examples]:
-    """Return the order of the epoch of step t, and the examples of the step."""
-    if size is None:
-        return order, data
-    per_epoch = len(order) // size
-
-    def shuffled() -> Array:
-        epoch = jax.random.fold_in(key, t // per_epoch)
-        return jax.random.permutation(epoch, jnp.arange(len(order), dtype=jnp.int32))
-
-    order = jax.lax.cond(t % per_epoch == 0, shuffled, lambda: order)
-    chosen = jax.lax.dynamic_slice_in_dim(order, t % per_epoch * size, size)
-    return order, data.at(chosen)
-
-
 def _accuracy(
     chain: Chain, state: State, data: Examples | None, depth: Array | int | None
 ) -> Array:
@@ -352,21 +311,7 @@ def _accuracy(
     if data is None:
         return jnp.full((), jnp.nan)
     params = chain.bind(state.params, stats=state.stats)
-    return _right(chain.inference.apply(params, data.x, depth), data.y)
-
-
-def _right(y: PyTree, labels: PyTree) -> Array:
-    """Compute the accuracy of outputs; NaN where labels are not classes."""
-    if not _are_classes(y, labels):
-        return jnp.full((), jnp.nan)
-    return jnp.mean(jnp.argmax(y, -1).astype(labels.dtype) == labels, dtype=y.dtype)
-
-
-def _are_classes(y: PyTree, labels: PyTree) -> bool:
-    """Return True if labels are one integer per row of outputs."""
-    if not (isinstance(y, jax.Array) and isinstance(labels, jax.Array | np.ndarray)):
-        return False
-    return bool(jnp.issubdtype(labels.dtype, jnp.integer)) and y.shape[:-1] == labels.shape
+    return accuracy(chain.inference.apply(params, data.x, depth), data.y)
 
 
 def _telemetry(optimiser: PyTree, name: str, dtype: jnp.dtype) -> Array:
@@ -375,34 +320,3 @@ def _telemetry(optimiser: PyTree, name: str, dtype: jnp.dtype) -> Array:
     if not telemetry:
         return jnp.full((), jnp.nan, dtype)
     return telemetry[0][1].astype(dtype)
-
-
-def _check(
-    data: Examples, steps: int, batch: int | None, evaluate: Sequence[int], own: bool
-) -> None:
-    check_count("steps", steps, 1)
-    if not own:
-        check_floating("x", data.x.dtype)
-    counts = [len(leaf) for leaf in jax.tree.leaves(data)]
-    if 0 in counts or len(set(counts)) > 1:
-        raise ValueError(
-            f"needs as many labels as inputs, at least one, got {counts[-1]} and {counts[0]}"
-        )
-    check_looks(evaluate, steps)
-    check_batch(batch, data.size)
-
-
-def _check_outputs(
-    y: PyTree, loss: Loss, batch: int, data: Examples, test: Examples | None
-) -> None:
-    """Check that the chain takes a batch and that labels are classes."""
-    shapes = [leaf.shape for leaf in jax.tree.leaves(y)]
-    if any(shape[:1] != (batch,) for shape in shapes):
-        raise ValueError(
-            f"the network must give an output for each of {batch} examples, got shape {shapes[0]}: "
-            "networks.over_batch(chain) makes a chain of a batch of one that takes one input"
-        )
-    if loss is cross_entropy:
-        for some in (data, test):
-            if some is not None:
-                check_labels(some.y, shapes[0][-1])
