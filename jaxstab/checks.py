@@ -1,7 +1,7 @@
 """Checks of arguments before anything is traced; each raises a ValueError."""
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -59,9 +59,11 @@ def check_gains(sigma_w: ArrayLike, sigma_b: ArrayLike) -> None:
         ValueError: if a gain is negative or not finite.
     """
     for name, gain in (("sigma_w", sigma_w), ("sigma_b", sigma_b)):
-        if not isinstance(gain, jax.core.Tracer) and not np.all(
-            np.isfinite(gain) & (np.asarray(gain) >= 0)
-        ):
+        if isinstance(gain, jax.core.Tracer):
+            continue
+        kind = np.asarray(gain).dtype.kind
+        # bfloat16 is no kind of NumPy's own
+        if kind not in "buifV" or not np.all(np.isfinite(gain) & (np.asarray(gain) >= 0)):
             raise ValueError(f"{name} must be finite and >= 0, got {gain}")
 
 
@@ -134,6 +136,9 @@ def check_depths(depths: Depths, deepest: int) -> tuple[int, ...]:
     Raises:
         ValueError: if depths is empty, not ascending, or a depth is not an integer in [0, deepest].
     """
+    listed = isinstance(depths, Iterable) and getattr(depths, "ndim", 1) == 1
+    if not listed or isinstance(depths, str | Mapping):
+        raise ValueError(f"depths must be ascending integers in [0, {deepest}], got {depths!r}")
     known = [integer(depth) for depth in depths]
     whole = [depth for depth in known if depth is not None and 0 <= depth <= deepest]
     if not known or len(whole) < len(known) or whole != sorted(set(whole)):

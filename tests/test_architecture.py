@@ -16,8 +16,8 @@ import jaxstab
 
 ROOT = Path(__file__).parent.parent
 FLOORS = {
-    "activations": 0, "checks": 0, "decompositions": 0, "derivatives": 0, "devices": 0, "extras": 0, "networks": 0,
-    "norms": 0, "precision": 0, "records": 0, "tables": 0,
+    "activations": 0, "arguments": 0, "checks": 0, "decompositions": 0, "derivatives": 0, "devices": 0, "extras": 0,
+    "networks": 0, "norms": 0, "precision": 0, "records": 0, "tables": 0,
     "clipping": 1, "curvature": 1, "initializers": 1, "propagation": 1, "regularizers": 1, "spectra": 1, "theory": 1,
     "training": 1,
     "analysis": 2, "diagnosis": 2, "store": 2, "sweeps": 2,

@@ -57,7 +57,9 @@ CASES = {
     "theory.fixed_point('tanh', 1j, 0.1)": r"sigma_w must be one real number, got 1j",
     "theory.fixed_point('tanh', 1.0, 0.1, -1.0)": r"q0 must be >= 0, got -1.0",
     "theory.fixed_point('tanh', 1.0, 0.1, float('nan'))": r"q0 must be >= 0, got nan",
-    "theory.predict('tanh', 'a', 0.0, [2], width=4, d_in=4)": r"sigma_w must be one real number, got 'a'",
+    "theory.predict('tanh', 'a', 0.0, [2], width=4, d_in=4)": (
+        r"sigma_w must be a real number or an array of such, got 'a'"
+    ),
     "theory.predict('tanh', 1.0, 0.0, [2], width=4, d_in=4, c0=1.5)": r"c0 must be in \[-1, 1\], got 1.5",
     "theory.kernels('tanh', 1.0, 0.1, 3, c0=-1.5)": r"c0 must be in \[-1, 1\], got -1.5",
     "theory.kernels('tanh', 1.0, 0.1, 3, q0=1.0)": r"q0 must be two numbers, one for each input, got 1.0",

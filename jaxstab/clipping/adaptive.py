@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
+from jaxstab.arguments import explained
 from jaxstab.checks import check_choice
 from jaxstab.clipping.by_norm import clip_to
 from jaxstab.clipping.settings import (
@@ -123,6 +124,7 @@ def _adaptive(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+@explained
 def clip_by_running_mean(
     multiple: Setting = 2.0, decay: Setting = 0.99, per: Per = "tree", stacked: Stacked = ()
 ) -> optax.GradientTransformationExtraArgs:
@@ -173,6 +175,7 @@ def clip_by_running_mean(
     )
 
 
+@explained
 def auto_clip(
     percentile: Setting = 10.0, history: int | None = None, per: Per = "tree", stacked: Stacked = ()
 ) -> optax.GradientTransformationExtraArgs:
@@ -247,6 +250,7 @@ def _warmed(seen: Moments, norm: Array) -> Moments:
     )
 
 
+@explained
 def z_clip(
     z: Setting = 2.5,
     decay: Setting = 0.97,

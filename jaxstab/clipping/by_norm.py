@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, PyTree
 
+from jaxstab.arguments import explained
 from jaxstab.clipping.settings import Setting, check_setting, setting_like
 from jaxstab.norms import Norm, group_norms
 from jaxstab.norms.groups import map_groups
@@ -98,6 +99,7 @@ def _stateless(update: Any) -> optax.GradientTransformationExtraArgs:
     return optax.GradientTransformationExtraArgs(init, whole)
 
 
+@explained
 def clip_by_norm(
     max_norm: Setting, per: Per = "tree", stacked: Stacked = ()
 ) -> optax.GradientTransformationExtraArgs:
@@ -134,6 +136,7 @@ def clip_by_norm(
     return _stateless(update)
 
 
+@explained
 def normalize(
     norm: Setting = 1.0, per: Per = "tree", stacked: Stacked = ()
 ) -> optax.GradientTransformationExtraArgs:

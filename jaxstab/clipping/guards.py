@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Int, PyTree
 
+from jaxstab.arguments import explained
 from jaxstab.checks import check_choice
 from jaxstab.clipping.adaptive import AdaptiveState
 from jaxstab.clipping.spikes import SpikeState
@@ -166,6 +167,7 @@ def _raise_if_concrete(updates: PyTree, counts: list[Array]) -> None:
         raise FloatingPointError(f"updates are not finite in {', '.join(names)}")
 
 
+@explained
 def guarded(
     tx: optax.GradientTransformation, policy: str, per: str = "leaf"
 ) -> optax.GradientTransformationExtraArgs:

@@ -9,6 +9,7 @@ import optax
 from jaxtyping import Array, Bool, Float, PyTree
 
 from jaxstab import decompositions
+from jaxstab.arguments import explained
 from jaxstab.checks import check_choice
 from jaxstab.clipping.by_norm import CallState
 from jaxstab.clipping.settings import (
@@ -122,6 +123,7 @@ def _capped_by_signs(
     return capped * size, within
 
 
+@explained
 def clip_by_spectral_norm(
     max_norm: Setting, method: str = "svd", iterations: int | None = None, stacked: Stacked = ()
 ) -> optax.GradientTransformationExtraArgs:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, ArrayLike, Int, PyTree
 
+from jaxstab.arguments import explained
 from jaxstab.clipping.settings import Setting, check_integer, check_setting, setting_at
 from jaxstab.norms.groups import accumulator
 
@@ -41,6 +42,7 @@ class ResetState(NamedTuple):
     calls: Int[Array, ""]
 
 
+@explained
 def clip_spikes(
     threshold: Setting = 5000.0, decay: Setting = 0.999
 ) -> optax.GradientTransformationExtraArgs:
@@ -112,6 +114,7 @@ def clip_spikes(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+@explained
 def with_momentum_reset(
     inner: optax.GradientTransformation, every: ArrayLike = 500, warmup: ArrayLike = 150
 ) -> optax.GradientTransformationExtraArgs:

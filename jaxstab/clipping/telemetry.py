@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from jaxstab.arguments import explained
 from jaxstab.clipping.guards import saturating_sum
 from jaxstab.clipping.settings import Setting, check_setting, setting_at
 from jaxstab.norms import Norm, group_norms, norm
@@ -78,6 +79,7 @@ def _before_any_step(
     )
 
 
+@explained
 def monitored(
     tx: optax.GradientTransformation,
     per: Per | None = None,

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PyTree
 
+from jaxstab.arguments import explained
 from jaxstab.checks import check_choice
 from jaxstab.clipping.by_norm import CallState, clip_to
 from jaxstab.clipping.settings import Setting, check_setting, setting_like
@@ -15,6 +16,7 @@ from jaxstab.norms.groups import group_sizes
 from jaxstab.norms.paths import Per, Stacked, check_grouping
 
 
+@explained
 def clip_updates(
     max_rms: Setting = 1.0,
     relative_to: str | None = None,

@@ -45,7 +45,7 @@ def _linear(model: Callable, params: PyTree, x: PyTree) -> _Linear:
     vector, unravel = ravel(params)
     shapes = jax.eval_shape(model, params, x)
     if not hasattr(shapes, "shape") or not shapes.shape:
-        raise ValueError(f"model must return one array [batch, ...], got {shapes}")
+        raise ValueError(f"model must return one array [batch, ...], got {str(shapes)[:80]}")
     check_floating("y", shapes.dtype)
 
     def rows(vector: Float[Array, " n"]) -> Float[Array, " rows"]:

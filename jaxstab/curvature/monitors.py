@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PyTree
 
+from jaxstab.arguments import explained
 from jaxstab.checks import check_count
 from jaxstab.curvature.symmetric import extremes
 from jaxstab.curvature.vectors import ravel
@@ -34,6 +35,7 @@ class SharpnessState(NamedTuple):
     vector: Float[Array, "1 n"]
 
 
+@explained
 def monitor_sharpness(
     operator: Callable[[PyTree], Operator],
     steps: int,

@@ -9,6 +9,7 @@ import optax
 from jaxtyping import Array, Float, Int, PyTree
 
 from jaxstab import networks
+from jaxstab.arguments import explained
 from jaxstab.checks import check_choice, check_labels
 from jaxstab.curvature.kernels import LOSSES
 from jaxstab.networks import MLP, Chain, Probe
@@ -43,6 +44,7 @@ class Objective:
         return self.loss(self.outputs(params, x), targets)
 
 
+@explained
 def objective(
     model: Chain | Outputs, loss: str | MeanLoss = "cross_entropy", mixes: bool = False
 ) -> Objective:

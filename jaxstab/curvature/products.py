@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, PyTree
 
+from jaxstab.arguments import explained
 from jaxstab.checks import check_count, check_floating
 from jaxstab.curvature.chunks import examples_of, mean_over_chunks
 from jaxstab.curvature.objectives import Objective
@@ -37,6 +38,7 @@ BYTES = 2**28
 _Linear = Callable[[tuple], Callable]
 
 
+@explained
 def hessian(
     loss: Callable[..., Float[Array, ""]],
     params: PyTree,
@@ -78,6 +80,7 @@ def hessian(
     return symmetric(linear, vector, given, chunk_size)
 
 
+@explained
 def hessian_by_gradient(
     gradient: Callable[..., PyTree],
     params: PyTree,
@@ -119,6 +122,7 @@ def hessian_by_gradient(
     return symmetric(linear, vector, given, chunk_size)
 
 
+@explained
 def gauss_newton(
     objective: Objective,
     params: PyTree,
@@ -164,6 +168,7 @@ def gauss_newton(
     return symmetric(linear, vector, given, chunk_size)
 
 
+@explained
 def empirical_fisher(
     objective: Objective,
     params: PyTree,

@@ -15,6 +15,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
+from jaxstab.arguments import explained
 from jaxstab.checks import check_choice, check_count
 from jaxstab.curvature.chunks import examples_of, mean_over_chunks
 from jaxstab.curvature.symmetric import check_square
@@ -41,6 +42,7 @@ class CriticalSharpness(NamedTuple):
     rate_high: Float[Array, ""]
 
 
+@explained
 def largest_stable_rate(
     largest: Float[ArrayLike, "..."], optimiser: str = "sgd", beta: ArrayLike = 0.9
 ) -> Float[Array, "..."]:
@@ -95,6 +97,7 @@ def largest_stable_rate(
     )
 
 
+@explained
 def preconditioned(operator: Operator, preconditioner: PyTree) -> Operator:
     """Make the operator P^(-1/2) A P^(-1/2), which has the eigenvalues of P^-1 A.
 
@@ -124,6 +127,7 @@ def preconditioned(operator: Operator, preconditioner: PyTree) -> Operator:
     return operator._replace(apply=apply, adjoint=apply)
 
 
+@explained
 def adam_preconditioner(
     state: PyTree, b1: ArrayLike = 0.9, b2: ArrayLike = 0.999, eps: ArrayLike = 1e-8
 ) -> Float[Array, " n"]:
@@ -161,6 +165,7 @@ def adam_preconditioner(
     return (1 - b1**t) * (jnp.sqrt(nu / (1 - b2**t)) + eps)
 
 
+@explained
 def directional_sharpness(operator: Operator, direction: PyTree) -> Float[Array, ""]:
     """Compute the curvature along a direction, d^T A d / |d|^2 (Pan & Li 2023).
 
@@ -188,6 +193,7 @@ def directional_sharpness(operator: Operator, direction: PyTree) -> Float[Array,
     return jnp.sum(d * operator.matvec(d))
 
 
+@explained
 def critical_sharpness(
     loss: Callable[..., Float[Array, ""]],
     params: PyTree,

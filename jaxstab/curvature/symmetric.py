@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int, Key
 
 from jaxstab import decompositions
+from jaxstab.arguments import explained
 from jaxstab.checks import check_count
 from jaxstab.curvature.lanczos import levelled, rounding, tridiagonalise, within_krylov_space
 from jaxstab.norms.logarithms import times_power
@@ -76,6 +77,7 @@ class EigenvalueDensity(NamedTuple):
         return Density(self.eigenvalues, self.weights).cdf(values)
 
 
+@explained
 @at_full_precision
 def extremes(
     operator: Operator,
@@ -173,6 +175,7 @@ class Largest(NamedTuple):
     exponent: Int[Array, ""]
 
 
+@explained
 @at_full_precision
 def largest(operator: Operator, key: Key[Array, ""], steps: int = 20) -> Largest:
     """Compute the largest eigenvalue by Lanczos steps that keep three vectors.
@@ -228,6 +231,7 @@ def largest(operator: Operator, key: Key[Array, ""], steps: int = 20) -> Largest
     return Largest(theta[-1], error, exponent)
 
 
+@explained
 @at_full_precision
 def density(
     operator: Operator, key: Key[Array, ""], probes: int = 8, steps: int = 20
@@ -272,6 +276,7 @@ def density(
     return EigenvalueDensity(*jax.lax.map(quadrature, sphere(operator, key, probes)))
 
 
+@explained
 @at_full_precision
 def trace(operator: Operator, key: Key[Array, ""], probes: int = 16) -> Estimate:
     r"""Estimate the trace by leave-one-out estimates, XTrace (Epperly, Tropp & Webber 2024).

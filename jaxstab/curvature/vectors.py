@@ -7,11 +7,13 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
+from jaxstab.arguments import explained
 from jaxstab.networks.layers import Layer, is_layer, trained
 
 Unravel = Callable[[Float[Array, " n"]], PyTree]
 
 
+@explained
 def ravel(params: PyTree) -> tuple[Float[Array, " n"], Unravel]:
     """Ravel trained parameters into a vector.
 

@@ -9,6 +9,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float
 
 from jaxstab.activations import Activation, get
+from jaxstab.arguments import explained
 from jaxstab.checks import check_gains
 from jaxstab.networks import MLP, WEIGHTS, Chain, Params, init
 from jaxstab.networks.blocks import UNIT_WEIGHTS
@@ -21,6 +22,7 @@ AnyActivation = str | Activation | Callable[[Array], Array]
 Initializer = Callable[..., Array]
 
 
+@explained
 def critical(
     activation: AnyActivation,
     sigma_b: float = 0.0,

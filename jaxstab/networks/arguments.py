@@ -9,9 +9,12 @@ import inspect
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
+import jax
 import jax.numpy as jnp
 from flax.errors import FlaxError
 
+from jaxstab.arguments import explained, is_ours
+from jaxstab.checks import check_floating
 from jaxstab.precision import at_precision_of
 
 P = ParamSpec("P")
@@ -52,6 +55,7 @@ def takes_network(
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         signature = inspect.signature(function)
+        function = explained(function)
 
         @functools.wraps(function)
         def checked(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -71,7 +75,7 @@ def takes_network(
                 given["chain"], given["x"] = as_vectors(given["chain"], given["params"], given["x"])
                 with at_precision_of(own):
                     return function(*call.args, **call.kwargs)
-            if one_input and jnp.ndim(given["x"]) != 1:
+            if one_input and hasattr(given["x"], "shape") and jnp.ndim(given["x"]) != 1:
                 raise ValueError(
                     f"x must be one input [d_in], got shape {jnp.shape(given['x'])}: jax.vmap over "
                     "a batch, or "
@@ -80,10 +84,13 @@ def takes_network(
             try:
                 with at_precision_of(own):
                     return function(*args, **kwargs)
-            except (TypeError, FlaxError):
+            except Exception as error:
                 x = given.get("x", given.get("x1"))
-                if walk and x is not None and "params" in given and isinstance(blocks, tuple):
+                own_layers = isinstance(blocks, tuple) and x is not None and "params" in given
+                if walk and own_layers and isinstance(error, TypeError | FlaxError):
                     walk(own, given["params"], x)
+                if getattr(own, "family", own) is not None and not is_ours(error):
+                    _check_inputs(given)
                 raise
 
         return checked
@@ -139,6 +146,29 @@ def _check_params(given: dict[str, Any], wanted: type) -> None:
             "x) draws them, "
             f"got {_kind(given['params'])}"
         )
+
+
+def _check_inputs(given: dict[str, Any]) -> None:
+    """Check that inputs of this house's networks are arrays, as wide as the parameters take."""
+    # the only matrix of an embedding is its kernel
+    kernels = []
+    if "params" in given:
+        leaves = jax.tree.leaves(given["params"].embed)
+        kernels = [leaf for leaf in leaves if jnp.ndim(leaf) == 2]
+    for name in ("x", "x1", "x2"):
+        if name not in given:
+            continue
+        x = given[name]
+        if not hasattr(x, "shape") or not hasattr(x, "dtype"):
+            raise ValueError(f"{name} must be an array [..., d_in], got {_kind(x)}: jnp.asarray")
+        check_floating(name, x.dtype)
+        if not x.shape or not x.shape[-1]:
+            raise ValueError(f"{name} must be an array [..., d_in], got shape {x.shape}")
+        if kernels and x.shape[-1] != kernels[0].shape[0]:
+            raise ValueError(
+                f"{name} has {x.shape[-1]} features, the parameters take {kernels[0].shape[0]}: got "
+                f"shape {x.shape}"
+            )
 
 
 def _kind(thing: Any) -> str:

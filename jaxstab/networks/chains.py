@@ -10,6 +10,7 @@ from flax.errors import FlaxError
 from jaxtyping import Array, ArrayLike, Int, Key, PyTree
 
 from jaxstab.activations import Activation
+from jaxstab.arguments import explained
 from jaxstab.checks import check_count
 from jaxstab.networks.arguments import takes_network
 from jaxstab.networks.perceptron import MLP
@@ -120,6 +121,7 @@ class Chain(NamedTuple):
             return self
         return self.in_inference._replace(precision=self.precision)
 
+    @explained
     def apply(self, params: Params, x: PyTree, depth: Int[Array, ""] | int | None = None) -> PyTree:
         """Compute the output.
 

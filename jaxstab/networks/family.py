@@ -10,6 +10,7 @@ from flax.core import FrozenDict
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from jaxstab.activations import Activation
+from jaxstab.arguments import explained
 from jaxstab.checks import check_floating, check_gains
 from jaxstab.networks.blocks import Block
 from jaxstab.networks.chains import Chain, Params, with_network
@@ -112,6 +113,7 @@ def _update(mlp: MLP) -> Chain:
     )
 
 
+@explained
 def mlp(
     depth: int,
     width: int,

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
 from jaxstab.activations import Activation, get
-from jaxstab.checks import check_count, check_flag
+from jaxstab.checks import check_count, check_flag, plain_number
 from jaxstab.networks.blocks import WEIGHTS, Block
 from jaxstab.networks.normalization import NORMS
 from jaxstab.networks.skips import SKIPS
@@ -94,6 +95,10 @@ class MLP(nn.Module):
                 raise ValueError(
                     f"{field} must be one of {', '.join(map(str, known))}, got {name!r}"
                 )
+        for field in ("epsilon", "momentum", "gate_bias"):
+            number = getattr(self, field)
+            if not isinstance(number, jax.Array):
+                setattr(self, field, plain_number(field, number))
         if not self.epsilon >= 0:
             raise ValueError(f"epsilon must be >= 0, got {self.epsilon}")
         if not 0 <= self.momentum <= 1:

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, PyTree
 
+from jaxstab.arguments import explained
+from jaxstab.checks import check_count
 from jaxstab.networks.arguments import takes_network
 from jaxstab.networks.chains import (
     Chain,
@@ -25,6 +27,7 @@ from jaxstab.networks.perceptron import MLP
 _MEASURED_ONLY: dict[str, Any] = dict.fromkeys(("init", "update", "in_inference"))
 
 
+@explained
 def flatten(whole: Chain, batch: int) -> Chain:
     """Make a network of a batch a network of one long input, whose Jacobian is a matrix.
 
@@ -35,6 +38,9 @@ def flatten(whole: Chain, batch: int) -> Chain:
     Returns:
         The chain from x [batch * d_in] over h [batch * width] to y [batch * d_out], for `spectra`.
 
+    Raises:
+        ValueError: if batch is not an integer >= 1.
+
     Example:
         >>> from jaxstab import networks
         >>> mlp = networks.MLP(depth=4, width=8, norm="batch")
@@ -42,6 +48,7 @@ def flatten(whole: Chain, batch: int) -> Chain:
         >>> flatten(networks.chain(mlp), 6).embed(params, jnp.ones(30)).shape
         (48,)
     """
+    batch = check_count("batch", batch, 1)
 
     def rows(h: Array) -> Array:
         return h.reshape(batch, -1)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+from jaxstab.arguments import explained
 from jaxstab.networks import Probe, Site
 from jaxstab.networks.interception import inputs_of
 from jaxstab.propagation.sites import floating
@@ -15,6 +16,7 @@ from jaxstab.records import AttentionProfile
 _MASKED = -4e4
 
 
+@explained
 def attention(probe: Probe, params: PyTree, x: PyTree) -> AttentionProfile:
     """Compute the largest logit and the entropy of each head of attention.
 

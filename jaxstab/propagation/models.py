@@ -5,6 +5,7 @@ from typing import Any, overload
 
 from jaxtyping import Array, Float, PyTree
 
+from jaxstab.arguments import explained
 from jaxstab.checks import Depths
 from jaxstab.networks import Chain, Params, Probe
 from jaxstab.propagation import gradients, profiles, sites
@@ -18,6 +19,7 @@ Loss = Callable[[PyTree], Float[Array, ""]]
 def forward(model: Chain, params: Params, x: PyTree) -> ForwardProfile: ...
 @overload
 def forward(model: Probe, params: PyTree, x: PyTree) -> SiteProfile: ...
+@explained
 def forward(model: Chain | Probe, params: Any, x: PyTree) -> ForwardProfile | SiteProfile:
     """Compute length, saturation and dead units at every layer 0..L, or at every site of a probe.
 
@@ -53,6 +55,7 @@ def forward(model: Chain | Probe, params: Any, x: PyTree) -> ForwardProfile | Si
     return profiles.forward(model, params, x)
 
 
+@explained
 def correlation(
     model: Chain | Probe, params: Any, x1: PyTree, x2: PyTree, other: Any = None
 ) -> CorrelationProfile:
@@ -87,6 +90,7 @@ def backward(
 ) -> BackwardProfile: ...
 @overload
 def backward(model: Probe, params: PyTree, x: PyTree, loss: Loss) -> SiteGradients: ...
+@explained
 def backward(
     model: Chain | Probe, params: Any, x: PyTree, loss: Loss, depths: Depths | None = None
 ) -> BackwardProfile | SiteGradients:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxstab import decompositions
+from jaxstab.arguments import explained
 from jaxstab.checks import Count, Depths, check_floating
 from jaxstab.networks import Chain, Here, Params
 from jaxstab.networks.views import at_one_input
@@ -44,6 +45,7 @@ class LogSpectrum(NamedTuple):
     error: Float[Array, "depth m"]
 
 
+@explained
 @at_full_precision
 def product_log_singular_values(factors: Float[Array, "layers n n"]) -> Float[Array, " n"]:
     """Compute ln of the singular values of a product factors[L-1] ... factors[1] factors[0].

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int, Key
 
 from jaxstab import decompositions
+from jaxstab.arguments import explained
 from jaxstab.checks import check_count
 from jaxstab.norms.logarithms import times_power, unit
 from jaxstab.norms.meshes import varying_like
@@ -159,6 +160,7 @@ class _Bidiagonal(NamedTuple):
     exponent: Int[Array, ""]
 
 
+@explained
 @at_full_precision
 def moments(operator: Operator, key: Key[Array, ""], probes: int = 16, orders: int = 2) -> Moments:
     """Estimate moments E s^(2k) = E |w_k|^2, w_0 random, w_k = J w_(k-1) or J^T w_(k-1).
@@ -214,6 +216,7 @@ def moments(operator: Operator, key: Key[Array, ""], probes: int = 16, orders: i
     )
 
 
+@explained
 @at_full_precision
 def extremes(
     operator: Operator, key: Key[Array, ""], top: int = 1, steps: int = 8, block: int | None = None
@@ -291,6 +294,7 @@ def extremes(
     return Extremes(log_s, error, left, right, smallest, log_s[0] - smallest)
 
 
+@explained
 @at_full_precision
 def density(operator: Operator, key: Key[Array, ""], probes: int = 8, steps: int = 20) -> Density:
     """Estimate the distribution of singular values by stochastic Lanczos quadrature.

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, PyTree
 
+from jaxstab.arguments import explained
 from jaxstab.checks import check_floating
 from jaxstab.networks import Chain, Params, Probe
 from jaxstab.networks.interception import inputs_of
@@ -31,6 +32,7 @@ def jacobian(
     from_layer: str | None = None,
     to_layer: str | None = None,
 ) -> Operator: ...
+@explained
 def jacobian(
     model: Chain | Probe,
     params: PyTree,

@@ -22,6 +22,7 @@ import scipy
 from jaxtyping import Array, ArrayLike, Float
 
 from jaxstab.activations import Activation, Mixture, get
+from jaxstab.arguments import explained
 from jaxstab.checks import check_choice, check_count
 from jaxstab.theory import host
 from jaxstab.theory.free_products import squared_slopes
@@ -48,6 +49,7 @@ class LogGrowth(NamedTuple):
     survival: float
 
 
+@explained
 def log_growth(
     activation: AnyActivation, width: int, sigma_w: ArrayLike = 1.0, weights: str = "gaussian"
 ) -> LogGrowth:
@@ -104,6 +106,7 @@ def critical_width_gain(activation: AnyActivation, width: int, weights: str = "g
     return math.exp(-float(log_growth(activation, width, 1.0, weights).mean))
 
 
+@explained
 def fourth_moment(activation: AnyActivation, widths: Sequence[int]) -> float:
     """Compute E |J u|^4 / (E |J u|^2)^2 of Gaussian layers.
 
@@ -125,6 +128,7 @@ def fourth_moment(activation: AnyActivation, widths: Sequence[int]) -> float:
     return float(np.prod([1 + (kurtosis - 1) / check_count("width", width, 1) for width in widths]))
 
 
+@explained
 def lyapunov_exponents(
     width: int, sigma_w: float = 1.0, *, alive: float = 1.0, weights: str = "gaussian"
 ) -> Float[np.ndarray, " n"]:
@@ -182,6 +186,7 @@ def lyapunov_exponents(
     return math.log(sigma_w) + (mean - whole) / 2
 
 
+@explained
 def typical_shift(
     block: AnyBlock, q: ArrayLike, width: ArrayLike, weights: str | None = None
 ) -> Float[Array, ""]:
@@ -227,6 +232,7 @@ class Comparison(NamedTuple):
     beyond: Float[Array, "..."]
 
 
+@explained
 def compare(
     measured: ArrayLike,
     predicted: ArrayLike,

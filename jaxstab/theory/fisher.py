@@ -41,6 +41,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from jaxstab.activations import Activation
+from jaxstab.arguments import explained
 from jaxstab.checks import check_count, check_depths, check_gains
 from jaxstab.norms.meshes import varying_like
 from jaxstab.theory.features import Features
@@ -75,6 +76,7 @@ class PredictedSharpness(NamedTuple):
     log_gauss_newton_sd: Float[Array, " depth"]
 
 
+@explained
 def sharpness(
     block: AnyActivation | Law,
     sigma_w: ArrayLike,

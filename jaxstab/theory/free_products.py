@@ -26,6 +26,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from jaxstab.activations import Activation, Mixture, get
+from jaxstab.arguments import explained
 from jaxstab.checks import check_count
 from jaxstab.derivatives import custom_jvp
 from jaxstab.theory import host
@@ -223,6 +224,7 @@ def _factor(d: ArrayLike, share: ArrayLike, depth: ArrayLike, weights: str) -> _
     )
 
 
+@explained
 def squared_slopes(
     activation: AnyActivation, sigma_w: ArrayLike, q: ArrayLike
 ) -> tuple[Float[Array, " k"], Float[Array, " k"]]:
@@ -259,6 +261,7 @@ def _atoms(phi: Activation, w: Array, q: Array) -> tuple[Array, Array]:
     return w**2 * phi.derivative(root * u) ** 2, share / jnp.sum(share)
 
 
+@explained
 def jacobian_law(
     activation: AnyActivation,
     sigma_w: ArrayLike,
@@ -309,6 +312,7 @@ def jacobian_law(
     return product_law(*squared_slopes(activation, sigma_w, q), depth, weights, points, widths)
 
 
+@explained
 def product_law(
     d: Float[Array, " k"],
     share: Float[Array, " k"],
@@ -407,6 +411,7 @@ def _rectangular_law(d: Array, share: Array, widths: Widths, points: int) -> Jac
     )
 
 
+@explained
 def jacobian_moments(
     activation: AnyActivation,
     sigma_w: ArrayLike,

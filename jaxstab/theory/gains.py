@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxstab.activations import Activation, get
+from jaxstab.arguments import explained
 from jaxstab.checks import check_choice, check_gains
 from jaxstab.theory.critical import critical_points
 from jaxstab.theory.maps import AnyActivation, derivative_moment, second_moment, second_moment_slope
@@ -43,6 +44,7 @@ _KNOWN = {
 }
 
 
+@explained
 def gain(activation: AnyActivation, sigma_b: float = 0.0, keep: str = "gradient") -> Gain:
     """Choose the weight gain that keeps the gradient, or the length, for an activation.
 

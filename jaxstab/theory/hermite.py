@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
 from jaxstab.activations import Activation, Mixture, get
+from jaxstab.arguments import explained
 from jaxstab.checks import check_count
 from jaxstab.theory.features import Features
 from jaxstab.theory.maps import AnyActivation
@@ -47,6 +48,7 @@ def _kernel_map(phi: Activation, about: Features, q: Array) -> KernelMap:
     )
 
 
+@explained
 def kernel_map(activation: AnyActivation, q: ArrayLike = 1.0) -> KernelMap:
     """Compute the power of an activation, its mean and linear shares, and chi_1 at kept length.
 
@@ -81,6 +83,7 @@ def _coefficients(phi: Activation, about: Features, q: Array, count: int) -> Arr
     return jnp.stack([jnp.sum(values * polynomial) for polynomial in polynomials[:count]])
 
 
+@explained
 def hermite_coefficients(
     activation: AnyActivation, count: int, q: ArrayLike = 1.0
 ) -> Float[Array, " k"]:

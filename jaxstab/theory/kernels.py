@@ -26,6 +26,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from jaxstab.activations import Activation, Mixture
+from jaxstab.arguments import explained
 from jaxstab.checks import check_count, check_gains, check_inputs, check_one_point
 from jaxstab.theory.features import Features
 from jaxstab.theory.laws import AnyBlock, Law, as_law
@@ -194,6 +195,7 @@ def _kernels(
     return jax.lax.scan(layer, (nngp, ntk), None, length=depth + 1)[1]
 
 
+@explained
 def kernels(
     block: AnyBlock,
     sigma_w: ArrayLike,

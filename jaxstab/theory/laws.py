@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import ArrayLike
 
 from jaxstab.activations import Activation, get
+from jaxstab.arguments import explained
 from jaxstab.checks import check_choice, check_count
 from jaxstab.theory.maps import AnyActivation
 from jaxstab.theory.squashes import SQUASHES, squashed
@@ -133,6 +134,7 @@ _NAMES = tuple(field.name for field in dataclasses.fields(Law) if field.name not
 jax.tree_util.register_dataclass(Law, data_fields=_NUMBERS, meta_fields=_NAMES)
 
 
+@explained
 def law(
     activation: AnyActivation,
     *,

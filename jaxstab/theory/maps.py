@@ -18,6 +18,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from jaxstab.activations import Activation, Mixture, get
 from jaxstab.activations.activation import probe
+from jaxstab.arguments import explained
 from jaxstab.theory import host
 from jaxstab.theory.features import Features, with_checked_pairs
 from jaxstab.theory.host import AnyArray
@@ -182,6 +183,7 @@ def _second_moment(phi: Activation, about: Features, q: AnyArray) -> AnyArray:
     return xp.exp(log_moments(phi, about, xp.log(q)).log_length)
 
 
+@explained
 def second_moment(activation: AnyActivation, q: ArrayLike) -> Float[Array, ""]:
     """Compute V(q) = E phi(sqrt(q) u)^2, u standard normal.
 
@@ -206,6 +208,7 @@ def _second_moment_slope(phi: Activation, about: Features, q: AnyArray) -> AnyAr
     return xp.exp(moments.log_growth) * moments.length_power
 
 
+@explained
 def second_moment_slope(activation: AnyActivation, q: ArrayLike) -> Float[Array, ""]:
     """Compute V'(q) = E[phi(z) phi'(z) z] / q with z = sqrt(q) u.
 
@@ -231,6 +234,7 @@ def _derivative_moment(phi: Activation, about: Features, q: AnyArray) -> AnyArra
     return xp.exp(log_moments(phi, about, xp.log(q)).log_slope)
 
 
+@explained
 def derivative_moment(activation: AnyActivation, q: ArrayLike) -> Float[Array, ""]:
     """Compute M(q) = E phi'(sqrt(q) u)^2, u standard normal.
 
@@ -257,6 +261,7 @@ def _length_map(
     return in_range(length, sigma_w, sigma_b)
 
 
+@explained
 def length_map(
     activation: AnyActivation, sigma_w: ArrayLike, sigma_b: ArrayLike, q: ArrayLike
 ) -> Float[Array, ""]:
@@ -295,6 +300,7 @@ def _correlation(
     return 1.0 - mapped.distance, in_range(slope, sigma_w, sigma_b)
 
 
+@explained
 def correlation_map(
     activation: AnyActivation, sigma_w: ArrayLike, sigma_b: ArrayLike, q: ArrayLike, c: ArrayLike
 ) -> Float[Array, ""]:
@@ -323,6 +329,7 @@ def correlation_map(
     return _correlation(get(activation), sigma_w, sigma_b, q, c)[0]
 
 
+@explained
 def correlation_slope(
     activation: AnyActivation, sigma_w: ArrayLike, sigma_b: ArrayLike, q: ArrayLike, c: ArrayLike
 ) -> Float[Array, ""]:
@@ -382,6 +389,7 @@ def _share_below(phi: Activation, q: Float[Array, ""], limit: Float[Array, ""]) 
     return flat[0] + jnp.sum(change[edges] * beyond)
 
 
+@explained
 def saturation(activation: AnyActivation, q: ArrayLike, threshold: float) -> Float[Array, ""]:
     """Compute the share of units h ~ N(0, q) with |phi'(h)| <= `threshold` max |phi'|.
 

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxstab.activations import Activation, get
+from jaxstab.arguments import explained
 from jaxstab.theory.features import Features, features
 from jaxstab.theory.maps import AnyActivation, derivative_moment, second_moment
 from jaxstab.theory.moments import CANCELLED, CANCELLED_SQUARE, log_moments
@@ -26,6 +27,7 @@ class MomentError(NamedTuple):
     reason: str
 
 
+@explained
 def moment_error(activation: AnyActivation, q: float) -> MomentError:
     """Check that quadrature gives an activation's moments, with the reason where it does not.
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike
 
 from jaxstab.activations import Activation
+from jaxstab.arguments import explained
 from jaxstab.checks import Depths, check_depths, check_gains, check_inputs, check_one_point
 from jaxstab.records import SATURATED, BackwardProfile, CorrelationProfile, ForwardProfile, Spectrum
 from jaxstab.theory.features import Features
@@ -113,6 +114,7 @@ def _without(record: Any, reasons: dict[str, str]) -> Any:
     return record._replace(**unknown)
 
 
+@explained
 def predict(
     block: AnyBlock,
     sigma_w: ArrayLike,

@@ -1,0 +1,262 @@
+"""Arguments of another kind than a function's annotations say, each refused in one line."""
+
+import functools
+import inspect
+import types
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar, Union, get_args, get_origin
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import AbstractArray, Array, Key, PyTree
+
+from jaxstab.checks import integer
+
+# for the other packages of jaxstab only
+__all__ = ()
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+# classes of the numbers that an annotation may name; jax.typing.ArrayLike names them all
+_NUMBERS = (bool, int, float, complex, np.bool_, np.number)
+_ARRAYS = (jax.Array, np.ndarray)
+_WORDS = {
+    bool: "True or False",
+    int: "an integer",
+    float: "a number",
+    str: "a name",
+    tuple: "a tuple",
+}
+_KEY = Key[Array, ""]
+# folders of this package
+_OWN = str(Path(__file__).parent)
+
+
+def explained(function: Callable[P, R]) -> Callable[P, R]:
+    """Make a function refuse arguments of a wrong kind in one line.
+
+    Before the call, those are refused that no function takes: None, text or functions for numbers,
+    anything but a key for a key, and what cannot be called for a function. Where the call fails by
+    no message of this package, arguments of any other kind than annotated are named.
+
+    Args:
+        function: a public function, whose annotations are true.
+
+    Returns:
+        The function; its results, and programs traced from it, are the same.
+
+    Example:
+        >>> from jaxtyping import Array, Float
+        >>> @explained
+        ... def length(x: Float[Array, "d_in"]) -> Float[Array, ""]:
+        ...     return jnp.sqrt(jnp.mean(x**2))
+        >>> length(None)
+        Traceback (most recent call last):
+        ValueError: x must be an array [d_in], got None
+    """
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            given = signature.bind(*args, **kwargs).arguments
+        except TypeError:
+            # a missing or an unknown argument: Python's own message names it
+            return function(*args, **kwargs)
+        _refuse(signature, given, _is_never)
+        try:
+            return function(*args, **kwargs)
+        except Exception as error:
+            if not is_ours(error):
+                _refuse(signature, given, _is_other)
+            raise
+
+    return call
+
+
+def _refuse(
+    signature: inspect.Signature,
+    given: Mapping[str, Any],
+    wrong: Callable[[Any, Any], bool],
+) -> None:
+    """Raise for the first argument that is wrong; those of `*inputs` are checked one by one."""
+    for name, value in given.items():
+        parameter = signature.parameters[name]
+        if parameter.kind is parameter.VAR_KEYWORD or parameter.annotation is parameter.empty:
+            continue
+        values = value if parameter.kind is parameter.VAR_POSITIONAL else (value,)
+        # one word for one thing: a key, of the older style too
+        annotation = _KEY if name == "key" else parameter.annotation
+        for one in values:
+            if wrong(annotation, one) and not (one is None and parameter.default is None):
+                raise ValueError(
+                    f"{name} must be {_words(annotation)}, got {_told(annotation, one)}"
+                )
+
+
+def is_ours(error: Exception) -> bool:
+    """Tell whether an error is a line of this package.
+
+    Args:
+        error: an exception that was raised.
+
+    Returns:
+        Whether it is a ValueError of one line, raised by this package's own code.
+    """
+    if not isinstance(error, ValueError) or "\n" in str(error):
+        return False
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    return frame is not None and frame.tb_frame.f_code.co_filename.startswith(_OWN)
+
+
+def _members(annotation: Any) -> tuple[Any, ...]:
+    """Return the members of a union; another annotation alone."""
+    if get_origin(annotation) in (Union, types.UnionType):
+        return get_args(annotation)
+    return (annotation,)
+
+
+def _is_array(annotation: Any) -> bool:
+    return annotation in _ARRAYS or (
+        isinstance(annotation, type) and issubclass(annotation, AbstractArray)
+    )
+
+
+def _is_key(annotation: Any) -> bool:
+    # an annotation of any dtype has no list of them
+    dtypes = getattr(annotation, "dtypes", ())
+    return _is_array(annotation) and isinstance(dtypes, tuple) and "prng_key" in dtypes
+
+
+def _is_function(annotation: Any) -> bool:
+    return annotation is Callable or get_origin(annotation) is Callable
+
+
+def _is_never(annotation: Any, value: Any) -> bool:
+    """Tell whether a value is of a kind that never fits a key, numbers or a function."""
+    if isinstance(value, jax.Array) and not _is_key(annotation):
+        return False
+    members = _members(annotation)
+    if all(map(_is_key, members)):
+        return not _is(_kind_of_key, value)
+    if all(map(_is_function, members)):
+        return not callable(value)
+    if members == (bool,):
+        # of numbers a function may say more
+        return not isinstance(value, _NUMBERS)
+    if all(_is_array(member) or member in _NUMBERS for member in members):
+        return value is None or isinstance(value, str | Mapping) or callable(value)
+    return False
+
+
+def _is_other(annotation: Any, value: Any) -> bool:
+    """Tell whether a value is of no member of an annotation."""
+    members = _members(annotation)
+    if complex in members and (isinstance(value, complex) or _is(_kind_of_complex, value)):
+        # ArrayLike names them; settings of this package are real
+        return True
+    return not any(_fits(member, value) for member in members)
+
+
+def _is(check: Callable[[Any], bool], value: Any) -> bool:
+    return hasattr(value, "dtype") and hasattr(value, "shape") and check(value.dtype)
+
+
+def _kind_of_key(dtype: Any) -> bool:
+    # keys of the older style are arrays of uint32
+    return jnp.issubdtype(dtype, jax.dtypes.prng_key) or dtype == np.uint32
+
+
+def _kind_of_complex(dtype: Any) -> bool:
+    return jnp.issubdtype(dtype, np.complexfloating)
+
+
+def _kind_of_numbers(dtype: Any) -> bool:
+    return jnp.issubdtype(dtype, np.number) or dtype == np.bool_
+
+
+def _fits(annotation: Any, value: Any) -> bool:
+    """Tell whether a value may be of an annotation; one that is not understood is of any."""
+    origin = get_origin(annotation)
+    if annotation in (None, types.NoneType):
+        return value is None
+    if _is_key(annotation):
+        return _is(_kind_of_key, value)
+    if _is_array(annotation):
+        # the call has failed: an array of nothing is as wrong
+        return isinstance(value, _ARRAYS) and _is(_kind_of_numbers, value) and value.size > 0
+    if annotation is int:
+        return integer(value) is not None
+    if annotation is float:
+        real = isinstance(value, _NUMBERS) or _is(_kind_of_numbers, value)
+        return real and not isinstance(value, complex)
+    if _is_function(annotation):
+        return callable(value)
+    if isinstance(annotation, type) and getattr(annotation, "__module__", "") == "jaxtyping":
+        return annotation is not PyTree or all(map(_is_leaf, jax.tree.leaves(value)))
+    if origin is tuple and PyTree in get_args(annotation):
+        return isinstance(value, tuple) and all(map(_is_leaf, jax.tree.leaves(value)))
+    if origin in (Sequence, tuple):
+        return isinstance(value, Iterable) and not isinstance(value, str)
+    if isinstance(origin or annotation, type) and annotation is not Any:
+        return isinstance(value, origin or annotation)
+    return True
+
+
+def _is_leaf(leaf: Any) -> bool:
+    return isinstance(leaf, _NUMBERS) or _is(_kind_of_numbers, leaf) or _is(_kind_of_key, leaf)
+
+
+def _words(annotation: Any) -> str:
+    """Name the kind that an annotation asks for."""
+    members = [member for member in _members(annotation) if member is not types.NoneType]
+    optional = " or None" if len(members) < len(_members(annotation)) else ""
+    if complex in members:
+        words = ["a real number or an array of such"]
+        members = [member for member in members if _is_function(member)]
+    else:
+        words = []
+    words += [_word(member) for member in members]
+    return f"{' or '.join(dict.fromkeys(words))}{optional}"
+
+
+def _word(annotation: Any) -> str:
+    if annotation in _WORDS:
+        return _WORDS[annotation]
+    if _is_key(annotation):
+        return "a PRNG key, such as jax.random.key(0)"
+    if _is_array(annotation):
+        shape = getattr(annotation, "dim_str", "")
+        return f"an array [{', '.join(shape.split())}]" if shape else "an array"
+    if _is_function(annotation):
+        return "a function"
+    if annotation is PyTree:
+        return "a pytree of arrays"
+    name = getattr(annotation, "__name__", str(annotation))
+    if get_origin(annotation) in (Sequence, tuple):
+        return "a sequence"
+    if isinstance(annotation, type) and annotation.__module__.startswith("jaxstab."):
+        return f"a {annotation.__module__.split('.')[1]}.{name}"
+    return f"a {name}"
+
+
+def _told(annotation: Any, value: Any) -> str:
+    """Name the kind of a value; the value itself where it is short."""
+    if PyTree in (*_members(annotation), *get_args(annotation)):
+        wrong = [leaf for leaf in jax.tree.leaves(value) if not _is_leaf(leaf)]
+        if wrong and not any(leaf is value for leaf in wrong):
+            return f"one that holds {_told(Any, wrong[0])}"
+    if value is None or isinstance(value, (*_NUMBERS, str)):
+        return f"{value!r:.60}"
+    if hasattr(value, "dtype") and hasattr(value, "shape"):
+        return f"{value.dtype}{list(value.shape)}"
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    if isinstance(value, types.FunctionType):
+        return f"the function {value.__name__}"
+    return f"a {type(value).__name__}"
