@@ -60,9 +60,9 @@ def omega(
 
     Example:
         >>> from jaxstab import networks
-        >>> mlp = networks.MLP(depth=4, width=8, activation="identity", features_out=8, weights="orthogonal")
-        >>> params = networks.init(mlp, jax.random.key(0), jnp.ones(8), sigma_w=1.5)
-        >>> penalty = lambda params: omega(networks.chain(mlp), params, jnp.ones(8), jnp.sum)
+        >>> net = networks.mlp(depth=4, width=8, activation="identity", features_out=8, weights="orthogonal")
+        >>> params = net.init(jax.random.key(0), jnp.ones(8), sigma_w=1.5)
+        >>> penalty = lambda params: omega(net, params, jnp.ones(8), jnp.sum)
         >>> round(float(penalty(params)), 4)  # every block multiplies the gradient by 1.5: 4 * 0.5^2
         1.0
         >>> slope = jax.grad(penalty)(params).blocks["dense"]["kernel"].shape

@@ -274,7 +274,7 @@ def test_moments_differentiate_map_and_compile_over_a_slope(kind):
 def test_networks_differentiate_map_and_compile_over_a_slope(kind):
     x = jnp.linspace(-1.0, 1.0, 5)
     plain = networks.MLP(3, 6, "leaky_relu")
-    params = networks.init(plain, jax.random.key(0), x)
+    params = networks.chain(plain).init(jax.random.key(0), x)
 
     def gradient(slope):
         chain = networks.chain(networks.MLP(3, 6, LEAKY[kind](slope)))
@@ -340,7 +340,7 @@ def test_activations_without_a_hash():
     assert hash(get(bent)) == hash(get(bent))
     assert get(Activation("bent", bent, kinks=[np.float32(0.0)])).kinks == (0.0,)
     mlp = networks.MLP(2, 3, bent)
-    assert mlp.apply(variables(networks.init(mlp, jax.random.key(0), x)), x).shape == (10,)
+    assert mlp.apply(variables(networks.chain(mlp).init(jax.random.key(0), x)), x).shape == (10,)
     assert float(theory.derivative_moment(bent, 1e-12)) == pytest.approx(4.0, rel=1e-9)
 
 

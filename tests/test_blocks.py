@@ -36,7 +36,7 @@ CASES = [
 def _network(settings, dtype=None):
     mlp = MLP(DEPTH, WIDTH, **({"activation": "gelu", "features_out": 4} | settings))
     x = jax.random.normal(jax.random.key(7), (BATCH, 4), dtype or jnp.result_type(float))
-    params = networks.init(mlp, KEY, x, 1.3, 0.2)
+    params = networks.chain(mlp).init(KEY, x, 1.3, 0.2)
     if mlp.skip == "rezero":
         params = initializers.skip_init(params, jnp.linspace(0.3, 0.9, DEPTH))
     # norms that do something of their own
@@ -46,7 +46,9 @@ def _network(settings, dtype=None):
     params = jax.tree.map_with_path(
         lambda p, leaf: nudge(p, leaf) if "norm" in str(p) else leaf, params
     )
-    bound = networks.bind(mlp, params, key=jax.random.key(9), rate=0.3) if mlp.dropout else params
+    bound = (
+        networks.chain(mlp).bind(params, key=jax.random.key(9), rate=0.3) if mlp.dropout else params
+    )
     return mlp, networks.chain(mlp), params, bound, x
 
 
@@ -223,7 +225,7 @@ def test_running_statistics():
     assert np.all(stats["blocks"]["norm"]["var"] == 1)
     update = jax.jit(
         lambda stats: mlp.apply(
-            variables(networks.bind(mlp, params, stats=stats)), x, mutable=["batch_stats"]
+            variables(networks.chain(mlp).bind(params, stats=stats)), x, mutable=["batch_stats"]
         )[1]["batch_stats"]
     )
     h = np.asarray(Twin(mlp, params).states(x)[1][0])
@@ -233,7 +235,7 @@ def test_running_statistics():
     for _ in range(120):
         stats = update(stats)
     # the batch seen over and over: inference is then what training is, and takes one example at a time
-    bound = networks.bind(mlp, params, stats=stats)
+    bound = networks.chain(mlp).bind(params, stats=stats)
     trained, inference = (mlp.apply(variables(bound), x, train=mode) for mode in (True, False))
     # 0.8^120 of the start is left
     np.testing.assert_allclose(inference, trained, rtol=1e-9, atol=1e-10)
@@ -256,19 +258,15 @@ def test_what_a_mode_lacks_is_said():
         ValueError, match="BatchNorm in training mode mixes examples: it needs a batch"
     ):
         propagation.forward(chain, params, x[0])
-    with pytest.raises(
-        ValueError, match=r"needs running statistics: networks.bind\(mlp, params, stats="
-    ):
+    with pytest.raises(ValueError, match=r"needs running statistics: chain.bind\(params, stats="):
         propagation.forward(networks.chain(mlp, train=False), params, x[0])
-    with pytest.raises(ValueError, match="this network has none: MLP"):
-        networks.bind(mlp, params, key=KEY)
     wet, chain, params, _, x = _network({"dropout": True})
     with pytest.raises(
-        ValueError, match="dropout in training mode needs a key and a rate: networks.bind"
+        ValueError, match="dropout in training mode needs a key and a rate: chain.bind"
     ):
         propagation.forward(chain, params, x)
     with pytest.raises(ValueError, match=r"rate must be in \[0, 1\], got 1.5"):
-        networks.bind(wet, params, key=KEY, rate=1.5)
+        networks.chain(wet).bind(params, key=KEY, rate=1.5)
 
 
 @pytest.mark.slow
@@ -276,7 +274,7 @@ def test_dropout_rates_are_traced_share_draws_and_reach_both_ends():
     mlp, _, params, _, x = _network({"dropout": True, "activation": "identity"})
 
     def apply(rate, key):
-        return mlp.apply(variables(networks.bind(mlp, params, key=key, rate=rate)), x)
+        return mlp.apply(variables(networks.chain(mlp).bind(params, key=key, rate=rate)), x)
 
     traced = jax.jit(chex.assert_max_traces(apply, n=1))
     dry = mlp.apply(variables(params), x, train=False)
@@ -290,7 +288,7 @@ def test_dropout_rates_are_traced_share_draws_and_reach_both_ends():
         jnp.array([0.1, 0.4]), jax.random.split(KEY, 3)
     )
     np.testing.assert_allclose(many[2, 1], traced(0.4, jax.random.split(KEY, 3)[2]), rtol=1e-10)
-    per_layer = networks.bind(mlp, params, key=KEY, rate=jnp.array([0.0, 0.0, 0.0, 1.0]))
+    per_layer = networks.chain(mlp).bind(params, key=KEY, rate=jnp.array([0.0, 0.0, 0.0, 1.0]))
     np.testing.assert_allclose(
         mlp.apply(variables(per_layer), x),
         np.broadcast_to(params.readout["dense"]["bias"], dry.shape),
@@ -300,16 +298,18 @@ def test_dropout_rates_are_traced_share_draws_and_reach_both_ends():
 @pytest.mark.slow
 def test_a_dense_network_draws_each_layer_for_the_sources_it_has():
     mlp = MLP(depth=8, width=32, skip="dense", features_out=3)
-    blocks = networks.init(mlp, KEY, jnp.ones(7), 1.5).blocks["dense"]["kernel"]
+    blocks = networks.chain(mlp).init(KEY, jnp.ones(7), 1.5).blocks["dense"]["kernel"]
     assert blocks.shape == (8, 9 * 32, 32)
     for i in (0, 3, 7):
         seen, rest = np.split(np.asarray(blocks[i]), [(i + 1) * 32])
         assert not np.any(rest)
         scaled = seen.ravel() * np.sqrt(len(seen)) / 1.5
         assert abs(np.mean(scaled**2) - 1) < 4 * np.sqrt(2 / scaled.size)
-    square = networks.init(
-        MLP(depth=4, width=8, skip="dense", weights="orthogonal"), KEY, jnp.ones(7)
-    ).blocks
+    square = (
+        networks.chain(MLP(depth=4, width=8, skip="dense", weights="orthogonal"))
+        .init(KEY, jnp.ones(7))
+        .blocks
+    )
     for kernel in square["dense"]["kernel"]:
         np.testing.assert_allclose(kernel.T @ kernel, np.eye(8), atol=1e-12)
 
@@ -320,8 +320,8 @@ def _factor(mlp, sigma_w, x, loss, seeds, layers, rate=0.0):
 
     def one(key):
         draw, masks, direction = jax.random.split(key, 3)
-        params = networks.init(mlp, draw, x, sigma_w)
-        bound = networks.bind(mlp, params, key=masks if mlp.dropout else None, rate=rate)
+        params = networks.chain(mlp).init(draw, x, sigma_w)
+        bound = networks.chain(mlp).bind(params, key=masks if mlp.dropout else None, rate=rate)
         v = jax.random.normal(direction, (mlp.features_out,))
         g = propagation.backward(chain, bound, x, lambda y: loss(y, v)).log_grad_h
         return 2 * (g[layers[0]] - g[layers[1]]) / (layers[1] - layers[0])
@@ -374,8 +374,8 @@ def test_independent_masks_decorrelate_twins():
     # identity phi, keep rate r: the diagonal grows by sigma_w^2/r, the off-diagonal by sigma_w^2: c -> r c
     mlp = MLP(depth=1, width=2000, activation="identity", dropout=True)
     x = jax.random.normal(KEY, (10,))
-    params = networks.init(mlp, KEY, x)
-    one, two = (networks.bind(mlp, params, key=jax.random.key(i), rate=0.25) for i in (1, 2))
+    params = networks.chain(mlp).init(KEY, x)
+    one, two = (networks.chain(mlp).bind(params, key=jax.random.key(i), rate=0.25) for i in (1, 2))
     chain = networks.chain(mlp)
     c = propagation.correlation(chain, one, x, x, other=two).c
     # a mean of products over 2,000 units, and over as many masks
@@ -393,7 +393,7 @@ def test_gains_beside_the_weights_are_gains_of_the_weights(settings):
 
     @jax.jit
     def measured(params, gains):
-        bound = lambda params: networks.bind(mlp, params, key=key, rate=0.3, sigma_w=gains)
+        bound = lambda params: networks.chain(mlp).bind(params, key=key, rate=0.3, sigma_w=gains)
         loss = lambda params: LOSS(mlp.apply(variables(bound(params)), x))
         profiles = (
             propagation.forward(chain, bound(params), x),
@@ -406,7 +406,7 @@ def test_gains_beside_the_weights_are_gains_of_the_weights(settings):
     )
     by = (gains[0], gains[1:-1, None, None], gains[-1])
     scaled = networks.Params(*map(times, params, by))
-    whole = networks.rescale(networks.bind(mlp, params, sigma_w=gains), 1.0)
+    whole = networks.rescale(networks.chain(mlp).bind(params, sigma_w=gains), 1.0)
     chex.assert_trees_all_close(trained(whole), scaled)
     chex.assert_trees_all_close(
         measured(params, gains), measured(scaled, one), rtol=1e-9, atol=1e-12
@@ -416,7 +416,7 @@ def test_gains_beside_the_weights_are_gains_of_the_weights(settings):
 @pytest.mark.slow
 def test_many_gains_share_one_copy_of_the_weights():
     mlp, x, gains = MLP(8, 64, "tanh"), jnp.linspace(-1, 1, 4), jnp.linspace(0.5, 2, 5)
-    params, chain = networks.init(mlp, KEY, x, 1.0, 0.2), networks.chain(mlp)
+    params, chain = networks.chain(mlp).init(KEY, x, 1.0, 0.2), networks.chain(mlp)
 
     def over(network):
         def measured(params):
@@ -428,7 +428,7 @@ def test_many_gains_share_one_copy_of_the_weights():
         )
         return program.lower(params, gains).compile()
 
-    beside = over(lambda params, gain: networks.bind(mlp, params, sigma_w=gain))
+    beside = over(lambda params, gain: networks.chain(mlp).bind(params, sigma_w=gain))
     whole = over(lambda params, gain: networks.rescale(params, gain, 1.0))
     chex.assert_trees_all_close(beside(params, gains), whole(params, gains), rtol=1e-9, atol=1e-9)
     weights = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
@@ -444,7 +444,7 @@ def test_a_network_with_no_gain_of_its_own_comes_back_as_it_is():
     chex.assert_trees_all_equal(networks.rescale(params, 1.0), params)
     # of weight zero: no NaN, and biases alone
     silent = lambda params: mlp.apply(
-        variables(networks.bind(mlp, params, sigma_w=0.0)), x[0], train=False
+        variables(networks.chain(mlp).bind(params, sigma_w=0.0)), x[0], train=False
     )
     y, gradient = jax.jit(lambda p: (silent(p), jax.grad(lambda p: LOSS(silent(p)))(p)))(params)
     np.testing.assert_array_equal(y, params.readout["dense"]["bias"])
@@ -457,4 +457,4 @@ def test_gains_that_are_none_are_refused():
         with pytest.raises(
             ValueError, match=r"sigma_w must be (finite and >= 0|one, or one per layer, \[5\]), got"
         ):
-            networks.bind(mlp, params, sigma_w=sigma_w)
+            networks.chain(mlp).bind(params, sigma_w=sigma_w)

@@ -54,7 +54,7 @@ def test_counts():
 def test_integers_of_numpy_are_depths():
     x = jnp.ones(5)
     mlp = networks.MLP(4, 8, features_out=2)
-    params = networks.init(mlp, jax.random.key(0), x)
+    params = networks.chain(mlp).init(jax.random.key(0), x)
     chain, depths = networks.chain(mlp), np.arange(1, 4)
     profile = jax.jit(lambda params: propagation.backward(chain, params, x, jnp.sum, depths))(
         params

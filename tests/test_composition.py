@@ -36,7 +36,7 @@ class Knobs(NamedTuple):
 
 def _train(key, knobs):
     draw, masks = jax.random.split(key)
-    params = networks.init(MLP_, draw, X, knobs.sigma_w, 0.0)
+    params = networks.chain(MLP_).init(draw, X, knobs.sigma_w, 0.0)
     tx = optax.chain(
         clipping.guarded(
             clipping.monitored(clipping.clip_by_norm(knobs.threshold), per="layer"),
@@ -51,7 +51,7 @@ def _train(key, knobs):
         wet, projection = jax.random.split(key)
 
         def loss(params):
-            bound = networks.bind(MLP_, params, stats=stats, key=wet, rate=knobs.rate)
+            bound = networks.chain(MLP_).bind(params, stats=stats, key=wet, rate=knobs.rate)
             y, new = MLP_.apply(variables(bound), X, mutable=["batch_stats"])
             error = optax.softmax_cross_entropy_with_integer_labels(y, Y).mean()
             entropy = lambda y: optax.softmax_cross_entropy_with_integer_labels(y, Y).mean()
@@ -67,7 +67,7 @@ def _train(key, knobs):
 
     start = (params, initial_statistics(MLP_, params, X), tx.init(params))
     (params, stats, state), errors = jax.lax.scan(step, start, jax.random.split(masks, STEPS))
-    inference = networks.bind(MLP_, params, stats=stats)
+    inference = networks.chain(MLP_).bind(params, stats=stats)
     accuracy = jnp.mean(jnp.argmax(MLP_.apply(variables(inference), X, train=False), -1) == Y)
     profile = propagation.forward(networks.chain(MLP_, train=False), inference, X[0])
     return errors, accuracy, state, profile

@@ -25,7 +25,7 @@ def _dense(operator):
 def _mlp():
     mlp = MLP(2, 4, norm="layer", skip="sum", features_out=3)
     x = jax.random.normal(KEY, (5, 3), jnp.result_type(float))
-    return networks.chain(mlp), networks.init(mlp, KEY, x, 1.3, 0.2), x
+    return networks.chain(mlp), networks.chain(mlp).init(KEY, x, 1.3, 0.2), x
 
 
 def _own():
@@ -252,7 +252,7 @@ def test_a_traced_depth_by_the_gradient_of_training():
 
     mlp = MLP(3, 4, features_out=3)
     x = jax.random.normal(KEY, (5, 3))
-    params = networks.bind(mlp, networks.init(mlp, KEY, x))
+    params = networks.chain(mlp).bind(networks.chain(mlp).init(KEY, x))
 
     @jax.jit
     def by_gradient(depth):
@@ -276,7 +276,7 @@ def test_a_traced_depth_by_the_gradient_of_training():
 def test_batches_that_a_network_mixes():
     mlp = MLP(2, 4, norm="batch", features_out=3)
     x = jax.random.normal(KEY, (5, 3))
-    params = networks.bind(mlp, networks.init(mlp, KEY, x))
+    params = networks.chain(mlp).bind(networks.chain(mlp).init(KEY, x))
     goal = curvature.objective(networks.chain(mlp), mixes=True)
     vector, unravel = curvature.ravel(params)
 
@@ -486,7 +486,7 @@ def test_sharpness_along_training_is_recorded_and_frozen_where_a_run_diverges():
     mlp = MLP(1, 4, features_out=3)
     x = jax.random.normal(KEY, (20, 3))
     data = training.Examples(x, jnp.arange(20) % 3)
-    params = networks.init(mlp, KEY, x, 1.3)
+    params = networks.chain(mlp).init(KEY, x, 1.3)
     goal = curvature.objective(networks.chain(mlp))
 
     def at(params):

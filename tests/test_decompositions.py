@@ -163,7 +163,7 @@ chain = networks.chain(mlp)
 def measured(key):
     # an input that all devices share has its derivative summed over them, by the rules of shard_map
     x = jax.random.normal(key, 40)
-    return spectra.singular_values(chain, networks.init(mlp, key, x), x, [1, 2])
+    return spectra.singular_values(chain, chain.init(key, x), x, [1, 2])
 
 keys = jax.random.split(jax.random.key(1), 4)
 spread = jax.jit(jax.shard_map(jax.vmap(measured), mesh=mesh, in_specs=P("part"), out_specs=P("part")))

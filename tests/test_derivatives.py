@@ -45,7 +45,7 @@ def _drawn(t, depth, width=6, weights="gaussian", activation="tanh", skip=None):
     """A network with gain t, and one input, in t's dtype."""
     mlp = networks.MLP(depth, width, activation, weights=weights, skip=skip, features_out=2)
     x = jnp.linspace(-1.0, 1.3, width).astype(t.dtype)
-    return mlp, networks.init(mlp, KEY, x, t, 0.1), x
+    return mlp, networks.chain(mlp).init(KEY, x, t, 0.1), x
 
 
 def _length_at_depth_200(t):
@@ -193,7 +193,11 @@ def _bound(gain, step=0.0):
     blocks = params.blocks | {
         "dense": params.blocks["dense"] | {"kernel": kernel + step * jnp.cos(kernel)}
     }
-    return networks.chain(mlp), networks.bind(mlp, params._replace(blocks=blocks), sigma_w=gain), x
+    return (
+        networks.chain(mlp),
+        networks.chain(mlp).bind(params._replace(blocks=blocks), sigma_w=gain),
+        x,
+    )
 
 
 def _loss_by_gain(t):

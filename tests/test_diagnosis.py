@@ -232,7 +232,7 @@ def test_half_precision_that_underflows_is_told_from_a_gradient_that_is_none(mod
 )
 def test_the_rate_of_a_deep_chain_is_that_of_theory(settings, gains, what, rate):
     mlp = networks.MLP(width=64, features_out=4, **settings)
-    params = networks.init(mlp, jax.random.key(3), X, **gains)
+    params = networks.chain(mlp).init(jax.random.key(3), X, **gains)
     probe = networks.probe(mlp, params, X)
     report = diagnosis.diagnose(probe, params, X, loss)
     finding = report.findings[0]
@@ -263,7 +263,7 @@ def test_a_chain_is_compared_with_the_law_that_it_carries():
     embed, block, readout = mlp.layers(train=True)
     layers = [embed, *[block] * 12, readout]
     chain = networks.from_linen(layers, law={"activation": "relu"})
-    drawn = networks.init(mlp, jax.random.key(3), X, 1.2)
+    drawn = networks.chain(mlp).init(jax.random.key(3), X, 1.2)
     params = drawn._replace(blocks=Segments((drawn.blocks,)))
     report = diagnosis.diagnose(chain, params, X, loss)
     # -ln(sigma_w^2 / 2) / 2; the gain is that of twelve layers' 48^2 weights each
@@ -503,7 +503,7 @@ def test_healthy_models_raise_no_alarm_over_five_seeds(model):
     x = TOKENS if isinstance(model, Gpt) else X
     if model == "chain":
         model = networks.MLP(depth=20, width=32, activation="tanh", features_out=4)
-        draw = jax.jit(lambda key: networks.init(model, key, x))
+        draw = jax.jit(lambda key: networks.chain(model).init(key, x))
     else:
         draw = jax.jit(lambda key: model.init(key, x))
     probe = diagnosing.probed(model, jax.eval_shape(draw, jax.random.key(0)), x)

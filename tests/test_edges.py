@@ -40,7 +40,7 @@ def test_a_record_is_that_of_the_run_alone(swept):
     @jax.jit
     def alone():
         drawn, key = jax.random.split(jax.random.key(1))
-        params = networks.init(mlp, drawn, data.x[:2], 2**0.5)
+        params = networks.chain(mlp).init(drawn, data.x[:2], 2**0.5)
         seen, _ = training.train(
             mlp, params, optax.sgd(0.1), data, key=key, steps=5, curvature_every=2
         )

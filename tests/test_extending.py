@@ -40,7 +40,7 @@ def test_a_norm_and_a_skip_are_entries_of_their_tables(tables):
         depth=2, width=4, activation="relu", norm="halved", skip="twice", features_out=1
     )
     x = jnp.arange(1.0, 4.0)
-    params = networks.init(mlp, jax.random.key(0), x)
+    params = networks.chain(mlp).init(jax.random.key(0), x)
     states = networks.states(networks.chain(mlp), params, x).stacked
     h = np.asarray(states[0])
     for index in range(2):

@@ -11,7 +11,7 @@ from jaxstab.networks.folds import States, layer_at
 
 MLP = networks.MLP(depth=4, width=6, features_out=3)
 X = jnp.linspace(-1.0, 1.0, 5)
-PARAMS = networks.init(MLP, jax.random.key(0), X, 1.5, 0.2)
+PARAMS = networks.chain(MLP).init(jax.random.key(0), X, 1.5, 0.2)
 CHAIN = networks.chain(MLP)
 
 
@@ -122,7 +122,7 @@ def test_a_stack_of_no_layers_reads_off_stacks_of_none():
     # a program that takes the first blocks of a network takes none of them for depth 0
     mlp = networks.MLP(depth=2, width=3, features_out=1)
     x = jnp.arange(1.0, 5.0)
-    params = networks.init(mlp, jax.random.key(0), x)
+    params = networks.chain(mlp).init(jax.random.key(0), x)
     shallow = params._replace(blocks=jax.tree.map(lambda leaf: leaf[:0], params.blocks))
     step = lambda carry, here: (carry, here.theta)
     carry, read = networks.upwards(networks.chain(mlp), shallow, None, step, 1.0, first=1)

@@ -12,7 +12,7 @@ from jaxstab.networks import MLP
 
 KEY = jax.random.key(0)
 MINE = MLP(depth=2, width=4)
-PARAMS = networks.init(MINE, KEY, jnp.ones(3))
+PARAMS = networks.chain(MINE).init(KEY, jnp.ones(3))
 ROOMS = (networks, propagation, spectra, regularizers, initializers)
 
 

@@ -67,7 +67,7 @@ def test_critical_networks_keep_their_gradient():
 
     def drift(key):
         g = propagation.backward(
-            networks.chain(mlp), networks.init(mlp, key, x), x, lambda y: y[0]
+            networks.chain(mlp), networks.chain(mlp).init(key, x), x, lambda y: y[0]
         ).log_grad_h
         return 2 * (g[0] - g[-1])
 
@@ -81,9 +81,11 @@ def test_critical_networks_keep_their_gradient():
     "name", ["glorot_normal", "glorot_uniform", "he_normal", "he_uniform", "lecun_uniform"]
 )
 def test_those_of_jax_nn_by_name(name):
-    kernel = networks.init(MLP(depth=1, width=200, weights=name), KEY, jnp.ones(300)).embed[
-        "dense"
-    ]["kernel"]
+    kernel = (
+        networks.chain(MLP(depth=1, width=200, weights=name))
+        .init(KEY, jnp.ones(300))
+        .embed["dense"]["kernel"]
+    )
     variance = {"glorot": 2 / 500, "he": 2 / 300, "lecun": 1 / 300}[name.split("_")[0]]
     # a uniform or truncated sample's mean square has a standard error below a normal one's
     assert abs(np.mean(kernel**2) / variance - 1) < 4 * np.sqrt(2 / kernel.size)
@@ -99,7 +101,7 @@ def test_looks_linear_is_linear(activation, skip):
     net = networks.chain(mlp)
     params = jax.jit(lambda key: initializers.looks_linear(net, key, x, 1.1, 0.2))(KEY)
     half = mlp.clone(width=6, activation="identity")
-    expected = half.apply(variables(networks.init(half, KEY, x, 1.1, 0.2)), x)
+    expected = half.apply(variables(networks.chain(half).init(KEY, x, 1.1, 0.2)), x)
     np.testing.assert_allclose(mlp.apply(variables(params), x), expected, rtol=1e-9, atol=1e-12)
 
 
@@ -129,7 +131,7 @@ def test_looks_linear_has_the_singular_values_that_it_states():
 def test_lsuv_gives_every_layer_unit_variance(settings):
     mlp = MLP(depth=6, width=20, activation="tanh", weights="orthogonal", **settings)
     x = 3.0 * jax.random.normal(KEY, (40, 9), jnp.float32) ** 2
-    params = networks.init(mlp, KEY, x, 0.3, 0.1)
+    params = networks.chain(mlp).init(KEY, x, 0.3, 0.1)
     new = jax.jit(lambda params, target: initializers.lsuv(mlp, params, x, target))(params, 1.7)
     branch, chain = mlp.layers(train=True)[1].clone(skip=None), networks.chain(mlp)
 
@@ -149,7 +151,7 @@ def test_fixup_and_skip_init_start_as_the_identity():
     x = jax.random.normal(KEY, (4,))
     for skip in ("sum", "rezero"):
         mlp = MLP(depth=3, width=6, activation="relu", skip=skip, weights="he_normal")
-        params = initializers.fixup(networks.chain(mlp), networks.init(mlp, KEY, x, 1.0, 0.5))
+        params = initializers.fixup(networks.chain(mlp), networks.chain(mlp).init(KEY, x, 1.0, 0.5))
         h = networks.chain(mlp).embed(params, x)
         states = propagation.forward(networks.chain(mlp), params, x)
         np.testing.assert_allclose(states.q, np.mean(h**2), rtol=1e-12)
@@ -162,7 +164,7 @@ def test_fixup_and_skip_init_start_as_the_identity():
 def test_what_does_not_fit_is_refused():
     x = jnp.ones(4)
     mlp = MLP(depth=2, width=5, activation="relu")
-    params = networks.init(mlp, KEY, x)
+    params = networks.chain(mlp).init(KEY, x)
     with pytest.raises(ValueError, match=r"needs phi\(z\) - phi\(-z\) = c z, .* got tanh"):
         initializers.looks_linear(MLP(2, 4, "tanh"), KEY, x)
     with pytest.raises(

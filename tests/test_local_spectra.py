@@ -36,7 +36,7 @@ def _network(depth=4, width=7, d_in=5, sigma_w=1.4, sigma_b=0.1, **kind):
     # cached: a chain made again is a new static argument, and compiles again
     mlp = MLP(depth, width, **kind)
     x = jax.random.normal(jax.random.key(5), (d_in,))
-    return networks.chain(mlp), networks.init(mlp, KEY, x, sigma_w, sigma_b), x
+    return networks.chain(mlp), networks.chain(mlp).init(KEY, x, sigma_w, sigma_b), x
 
 
 def _linear(factors):
@@ -95,7 +95,7 @@ def test_every_kind_of_block_against_dense_jacobians(kind):
 def test_batchnorm_goes_through_flatten():
     mlp = MLP(3, 4, norm="batch")
     x = jax.random.normal(KEY, (5, 3))
-    params = networks.init(mlp, KEY, x, 1.2)
+    params = networks.chain(mlp).init(KEY, x, 1.2)
     chain = networks.flatten(networks.chain(mlp), 5)
     s = [np.linalg.svd(f, compute_uv=False) for f in _dense(chain, params, x.ravel())]
     np.testing.assert_allclose(np.exp(local(chain, params, x.ravel())), s, atol=1e-12)
@@ -194,7 +194,7 @@ def test_aligned_random_and_opposed_layers():
 def test_orthogonal_chains_have_one_exponent():
     mlp = MLP(80, 8, "identity", weights="orthogonal")
     x = jnp.ones(5, jnp.float32)
-    params = networks.init(mlp, KEY, x, 0.03)
+    params = networks.chain(mlp).init(KEY, x, 0.03)
     chain, expected = networks.chain(mlp), np.log(0.03)
     found = exponents(chain, params, x, KEY, 0, 8)
     # single precision: each layer rounds ln s by about eps

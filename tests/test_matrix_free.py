@@ -35,9 +35,9 @@ def _network(d_in=24, width=24, batch=None, dtype=None, sigma_w=1.2, depth=DEPTH
     x = jax.random.normal(
         jax.random.key(5), (batch, d_in) if batch else (d_in,), dtype or jnp.result_type(float)
     )
-    params = jax.jit(networks.init, static_argnums=0)(mlp, KEY, x, sigma_w, 0.1)
+    params = jax.jit(networks.chain(mlp).init)(KEY, x, sigma_w, 0.1)
     if mlp.dropout:
-        params = networks.bind(mlp, params, key=jax.random.key(6), rate=0.2)
+        params = networks.chain(mlp).bind(params, key=jax.random.key(6), rate=0.2)
     chain = networks.chain(mlp)
     return networks.flatten(chain, batch) if batch else chain, params, x.ravel()
 

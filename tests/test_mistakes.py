@@ -12,19 +12,18 @@ import json, sys
 import numpy as np, jax, jax.numpy as jnp
 from jaxstab import activations, curvature, initializers, networks, propagation, spectra, theory, sweeps, records
 key, data = jax.random.key(0), records.Data(np.ones((9, 4), np.float32), np.zeros(9, np.int32), "ones")
-mlp = networks.MLP(3, 4); chain = networks.chain(mlp); params = networks.init(mlp, key, jnp.ones(4))
+mlp = networks.MLP(3, 4); chain = networks.chain(mlp); params = chain.init(key, jnp.ones(4))
 """
 CASES = {
     "networks.MLP(0, 4)": r"depth must be an integer >= 1, got 0",
     "networks.MLP(2, 1.5)": r"width must be an integer >= 1, got 1.5",
-    "networks.init(mlp, key, np.arange(3))": r"x must be floating, got dtype int",
-    "networks.init(mlp, key, jnp.ones(3), float('nan'))": r"sigma_w must be finite and >= 0, got nan",
+    "chain.init(key, np.arange(3))": r"x must be floating, got dtype int",
+    "chain.init(key, jnp.ones(3), float('nan'))": r"sigma_w must be finite and >= 0, got nan",
     "networks.MLP(2, 4, norm='group')": r"norm must be one of None, batch, layer, rms, peri, dyt, derf, got 'group'",
     "networks.MLP(2, 4, skip='resnet')": r"skip must be one of None, sum, .* got 'resnet'",
-    "networks.bind(mlp, params, key=key)": r"this network has none: MLP\(..., dropout=True\)",
-    "networks.bind(mlp.clone(dropout=True), params, key=key, rate=-0.1)": r"rate must be in \[0, 1\], got -0.1",
+    "networks.mlp(3, 4, dropout=True).bind(params, key=key, rate=-0.1)": r"rate must be in \[0, 1\], got -0.1",
     "networks.MLP(2, 4, norm='batch').init(key, np.ones(4)) and networks.MLP(2, 4, norm='batch').apply("
-    "{'params': networks.init(networks.MLP(2, 4, norm='batch'), key, jnp.ones(4))._asdict()}, jnp.ones(4))": (
+    "{'params': networks.mlp(2, 4, norm='batch').init(key, jnp.ones(4))._asdict()}, jnp.ones(4))": (
         r"it needs a batch \[batch, width\], got \(4,\)"
     ),
     "initializers.lsuv(mlp, params, jnp.ones(4))": r"looks at a batch \[batch, d_in\], got shape \(4,\)",

@@ -104,7 +104,7 @@ def test_networks_give_each_unit_its_own_activation():
     np.testing.assert_allclose(mixed.derivative(z)[:, 3:], 1 - np.tanh(z[:, 3:]) ** 2, rtol=1e-12)
 
     mlp, x = networks.MLP(1, 4000, mixed), jnp.ones(50)
-    params = networks.init(mlp, jax.random.key(0), x, 1.5, 0.2)
+    params = networks.chain(mlp).init(jax.random.key(0), x, 1.5, 0.2)
     measured = jax.jit(lambda x: propagation.forward(networks.chain(mlp), params, x).log_q)(x)
     q = float(jnp.exp(measured[0]))
     expected = theory.length_map(mixed, 1.5, 0.2, q)
@@ -115,7 +115,7 @@ def test_networks_give_each_unit_its_own_activation():
 @pytest.mark.slow
 def test_networks_are_differentiable_in_the_share():
     x = jnp.linspace(-1.0, 1.0, 4)
-    params = networks.init(networks.MLP(2, 10, "tanh"), jax.random.key(1), x, 1.5, 0.2)
+    params = networks.chain(networks.MLP(2, 10, "tanh")).init(jax.random.key(1), x, 1.5, 0.2)
 
     @jax.jit
     def length(p):

@@ -26,7 +26,7 @@ def test_chain_computes_what_the_module_does(weights, dtype):
         MLP(depth=3, width=16, activation="gelu", features_out=4, weights=weights),
         jnp.linspace(-1, 1, 9, dtype=dtype),
     )
-    params, chain = networks.init(mlp, KEY, x, 1.4, 0.3), networks.chain(mlp)
+    params, chain = networks.chain(mlp).init(KEY, x, 1.4, 0.3), networks.chain(mlp)
     h = chain.embed(params, x)
     for i in range(3):
         h = chain.block(jax.tree.map(lambda leaf, i=i: leaf[i], params.blocks), h)
@@ -50,7 +50,7 @@ def test_mlp_is_the_chain_of_the_module_with_the_same_settings():
     net, module, x = networks.mlp(3, 6, **SETTINGS), MLP(3, 6, **SETTINGS), jnp.linspace(-1, 1, 5)
     assert net.family == module
     params = net.init(KEY, x, sigma_w=1.4, sigma_b=0.3)
-    chex.assert_trees_all_equal(params, networks.init(module, KEY, x, 1.4, 0.3))
+    chex.assert_trees_all_equal(params, networks.chain(module).init(KEY, x, 1.4, 0.3))
     dry = net.inference
     y = module.apply(variables(params), x, train=False)
     np.testing.assert_allclose(dry.apply(params, x), y, rtol=1e-12)
@@ -121,7 +121,7 @@ def test_chains_of_other_layers_have_no_law():
 @pytest.mark.slow
 def test_network_is_the_formula():
     mlp, x = MLP(depth=2, width=5, activation="tanh", features_out=3), jnp.linspace(0.1, 1, 4)
-    params = networks.init(mlp, KEY, x, 1.3, 0.2)
+    params = networks.chain(mlp).init(KEY, x, 1.3, 0.2)
     dense = lambda layer, h: h @ layer["dense"]["kernel"] + layer["dense"]["bias"]
     h = dense(params.embed, x)
     for i in range(2):
@@ -133,7 +133,7 @@ def test_network_is_the_formula():
 
 def test_weights_and_biases_follow_the_law():
     mlp = MLP(depth=4, width=300)
-    params = networks.init(mlp, KEY, jnp.ones(200), 1.7, 0.4)
+    params = networks.chain(mlp).init(KEY, jnp.ones(200), 1.7, 0.4)
     for kernel, fan_in in (
         (params.embed["dense"]["kernel"], 200),
         (params.blocks["dense"]["kernel"], 300),
@@ -154,7 +154,9 @@ def test_weights_and_biases_follow_the_law():
 
 def test_orthogonal_weights_are_haar():
     mlp = MLP(depth=400, width=6, weights="orthogonal")
-    kernels = np.asarray(networks.init(mlp, KEY, jnp.ones(6), 2.0).blocks["dense"]["kernel"]) / 2.0
+    kernels = (
+        np.asarray(networks.chain(mlp).init(KEY, jnp.ones(6), 2.0).blocks["dense"]["kernel"]) / 2.0
+    )
     np.testing.assert_allclose(
         kernels @ kernels.transpose(0, 2, 1), np.broadcast_to(np.eye(6), kernels.shape), atol=1e-12
     )
@@ -190,7 +192,7 @@ def test_orthogonal_networks_have_the_lengths_of_theory_from_a_narrow_input_to_a
         depth=2, width=16, activation="identity", features_out=40, weights="orthogonal", skip=skip
     )
     x = jnp.linspace(-1, 1, 6)
-    params = networks.init(mlp, KEY, x, 1.5)
+    params = networks.chain(mlp).init(KEY, x, 1.5)
     chain = networks.chain(mlp)
     h = chain.embed(params, x)[:16]
     q = 1.5**2 * float(jnp.mean(x**2))
@@ -217,7 +219,7 @@ def test_units_of_layers_still_to_come_are_in_no_jacobian_of_a_dense_network():
 @pytest.mark.slow
 def test_gains_share_one_draw_and_are_traced():
     mlp, x = MLP(depth=2, width=8), jnp.ones(3)
-    traced = chex.assert_max_traces(lambda w, b: networks.init(mlp, KEY, x, w, b), n=1)
+    traced = chex.assert_max_traces(lambda w, b: networks.chain(mlp).init(KEY, x, w, b), n=1)
     init = jax.jit(traced)
     unit, scaled = init(1.0, 1.0), init(2.5, 0.5)
     chex.assert_trees_all_close(scaled, networks.rescale(unit, 2.5, 0.5), rtol=1e-12)
@@ -227,7 +229,7 @@ def test_gains_share_one_draw_and_are_traced():
     np.testing.assert_allclose(
         scaled.embed["dense"]["bias"], 0.5 * unit.embed["dense"]["bias"], rtol=1e-12
     )
-    many = jax.vmap(lambda key, w: networks.init(mlp, key, x, w).blocks)(
+    many = jax.vmap(lambda key, w: networks.chain(mlp).init(key, x, w).blocks)(
         jax.random.split(KEY, 3), jnp.ones(3)
     )
     assert many["dense"]["kernel"].shape == (3, 2, 8, 8)
@@ -262,6 +264,6 @@ def test_bad_networks_are_refused(settings, named):
 def test_bad_inputs_are_refused():
     mlp = MLP(depth=2, width=4)
     with pytest.raises(ValueError, match="sigma_w must be finite and >= 0, got -1"):
-        networks.init(mlp, KEY, jnp.ones(3), -1.0)
+        networks.chain(mlp).init(KEY, jnp.ones(3), -1.0)
     with pytest.raises(ValueError, match="sigma_b must be finite"):
-        networks.init(mlp, KEY, jnp.ones(3), 1.0, jnp.nan)
+        networks.chain(mlp).init(KEY, jnp.ones(3), 1.0, jnp.nan)

@@ -110,7 +110,7 @@ def test_lsuv_of_layers_with_several_weights():
 
 def test_lsuv_is_that_of_our_network():
     mlp = networks.MLP(depth=3, width=6, activation="tanh", features_out=3)
-    params = networks.init(mlp, KEY, X, 0.4, 0.1)
+    params = networks.chain(mlp).init(KEY, X, 0.4, 0.1)
     ours = networks.chain(mlp)
     blocks = [jax.tree.map(lambda leaf, i=i: leaf[i], params.blocks) for i in range(3)]
     applies = [

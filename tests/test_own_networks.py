@@ -269,7 +269,7 @@ def test_own_layers_give_what_our_network_gives():
         depth=6, width=8, activation="gelu", norm="layer", skip="sum", features_out=3
     )
     x = jnp.linspace(-1, 1, 5)
-    params = networks.init(mlp, KEY, x, 1.5, 0.1)
+    params = networks.chain(mlp).init(KEY, x, 1.5, 0.1)
     ours = networks.chain(mlp)
     blocks = [jax.tree.map(lambda leaf, i=i: leaf[i], params.blocks) for i in range(6)]
     applies = [

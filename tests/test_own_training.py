@@ -249,7 +249,7 @@ def test_our_network_taken_apart_trains_alike():
     mlp = networks.MLP(
         depth=3, width=6, activation="gelu", norm="layer", skip="sum", features_out=3
     )
-    params = networks.init(mlp, KEY, X, 1.3, 0.1)
+    params = networks.chain(mlp).init(KEY, X, 1.3, 0.1)
     ours = networks.chain(mlp)
     blocks = [jax.tree.map(lambda leaf, i=i: leaf[i], params.blocks) for i in range(3)]
     applies = [

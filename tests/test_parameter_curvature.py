@@ -47,7 +47,7 @@ def _network(**kind):
     # cached: a chain made again is a new static argument, and compiles again
     mlp = MLP(3, 6, features_out=3, **kind)
     x = jax.random.normal(jax.random.key(5), (3, 4))
-    return mlp, networks.chain(mlp), networks.init(mlp, KEY, x, 1.3, 0.2), x
+    return mlp, networks.chain(mlp), networks.chain(mlp).init(KEY, x, 1.3, 0.2), x
 
 
 @functools.cache
@@ -116,7 +116,7 @@ def test_linear_readout_has_a_closed_form():
     # of a readout alone: dy_bk/dW = phi(h_b) e_k^T, so that Theta = (phi(h_b) . phi(h_c) + 1) delta_kl
     mlp = MLP(2, 16, "relu", features_out=3)
     x = jax.random.normal(KEY, (4, 5))
-    params = networks.init(mlp, KEY, x, 1.4)
+    params = networks.chain(mlp).init(KEY, x, 1.4)
     found = by_layer(networks.chain(mlp), params, x, 2)
     h = jax.nn.relu(jax.vmap(lambda x: _last(mlp, params, x))(x))
     expected = np.kron(np.asarray(h @ h.T, float) + 1, np.eye(3))
@@ -147,12 +147,14 @@ def test_a_small_gradient_step_moves_the_outputs_by_the_kernel():
 def test_batchnorm_and_dropout():
     mlp = MLP(2, 5, features_out=2, norm="batch", dropout=True)
     x = jax.random.normal(KEY, (4, 3))
-    params = networks.bind(mlp, networks.init(mlp, KEY, x, 1.2), key=jax.random.key(2), rate=0.3)
+    params = networks.chain(mlp).bind(
+        networks.chain(mlp).init(KEY, x, 1.2), key=jax.random.key(2), rate=0.3
+    )
     chain = networks.flatten(networks.chain(mlp), 4)
     bare = networks.Params(params.embed, params.blocks.params, params.readout.params)
 
     def y(bare):
-        bound = networks.bind(mlp, bare, key=jax.random.key(2), rate=0.3)
+        bound = networks.chain(mlp).bind(bare, key=jax.random.key(2), rate=0.3)
         return mlp.apply(variables(bound), x, mutable=["batch_stats"])[0].ravel()
 
     tree = jax.jit(jax.jacrev(y))(bare)
@@ -269,7 +271,7 @@ def test_parameter_products_beyond_any_float(layer):
     # linear: what the first block's parameters do shrinks with every later weight, 200 times 1e-3, and with h_0
     mlp = MLP(200, 4, "identity", features_out=4, weights="orthogonal")
     chain, x = networks.chain(mlp), jax.random.normal(KEY, (2, 4))
-    unit = networks.init(mlp, KEY, x)
+    unit = networks.chain(mlp).init(KEY, x)
     params = networks.rescale(unit, 1e-3, 0.0)
 
     @jax.jit

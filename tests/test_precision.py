@@ -19,7 +19,7 @@ def _network():
     # relu kills directions; cached: a chain made again is a new static argument, and compiles again
     mlp = MLP(8, 10, "relu")
     x = jax.random.normal(jax.random.key(5), (2, 6))
-    return networks.chain(mlp), networks.init(mlp, KEY, x, 1.4, 0.1), x
+    return networks.chain(mlp), networks.chain(mlp).init(KEY, x, 1.4, 0.1), x
 
 
 @functools.cache
@@ -78,7 +78,7 @@ def test_what_is_right_and_what_is_dead():
 @pytest.mark.slow
 def test_dropout_draws_one_mask_in_every_precision():
     mlp, x = MLP(2, 6, "identity", dropout=True), jnp.ones(5, jnp.float32)
-    params = networks.bind(mlp, networks.init(mlp, KEY, x), key=KEY, rate=0.3)
+    params = networks.chain(mlp).bind(networks.chain(mlp).init(KEY, x), key=KEY, rate=0.3)
     chain = networks.chain(mlp)
     single = propagation.forward(chain, params, x).log_q
     double = propagation.forward(

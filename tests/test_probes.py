@@ -169,7 +169,7 @@ def _loss(y):
 def mlp():
     """A network of our own, the same in linen and as a function, and what `propagation` says of it."""
     own = networks.MLP(depth=4, width=6, features_out=3, activation="tanh")
-    params = networks.init(own, KEY, X[0], sigma_w=1.4, sigma_b=0.2)
+    params = networks.chain(own).init(KEY, X[0], sigma_w=1.4, sigma_b=0.2)
     chain = networks.chain(own)
     dense = [
         params.embed,
@@ -359,7 +359,7 @@ def test_what_cannot_be_read_is_listed():
     assert str(probe.missed[0]) == "in a branch (tag): within cond: in a branch, which may not run"
     # layers of a chain are its submodules, and what a model itself owns is no submodule
     mlp = networks.MLP(depth=4, width=6, features_out=3)
-    params = jax.eval_shape(lambda: networks.init(mlp, KEY, X[0]))
+    params = jax.eval_shape(lambda: networks.chain(mlp).init(KEY, X[0]))
     assert networks.probe(mlp, params, X).missed == ()
     weights = [jnp.ones((X.shape[-1], X.shape[-1]), X.dtype)] * 5
     chain, params = networks.from_params([lambda w, h: jnp.tanh(h) @ w] * 5, weights, X[0])

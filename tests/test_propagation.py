@@ -24,7 +24,7 @@ correlation = jax.jit(propagation.correlation, static_argnums=0)
 def _network(activation="tanh", depth=6, width=24, sigma_w=1.3, sigma_b=0.2, dtype=None):
     mlp = MLP(depth, width, activation)
     x = jax.random.normal(jax.random.key(7), (11,), dtype or jnp.result_type(float))
-    return networks.chain(mlp), networks.init(mlp, KEY, x, sigma_w, sigma_b), x
+    return networks.chain(mlp), networks.chain(mlp).init(KEY, x, sigma_w, sigma_b), x
 
 
 def _dense(layer, h):
@@ -169,9 +169,11 @@ def _gradients(f, params, h, v):
 def test_factored_gradients_are_those_of_every_block(block):
     mlp = MLP(1, 7, **block)
     x = jax.random.normal(KEY, (4, 5))
-    params = networks.init(mlp, KEY, x, 1.2, 0.3)
+    params = networks.chain(mlp).init(KEY, x, 1.2, 0.3)
     beside = 1.7 if mlp.skip in ("highway", "dense") else None
-    bound = networks.bind(mlp, params, key=KEY if mlp.dropout else None, rate=0.3, sigma_w=beside)
+    bound = networks.chain(mlp).bind(
+        params, key=KEY if mlp.dropout else None, rate=0.3, sigma_w=beside
+    )
     chain, layer = networks.chain(mlp), jax.tree.map(lambda leaf: leaf[0], bound.blocks)
     products = []
 
@@ -214,7 +216,7 @@ def test_kernels_read_in_other_ways_get_their_gradient_in_full():
 def test_norms_beyond_the_range_of_float32():
     mlp = MLP(300, 8, "identity", weights="orthogonal")
     x = jnp.ones(8, jnp.float32)
-    params = networks.init(mlp, KEY, x, 0.1)
+    params = networks.chain(mlp).init(KEY, x, 0.1)
     profile = backward(networks.chain(mlp), params, x, lambda y: y[0])
     assert profile.log_grad_h.dtype == jnp.float32
     # an orthogonal layer of gain 0.1 divides the norm by 10 exactly: 10^-300 is far below float32

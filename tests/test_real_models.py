@@ -274,7 +274,7 @@ def test_linen_modules_of_our_networks_layers_are_our_network():
         depth=3, width=6, activation="gelu", norm="layer", skip="sum", features_out=3
     )
     x = jnp.linspace(-1, 1, 5)
-    params = networks.init(mlp, KEY, x, 1.5, 0.1)
+    params = networks.chain(mlp).init(KEY, x, 1.5, 0.1)
     embed, block, readout = mlp.layers(train=True)
     chain = networks.from_linen([embed, *[block] * 3, readout], activation="gelu")
     own = networks.Params(params.embed, Segments((params.blocks,)), params.readout)

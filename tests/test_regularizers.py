@@ -26,7 +26,7 @@ spectral_norm = jax.jit(regularizers.spectral_norm, static_argnums=2)
 def _network(activation="tanh", depth=3, width=10, sigma_w=1.3, sigma_b=0.2):
     mlp = MLP(depth, width, activation)
     x = jax.random.normal(jax.random.key(7), (6,))
-    return networks.chain(mlp), networks.init(mlp, KEY, x, sigma_w, sigma_b), x
+    return networks.chain(mlp), networks.chain(mlp).init(KEY, x, sigma_w, sigma_b), x
 
 
 def _leaves(tree):
@@ -142,7 +142,7 @@ def test_dead_layers_and_zero_gradients_are_no_nan(immediate):
 def test_omega_at_depth_300_in_float32(immediate):
     mlp = MLP(300, 8, "identity", weights="orthogonal")
     x = jnp.ones(8, jnp.float32)
-    chain, params = networks.chain(mlp), networks.init(mlp, KEY, x, 0.1)
+    chain, params = networks.chain(mlp), networks.chain(mlp).init(KEY, x, 0.1)
     value, steps = (
         omega(chain, params, x, lambda y: y[0], immediate),
         slope(chain, params, x, lambda y: y[0], immediate),
@@ -182,7 +182,9 @@ def _cured(index):
     x = jax.random.normal(KEY, (5, 4))
     masks = {"key": KEY, "rate": 0.2} if mlp.dropout else {}
     on = lambda f: (
-        lambda params: f(networks.chain(mlp), networks.bind(mlp, params, **masks), x, BATCH_LOSS)
+        lambda params: f(
+            networks.chain(mlp), networks.chain(mlp).bind(params, **masks), x, BATCH_LOSS
+        )
     )
     both = jax.jit(
         lambda params: (
@@ -190,7 +192,7 @@ def _cured(index):
             on(propagation.backward)(params),
         )
     )
-    return both(networks.init(mlp, KEY, x, 1.3, 0.1))
+    return both(networks.chain(mlp).init(KEY, x, 1.3, 0.1))
 
 
 @pytest.mark.slow
@@ -323,7 +325,7 @@ def test_orthogonality_counts_singular_values(gain):
 def test_orthogonality_of_parameters_and_of_their_slope():
     # no layer has more outputs than inputs, where rows of weights cannot be orthonormal
     mlp = MLP(3, 6, "tanh", features_out=4, weights="orthogonal")
-    params = networks.init(mlp, KEY, jnp.ones(8), 1.2, 0.5)
+    params = networks.chain(mlp).init(KEY, jnp.ones(8), 1.2, 0.5)
     assert float(orthogonality(params, 1.2)) < 1e-25
     assert float(orthogonality(params.blocks["dense"]["kernel"])) == pytest.approx(
         3 * 6 * 0.44**2, rel=1e-10

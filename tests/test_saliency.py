@@ -26,7 +26,7 @@ def test_gradients_are_those_of_autodiff(skip):
     mlp = MLP(3, 6, "tanh", skip=skip)
     chain = networks.chain(mlp)
     x1, x2 = jax.random.normal(KEY, (2, 5))
-    params = networks.init(mlp, KEY, x1, 1.3, 0.2)
+    params = networks.chain(mlp).init(KEY, x1, 1.3, 0.2)
 
     @jax.jit
     def found():
@@ -63,7 +63,7 @@ def test_relu_shatters_as_wide_networks_do():
     @jax.jit
     @jax.vmap
     def both(key):
-        params = networks.init(mlp, key, x1, 2**0.5)
+        params = networks.chain(mlp).init(key, x1, 2**0.5)
         c = propagation.correlation(chain, params, x1, x2).c
         return c, saliency.gradient_correlation(chain, params, x1, x2, _first)
 
@@ -83,7 +83,7 @@ def test_relu_shatters_as_wide_networks_do():
 def test_gradients_beyond_the_range_of_floats():
     mlp = MLP(300, 4, "identity")
     x = jnp.ones(3, jnp.float32)
-    params = networks.init(mlp, KEY, x, 1e-3)
+    params = networks.chain(mlp).init(KEY, x, 1e-3)
     run = jax.jit(lambda: saliency.input_gradient(networks.chain(mlp), params, x, _first))
     found = run()
     assert found.log_norm < -1500 and np.isclose(np.linalg.norm(found.direction), 1, atol=1e-5)

@@ -50,7 +50,7 @@ def _gaussian(layers, n, seed=0):
 def _network(activation, depth=5, width=12, d_in=9, sigma_w=1.4, weights="gaussian", dtype=None):
     mlp = MLP(depth, width, activation, weights=weights)
     x = jax.random.normal(jax.random.key(5), (d_in,), dtype or jnp.result_type(float))
-    return networks.chain(mlp), networks.init(mlp, KEY, x, sigma_w, 0.1), x
+    return networks.chain(mlp), networks.chain(mlp).init(KEY, x, sigma_w, 0.1), x
 
 
 def _dense(chain, params, x, depth):
@@ -249,7 +249,7 @@ def test_gradient_of_close_values_is_that_of_an_svd(activation, weights, width, 
         MLP(depth, width, activation, weights=weights),
         jax.random.normal(jax.random.key(1), (d_in,)),
     )
-    params, chain = networks.init(mlp, KEY, x, gain, 0.1), networks.chain(mlp)
+    params, chain = networks.chain(mlp).init(KEY, x, gain, 0.1), networks.chain(mlp)
 
     def ours(scale):
         return spectra.log_singular_values(chain, networks.rescale(params, scale, 1.0), x, [depth])[
@@ -529,7 +529,7 @@ def test_orthogonal_chain_is_an_isometry_at_any_depth():
 def test_gradient_of_the_living_values_of_a_relu_network():
     # every layer is linear in its gain once the mask is fixed: d ln s / d ln sigma_w = number of weight matrices
     mlp, x = MLP(4, 10, "relu"), jax.random.normal(jax.random.key(2), (12,))
-    params, chain = networks.init(mlp, KEY, x, 1.4), networks.chain(mlp)
+    params, chain = networks.chain(mlp).init(KEY, x, 1.4), networks.chain(mlp)
     values = lambda gain: spectra.log_singular_values(
         chain, networks.rescale(params, gain, 1.0), x, (4,)
     )[0]

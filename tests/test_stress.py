@@ -45,7 +45,7 @@ def _arguments():
     keys = jax.random.split(jax.random.key(0), NETWORKS)
     x = jnp.linspace(-1.0, 1.0, NETWORKS * WIDTH).reshape(NETWORKS, -1)
     mlp = _table().mlp(WIDTH, DEPTH)
-    return jax.vmap(lambda key, x: networks.init(mlp, key, x, 1.3))(keys, x), x, keys
+    return jax.vmap(lambda key, x: networks.chain(mlp).init(key, x, 1.3))(keys, x), x, keys
 
 
 def main():

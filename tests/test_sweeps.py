@@ -70,7 +70,7 @@ def test_a_cell_is_what_the_single_network_gives(
     sample = jax.tree.map(lambda a: a[seed], samples(GRID, DATA))
     mlp = GRID.mlp(GRID.kinds[GRID.labels("activation").index(activation)], 3, 3)
     params, chain = (
-        networks.init(mlp, jax.random.key(seed), sample.x[0], sigma_w, 0.1),
+        networks.chain(mlp).init(jax.random.key(seed), sample.x[0], sigma_w, 0.1),
         networks.chain(mlp),
     )
     one = jax.tree.map(lambda a: a[number], sample)
@@ -102,10 +102,10 @@ def test_cured_networks_sweep_too(cure):
         jax.random.key(0),
         jax.tree.map(lambda a: a[0, 1], sample),
     )
-    params = networks.init(mlp, key, one.x, 1.5, 0.1)
+    params = networks.chain(mlp).init(key, one.x, 1.5, 0.1)
     if mlp.dropout:
-        params = networks.bind(
-            mlp, params, key=jax.random.split(jax.random.fold_in(key, 1), 2)[1], rate=0.3
+        params = networks.chain(mlp).bind(
+            params, key=jax.random.split(jax.random.fold_in(key, 1), 2)[1], rate=0.3
         )
     forward, correlation, backward, spectrum = jax.jit(
         lambda p: both(networks.chain(mlp), p, one, (1, 3))
@@ -134,7 +134,7 @@ def test_sharpness_is_that_of_the_dense_matrices(cure):
     found = sweeps.run(grid, sweeps.sharpness, DATA)
     sample = jax.tree.map(lambda a: a[0, 0], samples(grid, DATA, cure.get("batch")))
     mlp = grid.mlp(grid.kinds[0], 3, 3)
-    params = networks.init(mlp, jax.random.key(1), sample.x, 1.5, 0.1)
+    params = networks.chain(mlp).init(jax.random.key(1), sample.x, 1.5, 0.1)
     chain = networks.chain(mlp)
 
     def matrices(depth):
@@ -311,8 +311,8 @@ def test_memory_is_as_stated(settings):
         @jax.jit
         def run(keys, sigma_w, samples, measure=measure):
             def seed(key, samples):
-                unit = networks.init(mlp, key, samples.x[0])
-                bound = lambda gain: networks.bind(mlp, unit, sigma_w=gain)
+                unit = networks.chain(mlp).init(key, samples.x[0])
+                bound = lambda gain: networks.chain(mlp).bind(unit, sigma_w=gain)
                 one = lambda gain, sample: measure(chain, bound(gain), sample, depths)
                 return jax.vmap(lambda gain: jax.vmap(lambda sample: one(gain, sample))(samples))(
                     sigma_w

@@ -26,7 +26,9 @@ def _draws():
     keys = jax.random.split(jax.random.key(11), SEEDS)
     x = jax.random.normal(jax.random.key(12), (SEEDS, 2, D_IN), jnp.float32)
     x = x / jnp.sqrt(jnp.mean(x**2, axis=-1, keepdims=True))
-    return jax.jit(jax.vmap(lambda key, x: networks.init(mlp, key, x[0], 1.0, 1.0)))(keys, x), x
+    return jax.jit(jax.vmap(lambda key, x: networks.chain(mlp).init(key, x[0], 1.0, 1.0)))(
+        keys, x
+    ), x
 
 
 @functools.cache

@@ -55,11 +55,11 @@ def test_gradient_is_that_of_the_network_built_at_that_depth(name):
     def bound(mlp, params):
         wet = jax.random.key(1) if mlp.dropout else None
         stats = initial_statistics(mlp, params, X)
-        return networks.bind(mlp, params, stats=stats, key=wet, rate=0.2)
+        return networks.chain(mlp).bind(params, stats=stats, key=wet, rate=0.2)
 
     def ours(depth):
         return training.value_and_grad(
-            deep, bound(deep, networks.init(deep, KEY, X, 1.3, 0.2)), X, loss, depth
+            deep, bound(deep, networks.chain(deep).init(KEY, X, 1.3, 0.2)), X, loss, depth
         )
 
     def autodiff(params):
@@ -67,7 +67,7 @@ def test_gradient_is_that_of_the_network_built_at_that_depth(name):
         return loss(y), (y, new.get("batch_stats", {}))
 
     found = jax.jit(ours)(LIVE)
-    params = networks.init(short, KEY, X, 1.3, 0.2)
+    params = networks.chain(short).init(KEY, X, 1.3, 0.2)
     (value, (y, stats)), gradient = jax.jit(jax.value_and_grad(autodiff, has_aux=True))(params)
     _near((found.loss, found.y), (value, y))
     _near(_first(found.params, LIVE), gradient)
@@ -98,7 +98,7 @@ def _tx(rate):
 
 
 def _run(mlp, rate=0.01, depth=None, seed=3, **options):
-    params = networks.init(mlp, jax.random.key(seed), X, 1.2, 0.1)
+    params = networks.chain(mlp).init(jax.random.key(seed), X, 1.2, 0.1)
     settings = {
         "key": jax.random.key(seed),
         "steps": STEPS,
@@ -138,14 +138,14 @@ def test_a_run_is_that_of_the_network_built_at_that_depth(runs):
 def test_a_run_is_a_plain_loop(runs):
     mlp = MLP(LIVE, 6, features_out=3, **BLOCKS["batch, dropout"])
     seen, end = runs[1](0.01, 3)
-    params, tx = networks.init(mlp, jax.random.key(3), X, 1.2, 0.1), _tx(0.01)
+    params, tx = networks.chain(mlp).init(jax.random.key(3), X, 1.2, 0.1), _tx(0.01)
     stats, state = initial_statistics(mlp, params, X), tx.init(params)
     draws, masks = jax.random.split(jax.random.key(3))
 
     @jax.jit
     def step(params, stats, state, x, y, key):
         def loss(params):
-            bound = networks.bind(mlp, params, stats=stats, key=key, rate=0.1)
+            bound = networks.chain(mlp).bind(params, stats=stats, key=key, rate=0.1)
             out, new = mlp.apply(variables(bound), x, mutable=["batch_stats"])
             right = jnp.mean(jnp.argmax(out, -1) == y, dtype=x.dtype)
             return optax.softmax_cross_entropy_with_integer_labels(out, y).mean(), (
@@ -166,7 +166,7 @@ def test_a_run_is_a_plain_loop(runs):
 
     @jax.jit
     def accuracies(params, stats):
-        bound = variables(networks.bind(mlp, params, stats=stats))
+        bound = variables(networks.chain(mlp).bind(params, stats=stats))
         right = lambda some: jnp.mean(
             jnp.argmax(mlp.apply(bound, some.x, train=False), -1) == some.y
         )
@@ -208,7 +208,7 @@ def test_every_look_has_its_gradients(evaluate):
     mlp = MLP(2, 6, features_out=3)
     options = {"key": KEY, "steps": steps, "batch": BATCH}
     run = lambda evaluate: train(
-        mlp, networks.init(mlp, KEY, X), optax.sgd(0.1), DATA, evaluate=evaluate, **options
+        mlp, networks.chain(mlp).init(KEY, X), optax.sgd(0.1), DATA, evaluate=evaluate, **options
     )[0]
     seen, every = run(evaluate), run(tuple(range(steps)))
     wanted = every.log_grad_readout[jnp.asarray([*evaluate, steps - 1])]
@@ -221,7 +221,7 @@ def test_an_example_that_is_not_finite_ends_a_run_for_good():
     mlp = MLP(2, 6, features_out=3)
     bad = Examples(X.at[7].set(jnp.nan), DATA.y)
     options = {"key": KEY, "steps": STEPS, "batch": 4, "evaluate": tuple(range(STEPS))}
-    seen, state = train(mlp, networks.init(mlp, KEY, X), optax.sgd(0.1), bad, **options)
+    seen, state = train(mlp, networks.chain(mlp).init(KEY, X), optax.sgd(0.1), bad, **options)
     first = int(seen.first_nonfinite)
     # batches after it are finite again
     assert 0 < first < STEPS - 2
@@ -231,7 +231,7 @@ def test_an_example_that_is_not_finite_ends_a_run_for_good():
     )
     shorter, same = train(
         mlp,
-        networks.init(mlp, KEY, X),
+        networks.chain(mlp).init(KEY, X),
         optax.sgd(0.1),
         bad,
         **options | {"steps": first, "evaluate": ()},
@@ -242,7 +242,7 @@ def test_an_example_that_is_not_finite_ends_a_run_for_good():
 
 def test_a_gradient_that_is_not_finite_ends_a_run_though_its_loss_is():
     mlp = MLP(2, 6, features_out=3)
-    start = networks.init(mlp, KEY, X)
+    start = networks.chain(mlp).init(KEY, X)
     # 0, with the gradient 0 / 0
     cusp = lambda out, y: jnp.sqrt(jnp.sum((out - jax.lax.stop_gradient(out)) ** 2))
     seen, state = train(mlp, start, optax.sgd(0.1), DATA, key=KEY, steps=3, batch=4, loss=cusp)
@@ -253,7 +253,7 @@ def test_a_gradient_that_is_not_finite_ends_a_run_though_its_loss_is():
 @pytest.mark.slow
 def test_the_optimiser_is_given_gradient_parameters_and_loss():
     mlp, rates = MLP(2, 6, features_out=3), (0.3, 0.02)
-    start = networks.init(mlp, KEY, X)
+    start = networks.chain(mlp).init(KEY, X)
     move = lambda gradient, params, value: jax.tree.map(
         lambda g, p: -rates[0] * value * g - rates[1] * p, gradient, params
     )
@@ -275,7 +275,7 @@ def test_the_optimiser_is_given_gradient_parameters_and_loss():
 def test_a_diverged_run_freezes_and_leaves_its_neighbours_alone():
     mlp = MLP(DEEP, 6, "relu", features_out=3)
     huge = 1e30 if X.dtype == jnp.float32 else 1e290
-    start = networks.init(mlp, KEY, X, 1.4, 0.1)
+    start = networks.chain(mlp).init(KEY, X, 1.4, 0.1)
 
     def one(rate):
         options = {"key": KEY, "steps": STEPS, "batch": BATCH, "evaluate": (1,)}
@@ -305,7 +305,7 @@ def test_full_batches_any_loss_and_no_telemetry():
     options = {"key": KEY, "steps": 60, "loss": squares}
     # one that asks for the loss as well
     tx = optax.chain(optax.adam(0.03), optax.contrib.reduce_on_plateau(patience=50))
-    seen, _ = jax.jit(lambda: train(mlp, networks.init(mlp, KEY, X), tx, data, **options))()
+    seen, _ = jax.jit(lambda: train(mlp, networks.chain(mlp).init(KEY, X), tx, data, **options))()
     assert seen.loss[-1] < 0.2 * seen.loss[0]
     assert np.all(np.isnan(seen.accuracy)) and np.all(np.isnan(seen.train_accuracy)), (
         "these labels are no classes"
@@ -313,7 +313,9 @@ def test_full_batches_any_loss_and_no_telemetry():
     assert np.all(np.isnan(seen.coefficient)) and np.all(np.isnan(seen.test_accuracy))
     # every step sees all: a permutation of them changes nothing but rounding
     turned = Examples(X[::-1], data.y[::-1])
-    again, _ = jax.jit(lambda: train(mlp, networks.init(mlp, KEY, X), tx, turned, **options))()
+    again, _ = jax.jit(
+        lambda: train(mlp, networks.chain(mlp).init(KEY, X), tx, turned, **options)
+    )()
     np.testing.assert_allclose(again.loss, seen.loss, rtol=1e-3)
 
 
@@ -339,19 +341,23 @@ def test_bad_input_is_named(change, message):
     mlp = MLP(2, 6, features_out=3)
     settings = {"data": DATA, "key": KEY, "steps": STEPS, "batch": BATCH} | change
     with pytest.raises(ValueError, match=message):
-        train(mlp, networks.init(mlp, KEY, X), optax.sgd(0.1), settings.pop("data"), **settings)
+        train(
+            mlp, networks.chain(mlp).init(KEY, X), optax.sgd(0.1), settings.pop("data"), **settings
+        )
 
 
 def test_depth_is_not_given_to_blocks_that_depend_on_it():
     mlp = MLP(2, 6, skip="scaled")
     with pytest.raises(ValueError, match="depend on the depth"):
-        training.value_and_grad(mlp, networks.bind(mlp, networks.init(mlp, KEY, X)), X, jnp.sum, 1)
+        training.value_and_grad(
+            mlp, networks.chain(mlp).bind(networks.chain(mlp).init(KEY, X)), X, jnp.sum, 1
+        )
 
 
 @pytest.mark.slow
 def test_a_gradient_needs_bound_parameters_and_running_statistics():
     mlp = MLP(2, 6, norm="batch")
-    params = networks.init(mlp, KEY, X)
+    params = networks.chain(mlp).init(KEY, X)
     with pytest.raises(
         ValueError, match=r"params must be as networks\.bind\(mlp, params\) gives them"
     ):
@@ -359,9 +365,9 @@ def test_a_gradient_needs_bound_parameters_and_running_statistics():
     with pytest.raises(
         ValueError, match=r"needs running statistics: networks\.bind\(mlp, params, stats=\.\.\.\)"
     ):
-        training.value_and_grad(mlp, networks.bind(mlp, params), X, jnp.sum)
+        training.value_and_grad(mlp, networks.chain(mlp).bind(params), X, jnp.sum)
     # as parameters of many seeds have them, stacked
-    stacked = jax.tree.map(lambda leaf: jnp.stack([leaf] * 7), networks.init(mlp, KEY, X))
+    stacked = jax.tree.map(lambda leaf: jnp.stack([leaf] * 7), networks.chain(mlp).init(KEY, X))
     with pytest.raises(ValueError, match=r"params must be of the network's \d+ blocks, got 7"):
         training.value_and_grad(mlp, networks.Params(*map(Layer, stacked)), X, jnp.sum)
 

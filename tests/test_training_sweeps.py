@@ -75,7 +75,7 @@ def test_a_cell_is_its_network_trained(swept):
     @jax.jit
     def alone(sigma_w, seed):
         drawn, key = jax.random.split(jax.random.key(seed))
-        params = networks.init(mlp, drawn, train.x[:2], sigma_w, 0.05**0.5)
+        params = networks.chain(mlp).init(drawn, train.x[:2], sigma_w, 0.05**0.5)
         options = {"steps": 6, "batch": 16, "rate": 0.2, "evaluate": (0, 3), "test": test}
         tx = GRID.optimise(
             GRID.kinds[1],
@@ -310,8 +310,8 @@ def test_memory_is_what_xla_says(optimiser):
 def test_flops_are_three_products_per_kernel_but_two_for_the_first(skip):
     grid = Grid({"variant": (Variant("other"), Variant("this", skip=skip))}, width=8, batch=16)
     kind = grid.kinds[1]
-    params = networks.init(
-        grid.mlp(kind, 6, DATA.classes), jax.random.key(0), jnp.asarray(DATA.train.x[:2])
+    params = networks.chain(grid.mlp(kind, 6, DATA.classes)).init(
+        jax.random.key(0), jnp.asarray(DATA.train.x[:2])
     )
     kernels = sum(
         leaf.size

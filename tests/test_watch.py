@@ -42,7 +42,7 @@ def _run(tx, params):
 
 @pytest.fixture(scope="module")
 def params():
-    return networks.init(MLP, jax.random.key(1), X, sigma_w=1.2)
+    return networks.chain(MLP).init(jax.random.key(1), X, sigma_w=1.2)
 
 
 @pytest.fixture(scope="module")

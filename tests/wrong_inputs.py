@@ -43,7 +43,7 @@ MODULES = {
         "def made():\n"
         "    import jax\n"
         "    chain = networks.chain(net)\n"
-        "    return chain, networks.init(net, jax.random.key(0), jnp.ones(3)), lambda y: jnp.mean(y**2)\n"
+        "    return chain, chain.init(jax.random.key(0), jnp.ones(3)), lambda y: jnp.mean(y**2)\n"
         "def fails(): raise RuntimeError('one\\ntwo')\n"
         "def nothing(): return None\n"
         "def ends(): raise SystemExit(3)\n"

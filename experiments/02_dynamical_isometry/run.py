@@ -75,7 +75,7 @@ def draw(setting, weights, key, sigma_w, sigma_b, q):
     h_0 = jax.random.normal(signal, setting.width)
     h_0 = h_0 * jnp.sqrt(q / jnp.mean(h_0**2))
     mlp = networks.MLP(max(setting.depths), setting.width, "identity", weights=weights)
-    return networks.init(mlp, key, h_0, sigma_w, sigma_b), h_0
+    return networks.chain(mlp).init(key, h_0, sigma_w, sigma_b), h_0
 
 
 @partial(jax.jit, static_argnums=0)
@@ -231,7 +231,7 @@ def chaos(setting):
     mlp = networks.MLP(max(depths), n, "tanh")
     net = networks.chain(mlp)._replace(embed=lambda params, x: x)
     h_0 = jax.random.normal(jax.random.key(1), n, jnp.float32)
-    params = jax.jit(partial(networks.init, mlp))(jax.random.key(2), h_0, CHAOTIC, 0.0)
+    params = jax.jit(networks.chain(mlp).init)(jax.random.key(2), h_0, CHAOTIC, 0.0)
     log_s = np.asarray(
         jax.jit(lambda: spectra.log_singular_values(net, params, h_0, depths))(), float
     )

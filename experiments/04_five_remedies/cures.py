@@ -109,7 +109,7 @@ def drawn(mlp, draw, depth, keys, x):
     def one(key):
         if draw == "looks-linear":
             return initializers.looks_linear(mlp, key, x[0])
-        params = networks.init(mlp, key, x[0])
+        params = networks.chain(mlp).init(key, x[0])
         if draw == "plain":
             return params
         # LSUV looks at what each layer gets, the readout at the end too

@@ -77,7 +77,7 @@ def train(setting, clipper, corrupted, key, rate, data):
     keys = jax.random.split(key, 4)
     (x, y), (test_x, test_y) = split(keys[0], data)
     mlp = networks.MLP(setting.depth, setting.width, "relu")
-    params = networks.init(mlp, keys[1], x[0], sigma_w=initializers.gain("relu").sigma_w)
+    params = networks.chain(mlp).init(keys[1], x[0], sigma_w=initializers.gain("relu").sigma_w)
     tx = optax.chain(clipping.monitored(clipper), optax.sgd(rate, momentum=0.9))
     logits = lambda params, x: mlp.apply({"params": params._asdict()}, x)
 

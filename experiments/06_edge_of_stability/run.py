@@ -89,7 +89,7 @@ def problem(setting, variant):
     targets = jax.nn.one_hot(data.y[chosen], 10, dtype=jnp.float32)
     depth = variant.depth or setting.depth
     mlp = networks.MLP(depth, setting.width, variant.activation, norm=variant.norm)
-    params = networks.init(mlp, jax.random.key(variant.seed), x[0], sigma_w=setting.sigma_w)
+    params = networks.chain(mlp).init(jax.random.key(variant.seed), x[0], sigma_w=setting.sigma_w)
     goal = curvature.objective(networks.chain(mlp), "squared", mixes=variant.norm is not None)
     return goal, params, (x, targets)
 

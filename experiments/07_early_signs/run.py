@@ -88,7 +88,7 @@ def train(setting, activation, data, cells):
     def one(cell):
         depth, gain, rate, threshold, seed = cell
         key = jax.random.key(seed)
-        params = networks.init(mlp, key, data.x[0], sigma_w=gain)
+        params = networks.chain(mlp).init(key, data.x[0], sigma_w=gain)
         tx = optax.chain(
             clipping.monitored(clipping.clip_by_norm(threshold)),
             optax.sgd(rate, momentum=setting.momentum),

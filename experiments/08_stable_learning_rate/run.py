@@ -73,10 +73,10 @@ def problem(setting):
 def sharpness_at_start(mlp, products, data, depth, gain, key):
     """Largest eigenvalues of the Hessian and of the Gauss-Newton matrix; the depth may be traced."""
     chain = networks.chain(mlp)
-    params = networks.init(mlp, key, data.x[0], sigma_w=gain)
+    params = networks.chain(mlp).init(key, data.x[0], sigma_w=gain)
 
     def pulled(params, some, by_output):
-        bound = networks.bind(mlp, params)
+        bound = networks.chain(mlp).bind(params)
         return training.value_and_grad(mlp, bound, some.x, by_output, depth).params
 
     def gradient(moved, some):
@@ -84,7 +84,7 @@ def sharpness_at_start(mlp, products, data, depth, gain, key):
 
     def half(moved, some):
         # J^T y(moved) / n at the parameters: its derivative by `moved` is J^T J / n
-        bound = networks.bind(mlp, moved)
+        bound = networks.chain(mlp).bind(moved)
         y = chain.readout(bound, networks.state(chain, bound, some.x, depth))
         return pulled(params, some, lambda at: jnp.sum(at * y) / some.size)
 
@@ -99,7 +99,7 @@ def losses_at_rates(setting, mlp, data, depth, gain, key, sharpness):
     """Mean loss of the last tenth of the steps at each multiple of 2 / sharpness."""
     multiples = 2.0 ** jnp.asarray(setting.powers, jnp.float32)
     last = max(1, setting.steps // 10)
-    params = networks.init(mlp, key, data.x[0], sigma_w=gain)
+    params = networks.chain(mlp).init(key, data.x[0], sigma_w=gain)
     options = {"key": key, "steps": setting.steps, "loss": objectives.squared, "depth": depth}
 
     def loss(rate):

@@ -60,7 +60,7 @@ def trained(setting, activation, sigma_w, rates, keys, data, test):
     def one(rate, key):
         mlp = networks.MLP(setting.depth, setting.width, activation, features_out=10)
         draw, shuffle = jax.random.split(key)
-        params = networks.init(mlp, draw, data.x, sigma_w, 0.0)
+        params = networks.chain(mlp).init(draw, data.x, sigma_w, 0.0)
         seen, _ = training.train(
             mlp,
             params,

@@ -32,7 +32,7 @@ def problem(width: int, depth: int):
     mlp = MLP(depth, width, "relu")
     x = jax.random.normal(jax.random.key(0), (BATCH, 784))
     y = jax.random.randint(jax.random.key(1), (BATCH,), 0, 10)
-    params = networks.init(mlp, jax.random.key(2), x[0], sigma_w=2**0.5)
+    params = networks.chain(mlp).init(jax.random.key(2), x[0], sigma_w=2**0.5)
 
     def loss(params):
         logits = mlp.apply({"params": params._asdict()}, x)

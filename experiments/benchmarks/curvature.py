@@ -33,7 +33,7 @@ def problem(examples: int, width: int):
     x = data.x[:examples] - data.x[:examples].mean(axis=0)
     x = jnp.asarray(x / np.sqrt(np.mean(x**2)), jnp.float32)
     mlp = networks.MLP(1, width, "tanh", features_out=10)
-    params = networks.init(mlp, jax.random.key(0), x[0])
+    params = networks.chain(mlp).init(jax.random.key(0), x[0])
     return networks.chain(mlp), params, (x, jnp.asarray(data.y[:examples], jnp.int32))
 
 

@@ -37,7 +37,7 @@ def arguments() -> tuple[networks.Params, jax.Array, jax.Array]:
     keys = jax.random.split(jax.random.key(0), NETWORKS)
     x = jnp.linspace(-1.0, 1.0, NETWORKS * WIDTH).reshape(NETWORKS, -1)
     ours = mlp(WIDTH, DEPTH)
-    return jax.vmap(lambda key, x: networks.init(ours, key, x, 1.3))(keys, x), x, keys
+    return jax.vmap(lambda key, x: networks.chain(ours).init(key, x, 1.3))(keys, x), x, keys
 
 
 def program(way: str, call: Call) -> Callable[[], Any]:

@@ -85,7 +85,7 @@ def tangent_kernel(
 
     Args:
         chain: the network; or any model as a function (params, x [batch, ...]) -> y [batch, ...].
-        params: its parameters, of a function any pytree; what `networks.bind` adds to them is not
+        params: its parameters, of a function any pytree; what `Chain.bind` adds to them is not
             differentiated by.
         x: a batch of inputs [batch, d_in]; of layers of the user's own [batch, ...], each of which
             the chain takes.
@@ -104,10 +104,10 @@ def tangent_kernel(
 
     Example:
         >>> from jaxstab import networks
-        >>> mlp = networks.MLP(depth=2, width=8, features_out=1)
+        >>> net = networks.mlp(depth=2, width=8, features_out=1)
         >>> x = jnp.eye(3)
-        >>> chain, params = networks.chain(mlp), networks.init(mlp, jax.random.key(0), x)
-        >>> kernel = jax.jit(tangent_kernel, static_argnums=0)(chain, params, x)
+        >>> params = net.init(jax.random.key(0), x)
+        >>> kernel = jax.jit(tangent_kernel, static_argnums=0)(net, params, x)
         >>> kernel.shape, bool(jnp.all(jnp.linalg.eigvalsh(kernel) > 0))
         ((3, 3), True)
     """
@@ -190,10 +190,10 @@ def gauss_newton_eigenvalues(
 
     Example:
         >>> from jaxstab import networks
-        >>> mlp = networks.MLP(depth=2, width=8, features_out=2)
+        >>> net = networks.mlp(depth=2, width=8, features_out=2)
         >>> x = jnp.eye(3)
-        >>> chain, params = networks.chain(mlp), networks.init(mlp, jax.random.key(0), x)
-        >>> top = jax.jit(gauss_newton_eigenvalues, static_argnums=0)(chain, params, x)
+        >>> params = net.init(jax.random.key(0), x)
+        >>> top = jax.jit(gauss_newton_eigenvalues, static_argnums=0)(net, params, x)
         >>> top.shape, int(jnp.sum(top > 1e-6))  # one direction of each example's logits shifts them all
         ((6,), 3)
     """

@@ -58,7 +58,7 @@ def parameter_jacobian(
     Args:
         chain: the network; or any model as a function (params, x [batch, ...]) -> y [batch, ...],
             for J alone and the whole batch at once.
-        params: its parameters, depth L; what `networks.bind` adds to them is not differentiated by.
+        params: its parameters, depth L; what `Chain.bind` adds to them is not differentiated by.
         x: a batch of inputs [batch, d_in]; of layers of the user's own [batch, ...], each of which
             the chain takes.
         loss: None for J; "cross_entropy" or "squared" (|y - t|^2 / 2), averaged over the rows of x,
@@ -78,12 +78,12 @@ def parameter_jacobian(
 
     Example:
         >>> from jaxstab import curvature, networks, spectra
-        >>> mlp = networks.MLP(depth=2, width=8, features_out=2)
+        >>> net = networks.mlp(depth=2, width=8, features_out=2)
         >>> x = jnp.eye(5)
-        >>> chain, params = networks.chain(mlp), networks.init(mlp, jax.random.key(0), x)
-        >>> root = parameter_jacobian(chain, params, x, loss="cross_entropy")
+        >>> params = net.init(jax.random.key(0), x)
+        >>> root = parameter_jacobian(net, params, x, loss="cross_entropy")
         >>> found = jax.jit(lambda key: spectra.extremes(root, key, top=3))(jax.random.key(1))
-        >>> exact = jax.jit(curvature.gauss_newton_eigenvalues, static_argnums=0)(chain, params, x)
+        >>> exact = jax.jit(curvature.gauss_newton_eigenvalues, static_argnums=0)(net, params, x)
         >>> bool(jnp.allclose(jnp.exp(2 * found.log_s), exact[:3], rtol=1e-4))
         True
     """

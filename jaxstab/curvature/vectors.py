@@ -17,7 +17,7 @@ Unravel = Callable[[Float[Array, " n"]], PyTree]
 def ravel(params: PyTree) -> tuple[Float[Array, " n"], Unravel]:
     """Ravel trained parameters into a vector.
 
-    Trained parameters are the floating leaves, without what `networks.bind` adds. Integers and keys
+    Trained parameters are the floating leaves, without what `Chain.bind` adds. Integers and keys
     are left out, too.
 
     Args:

@@ -11,10 +11,10 @@ from jaxtyping import Array, ArrayLike, Float
 from jaxstab.activations import Activation, get
 from jaxstab.arguments import explained
 from jaxstab.checks import check_gains
-from jaxstab.networks import MLP, WEIGHTS, Chain, Params, init
+from jaxstab.networks import MLP, WEIGHTS, Chain, Params
 from jaxstab.networks.blocks import UNIT_WEIGHTS
 from jaxstab.networks.chains import with_network
-from jaxstab.networks.family import module_of
+from jaxstab.networks.family import init, module_of
 from jaxstab.theory.finite_width import critical_width_gain
 from jaxstab.theory.gains import gain
 

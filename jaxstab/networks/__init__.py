@@ -6,14 +6,9 @@ Weights are drawn at unit gain and scaled, so that gains can be traced and all g
 share one draw. What is imported here and not in `__all__` is for the other rooms.
 """
 
-from jaxstab.networks.binding import bind
 from jaxstab.networks.blocks import WEIGHTS
 from jaxstab.networks.chains import Chain, Params
-from jaxstab.networks.family import (
-    chain,
-    init,
-    mlp,
-)
+from jaxstab.networks.family import chain, mlp
 from jaxstab.networks.folds import downwards, state, states, upwards
 from jaxstab.networks.gains import Kernels as Kernels
 from jaxstab.networks.gains import rescale
@@ -37,7 +32,6 @@ __all__ = [
     "Params",
     "Probe",
     "Site",
-    "bind",
     "chain",
     "downwards",
     "flatten",
@@ -45,7 +39,6 @@ __all__ = [
     "from_linen",
     "from_nnx",
     "from_params",
-    "init",
     "mlp",
     "over_batch",
     "probe",

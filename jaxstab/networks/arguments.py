@@ -142,8 +142,8 @@ def _check_kind(own_chain: bool, own_params: bool) -> None:
 def _check_params(given: dict[str, Any], wanted: type) -> None:
     if "params" in given and not isinstance(given["params"], wanted):
         raise ValueError(
-            "params must be networks.Params(embed, blocks, readout), as networks.init(mlp, key, "
-            "x) draws them, "
+            "params must be networks.Params(embed, blocks, readout), as chain.init(key, x) draws "
+            "them, "
             f"got {_kind(given['params'])}"
         )
 

@@ -17,7 +17,7 @@ from jaxstab.networks.perceptron import MLP
 
 @with_network
 def bind(
-    network: MLP | Chain,
+    chain: Chain,
     params: Params,
     *,
     stats: dict[str, PyTree] | None = None,
@@ -25,47 +25,20 @@ def bind(
     rate: ArrayLike = 0.0,
     sigma_w: ArrayLike | None = None,
 ) -> Params:
-    """Bind parameters to running statistics, keys of dropout, or a common gain.
-
-    One key, one set of masks, whatever the rate: rates share their draws as gains do. A batch gets
-    a mask per example; under a vmap over examples it is up to the caller to vmap keys too.
-
-    With sigma_w a layer computes sigma_w W a + b without ever forming sigma_w W. A vmap over gains
-    then has one copy of W for all, and one wide product in place of many. Values are those of
-    `rescale(params, sigma_w, 1)`, and so are derivatives of every order: with respect to weights
-    they are those with respect to sigma_w W (0 where sigma_w is 0), with respect to sigma_w those
-    at fixed W. Only derivatives that mix the two depend on their order; `rescale` by 1 for these,
-    which multiplies the gain in.
+    """Bind parameters: `Chain.bind`.
 
     Args:
-        network: an MLP or a chain.
-        params: what is trained; of layers of the user's own with their collections or without.
-        stats: running statistics, of BatchNorm or whatever layers of the user's own keep, by field
-            of `Params`: those of `training.run.State`, or `mlp.apply(...,
-            mutable=["batch_stats"])[1]["batch_stats"]`. None for those in `params`.
-        key: PRNG key of all masks. A chain whose layers draw nothing ignores it.
-        rate: share of features dropped, in [0, 1]: one, or one per block and one for the readout;
-            may be traced. Layers of the user's own have their own rates.
-        sigma_w: factor of the weights of an MLP, >= 0: one, or one for the embedding, one per block
-            and one for the readout; may be traced.
+        chain: the network.
+        params: trained parameters.
+        stats: running statistics, by field of `Params`.
+        key: PRNG key of all masks.
+        rate: share of features dropped.
+        sigma_w: factor of the weights.
 
     Returns:
-        Parameters for a chain, a `Layer` in the place of each.
-
-    Raises:
-        ValueError: if a key is given to an MLP without dropout, a concrete rate is outside [0, 1],
-            a concrete sigma_w is negative or not finite, sigma_w has another shape, or a rate or
-            sigma_w is given to layers of the user's own.
-
-    Example:
-        >>> from jaxstab import networks
-        >>> net = networks.mlp(depth=4, width=8, dropout=True)
-        >>> params = net.init(jax.random.key(0), jnp.ones(5))
-        >>> wet = bind(net, params, key=jax.random.key(1), rate=0.1)
-        >>> net.apply(wet, jnp.ones(5)).shape
-        (10,)
+        Parameters for the chain, a `Layer` in the place of each.
     """
-    mlp = network if isinstance(network, MLP) else network.family
+    mlp = chain.family
     layers = [as_layer(stack) for stack in params.stacks]
     if stats:
         collections = _stacks(params, stats)
@@ -80,10 +53,6 @@ def bind(
         return params.restacked(layers)
     if key is not None and mlp.dropout:
         layers = _with_masks(mlp, layers, key, rate)
-    elif key is not None and isinstance(network, MLP):
-        raise ValueError(
-            "a key is for the masks of dropout, and this network has none: MLP(..., dropout=True)"
-        )
     if sigma_w is not None:
         layers = _with_gains(mlp, layers, sigma_w)
     return params.restacked(layers)

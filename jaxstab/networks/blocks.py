@@ -179,7 +179,7 @@ class Block(nn.Module):
     def _drop(self, a: Array) -> Array:
         if not self.has_variable("dropout", "key"):
             raise ValueError(
-                "dropout in training mode needs a key and a rate: networks.bind(mlp, params, "
+                "dropout in training mode needs a key and a rate: chain.bind(params, "
                 "key=..., rate=...)"
             )
         rate: Array = jax.lax.stop_gradient(self.get_variable("dropout", "rate"))

@@ -39,9 +39,7 @@ def _statistics_after(module: Block, layer: PyTree, h: Array) -> PyTree:
 
 def _check_statistics(layer: Layer) -> None:
     if not layer.batch_stats:
-        raise ValueError(
-            "BatchNorm needs running statistics: networks.bind(mlp, params, stats=...)"
-        )
+        raise ValueError("BatchNorm needs running statistics: chain.bind(params, stats=...)")
 
 
 def _variables(layer: Layer) -> dict[str, Any]:

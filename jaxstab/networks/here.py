@@ -24,7 +24,7 @@ class Here:
         layer: l; a Python integer for the embedding and the readout, traced where blocks are
             scanned.
         function: (bound, h) -> state above.
-        bound: parameters of the layer, with what `networks.bind` gave it.
+        bound: parameters of the layer, with what `Chain.bind` gave it.
         h: the state h_{l-1} that the layer meets, x for the embedding.
         segment: number of the segment of equal blocks, from the input on; None for the embedding
             and the readout.

@@ -67,7 +67,7 @@ def with_trained(bound: PyTree, theta: PyTree) -> PyTree:
 
 
 def trained(params: PyTree) -> PyTree:
-    """Extract the trained parameters from those that `networks.bind` has bound.
+    """Extract the trained parameters from those that `Chain.bind` has bound.
 
     Args:
         params: any pytree.

@@ -53,8 +53,9 @@ class MLP(nn.Module):
         >>> import jax
         >>> from jaxstab import networks
         >>> mlp = MLP(depth=8, width=32, activation="relu", norm="layer", skip="sum")
-        >>> params = networks.init(mlp, jax.random.key(0), jnp.ones(784), sigma_w=2**0.5)
-        >>> y = networks.chain(mlp).apply(params, jnp.ones(784))
+        >>> chain = networks.chain(mlp)
+        >>> params = chain.init(jax.random.key(0), jnp.ones(784), sigma_w=2**0.5)
+        >>> y = chain.apply(params, jnp.ones(784))
         >>> params.blocks["dense"]["kernel"].shape, y.shape
         ((8, 32, 32), (10,))
     """

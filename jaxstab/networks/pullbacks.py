@@ -34,9 +34,9 @@ def pullback(
 
     Example:
         >>> from jaxstab import networks
-        >>> mlp = networks.MLP(depth=1, width=8)
-        >>> params = networks.init(mlp, jax.random.key(0), jnp.ones(5))
-        >>> embed = lambda theta, x: networks.chain(mlp).embed(params._replace(embed=theta), x)
+        >>> net = networks.mlp(depth=1, width=8)
+        >>> params = net.init(jax.random.key(0), jnp.ones(5))
+        >>> embed = lambda theta, x: net.embed(params._replace(embed=theta), x)
         >>> d_theta, d_x = pullback(embed, params.embed, jnp.ones(5))(jnp.ones(8))
         >>> d_theta["dense"]["kernel"].left.shape, d_theta["dense"]["kernel"].right.shape
         ((5,), (8,))

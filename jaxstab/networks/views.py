@@ -43,9 +43,9 @@ def flatten(whole: Chain, batch: int) -> Chain:
 
     Example:
         >>> from jaxstab import networks
-        >>> mlp = networks.MLP(depth=4, width=8, norm="batch")
-        >>> params = networks.init(mlp, jax.random.key(1), jnp.ones((6, 5)))
-        >>> flatten(networks.chain(mlp), 6).embed(params, jnp.ones(30)).shape
+        >>> net = networks.mlp(depth=4, width=8, norm="batch")
+        >>> params = net.init(jax.random.key(1), jnp.ones((6, 5)))
+        >>> flatten(net, 6).embed(params, jnp.ones(30)).shape
         (48,)
     """
     batch = check_count("batch", batch, 1)

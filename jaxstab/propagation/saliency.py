@@ -60,9 +60,9 @@ def input_gradient(
         ValueError: if x is not floating.
 
     Example:
-        >>> mlp = networks.MLP(depth=2, width=8, activation="identity")
-        >>> params = networks.init(mlp, jax.random.key(0), jnp.ones(3))
-        >>> found = input_gradient(networks.chain(mlp), params, jnp.ones(3), lambda y: y[0])
+        >>> net = networks.mlp(depth=2, width=8, activation="identity")
+        >>> params = net.init(jax.random.key(0), jnp.ones(3))
+        >>> found = input_gradient(net, params, jnp.ones(3), lambda y: y[0])
         >>> found.direction.shape, round(float(jnp.linalg.norm(found.direction)), 4)
         ((3,), 1.0)
     """
@@ -101,9 +101,9 @@ def gradient_correlation(
         Cosines [L + 2] of dL/dx, dL/dh_0, ..., dL/dh_L; NaN where a gradient is zero or not finite.
 
     Example:
-        >>> mlp = networks.MLP(depth=2, width=8, activation="identity")
-        >>> params = networks.init(mlp, jax.random.key(0), jnp.ones(3))
-        >>> gradient_correlation(networks.chain(mlp), params, jnp.ones(3), jnp.arange(3.0), jnp.sum).round(4).tolist()
+        >>> net = networks.mlp(depth=2, width=8, activation="identity")
+        >>> params = net.init(jax.random.key(0), jnp.ones(3))
+        >>> gradient_correlation(net, params, jnp.ones(3), jnp.arange(3.0), jnp.sum).round(4).tolist()
         [1.0, 1.0, 1.0, 1.0]
     """
     if isinstance(chain.block, tuple):

@@ -250,9 +250,9 @@ def singular_values(
 
     Example:
         >>> from jaxstab import networks
-        >>> mlp = networks.MLP(depth=3, width=16, activation="identity", weights="orthogonal")
-        >>> params = networks.init(mlp, jax.random.key(0), jnp.ones(16), sigma_w=2.0)
-        >>> s = singular_values(networks.chain(mlp), params, jnp.ones(16), [1, 3], from_layer=0)
+        >>> net = networks.mlp(depth=3, width=16, activation="identity", weights="orthogonal")
+        >>> params = net.init(jax.random.key(0), jnp.ones(16), sigma_w=2.0)
+        >>> s = singular_values(net, params, jnp.ones(16), [1, 3], from_layer=0)
         >>> s.shape, s.max(axis=1).round(2).tolist()
         ((2, 16), [2.0, 8.0])
     """

@@ -89,9 +89,9 @@ def local_log_singular_values(
 
     Example:
         >>> from jaxstab import networks
-        >>> mlp = networks.MLP(depth=3, width=4, activation="identity", weights="orthogonal")
-        >>> params = networks.init(mlp, jax.random.key(0), jnp.ones(5), sigma_w=2.0)
-        >>> log_s = jax.jit(local_log_singular_values, static_argnums=0)(networks.chain(mlp), params, jnp.ones(5))
+        >>> net = networks.mlp(depth=3, width=4, activation="identity", weights="orthogonal")
+        >>> params = net.init(jax.random.key(0), jnp.ones(5), sigma_w=2.0)
+        >>> log_s = jax.jit(local_log_singular_values, static_argnums=0)(net, params, jnp.ones(5))
         >>> bool(jnp.allclose(log_s, jnp.log(2.0), atol=1e-5))
         True
     """

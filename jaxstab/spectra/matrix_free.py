@@ -183,9 +183,9 @@ def moments(operator: Operator, key: Key[Array, ""], probes: int = 16, orders: i
 
     Example:
         >>> from jaxstab import networks, spectra
-        >>> mlp = networks.MLP(depth=50, width=32, activation="identity", weights="orthogonal")
-        >>> params = networks.init(mlp, jax.random.key(0), jnp.ones(32), sigma_w=0.5)
-        >>> jacobian = spectra.jacobian(networks.chain(mlp), params, jnp.ones(32), from_layer=0)
+        >>> net = networks.mlp(depth=50, width=32, activation="identity", weights="orthogonal")
+        >>> params = net.init(jax.random.key(0), jnp.ones(32), sigma_w=0.5)
+        >>> jacobian = spectra.jacobian(net, params, jnp.ones(32), from_layer=0)
         >>> found = moments(jacobian, jax.random.key(1))
         >>> (found.log_mean / jnp.log(2.0)).round(3).tolist(), round(float(found.effective_rank), 3)
         ([-100.0, -200.0], 32.0)
@@ -251,9 +251,9 @@ def extremes(
 
     Example:
         >>> from jaxstab import networks, spectra
-        >>> mlp = networks.MLP(depth=3, width=64, activation="relu")
-        >>> params = networks.init(mlp, jax.random.key(0), jnp.ones(64), sigma_w=2**0.5)
-        >>> jacobian = spectra.jacobian(networks.chain(mlp), params, jnp.ones(64))
+        >>> net = networks.mlp(depth=3, width=64, activation="relu")
+        >>> params = net.init(jax.random.key(0), jnp.ones(64), sigma_w=2**0.5)
+        >>> jacobian = spectra.jacobian(net, params, jnp.ones(64))
         >>> found = extremes(jacobian, jax.random.key(1), top=3)
         >>> bool(jnp.all(found.relative_error < 1e-3)), found.left.shape
         (True, (3, 64))
@@ -318,9 +318,9 @@ def density(operator: Operator, key: Key[Array, ""], probes: int = 8, steps: int
 
     Example:
         >>> from jaxstab import networks, spectra
-        >>> mlp = networks.MLP(depth=3, width=32)
-        >>> params = networks.init(mlp, jax.random.key(0), jnp.ones(32))
-        >>> density(spectra.jacobian(networks.chain(mlp), params, jnp.ones(32)), jax.random.key(1)).log_s.shape
+        >>> net = networks.mlp(depth=3, width=32)
+        >>> params = net.init(jax.random.key(0), jnp.ones(32))
+        >>> density(spectra.jacobian(net, params, jnp.ones(32)), jax.random.key(1)).log_s.shape
         (8, 20)
     """
     check_count("probes", probes, 1)

@@ -125,9 +125,9 @@ def precision_report(
 
     Example:
         >>> from jaxstab import networks
-        >>> mlp = networks.MLP(depth=4, width=4)
-        >>> params = networks.init(mlp, jax.random.key(0), jnp.ones(3))
-        >>> ask = jax.jit(lambda params, x: precision_report(networks.chain(mlp), params, x, [4]))
+        >>> net = networks.mlp(depth=4, width=4)
+        >>> params = net.init(jax.random.key(0), jnp.ones(3))
+        >>> ask = jax.jit(lambda params, x: precision_report(net, params, x, [4]))
         >>> report = ask(params, jnp.ones(3))
         >>> bool(report.modes["bfloat16"].median[0] > report.modes["tf32"].median[0])
         True

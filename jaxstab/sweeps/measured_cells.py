@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxstab import activations, networks
+from jaxstab.networks.family import init
 from jaxstab.precision import at_precision_of
 from jaxstab.records import dimensions
 from jaxstab.sweeps.examples import Sample
@@ -45,13 +46,13 @@ def measured_cell(
         mlp = grid.mlp(own, grid.deepest, outputs)
         chain = networks.chain(mlp)
         key = jax.random.key(seed)
-        unit = networks.init(mlp, key, samples.x[0], 1.0, cell["sigma_b"])
+        unit = init(mlp, key, samples.x[0], 1.0, cell["sigma_b"])
         masks = jax.random.split(jax.random.fold_in(key, 1), grid.fixed["inputs"])
 
         def one(sigma_w: Array, sample: Sample, mask: Array) -> Record:
             wet = mask if mlp.dropout else None
             # a gain apart from the weights lets all gains share one copy of the weights
-            params = networks.bind(mlp, unit, key=wet, rate=cell["dropout"], sigma_w=sigma_w)
+            params = chain.bind(unit, key=wet, rate=cell["dropout"], sigma_w=sigma_w)
             with at_precision_of(chain):
                 return measure(chain, params, sample, depths)
 

@@ -17,8 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from jaxstab import activations, networks, store
+from jaxstab import activations, store
 from jaxstab.checks import check_count
+from jaxstab.networks.family import init
 from jaxstab.records import Data
 from jaxstab.store.fields import part
 from jaxstab.sweeps.examples import classes
@@ -305,9 +306,7 @@ def memory(grid: Grid, kind: Kind, measure: Measure | None, data: Data) -> Memor
     inputs = grid.fixed["inputs"]
     dtype = grid.fixed["dtype"]
     d_in = data.x.shape[1]
-    shapes = jax.eval_shape(
-        lambda: networks.init(mlp, jax.random.key(0), jnp.ones(d_in, jnp.float32))
-    )
+    shapes = jax.eval_shape(lambda: init(mlp, jax.random.key(0), jnp.ones(d_in, jnp.float32)))
     params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, np.dtype(dtype)), shapes)
     width = kind["width"] * mlp.sources
     examples = kind["batch"] or 1

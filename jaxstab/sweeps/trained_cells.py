@@ -7,6 +7,7 @@ import jax
 from jaxtyping import Array
 
 from jaxstab import networks, training
+from jaxstab.networks.family import init
 from jaxstab.sweeps.grid import Grid, Kind
 from jaxstab.sweeps.measures import Train
 from jaxstab.sweeps.settings import traced
@@ -45,7 +46,7 @@ def trained_cell(
 
     def draw(cell: Cell, key: Array, x: Array) -> networks.Params:
         if isinstance(network, networks.MLP):
-            return networks.init(network, key, x, cell["sigma_w"], cell["sigma_b"])
+            return init(network, key, x, cell["sigma_w"], cell["sigma_b"])
         assert network.init is not None
         params = network.init(key, x)
         if tuple(grid.values("sigma_w")) == (1.0,):

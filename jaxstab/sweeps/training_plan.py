@@ -11,6 +11,7 @@ from jaxstab import networks, store
 from jaxstab.checks import check_batch, check_count
 from jaxstab.curvature.monitors import PRODUCTS
 from jaxstab.curvature.products import BYTES
+from jaxstab.networks.family import init
 from jaxstab.records import Training, dimensions
 from jaxstab.sweeps.examples import Split
 from jaxstab.sweeps.grid import Grid, Kind
@@ -304,7 +305,7 @@ def _parameters(grid: Grid, kind: Kind, depth: int, data: Split) -> networks.Par
         return jax.eval_shape(chain.init, key, x)
     mlp = grid.mlp(kind, depth, data.classes)
     x = jax.ShapeDtypeStruct((2, data.features), grid.fixed["dtype"])
-    return jax.eval_shape(lambda key, x: networks.init(mlp, key, x), key, x)
+    return jax.eval_shape(lambda key, x: init(mlp, key, x), key, x)
 
 
 def _optimiser(grid: Grid, kind: Kind) -> optax.GradientTransformation:

@@ -67,7 +67,7 @@ def value_and_grad(
     Args:
         network: an MLP or a chain of depth L. If its blocks depend on the depth, as for an MLP with
             skip "scaled" or "dense", `depth` must be None.
-        params: bound parameters, from `networks.bind` or `Chain.bind`.
+        params: bound parameters, from `Chain.bind`.
         x: one input, or a batch.
         loss: scalar function of the output.
         depth: number of blocks to use, in [0, L]; may be traced where states have one shape; None
@@ -84,9 +84,9 @@ def value_and_grad(
             not in [0, L], or is traced where states have several shapes.
 
     Example:
-        >>> mlp = MLP(depth=64, width=8)
-        >>> params = networks.bind(mlp, networks.init(mlp, jax.random.key(0), jnp.ones(5)))
-        >>> found = jax.jit(lambda depth: value_and_grad(mlp, params, jnp.ones(5), jnp.sum, depth))(3)
+        >>> net = networks.mlp(depth=64, width=8)
+        >>> params = net.bind(net.init(jax.random.key(0), jnp.ones(5)))
+        >>> found = jax.jit(lambda depth: value_and_grad(net, params, jnp.ones(5), jnp.sum, depth))(3)
         >>> int(jnp.isfinite(found.log_norms).sum())
         4
     """
@@ -141,9 +141,7 @@ def _checked(network: MLP | Chain, params: Params, depth: Array | int | None) ->
             "blocks of this network depend on the depth: it must be that of the network, not given"
         )
     if not all(map(is_layer, params.stacks[1:-1])):
-        raise ValueError(
-            "params must be as networks.bind(mlp, params) gives them, or chain.bind(params)"
-        )
+        raise ValueError("params must be as chain.bind(params) gives them")
     if isinstance(network, MLP) and params.depth != network.depth:
         raise ValueError(
             f"params must be of the network's {network.depth} blocks, got {params.depth}"

@@ -116,7 +116,7 @@ def train(
             dropped; None for all.
         test: test examples; None for a test accuracy of NaN.
         loss: scalar function of (outputs, labels).
-        rate: rate of an MLP's dropout, as in `networks.bind`; layers of the user's own have theirs.
+        rate: rate of an MLP's dropout, as in `Chain.bind`; layers of the user's own have theirs.
         depth: number of blocks to use, may be traced, see `value_and_grad`; None for all.
         evaluate: numbers of updates after which to evaluate all data, in [0, steps]; the end of the
             run always has an evaluation.

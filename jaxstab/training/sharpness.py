@@ -59,9 +59,9 @@ def sharpness(
 
     Example:
         >>> from jaxstab import networks
-        >>> mlp = networks.MLP(depth=2, width=8, features_out=1)
-        >>> params = networks.init(mlp, jax.random.key(0), jnp.ones(3))
-        >>> found = sharpness(networks.chain(mlp), params, jnp.ones(3), lambda y: y[0] ** 2, [1, 2])
+        >>> net = networks.mlp(depth=2, width=8, features_out=1)
+        >>> params = net.init(jax.random.key(0), jnp.ones(3))
+        >>> found = sharpness(net, params, jnp.ones(3), lambda y: y[0] ** 2, [1, 2])
         >>> found.log_sharpness.shape
         (2,)
     """

@@ -104,7 +104,7 @@ def trainings(small: bool) -> dict[str, Any]:
     data = training.Examples(xs, (xs[:, 0] > 0).astype("int32"))
 
     def one(key: Array, rate: ArrayLike) -> Array:
-        params = networks.init(mlp, key, xs, SIGMA_W, SIGMA_B)
+        params = networks.chain(mlp).init(key, xs, SIGMA_W, SIGMA_B)
         seen, _ = training.train(
             mlp, params, optax.sgd(rate), data, key=key, steps=steps, batch=batch
         )
@@ -132,7 +132,9 @@ def matrix_free(small: bool) -> dict[str, Any]:
     mlp = networks.MLP(depth=depth, width=width)
     chain = networks.chain(mlp)
     x = unit_input(width)
-    params = jax.jit(lambda key: networks.init(mlp, key, x, SIGMA_W, SIGMA_B))(jax.random.key(0))
+    params = jax.jit(lambda key: networks.chain(mlp).init(key, x, SIGMA_W, SIGMA_B))(
+        jax.random.key(0)
+    )
 
     def largest(params: networks.Params, key: Array) -> Array:
         operator = spectra.jacobian(chain, params, x)
@@ -153,7 +155,7 @@ def matrix_free(small: bool) -> dict[str, Any]:
 def drawn(mlp: networks.MLP, x: Array, nets: int) -> networks.Params:
     """Parameters of many networks."""
     keys = jax.random.split(jax.random.key(0), nets)
-    return jax.jit(jax.vmap(lambda key: networks.init(mlp, key, x, SIGMA_W, SIGMA_B)))(keys)
+    return jax.jit(jax.vmap(lambda key: networks.chain(mlp).init(key, x, SIGMA_W, SIGMA_B)))(keys)
 
 
 def unit_input(size: int) -> Array:

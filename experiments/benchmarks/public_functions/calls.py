@@ -143,7 +143,7 @@ def of_networks(width: int, depth: int) -> dict[str, Call]:
         return networks.downwards(chain, p, states, pulled, jnp.ones(width))
 
     def of_long(x: jax.Array, key: jax.Array) -> jax.Array:
-        params = networks.init(normed, key, batch(x))
+        params = networks.chain(normed).init(key, batch(x))
         return long.apply(params, batch(x).ravel())
 
     def draw(key: jax.Array, h: jax.Array) -> dict[str, jax.Array]:
@@ -161,20 +161,22 @@ def of_networks(width: int, depth: int) -> dict[str, Call]:
     thetas = [{"w": jnp.eye(width)}] * 4
     of_params, given = networks.from_params([apply] * 4, thetas, jnp.ones(width))
     return {
-        "networks.bind": lambda p, x, key: networks.rescale(
-            networks.bind(ours, p, sigma_w=2.0), 1.0
+        "networks.chain": lambda p, x, key: (
+            chain.apply(p, x),
+            chain.init(key, x[: width // 2]),
         ),
-        "networks.chain": lambda p, x, key: chain.apply(p, x),
         "networks.downwards": lambda p, x, key: downwards(p, x),
         "networks.flatten": lambda p, x, key: of_long(x, key),
         "networks.from_functions": lambda p, x, key: functions.apply(functions.init(key, x), x),
         "networks.from_linen": lambda p, x, key: linen.apply(linen.init(key, x), x),
         "networks.from_nnx": lambda p, x, key: of_nnx.apply(held, x),
         "networks.from_params": lambda p, x, key: of_params.apply(given, x),
-        "networks.init": lambda p, x, key: networks.init(ours, key, x[: width // 2]),
         "networks.mlp": lambda p, x, key: net.apply(net.init(key, x), x),
         "networks.over_batch": lambda p, x, key: networks.over_batch(chain).apply(p, batch(x)),
-        "networks.rescale": lambda p, x, key: networks.rescale(p, gain(x), 1.0),
+        "networks.rescale": lambda p, x, key: (
+            networks.rescale(p, gain(x), 1.0),
+            networks.rescale(chain.bind(p, sigma_w=2.0), 1.0),
+        ),
         "networks.state": lambda p, x, key: networks.state(chain, p, x),
         "networks.states": lambda p, x, key: networks.states(chain, p, x),
         "networks.upwards": lambda p, x, key: upwards(p, x),
@@ -236,7 +238,7 @@ def of_initializers(width: int, depth: int) -> dict[str, Call]:
     critical = initializers.critical("tanh", weights="orthogonal")
 
     def drawn(x: jax.Array, key: jax.Array) -> networks.Params:
-        return networks.init(relu, key, x)
+        return networks.chain(relu).init(key, x)
 
     return {
         "initializers.auto_init": lambda p, x, key: initializers.auto_init(

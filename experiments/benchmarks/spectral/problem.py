@@ -106,7 +106,7 @@ def draw(
         x = jax.random.normal(jax.random.fold_in(key, 1), shape, jnp.float32)
         x = x / jnp.sqrt(jnp.mean(x**2, axis=-1, keepdims=True))
         labels = jax.random.randint(jax.random.fold_in(key, 2), shape[:-1], 0, 10, jnp.int32)
-        unit = networks.init(mlp, key, x, 1.0, SIGMA_B)
+        unit = networks.chain(mlp).init(key, x, 1.0, SIGMA_B)
         params = jax.vmap(lambda g: networks.rescale(unit, g, 1.0), out_axes=CELLS)(factors)
         one = jax.vmap(lambda unit: unit, in_axes=None, out_axes=CELLS, axis_size=1)(unit)
         return one, params, *(jnp.broadcast_to(a[None], (many, *a.shape)) for a in (x, labels))
@@ -138,7 +138,7 @@ def ours(problem: Problem, measure: Callable, at_once: int | None = None) -> Cal
     def program(unit: Params, gains: jax.Array, x: jax.Array, labels: jax.Array) -> Any:
         def seed(chain: networks.Chain, unit: Params, x: jax.Array, labels: jax.Array) -> Any:
             return jax.vmap(
-                lambda g: measure(chain, networks.bind(mlp, unit, sigma_w=g), x, labels)
+                lambda g: measure(chain, networks.chain(mlp).bind(unit, sigma_w=g), x, labels)
             )(gains)
 
         with jax.default_matmul_precision("highest"):

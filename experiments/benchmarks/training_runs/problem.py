@@ -155,7 +155,7 @@ def draw(grid: Grid, steps: int, split: Split) -> Problem:
         orders, _ = jax.random.split(run)
         examples = jnp.arange(many, dtype=jnp.int32)
         shuffled = lambda epoch: jax.random.permutation(jax.random.fold_in(orders, epoch), examples)
-        params = networks.init(mlp, weights, jnp.asarray(split.train.x[:2]), 1.0, sigma_b)
+        params = networks.chain(mlp).init(weights, jnp.asarray(split.train.x[:2]), 1.0, sigma_b)
         return params, jax.vmap(shuffled)(jnp.arange(epochs, dtype=jnp.int32))
 
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
