@@ -80,7 +80,7 @@ def check_one_point(**numbers: ArrayLike) -> None:
         array = value if isinstance(value, jax.Array) else np.asarray(value)
         if array.shape:
             raise ValueError(
-                f"{name} must be one number, got shape {array.shape}: jax.vmap takes many"
+                f"{name} must be one number, got shape {array.shape}; use jax.vmap for several"
             )
         real = (jnp.floating, jnp.integer, jnp.bool_)
         if not any(jnp.issubdtype(array.dtype, kind) for kind in real):

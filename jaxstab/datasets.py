@@ -192,7 +192,7 @@ def _array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
         promised = math.prod(shape) * dtype.itemsize
         if file.tell() + promised != member.file_size:
             raise ValueError(
-                f"array {name} should be {promised} bytes, holds {member.file_size - file.tell()}"
+                f"array {name} must hold {promised} bytes, got {member.file_size - file.tell()}"
             )
     with archive.open(member) as file:
         return np.lib.format.read_array(file, allow_pickle=False)
@@ -202,13 +202,10 @@ def _check_size(name: str, unpacked: int, packed: int) -> None:
     """Check that a file is not too large to read, and does not unpack to an implausible size."""
     if unpacked > LARGEST:
         raise ValueError(
-            f"{name} unpacks to {unpacked} bytes, at most {LARGEST} are read; fewer examples would "
-            "do"
+            f"{name} unpacks to {unpacked} bytes, at most {LARGEST} are read; use fewer examples"
         )
     if unpacked > _SMALL and unpacked > _RATIO * packed:
-        raise ValueError(
-            f"{name} unpacks from {packed} bytes to {unpacked}: no data compress like that"
-        )
+        raise ValueError(f"{name} unpacks from {packed} bytes to {unpacked}, more than data can")
 
 
 def _read_idx(folder: Path, stem: str) -> np.ndarray:

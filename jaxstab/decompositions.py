@@ -177,9 +177,8 @@ def _floating(a: ArrayLike) -> Array:
     check_floating("a matrix", dtype)
     if dtype.itemsize < 4:
         raise ValueError(
-            f"a matrix must be of float32 or float64, got {dtype}: singular values of layers of "
-            "few "
-            "bits are those of the same layers in float32"
+            f"a matrix must be of float32 or float64, got {dtype}; convert layers of fewer bits to "
+            "float32"
         )
     return jnp.asarray(a)
 

@@ -125,7 +125,7 @@ def jacobian_norm(
     y, pullback = jax.vjp(fn, x)
     if jnp.ndim(y) != 1:
         raise ValueError(
-            f"fn must return a vector [d_out], got shape {jnp.shape(y)}; vmap over examples outside"
+            f"fn must return a vector [d_out], got shape {jnp.shape(y)}; use jax.vmap over examples"
         )
     directions = jax.vmap(lambda v: unit(v)[0])(
         jax.random.normal(key, (projections, y.size), y.dtype)
@@ -235,7 +235,7 @@ def _stacks(weights: PyTree) -> list[Float[Array, "stack m n"]]:
     ]
     if not stacks:
         raise ValueError(
-            f'no weights: a floating leaf named "kernel" is needed, got leaves {sorted(set(names))}'
+            f'params must have a floating leaf named "kernel", got leaves {sorted(set(names))}'
         )
     for leaf in stacks:
         if jnp.ndim(leaf) < 2:

@@ -455,6 +455,7 @@ def test_gains_that_are_none_are_refused():
     mlp, _, params, _, _ = _network({})
     for sigma_w in (-1.0, np.nan, np.inf, np.ones(DEPTH), np.ones((DEPTH + 2, 1))):
         with pytest.raises(
-            ValueError, match=r"sigma_w must be (finite and >= 0|one, or one per layer, \[5\]), got"
+            ValueError,
+            match=r"sigma_w must be (finite and >= 0|one number, or one per layer, \[5\]), got",
         ):
             networks.chain(mlp).bind(params, sigma_w=sigma_w)

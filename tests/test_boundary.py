@@ -226,7 +226,7 @@ def test_a_grid_is_read_back_exactly():
      {"variant": None}, {"clip": ["huge"]}, {"optimiser": "sdg"}, {"clip": None}],
 )  # fmt: skip
 def test_what_is_no_grid_is_told(change):
-    with pytest.raises(ValueError, match="no grid of a sweep: "):
+    with pytest.raises(ValueError, match="not a grid of a sweep: "):
         Grid.from_json(json.dumps(json.loads(EVERYTHING.to_json()) | change))
-    with pytest.raises(ValueError, match="no grid of a sweep: "):
+    with pytest.raises(ValueError, match="not a grid of a sweep: "):
         Grid.from_json("[1")

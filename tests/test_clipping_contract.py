@@ -240,7 +240,7 @@ BAD = [
         lambda: clipping.clip_updates(relative_to="parameters").update(
             jnp.ones(2), clipping.clip_updates().init(None)
         ),
-        r"clip_updates\(relative_to=\"parameters\"\) needs them",
+        r"clip_updates\(relative_to=\"parameters\"\) needs the parameters",
     ),
     (
         lambda: clipping.clip_updates(relative_to="weights"),

@@ -148,10 +148,10 @@ def test_a_shard_that_is_none(tmp_path, shard):
 def test_only_who_holds_a_group_commits_it_and_once(tmp_path):
     with claims.claim(opened(tmp_path / "a.zarr")) as work:
         group = next(iter(work))
-        with pytest.raises(ValueError, match="group 5 is not held here"):
+        with pytest.raises(ValueError, match="group 5 is not held;"):
             work.commit(5, compute(5))
         work.commit(group, compute(group))
-        with pytest.raises(ValueError, match="group 0 is not held here"):
+        with pytest.raises(ValueError, match="group 0 is not held;"):
             work.commit(group, compute(group))
 
 

@@ -187,9 +187,9 @@ def _header(shape, dtype="<f4"):
     [
         (b"junk", "not a readable .npz"),
         (b"", "not a readable .npz"),
-        (_header((10**5, 10**5)), "array x should be 40000000000 bytes, holds 0"),
-        (_header((2**70,)), "array x should be"),
-        (_header((2, 2)) + bytes(15), "array x should be 16 bytes, holds 15"),
+        (_header((10**5, 10**5)), "array x must hold 40000000000 bytes, got 0"),
+        (_header((2**70,)), "array x must hold"),
+        (_header((2, 2)) + bytes(15), "array x must hold 16 bytes, got 15"),
         (b"\x93NUMPY\x03\x00" + _header((2, 2))[8:], "npy header of version"),
         (b"\x93NUMPY\x01\x00\xff\xff" + b"(" * 65535, "not a readable .npz"),
     ],
@@ -208,9 +208,7 @@ def test_files_that_unpack_to_gigabytes_are_refused_unread(tmp_path):
     # 100 MB of zeros in 100 kB; LARGEST is not reached
     zeros = np.zeros((25_000, 1000), np.float32)
     np.savez_compressed(tmp_path / "bomb.npz", x=zeros, y=np.zeros(25_000, int))
-    with pytest.raises(
-        ValueError, match="bomb.npz: .*array x unpacks from .* no data compress like that"
-    ):
+    with pytest.raises(ValueError, match="bomb.npz: .*array x unpacks from .* more than data can"):
         datasets.load(tmp_path / "bomb.npz")
     for shape in ((60_000, 28, 28), (2**32 - 1,) * 3):
         bomb = gzip.compress(bytes([0, 0, 8, 3]) + struct.pack(">3I", *shape))

@@ -183,11 +183,11 @@ def test_variances_of_residual_layers_add():
         ({"bounds": {"slope": (0, 1)}}, "bounds must be of free parameters, got slope"),
         (
             {"block": theory.law("tanh", norm="layer"), "goal": "isometric"},
-            "isometric is for blocks without norm",
+            "isometric needs blocks without norm",
         ),
         (
             {"block": theory.law("tanh", skip="sum"), "goal": "length_critical"},
-            "length_critical is for blocks without norm, skip and dropout, got norm None, skip sum",
+            "length_critical needs blocks without norm, skip and dropout, got norm None, skip sum",
         ),
     ],
 )

@@ -146,7 +146,7 @@ def test_the_initialiser_takes_the_width_into_account():
     plain = initializers.critical(leaky_relu(0.1))(jax.random.key(0), (100, 100))
     np.testing.assert_allclose(drawn / plain, 1.424745 / math.sqrt(2 / 1.01), rtol=1e-6)
     with pytest.raises(
-        ValueError, match="linear either side of 0, such as relu and leaky_relu, got tanh"
+        ValueError, match="linear on either side of 0, such as relu and leaky_relu, got tanh"
     ):
         initializers.critical("tanh", width=100)
 

@@ -311,7 +311,7 @@ def test_mistakes_are_named():
         theory.jacobian_moments("tanh", 1.0, 1.0, 1, "orthogonal")
     with pytest.raises(ValueError, match="points must be an integer >= 16, got 3"):
         theory.jacobian_law("tanh", 1.0, 1.0, 4, "gaussian", 3)
-    with pytest.raises(ValueError, match="depth must be None or 2, that of 3 widths, got 3"):
+    with pytest.raises(ValueError, match="depth must be None or 2 for 3 widths, got 3"):
         theory.jacobian_law("tanh", 1.0, 1.0, 3, widths=(8, 4, 8))
     with pytest.raises(ValueError, match="depth or widths must be given, got neither"):
         theory.jacobian_law("tanh", 1.0, 1.0, None)
@@ -319,5 +319,5 @@ def test_mistakes_are_named():
         theory.jacobian_moments("tanh", 1.0, 1.0, None, widths=(8,))
     with pytest.raises(ValueError, match="widths must be an integer >= 1, got 0"):
         theory.jacobian_moments("tanh", 1.0, 1.0, None, widths=(8, 0))
-    with pytest.raises(ValueError, match="widths of one orthogonal layer must fall"):
+    with pytest.raises(ValueError, match="widths of one orthogonal layer must decrease"):
         theory.jacobian_law("tanh", 1.0, 1.0, None, "orthogonal", widths=(8, 9))

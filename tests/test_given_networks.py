@@ -73,12 +73,12 @@ def test_every_function_of_an_mlp_says_what_it_wants(function):
     for model in (LinenModel(), NnxModel(), LinenModel):
         with pytest.raises(
             ValueError,
-            match=r"mlp must be a networks\.MLP; a model of your own is networks\.from_linen",
+            match=r"mlp must be a networks\.MLP; for your own layers use networks\.from_linen",
         ):
             _call(function, mlp=model, params=PARAMS)
     with pytest.raises(
         ValueError,
-        match=r"mlp must be a networks\.MLP, got a networks\.Chain: the chain is made from it",
+        match=r"mlp must be a networks\.MLP, got a networks\.Chain: call init and bind of the chain",
     ):
         _call(function, mlp=networks.chain(MINE), params=PARAMS)
 
@@ -94,7 +94,7 @@ def test_every_function_of_an_mlp_says_what_it_wants(function):
 )
 def test_spectra_of_a_batch_are_a_vmap(function):
     with pytest.raises(
-        ValueError, match=r"x must be one input \[d_in\], got shape \(5, 3\): jax\.vmap"
+        ValueError, match=r"x must be one input \[d_in\], got shape \(5, 3\); use jax\.vmap"
     ):
         _call(function, chain=networks.chain(MINE), params=PARAMS, x=jnp.ones((5, 3)))
 

@@ -298,7 +298,7 @@ def test_behind_a_url(tmp_path):
     url = f"memory:/{tmp_path}/a.zarr"
     run(url, shard=(1, 2))
     assert opened(url).finished() == {0, 2, 4, 6}
-    with pytest.raises(ValueError, match="where there are no locks to join by; use --shard"):
+    with pytest.raises(ValueError, match="behind a URL, has none; use --shard"):
         run(url, join=True)
     with pytest.raises(ValueError, match=r"width: absent -> 9"):
         opened(url, width=9)

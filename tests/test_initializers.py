@@ -42,7 +42,8 @@ def test_without_a_critical_gain_the_length_is_kept():
     kept = theory.length_map("gelu", found.sigma_w, 0.0, 1.0)
     assert float(kept) == pytest.approx(1.0, rel=1e-12)
     with pytest.raises(
-        ValueError, match=r"gelu has no critical gain at sigma_b = 0.0; gain\('gelu', 0.0\) keeps"
+        ValueError,
+        match=r"gelu has no critical gain at sigma_b = 0.0; use gain\('gelu', 0.0\), which keeps",
     ):
         initializers.critical("gelu")
 
@@ -174,10 +175,12 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="steps must be an integer >= 1, got 0"):
         initializers.lsuv(mlp, params, x[None], steps=0)
     with pytest.raises(
-        ValueError, match="fixup is for networks with skip sum, scaled or rezero and no norm, got"
+        ValueError, match="fixup needs a network with skip sum, scaled or rezero and no norm, got"
     ):
         initializers.fixup(mlp, params)
-    with pytest.raises(ValueError, match="skip_init sets the multipliers alpha of MLP"):
+    with pytest.raises(
+        ValueError, match="skip_init needs parameters with multipliers alpha, as of MLP"
+    ):
         initializers.skip_init(params)
     with pytest.raises(ValueError, match="weights must be gaussian, .* got 'he_normal'"):
         initializers.critical("tanh", weights="he_normal")

@@ -92,7 +92,7 @@ def test_a_second_signal_stops_what_loses_the_first_exception():
     _, complained = run.communicate(timeout=240)
     assert (
         run.returncode == 130
-        and complained.strip() == "jaxstab: interrupted, at once, as told twice"
+        and complained.strip() == "jaxstab: interrupted, at once, by a second signal"
     )
 
 
@@ -144,7 +144,7 @@ def test_a_cluster_that_does_not_come_is_waited_for_no_longer_than_told(process,
     run = subprocess.run(
         [*command, *words.split()], cwd=ROOT, capture_output=True, text=True, timeout=240
     )
-    whom = f"process 0 at {address}" if process else f"2 processes to come to {address}"
+    whom = f"process 0 at {address}" if process else f"2 processes to join at {address}"
     assert run.returncode == 2 and run.stdout == f"waiting for {whom}, at most 1 s\n"
     assert run.stderr == f"jaxstab: waited 1 s for {whom} (--coordinator-timeout)\n"
     assert list(tmp_path.iterdir()) == []
@@ -158,14 +158,17 @@ PLACE = {"distributed": True, "coordinator": "localhost:8476", "processes": 2, "
     [
         (
             {"coordinator": "a:1"},
-            "--coordinator say how processes find each other: add --distributed",
+            "--coordinator must be given together with --distributed",
         ),
-        ({"processes": 2, "process": 0}, "--processes, --process say"),
+        (
+            {"processes": 2, "process": 0},
+            "--processes, --process must be given together with --distributed",
+        ),
         ({"shard": "3"}, "--shard must be I/N with 1 <= I <= N, got '3'"),
         ({"shard": "1/" + "9" * 5000}, "--shard must be I/N"),
         ({"shard": "²/3"}, "--shard must be I/N"),
         ({"shard": "0/3"}, "--shard must be I/N"),
-        ({"shard": "1/2", "distributed": True}, "--distributed shares the groups out by itself"),
+        ({"shard": "1/2", "distributed": True}, "--distributed divides the groups itself"),
         (
             PLACE | {"coordinator": "nonsense"},
             "--coordinator must be HOST:PORT with a port in 1..65535",
@@ -173,7 +176,10 @@ PLACE = {"distributed": True, "coordinator": "localhost:8476", "processes": 2, "
         (PLACE | {"coordinator": "host:0"}, "HOST:PORT"),
         (PLACE | {"coordinator": "host:99999"}, "HOST:PORT"),
         (PLACE | {"coordinator": ":80"}, "HOST:PORT"),
-        (PLACE | {"process": None}, "--coordinator, --processes need --process too"),
+        (
+            PLACE | {"process": None},
+            "--coordinator, --processes must be given together with --process",
+        ),
         (PLACE | {"processes": 0}, "--processes must be >= 1, got 0"),
         (PLACE | {"process": 2}, "--process must be in 0..1, got 2"),
         (PLACE | {"process": -1}, "--process must be in 0..1, got -1"),

@@ -185,13 +185,11 @@ def test_deep_critical_kernels_tend_to_a_quarter_and_a_third():
 
 def test_laws_without_kernels_are_refused():
     for block, reason in (
-        (theory.law("tanh", norm="batch"), "BatchNorm mixes the examples"),
-        (theory.law("tanh", skip="highway"), "highway: states are no Gaussians"),
-        (theory.law("tanh", skip="dense", norm="peri"), "peri beside dense"),
+        (theory.law("tanh", norm="batch"), "BatchNorm mixes examples"),
+        (theory.law("tanh", skip="highway"), "highway: states are not Gaussian"),
+        (theory.law("tanh", skip="dense", norm="peri"), "peri with dense"),
     ):
         with pytest.raises(ValueError, match=f"no kernels of .*{reason}"):
             theory.kernels(block, 1.0, 0.0, 1)
-    with pytest.raises(
-        ValueError, match="width and d_in are given together, got width 8 and d_in None"
-    ):
+    with pytest.raises(ValueError, match="width and d_in must be given together, got 8 and None"):
         theory.kernels("tanh", 1.0, 0.0, 1, width=8)

@@ -26,7 +26,7 @@ CASES = {
     "{'params': networks.mlp(2, 4, norm='batch').init(key, jnp.ones(4))._asdict()}, jnp.ones(4))": (
         r"it needs a batch \[batch, width\], got \(4,\)"
     ),
-    "initializers.lsuv(mlp, params, jnp.ones(4))": r"looks at a batch \[batch, d_in\], got shape \(4,\)",
+    "initializers.lsuv(mlp, params, jnp.ones(4))": r"x must be a batch \[batch, d_in\], got shape \(4,\)",
     "initializers.gain('relu', -1.0)": r"sigma_b must be finite and >= 0, got -1.0",
     "propagation.backward(chain, params, jnp.arange(4), jnp.sum)": r"x must be floating, got dtype int",
     "propagation.backward(chain, params, jnp.ones(4), jnp.sum, [1.0])": r"depths must be ascending integers",
@@ -49,7 +49,7 @@ CASES = {
     "activations.get(3)": r"a name or a callable, got int",
     "theory.fixed_point('tanh', -1.0, 0.0)": r"sigma_w must be finite and >= 0, got -1.0",
     "theory.fixed_point('tanh', np.array([1.0, 2.0]), 0.1)": (
-        r"sigma_w must be one number, got shape \(2,\): jax.vmap takes many"
+        r"sigma_w must be one number, got shape \(2,\); use jax.vmap for several"
     ),
     "jax.jit(lambda w: theory.fixed_points('tanh', w, 0.1))(jnp.ones(1))": r"sigma_w must be one number, got .*\(1,\)",
     "theory.critical_points('tanh', np.array([0.1, 0.2]))": r"sigma_b must be one number, got shape \(2,\)",
@@ -63,7 +63,7 @@ CASES = {
     "theory.kernels('tanh', 1.0, 0.1, 3, c0=-1.5)": r"c0 must be in \[-1, 1\], got -1.5",
     "theory.kernels('tanh', 1.0, 0.1, 3, q0=1.0)": r"q0 must be two numbers, one for each input, got 1.0",
     "theory.kernels('tanh', 1.0, 0.1, 3, q0=(-1.0, 1.0))": r"q0 must be >= 0, got -1.0",
-    "networks.mlp(2, 4, dropout=0.5)": r"dropout must be True or False, got 0.5: its rate is given to bind",
+    "networks.mlp(2, 4, dropout=0.5)": r"dropout must be True or False, got 0.5; the rate is an argument of bind",
     "networks.MLP(2, 4, norm='layer', norm_after='yes')": r"norm_after must be True or False, got 'yes'",
     "theory.predict('tanh', 1.0, 0.0, [], width=4, d_in=4)": r"depths must be ascending integers",
     "sweeps.Grid({'depth': ()})": r"depth must be ascending values, at least one, got \[\]",

@@ -144,9 +144,9 @@ def test_what_is_no_mixture_is_refused():
         with pytest.raises(ValueError, match=r"share must be one number in \[0, 1\]"):
             activations.mixture("tanh", "relu", share)
     mixed = activations.mixture("tanh", "relu", 0.5)
-    with pytest.raises(ValueError, match="got a mixture as one of them"):
+    with pytest.raises(ValueError, match="a mixture needs two plain activations, got a mixture"):
         activations.mixture(mixed, "relu", 0.5)
-    with pytest.raises(ValueError, match="has a function for each unit"):
+    with pytest.raises(ValueError, match="has no single function"):
         mixed.fn(jnp.ones(2))
     with pytest.raises(ValueError, match="dense"):
         networks.MLP(2, 8, mixed, skip="dense")

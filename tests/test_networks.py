@@ -85,9 +85,9 @@ def test_layers_of_ones_own_have_their_own_rates_and_gains():
     chain = networks.from_linen([linen.Dense(4)] * 3)
     params = chain.init(KEY, jnp.ones(4, jnp.float32))
     chex.assert_trees_all_equal(trained(chain.bind(params, key=KEY)), params)
-    with pytest.raises(ValueError, match=r"rate is for dropout of a networks.MLP; .* got 0.1"):
+    with pytest.raises(ValueError, match=r"rate must be 0 for layers of your own, .* got 0.1"):
         chain.bind(params, rate=0.1)
-    with pytest.raises(ValueError, match=r"networks.rescale scales those of layers of your own"):
+    with pytest.raises(ValueError, match=r"sigma_w must be None for layers of your own"):
         chain.bind(params, sigma_w=2.0)
 
 
@@ -181,7 +181,7 @@ def test_orthogonal_weights_have_the_gain_s_mean_square_in_every_shape():
             kernel.T @ kernel, np.eye(shape[-1]), atol=1e-12, err_msg=str(shape)
         )
     for shape in ((3,), (0, 4)):
-        with pytest.raises(ValueError, match="two axes or more, none of them empty, got shape"):
+        with pytest.raises(ValueError, match="two axes or more, none of length 0, got shape"):
             networks.WEIGHTS["orthogonal"](KEY, shape)
 
 

@@ -130,6 +130,6 @@ def test_what_is_no_batch_is_said():
     chain, x = images()
     params = chain.init(KEY, x[0])
     with pytest.raises(
-        ValueError, match=r"layer 0, with these parameters, does not take float32\[4, 1\]"
+        ValueError, match=r"layer 0 fails with these parameters on an input float32\[4, 1\]"
     ):
         curvature.tangent_kernel(chain, params, x[0])

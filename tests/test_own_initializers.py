@@ -133,9 +133,7 @@ def test_a_network_without_weights_is_refused(scale):
     chain, params = networks.from_params(
         [lambda w, h: h * w["w"]] * 3, [{"w": jnp.ones(2, jnp.float32)}] * 3, X[0, :2]
     )
-    with pytest.raises(
-        ValueError, match=r"is a weight by this rule; there are w: kernels=lambda path: path\[-1\]"
-    ):
+    with pytest.raises(ValueError, match=r"kernels must select a parameter .* there are w$"):
         initializers.lsuv(chain, params, X[:, :2]) if scale is None else scale(params, 2.0)
 
 
@@ -146,11 +144,11 @@ def test_gains_that_are_none_are_refused():
         networks.rescale(params, jnp.ones(2))
     with pytest.raises(ValueError, match="must be finite and >= 0, got -1"):
         networks.rescale(params, -1.0)
-    with pytest.raises(ValueError, match="kernels and part are for chains of your own layers"):
+    with pytest.raises(ValueError, match="kernels and part must be None for an MLP"):
         initializers.lsuv(networks.MLP(1, 3), params, X, part=lambda h, y: y)
     with pytest.raises(
         ValueError,
-        match=r"network must be a networks.MLP or a networks.Chain, got a Dense: a model of",
+        match=r"network must be a networks.MLP or a networks.Chain, got a Dense: for your own layers",
     ):
         initializers.lsuv(nn.Dense(3), params, X)
 
@@ -181,5 +179,5 @@ def test_auto_init_brings_partial_jacobians_of_a_chain_to_one():
         # 400 vectors: the relative error of a squared norm of N = 7 or 11 units is below (2 / 400)^(1/2)
         np.testing.assert_allclose(np.sum(jacobian**2) / len(jacobian), 1.0, rtol=4 * 0.07)
     residual = networks.mlp(2, 4, skip="sum")
-    with pytest.raises(ValueError, match="auto_init is for blocks without a skip, got 'sum'"):
+    with pytest.raises(ValueError, match="auto_init needs blocks without a skip, got skip 'sum'"):
         initializers.auto_init(residual, residual.init(KEY, x), x, KEY)

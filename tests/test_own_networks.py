@@ -368,7 +368,10 @@ def test_running_statistics_go_along_and_are_not_differentiated_by():
 @pytest.mark.slow
 def test_depths_of_states_of_unequal_shapes_are_refused():
     chain, params, x = linen_model(*widths())
-    with pytest.raises(ValueError, match=r"need states of one shape, got \[\(8,\), \(10,\)\]"):
+    with pytest.raises(
+        ValueError,
+        match=r"need states of one shape for their shared readout, got \[\(8,\), \(10,\)\]",
+    ):
         propagation.backward(chain, params, x, total, [2, 6])
     # five singular values at either depth
     assert spectra.singular_values(chain, params, x, [2, 6]).shape == (2, 5)
@@ -392,13 +395,13 @@ def test_tokens_are_differentiated_by_what_they_embed_as():
     [
         (
             lambda: networks.from_linen(Transformer()),
-            "modules must be a list, .*, got Transformer: .* networks.probe",
+            "modules must be a list of .*, got Transformer; .* networks.probe",
         ),
         (
             lambda: networks.from_nnx(NnxBlock(nnx.Rngs(0))),
-            "modules must be a list, .*, got NnxBlock: .*probe",
+            "modules must be a list of .*, got NnxBlock; .*probe",
         ),
-        (lambda: networks.from_linen([nn.Dense(3)] * 2), "three layers at least, got 2"),
+        (lambda: networks.from_linen([nn.Dense(3)] * 2), "at least three layers, .* got 2"),
         (
             lambda: networks.from_linen([nn.Dense(3), jnp.tanh, nn.Dense(3)]),
             "layer 1 must be a linen module, got",
@@ -412,14 +415,17 @@ def test_tokens_are_differentiated_by_what_they_embed_as():
             lambda: networks.from_nnx([nn.Dense(3)] * 3),
             "layer 0 must be an nnx module or a function, got Dense",
         ),
-        (lambda: networks.from_params([jnp.tanh], []), "got 1 functions and 0 parameters"),
+        (
+            lambda: networks.from_params([jnp.tanh], []),
+            "an entry for each of 1 functions, got 0 entries",
+        ),
         (
             lambda: networks.from_params(
                 [lambda w, h: h @ w] * 3,
                 [jnp.ones((5, 4)), jnp.ones((3, 3)), jnp.ones(3)],
                 jnp.ones(5),
             ),
-            r"layer 1 \(<lambda>\) does not take what layer 0 \(<lambda>\) gives, float(32|64)\[4\]",
+            r"layer 1 \(<lambda>\) fails on the output of layer 0 \(<lambda>\), float(32|64)\[4\]",
         ),
     ],
 )
@@ -433,21 +439,23 @@ def test_what_makes_no_chain_is_said_in_one_line(make, said):
 def test_parameters_of_another_model_are_refused():
     _, params, x = linen_model(*widths())
     other = networks.from_linen([nn.Dense(8), dense(8), nn.Dense(3)])
-    with pytest.raises(ValueError, match="the chain has 1 blocks, its parameters have 6"):
+    with pytest.raises(ValueError, match="params must have 1 blocks, as the chain, got 6"):
         propagation.forward(other, params, x)
     modules, _ = widths()
     wider = networks.from_linen([*modules[:-2], dense(11), modules[-1]])
-    said = r"layer 6, with these parameters, does not take float32\[6\]: For parameter .kernel.*shape \(6, 10\)\.$"
+    said = r"layer 6 fails with these parameters on an input float32\[6\]: For parameter .kernel.*shape \(6, 10\)\.$"
     with pytest.raises(ValueError, match=said):
         propagation.forward(wider, params, x)
     with pytest.raises(
-        ValueError, match=r"layer 0, with these parameters, does not take float32\[2\]"
+        ValueError, match=r"layer 0 fails with these parameters on an input float32\[2\]"
     ):
         propagation.correlation(linen_model(modules, x)[0], params, x[:2], x[:2])
     ours = networks.MLP(depth=6, width=8)
     with pytest.raises(
-        ValueError, match="the chain is of a networks.MLP, they of layers of your own"
+        ValueError, match="those of the chain, of a networks.MLP, got params of layers of your own"
     ):
         propagation.forward(networks.chain(ours), params, x)
-    with pytest.raises(ValueError, match="sigma_b must be 1, got 0.5: biases"):
+    with pytest.raises(
+        ValueError, match="sigma_b must be 1 for layers of your own, whose biases .* got 0.5"
+    ):
         networks.rescale(params, 2.0, 0.5)

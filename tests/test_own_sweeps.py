@@ -182,7 +182,7 @@ def test_each_depth_is_predicted_by_its_own_law_or_says_why_not():
         assert np.all(np.isnan(row.log_grad_h[depth + 1 :]))
     changing = [nn.Dense(4), nn.Dense(5), nn.Dense(3)]
     lawless = {
-        factory: "the chain carries no law",
+        factory: "the chain has no law",
         lambda depth: networks.from_linen(changing, law=LAW): r"states of one width, got .*\[4\]",
         lambda depth: networks.from_linen(changing, law=LAW | {"skp": 1}): "keyword of law must be",
     }

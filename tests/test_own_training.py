@@ -239,7 +239,8 @@ def test_masks_of_examples_differ_in_a_chain_of_one_input():
     still = whole(chain.inference, ones, jnp.ones(5, jnp.float32))
     np.testing.assert_allclose(still, 4 * 6 + 1)
     with pytest.raises(
-        ValueError, match=r"Dropout draws random numbers: chain.bind\(params, key=...\)"
+        ValueError,
+        match=r"Dropout needs a key for random numbers: use chain.bind\(params, key=...\)",
     ):
         whole(chain, params, X[0])
 
@@ -283,13 +284,16 @@ def test_what_does_not_train_is_said_in_one_line():
     def run(**options):
         return train(chain, params, optax.sgd(0.1), DATA, key=KEY, steps=1, **options)
 
-    with pytest.raises(ValueError, match="layers of your own have their own rates, got 0.1"):
+    with pytest.raises(
+        ValueError,
+        match="rate must be 0 for layers of your own, which have their own rates, got 0.1",
+    ):
         run(rate=0.1)
     with pytest.raises(ValueError, match="a traced depth needs states of one shape"):
         jax.jit(lambda depth: run(depth=depth))(1)
     other = networks.from_linen([nn.Dense(6), nn.Dense(6), nn.Dense(4), nn.Dense(3)])
     with pytest.raises(
-        ValueError, match=r"layer 1, with these parameters, does not take float32\[12, 6\]: "
+        ValueError, match=r"layer 1 fails with these parameters on an input float32\[12, 6\]: "
     ) as said:
         train(other, params, optax.sgd(0.1), DATA, key=KEY, steps=1)
     assert "\n" not in str(said.value)

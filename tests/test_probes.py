@@ -313,7 +313,9 @@ def test_complex_sites_have_gradients_and_chains_of_them_are_refused():
     np.testing.assert_allclose(
         log_q, np.log([np.mean(h**2) / 2, np.mean(np.abs(y) ** 2) / 2]), atol=1e-5
     )
-    with pytest.raises(ValueError, match=r"layer 0 \(<lambda>\) gives complex64, and states"):
+    with pytest.raises(
+        ValueError, match=r"layer 0 \(<lambda>\) must return real states, got complex64"
+    ):
         networks.from_params([lambda w, h: w @ h.astype(w.dtype)] * 3, [w] * 3, X[0])
 
 
@@ -429,11 +431,11 @@ def test_sites_are_chosen_by_path_class_and_stride(everything):
     [
         (
             lambda p, v, t: p.read(v, X[:3], t[:3]),
-            r"made with inputs\[0\] of float32\[5, 4\], got float32\[3, 4\]",
+            r"inputs\[0\] must be float32\[5, 4\], as when the probe was made, got float32\[3, 4\]",
         ),
         (
             lambda p, v, t: p.read(v["params"], X, t),
-            'takes its variables, a dict with "params", got dict of',
+            'must be its variables, a dict with "params", got dict of',
         ),
         (
             lambda p, v, t: p.read(v, X, t, sites=["nowhere"]),
@@ -449,11 +451,11 @@ def test_sites_are_chosen_by_path_class_and_stride(everything):
         ),
         (
             lambda p, v, t: networks.probe(Everything(), {"params": {}}, X, t),
-            r"with these parameters, does not take float32\[5, 4\], int64\[5\]: .*Dense_0",
+            r"fails with these parameters on an input float32\[5, 4\], int64\[5\]: .*Dense_0",
         ),
         (
             lambda p, v, t: networks.probe(lambda w, x: x @ w, X.T, X),
-            r"no value that can be read: name some with networks.tag",
+            r"no readable value; name values by networks.tag",
         ),
     ],
 )

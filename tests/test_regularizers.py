@@ -409,7 +409,7 @@ def test_leaves_of_several_dtypes_are_added_in_the_widest():
         ),
         (
             lambda: regularizers.orthogonality({"bias": jnp.ones(3)}),
-            r"no weights: .* got leaves \['bias'\]",
+            r"params must have a floating leaf named .kernel., got leaves \['bias'\]",
         ),
         (
             lambda: regularizers.orthogonality({"kernel": jnp.ones(3)}),
@@ -431,7 +431,10 @@ def test_leaves_of_several_dtypes_are_added_in_the_widest():
             lambda: regularizers.spectral_norm(jnp.eye(2), KEY, 0),
             "iterations must be an integer >= 1, got 0",
         ),
-        (lambda: regularizers.spectral_norm({}, KEY), r"no weights: .* got leaves \[\]"),
+        (
+            lambda: regularizers.spectral_norm({}, KEY),
+            r"params must have a floating leaf named .kernel., got leaves \[\]",
+        ),
     ],
 )
 def test_what_makes_no_sense_is_refused(call, message):

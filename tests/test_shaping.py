@@ -181,8 +181,8 @@ def test_a_network_of_ones_own():
 @pytest.mark.parametrize(
     ("activation", "layers", "settings", "message"),
     [
-        ("relu", 10, {"method": "tat"}, "phi' jumps, at z = 0; take dks, or tat of leaky_relu"),
-        ("identity", 10, {}, "it is found up to 1$"),
+        ("relu", 10, {"method": "tat"}, "phi' jumps, at z = 0; use dks, or tat of leaky_relu"),
+        ("identity", 10, {}, "reaches 1 at most$"),
         ("identity", 10, {"method": "tat"}, "has no solution with alpha in"),
         ("tanh", 0, {}, "layers must be an integer >= 1, got 0"),
         ("tanh", 10, {"zeta": 1.0}, r"zeta must lie in \(1, inf\), got 1"),
@@ -190,7 +190,7 @@ def test_a_network_of_ones_own():
         ("tanh", 10, {"tau": 0.2}, "dks of tanh has the target zeta, got tau"),
         ("leaky_relu", 10, {"method": "tat", "tau": 0.2}, "has the target eta, got tau"),
         ("leaky_relu", 1, {"method": "tat"}, r"values in \[0, 0.31831\], got 0.9"),
-        ("leaky_relu", 1, {"zeta": 2.0}, "take more layers or a lower zeta"),
+        ("leaky_relu", 1, {"zeta": 2.0}, "use more layers or a lower zeta"),
         ("tanh", 10, {"method": "lsuv"}, "method must be one of dks, tat, got 'lsuv'"),
         ("tanh", ResidualStages(()), {}, "need a block"),
         ("tanh", ResidualStages(3), {}, "blocks must be a tuple, one count a stage, got 3"),

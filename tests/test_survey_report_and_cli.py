@@ -254,7 +254,7 @@ def test_a_sweep_that_is_stopped_goes_on_to_the_same_bytes(ran, tmp_path, monkey
     assert f"is being made by pid {killed.pid} on" in capsys.readouterr().err
     assert cli.main(["status", str(out)]) == 0
     said = capsys.readouterr().out
-    assert "profiles: " in said and f"at work: pid {killed.pid} on" in said
+    assert "profiles: " in said and f"running: pid {killed.pid} on" in said
     killed.kill()
     assert killed.wait() == -signal.SIGKILL
     done = store.progress(profiles).done
@@ -264,7 +264,7 @@ def test_a_sweep_that_is_stopped_goes_on_to_the_same_bytes(ran, tmp_path, monkey
     with monkeypatch.context() as patch:
         _interrupted(patch, groups - done + 1)
         assert cli.main(command) == interrupts.STOPPED
-    assert "the same command goes on from there" in capsys.readouterr().err
+    assert "the same command resumes the run" in capsys.readouterr().err
     assert store.progress(spectra).done == 1 and not (out / "store.zarr").exists()
     other = _fails(capsys, *command, "--seeds", 3)
     assert "holds another sweep (seed: 0, 1 -> 0, 1, 2" in other and "pass --overwrite" in other
@@ -298,10 +298,10 @@ def test_a_sweep_that_is_stopped_goes_on_to_the_same_bytes(ran, tmp_path, monkey
         ("theory --norm batch --batch 3", "batch must be an integer >= 4"),
         ("theory --activation nothing:here", "--activation nothing:here: ModuleNotFoundError"),
         ("theory --shape tat", "--shape needs --depth"),
-        ("theory --shape-target 2", "--shape-target is that of --shape, which is not given"),
-        ("theory --shape dks --depth 5 --norm layer", "--shape is for plain networks"),
+        ("theory --shape-target 2", "--shape-target must be given together with --shape"),
+        ("theory --shape dks --depth 5 --norm layer", "--shape needs a plain network"),
         ("theory --shape dks --depth 5 --shape-target 0.5", "zeta must lie in (1, inf), got 0.5"),
-        ("theory --activation relu --shape tat --depth 5", "take dks, or tat of leaky_relu"),
+        ("theory --activation relu --shape tat --depth 5", "use dks, or tat of leaky_relu"),
         ("theory --plot x.gif", "--plot must end in .pdf, .png, .svg, got x.gif"),
         ("theory --plot none/x.png", "there is no folder none"),
         ("phase --sigma-w 2 1", "--sigma-w must be two numbers, the lower one first, got 2 1"),

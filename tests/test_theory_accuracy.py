@@ -176,7 +176,7 @@ def test_depth_scales_without_digits_have_a_reason():
     # V = (1 - e^(-3200 q))/2 is flat, and E phi' = 40 e^(-800 q) far below what its terms round to
     fast = theory.moment_error(lambda z: jnp.sin(40 * z), 0.5)
     assert fast.second_moment and fast.derivative_moment
-    assert "xi_q has no digits" in fast.reason and "xi_c has no digits" in fast.reason
+    assert "xi_q has no correct digit" in fast.reason and "xi_c has no correct digit" in fast.reason
     assert not theory.moment_error(lambda z: jnp.sin(2 * z), 0.5).reason
     # V = (e^(2q) - 1)/2 is above q everywhere, so that lengths leave the range of floats at sigma_w = 1
     assert theory.moment_error(jnp.sinh, 1e6).reason

@@ -86,7 +86,7 @@ def test_runs_beside_each_other_told_to_stop_go_on_to_the_same_bytes(
     first.send_signal(signal.SIGSTOP)
     code, _, complained = run(capsys, "train", *FLAGS, "--out", out)
     assert code == 2 and len(complained.splitlines()) == 1 and "--join" in complained
-    assert f"at work: pid {first.pid} on " in run(capsys, "status", out)[1]
+    assert f"running: pid {first.pid} on " in run(capsys, "status", out)[1]
     joined = start(out, "--join")
     until_marked(out, 3, joined)
     joined.send_signal(signal.SIGINT)
@@ -96,8 +96,7 @@ def test_runs_beside_each_other_told_to_stop_go_on_to_the_same_bytes(
         said, complained = stopped.communicate(timeout=240)
         assert stopped.returncode == 130, (said, complained)
         assert (
-            "of 8 groups are in" in complained
-            and "the same command goes on from there" in complained
+            "of 8 groups are in" in complained and "the same command resumes the run" in complained
         )
     assert store.progress(out).done < 8
     end(start(out))
@@ -186,14 +185,12 @@ def test_status_of_what_is_not_finished(whole, tmp_path, capsys):
     shutil.copytree(whole, out)
     sorted((out / "done").glob("c.*"))[5].unlink()
     code, said, _ = run(capsys, "status", out)
-    assert code == 0 and "7 of 8 groups done, 87 %" in said and "nobody is at work" in said
+    assert code == 0 and "7 of 8 groups done, 87 %" in said and "no process is running" in said
     # a folder of locks that this user cannot use, and a place without locks
     (tmp_path / "trained.zarr.lock" / "gate").mkdir(parents=True)
     code, said, _ = run(capsys, "status", out)
-    assert (
-        code == 0 and "7 of 8" in said and "who is at work cannot be told: cannot write to" in said
-    )
-    assert "cannot be told behind a URL" in run(capsys, "status", f"file://{out}")[1]
+    assert code == 0 and "7 of 8" in said and "running processes: unknown (cannot write to" in said
+    assert "unknown for a store behind a URL" in run(capsys, "status", f"file://{out}")[1]
 
 
 def test_finished_and_other_sweeps(whole, capsys, tmp_path, monkeypatch):
@@ -228,7 +225,7 @@ def test_finished_and_other_sweeps(whole, capsys, tmp_path, monkeypatch):
         ("--learning-rates 0", "learning_rate must be finite and > 0"),
         ("--optimiser sdg", "optimiser must be one of"),
         ("--depths 0", "depth must be an integer >= 1"),
-        ("--memory 0.00001", "one network of the largest kind takes"),
+        ("--memory 0.00001", "training one of the largest networks takes"),
         ("--lanes 0", "--lanes must be in 1..8, the number of networks, got 0"),
         ("--shard 3", "--shard must be I/N with 1 <= I <= N, got '3'"),
         ("--shard 3/2", "--shard must be I/N with 1 <= I <= N, got '3/2'"),
@@ -253,5 +250,5 @@ def test_one_example_cannot_be_split(tmp_path, capsys):
     )
     assert (
         code == 2
-        and "one example to train on and one to test on are the least, got 1" in complained
+        and "at least two examples are needed, to train and to test on, got 1" in complained
     )

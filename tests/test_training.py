@@ -328,12 +328,12 @@ def test_full_batches_any_loss_and_no_telemetry():
         ({"evaluate": (3, 99)}, r"evaluate must be integers in \[0, 13\], got"),
         (
             {"data": Examples(X[:0], DATA.y[:0])},
-            "needs as many labels as inputs, at least one, got 0 and 0",
+            "as many labels as inputs, at least one, got 0 labels and 0 inputs",
         ),
         ({"data": Examples(X, DATA.y - 1)}, r"labels must be in \[0, 3\), got -1\.\.1"),
         ({"data": Examples(X, DATA.y + 1)}, r"labels must be in \[0, 3\), got 1\.\.3"),
-        ({"depth": 3}, r"depth must be in \[0, 2\], the blocks that the network has, got 3"),
-        ({"depth": -1}, r"depth must be in \[0, 2\], the blocks that the network has, got -1"),
+        ({"depth": 3}, r"depth must be in \[0, 2\], the number of blocks, got 3"),
+        ({"depth": -1}, r"depth must be in \[0, 2\], the number of blocks, got -1"),
         ({"data": Examples(DATA.y[:, None], DATA.y)}, "x must be floating, got dtype int"),
     ],
 )

@@ -65,8 +65,7 @@ class Mixture(Activation):
     def fn(self) -> Callable[[Array], Array]:
         """Raise ValueError, as units of a mixture have different functions."""
         raise ValueError(
-            f"the mixture {self.name!r} has a function for each unit, not one for all: take its "
-            "`average` of a moment"
+            f"the mixture {self.name!r} has no single function; use its `average` of a moment"
         )
 
     @property
@@ -168,5 +167,5 @@ def mixture(first: AnyActivation, second: AnyActivation, share: ArrayLike) -> Mi
             raise ValueError(f"share must be one number in [0, 1], got {share}")
     parts = get(first), get(second)
     if any(isinstance(part, Mixture) for part in parts):
-        raise ValueError("a mixture is made of two activations, got a mixture as one of them")
+        raise ValueError("a mixture needs two plain activations, got a mixture")
     return Mixture(*parts, share)

@@ -42,25 +42,24 @@ class _Command(NamedTuple):
 
 _COMMANDS = {
     "sweep": _Command(
-        "Measure a grid of networks on real digits, predict the same, and write a store and a "
-        "report.",
+        "Measure and predict a grid of networks on real digits, and write a store and a report.",
         "Sweep",
         "sweep",
     ),
     "train": _Command(
-        "Train networks of every depth, gain, learning rate, ... on real digits, and keep what "
-        "each did.",
+        "Train a grid of networks on real digits, over depth, gain, learning rate and others, into "
+        "a store.",
         "Train",
         "train",
     ),
     "status": _Command(
-        "Say how far a sweep or a store of trainings is, who works on it, and what failed.",
+        "Print the progress of a sweep or a store of trainings, its running processes and failures.",
         "Status",
         "print_status",
     ),
     "theory": _Command(
-        "Print what mean-field theory says of one block, plain or with cures, at one point "
-        "(sigma_w, sigma_b).",
+        "Print mean-field predictions for one block, plain or with cures, at one point (sigma_w, "
+        "sigma_b).",
         "Theory",
         "print_theory",
     ),
@@ -71,19 +70,19 @@ _COMMANDS = {
         "draw_phase",
     ),
     "diagnose": _Command(
-        "Say what is wrong with a model of your own, where, and what was measured to help.",
+        "Find the faults of a model of your own, and cures that are measured to help.",
         "Diagnose",
         "print_diagnosis",
         float64=False,
     ),
     "report": _Command(
-        "Draw the report of a stored sweep, or of trainings finished or not.",
+        "Draw the report of a stored sweep or of trainings, finished or not.",
         "Report",
         "write_report",
     ),
 }
 _DESCRIPTION = (
-    "Will signal and gradient survive the depth of a network? Predict, measure, train, report. "
+    "Predict, measure and train whether signal and gradient survive the depth of a network. "
     "`jaxstab COMMAND --help` lists the flags of a command, `jaxstab --version` prints the version."
 )
 

@@ -101,7 +101,7 @@ def _read_config(path: Path) -> str:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
     if len(content) > _LONGEST_CONFIG:
-        raise UserError(f"{path}: more than {_LONGEST_CONFIG} bytes, which is no list of settings")
+        raise UserError(f"{path}: must be at most {_LONGEST_CONFIG} bytes, is longer")
     return text
 
 
@@ -210,7 +210,7 @@ def _check_words(words: Sequence[str]) -> None:
     before = "the command"
     for word in words:
         if not word:
-            raise UserError(f"an empty word stands after {before}")
+            raise UserError(f"empty argument after {before}")
         if word.startswith("--") and word.endswith("="):
             raise UserError(f"{word} needs a value")
         before = word
@@ -225,7 +225,7 @@ def _checked(settings: Any) -> Any:
         values = value if isinstance(value, tuple) else (value,)
         for one in values:
             if isinstance(one, int) and abs(one) > _LARGEST_INTEGER:
-                raise UserError(f"{flag} must be within {_LARGEST_INTEGER} of 0, got one beyond")
+                raise UserError(f"{flag} must be at most {_LARGEST_INTEGER} in size, got more")
         for choices in getattr(field.type, "__metadata__", ()):
             if isinstance(choices, _Choice) and value not in choices.names:
                 known = ", ".join(map(str, choices.names))

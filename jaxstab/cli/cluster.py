@@ -55,14 +55,13 @@ def check(sharing: Sharing) -> None:
     }
     given = [flag for flag, value in named.items() if value is not None]
     if given and not sharing.distributed:
-        raise UserError(f"{', '.join(given)} say how processes find each other: add --distributed")
+        raise UserError(f"{', '.join(given)} must be given together with --distributed")
     if sharing.distributed and sharing.shard != "1/1":
-        raise UserError("--distributed shares the groups out by itself; leave --shard away")
+        raise UserError("--distributed divides the groups itself; leave out --shard")
     if given and len(given) < len(named):
         missing = [flag for flag in named if flag not in given]
         raise UserError(
-            f"{', '.join(given)} need {', '.join(missing)} too; JAX finds all of them itself, or "
-            "none"
+            f"{', '.join(given)} must be given together with {', '.join(missing)}, or none of them"
         )
     if given:
         _check_place(sharing)
@@ -123,7 +122,7 @@ def _joined(sharing: Sharing) -> tuple[int, int]:
     if sharing.coordinator is not None:
         whom = f"process 0 at {sharing.coordinator}"
         if sharing.process == 0:
-            whom = f"{sharing.processes} processes to come to {sharing.coordinator}"
+            whom = f"{sharing.processes} processes to join at {sharing.coordinator}"
     patience = sharing.timeout
     print(f"waiting for {whom}, at most {patience:g} s", flush=True)
     try:
@@ -139,7 +138,7 @@ def _joined(sharing: Sharing) -> tuple[int, int]:
         if sharing.coordinator:
             hint = ""
         else:
-            hint = "; where JAX knows no cluster: --coordinator, --processes and --process"
+            hint = "; if JAX recognises no cluster, give --coordinator, --processes and --process"
         raise UserError(
             f"--distributed: {str(error).rstrip('.') or type(error).__name__}{hint}"
         ) from error

@@ -75,18 +75,18 @@ def _check_folder(out: Path) -> None:
 def _batch(path: Path) -> dict[str, Array]:
     """Read the arrays x and, if present, y."""
     if not path.is_file():
-        raise UserError(f"--batch {path}: there is no such file")
+        raise UserError(f"--batch {path}: no such file")
     try:
         arrays = npz_arrays(path, ("x", "y"))
     except ValueError as error:
-        raise UserError(f"--batch {error}; np.savez(path, x=x) writes one") from error
+        raise UserError(f"--batch {error}; np.savez(path, x=x) writes such a file") from error
     if "x" not in arrays or set(arrays) - {"x", "y"}:
         held = ", ".join(sorted(arrays)[:9]) or "nothing"
         raise UserError(f"--batch {path}: must hold x and, for labels, y; holds {held}")
     batch = {name: _array(f"--batch {path}: {name}", values) for name, values in arrays.items()}
     if len({len(array) for array in batch.values()}) > 1:
-        told = " and ".join(f"{name} has {len(array)}" for name, array in batch.items())
-        raise UserError(f"--batch {path}: {told} examples along the first axis")
+        counts = " and ".join(f"{len(array)} in {name}" for name, array in batch.items())
+        raise UserError(f"--batch {path}: x and y must have equally many examples, got {counts}")
     return batch
 
 

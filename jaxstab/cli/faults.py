@@ -44,8 +44,8 @@ def check_networks(axes: Mapping[str, int]) -> int:
     """
     count = math.prod(axes.values())
     if count > MOST_NETWORKS:
-        told = " x ".join(f"{size} {name}" for name, size in axes.items() if size != 1)
-        raise UserError(f"{told} are {count} networks, at most {MOST_NETWORKS} make a grid")
+        sizes = " x ".join(f"{size} {name}" for name, size in axes.items() if size != 1)
+        raise UserError(f"a grid must have at most {MOST_NETWORKS} networks, got {count} ({sizes})")
     return count
 
 
@@ -62,7 +62,8 @@ def check_memory(what: str, needed: float) -> None:
     available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     if needed > available:
         raise UserError(
-            f"{needed / 2**30:.3g} GiB needed for {what}, {available / 2**30:.3g} GiB may be used"
+            f"{what} must fit into {available / 2**30:.3g} GiB, half of this machine's memory, got "
+            f"{needed / 2**30:.3g} GiB"
         )
 
 

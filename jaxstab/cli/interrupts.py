@@ -92,7 +92,7 @@ def resumable(told: Callable[[], str]) -> Iterator[None]:
         with orderly():
             yield
     except KeyboardInterrupt as error:
-        raise KeyboardInterrupt(f"{told()}; the same command goes on from there") from error
+        raise KeyboardInterrupt(f"{told()}; the same command resumes the run") from error
 
 
 def check() -> None:
@@ -128,7 +128,7 @@ def _watch(reading: int) -> None:
         if _state.received and not _state.orderly:
             _end("nothing more was written")
         if _state.received > 1:
-            _end("at once, as told twice")
+            _end("at once, by a second signal")
 
 
 def _end(line: str) -> None:

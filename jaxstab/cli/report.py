@@ -58,5 +58,5 @@ def _summary(url: str) -> xr.Dataset:
     """Summarise trainings, with the history of their runs."""
     runs = sweeps.load(url)
     if "data_chance" not in runs.attrs:
-        raise ValueError(f"{url}: not a store of trainings, which a page can be drawn of")
+        raise ValueError(f"{url}: must be a store of `jaxstab sweep` or of trainings")
     return summarise(runs, runs.attrs["data_chance"]).assign_attrs(history.told(url))

@@ -102,20 +102,20 @@ def _groups_done(progress: store.Progress) -> list[str]:
     ]
     if progress.torn:
         lines.append(
-            f"{progress.torn} groups are torn; the command that made the store computes them again"
+            f"{progress.torn} groups are torn; the command that made the store recomputes them"
         )
     if not progress.read:
-        lines.append("judged by the lengths of files, not by every byte")
+        lines.append("only the lengths of files were checked, not every byte")
     return lines
 
 
 def _at_work(url: str) -> list[str]:
     """Describe the runs that compute groups, a line per run."""
     if "://" in url:
-        return ["who is at work cannot be told behind a URL"]
+        return ["running processes: unknown for a store behind a URL"]
     try:
         runs = claims.runs(url)
     except OSError as error:
         # a user may have permission to read a store and not to lock it
-        return [f"who is at work cannot be told: {error}"]
-    return [f"at work: {run}" for run in runs] or ["nobody is at work"]
+        return [f"running processes: unknown ({error})"]
+    return [f"running: {run}" for run in runs] or ["no process is running"]

@@ -37,7 +37,7 @@ def print_theory(settings: Theory) -> None:
         UserError: if the activation is unknown, a gain is out of range, or a file is not writable.
     """
     if not (math.isfinite(settings.q0) and settings.q0 > 0):
-        raise UserError(f"q0 must be finite and > 0, got {settings.q0}")
+        raise UserError(f"--q0 must be finite and > 0, got {settings.q0}")
     with users_fault():
         check_gains(settings.sigma_w, settings.sigma_b)
     law = law_of(settings)
@@ -79,12 +79,12 @@ def _shaped(settings: Theory, law: theory.Law) -> theory.Shaped | None:
     """Shape the activation by the flags; None without --shape."""
     if settings.shape is None:
         if settings.shape_target is not None:
-            raise UserError("--shape-target is that of --shape, which is not given")
+            raise UserError("--shape-target must be given together with --shape")
         return None
     if settings.norm or settings.skip or settings.dropout:
-        raise UserError("--shape is for plain networks: without --norm, --skip and --dropout")
+        raise UserError("--shape needs a plain network; leave out --norm, --skip and --dropout")
     if settings.depth is None:
-        raise UserError("--shape needs --depth, the layers of the network")
+        raise UserError("--shape needs --depth, the number of layers")
     target = "zeta"
     if settings.shape == "tat":
         target = "eta" if settings.activation == "leaky_relu" else "tau"

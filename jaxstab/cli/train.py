@@ -81,7 +81,7 @@ def train(settings: Train) -> None:
                 print(f"events: {export.write_events(dataset, settings.tensorboard)}")
     others = ""
     if left:
-        others = f" ({left} groups are left to others)"
+        others = f" ({left} groups are unfinished)"
     print(f"store: {settings.out}{others}")
 
 
@@ -147,7 +147,8 @@ def _planned(
     plan = training_plan(grid, measure, data, settings.group, budget, settings.lanes)
     if plan.memory > budget:
         raise ValueError(
-            f"{plan.lanes} lanes take {plan.memory} bytes, {budget} may be used; fewer would do"
+            f"{plan.lanes} lanes take {plan.memory} bytes, at most {budget} may be used; use fewer "
+            "lanes"
         )
     return plan
 

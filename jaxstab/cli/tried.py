@@ -23,9 +23,8 @@ def tried(name: str, job: Measuring | Trainings) -> str:
         math.prod(part.stop for part in job.plan.inside(group)) for group in first.groups
     )
     return (
-        f"{name}, tried: {networks} networks on {len(job.devices)} devices take "
-        f"{first.seconds:.2g} s "
-        f"and, by the compiler, {first.memory / 2**20:.2g} MiB on each; hence all about "
-        f"{told_time(first.seconds / job.share(first.groups))}, "
+        f"{name}, tried: {networks} networks on {len(job.devices)} devices took "
+        f"{first.seconds:.2g} s and {first.memory / 2**20:.2g} MiB on each (stated by the "
+        f"compiler); all networks take about {told_time(first.seconds / job.share(first.groups))} "
         f"and {job.plan.programs} x {first.compiling:.1f} s of compiling, two programs at a time"
     )

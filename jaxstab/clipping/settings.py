@@ -35,7 +35,7 @@ def check_setting(
         return
     if np.ndim(value) > 0:
         raise ValueError(
-            f"{name} must be a scalar, got shape {np.shape(value)}; jax.vmap sweeps over many"
+            f"{name} must be a scalar, got shape {np.shape(value)}; use jax.vmap for several"
         )
     if isinstance(value, jax.core.Tracer):
         return
@@ -83,7 +83,7 @@ def static_integer(name: str, value: ArrayLike) -> int:
     if isinstance(value, jax.core.Tracer):
         raise ValueError(
             f"{name} must be known before tracing, got a traced value; "
-            f"optax.inject_hyperparams takes static_args={name!r} beside it"
+            f"give static_args={name!r} to optax.inject_hyperparams"
         )
     return int(np.asarray(value).item())
 

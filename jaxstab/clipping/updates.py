@@ -77,8 +77,8 @@ def clip_updates(
         del extra
         if relative_to and params is None:
             raise ValueError(
-                'clip_updates(relative_to="parameters") needs them: tx.update(updates, state, '
-                "params)"
+                'clip_updates(relative_to="parameters") needs the parameters: tx.update(updates, '
+                "state, params)"
             )
         norms = group_norms(updates, *grouping)
         sizes = group_sizes(updates, *grouping)

@@ -19,7 +19,7 @@ from jaxstab.theory.laws import SMALLEST_BATCH, law_of
 
 # variance of the slope of a random walk of n steps, times n over the variance of a step
 _WALK = 6 / 5
-NO_CHAIN = "theory is of chains that carry a law: networks.from_linen(..., law={...})"
+NO_CHAIN = "theory needs a chain with a law: networks.from_linen(..., law={...})"
 
 
 class Theory(NamedTuple):
@@ -50,9 +50,8 @@ class Theory(NamedTuple):
         if self.why:
             return f"no prediction: {self.why}"
         return (
-            f"{self.rate:.3g} nats a block are predicted at sigma_w {self.sigma_w:.3g}, sigma_b "
-            f"{self.sigma_b:.3g}, and up to {2 * self.band:.2g} more at this width; z = "
-            f"{self.z:.1f}, "
+            f"{self.rate:.3g} nats per block predicted at sigma_w {self.sigma_w:.3g}, sigma_b "
+            f"{self.sigma_b:.3g}, up to {2 * self.band:.2g} more at this width; z = {self.z:.1f}, "
             f"beyond finite width {self.beyond:.1f}"
         )
 
@@ -100,7 +99,7 @@ def _compared(chain: Chain, params: Params, measured: Measured) -> Theory:
     numbers = list(measured.blocks)
     sites = [measured.sites[i] for i in numbers]
     if len(numbers) != params.depth or any(site.kind != BLOCK for site in sites):
-        raise ValueError("the places of the depth are not the chain's blocks")
+        raise ValueError("the measured sites along the depth are not the chain's blocks")
     sigma_w, sigma_b = _gains(params, known)
     # h_0 is the row before the first block
     below = numbers[0] - 1
@@ -108,7 +107,7 @@ def _compared(chain: Chain, params: Params, measured: Measured) -> Theory:
     q = float(np.exp(measured.signal.log_q[below]))
     fed = (q - sigma_b**2) / weight if weight > 0 else 0.0
     if not fed > 0:
-        raise ValueError("h_0 is no larger than the biases, so that no input would give it")
+        raise ValueError("the mean square of h_0 is no larger than the variance of the biases")
     alike = np.nan_to_num(float(measured.alike[below]))
     # measurement errors may put the correlation slightly outside of [-1, 1]
     c0 = float(np.clip((alike * q - sigma_b**2) / (weight * fed), -1.0, 1.0))
@@ -143,11 +142,11 @@ def _gains(params: Params, law: theory.Law) -> tuple[float, float]:
     for stack in params.stacks[1:-1]:
         layer = as_layer(stack)
         if layer.dropout is not None and not _is_dry(layer.dropout.rate):
-            raise ValueError("masks of dropout are not part of the law")
+            raise ValueError("the law leaves out masks of dropout")
         leaves = dict(named_leaves(layer.params))
         kernels = [path for path, leaf in leaves.items() if is_kernel(path) and leaf.ndim >= 3]
         if len(kernels) != 1:
-            raise ValueError(f"a block has one parameter called kernel, got {len(kernels)}")
+            raise ValueError(f"theory needs one parameter kernel per block, got {len(kernels)}")
         path = kernels[0]
         kernel = leaves[path]
         fan_in = math.prod(kernel.shape[1:-1])

@@ -32,14 +32,12 @@ def disagreement(measured: Measured, theory: Theory) -> list[Finding]:
             "gradient unlike theory",
             measured.rows[measured.blocks[0]].name,
             Interval(value, value - reach, value + reach),
-            f"nats a block, where {theory.rate:.3g} are predicted; z = {theory.z:.1f}, beyond "
-            "finite width "
+            f"nats per block, {theory.rate:.3g} predicted; z = {theory.z:.1f}, beyond finite width "
             f"{theory.beyond:.1f}",
-            f"a block of the chain's law at sigma_w {theory.sigma_w:.3g}, sigma_b "
-            f"{theory.sigma_b:.3g} has one rate "
-            "up to the scatter of finite width (Schoenholz et al. 2017; Hanin & Nica 2018)",
-            "look for a block that is not what its law says: activation, norm, skip; or for "
-            "weights that training or "
-            "an initialiser made unlike independent draws",
+            f"blocks of the chain's law at sigma_w {theory.sigma_w:.3g}, sigma_b "
+            f"{theory.sigma_b:.3g} have one rate, up to the scatter of finite width (Schoenholz et "
+            "al. 2017; Hanin & Nica 2018)",
+            "check the blocks against the law: activation, norm, skip; or whether training or an "
+            "initialiser made weights dependent",
         )
     ]

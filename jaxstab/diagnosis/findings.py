@@ -111,7 +111,9 @@ class Diagnosis(NamedTuple):
             if name in (None, cure.name):
                 return cure.params
         known = ", ".join(cure.name for cure in self.prescriptions) or "none"
-        raise ValueError(f"no prescription {name or 'was measured to help'}; there are: {known}")
+        if name is None:
+            raise ValueError("the report has no prescription: no cure was measured to help")
+        raise ValueError(f"name must be one of the prescriptions, {known}, got {name!r}")
 
     def __str__(self) -> str:
         """Format as a page."""
@@ -165,15 +167,13 @@ class Diagnosis(NamedTuple):
             first, last = (measured.rows[measured.blocks[i]].name for i in (0, -1))
             lines.append(f"depth: {len(measured.blocks)} blocks, {first} to {last}")
             lines.append(
-                f"ln of the gradient: {self.rate} nats a block, positive where it vanishes towards "
+                f"ln of the gradient: {self.rate} nats per block, positive if it vanishes towards "
                 "the input"
             )
             lines.append(f"blocks below 1 % of the largest gradient: {self.small:.0%}")
             lines.append(f"theory: {self.theory}")
         else:
-            lines.append(
-                "depth: no three modules of one class side by side, so that no rate is fitted"
-            )
+            lines.append("depth: no rate is fitted without three adjacent modules of one class")
         if self.stability is not None:
             lines.append(f"steps: {self.stability}")
         if self.missed:
@@ -188,7 +188,7 @@ class Diagnosis(NamedTuple):
             return ["nothing found: signal and gradient survive the depth"]
         lines = [f"{i + 1}. {finding}" for i, finding in enumerate(self.findings)]
         if self.prescriptions:
-            lines += ["", "measured to help (the diagnosis's method apply gives the parameters):"]
+            lines += ["", "measured to help (the method apply returns the parameters):"]
             lines += [f"  - {cure}" for cure in self.prescriptions]
         return lines
 

@@ -90,16 +90,16 @@ def _nonfinite_signal(measured: Measured) -> list[Finding]:
         return []
     first = int(bad[0])
     if first:
-        before = f"all is finite up to {measured.rows[first - 1].name}"
+        before = f"all values are finite up to {measured.rows[first - 1].name}"
     else:
-        before = "it is the first place measured"
+        before = "this is the first place measured"
     return [
         Finding(
             "non-finite signal, forward",
             measured.rows[first].name,
             certain(float(measured.signal.nonfinite[first])),
             "of its values are NaN or infinite",
-            f"{before}; what reads a NaN is NaN (IEEE 754)",
+            f"{before}; operations on NaN give NaN (IEEE 754)",
             "look for log, sqrt, a division or an overflow in this module; guard its argument, not "
             "its result",
         )
@@ -123,11 +123,10 @@ def _nonfinite_gradient(measured: Measured) -> list[Finding]:
             "non-finite gradient, backward",
             measured.rows[after].name,
             certain(float(measured.nonfinite[last])),
-            f"of the gradient at {measured.rows[last].name}, which it reads, is not finite",
-            "the signal is finite, a derivative is not: 0 times an infinite slope is NaN also "
+            f"of the gradient at its input, {measured.rows[last].name}, is not finite",
+            "the signal is finite, a derivative is not: 0 times an infinite slope is NaN, also "
             "behind jnp.where",
-            "give sqrt, log or norm a safe argument where it is zero (the double where), in the "
-            "forward pass",
+            "give sqrt, log or norm a safe argument at zero (the double where), in the forward pass",
         )
     ]
 
@@ -150,7 +149,7 @@ def _signal_underflow(measured: Measured) -> list[Finding]:
                 certain(math.exp(log_q / 2)),
                 f"is the root mean square of its values; {site.dtype} loses digits below "
                 f"{normal:.2g}",
-                "floats of few bits end soon: what is below their range is zero (IEEE 754)",
+                "values below the range of a float of two bytes become zero (IEEE 754)",
                 "scale its input up, normalise it, or keep this part in bfloat16 or float32",
             )
         ]
@@ -172,7 +171,7 @@ def _vanishing_or_exploding(measured: Measured) -> list[Finding]:
             "vanishing gradient" if vanishes else "exploding gradient",
             measured.rows[numbers[bad]].name,
             rate,
-            f"nats a block towards the input, over {len(numbers)} blocks; depth scale "
+            f"nats per block towards the input, over {len(numbers)} blocks; depth scale "
             f"{1 / abs(rate.value):.2g} blocks",
             f"each block multiplies the squared gradient by chi = {math.exp(-2 * rate.value):.3g}, "
             "which must be 1 "
@@ -184,13 +183,13 @@ def _vanishing_or_exploding(measured: Measured) -> list[Finding]:
 
 def _reason(measured: Measured, vanishes: bool) -> str:
     if not vanishes and measured.has("BatchNorm"):
-        return "; BatchNorm explodes in any chain without skips, by pi/(pi - 1) a layer with relu (Yang et al. 2019)"
+        return "; BatchNorm without skips explodes at any gain, by pi/(pi - 1) per layer with relu (Yang et al. 2019)"
     if not vanishes:
         return ""
     if "relu" in _activations(measured):
-        return "; relu passes half of it: chi = sigma_w^2 / 2 (He et al. 2015)"
+        return "; relu passes half of the squared gradient: chi = sigma_w^2 / 2 (He et al. 2015)"
     if "sigmoid" in _activations(measured):
-        return "; a sigmoid's slope is at most 1/4"
+        return "; the slope of a sigmoid is at most 1/4"
     return ""
 
 
@@ -202,9 +201,9 @@ def _change(measured: Measured, vanishes: bool) -> str:
     gains = {"relu": "variance_scaling(2.0, 'fan_in')", "tanh": "variance_scaling(1.0, 'fan_in')"}
     for activation in _activations(measured):
         if activation in gains:
-            return f"draw kernels with {gains[activation]}, biases zero (initializers.critical); or skip connections"
+            return f"draw kernels with {gains[activation]}, biases zero (initializers.critical), or add skips"
     if "sigmoid" in _activations(measured):
-        return "use tanh or relu, or skip connections with a norm"
+        return "use tanh or relu, or add skip connections with a norm"
     return "scale the kernels of the blocks to the critical gain (initializers.critical), or add skip connections"
 
 
@@ -232,8 +231,8 @@ def _one_block_apart(measured: Measured) -> list[Finding]:
             "one block unlike the others",
             measured.rows[numbers[i + 1]].name,
             certain(math.exp(apart)),
-            "times what the others do to the signal or the gradient",
-            "equal blocks of one initialisation have one gain up to the scatter of finite width "
+            "times the factor by which the other blocks change the signal or the gradient",
+            "equal blocks of one initialisation have one gain, up to the scatter of finite width "
             "(Hanin 2018)",
             "compare the scale of its branch, its initialiser and its parameters with those of its "
             "neighbours",
@@ -253,7 +252,7 @@ def _signal_scale(measured: Measured) -> list[Finding]:
             "exploding signal" if grows else "vanishing signal",
             measured.rows[numbers[-1]].name,
             rate,
-            f"nats of its root mean square a block, over {len(numbers)} blocks",
+            f"nats of the root mean square per block, over {len(numbers)} blocks",
             "the length map q' = sigma_w^2 E phi^2 + sigma_b^2 has no fixed point nearby (Poole et "
             "al. 2016)",
             "scale kernels to unit variance (LSUV), scale residual branches by 1/sqrt(L), or "
@@ -269,7 +268,7 @@ def _dead(measured: Measured) -> list[Finding]:
         DEAD,
         "dead units",
         "of its units give zero for every example",
-        "a relu that is off for all of the data has no gradient and stays off (Lu et al. 2019)",
+        "a relu that is zero for all data has no gradient and stays zero (Lu et al. 2019)",
         "draw its biases at zero, lower the learning rate that drove them down, or use leaky_relu",
     )
 
@@ -281,7 +280,7 @@ def _saturated(measured: Measured) -> list[Finding]:
         SATURATED,
         "saturated units",
         "of its units have a slope below a tenth of the largest",
-        "a saturated unit passes next to no gradient (Glorot & Bengio 2010)",
+        "a saturated unit passes almost no gradient (Glorot & Bengio 2010)",
         "lower the gain of its kernel or normalise before it",
         skip=("relu",),
     )
@@ -321,7 +320,7 @@ def _no_gradient(measured: Measured) -> list[Finding]:
     stopped = [
         i for i, row in enumerate(measured.rows) if by_site[row.site] and measured.lost[i] == 0
     ]
-    theory = "the chain rule: what lies before a factor of zero does not learn"
+    theory = "by the chain rule, parameters before a factor of zero get no gradient"
     if stopped:
         last = stopped[-1]
         # dead units stop the gradient themselves; otherwise the next row does
@@ -333,7 +332,7 @@ def _no_gradient(measured: Measured) -> list[Finding]:
                 "no gradient",
                 measured.rows[cause].name,
                 certain(len(stopped) / len(measured.rows)),
-                f"of all places get none; {measured.rows[last].name} is the last of them",
+                f"of all places get no gradient, up to {measured.rows[last].name}",
                 theory,
                 "look for stop_gradient, an argmax, rounding, an output that the loss does not "
                 "use, or dead units",
@@ -371,9 +370,9 @@ def _underflow(measured: Measured) -> list[Finding]:
             "gradient underflow",
             measured.rows[last].name,
             certain(float(measured.lost[last])),
-            f"of the gradient is below the range of {dtype}, and {len(bad)} places lose more than "
+            f"of the gradient is below the range of {dtype}; {len(bad)} places lose more than "
             "a tenth",
-            "scaled up, the same gradient is there (Micikevicius et al. 2018)",
+            "a gradient scaled up is within the range (Micikevicius et al. 2018)",
             "scale the loss (dynamic loss scaling), or keep this part in bfloat16 or float32",
         )
     ]

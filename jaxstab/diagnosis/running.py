@@ -89,8 +89,8 @@ def of_stability(found: Stability) -> list[Finding]:
                 "an error along the sharpest direction grows by |1 - rate sharpness| in each update "
                 "(LeCun et al. 1998); at 8 times that rate one network in twelve trains, at 16 times one in "
                 "twenty-four (experiments/08_stable_learning_rate)",
-                f"a rate of {found.largest_rate:.2g} or a few times that, reached by a warm-up if "
-                "it is to be more",
+                f"use a rate of {found.largest_rate:.2g} or a few times that, and a warm-up for "
+                "larger rates",
             )
         ]
     if share < SHARE:
@@ -99,7 +99,7 @@ def of_stability(found: Stability) -> list[Finding]:
                 "learning rate too large",
                 "the first update",
                 Interval(share, found.share.low, found.share.high),
-                "of it is where the loss of this batch begins to rise",
+                "of this update is the largest step that lowers the loss of this batch",
                 "a step beyond 2 over the curvature along the update raises the loss (Kalra et al. "
                 "2026)",
                 f"divide the learning rate by {_divisor(share)}, or begin with a warm-up",
@@ -140,7 +140,7 @@ def _nonfinite(steps: np.ndarray, counts: np.ndarray) -> list[Finding]:
             certain(float(counts[first])),
             f"entries of the gradient are NaN or infinite, as in {np.mean(counts > 0):.0%} of the "
             "summaries",
-            "one such entry makes every parameter NaN that reads it (IEEE 754)",
+            "one such entry makes every parameter that it updates NaN (IEEE 754)",
             "diagnose the parameters of that update; clipping.guarded skips it",
         )
     ]
@@ -154,13 +154,12 @@ def _clipping(
     with np.errstate(invalid="ignore"):
         whole = np.logaddexp.reduce([2 * log for log in gradient.values()]) / 2
     known = whole[np.isfinite(whole)]
-    seen = "no finite norm of a gradient was seen"
+    seen = "no gradient had a finite norm"
     if len(known):
         low, middle, high = np.exp(np.quantile(known, [0.05, 0.5, THROUGH]))
         seen = (
-            f"gradients had norms around {middle:.3g}, 90 % of them between {low:.3g} and the "
-            "largest; a threshold "
-            f"of {high:.3g} lets {THROUGH:.0%} of them through"
+            f"gradients had a median norm of {middle:.3g}, and 95 % a norm above {low:.3g}; a "
+            f"threshold of {high:.3g} lets {THROUGH:.0%} of them through"
         )
     found = []
     for name, rate in rates.items():
@@ -168,12 +167,12 @@ def _clipping(
             continue
         if rate == 0:
             what = "clipping never fires"
-            why = "a threshold that nothing reaches guards against nothing"
+            why = "a threshold above all norms has no effect"
         else:
             what = "clipping always fires"
             why = (
-                "a norm that is always cut to the threshold makes every step of one length: the "
-                "threshold is part of the learning rate (Zhang et al. 2020)"
+                "clipping of every gradient gives all steps one length, so that the threshold is "
+                "part of the learning rate (Zhang et al. 2020)"
             )
         found.append(
             Finding(
@@ -182,7 +181,8 @@ def _clipping(
                 share(float(rate), updates),
                 f"of {updates} updates were clipped",
                 why,
-                f"{seen}; or clipping.auto_clip, which follows them (Seetharaman et al. 2020)",
+                f"{seen}; or use clipping.auto_clip, which follows the norms (Seetharaman et al. "
+                "2020)",
             )
         )
     return found
@@ -212,7 +212,7 @@ def _updates(ratios: dict[str, np.ndarray]) -> list[Finding]:
                 "the median group",
                 certain(math.exp(middle)),
                 "is the norm of an update over that of its parameters",
-                "healthy runs move a layer by a thousandth of its norm at an update (You et al. "
+                "healthy runs move a layer by a thousandth of its norm per update (You et al. "
                 "2017 fix the ratio)",
                 f"{change} the learning rate by {powers:.1f} powers of ten",
             )
@@ -229,9 +229,8 @@ def _updates(ratios: dict[str, np.ndarray]) -> list[Finding]:
                 f"{math.exp(middle):.3g}",
                 "layers that move at very different rates make training unstable or leave one "
                 "behind (You et al. 2017)",
-                "look at its scale and its gradient; an optimiser with a trust ratio (optax.lamb), "
-                "or a learning rate "
-                "of its own",
+                "check its scale and its gradient; use an optimiser with a trust ratio "
+                "(optax.lamb), or a learning rate of its own",
             )
         )
     return found

@@ -42,8 +42,8 @@ def collapsing(measured: Measured) -> list[Finding]:
                 measured.rows[bad[0]].name,
                 certain(1 - float(correlations[bad[0]])),
                 f"is 1 - c of pairs of {what}, {first}",
-                f"in the ordered phase c tends to 1: the depth forgets which {what[:-1]} it saw "
-                f"{source}",
+                f"in the ordered phase c tends to 1 with depth: deep layers no longer tell {what} "
+                f"apart {source}",
                 _apart(measured, what),
             )
         )
@@ -87,13 +87,11 @@ def settled(measured: Measured) -> list[Finding]:
             "of the entropy of equal weights is left; largest logit "
             f"{measured.attention.max_logit[first]:.3g}; "
             f"{len(bad)} of {count} softmaxes are below {SETTLED:.0%}",
-            "attention that has settled on single places passes next to no gradient to its logits, "
-            "and training grows "
-            "unstable (Zhai et al. 2023); logits of a spread above sqrt(2 ln T) settle so (Derrida "
-            "1981)",
+            "attention to single positions passes almost no gradient to its logits, and training "
+            "becomes unstable (Zhai et al. 2023); it arises when the spread of logits exceeds "
+            "sqrt(2 ln T) (Derrida 1981)",
             "normalise queries and keys (Dehghani et al. 2023), or scale their kernels down; if "
-            "training has brought "
-            "it, lower the learning rate or clip updates",
+            "it arose in training, lower the learning rate or clip updates",
         )
     ]
 
@@ -118,8 +116,7 @@ def chaotic(measured: Measured) -> list[Finding]:
             measured.rows[bad[0]].name,
             certain(float(measured.nearby[bad[0]])),
             f"is the correlation of inputs that differ by {NEARBY:.0%}",
-            "in the chaotic phase, chi_1 > 1, nearby inputs part, and their gradients have nothing "
-            "in common "
+            "in the chaotic phase, chi_1 > 1, nearby inputs decorrelate, and so do their gradients "
             "(Poole et al. 2016; Balduzzi et al. 2017)",
             "lower the gain to the critical one, or add skip connections",
         )
@@ -151,9 +148,8 @@ def shattered(measured: Measured) -> list[Finding]:
             f"is the cosine of the gradients at {measured.rows[lowest].name} of inputs that differ "
             f"by {NEARBY:.0%}; "
             f"signal to noise of a saliency map {saliency.signal_to_noise[lowest]:.2g}",
-            "without skip connections gradients of nearby inputs lose what they share with depth, "
-            "as noise does "
-            "(Balduzzi et al. 2017)",
+            "without skip connections gradients of nearby inputs decorrelate with depth, like "
+            "noise (Balduzzi et al. 2017)",
             "add skip connections, scaled down with depth where BatchNorm is used, or lower the "
             "gain",
         )

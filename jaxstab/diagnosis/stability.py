@@ -110,9 +110,7 @@ def stability(
     log_size = float(log_norm(_widened(update)))
     if not math.isfinite(log_size):
         share = Interval(math.nan, math.nan, math.nan)
-        why = (
-            "the first update is zero or not finite: give the optimiser as it is after its warm-up"
-        )
+        why = "the first update is zero or not finite; give the optimiser without its warm-up"
     else:
         share = Interval(*map(float, jax.jit(along)(theta, update, inputs)))
         why = ""
@@ -151,7 +149,7 @@ def _first_update(tx: optax.GradientTransformation, theta: PyTree, gradient: PyT
     try:
         return jax.jit(update)(theta, gradient)
     except (TypeError, ValueError, KeyError, AttributeError) as error:
-        raise ValueError(f"tx does not take what is trained: {_reason(error)}") from error
+        raise ValueError(f"tx fails on the trained parameters: {_reason(error)}") from error
 
 
 def _reason(error: Exception) -> str:

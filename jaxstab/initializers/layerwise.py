@@ -67,11 +67,9 @@ def lsuv(
     if isinstance(network, Chain) and network.family is None:
         return _lsuv_of_own(network, params, x, target, steps, kernels, part)
     if kernels is not None or part is not None:
-        raise ValueError(
-            "kernels and part are for chains of your own layers; those of an MLP are known"
-        )
+        raise ValueError("kernels and part must be None for an MLP, whose kernels are known")
     if jnp.ndim(x) != 2:
-        raise ValueError(f"lsuv looks at a batch [batch, d_in], got shape {jnp.shape(x)}")
+        raise ValueError(f"x must be a batch [batch, d_in], got shape {jnp.shape(x)}")
     mlp = module_of(network).clone(dropout=False)
     dry = chain(mlp)
     branch = mlp.layers(train=True)[1].clone(skip=None)
@@ -157,8 +155,8 @@ def auto_init(
     skip = (known.law or {}).get("skip")
     if skip is not None:
         raise ValueError(
-            f"auto_init is for blocks without a skip, got {skip!r}: scale its branch instead, as "
-            "skip_init does"
+            f"auto_init needs blocks without a skip, got skip {skip!r}; scale the branch instead, "
+            "as skip_init does"
         )
 
     def squared_jacobian(here: Here, h: PyTree) -> Callable[[PyTree], Array] | None:

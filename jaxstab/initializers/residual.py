@@ -30,7 +30,7 @@ def fixup(network: MLP | Chain, params: Params) -> Params:
     mlp = module_of(network)
     if mlp.skip not in ("sum", "scaled", "rezero") or mlp.norm:
         raise ValueError(
-            "fixup is for networks with skip sum, scaled or rezero and no norm, got skip "
+            "fixup needs a network with skip sum, scaled or rezero and no norm, got skip "
             f"{mlp.skip}, norm {mlp.norm}"
         )
 
@@ -62,8 +62,8 @@ def skip_init(params: Params, alpha: ArrayLike = 0.0) -> Params:
     """
     if "alpha" not in params.blocks:
         raise ValueError(
-            'skip_init sets the multipliers alpha of MLP(..., skip="rezero"); these parameters '
-            "have none"
+            'skip_init needs parameters with multipliers alpha, as of MLP(..., skip="rezero"), got '
+            f"{', '.join(params.blocks)}"
         )
     old = params.blocks["alpha"]
     return params._replace(

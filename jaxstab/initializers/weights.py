@@ -65,8 +65,8 @@ def critical(
     if not known.critical:
         name = get(activation).name
         raise ValueError(
-            f"{name} has no critical gain at sigma_b = {sigma_b}; gain({name!r}, {sigma_b}) keeps "
-            "its length"
+            f"{name} has no critical gain at sigma_b = {sigma_b}; use gain({name!r}, {sigma_b}), "
+            "which keeps the length"
         )
 
     return _scaled(weights, known.sigma_w)
@@ -129,7 +129,7 @@ def looks_linear(
         odd = np.asarray(phi(jnp.asarray(z)) - phi(jnp.asarray(-z))) / z
     if not (np.allclose(odd, odd[0], rtol=1e-5) and abs(odd[0]) > 1e-5):
         raise ValueError(
-            f"looks_linear needs phi(z) - phi(-z) = c z, as relu and gelu have it, got {phi.name}"
+            f"looks_linear needs phi(z) - phi(-z) = c z, such as relu and gelu, got {phi.name}"
         )
     if mlp.width % 2 or mlp.norm or mlp.skip not in (None, "sum", "scaled", "rezero"):
         raise ValueError(

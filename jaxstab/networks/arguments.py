@@ -20,7 +20,7 @@ from jaxstab.precision import at_precision_of
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_OWN = "a model of your own is networks.from_linen([...]), from_nnx, from_functions or from_params"
+_OWN = "for your own layers use networks.from_linen([...]), from_nnx, from_functions or from_params"
 _PROBED = (
     ": propagation and spectra.jacobian take probes, and curvature takes the function that "
     "probe.function(params) gives"
@@ -77,9 +77,8 @@ def takes_network(
                     return function(*call.args, **call.kwargs)
             if one_input and hasattr(given["x"], "shape") and jnp.ndim(given["x"]) != 1:
                 raise ValueError(
-                    f"x must be one input [d_in], got shape {jnp.shape(given['x'])}: jax.vmap over "
-                    "a batch, or "
-                    "networks.flatten where a block mixes examples"
+                    f"x must be one input [d_in], got shape {jnp.shape(given['x'])}; use jax.vmap "
+                    "over a batch, or networks.flatten if blocks mix examples"
                 )
             try:
                 with at_precision_of(own):
@@ -121,7 +120,7 @@ def _check_model(given: dict[str, Any], name: str, wanted: type, other: type, wo
     if isinstance(model, other):
         hint = "networks.chain(mlp) makes a chain of it"
         if name == "mlp":
-            hint = "the chain is made from it, and has init and bind of its own"
+            hint = "call init and bind of the chain"
         raise ValueError(
             f"{name} must be a networks.{wanted.__name__}, got a networks.{other.__name__}: {hint}"
         )
@@ -134,7 +133,7 @@ def _check_kind(own_chain: bool, own_params: bool) -> None:
     if own_chain != own_params:
         names = {True: "layers of your own", False: "a networks.MLP"}
         raise ValueError(
-            f"params are of another model: the chain is of {names[own_chain]}, they of "
+            f"params must be those of the chain, of {names[own_chain]}, got params of "
             f"{names[own_params]}"
         )
 
@@ -142,8 +141,7 @@ def _check_kind(own_chain: bool, own_params: bool) -> None:
 def _check_params(given: dict[str, Any], wanted: type) -> None:
     if "params" in given and not isinstance(given["params"], wanted):
         raise ValueError(
-            "params must be networks.Params(embed, blocks, readout), as chain.init(key, x) draws "
-            "them, "
+            "params must be networks.Params(embed, blocks, readout), as from chain.init(key, x), "
             f"got {_kind(given['params'])}"
         )
 

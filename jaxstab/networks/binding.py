@@ -104,13 +104,11 @@ def _check_own(rate: ArrayLike, sigma_w: ArrayLike | None) -> None:
     """Check that layers of the user's own are given neither a rate nor a gain."""
     if not (isinstance(rate, int | float) and rate == 0):
         raise ValueError(
-            "rate is for dropout of a networks.MLP; layers of your own have their own rates, got "
-            f"{rate}"
+            f"rate must be 0 for layers of your own, which have their own rates, got {rate}"
         )
     if sigma_w is not None:
         raise ValueError(
-            "sigma_w is for the weights of a networks.MLP; networks.rescale scales those of layers "
-            f"of your own, got {sigma_w}"
+            f"sigma_w must be None for layers of your own, got {sigma_w}; use networks.rescale"
         )
 
 
@@ -149,7 +147,7 @@ def _with_gains(mlp: MLP, layers: list[Layer], sigma_w: ArrayLike) -> list[Layer
     check_gains(sigma_w, 0.0)
     if jnp.shape(sigma_w) not in ((), (mlp.depth + 2,)):
         raise ValueError(
-            f"sigma_w must be one, or one per layer, [{mlp.depth + 2}], got shape "
+            f"sigma_w must be one number, or one per layer, [{mlp.depth + 2}], got shape "
             f"{jnp.shape(sigma_w)}"
         )
     embed, blocks, readout = layers

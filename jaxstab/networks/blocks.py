@@ -28,7 +28,7 @@ def check_matrix_shape(shape: tuple[int, ...]) -> None:
     """
     if len(shape) < 2 or 0 in shape:
         raise ValueError(
-            f"orthogonal weights are of two axes or more, none of them empty, got shape {shape}"
+            f"orthogonal weights need two axes or more, none of length 0, got shape {shape}"
         )
 
 

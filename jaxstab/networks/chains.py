@@ -242,7 +242,7 @@ def segments(chain: Chain, params: Params) -> list[tuple[Callable[[PyTree, Array
         return [(chain.block, params.blocks)]
     if not isinstance(params.blocks, Segments) or len(chain.block) != params.depth:
         raise ValueError(
-            f"the chain has {len(chain.block)} blocks, its parameters have {params.depth}"
+            f"params must have {len(chain.block)} blocks, as the chain, got {params.depth}"
         )
     pairs = []
     first = 0
@@ -331,5 +331,5 @@ def met(layer: int, h: PyTree, own: bool) -> Iterator[None]:
         )
         reason = str(error).strip().splitlines()[0].split(" (https:")[0]
         raise ValueError(
-            f"layer {layer}, with these parameters, does not take {shapes}: {reason}"
+            f"layer {layer} fails with these parameters on an input {shapes}: {reason}"
         ) from error

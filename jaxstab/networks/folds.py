@@ -340,7 +340,7 @@ def _joined(parts: list[PyTree]) -> PyTree:
         return None
     shapes = sorted({str(_shapes(part)) for part in parts})
     if len(shapes) > 1:
-        raise ValueError(f"what is read off layers must have one shape, got {' and '.join(shapes)}")
+        raise ValueError(f"records of layers must have one shape, got {' and '.join(shapes)}")
     return jax.tree.map(lambda *stacks: jnp.concatenate(stacks), *parts)
 
 

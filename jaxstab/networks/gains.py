@@ -102,7 +102,7 @@ def rescale(
         return _scaled_layers(scaled, sigma_b, _is_bias, 1)
     if isinstance(sigma_b, jax.core.Tracer) or np.any(np.asarray(sigma_b) != 1):
         raise ValueError(
-            f"sigma_b must be 1, got {sigma_b}: biases of layers of your own stay as they are"
+            f"sigma_b must be 1 for layers of your own, whose biases keep their size, got {sigma_b}"
         )
     return _scaled_layers(params, sigma_w, kernels, 2)
 
@@ -137,7 +137,7 @@ def _scaled_layers(params: Params, factors: ArrayLike, rule: Kernels | None, lea
     shape = jnp.shape(factors)
     if shape not in ((), (params.depth + 2,)):
         raise ValueError(
-            f"sigma_w must be one, or one per layer, [{params.depth + 2}], got shape {shape}"
+            f"sigma_w must be one number, or one per layer, [{params.depth + 2}], got shape {shape}"
         )
     layers = [as_layer(stack) for stack in params.stacks]
     # parameters of blocks carry a layer axis
@@ -148,8 +148,8 @@ def _scaled_layers(params: Params, factors: ArrayLike, rule: Kernels | None, lea
     if not any(map(any, which)):
         names = {path[-1] for layer in layers for path, _ in named_leaves(layer.params) if path}
         raise ValueError(
-            "no parameter of two axes or more is a weight by this rule; there are "
-            f"{', '.join(sorted(names))}: kernels=lambda path: path[-1] == ... says which"
+            "kernels must select a parameter of two axes or more, such as by lambda path: path[-1] "
+            f"== 'kernel'; there are {', '.join(sorted(names))}"
         )
     scaled = []
     first = 0

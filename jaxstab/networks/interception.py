@@ -177,7 +177,7 @@ def _linen(module: nn.Module, keywords: Mapping[str, Any]) -> Model:
     def split(params: PyTree) -> tuple[PyTree, PyTree]:
         if not (isinstance(params, Mapping) and "params" in params):
             raise ValueError(
-                'a linen module takes its variables, a dict with "params", got '
+                'params of a linen module must be its variables, a dict with "params", got '
                 f"{_described(params)}"
             )
         rest = dict(params)
@@ -238,7 +238,8 @@ def _nnx(module: nnx.Module, keywords: Mapping[str, Any]) -> Model:
             params = nnx.state(module)
         if not isinstance(params, nnx.State):
             raise ValueError(
-                f"an nnx module takes its nnx.State, or None for its own, got {_described(params)}"
+                "params of an nnx module must be an nnx.State, or None for the module's own, got "
+                f"{_described(params)}"
             )
         theta, *others = nnx.split_state(params, nnx.Param, ...)
         return theta, others[0] if jax.tree.leaves(others) else own
@@ -357,7 +358,8 @@ def _chain(network: Chain) -> Model:
     def split(params: PyTree) -> tuple[PyTree, PyTree]:
         if not isinstance(params, Params):
             raise ValueError(
-                f"a chain takes networks.Params(embed, blocks, readout), got {_described(params)}"
+                "params of a chain must be networks.Params(embed, blocks, readout), got "
+                f"{_described(params)}"
             )
         return params, {}
 

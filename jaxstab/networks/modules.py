@@ -108,9 +108,8 @@ def of_linen(module: nn.Module) -> OwnLayer:
                 )
             except InvalidRngError as error:
                 raise ValueError(
-                    f"{name_of(module)} draws random numbers: chain.bind(params, key=...) gives it "
-                    "a key, "
-                    "chain.inference draws none"
+                    f"{name_of(module)} needs a key for random numbers: use chain.bind(params, "
+                    "key=...), or chain.inference, which draws none"
                 ) from error
 
         return both

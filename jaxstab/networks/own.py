@@ -106,8 +106,8 @@ def from_linen(
     for i, module in enumerate(_listed("modules", modules)):
         if not isinstance(module, nn.Module):
             raise ValueError(
-                f"layer {i} must be a linen module, got {name_of(module)}; networks.from_nnx takes "
-                "nnx's"
+                f"layer {i} must be a linen module, got {name_of(module)}; use networks.from_nnx "
+                "for nnx modules"
             )
     return _chain([of_linen(module) for module in modules], activation, law, precision)
 
@@ -210,8 +210,8 @@ def from_params(
     params = _listed("params", params)
     if len(applies) != len(params):
         raise ValueError(
-            f"needs parameters for each layer, got {len(applies)} functions and {len(params)} "
-            "parameters"
+            f"params must be a list with an entry for each of {len(applies)} functions, got "
+            f"{len(params)} entries"
         )
     for i, apply in enumerate(applies):
         if not callable(apply):
@@ -226,9 +226,8 @@ def from_params(
 def _listed(name: str, layers: Any) -> list[Any]:
     if not isinstance(layers, list | tuple):
         raise ValueError(
-            f"{name} must be a list, embedding, blocks and readout, got {name_of(layers)}: a model "
-            "that is not to be "
-            "taken apart is for networks.probe"
+            f"{name} must be a list of embedding, blocks and readout, got {name_of(layers)}; use "
+            "networks.probe for a whole model"
         )
     return list(layers)
 
@@ -261,8 +260,7 @@ def _of(
         )
     if len(layers) < 3:
         raise ValueError(
-            "a chain has an embedding, blocks and a readout: three layers at least, got "
-            f"{len(layers)}"
+            f"a chain needs at least three layers, embedding, blocks and readout, got {len(layers)}"
         )
     check_precision("precision", precision)
     phi = None if activation is None else get(activation)
@@ -332,8 +330,8 @@ def _above(i: int, layers: list[OwnLayer], bound: PyTree, h: PyTree) -> PyTree:
     for leaf in jax.tree.leaves(above):
         if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
             raise ValueError(
-                f"layer {i} ({layers[i].name}) gives {leaf.dtype}, and states of a chain are real: "
-                "give real and imaginary parts, or measure the model by networks.probe"
+                f"layer {i} ({layers[i].name}) must return real states, got {leaf.dtype}; return "
+                "real and imaginary parts, or use networks.probe"
             )
     return above
 
@@ -360,9 +358,9 @@ def _named(i: int, layers: list[OwnLayer], h: PyTree) -> Iterator[None]:
     except (TypeError, ValueError, FlaxError) as error:
         before = "the input"
         if i > 0:
-            before = f"layer {i - 1} ({layers[i - 1].name})"
+            before = f"the output of layer {i - 1} ({layers[i - 1].name})"
         shapes = ", ".join(f"{leaf.dtype}{list(leaf.shape)}" for leaf in jax.tree.leaves(h))
         reason = str(error).strip().splitlines()[0].split(" (https:")[0]
         raise ValueError(
-            f"layer {i} ({layers[i].name}) does not take what {before} gives, {shapes}: {reason}"
+            f"layer {i} ({layers[i].name}) fails on {before}, {shapes}: {reason}"
         ) from error

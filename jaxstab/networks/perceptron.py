@@ -84,7 +84,7 @@ class MLP(nn.Module):
         for field in ("depth", "width", "features_out"):
             setattr(self, field, check_count(field, getattr(self, field), 1))
         self.norm_after = check_flag("norm_after", self.norm_after)
-        hint = ": its rate is given to bind(params, key=key, rate=0.1)"
+        hint = "; the rate is an argument of bind(params, key=key, rate=0.1)"
         self.dropout = check_flag("dropout", self.dropout, hint)
         for field, known in (
             ("weights", WEIGHTS),
@@ -108,9 +108,8 @@ class MLP(nn.Module):
         phi = get(self.activation)
         if not phi.elementwise and self.sources > 1:
             raise ValueError(
-                f"skip={self.skip!r} keeps the features of all layers, and a mixture is one of one "
-                "layer's units: "
-                f"take one activation, or another skip"
+                f"activation must not be a mixture with skip {self.skip!r}, whose blocks read the "
+                f"features of all layers, got {phi.name}; use one activation, or another skip"
             )
         super().__post_init__()
 

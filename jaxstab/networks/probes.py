@@ -337,7 +337,7 @@ def probe(
     missed = missed_by(program, set(pure.owners(theta)), found)
     if not found:
         message = (
-            "the model has no value that can be read: name some with networks.tag(name, value) or "
+            "the model has no readable value; name values by networks.tag(name, value) or "
             "jax.named_scope(name)"
         )
         if missed:
@@ -377,7 +377,7 @@ def _traced(model: Model, given: PyTree) -> tuple[Any, PyTree]:
         shapes = ", ".join(text_of(shape_of(leaf)) for leaf in jax.tree.leaves(inputs))
         reason = str(error).strip().splitlines()[0].split(" (https:")[0]
         raise ValueError(
-            f"the model, with these parameters, does not take {shapes}: {reason}"
+            f"the model fails with these parameters on an input {shapes}: {reason}"
         ) from error
 
 

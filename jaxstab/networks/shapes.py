@@ -46,14 +46,14 @@ def check_alike(made_with: PyTree, given: PyTree) -> None:
         structures = [str(jax.tree.structure(tree)) for tree in (made, now)]
         if structures[0] != structures[1]:
             raise ValueError(
-                f"the probe was made with other {part}: {structures[0]}, got {structures[1]}"
+                f"{part} must have the structure with which the probe was made, {structures[0]}, "
+                f"got {structures[1]}"
             )
         paths = jax.tree_util.tree_leaves_with_path(made)
         for (where, leaf), value in zip(paths, jax.tree.leaves(now), strict=True):
             if leaf != shape_of(value):
                 place = jax.tree_util.keystr(where)
                 raise ValueError(
-                    f"the probe was made with {part}{place} of {text_of(leaf)}, got "
-                    f"{text_of(shape_of(value))}: "
-                    "make another for other shapes"
+                    f"{part}{place} must be {text_of(leaf)}, as when the probe was made, got "
+                    f"{text_of(shape_of(value))}; make another probe for other shapes"
                 )

@@ -19,7 +19,7 @@ _REASONS = {
     "custom_jvp_call": "in a function with a derivative rule of its own",
     "custom_vjp_call": "in a function with a derivative rule of its own",
     "shard_map": "in a program of each device",
-    "unused": "nothing that the model gives depends on it",
+    "unused": "no output of the model depends on it",
 }
 
 
@@ -170,5 +170,5 @@ def missed_by(program: Program, owners: set[str], sites: Sequence[Site]) -> list
     # parameters of the model itself belong to no submodule
     known = {"", *(site.path for site in sites)}
     known |= {label_of(name).path for name, _ in program.unreached}
-    reason = "it has parameters, but none of its public methods was seen to give an array"
+    reason = "it has parameters, but no public method of it returned an array"
     return missed + [Missed(path, "", reason) for path in sorted(owners - known)]

@@ -63,7 +63,7 @@ def backward(
     sizes = sorted({h.shape for h in ends})
     if len(sizes) > 1:
         raise ValueError(
-            f"networks of several depths share a readout, and need states of one shape, got {sizes}"
+            f"several depths need states of one shape for their shared readout, got {sizes}"
         )
     starts = jax.vmap(start)(jnp.stack(ends))
     _, rows = networks.downwards(

@@ -103,7 +103,7 @@ class Claim:
         """
         if group not in self._held:
             raise ValueError(
-                f"group {group} is not held here: commit the groups that iterating gives, once each"
+                f"group {group} is not held; commit each group that the iteration yields, once"
             )
         self.groups.write(group, values)
         self._release(group)
@@ -169,8 +169,7 @@ def claim(groups: Groups, shard: tuple[int, int] = (1, 1), join: bool = False) -
     locks = groups.locks
     if join and locks is None:
         raise ValueError(
-            f"{groups.place.url} is behind a URL, where there are no locks to join by; use --shard "
-            "I/N"
+            f"--join needs locks, and {groups.place.url}, behind a URL, has none; use --shard I/N"
         )
     own = range(part - 1, groups.count, parts)
     if locks is None or _nothing_left(groups, locks, own):

@@ -46,7 +46,7 @@ def check_writable(path: str | Path, overwrite: bool = False) -> Path:
     path = Path(path)
     target = _target(path)
     if target.is_symlink():
-        raise FileExistsError(f"{path} is a link that leads nowhere")
+        raise FileExistsError(f"{path} is a broken link")
     with contextlib.suppress(OSError):
         _settle(target)
     if target.exists():

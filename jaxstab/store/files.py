@@ -70,7 +70,7 @@ def check_folder(path: str | Path) -> Path:
     try:
         while not nearest.exists():
             if nearest.is_symlink():
-                raise FileExistsError(f"{nearest} is a link that leads nowhere")
+                raise FileExistsError(f"{nearest} is a broken link")
             _check_name(nearest)
             nearest = nearest.parent
         if not nearest.is_dir():

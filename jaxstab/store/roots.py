@@ -52,8 +52,8 @@ def read_root(place: Place) -> Root:
         raise ValueError(f"{place.url}: no such store")
     (document,) = place.get([chunks.DOCUMENT])
     if document is None or is_foreign(document):
-        raise ValueError(f"{place.url}: not a sweep, or one of another version")
-    raise ValueError(f"{place.url}: damaged store (its root is torn, and so is its copy)")
+        raise ValueError(f"{place.url}: not a sweep, or a sweep of another version")
+    raise ValueError(f"{place.url}: damaged store (both copies of its root are torn)")
 
 
 def is_foreign(document: bytes | None) -> bool:

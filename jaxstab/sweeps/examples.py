@@ -107,7 +107,7 @@ class Split(NamedTuple):
         """
         if len(data.x) < 2:
             raise ValueError(
-                f"{data.name}: one example to train on and one to test on are the least, got "
+                f"{data.name}: at least two examples are needed, to train and to test on, got "
                 f"{len(data.x)}"
             )
         order = np.random.default_rng(0).permutation(len(data.x))

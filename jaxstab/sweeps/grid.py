@@ -106,8 +106,7 @@ class Grid:
             unknown = [name for name in _OF_FAMILY if name in self.axes]
             if unknown:
                 raise ValueError(
-                    f"{', '.join(unknown)} must be left out: a network of your own knows no such "
-                    "axis"
+                    f"{', '.join(unknown)} must be left out: a network of your own has no such axis"
                 )
         given = tuple(name for name in hyperparameters() if self.values(name) != (None,))
         for kind in self.kinds:
@@ -222,7 +221,8 @@ class Grid:
             )
         if network.init is None:
             raise ValueError(
-                "network must draw its parameters: networks.from_linen or networks.from_functions"
+                "network must be a chain with init, as from networks.from_linen or "
+                "networks.from_functions"
             )
         if isinstance(network.block, tuple) and len(network.block) != depth:
             raise ValueError(
@@ -323,7 +323,7 @@ class Grid:
                 fixed["clip"] = float(fixed["clip"])
             return cls(axes, **fixed)
         except (TypeError, KeyError, AttributeError, ValueError) as error:
-            raise ValueError(f"no grid of a sweep: {error}") from error
+            raise ValueError(f"not a grid of a sweep: {error}") from error
 
     def __eq__(self, other: object) -> bool:
         """Compare the cells of two grids; a range of seeds equals a list of the same seeds."""

@@ -307,7 +307,7 @@ def _check(grid: Grid) -> None:
     needless = [name for name in known if SETTINGS[name].trained]
     if needless:
         raise ValueError(
-            f"{', '.join(needless)} must be axes of trainings: sweeps.Train is the measure of one"
+            f"{', '.join(needless)} must be axes of trainings, with sweeps.Train as the measure"
         )
     for kind in grid.kinds:
         if grid.network is None and kind["batch"] in (None, 1):

@@ -133,10 +133,7 @@ def cut(grid: Grid, chunks: Mapping[str, int], names: Sequence[str]) -> dict[str
     lengths = {name: len(grid.values(name)) for name in names}
     cells = math.prod(lengths.values())
     if cells > MOST_CELLS:
-        raise ValueError(
-            f"{cells} networks are too many: at most {MOST_CELLS} are kept in a store; a smaller "
-            "grid would do"
-        )
+        raise ValueError(f"a grid must have at most {MOST_CELLS} networks, got {cells}")
     return {name: store.Axis(length, chunks.get(name, 1)) for name, length in lengths.items()}
 
 

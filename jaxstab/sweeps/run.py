@@ -185,7 +185,7 @@ def load(place: str | Path) -> xr.Dataset:
     if torn:
         raise ValueError(
             f"{place}: the values along {', '.join(torn)} are missing or torn; the command that made "
-            "the store writes them anew"
+            "the store restores them"
         )
     return dataset.assign_attrs(as_attributes(dataset.attrs))
 
@@ -227,7 +227,7 @@ def _split(data: Data | Split) -> Split:
 
 def _whole(data: Data | Split) -> Data:
     if isinstance(data, Split):
-        raise ValueError("data must be one Data to measure at, got a Split; its train would do")
+        raise ValueError("data must be one Data to measure at, got a Split; use split.train")
     return data
 
 

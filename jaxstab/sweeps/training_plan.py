@@ -69,8 +69,8 @@ def training_plan(
     most = max(memory(grid, kind, measure, grid.deepest, data) for kind in grid.kinds)
     if most > budget:
         raise ValueError(
-            f"one network of the largest kind takes {most} bytes to train, {budget} may be used; "
-            "a smaller width, depth or batch, or more memory, would do"
+            f"training one of the largest networks takes {most} bytes, at most {budget} may be "
+            "used; use a smaller width, depth or batch, or more memory"
         )
     if lanes is None:
         if jax.default_backend() == "cpu":

@@ -209,7 +209,7 @@ def _check_isometric(law: Law) -> None:
     """Check that a block is one whose variance of s^2 is known."""
     if law.norm is not None or not (law.skip is None or law.residual):
         raise ValueError(
-            "isometric is for blocks without norm, with skip None, sum, scaled or rezero, got "
+            "isometric needs blocks without norm, with skip None, sum, scaled or rezero, got "
             f"norm {law.norm}, skip {law.skip}"
         )
 
@@ -218,7 +218,7 @@ def _check_plain(goal: str, law: Law) -> None:
     """Check that a block's length map is that of its activation."""
     if law.norm is not None or law.skip is not None or law.keep != 1:
         raise ValueError(
-            f"{goal} is for blocks without norm, skip and dropout, got norm {law.norm}, "
+            f"{goal} needs blocks without norm, skip and dropout, got norm {law.norm}, "
             f"skip {law.skip}, keep {law.keep}"
         )
 

@@ -54,8 +54,7 @@ def doubly_critical(activation: AnyActivation) -> list[DoublyCritical]:
     phi = get(activation)
     if isinstance(phi, Mixture) or host.is_traced(phi):
         raise ValueError(
-            "doubly critical points are sought of one activation without traced parameters, got "
-            f"{phi!r}"
+            f"activation must be one activation without traced parameters, got {phi!r}"
         )
     with np.errstate(all="ignore"):
         excess = np.array([_excess(phi, log_q) for log_q in _SEARCHED])

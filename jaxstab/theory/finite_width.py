@@ -269,7 +269,7 @@ def compare(
         z = -12.4, beyond finite width 0.0
     """
     if size is not None and block is not None:
-        raise ValueError(f"compare takes a size or the block that has one, got both, size {size}")
+        raise ValueError(f"size must be None if block is given, which sets it, got {size}")
     if block is not None:
         size = -typical_shift(block, q, 1.0)
     elif size is None:
@@ -290,9 +290,8 @@ def _two_slopes(activation: AnyActivation) -> tuple[float, float]:
         if above is not None and below is not None and max(above, below) > 0:
             return above, below
     raise ValueError(
-        "exact laws of finite width are those of phi linear either side of 0, such as relu and "
-        "leaky_relu, "
-        f"got {phi.name}; typical_shift has the order 1/width of any other"
+        "exact laws of finite width need phi linear on either side of 0, such as relu and "
+        f"leaky_relu, got {phi.name}; typical_shift gives the order 1/width of other activations"
     )
 
 

@@ -203,13 +203,11 @@ def _checked(depth: ArrayLike | None, weights: str, widths: Sequence[int] | None
     checked = checked_widths(widths, weights)
     layers = len(checked.ratios) - 1
     if depth is not None and (isinstance(depth, jax.core.Tracer) or depth != layers):
-        raise ValueError(
-            f"depth must be None or {layers}, that of {layers + 1} widths, got {depth!r}"
-        )
+        raise ValueError(f"depth must be None or {layers} for {layers + 1} widths, got {depth!r}")
     if weights == "orthogonal" and layers == 1 and checked.ratios[1] >= 1:
         raise ValueError(
-            "widths of one orthogonal layer must fall, else its law is that of phi'^2, got "
-            f"{widths!r}"
+            "widths of one orthogonal layer must decrease, otherwise its law is that of phi'^2, "
+            f"got {widths!r}"
         )
     return checked
 
@@ -366,8 +364,8 @@ def _without_derivatives(law: JacobianLaw) -> JacobianLaw:
 @_without_derivatives.defjvp
 def _refused(primals: tuple[JacobianLaw], tangents: tuple[JacobianLaw]) -> Any:
     raise ValueError(
-        "the law of singular values is found by bisection and has no derivatives; "
-        "take those of theory.jacobian_moments"
+        "the law of singular values, solved by bisection, has no derivatives; "
+        "differentiate theory.jacobian_moments"
     )
 
 

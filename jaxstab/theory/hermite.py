@@ -109,5 +109,5 @@ def hermite_coefficients(
     if count > 64:
         raise ValueError(f"count must be in [1, 64], got {count}")
     if isinstance(phi, Mixture):
-        raise ValueError(f"a mixture has coefficients for each of its activations, got {phi.name}")
+        raise ValueError(f"activation must be one activation, got the mixture {phi.name}")
     return _coefficients(phi, q, count=count)

@@ -248,6 +248,6 @@ def kernels(
     if reason := missing_kernels(known):
         raise ValueError(f"no kernels of {known.activation.name}: {reason}")
     if (width is None) != (d_in is None):
-        raise ValueError(f"width and d_in are given together, got width {width} and d_in {d_in}")
+        raise ValueError(f"width and d_in must be given together, got {width} and {d_in}")
     numbers = (sigma_w, sigma_b, first, second, c0)
     return _kernels(known.activation, known, *numbers, depth=depth, width=width, d_in=d_in)

@@ -35,8 +35,8 @@ WEIGHT_VARIANCES = {
     "he_uniform": 2.0,
 }
 NO_LAW = (
-    'the chain carries no law: law={"activation": "tanh", ...} of networks.from_linen, from_nnx or '
-    "from_functions says what theory may assume of a block"
+    'the chain has no law; give law={"activation": "tanh", ...} to networks.from_linen, from_nnx or '
+    "from_functions"
 )
 # BatchNorm's mean squared gradient is infinite for smaller batches
 SMALLEST_BATCH = 4
@@ -189,8 +189,7 @@ def law(
         check_choice("skip", skip, SKIPS)
     if not isinstance(weights, str):
         raise ValueError(
-            f"weights must be named for theory, one of {', '.join(WEIGHT_VARIANCES)}, got "
-            f"{weights!r}"
+            f"weights must be one of {', '.join(WEIGHT_VARIANCES)} for theory, got {weights!r}"
         )
     check_choice("weights", weights, tuple(WEIGHT_VARIANCES))
     if depth is not None:

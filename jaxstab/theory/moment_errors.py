@@ -61,9 +61,9 @@ def _cancelled(phi: Activation, about: Features, q: float) -> list[str]:
     if abs(moments.length_power) < CANCELLED * moments.power_size:
         reasons.append(
             f"dV/dq cancels to less than {CANCELLED:g} of its terms at q = {q:g}: xi_q has no "
-            "digits"
+            "correct digit"
         )
     if phi.kernel is None and moments.mean_slope**2 < CANCELLED_SQUARE * np.exp(moments.near_slope):
         lost = f"(E phi')^2 cancels to less than {CANCELLED_SQUARE:g} of E phi'^2 at q = {q:g}"
-        reasons.append(f"{lost}: xi_c has no digits where c* is near 0")
+        reasons.append(f"{lost}: xi_c has no correct digit where c* is near 0")
     return reasons

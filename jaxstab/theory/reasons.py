@@ -34,7 +34,7 @@ def missing(block: AnyBlock) -> dict[str, str]:
         >>> sorted(theory.missing(theory.law("relu", norm="batch", batch=32)))
         ['dead', 'kernels', 'log_s']
         >>> theory.missing(theory.law("tanh", skip="sum"))["fixed_point"]
-        'residual: q grows with every block, c* and the rates are those it tends to'
+        'residual: q grows with every block; c* and the rates are limits of infinite depth'
     """
     known = as_law(block)
     functions = {
@@ -61,7 +61,7 @@ def missing_fields(known: Law) -> dict[str, str]:
     if known.norm == "batch" and known.shared_masks and _thinned(known):
         reasons["c"] = (
             "two batches under the same masks of dropout are correlated example by example, which "
-            "BatchNorm's law does not carry; with shared_masks False c is known"
+            "BatchNorm's law leaves out; shared_masks=False has c"
         )
     if known.norm == "batch" and known.norm_after:
         reasons["log_grad_theta"] = (
@@ -71,7 +71,7 @@ def missing_fields(known: Law) -> dict[str, str]:
         reasons["dead"] = "units dead for every example of a batch"
         if known.norm != "batch":
             reasons["log_grad_theta"] = (
-                "gradients of weights add up over a batch as its labels have it"
+                "the sum of weight gradients over a batch depends on the labels"
             )
     return reasons
 
@@ -93,21 +93,21 @@ def missing_kernels(known: Law) -> str:
         The reason; empty where kernels are known.
     """
     if known.norm == "batch":
-        return "BatchNorm mixes the examples, and kernels are those of a whole batch"
+        return "BatchNorm mixes examples, so that kernels depend on the whole batch"
     return _no_law(known)
 
 
 def _no_law(known: Law) -> str:
     """Give the reason why theory predicts nothing for a law; empty where it predicts something."""
     if known.skip == "highway":
-        return "highway: states are no Gaussians, as gates differ from unit to unit"
+        return "highway: states are not Gaussian, as gates differ from unit to unit"
     if known.finite_batch and known.norm_after:
         return (
-            "BatchNorm after phi: a quotient of moments of the whole batch, without a closed form; "
-            "batch None is its limit of many examples"
+            "BatchNorm after phi: moments of a finite batch have no closed form; batch=None is the "
+            "limit of many examples"
         )
     if known.branch_norm and known.skip == "dense":
-        return "peri beside dense: the branch's length is that of all layers' features together"
+        return "peri with dense: the length of the branch depends on the features of all layers"
     return ""
 
 
@@ -125,9 +125,9 @@ def missing_fixed_point(known: Law) -> str:
     if why:
         return why
     if known.residual:
-        return "residual: q grows with every block, c* and the rates are those it tends to"
+        return "residual: q grows with every block; c* and the rates are limits of infinite depth"
     if known.skip == "dense":
-        return "dense: q* and c* are neared as a power of depth, and rates per layer tend to 0"
+        return "dense: q* and c* are approached as a power of depth; rates per layer tend to 0"
     return ""
 
 
@@ -141,13 +141,11 @@ def unsolvable(known: Law) -> str:
         The reason; empty where there is a fixed point.
     """
     if known.skip == "scaled" and known.depth is None:
-        return "scaled: branches get weaker with the depth of the network, which the law must say"
+        return "scaled: the scale of branches depends on the depth, which the law must give"
     if known.norm == "batch" and known.norm_after:
-        return (
-            "BatchNorm after phi: rates depend on q and c together, and predict has them by layer"
-        )
+        return "BatchNorm after phi: rates depend on q and c together; predict gives them by layer"
     if known.branch_norm and not known.residual:
-        return "peri without a skip: normalised twice, it has the rates of norm layer at length 1"
+        return "peri without a skip: normalised twice, with the rates of norm layer at length 1"
     return _no_law(known)
 
 

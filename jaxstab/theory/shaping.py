@@ -115,7 +115,7 @@ def shaped(
     """
     phi = get(activation)
     if isinstance(phi, Mixture) or host.is_traced(phi):
-        raise ValueError(f"shaping takes one activation without traced parameters, got {phi!r}")
+        raise ValueError(f"activation must be one without traced parameters, got {phi!r}")
     check_choice("method", method, METHODS)
     layers = checked_layers(layers)
     leaky = phi.static_fn == leaky_relu().static_fn
@@ -172,8 +172,8 @@ def _leaky_by_slope(rise: float) -> Shaped:
     share = math.pi * rise / (1.0 + rise)
     if share > 1.0:
         raise ValueError(
-            f"dks of leaky_relu reaches C'(1) <= pi / (pi - 1) a layer, got {1 + rise:.6g}: "
-            f"take more layers or a lower zeta"
+            f"dks of leaky_relu needs C'(1) <= pi / (pi - 1) per layer, got {1 + rise:.6g}; use "
+            "more layers or a lower zeta"
         )
     # the root in [0, 1] of (1 - share) a^2 - 2 a + 1 - share = 0
     slope = (1.0 - share) / (1.0 + math.sqrt(share * (2.0 - share)))

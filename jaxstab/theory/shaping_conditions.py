@@ -180,7 +180,7 @@ def _check_moments(conditions: Conditions) -> None:
     if bends:
         raise ValueError(
             f"{conditions} has no solution: E phi''^2 is infinite where phi' jumps, at z = "
-            f"{bends[0]:.6g}; take dks, or tat of leaky_relu"
+            f"{bends[0]:.6g}; use dks, or tat of leaky_relu"
         )
 
 
@@ -214,7 +214,7 @@ def _scaling(conditions: Conditions) -> Solution:
             )
             return _verified(conditions, root, beta, 1.0)
         steepest = max(steepest, *reached)
-    raise ValueError(f"{conditions} has no solution: it is found up to {1 + steepest:.6g}")
+    raise ValueError(f"{conditions} has no solution: C'(1) reaches {1 + steepest:.6g} at most")
 
 
 class _Start(NamedTuple):
@@ -317,7 +317,7 @@ def _verified(conditions: Conditions, log_alpha: float, beta: float, sign: float
     )
     unsure = np.abs(np.subtract(solved, check)) > ACCURACY * (1.0 + np.abs(solved))
     if np.any(unsure):
-        raise ValueError(f"{conditions} has moments that quadrature cannot give to {ACCURACY:g}")
+        raise ValueError(f"{conditions} has moments beyond the accuracy {ACCURACY:g} of quadrature")
     return Solution(
         math.exp(log_alpha),
         beta,

@@ -113,7 +113,8 @@ def check_run(
     counts = [len(leaf) for leaf in jax.tree.leaves(data)]
     if 0 in counts or len(set(counts)) > 1:
         raise ValueError(
-            f"needs as many labels as inputs, at least one, got {counts[-1]} and {counts[0]}"
+            "data must have as many labels as inputs, at least one, got "
+            f"{counts[-1]} labels and {counts[0]} inputs"
         )
     check_looks(evaluate, steps)
     check_batch(batch, data.size)
@@ -137,7 +138,7 @@ def check_outputs(y: PyTree, loss: Loss, batch: int, data: Examples, test: Examp
     if any(shape[:1] != (batch,) for shape in shapes):
         raise ValueError(
             f"the network must give an output for each of {batch} examples, got shape {shapes[0]}: "
-            "networks.over_batch(chain) makes a chain of a batch of one that takes one input"
+            "use networks.over_batch(chain) for a chain that takes one input"
         )
     if loss is cross_entropy:
         for some in (data, test):

@@ -138,13 +138,13 @@ def _checked(network: MLP | Chain, params: Params, depth: Array | int | None) ->
     chain = chain_of(network)
     if depth is not None and not chain.prefixes:
         raise ValueError(
-            "blocks of this network depend on the depth: it must be that of the network, not given"
+            "depth must be None for a network whose blocks depend on its depth, such as skip scaled"
         )
     if not all(map(is_layer, params.stacks[1:-1])):
-        raise ValueError("params must be as chain.bind(params) gives them")
+        raise ValueError("params must come from chain.bind(params)")
     if isinstance(network, MLP) and params.depth != network.depth:
         raise ValueError(
-            f"params must be of the network's {network.depth} blocks, got {params.depth}"
+            f"params must have {network.depth} blocks, as the network, got {params.depth}"
         )
     return chain
 
@@ -155,9 +155,7 @@ def _room_for_states(
     """Allocate zeros for the input states of the blocks of each segment."""
     shapes = views.state_shapes(chain, params, x)
     if isinstance(deepest, jax.core.Tracer) and any(shape != shapes[0] for shape in shapes):
-        raise ValueError(
-            "a traced depth needs states of one shape, and those of this network have several"
-        )
+        raise ValueError("a traced depth needs states of one shape, got a network with several")
     kept = []
     first = 0
     for stack in params.stacks[1:-1]:
@@ -214,9 +212,7 @@ def _deepest(depth: Array | int | None, most: int) -> Array | int:
     if depth is None:
         return most
     if not isinstance(depth, jax.core.Tracer) and not 0 <= int(depth) <= most:
-        raise ValueError(
-            f"depth must be in [0, {most}], the blocks that the network has, got {depth}"
-        )
+        raise ValueError(f"depth must be in [0, {most}], the number of blocks, got {depth}")
     return depth
 
 
