@@ -348,7 +348,9 @@ def test_bad_input_is_named(change, message):
 
 def test_depth_is_not_given_to_blocks_that_depend_on_it():
     mlp = MLP(2, 6, skip="scaled")
-    with pytest.raises(ValueError, match="depend on the depth"):
+    with pytest.raises(
+        ValueError, match="depth must be None for a network whose blocks depend on its depth"
+    ):
         training.value_and_grad(
             mlp, networks.chain(mlp).bind(networks.chain(mlp).init(KEY, X)), X, jnp.sum, 1
         )
@@ -358,17 +360,15 @@ def test_depth_is_not_given_to_blocks_that_depend_on_it():
 def test_a_gradient_needs_bound_parameters_and_running_statistics():
     mlp = MLP(2, 6, norm="batch")
     params = networks.chain(mlp).init(KEY, X)
-    with pytest.raises(
-        ValueError, match=r"params must be as networks\.bind\(mlp, params\) gives them"
-    ):
+    with pytest.raises(ValueError, match=r"params must come from chain\.bind\(params\)"):
         training.value_and_grad(mlp, params, X, jnp.sum)
     with pytest.raises(
-        ValueError, match=r"needs running statistics: networks\.bind\(mlp, params, stats=\.\.\.\)"
+        ValueError, match=r"needs running statistics: chain\.bind\(params, stats=\.\.\.\)"
     ):
         training.value_and_grad(mlp, networks.chain(mlp).bind(params), X, jnp.sum)
     # as parameters of many seeds have them, stacked
     stacked = jax.tree.map(lambda leaf: jnp.stack([leaf] * 7), networks.chain(mlp).init(KEY, X))
-    with pytest.raises(ValueError, match=r"params must be of the network's \d+ blocks, got 7"):
+    with pytest.raises(ValueError, match=r"params must have \d+ blocks, as the network, got 7"):
         training.value_and_grad(mlp, networks.Params(*map(Layer, stacked)), X, jnp.sum)
 
 
