@@ -376,7 +376,7 @@ def test_depths_of_states_of_unequal_shapes_are_refused():
     # five singular values at either depth
     assert spectra.singular_values(chain, params, x, [2, 6]).shape == (2, 5)
     with pytest.raises(
-        ValueError, match=r"depths \[2, 4\] have \[8, 6\] singular values: ask for one at a time"
+        ValueError, match=r"equally many singular values, got \[8, 6\] at depths \[2, 4\]; give one"
     ):
         spectra.singular_values(chain, params, x, [2, 4], from_layer=1)
 
@@ -384,9 +384,14 @@ def test_depths_of_states_of_unequal_shapes_are_refused():
 def test_tokens_are_differentiated_by_what_they_embed_as():
     chain, params, x = linen_model(*transformer())
     for measure in (spectra.log_singular_values, spectra.singular_values):
-        with pytest.raises(ValueError, match="x is not floating, as tokens are not: from_layer=0"):
+        with pytest.raises(
+            ValueError,
+            match="x must be floating to differentiate by it, got tokens; use from_layer=0",
+        ):
             measure(chain, params, x, [2])
-    with pytest.raises(ValueError, match="x is not floating, as tokens are not: from_layer=0"):
+    with pytest.raises(
+        ValueError, match="x must be floating to differentiate by it, got tokens; use from_layer=0"
+    ):
         spectra.jacobian(chain, params, x)
 
 

@@ -1,4 +1,4 @@
-"""Measure singular values of Jacobians: all of them, or extremes and moments from products."""
+"""Singular values of Jacobians: whole spectra, or extremes and moments from products."""
 
 from jaxstab.spectra.exact import (
     log_singular_values,

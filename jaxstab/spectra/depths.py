@@ -1,4 +1,4 @@
-"""Products of Jacobians, kept at every wanted depth of one pass."""
+"""Products of Jacobians to every wanted depth in one pass."""
 
 from collections.abc import Callable, Sequence
 
@@ -26,9 +26,9 @@ def at_depths(
 
     Args:
         chain: the network.
-        params: its parameters.
+        params: parameters of the network.
         x: one input.
-        depths: depths wanted.
+        depths: wanted depths.
         from_layer: layer to differentiate by; None for the input.
         start: (Jacobian of the embedding or None, h) -> product.
         layer: (product, Here) -> product.
@@ -41,7 +41,7 @@ def at_depths(
     jacobian = None
     if from_layer is None:
         h = chain.embed(params, x)
-        # by reverse mode where rows are fewer than columns
+        # reverse mode, since rows are usually fewer than columns
         jacobian = jax.jacrev(lambda x: chain.embed(params, x))(x)
     else:
         h = networks.state(chain, params, x, first)
@@ -57,7 +57,7 @@ def at_depths(
             chain, params, h, onward, carry, first=first + 1, last=int(depths[0])
         )
         return jax.tree.map(lambda leaf: leaf[None], end(h, product))
-    # one slot per wanted depth; any other layer writes nothing
+    # slot of each wanted depth; other layers write nothing
     slots = (
         jnp.full(params.depth + 1, len(depths)).at[jnp.asarray(depths)].set(jnp.arange(len(depths)))
     )
@@ -94,11 +94,11 @@ def count_values(
 
     Args:
         chain: the network.
-        params: its parameters.
+        params: parameters of the network.
         x: one input.
         depth: the depth.
         from_layer: layer to differentiate by; None for the input.
-        readout: whether to go on to the output.
+        readout: whether to include the readout.
 
     Returns:
         The smaller of the numbers of rows and columns.
@@ -117,7 +117,7 @@ def count_values(
 
 
 def unequal(params: Params) -> bool:
-    """Tell whether blocks, and with them the sizes of states, may differ from layer to layer.
+    """Check whether blocks, and so the sizes of states, may differ from layer to layer.
 
     Args:
         params: parameters of a chain.
@@ -136,7 +136,7 @@ def together(rows: Sequence[Array], depths: Sequence[Count]) -> Array:
         depths: the depths.
 
     Returns:
-        The values, [depth, index].
+        Values [depth, index].
 
     Raises:
         ValueError: if depths have unequal numbers of values.
@@ -144,8 +144,8 @@ def together(rows: Sequence[Array], depths: Sequence[Count]) -> Array:
     sizes = [row.shape[-1] for row in rows]
     if len(set(sizes)) > 1:
         raise ValueError(
-            f"Jacobians to depths {list(depths)} have {sizes} singular values: ask for one at a "
-            "time"
+            f"depths must have equally many singular values, got {sizes} at depths "
+            f"{list(depths)}; give one depth at a time"
         )
     return jnp.concatenate(rows)
 
@@ -158,22 +158,22 @@ def check_layers(
     Args:
         params: parameters of the chain.
         x: one input.
-        depths: depths wanted.
+        depths: wanted depths.
         from_layer: layer to differentiate by; None for the input.
 
     Returns:
         The depths as Python integers.
 
     Raises:
-        ValueError: if depths are not ascending integers within the chain, from_layer is not such a
-            layer, or x is not floating.
+        ValueError: if depths are not ascending integers within the chain, from_layer is no integer
+            up to the first depth, or x is not floating.
     """
     known = check_depths(depths, params.depth)
     check_floating("x", jnp.result_type(x))
     if from_layer is None and jnp.size(x) == 0:
         raise ValueError(
-            "x is not floating, as tokens are not: from_layer=0 differentiates by what they embed "
-            "as"
+            "x must be floating to differentiate by it, got tokens; use from_layer=0 for their "
+            "embedding"
         )
     if from_layer is None:
         from_layer = known[0]

@@ -1,9 +1,9 @@
-"""Measure all singular values of Jacobians, from any layer to every wanted depth in one pass.
+"""All singular values of Jacobians, from any layer to every wanted depth in one pass.
 
 Singular values of the Jacobian J_L = F_L ... F_1 F_0 of a deep chain span hundreds of nats.
-`singular_values` forms and decomposes the product, which is fast but loses all but the largest
-values to rounding. `log_singular_values` carries the product in logarithms, see `graded`, and
-resolves all values.
+`singular_values` forms and decomposes the product, which is fast, but rounding loses all but the
+largest values. `log_singular_values` carries the product in logarithms, see `graded`, and resolves
+all values.
 """
 
 from functools import partial
@@ -36,9 +36,9 @@ class LogSpectrum(NamedTuple):
             times the first-order effect on ln s of random perturbations of every layer, of the size
             of its rounding. Its median is 30 times the true error. It is 0 where exact zeros have
             killed a direction (underflow included), NaN where ln s is NaN, and inf where a value
-            cannot be distinguished from zero: ln s is then an upper bound. This happens to the
-                smallest
-            values of saturated networks, where the values of one layer span more than 1 / eps.
+            cannot be distinguished from zero, with ln s as an upper bound. The last case occurs for
+            the smallest values of saturated networks, where one layer's values span more than
+            1 / eps.
     """
 
     log_s: Float[Array, "depth m"]
@@ -50,7 +50,7 @@ class LogSpectrum(NamedTuple):
 def product_log_singular_values(factors: Float[Array, "layers n n"]) -> Float[Array, " n"]:
     """Compute ln of the singular values of a product factors[L-1] ... factors[1] factors[0].
 
-    A row or column of exact zeros gives singular values 0, so -inf. Any other loss of rank is
+    A row or column of exact zeros gives a singular value of 0, so -inf. Any other loss of rank is
     resolved only to working precision: such a value lies about ln(eps) below its neighbours.
 
     Args:
@@ -122,28 +122,27 @@ def log_singular_values(
     """Compute ln of the singular values of dh_L/dx for every wanted depth L.
 
     Derivatives are those of an SVD of the same Jacobian, also where values are close, and 0 for
-    -inf. For coinciding values, only the sum of the derivatives is defined; single ones depend on
-    the SVD's choice of vectors. Second derivatives are right where values are distinct.
+    -inf. For coinciding values, only the sum of the derivatives is defined; each derivative depends
+    on the SVD's choice of vectors. Second derivatives are right where values are distinct.
 
     Args:
         chain: the network; see `networks.flatten` where a block mixes examples.
-        params: its parameters.
+        params: parameters of the network.
         x: one input.
-        depths: depths L wanted, ascending, each in [from_layer, depth of the chain].
+        depths: wanted depths L, ascending, each in [from_layer, depth of the chain].
         from_layer: k for dh_L/dh_k; None for dh_L/dx, the embedding included.
         readout: whether to include the readout; the network of depth L is the first L blocks with
             the same readout.
         errors: whether to estimate the error of each value, which takes longer.
 
     Returns:
-        The logarithms, descending, as many as the smaller of the numbers of rows and columns; -inf
-        for directions killed exactly. For relu, the number of finite values is the smallest count
-        of active units in any layer. For errors=True, the record of the logarithms and their
-        errors.
+        Logarithms, descending, as many as the smaller of the numbers of rows and columns; -inf for
+        directions killed exactly. For relu, the number of finite values is the smallest count of
+        active units in any layer. With errors=True, the record of logarithms and errors.
 
     Raises:
-        ValueError: if depths are not ascending integers within the chain, from_layer is not within,
-            or x is not floating.
+        ValueError: if depths are not ascending integers within the chain, from_layer is not in
+            [0, first depth], or x is not floating.
 
     Example:
         >>> from jaxstab import networks
@@ -209,9 +208,9 @@ def _log_spectrum(
         return log_values(*kept), None
 
     kept = at_depths(chain, params, x, depths, from_layer, start, layer, end)
-    # one depth at a time: each needs another number of SVDs
+    # one depth at a time, as the number of SVDs depends on the depth
     log_s, error = jax.lax.map(values, kept)
-    # a bottleneck kills as many values as it is narrower than both ends
+    # a layer narrower than both ends kills the values beyond its width
     killed = count_values(chain, params, x, depths[0], from_layer, readout) - log_s.shape[1]
     log_s = jnp.pad(log_s, ((0, 0), (0, killed)), constant_values=-jnp.inf)
     if errors:
@@ -230,20 +229,20 @@ def singular_values(
 ) -> Float[Array, "depth m"]:
     """Compute the singular values of dh_L/dx for every wanted depth L by an SVD of each Jacobian.
 
-    The fastest method if the values span a short range. Values below about eps sqrt(width depth)
+    The fastest method for values that span a short range. Values below about eps sqrt(width depth)
     times the largest are rounding, and values beyond the float range are lost.
     `log_singular_values` has neither limit.
 
     Args:
         chain: the network; see `networks.flatten` where a block mixes examples.
-        params: its parameters.
+        params: parameters of the network.
         x: one input.
-        depths: depths L wanted, ascending, each in [from_layer, depth of the chain].
+        depths: wanted depths L, ascending, each in [from_layer, depth of the chain].
         from_layer: k for dh_L/dh_k; None for dh_L/dx, the embedding included.
         readout: whether to include the readout, as in `log_singular_values`.
 
     Returns:
-        The values, descending.
+        Singular values, descending.
 
     Raises:
         ValueError: as `log_singular_values`.
@@ -268,7 +267,7 @@ def singular_values(
         )
         return together([one([depth]) for depth in depths], depths)
 
-    # the transpose, one row per input: products with W then follow its layout in memory
+    # the transposed product, one row per input, follows the layout of W in memory
     def start(jacobian: Array | None, h: Array) -> Array:
         if jacobian is None:
             return jnp.eye(h.shape[0], dtype=h.dtype)

@@ -25,10 +25,10 @@ from jaxstab.norms.logarithms import times_power
 from jaxstab.norms.meshes import varying_like
 from jaxstab.precision import at_full_precision
 
-# number of random perturbations: with four, the errors of 1 % of values were understated for products
-# of equal factors
+# number of random perturbations; four understate the errors of 1 % of values for products of equal
+# factors
 PROBES = 8
-# bound on perturbations: a direction is unknown long before, and float32 ends far beyond
+# bound on perturbations, beyond any known direction and within the range of float32
 LOST = 1e9
 
 
@@ -36,8 +36,8 @@ class Graded(NamedTuple):
     """Matrix diag(e^(logs + low)) rows: a product without its orthonormal factor.
 
     Attributes:
-        logs: d; -inf where a direction is killed.
-        low: rounding error of d, to be added: sums over a thousand layers lose digits that
+        logs: d; -inf for killed directions.
+        low: rounding error of d, to be added, since sums over a thousand layers lose digits that
             differences need.
         rows: X.
     """
@@ -51,8 +51,8 @@ class Disturbed(NamedTuple):
     """Tangents of a product along random perturbations of the size of its factors' rounding.
 
     Attributes:
-        basis: of Q.
-        graded: of d and X.
+        basis: tangents of Q.
+        graded: tangents of d and X.
         draws: normal numbers from which the perturbations are made.
         factors: number of factors so far.
     """
@@ -82,7 +82,7 @@ class Product(NamedTuple):
         basis: Q, orthonormal columns.
         graded: d and X.
         rank: number of directions that no exact zeros have killed.
-        disturbed: tangents along random perturbations; None where errors are not wanted.
+        disturbed: tangents along random perturbations; None without errors.
     """
 
     basis: Float[Array, "n m"]
@@ -108,7 +108,7 @@ class Product(NamedTuple):
             pushed: F basis.
             rank: upper bound on the rank of F on the live directions, from its exact zeros.
             factor: F, needed for errors.
-            power: the factor is F 2^power; None for 0.
+            power: exponent of a factor F 2^power; None for 0.
 
         Returns:
             The product.
@@ -130,8 +130,8 @@ def identity(n: int, dtype: jnp.dtype, errors: bool = True, most: int | None = N
     """Make the empty product.
 
     Args:
-        n: its size.
-        dtype: of its factors.
+        n: size of the product.
+        dtype: dtype of the factors.
         errors: whether to estimate rounding, which costs several times as much.
         most: rows of the largest factor that follows; None for n.
 
@@ -151,14 +151,14 @@ def identity(n: int, dtype: jnp.dtype, errors: bool = True, most: int | None = N
 
 
 def rank(factor: Float[Array, "n m"], alive: Bool[Array, " n"] | None = None) -> Int[Array, ""]:
-    """Count the rank of a factor in general position from its nonzero rows and columns.
+    """Compute the rank of a factor in general position from its nonzero rows and columns.
 
     Args:
         factor: the matrix.
-        alive: columns that count; None for all.
+        alive: mask of columns that count; None for all.
 
     Returns:
-        The smaller count.
+        The smaller number of nonzero rows and columns.
     """
     live = factor != 0
     if alive is not None:
@@ -172,19 +172,19 @@ def pushed(
     basis: Float[Array, "n m"],
     alive: Bool[Array, " m"] | None = None,
 ) -> tuple[Float[Array, "p m"], Int[Array, ""]]:
-    """Compute F basis for a layer's Jacobian F that is not formed, and the rank of F.
+    """Compute F basis, and the rank of F, without forming the Jacobian F of a layer.
 
     Args:
         push: v -> F v, linear.
-        h: anything of v's shape and dtype.
+        h: vector of v's shape and dtype.
         basis: orthonormal columns.
-        alive: columns that count; None for all.
+        alive: mask of columns that count; None for all.
 
     Returns:
         F basis, and the rank of F in general position.
     """
     columns = jax.vmap(push, 1, 1)(basis)
-    # finds units that nothing passes through: a row vector in general position
+    # a row vector in general position finds units that pass nothing
     probe = jnp.cos(jnp.arange(1, len(columns) + 1, dtype=columns.dtype))
     through = jax.linear_transpose(push, h)(varying_like(probe, columns))[0]
     live = columns != 0
@@ -197,11 +197,11 @@ def in_range(factor: Float[Array, "n m"]) -> tuple[Float[Array, "n m"], Int[Arra
     """Scale a matrix by a power of 2, so that products with it neither over- nor underflow.
 
     Args:
-        factor: the matrix, of any finite entries.
+        factor: matrix of finite entries.
 
     Returns:
-        The scaled matrix, and the power of 2 that restores it. The matrix is unchanged if its
-        largest entry is far from the ends of the float range.
+        The scaled matrix, and the power of 2 that restores the original. The matrix is unchanged if
+        its largest entry is far from the ends of the float range.
     """
     info = jnp.finfo(factor.dtype)
     bits = jax.lax.bitcast_convert_type(factor, f"uint{info.bits}")
@@ -231,11 +231,11 @@ def sorted_rows(lengths: Float[Array, " m"], graded: Graded) -> tuple[Int[Array,
     """Sort rows by weight, the heaviest first.
 
     Args:
-        lengths: logarithms of the factors that weigh each row besides e^d.
+        lengths: logarithms of the weights of the rows besides e^d.
         graded: the rows.
 
     Returns:
-        Their order, and the rows.
+        Order of the rows, and the sorted rows.
     """
     weight = lengths + graded.logs
     order = jnp.argsort(-jnp.where(jnp.isnan(weight), -jnp.inf, weight))
@@ -249,8 +249,9 @@ def qr(
     """Decompose by QR, with a derivative that keeps the rank.
 
     Args:
-        factor: the matrix, n or m > p = min(n, m).
-        within: columns that are not killed; other columns are treated as dependent on earlier ones.
+        factor: the matrix, with p = min(n, m).
+        within: mask of columns that are not killed; other columns count as dependent on earlier
+            ones.
 
     Returns:
         Q and R.
@@ -266,7 +267,7 @@ def _qr_jvp(primals: tuple, tangents: tuple) -> tuple[tuple, tuple]:
     q, r = qr(factor, within)
     size = len(r)
     moved = q.T @ tangents[0]
-    # a pivot of zero has no direction of its own
+    # a column with a zero pivot has no direction
     alive = within[:size] & (jnp.diagonal(r) != 0)
     triangle = jnp.where(alive[:, None] & alive[None], r[:, :size], jnp.eye(size, dtype=r.dtype))
     relative = _over(jnp.where(alive[None], moved[:, :size], 0.0), triangle)
@@ -291,8 +292,8 @@ def difference(one: tuple[Array, Array], other: tuple[Array, Array]) -> Array:
     """Subtract logarithms that are stored in two parts.
 
     Args:
-        one: the first, with its rounding error.
-        other: the second, with its rounding error.
+        one: the first logarithm, with its rounding error.
+        other: the second logarithm, with its rounding error.
 
     Returns:
         The difference.
@@ -313,8 +314,8 @@ def coupled(
         r: R.
         graded: d in two parts.
         lengths: logarithms of the lengths of the columns of R, in any unit.
-        within: columns that are not killed.
-        power: R is multiplied by 2^power; None for 0.
+        within: mask of columns that are not killed.
+        power: exponent of a multiple R 2^power; None for 0.
 
     Returns:
         d' in two parts, and C.
@@ -335,14 +336,13 @@ def coupled(
     step = grown + low
     logs = start + step
     low = jnp.where(alive, step - (logs - start), 0.0)
-    # columns of R made of order 1 first: e^d can leave the float range where what it weighs does
-    # not, but columns of less weight come later
+    # columns of R are scaled to order 1 first, since e^d alone can leave the float range
     columns = (lengths != -jnp.inf) & (graded.logs != -jnp.inf)
     lengths = jnp.where(columns, lengths, 0.0)
     d = jnp.where(columns, graded.logs, 0.0)
     exponent = difference((d[None], graded.low[None]), (start[:, None], graded.low[:size, None]))
     exponent = exponent + (lengths[None] - pivot[:, None])
-    # far above 0 only where R is zero
+    # the exponent is far above 0 only where R is zero
     exponent = jnp.minimum(exponent, info.maxexp / 4)
     coupling = r * jnp.exp(-lengths)[None] * jnp.exp(exponent)
     coupling = jnp.where(alive[:, None] & columns[None], coupling, 0.0)
@@ -352,7 +352,7 @@ def coupled(
 def _log_of_multiple(
     values: Float[Array, " m"], logs: Float[Array, " m"], power: Int[Array, ""]
 ) -> Float[Array, " m"]:
-    """Compute ln |values 2^power| without the loss of digits of a sum of two logarithms."""
+    """Compute ln |values 2^power| without the loss of digits in a sum of two logarithms."""
     info = jnp.finfo(values.dtype)
     multiple = jnp.abs(jax.lax.stop_gradient(times_power(values, power)))
     held = (multiple > info.tiny) & (multiple < info.max)
@@ -366,11 +366,11 @@ def _log_of_multiple(
 def log_lengths(vectors: Float[Array, "..."], axis: int) -> Float[Array, " m"]:
     """Compute ln of the lengths of vectors along an axis.
 
-    Its derivative is set to 0, as results do not depend on it.
+    The derivative is set to 0, as final results do not depend on these lengths.
 
     Args:
         vectors: the vectors.
-        axis: along which each vector lies.
+        axis: axis along which each vector lies.
 
     Returns:
         The logarithms.
@@ -414,9 +414,9 @@ def _followed(
     traces: Traces,
     along: Callable[[Array, Graded], tuple[Array, Graded, Traces]],
 ) -> Disturbed:
-    """Propagate the perturbations through one more factor and add its own rounding."""
-    # what the two products, by the basis and with R, add up: independent roundings of about eps
-    # each
+    """Propagate the perturbations through one more factor and add the factor's rounding."""
+    # root sums of squares of the terms of two products, with the basis and with R, each with an
+    # independent rounding of about eps
     r = basis.T @ pushed
     unit = jnp.max(jnp.abs(pushed), axis=0, keepdims=True)
     unit = jnp.where(unit == 0, 1.0, unit)
@@ -426,7 +426,7 @@ def _followed(
     by_r = unit * jnp.sqrt(basis**2 @ (r / unit) ** 2)
     eps = jnp.finfo(pushed.dtype).eps
     rounding = eps * (by_basis + by_r + jnp.abs(pushed)) + jnp.abs(traces.residual)
-    # the same draws for every factor, shifted, so that no entry repeats soon
+    # the draws are shifted for every factor, so that no entry repeats soon
     shift = before.factors * 7 + 1
     draws = jnp.roll(jnp.roll(before.draws, shift, 1), 3 * shift, 2)
     moved = factor @ before.basis + rounding[None] * draws[:, : pushed.shape[0], : pushed.shape[1]]

@@ -1,11 +1,11 @@
-r"""Singular values and vectors of a graded matrix G = diag(e^d) X, as `graded` produces it.
+r"""Singular values and vectors of a graded matrix G = diag(e^d) X from `graded`.
 
-QR sweeps on its transpose, with the step of `graded`, make d converge to the logarithms of the
+QR sweeps on the transpose, with the step of `graded`, make d converge to the logarithms of the
 singular values (Stewart 1997, ETNA 5:29-47): each sweep shrinks the entry between values g nats
 apart by e^(-2g). Close values are settled by small SVDs, see `neighbours`.
 
-The derivative is that of an SVD. With G = U diag(s) V^T and W = diag(e^d) U diag(1/s), whose
-entries are of order 1,
+The derivative is that of an SVD. With G = U diag(s) V^T and W = diag(e^d) U diag(1/s), of entries
+of order 1,
 
     d ln s_i = [W^T (diag(dd) X + dX) V]_ii,
 
@@ -32,23 +32,24 @@ from jaxstab.spectra.neighbours import (
     settle,
 )
 
-# QR sweeps in a round, and the largest number of rounds before SVDs settle the rest
+# QR sweeps in a round
 SWEEPS = 2
+# largest number of rounds before SVDs settle the rest
 ROUNDS = 10
 # stated error in units of the root mean square effect of the perturbations
 EXCESS = 5.0
-# from this error on, a value cannot be distinguished from zero
+# values with a larger error cannot be distinguished from zero
 UNKNOWN = 0.5
 
 
 class Directions(NamedTuple):
-    """Singular values of diag(e^d) X and their vectors.
+    """Singular values and vectors of diag(e^d) X.
 
     Attributes:
-        logs: ln s, descending; -inf where a direction is killed.
-        left: W = diag(e^d) U diag(1/s), a column for each value; zero where it is killed.
+        logs: ln s, descending; -inf for killed directions.
+        left: W = diag(e^d) U diag(1/s), a column for each value; zero for killed directions.
         right: V, orthonormal columns.
-        error: bound on the error of ln s that sweeps and SVDs leave.
+        error: bound on the error of ln s after sweeps and SVDs.
     """
 
     logs: Float[Array, " m"]
@@ -63,7 +64,7 @@ class Swept(NamedTuple):
     Attributes:
         graded: the swept matrix, square.
         turn: product of the orthonormal factors that the sweeps removed on the right, after the
-            first; None if vectors are not wanted.
+            first; None without vectors.
         rounds: number of rounds so far.
     """
 
@@ -77,11 +78,11 @@ def log_values(graded: Graded) -> Float[Array, " m"]:
     """Compute ln of the singular values of diag(e^d) X, descending.
 
     Args:
-        graded: as many rows as columns, or fewer.
+        graded: matrix with no more rows than columns.
 
     Returns:
-        The logarithms; -inf where a direction is killed, whose derivative is 0. Derivatives are
-        those of an SVD; for coinciding values only their sum is defined.
+        The logarithms; -inf with derivative 0 for killed directions. Derivatives are those of an
+        SVD; for coinciding values only the sum of the derivatives is defined.
     """
     return _decompose(graded, OF_VALUES).logs
 
@@ -101,7 +102,7 @@ def directions(graded: Graded) -> Directions:
     """Compute singular values and vectors of diag(e^d) X.
 
     Args:
-        graded: as many rows as columns, or fewer.
+        graded: matrix with no more rows than columns.
 
     Returns:
         The record. The derivative of the vectors of coinciding values is set to 0.
@@ -122,8 +123,7 @@ def _directions_jvp(
     change = _moved_rows(graded, moved)
     relative = triplets.left.T @ change @ triplets.right
     logs = jnp.where(alive, triplets.logs, 0.0)
-    # (s_j / s_i)^2 for j below i, 0 beside a killed value; each pair once, from the side of the
-    # larger
+    # (s_j / s_i)^2 for s_j < s_i, each pair once; 0 for a killed value
     below = jnp.tril(jnp.ones_like(relative, bool), -1).T
     ratio = jnp.where(
         below & alive[None], jnp.exp(jnp.where(below, 2 * (logs[None] - logs[:, None]), 0.0)), 0.0
@@ -155,17 +155,16 @@ def _moved_rows(graded: Graded, moved: Graded) -> Float[Array, "m k"]:
 def log_values_with_errors(
     graded: Graded, disturbed: Graded, rank: Float[Array, ""]
 ) -> tuple[Float[Array, " m"], Float[Array, " m"]]:
-    """Compute `log_values` with their errors.
+    """Compute `log_values` with errors.
 
     Args:
-        graded: as many rows as columns, or fewer.
+        graded: matrix with no more rows than columns.
         disturbed: tangents along random perturbations of the size of rounding.
         rank: number of directions that no exact zeros have killed.
 
     Returns:
-        The logarithms and their errors. Errors have no derivative. They are 0 for directions that
-        exact zeros have killed, inf where a value cannot be distinguished from zero, and NaN where
-        it is NaN.
+        Logarithms and errors. Errors have no derivative. They are 0 for directions that exact zeros
+        have killed, inf for values that cannot be distinguished from zero, and NaN for NaN values.
     """
     triplets = directions(graded)
     return triplets.logs, _error(*jax.lax.stop_gradient((graded, disturbed, triplets)), rank)
@@ -184,11 +183,11 @@ def _error(
     changes = jax.vmap(_moved_rows, (None, 0))(graded, disturbed)
     relative = jnp.einsum("ji,pjk,kl->pil", triplets.left, changes, triplets.right)
     own = jnp.diagonal(relative, axis1=1, axis2=2) ** 2
-    # close values move each other too
+    # perturbations of close values act on each other too
     others = jax.vmap(disturbances, (0, None, None))(relative, triplets.logs, jnp.zeros_like(logs))
     square = jnp.mean(own + jnp.sum(others**2, axis=2), axis=0)
     rounding = EXCESS * jnp.sqrt(square) + triplets.error + eps * jnp.abs(logs)
-    # a value that cannot be told from zero may be smaller than any that follows
+    # a value that cannot be distinguished from zero may be smaller than all later values
     resolved = alive & (rounding < UNKNOWN)
     lost = jax.lax.cummax(jnp.where(resolved, 0, 1)) == 1
     error = jnp.where(lost, jnp.inf, rounding)
@@ -237,7 +236,7 @@ def _sweep(graded: Graded) -> tuple[Array, Array, Graded]:
 
 
 def _round(swept: Swept) -> Swept:
-    """Sweep twice, which transposes twice."""
+    """Sweep twice, since each sweep transposes the matrix."""
     graded = swept.graded
     turn = swept.turn
     for other_side in (True, False):

@@ -20,7 +20,7 @@ def orthonormal(w: Float[Array, "b n"], basis: Float[Array, "p n"]) -> Split:
     """Split vectors into their part within a basis and a part orthogonal to it: w = inside basis + own q.
 
     Derivatives are those of the spans, not of a choice of vectors: dq has no part within q, so that
-    d own need not be triangular. A direction of q that consists of rounding has only the derivative
+    d own need not be triangular. A direction of q that is only rounding has only the derivative
     that keeps it orthogonal to the basis.
 
     Args:
@@ -47,7 +47,7 @@ def _orthonormal(w: Array, basis: Array) -> Split:
         r, step = decompositions.qr((q - along @ basis).T)
         return (r.T, inside + own @ along, own @ step.T), None
 
-    # the second time removes rounding, the third is for vectors that are only rounding after the first
+    # the second pass removes rounding; vectors that are only rounding need a third
     b = w.shape[0]
     p = basis.shape[0]
     nothing = (w, jnp.zeros((b, p), w.dtype), jnp.eye(b, dtype=w.dtype))
@@ -58,8 +58,8 @@ def _orthonormal(w: Array, basis: Array) -> Split:
 @_orthonormal.defjvp
 @at_full_precision
 def _orthonormal_jvp(primals: tuple, tangents: tuple) -> tuple[Split, Split]:
-    # dw = d inside basis + inside d basis + d own q + own dq; dq has no part within q, and that
-    # within the basis keeps the two orthogonal
+    # dw = d inside basis + inside d basis + d own q + own dq; dq has no part within q, and its part
+    # within the basis keeps q orthogonal to the basis
     w, basis = primals
     dw = jnp.asarray(tangents[0])
     d_basis = jnp.asarray(tangents[1])
@@ -99,12 +99,12 @@ def sphere(operator: Operator, key: Key[Array, ""], probes: int) -> Float[Array,
     """Draw vectors uniformly from the unit sphere.
 
     Args:
-        operator: the matrix that they multiply.
+        operator: matrix that multiplies the vectors.
         key: PRNG key.
         probes: number of vectors.
 
     Returns:
-        The vectors.
+        Unit vectors, one per row.
     """
     drawn = jax.random.normal(key, (probes, operator.columns), operator.dtype)
     return drawn / jnp.linalg.norm(drawn, axis=1, keepdims=True)

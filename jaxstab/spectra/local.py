@@ -1,9 +1,9 @@
-"""Measure single layers: their spectra, partial Jacobians, and the alignment of neighbours.
+"""Spectra of single layers, partial Jacobians, and the alignment of neighbouring layers.
 
-F_l = dh_l/dh_{l-1} is the Jacobian of block l alone, l = 1..L; a partial Jacobian is a product of
-some of them, dh_l/dh_m = F_l ... F_{m+1}. A single layer's singular values are in
-the float range and come from an SVD; products are carried at norm 1, with the logarithm of their
-norm. One network, one input; the caller vmaps. A block that mixes examples goes through
+F_l = dh_l/dh_{l-1} is the Jacobian of block l alone, l = 1..L. A partial Jacobian is a product of
+consecutive layers, dh_l/dh_m = F_l ... F_{m+1}. Singular values of a single layer are in the float
+range and come from an SVD; products are carried at norm 1, with the logarithm of the norm.
+Functions take one network and one input; the caller vmaps. A block that mixes examples goes through
 `networks.flatten` first.
 """
 
@@ -28,7 +28,7 @@ class PartialJacobian(NamedTuple):
 
     Attributes:
         direction: the matrix at Frobenius norm 1, [h_l, h_m]; zero if the Jacobian is zero.
-        log_norm: ln of its Frobenius norm.
+        log_norm: ln of the Frobenius norm of the Jacobian.
     """
 
     direction: Float[Array, "n n"]
@@ -40,8 +40,8 @@ class LogEstimate(NamedTuple):
 
     Attributes:
         log_value: ln of the mean of the samples.
-        standard_error: of log_value to first order, standard error of the mean / mean; NaN for one
-            sample.
+        standard_error: standard error of log_value to first order, that of the mean / mean; NaN for
+            one sample.
     """
 
     log_value: Float[Array, " layer"]
@@ -51,8 +51,8 @@ class LogEstimate(NamedTuple):
 class Alignment(NamedTuple):
     """Alignment of the output directions of layer l with the input directions of l+1, l = 1..L-1.
 
-    With F_l = U_l diag(s_l) V_l^T. Where singular values coincide (an orthogonal layer has one
-    value), their vectors, and with them `overlap`, are a choice; `excess` is not.
+    F_l = U_l diag(s_l) V_l^T. For coinciding singular values (as of an orthogonal layer) the
+    vectors, and so `overlap`, are arbitrary; `excess` is not.
 
     Attributes:
         overlap: |V_{l+1}^T U_l|; entry ij in [0, 1] is the overlap of output direction j of layer l
@@ -73,12 +73,12 @@ def local_log_singular_values(
 ) -> Float[Array, "layer n"]:
     """Compute ln of the singular values of every block's Jacobian F_l = dh_l/dh_{l-1}.
 
-    Values of a layer are accurate to about eps times its largest. All L Jacobians, n x n, are held
-    at once.
+    Values of a layer are accurate to about eps times the largest. All L Jacobians, n x n, are held
+    in memory at once.
 
     Args:
         chain: the network; blocks of one width.
-        params: its parameters, depth L.
+        params: parameters of the network, depth L.
         x: one input.
 
     Returns:
@@ -117,10 +117,10 @@ def partial_jacobian(
 
     Args:
         chain: the network; blocks of one width.
-        params: its parameters, depth L.
+        params: parameters of the network, depth L.
         x: one input.
-        first: the layer differentiated by, in [0, last].
-        last: the layer differentiated, in [first, L].
+        first: layer to differentiate by, in [0, last].
+        last: layer to differentiate, in [first, L].
 
     Returns:
         Direction and ln of the norm.
@@ -148,25 +148,25 @@ def log_apjn(
 ) -> LogEstimate:
     """Compute ln of the squared norms J^{m,l} = |dh_l/dh_m|_F^2 / n, for every l >= m = `first`.
 
-    The averaged norm (APJN) of Doshi, He & Gromov 2023 (arXiv 2111.12143) is its mean over draws of
-    the parameters, which is the caller's: vmap over draws, then `jax.nn.logsumexp(..., axis=0) -
-    jnp.log(draws)`. In critical networks it is bounded or grows as a power of l; otherwise it
-    changes as exp(l / xi). It neither over- nor underflows at any depth. n is the size of the state
-    h, for "dense" skips with the layers still to come.
+    The averaged norm (APJN) of Doshi, He & Gromov 2023 (arXiv 2111.12143) is the mean of J over
+    draws of the parameters, which the caller computes: vmap over draws, then
+    `jax.nn.logsumexp(..., axis=0) - jnp.log(draws)`. In critical networks J is bounded or grows as
+    a power of l; otherwise it changes as exp(l / xi). ln J neither over- nor underflows at any
+    depth. n is the size of the state h, which includes later layers for "dense" skips.
 
-    With a key it is estimated without a matrix, as the mean of |dh_l/dh_m u|^2 over random unit u:
+    With a key, J is estimated without a matrix, as the mean of |dh_l/dh_m u|^2 over random unit u:
     E n |A u|^2 = |A|_F^2 for u = signs / sqrt(n) (Hutchinson 1990). Each probe is propagated at
     unit length and costs about a forward pass. All layers share the probes, so their errors are
     correlated. The variance of one sample is 2 (|A^T A|_F^2 - sum of squares of its diagonal) /
-    n^2, at most 2 J^2: deep in a chaotic network one singular value dominates, the samples are
-    skewed, and few probes understate their error.
+    n^2, at most 2 J^2. Deep in a chaotic network one singular value dominates, the samples are
+    skewed, and the error from few probes is too small.
 
     Args:
         chain: the network; blocks of one width.
-        params: its parameters, depth L.
+        params: parameters of the network, depth L.
         x: one input.
-        first: the layer differentiated by, m in [0, L].
-        key: PRNG key of the probes; None for the exact norms, by the whole matrix.
+        first: layer m in [0, L] to differentiate by.
+        key: PRNG key of the probes; None for exact norms from the whole matrix.
         probes: number of probes, >= 1; one gives no standard error.
 
     Returns:
@@ -207,16 +207,16 @@ def alignment(chain: Chain, params: Params, x: Float[Array, " d_in"]) -> Alignme
     """Compute overlaps |V_{l+1}^T U_l| of singular vectors and their effect on the product.
 
     F_{l+1} F_l = U_{l+1} diag(s_{l+1}) (V_{l+1}^T U_l) diag(s_l) V_l^T. The theory of random
-    products assumes a random middle factor (freeness); training aligns it. The definition is our
-    own. Only overlaps of distinct singular values have derivatives.
+    products assumes a random middle factor (freeness); training aligns it. The definition is
+    jaxstab's own. Only overlaps of distinct singular values have derivatives.
 
     Args:
         chain: the network; blocks of one width, depth >= 2.
-        params: its parameters.
+        params: parameters of the network.
         x: one input.
 
     Returns:
-        The record; each row is a pair of layers.
+        The record, with a row for each pair of layers.
 
     Raises:
         ValueError: if the chain has only one block, or x is not floating.
@@ -228,8 +228,8 @@ def alignment(chain: Chain, params: Params, x: Float[Array, " d_in"]) -> Alignme
     jacobians = _jacobians(chain, params, x)
     u, _, vt = decompositions.svd(jacobians)
     overlap = vt[1:] @ u[:-1]
-    # of the products, not of overlaps: those are a choice where singular values coincide, and
-    # have no derivative there; at unit length |F_l|_F cancels
+    # from the products, since overlaps are arbitrary and have no derivative where singular values
+    # coincide; at unit length |F_l|_F cancels
     directions, log_norms = jax.vmap(unit)(jacobians)
     joint = jax.vmap(unit)(directions[1:] @ directions[:-1])[1]
     alive = jnp.isfinite(log_norms[1:]) & jnp.isfinite(log_norms[:-1])
@@ -256,7 +256,7 @@ def _push(
     first: int,
     last: int,
 ) -> tuple[tuple[Array, Array], Float[Array, "layer set"]]:
-    """Propagate tangents from h_first to h_last; return them at norm 1, with ln of all norms between."""
+    """Propagate tangents from h_first to h_last at norm 1, with ln of the norm at every layer."""
 
     def scaled(tangents: Array, logs: Array) -> tuple[Array, Array]:
         directions, grown = jax.vmap(unit)(tangents)

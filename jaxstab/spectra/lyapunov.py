@@ -1,7 +1,8 @@
-"""Measure Lyapunov exponents: rates, in nats per layer, at which a chain stretches directions.
+"""Lyapunov exponents: rates, in nats per layer, at which a chain stretches directions.
 
-At finite depth they are ln s_i / L, with s_i the singular values of dh_L/dh_0. In the limit of many
-equally distributed layers they are a mean over layers, with an error bar. One network, one input; the caller vmaps.
+At finite depth the exponents are ln s_i / L, with s_i the singular values of dh_L/dh_0. In the
+limit of many equally distributed layers they are means over layers, with an error bar. Functions
+take one network and one input; the caller vmaps.
 """
 
 from typing import NamedTuple
@@ -23,9 +24,9 @@ class LyapunovExponents(NamedTuple):
     """Lyapunov exponents in the limit of depth, estimated from finitely many layers.
 
     Attributes:
-        exponent: nats per layer, descending; -inf for a direction that is killed exactly.
-        standard_error: from the spread over groups of consecutive layers; NaN where the exponent is
-            -inf.
+        exponent: nats per layer, descending; -inf for directions killed exactly.
+        standard_error: standard error from the spread over groups of consecutive layers; NaN for an
+            exponent of -inf.
         running: mean over the layers so far, [layer, index], which shows convergence; NaN in
             skipped layers.
     """
@@ -46,21 +47,19 @@ def lyapunov_exponents(
 ) -> LyapunovExponents:
     """Estimate Lyapunov exponents in the limit of depth.
 
-    Benettin's mean of ln r_ii over layers, with F_l Q_{l-1} = Q_l R_l.
-
-    Benettin, Galgani, Giorgilli & Strelcyn 1980. It estimates a limit if layers are equally
-    distributed and the signal is stationary after `skip` layers. Gaps between exponents that have
-    not opened in `skip` layers bias it by O(1/depth). The error bar is right if groups are longer
-    than the correlation length of layers.
+    Means of ln r_ii over layers, with F_l Q_{l-1} = Q_l R_l (Benettin, Galgani, Giorgilli & Strelcyn
+    1980). The means estimate a limit if layers are equally distributed and the signal is stationary
+    after `skip` layers. Exponents whose gap has not opened within `skip` layers have a bias of
+    O(1/depth). The error bar is right if groups are longer than the correlation length of layers.
 
     Args:
         chain: the network; blocks of one width.
-        params: its parameters, depth L.
+        params: parameters of the network, depth L.
         x: one input.
         key: PRNG key of the random orthonormal Q_0.
         skip: number of first layers to skip, >= 0.
-        groups: groups of consecutive layers whose means give the standard error, >= 2; L - skip >=
-            groups. Layers that do not fill a group are skipped, too.
+        groups: number of groups of consecutive layers whose means give the standard error, in
+            [2, L - skip]. Layers that do not fill a group are skipped as well.
 
     Returns:
         Exponents, their standard errors and the running mean.
@@ -71,8 +70,8 @@ def lyapunov_exponents(
     """
     if skip < 0 or groups < 2 or params.depth - skip < groups:
         raise ValueError(
-            f"need skip >= 0, groups >= 2 and depth - skip >= groups, got {skip=}, {groups=}, "
-            f"depth {params.depth}"
+            f"skip must be >= 0 and groups in [2, depth - skip], got {skip=}, {groups=}, depth "
+            f"{params.depth}"
         )
     check_floating("x", jnp.result_type(x))
     h_0 = chain.embed(params, x)
@@ -81,7 +80,7 @@ def lyapunov_exponents(
     def layer(carry: tuple[Array, Array], here: Here) -> tuple[tuple[Array, Array], Array]:
         q, rank = carry
         columns, most = pushed(here.push, here.h, q)
-        # columns up to the rank do not depend on those beyond it
+        # columns up to the rank do not depend on later columns
         q, r = decompositions.qr(columns)
         rank = jnp.minimum(rank, most)
         dead = (jnp.arange(h_0.size) >= rank) | (jnp.diagonal(r) == 0)

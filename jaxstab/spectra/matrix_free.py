@@ -1,10 +1,9 @@
-r"""Measure moments, extremes and densities of singular values from products with a Jacobian.
+r"""Moments, extremes and densities of singular values from products with a Jacobian.
 
-Moments are means over random probes (Hutchinson 1989); the
-extremes come from a block bidiagonalisation J V = U B (Golub & Kahan 1965; Golub, Luk & Overton
-1981), fully reorthogonalised; the density is a mean of Gauss quadratures, one per probe (stochastic
-Lanczos quadrature: Ubaru, Chen & Saad 2017). Every number comes with its error: a
-standard error where it is a mean over probes, a residual where it is a Ritz value.
+Moments are means over random probes (Hutchinson 1989). Extremes come from a block bidiagonalisation
+J V = U B (Golub & Kahan 1965; Golub, Luk & Overton 1981), fully reorthogonalised. The density is a
+mean of Gauss quadratures, one per probe (stochastic Lanczos quadrature: Ubaru, Chen & Saad 2017).
+Means over probes have standard errors, and Ritz values have residuals.
 
 J is scaled by a power of two, so that the largest values may have any magnitude. Values below about
 eps times the largest cannot be resolved by a Krylov space; `log_singular_values` resolves them.
@@ -35,11 +34,11 @@ class Moments(NamedTuple):
 
     Attributes:
         log_mean: ln E s^(2k) for k = 1..orders.
-        relative_error: standard error of E s^(2k) over probes, divided by it; NaN for a single
-            probe.
+        relative_error: standard error of E s^(2k) over probes, divided by E s^(2k); NaN for a
+            single probe.
         effective_rank: participation ratio (sum s^2)^2 / sum s^4, in [1, size] up to its error; a
             ratio of means, whose bias falls as 1/probes.
-        effective_rank_error: its standard error, to first order.
+        effective_rank_error: standard error of the effective rank, to first order.
     """
 
     log_mean: Float[Array, " order"]
@@ -54,11 +53,11 @@ class Extremes(NamedTuple):
     Attributes:
         log_s: ln s, descending; each at most the singular value of its rank.
         relative_error: bound on |s - sigma| / s for some singular value sigma, from the residual;
-            inf where s is 0.
+            inf for s = 0.
         left: u, of unit length; |J v - s u| and |J^T u - s v| are within the error too.
         right: v, of unit length.
-        log_smallest_at_most: ln of an upper bound on the smallest singular value; there is no
-            estimate of the value.
+        log_smallest_at_most: ln of an upper bound on the smallest singular value, which is not
+            estimated.
         log_condition_at_least: ln of a lower bound on the condition number.
     """
 
@@ -75,17 +74,17 @@ class Density(NamedTuple):
 
     Attributes:
         log_s: nodes ln s, ascending; -inf below rounding of the largest.
-        weights: share of singular values at each node; they sum to 1 in each probe.
+        weights: share of singular values at each node, of sum 1 in each probe.
     """
 
     log_s: Float[Array, "probe node"]
     weights: Float[Array, "probe node"]
 
     def cdf(self, log_s: Float[ArrayLike, "..."]) -> Estimate:
-        """Compute the share of singular values at or below given ones.
+        """Compute the share of singular values at or below given values.
 
-        At a node the share includes half of its weight, and it is linear in ln s between nodes; the
-        true share includes between none and all of the weight (Chebyshev, Markov and Stieltjes:
+        The share includes half of the weight at a node, and is linear in ln s between nodes. The
+        true share includes between none and all of that weight (Chebyshev, Markov and Stieltjes:
         Golub & Meurant 2010, section 2). Values below rounding count as zero.
 
         Args:
@@ -172,11 +171,11 @@ def moments(operator: Operator, key: Key[Array, ""], probes: int = 16, orders: i
     Args:
         operator: the Jacobian.
         key: PRNG key of the probes.
-        probes: random vectors, >= 1; 2 or more for standard errors.
-        orders: highest k, >= 2; products with J or J^T in all.
+        probes: number of random vectors, >= 1; 2 or more for standard errors.
+        orders: highest k, >= 2, and number of products with J or J^T.
 
     Returns:
-        The moments with their errors.
+        Moments with errors.
 
     Raises:
         ValueError: if probes < 1 or orders < 2.
@@ -224,24 +223,24 @@ def extremes(
     r"""Compute the largest singular values and vectors by block bidiagonalisation.
 
     After block * steps products with J and as many with J^T, J V = U B and J^T U = V B^T + a
-    residual. With the SVD of B come s, u, v with J v = s u and |J^T u - s v| = r (J^T in the place
-    of J, if J is wide), hence a singular value within r of s (Golub & Van Loan 2013, section 8.1,
-    on [[0, J], [J^T, 0]]), plus rounding. The s interlace with the singular values: the i-th is at
+    residual. The SVD of B gives s, u, v with J v = s u and |J^T u - s v| = r (with J^T in place of
+    a wide J). So a singular value lies within r of s, plus rounding (Golub & Van Loan 2013, section
+    8.1, on [[0, J], [J^T, 0]]). The values s interlace with the singular values: the i-th is at
     most the i-th of J, and the last is at least the smallest of J. A value is missed only if the
-    random start has no component in its direction, or if it is not yet resolved from others. A
-    block of at least `top` vectors finds multiple values.
+    random start has no component in its direction, or if the value is not yet resolved from others.
+    A block of at least `top` vectors finds multiple values.
 
     Derivatives are those of the computed numbers, including the Krylov space. For coinciding values
-    only the sum has a derivative; that of a value of 0 is 0. Vectors have derivatives, and values
-    second derivatives, where values are distinct.
+    only the sum has a derivative; the derivative of a value of 0 is 0. Vectors have derivatives,
+    and values second derivatives, where values are distinct.
 
     Args:
         operator: the Jacobian.
         key: PRNG key of the start.
-        top: number of values wanted, in [1, size].
-        steps: blocks of the Krylov space, >= 1; errors fall exponentially in them.
-        block: vectors at a time, >= 1; None for top + 6. Where block * steps exceeds the number of
-            singular values, all are found in one step instead.
+        top: wanted number of values, in [1, size].
+        steps: number of blocks of the Krylov space, >= 1; errors fall exponentially with it.
+        block: number of vectors per block, >= 1; None for top + 6. If block * steps exceeds the
+            number of singular values, one block computes all values.
 
     Returns:
         Values, vectors and bounds.
@@ -276,7 +275,7 @@ def extremes(
     reduced = _bidiagonalise(tall, start, steps)
     p, s, qt = decompositions.svd(reduced.matrix)
     square = jnp.sum((p[-block:, :top].T @ reduced.residual) ** 2, axis=1)
-    # root of 1 in place of 0, so that the gradient is finite
+    # the root of 1 in place of 0 has a finite gradient
     residual = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), square)
     # rounding of a product is relative to the largest value and grows with the number of terms
     rounding = jnp.finfo(s.dtype).eps * math.sqrt(tall.rows + tall.columns) * s[0]
@@ -299,19 +298,19 @@ def extremes(
 def density(operator: Operator, key: Key[Array, ""], probes: int = 8, steps: int = 20) -> Density:
     """Estimate the distribution of singular values by stochastic Lanczos quadrature.
 
-    A random unit vector v weighs each squared singular value by a share of mean 1/size.
-    Bidiagonalising J from v gives B; the squares of its singular values, weighted by the squared
-    first entries of its right vectors, are the Gauss quadrature of that measure (Golub & Meurant
-    2010, chapter 7), exact for polynomials in s^2 of degree 2 steps - 1.
+    A random unit vector v weights each squared singular value with a share of mean 1/size.
+    Bidiagonalisation of J from v gives B. The squares of the singular values of B, weighted by the
+    squared first entries of the right vectors, are the Gauss quadrature of that measure (Golub &
+    Meurant 2010, chapter 7), exact for polynomials in s^2 of degree 2 steps - 1.
 
     Args:
         operator: the Jacobian.
         key: PRNG key of the probes.
-        probes: random vectors, >= 1; 2 or more for standard errors.
-        steps: nodes per probe, >= 1, at most the number of singular values are used.
+        probes: number of random vectors, >= 1; 2 or more for standard errors.
+        steps: number of nodes per probe, >= 1, capped at the number of singular values.
 
     Returns:
-        Nodes and weights, of which `Density.cdf` and `Density.quantile` make shares and quantiles.
+        Nodes and weights, for shares by `Density.cdf` and quantiles by `Density.quantile`.
 
     Raises:
         ValueError: if probes or steps < 1.
@@ -342,7 +341,7 @@ def density(operator: Operator, key: Key[Array, ""], probes: int = 8, steps: int
 def _share(
     nodes: Float[Array, " node"], weights: Float[Array, " node"], log_s: Float[Array, " x"]
 ) -> Array:
-    """Compute one probe's share at or below each of log_s."""
+    """Compute one probe's share of singular values at or below each log_s."""
     dead = jnp.isneginf(nodes)
     zeros = jnp.sum(weights, where=dead)
     middle = jnp.where(dead, zeros, jnp.cumsum(weights) - weights / 2)

@@ -14,23 +14,23 @@ from jaxstab import decompositions
 from jaxstab.norms.meshes import varying_like
 from jaxstab.spectra.graded import Graded, difference
 
-# sizes of blocks, besides that of the whole matrix; a row uses the first whose size times REACH
-# exceeds its range of partners
+# sizes of blocks, besides the whole matrix; a row uses the first size whose product with REACH
+# exceeds the row's range of partners
 BLOCKS = (24, 64, 160, 400)
 REACH = 0.6
-# nats between the edge of a window of scales and the rows that count
+# nats between the edge of a window of scales and the rows that it settles
 MARGIN = 0.5
 
 
 class Care(NamedTuple):
-    """Tolerances: when two values count as settled, and which scales one SVD covers.
+    """Tolerances of settled values, and the range of scales of one SVD.
 
     Attributes:
-        angles: whether the tolerance bounds the error of vectors, as an angle, and not the error of
-            values, which is its square.
-        tolerance: disturbance above which two rows are partners; by bytes of the dtype.
-        window: range of scales in one SVD, in nats, as an SVD rounds to eps times the largest; by
-            bytes of the dtype.
+        angles: True if the tolerance bounds the error of vectors, as an angle; False if it bounds
+            the error of values, which is the square of the angle.
+        tolerance: disturbance above which two rows are partners, by bytes of the dtype.
+        window: range of scales in one SVD, in nats, by bytes of the dtype; limited as an SVD rounds
+            to eps times the largest value.
     """
 
     angles: bool
@@ -45,13 +45,13 @@ OF_VECTORS = Care(True, {4: 1e-4, 8: 1e-9}, {4: 6.0, 8: 10.0})
 
 
 class Neighbours(NamedTuple):
-    """Rows in the order of their scales, and which of them are not yet settled.
+    """Rows in the order of their scales, with their partners and errors.
 
     Attributes:
         order: indices into the graded matrix.
         logs: d in that order.
         low: rounding error of `logs`.
-        rows: X in that order, rows and columns.
+        rows: X with rows and columns in that order.
         first: index of the first partner of each row, itself included.
         last: index of the last partner.
         left: error of ln s by partners, until a block settles the row.
@@ -68,7 +68,7 @@ class Neighbours(NamedTuple):
     ignored: Float[Array, " m"]
 
     def within(self, window: float, top: Int[Array, "..."]) -> Bool[Array, " m"]:
-        """Tell whether the partners of each row lie within a window of scales from row `top` on."""
+        """Check whether the partners of each row lie within a window of scales from row `top` on."""
         return self.logs[self.last] > self.logs[top] - window + 2 * MARGIN
 
 
@@ -77,10 +77,9 @@ class Settled(NamedTuple):
 
     Attributes:
         logs: ln s.
-        error: bound on their error.
+        error: bound on the error of ln s.
         left: as in `Neighbours`; 0 for settled rows.
-        vectors: left singular vectors of diag(e^d) X in that order; None if vectors are not
-            wanted.
+        vectors: left singular vectors of diag(e^d) X in that order; None without vectors.
     """
 
     logs: Float[Array, " m"]
@@ -95,16 +94,16 @@ def disturbances(
     low: Float[Array, " m"],
     angles: bool = False,
 ) -> Float[Array, "m m"]:
-    """Bound how far two rows move each other's ln s, or turn each other's vectors.
+    """Bound the effect of pairs of rows on each other's ln s, or on each other's vectors.
 
     Args:
-        rows: X, whose diagonal is left out.
+        rows: X; the diagonal is ignored.
         logs: d, descending.
         low: rounding error of d.
-        angles: whether to bound the angles by which vectors turn, in [0, 1].
+        angles: True to bound the angles by which vectors turn, in [0, 1].
 
     Returns:
-        The bound for each pair, symmetric.
+        Symmetric matrix of bounds.
     """
     # [[a, a e], [0, b]] has ln s off by less than e, and by e^2 / (1 - (b/a)^2) where a is larger
     finite = jnp.where(
@@ -127,14 +126,14 @@ def disturbances(
 
 
 def neighbours(graded: Graded, care: Care) -> Neighbours:
-    """Sort rows by scale and find those that disturb each other beyond the tolerance.
+    """Sort rows by scale and find rows that disturb each other beyond the tolerance.
 
     Args:
         graded: diag(e^d) X, square.
         care: tolerances.
 
     Returns:
-        The sorted rows, and the range of partners of each.
+        The sorted rows, with the range of partners of each.
     """
     size = len(graded.logs)
     tolerance = care.tolerance[graded.logs.dtype.itemsize]
@@ -163,7 +162,7 @@ def neighbours(graded: Graded, care: Care) -> Neighbours:
 
 
 def settle(near: Neighbours, care: Care) -> Settled:
-    """Take the values of undisturbed rows from their scales, and the others from SVDs of blocks.
+    """Compute the values of undisturbed rows from their scales, and other values by SVDs of blocks.
 
     Args:
         near: sorted rows with their partners.
@@ -172,9 +171,9 @@ def settle(near: Neighbours, care: Care) -> Settled:
     Returns:
         Values and vectors in the order of `near`.
     """
-    # A block begins where a row's first partner is, its scales cut to a window in which an SVD is
-    # accurate: small blocks for rows with near partners, as many as it takes, then larger ones. It
-    # holds whatever disturbs a row.
+    # A block begins at a row's first partner and holds all rows that disturb the row, with scales
+    # cut to a window in which an SVD is accurate. Small blocks settle rows with near partners
+    # first, then larger blocks settle the rest.
     size = len(near.logs)
     dtype = near.logs.dtype
     window = care.window[dtype.itemsize]

@@ -1,12 +1,12 @@
 r"""Jacobians as operators: products with blocks of vectors, without the matrix.
 
-A block of k vectors goes through the chain layer by layer, v <- (d block_l / dh) v forwards and its
-transpose backwards. Each layer is linearised at its stored state h_l. One pass over depth L and
-width n reads every weight once, 4 n^2 L bytes in float32, for 2 k n^2 L FLOPs: k/2 FLOPs per byte,
-against 1/2 for one vector at a time. Memory is the states [L + 1, n], the vectors [k, n] and the
-weights of one layer: on a CPU XLA copies a layer out of its stack before it multiplies.
+A block of k vectors is propagated layer by layer, v <- (d block_l / dh) v forwards and the transpose
+backwards. Each layer is linearised at its stored state h_l. One pass over depth L and width n reads
+every weight once, 4 n^2 L bytes in float32, for 2 k n^2 L FLOPs: k/2 FLOPs per byte, against 1/2
+for one vector at a time. Memory holds the states [L + 1, n], the vectors [k, n] and the weights of
+one layer, which XLA copies out of the stack on a CPU.
 
-Each vector is stored with a power of two. Products of any depth and gain then neither over- nor
+Each vector is stored with a power of two, so that products of any depth and gain neither over- nor
 underflow, and scaling is exact.
 """
 
@@ -36,9 +36,9 @@ class Operator(NamedTuple):
         apply: V [k, columns] -> (Y [k, rows], e [k]), J v_i = y_i 2^(e_i), where the largest entry
             of y_i is in [1/2, 1) or y_i is zero.
         adjoint: U [k, rows] -> (Y [k, columns], e [k]), J^T u_i = y_i 2^(e_i), likewise.
-        rows: outputs of J.
-        columns: inputs of J.
-        dtype: of the vectors.
+        rows: number of outputs of J.
+        columns: number of inputs of J.
+        dtype: dtype of the vectors.
     """
 
     apply: Product
@@ -90,10 +90,10 @@ def scaled(
 
     Args:
         v: vectors, one per row.
-        exponent: their powers of two.
+        exponent: powers of two of the vectors.
 
     Returns:
-        The same vectors, scaled, and their new exponents.
+        The scaled vectors, and their new exponents.
 
     Example:
         >>> scaled(jnp.asarray([[3.0, 4.0]]), jnp.zeros(1, jnp.int32))[1].tolist()
@@ -117,7 +117,7 @@ def chain_jacobian(
 
     Args:
         chain: the network; see `networks.flatten` where a block mixes examples.
-        params: its parameters, depth L.
+        params: parameters of the network, depth L.
         x: one input.
         from_layer: k in [0, L]; None for dh_l/dx, the embedding included.
         to_layer: l in [k, L]; None for L.
@@ -133,8 +133,8 @@ def chain_jacobian(
     check_floating("x", jnp.result_type(x))
     if from_layer is None and jnp.size(x) == 0:
         raise ValueError(
-            "x is not floating, as tokens are not: from_layer=0 differentiates by what they embed "
-            "as"
+            "x must be floating to differentiate by it, got tokens; use from_layer=0 for their "
+            "embedding"
         )
     first: int | None = 0
     if from_layer is not None:
@@ -149,7 +149,7 @@ def chain_jacobian(
         )
     states = networks.states(chain, params, x, last)
     h = states.last
-    # the layer that differentiation starts at is not part of the product
+    # the layer to differentiate by is not part of the product
     lowest = 0
     if from_layer is not None:
         lowest = first + 1

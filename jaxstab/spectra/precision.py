@@ -1,7 +1,7 @@
-"""Measure the effect of the precision of matrix products on a spectrum.
+"""Effect of the precision of matrix products on a spectrum.
 
 Decompositions run in the dtype of their input on every device, but a device may lower the precision
-of products: TF32 rounds their inputs to 10 mantissa bits and bfloat16 to 7, with sums in float32.
+of products: TF32 rounds the inputs to 10 mantissa bits and bfloat16 to 7, with sums in float32.
 Both are emulated on any device by rounding the inputs of every product, so that the precision of a
 GPU can be studied on a laptop.
 """
@@ -20,11 +20,11 @@ from jaxstab.networks import Chain, Params
 from jaxstab.networks.views import at_one_input
 from jaxstab.spectra.exact import log_singular_values
 
-# float32 as this device multiplies under these settings of `jax.default_matmul_precision`
+# settings of `jax.default_matmul_precision` for products in float32 on this device
 SETTINGS = ("highest", "high", "default")
-# emulated: mantissa bits of the inputs of products; all have float32's exponent
+# mantissa bits of the inputs of emulated products, with float32's exponent
 EMULATED = {"tf32": 10, "bfloat16": 7}
-# primitives that only call a program, after differentiation
+# primitives that only call a program once derivatives are taken
 CALLS = (
     "jit",
     "pjit",
@@ -36,7 +36,7 @@ CALLS = (
     "custom_vjp_call",
     NAME,
 )
-# a value right to 1 % is off by as much in its logarithm
+# error of ln s for a value that is right to 1 %
 RIGHT = 0.01
 
 
@@ -44,10 +44,10 @@ class PrecisionError(NamedTuple):
     """Errors of the spectrum at every wanted depth in one precision.
 
     Attributes:
-        error: |ln s - ln s of the reference|: about the relative error of s, by index; inf where
-            only one is zero.
-        largest: the largest error over the index.
-        median: the median error over the index.
+        error: |ln s - ln s of the reference| by index, about the relative error of s; inf if only
+            one value is zero.
+        largest: largest error over the index.
+        median: median error over the index.
         right: number of leading values that are all right to 1 %.
     """
 
@@ -61,23 +61,24 @@ class PrecisionReport(NamedTuple):
     """Spectra of one network at one input in several precisions.
 
     Attributes:
-        reference: ln s that the modes are compared with, in float64. With x64 off, it is float32
-            with "highest" products, which is then not among the modes and has unknown error.
-        modes: by name; "highest", "high" and "default" as this device multiplies float32; "tf32"
-            and "bfloat16" emulated.
+        reference: ln s in float64, with which the modes are compared. Without x64, the reference is
+            float32 with "highest" products, which is then not among the modes and has unknown
+            error.
+        modes: errors by mode: "highest", "high" and "default" for products of this device, "tf32"
+            and "bfloat16" for emulated products.
     """
 
     reference: Float[Array, "depth index"]
     modes: dict[str, PrecisionError]
 
     def table(self, depths: Depths) -> str:
-        """Return the report as text, for one input, outside jit.
+        """Format the report for one input, outside jit.
 
         Args:
             depths: as given to `precision_report`.
 
         Returns:
-            One line per precision and depth.
+            Text with one line per precision and depth.
         """
         total = self.reference.shape[-1]
         lines = [
@@ -104,21 +105,21 @@ def precision_report(
 ) -> PrecisionReport:
     """Compute `log_singular_values` of one network in several precisions of its matrix products.
 
-    It shows whether a spectrum computed on a GPU is accurate.
+    The report shows whether a spectrum computed on a GPU is accurate.
 
     Parameters and input are rounded to float32 first, in every precision, so that errors are those
-    of the computation. The forward pass is included: in a chaotic network a rounded product acts as
-    another input and changes the whole spectrum. There is a program per precision, six in all; jit
-    compiles them together. No configuration is changed.
+    of the computation. Errors include the forward pass: in a chaotic network a rounded product acts
+    like another input and changes the whole spectrum. There is a program per precision, six in all;
+    jit compiles them together. No configuration is changed.
 
     Args:
         chain: the network; blocks of one width.
-        params: its parameters.
+        params: parameters of the network.
         x: one input.
-        depths: depths L wanted, each in [0, depth of the chain], ascending.
+        depths: wanted depths L, each in [0, depth of the chain], ascending.
 
     Returns:
-        The report; `PrecisionReport.table` prints it.
+        The report; `PrecisionReport.table` formats it.
 
     Raises:
         ValueError: as `log_singular_values`.
@@ -232,5 +233,5 @@ def _inner(given: Any, bits: int) -> Any:
         return tuple(_inner(one, bits) for one in given)
     if not isinstance(given, core.ClosedJaxpr):
         return given
-    # they say too over which axes of a mesh they vary, within a shard_map
+    # in_avals also state the mesh axes along which values vary within a shard_map
     return jax.make_jaxpr(lambda *args: _evaluate(given, args, bits))(*given.in_avals)

@@ -81,7 +81,7 @@ def jacobian(
     if not isinstance(model, Probe):
         return chain_jacobian(model, params, x, from_layer, to_layer, readout)
     if readout:
-        raise ValueError("readout must be False for a probe: its model's output is a site")
+        raise ValueError("readout must be False for a probe, whose output is a site")
     return _probe_jacobian(model, params, x, from_layer, to_layer)
 
 
