@@ -1,4 +1,4 @@
-"""A right call of every public function of seven rooms, by name: its arguments, small."""
+"""A right call of every public function of seven rooms and of two methods, by name: its arguments, small."""
 
 import inspect
 
@@ -26,7 +26,7 @@ key = jax.random.key(0)
 mlp = networks.MLP(3, 4, features_out=2)
 chain = networks.chain(mlp)
 x = jnp.ones(4) / 2
-params = networks.init(mlp, key, x)
+params = chain.init(key, x)
 X = jnp.stack([x, -x, 2 * x])
 y = jnp.array([0, 1, 1])
 goal = curvature.objective(chain)
@@ -57,10 +57,8 @@ def slopes(params):
 
 
 CALLS = {
-    "networks.bind": (
-        networks.bind,
-        {"network": chain, "params": params, "key": None, "rate": 0.0, "sigma_w": 1.0},
-    ),
+    "Chain.bind": (chain.bind, {"params": params, "key": None, "rate": 0.0, "sigma_w": 1.0}),
+    "Chain.init": (chain.init, {"key": key, "x": x, "sigma_w": 1.0, "sigma_b": 0.0}),
     "networks.chain": (networks.chain, {"mlp": mlp}),
     "networks.downwards": (
         networks.downwards,
@@ -85,10 +83,6 @@ CALLS = {
     "networks.from_params": (
         networks.from_params,
         {"applies": [lambda p, x: x] * 3, "params": [{}, {}, {}]},
-    ),
-    "networks.init": (
-        networks.init,
-        {"mlp": mlp, "key": key, "x": x, "sigma_w": 1.0, "sigma_b": 0.0},
     ),
     "networks.mlp": (
         networks.mlp,

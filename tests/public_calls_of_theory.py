@@ -73,8 +73,7 @@ CALLS = {
         theory.lyapunov_exponents,
         {"width": 8, "sigma_w": 1.0, "alive": 0.5},
     ),
-    "theory.missing": (theory.missing, {"block": "tanh"}),
-    "theory.moment_error": (theory.moment_error, {"activation": "tanh", "q": 1.0}),
+    "theory.missing": (theory.missing, {"block": "tanh", "q": 1.0}),
     "theory.predict": (
         theory.predict,
         {

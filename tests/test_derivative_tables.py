@@ -399,7 +399,6 @@ _WITHOUT = {
             "fourth_moment",
             "lyapunov_exponents",
             "missing",
-            "moment_error",
             "shaped",
         ),
         _PLAIN,

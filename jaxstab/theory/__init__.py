@@ -34,7 +34,6 @@ from jaxstab.theory.maps import (
     second_moment,
     second_moment_slope,
 )
-from jaxstab.theory.moment_errors import MomentError, moment_error
 from jaxstab.theory.prediction import predict
 from jaxstab.theory.reasons import missing
 from jaxstab.theory.shaping import Shaped, shaped
@@ -50,7 +49,6 @@ __all__ = [
     "Kernels",
     "Law",
     "LogGrowth",
-    "MomentError",
     "PredictedSharpness",
     "ResidualStages",
     "Shaped",
@@ -75,7 +73,6 @@ __all__ = [
     "log_growth",
     "lyapunov_exponents",
     "missing",
-    "moment_error",
     "predict",
     "product_law",
     "saturation",

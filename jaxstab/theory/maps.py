@@ -3,7 +3,7 @@
 Poole et al. 2016 (arXiv:1606.05340) and Schoenholz et al. 2017 (arXiv:1611.01232), with V(q) = E
 phi(sqrt(q) u)^2 and M(q) = E phi'(sqrt(q) u)^2. Gains sigma_w and sigma_b are standard deviations.
 Every function takes scalars; `jax.vmap` maps them over grids. A moment is NaN or inf where it is
-infinite, or where quadrature misses a relative accuracy of 1e-8; `moment_error` gives the reason.
+infinite, or where quadrature misses a relative accuracy of 1e-8; `missing` gives the reason.
 
 `log_length_map` and `distance_map` map ln q and 1 - c, and hold at every length.
 """

@@ -1,48 +1,25 @@
-"""Accuracy of the moments of an activation, with the reason where one is unknown."""
-
-from typing import NamedTuple
+"""Reasons why moments of an activation are unknown."""
 
 import jax.numpy as jnp
 import numpy as np
 
-from jaxstab.activations import Activation, get
-from jaxstab.arguments import explained
+from jaxstab.activations import Activation
 from jaxstab.theory.features import Features, features
-from jaxstab.theory.maps import AnyActivation, derivative_moment, second_moment
+from jaxstab.theory.maps import derivative_moment, second_moment
 from jaxstab.theory.moments import CANCELLED, CANCELLED_SQUARE, log_moments
 from jaxstab.theory.quadrature import ACCURACY
 
 
-class MomentError(NamedTuple):
-    """Accuracy of the moments of an activation at one length.
-
-    Attributes:
-        second_moment: whether V(q) has a relative accuracy of 1e-8; if not, V(q) is NaN or inf.
-        derivative_moment: whether M(q) has a relative accuracy of 1e-8; if not, M(q) is NaN or inf.
-        reason: why V, M, xi_q or xi_c is not known, in words; empty where all are known.
-    """
-
-    second_moment: bool
-    derivative_moment: bool
-    reason: str
-
-
-@explained
-def moment_error(activation: AnyActivation, q: float) -> MomentError:
-    """Check that quadrature gives an activation's moments, with the reason where it does not.
+def missing_moments(phi: Activation, q: float) -> str:
+    """Give the reason why V, M, xi_q or xi_c of an activation is not known at a length.
 
     Args:
-        activation: name, `Activation` or elementwise callable.
+        phi: activation.
         q: length, > 0; not traced.
 
     Returns:
-        Accuracy of both moments, and the reason.
-
-    Example:
-        >>> moment_error(lambda z: jnp.sign(z) * jnp.sqrt(jnp.abs(z)), 1.0).reason
-        "E phi'^2 is infinite: phi' grows too fast towards z = 0"
+        The reason; empty where quadrature gives them all to a relative accuracy of 1e-8.
     """
-    phi = get(activation)
     about = features(phi)
     length = bool(jnp.isfinite(second_moment(phi, q)))
     slope = bool(jnp.isfinite(derivative_moment(phi, q)))
@@ -51,7 +28,7 @@ def moment_error(activation: AnyActivation, q: float) -> MomentError:
         reasons = [f"two rules of quadrature differ by more than {ACCURACY:g} at q = {q:g}"]
     if length and slope:
         reasons += _cancelled(phi, about, q)
-    return MomentError(length, slope, "; ".join(reasons))
+    return "; ".join(reasons)
 
 
 def _cancelled(phi: Activation, about: Features, q: float) -> list[str]:

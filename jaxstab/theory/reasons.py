@@ -3,7 +3,9 @@
 import jax
 import numpy as np
 
+from jaxstab.arguments import explained
 from jaxstab.theory.laws import AnyBlock, Law, as_law
+from jaxstab.theory.moment_errors import missing_moments
 
 # fields of the records of `predict`
 FIELDS = (
@@ -18,16 +20,20 @@ FIELDS = (
 )
 
 
-def missing(block: AnyBlock) -> dict[str, str]:
+@explained
+def missing(block: AnyBlock, q: float | None = None) -> dict[str, str]:
     """List what theory cannot predict for a block, with reasons.
 
     Args:
         block: law, chain that carries one, or activation of a plain block.
+        q: length, > 0, not traced, at which moments of the activation are checked; None for no
+            check.
 
     Returns:
         Reasons by name. A name is a field of `predict`'s records that is NaN; "fixed_point" where
         there is none or its fields are limits of infinite depth; "critical_points" where no gain
-        has chi_1 = 1; "kernels" where theory has no kernels.
+        has chi_1 = 1; "kernels" where theory has no kernels; "moments" where E phi^2, E phi'^2,
+        xi_q or xi_c is infinite or lacks a relative accuracy of 1e-8 at q.
 
     Example:
         >>> from jaxstab import theory
@@ -35,6 +41,8 @@ def missing(block: AnyBlock) -> dict[str, str]:
         ['dead', 'kernels', 'log_s']
         >>> theory.missing(theory.law("tanh", skip="sum"))["fixed_point"]
         'residual: q grows with every block; c* and the rates are limits of infinite depth'
+        >>> theory.missing(lambda z: jax.numpy.sqrt(jax.numpy.abs(z)), q=1.0)["moments"]
+        "E phi'^2 is infinite: phi' grows too fast towards z = 0"
     """
     known = as_law(block)
     functions = {
@@ -42,6 +50,8 @@ def missing(block: AnyBlock) -> dict[str, str]:
         "critical_points": missing_critical_points(known),
         "kernels": missing_kernels(known),
     }
+    if q is not None:
+        functions["moments"] = missing_moments(known.activation, q)
     return missing_fields(known) | {name: why for name, why in functions.items() if why}
 
 

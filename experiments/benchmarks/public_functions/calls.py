@@ -27,7 +27,6 @@ PLAIN = (
     "theory.doubly_critical",
     "theory.fourth_moment",
     "theory.lyapunov_exponents",
-    "theory.moment_error",
     "theory.shaped",
 )
 
@@ -298,7 +297,6 @@ def of_theory(depth: int) -> dict[str, Call]:
         "theory.length_map": lambda p, x, key: theory.length_map("tanh", gain(x), 0.1, 1.0),
         "theory.log_growth": lambda p, x, key: theory.log_growth("relu", 8, gain(x)),
         "theory.lyapunov_exponents": lambda p, x, key: theory.lyapunov_exponents(8),
-        "theory.moment_error": lambda p, x, key: theory.moment_error("tanh", 1.0),
         "theory.predict": lambda p, x, key: theory.predict(
             "tanh", gain(x), 0.1, [2, depth], width=8, d_in=8
         ),
