@@ -137,3 +137,20 @@ def test_saturation_and_dead_share():
         2 * ndtr(-edge / 2), abs=3e-4
     )
     assert float(theory.saturation("identity", 4.0, 0.1)) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("place", "width"),
+    [(2.47653346366633, 2e-3), (2.9832596147352657, 2e-3), (0.15212593485435555, 6e-4)],
+)
+def test_a_spike_between_the_points_of_a_panel_is_seen(place, width):
+    # places at which no Chebyshev point of a panel comes near the spike
+    phi = lambda z: jnp.tanh(z) + 3 * jnp.exp(-(((z - place) / width) ** 2) / 2)
+    known = lambda z: (np.tanh(z) + 3 * np.exp(-(((z - place) / width) ** 2) / 2)) ** 2
+    density = lambda z: np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi)
+    cuts = [-9.0, place - 10 * width, place, place + 10 * width, 9.0]
+    wanted = sum(
+        integrate.quad(lambda z: known(z) * density(z), low, high, epsabs=1e-14, epsrel=1e-12)[0]
+        for low, high in itertools.pairwise(cuts)
+    )
+    assert float(theory.second_moment(phi, 1.0)) == pytest.approx(wanted, rel=1e-10)

@@ -26,6 +26,11 @@ _OFF_RIGHT = 1.0371
 _HUGE = 1e100
 # a panel that is unresolved at this width, relative to max(1, |z|), holds a kink
 _NARROW = 2.0**-44
+# spacing and reach of a grid between whose points nothing may hide, and how far values on it may be
+# from a panel's polynomial, in units of what its coefficients may be
+_SPACING = 1e-3
+_SCANNED = 8.0
+_BETWEEN = 1e3
 # relative change of values by rounding of z, over a panel as wide as |z|
 _ROUNDED = 2 * 2.0**-52
 
@@ -55,16 +60,47 @@ def _chebyshev() -> tuple[np.ndarray, np.ndarray]:
     return np.cos(angle), to_coefficients
 
 
+class _Grid(NamedTuple):
+    """phi and phi' on a grid near 0, finer than the points of a panel."""
+
+    z: Float[np.ndarray, " n"]
+    values: tuple[Float[np.ndarray, " n"], ...]
+
+    def between(
+        self,
+        low: float,
+        high: float,
+        which: int,
+        coefficients: Float[np.ndarray, " c"],
+        allowed: float,
+    ) -> bool:
+        """Check that a value on the grid is that of a polynomial on a panel."""
+        inside = slice(*np.searchsorted(self.z, [low, high]))
+        if inside.start == inside.stop:
+            return True
+        x = (2 * self.z[inside] - low - high) / (high - low)
+        off = np.abs(np.polynomial.chebyshev.chebval(x, coefficients) - self.values[which][inside])
+        return not np.any(off > _BETWEEN * allowed)
+
+
+def _grid(probe: Probe) -> _Grid:
+    count = round(2 * _SCANNED / _SPACING)
+    z = np.linspace(-_SCANNED, _SCANNED, count) * _OFF_RIGHT
+    with np.errstate(all="ignore"):
+        return _Grid(z, probe(z))
+
+
 def _resolved(
-    probe: Probe, low: np.ndarray, high: np.ndarray, floor: float
+    probe: Probe, low: np.ndarray, high: np.ndarray, floor: float, grid: _Grid
 ) -> Bool[np.ndarray, " n"]:
     """Check that phi and phi' are polynomials on each panel."""
     points, to_coefficients = _chebyshev()
     z = (low + high)[:, None] / 2 + (high - low)[:, None] / 2 * points
     fits = np.ones(len(low), bool)
     with np.errstate(all="ignore"):
-        for values in probe(z):
-            coefficients = np.abs(values @ to_coefficients.T)
+        for which, values in enumerate(probe(z)):
+            signed = values @ to_coefficients.T
+            coefficients = np.abs(signed)
             size = np.max(np.abs(values), axis=1)
             noise = (
                 np.ptp(values, axis=1)
@@ -74,7 +110,11 @@ def _resolved(
             )
             allowed = _RESOLVED * (size + floor) + noise
             # halving panels does not help against overflow
-            fits &= (coefficients[:, _KEPT:].max(axis=1) <= allowed) | ~(size <= _HUGE)
+            smooth = coefficients[:, _KEPT:].max(axis=1) <= allowed
+            # the grid is finer than the points of a wide panel only
+            for k in np.flatnonzero(smooth & fits & (high - low > _POINTS * _SPACING / 2)):
+                smooth[k] = grid.between(low[k], high[k], which, signed[k], allowed[k])
+            fits &= smooth | ~(size <= _HUGE)
     return fits
 
 
@@ -101,8 +141,9 @@ def panels(probe: Probe, known: tuple[float, ...] = ()) -> Panels:
     with np.errstate(all="ignore"):
         usual = np.abs(np.stack(probe(np.linspace(-4.0, 4.0, 200) + 1e-3)))
     floor = 0.1 * float(np.median(usual[usual < _HUGE])) + 1e-300
+    grid = _grid(probe)
     for _ in range(_ROUNDS):
-        open_ = ~_resolved(probe, low, high, floor)
+        open_ = ~_resolved(probe, low, high, floor, grid)
         low = low[open_]
         high = high[open_]
         narrow = high - low <= _NARROW * np.maximum(1.0, np.abs(low))
