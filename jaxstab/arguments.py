@@ -23,12 +23,13 @@ R = TypeVar("R")
 # classes of the numbers that an annotation may name; jax.typing.ArrayLike names them all
 _NUMBERS = (bool, int, float, complex, np.bool_, np.number)
 _ARRAYS = (jax.Array, np.ndarray)
+# by the name of the class: JAX cannot sort keys that are classes
 _WORDS = {
-    bool: "True or False",
-    int: "an integer",
-    float: "a number",
-    str: "a name",
-    tuple: "a tuple",
+    "bool": "True or False",
+    "int": "an integer",
+    "float": "a number",
+    "str": "a name",
+    "tuple": "a tuple",
 }
 _KEY = Key[Array, ""]
 # folders of this package
@@ -226,8 +227,8 @@ def _words(annotation: Any) -> str:
 
 
 def _word(annotation: Any) -> str:
-    if annotation in _WORDS:
-        return _WORDS[annotation]
+    if annotation in (bool, int, float, str, tuple):
+        return _WORDS[annotation.__name__]
     if _is_key(annotation):
         return "a PRNG key, such as jax.random.key(0)"
     if _is_array(annotation):
