@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from jaxstab import networks, records, spectra
 from jaxstab.networks import MLP, Params
 from jaxstab.spectra import graded
+from jaxstab.spectra.factors import factor_rank
 from jaxstab.spectra.graded_values import log_values_with_errors
 
 KEY = jax.random.key(3)
@@ -125,7 +126,7 @@ def _regimes(n=12, layers=60):
 @jax.jit
 def _with_errors(factors):
     layer = lambda product, factor: (
-        product.then(factor @ product.basis, graded.rank(factor), factor),
+        product.then(factor @ product.basis, factor_rank(factor), factor),
         None,
     )
     start = graded.identity(factors.shape[1], factors.dtype)

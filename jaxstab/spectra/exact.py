@@ -22,6 +22,7 @@ from jaxstab.norms.meshes import varying_like
 from jaxstab.precision import at_full_precision
 from jaxstab.spectra import graded
 from jaxstab.spectra.depths import at_depths, check_layers, count_values, together, unequal
+from jaxstab.spectra.factors import factor_rank, in_range
 from jaxstab.spectra.graded_values import log_values, log_values_with_errors
 
 
@@ -77,9 +78,9 @@ def product_log_singular_values(factors: Float[Array, "layers n n"]) -> Float[Ar
     check_floating("factors", factors.dtype)
 
     def layer(product: graded.Product, factor: Array) -> tuple[graded.Product, None]:
-        scaled, power = graded.in_range(factor)
+        scaled, power = in_range(factor)
         pushed = scaled @ product.basis
-        most = jnp.minimum(graded.rank(scaled), graded.rank(pushed, product.alive))
+        most = jnp.minimum(factor_rank(scaled), factor_rank(pushed, product.alive))
         return product.then(pushed, most, power=power), None
 
     start = graded.identity(factors.shape[1], factors.dtype, errors=False)
@@ -179,7 +180,7 @@ def _log_spectrum(
     def start(jacobian: Array | None, h: Array) -> graded.Product:
         if jacobian is None:
             return varying_like(graded.identity(h.shape[0], h.dtype, errors), h)
-        rank = graded.rank(jacobian)
+        rank = factor_rank(jacobian)
         # an orthonormal factor on the right of a wide one changes no singular value
         if jacobian.shape[0] < jacobian.shape[1]:
             jacobian = decompositions.qr(jacobian.T)[1].T
@@ -197,7 +198,7 @@ def _log_spectrum(
     def end(h: Array, product: graded.Product) -> tuple:
         if readout:
             jacobian = jax.jacrev(lambda h: chain.readout(params, h))(h)
-            product = product.then(jacobian @ product.basis, graded.rank(jacobian), jacobian)
+            product = product.then(jacobian @ product.basis, factor_rank(jacobian), jacobian)
         if product.disturbed is None:
             return (product.graded,)
         return product.graded, product.disturbed.graded, product.rank.astype(h.dtype)

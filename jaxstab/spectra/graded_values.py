@@ -22,7 +22,8 @@ from jaxtyping import Array, Float, Int
 from jaxstab import decompositions
 from jaxstab.derivatives import custom_jvp
 from jaxstab.precision import at_full_precision
-from jaxstab.spectra.graded import Graded, coupled, log_lengths, qr, sorted_rows
+from jaxstab.spectra.factors import log_lengths, qr
+from jaxstab.spectra.graded import Graded, coupled, sorted_rows
 from jaxstab.spectra.neighbours import (
     OF_VALUES,
     OF_VECTORS,

@@ -20,7 +20,7 @@ from jaxstab.networks.views import at_one_input
 from jaxstab.norms.logarithms import unit
 from jaxstab.norms.meshes import varying_like
 from jaxstab.records import standard_error
-from jaxstab.spectra.graded import rank
+from jaxstab.spectra.factors import factor_rank
 
 
 class PartialJacobian(NamedTuple):
@@ -97,7 +97,7 @@ def local_log_singular_values(
     """
     jacobians = _jacobians(chain, params, x)
     s = decompositions.singular_values(jacobians)
-    dead = jnp.arange(s.shape[-1])[None] >= jax.vmap(rank)(jacobians)[:, None]
+    dead = jnp.arange(s.shape[-1])[None] >= jax.vmap(factor_rank)(jacobians)[:, None]
     # ln 1 in place of ln 0, so that the gradient is zero and not NaN
     dead = dead | (s == 0)
     return jnp.where(dead, -jnp.inf, jnp.log(jnp.where(dead, 1.0, s)))
