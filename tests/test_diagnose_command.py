@@ -154,8 +154,8 @@ def test_a_dead_layer_of_a_hostile_name_is_told_three_times(tmp_path, capsys):
 def test_a_function_without_labels(tmp_path, capsys):
     # a file of a machine of the other byte order
     assert _diagnose("tagged", "swapped.npz", tmp_path) == 0
-    assert "nothing found" in capsys.readouterr().out
-    assert "Nothing found" in (tmp_path / "diagnosis.html").read_text(encoding="utf-8")
+    assert "no finding" in capsys.readouterr().out
+    assert "No finding" in (tmp_path / "diagnosis.html").read_text(encoding="utf-8")
 
 
 def test_an_optimiser(tmp_path, capsys):

@@ -512,6 +512,6 @@ def test_healthy_models_raise_no_alarm_over_five_seeds(model):
         assert report.healthy, f"seed {seed}: {report}"
         # a cell's last state, which nothing reads, is no zero gradient
         assert np.isfinite(report.rate.value)
-    assert "nothing found" in str(report)
+    assert "no finding" in str(report)
     rows = json.loads(report.as_json())["rows"]
     assert list(rows) == [row.name for row in probe.rows]

@@ -118,7 +118,7 @@ def test_a_summary_has_the_best_gains_sharpness_over_its_edge(summary):
 
 def test_the_page_draws_it(summary, tmp_path):
     page = report.write(summary, tmp_path / "page.html").read_text(encoding="utf-8")
-    assert "Sharpness over its edge" in page and "sharpness.csv" in page
+    assert "Sharpness relative to the edge" in page and "sharpness.csv" in page
     assert "At the last record, by depth: sgd: 4.5, nan" in page
 
 

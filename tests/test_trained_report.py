@@ -214,7 +214,7 @@ def test_report_of_next_to_nothing(done, tmp_path):
     assert cli.main(["report", url, "--out", str(tmp_path / "page.html")]) == 0
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert len(_pictures(page)) == 8 and ("1 of 1 runs are missing" in page) == (not done)
-    assert "give --evaluate 0 to see it" in page
+    assert "--evaluate 0 includes it" in page
 
 
 def test_a_store_of_something_else_is_one_line_and_exit_code_2(tmp_path, capsys):

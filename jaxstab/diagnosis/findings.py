@@ -185,7 +185,7 @@ class Diagnosis(NamedTuple):
 
     def _body(self) -> list[str]:
         if self.healthy:
-            return ["nothing found: signal and gradient survive the depth"]
+            return ["no finding: signal and gradient survive the depth"]
         lines = [f"{i + 1}. {finding}" for i, finding in enumerate(self.findings)]
         if self.prescriptions:
             lines += ["", "measured to help (the method apply returns the parameters):"]

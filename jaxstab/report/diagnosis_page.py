@@ -56,7 +56,7 @@ def write(found: Diagnosis, path: str | Path, subject: str, attributes: Mapping[
 def _seen(found: Diagnosis) -> str:
     """Describe the figure in words."""
     where = "; ".join(f"{finding.what} at {finding.where}" for finding in found.findings)
-    return f"Gradient and signal at {len(found.measured.rows)} places; {where or 'nothing found'}."
+    return f"Gradient and signal at {len(found.measured.rows)} places; {where or 'no finding'}."
 
 
 def _short(value: float) -> str:

@@ -63,14 +63,14 @@ def write(dataset: xr.Dataset, path: str | Path) -> Path:
             "a report needs a survey or a summary of trainings; as a survey this dataset lacks "
             f"{', '.join(sorted(missing)) or 'its grid'}"
         )
-    told = _alts(dataset)
+    alts = _alts(dataset)
     content = {
         "depth": int(dataset.depth.max()),
         "n_xi": N_XI,
         "colours": [(verdict, COLOURS[verdict]) for verdict in ("vanish", "critical", "explode")],
         "rows": [_row(dataset.sel(activation=name)) for name in dataset.activation.values.tolist()],
         "figures": {
-            name: _picture(dataset, name, told[name])
+            name: _picture(dataset, name, alts[name])
             for name, (_, variables) in _DRAWN.items()
             if name != "sharpness" or set(variables) <= set(dataset)
         },
@@ -163,8 +163,8 @@ def _agreement(of: xr.Dataset) -> str:
     """Count the rates by their agreement with theory; empty for a store of an older version."""
     if "agreement" not in of:
         return ""
-    told = of.agreement.values.astype(str).tolist()
-    return ", ".join(f"{told.count(kind)} {kind}" for kind in AGREEMENTS if kind in told)
+    rates = of.agreement.values.astype(str).tolist()
+    return ", ".join(f"{rates.count(kind)} {kind}" for kind in AGREEMENTS if kind in rates)
 
 
 def _verdicts(of: xr.Dataset) -> str:
@@ -186,8 +186,8 @@ def _alts(dataset: xr.Dataset) -> dict[str, str]:
     span = f"weight gains {gains[0]:g} to {gains[-1]:g}"
     depth = int(dataset.depth.max())
 
-    def each(tell: Callable[[xr.Dataset], str]) -> str:
-        return "; ".join(f"{name}: {tell(dataset.sel(activation=name))}" for name in names)
+    def each(describe: Callable[[xr.Dataset], str]) -> str:
+        return "; ".join(f"{name}: {describe(dataset.sel(activation=name))}" for name in names)
 
     def sharpest(of: xr.Dataset) -> str:
         return _ends(of.mean_log_sharpness.isel(depth=-1))
@@ -196,7 +196,7 @@ def _alts(dataset: xr.Dataset) -> dict[str, str]:
         layer = min(depth, dataset.sizes["layer"] - 1)
         return _ends(of.c.mean(("seed", "input")).isel(layer=layer))
 
-    told = {
+    alts = {
         "phase_diagram": f"Predicted ln chi_1 over {span} and biases, with measured verdicts. {each(_verdicts)}.",
         "gradient_norms": (
             f"Norm of the gradient against the layer, depth {depth}, relative to the last layer, "
@@ -220,9 +220,9 @@ def _alts(dataset: xr.Dataset) -> dict[str, str]:
         ),
     }
     if "mean_log_sharpness" in dataset:
-        told["sharpness"] = (
+        alts["sharpness"] = (
             f"Largest Hessian eigenvalue of the loss at the start, over {span}, measured beside "
             "the predicted "
             f"Gauss-Newton eigenvalue. Its logarithm at depth {depth}: {each(sharpest)}."
         )
-    return told
+    return alts

@@ -75,7 +75,7 @@ def write(summary: xr.Dataset, path: str | Path) -> Path:
     if hidden > 0:
         more = f" The first {trained_figures.MOST} kinds; {hidden} more are in the tables."
     shown = _spread(summary.depth.values)
-    told = _alts(summary)
+    alts = _alts(summary)
     content = {
         "missing": int(summary.runs.sel(outcome="missing").sum()),
         "missing_share": f"{100 * (1 - summary.attrs['done']):.3g}",
@@ -90,7 +90,7 @@ def write(summary: xr.Dataset, path: str | Path) -> Path:
         "first": int(summary.evaluation[0]),
         "more": more,
         "figures": {
-            name: _picture(summary, name, told[name])
+            name: _picture(summary, name, alts[name])
             for name, (_, variables) in _DRAWN.items()
             if set(variables) <= set(summary)
         },
@@ -116,7 +116,7 @@ def _settings(summary: xr.Dataset) -> str:
             return grid[name]
         return [grid[name]]
 
-    def told(name: str) -> str:
+    def listed(name: str) -> str:
         return ", ".join(f"{value}" for value in values(name))
 
     rates = ", ".join(f"{rate:g}" for rate in values("learning_rate"))
@@ -125,7 +125,7 @@ def _settings(summary: xr.Dataset) -> str:
     if values("batch") == [None]:
         batch = "full batch"
     else:
-        batch = f"batch {told('batch')}"
+        batch = f"batch {listed('batch')}"
     depths = values("depth")
     gains = values("sigma_w")
     if "measure" in summary.attrs:
@@ -133,10 +133,10 @@ def _settings(summary: xr.Dataset) -> str:
     else:
         steps = "some"
     return (
-        f"{summary.attrs.get('data', 'data unknown')}, width {told('width')}, depths {depths[0]} "
+        f"{summary.attrs.get('data', 'data unknown')}, width {listed('width')}, depths {depths[0]} "
         f"to {depths[-1]}, "
         f"{len(gains)} gains in [{gains[0]:g}, {gains[-1]:g}], "
-        f"{steps} steps of {told('optimiser')}, {batch}, learning rate{'s' * several} {rates}"
+        f"{steps} steps of {listed('optimiser')}, {batch}, learning rate{'s' * several} {rates}"
         f"{', the best in every cell' * several}, {seeds} seed{'s' * (seeds > 1)}, {grid['dtype']}"
     )
 
@@ -154,13 +154,15 @@ def _alts(summary: xr.Dataset) -> dict[str, str]:
     depths = summary.depth.values
     names = summary.kind.values.tolist()[: trained_figures.MOST]
 
-    def each(tell: Callable[[xr.Dataset], str]) -> str:
-        return "; ".join(f"{name}: {tell(summary.isel(kind=i))}" for i, name in enumerate(names))
+    def each(describe: Callable[[xr.Dataset], str]) -> str:
+        return "; ".join(
+            f"{name}: {describe(summary.isel(kind=i))}" for i, name in enumerate(names)
+        )
 
     def best(of: xr.Dataset) -> str:
         values = of.train_accuracy.isel(evaluation=-1)
         if not values.notnull().any():
-            return "nothing known"
+            return "unknown"
         index = values.fillna(-np.inf).argmax(("depth", "sigma_w"))
         cell = values.isel(index)
         return f"best {float(cell):.3g} at depth {int(cell.depth)}, gain {float(cell.sigma_w):.3g}"
@@ -182,7 +184,7 @@ def _alts(summary: xr.Dataset) -> dict[str, str]:
     return {
         "accuracy_heat_map": f"Training accuracy over {span}. {each(best)}.",
         "learning_curves": f"Training loss against the minibatch, a curve per depth. Last loss: {each(last)}.",
-        "sharpness": "Sharpness over the largest stable one against the minibatch, a curve per depth. At the "
+        "sharpness": "Sharpness over the largest stable sharpness against the minibatch, a curve per depth. At the "
         f"last record, by depth: {each(edge)}.",
         "steps_to_threshold": f"Minibatches to the threshold against depth, a curve per gain. {each(reached)}.",
         "first_gradients": "Norm of the loss's gradient with respect to each layer's parameters, a curve per gain.",
@@ -255,7 +257,7 @@ def _fits(summary: xr.Dataset) -> list[dict[str, Any]]:
                 intervals = {
                     side: _interval(of.sel(side=side)) for side in ("both", "ordered", "chaotic")
                 }
-                told = {
+                row = {
                     "name": of.kind.item(),
                     "steps": int(of.evaluation),
                     "scale": scale,
@@ -267,7 +269,7 @@ def _fits(summary: xr.Dataset) -> list[dict[str, Any]]:
                         float(both.fit_exponent), float(both.fit_exponent_error), 2
                     ),
                 }
-                rows.append(told | intervals)
+                rows.append(row | intervals)
     return rows
 
 
