@@ -33,17 +33,12 @@ from jaxstab.theory import host
 from jaxstab.theory.maps import AnyActivation, _float, _inside
 from jaxstab.theory.panels import centres, density, graded_panels
 from jaxstab.theory.rectangular import curve
+from jaxstab.theory.resolvents import Factor, law_at, moduli, real_angle
 from jaxstab.theory.widths import Widths, checked_widths, moments, spread_of, top_atom
 
 # nodes of a half-panel: w comes close to the values d where their density is low
 _NODES = 256
 _REACH = 9.0
-_HALVINGS = 52
-# moduli of w, relative to the largest d, that are scanned for the range of the grid
-_SCANNED = 256
-_LOWEST = 1e-12
-# largest share of singular values below the lowest point
-_TAIL = 1e-6
 
 
 class JacobianLaw(NamedTuple):
@@ -95,103 +90,6 @@ class JacobianMoments(NamedTuple):
     relative_variance: Float[Array, ""]
 
 
-class _Factor(NamedTuple):
-    """Parameters of the curve: the law of d as atoms, depth L, and g."""
-
-    d: Float[Array, " k"]
-    share: Float[Array, " k"]
-    depth: Float[Array, ""]
-    gaussian: int
-
-
-class _Resolvent(NamedTuple):
-    """Real parts of m and 1 + m at w = r e^(i theta), and b = -Im m."""
-
-    m: Float[Array, " n"]
-    one_plus_m: Float[Array, " n"]
-    b: Float[Array, " n"]
-
-
-def _resolvent(factor: _Factor, r: Array, theta: Array) -> _Resolvent:
-    d = factor.d[None]
-    share = factor.share[None]
-    r = r[:, None]
-    theta = theta[:, None]
-    # |w - d|^2 without cancellation near the axis
-    weight = share / jnp.maximum(
-        (r - d) ** 2 + 4 * r * d * jnp.sin(theta / 2) ** 2, jnp.finfo(d.dtype).tiny
-    )
-    cosine = r * jnp.cos(theta)
-    sine = r * jnp.sin(theta)
-    mean = lambda values: jnp.sum(weight * values, axis=1)
-    return _Resolvent(mean(d * (cosine - d)), mean(r**2 - d * cosine), mean(d * sine))
-
-
-def _angle(factor: _Factor, resolvent: _Resolvent, theta: Array) -> Array:
-    """Compute arg lambda, which is negative below the angle where lambda is real."""
-    outer = -jnp.arctan2(resolvent.b, resolvent.one_plus_m)
-    inner = -jnp.arctan2(resolvent.b, resolvent.m)
-    return factor.depth * (theta + factor.gaussian * outer) + (factor.depth - 1) * (inner - outer)
-
-
-def _real_angle(factor: _Factor, r: Array) -> Array:
-    """Find the angle of w at which lambda is real, 0 where the density is 0."""
-
-    def halve(_: Array | int, ends: tuple[Array, Array]) -> tuple[Array, Array]:
-        low, high = ends
-        middle = (low + high) / 2
-        below = _angle(factor, _resolvent(factor, r, middle), middle) < 0
-        return jnp.where(below, middle, low), jnp.where(below, high, middle)
-
-    return jax.lax.fori_loop(0, _HALVINGS, halve, (jnp.zeros_like(r), jnp.full_like(r, np.pi)))[1]
-
-
-def _law_at(factor: _Factor, r: Array, theta: Array) -> tuple[Array, Array, Array]:
-    """Compute ln lambda, the share above, and the density of ln lambda, at w = r e^(i theta)."""
-    resolvent = _resolvent(factor, r, theta)
-    depth = factor.depth
-    size = jnp.log(jnp.hypot(resolvent.one_plus_m, resolvent.b))
-    log_lambda = depth * (jnp.log(r) + factor.gaussian * size) + (depth - 1) * (
-        jnp.log(jnp.hypot(resolvent.m, resolvent.b)) - size
-    )
-    outer = -jnp.arctan2(resolvent.b, resolvent.one_plus_m)
-    w_d = jnp.arctan2((r * jnp.sin(theta))[:, None], (r * jnp.cos(theta))[:, None] - factor.d[None])
-    turned = jnp.sum(factor.share[None] * (w_d - theta[:, None]), axis=1)
-    above = depth * turned + (depth - 1) * outer + factor.gaussian * depth * (-resolvent.b - outer)
-    return log_lambda, jnp.clip(above / np.pi, 0, 1), resolvent.b / np.pi
-
-
-def _upper_edge(factor: _Factor, r: Array, theta: Array) -> Array:
-    """Find the largest |w| with density > 0, between two neighbours in r."""
-    little = jnp.asarray(jnp.finfo(r.dtype).eps ** 0.5, r.dtype)[None]
-    last = jnp.max(jnp.where(theta > 10 * little[0], jnp.arange(len(r)), 0))
-
-    def halve(_: Array | int, ends: tuple[Array, Array]) -> tuple[Array, Array]:
-        low, high = ends
-        middle = jnp.sqrt(low * high)
-        inside = _angle(factor, _resolvent(factor, middle[None], little), little)[0] < 0
-        return jnp.where(inside, middle, low), jnp.where(inside, high, middle)
-
-    return jax.lax.fori_loop(0, _HALVINGS, halve, (r[last], r[last + 1]))[0]
-
-
-def _moduli(factor: _Factor, points: int) -> Array:
-    """Choose moduli |w| of the continuous part, ascending to its upper edge, dense at both ends."""
-    # the edge is about L mu_2 / mu_1, and mu_2 / mu_1 at most the largest d
-    scan = jnp.max(factor.d) * jnp.geomspace(
-        _LOWEST, 4 * (factor.depth + 1), _SCANNED, dtype=factor.d.dtype
-    )
-    theta = _real_angle(factor, scan)
-    edge = _upper_edge(factor, scan, theta)
-    _, above, _ = _law_at(factor, scan, theta)
-    first = jnp.max(jnp.where(above >= above[0] - _TAIL, jnp.arange(_SCANNED), 0))
-    low = jnp.log(jnp.minimum(scan[first], edge / 2))
-    high = jnp.log(edge)
-    return jnp.exp(
-        low + (high - low) * (1 - jnp.cos(jnp.linspace(0, np.pi, points, dtype=factor.d.dtype))) / 2
-    )
-
-
 def _checked(depth: ArrayLike | None, weights: str, widths: Sequence[int] | None) -> Widths | None:
     """Check depth, weights and widths; return the widths, None where only depth is given."""
     if weights not in ("gaussian", "orthogonal"):
@@ -212,12 +110,12 @@ def _checked(depth: ArrayLike | None, weights: str, widths: Sequence[int] | None
     return checked
 
 
-def _factor(d: ArrayLike, share: ArrayLike, depth: ArrayLike, weights: str) -> _Factor:
+def _factor(d: ArrayLike, share: ArrayLike, depth: ArrayLike, weights: str) -> Factor:
     least = 1 if weights == "gaussian" else 2
     if not isinstance(depth, jax.core.Tracer) and not np.all(np.asarray(depth) >= least):
         raise ValueError(f"depth must be at least {least} with {weights} weights, got {depth!r}")
     d = _float(d)
-    return _Factor(
+    return Factor(
         d, jnp.asarray(share, d.dtype), jnp.asarray(depth, d.dtype), int(weights == "gaussian")
     )
 
@@ -369,9 +267,9 @@ def _refused(primals: tuple[JacobianLaw], tangents: tuple[JacobianLaw]) -> Any:
     )
 
 
-def _product_law(factor: _Factor, points: int) -> JacobianLaw:
-    r = _moduli(factor, points - 2)
-    log_lambda, above, density = _law_at(factor, r, _real_angle(factor, r))
+def _product_law(factor: Factor, points: int) -> JacobianLaw:
+    r = moduli(factor, points - 2)
+    log_lambda, above, density = law_at(factor, r, real_angle(factor, r))
     # L free factors keep 1 - L (1 - a) of a top atom of mass a (Bercovici & Voiculescu 1998)
     largest = jnp.max(factor.d)
     heaviest = jnp.sum(jnp.where(factor.d >= largest, factor.share, 0))
@@ -452,6 +350,6 @@ def jacobian_moments(
 
 
 @jax.jit
-def _moments(factor: _Factor) -> JacobianMoments:
+def _moments(factor: Factor) -> JacobianMoments:
     mean, spread = spread_of(factor.d, factor.share)
     return JacobianMoments(factor.depth * jnp.log(mean), factor.depth * (spread + factor.gaussian))
