@@ -35,7 +35,6 @@ CALLS = {
         theory.fixed_points,
         {"block": "tanh", "sigma_w": 1.0, "sigma_b": 0.1, "q0": 1.0},
     ),
-    "theory.fourth_moment": (theory.fourth_moment, {"activation": "relu", "widths": [8, 8]}),
     "theory.hermite_coefficients": (
         theory.hermite_coefficients,
         {"activation": "tanh", "count": 3, "q": 1.0},

@@ -396,7 +396,6 @@ _WITHOUT = {
         (
             "design",
             "doubly_critical",
-            "fourth_moment",
             "lyapunov_exponents",
             "missing",
             "shaped",

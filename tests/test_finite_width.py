@@ -87,14 +87,18 @@ def test_networks_have_these_laws_at_any_depth(activation, weights):
 
 
 def test_moments_and_lyapunov_exponents():
-    # Hanin 2018: prod (1 + 5/n); Monte Carlo over one layer
-    assert theory.fourth_moment("relu", [10, 20]) == pytest.approx(1.5 * 1.25, rel=1e-12)
+    # Hanin 2018: 1 + 5/n; Monte Carlo over one layer
+    assert theory.log_growth("relu", 10).fourth_moment == pytest.approx(1.5, rel=1e-12)
     generator = np.random.default_rng(0)
     slopes = np.where(generator.random((200_000, 4)) < 0.5, 1.0, 0.3)
-    squares = np.sum((slopes * generator.normal(size=slopes.shape)) ** 2, 1)
-    ratio = np.mean(squares**2) / np.mean(squares) ** 2
-    # the ratio's standard error is some 6e-3
-    assert abs(theory.fourth_moment(leaky_relu(0.3), [4]) - ratio) < 0.025
+    normal = generator.normal(size=slopes.shape)
+    squares = np.sum((slopes * normal) ** 2, 1)
+    of_weights = {"gaussian": squares, "orthogonal": squares / np.sum(normal**2, 1)}
+    for weights, lengths in of_weights.items():
+        ratio = np.mean(lengths**2) / np.mean(lengths) ** 2
+        layer = theory.log_growth(leaky_relu(0.3), 4, weights=weights)
+        # the ratio's standard error is some 6e-3
+        assert abs(layer.fourth_moment - ratio) < 0.025
     # the sum of the exponents is the mean of ln |det W|
     logs = [np.linalg.slogdet(generator.normal(size=(5, 5)) * 1.4 / 5**0.5)[1] for _ in range(4000)]
     error = np.std(logs) / len(logs) ** 0.5

@@ -13,7 +13,6 @@ is independent of the rest.
 
 import functools
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -42,11 +41,15 @@ class LogGrowth(NamedTuple):
         variance: variance under the same condition.
         survival: probability that at least one unit of the layer is alive: 1 - 2^-n for relu, 1
             for others.
+        fourth_moment: E |J u|^4 / (E |J u|^2)^2 of one layer, at any gain: 1 + (k - 1)/n with k = 3
+            E phi'^4 / (E phi'^2)^2 for Gaussian weights (1 + 5/n for relu, Hanin 2018), and n / (n
+            + 2) times that for orthogonal ones. Over layers the ratios multiply.
     """
 
     mean: Float[Array, ""]
     variance: Float[Array, ""]
     survival: float
+    fourth_moment: float
 
 
 @explained
@@ -76,14 +79,19 @@ def log_growth(
     """
     check_choice("weights", weights, ("gaussian", "orthogonal"))
     width = check_count("width", width, 1)
-    mean, variance = _of_square(_two_slopes(activation), width)
+    slopes = _two_slopes(activation)
+    mean, variance = _of_square(slopes, width)
+    squares = np.square(slopes)
+    kurtosis = 3 * float(np.mean(squares**2) / np.mean(squares) ** 2)
+    fourth = 1 + (kurtosis - 1) / width
     if weights == "gaussian":
         mean -= math.log(width)
     else:
         mean -= float(scipy.special.digamma(width / 2)) + math.log(2)
         variance -= float(scipy.special.polygamma(1, width / 2))
-    survival = 1.0 - 0.5**width if min(_two_slopes(activation)) == 0 else 1.0
-    return LogGrowth(mean / 2 + jnp.log(sigma_w), jnp.asarray(variance / 4), survival)
+        fourth *= width / (width + 2)
+    survival = 1.0 - 0.5**width if min(slopes) == 0 else 1.0
+    return LogGrowth(mean / 2 + jnp.log(sigma_w), jnp.asarray(variance / 4), survival, fourth)
 
 
 def critical_width_gain(activation: AnyActivation, width: int, weights: str = "gaussian") -> float:
@@ -104,28 +112,6 @@ def critical_width_gain(activation: AnyActivation, width: int, weights: str = "g
         1.4323 at width 100, 1.4142 at infinite width
     """
     return math.exp(-float(log_growth(activation, width, 1.0, weights).mean))
-
-
-@explained
-def fourth_moment(activation: AnyActivation, widths: Sequence[int]) -> float:
-    """Compute E |J u|^4 / (E |J u|^2)^2 of Gaussian layers.
-
-    The ratio is prod (1 + (k - 1)/n_l) with k = 3 E phi'^4 / (E phi'^2)^2.
-
-    Args:
-        activation: as in `log_growth`.
-        widths: numbers n_l of units of each layer.
-
-    Returns:
-        Ratio of moments; prod (1 + 5/n_l) for relu (Hanin 2018).
-
-    Example:
-        >>> print(f"{fourth_moment('relu', [10, 10]):.2f}")
-        2.25
-    """
-    squares = np.square(_two_slopes(activation))
-    kurtosis = 3 * np.mean(squares**2) / np.mean(squares) ** 2
-    return float(np.prod([1 + (kurtosis - 1) / check_count("width", width, 1) for width in widths]))
 
 
 @explained

@@ -25,7 +25,6 @@ PLAIN = (
     "initializers.gain",
     "theory.design",
     "theory.doubly_critical",
-    "theory.fourth_moment",
     "theory.lyapunov_exponents",
     "theory.shaped",
 )
@@ -283,7 +282,6 @@ def of_theory(depth: int) -> dict[str, Call]:
         "theory.doubly_critical": lambda p, x, key: theory.doubly_critical("gelu"),
         "theory.fixed_point": lambda p, x, key: theory.fixed_point("tanh", gain(x), 0.1),
         "theory.fixed_points": lambda p, x, key: theory.fixed_points("tanh", gain(x), 0.1),
-        "theory.fourth_moment": lambda p, x, key: theory.fourth_moment("relu", [10, 10]),
         "theory.hermite_coefficients": lambda p, x, key: theory.hermite_coefficients(
             "tanh", 4, gain(x)
         ),
