@@ -140,10 +140,6 @@ CALLS = {
         {"chain": chain, "params": params, "x": x, "depths": [2], "from_layer": 0, "errors": True},
     ),
     "spectra.moments": (spectra.moments, {"operator": op, "key": key, "probes": 2, "orders": 2}),
-    "spectra.partial_jacobian": (
-        spectra.partial_jacobian,
-        {"chain": chain, "params": params, "x": x, "first": 1, "last": 2},
-    ),
     "spectra.precision_report": (
         spectra.precision_report,
         {"chain": chain, "params": params, "x": x, "depths": [2]},

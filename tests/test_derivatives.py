@@ -302,7 +302,7 @@ def _of_an_isometry(t):
     depths = [3]
     kernel = params.blocks["dense"]["kernel"]
     batch = jnp.stack([x, x**2])
-    partial = spectra.partial_jacobian(chain, params, x, 1, 3)
+    partial = spectra.jacobian(chain, params, x, 1, 3).matrix()
     operator = spectra.jacobian(chain, params, x)
     # either Krylov space is the whole space
     at_once = spectra.extremes(operator, KEY, top=4)
@@ -322,7 +322,7 @@ def _of_an_isometry(t):
         "singular_values": jnp.sum(spectra.singular_values(chain, params, x, depths) ** 3),
         "local_log_singular_values": _sum_over(spectra.local_log_singular_values(chain, params, x)),
         "log_apjn": jnp.sum(spectra.log_apjn(chain, params, x).log_value),
-        "partial_jacobian": partial.log_norm + jnp.sum(jnp.sin(partial.direction)),
+        "matrix of a jacobian": partial.log_norm + jnp.sum(jnp.sin(partial.direction)),
         "omega": regularizers.omega(chain, params, x, lambda y: y[0], immediate=False),
         "orthogonality": regularizers.orthogonality(kernel),
         "tangent_kernel": jnp.sum(curvature.tangent_kernel(chain, params, batch)),
@@ -352,7 +352,7 @@ def _at_depth_200(t):
         "extremes": largest.log_s[0],
         "local_log_singular_values": jnp.sum(spectra.local_log_singular_values(chain, params, x)),
         "log_apjn": spectra.log_apjn(chain, params, x).log_value[-1],
-        "partial_jacobian": spectra.partial_jacobian(chain, params, x, 0, 200).log_norm,
+        "matrix of a jacobian": spectra.jacobian(chain, params, x, 0, 200).matrix().log_norm,
         "forward": propagation.forward(chain, params, x).log_q[-1],
         "backward": propagation.backward(chain, params, x, lambda y: y[0]).log_grad_h[0],
         "omega": regularizers.omega(chain, params, x, lambda y: y[0], immediate=False),

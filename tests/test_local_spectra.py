@@ -20,9 +20,13 @@ KINDS = {
 # eager, each small operation compiles by itself: minutes over a test session
 local = jax.jit(spectra.local_log_singular_values, static_argnums=0)
 log_apjn = jax.jit(spectra.log_apjn, static_argnums=(0, 3, 5))
-partial_jacobian = jax.jit(spectra.partial_jacobian, static_argnums=(0, 3, 4))
 alignment = jax.jit(spectra.alignment, static_argnums=0)
 exponents = jax.jit(spectra.lyapunov_exponents, static_argnums=(0, 4, 5))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def jacobian_matrix(chain, params, x, first):
+    return spectra.jacobian(chain, params, x, first).matrix()
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
@@ -85,7 +89,7 @@ def test_every_kind_of_block_against_dense_jacobians(kind):
         found = log_apjn(chain, params, x, first)
         np.testing.assert_allclose(found.log_value, expected, atol=1e-12)
         np.testing.assert_array_equal(found.standard_error[first:], 0.0)
-        partial = partial_jacobian(chain, params, x, first, params.depth)
+        partial = jacobian_matrix(chain, params, x, first)
         np.testing.assert_allclose(
             partial.direction * np.exp(partial.log_norm), product, atol=1e-13 * s.max() ** 4
         )
@@ -111,6 +115,10 @@ def test_partial_jacobians_beyond_any_float():
     expected = -20 * np.log(10) * np.arange(layers + 1)
     tolerance = layers * float(jnp.finfo(dtype).eps) * abs(expected[-1])
     np.testing.assert_allclose(log_apjn(chain, params, x).log_value, expected, atol=tolerance)
+    matrix = jacobian_matrix(chain, params, x, 0)
+    log_norm = expected[-1] / 2 + np.log(n) / 2
+    np.testing.assert_allclose(matrix.log_norm, log_norm, atol=tolerance)
+    np.testing.assert_allclose(jnp.linalg.norm(matrix.direction), 1.0, rtol=1e-6)
     # every probe of an orthogonal chain has the same length
     found = log_apjn(chain, params, x, 0, KEY, 3)
     np.testing.assert_allclose(found.log_value, expected, atol=tolerance)
@@ -254,10 +262,6 @@ def test_what_makes_no_sense_is_refused():
     chain, params, x = _network(depth=3)
     with pytest.raises(ValueError, match=r"first must be an integer in \[0, 3\], got 4"):
         spectra.log_apjn(chain, params, x, first=4)
-    with pytest.raises(ValueError, match=r"first must be an integer in \[0, 1\], got 2"):
-        spectra.partial_jacobian(chain, params, x, 2, 1)
-    with pytest.raises(ValueError, match="depths must be ascending"):
-        spectra.partial_jacobian(chain, params, x, 0, 9)
     with pytest.raises(ValueError, match="probes must be >= 1, got 0"):
         spectra.log_apjn(chain, params, x, key=KEY, probes=0)
     with pytest.raises(ValueError, match="groups=16, depth 3"):

@@ -55,7 +55,7 @@ def measure(setting, family):
 
 def first_vector(net, params, x, depth):
     """The direction at layer 0 that grows most up to a depth."""
-    jacobian = spectra.partial_jacobian(net, params, x, 0, depth).direction
+    jacobian = spectra.jacobian(net, params, x, 0, depth).matrix().direction
     return jnp.linalg.svd(jacobian)[2][0]
 
 

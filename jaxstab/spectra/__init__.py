@@ -9,7 +9,6 @@ from jaxstab.spectra.local import (
     alignment,
     local_log_singular_values,
     log_apjn,
-    partial_jacobian,
 )
 from jaxstab.spectra.lyapunov import lyapunov_exponents
 from jaxstab.spectra.matrix_free import Density, density, extremes, moments
@@ -29,7 +28,6 @@ __all__ = [
     "log_singular_values",
     "lyapunov_exponents",
     "moments",
-    "partial_jacobian",
     "precision_report",
     "product_log_singular_values",
     "singular_values",

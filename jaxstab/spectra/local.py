@@ -1,4 +1,4 @@
-"""Spectra of single layers, partial Jacobians, and the alignment of neighbouring layers.
+"""Spectra of single layers, norms of partial Jacobians, and the alignment of neighbours.
 
 F_l = dh_l/dh_{l-1} is the Jacobian of block l alone, l = 1..L. A partial Jacobian is a product of
 consecutive layers, dh_l/dh_m = F_l ... F_{m+1}. Singular values of a single layer are in the float
@@ -14,25 +14,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from jaxstab import decompositions, networks
-from jaxstab.checks import check_depths, check_floating, integer
+from jaxstab.checks import check_floating, integer
 from jaxstab.networks import Chain, Here, Params
 from jaxstab.networks.views import at_one_input
 from jaxstab.norms.logarithms import unit
 from jaxstab.norms.meshes import varying_like
 from jaxstab.records import standard_error
 from jaxstab.spectra.factors import factor_rank
-
-
-class PartialJacobian(NamedTuple):
-    """Partial Jacobian dh_l/dh_m = e^log_norm direction.
-
-    Attributes:
-        direction: the matrix at Frobenius norm 1, [h_l, h_m]; zero if the Jacobian is zero.
-        log_norm: ln of the Frobenius norm of the Jacobian.
-    """
-
-    direction: Float[Array, "n n"]
-    log_norm: Float[Array, ""]
 
 
 class LogEstimate(NamedTuple):
@@ -101,40 +89,6 @@ def local_log_singular_values(
     # ln 1 in place of ln 0, so that the gradient is zero and not NaN
     dead = dead | (s == 0)
     return jnp.where(dead, -jnp.inf, jnp.log(jnp.where(dead, 1.0, s)))
-
-
-@at_one_input
-def partial_jacobian(
-    chain: Chain,
-    params: Params,
-    x: Float[Array, " d_in"],
-    first: int,
-    last: int,
-) -> PartialJacobian:
-    """Compute the partial Jacobian dh_last/dh_first, scaled against overflow.
-
-    Doshi, He & Gromov 2023 (arXiv 2111.12143).
-
-    Args:
-        chain: the network; blocks of one width.
-        params: parameters of the network, depth L.
-        x: one input.
-        first: layer to differentiate by, in [0, last].
-        last: layer to differentiate, in [first, L].
-
-    Returns:
-        Direction and ln of the norm.
-
-    Raises:
-        ValueError: if the layers are not ascending integers in [0, L], or x is not floating.
-    """
-    check_depths([last], params.depth)
-    _check_first(first, last)
-    check_floating("x", jnp.result_type(x))
-    h = networks.state(chain, params, x, first)
-    eye = jnp.eye(h.shape[0], dtype=h.dtype)
-    (rows, _), logs = _push(chain, params, h, eye[None], first, last)
-    return PartialJacobian(rows[0].T, logs[-1, 0])
 
 
 @at_one_input

@@ -10,6 +10,7 @@ Each vector is stored with a power of two, so that products of any depth and gai
 underflow, and scaling is exact.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -22,11 +23,24 @@ from jaxstab import networks
 from jaxstab.checks import check_floating, integer
 from jaxstab.networks import Chain, Here, Params
 from jaxstab.networks.views import at_one_input
-from jaxstab.norms.logarithms import times_power
+from jaxstab.norms.logarithms import times_power, unit
+from jaxstab.norms.meshes import varying_like
 
 # vectors y_i 2^(e_i): y [k, n] and e [k]
 Scaled = tuple[Array, Array]
 Product = Callable[[Float[Array, "k n"]], tuple[Float[Array, "k m"], Int[Array, " k"]]]
+
+
+class ScaledMatrix(NamedTuple):
+    """Matrix e^log_norm direction, of any magnitude.
+
+    Attributes:
+        direction: the matrix at Frobenius norm 1; zero for a zero matrix.
+        log_norm: ln of the Frobenius norm.
+    """
+
+    direction: Float[Array, "rows columns"]
+    log_norm: Float[Array, ""]
 
 
 class Operator(NamedTuple):
@@ -81,6 +95,21 @@ class Operator(NamedTuple):
             J^T u.
         """
         return self.transpose.matvec(u)
+
+    def matrix(self) -> ScaledMatrix:
+        """Compute J by products with all unit vectors, which holds rows x columns numbers.
+
+        Returns:
+            Record of `direction`, J at Frobenius norm 1, and `log_norm`, ln of the norm of J.
+        """
+        y, exponent = self.apply(jnp.eye(self.columns, dtype=self.dtype))
+        alive = jnp.any(y != 0, axis=1)
+        lowest = jnp.iinfo(exponent.dtype).min
+        largest = jnp.max(jnp.where(alive, exponent, lowest))
+        largest = jnp.where(jnp.any(alive), largest, 0)
+        below = jnp.where(alive, exponent - largest, 0)
+        direction, log_norm = unit(times_power(y, below[:, None]).T)
+        return ScaledMatrix(direction, log_norm + math.log(2) * largest.astype(log_norm.dtype))
 
 
 def scaled(
@@ -166,7 +195,7 @@ def chain_jacobian(
     def product(fold: Callable, step: Callable) -> Product:
         def run(v: Array) -> Scaled:
             # the folds multiply at the precision of the chain
-            start = scaled(v, jnp.zeros(len(v), jnp.int32))
+            start = varying_like(scaled(v, jnp.zeros(len(v), jnp.int32)), h)
             return fold(chain, params, states, step, start, **bounds)[0]
 
         return run

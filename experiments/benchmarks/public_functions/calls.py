@@ -94,7 +94,7 @@ def of_spectra(width: int, depth: int) -> dict[str, Call]:
         "spectra.alignment": lambda p, x, key: spectra.alignment(chain, p, x),
         "spectra.density": density,
         "spectra.extremes": lambda p, x, key: spectra.extremes(jacobian(p, x), key, 2, 2, 2),
-        "spectra.jacobian": lambda p, x, key: jacobian(p, x).matvec(x),
+        "spectra.jacobian": lambda p, x, key: (jacobian(p, x).matvec(x), jacobian(p, x).matrix()),
         "spectra.local_log_singular_values": lambda p, x, key: spectra.local_log_singular_values(
             chain, p, x
         ),
@@ -110,7 +110,6 @@ def of_spectra(width: int, depth: int) -> dict[str, Call]:
             chain, p, x, key, groups=2
         ),
         "spectra.moments": lambda p, x, key: spectra.moments(jacobian(p, x), key),
-        "spectra.partial_jacobian": lambda p, x, key: spectra.partial_jacobian(chain, p, x, 1, 3),
         "spectra.precision_report": lambda p, x, key: spectra.precision_report(chain, p, x, depths),
         "spectra.product_log_singular_values": lambda p, x, key: (
             spectra.product_log_singular_values(p.blocks["dense"]["kernel"])
