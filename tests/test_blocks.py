@@ -320,8 +320,8 @@ def _factor(mlp, sigma_w, x, loss, seeds, layers, rate=0.0):
 
     def one(key):
         draw, masks, direction = jax.random.split(key, 3)
-        params = networks.chain(mlp).init(draw, x, sigma_w)
-        bound = networks.chain(mlp).bind(params, key=masks if mlp.dropout else None, rate=rate)
+        params = chain.init(draw, x, sigma_w)
+        bound = chain.bind(params, key=masks if mlp.dropout else None, rate=rate)
         v = jax.random.normal(direction, (mlp.features_out,))
         g = propagation.backward(chain, bound, x, lambda y: loss(y, v)).log_grad_h
         return 2 * (g[layers[0]] - g[layers[1]]) / (layers[1] - layers[0])

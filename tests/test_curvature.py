@@ -25,7 +25,8 @@ def _dense(operator):
 def _mlp():
     mlp = MLP(2, 4, norm="layer", skip="sum", features_out=3)
     x = jax.random.normal(KEY, (5, 3), jnp.result_type(float))
-    return networks.chain(mlp), networks.chain(mlp).init(KEY, x, 1.3, 0.2), x
+    chain = networks.chain(mlp)
+    return chain, chain.init(KEY, x, 1.3, 0.2), x
 
 
 def _own():

@@ -208,7 +208,7 @@ def _parameters(t):
     gains = networks.rescale(ones, 1.0 + jnp.stack([t, 0 * t, t, 2 * t, t]))
     parallel = networks.flatten(networks.over_batch(chain), 3)
     loss = lambda y: training.cross_entropy(y, jnp.asarray([0, 1, 1]))
-    bound = networks.chain(mlp).bind(params)
+    bound = chain.bind(params)
     value = training.value_and_grad(networks.over_batch(chain), bound, batch, loss)
     skipping = networks.MLP(DEPTH, WIDTH, "tanh", skip="sum", features_out=2)
     fixed = initializers.fixup(skipping, params)

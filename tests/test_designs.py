@@ -17,7 +17,7 @@ def _root_mean_square_growth(mlp, found, change=None):
     chain = networks.chain(mlp)
 
     def growth(key):
-        params = networks.chain(mlp).init(key, x, found.sigma_w, found.sigma_b)
+        params = chain.init(key, x, found.sigma_w, found.sigma_b)
         params = params if change is None else change(params)
         log_norm = propagation.backward(chain, params, x, lambda y: y[0]).log_grad_h
         return log_norm[0] - log_norm[-1]
@@ -109,7 +109,7 @@ def test_held_shares_of_mixtures_whose_length_stays(q, share, square):
     x = jnp.full(width, q**0.5 / found.sigma_w)
 
     def measured(key):
-        params = networks.chain(mlp).init(key, x, found.sigma_w, 0.0)
+        params = chain.init(key, x, found.sigma_w, 0.0)
 
         def log_growth(scale):
             log_q = propagation.forward(chain, params, scale * x).log_q
@@ -135,7 +135,7 @@ def test_the_most_isometric_gain_has_the_predicted_spectrum():
     x = jnp.full(100, found.q0**0.5)
 
     def moments(key):
-        params = networks.chain(mlp).init(key, x, found.sigma_w, 0.0)
+        params = chain.init(key, x, found.sigma_w, 0.0)
         square = spectra.singular_values(chain, params, x, [depth], from_layer=0)[0] ** 2
         mean = jnp.mean(square)
         return jnp.log(mean), jnp.mean(square**2) / mean**2 - 1

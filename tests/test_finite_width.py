@@ -67,7 +67,7 @@ def test_networks_have_these_laws_at_any_depth(activation, weights):
 
     def lost(key):
         weights_key, end_key = jax.random.split(key)
-        params = networks.chain(mlp).init(weights_key, x, 1.5, 0.1)
+        params = chain.init(weights_key, x, 1.5, 0.1)
         end = jax.random.normal(end_key, (width,))
         log_grad = propagation.backward(chain, params, x, lambda y: end @ y).log_grad_h
         return log_grad[0] - log_grad[-1]

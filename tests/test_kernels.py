@@ -132,7 +132,7 @@ def test_tangent_kernels_of_finite_networks_agree(activation, settings):
     )
 
     def measured(key):
-        return curvature.tangent_kernel(chain, networks.chain(mlp).init(key, x, 1.3, 0.2), x)
+        return curvature.tangent_kernel(chain, chain.init(key, x, 1.3, 0.2), x)
 
     keys = jax.random.split(jax.random.key(2), count)
     samples = jax.jit(lambda keys: jax.lax.map(measured, keys, batch_size=16))(keys)

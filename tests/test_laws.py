@@ -168,10 +168,10 @@ def test_wide_networks_agree(name):
     def measured(key):
         weights, masks, ends = jax.random.split(key, 3)
         # drawing was a third of this test: keys of "rbg", and float32, take half of it
-        params = networks.chain(mlp).init(weights, x.astype(jnp.float32), *GAINS)
+        params = chain.init(weights, x.astype(jnp.float32), *GAINS)
         params = jax.tree.map(lambda leaf: leaf.astype(x.dtype), params)
         if keep < 1:
-            params = networks.chain(mlp).bind(params, key=masks, rate=1 - keep)
+            params = chain.bind(params, key=masks, rate=1 - keep)
         end = jax.random.normal(ends, (6,) if batch is None else (batch, 6))
         backward = propagation.backward(chain, params, x, lambda y: jnp.sum(end * y))
         return (
@@ -247,7 +247,7 @@ def test_batchnorm_behind_phi_agrees_with_networks_of_large_batches():
     @jax.jit
     def measured(key):
         weights, ends = jax.random.split(key)
-        params = networks.chain(mlp).init(weights, x, GAINS[0], sigma_b)
+        params = chain.init(weights, x, GAINS[0], sigma_b)
         end = jax.random.normal(ends, (batch, 6))
         states = networks.states(chain, params, x)
         h = jnp.concatenate([states.below[0], states.last[None]])

@@ -40,7 +40,8 @@ def _network(depth=4, width=7, d_in=5, sigma_w=1.4, sigma_b=0.1, **kind):
     # cached: a chain made again is a new static argument, and compiles again
     mlp = MLP(depth, width, **kind)
     x = jax.random.normal(jax.random.key(5), (d_in,))
-    return networks.chain(mlp), networks.chain(mlp).init(KEY, x, sigma_w, sigma_b), x
+    chain = networks.chain(mlp)
+    return chain, chain.init(KEY, x, sigma_w, sigma_b), x
 
 
 def _linear(factors):

@@ -192,8 +192,8 @@ def test_orthogonal_networks_have_the_lengths_of_theory_from_a_narrow_input_to_a
         depth=2, width=16, activation="identity", features_out=40, weights="orthogonal", skip=skip
     )
     x = jnp.linspace(-1, 1, 6)
-    params = networks.chain(mlp).init(KEY, x, 1.5)
     chain = networks.chain(mlp)
+    params = chain.init(KEY, x, 1.5)
     h = chain.embed(params, x)[:16]
     q = 1.5**2 * float(jnp.mean(x**2))
     assert float(jnp.mean(h**2)) == pytest.approx(q, rel=1e-12)

@@ -47,7 +47,8 @@ def _network(**kind):
     # cached: a chain made again is a new static argument, and compiles again
     mlp = MLP(3, 6, features_out=3, **kind)
     x = jax.random.normal(jax.random.key(5), (3, 4))
-    return mlp, networks.chain(mlp), networks.chain(mlp).init(KEY, x, 1.3, 0.2), x
+    chain = networks.chain(mlp)
+    return mlp, chain, chain.init(KEY, x, 1.3, 0.2), x
 
 
 @functools.cache

@@ -19,7 +19,8 @@ def _network():
     # relu kills directions; cached: a chain made again is a new static argument, and compiles again
     mlp = MLP(8, 10, "relu")
     x = jax.random.normal(jax.random.key(5), (2, 6))
-    return networks.chain(mlp), networks.chain(mlp).init(KEY, x, 1.4, 0.1), x
+    chain = networks.chain(mlp)
+    return chain, chain.init(KEY, x, 1.4, 0.1), x
 
 
 @functools.cache

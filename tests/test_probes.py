@@ -169,8 +169,8 @@ def _loss(y):
 def mlp():
     """A network of our own, the same in linen and as a function, and what `propagation` says of it."""
     own = networks.MLP(depth=4, width=6, features_out=3, activation="tanh")
-    params = networks.chain(own).init(KEY, X[0], sigma_w=1.4, sigma_b=0.2)
     chain = networks.chain(own)
+    params = chain.init(KEY, X[0], sigma_w=1.4, sigma_b=0.2)
     dense = [
         params.embed,
         *(jax.tree.map(lambda leaf, i=i: leaf[i], params.blocks) for i in range(4)),

@@ -24,7 +24,8 @@ correlation = jax.jit(propagation.correlation, static_argnums=0)
 def _network(activation="tanh", depth=6, width=24, sigma_w=1.3, sigma_b=0.2, dtype=None):
     mlp = MLP(depth, width, activation)
     x = jax.random.normal(jax.random.key(7), (11,), dtype or jnp.result_type(float))
-    return networks.chain(mlp), networks.chain(mlp).init(KEY, x, sigma_w, sigma_b), x
+    chain = networks.chain(mlp)
+    return chain, chain.init(KEY, x, sigma_w, sigma_b), x
 
 
 def _dense(layer, h):

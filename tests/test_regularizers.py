@@ -26,7 +26,8 @@ spectral_norm = jax.jit(regularizers.spectral_norm, static_argnums=2)
 def _network(activation="tanh", depth=3, width=10, sigma_w=1.3, sigma_b=0.2):
     mlp = MLP(depth, width, activation)
     x = jax.random.normal(jax.random.key(7), (6,))
-    return networks.chain(mlp), networks.chain(mlp).init(KEY, x, sigma_w, sigma_b), x
+    chain = networks.chain(mlp)
+    return chain, chain.init(KEY, x, sigma_w, sigma_b), x
 
 
 def _leaves(tree):
@@ -142,7 +143,8 @@ def test_dead_layers_and_zero_gradients_are_no_nan(immediate):
 def test_omega_at_depth_300_in_float32(immediate):
     mlp = MLP(300, 8, "identity", weights="orthogonal")
     x = jnp.ones(8, jnp.float32)
-    chain, params = networks.chain(mlp), networks.chain(mlp).init(KEY, x, 0.1)
+    chain = networks.chain(mlp)
+    params = chain.init(KEY, x, 0.1)
     value, steps = (
         omega(chain, params, x, lambda y: y[0], immediate),
         slope(chain, params, x, lambda y: y[0], immediate),

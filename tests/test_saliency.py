@@ -26,7 +26,7 @@ def test_gradients_are_those_of_autodiff(skip):
     mlp = MLP(3, 6, "tanh", skip=skip)
     chain = networks.chain(mlp)
     x1, x2 = jax.random.normal(KEY, (2, 5))
-    params = networks.chain(mlp).init(KEY, x1, 1.3, 0.2)
+    params = chain.init(KEY, x1, 1.3, 0.2)
 
     @jax.jit
     def found():
@@ -63,7 +63,7 @@ def test_relu_shatters_as_wide_networks_do():
     @jax.jit
     @jax.vmap
     def both(key):
-        params = networks.chain(mlp).init(key, x1, 2**0.5)
+        params = chain.init(key, x1, 2**0.5)
         c = propagation.correlation(chain, params, x1, x2).c
         return c, saliency.gradient_correlation(chain, params, x1, x2, _first)
 

@@ -51,7 +51,8 @@ def _gaussian(layers, n, seed=0):
 def _network(activation, depth=5, width=12, d_in=9, sigma_w=1.4, weights="gaussian", dtype=None):
     mlp = MLP(depth, width, activation, weights=weights)
     x = jax.random.normal(jax.random.key(5), (d_in,), dtype or jnp.result_type(float))
-    return networks.chain(mlp), networks.chain(mlp).init(KEY, x, sigma_w, 0.1), x
+    chain = networks.chain(mlp)
+    return chain, chain.init(KEY, x, sigma_w, 0.1), x
 
 
 def _dense(chain, params, x, depth):

@@ -134,8 +134,8 @@ def test_sharpness_is_that_of_the_dense_matrices(cure):
     found = sweeps.run(grid, sweeps.sharpness, DATA)
     sample = jax.tree.map(lambda a: a[0, 0], samples(grid, DATA, cure.get("batch")))
     mlp = grid.mlp(grid.kinds[0], 3, 3)
-    params = networks.chain(mlp).init(jax.random.key(1), sample.x, 1.5, 0.1)
     chain = networks.chain(mlp)
+    params = chain.init(jax.random.key(1), sample.x, 1.5, 0.1)
 
     def matrices(depth):
         shallower = params._replace(blocks=jax.tree.map(lambda leaf: leaf[:depth], params.blocks))
@@ -311,8 +311,8 @@ def test_memory_is_as_stated(settings):
         @jax.jit
         def run(keys, sigma_w, samples, measure=measure):
             def seed(key, samples):
-                unit = networks.chain(mlp).init(key, samples.x[0])
-                bound = lambda gain: networks.chain(mlp).bind(unit, sigma_w=gain)
+                unit = chain.init(key, samples.x[0])
+                bound = lambda gain: chain.bind(unit, sigma_w=gain)
                 one = lambda gain, sample: measure(chain, bound(gain), sample, depths)
                 return jax.vmap(lambda gain: jax.vmap(lambda sample: one(gain, sample))(samples))(
                     sigma_w

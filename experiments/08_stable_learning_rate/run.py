@@ -73,10 +73,10 @@ def problem(setting):
 def sharpness_at_start(mlp, products, data, depth, gain, key):
     """Largest eigenvalues of the Hessian and of the Gauss-Newton matrix; the depth may be traced."""
     chain = networks.chain(mlp)
-    params = networks.chain(mlp).init(key, data.x[0], sigma_w=gain)
+    params = chain.init(key, data.x[0], sigma_w=gain)
 
     def pulled(params, some, by_output):
-        bound = networks.chain(mlp).bind(params)
+        bound = chain.bind(params)
         return training.value_and_grad(mlp, bound, some.x, by_output, depth).params
 
     def gradient(moved, some):
@@ -84,7 +84,7 @@ def sharpness_at_start(mlp, products, data, depth, gain, key):
 
     def half(moved, some):
         # J^T y(moved) / n at the parameters: its derivative by `moved` is J^T J / n
-        bound = networks.chain(mlp).bind(moved)
+        bound = chain.bind(moved)
         y = chain.readout(bound, networks.state(chain, bound, some.x, depth))
         return pulled(params, some, lambda at: jnp.sum(at * y) / some.size)
 

@@ -115,12 +115,12 @@ def measure(case: Case, width: int, count: int, seed: int) -> dict[str, np.ndarr
 
     def one(key: jax.Array) -> dict[str, jax.Array]:
         weights, masks, ends, directions = jax.random.split(key, 4)
-        params = networks.chain(mlp).init(weights, x, *case.gains)
+        params = chain.init(weights, x, *case.gains)
         if case.block["skip"] == "rezero":
             alpha = jnp.full_like(params.blocks["alpha"], case.alpha)
             params = params._replace(blocks=params.blocks | {"alpha": alpha})
         if case.keep < 1:
-            params = networks.chain(mlp).bind(params, key=masks, rate=1 - case.keep)
+            params = chain.bind(params, key=masks, rate=1 - case.keep)
         end = jax.random.normal(ends, (*x.shape[:-1], OUTPUTS))
         gradient = propagation.backward(chain, params, x, lambda y: jnp.sum(end * y))
         last = gradient.log_grad_h[-1]

@@ -132,9 +132,7 @@ def matrix_free(small: bool) -> dict[str, Any]:
     mlp = networks.MLP(depth=depth, width=width)
     chain = networks.chain(mlp)
     x = unit_input(width)
-    params = jax.jit(lambda key: networks.chain(mlp).init(key, x, SIGMA_W, SIGMA_B))(
-        jax.random.key(0)
-    )
+    params = jax.jit(lambda key: chain.init(key, x, SIGMA_W, SIGMA_B))(jax.random.key(0))
 
     def largest(params: networks.Params, key: Array) -> Array:
         operator = spectra.jacobian(chain, params, x)
