@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import tyro
@@ -67,6 +67,12 @@ class Family:
     """Check the settings, compute the first networks, print the cost of the whole, and stop."""
     print_config: bool = False
     """Print these settings as a TOML file for --config, and stop."""
+
+    @property
+    def of_networks(self) -> dict[str, Any]:
+        """Settings that all networks share, as keywords of `sweeps.Grid`."""
+        names = ("width", "weights", "norm", "norm_after", "skip", "batch", "precision", "dtype")
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -66,17 +66,10 @@ def grid_of(settings: Sweep, outputs: int = 10) -> sweeps.Grid:
     }
     return sweeps.Grid(
         axes,
+        **settings.of_networks,
         sigma_b=settings.sigma_b,
-        width=settings.width,
-        inputs=settings.inputs,
-        weights=settings.weights,
-        norm=settings.norm,
-        norm_after=settings.norm_after,
-        precision=settings.precision,
-        skip=settings.skip,
         dropout=settings.dropout,
-        batch=settings.batch,
-        dtype=settings.dtype,
+        inputs=settings.inputs,
         outputs=outputs,
     )
 

@@ -110,18 +110,7 @@ def _grid(settings: Train) -> sweeps.Grid:
         # a range, as a list of seeds may exceed memory
         "seed": range(check_count("seeds", settings.seeds, 1)),
     }
-    return sweeps.Grid(
-        axes,
-        weights=settings.weights,
-        norm=settings.norm,
-        norm_after=settings.norm_after,
-        precision=settings.precision,
-        skip=settings.skip,
-        width=settings.width,
-        batch=settings.batch,
-        optimiser=settings.optimiser,
-        dtype=settings.dtype,
-    )
+    return sweeps.Grid(axes, **settings.of_networks, optimiser=settings.optimiser)
 
 
 def _sharing(settings: Train) -> cluster.Sharing:
