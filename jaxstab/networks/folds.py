@@ -202,7 +202,7 @@ def states(chain: Chain, params: Params, x: PyTree, depth: int | None = None) ->
         depth: blocks that take part, in [0, L]; None for all.
 
     Returns:
-        The states h_0 .. h_depth.
+        The states: `stacked` has them all, `last` the last, `at(layer)` one.
     """
 
     def block(h: PyTree, here: Here) -> tuple[PyTree, PyTree]:

@@ -139,7 +139,7 @@ def log_singular_values(
     Returns:
         Logarithms, descending, as many as the smaller of the numbers of rows and columns; -inf for
         directions killed exactly. For relu, the number of finite values is the smallest count of
-        active units in any layer. With errors=True, the record of logarithms and errors.
+        active units in any layer. With errors=True, the record of `log_s` and `error`.
 
     Raises:
         ValueError: if depths are not ascending integers within the chain, from_layer is not in

@@ -124,8 +124,8 @@ def log_apjn(
         probes: number of probes, >= 1; one gives no standard error.
 
     Returns:
-        ln J^{m,l} for l = 0..L: NaN below m, 0 at m, -inf where the Jacobian is zero. The standard
-        error is 0 for exact norms.
+        Record of `log_value`, ln J^{m,l} for l = 0..L, and its `standard_error`, 0 for exact norms:
+        NaN below m. ln J is 0 at m, and -inf where the Jacobian is zero.
 
     Raises:
         ValueError: if first is not an integer in [0, L], probes < 1, or x is not floating.
@@ -170,7 +170,8 @@ def alignment(chain: Chain, params: Params, x: Float[Array, " d_in"]) -> Alignme
         x: one input.
 
     Returns:
-        The record, with a row for each pair of layers.
+        Record of `overlap`, |V_{l+1}^T U_l|, and `excess`, ln of |F_{l+1} F_l|_F^2 against its mean
+        over random rotations between the layers, with a row for each pair of layers.
 
     Raises:
         ValueError: if the chain has only one block, or x is not floating.

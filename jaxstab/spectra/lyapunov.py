@@ -62,7 +62,7 @@ def lyapunov_exponents(
             [2, L - skip]. Layers that do not fill a group are skipped as well.
 
     Returns:
-        Exponents, their standard errors and the running mean.
+        Record of `exponent`, `standard_error`, and `running`, the mean over the layers so far.
 
     Raises:
         ValueError: if skip < 0, groups < 2, there are fewer layers than groups, or x is not

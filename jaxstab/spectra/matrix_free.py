@@ -175,7 +175,8 @@ def moments(operator: Operator, key: Key[Array, ""], probes: int = 16, orders: i
         orders: highest k, >= 2, and number of products with J or J^T.
 
     Returns:
-        Moments with errors.
+        Record of `log_mean`, ln E s^(2k), its `relative_error`, the `effective_rank` (sum s^2)^2 /
+        sum s^4, and `effective_rank_error`.
 
     Raises:
         ValueError: if probes < 1 or orders < 2.
@@ -243,7 +244,8 @@ def extremes(
             number of singular values, one block computes all values.
 
     Returns:
-        Values, vectors and bounds.
+        Record of `log_s`, `relative_error`, `left` and `right` of the largest values, and the
+        bounds `log_smallest_at_most` and `log_condition_at_least`.
 
     Raises:
         ValueError: if a setting is out of range, or block * steps < top.

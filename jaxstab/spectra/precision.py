@@ -119,7 +119,8 @@ def precision_report(
         depths: wanted depths L, each in [0, depth of the chain], ascending.
 
     Returns:
-        The report; `PrecisionReport.table` formats it.
+        Record of `reference`, ln s that is compared with, and `modes`, the `error` of each
+        precision by name; its method `table` formats it.
 
     Raises:
         ValueError: as `log_singular_values`.

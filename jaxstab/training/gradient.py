@@ -76,7 +76,8 @@ def value_and_grad(
             which costs as much as an update.
 
     Returns:
-        Loss, gradient, statistics and norms.
+        Record of `loss`, the output `y`, the gradient `params`, running statistics `stats`,
+        `log_norms` of layers 0..depth, `log_norm_readout`, `finite`, and `states` below the blocks.
 
     Raises:
         ValueError: if params are not bound, have another depth, or lack the running statistics of a
