@@ -19,7 +19,8 @@ from jaxstab.arguments import explained
 from jaxstab.checks import check_choice, check_count
 from jaxstab.curvature.chunks import examples_of, mean_over_chunks
 from jaxstab.curvature.symmetric import check_square
-from jaxstab.curvature.vectors import ravel, wide_enough
+from jaxstab.curvature.vectors import ravel
+from jaxstab.norms.logarithms import wide_enough
 from jaxstab.norms.meshes import varying_like
 from jaxstab.spectra.operators import Operator, Scaled, scaled
 

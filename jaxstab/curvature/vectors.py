@@ -67,17 +67,3 @@ def _bound(params: PyTree, own: PyTree) -> PyTree:
         return own
 
     return jax.tree.map(rebound, params, own, is_leaf=is_layer)
-
-
-def wide_enough(dtype: jnp.dtype) -> jnp.dtype:
-    """The precision in which numbers of a dtype are summed and compared.
-
-    Args:
-        dtype: a floating one.
-
-    Returns:
-        float64 for itself, float32 for all others.
-    """
-    if dtype == jnp.float64:
-        return jnp.dtype(jnp.float64)
-    return jnp.dtype(jnp.float32)

@@ -23,11 +23,9 @@ from jaxstab.diagnosis.statistics import (
 from jaxstab.diagnosis.steps import stepped
 from jaxstab.networks import Probe, Site
 from jaxstab.networks.sites import Row
+from jaxstab.norms.logarithms import floating
 from jaxstab.propagation.attention import Attention
-from jaxstab.propagation.sites import (
-    floating,
-    gradients_at_sites,
-)
+from jaxstab.propagation.sites import gradients_at_sites
 from jaxstab.records import SiteProfile
 
 Loss = Callable[[PyTree], Float[Array, ""]]

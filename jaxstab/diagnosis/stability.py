@@ -10,10 +10,10 @@ import optax
 from jaxtyping import Array, Float, Key, PyTree
 
 from jaxstab import curvature
-from jaxstab.curvature.vectors import wide_enough
 from jaxstab.diagnosis.intervals import Interval
 from jaxstab.networks import Probe
 from jaxstab.norms import log_norm
+from jaxstab.norms.logarithms import wide_enough
 
 # products with the Hessian for its largest eigenvalue
 PRODUCTS = 20

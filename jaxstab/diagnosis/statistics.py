@@ -11,9 +11,9 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from jaxstab.networks import Probe, Site
-from jaxstab.norms.logarithms import unit
+from jaxstab.norms.logarithms import floating, unit
 from jaxstab.propagation.attention import site_attention
-from jaxstab.propagation.sites import floating, site_correlation, site_statistics
+from jaxstab.propagation.sites import site_correlation, site_statistics
 from jaxstab.records import SiteProfile
 
 

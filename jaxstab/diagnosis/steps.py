@@ -6,7 +6,7 @@ from jaxtyping import Array, PyTree
 
 from jaxstab.networks import Probe
 from jaxstab.norms import log_norm
-from jaxstab.propagation.sites import floating
+from jaxstab.norms.logarithms import floating
 
 # norm of the step over the norm of the parameters
 STEP = 1e-2

@@ -1,4 +1,4 @@
-"""Logarithms of lengths beyond the float range."""
+"""Logarithms of lengths beyond the float range, and the dtypes in which lengths are summed."""
 
 from typing import NamedTuple
 
@@ -130,3 +130,31 @@ def log_norm(tree: PyTree) -> Float[Array, ""]:
     if not logs:
         return jnp.full((), -jnp.inf)
     return jax.nn.logsumexp(2 * jnp.stack(logs)) / 2
+
+
+def wide_enough(dtype: jnp.dtype) -> jnp.dtype:
+    """Return the dtype in which numbers of a dtype are summed and compared.
+
+    Args:
+        dtype: any dtype.
+
+    Returns:
+        float64 for float64, float32 for all others.
+    """
+    if dtype == jnp.float64:
+        return jnp.dtype(jnp.float64)
+    return jnp.dtype(jnp.float32)
+
+
+def floating(value: Array) -> Float[Array, "..."]:
+    """Convert numbers to at least float32, and complex numbers to pairs.
+
+    Args:
+        value: numbers of any dtype.
+
+    Returns:
+        The numbers, with a last axis of two for complex ones.
+    """
+    if jnp.issubdtype(value.dtype, jnp.complexfloating):
+        value = jnp.stack([value.real, value.imag], -1)
+    return value.astype(wide_enough(value.dtype))

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, PyTree
 from jaxstab.arguments import explained
 from jaxstab.networks import Probe, Site
 from jaxstab.networks.interception import inputs_of
-from jaxstab.propagation.sites import floating
+from jaxstab.norms.logarithms import floating
 from jaxstab.records import AttentionProfile
 
 # only masks produce logits below this: float16 ends at -65504

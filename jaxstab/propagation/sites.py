@@ -16,7 +16,7 @@ from jaxstab.activations import get
 from jaxstab.networks import Probe, Site
 from jaxstab.networks.interception import inputs_of
 from jaxstab.norms import log_norm
-from jaxstab.norms.logarithms import unit
+from jaxstab.norms.logarithms import floating, unit
 from jaxstab.records import (
     SATURATED,
     CorrelationProfile,
@@ -190,20 +190,6 @@ def site_correlation(site: Site, h1: Array, h2: Array) -> Float[Array, ""]:
     u2, log_2 = unit(floating(h2))
     defined = jnp.isfinite(log_1) & jnp.isfinite(log_2)
     return jnp.where(defined, 1 - jnp.sum((u1 - u2) ** 2) / 2, jnp.nan)
-
-
-def floating(value: Array) -> Float[Array, "..."]:
-    """Convert numbers to at least float32, and complex numbers to pairs.
-
-    Args:
-        value: numbers of any dtype.
-
-    Returns:
-        The numbers, with a last axis of two for complex ones.
-    """
-    if jnp.issubdtype(value.dtype, jnp.complexfloating):
-        value = jnp.stack([value.real, value.imag], -1)
-    return value.astype(jnp.float64 if value.dtype == jnp.float64 else jnp.float32)
 
 
 def _of_parameters(probe: Probe, d_theta: PyTree, site: Site) -> Array:
