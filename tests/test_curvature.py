@@ -589,5 +589,5 @@ def test_a_convolutional_network_as_it_is():
     bound = 1e-10 if vector.dtype == jnp.float64 else 1e-5
     for found, wanted in zip(by_products(vector), dense(vector), strict=True):
         assert jnp.max(jnp.abs(found - wanted)) <= bound * jnp.max(jnp.abs(wanted))
-    with pytest.raises(ValueError, match="of a function parameter_jacobian takes no loss"):
+    with pytest.raises(ValueError, match="loss, layer and chunk_size must be None for a function"):
         curvature.parameter_jacobian(goal.outputs, params, x, loss="squared")

@@ -320,7 +320,7 @@ def test_what_makes_no_sense_is_refused():
         curvature.tangent_kernel(chain, params, x, 0)
     with pytest.raises(ValueError, match="one of cross_entropy, squared, got 'hinge'"):
         gauss_newton_gram(jnp.eye(6), jnp.ones((3, 2)), "hinge")
-    with pytest.raises(ValueError, match=r"kernel has 5 rows, outputs \(3, 2\) make 6"):
+    with pytest.raises(ValueError, match=r"kernel must have 6 rows for outputs \(3, 2\), got 5"):
         gauss_newton_gram(jnp.eye(5), jnp.ones((3, 2)))
     for settings, match in [
         ({"chunk_size": 0}, "chunk_size must be an integer >= 1, got 0"),

@@ -1,7 +1,7 @@
-"""Measure curvature with respect to parameters: tangent kernels, and curvature matrices as products.
+"""Curvature with respect to parameters: tangent kernels, and curvature matrices as products.
 
-`hessian`, `gauss_newton` and `empirical_fisher` make an operator of a loss; `extremes`, `trace` and
-`density` compute its eigenvalues; `largest_stable_rate` turns the largest eigenvalue into the
+`hessian`, `gauss_newton` and `empirical_fisher` make an operator from a loss. `extremes`, `trace`
+and `density` compute its eigenvalues. `largest_stable_rate` converts the largest eigenvalue to the
 largest stable learning rate.
 """
 

@@ -18,7 +18,7 @@ def mean_over_chunks(
         function: chunk -> array, a mean over the chunk.
         examples: a pytree whose leaves have a leading axis of examples; a pytree without leaves is
             one chunk.
-        chunk_size: examples at a time; the last chunk may be smaller.
+        chunk_size: number of examples in a chunk; the last chunk may be smaller.
 
     Returns:
         The mean over all examples.
@@ -53,10 +53,10 @@ def examples_of(examples: PyTree) -> int:
         examples: a pytree whose leaves have a leading axis of examples.
 
     Returns:
-        Their number.
+        Number of examples.
 
     Raises:
-        ValueError: if there are none, or leaves differ in their number.
+        ValueError: if there are no examples, or leaves differ in their number.
     """
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(examples)]
     counts = {shape[0] if shape else 0 for shape in shapes}

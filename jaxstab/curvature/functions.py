@@ -1,7 +1,7 @@
 r"""Jacobian by the parameters of a model that is a function f(params, x).
 
-The layers of a function are unknown, so a row of the kernel Theta = J J^T is one pullback and one
-push through the whole batch, linearised once.
+The layers of a function are unknown. A row of the kernel Theta = J J^T is therefore one pullback
+and one push through the whole batch, which is linearised once.
 """
 
 from collections.abc import Callable
@@ -20,20 +20,20 @@ from jaxstab.spectra.operators import Operator, Scaled, scaled
 
 
 def is_function(model: Any) -> TypeGuard[Callable]:
-    """Tell a function (params, x) -> y from a chain, an MLP or a module, which has `init` and `apply`.
+    """Check whether a model is a function (params, x) -> y, and no chain, MLP or module.
 
     Args:
-        model: anything.
+        model: any object.
 
     Returns:
-        Whether it is a function.
+        True for a callable without `init` and `apply`.
     """
     module = hasattr(model, "init") and hasattr(model, "apply")
     return callable(model) and not module and not isinstance(model, Chain | MLP)
 
 
 class _Linear(NamedTuple):
-    """A linearised model: outputs, and products with the Jacobian and its transpose."""
+    """Outputs of a model, and products with its Jacobian and the transpose."""
 
     y: Float[Array, "batch ..."]
     vector: Float[Array, " n"]
@@ -69,9 +69,9 @@ def kernel_of_function(
 
     Args:
         model: (params, x [batch, ...]) -> y [batch, ...].
-        params: any pytree; its floating leaves are differentiated by.
+        params: any pytree, differentiated by its floating leaves.
         x: a batch, any pytree.
-        chunk_size: rows at a time, >= 1; None for one.
+        chunk_size: number of rows at a time, >= 1; None for 1.
 
     Returns:
         Theta, symmetric, in the order of y.ravel().
@@ -99,11 +99,11 @@ def jacobian_of_function(model: Callable, params: PyTree, x: PyTree) -> Operator
 
     Args:
         model: as in `kernel_of_function`.
-        params: likewise.
-        x: likewise.
+        params: as in `kernel_of_function`.
+        x: as in `kernel_of_function`.
 
     Returns:
-        The operator; rows as in y.ravel(), columns as `ravel` has the parameters.
+        The operator, with rows in the order of y.ravel() and columns in the order of `ravel`.
 
     Raises:
         ValueError: as `kernel_of_function`.

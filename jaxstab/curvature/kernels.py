@@ -1,4 +1,4 @@
-"""Measure the empirical neural tangent kernel, the Gram matrix of the Jacobian by parameters.
+"""Empirical neural tangent kernel, the Gram matrix of the Jacobian by parameters.
 
 Rows are all outputs of all examples: row b d_out + k is output k of example b. With J_l =
 dy/dtheta_l, [rows, P_l],
@@ -6,8 +6,8 @@ dy/dtheta_l, [rows, P_l],
     Theta = sum_l J_l J_l^T,    l: embedding, blocks, readout,
 
 is one backward fold over layers. The fold carries the cotangents dy_b/dh_l of all rows. A row of
-J_l is one pullback of that layer alone, and its products with all other rows are one push through
-that layer alone. Only a chunk of rows of one J_l is held at a time. Nothing is scaled against
+J_l is one pullback of layer l alone, and its products with all other rows are one push through
+layer l alone. Only a chunk of rows of one J_l is held at a time. Values are not scaled against
 overflow. Examples share the parameters and, under dropout, the masks. A network that mixes examples
 (BatchNorm) goes through `networks.flatten` as one example, x.ravel()[None].
 """
@@ -30,7 +30,7 @@ from jaxstab.norms.meshes import varying_like
 from jaxstab.precision import at_full_precision
 
 LOSSES = ("cross_entropy", "squared")
-# bytes of a chunk of rows of one layer's Jacobian and its push, by default
+# default bytes of a chunk of rows of one layer's Jacobian and its push
 BYTES = 2**28
 
 
@@ -79,27 +79,27 @@ def tangent_kernel(
 ) -> Float[Array, "rows rows"] | TangentKernel:
     """Compute the empirical neural tangent kernel (dy/dtheta)(dy/dtheta)^T of a batch (Jacot et al. 2018).
 
-    It costs about rows x batch forward passes through the parameters, rows = batch d_out, as
-    NTK-vector products do (Novak, Sohl-Dickstein & Schoenholz 2022), but each row passes through
-    one layer only. For a model that is a function, each row passes through the whole model.
+    The cost is about rows x batch forward passes through the parameters, rows = batch d_out, as for
+    NTK-vector products (Novak, Sohl-Dickstein & Schoenholz 2022), but each row passes through one
+    layer only. For a model that is a function, each row passes through the whole model.
 
     Args:
         chain: the network; or any model as a function (params, x [batch, ...]) -> y [batch, ...].
-        params: its parameters, of a function any pytree; what `Chain.bind` adds to them is not
-            differentiated by.
-        x: a batch of inputs [batch, d_in]; of layers of the user's own [batch, ...], each of which
-            the chain takes.
-        chunk_size: rows of J at a time, >= 1; None for as many as fit into BYTES = 256 MiB, at
-            least one; of a function, one.
-        by_layer: whether to return the contribution of each layer of a chain, which sum to Theta.
+        params: parameters of the network, or any pytree for a function; what `Chain.bind` adds is
+            not differentiated by.
+        x: a batch of inputs [batch, d_in]; for layers of the user's own [batch, ...], a batch of
+            inputs of the chain.
+        chunk_size: number of rows of J at a time, >= 1; None for as many as fit into BYTES = 256
+            MiB, at least one; for a function, one.
+        by_layer: True to return the contribution of each layer of a chain; they sum to Theta.
 
     Returns:
-        Theta, symmetric, [batch d_out, batch d_out]. Its eigenvalues, as `jaxstab.decompositions`
-        computes them, are the squared singular values of J: those below about eps times the largest
-        are rounding errors of either sign. For by_layer=True, the record of L + 2 such kernels.
+        Theta, symmetric, [batch d_out, batch d_out]. Its eigenvalues by `jaxstab.decompositions`
+        are the squared singular values of J; eigenvalues below about eps times the largest are
+        rounding errors of either sign. With by_layer=True, the record of L + 2 such kernels.
 
     Raises:
-        ValueError: if chunk_size < 1, x is not a floating batch, of a function y, or by_layer is
+        ValueError: if chunk_size < 1, x (for a function, y) is not a floating batch, or by_layer is
             given for a function.
 
     Example:
@@ -129,16 +129,16 @@ def gauss_newton_gram(
 ) -> Float[Array, "*layer rows rows"]:
     """Compute the Gram matrix with the nonzero eigenvalues of the Gauss-Newton matrix of a mean loss.
 
-    G = (1/batch) sum_b J_b^T H_b J_b, H_b = S_b S_b^T the loss's Hessian by the output, has the
-    nonzero eigenvalues of (1/batch) S^T Theta S, since AB and BA share them. For cross-entropy H =
-    diag(p) - p p^T, S = diag(sqrt p) - p sqrt(p)^T, and G is the Fisher matrix of the softmax model
-    (Martens 2020, section 9.2); for squared error |y - t|^2 / 2, S = 1. It does not depend on
-    targets.
+    G = (1/batch) sum_b J_b^T H_b J_b, with H_b = S_b S_b^T the Hessian of the loss by the output.
+    G has the nonzero eigenvalues of (1/batch) S^T Theta S, since AB and BA share theirs. For
+    cross-entropy H = diag(p) - p p^T, S = diag(sqrt p) - p sqrt(p)^T, and G is the Fisher matrix of
+    the softmax model (Martens 2020, section 9.2). For squared error |y - t|^2 / 2, S = 1. Targets
+    do not enter.
 
     Args:
-        kernel: Theta of all parameters, or of some: the layers of a `TangentKernel` give G's
-            diagonal blocks.
-        y: the network's outputs, for cross-entropy logits.
+        kernel: Theta of all parameters, or of one layer from a `TangentKernel` for a diagonal block
+            of G.
+        y: outputs of the network; logits for cross-entropy.
         loss: "cross_entropy" or "squared".
 
     Returns:
@@ -151,7 +151,7 @@ def gauss_newton_gram(
     batch, out = y.shape
     if kernel.shape[-1] != batch * out:
         raise ValueError(
-            f"kernel has {kernel.shape[-1]} rows, outputs {y.shape} make {batch * out}"
+            f"kernel must have {batch * out} rows for outputs {y.shape}, got {kernel.shape[-1]}"
         )
     if loss == "squared":
         return kernel / batch
@@ -170,14 +170,12 @@ def gauss_newton_eigenvalues(
 ) -> Float[Array, " rows"]:
     """Compute the eigenvalues of the Gauss-Newton matrix of a batch's mean loss.
 
-    For cross-entropy they are those of the Fisher matrix.
-
-    All eigenvalues that are not zero by construction, by `gauss_newton_gram`. The batch must be
-    small enough for a matrix [batch d_out, batch d_out].
+    For cross-entropy it is the Fisher matrix. `gauss_newton_gram` gives all eigenvalues that are not
+    zero by construction. The batch must be small enough for a matrix [batch d_out, batch d_out].
 
     Args:
         chain: as in `tangent_kernel`.
-        params: its parameters.
+        params: as in `tangent_kernel`.
         x: a batch of inputs.
         loss: "cross_entropy" or "squared" (|y - t|^2 / 2), averaged over the batch.
         chunk_size: as in `tangent_kernel`.
@@ -200,7 +198,7 @@ def gauss_newton_eigenvalues(
     kernel = tangent_kernel(chain, params, x, chunk_size)
     if is_function(chain):
         y = chain(params, x)
-        # a squared loss is a mean over the first axis, a cross-entropy over all but the logits
+        # a squared loss is a mean over the first axis, a cross-entropy over all axes but the last
         if loss == "squared":
             y = y.reshape(len(y), -1)
         else:
@@ -308,7 +306,7 @@ def _gram(
     rows = (jnp.arange(batch * out) // out, cotangents.reshape(batch * out, size))
     chunk, _ = _chunk(here.theta, batch, out, size, chunk_size, here.h.dtype.itemsize)
     gram = jax.lax.map(row, rows, batch_size=chunk)
-    # rows are computed one at a time, so that rounding is not symmetric
+    # rounding of rows computed one at a time is not symmetric
     return (gram + gram.T) / 2
 
 

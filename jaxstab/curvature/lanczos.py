@@ -15,12 +15,12 @@ from jaxstab.spectra.operators import Operator, Scaled
 
 
 class Tridiagonal(NamedTuple):
-    """Result of the process: A V = 2^exponent V T, but for a residual in the last block.
+    """Result of the process: A V = 2^exponent V T, up to a residual in the last block.
 
     Attributes:
         vectors: V, orthonormal, a vector per row.
         matrix: T, block tridiagonal.
-        residual: what A V has beyond V, on the orthonormal vectors that would come next.
+        residual: part of A V outside of V, in terms of the next orthonormal vectors.
         exponent: power of two that keeps T within the float range.
     """
 
@@ -34,8 +34,8 @@ def rounding(theta: Float[Array, " p"], size: int) -> Float[Array, ""]:
     """Estimate the rounding error of a product, which is relative to the largest eigenvalue.
 
     Args:
-        theta: eigenvalues found.
-        size: entries of a vector.
+        theta: computed eigenvalues.
+        size: number of entries of a vector.
 
     Returns:
         The error of a product with a unit vector.
@@ -49,8 +49,8 @@ def levelled(
     """Scale the vectors of a product to one common power of two.
 
     Args:
-        product: vectors, and the exponent of each.
-        exponent: the common exponent; None for that of the largest vector.
+        product: vectors and their exponents.
+        exponent: the common exponent; None for the exponent of the largest vector.
 
     Returns:
         The vectors and the exponent.
@@ -65,9 +65,9 @@ def tridiagonalise(operator: Operator, start: Float[Array, "b n"], steps: int) -
     """Run block Lanczos from the span of some vectors; every new block is orthonormal to all before it.
 
     Args:
-        operator: symmetric.
-        start: a vector per row.
-        steps: products with a block.
+        operator: symmetric operator.
+        start: vectors, one per row.
+        steps: number of products with a block.
 
     Returns:
         The tridiagonal matrix and its basis.
@@ -93,7 +93,7 @@ def tridiagonalise(operator: Operator, start: Float[Array, "b n"], steps: int) -
     first = (*nothing, decompositions.qr(start.T)[0].T, zeros(size, size), jnp.zeros((), jnp.int32))
     first = varying_like(first, jax.eval_shape(operator.apply, start))
     (vectors, lower, _, residual, exponent), _ = jax.lax.scan(step, first, size * jnp.arange(steps))
-    # row i holds v_j^T A v_i, j <= i; the upper half is its mirror image
+    # row i holds v_j^T A v_i, j <= i; the upper half is symmetric
     below = jnp.tril(lower, -1)
     return Tridiagonal(vectors, below + below.T + jnp.diag(jnp.diag(lower)), residual, exponent)
 
@@ -105,17 +105,17 @@ def within_krylov_space(
 
     Args:
         matrix: T of blocks of one vector.
-        columns: of the operator.
+        columns: number of columns of the operator.
 
     Returns:
         T with rows beyond the end decoupled, and the number of rows up to the end.
     """
-    # Vectors beyond the end are rounding. Their Ritz values repeat earlier ones, and equal values have
-    # no derivative: they are replaced by distinct values above all others, without weight.
+    # Vectors beyond the end are rounding, and their Ritz values repeat earlier values. Equal values
+    # have no derivative, so distinct values without weight, above all others, replace them.
     size = len(matrix)
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(matrix)))
     links = jnp.abs(jnp.diagonal(matrix, -1))
-    # the criterion by which `orthonormal` has no derivative
+    # the same threshold as for directions without derivative in `orthonormal`
     linked = links > 32 * jnp.finfo(matrix.dtype).eps * math.sqrt(columns) * largest
     alive = jnp.concatenate([jnp.ones(1, bool), jnp.cumprod(linked).astype(bool)])
     above = jnp.diag(largest * (4 + jnp.arange(size, dtype=matrix.dtype)))

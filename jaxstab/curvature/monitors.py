@@ -15,7 +15,7 @@ from jaxstab.curvature.vectors import ravel
 from jaxstab.norms.meshes import varying_like
 from jaxstab.spectra.operators import Operator
 
-# for one record, begun at the last eigenvector
+# default products per record, with the last eigenvector as the start
 PRODUCTS = 10
 
 
@@ -24,8 +24,8 @@ class SharpnessState(NamedTuple):
 
     Attributes:
         updates: number of updates so far.
-        sharpness: largest eigenvalue before updates 0, every, 2 every, ...; NaN for later ones.
-        error: bound on its distance to an eigenvalue, likewise.
+        sharpness: largest eigenvalue before updates 0, every, 2 every, ...; NaN for future records.
+        error: bound on the distance of each sharpness to an eigenvalue.
         vector: the last eigenvector, the start of the next measurement.
     """
 
@@ -44,19 +44,19 @@ def monitor_sharpness(
 ) -> optax.GradientTransformation:
     """Record the sharpness of a loss during training; updates pass unchanged.
 
-    Chain it with an optimiser in any training loop; `training.train` has it built in, as
+    Chain it with an optimiser in any training loop; `training.train` includes it as
     `curvature_every`. A measurement starts from the last eigenvector, so that few products suffice.
     Between records nothing is computed, except under `jax.vmap` over runs, which computes both
-    branches; use `jax.lax.map` there.
+    branches; use `jax.lax.map` over runs instead.
 
     Args:
         operator: parameters -> symmetric operator, such as the `hessian` of the loss.
-        steps: updates of the run, >= 1.
-        every: updates from one record to the next, >= 1.
-        products: products with the operator for each record, >= 1.
+        steps: number of updates of the run, >= 1.
+        every: number of updates from one record to the next, >= 1.
+        products: number of products with the operator for each record, >= 1.
 
     Returns:
-        The transformation. Its `SharpnessState` is read by `optax.tree.get(state, "sharpness")`.
+        The transformation; `optax.tree.get(state, "sharpness")` reads its `SharpnessState`.
 
     Raises:
         ValueError: if a count is not an integer >= 1; from the update, if parameters are not given.
@@ -121,13 +121,13 @@ def measured(
     """Measure the sharpness, starting from the last eigenvector.
 
     Args:
-        state: of the earlier measurements.
-        operator: symmetric.
+        state: state after earlier measurements.
+        operator: symmetric operator.
         record: number of the record.
-        products: with the operator, >= 1.
+        products: number of products with the operator, >= 1.
 
     Returns:
-        The state.
+        The state with the new record.
     """
     top = extremes(operator, jax.random.key(0), steps=products, start=state.vector)
     # parameters that are not finite have no eigenvector

@@ -1,4 +1,4 @@
-"""A mean loss over examples in two halves: outputs of a model, and the loss of outputs."""
+"""Mean loss over examples, as outputs of a model and a loss of the outputs."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ MeanLoss = Callable[[PyTree, PyTree], Float[Array, ""]]
 
 @dataclass(frozen=True)
 class Objective:
-    """A mean loss over examples, L(theta) = (1/n) sum_b loss(y(theta, x_b), t_b), called as (params, (x, targets)).
+    """Mean loss over examples, L(theta) = (1/n) sum_b loss(y(theta, x_b), t_b), of (params, (x, targets)).
 
     Attributes:
         outputs: (params, x [batch, ...]) -> y [batch, ...].
@@ -34,11 +34,11 @@ class Objective:
         """Compute the mean loss.
 
         Args:
-            params: the model's parameters.
-            examples: inputs and targets, each with a leading axis of examples.
+            params: parameters of the model.
+            examples: inputs and targets, with a leading axis of examples.
 
         Returns:
-            The loss.
+            The mean loss.
         """
         x, targets = examples
         return self.loss(self.outputs(params, x), targets)
@@ -48,13 +48,13 @@ class Objective:
 def objective(
     model: Chain | Outputs, loss: str | MeanLoss = "cross_entropy", mixes: bool = False
 ) -> Objective:
-    """Make the mean loss of a chain, or of any model that is a function.
+    """Make the mean loss of a chain or of a function.
 
     Args:
         model: a chain; or a function (params, x [batch, ...]) -> y [batch, ...].
         loss: "cross_entropy" (labels), "squared" (|y - t|^2 / 2), or a function (y, targets) ->
             mean over the batch.
-        mixes: whether the chain's blocks mix examples, as BatchNorm does; they are then applied to
+        mixes: True if blocks of the chain mix examples, as BatchNorm does, and must be applied to
             the whole batch.
 
     Returns:
@@ -62,7 +62,7 @@ def objective(
         and `loss`, (y, targets) -> mean.
 
     Raises:
-        ValueError: if the model is neither, or the loss is unknown.
+        ValueError: if the model is no chain and no function, or the loss is unknown.
 
     Example:
         >>> goal = objective(lambda w, x: x * w[0], "squared")
@@ -84,14 +84,14 @@ def cross_entropy(
     """Compute the mean softmax cross-entropy, in nats.
 
     Args:
-        y: logits, of one example or a batch.
-        labels: classes.
+        y: logits of one example or a batch.
+        labels: class of each example.
 
     Returns:
-        The mean; NaN, as is its gradient, where a label has no logit.
+        The mean; NaN with a NaN gradient if a label has no logit.
 
     Raises:
-        ValueError: if labels whose values Python knows are not integers in [0, d_out).
+        ValueError: if concrete labels are not integers in [0, d_out).
 
     Example:
         >>> round(float(cross_entropy(jnp.zeros((3, 10)), jnp.arange(3))), 4)  # ln 10
@@ -109,7 +109,7 @@ def squared(y: Float[Array, "batch ..."], targets: Array) -> Float[Array, ""]:
 
     Args:
         y: outputs.
-        targets: of the same shape.
+        targets: targets of the same shape.
 
     Returns:
         The mean.

@@ -8,7 +8,7 @@ L + 1 the readout, a product is a fold over layers,
     backwards   g_l = sum over examples of (dh_l/dtheta_l)^T c_l,    c_{l-1} = (dh_l/dh_{l-1})^T c_l,
 
 for a chunk of examples at a time. Parts of a flat vector are read and written one layer at a time.
-Every layer's part has its own powers of two until the end.
+Each layer's part has its own powers of two until the end.
 """
 
 import itertools
@@ -48,33 +48,33 @@ def parameter_jacobian(
 ) -> Operator:
     """Make the Jacobian J of a batch's outputs by the parameters, or a root R of G = R^T R, Gauss-Newton.
 
-    Squared singular values of J are the eigenvalues of `tangent_kernel`; those of R = S^T J /
-    sqrt(batch), S S^T the loss's Hessian by the outputs, are `gauss_newton_eigenvalues`.
-    `extremes`, `moments` and `density` compute them matrix-free; the trace is the operator's size
-    times the first moment. A product with k vectors costs a forward pass of the batch, and two
-    passes of k vectors through every layer. It holds the states of a chunk of examples, and the
-    vectors, which have an entry per parameter on one side.
+    Squared singular values of J are the eigenvalues of `tangent_kernel`. Squared singular values of
+    R = S^T J / sqrt(batch), with S S^T the Hessian of the loss by the outputs, are
+    `gauss_newton_eigenvalues`. `extremes`, `moments` and `density` compute them matrix-free; the
+    trace is the size of the operator times the first moment. A product with k vectors costs a
+    forward pass of the batch, and two passes of k vectors through every layer. Memory holds the
+    states of a chunk of examples, and the vectors, with an entry per parameter on one side.
 
     Args:
         chain: the network; or any model as a function (params, x [batch, ...]) -> y [batch, ...],
             for J alone and the whole batch at once.
-        params: its parameters, depth L; what `Chain.bind` adds to them is not differentiated by.
-        x: a batch of inputs [batch, d_in]; of layers of the user's own [batch, ...], each of which
-            the chain takes.
-        loss: None for J; "cross_entropy" or "squared" (|y - t|^2 / 2), averaged over the rows of x,
-            for R.
-        layer: None for all parameters; l in [0, L] for those that make h_l (0: the embedding's), L
-            + 1 for the readout's. With R, this gives a diagonal block of G.
-        chunk_size: examples at a time, >= 1; None for as many as fit into BYTES = 256 MiB, at least
-            one.
+        params: parameters of the network, depth L; what `Chain.bind` adds is not differentiated by.
+        x: a batch of inputs [batch, d_in]; for layers of the user's own [batch, ...], a batch of
+            inputs of the chain.
+        loss: None for J; for R, "cross_entropy" or "squared" (|y - t|^2 / 2), averaged over the
+            rows of x.
+        layer: None for all parameters; l in [0, L] for the parameters of layer l (0: embedding),
+            L + 1 for the readout. With R, this gives a diagonal block of G.
+        chunk_size: number of examples at a time, >= 1; None for as many as fit into BYTES = 256
+            MiB, at least one.
 
     Returns:
-        The operator. Rows are ordered as y.ravel(), columns as `jax.flatten_util.ravel_pytree` has
-        the parameters.
+        The operator, with rows in the order of y.ravel() and columns in that of
+        `jax.flatten_util.ravel_pytree`.
 
     Raises:
-        ValueError: if the loss is unknown, there is no such layer, chunk_size < 1, x is not a
-            floating batch, or a function is given with a loss, a layer or a chunk_size.
+        ValueError: if the loss is unknown, the layer is no integer in [0, L + 1], chunk_size < 1, x
+            is not a floating batch, or a function is given with a loss, a layer or a chunk_size.
 
     Example:
         >>> from jaxstab import curvature, networks, spectra
@@ -90,8 +90,8 @@ def parameter_jacobian(
     if is_function(chain):
         if (loss, layer, chunk_size) != (None, None, None):
             raise ValueError(
-                "of a function parameter_jacobian takes no loss, layer or chunk_size, got "
-                f"{loss!r}, {layer!r}, {chunk_size!r}; curvature.gauss_newton takes losses"
+                "loss, layer and chunk_size must be None for a function, got "
+                f"{loss!r}, {layer!r}, {chunk_size!r}; use curvature.gauss_newton for a loss"
             )
         return jacobian_of_function(chain, params, x)
     return _of_chain(cast(Chain, chain), params, x, loss, layer, chunk_size)
@@ -122,14 +122,14 @@ def _of_chain(
 
 
 class _Chunk(NamedTuple):
-    """A chunk of examples as one input of a network on batches, and its states."""
+    """Chunk of examples as one input of a network on batches, with its states."""
 
     chain: Chain
     params: Params
     states: States
 
     def layer(self, number: int) -> Here:
-        """Return layer `number` at the state below it."""
+        """Return layer `number` at its input state."""
         if number == 0:
             h = self.states.x
         else:
@@ -146,7 +146,7 @@ def _push_theta(here: Here, v: Float[Array, "k p"]) -> Float[Array, "k n"]:
 
 
 def _pull_theta(here: Here, u: Float[Array, "k n"]) -> Float[Array, "k p"]:
-    """Multiply by the transpose, which gives flat vectors of parameters."""
+    """Multiply by the transposed Jacobian, with flat vectors of parameters as results."""
     return jax.vmap(lambda tree: ravel_pytree(tree)[0])(jax.vmap(here.pull_theta)(u))
 
 
@@ -219,7 +219,7 @@ class _Batch(NamedTuple):
 
         def adjoint(u: Float[Array, "k rows"]) -> Scaled:
             xs, size = self.chunks(len(u))
-            # examples that fill up the last chunk have cotangents of zero
+            # padding examples of the last chunk have cotangents of zero
             u = jnp.pad(u, ((0, 0), (0, len(xs) * size * self.out - rows)))
             us = jnp.moveaxis(u.reshape(len(u), len(xs), -1), 1, 0)
             nothing = (
@@ -238,7 +238,7 @@ class _Batch(NamedTuple):
         return Operator(apply, adjoint, rows, total, self.dtype)
 
     def chunks(self, block: int) -> tuple[Shaped[Array, "count inputs"], int]:
-        """Return the examples in chunks of one size, and the size; the last is filled up with the first."""
+        """Return the examples in chunks of equal size, padded with the first examples, and the size."""
         batch = len(self.x)
         most = self.chunk_size or _default_chunk(
             self.params.depth, self.width, block, self.dtype.itemsize
@@ -281,7 +281,7 @@ class _Batch(NamedTuple):
         u: Float[Array, "k rows"],
         collected: tuple[Array, Array],
     ) -> tuple[Array, Array]:
-        """Add one chunk's part of J^T u, or R^T u, to a sum in which every layer has its own exponent."""
+        """Add one chunk's part of J^T u, or R^T u, to a sum with an exponent for every layer."""
         chunk = self.chunk(x)
         first = self.layer or 0
         last = self.params.depth + 1
@@ -313,7 +313,7 @@ class _Batch(NamedTuple):
     def levelled(
         self, columns: _Columns, values: Float[Array, "k columns"], exponents: Int[Array, "k layer"]
     ) -> Scaled:
-        """Scale the layers of each vector to one exponent, that of the largest."""
+        """Scale the layers of each vector to the exponent of the largest layer."""
         top = jnp.max(exponents, axis=1)
 
         def level(values: Array, room: int, index: Array | int) -> Array:
@@ -375,7 +375,7 @@ def _counts(params: Params) -> list[int]:
 
 
 def _sizes(params: Params) -> list[int]:
-    """Count the parameters of one layer of each."""
+    """Count the parameters of a layer of the embedding, of each segment and of the readout."""
     stacks = zip(params.stacks, _counts(params), strict=True)
     return [
         sum(leaf.size for leaf in jax.tree.leaves(trained(stack))) // count

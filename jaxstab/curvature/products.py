@@ -7,11 +7,11 @@ With y = y(theta, x) the outputs and L = (1/n) sum_b l_b the mean loss,
     empirical Fisher    F = (1/n) sum_b g_b g_b^T,                  g_b = grad l_b
 
 The Hessian product is forward mode over reverse mode (Pearlmutter 1994) and takes the time of two
-gradients. The vectors of a block are multiplied one at a time: on a CPU that takes half the time of
-a batch of products, and the memory of one vector. The gradient is linearised once per block and
+gradients. The vectors of a block are multiplied one at a time, in half the time of a batch of
+products on a CPU, and in the memory of one vector. The gradient is linearised once per block and
 chunk.
 
-A block of the Hessian, such as that of one layer, is the Hessian of the loss as a function of that
+For a diagonal block of the Hessian, such as that of one layer, give the loss as a function of that
 layer alone.
 """
 
@@ -31,7 +31,7 @@ from jaxstab.curvature.vectors import ravel
 from jaxstab.precision import at_full_precision
 from jaxstab.spectra.operators import Operator, Scaled, scaled
 
-# bytes of the residuals of one chunk's gradient, by default
+# default bytes of the residuals of one chunk's gradient
 BYTES = 2**28
 
 # chunk of examples -> product v [n] -> [n] with its matrix, a `Partial` of its residuals
@@ -49,18 +49,18 @@ def hessian(
 
     Args:
         loss: (params) -> scalar, of any model; or (params, examples) -> mean over the examples, as
-            `objective` makes it of a chain.
-        params: any pytree; its floating leaves are differentiated by, see `ravel`.
+            from `objective` for a chain.
+        params: any pytree, differentiated by its floating leaves, see `ravel`.
         examples: pytree whose leaves have a leading axis of examples; None if the loss takes none.
-        chunk_size: examples at a time, >= 1; None for as many as fit into BYTES = 256 MiB, at least
-            one. A loss that mixes examples (BatchNorm) sees each chunk as a batch.
+        chunk_size: number of examples at a time, >= 1; None for as many as fit into BYTES = 256
+            MiB, at least one. A loss that mixes examples (BatchNorm) takes each chunk as a batch.
 
     Returns:
-        The operator, symmetric. Vectors are ordered as `ravel` has them.
+        The symmetric operator, with vectors in the order of `ravel`.
 
     Raises:
         ValueError: if the loss is not a real scalar, there are no examples, chunk_size < 1, or
-            params cannot be differentiated by.
+            params have no floating leaf or a complex leaf.
 
     Example:
         >>> operator = hessian(lambda w: w[0] ** 2 + 3 * w[0] * w[1], jnp.ones(2))
@@ -89,8 +89,8 @@ def hessian_by_gradient(
 ) -> Operator:
     """Make the Hessian from a gradient that is not computed by `jax.grad`.
 
-    One such gradient is `training.value_and_grad`, whose depth may be traced, so that one program
-    serves every depth.
+    `training.value_and_grad` is such a gradient; its depth may be traced, so that one program serves
+    every depth.
 
     Args:
         gradient: (params), or (params, examples) -> gradient of a mean loss, a pytree with an entry
@@ -103,7 +103,7 @@ def hessian_by_gradient(
         The operator.
 
     Raises:
-        ValueError: as `hessian`; or if the gradient has not as many entries as the parameters.
+        ValueError: as `hessian`; or if gradient and parameters differ in their number of entries.
 
     Example:
         >>> operator = hessian_by_gradient(lambda w: w**2, jnp.ones(2))
@@ -131,9 +131,9 @@ def gauss_newton(
 ) -> Operator:
     """Make the generalised Gauss-Newton matrix of a mean loss, as products (Schraudolph 2002).
 
-    For cross-entropy, and for |y - t|^2 / 2 as the likelihood of unit Gaussian noise, it is the
-    true Fisher matrix of the model (Martens 2020, section 9.2). It is positive semidefinite if the
-    loss is convex in the outputs.
+    For cross-entropy, and for |y - t|^2 / 2 as the likelihood of unit Gaussian noise, the matrix is
+    the true Fisher matrix of the model (Martens 2020, section 9.2). It is positive semidefinite if
+    the loss is convex in the outputs.
 
     Args:
         objective: from `objective`.
@@ -175,13 +175,13 @@ def empirical_fisher(
     examples: tuple[PyTree, PyTree],
     chunk_size: int | None = None,
 ) -> Operator:
-    """Make the empirical Fisher matrix, the mean of g_b g_b^T, g_b the gradient of one example's loss.
+    """Make the empirical Fisher matrix, the mean of g_b g_b^T with g_b the gradient of one example's loss.
 
-    It is the second moment of single examples' gradients at the given labels. The true Fisher
-    matrix, at labels drawn from the model, is `gauss_newton`.
+    The matrix is the second moment of single examples' gradients at the given labels. The true
+    Fisher matrix, at labels drawn from the model, is `gauss_newton`.
 
     Args:
-        objective: from `objective`; its loss is called with one example at a time.
+        objective: from `objective`; the loss is called with one example at a time.
         params: as in `hessian`.
         examples: inputs and targets.
         chunk_size: as in `hessian`.
@@ -240,13 +240,13 @@ def symmetric(
     """Make the operator of a mean over chunks of examples.
 
     Args:
-        linear: chunk -> product with its matrix.
+        linear: chunk -> product with the chunk's matrix.
         vector: the parameters.
-        given: the examples, in a tuple; empty for none.
+        given: tuple of the examples; empty without examples.
         chunk_size: as in `hessian`.
 
     Returns:
-        The operator, symmetric.
+        The symmetric operator.
     """
     size = _chunk_size(linear, given, chunk_size)
 

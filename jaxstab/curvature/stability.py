@@ -1,9 +1,9 @@
 r"""Stable learning rates of optimisers on a loss of given curvature.
 
 On the quadratic L = h w^2 / 2 every optimiser below is a linear recursion, and diverges once a root
-of its characteristic polynomial leaves the unit circle. Networks trained on all data at once
-sharpen until their largest eigenvalue reaches that bound and hover there, the edge of stability
-(Cohen et al. 2021; of adaptive optimisers, 2022).
+of its characteristic polynomial leaves the unit circle. In full-batch training the largest
+eigenvalue rises to that bound, the edge of stability, and stays there (Cohen et al. 2021; 2022 for
+adaptive optimisers).
 """
 
 from collections.abc import Callable
@@ -28,13 +28,13 @@ OPTIMISERS = ("sgd", "momentum", "nesterov", "adam")
 
 
 class CriticalSharpness(NamedTuple):
-    """The smallest learning rate at which an update raises the loss, as a curvature.
+    """Smallest learning rate at which an update raises the loss, and the corresponding curvature.
 
     Attributes:
         sharpness: 2 / rate.
-        rate: eta_c; NaN if the search found no rates on both sides of it.
-        rate_low: largest rate tried at which the loss did not rise; 0 for none.
-        rate_high: smallest rate tried at which it rose, or was not finite; inf for none.
+        rate: eta_c; NaN if the search found rates on one side only.
+        rate_low: largest tried rate at which the loss did not rise; 0 for none.
+        rate_high: smallest tried rate at which the loss rose or was not finite; inf for none.
     """
 
     sharpness: Float[Array, ""]
@@ -49,7 +49,7 @@ def largest_stable_rate(
 ) -> Float[Array, "..."]:
     r"""Compute the learning rate at which an optimiser begins to diverge along an eigenvector of the Hessian.
 
-    With h the eigenvalue and updates as optax has them,
+    With h the eigenvalue and updates as in optax,
 
         sgd         2 / h                               w <- w - eta g
         momentum    2 (1 + beta) / h                    v <- g + beta v, w <- w - eta v
@@ -65,10 +65,10 @@ def largest_stable_rate(
         largest: largest eigenvalue h of the Hessian, as from `extremes`; for adam, of the
             preconditioned Hessian, see `preconditioned`.
         optimiser: "sgd", "momentum", "nesterov" or "adam".
-        beta: of the momentum, in [0, 1); unused by sgd.
+        beta: decay of the momentum, in [0, 1); unused by sgd.
 
     Returns:
-        The rate; inf if the eigenvalue is not positive.
+        The largest stable rate; inf if the eigenvalue is not positive.
 
     Raises:
         ValueError: if the optimiser is unknown, or a concrete beta is not in [0, 1).
@@ -103,14 +103,14 @@ def preconditioned(operator: Operator, preconditioner: PyTree) -> Operator:
     """Make the operator P^(-1/2) A P^(-1/2), which has the eigenvalues of P^-1 A.
 
     Args:
-        operator: symmetric.
-        preconditioner: the diagonal of P, positive: a vector, or a pytree like the parameters.
+        operator: symmetric operator A.
+        preconditioner: positive diagonal of P: a vector, or a pytree like the parameters.
 
     Returns:
-        The operator. An eigenvector v of it is P^(1/2) times one of P^-1 A.
+        The operator. Its eigenvectors are P^(1/2) times those of P^-1 A.
 
     Raises:
-        ValueError: if the operator is not square, or P differs from it in size.
+        ValueError: if the operator is not square, or P differs from the operator in size.
 
     Example:
         >>> from jaxstab import curvature
@@ -135,14 +135,14 @@ def adam_preconditioner(
     """Compute the diagonal by which Adam divides its momentum, P = (1 - b1^t) (sqrt(nu / (1 - b2^t)) + eps).
 
     Args:
-        state: of `optax.adam`, or of an optimiser that contains it, after t >= 1 updates.
+        state: state of `optax.adam`, or of an optimiser that contains it, after t >= 1 updates.
         b1: decay of the first moment.
-        b2: decay of the second.
-        eps: added to the root.
+        b2: decay of the second moment.
+        eps: number added to the root.
 
     Returns:
-        The vector, for `preconditioned`. Adam is stable while the largest eigenvalue of P^-1 H
-        stays below 2 (1 + b1) / ((1 - b1) eta), 38 / eta at its defaults.
+        The diagonal, for `preconditioned`. Adam is stable while the largest eigenvalue of P^-1 H
+        stays below 2 (1 + b1) / ((1 - b1) eta), 38 / eta by default.
 
     Raises:
         ValueError: if the state holds no `optax.ScaleByAdamState`, or several.
@@ -171,11 +171,11 @@ def directional_sharpness(operator: Operator, direction: PyTree) -> Float[Array,
     """Compute the curvature along a direction, d^T A d / |d|^2 (Pan & Li 2023).
 
     Args:
-        operator: symmetric, such as `hessian`.
+        operator: symmetric operator A, such as `hessian`.
         direction: d, such as the gradient or an update: a vector, or a pytree like the parameters.
 
     Returns:
-        The curvature; NaN along zero.
+        The curvature; NaN for d = 0.
 
     Raises:
         ValueError: if the operator is not square, or the direction differs from it in size.
@@ -188,7 +188,7 @@ def directional_sharpness(operator: Operator, direction: PyTree) -> Float[Array,
     """
     check_square(operator)
     d = _direction(operator, direction, "direction")
-    # at unit length before the product, for any magnitude of the direction
+    # unit length before the product allows any magnitude of the direction
     d = d / jax.lax.stop_gradient(jnp.max(jnp.abs(d)))
     d = d / jnp.linalg.norm(d)
     return jnp.sum(d * operator.matvec(d))
@@ -206,22 +206,23 @@ def critical_sharpness(
 ) -> CriticalSharpness:
     r"""Compute the critical sharpness 2 / eta_c by forward passes alone (Kalra et al. 2026, arXiv 2601.16979).
 
-    eta_c is the smallest rate at which L(theta + eta u) exceeds L(theta). On a quadratic loss along
-    its gradient it is the directional sharpness g^T H g / |g|^2, at most the largest eigenvalue.
-    The search changes the rate until it has one rate at which the loss rises and one at which it
-    does not. It then follows the secant of (L(theta + eta u) - L(theta)) / eta, which is linear in
-    eta on a quadratic. If the loss rises and falls several times, it finds one crossing.
+    eta_c is the smallest rate at which L(theta + eta u) exceeds L(theta). For a quadratic loss and u
+    along its gradient, 2 / eta_c is the directional sharpness g^T H g / |g|^2, at most the largest
+    eigenvalue. The search changes the rate until it has one rate at which the loss rises and one at
+    which it does not. It then follows the secant of (L(theta + eta u) - L(theta)) / eta, which is
+    linear in eta for a quadratic loss. If the loss rises and falls several times, the search finds
+    one crossing.
 
     Args:
-        loss: as in `hessian`; it is never differentiated.
+        loss: as in `hessian`, never differentiated.
         params: any pytree.
-        update: u, the update at rate 1, as optax adds it: the negative gradient for gradient
-            descent. Only its floating leaves are used.
+        update: u, the update at rate 1 in optax's sign: the negative gradient for gradient descent.
+            Only floating leaves are used.
         examples: as in `hessian`.
-        guess: first rate of the search, > 0, such as that of training or the last eta_c.
-        passes: evaluations of the loss besides that at params, >= 2; 5 are enough from a guess
-            within a factor of 4.
-        chunk_size: examples at a time, >= 1; None for all.
+        guess: first rate of the search, > 0, such as the learning rate or the last eta_c.
+        passes: number of evaluations of the loss besides that at params, >= 2; 5 are enough from a
+            guess within a factor of 4.
+        chunk_size: number of examples at a time, >= 1; None for all.
 
     Returns:
         The sharpness, the rate and its bracket.
@@ -259,7 +260,7 @@ def critical_sharpness(
         mean = mean_over_chunks(lambda chunk: loss(moved, *chunk), given, size)
         return mean.astype(wide_enough(mean.dtype))
 
-    # parameters of few bits are moved, and losses compared, in floats of more
+    # parameters of few bits are moved, and losses compared, in wider floats
     here = value(jnp.zeros((), wide))
 
     def step(_: Array, bracket: _Bracket) -> _Bracket:
@@ -283,7 +284,7 @@ class _Bracket(NamedTuple):
     slope_low: Array
     high: Array
     slope_high: Array
-    # by which the next rate differs while only one side is known
+    # ratio of the next rate to the last while only one side is known
     factor: Array
 
     @property
@@ -303,7 +304,7 @@ class _Bracket(NamedTuple):
 
 
 def _narrowed(bracket: _Bracket, slope: Array) -> _Bracket:
-    """Update the bracket by a pass at its rate; if that did not halve it in ln rate, take its middle next."""
+    """Update the bracket by a pass at its rate; take the middle next unless it halved in ln rate."""
     rises = ~(slope <= 0)
     finite = jnp.where(jnp.isfinite(slope), slope, jnp.inf)
     new = _Bracket(

@@ -1,9 +1,9 @@
 r"""Eigenvalues of a symmetric matrix from products: both ends, the trace, the density.
 
-The ends come from a block Lanczos process with full reorthogonalisation (Golub & Underwood 1977), A
-V = V T + a residual. It keeps the whole Krylov space, so that one run of products gives both ends
-with bounds on their errors. LOBPCG keeps three blocks, needs more products and finds one end at a
-time. The vectors take block * steps * n entries.
+The ends come from a block Lanczos process with full reorthogonalisation (Golub & Underwood 1977),
+A V = V T + a residual. The process keeps the whole Krylov space, block * steps * n entries, so that
+one run of products gives both ends with bounds on their errors. LOBPCG keeps three blocks, but
+needs more products and finds one end at a time.
 """
 
 from typing import NamedTuple
@@ -26,14 +26,14 @@ from jaxstab.spectra.operators import Operator
 
 
 class Extremes(NamedTuple):
-    """The two ends of a spectrum.
+    """Both ends of a spectrum.
 
     Attributes:
         largest: largest eigenvalues, descending; each at most the eigenvalue of its rank.
         largest_error: bound on the distance to some eigenvalue, from the residual |A v - value v|.
-        largest_vectors: v, of unit length; see `ravel` for the order of their entries.
-        smallest: smallest eigenvalues, ascending, which may be negative; each at least that of its
-            rank.
+        largest_vectors: v, of unit length, with entries in the order of `ravel`.
+        smallest: smallest eigenvalues, ascending, which may be negative; each at least the
+            eigenvalue of its rank.
         smallest_error: as `largest_error`.
         smallest_vectors: as `largest_vectors`.
     """
@@ -47,11 +47,11 @@ class Extremes(NamedTuple):
 
 
 class EigenvalueDensity(NamedTuple):
-    """The distribution of eigenvalues as point masses, one Gauss quadrature per probe.
+    """Distribution of eigenvalues as point masses, one Gauss quadrature per probe.
 
     Attributes:
         eigenvalues: nodes, ascending.
-        weights: share of the eigenvalues at each node; they sum to 1 in each probe.
+        weights: share of the eigenvalues at each node, of sum 1 in each probe.
     """
 
     eigenvalues: Float[Array, "probe node"]
@@ -60,7 +60,7 @@ class EigenvalueDensity(NamedTuple):
     def cdf(self, values: Float[ArrayLike, "..."]) -> Estimate:
         """Compute the share of eigenvalues at or below given values.
 
-        At a node the share includes half of its weight, and it is linear between nodes.
+        The share includes half of the weight at a node, and is linear between nodes.
 
         Args:
             values: values of any shape.
@@ -93,19 +93,18 @@ def extremes(
     For an eigenpair (theta, s) of T and v = V s, |A v - theta v| = r is the length of the residual
     times the last block of s, so that an eigenvalue lies within r of theta (Parlett 1998, section
     4.5), plus rounding. A value is missed only if the start has no component in its direction, or
-    if it is not yet resolved from others. A block finds as many copies of a multiple eigenvalue as
-    it has vectors.
+    if the value is not yet resolved from others. A block finds as many copies of a multiple
+    eigenvalue as it has vectors.
 
     Args:
-        operator: symmetric, such as `hessian`.
+        operator: symmetric operator, such as `hessian`.
         key: PRNG key of the start.
         top: number of largest values, >= 0.
-        bottom: number of smallest values, >= 0; one of the two is >= 1, and their sum at most the
-            size.
-        steps: blocks of the Krylov space, >= 1. Errors fall exponentially in them; products are
-            block * steps.
-        block: vectors at a time, >= 1; None for one. If block * steps exceeds the size, all values
-            are found in one step.
+        bottom: number of smallest values, >= 0; top + bottom is in [1, size].
+        steps: number of blocks of the Krylov space, >= 1. Errors fall exponentially with it; the
+            number of products is block * steps.
+        block: number of vectors per block, >= 1; None for 1. If block * steps exceeds the size, one
+            block computes all values.
         start: first vectors in place of random ones, such as those of an earlier, similar matrix.
 
     Returns:
@@ -162,12 +161,12 @@ def extremes(
 
 
 class Largest(NamedTuple):
-    """The largest eigenvalue, scaled by a power of two, so that its range is unlimited.
+    """Largest eigenvalue, value 2^exponent, of unlimited range.
 
     Attributes:
         value: the eigenvalue over 2^exponent.
-        error: bound on the distance to some eigenvalue, likewise.
-        exponent: of both.
+        error: bound on the distance to some eigenvalue, over 2^exponent.
+        exponent: exponent of value and error.
     """
 
     value: Float[Array, ""]
@@ -182,15 +181,15 @@ def largest(operator: Operator, key: Key[Array, ""], steps: int = 20) -> Largest
 
     Without reorthogonalisation the Krylov basis loses orthogonality only towards converged
     eigenvectors, whose values then appear twice; the largest value stays right (Paige 1980). Memory
-    and time besides the products are those of three vectors, whereas `extremes` keeps all.
+    and time besides the products are those of three vectors; `extremes` keeps all vectors.
 
     Args:
-        operator: symmetric, such as `hessian`.
+        operator: symmetric operator, such as `hessian`.
         key: PRNG key of the start.
-        steps: products, >= 1.
+        steps: number of products, >= 1.
 
     Returns:
-        The value with its bound; see `extremes`.
+        The eigenvalue with the bound of `extremes`.
 
     Raises:
         ValueError: if the operator is not square, or steps < 1.
@@ -222,7 +221,7 @@ def largest(operator: Operator, key: Key[Array, ""], steps: int = 20) -> Largest
     first = (jnp.zeros_like(start), start, jnp.zeros((), start.dtype), jnp.zeros((), jnp.int32))
     first = varying_like(first, jax.eval_shape(operator.apply, start))
     (*_, exponent), (alpha, beta) = jax.lax.scan(step, first, jnp.arange(steps))
-    # values that follow an exhausted space must not exceed those found
+    # values beyond an exhausted space must not exceed the largest
     exhausted = jnp.cumsum(jnp.concatenate([jnp.zeros(1, bool), beta[:-1] == 0])) > 0
     alpha = jnp.where(exhausted, alpha[0], alpha)
     matrix = jnp.diag(alpha) + jnp.diag(beta[:-1], 1) + jnp.diag(beta[:-1], -1)
@@ -238,18 +237,18 @@ def density(
 ) -> EigenvalueDensity:
     """Estimate the distribution of eigenvalues by stochastic Lanczos quadrature (Ubaru et al. 2017).
 
-    A random unit vector v weighs each eigenvalue by a share of mean 1/n. The eigenvalues of the
-    tridiagonal matrix that v begins, weighted by the squared first entries of its eigenvectors, are
-    the Gauss quadrature of that measure, exact for polynomials of degree 2 steps - 1.
+    A random unit vector v weights each eigenvalue with a share of mean 1/n. The eigenvalues of the
+    tridiagonal matrix from v, weighted by the squared first entries of its eigenvectors, are the
+    Gauss quadrature of that measure, exact for polynomials of degree 2 steps - 1.
 
     Args:
-        operator: symmetric.
+        operator: symmetric operator.
         key: PRNG key of the probes.
-        probes: random vectors, >= 1; 2 or more for standard errors.
-        steps: nodes per probe, >= 1; at most the size of the matrix are used.
+        probes: number of random vectors, >= 1; 2 or more for standard errors.
+        steps: number of nodes per probe, >= 1, capped at the size of the matrix.
 
     Returns:
-        Nodes and weights, of which `EigenvalueDensity.cdf` makes shares.
+        Nodes and weights, for shares by `EigenvalueDensity.cdf`.
 
     Raises:
         ValueError: if the operator is not square, or probes or steps < 1.
@@ -272,7 +271,7 @@ def density(
         theta = jnp.where(jnp.arange(steps) < count, theta, theta[count - 1])
         return times_power(theta, reduced.exponent), s[0] ** 2
 
-    # one at a time: a product holds the residuals of its gradient
+    # one at a time, since a product holds the residuals of its gradient
     return EigenvalueDensity(*jax.lax.map(quadrature, sphere(operator, key, probes)))
 
 
@@ -283,19 +282,20 @@ def trace(operator: Operator, key: Key[Array, ""], probes: int = 16) -> Estimate
 
     With Y = A Omega and Q_i an orthonormal basis of Y without its column i, each probe gives
 
-        t_i = tr(Q_i^T A Q_i) + (n - m + 1) r_i^T A r_i / |r_i|^2,    r_i = (1 - Q_i Q_i^T) omega_i:
+        t_i = tr(Q_i^T A Q_i) + (n - m + 1) r_i^T A r_i / |r_i|^2,    r_i = (1 - Q_i Q_i^T) omega_i.
 
-    the first term is exact on the span of the other probes, and the second is Hutchinson's unbiased
+    The first term is exact on the span of the other probes, and the second is Hutchinson's unbiased
     estimate of the rest. m probes take 2 m products. If few eigenvalues hold most of the trace, as
     for Hessians, the error is far below Hutchinson's.
 
     Args:
-        operator: symmetric.
+        operator: symmetric operator.
         key: PRNG key of the probes.
-        probes: m, >= 1, at most the size of the matrix are used; 2 or more for a standard error.
+        probes: number of probes m, >= 1, capped at the size of the matrix; 2 or more for a standard
+            error.
 
     Returns:
-        The trace. Its standard error treats the estimates, which share products, as independent.
+        The trace. The standard error treats the estimates, which share products, as independent.
 
     Raises:
         ValueError: if the operator is not square, or probes < 1.
@@ -312,7 +312,7 @@ def trace(operator: Operator, key: Key[Array, ""], probes: int = 16) -> Estimate
     y, exponent = levelled(operator.apply(omega), None)
     q, r = decompositions.qr(y.T)
     z, _ = levelled(operator.apply(q.T), exponent)
-    # s_i is orthogonal to what the other columns of r span: Q_i Q_i^T = Q (1 - s_i s_i^T) Q^T
+    # s_i is orthogonal to the span of the other columns of r: Q_i Q_i^T = Q (1 - s_i s_i^T) Q^T
     eye = varying_like(jnp.eye(m, dtype=r.dtype), r)
     s = _unit_columns(decompositions.solve_triangular(_invertible(r), eye, transpose=True))
     h = z @ q
@@ -334,7 +334,7 @@ def check_square(operator: Operator) -> None:
         operator: the operator.
 
     Raises:
-        ValueError: if it is not square, or no operator.
+        ValueError: if operator is not square, or no `Operator`.
     """
     if not isinstance(operator, Operator):
         raise ValueError(
@@ -358,6 +358,6 @@ def _invertible(r: Float[Array, "m m"]) -> Float[Array, "m m"]:
 
 
 def _unit_columns(a: Float[Array, "m m"]) -> Float[Array, "m m"]:
-    # a column of any magnitude
+    # scaled first, so that columns may have any magnitude
     a = a / jnp.max(jnp.abs(a), axis=0, keepdims=True)
     return a / jnp.linalg.norm(a, axis=0, keepdims=True)

@@ -28,7 +28,7 @@ def ravel(params: PyTree) -> tuple[Float[Array, " n"], Unravel]:
         the floating dtypes.
 
     Raises:
-        ValueError: if no leaf is floating, or one is complex.
+        ValueError: if no leaf is floating, or a leaf is complex.
 
     Example:
         >>> vector, unravel = ravel({"w": jnp.ones((2, 2)), "step": jnp.asarray(3)})
@@ -59,7 +59,7 @@ def ravel(params: PyTree) -> tuple[Float[Array, " n"], Unravel]:
 
 
 def _bound(params: PyTree, own: PyTree) -> PyTree:
-    """Put trained parameters back into bound ones."""
+    """Put trained parameters back into bound parameters."""
 
     def rebound(node: PyTree, own: PyTree) -> PyTree:
         if isinstance(node, Layer):
