@@ -18,7 +18,7 @@ from groups_at_work import (
 )
 
 from jaxstab import store
-from jaxstab.store import claims, fingerprint
+from jaxstab.store import claims, creation, fingerprint
 from jaxstab.store.groups import Groups
 from jaxstab.store.places import Place
 
@@ -180,7 +180,7 @@ def _race(url, barrier, results, seed):
             {"row": store.Axis(24, 3)},
         )
         barrier.wait()
-        made = sweep.create()
+        made = creation.create(sweep)
         opened(url, seed=seed)
         results.put((seed, made, "opened"))
     except Exception as error:

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import xarray as xr
 
-from jaxstab.store import chunks
+from jaxstab.store import chunks, creation
 from jaxstab.store.fields import DTYPES, Field
 from jaxstab.store.files import check_folder
 from jaxstab.store.fingerprint import plain
@@ -148,7 +148,7 @@ def _write(dataset: xr.Dataset, path: Path, named: Path) -> None:
     }
     settings = plain(dataset.attrs, "attributes")
     store = Groups(Place(path, named), settings, fields, {}, beside=beside, attributes=texts)
-    documents = store.documents()
+    documents = creation.documents(store)
     store.place.fill(documents)
     store.write(0, values)
     store.place.flush(list(store.place.listing()))

@@ -15,20 +15,16 @@ import itertools
 import json
 import math
 import re
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
 
-from jaxstab.store import chunks, labels
-from jaxstab.store.chunks import Array
+from jaxstab.store import chunks
 from jaxstab.store.fields import Axis, Field, cell_bytes, check_axes, check_fields, index_of
-from jaxstab.store.files import check_folder
 from jaxstab.store.fingerprint import plain
 from jaxstab.store.locks import LockFolder
-from jaxstab.store.places import Place, flush
+from jaxstab.store.places import Place
 
 FORMAT = "jaxstab store 3"
 # attribute of the root that describes the arrays
@@ -149,12 +145,12 @@ class Groups:
             A group, and its arrays [*chunk, *shape] by field; None for a group that is not whole.
         """
         todo = list(groups)
-        step = max(1, _BATCH // (self.size * sum(map(cell_bytes, self._arrays.values()))))
+        step = max(1, _BATCH // (self.size * sum(map(cell_bytes, self.arrays.values()))))
         for start in range(0, len(todo), step):
             batch = todo[start : start + step]
             sums = self.checksums(batch)
-            keys = [self._key(name, group) for group in sums for name in self._arrays]
-            lengths = [chunks.chunk_bytes(field, self.chunk) for field in self._arrays.values()]
+            keys = [self._key(name, group) for group in sums for name in self.arrays]
+            lengths = [chunks.chunk_bytes(field, self.chunk) for field in self.arrays.values()]
             files = iter(self.place.get(keys, lengths * len(sums)))
             for group in batch:
                 values = None
@@ -185,7 +181,7 @@ class Groups:
         if self.axes:
             arrays["done"] = np.ones(self.chunk, bool)
         sums = []
-        for name in self._arrays:
+        for name in self.arrays:
             chunk = chunks.encode(arrays[name])
             sums.append(chunks.checksum(chunk))
             self.place.put(self._key(name, group), chunk)
@@ -233,7 +229,7 @@ class Groups:
             Groups with a mark of this store and chunks of the right length, ascending.
         """
         lengths = {
-            name: chunks.chunk_bytes(field, self.chunk) for name, field in self._arrays.items()
+            name: chunks.chunk_bytes(field, self.chunk) for name, field in self.arrays.items()
         }
 
         def complete(group: int) -> bool:
@@ -246,88 +242,6 @@ class Groups:
             self.checksums([group for group in self.marks_in(listing) if complete(group)])
         )
 
-    def create(self) -> bool:
-        """Create the store, whole or not at all; of several processes exactly one creates it.
-
-        Behind a URL the root's document is written last, and only if none exists, where the
-        backend supports that.
-
-        Returns:
-            True if this process created the store.
-
-        Raises:
-            OSError: if the store cannot be written.
-        """
-        documents = self.documents()
-        locks = self.locks
-        if locks is None:
-            return self.place.fill(documents)
-        # check before parent folders are created
-        check_folder(locks.path)
-        with locks.gate():
-            if self.place.exists():
-                return False
-            staging = Place(locks.path / "new", named=self.place.url)
-            assert staging.local is not None
-            assert self.place.local is not None
-            try:
-                shutil.rmtree(staging.local, ignore_errors=True)
-                staging.fill(documents)
-                # the same command can rewrite the other files
-                staging.flush([COPY, chunks.DOCUMENT])
-                staging.local.rename(self.place.local)
-                flush(self.place.local.parent)
-            except OSError as error:
-                shutil.rmtree(locks.path, ignore_errors=True)
-                raise self.place.unwritable(error) from error
-        return True
-
-    def mend(self) -> None:
-        """Rewrite metadata and coordinates that a power cut has torn."""
-        wanted = self.documents()
-
-        def torn() -> list[str]:
-            files = zip(wanted, self.place.get(list(wanted)), strict=True)
-            return [key for key, document in files if document != wanted[key]]
-
-        if not torn():
-            return
-        gate: AbstractContextManager = nullcontext()
-        if self.locks is not None:
-            gate = self.locks.gate()
-        with gate:
-            broken = torn()
-            self.place.restore({key: wanted[key] for key in broken})
-            self.place.flush(broken)
-
-    def documents(self) -> dict[str, bytes]:
-        """Make all files that exist before the first group.
-
-        Returns:
-            Bytes by key: the root's document comes last, its copy before it.
-        """
-        arrays = {name: self._array(name, field) for name, field in self._arrays.items()}
-        files = {}
-        for name, (dims, values) in self.coordinates.items():
-            arrays[name] = Array(
-                values.shape, values.shape, chunks.dtype_name(values), dims, self._described(name)
-            )
-            files[chunks.key(name, [0] * values.ndim)] = chunks.encode(values)
-        width = 2 + len(self._arrays)
-        # the mark is internal to the store and not listed for readers
-        columns = {"columns": ["group", "digest of the settings", *self._arrays]}
-        arrays["mark"] = Array(
-            (self.count, width), (1, width), "int64", ("mark_group", "mark_column"), columns
-        )
-        attributes = dict(self.identity)
-        beside = [name for name, (dims, _) in self.coordinates.items() if dims != (name,)]
-        if beside or self.beside:
-            # the CF conventions, and xarray, read names of coordinates from this attribute
-            attributes["coordinates"] = " ".join([*beside, *self.beside])
-        documents = chunks.documents(attributes, arrays, ["mark"])
-        root = documents.pop(chunks.DOCUMENT)
-        return files | documents | {COPY: chunks.sealed(root), chunks.DOCUMENT: root}
-
     def column(self, name: str) -> Iterator[np.ndarray]:
         """Read one field of the committed groups, and no other.
 
@@ -338,7 +252,7 @@ class Groups:
             Values of the field in each group whose chunk has the committed checksum.
         """
         sums = self.checksums(self.marks())
-        position = list(self._arrays).index(name)
+        position = list(self.arrays).index(name)
         length = chunks.chunk_bytes(self.fields[name], self.chunk)
         contents = self.place.get([self._key(name, group) for group in sums], [length] * len(sums))
         for chunk, wanted in zip(contents, sums.values(), strict=True):
@@ -351,31 +265,17 @@ class Groups:
                 yield values
 
     @property
-    def _arrays(self) -> dict[str, Field]:
+    def arrays(self) -> dict[str, Field]:
         """Fields of a group in the order of its mark, and `done`, the mask of computed cells."""
         whole = dict(self.fields)
         if self.axes:
             whole["done"] = _DONE
         return dict(sorted(whole.items()))
 
-    def _array(self, name: str, field: Field) -> Array:
-        whole = tuple(axis.length for axis in self.axes.values())
-        dims = (*self.axes, *field.dims)
-        return Array(
-            (*whole, *field.shape),
-            (*self.chunk, *field.shape),
-            field.dtype,
-            dims,
-            self._described(name),
-        )
-
-    def _described(self, name: str) -> Mapping[str, Any]:
-        return self.attributes.get(name) or labels.attributes(name)
-
     def _key(self, name: str, group: int) -> str:
         """Return the file of a field's chunk."""
         index = index_of(self.axes, group)
-        return chunks.key(name, [*index, *[0] * len(self._arrays[name].shape)])
+        return chunks.key(name, [*index, *[0] * len(self.arrays[name].shape)])
 
     def _mark(self, group: int) -> str:
         return chunks.key("mark", [group, 0])
@@ -389,7 +289,7 @@ class Groups:
         Returns:
             Groups whose mark has the right length, ascending.
         """
-        length = 8 * (2 + len(self._arrays)) + 4
+        length = 8 * (2 + len(self.arrays)) + 4
         names = (_MARK.fullmatch(key) for key, size in listing.items() if size == length)
         return sorted(int(name[1]) for name in names if name and int(name[1]) < self.count)
 
@@ -402,7 +302,7 @@ class Groups:
         Returns:
             A checksum per array by group; groups without a mark of this store are left out.
         """
-        shape = Field((2 + len(self._arrays),), "int64", ("mark_column",))
+        shape = Field((2 + len(self.arrays),), "int64", ("mark_column",))
         files = self.place.get(
             [self._mark(group) for group in groups], [chunks.chunk_bytes(shape, ())] * len(groups)
         )
@@ -418,7 +318,7 @@ class Groups:
         """Decode the next chunk of every field; None if one is missing or not as committed."""
         values = {}
         taken = list(itertools.islice(files, len(sums)))
-        for (name, field), chunk, wanted in zip(self._arrays.items(), taken, sums, strict=True):
+        for (name, field), chunk, wanted in zip(self.arrays.items(), taken, sums, strict=True):
             value = chunks.decode(chunk, field, self.chunk)
             if chunk is None or value is None or chunks.checksum(chunk) != wanted:
                 return None

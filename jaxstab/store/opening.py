@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxstab.checks import check_count
 from jaxstab.store import chunks
+from jaxstab.store.creation import create, mend
 from jaxstab.store.fields import Axis, Field
 from jaxstab.store.fingerprint import differences, plain
 from jaxstab.store.groups import Groups
@@ -108,7 +109,7 @@ def open_grid(
     }
     wanted = Groups(Place(url), plain(settings), dict(fields), dict(axes), known)
     if not wanted.place.exists():
-        wanted.create()
+        create(wanted)
     root = find_root(wanted.place)
     if root is not None:
         held = described(wanted.place, root)
@@ -123,7 +124,7 @@ def open_grid(
         wanted = dataclasses.replace(wanted, settings=held.settings)
     elif not _lost_its_root(wanted):
         raise FileExistsError(f"{url} exists and is not a sweep; choose another place")
-    wanted.mend()
+    mend(wanted)
     return wanted
 
 
