@@ -49,11 +49,11 @@ def check_networks(axes: Mapping[str, int]) -> int:
     return count
 
 
-def check_memory(what: str, needed: float) -> None:
+def check_memory(purpose: str, needed: float) -> None:
     """Check that half of this machine's memory is enough, before any is allocated.
 
     Args:
-        what: purpose of the memory, for the message.
+        purpose: purpose of the memory, for the message.
         needed: bytes.
 
     Raises:
@@ -62,7 +62,7 @@ def check_memory(what: str, needed: float) -> None:
     available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     if needed > available:
         raise UserError(
-            f"{what} must fit into {available / 2**30:.3g} GiB, half of this machine's memory, got "
+            f"{purpose} must fit into {available / 2**30:.3g} GiB, half of this machine's memory, got "
             f"{needed / 2**30:.3g} GiB"
         )
 
@@ -86,10 +86,10 @@ def users_fault() -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError, OverflowError, OSError, MemoryError) as error:
-        raise UserError(_told(error)) from error
+        raise UserError(_message(error)) from error
 
 
-def _told(error: Exception) -> str:
+def _message(error: Exception) -> str:
     """Return the message of an error; a message of the system's begins with the file."""
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
@@ -138,7 +138,7 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
-def told_time(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """Describe a duration to the precision of an estimate.
 
     Args:
@@ -148,7 +148,7 @@ def told_time(seconds: float) -> str:
         The duration in seconds, minutes, hours or days.
 
     Example:
-        >>> told_time(7.0), told_time(400.0), told_time(4e5)
+        >>> duration(7.0), duration(400.0), duration(4e5)
         ('7 s', '7 min', '4.63 days')
     """
     if seconds < 100:

@@ -32,7 +32,7 @@ def note(out: str, networks: int) -> None:
         file.write(f"{line}\n")
 
 
-def told(out: str) -> dict[str, str]:
+def described(out: str) -> dict[str, str]:
     """Describe the last runs, for the provenance of a page.
 
     Args:

@@ -76,11 +76,11 @@ def orderly() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def resumable(told: Callable[[], str]) -> Iterator[None]:
+def resumable(progress: Callable[[], str]) -> Iterator[None]:
     """Keep finished results when a signal comes, and report how to resume.
 
     Args:
-        told: function that describes the progress of the command.
+        progress: function that describes the progress of the command.
 
     Yields:
         Nothing.
@@ -92,7 +92,7 @@ def resumable(told: Callable[[], str]) -> Iterator[None]:
         with orderly():
             yield
     except KeyboardInterrupt as error:
-        raise KeyboardInterrupt(f"{told()}; the same command resumes the run") from error
+        raise KeyboardInterrupt(f"{progress()}; the same command resumes the run") from error
 
 
 def check() -> None:

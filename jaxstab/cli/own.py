@@ -19,11 +19,11 @@ _packages: set[str] = set()
 _NOT_OWN = ("jax", "jaxstab")
 
 
-def imported(what: str, module: str, name: str) -> Any:
+def imported(label: str, module: str, name: str) -> Any:
     """Import an object from a module of the user's, also from the current folder.
 
     Args:
-        what: name of the object in an error message.
+        label: name of the object in an error message.
         module: dotted path of the module.
         name: name of the object in the module.
 
@@ -36,20 +36,20 @@ def imported(what: str, module: str, name: str) -> Any:
     if module.endswith(".py") or module.startswith(".") or "/" in module:
         stem = Path(module).stem.lstrip(".") or "module"
         raise UserError(
-            f"{what}: must name a module as Python imports it, such as {stem}:{name} or "
+            f"{label}: must name a module as Python imports it, such as {stem}:{name} or "
             f"package.{stem}:{name}, not a file"
         )
     _packages.add(module.partition(".")[0])
-    with users_code(what):
+    with users_code(label):
         return getattr(importlib.import_module(module), name)
 
 
 @contextlib.contextmanager
-def users_code(what: str) -> Iterator[None]:
+def users_code(label: str) -> Iterator[None]:
     """Run user code, which may import modules of the current folder and raise any error.
 
     Args:
-        what: name of the code in an error message.
+        label: name of the code in an error message.
 
     Yields:
         Nothing.
@@ -64,7 +64,7 @@ def users_code(what: str) -> Iterator[None]:
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt) and interrupts.signalled():
             raise
-        raise UserError(f"{what}: {type(error).__name__}: {error}") from error
+        raise UserError(f"{label}: {type(error).__name__}: {error}") from error
     finally:
         # the user's code may have changed the path
         with contextlib.suppress(ValueError):

@@ -44,7 +44,7 @@ def draw_phase(settings: Phase) -> None:
     sigma_w = np.linspace(*settings.sigma_w, settings.points)
     sigma_b = np.linspace(*settings.sigma_b, settings.points)
     chi_1, line = (
-        np.asarray(found) for found in _plane(law, jnp.asarray(sigma_w), jnp.asarray(sigma_b))
+        np.asarray(values) for values in _plane(law, jnp.asarray(sigma_w), jnp.asarray(sigma_b))
     )
 
     from jaxstab.report.theory_figures import phase_plane, save  # matplotlib is slow to import
@@ -52,8 +52,8 @@ def draw_phase(settings: Phase) -> None:
     with users_fault():
         save(phase_plane(_name(settings), sigma_w, sigma_b, chi_1, line), settings.out)
     if settings.json:
-        found = {"sigma_w": sigma_w, "sigma_b": sigma_b, "chi_1": chi_1, "critical_sigma_w": line}
-        print(json.dumps(strict({name: values.tolist() for name, values in found.items()})))
+        plane = {"sigma_w": sigma_w, "sigma_b": sigma_b, "chi_1": chi_1, "critical_sigma_w": line}
+        print(json.dumps(strict({name: values.tolist() for name, values in plane.items()})))
         return
     print(f"phase diagram: {settings.out}")
     if reason := theory.missing(law).get("critical_points", ""):
@@ -61,9 +61,7 @@ def draw_phase(settings: Phase) -> None:
         return
     shown = np.linspace(0, settings.points - 1, min(settings.points, 5)).astype(int)
     points = (
-        f"sigma_w {line[at]:.6g} at sigma_b {sigma_b[at]:.4g}"
-        for at in shown
-        if np.isfinite(line[at])
+        f"sigma_w {line[i]:.6g} at sigma_b {sigma_b[i]:.4g}" for i in shown if np.isfinite(line[i])
     )
     print(f"critical line: {'; '.join(points) or 'none at these sigma_b'}")
 

@@ -35,10 +35,10 @@ def write_report(settings: Report) -> None:
         dataset = load_groups(url)
         # only the store of a sweep has verdicts
         if "verdict" in dataset:
-            found = dataset.assign_attrs(history.told(url))
+            result = dataset.assign_attrs(history.described(url))
         else:
-            found = _summary(url)
-        page = report.write(found, target)
+            result = _summary(url)
+        page = report.write(result, target)
     print(f"report: {page}")
 
 
@@ -59,4 +59,4 @@ def _summary(url: str) -> xr.Dataset:
     runs = sweeps.load(url)
     if "data_chance" not in runs.attrs:
         raise ValueError(f"{url}: must be a store of `jaxstab sweep` or of trainings")
-    return summarise(runs, runs.attrs["data_chance"]).assign_attrs(history.told(url))
+    return summarise(runs, runs.attrs["data_chance"]).assign_attrs(history.described(url))

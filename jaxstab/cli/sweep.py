@@ -22,7 +22,7 @@ from jaxstab.cli.faults import (
     check_memory,
     check_networks,
     divide_cpu,
-    told_time,
+    duration,
     users_fault,
 )
 from jaxstab.cli.settings import Sweep
@@ -120,16 +120,16 @@ def sweep(settings: Sweep) -> None:
         report,
     )  # matplotlib takes a second to import, and bad settings are to be told sooner
 
-    def told() -> str:
+    def progress() -> str:
         return f"{_kept(settings.out)} of {total} groups are in {settings.out}"
 
-    with users_fault(), interrupts.resumable(told), locks.owned(place):
+    with users_fault(), interrupts.resumable(progress), locks.owned(place):
         # another run may have finished the sweep meanwhile
         if _is_finished(settings, place, grid, data):
             print("nothing was left to do")
         else:
             _make(settings, place, grid, data, total)
-        report.write(store.load(place).assign_attrs(history.told(str(place))), page)
+        report.write(store.load(place).assign_attrs(history.described(str(place))), page)
         # removed last, since leftover parts mean that the page is missing or old
         for part in kept:
             remove(part)
@@ -153,8 +153,10 @@ def _is_finished(settings: Sweep, place: Path, grid: sweeps.Grid, data: records.
     except FileExistsError as error:
         if not _is_ours(place):
             raise
-        told = as_attributes(settings_of_sweep(grid, data)) | sharp_setting(settings.sharpness)
-        changed = _changed(place, told)
+        attributes_wanted = as_attributes(settings_of_sweep(grid, data)) | sharp_setting(
+            settings.sharpness
+        )
+        changed = _changed(place, attributes_wanted)
         if changed:
             raise UserError(f"{error}: it holds another sweep ({changed})") from error
         return True
@@ -296,7 +298,7 @@ def _rough_time(
     if "sharpness" in wanted:
         measuring += _products(wanted["sharpness"][0]) / (_FLOPS * (os.cpu_count() or 2))
         compiling *= 2
-    return f", about {told_time(measuring + compiling)}"
+    return f", about {duration(measuring + compiling)}"
 
 
 def _products(grid: sweeps.Grid) -> float:

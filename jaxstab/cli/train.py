@@ -18,7 +18,7 @@ from jaxstab.cli.faults import (
     check_memory,
     check_networks,
     divide_cpu,
-    told_time,
+    duration,
     users_fault,
 )
 from jaxstab.cli.settings import Train
@@ -62,11 +62,11 @@ def train(settings: Train) -> None:
     print(header, flush=True)
     tally = _Tally()
 
-    def told() -> str:
+    def progress() -> str:
         return f"{len(groups.marks())} of {groups.count} groups are in {settings.out}"
 
     try:
-        with users_fault(), interrupts.resumable(told):
+        with users_fault(), interrupts.resumable(progress):
             complete(groups, job, part, settings.join, tally.watching(job))
     finally:
         history.note(settings.out, tally.cells)
@@ -148,7 +148,7 @@ def _header(grid: sweeps.Grid, measure: sweeps.Train, plan: sweeps.Plan, data: s
     work = total_flops(grid, measure, data)
     rough = ""
     if devices[0].platform == "cpu":
-        rough = f", on this CPU {told_time(work / (CORE_FLOPS * (os.cpu_count() or 1)))} or more"
+        rough = f", on this CPU {duration(work / (CORE_FLOPS * (os.cpu_count() or 1)))} or more"
     return (
         f"{grid.count} networks in {plan.groups} groups of {plan.size}, {plan.programs} programs, "
         f"{work / 1e12:.3g} TFLOP{rough}; {plan.lanes} at once in about {plan.memory / 2**20:.0f} "

@@ -2,7 +2,7 @@
 
 import math
 
-from jaxstab.cli.faults import told_time
+from jaxstab.cli.faults import duration
 from jaxstab.sweeps.measuring import Measuring
 from jaxstab.sweeps.trainings import Trainings
 from jaxstab.sweeps.trial import trial
@@ -25,6 +25,6 @@ def tried(name: str, job: Measuring | Trainings) -> str:
     return (
         f"{name}, tried: {networks} networks on {len(job.devices)} devices took "
         f"{first.seconds:.2g} s and {first.memory / 2**20:.2g} MiB on each (stated by the "
-        f"compiler); all networks take about {told_time(first.seconds / job.share(first.groups))} "
+        f"compiler); all networks take about {duration(first.seconds / job.share(first.groups))} "
         f"and {job.plan.programs} x {first.compiling:.1f} s of compiling, two programs at a time"
     )

@@ -211,10 +211,10 @@ def auto_clip(
     def rule(seen: History, norm: Array, enters: Array, calls: Array) -> tuple[Array, History]:
         history = seen.norms.shape[0]
         slots = jnp.arange(history, dtype=jnp.int32).reshape((history,) + (1,) * norm.ndim)
-        here = slots == (seen.entered % history)[None]
+        slot = slots == (seen.entered % history)[None]
         # the order of norms in a full ring does not matter
         pushed = History(
-            jnp.where(here, norm[None], seen.norms), optax.safe_increment(seen.entered)
+            jnp.where(slot, norm[None], seen.norms), optax.safe_increment(seen.entered)
         )
         seen = _enter(enters, pushed, seen)
         known = jnp.minimum(seen.entered, history)

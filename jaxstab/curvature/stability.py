@@ -261,16 +261,16 @@ def critical_sharpness(
         return mean.astype(wide_enough(mean.dtype))
 
     # parameters of few bits are moved, and losses compared, in wider floats
-    here = value(jnp.zeros((), wide))
+    base = value(jnp.zeros((), wide))
 
     def step(_: Array, bracket: _Bracket) -> _Bracket:
-        return _narrowed(bracket, (value(bracket.rate) - here) / bracket.rate)
+        return _narrowed(bracket, (value(bracket.rate) - base) / bracket.rate)
 
-    rate = jnp.asarray(guess, here.dtype)
+    rate = jnp.asarray(guess, base.dtype)
     zero = jnp.zeros_like(rate)
     infinite = jnp.full_like(rate, jnp.inf)
     begun = _Bracket(rate, zero, zero, infinite, infinite, jnp.full_like(rate, 4.0))
-    narrowed = jax.lax.fori_loop(0, passes, step, varying_like(begun, here))
+    narrowed = jax.lax.fori_loop(0, passes, step, varying_like(begun, base))
     rate = jnp.where(narrowed.closed, narrowed.crossing, jnp.nan)
     return CriticalSharpness(2 / rate, rate, narrowed.low, narrowed.high)
 

@@ -10,11 +10,13 @@ from jaxstab.report.document import page, picture
 from jaxstab.store.files import whole_file
 
 
-def write(found: Diagnosis, path: str | Path, subject: str, attributes: Mapping[str, str]) -> Path:
+def write(
+    diagnosis: Diagnosis, path: str | Path, subject: str, attributes: Mapping[str, str]
+) -> Path:
     """Write the page of a diagnosis, with escaped names of the model's modules.
 
     Args:
-        found: the diagnosis.
+        diagnosis: the diagnosis.
         path: path of the HTML file; an existing file is replaced once the new one is complete.
         subject: description of the model and its batch.
         attributes: provenance that reproduces the diagnosis, by name.
@@ -26,14 +28,14 @@ def write(found: Diagnosis, path: str | Path, subject: str, attributes: Mapping[
         OSError: if the file cannot be written.
     """
     content = {
-        "summary": found.summary,
+        "summary": diagnosis.summary,
         "figure": picture(
-            lambda columns: along_the_model(found, columns),
+            lambda columns: along_the_model(diagnosis, columns),
             "along_the_model",
-            _seen(found),
-            table_of(found),
+            _alt(diagnosis),
+            table_of(diagnosis),
         ),
-        "findings": found.findings,
+        "findings": diagnosis.findings,
         "cures": [
             {
                 "name": cure.name,
@@ -42,10 +44,10 @@ def write(found: Diagnosis, path: str | Path, subject: str, attributes: Mapping[
                 "before": _short(cure.before),
                 "after": _short(cure.after),
             }
-            for cure in found.prescriptions
+            for cure in diagnosis.prescriptions
         ],
-        "places": _places(found),
-        "missed": [str(missed) for missed in found.missed],
+        "places": _places(diagnosis),
+        "missed": [str(missed) for missed in diagnosis.missed],
     }
     text = page("diagnosis.html", "What is wrong with this model?", subject, attributes, content)
     with whole_file(path) as aside:
@@ -53,10 +55,10 @@ def write(found: Diagnosis, path: str | Path, subject: str, attributes: Mapping[
     return Path(path)
 
 
-def _seen(found: Diagnosis) -> str:
+def _alt(diagnosis: Diagnosis) -> str:
     """Describe the figure in words."""
-    where = "; ".join(f"{finding.what} at {finding.where}" for finding in found.findings)
-    return f"Gradient and signal at {len(found.measured.rows)} places; {where or 'no finding'}."
+    where = "; ".join(f"{finding.what} at {finding.where}" for finding in diagnosis.findings)
+    return f"Gradient and signal at {len(diagnosis.measured.rows)} places; {where or 'no finding'}."
 
 
 def _short(value: float) -> str:

@@ -98,7 +98,7 @@ def page(
         undefined=StrictUndefined,
         trim_blocks=True,
     )
-    provenance = [(name, _told(value)) for name, value in attributes.items()]
+    provenance = [(name, _text(value)) for name, value in attributes.items()]
     return environment.get_template(template).render(
         title=title, settings=settings, provenance=provenance, **content
     )
@@ -116,14 +116,14 @@ def _svg(figure: Figure) -> str:
         for kind in ("fill", "stroke")
     )
     style = f"<style>@media (prefers-color-scheme: dark){{{rules}}}</style>"
-    return re.sub(r"(<svg [^>]*>)", lambda found: found[1] + style, buffer.getvalue(), count=1)
+    return re.sub(r"(<svg [^>]*>)", lambda match: match[1] + style, buffer.getvalue(), count=1)
 
 
 def _uri(kind: str, text: str) -> str:
     return f"data:{kind};base64,{base64.b64encode(text.encode()).decode()}"
 
 
-def _told(value: Any) -> str:
+def _text(value: Any) -> str:
     """Format a value of the provenance, with a single checksum for all source files."""
     text = str(value)
     if '"sources"' in text:

@@ -258,8 +258,8 @@ def sharpness(dataset: xr.Dataset, columns: int = COLUMNS) -> Figure:
     shown = np.unique(np.linspace(0, len(depths) - 1, min(5, len(depths))).round().astype(int))
     for name, axis in axes:
         of = dataset.sel(activation=name)
-        for curve in curves({int(at): f"{depths[at]:d}" for at in shown}):
-            cell = of.isel(depth=curve.at)
+        for curve in curves({int(i): f"{depths[i]:d}" for i in shown}):
+            cell = of.isel(depth=curve.position)
             predicted = cell.predicted_log_gauss_newton / np.log(10)
             axis.plot(cell.sigma_w, predicted, color=curve.colour, lw=1.3, zorder=1)
             if "predicted_log_gauss_newton_sd" in cell:

@@ -22,13 +22,13 @@ class Curve(NamedTuple):
     """Style of one curve of several.
 
     Attributes:
-        at: index of the curve's gain or depth.
+        position: index of the curve's gain or depth.
         colour: colour of the line.
         marker: marker of the points.
         label: label in the legend.
     """
 
-    at: int
+    position: int
     colour: str
     marker: str
     label: str
@@ -149,7 +149,7 @@ def shown_gains(gains: Float[np.ndarray, " gain"], near: float, count: int = 5) 
         nearest = int(np.abs(gains - near).argmin())
         # keep the ends, which show both phases
         spread[1 + np.abs(spread[1:-1] - nearest).argmin()] = nearest
-    return curves({int(at): f"{gains[at]:.3g}" for at in np.unique(spread)})
+    return curves({int(i): f"{gains[i]:.3g}" for i in np.unique(spread)})
 
 
 def curves(labels: Mapping[int, str]) -> list[Curve]:
@@ -164,8 +164,8 @@ def curves(labels: Mapping[int, str]) -> list[Curve]:
     last = len(CURVE_COLOURS) - 1
     places = np.linspace(0, last, len(labels)).round().astype(int)
     return [
-        Curve(at, CURVE_COLOURS[place], CURVE_MARKERS[place], label)
-        for (at, label), place in zip(labels.items(), places, strict=True)
+        Curve(position, CURVE_COLOURS[place], CURVE_MARKERS[place], label)
+        for (position, label), place in zip(labels.items(), places, strict=True)
     ]
 
 

@@ -59,7 +59,7 @@ def _short(value: xr.DataArray) -> str:
 def _depth_ticks(depths: np.ndarray) -> np.ndarray:
     """Choose up to seven depths, evenly in the logarithm, with both ends."""
     wanted = np.linspace(np.log(depths[0]), np.log(depths[-1]), min(7, len(depths)))
-    return depths[np.unique([np.abs(np.log(depths) - at).argmin() for at in wanted])]
+    return depths[np.unique([np.abs(np.log(depths) - log_depth).argmin() for log_depth in wanted])]
 
 
 def accuracy_heat_map(summary: xr.Dataset, columns: int = COLUMNS) -> Figure:
@@ -249,7 +249,7 @@ def sharpness(summary: xr.Dataset, columns: int = COLUMNS) -> Figure:
 
 
 def _along_the_run(
-    summary: xr.Dataset, name: str, at: np.ndarray, titles: list[str], columns: int
+    summary: xr.Dataset, name: str, steps: np.ndarray, titles: list[str], columns: int
 ) -> tuple[Figure, list[Axes]]:
     """Draw a variable over (kind, depth, ...), with a curve and an error band for some depths."""
     figure, axes = panels(titles[:MOST], 2.9, columns=columns)
@@ -257,15 +257,15 @@ def _along_the_run(
     spread = np.unique(
         np.linspace(0, len(depths) - 1, min(len(CURVE_COLOURS), len(depths))).round().astype(int)
     )
-    every = max(1, len(at) // 8)
+    every = max(1, len(steps) // 8)
     for kind, (_, axis) in enumerate(axes):
         for index, colour, marker, label in curves({int(i): str(depths[i]) for i in spread}):
             cell = summary.isel(kind=kind, depth=index)
             mean = cell[name].values
             error = cell[f"{name}_se"].fillna(0.0).values
-            axis.fill_between(at, mean - error, mean + error, color=colour, alpha=0.2, lw=0)
+            axis.fill_between(steps, mean - error, mean + error, color=colour, alpha=0.2, lw=0)
             axis.plot(
-                at,
+                steps,
                 mean,
                 marker=marker,
                 markevery=every,

@@ -10,7 +10,7 @@ from jaxstab.report import diagnosis_page, page, trained_page
 
 
 def write(
-    found: xr.Dataset | Diagnosis,
+    result: xr.Dataset | Diagnosis,
     path: str | Path,
     subject: str = "",
     attributes: Mapping[str, str] | None = None,
@@ -18,7 +18,7 @@ def write(
     """Write a report page, one self-contained HTML file with all figures and their data inside.
 
     Args:
-        found: a survey, fresh or loaded; a summary of trainings, from `analysis.summarise`; or a
+        result: a survey, fresh or loaded; a summary of trainings, from `analysis.summarise`; or a
             diagnosis.
         path: path of the HTML file; an existing file is replaced once the new one is complete.
         subject: description of the model and the batch of a diagnosis.
@@ -31,8 +31,8 @@ def write(
         ValueError: if the dataset is neither a survey nor a summary of trainings.
         OSError: if the file cannot be written.
     """
-    if isinstance(found, Diagnosis):
-        return diagnosis_page.write(found, path, subject, attributes or {})
-    if "train_accuracy" in found:
-        return trained_page.write(found, path)
-    return page.write(found, path)
+    if isinstance(result, Diagnosis):
+        return diagnosis_page.write(result, path, subject, attributes or {})
+    if "train_accuracy" in result:
+        return trained_page.write(result, path)
+    return page.write(result, path)
