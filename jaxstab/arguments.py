@@ -1,4 +1,4 @@
-"""Arguments of another kind than a function's annotations say, each refused in one line."""
+"""Checks of arguments against the annotations of a function, with errors of one line."""
 
 import functools
 import inspect
@@ -20,10 +20,10 @@ __all__ = ()
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# classes of the numbers that an annotation may name; jax.typing.ArrayLike names them all
+# classes of numbers in annotations; jax.typing.ArrayLike names all of them
 _NUMBERS = (bool, int, float, complex, np.bool_, np.number)
 _ARRAYS = (jax.Array, np.ndarray)
-# by the name of the class: JAX cannot sort keys that are classes
+# descriptions by name of the class, since JAX cannot sort keys that are classes
 _WORDS = {
     "bool": "True or False",
     "int": "an integer",
@@ -32,22 +32,22 @@ _WORDS = {
     "tuple": "a tuple",
 }
 _KEY = Key[Array, ""]
-# folders of this package
+# folder of this package
 _OWN = str(Path(__file__).parent)
 
 
 def explained(function: Callable[P, R]) -> Callable[P, R]:
-    """Make a function refuse arguments of a wrong kind in one line.
+    """Make a function raise a ValueError of one line for arguments of a wrong kind.
 
-    Before the call, those are refused that no function takes: None, text or functions for numbers,
-    anything but a key for a key, and what cannot be called for a function. Where the call fails by
-    no message of this package, arguments of any other kind than annotated are named.
+    Before the call, arguments that never fit are refused: None, text or functions for numbers, no
+    key for a key, and no callable for a function. If the call fails without a message of this
+    package, the error names the first argument that differs from its annotation.
 
     Args:
-        function: a public function, whose annotations are true.
+        function: a public function with correct annotations.
 
     Returns:
-        The function; its results, and programs traced from it, are the same.
+        Function with the same results and the same traced programs.
 
     Example:
         >>> from jaxtyping import Array, Float
@@ -65,7 +65,7 @@ def explained(function: Callable[P, R]) -> Callable[P, R]:
         try:
             given = signature.bind(*args, **kwargs).arguments
         except TypeError:
-            # a missing or an unknown argument: Python's own message names it
+            # Python's own message names a missing or unknown argument
             return function(*args, **kwargs)
         _refuse(signature, given, _is_never)
         try:
@@ -83,13 +83,13 @@ def _refuse(
     given: Mapping[str, Any],
     wrong: Callable[[Any, Any], bool],
 ) -> None:
-    """Raise for the first argument that is wrong; those of `*inputs` are checked one by one."""
+    """Raise for the first wrong argument, with each of `*inputs` checked alone."""
     for name, value in given.items():
         parameter = signature.parameters[name]
         if parameter.kind is parameter.VAR_KEYWORD or parameter.annotation is parameter.empty:
             continue
         values = value if parameter.kind is parameter.VAR_POSITIONAL else (value,)
-        # one word for one thing: a key, of the older style too
+        # an argument named key is always a key, also of JAX's older style
         annotation = _KEY if name == "key" else parameter.annotation
         for one in values:
             if wrong(annotation, one) and not (one is None and parameter.default is None):
@@ -99,13 +99,13 @@ def _refuse(
 
 
 def is_ours(error: Exception) -> bool:
-    """Tell whether an error is a line of this package.
+    """Check whether an error is a message of this package.
 
     Args:
-        error: an exception that was raised.
+        error: a raised exception.
 
     Returns:
-        Whether it is a ValueError of one line, raised by this package's own code.
+        True for a ValueError of one line that this package's own code raised.
     """
     if not isinstance(error, ValueError) or "\n" in str(error):
         return False
@@ -116,7 +116,7 @@ def is_ours(error: Exception) -> bool:
 
 
 def _members(annotation: Any) -> tuple[Any, ...]:
-    """Return the members of a union; another annotation alone."""
+    """Return the members of a union, or any other annotation as the only member."""
     if get_origin(annotation) in (Union, types.UnionType):
         return get_args(annotation)
     return (annotation,)
@@ -129,7 +129,7 @@ def _is_array(annotation: Any) -> bool:
 
 
 def _is_key(annotation: Any) -> bool:
-    # an annotation of any dtype has no list of them
+    # an annotation of any dtype has no list of dtypes
     dtypes = getattr(annotation, "dtypes", ())
     return _is_array(annotation) and isinstance(dtypes, tuple) and "prng_key" in dtypes
 
@@ -139,7 +139,7 @@ def _is_function(annotation: Any) -> bool:
 
 
 def _is_never(annotation: Any, value: Any) -> bool:
-    """Tell whether a value is of a kind that never fits a key, numbers or a function."""
+    """Check whether a value can never be a key, numbers or a function, as annotated."""
     if isinstance(value, jax.Array) and not _is_key(annotation):
         return False
     members = _members(annotation)
@@ -148,7 +148,7 @@ def _is_never(annotation: Any, value: Any) -> bool:
     if all(map(_is_function, members)):
         return not callable(value)
     if members == (bool,):
-        # of numbers a function may say more
+        # for numbers the function's own check may say more
         return not isinstance(value, _NUMBERS)
     if all(_is_array(member) or member in _NUMBERS for member in members):
         return value is None or isinstance(value, str | Mapping) or callable(value)
@@ -156,10 +156,10 @@ def _is_never(annotation: Any, value: Any) -> bool:
 
 
 def _is_other(annotation: Any, value: Any) -> bool:
-    """Tell whether a value is of no member of an annotation."""
+    """Check whether a value fits no member of an annotation."""
     members = _members(annotation)
     if complex in members and (isinstance(value, complex) or _is(_kind_of_complex, value)):
-        # ArrayLike names them; settings of this package are real
+        # ArrayLike includes complex numbers, but settings of this package are real
         return True
     return not any(_fits(member, value) for member in members)
 
@@ -182,14 +182,14 @@ def _kind_of_numbers(dtype: Any) -> bool:
 
 
 def _fits(annotation: Any, value: Any) -> bool:
-    """Tell whether a value may be of an annotation; one that is not understood is of any."""
+    """Check whether a value fits an annotation; any value fits an unknown annotation."""
     origin = get_origin(annotation)
     if annotation in (None, types.NoneType):
         return value is None
     if _is_key(annotation):
         return _is(_kind_of_key, value)
     if _is_array(annotation):
-        # the call has failed: an array of nothing is as wrong
+        # the call has failed, and an empty array may be the reason
         return isinstance(value, _ARRAYS) and _is(_kind_of_numbers, value) and value.size > 0
     if annotation is int:
         return integer(value) is not None
@@ -214,7 +214,7 @@ def _is_leaf(leaf: Any) -> bool:
 
 
 def _words(annotation: Any) -> str:
-    """Name the kind that an annotation asks for."""
+    """Describe the kind of an annotation."""
     members = [member for member in _members(annotation) if member is not types.NoneType]
     optional = " or None" if len(members) < len(_members(annotation)) else ""
     if complex in members:
@@ -247,7 +247,7 @@ def _word(annotation: Any) -> str:
 
 
 def _told(annotation: Any, value: Any) -> str:
-    """Name the kind of a value; the value itself where it is short."""
+    """Describe a value: short values themselves, otherwise their kind."""
     if PyTree in (*_members(annotation), *get_args(annotation)):
         wrong = [leaf for leaf in jax.tree.leaves(value) if not _is_leaf(leaf)]
         if wrong and not any(leaf is value for leaf in wrong):

@@ -17,7 +17,7 @@ Kernels = Callable[[tuple[str, ...]], bool]
 
 
 def is_kernel(path: tuple[str, ...]) -> bool:
-    """Tell by its name whether a parameter is a weight: `kernel`, or a layer that is one array.
+    """Check by its name whether a parameter is a weight: `kernel`, or a layer of one array.
 
     Args:
         path: of the parameter within its layer.
@@ -108,7 +108,7 @@ def rescale(
 
 
 def _of_family(params: Params) -> bool:
-    """Tell parameters of an MLP, each layer of which has its W in a module called "dense"."""
+    """Check for parameters of an MLP, whose layers have W in a module called "dense"."""
     if isinstance(params.blocks, Segments):
         return False
     layers = [as_layer(stack).params for stack in params.stacks]
@@ -167,7 +167,7 @@ def _scaled_layers(params: Params, factors: ArrayLike, rule: Kernels | None, lea
 
 
 def _which(theta: PyTree, kernels: Kernels | None, axes: int) -> list[bool]:
-    """Tell which leaves are weights, in the order of `jax.tree.leaves`."""
+    """Flag the leaves that are weights, in the order of `jax.tree.leaves`."""
     rule = kernels or is_kernel
     return [bool(np.ndim(leaf) >= axes and rule(path)) for path, leaf in named_leaves(theta)]
 

@@ -1,4 +1,4 @@
-"""What one layer reads: its parameters, running statistics, masks of dropout, and a common gain."""
+"""Inputs of one layer besides its state: parameters, running statistics, dropout masks, a gain."""
 
 from typing import NamedTuple
 

@@ -122,12 +122,12 @@ class MLP(nn.Module):
 
     @property
     def mixes_examples(self) -> bool:
-        """Whether training normalises over the examples of a batch."""
+        """True if training normalises over the examples of a batch."""
         return self.norm is not None and NORMS[self.norm].over_batch
 
     @property
     def of_one_depth(self) -> bool:
-        """Whether blocks depend on the depth: the first of them are then no shallower network."""
+        """True if blocks depend on the depth, so that the first blocks are no shallower network."""
         return self.skip is not None and SKIPS[self.skip].of_one_depth
 
     def layers(self, train: bool) -> tuple[Block, Block, Block]:

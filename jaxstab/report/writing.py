@@ -1,4 +1,4 @@
-"""Report pages of whatever has one: a survey, trainings or a diagnosis."""
+"""Report pages of surveys, trainings and diagnoses."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -56,7 +56,7 @@ def _first_length(gains: Gains, q0: AnyArray) -> AnyArray:
 
 
 def _still(block: Block, gains: Gains) -> AnyArray:
-    """Tell where a residual block is the identity map."""
+    """Flag the points at which a residual block is the identity map."""
     xp = host.namespace(*gains)
     nothing = (gains.weight == -np.inf) & (gains.own_bias == -np.inf)
     if block.law.skip == "rezero":
