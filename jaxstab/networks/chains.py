@@ -34,7 +34,7 @@ class Params(NamedTuple):
     Attributes:
         embed: pytree of the map from input to h_0.
         blocks: pytree whose leaves carry a leading layer axis [depth, ...]; `Segments` of such
-            where blocks differ.
+            pytrees if blocks differ.
         readout: pytree of the map from h_L to the output.
     """
 
@@ -55,10 +55,10 @@ class Params(NamedTuple):
         return [self.embed, self.blocks, self.readout]
 
     def restacked(self, stacks: Sequence[PyTree]) -> "Params":
-        """Arrange other trees as these parameters are.
+        """Arrange other trees like these parameters.
 
         Args:
-            stacks: the trees, as `stacks` has them.
+            stacks: trees in the order of `stacks`.
 
         Returns:
             The trees as parameters.
@@ -75,30 +75,27 @@ class Params(NamedTuple):
 
 
 class Chain(NamedTuple):
-    """A network as pure functions; every measurement is a fold over `block`.
+    """Network as pure functions; every measurement is a fold over `block`.
 
     Attributes:
         embed: (params, x [d_in]) -> h_0 [width].
         block: (params.blocks at one layer, h [width]) -> h [width], pre-activation to
-            pre-activation; a tuple of such, one for each block, where parameters are `Segments`.
+            pre-activation; a tuple of such functions, one per block, if parameters are `Segments`.
         readout: (params, h [width]) -> y [d_out].
-        activation: phi at the head of each block, for saturation and dead units; None where a block
-            has none.
-        init: (key, x) -> Params; our own family also takes sigma_w and sigma_b. None where
+        activation: phi at the head of each block, for saturation and dead units; None if blocks
+            have none.
+        init: (key, x) -> Params; a `networks.mlp` also takes sigma_w and sigma_b. None if
             parameters came with the layers.
-        update: the chain whose layers, bound, give their running statistics after a pass in
-            training mode in the place of states; None where there are none.
-        in_inference: the chain in inference mode; None where it is the same. `inference` is it, or
-            the chain itself.
-        prefixes: whether the first blocks with the readout are a shallower network.
-        family: the settings of a network of our own family, as its Flax module; None for layers of
-            the user's own.
-        law: keywords of `theory.law` that describe a block; None where the maker of the layers gave
-            none. Keep rate and batch belong to a run, not to the network: give them beside.
-        precision: of matrix products, forward and in every derivative, as
-            `jax.default_matmul_precision` takes it: "highest" is full float32 on every device,
-            "default" TF32 on recent GPUs; None leaves JAX's setting. A layer that names its own
-            keeps it.
+        update: chain whose bound layers return running statistics after a pass in training mode, in
+            place of states; None without running statistics.
+        in_inference: the chain in inference mode, for `inference`; None if it is the same chain.
+        prefixes: True if the first blocks with the readout are a shallower network.
+        family: settings of a `networks.mlp`, as its Flax module; None for layers of the user's own.
+        law: keywords of `theory.law` that describe a block; None if not given. Keep rate and batch
+            belong to a run and are given separately.
+        precision: precision of matrix products, forward and in every derivative, as for
+            `jax.default_matmul_precision`: "highest" is full float32 on every device, "default"
+            TF32 on recent GPUs; None leaves JAX's setting. A layer with its own precision keeps it.
     """
 
     embed: Callable[[Params, Array], Array]
@@ -116,7 +113,7 @@ class Chain(NamedTuple):
 
     @property
     def inference(self) -> "Chain":
-        """The chain in inference mode: BatchNorm takes running statistics, dropout drops nothing."""
+        """Chain in inference mode: BatchNorm uses running statistics, dropout drops nothing."""
         if self.in_inference is None:
             return self
         return self.in_inference._replace(precision=self.precision)
@@ -128,13 +125,13 @@ class Chain(NamedTuple):
         Args:
             params: parameters, from `init` or `bind`.
             x: one input, or a batch where the layers take one.
-            depth: blocks that take part, in [0, L]; may be traced; None for all.
+            depth: number of blocks, in [0, L]; may be traced; None for all.
 
         Returns:
-            y.
+            Output y.
 
         Raises:
-            ValueError: if a concrete depth is not one that the parameters have.
+            ValueError: if a concrete depth is not an integer in [0, L].
 
         Example:
             >>> from jaxstab import networks
@@ -144,7 +141,7 @@ class Chain(NamedTuple):
             >>> bool(jnp.allclose(three, short.apply(short.init(key, x), x), atol=1e-6))
             True
         """
-        # the folds stand on chains
+        # folds import chains
         from jaxstab.networks.folds import state
 
         if depth is not None and not isinstance(depth, jax.core.Tracer):
@@ -165,23 +162,21 @@ class Chain(NamedTuple):
     ) -> Params:
         """Bind parameters to running statistics, keys of dropout, or a common gain.
 
-        One key, one set of masks, whatever the rate: rates share their draws as gains do. A batch
-        gets a mask per example; under a vmap over examples it is up to the caller to vmap keys too.
+        A key sets the draws of all masks, which all rates share. A batch gets a mask per example;
+        under a vmap over examples the caller must vmap keys as well.
 
-        With sigma_w a layer computes sigma_w W a + b without ever forming sigma_w W. A vmap over
-        gains then has one copy of W for all, and one wide product in place of many. Values are
-        those of `networks.rescale(params, sigma_w, 1)`, and so are derivatives of every order: with
-        respect to weights they are those with respect to sigma_w W (0 where sigma_w is 0), with
-        respect to sigma_w those at fixed W. Only derivatives that mix the two depend on their
-        order; `rescale` by 1 for these, which multiplies the gain in.
+        With sigma_w a layer computes sigma_w W a + b without forming sigma_w W. A vmap over gains
+        then has one copy of W, and one wide product in place of many. Values and derivatives of
+        every order equal those of `networks.rescale(params, sigma_w, 1)`: derivatives by weights
+        are those by sigma_w W (0 for sigma_w = 0), derivatives by sigma_w those at fixed W. Only
+        derivatives by both depend on the order; for these, `rescale` by 1 multiplies the gain in.
 
         Args:
-            params: trained parameters; of layers of the user's own with their collections or
-                without.
-            stats: running statistics, of BatchNorm or whatever layers of the user's own keep, by
-                field of `Params`: those of `training.run.State`, or `mlp.apply(...,
+            params: trained parameters; for layers of the user's own, with or without collections.
+            stats: running statistics of BatchNorm or of layers of the user's own, by field of
+                `Params`: those of `training.run.State`, or `mlp.apply(...,
                 mutable=["batch_stats"])[1]["batch_stats"]`. None for those in `params`.
-            key: PRNG key of all masks; ignored where no layer draws.
+            key: PRNG key of all masks; ignored if no layer draws.
             rate: share of features dropped by a `networks.mlp`, in [0, 1]: one, or one per block
                 and one for the readout; may be traced. Layers of the user's own have their own
                 rates.
@@ -189,7 +184,7 @@ class Chain(NamedTuple):
                 one per block and one for the readout; may be traced.
 
         Returns:
-            Parameters for the chain, a `Layer` in the place of each.
+            Parameters for the chain, with a `Layer` for each layer.
 
         Raises:
             ValueError: if a concrete rate is outside [0, 1], a concrete sigma_w is negative or not
@@ -204,7 +199,7 @@ class Chain(NamedTuple):
             >>> net.apply(wet, jnp.ones(5)).shape
             (10,)
         """
-        # binding stands on chains
+        # binding imports chains
         from jaxstab.networks.binding import bind
 
         return bind(self, params, stats=stats, key=key, rate=rate, sigma_w=sigma_w)
@@ -217,7 +212,7 @@ def layers_of(stack: PyTree) -> int:
         stack: pytree whose leaves carry a leading layer axis.
 
     Returns:
-        Its length; 1 for a block without parameters.
+        Length of the leading axis; 1 for a block without parameters.
     """
     leaves = jax.tree.leaves(stack)
     if leaves:
@@ -230,7 +225,7 @@ def segments(chain: Chain, params: Params) -> list[tuple[Callable[[PyTree, Array
 
     Args:
         chain: the network.
-        params: its parameters.
+        params: parameters of the network.
 
     Returns:
         Pairs of a block and the stacked parameters of its segment.
@@ -268,10 +263,10 @@ def with_blocks(
 
     Args:
         chain: the network.
-        change: a block -> another.
+        change: function from a block to the new block.
 
     Returns:
-        The block, or the tuple of blocks, of another chain.
+        The new block, or the tuple of new blocks.
     """
     if isinstance(chain.block, tuple):
         return tuple(map(change, chain.block))
@@ -284,14 +279,14 @@ def state_shapes(chain: Chain, params: Params, x: PyTree) -> list[PyTree]:
 
     Args:
         chain: the network.
-        params: its parameters, depth L.
+        params: parameters of the network, depth L.
         x: one input, or a batch where blocks mix examples.
 
     Returns:
-        Those of h_0 .. h_L.
+        Shapes of h_0 .. h_L.
 
     Raises:
-        ValueError: if a layer of the user's own does not take what it meets.
+        ValueError: if a layer of the user's own fails on its input state.
     """
     own = isinstance(chain.block, tuple)
     with met(0, x, own):
@@ -309,17 +304,17 @@ def met(layer: int, h: PyTree, own: bool) -> Iterator[None]:
     """Turn an error of a layer of the user's own into one line that names the layer.
 
     Args:
-        layer: its number.
-        h: the state.
-        own: whether the layer is the user's own; errors of ours pass.
+        layer: number of the layer.
+        h: input state of the layer.
+        own: True for a layer of the user's own; errors of other layers pass.
 
     Yields:
         Once.
 
     Raises:
-        ValueError: if there is an error within.
-        TypeError: that error, where the layer is ours.
-        FlaxError: likewise.
+        ValueError: in place of an error of a layer of the user's own.
+        TypeError: the original error of any other layer.
+        FlaxError: the original error of any other layer.
     """
     try:
         yield

@@ -6,9 +6,9 @@ Layer 0 is the embedding, layers 1..L are the blocks, layer L + 1 is the readout
 
     h_l = f_l(theta_l, h_{l-1}),    l = 0..L + 1,
 
-and a step of a fold sees one layer at the state that it meets, as a `Here`. Equal blocks are
-scanned, so that compile time does not grow with depth. Where the last layer is traced, the scan is
-a loop that runs no further than it.
+and a step of a fold gets one layer at its input state, as a `Here`. Equal blocks are scanned, so
+that compile time does not grow with depth. For a traced last layer the scan becomes a loop that
+ends at this layer.
 """
 
 from collections.abc import Callable
@@ -21,17 +21,17 @@ from jaxtyping import Array, PyTree
 from jaxstab.networks.chains import Chain, Params, layers_of, segments, with_network
 from jaxstab.networks.here import Here, Index
 
-# (carry, one layer) -> (carry, what is read off)
+# (carry, one layer) -> (carry, record of the layer)
 Step = Callable[[Any, Here], tuple[Any, PyTree]]
 
 
 class States(NamedTuple):
-    """The states of a forward pass, as the layers above met them.
+    """States of a forward pass, as input states of the layers.
 
     Attributes:
-        x: what the embedding met.
-        below: for each segment of equal blocks, the states that its blocks met, stacked.
-        last: the state of the last block.
+        x: input of the embedding.
+        below: stacked input states of the blocks, for each segment of equal blocks.
+        last: state of the last block.
     """
 
     x: PyTree
@@ -81,20 +81,19 @@ def upwards(
 
     Args:
         chain: the network.
-        params: its parameters, depth L.
-        start: the state that layer `first` meets, x for the embedding; or the `States` of a pass to
-            layer `last`, and no state is computed again; or None where the carry holds the state,
-            and `Here.h` is None.
-        step: (carry, Here) -> (carry, what is read off).
-        carry: what the fold starts with. Its shapes may change at the embedding, at the readout and
-            between segments.
+        params: parameters of the network, depth L.
+        start: input state of layer `first`, x for the embedding; or the `States` of a pass to layer
+            `last`, so that no state is computed again; or None if the carry holds the state, with
+            `Here.h` None.
+        step: (carry, Here) -> (carry, record of the layer).
+        carry: initial carry. Its shapes may change at the embedding, at the readout and between
+            segments.
         first: lowest layer, in [0, L + 1].
-        last: highest layer but for the readout; None for L. It may be traced: then nothing is read
-            off.
-        readout: whether to go on to the readout.
+        last: highest layer besides the readout; None for L. It may be traced, without records.
+        readout: whether to include the readout.
 
     Returns:
-        The carry, and what was read off with a leading layer axis.
+        The carry, and the records with a leading layer axis.
     """
     if start is not None and not isinstance(start, States):
 
@@ -141,17 +140,16 @@ def downwards(
 
     Args:
         chain: the network.
-        params: its parameters, depth L.
-        states: the states of a pass to layer `last`.
-        step: (carry, Here) -> (carry, what is read off).
-        carry: what the fold starts with, such as a cotangent.
+        params: parameters of the network, depth L.
+        states: states of a pass to layer `last`.
+        step: (carry, Here) -> (carry, record of the layer).
+        carry: initial carry, such as a cotangent.
         first: lowest layer, in [0, L + 1].
-        last: highest layer but for the readout; None for L. It may be traced: then nothing is read
-            off.
+        last: highest layer besides the readout; None for L. It may be traced, without records.
         readout: whether to begin with the readout.
 
     Returns:
-        The carry, and what was read off with a leading layer axis, the lowest layer first.
+        The carry, and the records with a leading layer axis, the lowest layer first.
     """
     reads = []
     if readout:
@@ -172,12 +170,12 @@ def layer_at(chain: Chain, params: Params, layer: int, h: PyTree) -> Here:
 
     Args:
         chain: the network.
-        params: its parameters, depth L.
+        params: parameters of the network, depth L.
         layer: l in [0, L + 1].
-        h: the state that it meets.
+        h: input state of the layer.
 
     Returns:
-        The layer.
+        The layer at this state.
     """
     if layer == 0:
         return Here(
@@ -197,12 +195,12 @@ def states(chain: Chain, params: Params, x: PyTree, depth: int | None = None) ->
 
     Args:
         chain: the network.
-        params: its parameters, depth L.
+        params: parameters of the network, depth L.
         x: one input, or a batch where blocks mix examples.
-        depth: blocks that take part, in [0, L]; None for all.
+        depth: number of blocks, in [0, L]; None for all.
 
     Returns:
-        The states: `stacked` has them all, `last` the last, `at(layer)` one.
+        The states: `stacked` holds all states, `last` the last, and `at(layer)` returns one.
     """
 
     def block(h: PyTree, here: Here) -> tuple[PyTree, PyTree]:
@@ -222,12 +220,12 @@ def state(chain: Chain, params: Params, x: PyTree, depth: Index | None = None) -
 
     Args:
         chain: the network.
-        params: its parameters, depth L.
+        params: parameters of the network, depth L.
         x: one input, or a batch where blocks mix examples.
-        depth: blocks that take part, in [0, L]; may be traced; None for all.
+        depth: number of blocks, in [0, L]; may be traced; None for all.
 
     Returns:
-        The state.
+        The state h_depth.
     """
 
     def block(h: PyTree, here: Here) -> tuple[PyTree, None]:
@@ -237,7 +235,7 @@ def state(chain: Chain, params: Params, x: PyTree, depth: Index | None = None) -
 
 
 class _Span(NamedTuple):
-    """Consecutive blocks of one segment, with the states that they meet where these are known."""
+    """Consecutive blocks of one segment, with their input states if known."""
 
     segment: int
     block: Callable[[PyTree, PyTree], PyTree]
@@ -245,7 +243,7 @@ class _Span(NamedTuple):
     below: PyTree
     # number of the layer before the segment
     offset: int
-    # within the segment
+    # range of blocks within the segment
     start: Index
     stop: Index
 
@@ -258,7 +256,7 @@ class _Span(NamedTuple):
         return Here(self.offset + index + 1, self.block, bound, met, self.segment, index)
 
     def fold(self, step: Step, carry: Any, reverse: bool = False) -> tuple[Any, PyTree]:
-        """Fold over the blocks: a loop where bounds are traced, a call for one block, else a scan."""
+        """Fold over the blocks: a loop for traced bounds, a call for one block, else a scan."""
         if isinstance(self.start, jax.core.Tracer) or isinstance(self.stop, jax.core.Tracer):
 
             def one(count: Array, carry: Any) -> Any:
@@ -282,7 +280,7 @@ class _Span(NamedTuple):
 
         indices = jnp.arange(self.start, self.stop)
         if self._whole:
-            # a derivative of the fold adds up gradients of the parameters layer by layer only so
+            # parameters must be scanned over, so that a derivative sums their gradients by layer
             return jax.lax.scan(scanned, carry, (indices, self.params, self.below), reverse=reverse)
         # a slice of the stack would copy its weights
         return jax.lax.scan(indexed, carry, indices, reverse=reverse)
@@ -311,7 +309,7 @@ def _spans(
             stop: Index = jnp.clip(last - offset, start, size)
         else:
             stop = min(int(last) - offset, size)
-        # over a stack of no layers a scan still gives what is read off its shape
+        # a scan over an empty stack still returns records of the right shape
         if (size == 0 and not traced) or (start < size and (traced or start < stop)):
             below = states.below[i] if states.below else None
             spans.append(_Span(i, block, stack, below, offset, start, stop))
@@ -333,7 +331,7 @@ def _with_layer_axis(tree: PyTree) -> PyTree:
 
 
 def _joined(parts: list[PyTree]) -> PyTree:
-    """Concatenate stacks; None where some part has read nothing."""
+    """Concatenate stacks; None if a part has no records."""
     if len(parts) == 1:
         return parts[0]
     if not parts or any(part is None for part in parts):
@@ -345,5 +343,5 @@ def _joined(parts: list[PyTree]) -> PyTree:
 
 
 def _shapes(stack: PyTree) -> list[tuple[int, ...]]:
-    """Shapes of the leaves of one layer."""
+    """Return the shapes of the leaves of one layer."""
     return [leaf.shape[1:] for leaf in jax.tree.leaves(stack)]

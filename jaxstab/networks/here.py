@@ -1,4 +1,4 @@
-"""One layer of a chain at the state that it meets: its output and its derivatives as products."""
+"""One layer of a chain at its input state, with output and derivatives as products."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -15,20 +15,20 @@ Index = Int[Array, ""] | int
 
 @dataclass(frozen=True, eq=False)
 class Here:
-    """One layer at the state that it meets.
+    """One layer at its input state.
 
-    Derivatives are computed at their first use and kept. The first use must be in the step itself:
-    a value computed within a `vmap` or a `switch` cannot leave it.
+    Derivatives are computed at their first use and kept. The first use must be in the step itself,
+    since a value computed within a `vmap` or a `switch` cannot leave it.
 
     Attributes:
         layer: l; a Python integer for the embedding and the readout, traced where blocks are
             scanned.
         function: (bound, h) -> state above.
-        bound: parameters of the layer, with what `Chain.bind` gave it.
-        h: the state h_{l-1} that the layer meets, x for the embedding.
+        bound: parameters of the layer, bound by `Chain.bind`.
+        h: input state h_{l-1} of the layer, x for the embedding.
         segment: number of the segment of equal blocks, from the input on; None for the embedding
             and the readout.
-        index: of the block within its segment.
+        index: index of the block within its segment.
     """
 
     layer: Index
@@ -42,10 +42,10 @@ class Here:
         """Return the same layer at another state.
 
         Args:
-            h: the state that it meets.
+            h: input state of the layer.
 
         Returns:
-            The layer.
+            The layer at this state.
         """
         return replace(self, h=h)
 
@@ -58,17 +58,17 @@ class Here:
         """Apply the layer at other parameters or another state.
 
         Args:
-            theta: parameters that are trained.
-            h: state below.
+            theta: trained parameters.
+            h: input state.
 
         Returns:
-            State above.
+            Output state.
         """
         return self.function(with_trained(self.bound, theta), h)
 
     @cached_property
     def out(self) -> PyTree:
-        """State above, h_l = f(theta, h)."""
+        """Output state h_l = f(theta, h)."""
         if "_linear" in self.__dict__:
             return self._linear[0]
         return self.function(self.bound, self.h)
@@ -90,7 +90,7 @@ class Here:
 
     @cached_property
     def pull_theta(self) -> Callable[[PyTree], PyTree]:
-        """Product with its transpose: u -> (dh_l/dtheta_l)^T u."""
+        """Product with the transposed Jacobian by the parameters: u -> (dh_l/dtheta_l)^T u."""
         return _transposed(partial(self._at_state, self.h), self.theta)
 
     @cached_property

@@ -11,8 +11,8 @@ class Dropout(NamedTuple):
 
     Attributes:
         key: PRNG key of the masks.
-        rate: share dropped, in [0, 1]; those kept grow by 1/(1 - rate). None where the layer has
-            its own.
+        rate: share of dropped features, in [0, 1]; kept features grow by 1/(1 - rate). None for a
+            layer with a rate of its own.
     """
 
     key: Key[Array, "*layer"]
@@ -20,15 +20,15 @@ class Dropout(NamedTuple):
 
 
 class Layer(NamedTuple):
-    """A layer's parameters and what it reads besides; of the latter only sigma_w has a gradient.
+    """Parameters of a layer, with bound statistics, dropout and gain, of which only the gain has a gradient.
 
     Attributes:
-        params: what is trained.
-        batch_stats: running mean and variance of BatchNorm, for inference; of the user's own layers
-            all collections that are not trained.
+        params: trained parameters.
+        batch_stats: running mean and variance of BatchNorm, for inference; all collections that are
+            not trained, for layers of the user's own.
         dropout: masks, for training.
-        sigma_w: factor of the weights W, applied in products: networks that differ in it alone
-            share W.
+        sigma_w: factor of the weights W, applied in products, so that networks that differ only in
+            sigma_w share W.
     """
 
     params: PyTree
@@ -56,10 +56,10 @@ def with_trained(bound: PyTree, theta: PyTree) -> PyTree:
 
     Args:
         bound: parameters, or a `Layer`.
-        theta: other parameters.
+        theta: new parameters.
 
     Returns:
-        These, in a `Layer` where `bound` is one.
+        The new parameters, in a `Layer` if `bound` is one.
     """
     if isinstance(bound, Layer):
         return bound._replace(params=theta)
@@ -67,13 +67,13 @@ def with_trained(bound: PyTree, theta: PyTree) -> PyTree:
 
 
 def trained(params: PyTree) -> PyTree:
-    """Extract the trained parameters from those that `Chain.bind` has bound.
+    """Extract the trained parameters from bound parameters.
 
     Args:
         params: any pytree.
 
     Returns:
-        The pytree with a layer's parameters in the place of each bound layer.
+        The pytree with each bound layer replaced by its parameters.
     """
 
     def own(node: PyTree) -> PyTree:
@@ -85,12 +85,12 @@ def trained(params: PyTree) -> PyTree:
 
 
 def is_layer(node: PyTree) -> bool:
-    """Tell a bound layer from parameters, for `jax.tree.map`.
+    """Check whether a node is a bound layer, for `jax.tree.map`.
 
     Args:
-        node: of a pytree.
+        node: node of a pytree.
 
     Returns:
-        Whether it is a `Layer`.
+        True for a `Layer`.
     """
     return isinstance(node, Layer)
