@@ -1,7 +1,7 @@
-"""Bind the layers of a chain to running statistics, to keys of dropout and to a common gain.
+"""Binding of the layers of a chain to running statistics, keys of dropout and a common gain.
 
-Bound layers hold all that a pass reads: running statistics are read off them again, by field of
-`Params`, which is how training carries them.
+Bound layers hold all arguments of a pass. `statistics` reads running statistics off bound layers by
+field of `Params`, as training carries them.
 """
 
 import jax
@@ -36,7 +36,7 @@ def bind(
         sigma_w: factor of the weights.
 
     Returns:
-        Parameters for the chain, a `Layer` in the place of each.
+        Parameters for the chain, with a `Layer` for each layer.
     """
     mlp = chain.family
     layers = [as_layer(stack) for stack in params.stacks]
@@ -65,7 +65,7 @@ def statistics(params: Params) -> dict[str, PyTree]:
         params: parameters, bound or not.
 
     Returns:
-        The statistics by field of `Params`, as `bind` takes them; fields without any are absent.
+        Statistics by field of `Params`, for `bind`, without fields that have none.
     """
     collections = [as_layer(stack).batch_stats for stack in params.stacks]
     by_field = params.restacked(collections)._asdict()

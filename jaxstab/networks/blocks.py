@@ -21,10 +21,10 @@ def check_matrix_shape(shape: tuple[int, ...]) -> None:
     """Check that weights of this shape have inputs and outputs.
 
     Args:
-        shape: the last axis is that of outputs.
+        shape: shape of the weights, with the axis of outputs last.
 
     Raises:
-        ValueError: if there are fewer than two axes, or one is empty.
+        ValueError: if there are fewer than two axes, or an axis is empty.
     """
     if len(shape) < 2 or 0 in shape:
         raise ValueError(
@@ -33,22 +33,21 @@ def check_matrix_shape(shape: tuple[int, ...]) -> None:
 
 
 def _gaussian(key: Array, shape: tuple[int, ...], dtype: DTypeLike = float) -> Array:
-    # not truncated: theory is about Gaussian weights. jax.nn's `*_normal` are truncated at two
-    # sigma drawn in a row, the same numbers: XLA unrolls short last axes, a readout's takes half a
-    # second to compile
+    # theory assumes Gaussian weights, and `*_normal` of jax.nn are truncated at two sigma. Drawn as
+    # a vector, the same numbers compile faster: XLA unrolls short last axes, such as a readout's
     drawn = jax.random.normal(key, (math.prod(shape),), dtype).reshape(shape)
     return drawn * jnp.sqrt(jnp.asarray(1 / math.prod(shape[:-1]), drawn.dtype))
 
 
 def _orthogonal(key: Array, shape: tuple[int, ...], dtype: DTypeLike = float) -> Array:
-    # Haar-distributed. Orthonormal columns give E h^2 = E a^2 for h = W^T a; where fan_in < fan_out
-    # the rows are orthonormal, W^T a is as long as a over more units, and the scale makes up for it
+    # Haar-distributed. Orthonormal columns give E h^2 = E a^2 for h = W^T a. For fan_in < fan_out
+    # rows are orthonormal, and the scale corrects for the length of a spread over more units
     check_matrix_shape(shape)
     fan_in = math.prod(shape[:-1])
     fan_out = shape[-1]
     gaussian = jax.random.normal(key, (max(fan_in, fan_out), min(fan_in, fan_out)), dtype)
     q, r = decompositions.qr(gaussian)
-    # the signs that QR leaves to chance
+    # QR leaves the signs of columns arbitrary
     haar = q * jnp.sign(jnp.diagonal(r))[None]
     if fan_in < fan_out:
         haar = haar.T * jnp.sqrt(jnp.asarray(fan_out / fan_in, haar.dtype))
@@ -65,7 +64,7 @@ WEIGHTS = {
     "he_normal": initializers.he_normal(),
     "he_uniform": initializers.he_uniform(),
 }
-# those of variance 1/fan_in: times sigma_w they are what mean-field theory is about
+# weights of variance 1/fan_in, as mean-field theory assumes up to the factor sigma_w
 UNIT_WEIGHTS = ("gaussian", "orthogonal", "lecun_normal", "lecun_uniform")
 
 
@@ -73,20 +72,20 @@ class Block(nn.Module):
     """h -> skip(h, W a + b), a = dropout(phi(norm(h))) or dropout(norm(phi(h))).
 
     Attributes:
-        features: outputs of the branch.
+        features: number of outputs of the branch.
         activation: phi.
         weights: initialiser of W.
         norm: None or one of NORMS.
-        norm_after: whether the norm follows phi instead of preceding it.
-        dropout: whether training drops features of a.
+        norm_after: True for a norm after phi, False for a norm before phi.
+        dropout: True if training drops features of a.
         skip: None or one of SKIPS.
         depth: number of blocks, for the scale of "scaled" and the sources of "dense".
-        sources: how many layers' features h holds, newest first: 1, or depth + 1 for "dense".
-        train: whether BatchNorm takes the batch's statistics and dropout drops.
-        epsilon: added to the variance in a norm.
-        momentum: of BatchNorm's running statistics.
+        sources: number of layers whose features h holds, newest first: 1, or depth + 1 for "dense".
+        train: True if BatchNorm uses statistics of the batch and dropout drops.
+        epsilon: number added to the variance in a norm.
+        momentum: momentum of BatchNorm's running statistics.
         gate_bias: initial bias of a highway's gate.
-        inner: whether it is a block, whose branch a norm may normalise, and no readout.
+        inner: True for a block, whose branch a norm may normalise; False for a readout.
     """
 
     features: int
@@ -132,11 +131,11 @@ class Block(nn.Module):
         """Make a dense layer of this block's features, W a + b.
 
         Args:
-            name: of the layer.
+            name: name of the layer.
             bias: initialiser of b.
-            dtype: of features and parameters.
+            dtype: dtype of features and parameters.
             kernel: initialiser of W.
-            product: of a and W; None for the plain one.
+            product: product of a and W; None for the plain product.
 
         Returns:
             The Flax module.
@@ -170,7 +169,7 @@ class Block(nn.Module):
         norm = chosen.module(self._settings(h, "norm"))
         if chosen.over_batch:
             return norm(h)
-        # each layer's features by themselves, where h holds those of several
+        # features of each layer are normalised separately
         return norm(h.reshape(*h.shape[:-1], self.sources, -1)).reshape(h.shape)
 
     def _settings(self, h: Array, name: str) -> NormSettings:
@@ -183,7 +182,7 @@ class Block(nn.Module):
                 "key=..., rate=...)"
             )
         rate: Array = jax.lax.stop_gradient(self.get_variable("dropout", "rate"))
-        # drawn in float32 whatever a is: one key, one mask
+        # drawn in float32 for any dtype of a, so that one key gives one mask
         keep = jax.random.uniform(
             self.get_variable("dropout", "key"), a.shape, jnp.float32
         ) >= rate.astype(jnp.float32)

@@ -1,4 +1,4 @@
-"""Networks of our own family as chains: their parameters drawn, scaled and bound."""
+"""Chains of `networks.MLP`, with parameters drawn at given gains."""
 
 from collections.abc import Callable
 from functools import partial
@@ -43,7 +43,7 @@ def _check_statistics(layer: Layer) -> None:
 
 
 def _variables(layer: Layer) -> dict[str, Any]:
-    """The collections of a layer as Flax takes them; of what is bound only sigma_w has a gradient."""
+    """Return the collections of a layer for Flax, with no gradient for bound values but sigma_w."""
     collections: dict[str, Any] = {"params": layer.params}
     if layer.batch_stats:
         collections["batch_stats"] = jax.lax.stop_gradient(layer.batch_stats)
@@ -63,11 +63,11 @@ def chain(mlp: MLP, train: bool = True) -> Chain:
 
     Args:
         mlp: the network.
-        train: training mode: BatchNorm takes the statistics of the batch, dropout the masks that
-            `bind` gave. Inference mode takes running statistics from `bind` and drops nothing.
+        train: True for training mode, in which BatchNorm uses statistics of the batch and dropout
+            the bound masks; False for inference, with bound running statistics and no dropout.
 
     Returns:
-        A chain that computes what `mlp.apply` does, layer by layer.
+        A chain that computes the same as `mlp.apply`, layer by layer.
     """
     embed, block, readout = mlp.layers(train)
     update = None
@@ -97,7 +97,7 @@ def chain(mlp: MLP, train: bool = True) -> Chain:
 
 
 def _update(mlp: MLP) -> Chain:
-    """Make the chain whose layers give their running statistics after a batch."""
+    """Make the chain whose layers return their running statistics after a batch."""
     _, block, readout = mlp.layers(train=True)
 
     def nothing(params: Params, x: Array) -> Any:

@@ -12,7 +12,7 @@ from jaxstab.networks.chains import Params, Segments, layers_of, with_network
 from jaxstab.networks.layers import Layer, as_layer, with_trained
 from jaxstab.norms.paths import named_leaves
 
-# from the path of a parameter within its layer to whether it is a weight
+# function of the path of a parameter within its layer, True for a weight
 Kernels = Callable[[tuple[str, ...]], bool]
 
 
@@ -20,10 +20,10 @@ def is_kernel(path: tuple[str, ...]) -> bool:
     """Check by its name whether a parameter is a weight: `kernel`, or a layer of one array.
 
     Args:
-        path: of the parameter within its layer.
+        path: path of the parameter within its layer.
 
     Returns:
-        Whether it is.
+        True for a weight.
     """
     return not path or path[-1] == "kernel"
 
@@ -32,11 +32,11 @@ def count_kernels(theta: PyTree, kernels: Kernels | None = None) -> int:
     """Count the weights of one layer: parameters of two axes or more that the rule names.
 
     Args:
-        theta: the layer's parameters.
-        kernels: which are weights, by their paths within the layer; None for `is_kernel`.
+        theta: parameters of the layer.
+        kernels: function of a path within the layer, True for weights; None for `is_kernel`.
 
     Returns:
-        How many there are.
+        Number of weights.
     """
     return sum(_which(theta, kernels, 2))
 
@@ -45,9 +45,9 @@ def scale_layer(theta: PyTree, factor: ArrayLike, kernels: Kernels | None = None
     """Multiply the weights of one layer.
 
     Args:
-        theta: the layer's parameters.
-        factor: of its weights.
-        kernels: which are weights, as in `count_kernels`.
+        theta: parameters of the layer.
+        factor: factor of the weights.
+        kernels: as in `count_kernels`.
 
     Returns:
         The parameters, of the same dtypes.
@@ -65,20 +65,20 @@ def rescale(
     """Multiply weights by sigma_w and biases by sigma_b; norms, gates and alphas stay.
 
     Parameters of unit gain, init(..., sigma_w=1, sigma_b=1), get these gains. Flax's default
-    kernels have variance 1/fan_in (`lecun_normal`), too. A gain that `bind` keeps beside the
-    weights is multiplied in: rescale(params, 1) holds the weights that the network applies.
+    kernels also have variance 1/fan_in (`lecun_normal`). A bound gain is multiplied into the
+    weights: rescale(params, 1) holds the weights that the network applies.
 
     Args:
         params: parameters of a chain, depth L, bound or not.
-        sigma_w: factor of the weights, >= 0: one, or one for the embedding, one per block and one
-            for the readout; may be traced.
-        sigma_b: factor of the biases, >= 0; of layers of the user's own they stay, and it is 1.
-        kernels: which parameters of two axes or more are weights, by their paths within their
-            layer; None for those of W in an MLP, in layers of the user's own for those called
-            `kernel` and for a layer that is one array.
+        sigma_w: factor of the weights, >= 0: one number, or one for the embedding, one per block
+            and one for the readout; may be traced.
+        sigma_b: factor of the biases, >= 0; 1 for layers of the user's own, whose biases stay.
+        kernels: function of a path within a layer, True for parameters of two axes or more that are
+            weights; None for W in an MLP, and for parameters called `kernel` or layers of one array
+            among the user's own.
 
     Returns:
-        Parameters of the same dtypes, bound where they were.
+        Parameters of the same dtypes, bound like `params`.
 
     Raises:
         ValueError: if a concrete factor is negative or not finite, or has another shape, no layer
@@ -116,7 +116,7 @@ def _of_family(params: Params) -> bool:
 
 
 def _with_gain(stack: PyTree) -> PyTree:
-    """Multiply the gain of a bound layer, or of a stack of such, into its weights."""
+    """Multiply the gain of a bound layer, or of a stack of layers, into the weights."""
     if not isinstance(stack, Layer) or stack.sigma_w is None:
         return stack
     dense = stack.params["dense"]
@@ -133,7 +133,7 @@ def _is_bias(path: tuple[str, ...]) -> bool:
 
 
 def _scaled_layers(params: Params, factors: ArrayLike, rule: Kernels | None, least: int) -> Params:
-    """Multiply the leaves of at least so many axes that a rule names, by one factor or one per layer."""
+    """Multiply leaves that a rule selects, with at least `least` axes, by one factor or one per layer."""
     shape = jnp.shape(factors)
     if shape not in ((), (params.depth + 2,)):
         raise ValueError(

@@ -2,8 +2,8 @@
 
 A new norm is one entry of NORMS: grids and commands take it from there.
 
-A norm maps the features of a layer, the last axis, to features of the same shape. Its parameters
-are its own.
+A norm maps the features of a layer, the last axis, to features of the same shape, with parameters
+of its own.
 """
 
 from collections.abc import Callable
@@ -21,11 +21,11 @@ class NormSettings(NamedTuple):
     """Settings of a norm.
 
     Attributes:
-        epsilon: added to variances, >= 0.
-        momentum: of running statistics, in [0, 1].
-        train: whether statistics are those of the batch at hand.
-        dtype: of the features and the parameters.
-        name: of the module.
+        epsilon: number added to variances, >= 0.
+        momentum: momentum of running statistics, in [0, 1].
+        train: True for statistics of the batch, False for running statistics.
+        dtype: dtype of features and parameters.
+        name: name of the module.
     """
 
     epsilon: float
@@ -38,12 +38,12 @@ class NormSettings(NamedTuple):
 class BatchNorm(nn.Module):
     """(h - mean) / sqrt(var + epsilon) scale + bias over a batch (Ioffe & Szegedy 2015).
 
-    Statistics have the dtype of the input; flax's own are float32 whatever it is.
+    Statistics have the dtype of the input, while those of flax are always float32.
 
     Attributes:
-        epsilon: added to the variance.
-        momentum: of the running statistics.
-        train: whether the statistics are those of the batch at hand.
+        epsilon: number added to the variance.
+        momentum: momentum of the running statistics.
+        train: True for statistics of the batch, False for running statistics.
     """
 
     epsilon: float
@@ -133,13 +133,13 @@ def _derf(settings: NormSettings) -> nn.Module:
 
 
 class Norm(NamedTuple):
-    """A norm that a block can have.
+    """Norm of a block.
 
     Attributes:
-        module: settings -> the Flax module, of the name that they say.
-        over_batch: whether training normalises over the examples of a batch, and keeps running
+        module: settings -> Flax module with the name in the settings.
+        over_batch: True if training normalises over the examples of a batch, and keeps running
             statistics.
-        on_branch: whether the branch W a + b is normalised too, before it joins its skip.
+        on_branch: True if the branch W a + b is also normalised, before it joins its skip.
     """
 
     module: Callable[[NormSettings], nn.Module]

@@ -1,4 +1,4 @@
-"""The network as a Flax module."""
+"""Fully connected network as a Flax module."""
 
 from collections.abc import Callable
 
@@ -25,29 +25,29 @@ class MLP(nn.Module):
     - "sum": h + F (He et al. 2016); "scaled": h + F / sqrt(depth); "rezero": h + alpha F, alpha
       trained from 0 (Bachlechner et al. 2021).
     - "highway": T F + (1 - T) h, T = sigmoid(W_T a + b_T) (Srivastava et al. 2015).
-    - "dense": [F, h], every layer reading all before it (Huang et al. 2017). h then has (depth + 1)
-      width features, newest first, zero where layers are still to come; W has variance sigma_w^2 /
-      fan_in of the features there are, and "layer" and "rms" normalise each layer's features by
-      themselves.
+    - "dense": [F, h], so that every layer reads all earlier layers (Huang et al. 2017). h then has
+      (depth + 1) width features, newest first, zero for later layers. W has variance sigma_w^2 /
+      fan_in with fan_in the number of existing features, and "layer" and "rms" normalise the
+      features of each layer separately.
 
     Attributes:
         depth: number of blocks L >= 1, excluding embed and readout.
         width: units per layer, >= 1.
         activation: name, `Activation` or elementwise callable.
-        features_out: outputs, >= 1.
-        weights: one of WEIGHTS, such as "gaussian" or "orthogonal", or an initialiser as
-            jax.nn.initializers has them.
+        features_out: number of outputs, >= 1.
+        weights: one of WEIGHTS, such as "gaussian" or "orthogonal", or an initialiser like those of
+            jax.nn.initializers.
         norm: None or one of NORMS: "batch", "layer", "rms", "peri", "dyt" or "derf". "peri" is
             LayerNorm of h and of the branch W a + b (Kim et al. 2025). BatchNorm in training mixes
             examples: x is then a batch.
-        norm_after: whether the norm follows phi instead of preceding it.
-        dropout: whether training drops features, at a rate that `bind` gives.
+        norm_after: True for a norm after phi, False for a norm before phi.
+        dropout: True if training drops features, at the rate of `bind`.
         skip: None, "sum", "scaled", "rezero", "highway" or "dense".
-        epsilon: added to variances in a norm, >= 0.
-        momentum: of BatchNorm's running statistics, in [0, 1]: running = momentum running + (1 -
-            momentum) batch.
-        gate_bias: initial bias b_T of a highway's gates; the more negative, the more is carried.
-        precision: of matrix products in everything that takes the chain, see `networks.Chain`.
+        epsilon: number added to variances in a norm, >= 0.
+        momentum: momentum of BatchNorm's running statistics, in [0, 1]: running = momentum running
+            + (1 - momentum) batch.
+        gate_bias: initial bias b_T of a highway's gates; a more negative bias carries more of h.
+        precision: precision of matrix products in functions of the chain, see `networks.Chain`.
 
     Example:
         >>> import jax
@@ -75,7 +75,7 @@ class MLP(nn.Module):
     precision: str | None = "highest"
 
     def __post_init__(self) -> None:
-        """Check what Python can know.
+        """Check the static settings.
 
         Raises:
             ValueError: if a size is not a positive integer, a setting is out of range, or a name is
@@ -131,13 +131,13 @@ class MLP(nn.Module):
         return self.skip is not None and SKIPS[self.skip].of_one_depth
 
     def layers(self, train: bool) -> tuple[Block, Block, Block]:
-        """Make embedding, block and readout as modules of their own.
+        """Make embedding, block and readout as separate modules.
 
         Args:
-            train: training mode, or inference.
+            train: True for training mode, False for inference.
 
         Returns:
-            The three, unbound.
+            Embedding, block and readout, unbound.
         """
         if isinstance(self.weights, str):
             weights = WEIGHTS[self.weights]
@@ -171,8 +171,8 @@ class MLP(nn.Module):
 
         Args:
             x: one input, or a batch.
-            train: training mode: BatchNorm takes the batch's statistics, and updates the running
-                ones where "batch_stats" is mutable; dropout drops. Otherwise inference.
+            train: True for training mode, in which BatchNorm uses statistics of the batch, and
+                updates mutable "batch_stats", and dropout drops; False for inference.
 
         Returns:
             y.

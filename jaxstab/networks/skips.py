@@ -18,14 +18,14 @@ Join = Callable[["Block", Array, Array, Array], Array]
 
 
 class Skip(NamedTuple):
-    """A skip connection that a block can have.
+    """Skip connection of a block.
 
     Attributes:
-        join: (block, h, branch, a) -> the block's output, where branch = W a + b. Parameters are
-            made by `block.param(...)` and `block.linear(...)`.
-        of_one_depth: whether a block depends on the network's depth, so that the first blocks of a
-            network are not a shallower one.
-        every_source: whether h holds the features of every layer so far.
+        join: (block, h, branch, a) -> output of the block, where branch = W a + b.
+            `block.param(...)` and `block.linear(...)` make parameters.
+        of_one_depth: True if a block depends on the depth of the network, so that the first blocks
+            are no shallower network.
+        every_source: True if h holds the features of every layer so far.
     """
 
     join: Join
@@ -38,7 +38,7 @@ def present(h: Array, sources: int) -> Array:
 
     Args:
         h: state [..., sources * features].
-        sources: how many layers' features it holds.
+        sources: number of layers whose features it holds.
 
     Returns:
         Booleans of the same shape.

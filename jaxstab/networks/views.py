@@ -23,17 +23,17 @@ from jaxstab.networks.chains import (
 from jaxstab.networks.layers import Dropout, Layer
 from jaxstab.networks.perceptron import MLP
 
-# what a network has no more once its states have been brought into a form that is only measured
+# fields that a chain for measurements only does not have
 _MEASURED_ONLY: dict[str, Any] = dict.fromkeys(("init", "update", "in_inference"))
 
 
 @explained
 def flatten(whole: Chain, batch: int) -> Chain:
-    """Make a network of a batch a network of one long input, whose Jacobian is a matrix.
+    """Make a chain of one long input from a chain of a batch, so that its Jacobian is a matrix.
 
     Args:
         whole: chain whose state is a batch, as with BatchNorm.
-        batch: examples in it.
+        batch: number of examples in the batch.
 
     Returns:
         The chain from x [batch * d_in] over h [batch * width] to y [batch * d_out], for `spectra`.
@@ -72,14 +72,14 @@ def output_shape(chain: Chain, params: Params, x: PyTree) -> PyTree:
 
     Args:
         chain: the network.
-        params: its parameters, depth L.
+        params: parameters of the network, depth L.
         x: one input, or a batch where blocks mix examples.
 
     Returns:
-        That of y.
+        Shape of y.
 
     Raises:
-        ValueError: if a layer of the user's own does not take what it meets.
+        ValueError: if a layer of the user's own fails on its input state.
     """
     h = state_shapes(chain, params, x)[-1]
     with met(params.depth + 1, h, isinstance(chain.block, tuple)):
@@ -88,11 +88,11 @@ def output_shape(chain: Chain, params: Params, x: PyTree) -> PyTree:
 
 @with_network
 def vector_states(chain: Chain, params: Params, x: PyTree) -> Chain:
-    """Make the states of layers of the user's own vectors.
+    """Make a chain with vectors as states from layers of the user's own.
 
     Args:
         chain: the network.
-        params: its parameters.
+        params: parameters of the network.
         x: one input, for its shape.
 
     Returns:
@@ -120,13 +120,13 @@ def vector_states(chain: Chain, params: Params, x: PyTree) -> Chain:
 
 
 def as_vectors(chain: Chain, params: Params, x: PyTree) -> tuple[Chain, Array]:
-    """Make input, states and output of layers of the user's own vectors.
+    """Make a chain with vectors as input, states and output from layers of the user's own.
 
     Args:
         chain: the network.
-        params: its parameters.
-        x: one input. What is not floating, such as tokens, cannot be differentiated by: it stays
-            where it is, and the vector has no entries.
+        params: parameters of the network.
+        x: one input. An input that is not floating, such as tokens, cannot be differentiated by:
+            it becomes a constant, and the vector has no entries.
 
     Returns:
         The chain from x [d_in] over h [n] to y [d_out], and x as a vector.
@@ -150,20 +150,20 @@ def as_vectors(chain: Chain, params: Params, x: PyTree) -> tuple[Chain, Array]:
 
 @with_network
 def of_rows(chain: Chain, params: Params, x: Array) -> Chain:
-    """Make an example, its states and its output vectors, for layers of the user's own.
+    """Make a chain of rows, with vectors as states and output, from layers of the user's own.
 
     Args:
         chain: the network, of one input.
-        params: its parameters.
-        x: a batch of inputs [batch, ...], for their shape; tokens too.
+        params: parameters of the network.
+        x: a batch of inputs [batch, ...], also of tokens, for their shape.
 
     Returns:
-        The chain from a row of x.reshape(batch, -1) over h [n] to y [d_out]; ours are such chains
-        already.
+        The chain from a row of x.reshape(batch, -1) over h [n] to y [d_out]; a `networks.mlp`
+        unchanged.
 
     Raises:
-        ValueError: if x is not one array with an axis of examples, or a layer does not take what it
-            meets.
+        ValueError: if x is not one array with an axis of examples, or a layer fails on its input
+            state.
     """
     if not isinstance(chain.block, tuple):
         return chain
@@ -179,10 +179,9 @@ def of_rows(chain: Chain, params: Params, x: Array) -> Chain:
 
 @with_network
 def over_batch(chain: Chain) -> Chain:
-    """Make a chain of one input a chain of a batch.
+    """Make a chain of a batch from a chain of one input.
 
-    Masks of dropout that `Chain.bind` gave differ from example to example; running statistics stay
-    what they are.
+    Bound masks of dropout differ from example to example; running statistics stay unchanged.
 
     Args:
         chain: the network.
@@ -250,8 +249,8 @@ def pair(chain: Chain, params: Params, other: Params) -> tuple[Chain, Params]:
 
     Args:
         chain: the network.
-        params: its parameters for the first of two inputs.
-        other: its parameters for the second.
+        params: parameters for the first of two inputs.
+        other: parameters for the second input.
 
     Returns:
         The chain from (x, x') over (h, h') to (y, y'), and its parameters.
