@@ -82,7 +82,7 @@ _COMMANDS = {
     ),
 }
 _DESCRIPTION = (
-    "Predict, measure and train whether signal and gradient survive the depth of a network. "
+    "Predict and measure whether signal and gradient survive the depth of a network, and train. "
     "`jaxstab COMMAND --help` lists the flags of a command, `jaxstab --version` prints the version."
 )
 
