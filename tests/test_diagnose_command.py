@@ -136,7 +136,7 @@ def test_a_dead_layer_of_a_hostile_name_is_told_three_times(tmp_path, capsys):
     assert f"DEAD UNITS at {HOSTILE}: 1 " in printed
     numbers = json.loads((out / "diagnosis.json").read_text())
     (finding,) = numbers["findings"]
-    assert (finding["what"], finding["where"]) == ("dead units", HOSTILE)
+    assert (finding["fault"], finding["where"]) == ("dead units", HOSTILE)
     assert numbers["rows"][HOSTILE]["dead"] == 1
     page = _Page()
     page.feed((out / "diagnosis.html").read_text(encoding="utf-8"))

@@ -161,7 +161,7 @@ class TransformerBlock(nn.Module):
 
 
 def _whats(report):
-    return [finding.what for finding in report.findings]
+    return [finding.fault for finding in report.findings]
 
 
 @pytest.mark.slow
@@ -181,7 +181,7 @@ def _whats(report):
 )
 def test_a_planted_fault_is_found_at_its_module(model, what, where):
     report = diagnosis.diagnose(model, jax.jit(model.init)(jax.random.key(2), X), X, loss)
-    assert [(finding.what, finding.where) for finding in report.findings] == [(what, where)]
+    assert [(finding.fault, finding.where) for finding in report.findings] == [(what, where)]
     assert f"{what.upper()} at {where}" in str(report)
     if what == "dead units":
         (cure,) = report.prescriptions
@@ -197,7 +197,7 @@ def test_a_planted_fault_is_found_at_its_module(model, what, where):
 def test_half_precision_that_underflows_is_told_from_a_gradient_that_is_none(model, where):
     """The place is the first, from the output on, whose float16 loses more than a tenth."""
     report = diagnosis.diagnose(model, jax.jit(model.init)(jax.random.key(2), X), X, tiny_loss)
-    assert [(finding.what, finding.where) for finding in report.findings] == [
+    assert [(finding.fault, finding.where) for finding in report.findings] == [
         ("gradient underflow", where)
     ]
 
@@ -236,7 +236,7 @@ def test_the_rate_of_a_deep_chain_is_that_of_theory(settings, gains, what, rate)
     probe = networks.probe(mlp, params, X)
     report = diagnosis.diagnose(probe, params, X, loss)
     finding = report.findings[0]
-    assert finding.what == what and finding.where.startswith("blocks@")
+    assert finding.fault == what and finding.where.startswith("blocks@")
     # width 64: the scatter of one network's rate over this depth
     np.testing.assert_allclose(finding.measured.value, rate, rtol=0.2)
     assert finding.measured.low < finding.measured.value < finding.measured.high
@@ -273,7 +273,7 @@ def test_a_chain_is_compared_with_the_law_that_it_carries():
     np.testing.assert_allclose(ours[:-1], report.theory[:-1], rtol=1e-6)
     wrong = compared(chain._replace(law={"activation": "identity"}), params, report.measured)
     (found,) = disagreement(report.measured, wrong)
-    assert found.what == "gradient unlike theory" and wrong.beyond > 4
+    assert found.fault == "gradient unlike theory" and wrong.beyond > 4
     np.testing.assert_allclose(found.measured.value, report.rate.value, rtol=0.05)
     lawless = compared(networks.from_linen(layers), params, report.measured)
     assert "has no law" in str(lawless) and not disagreement(report.measured, lawless)
@@ -311,7 +311,7 @@ def test_attention_that_has_settled_is_found_at_its_module():
     report = diagnosis.diagnose(model, params, TOKENS, loss)
     (found,) = report.findings
     where = "block_1/MultiHeadDotProductAttention_0.logits"
-    assert (found.what, found.where) == ("entropy collapse", where)
+    assert (found.fault, found.where) == ("entropy collapse", where)
     heads = networks.probe(model, params, TOKENS, kind="attention")
     found_heads = jax.jit(lambda: propagation.attention(heads, params, TOKENS))()
     profile = jax.device_get(found_heads)
@@ -346,7 +346,7 @@ def test_gradients_of_nearby_inputs_in_a_chaotic_chain_are_those_of_the_chain_ru
     h = draws.normal(size=(6, width)).astype("float32")
     key = jax.random.key(6)
     report = diagnosis.diagnose(model, list(weights), h, lambda y: jnp.sum(y**2), key=key)
-    found = next(finding for finding in report.findings if finding.what == "shattered gradient")
+    found = next(finding for finding in report.findings if finding.fault == "shattered gradient")
     first = networks.probe(model, list(weights), h).sites[0]
     at_first = np.tanh(h) @ weights[0]
     shift = np.asarray(measuring._disturbance(first, jnp.asarray(at_first), key)["block0"])

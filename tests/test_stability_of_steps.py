@@ -66,7 +66,7 @@ def test_quadratic(tx, rate, direction):
 def test_too_large_a_rate_is_found():
     # 2 / 9 is stable; a dozen times that is the rule's bound
     (finding,) = of_quadratic(optax.sgd(13 * 2 / 9)).findings
-    assert (finding.what, finding.where) == ("learning rate too large", "the first update")
+    assert (finding.fault, finding.where) == ("learning rate too large", "the first update")
     np.testing.assert_allclose(finding.measured.value, 13)
     assert "largest stable rate of gradient descent, 0.222" in finding.unit
     assert not of_quadratic(optax.sgd(8 * 2 / 9)).findings

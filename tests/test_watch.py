@@ -174,20 +174,20 @@ def test_a_run_is_told_that_its_clipping_and_updates_are_out_of_line():
     even = {"a": 1e-3, "b": 2e-3, "c": 1e-3}
     assert of_run(_watched(steps, norms, even, 0.1)) == []
     (never,) = of_run(_watched(steps, norms, even, 0.0))
-    assert (never.what, never.where) == ("clipping never fires", "clipper 0")
+    assert (never.fault, never.where) == ("clipping never fires", "clipper 0")
     # Wilson's upper end at z = 2: z^2 / (n + z^2)
     np.testing.assert_allclose(never.measured.high, 4 / 405, rtol=1e-9)
     assert "a threshold of 1.9 lets 90% of them through" in never.change
     (always,) = of_run(_watched(steps, norms, even, 1.0))
-    assert always.what == "clipping always fires"
+    assert always.fault == "clipping always fires"
     (odd,) = of_run(_watched(steps, norms, even | {"d": 1e-6}, 0.1))
-    assert (odd.what, odd.where) == ("update out of line", "d")
+    assert (odd.fault, odd.where) == ("update out of line", "d")
     np.testing.assert_allclose(odd.measured, [1e-6] * 3, rtol=1e-9)
     (large,) = of_run(_watched(steps, norms, {"a": 0.5, "b": 0.5}, 0.1))
-    assert large.what == "updates too large" and "lower the learning rate by 2.7" in large.change
+    assert large.fault == "updates too large" and "lower the learning rate by 2.7" in large.change
     # one summary, no update yet, few updates, a stack of layers
     one = jax.tree.map(lambda leaf: leaf[-1], _watched(steps, norms, even, 0.0))
-    assert [finding.what for finding in of_run(one)] == ["clipping never fires"]
+    assert [finding.fault for finding in of_run(one)] == ["clipping never fires"]
     assert of_run(one._replace(last_step=np.asarray(-1))) == []
     assert of_run(one._replace(last_step=np.asarray(5))) == []
     layers = {name: np.zeros((41, 5)) for name in even}

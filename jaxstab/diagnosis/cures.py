@@ -48,9 +48,9 @@ def prescriptions(
     Returns:
         Cures that halved their quantity; empty where none did.
     """
-    whats = {finding.what for finding in found}
+    faults = {finding.fault for finding in found}
     cures = []
-    if whats & {"vanishing gradient", "exploding gradient"}:
+    if faults & {"vanishing gradient", "exploding gradient"}:
         cures.append(
             _tried(
                 "critical kernels",
@@ -65,7 +65,7 @@ def prescriptions(
                 measure,
             )
         )
-    if whats & {"vanishing signal", "exploding signal"}:
+    if faults & {"vanishing signal", "exploding signal"}:
         cures.append(
             _tried(
                 "unit variance",
@@ -82,17 +82,17 @@ def prescriptions(
                 measure,
             )
         )
-    if whats & {"exploding gradient", "exploding signal"}:
-        cures += _scaled_branches(probe, params, measured, whats, measure)
-    if "dead units" in whats:
+    if faults & {"exploding gradient", "exploding signal"}:
+        cures += _scaled_branches(probe, params, measured, faults, measure)
+    if "dead units" in faults:
         cures.append(_zero_biases(probe, params, measured, found, measure))
-    if "entropy collapse" in whats:
+    if "entropy collapse" in faults:
         cures.append(_cooled(probe, params, measured, inputs, measure))
     return tuple(cure for cure in cures if cure is not None)
 
 
 def _scaled_branches(
-    probe: Probe, params: PyTree, measured: Measured, whats: set[str], measure: Measure
+    probe: Probe, params: PyTree, measured: Measured, faults: set[str], measure: Measure
 ) -> list[Prescription | None]:
     """Scale the last kernel of each block, a residual block's branch, by 1 / sqrt(L)."""
     theta, rest = probe.model.split(params)
@@ -113,7 +113,9 @@ def _scaled_branches(
     changed = probe.model.join(jax.tree.unflatten(structure, leaves), rest)
     scaled = measure(changed)
     name = "scaled branches"
-    what = "the last kernel of each block times 1/sqrt(L) (Hanin & Rolnick 2018; Zhang et al. 2019)"
+    change = (
+        "the last kernel of each block times 1/sqrt(L) (Hanin & Rolnick 2018; Zhang et al. 2019)"
+    )
     amounts = {
         "exploding gradient": (
             "ln of the gradient's change over the depth, in nats",
@@ -122,9 +124,9 @@ def _scaled_branches(
         "exploding signal": ("ln of the signal's change over the depth, in nats", _signal_change),
     }
     return [
-        _kept(name, what, quantity, amount, measured, scaled, changed)
+        _kept(name, change, quantity, amount, measured, scaled, changed)
         for finding, (quantity, amount) in amounts.items()
-        if finding in whats
+        if finding in faults
     ][:1]
 
 
@@ -138,7 +140,7 @@ def _zero_biases(
     """Set the biases of modules with dead units to zero."""
     theta, rest = probe.model.split(params)
     leaves, structure = jax.tree.flatten(theta)
-    names = {finding.where for finding in found if finding.what == "dead units"}
+    names = {finding.where for finding in found if finding.fault == "dead units"}
     sites = [
         site for row, site in zip(measured.rows, measured.sites, strict=True) if row.name in names
     ]
@@ -147,9 +149,9 @@ def _zero_biases(
             if leaves[i].ndim - bool(site.loops) == 1:
                 leaves[i] = leaves[i] * 0
     changed = probe.model.join(jax.tree.unflatten(structure, leaves), rest)
-    what = f"biases of {', '.join(sorted(names))} set to zero (He et al. 2015)"
+    change = f"biases of {', '.join(sorted(names))} set to zero (He et al. 2015)"
     quantity = "largest share of dead units of a layer"
-    return _kept("zero biases", what, quantity, _dead_share, measured, measure(changed), changed)
+    return _kept("zero biases", change, quantity, _dead_share, measured, measure(changed), changed)
 
 
 def _cooled(
@@ -188,11 +190,11 @@ def _cooled(
         for i in owned:
             leaves[i] = leaves[i] * np.asarray(math.exp(-COOLER), leaves[i].dtype)
         changed = probe.model.join(jax.tree.unflatten(structure, leaves), rest)
-        what = "kernels of queries and keys scaled down (Zhai et al. 2023)"
+        change = "kernels of queries and keys scaled down (Zhai et al. 2023)"
         quantity = "largest share of a softmax's entropy that is missing"
         best = _kept(
             "cooler attention",
-            what,
+            change,
             quantity,
             _missing_entropy,
             measured,
@@ -206,7 +208,7 @@ def _cooled(
 
 def _kept(
     name: str,
-    what: str,
+    change: str,
     quantity: str,
     amount: Callable[[Measured], float],
     measured: Measured,
@@ -218,7 +220,7 @@ def _kept(
     after = amount(changed)
     if not (math.isfinite(changed.loss) and after <= HALF * before):
         return None
-    return Prescription(name, what, quantity, before, after, params)
+    return Prescription(name, change, quantity, before, after, params)
 
 
 def _dead_share(measured: Measured) -> float:
@@ -231,7 +233,7 @@ def _missing_entropy(measured: Measured) -> float:
 
 def _tried(
     name: str,
-    what: str,
+    change: str,
     quantity: str,
     amount: Callable[[Measured], float],
     steps: Callable[[Measured], np.ndarray],
@@ -255,7 +257,7 @@ def _tried(
     after, params = best
     if not after <= HALF * before:
         return None
-    return Prescription(name, what, quantity, before, after, params)
+    return Prescription(name, change, quantity, before, after, params)
 
 
 def _gradient_change(measured: Measured) -> float:

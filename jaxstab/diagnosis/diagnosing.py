@@ -68,7 +68,7 @@ def diagnose(
         ...     return x
         >>> params = {f"layer{i}": {"w": jnp.eye(4) / 4} for i in range(6)}
         >>> report = diagnose(model, params, jnp.ones((8, 4)), jnp.sum)
-        >>> [finding.what for finding in report.findings][0]
+        >>> [finding.fault for finding in report.findings][0]
         'vanishing gradient'
         >>> cured = report.apply()
         >>> bool(abs(diagnose(model, cured, jnp.ones((8, 4)), jnp.sum).rate.value) < 0.1)

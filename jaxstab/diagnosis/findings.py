@@ -18,7 +18,7 @@ class Finding(NamedTuple):
     """One fault of a model.
 
     Attributes:
-        what: name of the fault, such as "vanishing gradient".
+        fault: name of the fault, such as "vanishing gradient".
         where: name of the row, or path of the submodule.
         measured: measured number with its interval.
         unit: phrase after the number that names its unit and meaning.
@@ -26,7 +26,7 @@ class Finding(NamedTuple):
         change: remedy.
     """
 
-    what: str
+    fault: str
     where: str
     measured: Interval
     unit: str
@@ -36,7 +36,7 @@ class Finding(NamedTuple):
     def __str__(self) -> str:
         """Format as three lines."""
         return (
-            f"{self.what.upper()} at {self.where}: {self.measured} {self.unit}\n"
+            f"{self.fault.upper()} at {self.where}: {self.measured} {self.unit}\n"
             f"    why:    {self.why}\n    change: {self.change}"
         )
 
@@ -46,7 +46,7 @@ class Prescription(NamedTuple):
 
     Attributes:
         name: name of the cure.
-        what: change of the parameters.
+        change: change of the parameters.
         quantity: quantity that the cure brings towards zero.
         before: that quantity with the given parameters.
         after: that quantity with the new parameters.
@@ -54,7 +54,7 @@ class Prescription(NamedTuple):
     """
 
     name: str
-    what: str
+    change: str
     quantity: str
     before: float
     after: float
@@ -62,7 +62,7 @@ class Prescription(NamedTuple):
 
     def __str__(self) -> str:
         """Format as one line with the measured quantity."""
-        return f"{self.name}: {self.what}; {self.quantity}: {self.before:.3g} before, {self.after:.3g} after"
+        return f"{self.name}: {self.change}; {self.quantity}: {self.before:.3g} before, {self.after:.3g} after"
 
 
 class Diagnosis(NamedTuple):
@@ -188,7 +188,7 @@ class Diagnosis(NamedTuple):
             return ["no finding: signal and gradient survive the depth"]
         lines = [f"{i + 1}. {finding}" for i, finding in enumerate(self.findings)]
         if self.prescriptions:
-            lines += ["", "measured to help (the method apply returns the parameters):"]
+            lines += ["", "measured to help (the method `apply` returns the parameters):"]
             lines += [f"  - {cure}" for cure in self.prescriptions]
         return lines
 

@@ -290,7 +290,7 @@ def _units(
     measured: Measured,
     shares: Float[np.ndarray, " row"],
     limit: float,
-    what: str,
+    fault: str,
     unit: str,
     why: str,
     change: str,
@@ -301,7 +301,7 @@ def _units(
         site = measured.sites[i]
         if _name(site) not in skip:
             units = share(float(shares[i]), site.shape[-1])
-            findings.append(Finding(what, measured.rows[i].name, units, unit, why, change))
+            findings.append(Finding(fault, measured.rows[i].name, units, unit, why, change))
     # report many such layers as one finding at the first
     if len(findings) > 3:
         return findings[:1]

@@ -166,17 +166,17 @@ def _clipping(
         if 0 < rate < ALWAYS:
             continue
         if rate == 0:
-            what = "clipping never fires"
+            fault = "clipping never fires"
             why = "a threshold above all norms has no effect"
         else:
-            what = "clipping always fires"
+            fault = "clipping always fires"
             why = (
                 "clipping of every gradient gives all steps one length, so that the threshold is "
                 "part of the learning rate (Zhang et al. 2020)"
             )
         found.append(
             Finding(
-                what,
+                fault,
                 f"clipper {name}",
                 share(float(rate), updates),
                 f"of {updates} updates were clipped",

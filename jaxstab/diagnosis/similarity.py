@@ -26,12 +26,12 @@ def collapsing(measured: Measured) -> list[Finding]:
         List of findings, at most one of examples and one of positions.
     """
     found = []
-    for correlations, what in ((measured.alike, "examples"), (measured.tokens, "positions")):
+    for correlations, members in ((measured.alike, "examples"), (measured.tokens, "positions")):
         known = np.flatnonzero(np.isfinite(correlations) & measured.floating)
         bad = [i for i in measured.blocks if correlations[i] > COLLAPSED]
         if not len(known) or not bad or correlations[known[0]] > APART:
             continue
-        if what == "examples":
+        if members == "examples":
             source = "(Schoenholz et al. 2017)"
         else:
             source = "(Dong et al. 2021)"
@@ -41,19 +41,19 @@ def collapsing(measured: Measured) -> list[Finding]:
                 "collapsing correlation",
                 measured.rows[bad[0]].name,
                 certain(1 - float(correlations[bad[0]])),
-                f"is 1 - c of pairs of {what}, {first}",
-                f"in the ordered phase c tends to 1 with depth: deep layers no longer tell {what} "
+                f"is 1 - c of pairs of {members}, {first}",
+                f"in the ordered phase c tends to 1 with depth: deep layers no longer tell {members} "
                 f"apart {source}",
-                _apart(measured, what),
+                _apart(measured, members),
             )
         )
     return found
 
 
-def _apart(measured: Measured, what: str) -> str:
+def _apart(measured: Measured, members: str) -> str:
     """Text of the change that keeps examples or positions apart."""
     normed = measured.has("LayerNorm") or measured.has("RMSNorm")
-    if what == "positions" and normed:
+    if members == "positions" and normed:
         return (
             "attention averages positions: put the norm within the residual branch (pre-norm; "
             "Xiong et al. 2020), "

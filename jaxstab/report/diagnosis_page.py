@@ -39,7 +39,7 @@ def write(
         "cures": [
             {
                 "name": cure.name,
-                "what": cure.what,
+                "change": cure.change,
                 "quantity": cure.quantity,
                 "before": _short(cure.before),
                 "after": _short(cure.after),
@@ -57,7 +57,7 @@ def write(
 
 def _alt(diagnosis: Diagnosis) -> str:
     """Describe the figure in words."""
-    where = "; ".join(f"{finding.what} at {finding.where}" for finding in diagnosis.findings)
+    where = "; ".join(f"{finding.fault} at {finding.where}" for finding in diagnosis.findings)
     return f"Gradient and signal at {len(diagnosis.measured.rows)} places; {where or 'no finding'}."
 
 
