@@ -399,6 +399,21 @@ def test_callable_that_fails_is_named():
         get(broken)
 
 
+def test_the_function_of_a_built_in_activation_keeps_its_kinks_and_its_kernel():
+    # jax.nn.relu6 itself had xi_c 26.9: it went as built in, and so unprobed, without its kinks
+    w, b = 2.5**0.5, 0.1**0.5
+    clipped = theory.fixed_point(lambda z: jnp.clip(z, 0.0, 6.0), w, b)
+    for phi in (jax.nn.relu6, Activation("relu6", jax.nn.relu6), "relu6"):
+        point = theory.fixed_point(phi, w, b)
+        chex.assert_trees_all_close(point.xi_c, clipped.xi_c, rtol=1e-9)
+    np.testing.assert_allclose(point.xi_c, 20.28239127, rtol=1e-9)
+    for name in activations.names():
+        known = get(name)
+        if not known.parameters:
+            assert get(known.fn) is known
+            assert get(Activation(name, known.fn)) is known
+
+
 def test_users_own_activation_is_taken_as_it_is():
     mine = Activation("mine", lambda z: jnp.maximum(z - 1.0, 0.0), kinks=(1.0,))
     assert get(mine) is mine

@@ -124,8 +124,9 @@ def get(activation: AnyActivation) -> Activation:
 
     Args:
         activation: built-in name, `Activation`, or elementwise callable, which may close over
-            traced values. A bare callable counts as smooth; pass an `Activation` with `kinks` for a
-            callable that is not smooth.
+            traced values. The function of a built-in activation, such as jax.nn.relu6, is that
+            activation. The kinks of another callable are searched for by `theory`; an `Activation`
+            with `kinks` declares them.
 
     Returns:
         The activation. Its traced values are leaves of its pytree.
@@ -152,7 +153,15 @@ def get(activation: AnyActivation) -> Activation:
         # the parts of a mixture were checked when the mixture was made
         if any(phi is known for known in _BUILT_IN.values()) or not phi.elementwise:
             return phi
+        known = _BUILT_IN.get(phi.name)
+        if known is not None and known.fn is phi.fn and phi.kernel is None:
+            # made anew, without the kinks and the kernel of the built-in activation
+            return known
     elif callable(activation):
+        for built_in in _BUILT_IN.values():
+            # jax.nn.relu6 itself is "relu6", with its kinks
+            if activation is built_in.fn:
+                return built_in
         name = getattr(activation, "__name__", type(activation).__name__)
         phi = Activation(name, activation)
     else:

@@ -95,9 +95,10 @@ def features(phi: Activation) -> Features:
     """
     if isinstance(phi, Mixture):
         return _of_both(features(phi.first), features(phi.second))
-    declared = _declared(phi)
     if phi.name in names() and get(phi.name).static_fn == phi.static_fn:
-        return declared
+        # the kinks of the built-in activation, whether or not they are declared again
+        return _declared(get(phi.name))
+    declared = _declared(phi)
     try:
         return _probed(phi)
     except (TypeError, jax.errors.JAXTypeError, jax.errors.UnexpectedTracerError):
