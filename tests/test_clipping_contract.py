@@ -207,6 +207,18 @@ def test_empty_trees(name, tree):
     assert jax.tree.structure(updates) == jax.tree.structure(tree)
 
 
+@pytest.mark.parametrize("name", [n for n in TRANSFORMATIONS if "optax" not in n and n != "watch"])
+def test_leaves_that_are_not_floating_are_refused(name):
+    # clip_spikes dropped the imaginary part in silence
+    tx = TRANSFORMATIONS[name](1.0)
+    for dtype in (jnp.complex64, jnp.int32, jnp.bool_):
+        updates = {"a": jnp.ones((2, 2), dtype)}
+        with pytest.raises(ValueError, match="a must be floating, got dtype"):
+            tx.update(updates, tx.init({"a": jnp.ones((2, 2))}), {"a": jnp.ones((2, 2))})
+    updates, _ = tx.update({"a": 0.5}, tx.init({"a": 1.0}), {"a": 1.0})
+    assert updates["a"].shape == ()
+
+
 BAD = [
     (lambda: clipping.clip_by_norm(-1.0), r"max_norm must be >= 0, got -1.0"),
     (lambda: clipping.clip_by_norm(float("nan")), r"max_norm must be >= 0, got nan"),

@@ -20,7 +20,7 @@ from jaxstab.clipping.settings import (
     static_integer,
 )
 from jaxstab.derivatives import custom_jvp
-from jaxstab.norms.groups import accumulator, safe_scale
+from jaxstab.norms.groups import accumulator, floating_leaves, safe_scale
 from jaxstab.norms.meshes import resplit, split
 from jaxstab.norms.paths import Stacked, stacked_leaves
 
@@ -192,6 +192,7 @@ def clip_by_spectral_norm(
         updates: PyTree, state: CallState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, CallState]:
         del params, extra
+        updates = floating_leaves(updates)
 
         def leaf(g: Array, in_stack: bool) -> Array:
             if g.ndim - in_stack < 2 or g.size == 0:

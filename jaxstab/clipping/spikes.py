@@ -10,7 +10,7 @@ from jaxtyping import Array, ArrayLike, Int, PyTree
 
 from jaxstab.arguments import explained
 from jaxstab.clipping.settings import Setting, check_integer, check_setting, setting_at
-from jaxstab.norms.groups import accumulator
+from jaxstab.norms.groups import accumulator, floating_leaves
 
 # first factor of the warm-up after a reset, as in the authors' code
 FIRST_SHARE = 0.01
@@ -85,6 +85,7 @@ def clip_spikes(
         updates: PyTree, state: SpikeState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, SpikeState]:
         del params, extra
+        updates = floating_leaves(updates)
 
         def clip(g: Array, entered: Array, rms: Array) -> Array:
             kept = setting_at(decay, state.calls, rms.dtype)

@@ -66,6 +66,23 @@ class _Member(NamedTuple):
         return jnp.expand_dims(value, tuple(range(1, self.leaf.ndim)))
 
 
+def floating_leaves(tree: PyTree) -> PyTree:
+    """Convert the leaves of a tree to arrays, and check that they are floating.
+
+    Args:
+        tree: floating arrays or Python floats.
+
+    Returns:
+        Tree of arrays.
+
+    Raises:
+        ValueError: if a leaf is not floating; the message names its path.
+    """
+    for path, leaf in named_leaves(tree):
+        check_floating("/".join(path) or "the array", jnp.result_type(leaf))
+    return jax.tree.map(jnp.asarray, tree)
+
+
 def _members(tree: PyTree, grouping: Grouping) -> list[_Member]:
     check_grouping(*grouping)
     is_stacked = stack_of(tree, grouping.stacked)
