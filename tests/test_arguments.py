@@ -65,7 +65,6 @@ def test_one_line_for_each_wrong_argument(answers):
     refused = [row for row in answers if row[2] and row[0] not in OF_STEPS]
     unclear = []
     for name, kind, error, line in refused:
-        name.split("(")[1].rstrip(")")
         clear = error in ("ValueError", "TypeError") and "\n" not in line and len(line) < 400
         # of JAX, NumPy and Flax, in words of their own
         foreign = (

@@ -150,10 +150,10 @@ def get(activation: AnyActivation) -> Activation:
         return _named(activation)
     if isinstance(activation, Activation):
         phi = activation
-        # the parts of a mixture were checked when the mixture was made
-        if any(phi is known for known in _BUILT_IN.values()) or not phi.elementwise:
-            return phi
         known = _BUILT_IN.get(phi.name)
+        # the parts of a mixture were checked when the mixture was made
+        if phi is known or not phi.elementwise:
+            return phi
         if known is not None and known.fn is phi.fn and phi.kernel is None:
             # made anew, without the kinks and the kernel of the built-in activation
             return known

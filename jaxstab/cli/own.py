@@ -62,7 +62,7 @@ def users_code(label: str) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if isinstance(error, KeyboardInterrupt) and interrupts.signalled():
+        if _is_signal(error):
             raise
         raise UserError(f"{label}: {type(error).__name__}: {error}") from error
     finally:
@@ -87,7 +87,7 @@ def blamed() -> Iterator[None]:
     except UserError:
         raise
     except BaseException as error:
-        if isinstance(error, KeyboardInterrupt) and interrupts.signalled():
+        if _is_signal(error):
             raise
         frames = traceback.walk_tb(error.__traceback__)
         own = [(frame, line) for frame, line in frames if _is_users(frame)]
@@ -98,6 +98,11 @@ def blamed() -> Iterator[None]:
         raise UserError(
             f"{frame.f_code.co_qualname} ({place}): {type(error).__name__}: {error}"
         ) from error
+
+
+def _is_signal(error: BaseException) -> bool:
+    """Check whether an error is the interruption of a signal, and not raised by code."""
+    return isinstance(error, KeyboardInterrupt) and interrupts.signalled()
 
 
 def _is_users(frame: FrameType) -> bool:

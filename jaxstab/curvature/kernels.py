@@ -170,8 +170,8 @@ def gauss_newton_eigenvalues(
 ) -> Float[Array, " rows"]:
     """Compute the eigenvalues of the Gauss-Newton matrix of a batch's mean loss.
 
-    For cross-entropy it is the Fisher matrix. `gauss_newton_gram` gives all eigenvalues that are not
-    zero by construction. The batch must be small enough for a matrix [batch d_out, batch d_out].
+    For cross-entropy it is the Fisher matrix. All eigenvalues are given that are not zero by
+    construction. The batch must be small enough for a matrix [batch d_out, batch d_out].
 
     Args:
         chain: as in `tangent_kernel`.

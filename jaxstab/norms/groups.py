@@ -8,12 +8,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
 from jaxstab.checks import check_floating
 from jaxstab.norms.meshes import resplit, split
 from jaxstab.norms.paths import (
     Grouping,
+    Path,
     Per,
     Stacked,
     check_grouping,
@@ -79,8 +80,15 @@ def floating_leaves(tree: PyTree) -> PyTree:
         ValueError: if a leaf is not floating; the message names its path.
     """
     for path, leaf in named_leaves(tree):
-        check_floating("/".join(path) or "the array", jnp.result_type(leaf))
+        _floating(path, leaf)
     return jax.tree.map(jnp.asarray, tree)
+
+
+def _floating(path: Path, leaf: ArrayLike) -> Array:
+    """Convert a leaf to an array, and check that it is floating."""
+    array = jnp.asarray(leaf)
+    check_floating("/".join(path) or "the array", array.dtype)
+    return array
 
 
 def _members(tree: PyTree, grouping: Grouping) -> list[_Member]:
@@ -88,8 +96,7 @@ def _members(tree: PyTree, grouping: Grouping) -> list[_Member]:
     is_stacked = stack_of(tree, grouping.stacked)
     members = []
     for path, leaf in named_leaves(tree):
-        array = jnp.asarray(leaf)
-        check_floating("/".join(path) or "the array", array.dtype)
+        array = _floating(path, leaf)
         label, stacked = group_of(path, grouping, is_stacked)
         if stacked and array.ndim == 0:
             raise ValueError(f"{'/'.join(path)} must have a layer axis to be stacked, got a scalar")

@@ -104,7 +104,8 @@ def _check_claim(place: Place, needed: int) -> None:
     held = sum(place.listing().values())
     if needed > _BLANK + _CLAIM * held:
         raise ValueError(
-            f"{place.url}: damaged, or hardly begun: its root claims {needed} bytes, its files hold {held}"
+            f"{place.url}: damaged, or hardly begun: its root claims {needed} bytes, its files "
+            f"hold {held}"
         )
 
 

@@ -1,6 +1,5 @@
 """Mean-field predictions of the measured profiles, by a fold over layers, in the same records."""
 
-import math
 from typing import Any
 
 import jax
@@ -77,9 +76,7 @@ def _predict(
 
 def _embedding(law: Law, width: int, d_in: int) -> float:
     """Compute ln of (variance times fan_in) of the embedding's weights, relative to a block's."""
-    if law.weights.startswith("glorot"):
-        return math.log(2 * d_in / (d_in + width))
-    return 0.0
+    return law.log_variance_of(d_in, width) - law.log_variance
 
 
 def _embedding_entries(law: Law, d_in: int, log_input: Array, c0: Array) -> Array:
